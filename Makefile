@@ -1,0 +1,64 @@
+# Every command that people and CI run. Nothing is installed outside .venv and .cache.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-from-pyproject
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+CODE := slime_router benchmarks tests
+
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: install demo test check bench fuzz format format-check lint type worker clean help
+
+install: $(INSTALLED)  ## make .venv with the router and the tools to work on it
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make install PYTHON=python3.11")'
+	@echo "install: making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@echo "install: updating pip"
+	@$(PIP) install "pip>=25.1"  # the first that knows dependency groups
+	@echo "install: the router, its dependencies and the tools (about a minute)"
+	@$(PIP) install --editable . --group dev
+	@touch $@
+	@echo "install: done; try 'make demo', or $(BIN)/python -m slime_router --help"
+
+demo: install  ## hold a conversation through the router with a real SGLang on this CPU
+	@$(BIN)/python -m tests.sglang.demo
+
+test: install worker  ## run all tests: real vocabularies, real SGLang
+	@$(BIN)/python -m tests.vocabularies
+	@$(BIN)/python -m pytest
+
+check: format-check lint type test  ## what CI runs
+
+bench: install  ## measure, and print a table
+	@$(BIN)/python -m benchmarks
+
+fuzz: install  ## run the property tests fifty times as long
+	@SLIME_ROUTER_FUZZ=50 $(BIN)/python -m pytest tests/properties
+
+format: install  ## write all code in the one format
+	@$(BIN)/ruff format $(CODE)
+	@$(BIN)/ruff check --fix $(CODE)
+
+format-check: install
+	@$(BIN)/ruff format --check $(CODE)
+
+lint: install  ## find mistakes and bad habits
+	@$(BIN)/ruff check $(CODE)
+
+type: install  ## check the types
+	@$(BIN)/mypy
+
+worker: install  # the worker's own environment, and its tiny models
+	@$(BIN)/python -m tests.sglang.server prepare
+
+clean:  ## remove all that these commands made
+	@rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks dist
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

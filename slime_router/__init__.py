@@ -1,0 +1,1 @@
+"""A token-exact gateway between language-model agents and SGLang workers."""

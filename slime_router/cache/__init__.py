@@ -1,0 +1,1 @@
+"""What was sent and sampled, found again by its text."""

@@ -1,0 +1,169 @@
+"""The prefix cache: the radix tree, its budget and its lock.
+
+One event loop runs everything, so a section without an `await` is atomic as it is: look-up and
+insertion are short, synchronous, and take no lock. The lock guards the sections that let others run
+in between: eviction (a writer) and the dump of the tree (readers). It is aiorwlock's: many readers
+or one writer, the writer first, safe to cancel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiorwlock import RWLock
+
+from slime_router.cache.radix_tree import IsAnchor, Match, Node, RadixTree, SizeInfo
+from slime_router.types import Piece
+
+SLICE_NODES = 256  # handled between two chances for others to run; about a millisecond
+
+
+@dataclass(slots=True)
+class CacheCounts:
+    """What the cache did since the start; tokens and nodes."""
+
+    hits: int = 0
+    misses: int = 0
+    hit_tokens: int = 0
+    evicted_nodes: int = 0
+    insertions: int = 0
+    lost_paths: int = 0  # insertions left out because the path above was evicted
+
+
+class PrefixCache:
+    """Finds and keeps token paths within a budget.
+
+    `is_anchor(text, index)` and `is_control(token_id)` are the tokenizer's: where unsampled text
+    may be cut, and which tokens are control tokens.
+    """
+
+    def __init__(
+        self, budget_tokens: int, *, is_anchor: IsAnchor, is_control: Callable[[int], bool]
+    ) -> None:
+        self._budget_tokens = budget_tokens
+        self._is_anchor = is_anchor
+        self._is_control = is_control
+        self._tree = RadixTree()
+        self._lock = RWLock()
+        self._turn_nodes: dict[str, Node] = {}
+        self.counts = CacheCounts()
+
+    def __repr__(self) -> str:
+        return f"<PrefixCache {self._tree!r} of {self._budget_tokens}>"
+
+    @property
+    def size(self) -> SizeInfo:
+        """What is held."""
+        return self._tree.size
+
+    @property
+    def budget_tokens(self) -> int:
+        """How many tokens may be held."""
+        return self._budget_tokens
+
+    def match_prefix(self, scope: str, text: str, session_id: str | None) -> Match:
+        """The deepest node that reads as a prefix of `text`, at a sound anchor; pinned.
+
+        The caller owes an `unpin`.
+        """
+        match = self._tree.match_prefix(scope, text, session_id, self._is_anchor)
+        self._tree.pin(match.node)
+        if match.text_len:
+            self.counts.hits += 1
+            self.counts.hit_tokens += match.node.end
+        else:
+            self.counts.misses += 1
+        return match
+
+    def match_text(self, scope: str, text: str) -> Node | None:
+        """The most recent path that reads exactly `text`, cut anywhere."""
+        return self._tree.match_text(scope, text, None)
+
+    def pin_turn(self, turn_id: str) -> Node | None:
+        """The node at which a turn ends, pinned; None when it was evicted."""
+        node = self._turn_nodes.get(turn_id)
+        if node is None:
+            return None
+        if node not in node.place.marks:
+            del self._turn_nodes[turn_id]
+            return None
+        self._tree.pin(node)
+        self.counts.hits += 1
+        self.counts.hit_tokens += node.end
+        return node
+
+    def unpin(self, node: Node) -> None:
+        """Give back the pin of `match_prefix` or `pin_turn`."""
+        self._tree.unpin(node)
+
+    def insert(
+        self,
+        node: Node,
+        prompt: Sequence[Piece],
+        output: Sequence[Piece],
+        *,
+        session_id: str | None,
+        turn_id: str,
+    ) -> None:
+        """File what a turn sent and sampled below `node`. Synchronous; see `enforce_budget`."""
+        pieces = (*prompt, *output)
+        anchors = [bool(len(p.ids)) and self._is_control(int(p.ids[-1])) for p in pieces]
+        if output:
+            anchors[-1] = True  # the end of a whole sampled span
+        end = self._tree.insert(node, pieces, owner=session_id, anchors=anchors)
+        if output:
+            self._turn_nodes[turn_id] = end
+            for run in end.path()[-len(output) :]:
+                run.turn = turn_id
+        self.counts.insertions += 1
+        if len(self._turn_nodes) > 2 * self._tree.size.nodes + 1024:
+            alive = {t: n for t, n in self._turn_nodes.items() if n in n.place.marks}
+            self._turn_nodes = alive
+
+    async def enforce_budget(self) -> None:
+        """Evict, in slices, until the tree is within its budget or all that is left is in use.
+
+        Cancelling it leaves a whole tree and a free lock; the next call goes on.
+        """
+        if self._tree.size.tokens <= self._budget_tokens:
+            return
+        async with self._lock.writer:
+            while True:
+                dropped = self._tree.evict(self._budget_tokens, max_nodes=SLICE_NODES)
+                self.counts.evicted_nodes += dropped
+                if dropped < SLICE_NODES:
+                    return
+                await asyncio.sleep(0)  # others may match and insert here: the tree is whole
+
+    async def dump(self, limit: int) -> list[dict[str, Any]]:
+        """Up to `limit` nodes as JSON, for people. Nothing is evicted meanwhile."""
+        async with self._lock.reader:
+            nodes = []
+            for count, node in enumerate(list(self._tree.nodes())[:limit]):
+                nodes.append(_node_json(node))
+                if count % SLICE_NODES == SLICE_NODES - 1:
+                    await asyncio.sleep(0)
+            return nodes
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where the tree is broken."""
+        self._tree.check_integrity()
+
+
+def _node_json(node: Node) -> dict[str, Any]:
+    assert node.parent is not None
+    return {
+        "scope": node.scope,
+        "start": node.parent.end,
+        "end": node.end,
+        "tokens": node.ids.tolist(),
+        "text": node.place.text_since(node.parent.place),
+        "is_sampled": node.is_sampled,
+        "is_anchor": node.is_anchor,
+        "turn": node.turn,
+        "children": node.child_count,
+        "pins": node.pins,
+    }

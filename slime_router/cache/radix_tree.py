@@ -1,0 +1,300 @@
+"""The radix tree: token paths that were sent or sampled, found again by their text.
+
+Text and tokens do not cut at the same places, so there are two structures over the same paths:
+
+* Nodes. A `Node` is a run of token ids below its parent; the path from the root to a node is one
+  token sequence. Samples with equal text and other ids are different nodes. Runs never split.
+* Places (`text_index.py`). Every node ends at a place in the text. Nodes whose paths read the same
+  end at the same place.
+
+A look-up walks the text once, meets the places on its way, and takes the deepest node at which the
+text may be cut soundly.
+
+Who may reuse a node: `owners` is None where nobody sampled anything up to there; else the sessions
+that went through it. A session reuses its own nodes only, a call without a session any.
+
+Pure: no clock, no asyncio; recency is a counter.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slime_router.cache.text_index import Place, TextIndex
+from slime_router.types import NO_TOKENS, Piece, TokenIds
+
+IsAnchor = Callable[[str, int], bool]
+
+
+class Node:
+    """A run of token ids below `parent`, reading the text between the two places."""
+
+    __slots__ = (
+        "child_count",
+        "end",
+        "ids",
+        "is_anchor",
+        "is_sampled",
+        "owners",
+        "parent",
+        "pins",
+        "place",
+        "scope",
+        "stamp",
+        "turn",
+    )
+
+    def __init__(
+        self,
+        scope: str,
+        parent: Node | None,
+        place: Place[Node],
+        ids: TokenIds,
+        *,
+        is_sampled: bool,
+        is_anchor: bool,
+    ) -> None:
+        self.scope = scope
+        self.parent = parent
+        self.place = place
+        self.ids = ids
+        self.end: int = len(ids) + (parent.end if parent else 0)  # tokens from the root
+        self.is_sampled = is_sampled
+        self.is_anchor = is_anchor  # sound to cut after it, whatever text follows
+        self.owners: set[str | None] | None = None
+        self.turn: str | None = None  # the newest turn that sampled this run
+        self.child_count = 0
+        self.pins = 0
+        self.stamp = 0
+
+    def path(self) -> list[Node]:
+        """The nodes from below the root to this one."""
+        nodes, node = [], self
+        while node.parent is not None:
+            nodes.append(node)
+            node = node.parent
+        nodes.reverse()
+        return nodes
+
+    def path_ids(self) -> TokenIds:
+        """All token ids from the root to the end of this node; shape `[end]`, read-only."""
+        runs = [node.ids for node in self.path()]
+        ids = np.concatenate(runs) if runs else NO_TOKENS
+        ids.setflags(write=False)
+        return ids
+
+    def may_be_reused_by(self, session_id: str | None) -> bool:
+        """Whether a call of this session may send these tokens."""
+        return session_id is None or self.owners is None or session_id in self.owners
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The deepest reusable node: `text[:text_len]` reads as `node.path_ids()`."""
+
+    node: Node
+    text_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class SizeInfo:
+    """What the tree holds."""
+
+    tokens: int
+    nodes: int
+    places: int
+
+
+class RadixTree:
+    """Token paths by scope. Look-ups change nothing but recency."""
+
+    def __init__(self) -> None:
+        self._indexes: dict[str, TextIndex[Node]] = {}
+        self._roots: dict[str, Node] = {}
+        self._tokens = 0
+        self._nodes = 0
+        self._clock = 0
+        self._idle: list[tuple[int, int, Node]] = []  # heap of (stamp, order, leaf); may be stale
+        self._order = 0
+
+    def __repr__(self) -> str:
+        return f"<RadixTree {self._tokens} tokens, {self._nodes} nodes, {len(self._roots)} scopes>"
+
+    @property
+    def size(self) -> SizeInfo:
+        """Counts, kept up to date."""
+        places = sum(index.size for index in self._indexes.values())
+        return SizeInfo(self._tokens, self._nodes, places)
+
+    def root(self, scope: str) -> Node:
+        """The empty path of a scope."""
+        if scope not in self._roots:
+            index = self._indexes[scope] = TextIndex()
+            root = Node(scope, None, index.root, NO_TOKENS, is_sampled=False, is_anchor=True)
+            self._roots[scope] = root
+        return self._roots[scope]
+
+    def match_prefix(
+        self, scope: str, text: str, session_id: str | None, is_anchor: IsAnchor
+    ) -> Match:
+        """The deepest node that reads as a prefix of `text` and at which `text` may be cut.
+
+        `is_anchor(text, index)` says whether unsampled text may be cut there. The end of a whole
+        sampled span and the end of a control token always may. Ties go to the most recent.
+        """
+        root = self.root(scope)
+        for place in reversed(list(self._indexes[scope].along(text))):
+            may_cut = place.depth < len(text) and is_anchor(text, place.depth)
+            for node in reversed(place.marks):
+                if (may_cut or node.is_anchor) and node.may_be_reused_by(session_id):
+                    self._touch(node)
+                    return Match(node, place.depth)
+        return Match(root, 0)
+
+    def match_text(self, scope: str, text: str, session_id: str | None) -> Node | None:
+        """The most recent node whose path reads exactly `text`."""
+        self.root(scope)
+        for place in self._indexes[scope].along(text):
+            if place.depth == len(text):
+                return next(
+                    (n for n in reversed(place.marks) if n.may_be_reused_by(session_id)), None
+                )
+        return None
+
+    def insert(
+        self, node: Node, pieces: Sequence[Piece], *, owner: str | None, anchors: Sequence[bool]
+    ) -> Node:
+        """Append `pieces` below `node`; returns the last node. Known runs are shared.
+
+        `anchors[i]` says that any text may be cut after `pieces[i]`.
+        """
+        for piece, is_anchor in zip(pieces, anchors, strict=True):
+            child = self._child(node, piece)
+            child.is_anchor = child.is_anchor or is_anchor
+            if piece.is_sampled or node.owners is not None:
+                child.owners = child.owners or set()
+                child.owners.add(owner)
+            node = child
+        self._touch(node)
+        return node
+
+    def _child(self, parent: Node, piece: Piece) -> Node:
+        """The child of `parent` that is `piece`; it is the most recent at its place now."""
+        place = self._indexes[parent.scope].below(parent.place, piece.text)
+        for node in place.marks:
+            if (
+                node.parent is parent
+                and node.is_sampled == piece.is_sampled
+                and np.array_equal(node.ids, piece.ids)
+            ):
+                if place.marks[-1] is not node:
+                    place.marks = (*(n for n in place.marks if n is not node), node)
+                return node
+        node = Node(
+            parent.scope, parent, place, piece.ids, is_sampled=piece.is_sampled, is_anchor=False
+        )
+        place.marks = (*place.marks, node)
+        parent.child_count += 1
+        self._tokens += len(piece.ids)
+        self._nodes += 1
+        return node
+
+    def pin(self, node: Node) -> None:
+        """Keep `node`, and so its whole path, until `unpin`."""
+        node.pins += 1
+
+    def unpin(self, node: Node) -> None:
+        """Give a pin back."""
+        assert node.pins > 0, "unpin without pin"
+        node.pins -= 1
+        self._offer(node)
+
+    def evict(self, budget_tokens: int, *, max_nodes: int) -> int:
+        """Drop the least recently used leaves until at most `budget_tokens` are held.
+
+        At most `max_nodes` go in one call, so that the caller can let others run in between.
+
+        Returns:
+            How many nodes were dropped; 0 when all is within budget or what is left is in use.
+        """
+        dropped = 0
+        while self._tokens > budget_tokens and self._idle and dropped < max_nodes:
+            stamp, _, node = heapq.heappop(self._idle)
+            if stamp == node.stamp and self._is_idle_leaf(node):
+                dropped += 1
+                self._remove(node)
+        return dropped
+
+    @staticmethod
+    def _is_idle_leaf(node: Node) -> bool:
+        return not node.child_count and not node.pins and node in node.place.marks
+
+    def _touch(self, node: Node) -> None:
+        self._clock += 1
+        node.stamp = self._clock
+        self._offer(node)
+
+    def _offer(self, node: Node) -> None:
+        """Put an idle leaf up for eviction."""
+        if node.parent is None or not self._is_idle_leaf(node):
+            return
+        self._order += 1
+        heapq.heappush(self._idle, (node.stamp, self._order, node))
+        if len(self._idle) > 4 * self._nodes + 1024:  # most entries are stale by now
+            fresh = (e for e in self._idle if e[0] == e[2].stamp and self._is_idle_leaf(e[2]))
+            self._idle = list({id(entry[2]): entry for entry in fresh}.values())
+            heapq.heapify(self._idle)
+
+    def _remove(self, node: Node) -> None:
+        parent, place = node.parent, node.place
+        assert parent is not None
+        parent.child_count -= 1
+        place.marks = tuple(n for n in place.marks if n is not node)
+        self._tokens -= len(node.ids)
+        self._nodes -= 1
+        self._indexes[node.scope].prune(place)
+        self._offer(parent)
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node but the roots, in no order that one may rely on."""
+        for index in self._indexes.values():
+            for place in index.places():
+                yield from place.marks
+
+    def check_integrity(self) -> None:
+        """Walk everything and compare it with what is counted.
+
+        Raises:
+            AssertionError: what is broken.
+        """
+        offered = {id(leaf) for stamp, _, leaf in self._idle if stamp == leaf.stamp}
+        children: dict[int, int] = {}
+        tokens = count = 0
+        for node in self.nodes():
+            tokens, count = tokens + len(node.ids), count + 1
+            children[id(node.parent)] = children.get(id(node.parent), 0) + 1
+            _check_node(node)
+            assert not self._is_idle_leaf(node) or id(node) in offered, "an idle leaf is forgotten"
+        assert (tokens, count) == (self._tokens, self._nodes), "counts differ from the tree"
+        for node in (*self.nodes(), *self._roots.values()):
+            assert node.child_count == children.get(id(node), 0), "a child count is wrong"
+        for index in self._indexes.values():
+            index.check_integrity()
+
+
+def _check_node(node: Node) -> None:
+    parent = node.parent
+    assert parent is not None
+    assert node.end == parent.end + len(node.ids)
+    assert not node.ids.flags.writeable, "ids could be changed from outside"
+    assert parent.parent is None or parent in parent.place.marks, "a parent was evicted"
+    node.place.text_since(parent.place)  # raises where the child's place is not below its parent's
+    assert node.pins >= 0
+    if parent.owners is not None or node.is_sampled:
+        assert node.owners, "sampled tokens without an owner"
+    else:
+        assert node.owners is None, "unsampled tokens with an owner"

@@ -1,0 +1,1 @@
+"""The pure side of chat: tokenizer, template, message identity."""

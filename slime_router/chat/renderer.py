@@ -1,0 +1,99 @@
+"""Rendering: messages to the prompt text that a chat template makes of them.
+
+The template runs in the sandbox of `transformers`, as it does on a worker.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from slime_router.errors import BadRequest, SetupError
+from slime_router.types import Message, TemplateOptions
+
+MAX_REASON_LEN = 400  # characters of a foreign error message that are handed on
+
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(?:(["'])(.*?)\1\s*\))?""")
+# A template sees plain values only, so its clock is pinned by a table of the formats it asks for.
+# The line's end is Jinja's to swallow; the template itself still begins at the begin of a line.
+_PINNED_DATES = "pinned_dates"
+_PIN = f"{{% set strftime_now = {_PINNED_DATES}.get %}}\n"
+
+
+class Renderer:
+    """One chat template, rendered by one tokenizer of `transformers`. Never changes."""
+
+    def __init__(self, hf: Any, template: str) -> None:
+        self._hf = hf
+        self._template = template
+        # Through these, a client would steer the call itself; `documents` are the template's.
+        parameters = inspect.signature(hf.apply_chat_template).parameters.keys()
+        self._reserved = parameters - {"kwargs", "documents"} | {_PINNED_DATES}
+        calls = _DATE_CALL.findall(template)
+        self._date_formats = {date_format for _, date_format in calls}
+        self._can_pin = bool(calls) and "" not in self._date_formats
+
+    def render(
+        self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
+    ) -> str:
+        """Render `messages`; the template's clock stands at `date`, where one is given.
+
+        A clock whose format is not written out in the template is not pinned.
+
+        Raises:
+            BadRequest: The template refused the messages; in its own words.
+        """
+        if refused := options.kwargs.keys() & self._reserved:
+            name = min(refused)
+            raise BadRequest(
+                f"{name!r} is no argument of a chat template.",
+                param=f"chat_template_kwargs.{name}",
+            )
+        template, kwargs = self._template, dict(options.kwargs)
+        if date is not None and self._can_pin:
+            template = _PIN + template
+            kwargs[_PINNED_DATES] = {each: date.strftime(each) for each in self._date_formats}
+        try:
+            return self._apply(template, messages, options, kwargs)
+        except Exception as exc:  # a template is a program: on a client's messages it may raise any
+            reason = f"The chat template cannot render these messages: {one_line(exc)}"
+            raise BadRequest(reason, param="messages") from exc
+
+    def check(self, template_name: str) -> None:
+        """Compile the template; `SetupError` if it is not Jinja."""
+        try:
+            self._apply(
+                self._template, [{"role": "user", "content": "Hello"}], TemplateOptions(), {}
+            )
+        except Exception as exc:  # it may refuse such messages; only its syntax matters here
+            if type(exc).__name__ == "TemplateSyntaxError":
+                raise SetupError(f"{template_name}: bad chat template: {one_line(exc)}") from exc
+
+    def _apply(
+        self,
+        template: str,
+        messages: Sequence[Message],
+        options: TemplateOptions,
+        kwargs: Mapping[str, Any],
+    ) -> str:
+        goes_on = options.continue_final_message
+        text: str = self._hf.apply_chat_template(
+            list(messages),
+            tools=list(options.tools) or None,
+            chat_template=template,
+            add_generation_prompt=options.add_generation_prompt and not goes_on,
+            continue_final_message=goes_on,
+            tokenize=False,
+            **kwargs,
+        )
+        text.encode()  # raises on a lone surrogate, which JSON can spell and no tokenizer takes
+        return text
+
+
+def one_line(exc: Exception) -> str:
+    """What a foreign error says, fit for a message of ours."""
+    text = " ".join(str(exc).split()) or type(exc).__name__
+    return text if len(text) <= MAX_REASON_LEN else text[: MAX_REASON_LEN - 3] + "..."

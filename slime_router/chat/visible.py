@@ -1,0 +1,62 @@
+"""What a chat client sees of the output tokens: text, without the stop and without half characters.
+
+Held tokens keep everything that was sampled; only the text ends before the stop. While a stream
+runs, text that may still turn out to be the beginning of a stop string is held back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from slime_router.types import Finish, Sampling
+
+
+class TextDecoder(Protocol):
+    """An incremental decoder: complete characters out, the rest at the end."""
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that is complete now."""
+
+    def flush(self) -> str:
+        """What was held back."""
+
+
+class VisibleText:
+    """Turns the output ids of one generation into the text of the reply."""
+
+    def __init__(self, decoder: TextDecoder, sampling: Sampling) -> None:
+        self._decoder = decoder
+        self._stops = () if sampling.keep_stop else sampling.stop
+        self._keeps_stop = sampling.keep_stop
+        self._pending = ""
+
+    def push(self, ids: Sequence[int], finish: Finish | None) -> str:
+        """The text that `ids` add; at the end (`finish`) all that is left."""
+        if finish is None:
+            self._pending += self._decoder.push(ids)
+            return self._release(len(self._pending) - self._held_back())
+        matched = finish.matched
+        if isinstance(matched, int) and not self._keeps_stop and ids and ids[-1] == matched:
+            ids = ids[:-1]
+        self._pending += self._decoder.push(ids) + self._decoder.flush()
+        end = len(self._pending)
+        if isinstance(matched, str) and matched in self._stops:
+            found = self._pending.find(matched)
+            end = found if found >= 0 else end
+        text = self._release(end)
+        self._pending = ""
+        return text
+
+    def _release(self, end: int) -> str:
+        text, self._pending = self._pending[:end], self._pending[end:]
+        return text
+
+    def _held_back(self) -> int:
+        """Length of the longest end of the pending text that could begin a stop string."""
+        longest = max((len(stop) for stop in self._stops), default=0)
+        for length in range(min(longest, len(self._pending)), 0, -1):
+            tail = self._pending[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,186 @@
+"""The command line: flags to a `Config`, then the server until it is told to stop.
+
+Exit codes: 0 stopped by a signal, 1 cannot start or run, 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import difflib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from aiohttp import web
+
+from slime_router.config import Config
+from slime_router.errors import SetupError
+from slime_router.server.app import Gateway, banner
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that guesses what a wrong flag was meant to be."""
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse overloads it
+        """Parse, or leave with exit code 2 and a hint."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._hint(unknown[0]))
+        return parsed
+
+    def _hint(self, flag: str) -> str:
+        known = [name for action in self._actions for name in action.option_strings]
+        close = difflib.get_close_matches(flag.partition("=")[0], known, n=1)
+        return f"unknown argument {flag}" + (f": did you mean {close[0]}?" if close else "")
+
+    def error(self, message: str) -> NoReturn:
+        """One line, then exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _number(kind: Callable[[str], float], low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high}]")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags. Names and their aliases are those that slime and sglang-router users type."""
+    count = _number(int, 1, 2**40)
+    p = _Parser(prog="slime-router", description="A token-exact gateway to SGLang workers.")
+    p.add_argument(
+        "--hf-checkpoint",
+        "--model-path",
+        "--tokenizer-path",
+        dest="hf_checkpoint",
+        required=True,
+        metavar="PATH_OR_ID",
+        help="the checkpoint whose tokenizer and chat template are used",
+    )
+    p.add_argument("--host", "--sglang-router-ip", dest="host", help="address to listen on")
+    p.add_argument(
+        "--port",
+        "--sglang-router-port",
+        dest="port",
+        type=_number(int, 1, 65535),
+        help="port to listen on",
+    )
+    p.add_argument("--worker-urls", nargs="*", metavar="URL", help="SGLang workers to begin with")
+    p.add_argument(
+        "--history",
+        choices=("held", "template"),
+        help="continue with what was sampled, or with what the template renders",
+    )
+    p.add_argument("--radix-tree-max-size", type=count, metavar="TOKENS", help="cache budget")
+    p.add_argument(
+        "--middleware-paths",
+        "--slime-router-middleware-paths",
+        dest="middleware_paths",
+        nargs="*",
+        metavar="MODULE:NAME",
+        help="plug-ins, the outermost first",
+    )
+    p.add_argument("--chat-template", metavar="FILE", help="used instead of the checkpoint's")
+    p.add_argument("--trust-remote-code", action="store_true", default=None)
+    p.add_argument("--served-model-name", metavar="NAME", help="what /v1/models lists")
+    p.add_argument(
+        "--capture",
+        choices=("full", "tokens", "off"),
+        help="record tokens and logprobs, tokens alone, or nothing",
+    )
+    p.add_argument(
+        "--enable-openai-chat-completion",
+        action=argparse.BooleanOptionalAction,
+        help="serve chat completions here; otherwise they go to a worker as they are",
+    )
+    p.add_argument("--openai-chat-completion-path", metavar="PATH")
+    p.add_argument("--openai-default-model", metavar="NAME", help="when a request names none")
+    p.add_argument("--openai-max-concurrent-requests", type=count, metavar="N")
+    p.add_argument(
+        "--request-timeout-secs",
+        "--slime-router-timeout",
+        "--sglang-router-request-timeout-secs",
+        dest="request_timeout_s",
+        type=_number(float, 0.001, 1e9),
+        metavar="S",
+    )
+    p.add_argument("--max-payload-size", type=count, metavar="BYTES")
+    p.add_argument(
+        "--shutdown-grace-period-secs",
+        dest="shutdown_grace_period_s",
+        type=_number(float, 0, 1e9),
+        metavar="S",
+    )
+    levels = ("debug", "info", "warning", "error")
+    p.add_argument("--log-level", choices=levels, type=str.lower)
+    p.add_argument("--verbose", action="store_true", help="the same as --log-level debug")
+    return p
+
+
+def read_config(argv: Sequence[str] | None = None) -> Config:
+    """The configuration that the arguments ask for; leaves with exit code 2 on wrong ones."""
+    given = vars(parser().parse_args(argv))
+    if given.pop("verbose"):
+        given["log_level"] = "debug"
+    values = {name: value for name, value in given.items() if value is not None}
+    for name in ("worker_urls", "middleware_paths"):
+        if name in values:
+            values[name] = tuple(values[name])
+    if not str(values.get("openai_chat_completion_path", "/")).startswith("/"):
+        parser().error("--openai-chat-completion-path must begin with /")
+    return Config(**values)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until SIGINT or SIGTERM; returns the exit code."""
+    config = read_config(argv)
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
+    )
+    try:
+        gateway = Gateway(config)
+    except SetupError as exc:
+        sys.stderr.write(f"slime-router: error: {exc.message}\n")
+        return 1
+    return serve(gateway)
+
+
+def serve(gateway: Gateway) -> int:
+    """Serve on the configured address. SIGTERM stops accepting, drains, then cancels."""
+    config = gateway.config
+
+    def announce(_: str) -> None:
+        sys.stdout.write(banner(gateway))
+        sys.stdout.flush()
+
+    try:
+        web.run_app(
+            gateway.app(),
+            host=config.host,
+            port=config.port,
+            print=announce,
+            access_log=None,
+            handler_cancellation=True,  # or a client that leaves would not be noticed
+            shutdown_timeout=config.shutdown_grace_period_s,
+            loop=_event_loop(),
+        )
+    except OSError as exc:
+        where = f"{config.host}:{config.port}"
+        sys.stderr.write(f"slime-router: error: cannot listen on {where}: {exc.strerror}\n")
+        return 1
+    return 0
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # not to be had on Windows
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

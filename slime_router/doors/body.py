@@ -1,0 +1,107 @@
+"""What every door reads off an HTTP request: its JSON, its session, its request id."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from slime_router.errors import BadRequest
+
+SESSION_HEADERS = ("x-smg-routing-key", "x-session-id", "x-session-affinity", "session-id")
+MAX_SESSION_ID_LEN = 512
+MAX_REQUEST_ID_LEN = 128
+
+_FORWARDED_HEADERS = frozenset({"x-smg-routing-key", "x-data-parallel-rank"})
+_FORWARDED_PREFIX = "x-override-"
+_SCOPE_FIELDS = ("lora_path", "extra_key", "cache_salt")
+_SURROGATE_SIGNS = ("surrogate in string",)
+_SHALLOW_BRACKETS = 200  # fewer than orjson's depth limit: the text cannot nest too deep
+
+
+class PayloadTooLarge(BadRequest):
+    """The body is longer than `--max-payload-size`."""
+
+    status = 413
+    code = "request_too_large"
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The JSON object in the body, whatever its Content-Type says.
+
+    Raises:
+        BadRequest: it is not JSON, not an object, or cannot be written as JSON again.
+        PayloadTooLarge: it is over the server's limit.
+    """
+    try:
+        raw = await request.read()
+    except web.HTTPRequestEntityTooLarge as exc:
+        raise PayloadTooLarge(exc.text or "The request body is too large.") from exc
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        raise BadRequest(_not_json(exc), code="invalid_json") from exc
+    if type(body) is not dict:
+        raise BadRequest("The request body must be a JSON object.", code="invalid_json")
+    _check_depth(raw, body)
+    return body
+
+
+def session_id(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
+    """The session that the client names; a header goes before the body. Unfit names are none."""
+    metadata = body.get("metadata")
+    named = [headers.get(name) for name in SESSION_HEADERS]
+    named.append(body.get("session_id"))
+    named.append(metadata.get("session_id") if isinstance(metadata, dict) else None)
+    return next((name for name in named if _is_label(name, MAX_SESSION_ID_LEN)), None)
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's own `x-request-id` if it is fit to be sent back, else a new one."""
+    given = headers.get("x-request-id")
+    if given is not None and given.isascii() and _is_label(given, MAX_REQUEST_ID_LEN):
+        return given
+    return f"req_{uuid.uuid4().hex}"
+
+
+def forwarded_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The request headers that are meant for the worker."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if name.lower() in _FORWARDED_HEADERS or name.lower().startswith(_FORWARDED_PREFIX)
+    }
+
+
+def scope(body: Mapping[str, Any]) -> str:
+    """A name for what parts the caches: adapter, extra key, cache salt. Plain requests: ""."""
+    values = [body.get(name) or None for name in _SCOPE_FIELDS]
+    return orjson.dumps(values).decode() if any(values) else ""
+
+
+def new_turn_id() -> str:
+    """A fresh turn id, `turn_<24 hex>`."""
+    return f"turn_{uuid.uuid4().hex[:24]}"
+
+
+def _is_label(name: object, max_len: int) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= max_len and name.isprintable()
+
+
+def _not_json(exc: orjson.JSONDecodeError) -> str:
+    if any(sign in exc.msg for sign in _SURROGATE_SIGNS):
+        return f"The request body holds a lone surrogate, which is no character: {exc}"
+    return f"The request body is not valid JSON: {exc}"
+
+
+def _check_depth(raw: bytes, body: dict[str, Any]) -> None:
+    """What is parsed must be writable too: the writer's depth limit is below the reader's."""
+    if raw.count(b"[") + raw.count(b"{") <= _SHALLOW_BRACKETS:
+        return
+    try:
+        orjson.dumps(body)
+    except orjson.JSONEncodeError as exc:
+        raise BadRequest("The request body is nested too deeply.", code="invalid_json") from exc

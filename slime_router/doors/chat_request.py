@@ -1,0 +1,126 @@
+"""From the body of a chat request to the call it asks for."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from slime_router.doors import body as http
+from slime_router.doors.chat_reply import ChatStyle
+from slime_router.doors.conversation import is_continued, read_messages
+from slime_router.doors.grammar import grammar
+from slime_router.doors.schema import ChatFields, read_fields, sampling
+from slime_router.doors.tools import offered_tools, read_tools
+from slime_router.doors.vocabulary import Vocabulary, checked_ids
+from slime_router.errors import BadRequest
+from slime_router.types import GenerateCall, Message, TemplateOptions, TokenIds
+
+_ID_FIELDS = ("input_ids", "prompt_token_ids")  # SGLang's name and vLLM's
+_WORKER_FIELDS = (
+    "lora_path",
+    "extra_key",
+    "cache_salt",
+    "priority",
+    "custom_logit_processor",
+    "return_hidden_states",
+    "return_routed_experts",
+    "routed_experts_start_len",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What a client asks for: `calls`, one for each choice, and how it wants the reply."""
+
+    calls: tuple[GenerateCall, ...]
+    style: ChatStyle
+    stream: bool
+
+
+def read_chat_request(
+    body: dict[str, Any], headers: Mapping[str, str], vocabulary: Vocabulary, default_model: str
+) -> ChatRequest:
+    """Checks every field and makes the calls.
+
+    Raises:
+        BadRequest: with the path of the field at fault.
+    """
+    fields = read_fields(body, vocabulary)
+    ids = _input_ids(body, vocabulary.vocab_size)
+    messages = None
+    if ids is None or body.get("messages") is not None:
+        messages = read_messages(body)
+    tools = offered_tools(read_tools(body), body.get("tool_choice"))
+    call = GenerateCall(
+        rid="",
+        turn_id="",
+        messages=messages if ids is None else None,
+        input_ids=ids,
+        template=_template(fields, messages or (), tools),
+        history=fields.history,
+        session_id=http.session_id(headers, body),
+        scope=http.scope(body),
+        sampling=sampling(
+            fields, grammar(body.get("response_format"), regex=fields.regex, ebnf=fields.ebnf)
+        ),
+        worker_fields=_worker_fields(body, fields),
+        headers=http.forwarded_headers(headers),
+        stream=bool(fields.stream),
+        top_logprobs=fields.top_logprobs or 0,
+    )
+    style = _style(fields, default_model)
+    return ChatRequest(_choices(call, style.id, fields.n or 1), style, bool(fields.stream))
+
+
+def _input_ids(body: dict[str, Any], vocab_size: int) -> TokenIds | None:
+    given = [name for name in _ID_FIELDS if body.get(name) is not None]
+    return checked_ids(body[given[0]], vocab_size, given[0]) if given else None
+
+
+def _template(
+    fields: ChatFields, messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...]
+) -> TemplateOptions:
+    asked = bool(fields.continue_final_message)
+    continues = bool(messages) and is_continued(messages, asked)
+    if continues and fields.add_generation_prompt:
+        raise BadRequest(
+            "Cannot both continue the final message and set 'add_generation_prompt'.",
+            param="continue_final_message" if asked else "add_generation_prompt",
+        )
+    return TemplateOptions(
+        tools=tools,
+        add_generation_prompt=not continues and fields.add_generation_prompt is not False,
+        continue_final_message=continues,
+        kwargs=fields.chat_template_kwargs or {},
+    )
+
+
+def _worker_fields(body: dict[str, Any], fields: ChatFields) -> dict[str, Any]:
+    given = {name: body[name] for name in _WORKER_FIELDS if body.get(name) is not None}
+    if fields.logprobs:
+        given["return_logprob"] = True  # also where nothing is captured for a trainer
+    return given
+
+
+def _style(fields: ChatFields, default_model: str) -> ChatStyle:
+    options = fields.stream_options
+    return ChatStyle(
+        id=f"chatcmpl-{uuid.uuid4().hex}",
+        created=int(time.time()),
+        model=default_model if fields.model is None else fields.model,
+        logprobs=bool(fields.logprobs),
+        token_ids=bool(fields.return_token_ids),
+        prompt_token_ids=bool(fields.return_token_ids or fields.return_prompt_token_ids),
+        meta_info=bool(fields.return_meta_info),
+        usage=options is not None and bool(options.include_usage),
+        running_usage=options is not None and bool(options.continuous_usage_stats),
+    )
+
+
+def _choices(call: GenerateCall, reply_id: str, n: int) -> tuple[GenerateCall, ...]:
+    """One call for each choice; the first carries the reply's own id."""
+    rids = [reply_id, *(f"{reply_id}-{index}" for index in range(1, n))]
+    return tuple(replace(call, rid=rid, turn_id=http.new_turn_id()) for rid in rids)

@@ -1,0 +1,203 @@
+"""How a reply goes out, in whichever API's words it is written.
+
+The status line waits for the first chunk of the first generation: what fails before it is a real
+HTTP error, and the receipt stands in the header. The generations are read to their end only after
+the last byte is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from aiohttp import web
+
+from slime_router.doors import sse
+from slime_router.doors.fanout import NumberedChunks, generations
+from slime_router.errors import RouterError, TooManyRequests, WorkerFailed
+from slime_router.router import Router
+from slime_router.types import GenerateCall, GenerateChunk
+
+_log = logging.getLogger(__name__)
+
+_OUR_FAULT = "The router failed; its log says why."
+
+
+class StreamedReply(Protocol):
+    """Writes chunks as events."""
+
+    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
+        """What the chunk of generation `index` becomes. Raises RouterError to end the stream."""
+
+    def closing(self) -> Iterable[bytes]:
+        """What stands between the last chunk's events and `[DONE]`."""
+
+    def failure(self, exc: RouterError) -> bytes:
+        """The event that tells of an error after the first byte."""
+
+
+class WholeReply(Protocol):
+    """Folds chunks into one body."""
+
+    def add(self, index: int, chunk: GenerateChunk) -> None:
+        """Takes the chunk of generation `index`. Raises RouterError where there is no reply."""
+
+    def body(self) -> bytes:
+        """The JSON body; every generation has finished."""
+
+
+class Admission:
+    """Counts the requests inside; the one over the limit is turned away."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._inside = 0
+
+    def __repr__(self) -> str:
+        return f"<Admission {self._inside}/{self._limit}>"
+
+    def __enter__(self) -> None:
+        if self._inside >= self._limit:
+            raise TooManyRequests(f"More than {self._limit} requests at once; try again later.")
+        self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._inside -= 1
+
+
+async def answered(
+    reply: Awaitable[web.StreamResponse],
+    to_error: Callable[[RouterError], web.Response],
+    headers: Mapping[str, str],
+) -> web.StreamResponse:
+    """The reply, or the error it became; nothing but a cancellation gets past."""
+    try:
+        return await reply
+    except RouterError as exc:
+        response = to_error(exc)
+    except Exception:  # noqa: BLE001 - the edge of a request: log, tell the client, go on
+        _log.exception("request.failed")
+        response = to_error(RouterError(_OUR_FAULT))
+    response.headers.update(headers)
+    return response
+
+
+async def deliver_whole(
+    request: web.Request,
+    router: Router,
+    calls: Sequence[GenerateCall],
+    reply: WholeReply,
+    headers: Mapping[str, str],
+) -> web.StreamResponse:
+    """Runs the calls and sends the reply in one piece.
+
+    Raises:
+        RouterError: before anything was sent.
+    """
+    async with generations(router, calls) as chunks:
+        receipt: dict[str, str] = {}
+        left = len(calls)
+        while left:
+            index, chunk = await _next(chunks)
+            reply.add(index, chunk)
+            if index == 0 and not receipt:
+                receipt = _receipt_header(chunk)
+            left -= chunk.finish is not None
+        response = web.Response(
+            body=reply.body(), content_type="application/json", headers={**headers, **receipt}
+        )
+        try:
+            await response.prepare(request)
+            await response.write_eof()
+        except ConnectionError:
+            return response  # the client left: the generations stay undelivered
+        await _read_to_end(chunks)
+    return response
+
+
+async def deliver_stream(
+    request: web.Request,
+    router: Router,
+    calls: Sequence[GenerateCall],
+    reply: StreamedReply,
+    headers: Mapping[str, str],
+) -> web.StreamResponse:
+    """Runs the calls and sends the reply as events, each as soon as it is there.
+
+    Raises:
+        RouterError: before anything was sent. Later errors are events.
+    """
+    async with generations(router, calls) as chunks:
+        opening = await _opening(chunks)
+        events = [event for index, chunk in opening for event in reply.events(index, chunk)]
+        left = len(calls) - sum(chunk.finish is not None for _, chunk in opening)
+        first = next(chunk for index, chunk in opening if index == 0)
+        stream = await sse.EventStream.open(request, {**headers, **_receipt_header(first)})
+        try:
+            await _send(stream, events, chunks, reply, left)
+        except sse.ClientLeft:
+            pass  # the generations stay undelivered
+        except RouterError as exc:
+            await _send_failure(stream, reply.failure(exc))
+        except Exception:  # noqa: BLE001 - the edge of a request, told in an event
+            _log.exception("stream.failed")
+            await _send_failure(stream, reply.failure(RouterError(_OUR_FAULT)))
+    return stream.response
+
+
+async def _opening(chunks: NumberedChunks) -> list[tuple[int, GenerateChunk]]:
+    """The chunks up to and with the first of generation 0."""
+    opening: list[tuple[int, GenerateChunk]] = []
+    while not opening or opening[-1][0] != 0:
+        opening.append(await _next(chunks))
+    return opening
+
+
+async def _next(chunks: NumberedChunks) -> tuple[int, GenerateChunk]:
+    try:
+        return await anext(chunks)
+    except StopAsyncIteration:
+        raise WorkerFailed("The generation ended without saying why.") from None
+
+
+async def _send(
+    stream: sse.EventStream,
+    events: Iterable[bytes],
+    chunks: NumberedChunks,
+    reply: StreamedReply,
+    left: int,
+) -> None:
+    for event in events:
+        await stream.send(event)
+    while left:
+        index, chunk = await _next(chunks)
+        for event in reply.events(index, chunk):
+            await stream.send(event)
+        left -= chunk.finish is not None
+    for event in reply.closing():
+        await stream.send(event)
+    await stream.end()
+    await _read_to_end(chunks)
+
+
+async def _send_failure(stream: sse.EventStream, event: bytes) -> None:
+    with suppress(sse.ClientLeft):
+        await stream.send(event)
+        await stream.end()
+
+
+async def _read_to_end(chunks: NumberedChunks) -> None:
+    """Lets every layer finish. The client has its whole reply: what fails here is only logged."""
+    try:
+        async for _ in chunks:
+            pass
+    except Exception:  # noqa: BLE001 - the reply is out, nobody is left to be told
+        _log.exception("reply.tail_failed")
+
+
+def _receipt_header(first: GenerateChunk) -> dict[str, str]:
+    if first.prompt is None:
+        return {}
+    return {"x-slime-receipt": first.prompt.receipt.to_json()}

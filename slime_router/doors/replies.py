@@ -1,0 +1,80 @@
+"""The one place that writes error bodies.
+
+OpenAI's SDKs read four keys, so all four are always there. SGLang's own clients read
+`error.message`, and what a worker said reaches them byte for byte.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from slime_router.errors import NoWorker, RouterError, TooManyRequests, WorkerFailed, WorkerRefused
+from slime_router.types import Finish
+
+_RETRY_AFTER_S = "1"
+_RETRY_LATER = frozenset({429, 503})
+_CONSUMED = frozenset({502, 504})  # a generation was paid for: an SDK must not pay again by itself
+
+
+def openai_error(exc: RouterError) -> web.Response:
+    """The reply of an OpenAI door to a request that failed before its first byte."""
+    return _reply(exc.status, orjson.dumps(openai_error_object(exc)))
+
+
+def openai_error_object(exc: RouterError) -> dict[str, Any]:
+    """OpenAI's error object, also for a stream that has begun."""
+    kind, code = _kind_and_code(exc)
+    return {
+        "error": {"message": exc.message, "type": kind, "param": exc.param, "code": code},
+    }
+
+
+def native_error(exc: RouterError) -> web.Response:
+    """The reply of `/generate`: the worker's own words if there are any, else in its shape."""
+    if isinstance(exc, WorkerRefused) and exc.body:
+        is_json = exc.body.lstrip()[:1] in (b"{", b"[")
+        return _reply(exc.status, exc.body, "application/json" if is_json else "text/plain")
+    return _reply(exc.status, orjson.dumps(native_error_object(exc)))
+
+
+def native_error_object(exc: RouterError) -> dict[str, Any]:
+    """SGLang's error object."""
+    return {"error": {"message": exc.message}}
+
+
+def abort_error(finish: Finish, *, has_begun: bool) -> RouterError:
+    """What a chat client is told of a generation that the worker gave up."""
+    message = f"The worker aborted the generation: {finish.message or 'no reason given'}"
+    status = finish.status_code
+    if status is not None and 400 <= status < 500:
+        return WorkerRefused(message, status=status)
+    if has_begun:
+        return WorkerFailed(message)
+    if status is not None and status >= 500:
+        return WorkerRefused(message, status=status)
+    return NoWorker(message, code="upstream_error")
+
+
+def _kind_and_code(exc: RouterError) -> tuple[str, str | None]:
+    """A worker's refusal has the type of its status, not of its class."""
+    if not isinstance(exc, WorkerRefused) or exc.code != WorkerRefused.code:
+        return exc.type, exc.code
+    if exc.status == TooManyRequests.status:
+        return TooManyRequests.type, TooManyRequests.code
+    if exc.status == NoWorker.status:
+        return NoWorker.type, "upstream_error"
+    if exc.status >= 500:
+        return WorkerFailed.type, WorkerFailed.code
+    return exc.type, exc.code
+
+
+def _reply(status: int, body: bytes, content_type: str = "application/json") -> web.Response:
+    response = web.Response(status=status, body=body, content_type=content_type)
+    if status in _RETRY_LATER:
+        response.headers["retry-after"] = _RETRY_AFTER_S
+    if status in _CONSUMED:
+        response.headers["x-should-retry"] = "false"
+    return response

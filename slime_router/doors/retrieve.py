@@ -1,0 +1,98 @@
+"""The retrieval doors: the tokens of a text or of messages, as they were sent and sampled.
+
+They look and never write: a text that was never sampled is encoded, its loss mask is 0, and nothing
+of it enters the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from aiohttp import web
+
+from slime_router.doors.body import new_turn_id, read_object
+from slime_router.doors.conversation import read_messages
+from slime_router.doors.delivery import answered
+from slime_router.doors.faults import require
+from slime_router.doors.replies import openai_error
+from slime_router.doors.tools import read_tools
+from slime_router.trajectory.store import Trace
+from slime_router.types import GenerateCall, TemplateOptions
+
+
+class Retriever(Protocol):
+    """Finds traces; `slime_router.retrieval` does."""
+
+    async def by_text(self, text: str) -> Trace:
+        """The trace of a text."""
+
+    async def by_messages(self, call: GenerateCall) -> tuple[Trace, str]:
+        """The trace of a conversation, and its text."""
+
+
+class RetrieveDoor:
+    """Serves `/retrieve_from_text` and `/retrieve_from_messages_template`."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self._retriever = retriever
+
+    async def from_text(self, request: web.Request) -> web.StreamResponse:
+        """`{"text"}` to tokens."""
+        return await answered(_reply(request, self._from_text), openai_error, {})
+
+    async def from_messages(self, request: web.Request) -> web.StreamResponse:
+        """`{"messages", "tools", "add_generation_prompt", "chat_template_kwargs"}` to tokens."""
+        return await answered(_reply(request, self._from_messages), openai_error, {})
+
+    async def _from_text(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        text = body.get("text")
+        require(isinstance(text, str) and bool(text), "text", "a string that is not empty")
+        return trace_body(await self._retriever.by_text(str(text)), str(text))
+
+    async def _from_messages(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        messages = read_messages(body)
+        is_reply_last = messages[-1]["role"] == "assistant"
+        add_prompt = body.get("add_generation_prompt")
+        require(
+            add_prompt is None or type(add_prompt) is bool, "add_generation_prompt", "a boolean"
+        )
+        kwargs = body.get("chat_template_kwargs") or {}
+        require(isinstance(kwargs, dict), "chat_template_kwargs", "an object")
+        options = TemplateOptions(
+            tools=read_tools(body),
+            add_generation_prompt=not is_reply_last if add_prompt is None else add_prompt,
+            kwargs=kwargs,
+        )
+        call = GenerateCall(rid="", turn_id=new_turn_id(), messages=messages, template=options)
+        trace, text = await self._retriever.by_messages(call)
+        return trace_body(trace, text)
+
+
+async def _reply(
+    request: web.Request, handler: Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
+) -> web.StreamResponse:
+    return web.json_response(await handler(await read_object(request)))
+
+
+def trace_body(trace: Trace, text: str) -> dict[str, Any]:
+    """The reply of both doors.
+
+    A log-probability is 0.0 for a token that nobody sampled, and null for a sampled one of which
+    none is known: 0.0 would pass for certainty.
+    """
+    known = np.isfinite(trace.logprobs)
+    logprobs = [
+        float(value) if is_known else (None if is_sampled else 0.0)
+        for value, is_known, is_sampled in zip(trace.logprobs, known, trace.loss_mask, strict=True)
+    ]
+    return {
+        "tokens": trace.ids.tolist(),
+        "response": text,
+        "loss_mask": trace.loss_mask.tolist(),
+        "token_length": len(trace.ids),
+        "loss_mask_length": len(trace.loss_mask),
+        "rollout_logp": logprobs,
+        "generation_versions": list(trace.weight_versions),
+    }

@@ -1,0 +1,60 @@
+"""Server-sent events as OpenAI's and SGLang's clients read them: `data:` lines only.
+
+No `id:`, `retry:` or `event:` line is ever sent: once openai-python has seen one, it takes the
+next comment frame for an event. Each event is one write; the server's sockets have Nagle's
+algorithm off (aiohttp does that), so each leaves at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+DONE = b"data: [DONE]\n\n"
+
+_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx would hold events back otherwise
+}
+
+
+def event(payload: Any) -> bytes:
+    """One event with a JSON payload."""
+    return b"data: " + orjson.dumps(payload) + b"\n\n"
+
+
+class ClientLeft(Exception):
+    """The connection to the client is gone: there is nobody to write to."""
+
+
+class EventStream:
+    """The response side of one stream of events. Its status line is already out."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        self.response = response
+
+    @classmethod
+    async def open(cls, request: web.Request, headers: Mapping[str, str]) -> EventStream:
+        """Sends the status line 200 and the headers."""
+        response = web.StreamResponse(headers={**_HEADERS, **headers})
+        await response.prepare(request)
+        return cls(response)
+
+    async def send(self, event: bytes) -> None:
+        """One event, one write. Raises ClientLeft."""
+        try:
+            await self.response.write(event)
+        except ConnectionError as exc:
+            raise ClientLeft from exc
+
+    async def end(self) -> None:
+        """The `[DONE]` event and the end of the body. Raises ClientLeft."""
+        await self.send(DONE)
+        try:
+            await self.response.write_eof()
+        except ConnectionError as exc:
+            raise ClientLeft from exc

@@ -1,0 +1,111 @@
+"""The tools of a chat request and which of them the model may call.
+
+They are checked and handed on as the client wrote them, in its own key order and with no defaults
+added, because templates print them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from slime_router.doors.faults import missing, require, wrong_type
+from slime_router.errors import BadRequest
+
+
+def read_tools(body: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The tools in `tools`; `null` and `[]` are none.
+
+    Raises:
+        BadRequest: with the path of the field at fault, such as `tools[0].function.name`.
+    """
+    tools = body.get("tools")
+    if tools is None:
+        return ()
+    require(type(tools) is list, "tools", "a list of tools")
+    for i, tool in enumerate(tools):
+        _check_tool(tool, f"tools[{i}]")
+    return tuple(tools)
+
+
+def offered_tools(tools: tuple[dict[str, Any], ...], choice: Any) -> tuple[dict[str, Any], ...]:
+    """The tools that the template shows the model: none for "none", as SGLang does it.
+
+    Raises:
+        BadRequest: `tool_choice` has no such form, or must force a call, which takes a parser.
+    """
+    match choice:
+        case None | "auto":
+            return tools
+        case "none":
+            return ()
+        case "required":
+            _check_can_force(tools)
+        case {"type": "function", "function": {"name": str(name)}}:
+            _check_can_force(_picked(tools, [name]))
+        case {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": list(allowed)}}:
+            return _picked(tools, [_allowed_name(tool) for tool in allowed])
+    raise BadRequest(
+        "'tool_choice' must be 'none', 'auto', 'required', a named function or allowed tools.",
+        param="tool_choice",
+    )
+
+
+def named_function(owner: dict[str, Any], path: str) -> dict[str, Any]:
+    """The `function` object of a tool or a tool call; it has a name.
+
+    Raises:
+        BadRequest: it has not.
+    """
+    function = owner.get("function")
+    if function is None:
+        raise missing(f"{path}.function")
+    if not isinstance(function, dict):
+        raise wrong_type(f"{path}.function", "an object")
+    name = function.get("name")
+    if name is None or name == "":
+        raise missing(f"{path}.function.name")
+    require(isinstance(name, str), f"{path}.function.name", "a string")
+    return function
+
+
+def _picked(tools: tuple[dict[str, Any], ...], names: list[str]) -> tuple[dict[str, Any], ...]:
+    known = {tool["function"]["name"] for tool in tools}
+    for name in names:
+        if name not in known:
+            raise BadRequest(f"Tool '{name}' not found in tools list.", param="tool_choice")
+    return tuple(tool for tool in tools if tool["function"]["name"] in names)
+
+
+def _allowed_name(tool: Any) -> str:
+    match tool:
+        case {"function": {"name": str(name)}} | {"name": str(name)}:
+            return name
+    raise wrong_type("tool_choice.allowed_tools.tools", "a list of named functions")
+
+
+def _check_can_force(tools: tuple[dict[str, Any], ...]) -> None:
+    """A forced call must be read back from the text, and no parser is configured for that."""
+    if not tools:
+        raise BadRequest(
+            "Tools cannot be empty if tool choice is set to required.", param="tool_choice"
+        )
+    raise BadRequest(
+        "This 'tool_choice' needs a tool-call parser, and none is configured.", param="tool_choice"
+    )
+
+
+def _check_tool(tool: Any, path: str) -> None:
+    require(isinstance(tool, dict), path, "an object")
+    if tool.get("type") is None:
+        raise missing(f"{path}.type")
+    if tool["type"] != "function":
+        raise BadRequest("A tool's type must be 'function'.", param=f"{path}.type")
+    function = named_function(tool, path)
+    for name, kind, what in (
+        ("description", str, "a string"),
+        ("parameters", dict, "an object"),
+        ("strict", bool, "true or false"),
+    ):
+        value = function.get(name)
+        require(value is None or isinstance(value, kind), f"{path}.function.{name}", what)

@@ -1,0 +1,106 @@
+"""The errors of the router: one tree, each with the HTTP status it becomes.
+
+    RouterError
+    ├── BadRequest 400            the client's mistake; names the field; changes nothing
+    │   └── ContextLengthExceeded
+    ├── NotFound 404
+    ├── TooManyRequests 429
+    ├── NoWorker 503              nobody can take the request
+    ├── WorkerRefused (4xx)       the worker's own answer to a bad request
+    ├── WorkerFailed 502          died, or replied with something that is not an answer
+    ├── WorkerTimeout 504
+    └── SetupError                at start: ends the process with one line
+
+The doors turn them into the error body of their API (`slime_router.doors.replies`); nobody else
+writes error bodies. `type` and `code` follow the OpenAI error object, whose four keys SDKs read.
+"""
+
+from __future__ import annotations
+
+
+class RouterError(Exception):
+    """Base of all. `param` is the dotted path of the field at fault, where there is one."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = "internal_error"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class BadRequest(RouterError):
+    """The request cannot be served as it is written. It had no effect."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class ContextLengthExceeded(BadRequest):
+    """The prompt, or the prompt and the wanted reply, do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class NotFound(RouterError):
+    """No such thing."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class TooManyRequests(RouterError):
+    """A limit on concurrent requests is reached; the client may try again."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class NoWorker(RouterError):
+    """No worker is registered, or none could be reached."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "no_available_workers"
+
+
+class WorkerRefused(RouterError):
+    """A worker answered with a 4xx (or 503 when its queue is full).
+
+    `body` is its answer as it came: `/generate` hands it on untouched.
+    """
+
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+    def __init__(self, message: str, *, status: int, body: bytes = b"") -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body
+
+
+class WorkerFailed(RouterError):
+    """A worker died while it answered, or its answer cannot be read."""
+
+    status = 502
+    code = "upstream_error"
+
+
+class WorkerTimeout(RouterError):
+    """A worker did not answer within `--request-timeout-secs`."""
+
+    status = 504
+    code = "upstream_timeout"
+
+
+class SetupError(RouterError):
+    """The router cannot start. The message is one line that names what is missing."""

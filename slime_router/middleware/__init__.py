@@ -1,0 +1,1 @@
+"""What wraps a generation. Plug-ins use the same seam as the built-ins."""

@@ -1,0 +1,22 @@
+"""The seam that plug-ins and built-ins share: a middleware wraps one generation.
+
+    async def middleware(call, call_next):
+        async for chunk in call_next(call):
+            yield chunk
+
+It may change the call, answer by itself, ask again, or change what the client sees. It runs on
+typed values, never on HTTP bytes. `call_next` may be used several times; every stream it opens is
+closed by the request's exit stack, also when the client leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import TypeAlias
+
+from slime_router.types import GenerateCall, GenerateChunk
+
+Chunks: TypeAlias = AsyncIterator[GenerateChunk]
+CallNext: TypeAlias = Callable[[GenerateCall], Chunks]
+Middleware: TypeAlias = Callable[[GenerateCall, CallNext], AsyncGenerator[GenerateChunk, None]]
+Dispatch: TypeAlias = Callable[[GenerateCall], AsyncGenerator[GenerateChunk, None]]

@@ -1,0 +1,121 @@
+"""The caching middleware: makes the prompt on the way down, files what came back on the way up.
+
+Every door gets the same prompt making from it, and plug-ins above it can still change messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from slime_router.cache.prefix_cache import PrefixCache
+from slime_router.chat.tokenizer import Tokenizer
+from slime_router.chat.visible import VisibleText
+from slime_router.middleware.base import CallNext
+from slime_router.prompt import PromptMaker
+from slime_router.types import (
+    Capture,
+    Finish,
+    GenerateCall,
+    GenerateChunk,
+    Piece,
+    Prompt,
+    token_ids,
+)
+
+
+class RadixTreeMiddleware:
+    """Makes `call.prompt`, decodes the reply for chat doors, and inserts both into the tree."""
+
+    def __init__(
+        self, maker: PromptMaker, cache: PrefixCache, tokenizer: Tokenizer, *, capture: Capture
+    ) -> None:
+        self._maker = maker
+        self._cache = cache
+        self._tokenizer = tokenizer
+        self._capture = capture
+
+    async def __call__(
+        self, call: GenerateCall, call_next: CallNext
+    ) -> AsyncGenerator[GenerateChunk, None]:
+        """Middleware: see `middleware/base.py`."""
+        prompt = await self._maker.make(call)
+        output: list[int] = []
+        finish: Finish | None = None
+        try:
+            visible = self._visible_text(call)
+            announced: Prompt | None = prompt
+            async for chunk in call_next(replace(call, prompt=prompt)):
+                output += chunk.output_ids
+                chunk.prompt, announced = announced, None
+                if visible is not None:
+                    chunk.text = visible.push(chunk.output_ids, chunk.finish)
+                if chunk.finish is not None:
+                    # Filed before the client can ask for the next turn.
+                    finish = chunk.finish
+                    self._file(call, prompt, output, finish)
+                yield chunk
+            await self._cache.enforce_budget()
+        finally:
+            if finish is None and output:  # cut short: what was sampled was sampled
+                self._file(call, prompt, output, None)
+            self._maker.release(prompt)
+
+    def _visible_text(self, call: GenerateCall) -> VisibleText | None:
+        if call.native is not None:
+            return None  # /generate hands on the worker's own text
+        skip = call.sampling.skip_special_tokens
+        return VisibleText(self._tokenizer.decoder(skip_special_tokens=skip), call.sampling)
+
+    def _file(
+        self, call: GenerateCall, prompt: Prompt, output: list[int], finish: Finish | None
+    ) -> None:
+        if self._capture == "off" or not output or call.input_ids is not None:
+            return  # ids that the client chose are no tokenization of a text
+        if prompt.tree_handle is None:
+            self._cache.counts.lost_paths += 1
+            return
+        self._cache.insert(
+            prompt.tree_handle,
+            prompt.pieces,
+            self._sampled_pieces(output, finish),
+            session_id=call.session_id,
+            turn_id=call.turn_id,
+        )
+
+    def _sampled_pieces(self, output: list[int], finish: Finish | None) -> list[Piece]:
+        """The output, cut where a later text may leave it and the rest still be kept.
+
+        Cuts stand around control tokens, and where the visible text ends before a stop string.
+        """
+        is_control = self._tokenizer.is_control
+        cuts = {0, len(output), *self._stop_cut(output, finish)}
+        for index, token_id in enumerate(output):
+            if is_control(token_id):
+                cuts |= {index, index + 1}
+        bounds = sorted(cuts)
+        decoder = self._tokenizer.decoder(skip_special_tokens=False)
+        pieces = []
+        for start, end in pairwise(bounds):
+            text = decoder.push(output[start:end])
+            if end == len(output) or is_control(output[end]):
+                text += decoder.flush()
+            pieces.append(Piece(text, token_ids(output[start:end]), is_sampled=True))
+        return pieces
+
+    def _stop_cut(self, output: list[int], finish: Finish | None) -> set[int]:
+        """The token index at which a matched stop string begins, where one begins there."""
+        if finish is None or not isinstance(finish.matched, str):
+            return set()
+        text = self._tokenizer.decode(output, skip_special_tokens=False)
+        found = text.find(finish.matched)
+        if found < 0:
+            return set()
+        lengths = [len(self._tokenizer.token_bytes(token_id)) for token_id in output]
+        ends = np.cumsum(lengths)
+        at = np.searchsorted(ends, len(text[:found].encode()))
+        is_cut = at < len(ends) and ends[at] == len(text[:found].encode())
+        return {int(at) + 1} if is_cut else set()

@@ -1,0 +1,156 @@
+"""The recording middleware: every generation becomes a turn, whole or not at all.
+
+It stands outside the caching and inside the plug-ins: it sees the prompt that was sent and the
+tokens that were sampled, and no plug-in can change what it is told.
+
+A turn is recorded before its last chunk goes up, so that the next turn finds it. When the client
+leaves before it read that chunk, the turn stays and is marked undelivered.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from slime_router.chat.match import reply_keys
+from slime_router.middleware.base import CallNext
+from slime_router.trajectory.store import Logprobs, TrajectoryStore, Turn, logprob_array
+from slime_router.types import (
+    Capture,
+    Finish,
+    GenerateCall,
+    GenerateChunk,
+    Message,
+    Prompt,
+    VersionSpan,
+    WeightVersion,
+    token_ids,
+)
+
+logger = logging.getLogger(__name__)
+
+_LEFT = Finish("abort", message="the generation was cut short")
+
+
+@dataclass(slots=True)
+class RecordingCounts:
+    """What recording did since the start."""
+
+    turns: int = 0
+    undelivered: int = 0
+    empty: int = 0  # generations without a single token: nothing to record
+    missing_logprobs: int = 0  # tokens
+    rebased: int = 0  # turns whose base was dropped meanwhile: recorded with their whole prompt
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What a generation has given so far."""
+
+    prompt: Prompt | None = None
+    output_ids: list[int] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
+    has_logprobs: bool = True
+    text: str = ""
+    version: WeightVersion | None = None
+    versions: tuple[VersionSpan, ...] = ()
+
+    def add(self, chunk: GenerateChunk) -> None:
+        self.prompt = self.prompt or chunk.prompt
+        self.output_ids += chunk.output_ids
+        if chunk.logprobs is not None:
+            self.logprobs += chunk.logprobs
+        elif chunk.output_ids:
+            self.has_logprobs = False
+        self.text += chunk.text
+        if chunk.weight_version is not None:
+            self.version = chunk.weight_version
+        self.versions = chunk.weight_versions or self.versions
+
+    def weight_versions(self) -> tuple[VersionSpan, ...]:
+        if self.versions or self.version is None:
+            return self.versions
+        return (VersionSpan(self.version, 0, len(self.output_ids)),)
+
+
+class RecordingMiddleware:
+    """Records turns into the store."""
+
+    def __init__(self, store: TrajectoryStore, *, capture: Capture, prints_call_ids: bool) -> None:
+        self._store = store
+        self._capture = capture
+        self._with_call_ids = prints_call_ids
+        self.counts = RecordingCounts()
+
+    async def __call__(
+        self, call: GenerateCall, call_next: CallNext
+    ) -> AsyncGenerator[GenerateChunk, None]:
+        """Middleware: see `middleware/base.py`."""
+        draft = _Draft()
+        is_recorded = is_read = False
+        try:
+            async for chunk in call_next(call):
+                if self._capture != "off":
+                    draft.add(chunk)
+                    if chunk.finish is not None:
+                        self._record(call, draft, chunk.finish)
+                        is_recorded = True
+                yield chunk
+            is_read = True
+        finally:
+            if not is_recorded:
+                is_recorded = self._record(call, draft, _LEFT)
+            if is_recorded and not is_read:
+                self.counts.undelivered += 1
+                self._store.mark_undelivered(call.turn_id)
+
+    def _record(self, call: GenerateCall, draft: _Draft, finish: Finish) -> bool:
+        prompt = draft.prompt
+        if prompt is None or not draft.output_ids:
+            if finish is not _LEFT:
+                self.counts.empty += 1
+            return False
+        base, base_len = prompt.base, prompt.base_len
+        if base is not None and base not in self._store:
+            self.counts.rebased += 1
+            base, base_len = None, 0
+        reply = self._reply(call, prompt, draft)
+        turn = Turn(
+            id=call.turn_id,
+            base=base,
+            base_len=base_len,
+            prompt_ids=token_ids(prompt.ids[base_len:]),
+            output_ids=token_ids(draft.output_ids),
+            logprobs=self._logprobs(draft),
+            weight_versions=draft.weight_versions(),
+            finish=finish,
+            keys=self._keys(prompt, reply),
+            reply=reply,
+            session_id=call.session_id,
+            scope=call.scope,
+            date=prompt.date,
+        )
+        self._store.add(turn)
+        self.counts.turns += 1
+        return True
+
+    def _logprobs(self, draft: _Draft) -> Logprobs | None:
+        if not draft.has_logprobs:
+            return None
+        missing = sum(value is None for value in draft.logprobs)
+        if missing:
+            self.counts.missing_logprobs += missing
+            logger.warning("%d of %d logprobs are missing", missing, len(draft.logprobs))
+        return logprob_array(draft.logprobs)
+
+    @staticmethod
+    def _reply(call: GenerateCall, prompt: Prompt, draft: _Draft) -> Message | None:
+        if call.native is not None:
+            return None
+        return {"role": "assistant", "content": prompt.reply_prefix + draft.text}
+
+    def _keys(self, prompt: Prompt, reply: Message | None) -> tuple[bytes, ...]:
+        if prompt.messages_key is None or reply is None:
+            return ()
+        return reply_keys(prompt.messages_key, reply, with_call_ids=self._with_call_ids)

@@ -1,0 +1,262 @@
+"""Prompt making: one call becomes `input_ids` and a receipt, in one of three ways.
+
+    A  extend   held tokens of the turn that the messages continue + the template's suffix
+    B  reuse    render everything; the longest cached path up to a sound anchor + the rest, encoded
+    C  fresh    render everything, encode everything (B with nothing found)
+
+A needs proof that the template appends (`chat/template.py`); where there is none, B follows.
+Whatever the way, what a turn holds is compared with what is sent before it is called reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+import numpy as np
+
+from slime_router.cache.prefix_cache import PrefixCache
+from slime_router.cache.radix_tree import Node
+from slime_router.chat.match import Key, chain_keys, root_key
+from slime_router.chat.messages import content_text
+from slime_router.chat.template import ChatTemplate
+from slime_router.chat.tokenizer import After, Tokenizer
+from slime_router.errors import BadRequest
+from slime_router.trajectory.store import TrajectoryStore, Turn
+from slime_router.types import GenerateCall, History, Message, Piece, Prompt, Receipt, TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The messages of a call, and the recorded turn that they continue."""
+
+    messages: tuple[Message, ...]
+    keys: list[Key]  # of each prefix of the messages
+    turn: Turn | None = None
+    reply_index: int = -1  # which message is the turn's reply
+
+
+class PromptMaker:
+    """Makes prompts from what the template, the cache and the store know."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        cache: PrefixCache,
+        store: TrajectoryStore,
+        *,
+        history: History,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._cache = cache
+        self._store = store
+        self._history = history
+        self._now = now
+
+    async def make(self, call: GenerateCall) -> Prompt:
+        """The prompt of a call. The caller owes `release`.
+
+        Raises:
+            BadRequest: the template refuses the messages, or the prompt is empty.
+        """
+        if call.input_ids is not None:
+            return self._from_ids(call, call.input_ids)
+        if call.messages is None:
+            assert call.text is not None
+            return await self._from_text(call, call.text)
+        talk = self.recognise(call)
+        mode = call.history or self._history
+        reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
+        if talk.turn is not None and mode == "held":
+            prompt = await self._extend(call, talk, talk.turn)
+            if prompt is not None:
+                return prompt
+            reason = "the template is not shown to append here"
+        date = self._date(talk.turn)
+        text = self._template.render(talk.messages, call.template, date=date)
+        return await self._from_text(call, text, talk=talk, date=date, reason=reason)
+
+    def release(self, prompt: Prompt) -> None:
+        """Give back what the prompt keeps from eviction."""
+        if prompt.tree_handle is not None:
+            self._cache.unpin(prompt.tree_handle)
+
+    def recognise(self, call: GenerateCall) -> Conversation:
+        """The deepest recorded turn whose messages and reply begin the messages of the call."""
+        assert call.messages is not None
+        messages = call.messages
+        with_ids = self._template.findings.prints_call_ids
+        try:
+            root = root_key(call.scope, call.template)
+        except RecursionError as exc:
+            raise BadRequest("tools are nested too deeply", param="tools") from exc
+        keys = chain_keys(root, messages, with_call_ids=with_ids)
+        for index in range(len(messages) - 1, -1, -1):
+            if str(messages[index]["role"]).lower() != "assistant":
+                continue
+            turn = self._store.find(keys[index + 1], call.session_id)
+            if turn is not None:
+                return Conversation(messages, keys, turn, index)
+        return Conversation(messages, keys)
+
+    # A: extend a held turn
+
+    async def _extend(self, call: GenerateCall, talk: Conversation, turn: Turn) -> Prompt | None:
+        is_open = call.template.continue_final_message
+        if is_open and talk.reply_index == len(talk.messages) - 1:
+            text, drop = "", int(turn.stop_id is not None)
+            reason = "continues the open turn"
+        else:
+            suffix = self._template.suffix(
+                talk.messages,
+                talk.reply_index,
+                call.template,
+                stop_id=self._closing_stop_id(turn),
+                date=_parsed(turn.date),
+            )
+            if suffix is None:
+                return None
+            text, drop = suffix.text, suffix.drop
+            reason = "continues the turn"
+        if drop:
+            reason += "; its stop token gives way"
+        held = self._store.held_ids(turn.id, turn.held_len - drop)
+        node = self._cache.pin_turn(turn.id) if not drop else None
+        try:
+            pieces = await self._tokenizer.encode_pieces_async(text, self._after(held))
+        except BaseException:  # cancelled while a long text was encoded: the pin must go
+            if node is not None:
+                self._cache.unpin(node)
+            raise
+        ids = _joined(held, pieces)
+        receipt = self._receipt(call, "branched" if drop else "extended", len(held), ids, reason)
+        key, written = self._identity(call, talk)
+        return Prompt(
+            ids=ids,
+            receipt=receipt,
+            base=turn.id,
+            base_len=len(held),
+            date=turn.date,
+            pieces=pieces,
+            tree_handle=node,
+            messages_key=key,
+            reply_prefix=written,
+        )
+
+    def _closing_stop_id(self, turn: Turn) -> int | None:
+        """The stop token that closed the turn; a client's own stop token closes nothing."""
+        stop_id = turn.stop_id
+        return stop_id if stop_id in self._tokenizer.eos_ids else None
+
+    # B and C: the longest cached prefix of a text
+
+    async def _from_text(
+        self,
+        call: GenerateCall,
+        text: str,
+        *,
+        talk: Conversation | None = None,
+        date: datetime | None = None,
+        reason: str = "",
+    ) -> Prompt:
+        if not text:
+            raise BadRequest("the prompt is empty", param="messages" if talk else "text")
+        match = self._cache.match_prefix(call.scope, text, call.session_id)
+        try:
+            cached = match.node.path_ids()
+            rest = text[match.text_len :]
+            pieces = await self._tokenizer.encode_pieces_async(rest, self._after(cached))
+            base = self._base(match.node, cached)
+            status, why = self._verdict(talk, base, match.node)
+            ids = _joined(cached, pieces)
+            key, written = self._identity(call, talk)
+            return Prompt(
+                ids=ids,
+                receipt=self._receipt(
+                    call, status, len(cached), ids, f"{reason}; {why}" if reason else why
+                ),
+                base=base.id if base else None,
+                base_len=base.held_len if base else 0,
+                date=date.isoformat() if date else None,
+                pieces=pieces,
+                tree_handle=match.node,
+                messages_key=key,
+                reply_prefix=written,
+            )
+        except BaseException:  # whatever ends it: the pin must go
+            self._cache.unpin(match.node)
+            raise
+
+    def _base(self, node: Node, cached: TokenIds) -> Turn | None:
+        """The deepest recorded turn that the cached path holds whole, token by token."""
+        for step in reversed(node.path()):
+            turn = self._store.get(step.turn) if step.turn is not None else None
+            if turn is None or turn.held_len != step.end:
+                continue
+            if np.array_equal(self._store.held_ids(turn.id), cached[: step.end]):
+                return turn
+        return None
+
+    @staticmethod
+    def _verdict(
+        talk: Conversation | None, base: Turn | None, node: Node
+    ) -> tuple[Literal["extended", "branched", "fresh"], str]:
+        known = talk.turn if talk is not None else None
+        if base is not None and (known is None or known.id == base.id):
+            return "extended", "begins with a whole turn"
+        if known is not None or base is not None or node.owners is not None:
+            return "branched", "leaves the held tokens before the end of the turn"
+        return "fresh", "shares cached text" if node.end else "nothing cached"
+
+    def _from_ids(self, call: GenerateCall, ids: TokenIds) -> Prompt:
+        if not len(ids):
+            raise BadRequest("the prompt is empty", param="input_ids")
+        receipt = self._receipt(call, "fresh", 0, ids, "the client gave token ids")
+        return Prompt(ids=ids, receipt=receipt)
+
+    # Shared
+
+    def _after(self, ids: TokenIds) -> After:
+        if not len(ids):
+            return After.START
+        return After.CONTROL if self._tokenizer.is_control(int(ids[-1])) else After.TEXT
+
+    def _date(self, turn: Turn | None) -> datetime | None:
+        """The date to render with: the first turn's, or the prefix would die at midnight."""
+        if not self._template.findings.prints_date:
+            return None
+        return _parsed(turn.date if turn else None) or self._now()
+
+    @staticmethod
+    def _identity(call: GenerateCall, talk: Conversation | None) -> tuple[Key | None, str]:
+        """Under which key the reply is filed, and what the client wrote of it already."""
+        if talk is None:
+            return None, ""
+        if call.template.continue_final_message:
+            return talk.keys[-2], content_text(talk.messages[-1].get("content"))
+        return talk.keys[-1], ""
+
+    @staticmethod
+    def _receipt(
+        call: GenerateCall,
+        status: Literal["extended", "branched", "fresh"],
+        reused: int,
+        ids: TokenIds,
+        reason: str,
+    ) -> Receipt:
+        return Receipt(status, reused, len(ids) - reused, call.turn_id, reason)
+
+
+def _joined(head: TokenIds, pieces: tuple[Piece, ...]) -> TokenIds:
+    ids: TokenIds = np.concatenate((head, *(piece.ids for piece in pieces)))
+    ids.setflags(write=False)
+    return ids
+
+
+def _parsed(date: str | None) -> datetime | None:
+    return datetime.fromisoformat(date) if date else None

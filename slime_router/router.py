@@ -1,0 +1,48 @@
+"""The path of one generation: plug-ins, recording, caching, then a worker.
+
+The chain is composed once. Each request walks it inside an `AsyncExitStack` that owns every
+stream the layers open: a layer that stops reading early (or a client that leaves) would otherwise
+leave the worker's lease to the garbage collector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from slime_router.middleware.base import CallNext, Chunks, Dispatch, Middleware
+from slime_router.types import GenerateCall, GenerateChunk
+
+
+class Router:
+    """Runs generations through the middleware, outermost first, down to `dispatch`."""
+
+    def __init__(self, middlewares: Sequence[Middleware], dispatch: Dispatch) -> None:
+        self._middlewares = tuple(middlewares)
+        self._dispatch = dispatch
+
+    def __repr__(self) -> str:
+        names = [getattr(m, "__name__", type(m).__name__) for m in self._middlewares]
+        return f"<Router {' -> '.join([*names, 'dispatch'])}>"
+
+    @asynccontextmanager
+    async def generate(self, call: GenerateCall) -> AsyncIterator[Chunks]:
+        """The stream of one generation; on leaving the block every layer is closed.
+
+        Raises:
+            RouterError: what the layers raise, from the stream.
+        """
+        async with AsyncExitStack() as stack:
+            yield self._link(0, stack)(call)
+
+    def _link(self, depth: int, stack: AsyncExitStack) -> CallNext:
+        def call_next(call: GenerateCall) -> Chunks:
+            stream: AsyncGenerator[GenerateChunk, None]
+            if depth == len(self._middlewares):
+                stream = self._dispatch(call)
+            else:
+                stream = self._middlewares[depth](call, self._link(depth + 1, stack))
+            stack.push_async_callback(stream.aclose)
+            return stream
+
+        return call_next

@@ -1,0 +1,248 @@
+"""The operator's routes: workers, health, models, the tokenizer, the template, the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from slime_router.chat.template import ChatTemplate
+from slime_router.chat.tokenizer import Tokenizer
+from slime_router.doors.body import read_object
+from slime_router.doors.conversation import is_continued, read_messages
+from slime_router.doors.faults import require
+from slime_router.doors.tools import read_tools
+from slime_router.doors.vocabulary import checked_ids
+from slime_router.errors import BadRequest, NotFound
+from slime_router.types import TemplateOptions
+from slime_router.workers.pool import Worker, WorkerPool
+
+_URL_REQUIRED = "worker_url is required (use query ?url=... or JSON body)"
+
+
+class WorkerAdmin:
+    """Registration, in the manner of slime and in that of sglang-router.
+
+    `greet` is called with every worker that is added.
+    """
+
+    def __init__(self, pool: WorkerPool, greet: Callable[[Worker], None]) -> None:
+        self._pool = pool
+        self._greet = greet
+
+    async def add_worker(self, request: web.Request) -> web.Response:
+        """`POST /add_worker?url=` or `{"url"}`."""
+        url = await self._url(request)
+        if url is None:
+            return web.json_response({"error": _URL_REQUIRED}, status=400)
+        self._register(url)
+        return web.json_response({"status": "success", "worker_urls": self._pool.loads})
+
+    async def remove_worker(self, request: web.Request) -> web.Response:
+        """`POST /remove_worker?url=` or `{"url"}`."""
+        url = await self._url(request)
+        if url is None:
+            return web.json_response({"error": _URL_REQUIRED}, status=400)
+        self._pool.remove(url)
+        return web.json_response({"status": "success", "worker_urls": self._pool.loads})
+
+    async def list_urls(self, _: web.Request) -> web.Response:
+        """`GET /list_workers`."""
+        return web.json_response({"urls": list(self._pool.loads)})
+
+    async def create(self, request: web.Request) -> web.Response:
+        """`POST /workers {"url"}`: accepted, and there at once."""
+        body = await read_object(request)
+        url = body.get("url")
+        require(isinstance(url, str) and bool(url), "url", "the worker's URL")
+        worker = self._register(str(url))
+        location = f"/workers/{worker.id}"
+        reply = {
+            "status": "accepted",
+            "worker_id": worker.id,
+            "url": worker.url,
+            "location": location,
+            "message": "Worker added",
+        }
+        return web.json_response(reply, status=202, headers={"Location": location})
+
+    async def list_all(self, _: web.Request) -> web.Response:
+        """`GET /workers`."""
+        workers = [_worker_json(worker) for worker in self._pool.list()]
+        return web.json_response({"workers": workers, "total": len(workers)})
+
+    async def show(self, request: web.Request) -> web.Response:
+        """`GET /workers/{id or URL}`."""
+        return web.json_response(_worker_json(self._pool.get(request.match_info["worker"])))
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """`DELETE /workers/{id or URL}`: it gets no new requests; those it has go on."""
+        worker = self._pool.remove(request.match_info["worker"])
+        reply = {"status": "accepted", "worker_id": worker.id, "message": "Worker removed"}
+        return web.json_response(reply, status=202)
+
+    def _register(self, url: str) -> Worker:
+        worker = self._pool.add(url)
+        self._greet(worker)
+        return worker
+
+    @staticmethod
+    async def _url(request: web.Request) -> str | None:
+        named = request.query.get("url") or request.query.get("worker_url")
+        if named or not request.can_read_body:
+            return named
+        body = await read_object(request)
+        url = body.get("url") or body.get("worker_url")
+        return url if isinstance(url, str) else None
+
+
+def _worker_json(worker: Worker) -> dict[str, Any]:
+    return {
+        "id": worker.id,
+        "url": worker.url,
+        "worker_type": "regular",
+        "is_healthy": True,  # no health checks yet: a worker that cannot be reached is passed over
+        "load": worker.in_flight,
+        "context_len": worker.context_len,
+        "is_token_exact": worker.is_token_exact,
+    }
+
+
+class ModelAdmin:
+    """What the router says of itself and of the model."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        pool: WorkerPool,
+        *,
+        model_name: str,
+        figures: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._pool = pool
+        self._model_name = model_name
+        self._figures = figures
+
+    async def health(self, _: web.Request) -> web.Response:
+        """The router runs. (Whether workers do, `GET /workers` says.)"""
+        return web.json_response({"status": "ok", "workers": len(self._pool)})
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """The figures since the start."""
+        return web.json_response(self._figures())
+
+    async def models(self, _: web.Request) -> web.Response:
+        """The one model."""
+        return web.json_response({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """The card of one model, by its name."""
+        name = request.match_info["model"]
+        if name != self._model_name:
+            raise NotFound(
+                f"The model '{name}' does not exist.", param="model", code="model_not_found"
+            )
+        return web.json_response(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        known = (worker.context_len for worker in self._pool.list())
+        context_len = min((n for n in known if n is not None), default=self._tokenizer.context_len)
+        return {
+            "id": self._model_name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "slime_router",
+            "root": self._model_name,
+            "parent": None,
+            "max_model_len": context_len,
+        }
+
+    async def template(self, _: web.Request) -> web.Response:
+        """What the self-test found out about the template, and its source."""
+        findings = self._template.findings
+        fields = {name: getattr(findings, name) for name in findings.__slots__}
+        return web.json_response({**fields, "source": self._tokenizer.chat_template})
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        """`{"prompt"}` or `{"messages", "tools", ...}` to tokens, by the router's tokenizer."""
+        body = await read_object(request)
+        if ("prompt" in body) == ("messages" in body):
+            raise BadRequest("Exactly one of 'prompt' and 'messages' is needed.", param="prompt")
+        texts = self._texts(body)
+        ids = [self._tokenizer.encode(text).tolist() for text in texts]
+        is_list = isinstance(body.get("prompt"), list)
+        reply = {
+            "tokens": ids if is_list else ids[0],
+            "count": [len(run) for run in ids] if is_list else len(ids[0]),
+            "max_model_len": self._card()["max_model_len"],
+        }
+        return web.json_response(reply)
+
+    def _texts(self, body: Mapping[str, Any]) -> list[str]:
+        if "messages" in body:
+            return [self._rendered(body)]
+        prompt = body["prompt"]
+        texts = prompt if isinstance(prompt, list) else [prompt]
+        is_text = all(isinstance(text, str) for text in texts)
+        require(is_text and bool(texts), "prompt", "a string or a list of strings")
+        return [str(text) for text in texts]
+
+    def _rendered(self, body: Mapping[str, Any]) -> str:
+        messages = read_messages(body)
+        kwargs = body.get("chat_template_kwargs") or {}
+        require(isinstance(kwargs, dict), "chat_template_kwargs", "an object")
+        asked = body.get("continue_final_message") is True
+        options = TemplateOptions(
+            tools=read_tools(body),
+            add_generation_prompt=body.get("add_generation_prompt", True) is True,
+            continue_final_message=is_continued(messages, asked),
+            kwargs=kwargs,
+        )
+        return self._template.render(messages, options)
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        """`{"tokens"}` to text; under both of the names that clients read."""
+        body = await read_object(request)
+        tokens = body.get("tokens")
+        is_list = isinstance(tokens, list) and bool(tokens) and isinstance(tokens[0], list)
+        runs = tokens if is_list and isinstance(tokens, list) else [tokens]
+        skip = body.get("skip_special_tokens", True) is True
+        texts = [
+            self._tokenizer.decode(
+                checked_ids(run, self._tokenizer.vocab_size, "tokens").tolist(),
+                skip_special_tokens=skip,
+            )
+            for run in runs
+        ]
+        text = texts if is_list else texts[0]
+        return web.json_response({"text": text, "prompt": text})
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def routes(workers: WorkerAdmin, model: ModelAdmin) -> list[tuple[str, str, Handler]]:
+    """Method, path and handler of every operator's route."""
+    return [
+        ("POST", "/add_worker", workers.add_worker),
+        ("POST", "/remove_worker", workers.remove_worker),
+        ("GET", "/list_workers", workers.list_urls),
+        ("POST", "/workers", workers.create),
+        ("GET", "/workers", workers.list_all),
+        ("GET", "/workers/{worker:.+}", workers.show),
+        ("DELETE", "/workers/{worker:.+}", workers.delete),
+        ("GET", "/", model.health),
+        ("GET", "/health", model.health),
+        ("GET", "/metrics", model.metrics),
+        ("GET", "/v1/models", model.models),
+        ("GET", "/v1/models/{model:.+}", model.model),
+        ("GET", "/template", model.template),
+        ("POST", "/tokenize", model.tokenize),
+        ("POST", "/v1/tokenize", model.tokenize),
+        ("POST", "/detokenize", model.detokenize),
+        ("POST", "/v1/detokenize", model.detokenize),
+    ]

@@ -1,0 +1,98 @@
+"""Hands a request that the router has no route for to a worker, byte for byte, both ways."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from slime_router.errors import RouterError
+from slime_router.workers.client import Exchange, WorkerClient, read_some
+from slime_router.workers.pool import WorkerPool
+
+log = logging.getLogger(__name__)
+
+_HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1: these speak of one connection, not of the message
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_OWN_REQUEST = frozenset({"host", "expect"})  # our server has answered `Expect` already
+_OWN_ANSWER = frozenset({"server", "date"})  # our server writes its own
+
+
+class PassThrough:
+    """A handler for any method and path. Nothing is parsed, kept or changed on the way."""
+
+    def __init__(self, pool: WorkerPool, client: WorkerClient) -> None:
+        self._pool = pool
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"<PassThrough to {self._pool!r}>"
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Sends `request` to the least loaded worker and its answer to the client.
+
+        A worker that cannot be reached is passed over; one that took the request is not.
+
+        Raises:
+            NoWorker: none is registered, or none could be reached.
+            WorkerFailed: the worker closed the connection without an answer.
+            WorkerTimeout: no answer within the request timeout.
+        """
+        has_body = request.body_exists
+        async with self._client.reach(
+            Exchange(),
+            request.method,
+            _target(request),
+            headers=_end_to_end(request.headers, _OWN_REQUEST),
+            body=request.content if has_body else None,
+            can_repeat=not has_body,
+        ) as answer:
+            reply = web.StreamResponse(
+                status=answer.status,
+                reason=answer.reason,
+                headers=_end_to_end(answer.headers, _OWN_ANSWER),
+            )
+            await reply.prepare(request)
+            try:
+                while data := await read_some(answer):
+                    await reply.write(data)
+            except RouterError as exc:
+                # The status line is out: only a broken connection still says that this is no end.
+                log.warning("answer broke off: path=%s reason=%s", request.path, exc)
+                if request.transport is not None:
+                    request.transport.abort()
+                return reply
+            await reply.write_eof()
+            return reply
+
+
+def _target(request: web.Request) -> str:
+    """Path and query as the client wrote them."""
+    raw = request.raw_path
+    return raw if raw.startswith("/") else request.rel_url.raw_path_qs
+
+
+def _end_to_end(headers: CIMultiDictProxy[str], own: Iterable[str]) -> CIMultiDict[str]:
+    """`headers` without those that belong to the connection; repeated ones stay repeated."""
+    named = {
+        name.strip().lower()
+        for value in headers.getall("Connection", ())
+        for name in value.split(",")
+    }
+    dropped = _HOP_BY_HOP.union(own, named)
+    return CIMultiDict(
+        (name, value) for name, value in headers.items() if name.lower() not in dropped
+    )

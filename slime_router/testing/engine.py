@@ -1,0 +1,188 @@
+"""The fake worker's engine: generations under way, token by token, without a model or HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from slime_router.testing.script import (
+    Performance,
+    Refusal,
+    Script,
+    aborted,
+    check,
+    echo,
+    parts,
+    perform,
+)
+
+Item = dict[str, Any]
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A generation under way: `count` tokens are sampled, `sent` of them were handed out."""
+
+    rid: str
+    heard: Performance
+    cached: int
+    count: int = 0
+    sent: int = 0
+    is_aborted: bool = False
+    is_done: bool = False
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True, kw_only=True)
+class Engine:
+    """Plays scripts. The fields are the settings of `FakeWorker`, which documents them."""
+
+    decode: Callable[[Sequence[int]], str]
+    vocab_size: int
+    context_len: int
+    eos_ids: tuple[int, ...]
+    incremental: bool
+    chunk_tokens: int
+    echo_len: int
+    reply: Callable[[Item], Script] | None
+    weight_version: str | int
+    scripts: deque[Script] = field(default_factory=deque)
+    runs: dict[str, Run] = field(default_factory=dict)
+    held_after: int | None = None  # tokens; None when nothing is held
+    seen: list[list[int]] = field(default_factory=list)  # what the prefix cache holds
+
+    def start(self, body: Item, ids: Any) -> list[Run]:
+        """Begins every generation that a request asks for, or none.
+
+        Raises:
+            Refusal: what a worker refuses.
+        """
+        several = list(parts(body, ids))
+        given = body.get("rid")
+        rids = given if isinstance(given, list) else [given]
+        if len(rids) != len(several):
+            rids = [None] * len(several)  # SGLang makes its own for n > 1
+        for rid, (prompt, params) in zip(rids, several, strict=True):
+            check(prompt, params, self.context_len)
+            if rid in self.runs:
+                raise Refusal({"error": {"message": f"Duplicate request ID detected: {rid}"}})
+        runs = [
+            Run(rid or uuid4().hex, self._perform(body, prompt, params), self._cached(prompt))
+            for rid, (prompt, params) in zip(rids, several, strict=True)
+        ]
+        self.runs.update((run.rid, run) for run in runs)
+        return runs
+
+    def drop(self, runs: Sequence[Run]) -> None:
+        """Forgets generations that nobody waits for any more."""
+        for run in runs:
+            if self.runs.get(run.rid) is run:
+                del self.runs[run.rid]
+
+    def abort(self, rid: str) -> None:
+        """Ends the generation `rid`, if there is one."""
+        if rid in self.runs:
+            self.runs[rid].is_aborted = True
+            self.runs[rid].woken.set()
+
+    def release(self) -> None:
+        """Lets all generations go on."""
+        self.held_after = None
+        for run in self.runs.values():
+            run.woken.set()
+
+    async def next_item(self, run: Run, body: Item, *, is_whole: bool = False) -> Item | None:
+        """What comes next of `run` (all of it, for `is_whole`); None behind its end."""
+        total = len(run.heard.ids)
+        while not run.is_done:
+            await self._wait(run)
+            if run.is_aborted or run.count >= total:
+                return self._end(run, body, is_whole=is_whole)
+            run.count = min(run.count + self.chunk_tokens, total)
+            if run.count < total and not is_whole:
+                return self._item(run, body, None)
+        return None
+
+    async def _wait(self, run: Run) -> None:
+        await asyncio.sleep(0)
+        while self.held_after is not None and run.count >= self.held_after and not run.is_aborted:
+            run.woken.clear()
+            await run.woken.wait()
+
+    def _end(self, run: Run, body: Item, *, is_whole: bool) -> Item:
+        finish = run.heard.finish
+        if run.is_aborted:
+            waiting = {"type": "abort", "message": "Abort in waiting queue"}
+            finish = aborted("Aborted") if run.count else waiting
+        run.is_done = True
+        run.sent = 0 if is_whole else run.sent
+        self.drop([run])
+        # The last token was sampled but not computed: its cache entry would come with the next.
+        self.seen.append(run.heard.prompt + run.heard.ids[: run.count - 1])
+        return self._item(run, body, finish)
+
+    def _perform(self, body: Item, prompt: Sequence[int], params: Item) -> Performance:
+        if self.scripts:
+            script = self.scripts.popleft()
+        elif self.reply is not None:
+            script = self.reply(body)
+        else:
+            script = echo(prompt, self.vocab_size, self.eos_ids, self.echo_len)
+        return perform(
+            script,
+            prompt,
+            params,
+            context_len=self.context_len,
+            eos_ids=self.eos_ids,
+            decode=self.decode,
+        )
+
+    def _item(self, run: Run, body: Item, finish: Item | None) -> Item:
+        heard, count = run.heard, run.count
+        begin = run.sent if self.incremental else 0
+        meta: Item = {
+            "id": run.rid,
+            "finish_reason": finish,
+            "prompt_tokens": len(heard.prompt),
+            "weight_version": self.weight_version,
+            "completion_tokens": count,
+            "cached_tokens": run.cached,
+        }
+        if run.is_aborted and not count:  # it never left the queue
+            del meta["prompt_tokens"], meta["cached_tokens"]
+        if body.get("return_logprob"):
+            meta |= _logprobs(heard, begin, count, body.get("top_logprobs_num") or 0)
+        if finish is not None:
+            spans = [{"version": self.weight_version, "start": 0, "end": count}] if count else []
+            meta |= {"weight_versions": spans, **heard.meta}
+        text = heard.text(count, self.decode)
+        if self.incremental:
+            text = text[len(heard.text(run.sent, self.decode)) :]
+        run.sent = count
+        return {"text": text, "output_ids": heard.ids[begin:count], "meta_info": meta}
+
+    def _cached(self, prompt: Sequence[int]) -> int:
+        longest = max((_common_len(prompt, seen) for seen in self.seen), default=0)
+        return min(longest, len(prompt) - 1)
+
+
+def _logprobs(heard: Performance, begin: int, end: int, top: int) -> Item:
+    entries: list[list[Any]] = [
+        [logprob, token, None]
+        for logprob, token in zip(heard.logprobs[begin:end], heard.ids[begin:end], strict=False)
+    ]
+    fields: Item = {"output_token_logprobs": entries, "output_token_logprobs_length": end}
+    if top:
+        fields["output_top_logprobs"] = [
+            [[logprob, token + rank, None] for rank in range(top)] for logprob, token, _ in entries
+        ]
+    return fields
+
+
+def _common_len(a: Sequence[int], b: Sequence[int]) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((index for index, (x, y) in pairs if x != y), min(len(a), len(b)))

@@ -1,0 +1,330 @@
+"""A worker without a model: SGLang's HTTP contract on a free port, with answers from a script.
+
+    async with FakeWorker() as worker:
+        worker.script([5, 6, 7])
+        ...                                # ask worker.url
+    assert worker.requests[0].body["input_ids"] == [1, 2, 3]
+
+Without a script it answers with ids made from the prompt, equal ones to equal prompts. Like the
+real one it dies of token ids that are outside its vocabulary, stops at 128 tokens where
+`max_new_tokens` is absent, and refuses sampling keys that it does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from slime_router.testing.engine import Engine, Run
+from slime_router.testing.script import Numbers, Refusal, Script, Tokenizer, is_batch, parts
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One request that a worker got."""
+
+    path: str
+    body: dict[str, Any]
+    headers: Mapping[str, str]
+
+
+class _Dropped(Exception):
+    """The connection is to break here."""
+
+
+class FakeWorker:
+    """A scripted worker; an async context manager that listens while it is open.
+
+    Attributes:
+        requests: every `/generate` request, in order.
+        controls: every other request but `/abort_request`.
+        aborted: the rids that an abort was asked for, unknown ones too.
+        disconnected: the rids whose client went away before the end.
+        running: the rids that are being answered.
+        weight_version: what answers say, and `/update_weight_version` sets.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int = 32_000,
+        context_len: int = 2048,
+        eos_ids: Sequence[int] = (2,),
+        incremental: bool = False,
+        chunk_tokens: int = 1,
+        echo_len: int = 8,
+        tokenizer: Tokenizer | None = None,
+        reply: Callable[[dict[str, Any]], Script] | None = None,
+        weight_version: str | int = "default",
+        notices_disconnect: bool = True,
+    ) -> None:
+        self.requests: list[Received] = []
+        self.controls: list[Received] = []
+        self.aborted: list[str] = []
+        self.disconnected: list[str] = []
+        self._tokenizer = tokenizer
+        self._engine = Engine(
+            decode=(tokenizer or Numbers()).decode,
+            vocab_size=vocab_size,
+            context_len=context_len,
+            eos_ids=tuple(eos_ids),
+            incremental=incremental,
+            chunk_tokens=chunk_tokens,
+            echo_len=echo_len,
+            reply=reply,
+            weight_version=weight_version,
+        )
+        self._notices_disconnect = notices_disconnect
+        self._answers: deque[tuple[int, bytes, str]] = deque()
+        self._drops: deque[int] = deque()
+        self._runner: web.AppRunner | None = None
+        self._site: web.TCPSite | None = None
+        self._port = 0
+
+    def __repr__(self) -> str:
+        return f"<FakeWorker {self.url}, {len(self.running)} running>"
+
+    async def __aenter__(self) -> FakeWorker:
+        app = web.Application(client_max_size=2**30)
+        app.router.add_route("*", "/generate", self._generate)
+        app.router.add_post("/abort_request", self._abort_request)
+        app.router.add_route("*", "/echo{tail:.*}", _echo)
+        app.router.add_route("*", "/{path}", self._control)
+        self._runner = web.AppRunner(
+            app,
+            handler_cancellation=self._notices_disconnect,
+            access_log=None,
+            shutdown_timeout=0.1,
+        )
+        await self._runner.setup()
+        await self.accept_connections()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._runner is not None
+        for rid in self.running:
+            self._engine.abort(rid)
+        await self._runner.cleanup()
+
+    @property
+    def url(self) -> str:
+        """Where it listens, or did."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def running(self) -> list[str]:
+        """The rids that are being answered."""
+        return list(self._engine.runs)
+
+    @property
+    def weight_version(self) -> str | int:
+        """What answers say about the weights."""
+        return self._engine.weight_version
+
+    @weight_version.setter
+    def weight_version(self, version: str | int) -> None:
+        self._engine.weight_version = version
+
+    # What it says
+
+    def script(
+        self,
+        ids: Sequence[int],
+        *,
+        finish: str | Mapping[str, Any] = "length",
+        logprobs: Sequence[float | None] | None = None,
+        **meta: Any,
+    ) -> None:
+        """Queues what the next generation samples; see `Script`."""
+        self._engine.scripts.append(Script(ids=ids, finish=finish, logprobs=logprobs, meta=meta))
+
+    def hold(self, after_tokens: int = 0) -> None:
+        """Stops every generation after that many tokens, until `release`."""
+        self._engine.held_after = after_tokens
+
+    def release(self) -> None:
+        """Lets all generations go on."""
+        self._engine.release()
+
+    # How it fails
+
+    def answer_next(self, status: int, body: bytes, content_type: str = "application/json") -> None:
+        """Answers the next generation with this, and nothing else."""
+        self._answers.append((status, body, content_type))
+
+    def drop_next(self, *, after_bytes: int = 0) -> None:
+        """Breaks the connection of the next generation after so many bytes of its answer's body.
+
+        With 0 not even a status line is sent.
+        """
+        self._drops.append(after_bytes)
+
+    async def refuse_connections(self) -> None:
+        """Breaks all connections and takes no new ones, as a dead worker."""
+        if self._site is not None:
+            site, self._site = self._site, None
+            await site.stop()
+        assert self._runner is not None
+        assert self._runner.server is not None
+        for handler in self._runner.server.connections:
+            if handler.transport is not None:
+                handler.transport.abort()
+
+    async def accept_connections(self) -> None:
+        """Listens (again), on the same port."""
+        assert self._runner is not None
+        self._site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        await self._site.start()
+        self._port = self._runner.addresses[0][1]
+
+    # Routes
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
+        try:
+            body = orjson.loads(raw)
+        except ValueError:
+            return _json({"object": "error", "message": "JSON decode error", "code": 400}, 400)
+        self.requests.append(Received(request.path, body, dict(request.headers)))
+        if self._answers:
+            status, answer, content_type = self._answers.popleft()
+            return web.Response(status=status, body=answer, content_type=content_type)
+        is_stream = bool(body.get("stream"))
+        left = self._drops.popleft() if self._drops else None
+        runs: list[Run] = []
+        try:
+            if left == 0:
+                raise _Dropped
+            ids = self._prompt_ids(body)
+            if not self._survives(body, ids):
+                await self.refuse_connections()
+                raise _Dropped
+            runs = self._engine.start(body, ids)
+            if is_stream:
+                return await self._stream(request, body, runs, is_batch(body, ids), left)
+            items = [await self._engine.next_item(run, body, is_whole=True) for run in runs]
+            whole = orjson.dumps(items if is_batch(body, ids) else items[0])
+            if left is not None:
+                await self._write_and_drop(request, whole[:left])
+            return web.Response(body=whole, content_type="application/json")
+        except Refusal as refusal:
+            if not (is_stream and refusal.is_late):
+                return _json(refusal.body, 400)
+            error = {**refusal.body["error"], "type": "invalid_request_error", "code": 400}
+            events = b"data: %s\n\ndata: [DONE]\n\n" % orjson.dumps({"error": error})
+            return web.Response(body=events, content_type="text/event-stream")
+        except _Dropped:
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
+        except asyncio.CancelledError:
+            self.disconnected += [run.rid for run in runs]
+            raise
+        finally:
+            self._engine.drop(runs)
+
+    async def _stream(
+        self,
+        request: web.Request,
+        body: dict[str, Any],
+        runs: list[Run],
+        is_batch: bool,
+        left: int | None,
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        playing = deque(enumerate(runs))
+        while playing:  # a round robin: the items of a batch arrive mixed
+            index, run = playing.popleft()
+            item = await self._engine.next_item(run, body)
+            if item is None:
+                continue
+            playing.append((index, run))
+            event = b"data: %s\n\n" % orjson.dumps({**item, "index": index} if is_batch else item)
+            if left is not None and len(event) >= left:
+                await response.write(event[:left])
+                raise _Dropped
+            left = None if left is None else left - len(event)
+            await response.write(event)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _write_and_drop(self, request: web.Request, begin: bytes) -> None:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        await response.write(begin)
+        raise _Dropped
+
+    async def _abort_request(self, request: web.Request) -> web.Response:
+        body = orjson.loads(await request.read())
+        rids = self.running if body.get("abort_all") else [body.get("rid")]
+        for rid in rids:
+            self.aborted.append(rid)
+            self._engine.abort(rid)
+        return web.Response()
+
+    async def _control(self, request: web.Request) -> web.Response:
+        raw = await request.read()
+        body = orjson.loads(raw) if raw else {}
+        self.controls.append(Received(request.path, body, dict(request.headers)))
+        path = request.match_info["path"]
+        if path in ("health", "health_generate", "ping"):
+            return web.Response()
+        if path == "flush_cache":
+            self._engine.seen.clear()
+            return web.Response(text="Cache flushed.\n")
+        if path == "update_weight_version":
+            self.weight_version = body["new_version"]
+            return _json({"success": True, "new_version": self.weight_version})
+        if path in ("model_info", "get_model_info"):
+            return _json({"model_path": "fake", "weight_version": self.weight_version})
+        if path == "tokenize" and self._tokenizer is not None:
+            ids = list(self._tokenizer.encode(body["prompt"]))
+            return _json(
+                {"tokens": ids, "count": len(ids), "max_model_len": self._engine.context_len}
+            )
+        if path == "detokenize" and self._tokenizer is not None:
+            return _json({"text": self._tokenizer.decode(body["tokens"])})
+        return _json({"detail": "Not Found"}, 404)
+
+    def _survives(self, body: dict[str, Any], ids: Any) -> bool:
+        prompts = (prompt for prompt, _ in parts(body, ids))
+        return all(0 <= token < self._engine.vocab_size for prompt in prompts for token in prompt)
+
+    def _prompt_ids(self, body: dict[str, Any]) -> Any:
+        if body.get("input_ids") is not None:
+            return body["input_ids"]
+        if self._tokenizer is None or not body.get("text"):
+            raise Refusal({"error": {"message": "Either text or input_ids should be provided."}})
+        text, encode = body["text"], self._tokenizer.encode
+        return (
+            list(encode(text)) if isinstance(text, str) else [list(encode(part)) for part in text]
+        )
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
+
+
+async def _echo(request: web.Request) -> web.Response:
+    """Says what was received: method, target, header pairs, body."""
+    body = await request.read()
+    heard = {
+        "method": request.method,
+        "target": request.raw_path,
+        "headers": [[name, value] for name, value in request.headers.items()],
+        "body": body.decode("latin-1"),
+    }
+    return _json(heard)

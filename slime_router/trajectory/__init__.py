@@ -1,0 +1,1 @@
+"""What was sampled, turn by turn."""

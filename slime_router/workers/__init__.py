@@ -1,0 +1,1 @@
+"""The SGLang workers: who they are, who is next, how to talk to them."""

@@ -1,0 +1,349 @@
+"""Talks to the workers: generations, aborts, and whatever else is sent to one of them.
+
+For every request, however it ends: its lease is given back, its connection is closed or kept for
+the next, and a generation that did not end by itself is aborted on the worker that runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+import aiohttp
+import orjson
+from multidict import CIMultiDict
+from yarl import URL
+
+from slime_router.errors import NoWorker, RouterError, WorkerFailed, WorkerTimeout
+from slime_router.types import Capture, GenerateCall, GenerateChunk
+from slime_router.workers.events import BodyJoiner, EventSplitter
+from slime_router.workers.pool import Worker, WorkerPool
+from slime_router.workers.wire import ChunkReader, generate_body, read_error, wants_logprobs
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_S = 3.0  # uvicorn, in the workers, closes an idle connection after 5 s
+READ_BUFFER_LEN = 256 * 2**10  # bytes; a backlog of cumulative items is read in one go
+DRAIN_TIMEOUT_S = 1.0  # for the few bytes behind the last item
+PROBE_TIMEOUT_S = 10.0
+
+_JSON = {"Content-Type": "application/json"}
+
+
+class NotTaken(Exception):
+    """The worker did not take the request: another one may be asked.
+
+    `is_stale`: a kept connection was closed under us; a fresh one to the same worker may do.
+    """
+
+    def __init__(self, reason: str, *, is_stale: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.is_stale = is_stale
+
+
+class Exchange:
+    """One request under way: the worker that has it, and whether its answer is complete."""
+
+    __slots__ = ("is_over", "worker")
+
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
+        self.is_over = False
+
+
+class WorkerClient:
+    """Owns the connections to the workers, and the aborts that run behind closed requests."""
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        *,
+        capture: Capture,
+        request_timeout_s: float,
+        connect_timeout_s: float = 5.0,
+        abort_timeout_s: float = 5.0,
+    ) -> None:
+        self.aborts_sent = 0
+        self.aborts_failed = 0
+        self._pool = pool
+        self._capture = capture
+        self._request_timeout_s = request_timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._abort_timeout_s = abort_timeout_s
+        self._session: aiohttp.ClientSession | None = None
+        self._aborts: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._session is None else "open"
+        return f"<WorkerClient {state}, {len(self._aborts)} aborts under way>"
+
+    async def __aenter__(self) -> WorkerClient:
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_note_reuse)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            read_bufsize=READ_BUFFER_LEN,
+            trace_configs=[trace],
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._aborts:
+                await asyncio.wait(self._aborts, timeout=self._abort_timeout_s)
+        finally:
+            late = tuple(self._aborts)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+            session, self._session = self.session, None
+            await session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The open HTTP session; it decompresses nothing and keeps no cookies."""
+        assert self._session is not None, "the client is used inside its `async with`"
+        return self._session
+
+    async def generate(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
+        """Runs `call` on a worker; yields what comes, as it comes. `call.prompt` has been made.
+
+        Raises:
+            NoWorker: none is registered, or none could be reached.
+            WorkerRefused: the worker's own answer to a bad request.
+            WorkerFailed: the worker died, or its answer cannot be read.
+            WorkerTimeout: the whole took longer than the request timeout.
+        """
+        body = generate_body(call, capture=self._capture)
+        headers = CIMultiDict(call.headers)
+        headers["Content-Type"] = "application/json"
+        exchange = Exchange()
+        try:
+            async with self.reach(
+                exchange, "POST", "/generate", headers=headers, body=body
+            ) as answer:
+                if answer.status != 200:
+                    exchange.is_over = True
+                    raise read_error(answer.status, await _read(answer))
+                assert exchange.worker is not None
+                prompt = call.prompt
+                lines = _lines(answer)
+                reader = self._reader(call)
+                data = b"-"
+                while data and not reader.is_finished:
+                    data = await read_some(answer)
+                    for chunk in reader.read(lines.feed(data) if data else lines.end()):
+                        chunk.worker_url = exchange.worker.url
+                        chunk.prompt, prompt = prompt, None
+                        if chunk.finish is not None:
+                            exchange.is_over = True
+                            await _drain(answer)
+                        yield chunk
+                if not reader.is_finished:
+                    raise WorkerFailed("The worker's answer ended before the generation did.")
+        finally:
+            if exchange.worker is not None and not exchange.is_over:
+                self._abort_later(exchange.worker, call)
+
+    async def tokenize(self, worker: Worker, text: str) -> tuple[list[int], int | None] | None:
+        """The ids that `worker` makes of `text`, and its context length where it says it.
+
+        None where the worker has no such route or fails at it.
+        """
+        body = orjson.dumps({"prompt": text, "add_special_tokens": False})
+        try:
+            answer = await self.send(
+                worker, "POST", "/tokenize", headers=_JSON, body=body, timeout_s=PROBE_TIMEOUT_S
+            )
+            async with answer:
+                reply = orjson.loads(await _read(answer)) if answer.status == 200 else {}
+            return [int(token) for token in reply["tokens"]], reply.get("max_model_len")
+        except (NotTaken, RouterError, AttributeError, KeyError, TypeError, ValueError) as exc:
+            log.info("tokenize probe failed: worker=%s reason=%r", worker.url, exc)
+            return None
+
+    @asynccontextmanager
+    async def reach(
+        self,
+        exchange: Exchange,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: Any = None,
+        can_repeat: bool = True,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Sends a request to the next worker that takes it, and leases that worker for the block.
+
+        `can_repeat` says that `body` can be sent anew after a part of it was. The answer may have
+        any status; on leaving the block it is closed.
+
+        Raises:
+            NoWorker: none is registered, or none could be reached.
+            WorkerFailed: the worker closed the connection without an answer.
+            WorkerTimeout: no answer within the request timeout.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._request_timeout_s
+        tried: set[str] = set()
+        stale: set[str] = set()
+        failure: NotTaken | None = None
+        while True:
+            if failure is not None and tried.issuperset(self._pool.loads):
+                raise NoWorker(f"No worker could be reached: {failure.reason}.") from failure
+            with self._pool.lease(exclude=tried) as worker:
+                exchange.worker = worker
+                timeout_s = max(deadline - clock(), 0.001)
+                try:
+                    answer = await self.send(
+                        worker, method, path, headers=headers, body=body, timeout_s=timeout_s
+                    )
+                except NotTaken as exc:
+                    exchange.worker = None
+                    log.warning("not taken: worker=%s reason=%s", worker.url, exc.reason)
+                    if exc.is_stale and not can_repeat:
+                        raise WorkerFailed("The worker closed the connection.") from exc
+                    (stale if exc.is_stale and worker.url not in stale else tried).add(worker.url)
+                    failure = exc
+                    continue
+                try:
+                    yield answer
+                finally:
+                    answer.close()  # keeps the connection where all was read
+                return
+
+    async def send(
+        self,
+        worker: Worker,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: Any = None,
+        timeout_s: float,
+    ) -> aiohttp.ClientResponse:
+        """Sends one request to `worker`; returns when the head of the answer is there.
+
+        The caller closes the answer. `path` is sent as it is written; `timeout_s` holds until
+        the answer's last byte.
+
+        Raises:
+            NotTaken: the worker did not take the request.
+            WorkerFailed: it closed the connection without an answer.
+            WorkerTimeout: no answer within `timeout_s`.
+        """
+        use = {"is_reused": False}
+        if isinstance(body, bytes) and len(body) > 2**20:
+            body = io.BytesIO(body)  # sent in pieces: one huge write would stall the event loop
+        with _translated():
+            try:
+                return await self.session.request(
+                    method,
+                    URL(worker.url + path, encoded=True),
+                    data=body,
+                    headers=headers,
+                    timeout=aiohttp.ClientTimeout(timeout_s, connect=self._connect_timeout_s),
+                    allow_redirects=False,
+                    trace_request_ctx=use,
+                )
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
+                raise NotTaken("the connection failed") from exc
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as exc:
+                if use["is_reused"]:
+                    raise NotTaken("the connection was closed", is_stale=True) from exc
+                raise WorkerFailed("The worker closed the connection without an answer.") from exc
+
+    def _reader(self, call: GenerateCall) -> ChunkReader:
+        return ChunkReader(
+            with_logprobs=wants_logprobs(call, self._capture),
+            top_logprobs=call.top_logprobs,
+            is_native=call.native is not None,
+        )
+
+    def _abort_later(self, worker: Worker, call: GenerateCall) -> None:
+        """Aborts behind the closed request: whoever leaves, a cancelled one too, need not wait."""
+        if self._session is None:
+            log.warning("abort not sent, client closed: worker=%s rid=%s", worker.url, call.rid)
+            return
+        task = asyncio.get_running_loop().create_task(self._abort(worker, call))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    async def _abort(self, worker: Worker, call: GenerateCall) -> None:
+        headers = CIMultiDict(call.headers)
+        headers["Content-Type"] = "application/json"
+        self.aborts_sent += 1
+        try:
+            answer = await self.send(
+                worker,
+                "POST",
+                "/abort_request",
+                headers=headers,
+                body=orjson.dumps({"rid": call.rid}),
+                timeout_s=self._abort_timeout_s,
+            )
+            async with answer:
+                await _read(answer)
+                if answer.status != 200:
+                    raise read_error(answer.status, b"")
+        except (NotTaken, RouterError) as exc:
+            self.aborts_failed += 1
+            log.warning("abort failed: worker=%s rid=%s reason=%s", worker.url, call.rid, exc)
+
+
+async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx["is_reused"] = True
+
+
+def _lines(answer: aiohttp.ClientResponse) -> EventSplitter | BodyJoiner:
+    is_stream = answer.content_type == "text/event-stream"
+    return EventSplitter() if is_stream else BodyJoiner()
+
+
+async def read_some(answer: aiohttp.ClientResponse) -> bytes:
+    """What has come since the last read, at least a byte; nothing at the end."""
+    with _translated():
+        return await answer.content.readany()
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    joiner = BodyJoiner()
+    while data := await read_some(answer):
+        joiner.feed(data)
+    return joiner.end()[0]
+
+
+async def _drain(answer: aiohttp.ClientResponse) -> None:
+    """Reads what stands behind the last item, so that the connection can be kept."""
+    try:
+        async with asyncio.timeout(DRAIN_TIMEOUT_S):
+            while await answer.content.readany():
+                pass
+    except (TimeoutError, aiohttp.ClientError):
+        pass  # the generation is whole; only the connection is not kept
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """The errors of aiohttp in our own words; the URL of a worker is not the client's business."""
+    try:
+        yield
+    except TimeoutError as exc:
+        raise WorkerTimeout("The worker did not answer in time.") from exc
+    except (aiohttp.ClientError, OSError) as exc:
+        raise WorkerFailed("The connection to the worker broke.") from exc

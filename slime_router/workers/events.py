@@ -1,0 +1,73 @@
+"""A stream of server-sent events, cut into the payloads of its `data:` lines. Pure: bytes in, out.
+
+Workers send one JSON object a line, so lines are payloads; event names, ids and comments are
+skipped. What is not yet a whole line waits, at most `max_len` bytes of it.
+"""
+
+from __future__ import annotations
+
+from slime_router.errors import WorkerFailed
+
+MAX_PAYLOAD_LEN = 256 * 2**20  # bytes; routed experts of a long output take 100 MiB
+DONE = b"[DONE]"
+
+
+class EventSplitter:
+    """Reads `data:` lines. Line ends may be LF or CRLF, and fall anywhere in the network's cuts."""
+
+    def __init__(self, max_len: int = MAX_PAYLOAD_LEN) -> None:
+        self._max_len = max_len
+        self._rest: list[bytes] = []  # the pieces of a line without its end
+        self._rest_len = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The payloads that became whole with `data`.
+
+        Raises:
+            WorkerFailed: a line is longer than `max_len` bytes.
+        """
+        head, end, tail = data.rpartition(b"\n")
+        if not end:
+            self._keep(tail)
+            return []
+        lines = b"".join((*self._rest, head)).split(b"\n")
+        self._rest.clear()
+        self._rest_len = 0
+        self._keep(tail)
+        return [line[5:].strip() for line in lines if line.startswith(b"data:")]
+
+    def end(self) -> list[bytes]:
+        """The payload that stands in a last line without an end."""
+        return self.feed(b"\n")
+
+    def _keep(self, piece: bytes) -> None:
+        self._rest_len += len(piece)
+        if self._rest_len > self._max_len:
+            raise WorkerFailed("The worker sent a line that is too long.")
+        if piece:
+            self._rest.append(piece)
+
+
+class BodyJoiner:
+    """A body that is no stream: the same two methods, one payload at the end."""
+
+    def __init__(self, max_len: int = MAX_PAYLOAD_LEN) -> None:
+        self._max_len = max_len
+        self._pieces: list[bytes] = []
+        self._len = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Keeps `data`; gives nothing.
+
+        Raises:
+            WorkerFailed: the body is longer than `max_len` bytes.
+        """
+        self._len += len(data)
+        if self._len > self._max_len:
+            raise WorkerFailed("The worker sent a body that is too long.")
+        self._pieces.append(data)
+        return []
+
+    def end(self) -> list[bytes]:
+        """The whole body."""
+        return [b"".join(self._pieces)]

@@ -1,0 +1,94 @@
+"""Lets SGLang be imported without a GPU. Python runs this file at start if it is on PYTHONPATH.
+
+Two imports would fail: `triton`, which is not installed, and `torchvision`, whose published wheel
+holds CUDA operators that do not load. SGLang's server starts Python processes of its own; they
+inherit PYTHONPATH, and with it this file.
+"""
+
+import importlib.machinery
+import sys
+import types
+
+TRITON_VERSION = "3.0.0"  # some importers compare it
+MISSING_OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+class Stub:
+    """Any attribute, any item, and a decorator that changes nothing."""
+
+    def __getattr__(self, name):
+        return stub_for(name)
+
+    def __getitem__(self, key):
+        return self
+
+    def __call__(self, *args, **kwargs):
+        if len(args) == 1 and not kwargs and callable(args[0]):
+            return args[0]  # used as @decorator
+        return lambda decorated: decorated  # used as @decorator(...)
+
+
+class StubModule(types.ModuleType):
+    """A module in which every name can be found."""
+
+    __version__ = TRITON_VERSION
+    __path__ = ()  # a package, so that its submodules are asked for
+
+    def __getattr__(self, name):
+        return stub_for(name)
+
+
+def stub_for(name):
+    """What a stub gives under `name`: classes where a class is meant, since people inherit."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    if name[0].isupper():
+        return type(name, (), {"__init__": lambda self, *args, **kwargs: None})
+    return REAL_FUNCTIONS.get(name) or Stub()
+
+
+def cdiv(x, y):
+    """The quotient of two whole numbers, rounded up."""
+    return -(-x // y)
+
+
+def next_power_of_2(n):
+    """The least power of two that is not below `n`."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+REAL_FUNCTIONS = {"cdiv": cdiv, "next_power_of_2": next_power_of_2}
+
+
+class Shim:
+    """An entry of `sys.meta_path`: finds and loads triton, and prepares for torchvision."""
+
+    def __init__(self):
+        self.library = None  # the operators live as long as this object
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            self.define_operators()
+        if name.partition(".")[0] == "triton":
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None  # somebody else finds it
+
+    def create_module(self, spec):
+        return StubModule(spec.name)
+
+    def exec_module(self, module):
+        """Nothing to run."""
+
+    def define_operators(self):
+        if self.library is None:
+            import torch
+
+            self.library = torch.library.Library("torchvision", "FRAGMENT")
+            for schema in MISSING_OPERATORS:
+                self.library.define(schema)
+
+
+sys.meta_path.insert(0, Shim())

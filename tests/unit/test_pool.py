@@ -1,0 +1,112 @@
+"""The pool: who is registered, who is next, and that every lease comes back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slime_router.errors import BadRequest, NotFound, NoWorker
+from slime_router.workers.policy import least_in_flight
+from slime_router.workers.pool import Worker, WorkerPool
+
+A, B, C = "http://a:1", "http://b:2", "http://c:3"
+
+
+def test_adding_twice_in_any_spelling_is_one_worker():
+    pool = WorkerPool()
+    worker = pool.add(A)
+    assert pool.add("HTTP://A:1/") is worker
+    assert pool.list() == (worker,)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "a:1", "ftp://a:1", "http://", "http://a:x", "http://a:99999", "http://a/?q=1",
+     "http://a/#f", "http://me:pw@a", "http://a b", "http://[::1"],
+)  # fmt: skip
+def test_what_is_no_worker_url_is_refused_and_changes_nothing(url):
+    pool = WorkerPool()
+    with pytest.raises(BadRequest) as caught:
+        pool.add(url)
+    assert caught.value.param == "url"
+    assert pool.list() == ()
+
+
+@pytest.mark.parametrize(
+    ("url", "normalised"),
+    [("https://A/", "https://a"), ("http://[::1]:9/", "http://[::1]:9"), (" http://a/x/ ", "http://a/x")],
+)
+def test_a_url_keeps_what_counts(url, normalised):
+    assert WorkerPool([url]).list()[0].url == normalised
+
+
+def test_a_worker_is_found_and_removed_by_url_or_id():
+    pool = WorkerPool([A, B])
+    a, b = pool.list()
+    assert pool.get(a.id) is a
+    assert pool.get("http://B:2/") is b
+    assert pool.remove(a.id) is a
+    assert pool.remove(B + "/") is b
+    for unknown in (a.id, B, "nonsense"):
+        with pytest.raises(NotFound):
+            pool.remove(unknown)
+
+
+def test_the_least_loaded_takes_the_next_request():
+    pool = WorkerPool([A, B])
+    with pool.lease() as first, pool.lease() as second, pool.lease(exclude={A}) as third:
+        assert [first.url, second.url, third.url] == [A, B, B]
+        assert pool.loads == {A: 1, B: 2}
+        with pool.lease() as fourth:
+            assert fourth.url == A
+
+
+def test_an_idle_fleet_is_spread():
+    """Requests one after the other go round: no worker serves all of a quiet hour."""
+    pool = WorkerPool([A, B, C])
+    urls = []
+    for _ in range(6):
+        with pool.lease() as worker:
+            urls.append(worker.url)
+    assert urls == [A, B, C] * 2
+
+
+def test_a_lease_comes_back_whatever_happens_in_it():
+    pool = WorkerPool([A])
+    with pytest.raises(ZeroDivisionError), pool.lease():
+        raise ZeroDivisionError
+    assert pool.loads == {A: 0}
+    assert pool.total_in_flight == 0
+
+
+def test_a_removed_worker_gives_its_leases_back():
+    """A worker that is registered again while an old request runs starts from zero."""
+    pool = WorkerPool([A])
+    with pool.lease():
+        pool.remove(A)
+        assert pool.total_in_flight == 1
+        assert pool.add(A).in_flight == 0
+    assert pool.total_in_flight == 0
+    assert pool.loads == {A: 0}
+
+
+@pytest.mark.parametrize(("urls", "exclude"), [([], ()), ([A], [A]), ([A, B], {A, B})])
+def test_no_worker_left_is_said(urls, exclude):
+    pool = WorkerPool(urls)
+    with pytest.raises(NoWorker), pool.lease(exclude):
+        pass
+    assert pool.total_in_flight == 0
+
+
+def test_repr_tells_the_state():
+    pool = WorkerPool([A, B])
+    with pool.lease():
+        assert repr(pool) == "<WorkerPool 2 workers, 1 in flight>"
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1))
+def test_the_policy_takes_the_least_loaded_then_the_longest_idle(loads):
+    workers = [Worker(f"http://w{i}", in_flight=n, last_lease=at) for i, (n, at) in enumerate(loads)]
+    chosen = least_in_flight(workers)
+    assert (chosen.in_flight, chosen.last_lease) == min(loads)

