@@ -116,7 +116,7 @@ class PromptMaker:
                 talk.messages,
                 talk.reply_index,
                 call.template,
-                stop_id=self._closing_stop_id(turn),
+                stop_id=turn.stop_id,
                 date=_parsed(turn.date),
             )
             if suffix is None:
@@ -147,11 +147,6 @@ class PromptMaker:
             messages_key=key,
             reply_prefix=written,
         )
-
-    def _closing_stop_id(self, turn: Turn) -> int | None:
-        """The stop token that closed the turn; a client's own stop token closes nothing."""
-        stop_id = turn.stop_id
-        return stop_id if stop_id in self._tokenizer.eos_ids else None
 
     # B and C: the longest cached prefix of a text
 

@@ -49,16 +49,20 @@ class Decoder:
     """
 
     def __init__(self, table: TokenBytes) -> None:
-        self._table = table
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._bytes_of = table.__getitem__
+        self._held = b""  # the begin of a character
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that is complete now; bytes that may still become a character wait."""
-        return self._utf8.decode(self._table.join(ids))
+        spelled = self._held + b"".join(map(self._bytes_of, ids))
+        text, used_len = codecs.utf_8_decode(spelled, "replace", False)
+        self._held = spelled[used_len:]
+        return text
 
     def flush(self) -> str:
         """What is held back; bytes that never became a character are U+FFFD."""
-        return self._utf8.decode(b"", final=True)
+        text, self._held = self._held.decode(errors="replace"), b""
+        return text
 
 
 def components(part: Any) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ def _canonical_arguments(function: Mapping[str, Any]) -> bytes:
             if not isinstance(arguments, dict):
                 return b"text " + text.encode("utf-8", "surrogatepass")
         return b"value " + _canonical_json(arguments)
-    except (ValueError, RecursionError):
+    except (ValueError, ArithmeticError, RecursionError):  # no JSON, or beyond all bounds
         return b"text " + str(function["arguments"]).encode("utf-8", "surrogatepass")
 
 
@@ -132,9 +132,11 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, bool) or value is None or isinstance(value, str):
+    if isinstance(value, bool) or value is None:
         return value
-    return {"": _number(Decimal(str(value)))}  # no JSON value of a client looks like this
+    if isinstance(value, str):
+        return "=" + value  # so that no value of a client reads as a number
+    return _number(Decimal(str(value)))
 
 
 def _number(value: Decimal) -> str:

@@ -189,7 +189,7 @@ class ChatTemplate:
     def _after_stop(self, behind: str, stop_id: int | None) -> Suffix:
         """Drop from `behind` what the model has sampled of it already."""
         first = self._tokenizer.control_id_at(behind, 0)
-        if stop_id is None or first is None:
+        if stop_id is None or first is None or not self._closes(stop_id):
             return Suffix(behind)
         first_id, literal = first
         if first_id == stop_id:
@@ -200,6 +200,11 @@ class ChatTemplate:
         if stop_id in self._openers:
             return Suffix(behind, drop=1)
         return Suffix(behind)
+
+    def _closes(self, stop_id: int) -> bool:
+        """Whether the stop token ends a turn; a stop token of the client's own does not."""
+        closer = self._closer[0] if self._closer else None
+        return stop_id in self._tokenizer.eos_ids or stop_id == closer or stop_id in self._openers
 
     def _try(
         self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
@@ -272,10 +277,8 @@ class ChatTemplate:
         return len(texts) > 1
 
     def _keeps_reasoning(self, user: Message, reply: Message, options: TemplateOptions) -> bool:
-        thinking = {**reply, "reasoning_content": SENTINEL}
-        inline = {**reply, "content": f"<think>\n{SENTINEL}\n</think>\n\nHello"}
-        texts = (self._try([user, form, user], options, None) or "" for form in (thinking, inline))
-        return all(SENTINEL in text for text in texts)
+        thinking = {**reply, "content": f"<think>\n{SENTINEL}\n</think>\n\nHello"}
+        return SENTINEL in (self._try([user, thinking, user], options, None) or "")
 
 
 def _sentinel() -> Message:

@@ -6,11 +6,12 @@ that a client names is checked here, before anything else happens.
 
 from __future__ import annotations
 
-from array import array
+import struct
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import orjson
 
 from slime_router.doors.faults import wrong_type
 from slime_router.errors import BadRequest
@@ -43,12 +44,14 @@ def checked_ids(values: Any, vocab_size: int, param: str) -> TokenIds:
         raise wrong_type(param, "a list of token ids")
     if not values:
         raise BadRequest(f"'{param}' cannot be empty.", param=param)
-    if set(map(type, values)) != {int}:  # also finds the bools, which are ints to Python
+    try:  # `pack` is the fastest check there is: prompts have up to a million ids
+        ids = np.frombuffer(struct.pack(f"={len(values)}i", *values), np.int32)
+    except struct.error:
+        if set(map(type, values)) == {int}:
+            raise _outside(param, vocab_size) from None
+        raise wrong_type(param, "a list of integers") from None
+    if b"e" in orjson.dumps(values):  # true or false, which are ints to Python
         raise wrong_type(param, "a list of integers")
-    try:
-        ids = np.frombuffer(array("i", values), np.int32)
-    except OverflowError:
-        raise _outside(param, vocab_size) from None
     if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
         raise _outside(param, vocab_size)
     return token_ids(ids)

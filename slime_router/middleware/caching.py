@@ -42,6 +42,7 @@ class RadixTreeMiddleware:
         self, call: GenerateCall, call_next: CallNext
     ) -> AsyncGenerator[GenerateChunk, None]:
         """Middleware: see `middleware/base.py`."""
+        await self._cache.enforce_budget()  # those before may have been cut short behind `_file`
         prompt = await self._maker.make(call)
         output: list[int] = []
         finish: Finish | None = None
@@ -114,8 +115,9 @@ class RadixTreeMiddleware:
         found = text.find(finish.matched)
         if found < 0:
             return set()
+        before = text[:found].encode()
         lengths = [len(self._tokenizer.token_bytes(token_id)) for token_id in output]
-        ends = np.cumsum(lengths)
-        at = np.searchsorted(ends, len(text[:found].encode()))
-        is_cut = at < len(ends) and ends[at] == len(text[:found].encode())
-        return {int(at) + 1} if is_cut else set()
+        end = int(np.searchsorted(np.cumsum(lengths), len(before))) + 1
+        # Compared byte by byte: a broken byte reads as U+FFFD, which has three.
+        is_cut = b"".join(map(self._tokenizer.token_bytes, output[:end])) == before
+        return {end} if is_cut else set()

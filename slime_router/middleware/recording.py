@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 from slime_router.chat.match import reply_keys
 from slime_router.middleware.base import CallNext
@@ -81,12 +82,14 @@ class RecordingMiddleware:
         self._store = store
         self._capture = capture
         self._with_call_ids = prints_call_ids
+        self._open: set[str] = set()  # turn ids of generations under way
         self.counts = RecordingCounts()
 
     async def __call__(
         self, call: GenerateCall, call_next: CallNext
     ) -> AsyncGenerator[GenerateChunk, None]:
         """Middleware: see `middleware/base.py`."""
+        call = self._own_turn(call)
         draft = _Draft()
         is_recorded = is_read = False
         try:
@@ -99,11 +102,20 @@ class RecordingMiddleware:
                 yield chunk
             is_read = True
         finally:
+            self._open.discard(call.turn_id)
             if not is_recorded:
                 is_recorded = self._record(call, draft, _LEFT)
             if is_recorded and not is_read:
                 self.counts.undelivered += 1
                 self._store.mark_undelivered(call.turn_id)
+
+    def _own_turn(self, call: GenerateCall) -> GenerateCall:
+        """The call under a turn id of its own: a plug-in may ask several times."""
+        turn_id, tries = call.turn_id, count(2)
+        while turn_id in self._open or turn_id in self._store:
+            turn_id = f"{call.turn_id}-{next(tries)}"
+        self._open.add(turn_id)
+        return call if turn_id == call.turn_id else replace(call, turn_id=turn_id)
 
     def _record(self, call: GenerateCall, draft: _Draft, finish: Finish) -> bool:
         prompt = draft.prompt

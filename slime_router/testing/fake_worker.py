@@ -82,6 +82,8 @@ class FakeWorker:
             weight_version=weight_version,
         )
         self._notices_disconnect = notices_disconnect
+        self._aborts_open = asyncio.Event()
+        self._aborts_open.set()
         self._answers: deque[tuple[int, bytes, str]] = deque()
         self._drops: deque[int] = deque()
         self._runner: web.AppRunner | None = None
@@ -114,6 +116,7 @@ class FakeWorker:
         traceback: TracebackType | None,
     ) -> None:
         assert self._runner is not None
+        self.release()
         for rid in self.running:
             self._engine.abort(rid)
         await self._runner.cleanup()
@@ -157,8 +160,23 @@ class FakeWorker:
     def release(self) -> None:
         """Lets all generations go on."""
         self._engine.release()
+        self._aborts_open.set()
+
+    async def wait_running(self, count: int, *, timeout_s: float = 5.0) -> None:
+        """Waits until that many generations are being answered.
+
+        Raises:
+            TimeoutError: it did not come to that.
+        """
+        async with asyncio.timeout(timeout_s):
+            while len(self._engine.runs) != count:  # noqa: ASYNC110 - a poll keeps the engine plain
+                await asyncio.sleep(0)
 
     # How it fails
+
+    def hold_aborts(self) -> None:
+        """Answers no abort until `release`."""
+        self._aborts_open.clear()
 
     def answer_next(self, status: int, body: bytes, content_type: str = "application/json") -> None:
         """Answers the next generation with this, and nothing else."""
@@ -269,6 +287,7 @@ class FakeWorker:
 
     async def _abort_request(self, request: web.Request) -> web.Response:
         body = orjson.loads(await request.read())
+        await self._aborts_open.wait()
         rids = self.running if body.get("abort_all") else [body.get("rid")]
         for rid in rids:
             self.aborted.append(rid)

@@ -5,36 +5,38 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.sglang.child import say
-from tests.sglang.environment import prepare
 from tests.sglang.recorder import RecordingProxy
 from tests.sglang.server import SGLangServer
 
+SERVER = pytest.StashKey[SGLangServer]()
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Install the worker before the first test: no test's time-out has room for that."""
-    needs_worker = any(
-        "sglang_server" in getattr(item, "fixturenames", ()) for item in session.items
-    )
-    if needs_worker and not session.config.option.collectonly and "WORKER_URL" not in os.environ:
-        with _shown(session.config):
-            prepare()
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Start the worker before the first test: no test's time-out has room for that."""
+    is_needed = any("sglang_server" in getattr(item, "fixturenames", ()) for item in session.items)
+    if not is_needed or session.config.option.collectonly:
+        return (yield)
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with ExitStack() as stack:
+        with capture.global_and_fixture_disabled():
+            say("")  # pytest's own line has no end yet
+            session.config.stash[SERVER] = stack.enter_context(SGLangServer())
+        return (yield)
 
 
 @pytest.fixture(scope="session")
-def sglang_server(pytestconfig: pytest.Config) -> Iterator[SGLangServer]:
-    """The worker itself. It takes a while to start, so its progress is shown."""
-    with ExitStack() as stack:
-        with _shown(pytestconfig):
-            server = stack.enter_context(SGLangServer())
-        yield server
+def sglang_server(pytestconfig: pytest.Config) -> SGLangServer:
+    """The worker itself."""
+    return pytestconfig.stash[SERVER]
 
 
 @pytest.fixture(scope="session")
@@ -54,12 +56,3 @@ def recording_proxy(sglang_url: str) -> Iterator[RecordingProxy]:
     """A proxy in front of the worker; `clear()` its record before use."""
     with RecordingProxy(sglang_url) as proxy:
         yield proxy
-
-
-@contextmanager
-def _shown(config: pytest.Config) -> Iterator[None]:
-    capture = config.pluginmanager.getplugin("capturemanager")
-    assert capture is not None
-    with capture.global_and_fixture_disabled():
-        say("")
-        yield

@@ -102,12 +102,10 @@ class Scripted:
 async def served(
     path: str, handle: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> AsyncIterator[Client]:
-    """A client of a server on a free port, set up as the real one is."""
-    app = web.Application(client_max_size=1_000_000)
+    """A client of a server on a free port; a client that leaves cancels its handler."""
+    app = web.Application(client_max_size=100_000)
     app.router.add_post(path, handle)
-    server = TestServer(app)
-    await server.start_server(handler_cancellation=True)
-    async with TestClient(server) as client:
+    async with TestClient(TestServer(app)) as client:  # with handler_cancellation, by itself
         yield client
 
 

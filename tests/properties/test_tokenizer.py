@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import HealthCheck, assume, given, settings
@@ -20,7 +21,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from slime_router.chat.control import ControlTokens
+from slime_router.chat.decoder import TokenBytes
+from slime_router.chat.encoder import Encoder
 from slime_router.chat.tokenizer import After, Tokenizer
+from slime_router.types import NO_TOKENS
 from tests import vocabularies
 from tests.tiny import build_tiny_checkpoint
 
@@ -84,7 +88,7 @@ PROSE = (
     '{"name": "get_weather", "arguments": {"city": "Paris", "n": 12}}',
     '{"a":1}}\n',
     "def f(x):\n\treturn x  # it's\n\n",
-    "</table>\n<td> ",
+    "</table>\n<td> </td> ",
     "東京は日本の首都です。",
     "안녕하세요 여러분 ",
     "e\u0301 o\u0308\u0323 \u1112\u1161\u11ab",
@@ -114,6 +118,7 @@ def chat_texts(tokenizer: Tokenizer, added: list[str]) -> st.SearchStrategy[str]
         st.sampled_from(SPACES),
         st.text(characters, max_size=6),
         st.builds(str.__mul__, st.sampled_from(PROSE + SPACES), st.integers(2, 30)),
+        st.builds(str.__mul__, st.sampled_from(PROSE), st.integers(30, 60)),  # long pieces
     )
     return st.lists(fragments, max_size=14).map("".join)
 
@@ -245,6 +250,35 @@ def normalized(subject: Subject, text: str) -> str:
         parts += [unicodedata.normalize("NFC", text[begin:start]), text[start:end]]
         begin = end
     return "".join([*parts, unicodedata.normalize("NFC", text[begin:])])
+
+
+@given(
+    parts=st.lists(st.sampled_from(["a", "ba", " ", "\n", "<s>", "</s>"]), max_size=12),
+    scheme=st.sampled_from(["first", "always", "never"]),
+)
+@examples(100)
+def test_a_tokenizer_that_adds_spaces_can_be_cut_at_control_tokens(
+    parts: list[str], scheme: Literal["first", "always", "never"]
+) -> None:
+    """Behind a control token is encoded what stands there in the whole text; begin or not."""
+    alphabet = {char: index for index, char in enumerate("▁ab\n")}
+    backend = tokenizers.Tokenizer(models.BPE(alphabet, []))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme)
+    backend.decoder = decoders.Metaspace("▁", scheme)
+    backend.add_special_tokens([AddedToken(each, normalized=False) for each in ("<s>", "</s>")])
+    controls = ControlTokens(backend.get_added_tokens_decoder(), has_normalizer=False)
+    encoder = Encoder(backend, controls, TokenBytes(backend, {}))
+    text = "".join(parts)
+    whole = backend.encode(text, add_special_tokens=False).ids
+    for start, end, _ in controls.find(text):
+        at_start = (
+            encoder.encode(text[:start], After.START),
+            encoder.encode(text[start:], After.TEXT),
+        )
+        at_end = encoder.encode(text[:end], After.START), encoder.encode(text[end:], After.CONTROL)
+        assert np.concatenate(at_start).tolist() == np.concatenate(at_end).tolist() == whole
+    ids = [piece.ids for piece in encoder.encode_pieces(text, After.START)]
+    assert np.concatenate([NO_TOKENS, *ids]).tolist() == whole
 
 
 ADDED_TOKENS = st.lists(

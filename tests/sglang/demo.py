@@ -147,7 +147,7 @@ def show(number: int, question: str, turn: Turn, is_streamed: bool) -> None:
     say(f"         reply    {shortened(turn.reply)}")
     say(
         f"         receipt  {receipt['status']}: of {len(turn.prompt_ids)} prompt tokens "
-        f"{receipt['reused']} reused, {receipt['encoded']} newly encoded"
+        f"{receipt['reused']} sent again as they were, {receipt['encoded']} newly encoded"
     )
     say(f"         reason   {receipt['reason']}")
 
@@ -170,13 +170,13 @@ def compare(turns: list[Turn], kept: dict[str, Any], tokenizer: Tokenizer) -> bo
         )
         start = end
     checks.append(all(continues(*neighbours) for neighbours in pairwise(turns)))
-    say(f"\nEach prompt begins with all tokens of the turn before: {verdict(checks[-1])}")
+    say(f"\nEach prompt begins with all tokens of the turn before: {'yes' if checks[-1] else 'NO'}")
     return all(checks)
 
 
 def continues(before: Turn, after: Turn) -> bool:
     held = before.prompt_ids + before.output_ids
-    return after.prompt_ids[: len(held)] == held
+    return after.prompt_ids[: len(held)] == held and after.receipt["reused"] == len(held)
 
 
 def encoded_again(output_ids: list[int], tokenizer: Tokenizer) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,10 @@ def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         parent.wait()
     try:
         assert eventually(lambda: not is_alive(child_pid))
-    finally:
-        os.kill(grandchild_pid, signal.SIGKILL)  # a plain sleeper knows nothing of the leash
+    finally:  # the grandchild, a plain sleeper, knows nothing of the leash
+        for pid in (child_pid, grandchild_pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_a_child_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:

@@ -35,7 +35,11 @@ def test_what_is_no_worker_url_is_refused_and_changes_nothing(url):
 
 @pytest.mark.parametrize(
     ("url", "normalised"),
-    [("https://A/", "https://a"), ("http://[::1]:9/", "http://[::1]:9"), (" http://a/x/ ", "http://a/x")],
+    [
+        ("https://A/", "https://a"),
+        ("http://[::1]:9/", "http://[::1]:9"),
+        (" http://a/x/ ", "http://a/x"),
+    ],
 )
 def test_a_url_keeps_what_counts(url, normalised):
     assert WorkerPool([url]).list()[0].url == normalised
@@ -107,6 +111,8 @@ def test_repr_tells_the_state():
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1))
 def test_the_policy_takes_the_least_loaded_then_the_longest_idle(loads):
-    workers = [Worker(f"http://w{i}", in_flight=n, last_lease=at) for i, (n, at) in enumerate(loads)]
+    workers = [
+        Worker(f"http://w{i}", in_flight=n, last_lease=at) for i, (n, at) in enumerate(loads)
+    ]
     chosen = least_in_flight(workers)
     assert (chosen.in_flight, chosen.last_lease) == min(loads)

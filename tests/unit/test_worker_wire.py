@@ -63,7 +63,9 @@ def test_every_sampling_word_has_its_spelling():
 
 
 def test_worker_fields_stand_at_top_level_and_cannot_replace_ours():
-    sent = body(call(worker_fields={"lora_path": "x", "rid": "theirs"}, stream=True, top_logprobs=2))
+    sent = body(
+        call(worker_fields={"lora_path": "x", "rid": "theirs"}, stream=True, top_logprobs=2)
+    )
     assert sent["lora_path"] == "x"
     assert sent["rid"] == "r"
     assert sent["stream"] is True
@@ -118,7 +120,9 @@ def test_what_is_no_json_is_the_clients_mistake():
 # Events
 
 
-@given(st.lists(st.binary(max_size=12).map(lambda b: b.translate(None, b"\r\n").strip())), st.data())
+@given(
+    st.lists(st.binary(max_size=12).map(lambda b: b.translate(None, b"\r\n").strip())), st.data()
+)
 def test_payloads_do_not_depend_on_the_networks_cuts(payloads, data):
     ending = data.draw(st.sampled_from([b"\n", b"\r\n"]))
     stream = b": ping" + ending
@@ -135,7 +139,10 @@ def test_payloads_do_not_depend_on_the_networks_cuts(payloads, data):
 
 def test_comments_names_and_missing_spaces_are_read():
     splitter = EventSplitter()
-    assert splitter.feed(b":x\nevent: y\nid: 1\ndata:a\r\n\r\ndata: [DONE]\n\nda") == [b"a", b"[DONE]"]
+    assert splitter.feed(b":x\nevent: y\nid: 1\ndata:a\r\n\r\ndata: [DONE]\n\nda") == [
+        b"a",
+        b"[DONE]",
+    ]
     assert splitter.feed(b"ta: end") == []
     assert splitter.end() == [b"end"]
 
@@ -176,7 +183,7 @@ def read(items, **options):
 def test_both_kinds_of_stream_give_the_same_tokens(data):
     """However the output is cut: the concatenation of the chunks is what was sampled."""
     ids = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=30))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=8))) + [len(ids)]
+    cuts = [*sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=8))), len(ids)]
     is_cumulative = data.draw(st.booleans())
     group = data.draw(st.integers(1, 4))  # events that lie in the buffer at once
     items, begin = [], 0
@@ -189,7 +196,9 @@ def test_both_kinds_of_stream_give_the_same_tokens(data):
     groups = [items[i : i + group] for i in range(0, len(items), group)]
     chunks = [chunk for payloads in groups for chunk in reader.read([*payloads, b"[DONE]"])]
     assert [token for chunk in chunks for token in chunk.output_ids] == ids
-    assert [lp for chunk in chunks for lp in chunk.logprobs] == [-float(token) for token in ids]
+    assert [lp for chunk in chunks for lp in chunk.logprobs or ()] == [
+        -float(token) for token in ids
+    ]
     assert chunks[-1].finish == Finish("length")
     assert reader.is_finished
 
@@ -224,7 +233,9 @@ def test_an_abort_in_the_queue_repeats_a_token_but_samples_none():
 def test_tokens_before_an_error_are_not_lost():
     reader = ChunkReader(with_logprobs=False)
     list(reader.read([orjson.dumps(item([1], 1)), orjson.dumps(item([1, 2], 2))]))
-    chunks = reader.read([orjson.dumps(item([1, 2, 3], 3)), b'{"error":{"message":"no","code":500}}'])
+    chunks = reader.read(
+        [orjson.dumps(item([1, 2, 3], 3)), b'{"error":{"message":"no","code":500}}']
+    )
     assert next(chunks).output_ids == [3]
     with pytest.raises(WorkerFailed):
         next(chunks)

@@ -1,0 +1,85 @@
+"""A load of requests: the cheapest HTTP client that does, on a fixed number of connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+
+import uvloop
+
+TIMEOUT_S = 120.0  # for a whole load
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+
+
+def post(path: str, body: bytes) -> bytes:
+    """The bytes of one request."""
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    return head.encode() + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def send(port: int, requests: Iterable[bytes], connections: int) -> list[bytes]:
+    """Send all requests, at most one at a time on each connection; returns the answers' bodies.
+
+    The bodies come in the order of their ends; a chunked one is returned with its framing.
+
+    Raises:
+        ConnectionError: an answer is not a 200, or the connection broke.
+        TimeoutError: the load took longer than `TIMEOUT_S`.
+    """
+    return uvloop.run(_send(port, iter(requests), connections))
+
+
+async def _send(port: int, requests: Iterator[bytes], connections: int) -> list[bytes]:
+    answers: list[bytes] = []
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        for _ in range(connections):
+            tasks.create_task(_converse(port, requests, answers))
+    return answers
+
+
+async def _converse(port: int, requests: Iterator[bytes], answers: list[bytes]) -> None:
+    loop = asyncio.get_running_loop()
+    transport, connection = await loop.create_connection(_Connection, "127.0.0.1", port)
+    try:
+        for request in requests:
+            transport.write(request)
+            answers.append(await connection.answer())
+    finally:
+        transport.close()
+
+
+class _Connection(asyncio.Protocol):
+    """Collects one answer at a time."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._whole = asyncio.get_running_loop().create_future()
+
+    async def answer(self) -> bytes:
+        answer: bytes = await self._whole
+        self._whole = asyncio.get_running_loop().create_future()
+        return answer
+
+    def data_received(self, data: bytes) -> None:
+        self._bytes += data
+        head_len = self._bytes.find(b"\r\n\r\n") + 4
+        if head_len < 4:
+            return
+        head = bytes(self._bytes[:head_len]).lower()
+        if b"content-length: " in head:
+            length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            if len(self._bytes) < head_len + length:
+                return
+        elif not self._bytes.endswith(_LAST_CHUNK):
+            return
+        body = bytes(self._bytes[head_len:])
+        self._bytes.clear()
+        if head.startswith(b"http/1.1 200"):
+            self._whole.set_result(body)
+        else:
+            self._whole.set_exception(ConnectionError(body[:500].decode(errors="replace")))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._whole.done():
+            self._whole.set_exception(exc or ConnectionError("the server closed the connection"))
+            self._whole.exception()  # perhaps nobody waits for it: then it is no news

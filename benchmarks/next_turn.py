@@ -1,0 +1,187 @@
+"""The next turn of a long conversation, against rendering and encoding the whole of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from benchmarks import load
+from benchmarks.conversation import messages, prose, reply_ids
+from benchmarks.report import Measurement
+from benchmarks.rounds import Rounds, interleave
+from benchmarks.server import Server, serving
+from slime_router.config import Config
+from slime_router.middleware.caching import RadixTreeMiddleware
+from slime_router.router import Router
+from slime_router.server.app import Gateway
+from slime_router.types import Finish, GenerateCall, GenerateChunk, History, Message
+
+AIM = 0.1
+REPLY_LEN = 200  # tokens
+CHAT = "/v1/chat/completions"
+MODES: tuple[History, ...] = ("held", "template")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int = 7
+    repeats: int = 3  # a round, for each side
+    messages: int = 400
+    text_len: int = 250_000  # characters
+
+
+FULL = Size()
+
+
+def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
+    """CPU seconds: of making the prompt, and of the router's process for the whole request."""
+    ids = reply_ids(checkpoint, REPLY_LEN)
+    plain = Plain(checkpoint)
+    with _router(checkpoint, ids) as router, asyncio.Runner() as runner:
+        talk = messages(size.messages - 2, size.text_len)
+        maker = InProcess(checkpoint, runner, ids, talk)
+        through = Through(router, talk)
+        sides = {"plain": _timed(plain.encode, maker.next_messages, size.repeats)}
+        for mode in MODES:
+            sides[f"make {mode}"] = _timed(maker.make(mode), maker.next_messages, size.repeats)
+            sides[f"request {mode}"] = through.side(mode, size.repeats)
+        rounds = interleave(sides, size.rounds)
+    names = [f"{kind} {mode}" for kind in ("make", "request") for mode in MODES]
+    return [_measurement(name, rounds, size) for name in names]
+
+
+def _measurement(name: str, rounds: Rounds, size: Size) -> Measurement:
+    kind, mode = name.split()
+    what = "prompt made" if kind == "make" else "whole request"
+    return Measurement(
+        f"next turn, {mode}: {what}, over render + encode",
+        rounds.ratio(name, to="plain"),
+        "x",
+        AIM,
+        f"{rounds.cost(name) * 1e3:.2f} ms over {rounds.cost('plain') * 1e3:.1f} ms of CPU; "
+        f"{size.messages} messages, {size.text_len:,} characters; "
+        f"{size.rounds} rounds of {size.repeats}",
+    )
+
+
+def _timed(
+    act: Callable[[list[Message]], None], make: Callable[[], list[Message]], repeats: int
+) -> Callable[[], float]:
+    """A side that takes place in this process."""
+
+    def one_round() -> float:
+        given = [make() for _ in range(repeats)]
+        before_s = time.process_time()
+        for each in given:
+            act(each)
+        return (time.process_time() - before_s) / repeats
+
+    return one_round
+
+
+@contextmanager
+def _router(checkpoint: Path, ids: list[int]) -> Iterator[Server]:
+    with (
+        serving("benchmarks.worker", "--ids", ",".join(map(str, ids))) as worker,
+        serving(
+            "slime_router", "--hf-checkpoint", str(checkpoint), "--worker-urls", worker.url
+        ) as router,
+    ):
+        yield router
+
+
+class Plain:
+    """What everybody does without a cache: transformers, on the whole conversation."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        from transformers import AutoTokenizer  # takes seconds: only who needs it waits
+
+        self._hf: Any = AutoTokenizer.from_pretrained(checkpoint)
+
+    def encode(self, talk: list[Message]) -> None:
+        text = self._hf.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+        self._hf(text, add_special_tokens=False)
+
+
+class InProcess:
+    """The router's own parts, with one turn recorded; nothing is sent anywhere."""
+
+    def __init__(
+        self, checkpoint: Path, runner: asyncio.Runner, ids: list[int], talk: list[Message]
+    ) -> None:
+        self._gateway = Gateway(Config(hf_checkpoint=str(checkpoint)))
+        self._runner = runner
+        self._ids = ids
+        self._numbers = count()
+        self._talk = [*talk, runner.run(self._recorded_reply(talk))]
+
+    async def _recorded_reply(self, talk: list[Message]) -> Message:
+        parts = self._gateway
+        caching = RadixTreeMiddleware(
+            parts.maker, parts.cache, parts.tokenizer, capture=parts.config.capture
+        )
+        router = Router([parts.recording, caching], self._sample)
+        text = ""
+        async with router.generate(_call("first", talk, "held")) as chunks:
+            async for chunk in chunks:
+                text += chunk.text
+        return {"role": "assistant", "content": text}
+
+    async def _sample(self, _: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
+        finish = Finish("stop", matched=self._ids[-1])
+        yield GenerateChunk(output_ids=self._ids, logprobs=[-0.5] * len(self._ids), finish=finish)
+
+    def next_messages(self) -> list[Message]:
+        return [*self._talk, _question(next(self._numbers))]
+
+    def make(self, mode: History) -> Callable[[list[Message]], None]:
+        """Makes the prompt of the next turn, and gives it back."""
+
+        async def make(talk: list[Message]) -> None:
+            prompt = await self._gateway.maker.make(_call("next", talk, mode))
+            assert prompt.receipt.reused > 0, "the recorded turn was not found again"
+            self._gateway.maker.release(prompt)
+
+        return lambda talk: self._runner.run(make(talk))
+
+
+class Through:
+    """The same turns as requests to a router in its own process."""
+
+    def __init__(self, router: Server, talk: list[Message]) -> None:
+        self._router = router
+        self._numbers = count()
+        [answer] = load.send(router.port, [load.post(CHAT, _body(talk, "held"))], 1)
+        self._talk = [*talk, orjson.loads(answer)["choices"][0]["message"]]
+
+    def side(self, mode: History, repeats: int) -> Callable[[], float]:
+        def one_round() -> float:
+            talks = ([*self._talk, _question(next(self._numbers))] for _ in range(repeats))
+            requests = [load.post(CHAT, _body(talk, mode)) for talk in talks]
+            before_s = self._router.cpu_s()
+            load.send(self._router.port, requests, 1)
+            return (self._router.cpu_s() - before_s) / repeats
+
+        return one_round
+
+
+def _question(number: int) -> Message:
+    return {"role": "user", "content": f"Question {number}: {prose(1000 * number, 600)}"}
+
+
+def _call(turn_id: str, talk: list[Message], mode: History) -> GenerateCall:
+    return GenerateCall(rid=turn_id, turn_id=turn_id, messages=tuple(talk), history=mode)
+
+
+def _body(talk: list[Message], mode: History) -> bytes:
+    return orjson.dumps({"model": "default", "messages": talk, "history": mode})

@@ -1,0 +1,310 @@
+"""The worker client against a worker that keeps the recorded contract, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from slime_router.errors import NoWorker, WorkerFailed, WorkerRefused, WorkerTimeout
+from slime_router.testing import FakeWorker
+from slime_router.types import Finish, GenerateCall, Prompt, Receipt, Sampling, token_ids
+from slime_router.workers.client import WorkerClient
+from slime_router.workers.pool import WorkerPool
+
+PROMPT = (1, 5, 6)
+
+
+def call(ids=PROMPT, **fields):
+    prompt = Prompt(token_ids(ids), Receipt("fresh", 0, len(ids), "t", ""))
+    return GenerateCall(**{"rid": "r", "turn_id": "t", "prompt": prompt, "stream": True, **fields})
+
+
+class Client(WorkerClient):
+    """Remembers its pool, for the tests to look into."""
+
+    def __init__(self, pool, **settings):
+        super().__init__(pool, **settings)
+        self.pool = pool
+
+
+def client_of(*workers, **settings):
+    pool = WorkerPool(worker.url for worker in workers)
+    defaults = {"capture": "full", "request_timeout_s": 5.0, "abort_timeout_s": 1.0}
+    return Client(pool, **{**defaults, **settings})
+
+
+async def collect(client, given):
+    async with aclosing(client.generate(given)) as chunks:
+        return [chunk async for chunk in chunks]
+
+
+async def drain(chunks):
+    async for _ in chunks:
+        pass
+
+
+async def until(is_true):
+    async with asyncio.timeout(5):
+        while not is_true():  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("chunk_tokens", [1, 3])
+async def test_the_tokens_are_the_workers_own_however_they_come(incremental, stream, chunk_tokens):
+    async with FakeWorker(incremental=incremental, chunk_tokens=chunk_tokens) as worker:
+        worker.script([7, 8, 9, 10, 2], logprobs=[-0.5, None, -0.25, -1.0, -2.0])
+        async with client_of(worker) as client:
+            chunks = await collect(client, call(stream=stream))
+    assert [token for chunk in chunks for token in chunk.output_ids] == [7, 8, 9, 10, 2]
+    assert [lp for chunk in chunks for lp in chunk.logprobs] == [-0.5, None, -0.25, -1.0, -2.0]
+    assert chunks[-1].finish == Finish("stop", matched=2)
+    assert [chunk.prompt is not None for chunk in chunks] == [True] + [False] * (len(chunks) - 1)
+    assert {chunk.worker_url for chunk in chunks} == {worker.url}
+    assert chunks[-1].prompt_tokens == 3
+    assert chunks[-1].weight_versions[0].end == 5
+    assert worker.requests[0].body["input_ids"] == list(PROMPT)
+    assert worker.requests[0].body["rid"] == "r"
+    assert worker.aborted == []
+    assert client.pool.total_in_flight == 0
+
+
+async def test_a_long_prompt_goes_out_whole():
+    """More than a megabyte of ids, which must not be written in one piece."""
+    ids = list(range(1000, 31_000)) * 10
+    async with FakeWorker(context_len=10**6) as worker, client_of(worker) as client:
+        await collect(client, call(ids, sampling=Sampling(max_tokens=1)))
+    assert worker.requests[0].body["input_ids"] == ids
+
+
+async def test_the_clients_headers_reach_the_worker():
+    async with FakeWorker() as worker, client_of(worker) as client:
+        await collect(client, call(headers={"X-SMG-Routing-Key": "k", "content-type": "x/y"}))
+    headers = worker.requests[0].headers
+    assert headers["X-SMG-Routing-Key"] == "k"
+    assert headers["Content-Type"] == "application/json"
+
+
+async def test_one_connection_serves_request_after_request():
+    """What comes behind the finish, and later, is read too: else every stream costs a connection.
+
+    The caller need not read beyond the finish for that.
+    """
+    item = (
+        b'{"output_ids":[7],"meta_info":{"completion_tokens":1,"finish_reason":{"type":"length"}}}'
+    )
+
+    async def handler(request):
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: %s\n\n" % item)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await response.write(b"data: [DONE]\n\n")
+        ports.add(request.transport.get_extra_info("peername"))
+        return response
+
+    ports: set[object] = set()
+    app = web.Application()
+    app.router.add_post("/generate", handler)
+    async with TestServer(app) as server:
+        pool = WorkerPool([str(server.make_url(""))])
+        async with WorkerClient(pool, capture="off", request_timeout_s=5.0) as client:
+            for _ in range(3):
+                async with aclosing(client.generate(call())) as chunks:
+                    assert (await anext(chunks)).finish == Finish("length")
+    assert len(ports) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_workers_refusal_comes_back_with_its_body(stream):
+    async with FakeWorker(context_len=8) as worker, client_of(worker) as client:
+        with pytest.raises(WorkerRefused) as caught:
+            await collect(client, call(range(9), stream=stream))
+    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.message.startswith("This model's maximum context length is 8 tokens.")
+    assert b"longer than the model's context length" in caught.value.body
+    assert client.pool.total_in_flight == 0
+
+
+async def test_a_refused_request_is_not_aborted():
+    async with FakeWorker() as worker, client_of(worker) as client:
+        worker.answer_next(503, b'{"object":"error","message":"The request queue is full."}')
+        with pytest.raises(WorkerRefused, match="queue is full") as caught:
+            await collect(client, call())
+    assert caught.value.status == 503
+    assert worker.aborted == []
+
+
+async def test_a_dead_worker_is_passed_over():
+    async with FakeWorker() as dead, FakeWorker() as alive, client_of(dead, alive) as client:
+        await dead.refuse_connections()
+        chunks = await collect(client, call())
+    assert chunks[-1].worker_url == alive.url
+    assert client.pool.loads == {dead.url: 0, alive.url: 0}
+
+
+async def test_a_fleet_of_dead_workers_is_no_worker_and_names_none():
+    async with FakeWorker() as one, FakeWorker() as two, client_of(one, two) as client:
+        await one.refuse_connections()
+        await two.refuse_connections()
+        with pytest.raises(NoWorker) as caught:
+            await collect(client, call())
+    assert caught.value.message == "No worker could be reached: the connection failed."
+    assert client.aborts_sent == 0
+    assert client.pool.total_in_flight == 0
+
+
+async def test_a_kept_connection_that_went_stale_is_no_failure():
+    """The worker closes an idle connection just as the next request goes out on it."""
+    async with FakeWorker() as worker, client_of(worker) as client:
+        await collect(client, call())
+        worker.drop_next()
+        chunks = await collect(client, call())
+        assert chunks[-1].finish is not None
+    assert len(worker.requests) == 3
+    assert worker.aborted == []
+
+
+async def test_a_request_that_breaks_fresh_connections_is_not_spread():
+    """A worker that dies of a request must not take the next one with it."""
+    async with FakeWorker() as one, FakeWorker() as two, client_of(one, two) as client:
+        one.drop_next()
+        with pytest.raises(WorkerFailed):
+            await collect(client, call())
+        assert two.requests == []
+        assert client.pool.total_in_flight == 0
+
+
+async def test_an_id_outside_the_vocabulary_kills_the_worker():
+    """The fake keeps this trap so that the router's guard can be shown to work."""
+    async with FakeWorker(vocab_size=10) as worker, client_of(worker) as client:
+        for given, error in ((call([10]), WorkerFailed), (call(), NoWorker)):
+            with pytest.raises(error):
+                await collect(client, given)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_worker_that_dies_in_the_middle_is_said(stream):
+    """What had come before is handed on first."""
+    async with FakeWorker() as worker, client_of(worker) as client:
+        worker.drop_next(after_bytes=600)
+        worker.script(list(range(10, 90)))
+        chunks = client.generate(call(stream=stream))
+        if stream:
+            assert (await anext(chunks)).output_ids == [10]
+        with pytest.raises(WorkerFailed) as caught:
+            await drain(chunks)
+        assert "127.0.0.1" not in caught.value.message
+        assert client.pool.total_in_flight == 0
+
+
+async def test_a_stream_that_ends_without_a_finish_is_a_failed_worker():
+    async with FakeWorker() as worker, client_of(worker) as client:
+        worker.answer_next(200, b"data: [DONE]\n\n", "text/event-stream")
+        with pytest.raises(WorkerFailed, match="ended before"):
+            await collect(client, call())
+
+
+async def test_a_batch_answer_is_not_taken_for_one_generation():
+    async with FakeWorker() as worker, client_of(worker) as client:
+        worker.answer_next(200, b"[]")
+        with pytest.raises(WorkerFailed):
+            await collect(client, call(stream=False))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_worker_that_hangs_is_a_timeout_and_is_told_to_stop(stream):
+    async with FakeWorker(notices_disconnect=False) as worker:
+        worker.hold(after_tokens=1)
+        async with client_of(worker, request_timeout_s=0.2) as client:
+            with pytest.raises(WorkerTimeout):
+                await collect(client, call(stream=stream))
+            assert client.pool.total_in_flight == 0
+        await worker.wait_running(0)
+    assert worker.aborted == ["r"]
+
+
+async def test_a_client_that_leaves_frees_the_lease_at_once_and_the_worker_soon():
+    async with FakeWorker(notices_disconnect=False) as worker, client_of(worker) as client:
+        worker.hold(after_tokens=2)
+        async with aclosing(client.generate(call(rid="their-own"))) as chunks:
+            await anext(chunks)
+            assert client.pool.loads == {worker.url: 1}
+        assert client.pool.loads == {worker.url: 0}
+        await worker.wait_running(0)
+        assert worker.aborted == ["their-own"]
+        await until(lambda: not client._aborts)
+        assert (client.aborts_sent, client.aborts_failed) == (1, 0)
+
+
+async def test_the_abort_goes_to_the_worker_that_runs_it():
+    dead, one, two = FakeWorker(), FakeWorker(), FakeWorker()
+    async with dead, one, two:
+        client = client_of(dead, one, two)
+        await dead.refuse_connections()
+        one.hold(after_tokens=1)
+        async with client, aclosing(client.generate(call())) as chunks:
+            assert (await anext(chunks)).worker_url == one.url
+        assert (one.aborted, two.aborted) == (["r"], [])
+
+
+async def test_an_abort_that_fails_is_counted_and_holds_nobody_up():
+    async with FakeWorker() as worker, client_of(worker) as client:
+        worker.hold(after_tokens=1)
+        async with aclosing(client.generate(call())) as chunks:
+            await anext(chunks)
+            await worker.refuse_connections()
+        await until(lambda: client.aborts_failed)
+    assert client.aborts_sent == 1
+
+
+async def test_an_abort_by_the_trainer_comes_with_what_was_sampled():
+    async with FakeWorker() as worker, client_of(worker) as client:
+        worker.hold(after_tokens=2)
+        worker.script([7, 8, 9])
+        async with aclosing(client.generate(call())) as chunks:
+            got = [await anext(chunks), await anext(chunks)]
+            await client.send(
+                client.pool.list()[0], "POST", "/abort_request", headers={}, body=b'{"rid":"r"}',
+                timeout_s=1.0,
+            )  # fmt: skip
+            got += [chunk async for chunk in chunks]
+    assert [chunk.output_ids for chunk in got] == [[7], [8], []]
+    assert got[-1].finish == Finish("abort", message="Aborted")
+    assert worker.aborted == ["r"]
+
+
+async def test_native_items_are_the_workers_own():
+    native = {"input_ids": [1], "sampling_params": {"max_new_tokens": 2}, "extra": 1}
+    async with FakeWorker() as worker, client_of(worker, capture="off") as client:
+        worker.script([7, 8], routed_experts="abc")
+        chunks = await collect(client, call(native=native))
+    assert [chunk.item["output_ids"] for chunk in chunks] == [[7], [7, 8]]
+    assert chunks[-1].item["meta_info"]["routed_experts"] == "abc"
+    assert worker.requests[0].body["extra"] == 1
+    assert chunks[-1].logprobs is None
+
+
+class Letters:
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+async def test_tokenize_gives_ids_and_context_length_or_none():
+    worker, without = FakeWorker(tokenizer=Letters()), FakeWorker()
+    async with worker, without, client_of(worker, without) as client:
+        able, unable = client.pool.list()
+        assert await client.tokenize(able, "ab") == ([97, 98], 2048)
+        assert worker.controls[0].body == {"prompt": "ab", "add_special_tokens": False}
+        assert await client.tokenize(unable, "ab") is None
+        await worker.refuse_connections()
+        assert await client.tokenize(able, "ab") is None

@@ -1,0 +1,257 @@
+"""The radix tree against a model: a plain list of token paths, searched from end to end."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from slime_router.cache.radix_tree import Node, RadixTree
+from slime_router.types import Piece, token_ids
+
+FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
+SCOPES = ("", "lora")
+SESSIONS = (None, "s", "t")
+
+scopes = st.sampled_from(SCOPES)
+sessions = st.sampled_from(SESSIONS)
+texts = st.text("ab ", max_size=8)
+pieces = st.builds(
+    lambda text, ids, is_sampled: Piece(text, token_ids(ids), is_sampled),
+    st.text("ab ", max_size=3),
+    st.lists(st.integers(0, 2), max_size=2),
+    st.booleans(),
+)
+numbers = st.integers(0, 1000)
+
+
+def is_anchor(text: str, index: int) -> bool:
+    """Any rule will do that depends on the text before `index` and one character behind it."""
+    return zlib.crc32(text[: index + 1].encode()) % 3 == 0
+
+
+@dataclass
+class Known:
+    """What the model knows of a node."""
+
+    node: Node
+    scope: str
+    parent: Known | None
+    text: str  # from the root
+    ids: tuple[int, ...]  # from the root
+    step: tuple[Any, ...]  # text, ids and is_sampled of its own piece
+    owners: set[str | None] | None = None
+    is_anchor: bool = False
+    pins: int = 0
+    order: int = 0  # when a path was last filed through it
+    stamp: int = 0  # when it was last an end of a path, or a match
+
+    def may_be_reused_by(self, session_id: str | None) -> bool:
+        return session_id is None or self.owners is None or session_id in self.owners
+
+
+class TreeMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tree = RadixTree()
+        self.known = [
+            Known(self.tree.root(scope), scope, None, "", (), (), is_anchor=True)
+            for scope in SCOPES
+        ]
+        self.slices: list[tuple[Any, tuple[int, ...]]] = []
+        self.clock = 0
+
+    # The model
+
+    def tick(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def of(self, node: Node) -> Known:
+        return next(known for known in self.known if known.node is node)
+
+    def below_root(self) -> list[Known]:
+        return [known for known in self.known if known.parent is not None]
+
+    def idle(self) -> list[Known]:
+        parents = [id(known.parent) for known in self.known]
+        return [k for k in self.below_root() if id(k) not in parents and not k.pins]
+
+    def deepest(self, candidates: list[Known]) -> Known | None:
+        return max(candidates, key=lambda k: (len(k.text), k.order), default=None)
+
+    def dump(self) -> list[Any]:
+        """All that the tree holds but recency."""
+        return sorted(
+            (
+                node.scope,
+                [(n.place.depth, n.ids.tolist(), n.is_sampled) for n in node.path()],
+                node.place.text_since(self.tree.root(node.scope).place),
+                sorted(map(str, node.owners or ())),
+                (node.is_anchor, node.pins, node.child_count, str(node.turn)),
+                [id(mark) for mark in node.place.marks],
+            )
+            for node in self.tree.nodes()
+        )
+
+    # Steps
+
+    @rule(
+        number=numbers,
+        run=st.lists(st.tuples(pieces, st.booleans()), max_size=4),
+        owner=sessions,
+    )
+    def insert(self, number: int, run: list[tuple[Piece, bool]], owner: str | None) -> None:
+        """Known runs are shared, a new one is filed apart from its twins."""
+        known = self.known[number % len(self.known)]
+        anchors = [anchor for _, anchor in run]
+        end = self.tree.insert(known.node, [p for p, _ in run], owner=owner, anchors=anchors)
+        for (piece, anchor), node in zip(run, end.path()[len(known.node.path()) :], strict=True):
+            known = self.child(known, piece, node)
+            known.is_anchor |= anchor
+            known.order = self.tick()
+            parent_owners = known.parent.owners if known.parent else None
+            if piece.is_sampled or parent_owners is not None:
+                known.owners = (known.owners or set()) | {owner}
+        known.stamp = self.tick()
+        assert end is known.node
+
+    def child(self, parent: Known, piece: Piece, node: Node) -> Known:
+        step = (piece.text, tuple(piece.ids.tolist()), piece.is_sampled)
+        for known in self.known:
+            if known.parent is parent and known.step == step:
+                assert known.node is node, "a known run is filed twice"
+                return known
+        assert all(known.node is not node for known in self.known), "twins share a node"
+        text, ids = parent.text + piece.text, parent.ids + step[1]
+        known = Known(node, parent.scope, parent, text, ids, step)
+        self.known.append(known)
+        return known
+
+    @rule(scope=scopes, text=texts, session=sessions)
+    def match_prefix(self, scope: str, text: str, session: str | None) -> None:
+        """The deepest reusable node at which the text may be cut; the newest of twins."""
+        before = self.dump()
+        match = self.tree.match_prefix(scope, text, session, is_anchor)
+        assert self.dump() == before, "a look-up changed the tree"
+        wanted = self.deepest(
+            [
+                known
+                for known in self.below_root()
+                if known.scope == scope
+                and known.text
+                and text.startswith(known.text)
+                and known.may_be_reused_by(session)
+                and (known.is_anchor or self.may_cut(text, len(known.text)))
+            ]
+        )
+        if wanted is None:
+            assert match.node is self.tree.root(scope)
+            assert match.text_len == 0
+            return
+        assert match.node is wanted.node
+        assert match.text_len == len(wanted.text)
+        wanted.stamp = self.tick()
+        self.read(wanted)
+
+    def may_cut(self, text: str, index: int) -> bool:
+        return index < len(text) and is_anchor(text, index)
+
+    @rule(scope=scopes, text=texts, session=sessions)
+    def match_text(self, scope: str, text: str, session: str | None) -> None:
+        """The newest reusable path that reads exactly the text."""
+        before = self.dump()
+        node = self.tree.match_text(scope, text, session)
+        assert self.dump() == before, "a look-up changed the tree"
+        wanted = self.deepest(
+            [
+                known
+                for known in self.below_root()
+                if known.scope == scope
+                and known.text == text != ""
+                and known.may_be_reused_by(session)
+            ]
+        )
+        assert node is (wanted.node if wanted else None)
+
+    @rule(number=numbers)
+    def read_any(self, number: int) -> None:
+        self.read(self.known[number % len(self.known)])
+
+    def read(self, known: Known) -> None:
+        ids = known.node.path_ids()
+        assert tuple(ids.tolist()) == known.ids
+        assert ids.dtype == np.int32
+        assert known.node.end == len(known.ids)
+        with pytest.raises(ValueError, match="read-only"):
+            ids[:] = 7
+        self.slices.append((ids, known.ids))
+
+    @rule(number=numbers)
+    def pin(self, number: int) -> None:
+        known = self.known[number % len(self.known)]
+        self.tree.pin(known.node)
+        known.pins += 1
+
+    @rule(number=numbers)
+    def unpin(self, number: int) -> None:
+        pinned = [known for known in self.known if known.pins]
+        if pinned:
+            known = pinned[number % len(pinned)]
+            self.tree.unpin(known.node)
+            known.pins -= 1
+
+    @rule(budget=st.integers(0, 20), max_nodes=st.integers(1, 4))
+    def evict(self, budget: int, max_nodes: int) -> None:
+        """The least recently used leaf goes first, until all is within budget or in use."""
+        dropped = self.tree.evict(budget, max_nodes=max_nodes)
+        alive = {id(node) for node in self.tree.nodes()}
+        for _ in range(dropped):
+            assert self.tokens() > budget, "more was evicted than needed"
+            oldest = min(self.idle(), key=lambda k: (k.stamp, id(k.node) in alive))
+            assert id(oldest.node) not in alive, "not the least recently used was evicted"
+            self.known.remove(oldest)
+        assert dropped == max_nodes or self.tokens() <= budget or not self.idle()
+
+    def tokens(self) -> int:
+        return sum(len(known.step[1]) for known in self.below_root())
+
+    # What always holds
+
+    @invariant()
+    def the_tree_is_whole(self) -> None:
+        self.tree.check_integrity()
+
+    @invariant()
+    def the_model_agrees(self) -> None:
+        assert {id(n) for n in self.tree.nodes()} == {id(k.node) for k in self.below_root()}
+        assert self.tree.size.tokens == self.tokens()
+        assert self.tree.size.nodes == len(self.below_root())
+        for known in self.below_root():
+            node = known.node
+            assert (node.owners, node.is_anchor, node.pins) == (
+                known.owners,
+                known.is_anchor,
+                known.pins,
+            )
+
+    @invariant()
+    def slices_stay_true(self) -> None:
+        for ids, wanted in self.slices:
+            assert tuple(ids.tolist()) == wanted
+
+
+TestRadixTree = TreeMachine.TestCase
+TestRadixTree.settings = settings(
+    max_examples=100 * FUZZ,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)

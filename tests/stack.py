@@ -1,0 +1,145 @@
+"""The path of one generation without HTTP: recording, caching and a worker with a script."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from slime_router.cache.prefix_cache import PrefixCache
+from slime_router.chat.template import ChatTemplate
+from slime_router.chat.tokenizer import Tokenizer
+from slime_router.middleware.base import Dispatch, Middleware
+from slime_router.middleware.caching import RadixTreeMiddleware
+from slime_router.middleware.recording import RecordingMiddleware
+from slime_router.prompt import PromptMaker
+from slime_router.retrieval import Retriever
+from slime_router.router import Router
+from slime_router.trajectory.store import TrajectoryStore, Turn
+from slime_router.types import (
+    Capture,
+    Finish,
+    GenerateCall,
+    GenerateChunk,
+    History,
+    WeightVersion,
+)
+from tests.tiny import build_tiny_checkpoint
+
+
+@cache
+def tiny_tokenizer() -> Tokenizer:
+    """The tokenizer of the tiny checkpoint, made once."""
+    with tempfile.TemporaryDirectory() as directory:
+        return Tokenizer.load(str(build_tiny_checkpoint(Path(directory))))
+
+
+@cache
+def chat_template(tokenizer: Tokenizer) -> ChatTemplate:
+    """The template of a tokenizer; its self-test is run once."""
+    return ChatTemplate(tokenizer)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the worker samples next, `chunk_len` tokens at a time."""
+
+    ids: Sequence[int]
+    finish: Finish = field(default_factory=lambda: Finish("length"))
+    logprobs: Sequence[float | None] | None = None
+    version: WeightVersion | None = "default"
+    chunk_len: int = 1
+
+
+class Stack:
+    """Everything between a door and a worker; `samples` is what the worker says, in order."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer | None = None,
+        capture: Capture = "full",
+        history: History = "held",
+        budget_tokens: int = 1_000_000,
+        plugins: Sequence[Middleware] = (),
+        dispatch: Dispatch | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer or tiny_tokenizer()
+        self.template = chat_template(self.tokenizer)
+        self.cache = PrefixCache(
+            budget_tokens,
+            is_anchor=self.tokenizer.is_anchor,
+            is_control=self.tokenizer.is_control,
+        )
+        self.store = TrajectoryStore(budget_tokens)
+        self.maker = PromptMaker(
+            self.tokenizer, self.template, self.cache, self.store, history=history
+        )
+        self.retriever = Retriever(self.maker, self.cache, self.store, self.tokenizer)
+        self.recording = RecordingMiddleware(
+            self.store,
+            capture=capture,
+            prints_call_ids=self.template.findings.prints_call_ids,
+        )
+        caching = RadixTreeMiddleware(self.maker, self.cache, self.tokenizer, capture=capture)
+        self.router = Router([*plugins, self.recording, caching], dispatch or self._play)
+        self.samples: deque[Sample] = deque()
+        self.sent: list[list[int]] = []  # the prompts that the worker got
+        self._numbers = count()
+
+    def call(self, said: str | Sequence[str] = "", **fields: Any) -> GenerateCall:
+        """A call with a text, or with messages where several are given: user, assistant, ..."""
+        number = next(self._numbers)
+        given: dict[str, Any] = {"rid": f"r{number}", "turn_id": f"turn{number}"}
+        if isinstance(said, str):
+            given["text"] = said
+        else:
+            roles = ("user", "assistant")
+            given["messages"] = tuple(
+                {"role": roles[index % 2], "content": text} for index, text in enumerate(said)
+            )
+        return GenerateCall(**{**given, **fields})
+
+    async def generate(self, call: GenerateCall, sample: Sample | None = None) -> str:
+        """Reads one generation to its end; returns the visible text."""
+        if sample is not None:
+            self.samples.append(sample)
+        async with self.router.generate(call) as chunks:
+            return "".join([chunk.text async for chunk in chunks])
+
+    async def turn(self, call: GenerateCall, sample: Sample) -> Turn:
+        """The recorded turn of one generation."""
+        await self.generate(call, sample)
+        turn = self.store.get(call.turn_id)
+        assert turn is not None
+        return turn
+
+    async def _play(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
+        assert call.prompt is not None
+        self.sent.append(call.prompt.ids.tolist())
+        sample = self.samples.popleft()
+        for start in range(0, len(sample.ids), sample.chunk_len):
+            end = min(start + sample.chunk_len, len(sample.ids))
+            logprobs = sample.logprobs
+            yield GenerateChunk(
+                output_ids=list(sample.ids[start:end]),
+                logprobs=None if logprobs is None else list(logprobs[start:end]),
+                finish=sample.finish if end == len(sample.ids) else None,
+                weight_version=sample.version,
+            )
+
+
+def pins(cache: PrefixCache) -> int:
+    """How many pins the tree's nodes hold in all, the roots' too."""
+    tree = cache._tree
+    return sum(node.pins for node in (*tree.nodes(), *tree._roots.values()))
+
+
+def is_free(cache: PrefixCache) -> bool:
+    """Whether nobody holds the cache's lock."""
+    return not (cache._lock.reader.locked or cache._lock.writer.locked)

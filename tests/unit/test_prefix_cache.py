@@ -1,0 +1,227 @@
+"""The prefix cache: its lock, its budget in slices, and its dump."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+from aiorwlock import RWLock
+
+from slime_router.cache.prefix_cache import SLICE_NODES, PrefixCache
+from slime_router.types import Piece, token_ids
+from tests.stack import is_free
+
+
+def filled(nodes: int, budget_tokens: int = 0) -> PrefixCache:
+    """A cache of that many sampled nodes of one token, over its budget."""
+    cache = PrefixCache(
+        budget_tokens, is_anchor=lambda text, index: False, is_control=lambda token_id: False
+    )
+    for number in range(nodes):
+        add(cache, f"<{number}>", number)
+    return cache
+
+
+def add(cache: PrefixCache, text: str, token_id: int) -> None:
+    match = cache.match_prefix("", "nothing", None)
+    piece = Piece(text, token_ids([token_id]), is_sampled=True)
+    cache.insert(match.node, (), (piece,), session_id=None, turn_id=text)
+    cache.unpin(match.node)
+
+
+async def steps(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+# The lock, as it is used here
+
+
+class Room:
+    """Who is inside a lock; says so when the wrong ones meet."""
+
+    def __init__(self) -> None:
+        self.lock = RWLock()
+        self.readers = self.writers = 0
+        self.most_readers = 0
+        self.order: list[str] = []
+
+    async def read(self, name: str = "r") -> None:
+        async with self.lock.reader:
+            self.readers += 1
+            try:
+                assert not self.writers
+                self.most_readers = max(self.most_readers, self.readers)
+                self.order.append(name)
+                await steps(3)
+                assert not self.writers
+            finally:
+                self.readers -= 1
+
+    async def write(self, name: str = "w") -> None:
+        async with self.lock.writer:
+            self.writers += 1
+            try:
+                assert (self.readers, self.writers) == (0, 1)
+                self.order.append(name)
+                await steps(3)
+                assert (self.readers, self.writers) == (0, 1)
+            finally:
+                self.writers -= 1
+
+    @property
+    def is_free(self) -> bool:
+        return not (self.lock.reader.locked or self.lock.writer.locked)
+
+
+async def test_many_may_read_and_only_one_may_write():
+    room = Room()
+    async with asyncio.timeout(5):
+        await asyncio.gather(room.read(), room.read(), room.write(), room.write(), room.read())
+    assert room.most_readers >= 2
+    assert room.is_free
+
+
+async def test_a_waiting_writer_goes_before_readers_that_come_later():
+    room = Room()
+    async with asyncio.timeout(5):
+        await asyncio.gather(room.read("1"), room.write("2"), room.read("3"), room.write("4"))
+    assert room.order.index("2") < room.order.index("3")
+    assert room.order[0] == "1"
+
+
+@pytest.mark.parametrize("victim", range(5))
+async def test_cancelling_anyone_at_any_step_leaves_the_lock_free(victim):
+    """Whoever waits or holds: the others get their turn, and nothing stays locked."""
+    was_cancelled, step = True, 0
+    while was_cancelled:
+        room = Room()
+        who = (room.read, room.write, room.read, room.write, room.read)
+        tasks = [asyncio.create_task(enter()) for enter in who]
+        await steps(step)
+        was_cancelled = tasks[victim].cancel()
+        async with asyncio.timeout(5):
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        failed = [index for index, result in enumerate(results) if result is not None]
+        assert failed == ([victim] if was_cancelled else [])
+        assert room.is_free
+        step += 1
+    assert step > 4
+
+
+# The budget
+
+
+async def test_eviction_lets_others_run_between_slices():
+    cache = filled(5 * SLICE_NODES)
+    task = asyncio.create_task(cache.enforce_budget())
+    sizes = []
+    while not task.done():
+        await asyncio.sleep(0)
+        sizes.append(cache.size.nodes)
+        cache.check_integrity()
+    assert sizes[-1] == 0
+    drops = [before - after for before, after in pairwise(sizes)]
+    assert max(drops) <= SLICE_NODES
+    assert sum(drop > 0 for drop in drops) >= 4
+    assert cache.counts.evicted_nodes == 5 * SLICE_NODES
+    assert is_free(cache)
+
+
+async def test_what_comes_while_others_are_evicted_is_found_and_kept_while_pinned():
+    cache = filled(3 * SLICE_NODES)
+    task = asyncio.create_task(cache.enforce_budget())
+    await steps(2)
+    add(cache, "fresh", 7)
+    match = cache.match_prefix("", "fresh and more", None)
+    assert match.node.path_ids().tolist() == [7]
+    await task
+    assert cache.size.nodes == 1
+    assert cache.pin_turn("fresh") is match.node
+    cache.unpin(match.node)
+    cache.unpin(match.node)
+    await cache.enforce_budget()
+    assert cache.size.nodes == 0
+    assert cache.pin_turn("fresh") is None
+
+
+async def test_a_cancelled_eviction_leaves_a_whole_tree_and_a_free_lock():
+    was_cancelled, step = True, 0
+    while was_cancelled:
+        cache = filled(3 * SLICE_NODES)
+        task = asyncio.create_task(cache.enforce_budget())
+        await steps(step)
+        was_cancelled = task.cancel()
+        await asyncio.wait([task])
+        cache.check_integrity()
+        assert is_free(cache)
+        await cache.enforce_budget()
+        assert cache.size.nodes == 0
+        step += 1
+    assert step > 3
+
+
+async def test_within_the_budget_nothing_is_evicted():
+    cache = filled(10, budget_tokens=10)
+    await cache.enforce_budget()
+    assert cache.size.tokens == 10
+    add(cache, "one more", 1)
+    await cache.enforce_budget()
+    assert cache.size.tokens == 10
+    assert cache.pin_turn("<0>") is None, "the oldest went"
+
+
+# The dump
+
+
+async def test_nothing_is_evicted_while_the_tree_is_dumped():
+    cache = filled(3 * SLICE_NODES)
+    dump = asyncio.create_task(cache.dump(10**6))
+    await steps(2)
+    evict = asyncio.create_task(cache.enforce_budget())
+    while not dump.done():
+        await asyncio.sleep(0)
+        assert cache.size.nodes == 3 * SLICE_NODES or dump.done()
+    nodes = dump.result()
+    assert sorted(node["tokens"][0] for node in nodes) == list(range(3 * SLICE_NODES))
+    assert all(node["text"] == f"<{node['tokens'][0]}>" for node in nodes)
+    await evict
+    assert cache.size.nodes == 0
+
+
+async def test_a_dump_waits_for_an_eviction_under_way():
+    cache = filled(3 * SLICE_NODES)
+    evict = asyncio.create_task(cache.enforce_budget())
+    await steps(2)
+    assert await cache.dump(10) == []
+    assert evict.done()
+
+
+async def test_a_cancelled_dump_leaves_the_lock_free():
+    was_cancelled, step = True, 0
+    while was_cancelled:
+        cache = filled(2 * SLICE_NODES)
+        task = asyncio.create_task(cache.dump(10**6))
+        await steps(step)
+        was_cancelled = task.cancel()
+        await asyncio.wait([task])
+        assert is_free(cache)
+        step += 1
+    assert step > 2
+
+
+async def test_a_dump_has_at_most_as_many_nodes_as_asked_for():
+    cache = filled(10)
+    assert len(await cache.dump(3)) == 3
+
+
+def test_what_has_no_path_above_it_is_told_from_what_was_evicted():
+    """Hits, misses and their tokens are counted."""
+    cache = filled(1, budget_tokens=10)
+    before = cache.counts.misses
+    match = cache.match_prefix("", "<0> and more", None)
+    assert (match.text_len, cache.counts.hits, cache.counts.hit_tokens) == (3, 1, 1)
+    cache.unpin(match.node)
+    assert cache.match_prefix("", "other", None).text_len == 0
+    assert cache.counts.misses == before + 1

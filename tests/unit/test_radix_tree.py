@@ -1,0 +1,301 @@
+"""The radix tree and retrieval: what other token stores got wrong, each as a case."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from slime_router.cache.radix_tree import Node, RadixTree
+from slime_router.types import Finish, Piece, token_ids
+from tests.stack import Sample, Stack, pins
+
+H_AVING = [39, 374, 380, 38]  # how the tiny tokenizer writes it
+HAV_ING = [39, 32, 53, 40, 45, 38]  # how a model may
+STOP = 514  # <|im_end|>
+
+
+def piece(text: str, *ids: int, is_sampled: bool = False) -> Piece:
+    return Piece(text, token_ids(ids), is_sampled)
+
+
+def insert(tree: RadixTree, *pieces: Piece, owner: str | None = None) -> Node:
+    """A path from the root; any text may be cut after a sampled piece."""
+    anchors = [piece.is_sampled for piece in pieces]
+    return tree.insert(tree.root(""), pieces, owner=owner, anchors=anchors)
+
+
+def never(text: str, index: int) -> bool:
+    return False
+
+
+def anywhere(text: str, index: int) -> bool:
+    return True
+
+
+@pytest.fixture
+def stack() -> Stack:
+    return Stack()
+
+
+# Equal text is not equal tokens
+
+
+def test_two_samples_with_equal_text_are_both_kept_and_each_is_exact():
+    tree = RadixTree()
+    prompt = piece("P", 1)
+    first = insert(tree, prompt, piece("HAVING", 10, 11, is_sampled=True), owner="a")
+    second = insert(tree, prompt, piece("HAVING", 20, 21, is_sampled=True), owner="b")
+    assert first is not second
+    for session, ids in (("a", [1, 10, 11]), ("b", [1, 20, 21]), (None, [1, 20, 21])):
+        match = tree.match_prefix("", "PHAVING and on", session, never)
+        assert match.node.path_ids().tolist() == ids
+    assert tree.size.tokens == 5
+
+
+async def test_a_group_of_samples_with_equal_text_is_told_apart_by_session(stack):
+    """GRPO: one prompt, one text, other tokens; each conversation goes on with its own."""
+    ask = ["What keeps groups?"]
+    for session, ids in (("a", H_AVING), ("b", HAV_ING)):
+        call = stack.call(ask, session_id=session)
+        assert await stack.generate(call, Sample([*ids, STOP], Finish("stop", STOP))) == "HAVING"
+    for session, ids in (("a", H_AVING), ("b", HAV_ING)):
+        call = stack.call([*ask, "HAVING", "And?"], session_id=session)
+        await stack.generate(call, Sample([STOP], Finish("stop", STOP)))
+        prompt = stack.sent[-1]
+        head = len(stack.sent[0])
+        assert prompt[: head + len(ids) + 1] == [*stack.sent[0], *ids, STOP]
+
+
+async def test_a_text_is_retrieved_with_the_tokens_that_were_sampled_last(stack):
+    """... and with their own logprobs, not with those of the twin."""
+    for ids, value in ((H_AVING, -1.0), (HAV_ING, -2.0)):
+        await stack.generate(stack.call("GROUP BY x "), Sample(ids, logprobs=[value] * len(ids)))
+    trace = await stack.retriever.by_text("GROUP BY x HAVING")
+    prompt = stack.sent[0]
+    assert trace.ids.tolist() == [*prompt, *HAV_ING]
+    assert trace.loss_mask.tolist() == [0] * len(prompt) + [1] * len(HAV_ING)
+    assert trace.logprobs[len(prompt) :].tolist() == [-2.0] * len(HAV_ING)
+
+
+def test_siblings_share_their_prefix_once():
+    tree = RadixTree()
+    shared = piece("sys user ", 1, 2, 3)
+    insert(tree, shared, piece("AB", 4, 5))
+    insert(tree, shared, piece("AC", 4, 6))
+    assert tree.size.tokens == 3 + 2 + 2
+    assert tree.match_prefix("", "sys user A", None, anywhere).node.path_ids().tolist() == [1, 2, 3]
+
+
+# Text and tokens do not cut at the same places
+
+
+async def test_a_longer_text_is_not_read_through_a_shorter_one_that_cuts_inside_its_token(stack):
+    """`count to 1` and `count to 10` share text, not tokens; so do Hello and Hello world."""
+    one, ten = [66, 354, 342, 78, 220, 16], [66, 354, 342, 78, 220, 300]
+    for ids, value in ((one, -1.0), (ten, -2.0)):
+        await stack.generate(stack.call("Please "), Sample(ids, logprobs=[value] * 6))
+    tree_text = stack.tokenizer.decode([*stack.sent[0], *ten], skip_special_tokens=False)
+    trace = await stack.retriever.by_text(tree_text)
+    assert trace.ids.tolist() == [*stack.sent[0], *ten]
+    assert trace.loss_mask[-6:].tolist() == [1] * 6
+    assert trace.logprobs[-6:].tolist() == [-2.0] * 6
+
+
+def test_a_split_in_the_text_leaves_the_tokens_of_both_paths_whole():
+    tree = RadixTree()
+    short = insert(tree, piece("Hello", 4, is_sampled=True))
+    long = insert(tree, piece("Hello world", 3, 7, 9, is_sampled=True))
+    assert tree.match_text("", "Hello", None) is short
+    assert tree.match_text("", "Hello world", None) is long
+    assert long.path_ids().tolist() == [3, 7, 9]
+    assert tree.match_text("", "Hello w", None) is None
+    match = tree.match_prefix("", "Hello world!", None, never)
+    assert match.node.path_ids().tolist() == [3, 7, 9]
+
+
+def test_unsampled_text_is_cut_at_anchors_only():
+    tree = RadixTree()
+    insert(tree, piece("ab", 1), piece("cd", 2))
+    cut_at_2 = tree.match_prefix("", "abcdef", None, lambda text, index: index == 2)
+    assert (cut_at_2.node.path_ids().tolist(), cut_at_2.text_len) == ([1], 2)
+    assert tree.match_prefix("", "abcdef", None, never).text_len == 0
+
+
+# Nothing sampled is dropped, no guess becomes a fact
+
+
+async def test_an_output_of_a_lone_stop_token_is_kept_and_trained(stack):
+    """Its visible text is empty; the token is there all the same."""
+    sample = Sample([STOP], Finish("stop", STOP), logprobs=[-0.25])
+    assert await stack.generate(stack.call("Say nothing"), sample) == ""
+    trace = await stack.retriever.by_text("Say nothing<|im_end|>")
+    assert trace.ids.tolist() == [*stack.sent[0], STOP]
+    assert trace.loss_mask.tolist() == [0] * len(stack.sent[0]) + [1]
+    assert trace.logprobs[-1] == -0.25
+
+
+async def test_a_retrieved_guess_never_poisons_what_is_sampled_later(stack):
+    """Looking up a text that is not cached encodes it, and files nothing."""
+    text = "GROUP BY x HAVING"
+    guess = await stack.retriever.by_text(text)
+    assert guess.ids.tolist() == stack.tokenizer.encode(text).tolist()
+    assert guess.loss_mask.sum() == 0
+    assert stack.cache.size.nodes == 0
+    await stack.generate(stack.call("GROUP BY x "), Sample(HAV_ING, logprobs=[-1.0] * 6))
+    trace = await stack.retriever.by_text(text)
+    assert trace.ids.tolist() == [*stack.sent[0], *HAV_ING]
+    assert trace.loss_mask.tolist() == [0] * len(stack.sent[0]) + [1] * 6
+
+
+async def test_half_characters_with_equal_text_stay_apart(stack):
+    """Ids 94 and 95 both read U+FFFD, which encodes to neither."""
+    ask = ["Draw"]
+    for session, ids in (("a", [94]), ("b", [95])):
+        call = stack.call(ask, session_id=session)
+        assert await stack.generate(call, Sample(ids)) == "\ufffd"
+    held = {turn.session_id: turn.output_ids.tolist() for turn in stack.store._turns.values()}
+    assert held == {"a": [94], "b": [95]}
+    text = stack.tokenizer.decode([*stack.sent[0], 94], skip_special_tokens=False)
+    trace = await stack.retriever.by_text(text)
+    assert trace.ids.tolist() == [*stack.sent[0], 95], "the newest of the two, never a guess"
+    assert trace.loss_mask[-1] == 1
+    for session, last in (("a", 94), ("b", 95)):
+        call = stack.call([*ask, "\ufffd", "More"], session_id=session)
+        await stack.generate(call, Sample([STOP], Finish("stop", STOP)))
+        assert stack.sent[-1][: len(stack.sent[0]) + 1] == [*stack.sent[0], last]
+
+
+@pytest.mark.parametrize("broken_len", [1, 2])
+async def test_a_stop_string_behind_broken_bytes_never_splits_a_character(stack, broken_len):
+    """U+FFFD has three bytes, the broken byte it stands for one: no cut may be reckoned by it.
+
+    Cut inside the emoji, the tree would hand out `X` with a part of an emoji behind it.
+    """
+    id_of = {stack.tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
+    said = b"ab" + b"\x82" * broken_len + "X🙂".encode()
+    output = [id_of[bytes([byte])] for byte in said]
+    await stack.generate(stack.call("Go "), Sample(output, Finish("stop", "X🙂")))
+    for node in stack.cache._tree.nodes():
+        assert node.parent is not None
+        text = node.place.text_since(node.parent.place)
+        assert stack.tokenizer.decode(node.ids.tolist(), skip_special_tokens=False) == text
+
+
+# What was filed does not change, and a look-up changes nothing
+
+
+async def test_what_came_is_copied_on_its_way_in(stack):
+    """A plug-in that changes a chunk after it passed changes nothing of what is held."""
+    ids, values = [100, 101, 102], [-1.0, -2.0, -3.0]
+    stack.samples.append(Sample(ids, logprobs=values, chunk_len=3))
+    call = stack.call("Begin ")
+    async with stack.router.generate(call) as chunks:
+        async for chunk in chunks:
+            chunk.output_ids.append(9)
+            chunk.logprobs.clear()
+    turn = stack.store.get(call.turn_id)
+    assert turn.output_ids.tolist() == ids
+    assert turn.logprobs.tolist() == values
+    text = stack.tokenizer.decode([*stack.sent[0], *ids], skip_special_tokens=False)
+    trace = await stack.retriever.by_text(text)
+    assert trace.ids[-3:].tolist() == ids
+    for array in (turn.output_ids, turn.logprobs, turn.prompt_ids, trace.ids):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 7
+
+
+async def test_a_search_changes_nothing(stack):
+    await stack.generate(stack.call(["Hi"]), Sample([100, STOP], Finish("stop", STOP)))
+    before = await stack.cache.dump(1000), stack.cache.size, stack.store.tokens
+    for text in ("Hi", "<|im_start|>user\nHi", "<|im_start|>user\nHi<|im_end|>\n", "other"):
+        await stack.retriever.by_text(text)
+        await stack.retriever.by_messages(stack.call([text, text]))
+    assert (await stack.cache.dump(1000), stack.cache.size, stack.store.tokens) == before
+    assert pins(stack.cache) == 0
+    stack.cache.check_integrity()
+    stack.store.check_integrity()
+
+
+# Budget, depth, width
+
+
+def test_the_budget_holds_whatever_the_tokens_were_sampled_under():
+    """No version says whether a node may go: what is idle may."""
+    tree = RadixTree()
+    for number in range(12):
+        insert(tree, piece(f"text {number}", *range(10), is_sampled=number % 2 == 0))
+    assert tree.size.tokens == 120
+    assert tree.evict(100, max_nodes=100) == 2
+    assert tree.size.tokens == 100
+    assert tree.match_text("", "text 1", None) is None, "the oldest went"
+    assert tree.match_text("", "text 2", None) is not None
+    tree.check_integrity()
+
+
+def test_what_is_pinned_is_never_evicted_nor_what_it_stands_on():
+    tree = RadixTree()
+    node = insert(tree, piece("a", 1), piece("b", 2), piece("c", 3))
+    tree.pin(node)
+    insert(tree, piece("x", 9))
+    assert tree.evict(0, max_nodes=100) == 1
+    assert node.path_ids().tolist() == [1, 2, 3]
+    tree.unpin(node)
+    assert tree.evict(0, max_nodes=100) == 3
+    assert tree.size == (tree.size.__class__)(0, 0, 0)
+
+
+def test_a_matched_path_outlives_one_that_nobody_asks_for():
+    tree = RadixTree()
+    for name in ("old", "new"):
+        insert(tree, piece(name, 1, is_sampled=True))
+    tree.match_prefix("", "old", None, never)
+    tree.evict(1, max_nodes=1)
+    assert tree.match_text("", "old", None) is not None
+    assert tree.match_text("", "new", None) is None
+
+
+def test_a_slice_stays_true_after_its_path_was_evicted():
+    tree = RadixTree()
+    ids = insert(tree, piece("a", 1), piece("b", 2)).path_ids()
+    tree.evict(0, max_nodes=9)
+    insert(tree, piece("a", 7), piece("b", 8))
+    assert ids.tolist() == [1, 2]
+
+
+def test_a_deep_chain_needs_no_recursion():
+    tree = RadixTree()
+    limit = sys.getrecursionlimit()
+    node = tree.root("")
+    sys.setrecursionlimit(200)
+    try:
+        for turn in range(1100):
+            node = tree.insert(
+                node, [piece("ab", turn, turn, is_sampled=True)], owner=None, anchors=[True]
+            )
+        assert tree.match_prefix("", "ab" * 1100 + "c", None, never).node is node
+        tree.check_integrity()
+        ids = node.path_ids()
+        assert tree.evict(0, max_nodes=5000) == 1100
+    finally:
+        sys.setrecursionlimit(limit)
+    assert ids.tolist() == np.repeat(np.arange(1100), 2).tolist()
+    assert (tree.size.tokens, tree.size.places) == (0, 0)
+
+
+def test_many_tails_share_one_long_prefix():
+    """16 000 paths with 500 tokens in common hold those once."""
+    tree = RadixTree()
+    shared = piece("p" * 500, *range(500))
+    for number in range(16_000):
+        insert(tree, shared, piece(f"{number:05}", number))
+    assert tree.size.tokens == 500 + 16_000
+    assert tree.size.nodes == 1 + 16_000
+
+
+def test_scopes_share_nothing():
+    tree = RadixTree()
+    tree.insert(tree.root("a"), [piece("x", 1, is_sampled=True)], owner=None, anchors=[True])
+    assert tree.match_prefix("b", "xy", None, anywhere).text_len == 0
+    assert tree.match_text("b", "x", None) is None

@@ -1,0 +1,135 @@
+"""Rendering with a chat template, and what a client's messages can do to it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from slime_router.chat.tokenizer import Tokenizer
+from slime_router.errors import BadRequest
+from slime_router.types import Message, TemplateOptions
+from tests import vocabularies
+from tests.tiny import build_tiny_checkpoint
+
+HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
+PLAIN = TemplateOptions()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(directory: Path) -> Iterator[Tokenizer]:
+    tokenizer = Tokenizer.load(str(directory))
+    yield tokenizer
+    tokenizer.close()
+
+
+def test_tools_keep_their_own_key_order(tokenizer: Tokenizer) -> None:
+    tool = {"type": "function", "function": {"name": "f", "b": {}, "a": None}}
+    text = tokenizer.render(HELLO, TemplateOptions(tools=(tool,)))
+    assert json.dumps(tool) in text
+
+
+def test_generation_prompt_is_an_option(tokenizer: Tokenizer) -> None:
+    open_text = tokenizer.render(HELLO, PLAIN)
+    closed = tokenizer.render(HELLO, TemplateOptions(add_generation_prompt=False))
+    assert open_text == closed + "<|im_start|>assistant\n"
+
+
+def test_final_message_can_be_continued(tokenizer: Tokenizer) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "Once upon "}]
+    text = tokenizer.render(messages, TemplateOptions(continue_final_message=True))
+    assert text.endswith("<|im_start|>assistant\nOnce upon ")
+
+
+def test_further_arguments_reach_the_template(directory: Path) -> None:
+    source = "{{ mood }}"
+    tokenizer = Tokenizer.load(str(directory), chat_template=source)
+    assert tokenizer.render(HELLO, TemplateOptions(kwargs={"mood": "gay"})) == "gay"
+
+
+def test_date_is_pinned(directory: Path) -> None:
+    source = (
+        "  {%- if strftime_now is defined %}\n"
+        "{{ strftime_now('%d %b %Y') }}|{{ strftime_now( \"%H:%M\" ) }}\n"
+        "{%- endif %}\n"
+    )
+    tokenizer = Tokenizer.load(str(directory), chat_template=source)
+    now = datetime(2024, 7, 26, 13, 5)
+    assert tokenizer.render(HELLO, PLAIN, date=now) == "26 Jul 2024|13:05"
+    assert tokenizer.render(HELLO, PLAIN) != "26 Jul 2024|13:05"
+
+
+@pytest.mark.parametrize("source", ["  {% if true %}\nx\n{% endif %}", "\n\nx", " x", "x\n"])
+def test_pinning_changes_nothing_else(directory: Path, source: str) -> None:
+    source += "{# {{ strftime_now('%Y') }} #}"
+    tokenizer = Tokenizer.load(str(directory), chat_template=source)
+    pinned = tokenizer.render(HELLO, PLAIN, date=datetime(2024, 7, 26))
+    assert pinned == tokenizer.render(HELLO, PLAIN)
+
+
+@pytest.mark.tokenizers
+def test_date_is_pinned_in_llama_3() -> None:
+    tokenizer = Tokenizer.load(str(vocabularies.vocabulary("llama3_2")))
+    text = tokenizer.render(HELLO, PLAIN, date=datetime(2001, 2, 3))
+    assert "Today Date: 03 Feb 2001\n" in text
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [{}],
+        [{"role": "user"}],
+        [{"role": "user", "content": 3}],
+        [{"role": "user", "content": "a\ud800"}],
+        [{"role": "assistant", "content": "", "tool_calls": [3]}],
+    ],
+)
+def test_messages_that_the_template_cannot_take_are_the_clients_mistake(
+    tokenizer: Tokenizer, messages: list[Message]
+) -> None:
+    with pytest.raises(BadRequest) as caught:
+        tokenizer.render(messages, PLAIN)
+    assert caught.value.param == "messages"
+
+
+def test_the_templates_own_words_are_told(directory: Path) -> None:
+    source = "{{ raise_exception('Roles must\nalternate') }}"
+    tokenizer = Tokenizer.load(str(directory), chat_template=source)
+    with pytest.raises(BadRequest, match="Roles must alternate"):
+        tokenizer.render(HELLO, PLAIN)
+
+
+def test_model_without_template_says_so(tmp_path: Path) -> None:
+    path = build_tiny_checkpoint(tmp_path)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(BadRequest, match="no chat template"):
+        Tokenizer.load(str(path)).render(HELLO, PLAIN)
+
+
+@pytest.mark.parametrize("name", ["tokenize", "chat_template", "tools", "conversation"])
+def test_client_cannot_steer_the_call_itself(tokenizer: Tokenizer, name: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        tokenizer.render(HELLO, TemplateOptions(kwargs={name: "x"}))
+    assert caught.value.param == f"chat_template_kwargs.{name}"
+
+
+def test_messages_are_not_changed(tokenizer: Tokenizer) -> None:
+    messages: list[Message] = [
+        *HELLO,
+        {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": []},
+    ]
+    before = copy.deepcopy(messages)
+    tokenizer.render(messages, PLAIN)
+    assert messages == before
