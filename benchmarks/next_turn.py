@@ -34,7 +34,7 @@ MODES: tuple[History, ...] = ("held", "template")
 class Size:
     """How much is measured."""
 
-    rounds: int = 7
+    rounds: int = 5
     repeats: int = 3  # a round, for each side
     messages: int = 400
     text_len: int = 250_000  # characters

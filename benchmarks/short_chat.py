@@ -24,7 +24,7 @@ CHAT = "/v1/chat/completions"
 class Size:
     """How much is measured."""
 
-    rounds: int = 7
+    rounds: int = 5
     requests: int = 160  # a round, for each side
     concurrencies: tuple[int, ...] = (1, 16)
 

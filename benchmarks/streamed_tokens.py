@@ -25,7 +25,7 @@ KINDS = ("cumulative", "incremental")  # whether an item repeats those before it
 class Size:
     """How much is measured."""
 
-    rounds: int = 5
+    rounds: int = 4
     streams: int = 2  # a round, for each connection
     reply_len: int = 256  # tokens
     concurrencies: tuple[int, ...] = (1, 8)

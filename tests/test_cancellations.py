@@ -148,6 +148,10 @@ async def test_a_stream_that_is_closed_early_leaves_an_undelivered_turn(taken):
         assert turn.output_ids.tolist() == got
         assert turn.finish.type == ("stop" if len(got) == len(REPLY) else "abort")
         assert parts.stack.recording.counts.undelivered == 1
+        node = parts.stack.cache.pin_turn(call.turn_id)
+        assert node is not None, "the tree has what was sampled, too"
+        assert node.path_ids().tolist() == parts.stack.store.held_ids(turn.id).tolist()
+        parts.stack.cache.unpin(node)
 
 
 async def test_a_stream_that_is_never_read_leaves_nothing():

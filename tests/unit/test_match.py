@@ -97,6 +97,7 @@ DIFFERENT = [
     (several("a"), several("a", "a")),
     (several("a", "b"), several("b", "a")),
     (calls('{"a":{"":"1e0"}}'), calls('{"a":1}')),
+    (calls('{"a":"1e0"}'), calls('{"a":1}')),
 ]
 
 
