@@ -93,9 +93,9 @@ class PromptMaker:
         with_ids = self._template.findings.prints_call_ids
         try:
             root = root_key(call.scope, call.template)
+            keys = chain_keys(root, messages, with_call_ids=with_ids)
         except RecursionError as exc:
-            raise BadRequest("tools are nested too deeply", param="tools") from exc
-        keys = chain_keys(root, messages, with_call_ids=with_ids)
+            raise BadRequest("the request is nested too deeply", param="messages") from exc
         for index in range(len(messages) - 1, -1, -1):
             if str(messages[index]["role"]).lower() != "assistant":
                 continue

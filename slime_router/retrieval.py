@@ -75,12 +75,15 @@ class Retriever:
             start = step.end - len(step.ids)
             trace.loss_mask[start : step.end] = 1
             turn = self._store.get(step.turn) if step.turn is not None else None
-            if turn is None or turn.held_len < step.end:
+            if turn is None:
                 continue
-            known = self._store.trace(turn.id, step.end)
-            if np.array_equal(known.ids, ids[: step.end]):
-                trace.logprobs[start : step.end] = known.logprobs[start:]
-                versions[start : step.end] = known.weight_versions[start:]
+            offset = start - (turn.held_len - len(turn.output_ids))  # into the turn's output
+            run = slice(offset, offset + len(step.ids))
+            if offset < 0 or not np.array_equal(turn.output_ids[run], step.ids):
+                continue
+            if turn.logprobs is not None:
+                trace.logprobs[start : step.end] = turn.logprobs[run]
+            versions[start : step.end] = turn.output_versions()[run]
         return Trace(ids, trace.loss_mask, trace.logprobs, tuple(versions))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from aiorwlock import RWLock
@@ -142,7 +143,7 @@ class PrefixCache:
         """Up to `limit` nodes as JSON, for people. Nothing is evicted meanwhile."""
         async with self._lock.reader:
             nodes = []
-            for count, node in enumerate(list(self._tree.nodes())[:limit]):
+            for count, node in enumerate(list(islice(self._tree.nodes(), limit))):
                 nodes.append(_node_json(node))
                 if count % SLICE_NODES == SLICE_NODES - 1:
                     await asyncio.sleep(0)

@@ -75,6 +75,14 @@ class Turn:
         is_last = self.finish.type == "stop" and bool(len(self.output_ids))
         return matched if is_last and isinstance(matched, int) else None
 
+    def output_versions(self) -> list[WeightVersion | None]:
+        """The weight version of each output token, None where the worker gave none."""
+        versions: list[WeightVersion | None] = [None] * len(self.output_ids)
+        for span in self.weight_versions:
+            start, end = max(span.start, 0), min(span.end, len(versions))
+            versions[start:end] = [span.version] * max(end - start, 0)
+        return versions
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -138,7 +146,8 @@ class TrajectoryStore:
             raise ValueError(f"turn {turn.id} is recorded already")
         if turn.logprobs is not None and len(turn.logprobs) != len(turn.output_ids):
             raise ValueError(f"{len(turn.logprobs)} logprobs for {len(turn.output_ids)} tokens")
-        if turn.base is not None and turn.base_len > self._turns[turn.base].held_len:
+        base_room = 0 if turn.base is None else self._turns[turn.base].held_len
+        if not 0 <= turn.base_len <= base_room:
             raise ValueError(f"turn {turn.id} reuses more than its base holds")
         self._seq += 1
         turn = replace(turn, seq=self._seq)
@@ -195,9 +204,7 @@ class TrajectoryStore:
             loss_mask[start:end] = 1
             if turn.logprobs is not None:
                 logprobs[start:end] = turn.logprobs[: end - start]
-            for span in turn.weight_versions:
-                for index in range(start + span.start, min(start + span.end, end)):
-                    versions[index] = span.version
+            versions[start:end] = turn.output_versions()[: end - start]
         return Trace(ids, loss_mask, logprobs, tuple(versions))
 
     def _spans(self, turn_id: str, length: int | None) -> Iterator[tuple[Turn, int]]:

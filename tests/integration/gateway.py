@@ -1,0 +1,155 @@
+"""The real gateway on a free port, on the tiny checkpoint, in front of workers without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+from slime_router.config import Config
+from slime_router.server.app import Gateway
+from slime_router.testing import FakeWorker
+from tests.integration.scripted import events
+from tests.stack import tiny_tokenizer
+from tests.tiny import CONTEXT_LEN, build_tiny_checkpoint
+
+CHAT = "/v1/chat/completions"
+FOUR_KEYS = {"message", "type", "param", "code"}
+
+
+@cache
+def checkpoint() -> Path:
+    """The tiny checkpoint's directory, made once for all tests."""
+    directory = Path(tempfile.mkdtemp(prefix="tiny-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return build_tiny_checkpoint(directory)
+
+
+class Words:
+    """The tiny tokenizer as a worker has it."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        ids: list[int] = tiny_tokenizer().encode(text).tolist()
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return tiny_tokenizer().decode(ids, skip_special_tokens=True)
+
+
+class OtherWords(Words):
+    """The tokenizer of another model."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        return [*super().encode(text), 1]
+
+
+def tiny_worker(**settings: Any) -> FakeWorker:
+    """A worker that runs the tiny checkpoint."""
+    tokenizer = tiny_tokenizer()
+    given: dict[str, Any] = {
+        "vocab_size": tokenizer.vocab_size,
+        "context_len": CONTEXT_LEN,
+        "eos_ids": sorted(tokenizer.eos_ids),
+        "tokenizer": Words(),
+    }
+    return FakeWorker(**{**given, **settings})
+
+
+@dataclass
+class Served:
+    """A running gateway; `http` has its URL as base."""
+
+    gateway: Gateway
+    http: aiohttp.ClientSession
+
+    def footprint(self) -> tuple[int, ...]:
+        """What a request can leave behind: turns, held tokens, cached tokens and nodes, leases."""
+        gateway, size = self.gateway, self.gateway.cache.size
+        store = gateway.store
+        in_flight = gateway.pool.total_in_flight
+        return (len(store), store.tokens, size.tokens, size.nodes, in_flight)
+
+    async def post(self, path: str, json: Any = None, **fields: Any) -> tuple[int, Any]:
+        """Status and JSON body of a POST."""
+        async with self.http.post(path, json=json, **fields) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        """Status and JSON body of a GET."""
+        async with self.http.get(path) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def chat(
+        self, messages: Sequence[dict[str, Any]], *, path: str = CHAT, **fields: Any
+    ) -> tuple[str, dict[str, Any]]:
+        """The text of one chat reply, streamed or not, and its receipt."""
+        body = {"model": "tiny", "messages": [*messages], **fields}
+        async with self.http.post(path, json=body) as response:
+            raw = await response.read()
+            assert response.status == 200, raw
+            receipt = orjson.loads(response.headers.get("x-slime-receipt", "{}"))
+        if not fields.get("stream"):
+            return orjson.loads(raw)["choices"][0]["message"]["content"], receipt
+        choices = [event["choices"][0] for event in events(raw)[:-1]]
+        return "".join(choice["delta"].get("content") or "" for choice in choices), receipt
+
+
+@asynccontextmanager
+async def serving(*urls: str, greeting_delays_s: Sequence[float] = (0,), **settings: Any):
+    """A gateway with these workers; yields `Served`."""
+    config = Config(
+        **{"hf_checkpoint": str(checkpoint()), "port": 0, "worker_urls": urls, **settings}
+    )
+    gateway = Gateway(config, greeting_delays_s=greeting_delays_s)
+    runner = web.AppRunner(
+        gateway.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        async with aiohttp.ClientSession(f"http://{host}:{port}") as http:
+            yield Served(gateway, http)
+    finally:
+        await runner.cleanup()
+    assert gateway.pool.total_in_flight == 0, "a lease was not given back"
+
+
+@asynccontextmanager
+async def served(
+    worker_settings: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[tuple[Served, FakeWorker]]:
+    """A gateway with one worker that runs the tiny checkpoint."""
+    async with tiny_worker(**(worker_settings or {})) as worker:
+        async with serving(worker.url, **settings) as router:
+            yield router, worker
+
+
+async def until(holds: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
+    """Waits until `holds()`.
+
+    Raises:
+        TimeoutError: it did not come to that.
+    """
+    async with asyncio.timeout(timeout_s):
+        while not holds():  # noqa: ASYNC110 - a poll needs nothing of what is watched
+            await asyncio.sleep(0.001)
+
+
+def user(text: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}

@@ -1,0 +1,80 @@
+"""The router compares its tokens with those of every worker that is registered."""
+
+from __future__ import annotations
+
+import logging
+
+import orjson
+
+from slime_router.server.app import GREETING_DELAYS_S
+from tests.integration.gateway import OtherWords, serving, tiny_worker, until
+
+
+def tokenize_count(worker) -> int:
+    return sum(request.path == "/tokenize" for request in worker.controls)
+
+
+async def card(router):
+    _, body = await router.get("/workers")
+    return body["workers"][0]
+
+
+async def test_a_worker_is_asked_again_until_it_answers():
+    """A worker is often registered while it still loads its weights."""
+    async with tiny_worker(context_len=1024) as worker:
+        await worker.refuse_connections()
+        async with serving(worker.url, greeting_delays_s=[0] + [0.001] * 10_000) as router:
+            assert (await card(router))["is_token_exact"] is None
+            await worker.accept_connections()
+            known = router.gateway.pool.list()[0]
+            await until(lambda: known.is_token_exact is True)
+            assert (await card(router))["context_len"] == 1024
+            _, models = await router.get("/v1/models")
+            assert models["data"][0]["max_model_len"] == 1024
+            await until(lambda: not router.gateway.greetings_open)
+        assert tokenize_count(worker) == 1, "an answer is enough"
+
+
+async def test_a_worker_that_does_not_answer_is_asked_once_for_each_delay():
+    async with tiny_worker(tokenizer=None) as worker:  # has no such route
+        async with serving(worker.url, greeting_delays_s=(0, 0, 0)) as router:
+            await until(lambda: not router.gateway.greetings_open)
+            assert (await card(router))["is_token_exact"] is None
+        assert tokenize_count(worker) == 3
+    assert list(GREETING_DELAYS_S) == sorted(GREETING_DELAYS_S), "the delays grow"
+
+
+async def test_a_removed_worker_is_asked_no_more():
+    async with tiny_worker(tokenizer=None) as worker:
+        async with serving(worker.url, greeting_delays_s=[0] + [0.001] * 10_000) as router:
+            await until(lambda: tokenize_count(worker) > 1)
+            await router.post("/remove_worker", {"url": worker.url})
+            await until(lambda: not router.gateway.greetings_open)
+
+
+async def test_another_tokenizer_is_warned_of_once(caplog):
+    caplog.set_level(logging.WARNING, "slime_router")
+    async with tiny_worker(tokenizer=OtherWords()) as worker, serving(worker.url) as router:
+        for _ in range(2):
+            await until(lambda: not router.gateway.greetings_open)
+            assert (await card(router))["is_token_exact"] is False
+            await router.post("/add_worker", {"url": worker.url})  # trainers do so again and again
+        await until(lambda: not router.gateway.greetings_open)
+    assert sum("tokenizes otherwise" in line for line in caplog.messages) == 1
+
+
+async def test_a_context_length_that_is_none_is_not_believed(monkeypatch):
+    """SGLang hands on what the tokenizer's files say, which can be 1e30."""
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        await until(lambda: not router.gateway.greetings_open)
+        known = router.gateway.pool.list()[0]
+        ids = orjson.loads(orjson.dumps(router.gateway.tokenizer.encode("x").tolist()))
+
+        async def tokenize(*_):
+            return ids, 1e30
+
+        monkeypatch.setattr(router.gateway.client, "tokenize", tokenize)
+        known.context_len = None
+        await router.post("/add_worker", {"url": worker.url})
+        await until(lambda: not router.gateway.greetings_open)
+        assert known.context_len is None
