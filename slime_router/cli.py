@@ -1,6 +1,7 @@
 """The command line: flags to a `Config`, then the server until it is told to stop.
 
-Exit codes: 0 stopped by a signal, 1 cannot start or run, 2 wrong arguments.
+Exit codes: 0 stopped by a signal, 1 cannot start, 2 wrong arguments, 130 interrupted before it
+was up or while it was stopping.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import asyncio
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -18,6 +20,8 @@ from aiohttp import web
 from slime_router.config import Config
 from slime_router.errors import SetupError
 from slime_router.server.app import Gateway, banner
+
+EXIT_INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,9 +64,8 @@ def parser() -> argparse.ArgumentParser:
         "--model-path",
         "--tokenizer-path",
         dest="hf_checkpoint",
-        required=True,
         metavar="PATH_OR_ID",
-        help="the checkpoint whose tokenizer and chat template are used",
+        help="the checkpoint whose tokenizer and chat template are used (required)",
     )
     p.add_argument("--host", "--sglang-router-ip", dest="host", help="address to listen on")
     p.add_argument(
@@ -126,7 +129,10 @@ def parser() -> argparse.ArgumentParser:
 
 def read_config(argv: Sequence[str] | None = None) -> Config:
     """The configuration that the arguments ask for; leaves with exit code 2 on wrong ones."""
-    given = vars(parser().parse_args(argv))
+    p = parser()
+    given = vars(p.parse_args(argv))
+    if not given["hf_checkpoint"]:  # argparse would say so before it names a misspelled flag
+        p.error("--hf-checkpoint is required")
     if given.pop("verbose"):
         given["log_level"] = "debug"
     values = {name: value for name, value in given.items() if value is not None}
@@ -134,27 +140,30 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         if name in values:
             values[name] = tuple(values[name])
     if not str(values.get("openai_chat_completion_path", "/")).startswith("/"):
-        parser().error("--openai-chat-completion-path must begin with /")
+        p.error("--openai-chat-completion-path must begin with /")
     return Config(**values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until SIGINT or SIGTERM; returns the exit code."""
     config = read_config(argv)
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
+    _start_log(config.log_level)
     try:
-        gateway = Gateway(config)
+        return serve(Gateway(config))
     except SetupError as exc:
-        sys.stderr.write(f"slime-router: error: {exc.message}\n")
-        return 1
-    return serve(gateway)
+        return _failed(exc.message)
+    except KeyboardInterrupt:  # while it loads, or for the second time
+        return EXIT_INTERRUPTED
 
 
 def serve(gateway: Gateway) -> int:
-    """Serve on the configured address. SIGTERM stops accepting, drains, then cancels."""
+    """Serve on the configured address. SIGTERM stops accepting, drains, then cancels.
+
+    Raises:
+        SetupError: the chat path cannot be used.
+    """
     config = gateway.config
+    app = gateway.app()
 
     def announce(_: str) -> None:
         sys.stdout.write(banner(gateway))
@@ -162,7 +171,7 @@ def serve(gateway: Gateway) -> int:
 
     try:
         web.run_app(
-            gateway.app(),
+            app,
             host=config.host,
             port=config.port,
             print=announce,
@@ -172,10 +181,24 @@ def serve(gateway: Gateway) -> int:
             loop=_event_loop(),
         )
     except OSError as exc:
-        where = f"{config.host}:{config.port}"
-        sys.stderr.write(f"slime-router: error: cannot listen on {where}: {exc.strerror}\n")
-        return 1
+        return _failed(f"cannot listen on {config.host}:{config.port}: {_reason(exc)}")
     return 0
+
+
+def _failed(message: str) -> int:
+    sys.stderr.write(f"slime-router: error: {message}\n")
+    return 1
+
+
+def _reason(exc: OSError) -> str:
+    """Without the address, which an event loop's own message says again."""
+    return os.strerror(exc.errno) if (exc.errno or 0) > 0 else str(exc.strerror or exc)
+
+
+def _start_log(level: str) -> None:
+    """Our own log at `level`; of the libraries' only what is wrong."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("slime_router").setLevel(level.upper())
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:

@@ -25,9 +25,7 @@ class RouterError(Exception):
     type = "server_error"
     code: str | None = "internal_error"
 
-    def __init__(
-        self, message: str, *, param: str | None = None, code: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param

@@ -71,13 +71,13 @@ class Encoder:
         """`text` cut at sound places, each piece with its ids."""
         if not text:
             return ()
-        first, *rest = self._cut(text)
-        # The rest begin with a control token or with a space: what stands before changes nothing.
-        ids_of_rest = self._encode_alone(rest) if rest else []
-        return (
-            Piece(first, self.encode(first, after)),
-            *(Piece(part, token_ids(ids)) for part, ids in zip(rest, ids_of_rest, strict=True)),
-        )
+        parts = list(self._cut(text))
+        # All but the first begin with a control token or with a space: what stands before them
+        # changes nothing.
+        runs = self._encode_alone(parts)
+        if not self.is_prefix_free:
+            runs[0] = self._encode(parts[0], after)
+        return tuple(Piece(part, token_ids(ids)) for part, ids in zip(parts, runs, strict=True))
 
     def is_anchor(self, text: str, index: int) -> bool:
         """Whether unsampled `text` can be cut at `index` without changing any token."""

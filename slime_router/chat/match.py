@@ -33,11 +33,10 @@ Key = bytes  # 16 bytes
 
 
 def _digest(*parts: bytes) -> Key:
-    digest = blake2b(digest_size=16)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.digest()
+    framed = b"".join(
+        [piece for part in parts for piece in (len(part).to_bytes(8, "little"), part)]
+    )
+    return blake2b(framed, digest_size=16).digest()
 
 
 def root_key(scope: str, options: TemplateOptions) -> Key:

@@ -28,6 +28,7 @@ class VisibleText:
     def __init__(self, decoder: TextDecoder, sampling: Sampling) -> None:
         self._decoder = decoder
         self._stops = () if sampling.keep_stop else sampling.stop
+        self._longest_stop = max(map(len, self._stops), default=0)
         self._keeps_stop = sampling.keep_stop
         self._pending = ""
 
@@ -54,8 +55,7 @@ class VisibleText:
 
     def _held_back(self) -> int:
         """Length of the longest end of the pending text that could begin a stop string."""
-        longest = max((len(stop) for stop in self._stops), default=0)
-        for length in range(min(longest, len(self._pending)), 0, -1):
+        for length in range(min(self._longest_stop, len(self._pending)), 0, -1):
             tail = self._pending[-length:]
             if any(stop.startswith(tail) for stop in self._stops):
                 return length

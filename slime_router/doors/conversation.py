@@ -31,7 +31,10 @@ def read_messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
     require(type(messages) is list, "messages", "a list of messages")
     if not messages:
         raise BadRequest("'messages' cannot be empty.", param="messages")
-    return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(messages))
+    return tuple(
+        message if _is_plain(message) else _message(message, f"messages[{i}]")
+        for i, message in enumerate(messages)
+    )
 
 
 def is_continued(messages: tuple[Message, ...], asked: bool) -> bool:
@@ -49,6 +52,16 @@ def is_continued(messages: tuple[Message, ...], asked: bool) -> bool:
         param = "continue_final_message" if asked else f"messages[{len(messages) - 1}].prefix"
         raise BadRequest("Only an assistant message can be continued.", param=param)
     return True
+
+
+def _is_plain(message: Any) -> bool:
+    """Whether it is the commonest kind of message, a role and a text, in which nothing is wrong."""
+    return (
+        type(message) is dict
+        and len(message) == 2
+        and type(message.get("content")) is str
+        and message.get("role") in ROLES
+    )
 
 
 def _message(message: Any, path: str) -> Message:

@@ -6,20 +6,20 @@ of it enters the cache.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from aiohttp import web
 
-from slime_router.doors.body import new_turn_id, read_object
+from slime_router.doors.body import new_turn_id, read_object, scope, session_id
 from slime_router.doors.conversation import read_messages
 from slime_router.doors.delivery import answered
 from slime_router.doors.faults import require
 from slime_router.doors.replies import openai_error
 from slime_router.doors.tools import read_tools
 from slime_router.trajectory.store import Trace
-from slime_router.types import GenerateCall, TemplateOptions
+from slime_router.types import GenerateCall, Message, TemplateOptions
 
 
 class Retriever(Protocol):
@@ -40,40 +40,57 @@ class RetrieveDoor:
 
     async def from_text(self, request: web.Request) -> web.StreamResponse:
         """`{"text"}` to tokens."""
-        return await answered(_reply(request, self._from_text), openai_error, {})
+        return await answered(self._from_text(request), openai_error, {})
 
     async def from_messages(self, request: web.Request) -> web.StreamResponse:
-        """`{"messages", "tools", "add_generation_prompt", "chat_template_kwargs"}` to tokens."""
-        return await answered(_reply(request, self._from_messages), openai_error, {})
+        """`{"messages", "tools", "add_generation_prompt", "chat_template_kwargs"}` to tokens.
 
-    async def _from_text(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        A request that names a session gets the tokens of that session's own turns.
+        """
+        return await answered(self._from_messages(request), openai_error, {})
+
+    async def _from_text(self, request: web.Request) -> web.Response:
+        body = await read_object(request)
         text = body.get("text")
         require(isinstance(text, str) and bool(text), "text", "a string that is not empty")
-        return trace_body(await self._retriever.by_text(str(text)), str(text))
+        return web.json_response(trace_body(await self._retriever.by_text(str(text)), str(text)))
 
-    async def _from_messages(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _from_messages(self, request: web.Request) -> web.Response:
+        body = await read_object(request)
         messages = read_messages(body)
-        is_reply_last = messages[-1]["role"] == "assistant"
-        add_prompt = body.get("add_generation_prompt")
-        require(
-            add_prompt is None or type(add_prompt) is bool, "add_generation_prompt", "a boolean"
+        call = GenerateCall(
+            rid="",
+            turn_id=new_turn_id(),
+            messages=messages,
+            template=read_template_options(body, messages),
+            session_id=session_id(request.headers, body),
+            scope=scope(body),
         )
-        kwargs = body.get("chat_template_kwargs") or {}
-        require(isinstance(kwargs, dict), "chat_template_kwargs", "an object")
-        options = TemplateOptions(
-            tools=read_tools(body),
-            add_generation_prompt=not is_reply_last if add_prompt is None else add_prompt,
-            kwargs=kwargs,
-        )
-        call = GenerateCall(rid="", turn_id=new_turn_id(), messages=messages, template=options)
         trace, text = await self._retriever.by_messages(call)
-        return trace_body(trace, text)
+        return web.json_response(trace_body(trace, text))
 
 
-async def _reply(
-    request: web.Request, handler: Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
-) -> web.StreamResponse:
-    return web.json_response(await handler(await read_object(request)))
+def read_template_options(
+    body: Mapping[str, Any], messages: tuple[Message, ...], *, continues: bool = False
+) -> TemplateOptions:
+    """What messages are rendered with where no reply is asked for.
+
+    Unless the body says otherwise, the header of a reply follows what is no reply itself.
+
+    Raises:
+        BadRequest: with the path of the field at fault.
+    """
+    asked = body.get("add_generation_prompt")
+    require(asked is None or type(asked) is bool, "add_generation_prompt", "true or false")
+    kwargs = body.get("chat_template_kwargs")
+    require(kwargs is None or isinstance(kwargs, dict), "chat_template_kwargs", "an object")
+    is_reply_last = messages[-1]["role"] == "assistant"
+    return TemplateOptions(
+        tools=read_tools(body),
+        add_generation_prompt=not is_reply_last if asked is None else asked,
+        continue_final_message=continues,
+        kwargs=kwargs or {},
+    )
 
 
 def trace_body(trace: Trace, text: str) -> dict[str, Any]:

@@ -51,11 +51,18 @@ def _import(path: str) -> Any:
     if not module_name or not name:
         raise SetupError(f"plug-in {path!r}: expected package.module:name")
     try:
-        return getattr(importlib.import_module(module_name), name)
+        module = importlib.import_module(module_name)
+    except Exception as exc:  # a plug-in's module may raise anything while it is imported
+        raise _broken(path, exc) from exc
+    try:
+        return getattr(module, name)
     except AttributeError:
         raise SetupError(f"plug-in {path!r}: {module_name} has no {name!r}") from None
-    except Exception as exc:  # a plug-in's module may raise anything while it is imported
-        raise SetupError(f"plug-in {path!r}: {type(exc).__name__}: {exc}") from exc
+
+
+def _broken(path: str, exc: Exception) -> SetupError:
+    reason = " ".join(str(exc).split())  # one line, whatever the exception says
+    return SetupError(f"plug-in {path!r}: {type(exc).__name__}: {reason}")
 
 
 def _as_middleware(path: str, found: Any, gateway: object) -> Middleware:
@@ -64,7 +71,7 @@ def _as_middleware(path: str, found: Any, gateway: object) -> Middleware:
         try:
             found = construct(gateway)
         except Exception as exc:  # a plug-in's constructor may raise anything
-            raise SetupError(f"plug-in {path!r}: {type(exc).__name__}: {exc}") from exc
+            raise _broken(path, exc) from exc
     target: Callable[..., Any] = found if inspect.isfunction(found) else type(found).__call__
     if not callable(found) or not inspect.isasyncgenfunction(target):
         raise SetupError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -12,11 +13,12 @@ from slime_router.chat.tokenizer import Tokenizer
 from slime_router.doors.body import read_object
 from slime_router.doors.conversation import is_continued, read_messages
 from slime_router.doors.faults import require
-from slime_router.doors.tools import read_tools
+from slime_router.doors.retrieve import read_template_options
 from slime_router.doors.vocabulary import checked_ids
 from slime_router.errors import BadRequest, NotFound
-from slime_router.types import TemplateOptions
 from slime_router.workers.pool import Worker, WorkerPool
+
+logger = logging.getLogger(__name__)
 
 _URL_REQUIRED = "worker_url is required (use query ?url=... or JSON body)"
 
@@ -44,7 +46,7 @@ class WorkerAdmin:
         url = await self._url(request)
         if url is None:
             return web.json_response({"error": _URL_REQUIRED}, status=400)
-        self._pool.remove(url)
+        self._remove(url)
         return web.json_response({"status": "success", "worker_urls": self._pool.loads})
 
     async def list_urls(self, _: web.Request) -> web.Response:
@@ -78,13 +80,19 @@ class WorkerAdmin:
 
     async def delete(self, request: web.Request) -> web.Response:
         """`DELETE /workers/{id or URL}`: it gets no new requests; those it has go on."""
-        worker = self._pool.remove(request.match_info["worker"])
+        worker = self._remove(request.match_info["worker"])
         reply = {"status": "accepted", "worker_id": worker.id, "message": "Worker removed"}
         return web.json_response(reply, status=202)
 
     def _register(self, url: str) -> Worker:
         worker = self._pool.add(url)
+        logger.info("worker %s is registered", worker.url)
         self._greet(worker)
+        return worker
+
+    def _remove(self, url_or_id: str) -> Worker:
+        worker = self._pool.remove(url_or_id)
+        logger.info("worker %s is removed, %d in flight", worker.url, worker.in_flight)
         return worker
 
     @staticmethod
@@ -173,7 +181,7 @@ class ModelAdmin:
         if ("prompt" in body) == ("messages" in body):
             raise BadRequest("Exactly one of 'prompt' and 'messages' is needed.", param="prompt")
         texts = self._texts(body)
-        ids = [self._tokenizer.encode(text).tolist() for text in texts]
+        ids = [await self._encoded(text) for text in texts]
         is_list = isinstance(body.get("prompt"), list)
         reply = {
             "tokens": ids if is_list else ids[0],
@@ -182,27 +190,21 @@ class ModelAdmin:
         }
         return web.json_response(reply)
 
+    async def _encoded(self, text: str) -> list[int]:
+        pieces = await self._tokenizer.encode_pieces_async(text)
+        return [token_id for piece in pieces for token_id in piece.ids.tolist()]
+
     def _texts(self, body: Mapping[str, Any]) -> list[str]:
         if "messages" in body:
-            return [self._rendered(body)]
+            messages = read_messages(body)
+            continues = is_continued(messages, _flag(body, "continue_final_message", False))
+            options = read_template_options(body, messages, continues=continues)
+            return [self._template.render(messages, options)]
         prompt = body["prompt"]
         texts = prompt if isinstance(prompt, list) else [prompt]
         is_text = all(isinstance(text, str) for text in texts)
         require(is_text and bool(texts), "prompt", "a string or a list of strings")
         return [str(text) for text in texts]
-
-    def _rendered(self, body: Mapping[str, Any]) -> str:
-        messages = read_messages(body)
-        kwargs = body.get("chat_template_kwargs") or {}
-        require(isinstance(kwargs, dict), "chat_template_kwargs", "an object")
-        asked = body.get("continue_final_message") is True
-        options = TemplateOptions(
-            tools=read_tools(body),
-            add_generation_prompt=body.get("add_generation_prompt", True) is True,
-            continue_final_message=is_continued(messages, asked),
-            kwargs=kwargs,
-        )
-        return self._template.render(messages, options)
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """`{"tokens"}` to text; under both of the names that clients read."""
@@ -210,7 +212,7 @@ class ModelAdmin:
         tokens = body.get("tokens")
         is_list = isinstance(tokens, list) and bool(tokens) and isinstance(tokens[0], list)
         runs = tokens if is_list and isinstance(tokens, list) else [tokens]
-        skip = body.get("skip_special_tokens", True) is True
+        skip = _flag(body, "skip_special_tokens", True)
         texts = [
             self._tokenizer.decode(
                 checked_ids(run, self._tokenizer.vocab_size, "tokens").tolist(),
@@ -220,6 +222,12 @@ class ModelAdmin:
         ]
         text = texts if is_list else texts[0]
         return web.json_response({"text": text, "prompt": text})
+
+
+def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = body.get(name)
+    require(value is None or type(value) is bool, name, "true or false")
+    return default if value is None else bool(value)
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

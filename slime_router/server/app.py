@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
+import orjson
 from aiohttp import web
 
 from slime_router.cache.prefix_cache import PrefixCache
@@ -41,17 +42,26 @@ logger = logging.getLogger(__name__)
 # Digits, spaces, capitals, quotes, accents, an emoji: where tokenizers that differ do differ.
 PROBE_TEXT = 'Héllo  WORLD 12345,\n\n{"name": "x"}\t🙂 e\u0301 ' + "don't"
 
+# A worker is often registered while it still loads its weights, which takes minutes.
+GREETING_DELAYS_S = (0.0, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+CLIENT_LEFT = 499  # nginx's word in its logs; no client reads it
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Gateway:
     """One running router. Plug-in classes are constructed with it.
 
+    Each delay before which a new worker is asked for its tokens stands in `greeting_delays_s`.
+
     Raises:
         SetupError: what the configuration names cannot be had.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, config: Config, *, greeting_delays_s: Sequence[float] = GREETING_DELAYS_S
+    ) -> None:
         self.config = config
         self.tokenizer = Tokenizer.load(
             config.hf_checkpoint,
@@ -65,7 +75,7 @@ class Gateway:
             is_control=self.tokenizer.is_control,
         )
         self.store = TrajectoryStore(config.radix_tree_max_size)
-        self.pool = WorkerPool(config.worker_urls)
+        self.pool = _pool(config.worker_urls)
         self.client = WorkerClient(
             self.pool, capture=config.capture, request_timeout_s=config.request_timeout_s
         )
@@ -93,10 +103,15 @@ class Gateway:
             default_model=config.openai_default_model,
             max_concurrent=config.openai_max_concurrent_requests,
         )
-        self._greetings: set[asyncio.Task[None]] = set()
+        self._greeting_delays_s = tuple(greeting_delays_s)
+        self._greetings: dict[Worker, asyncio.Task[None]] = {}
 
     def app(self) -> web.Application:
-        """The HTTP application; it starts and stops what the gateway owns."""
+        """The HTTP application; it starts and stops what the gateway owns.
+
+        Raises:
+            SetupError: the chat path is no path, or has another use.
+        """
         app = web.Application(
             client_max_size=self.config.max_payload_size,
             middlewares=[_boundary, *self.plugins.http],
@@ -105,12 +120,13 @@ class Gateway:
             app.router.add_route(method, path, handler)
             if method == "GET":
                 app.router.add_route("HEAD", path, handler)
+        if self.config.enable_openai_chat_completion:
+            self._add_chat(app, self.config.openai_chat_completion_path)
         app.router.add_route("*", "/{path:.*}", PassThrough(self.pool, self.client).handle)
         app.cleanup_ctx.append(self._lifespan)
         return app
 
     def _routes(self) -> list[tuple[str, str, Handler]]:
-        config = self.config
         generate = GenerateDoor(self.router, self.tokenizer)
         retrieve = RetrieveDoor(Retriever(self.maker, self.cache, self.store, self.tokenizer))
         workers = WorkerAdmin(self.pool, self._greet)
@@ -118,19 +134,22 @@ class Gateway:
             self.tokenizer,
             self.template,
             self.pool,
-            model_name=config.model_name,
+            model_name=self.config.model_name,
             figures=self.figures,
         )
-        table: list[tuple[str, str, Handler]] = [
+        return [
             ("POST", "/generate", generate.handle),
             ("PUT", "/generate", generate.handle),  # SGLang takes both
             ("POST", "/retrieve_from_text", retrieve.from_text),
             ("POST", "/retrieve_from_messages_template", retrieve.from_messages),
             *routes(workers, model),
         ]
-        if config.enable_openai_chat_completion:
-            table.append(("POST", config.openai_chat_completion_path, self.chat.handle))
-        return table
+
+    def _add_chat(self, app: web.Application, path: str) -> None:
+        try:
+            app.router.add_post(path, self.chat.handle)
+        except (RuntimeError, ValueError) as exc:  # aiohttp's, for a path in use and for no path
+            raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
 
     def figures(self) -> dict[str, Any]:
         """What `GET /metrics` shows."""
@@ -143,25 +162,44 @@ class Gateway:
             for worker in self.pool.list():
                 self._greet(worker)
             yield
-            for task in self._greetings:
+            greetings = tuple(self._greetings.values())
+            for task in greetings:
                 task.cancel()
-            await asyncio.gather(*self._greetings, return_exceptions=True)
+            await asyncio.gather(*greetings, return_exceptions=True)
         self.tokenizer.close()
 
+    @property
+    def greetings_open(self) -> int:
+        """How many workers are still to be asked for their tokens."""
+        return len(self._greetings)
+
     def _greet(self, worker: Worker) -> None:
-        """Compare tokenizers with a new worker, beside everything else."""
-        task = asyncio.create_task(self._compare_tokens(worker))
-        self._greetings.add(task)
-        task.add_done_callback(self._greetings.discard)
+        """Compare tokenizers with a worker, beside everything else."""
+        if worker in self._greetings:
+            return
+        task = asyncio.create_task(self._compare_tokens(worker), name=f"greeting {worker.url}")
+        self._greetings[worker] = task
+        task.add_done_callback(lambda _: self._greetings.pop(worker))
 
     async def _compare_tokens(self, worker: Worker) -> None:
-        reply = await self.client.tokenize(worker, PROBE_TEXT)
-        if reply is None:
-            logger.info("worker %s cannot be asked for its tokens (yet)", worker.url)
-            return
-        ids, worker.context_len = reply
+        for delay_s in self._greeting_delays_s:
+            await asyncio.sleep(delay_s)
+            if worker not in self.pool.list():
+                return
+            reply = await self.client.tokenize(worker, PROBE_TEXT)
+            if reply is not None:
+                self._note_tokens(worker, *reply)
+                return
+        logger.warning("worker %s: its tokens were not compared with ours", worker.url)
+
+    def _note_tokens(self, worker: Worker, ids: list[int], context_len: object) -> None:
+        if type(context_len) is int and context_len > 0:
+            worker.context_len = context_len
+        was_known = worker.is_token_exact is False
         worker.is_token_exact = ids == self.tokenizer.encode(PROBE_TEXT).tolist()
-        if not worker.is_token_exact:
+        if worker.is_token_exact:
+            logger.info("worker %s makes the same tokens", worker.url)
+        elif not was_known:
             logger.warning(
                 "worker %s tokenizes otherwise than %s: is it the same checkpoint?",
                 worker.url,
@@ -169,52 +207,78 @@ class Gateway:
             )
 
 
+def _pool(urls: Sequence[str]) -> WorkerPool:
+    pool = WorkerPool()
+    for url in urls:
+        try:
+            pool.add(url)
+        except RouterError as exc:
+            raise SetupError(f"worker {url!r}: {exc.message}") from exc
+    return pool
+
+
 @web.middleware
 async def _boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
     """The edge of every request: errors become replies, and one line is logged."""
     started = time.monotonic()
+    status, outcome = CLIENT_LEFT, "the client left"
     try:
-        response = await handler(request)
+        response = await _answer(request, handler)
+        status, outcome = response.status, _outcome(response)
+        return response
+    except web.HTTPException as exc:  # a reply that a plug-in raised
+        status, outcome = exc.status, "-"
+        raise
+    finally:
+        logger.log(
+            logging.WARNING if status >= 500 else logging.INFO,
+            "%s %s %d %.0f ms %s",
+            request.method,
+            request.rel_url.raw_path,  # as it was sent: a decoded one could hold line ends
+            status,
+            (time.monotonic() - started) * 1e3,
+            outcome,
+        )
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
     except RouterError as exc:
-        response = openai_error(exc)
+        return openai_error(exc)
     except web.HTTPRequestEntityTooLarge as exc:
-        response = openai_error(PayloadTooLarge(exc.text or "the body is too large"))
+        return openai_error(PayloadTooLarge(exc.text or "the body is too large"))
     except web.HTTPException:
-        raise  # aiohttp's own replies, such as a refused websocket
+        raise
+    except ConnectionError:  # the client's; a worker's was translated where it came up
+        return web.Response(status=CLIENT_LEFT)
     except Exception:  # the edge of a request: a fault of ours must not end in silence
-        logger.exception("%s %s failed", request.method, request.path)
-        response = openai_error(RouterError("internal error"))
-    logger.info(
-        "%s %s %d %.0f ms %s",
-        request.method,
-        request.path,
-        response.status,
-        (time.monotonic() - started) * 1e3,
-        response.headers.get("x-slime-receipt", "-"),
-    )
-    return response
+        logger.exception("%s %s failed", request.method, request.rel_url.raw_path)
+        return openai_error(RouterError("internal error"))
+
+
+def _outcome(response: web.StreamResponse) -> str:
+    """What the log says of a reply: how the prompt was made, or which error it is. No texts."""
+    try:
+        if (receipt := response.headers.get("x-slime-receipt")) is not None:
+            return "{status} reused={reused} encoded={encoded}".format(**orjson.loads(receipt))
+        if response.status >= 400 and isinstance(response, web.Response):
+            error = orjson.loads(response.text or "")["error"]
+            return f"{error['code']} param={error['param']!r:.100}"
+    except (KeyError, TypeError, ValueError):
+        pass  # a reply of another shape: a worker's, or a plug-in's
+    return "-"
 
 
 def banner(gateway: Gateway) -> str:
     """What a person reads when the router is up."""
     config = gateway.config
+    host = f"[{config.host}]" if ":" in config.host else config.host
     lines = (
-        ("url", f"http://{config.host}:{config.port}"),
+        ("url", f"http://{host}:{config.port}"),
         ("model", config.model_name),
         ("workers", ", ".join(config.worker_urls) or "none yet (POST /add_worker?url=...)"),
         ("history", f"{config.history}; capture {config.capture}"),
         ("template", gateway.template.findings.summary()),
     )
     return "slime_router is up\n" + "".join(f"  {name:<9} {value}\n" for name, value in lines)
-
-
-def build(config: Config) -> Gateway:
-    """A gateway for this configuration.
-
-    Raises:
-        SetupError: one line that names what is missing.
-    """
-    try:
-        return Gateway(config)
-    except RouterError as exc:
-        raise SetupError(exc.message) from exc

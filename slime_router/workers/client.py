@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
@@ -23,7 +23,8 @@ from slime_router.errors import NoWorker, RouterError, WorkerFailed, WorkerTimeo
 from slime_router.types import Capture, GenerateCall, GenerateChunk
 from slime_router.workers.events import BodyJoiner, EventSplitter
 from slime_router.workers.pool import Worker, WorkerPool
-from slime_router.workers.wire import ChunkReader, generate_body, read_error, wants_logprobs
+from slime_router.workers.reader import ChunkReader
+from slime_router.workers.wire import generate_body, read_error, wants_logprobs
 
 log = logging.getLogger(__name__)
 
@@ -143,10 +144,12 @@ class WorkerClient:
                 prompt = call.prompt
                 lines = _lines(answer)
                 reader = self._reader(call)
+                # The client of /generate is handed every item as the worker wrote it.
+                read = reader.read if call.native is not None else reader.read_together
                 data = b"-"
                 while data and not reader.is_finished:
                     data = await read_some(answer)
-                    for chunk in reader.read(lines.feed(data) if data else lines.end()):
+                    for chunk in read(lines.feed(data) if data else lines.end()):
                         chunk.worker_url = exchange.worker.url
                         chunk.prompt, prompt = prompt, None
                         if chunk.finish is not None:
@@ -249,23 +252,24 @@ class WorkerClient:
         use = {"is_reused": False}
         if isinstance(body, bytes) and len(body) > 2**20:
             body = io.BytesIO(body)  # sent in pieces: one huge write would stall the event loop
-        with _translated():
-            try:
-                return await self.session.request(
-                    method,
-                    URL(worker.url + path, encoded=True),
-                    data=body,
-                    headers=headers,
-                    timeout=aiohttp.ClientTimeout(timeout_s, connect=self._connect_timeout_s),
-                    allow_redirects=False,
-                    trace_request_ctx=use,
-                )
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
-                raise NotTaken("the connection failed") from exc
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as exc:
-                if use["is_reused"]:
-                    raise NotTaken("the connection was closed", is_stale=True) from exc
-                raise WorkerFailed("The worker closed the connection without an answer.") from exc
+        try:
+            return await self.session.request(
+                method,
+                URL(worker.url + path, encoded=True),
+                data=body,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(timeout_s, connect=self._connect_timeout_s),
+                allow_redirects=False,
+                trace_request_ctx=use,
+            )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
+            raise NotTaken("the connection failed") from exc
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as exc:
+            if use["is_reused"]:
+                raise NotTaken("the connection was closed", is_stale=True) from exc
+            raise WorkerFailed("The worker closed the connection without an answer.") from exc
+        except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
+            raise _translation(exc) from exc
 
     def _reader(self, call: GenerateCall) -> ChunkReader:
         return ChunkReader(
@@ -317,8 +321,10 @@ def _lines(answer: aiohttp.ClientResponse) -> EventSplitter | BodyJoiner:
 
 async def read_some(answer: aiohttp.ClientResponse) -> bytes:
     """What has come since the last read, at least a byte; nothing at the end."""
-    with _translated():
+    try:
         return await answer.content.readany()
+    except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
+        raise _translation(exc) from exc
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
@@ -338,12 +344,8 @@ async def _drain(answer: aiohttp.ClientResponse) -> None:
         pass  # the generation is whole; only the connection is not kept
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """The errors of aiohttp in our own words; the URL of a worker is not the client's business."""
-    try:
-        yield
-    except TimeoutError as exc:
-        raise WorkerTimeout("The worker did not answer in time.") from exc
-    except (aiohttp.ClientError, OSError) as exc:
-        raise WorkerFailed("The connection to the worker broke.") from exc
+def _translation(exc: Exception) -> RouterError:
+    """An error of aiohttp in our own words; the URL of a worker is not the client's business."""
+    if isinstance(exc, TimeoutError):
+        return WorkerTimeout("The worker did not answer in time.")
+    return WorkerFailed("The connection to the worker broke.")

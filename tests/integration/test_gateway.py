@@ -11,7 +11,6 @@ from slime_router.testing import FakeWorker
 from tests.integration.gateway import (
     CHAT,
     FOUR_KEYS,
-    Served,
     assistant,
     served,
     serving,
@@ -117,8 +116,6 @@ async def test_two_clients_at_once_get_their_own_replies():
         assert router.gateway.pool.total_in_flight == 2
         worker.release()
         replies = await asyncio.gather(*asked)
-        for (text, _), prompt in zip(replies, sorted(sent_ids(worker)), strict=True):
-            assert text, prompt
         again = await asyncio.gather(
             *(
                 router.chat([user(f"client {i}"), assistant(replies[i][0]), user("more")])
@@ -167,6 +164,7 @@ async def test_a_worker_that_refuses_connections_is_passed_over():
         tiny_worker() as alive,
         serving(dead.url, alive.url) as router,
     ):
+        await until(lambda: not router.gateway.greetings_open)
         await dead.refuse_connections()
         for index in range(3):
             await router.chat([user(f"question {index}")])
@@ -203,7 +201,8 @@ async def test_history_template_renders_and_keeps_the_sampled_tokens_where_the_t
         assert sent_ids(worker)[1][: len(held)] == held
         assert kept["status"] == "extended"
         _, changed = await router.chat([user("Say hello."), assistant("Other"), user("Again.")])
-        assert tiny_tokenizer().decode(sent_ids(worker)[2], skip_special_tokens=False).count("Other")
+        third = tiny_tokenizer().decode(sent_ids(worker)[2], skip_special_tokens=False)
+        assert third.count("Other") == 1
         assert changed["status"] != "extended"
 
 
@@ -227,8 +226,8 @@ async def test_the_chat_door_stands_where_it_is_put():
     async with served(openai_chat_completion_path="/api/chat") as (router, worker):
         text, _ = await router.chat([user("hi")], path="/api/chat")
         assert text
-        status, _ = await router.post(CHAT, {"messages": [user("hi")]})
-        assert status == 404, "passed through"
+        async with router.http.post(CHAT, json={"messages": [user("hi")]}) as response:
+            assert response.status == 404, "the worker's own answer"
     assert len(worker.requests) == 1
 
 
@@ -402,7 +401,3 @@ async def test_a_removed_worker_finishes_what_it_has():
         worker.release()
         text, _ = await asked
         assert text
-
-
-async def chatted(router: Served) -> None:
-    await router.chat([user("hi")])

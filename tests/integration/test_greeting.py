@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import orjson
-
 from slime_router.server.app import GREETING_DELAYS_S
 from tests.integration.gateway import OtherWords, serving, tiny_worker, until
 
@@ -63,18 +61,9 @@ async def test_another_tokenizer_is_warned_of_once(caplog):
     assert sum("tokenizes otherwise" in line for line in caplog.messages) == 1
 
 
-async def test_a_context_length_that_is_none_is_not_believed(monkeypatch):
+async def test_a_context_length_that_is_none_is_not_believed():
     """SGLang hands on what the tokenizer's files say, which can be 1e30."""
-    async with tiny_worker() as worker, serving(worker.url) as router:
+    async with tiny_worker(context_len=1e30) as worker, serving(worker.url) as router:
         await until(lambda: not router.gateway.greetings_open)
-        known = router.gateway.pool.list()[0]
-        ids = orjson.loads(orjson.dumps(router.gateway.tokenizer.encode("x").tolist()))
-
-        async def tokenize(*_):
-            return ids, 1e30
-
-        monkeypatch.setattr(router.gateway.client, "tokenize", tokenize)
-        known.context_len = None
-        await router.post("/add_worker", {"url": worker.url})
-        await until(lambda: not router.gateway.greetings_open)
-        assert known.context_len is None
+        assert (await card(router))["is_token_exact"] is True
+        assert (await card(router))["context_len"] is None

@@ -19,7 +19,8 @@ from slime_router.types import (
     token_ids,
 )
 from slime_router.workers.events import EventSplitter
-from slime_router.workers.wire import ChunkReader, generate_body, read_error, wants_logprobs
+from slime_router.workers.reader import ChunkReader
+from slime_router.workers.wire import generate_body, read_error, wants_logprobs
 
 
 def call(ids=(1, 2, 3), **fields):

@@ -1,0 +1,237 @@
+"""What comes back of a generation: a worker's JSON items to chunks. Pure: bytes in, values out.
+
+For every stream, however the worker cuts it and whether it repeats itself or not:
+`concat(chunk.output_ids) == the ids that were sampled`, with a logprob for each where asked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import orjson
+
+from slime_router.errors import RouterError, WorkerFailed
+from slime_router.types import Finish, GenerateChunk, VersionSpan
+from slime_router.workers.events import DONE
+from slime_router.workers.wire import Item, read_error
+
+
+class ChunkReader:
+    """Turns the payloads of one answer into chunks of what is new.
+
+    Workers repeat all output in each item (cumulative) or send what is new (incremental). The
+    items tell: `completion_tokens` counts all output either way, so `len(output_ids)` equals it
+    or equals its growth. The first item is both.
+    """
+
+    def __init__(
+        self, *, with_logprobs: bool, top_logprobs: int = 0, is_native: bool = False
+    ) -> None:
+        self.is_finished = False
+        self._with_logprobs = with_logprobs
+        self._with_top_logprobs = top_logprobs > 0
+        self._is_native = is_native
+        self._is_cumulative: bool | None = None  # None until an item tells
+        self._output_len = 0
+        self._last_id: int | None = None
+
+    def read(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
+        """The chunks in `payloads`, each read when it is asked for.
+
+        Raises:
+            WorkerRefused: the worker says inside its stream that it refuses the request.
+            WorkerFailed: an item cannot be read, or contradicts itself or those before.
+        """
+        waiting = [payload for payload in payloads if payload and payload != DONE]
+        for index, payload in enumerate(waiting):
+            if self.is_finished:
+                return
+            if self._is_cumulative and not self._is_native:
+                yield from self._read_newest(waiting[index:])
+                return
+            yield self._chunk(_load(payload), payload)
+
+    def read_together(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
+        """The same as one chunk: what came in one piece costs the layers above one step.
+
+        Raises:
+            RouterError: as `read` does, behind the chunk of what could be read before.
+        """
+        whole: GenerateChunk | None = None
+        try:
+            for chunk in self.read(payloads):
+                whole = chunk if whole is None else _joined(whole, chunk)
+        except RouterError:
+            if whole is not None:
+                yield whole
+            raise
+        if whole is not None:
+            yield whole
+
+    def _read_newest(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
+        """Of items that each repeat the ones before, the last is enough, and parsing is dear."""
+        newest = _load(payloads[-1])
+        if len(payloads) > 1 and not _repeats_all(newest):
+            yield self._chunk(_load(payloads[-2]), payloads[-2])
+        yield self._chunk(newest, payloads[-1])
+
+    def _chunk(self, item: Item, payload: bytes) -> GenerateChunk:
+        if "error" in item:
+            raise read_error(_error_status(item["error"]), payload)
+        try:
+            chunk = self._read_item(item)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+            raise WorkerFailed("The worker's answer cannot be read.") from exc
+        finish = chunk.finish
+        if finish is not None and finish.status_code and not self._is_native:
+            # An abort with a status is a refusal (queue full, bad grammar), not a pause.
+            words = orjson.dumps({"error": {"message": finish.message or "Aborted"}})
+            raise read_error(finish.status_code, words)
+        self.is_finished = finish is not None
+        return chunk
+
+    def _read_item(self, item: Item) -> GenerateChunk:
+        meta = item["meta_info"]
+        entries = meta.get("output_token_logprobs")
+        ids = item.get("output_ids")
+        if ids is None:  # older workers
+            ids = [entry[1] for entry in entries]
+        new_len = self._count(len(ids), meta.get("completion_tokens"))
+        new_ids: list[int] = _last(ids, new_len)
+        if new_ids:
+            if self._is_cumulative and ids[-new_len - 1] != self._last_id:
+                raise WorkerFailed("The worker changed output that it had sent before.")
+            self._last_id = new_ids[-1]
+        has_logprobs = self._with_logprobs and new_len > 0
+        if has_logprobs and entries is not None and len(entries) != len(ids):
+            raise WorkerFailed(f"The worker sent {len(entries)} logprobs for {len(ids)} tokens.")
+        return GenerateChunk(
+            output_ids=new_ids,
+            logprobs=_logprobs(_last(entries, new_len), new_ids) if self._with_logprobs else None,
+            top_logprobs=(
+                _top_logprobs(_last(meta.get("output_top_logprobs"), new_len), new_len)
+                if self._with_top_logprobs
+                else None
+            ),
+            finish=_finish(meta.get("finish_reason")),
+            prompt_tokens=meta.get("prompt_tokens") or 0,
+            cached_tokens=meta.get("cached_tokens") or 0,
+            weight_version=meta.get("weight_version"),
+            weight_versions=_weight_versions(meta.get("weight_versions")),
+            item=item,
+        )
+
+    def _count(self, ids_len: int, total: int | None) -> int:
+        """How many of an item's ids are new; learns on the way how the stream is cut."""
+        before = self._output_len
+        if total is None:
+            if before and ids_len and self._is_cumulative is None:
+                raise WorkerFailed("The worker's stream does not say how long its output is.")
+            total = ids_len if not before or self._is_cumulative else before + ids_len
+        new_len = total - before
+        if new_len < 0:
+            raise WorkerFailed("The worker's output became shorter.")
+        if new_len == 0:  # an abort in the queue repeats its last id, whatever the stream's kind
+            return 0
+        if ids_len not in (total, new_len):
+            raise WorkerFailed(f"The worker sent {ids_len} ids of {total}, {before} known before.")
+        if before:
+            is_cumulative = ids_len == total
+            if self._is_cumulative not in (None, is_cumulative):
+                raise WorkerFailed("The worker's stream changed between whole and new output.")
+            self._is_cumulative = is_cumulative
+        self._output_len = total
+        return new_len
+
+
+def _joined(first: GenerateChunk, then: GenerateChunk) -> GenerateChunk:
+    """Two chunks as one: their tokens one after the other, the rest as the later one says it."""
+    then.output_ids = first.output_ids + then.output_ids
+    if first.logprobs is not None and then.logprobs is not None:
+        then.logprobs = first.logprobs + then.logprobs
+    if first.top_logprobs is not None and then.top_logprobs is not None:
+        then.top_logprobs = first.top_logprobs + then.top_logprobs
+    return then
+
+
+def _load(payload: bytes) -> Item:
+    try:
+        item = orjson.loads(payload)
+    except ValueError:
+        item = _load_lenient(payload)
+    if not isinstance(item, dict):
+        raise WorkerFailed("The worker's answer is not one JSON object.")
+    return item
+
+
+def _load_lenient(payload: bytes) -> Any:
+    """Python's own reader, for workers that write `NaN` and `-Infinity`."""
+    try:
+        return json.loads(payload)
+    except ValueError as exc:
+        raise WorkerFailed("The worker's answer is not JSON.") from exc
+
+
+def _repeats_all(item: Item) -> bool:
+    meta = item.get("meta_info")
+    ids = item.get("output_ids")
+    if not isinstance(meta, dict):
+        return False
+    return ids is None or len(ids) == meta.get("completion_tokens", len(ids))
+
+
+def _error_status(error: Any) -> int:
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and code >= 400 else 400
+
+
+def _weight_versions(spans: list[Item] | None) -> tuple[VersionSpan, ...]:
+    if not spans:
+        return ()
+    return tuple(VersionSpan(span["version"], span["start"], span["end"]) for span in spans)
+
+
+def _last(values: list[Any] | None, count: int) -> list[Any]:
+    return values[-count:] if values and count else []
+
+
+def _logprobs(entries: list[Any], ids: list[int]) -> list[float | None]:
+    if not entries:
+        return [None] * len(ids)
+    if [entry[1] for entry in entries] != ids:
+        raise WorkerFailed("The worker's logprobs belong to other tokens than its output.")
+    return [_finite(entry[0]) for entry in entries]
+
+
+def _finite(logprob: float | None) -> float | None:
+    return float(logprob) if logprob is not None and math.isfinite(logprob) else None
+
+
+def _top_logprobs(tokens: list[Any], count: int) -> list[list[tuple[float, int]]]:
+    if len(tokens) != count:
+        raise WorkerFailed(f"The worker sent top logprobs of {len(tokens)} tokens for {count}.")
+    return [
+        [
+            (float(logprob), token)
+            for logprob, token, *_ in top or ()
+            if _finite(logprob) is not None
+        ]
+        for top in tokens
+    ]
+
+
+def _finish(reason: Item | None) -> Finish | None:
+    if reason is None:
+        return None
+    if reason["type"] not in ("stop", "length", "abort"):
+        raise WorkerFailed(f"The worker ended with an unknown reason, {reason['type']!r}.")
+    matched = reason.get("matched")
+    return Finish(
+        type=reason["type"],
+        matched=matched if isinstance(matched, int | str) else None,
+        message=reason.get("message"),
+        status_code=reason.get("status_code"),
+    )

@@ -1,0 +1,273 @@
+"""Plug-ins, loaded as a user loads them, in a running router."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from slime_router.cli import read_config
+from slime_router.errors import SetupError
+from slime_router.middleware.loading import load_plugins
+from tests.integration.gateway import CHAT, FOUR_KEYS, assistant, served, user
+from tests.stack import tiny_tokenizer
+
+PAGE = Path(__file__).parents[2] / "docs" / "middleware.md"
+STOP_ID = 514
+HELLO = [*tiny_tokenizer().encode("Hello").tolist(), STOP_ID]
+
+PLUGINS = '''
+from dataclasses import replace
+
+from aiohttp import web
+
+from slime_router.errors import TooManyRequests
+from slime_router.types import Finish, GenerateChunk
+
+
+async def polite(call, call_next):
+    """Changes the messages."""
+    manners = {"role": "system", "content": "Be polite."}
+    async for chunk in call_next(replace(call, messages=(manners, *call.messages))):
+        yield chunk
+
+
+async def silent(call, call_next):
+    """Answers by itself."""
+    yield GenerateChunk(output_ids=[], text="out of office", finish=Finish("stop"))
+
+
+async def twice(call, call_next):
+    """Asks again."""
+    async for _ in call_next(call):
+        pass
+    async for chunk in call_next(call):
+        yield chunk
+
+
+async def loud(call, call_next):
+    """Changes what the client sees."""
+    async for chunk in call_next(call):
+        chunk.text = chunk.text.upper()
+        yield chunk
+
+
+async def refusing(call, call_next):
+    raise TooManyRequests("not today")
+    yield
+
+
+async def broken(call, call_next):
+    raise LookupError("a secret of the plug-in")
+    yield
+
+
+class Counting:
+    def __init__(self, gateway):
+        self.gateway = gateway
+        self.count = 0
+        self.closed = 0
+
+    async def __call__(self, call, call_next):
+        self.count += 1
+        try:
+            async for chunk in call_next(call):
+                yield chunk
+        finally:
+            self.closed += 1
+
+
+class Marking:
+    """Says where it stands in the chain."""
+
+    def __init__(self, gateway):
+        pass
+
+    async def __call__(self, call, call_next):
+        async for chunk in call_next(call):
+            chunk.text = f"<{chunk.text}>" if chunk.text else ""
+            yield chunk
+
+
+@web.middleware
+async def signed(request, handler):
+    response = await handler(request)
+    if not response.prepared:
+        response.headers["X-Signed"] = "yes"
+    return response
+
+
+@web.middleware
+async def guarded(request, handler):
+    raise web.HTTPForbidden(text="not you")
+
+
+async def coroutine(call, call_next):
+    return None
+
+
+class Unbuildable:
+    def __init__(self, gateway):
+        raise OSError("two\\nlines")
+
+
+number = 7
+'''
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path, monkeypatch):
+    """A folder on the path with the plug-ins; what is imported from it is forgotten again."""
+    folder = tmp_path / "modules"
+    (folder / "team").mkdir(parents=True)
+    (folder / "team" / "__init__.py").write_text("")
+    (folder / "team" / "plugins.py").write_text(PLUGINS)
+    (folder / "failing.py").write_text("{}.missing\n")
+    (folder / "unreadable.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(folder)
+    known = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - known:
+        if name.partition(".")[0] in ("team", "failing", "unreadable", "my_plugins"):
+            del sys.modules[name]
+
+
+def paths(*names: str) -> dict[str, tuple[str, ...]]:
+    return {"middleware_paths": tuple(f"team.plugins:{name}" for name in names)}
+
+
+async def test_a_plugin_can_change_the_messages():
+    async with served(**paths("polite")) as (router, worker):
+        await router.chat([user("hi")])
+    sent = tiny_tokenizer().decode(worker.requests[0].body["input_ids"], skip_special_tokens=False)
+    assert sent.startswith("<|im_start|>system\nBe polite.<|im_end|>")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_plugin_can_answer_by_itself(stream):
+    async with served(**paths("silent")) as (router, worker):
+        text, _ = await router.chat([user("hi")], stream=stream)
+        assert len(router.gateway.store) == 0
+    assert text == "out of office"
+    assert worker.requests == []
+
+
+async def test_a_plugin_can_ask_again_and_each_generation_is_a_turn():
+    async with served(**paths("twice")) as (router, worker):
+        worker.script([9, STOP_ID])
+        worker.script(HELLO)
+        text, _ = await router.chat([user("hi")])
+        assert len(router.gateway.store) == 2
+    assert text == "Hello"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_plugin_changes_what_the_client_sees_and_not_what_is_recorded(stream):
+    async with served(**paths("loud")) as (router, worker):
+        worker.script(HELLO)
+        text, receipt = await router.chat([user("hi")], stream=stream)
+        turn = router.gateway.store.get(receipt["turn"])
+    assert text == "HELLO"
+    assert turn.output_ids.tolist() == HELLO
+    assert turn.reply == assistant("Hello")
+
+
+async def test_a_plugin_can_refuse():
+    async with served(**paths("refusing")) as (router, worker):
+        status, body = await router.post(CHAT, {"messages": [user("hi")]})
+    assert (status, body["error"]["message"]) == (429, "not today")
+    assert worker.requests == []
+
+
+async def test_a_plugin_that_fails_is_a_500_that_tells_no_secrets():
+    async with served(**paths("broken")) as (router, _):
+        status, body = await router.post(CHAT, {"messages": [user("hi")]})
+    assert (status, set(body["error"])) == (500, FOUR_KEYS)
+    assert "secret" not in str(body)
+
+
+async def test_a_class_is_constructed_once_with_the_gateway():
+    async with served(middleware_paths=("team.plugins.Counting",)) as (router, _):
+        await router.chat([user("hi")])
+        await router.chat([user("ho")], stream=True)
+        (plugin,) = router.gateway.plugins.generation
+        assert plugin.gateway is router.gateway
+    assert (plugin.count, plugin.closed) == (2, 2)
+
+
+async def test_the_first_plugin_is_the_outermost():
+    async with served(worker_settings={"chunk_tokens": 9}, **paths("Marking", "loud")) as (
+        router,
+        worker,
+    ):
+        worker.script(HELLO)
+        text, _ = await router.chat([user("hi")])
+    assert text == "<HELLO>"
+
+
+async def test_aiohttps_own_middleware_wraps_http():
+    async with served(**paths("signed")) as (router, _):
+        async with router.http.get("/health") as response:
+            assert response.headers["X-Signed"] == "yes"
+        async with router.http.post("/tokenize", data=b"{") as response:
+            assert response.status == 400
+            assert set((await response.json())["error"]) == FOUR_KEYS
+
+
+async def test_a_reply_that_a_plugin_raises_is_sent():
+    async with served(**paths("guarded")) as (router, _), router.http.get("/health") as response:
+        assert (response.status, await response.text()) == (403, "not you")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("plugins", "expected package.module:name"),
+        (":loud", "expected package.module:name"),
+        ("team.plugins:", "expected package.module:name"),
+        ("team.plugins:nothing", "team.plugins has no 'nothing'"),
+        ("team.nowhere:loud", "ModuleNotFoundError: No module named 'team.nowhere'"),
+        ("failing:plugin", "AttributeError: 'dict' object has no attribute 'missing'"),
+        ("unreadable:f", "SyntaxError: "),
+        ("team.plugins:Unbuildable", "OSError: two lines"),
+        ("team.plugins:coroutine", "expected an async generator"),
+        ("team.plugins:number", "expected an async generator"),
+        ("team.plugins:Finish", "TypeError: "),
+    ],
+)
+def test_what_cannot_be_loaded_is_named_in_one_line(path, reason):
+    with pytest.raises(SetupError) as caught:
+        load_plugins([path], object())
+    message = caught.value.message
+    assert message.startswith(f"plug-in {path!r}: ")
+    assert reason in message
+    assert "\n" not in message
+
+
+async def test_the_plugin_of_the_documentation_works_as_it_is_shown(modules):
+    """A model that ends its turn without a word is asked once more."""
+    page = PAGE.read_text(encoding="utf-8")
+    code = re.search(r"```python\n(# my_plugins\.py\n.*?)```", page, re.DOTALL)
+    command = re.search(r"```sh\n(.*?)```", page, re.DOTALL)
+    assert code is not None
+    assert command is not None
+    (modules / "my_plugins.py").write_text(code[1], encoding="utf-8")
+    importlib.invalidate_caches()
+    arguments = shlex.split(command[1])
+    config = read_config(arguments[arguments.index("slime_router") + 1 :])
+    async with served(middleware_paths=config.middleware_paths) as (router, worker):
+        worker.script([STOP_ID])
+        worker.script(HELLO)
+        text, receipt = await router.chat([user("hi")])
+        assert text == "Hello"
+        assert len(worker.requests) == 2
+        for _ in range(3):
+            worker.script([STOP_ID])
+        status, _ = await router.post(CHAT, {"messages": [user("ho")]})
+        assert status == 502
+        _, again = await router.chat([user("hi"), assistant("Hello"), user("more")])
+    assert again["status"] == "extended", receipt
