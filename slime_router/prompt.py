@@ -109,7 +109,8 @@ class PromptMaker:
     async def _extend(self, call: GenerateCall, talk: Conversation, turn: Turn) -> Prompt | None:
         is_open = call.template.continue_final_message
         if is_open and talk.reply_index == len(talk.messages) - 1:
-            text, drop = "", int(turn.stop_id is not None)
+            has_closed = turn.stop_id is not None and self._template.closes(turn.stop_id)
+            text, drop = "", int(has_closed)  # no model goes on behind its own end
             reason = "continues the open turn"
         else:
             suffix = self._template.suffix(

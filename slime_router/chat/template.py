@@ -189,7 +189,7 @@ class ChatTemplate:
     def _after_stop(self, behind: str, stop_id: int | None) -> Suffix:
         """Drop from `behind` what the model has sampled of it already."""
         first = self._tokenizer.control_id_at(behind, 0)
-        if stop_id is None or first is None or not self._closes(stop_id):
+        if stop_id is None or first is None or not self.closes(stop_id):
             return Suffix(behind)
         first_id, literal = first
         if first_id == stop_id:
@@ -201,7 +201,7 @@ class ChatTemplate:
             return Suffix(behind, drop=1)
         return Suffix(behind)
 
-    def _closes(self, stop_id: int) -> bool:
+    def closes(self, stop_id: int) -> bool:
         """Whether the stop token ends a turn; a stop token of the client's own does not."""
         ends = self._ends
         return stop_id in self._tokenizer.eos_ids or stop_id in (ends.closer_id, *ends.openers)

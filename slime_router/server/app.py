@@ -122,7 +122,7 @@ class Gateway:
                 app.router.add_route("HEAD", path, handler)
         if self.config.enable_openai_chat_completion:
             self._add_chat(app, self.config.openai_chat_completion_path)
-        app.router.add_route("*", "/{path:.*}", PassThrough(self.pool, self.client).handle)
+        app.router.add_route("*", "/{path:(?s:.*)}", PassThrough(self.pool, self.client).handle)
         app.cleanup_ctx.append(self._lifespan)
         return app
 

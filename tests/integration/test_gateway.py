@@ -95,7 +95,9 @@ async def test_retrieval_of_a_named_session_finds_the_turn_of_that_session():
             headers = {"x-session-id": session}
             path = "/retrieve_from_messages_template"
             _, body = await router.post(path, talk, headers=headers)
-            found[session] = [t for t, m in zip(body["tokens"], body["loss_mask"], strict=True) if m]
+            found[session] = [
+                t for t, m in zip(body["tokens"], body["loss_mask"], strict=True) if m
+            ]
     assert found == {"a": UNUSUAL, "b": usual}
 
 
@@ -242,6 +244,11 @@ async def test_the_model_is_listed_under_its_served_name():
         assert set(body["error"]) == FOUR_KEYS
         _, reply = await router.post(CHAT, {"messages": [user("hi")]})
         assert reply["model"] == name
+
+
+async def test_any_other_path_is_passed_through_whatever_stands_in_it():
+    async with served() as (router, _), router.http.get("/echo/a%0Ab?x=%0A") as response:
+        assert (await response.json())["target"] == "/echo/a%0Ab?x=%0A"
 
 
 @pytest.mark.parametrize("path", ["/", "/health"])

@@ -41,7 +41,17 @@ def nested(depth: int) -> str:
 
 @pytest.mark.parametrize("path", FOUR_KEY_DOORS)
 async def test_a_body_that_is_no_json_object_is_a_400(path):
-    bodies = (b"", b"{", b"[]", b'"x"', b"null", b"NaN", b"\xff\xfe", b'{"a":"\\ud800"}', b"[" * 9999)
+    bodies = (
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        b"null",
+        b"NaN",
+        b"\xff\xfe",
+        b'{"a":"\\ud800"}',
+        b"[" * 9999,
+    )
     async with served() as (router, worker):
         for body in bodies:
             if not body and path in ("/add_worker", "/remove_worker"):
@@ -84,7 +94,9 @@ async def test_a_fault_in_a_conversation_is_named(path, body, param):
         assert (await refused(router, worker, path, json=body))["param"] == param
 
 
-@pytest.mark.parametrize(("body", "param"), CHAT_FAULTS[1:], ids=lambda v: v if type(v) is str else "")
+@pytest.mark.parametrize(
+    ("body", "param"), CHAT_FAULTS[1:], ids=lambda v: v if type(v) is str else ""
+)
 async def test_a_fault_in_messages_to_tokenize_is_named(body, param):
     async with served() as (router, worker):
         assert (await refused(router, worker, "/tokenize", json=body))["param"] == param

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from tests.integration.gateway import CHAT, served, serving, until, user
+from tests.integration.gateway import CHAT, served, serving, tiny_worker, until, user
 
 SECRET = "a secret prompt"
 
@@ -63,28 +63,25 @@ async def test_a_client_that_left_is_one_line(lines):
     assert lines() == [("INFO", f"POST {CHAT} 499 - the client left")]
 
 
-async def test_a_path_cannot_forge_a_line(lines):
+async def test_a_request_cannot_forge_a_line(lines):
     async with serving() as router:
-        await router.post("/x%0aINFO%20forged")
-        body = {"messages": [user("hi")], "chat_template_kwargs": {"tokenize\nforged": 1, "tools": 1}}
-        await router.post("/tokenize", {**body, "chat_template_kwargs": {"chat_template": SECRET}})
-    assert len(lines()) == 2
-    assert all("\n" not in line for _, line in lines())
-    assert lines()[0] == (
-        "WARNING",
-        "POST /x%0aINFO%20forged 503 - no_available_workers param=None",
-    )
+        await router.post("/x%0AINFO%20forged")
+        odd = {"chat_template_kwargs": {"messages\nINFO": 1, "chat_template": SECRET}}
+        await router.post("/tokenize", {"messages": [user(SECRET)], **odd})
+        await router.post(CHAT, {"messages": [user(SECRET)], "logit_bias": {"1\nINFO": "x"}})
+    assert lines() == [
+        ("WARNING", "POST /x%0AINFO%20forged 503 - no_available_workers param=None"),
+        ("INFO", "POST /tokenize 400 - invalid_value param='chat_template_kwargs.chat_template'"),
+        ("INFO", f"POST {CHAT} 400 - invalid_type param='logit_bias.1\\nINFO'"),
+    ]
 
 
 async def test_workers_that_come_and_go_are_named(caplog):
     caplog.set_level(logging.INFO, "slime_router")
-    async with served() as (router, worker):
+    async with tiny_worker() as worker, serving() as router:
         await router.post("/add_worker", {"url": worker.url})
         await until(lambda: not router.gateway.greetings_open)
         await router.post("/remove_worker", {"url": worker.url})
-    said = [message for message in caplog.messages if message.startswith(f"worker {worker.url}")]
-    assert [message.removeprefix(f"worker {worker.url} ") for message in said] == [
-        "is registered",
-        "makes the same tokens",
-        "is removed, 0 in flight",
-    ] or len(said) == 4  # registered again while the first comparison was over or not
+        begin = f"worker {worker.url} "
+        said = [line.removeprefix(begin) for line in caplog.messages if line.startswith(begin)]
+    assert said == ["is registered", "makes the same tokens", "is removed, 0 in flight"]

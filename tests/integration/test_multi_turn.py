@@ -185,6 +185,18 @@ async def test_continue_final_message_leaves_the_held_turn_open(qwen):
     assert trace.loss_mask[start : len(second.held)].tolist() == [1] * 5
 
 
+async def test_continuing_a_turn_that_had_ended_takes_its_end_token_back(qwen):
+    first = await qwen.say([user("Count")], [16, 11, IM_END], stop(IM_END))
+    options = {"continue_final_message": True, "add_generation_prompt": False}
+    second = await qwen.say([user("Count"), first.reply], [17], LENGTH, **options)
+    assert second.ids == first.held[:-1]
+    assert second.prompt.receipt.status == "branched"
+    comma = await qwen.say([user("List")], [16, 11], stop(11))  # a stop token of the client's own
+    assert comma.reply["content"] == "1"
+    third = await qwen.say([user("List"), comma.reply], [17], LENGTH, **options)
+    assert third.ids == comma.held
+
+
 async def test_literal_control_text_of_a_user_is_no_boundary_of_a_turn(qwen):
     messages = [user("print <|im_end|> and <tool_call> please")]
     first = await qwen.say(messages, [9707, IM_END], stop(IM_END))

@@ -236,7 +236,7 @@ async def test_a_reply_that_a_plugin_raises_is_sent():
         ("team.plugins:Unbuildable", "OSError: two lines"),
         ("team.plugins:coroutine", "expected an async generator"),
         ("team.plugins:number", "expected an async generator"),
-        ("team.plugins:Finish", "TypeError: "),
+        ("team.plugins:GenerateChunk", "TypeError: "),
     ],
 )
 def test_what_cannot_be_loaded_is_named_in_one_line(path, reason):

@@ -1,0 +1,275 @@
+"""The command line: what users type, what they are told, and how the process ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+import slime_router.__main__ as module_entry
+from slime_router.cli import main, read_config
+from slime_router.config import Config
+from tests.integration.gateway import CHAT, checkpoint, tiny_worker, user
+from tests.integration.scripted import events
+
+ROOT = Path(__file__).parents[2]
+START_TIMEOUT_S = 60.0  # a process that imports transformers beside other work
+STOP_TIMEOUT_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """`main` sets the log's level and handlers; the next test must not meet them."""
+    root, ours = logging.getLogger(), logging.getLogger("slime_router")
+    handlers, level = root.handlers[:], ours.level
+    yield
+    root.handlers[:] = handlers
+    ours.setLevel(level)
+
+
+def config(*flags: str) -> Config:
+    return read_config(["--hf-checkpoint", "m", *flags])
+
+
+def test_a_user_who_says_nothing_gets_the_defaults_of_the_config():
+    assert config() == Config(hf_checkpoint="m")
+
+
+@pytest.mark.parametrize("flag", ["--hf-checkpoint", "--model-path", "--tokenizer-path"])
+def test_the_checkpoint_has_three_names(flag):
+    assert read_config([flag, "m"]) == read_config([f"{flag}=m"]) == Config(hf_checkpoint="m")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--host 0.0.0.0 --port 1", {"host": "0.0.0.0", "port": 1}),
+        ("--sglang-router-ip ::1 --sglang-router-port 65535", {"host": "::1", "port": 65535}),
+        ("--worker-urls http://a http://b", {"worker_urls": ("http://a", "http://b")}),
+        ("--worker-urls", {"worker_urls": ()}),
+        ("--history template", {"history": "template"}),
+        ("--radix-tree-max-size 7", {"radix_tree_max_size": 7}),
+        ("--middleware-paths a:b c.d", {"middleware_paths": ("a:b", "c.d")}),
+        ("--slime-router-middleware-paths a:b", {"middleware_paths": ("a:b",)}),
+        ("--chat-template t.jinja", {"chat_template": "t.jinja"}),
+        ("--trust-remote-code", {"trust_remote_code": True}),
+        ("--served-model-name x", {"served_model_name": "x"}),
+        ("--capture off", {"capture": "off"}),
+        ("--enable-openai-chat-completion", {"enable_openai_chat_completion": True}),
+        ("--no-enable-openai-chat-completion", {"enable_openai_chat_completion": False}),
+        ("--openai-chat-completion-path /c", {"openai_chat_completion_path": "/c"}),
+        ("--openai-default-model x", {"openai_default_model": "x"}),
+        ("--openai-max-concurrent-requests 7", {"openai_max_concurrent_requests": 7}),
+        ("--request-timeout-secs 1.5", {"request_timeout_s": 1.5}),
+        ("--slime-router-timeout 1.5", {"request_timeout_s": 1.5}),
+        ("--sglang-router-request-timeout-secs 1.5", {"request_timeout_s": 1.5}),
+        ("--max-payload-size 1000", {"max_payload_size": 1000}),
+        ("--shutdown-grace-period-secs 0", {"shutdown_grace_period_s": 0.0}),
+        ("--log-level WARNING", {"log_level": "warning"}),
+        ("--verbose", {"log_level": "debug"}),
+    ],
+)
+def test_each_flag_sets_its_setting_and_no_other(flags, expected):
+    assert config(*flags.split()) == Config(hf_checkpoint="m", **expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--prot", "1"], "unknown argument --prot: did you mean --port?"),
+        (["--worker-url=x"], None),  # an abbreviation that only one flag has is that flag
+        (["--workers-urls=x"], "unknown argument --workers-urls=x: did you mean --worker-urls?"),
+        (["--qqqq"], "unknown argument --qqqq"),
+        (["stray"], "unknown argument stray"),
+        (["--port", "0"], "argument --port/--sglang-router-port: 0 is not in [1, 65535]"),
+        (["--port", "x"], "argument --port/--sglang-router-port: invalid int value: 'x'"),
+        (["--port"], "argument --port/--sglang-router-port: expected one argument"),
+        (["--radix-tree-max-size", "0"], "0 is not in"),
+        (["--request-timeout-secs", "nan"], "nan is not in"),
+        (["--request-timeout-secs", "0"], "0 is not in"),
+        (["--shutdown-grace-period-secs", "-1"], "-1 is not in"),
+        (["--history", "all"], "invalid choice: 'all'"),
+        (["--capture", "on"], "invalid choice: 'on'"),
+        (["--openai-chat-completion-path", "v1"], "must begin with /"),
+    ],
+)
+def test_a_wrong_argument_ends_with_2_and_one_line(flags, told, capsys):
+    if told is None:
+        assert config(*flags).worker_urls == ("x",)
+        return
+    with pytest.raises(SystemExit) as caught:
+        config(*flags)
+    assert caught.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("slime-router: error: ")
+    assert told in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "--hf-checkpoint is required"),
+        (["--hf-checkpoint", ""], "--hf-checkpoint is required"),
+        (["--hf-checkpont", "m"], "did you mean --hf-checkpoint?"),
+    ],
+)
+def test_without_a_checkpoint_the_user_is_told_which_flag_is_meant(flags, told, capsys):
+    with pytest.raises(SystemExit) as caught:
+        read_config(flags)
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--hf-checkpoint", "/no/such/checkpoint"], "/no/such/checkpoint"),
+        (["--chat-template", "/no/template.jinja"], "/no/template.jinja"),
+        (["--chat-template", "{% if %}"], "{% if %}"),
+        (["--middleware-paths", "no.such:plugin"], "no.such:plugin"),
+        (["--worker-urls", "localhost:30000"], "localhost:30000"),
+        (["--openai-chat-completion-path", "/generate"], "/generate"),
+        (["--openai-chat-completion-path", "/{"], "/{"),
+    ],
+)
+def test_what_is_missing_ends_with_1_and_one_line_that_names_it(flags, named, capsys):
+    assert main(["--hf-checkpoint", str(checkpoint()), *flags]) == 1
+    out, line = capsys.readouterr()
+    assert out == ""
+    assert line.startswith("slime-router: error: ")
+    assert named in line
+    assert line.count("\n") == 1
+
+
+def test_all_entry_points_are_one():
+    assert module_entry.main is main
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, name = project["scripts"]["slime-router"].partition(":")
+    assert getattr(import_module(module), name) is main
+
+
+# In a process of its own
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def started(*flags: str, port: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "slime_router", "--hf-checkpoint", str(checkpoint())]
+    return subprocess.Popen(
+        [*command, "--port", str(port), *flags],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell may have told the tests to ignore Ctrl-C, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def read_banner(process: subprocess.Popen[str]) -> str:
+    """The banner; its end is the line about the template."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    while not lines or "template" not in lines[-1]:
+        lines.append(process.stdout.readline())
+        assert lines[-1], f"it ended: {process.stderr.read()}"  # type: ignore[union-attr]
+    return "".join(lines)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and what stands on stderr."""
+    _, err = process.communicate(timeout=STOP_TIMEOUT_S)
+    return process.returncode, err
+
+
+@pytest.mark.timeout(90)
+async def test_sigterm_lets_a_running_reply_finish_and_takes_no_new_request():
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    async with tiny_worker() as worker:
+        process = started("--worker-urls", worker.url, "--served-model-name", "tiny-1", port=port)
+        try:
+            banner = await asyncio.to_thread(read_banner, process)
+            assert url in banner
+            assert "tiny-1" in banner
+            assert worker.url in banner
+            assert "turns close with <|im_end|>" in banner
+            worker.hold(after_tokens=2)
+            body = {"messages": [user("hi")], "stream": True}
+            async with aiohttp.ClientSession(url) as http, http.post(CHAT, json=body) as reply:
+                begin = await reply.content.readany()
+                process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(wait_closed, port)
+                assert process.poll() is None, "it waits for the reply"
+                worker.release()
+                whole = events(begin + await reply.read())
+            assert whole[-1] == "[DONE]"
+            assert whole[-2]["choices"][0]["finish_reason"] == "stop"
+            code, err = await asyncio.to_thread(ended, process)
+        finally:
+            process.kill()
+            process.wait()
+    assert code == 0
+    assert "Traceback" not in err
+    assert f"POST {CHAT} 200 " in err
+
+
+def wait_closed(port: int) -> None:
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.01)
+    raise TimeoutError("it still takes connections")
+
+
+@pytest.mark.timeout(90)
+def test_ctrl_c_ends_it_without_a_word():
+    process = started(port=free_port())
+    try:
+        assert "none yet (POST /add_worker?url=...)" in read_banner(process)
+        process.send_signal(signal.SIGINT)
+        assert ended(process) == (0, "")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.timeout(90)
+def test_a_port_in_use_is_told_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = started(port=port)
+        code, err = ended_late(process)
+    expected = f"cannot listen on 127.0.0.1:{port}: Address already in use"
+    assert (code, err) == (1, f"slime-router: error: {expected}\n")
+
+
+@pytest.mark.timeout(90)
+def test_a_missing_checkpoint_is_told_in_one_line():
+    process = started("--hf-checkpoint", "/no/such/checkpoint", port=1)
+    expected = "slime-router: error: /no/such/checkpoint: no such directory\n"
+    assert ended_late(process) == (1, expected)
+
+
+def ended_late(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, err = process.communicate(timeout=START_TIMEOUT_S)
+    return process.returncode, err
