@@ -55,11 +55,22 @@ def _number(kind: Callable[[str], float], low: float, high: float) -> Callable[[
     return parse
 
 
+def _count() -> Callable[[str], float]:
+    return _number(int, 1, 2**40)
+
+
 def parser() -> argparse.ArgumentParser:
     """All flags. Names and their aliases are those that slime and sglang-router users type."""
-    count = _number(int, 1, 2**40)
     p = _Parser(prog="slime-router", description="A token-exact gateway to SGLang workers.")
-    p.add_argument(
+    _add_model_flags(p.add_argument_group("model"))
+    _add_server_flags(p.add_argument_group("server"))
+    _add_token_flags(p.add_argument_group("tokens"))
+    _add_chat_flags(p.add_argument_group("chat completions"))
+    return p
+
+
+def _add_model_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--hf-checkpoint",
         "--model-path",
         "--tokenizer-path",
@@ -67,46 +78,23 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH_OR_ID",
         help="the checkpoint whose tokenizer and chat template are used (required)",
     )
-    p.add_argument("--host", "--sglang-router-ip", dest="host", help="address to listen on")
-    p.add_argument(
+    group.add_argument("--chat-template", metavar="FILE", help="used instead of the checkpoint's")
+    group.add_argument("--trust-remote-code", action="store_true", default=None)
+    group.add_argument("--served-model-name", metavar="NAME", help="what /v1/models lists")
+    group.add_argument("--worker-urls", nargs="*", metavar="URL", help="workers to begin with")
+
+
+def _add_server_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--host", "--sglang-router-ip", dest="host", help="address to listen on")
+    group.add_argument(
         "--port",
         "--sglang-router-port",
         dest="port",
         type=_number(int, 1, 65535),
         help="port to listen on",
     )
-    p.add_argument("--worker-urls", nargs="*", metavar="URL", help="SGLang workers to begin with")
-    p.add_argument(
-        "--history",
-        choices=("held", "template"),
-        help="continue with what was sampled, or with what the template renders",
-    )
-    p.add_argument("--radix-tree-max-size", type=count, metavar="TOKENS", help="cache budget")
-    p.add_argument(
-        "--middleware-paths",
-        "--slime-router-middleware-paths",
-        dest="middleware_paths",
-        nargs="*",
-        metavar="MODULE:NAME",
-        help="plug-ins, the outermost first",
-    )
-    p.add_argument("--chat-template", metavar="FILE", help="used instead of the checkpoint's")
-    p.add_argument("--trust-remote-code", action="store_true", default=None)
-    p.add_argument("--served-model-name", metavar="NAME", help="what /v1/models lists")
-    p.add_argument(
-        "--capture",
-        choices=("full", "tokens", "off"),
-        help="record tokens and logprobs, tokens alone, or nothing",
-    )
-    p.add_argument(
-        "--enable-openai-chat-completion",
-        action=argparse.BooleanOptionalAction,
-        help="serve chat completions here; otherwise they go to a worker as they are",
-    )
-    p.add_argument("--openai-chat-completion-path", metavar="PATH")
-    p.add_argument("--openai-default-model", metavar="NAME", help="when a request names none")
-    p.add_argument("--openai-max-concurrent-requests", type=count, metavar="N")
-    p.add_argument(
+    group.add_argument("--max-payload-size", type=_count(), metavar="BYTES")
+    group.add_argument(
         "--request-timeout-secs",
         "--slime-router-timeout",
         "--sglang-router-request-timeout-secs",
@@ -114,17 +102,53 @@ def parser() -> argparse.ArgumentParser:
         type=_number(float, 0.001, 1e9),
         metavar="S",
     )
-    p.add_argument("--max-payload-size", type=count, metavar="BYTES")
-    p.add_argument(
+    group.add_argument(
         "--shutdown-grace-period-secs",
         dest="shutdown_grace_period_s",
         type=_number(float, 0, 1e9),
         metavar="S",
+        help="how long running requests may go on after SIGTERM",
     )
     levels = ("debug", "info", "warning", "error")
-    p.add_argument("--log-level", choices=levels, type=str.lower)
-    p.add_argument("--verbose", action="store_true", help="the same as --log-level debug")
-    return p
+    group.add_argument("--log-level", choices=levels, type=str.lower)
+    group.add_argument("--verbose", action="store_true", help="the same as --log-level debug")
+
+
+def _add_token_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--history",
+        choices=("held", "template"),
+        help="continue with what was sampled, or with what the template renders",
+    )
+    group.add_argument(
+        "--capture",
+        choices=("full", "tokens", "off"),
+        help="record tokens and logprobs, tokens alone, or nothing",
+    )
+    group.add_argument(
+        "--radix-tree-max-size", type=_count(), metavar="TOKENS", help="cache budget"
+    )
+    group.add_argument(
+        "--middleware-paths",
+        "--slime-router-middleware-paths",
+        dest="middleware_paths",
+        nargs="*",
+        metavar="MODULE:NAME",
+        help="plug-ins, the outermost first",
+    )
+
+
+def _add_chat_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--enable-openai-chat-completion",
+        action=argparse.BooleanOptionalAction,
+        help="serve chat completions here; otherwise they go to a worker as they are",
+    )
+    group.add_argument("--openai-chat-completion-path", metavar="PATH")
+    group.add_argument(
+        "--openai-default-model", metavar="NAME", help="when a request names no model"
+    )
+    group.add_argument("--openai-max-concurrent-requests", type=_count(), metavar="N")
 
 
 def read_config(argv: Sequence[str] | None = None) -> Config:
@@ -192,7 +216,9 @@ def _failed(message: str) -> int:
 
 def _reason(exc: OSError) -> str:
     """Without the address, which an event loop's own message says again."""
-    return os.strerror(exc.errno) if (exc.errno or 0) > 0 else str(exc.strerror or exc)
+    if exc.errno is not None and exc.errno > 0:  # a resolver's numbers are negative
+        return os.strerror(exc.errno)
+    return str(exc.strerror or exc)
 
 
 def _start_log(level: str) -> None:

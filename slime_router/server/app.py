@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 import orjson
@@ -116,12 +116,13 @@ class Gateway:
             client_max_size=self.config.max_payload_size,
             middlewares=[_boundary, *self.plugins.http],
         )
-        for method, path, handler in self._routes():
+        table = self._routes()
+        for method, path, handler in table:
             app.router.add_route(method, path, handler)
             if method == "GET":
                 app.router.add_route("HEAD", path, handler)
         if self.config.enable_openai_chat_completion:
-            self._add_chat(app, self.config.openai_chat_completion_path)
+            self._add_chat(app, {path for _, path, _ in table})
         app.router.add_route("*", "/{path:(?s:.*)}", PassThrough(self.pool, self.client).handle)
         app.cleanup_ctx.append(self._lifespan)
         return app
@@ -145,10 +146,13 @@ class Gateway:
             *routes(workers, model),
         ]
 
-    def _add_chat(self, app: web.Application, path: str) -> None:
+    def _add_chat(self, app: web.Application, used: Collection[str]) -> None:
+        path = self.config.openai_chat_completion_path
+        if path in used:
+            raise SetupError(f"chat cannot be served at {path!r}: it has another use")
         try:
             app.router.add_post(path, self.chat.handle)
-        except (RuntimeError, ValueError) as exc:  # aiohttp's, for a path in use and for no path
+        except ValueError as exc:  # aiohttp reads a pattern in it
             raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
 
     def figures(self) -> dict[str, Any]:

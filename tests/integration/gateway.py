@@ -106,8 +106,10 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(*urls: str, greeting_delays_s: Sequence[float] = (0,), **settings: Any):
-    """A gateway with these workers; yields `Served`."""
+async def serving(
+    *urls: str, greeting_delays_s: Sequence[float] = (0,), **settings: Any
+) -> AsyncIterator[Served]:
+    """A gateway with these workers."""
     config = Config(
         **{"hf_checkpoint": str(checkpoint()), "port": 0, "worker_urls": urls, **settings}
     )
@@ -131,9 +133,11 @@ async def served(
     worker_settings: dict[str, Any] | None = None, **settings: Any
 ) -> AsyncIterator[tuple[Served, FakeWorker]]:
     """A gateway with one worker that runs the tiny checkpoint."""
-    async with tiny_worker(**(worker_settings or {})) as worker:
-        async with serving(worker.url, **settings) as router:
-            yield router, worker
+    async with (
+        tiny_worker(**(worker_settings or {})) as worker,
+        serving(worker.url, **settings) as router,
+    ):
+        yield router, worker
 
 
 async def until(holds: Callable[[], bool], *, timeout_s: float = 5.0) -> None:

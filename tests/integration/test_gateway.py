@@ -24,10 +24,11 @@ STOP_ID = 514  # <|im_end|>
 
 
 def ids_of(text: str) -> list[int]:
-    return tiny_tokenizer().encode(text).tolist()
+    ids: list[int] = tiny_tokenizer().encode(text).tolist()
+    return ids
 
 
-# Bytes, not merges: ids that no tokenizer makes of this text.
+# One token for each letter: ids that no tokenizer makes of this text.
 UNUSUAL = [i for c in "Hello there" for i in ids_of(c)] + [STOP_ID]
 
 
@@ -37,7 +38,8 @@ def sent_ids(worker: FakeWorker) -> list[list[int]]:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_every_turn_begins_with_all_tokens_of_the_turn_before(stream):
-    outputs = [UNUSUAL, [*ids_of(" fine"), *ids_of(" thank"), STOP_ID], ids_of("last") + [STOP_ID]]
+    outputs = [UNUSUAL, [*ids_of(" fine"), *ids_of(" thank"), STOP_ID], [*ids_of("last"), STOP_ID]]
+    assert [*ids_of("Hello there"), STOP_ID] != UNUSUAL, "the test proves something"
     async with served() as (router, worker):
         messages = [{"role": "system", "content": "You are helpful."}]
         for index, output in enumerate(outputs):
@@ -52,7 +54,6 @@ async def test_every_turn_begins_with_all_tokens_of_the_turn_before(stream):
                 held = sent_ids(worker)[-2] + outputs[index - 1]
                 assert ids[: len(held)] == held
                 assert receipt["reused"] == len(held)
-    assert UNUSUAL != [*ids_of("Hello there"), STOP_ID], "the test proves something"
 
 
 async def test_retrieval_gives_back_what_was_sent_and_sampled():
@@ -211,7 +212,7 @@ async def test_history_template_renders_and_keeps_the_sampled_tokens_where_the_t
 async def test_without_the_chat_door_chat_goes_through_byte_for_byte():
     async with tiny_worker() as worker:
         path = "/echo/chat"  # where the fake worker says what it was sent
-        settings = {
+        settings: dict[str, Any] = {
             "enable_openai_chat_completion": False,
             "openai_chat_completion_path": path,
         }
@@ -247,8 +248,9 @@ async def test_the_model_is_listed_under_its_served_name():
 
 
 async def test_any_other_path_is_passed_through_whatever_stands_in_it():
-    async with served() as (router, _), router.http.get("/echo/a%0Ab?x=%0A") as response:
-        assert (await response.json())["target"] == "/echo/a%0Ab?x=%0A"
+    async with served() as (router, worker):
+        assert await router.get("/a%0Ab%20c") == (404, {"detail": "Not Found"})
+    assert worker.controls[-1].path == "/a\nb c"
 
 
 @pytest.mark.parametrize("path", ["/", "/health"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from slime_router.testing import FakeWorker
@@ -21,7 +23,7 @@ FOUR_KEY_DOORS = (
 HI = [user("hi")]
 
 
-async def refused(router: Served, worker: FakeWorker, path: str, **sent) -> dict:
+async def refused(router: Served, worker: FakeWorker, path: str, **sent: Any) -> Any:
     """The error object of a request that must be a 400 without a trace."""
     before, asked = router.footprint(), len(worker.requests)
     status, body = await router.post(path, **sent)
@@ -164,10 +166,11 @@ async def test_deep_nesting_is_served_or_refused(path, where, depth):
     deep = nested(depth)
     call = f'{{"id":"c","type":"function","function":{{"name":"f","arguments":{deep}}}}}'
     tool = f'{{"type":"function","function":{{"name":"f","parameters":{deep}}}}}'
+    hi = '{"role":"user","content":"hi"}'
     body = {
         "message": f'{{"messages":[{{"role":"user","content":"hi","x":{deep}}}]}}',
-        "tool": f'{{"messages":[{{"role":"user","content":"hi"}}],"tools":[{tool}]}}',
-        "kwargs": f'{{"messages":[{{"role":"user","content":"hi"}}],"chat_template_kwargs":{deep}}}',
+        "tool": f'{{"messages":[{hi}],"tools":[{tool}]}}',
+        "kwargs": f'{{"messages":[{hi}],"chat_template_kwargs":{deep}}}',
         "arguments": (
             '{"messages":[{"role":"user","content":"hi"},'
             f'{{"role":"assistant","content":"","tool_calls":[{call}]}},'

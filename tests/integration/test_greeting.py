@@ -43,11 +43,14 @@ async def test_a_worker_that_does_not_answer_is_asked_once_for_each_delay():
 
 
 async def test_a_removed_worker_is_asked_no_more():
-    async with tiny_worker(tokenizer=None) as worker:
-        async with serving(worker.url, greeting_delays_s=[0] + [0.001] * 10_000) as router:
-            await until(lambda: tokenize_count(worker) > 1)
-            await router.post("/remove_worker", {"url": worker.url})
-            await until(lambda: not router.gateway.greetings_open)
+    delays_s = [0, *[0.001] * 10_000]
+    async with (
+        tiny_worker(tokenizer=None) as worker,
+        serving(worker.url, greeting_delays_s=delays_s) as router,
+    ):
+        await until(lambda: tokenize_count(worker) > 1)
+        await router.post("/remove_worker", {"url": worker.url})
+        await until(lambda: not router.gateway.greetings_open)
 
 
 async def test_another_tokenizer_is_warned_of_once(caplog):

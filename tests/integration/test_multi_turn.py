@@ -246,13 +246,14 @@ async def test_tool_results_in_a_row_render_as_the_template_renders_them_togethe
 
 
 async def test_changed_tools_are_another_conversation(qwen):
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    function = {"name": "f", "parameters": {"type": "object"}}
+    tool = {"type": "function", "function": function}
     first = await qwen.say([user("Hi")], [39, 83722, IM_END], stop(IM_END), tools=(tool,))
     messages = [user("Hi"), first.reply, user("more")]
     same = {"function": {"parameters": {"type": "object"}, "name": "f"}, "type": "function"}
     again = await qwen.say(messages, [9707], LENGTH, tools=(same,))
     assert again.prompt.receipt.status == "extended"  # the order of keys is no difference
-    strict = {**tool, "function": {**tool["function"], "strict": False}}
+    strict = {"type": "function", "function": {**function, "strict": False}}
     other = await qwen.say(messages, [9707], LENGTH, tools=(strict,))
     assert other.prompt.receipt.status == "fresh"
     rendered = qwen.template.render(messages, other.call.template)

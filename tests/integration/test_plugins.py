@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,7 +137,7 @@ def modules(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def paths(*names: str) -> dict[str, tuple[str, ...]]:
+def paths(*names: str) -> dict[str, Any]:
     return {"middleware_paths": tuple(f"team.plugins:{name}" for name in names)}
 
 
@@ -172,6 +173,7 @@ async def test_a_plugin_changes_what_the_client_sees_and_not_what_is_recorded(st
         text, receipt = await router.chat([user("hi")], stream=stream)
         turn = router.gateway.store.get(receipt["turn"])
     assert text == "HELLO"
+    assert turn is not None
     assert turn.output_ids.tolist() == HELLO
     assert turn.reply == assistant("Hello")
 
@@ -194,6 +196,7 @@ async def test_a_class_is_constructed_once_with_the_gateway():
     async with served(middleware_paths=("team.plugins.Counting",)) as (router, _):
         await router.chat([user("hi")])
         await router.chat([user("ho")], stream=True)
+        plugin: Any
         (plugin,) = router.gateway.plugins.generation
         assert plugin.gateway is router.gateway
     assert (plugin.count, plugin.closed) == (2, 2)

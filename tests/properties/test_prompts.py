@@ -107,16 +107,13 @@ def closer(stack: Talk) -> int:
     return found[0]
 
 
-def output_ids(tokenizer: Tokenizer, sample: tuple[str, object]) -> list[int]:
+def output_ids(tokenizer: Tokenizer, sample: tuple[str, Any]) -> list[int]:
     kind, value = sample
-    if kind == "canonical":
-        return tokenizer.encode(str(value), After.TEXT).tolist()
-    if kind == "split":
-        assert isinstance(value, list)
-        parts = [tokenizer.encode(part, After.TEXT).tolist() for part in value]
-        return [token_id for part in parts for token_id in part]
-    assert isinstance(value, list)  # any ids of the low vocabulary: single bytes, odd merges
-    return [token_id + 3 for token_id in value]
+    if kind == "bytes":  # any ids of the low vocabulary: single bytes, odd merges
+        return [token_id + 3 for token_id in value]
+    parts = [value] if kind == "canonical" else value
+    runs = [tokenizer.encode(part, After.TEXT).tolist() for part in parts]
+    return [token_id for run in runs for token_id in run]
 
 
 def echo(turn: Turn) -> Message | None:

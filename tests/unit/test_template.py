@@ -11,7 +11,7 @@ import pytest
 from slime_router.chat.template import ChatTemplate, Suffix
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.errors import BadRequest
-from slime_router.types import TemplateOptions
+from slime_router.types import Message, TemplateOptions
 from tests.talk import LENGTH, Talk, stop, user
 from tests.tiny import build_tiny_checkpoint
 
@@ -62,7 +62,7 @@ def chat_template(source: str) -> ChatTemplate:
     return ChatTemplate(tokenizer(source))
 
 
-def suffix(source: str, messages: list, stop_token: str | None = END) -> Suffix | None:
+def suffix(source: str, messages: list[Message], stop_token: str | None = END) -> Suffix | None:
     """The suffix behind the last reply among `messages`."""
     ids = tokenizer(source)
     found = ids.control_id_at(stop_token, 0) if stop_token else None
@@ -131,7 +131,7 @@ def test_a_long_conversation_has_the_suffix_of_its_whole_rendering(source, first
 
 async def test_a_stop_token_that_is_the_next_header_is_dropped_or_gives_way(monkeypatch):
     ids = tokenizer(HEADERS)
-    (as_user, _), (as_tool, _) = (ids.control_id_at(t, 0) for t in ("<think>", "</think>"))
+    as_user, as_tool = (next(ids.find_controls(t))[2] for t in ("<think>", "</think>"))
     monkeypatch.setattr(ids, "eos_ids", frozenset({as_user, as_tool}))
     talk = Talk(ids)
     assert set(talk.template.findings.openers) == {"<think>", "</think>"}
