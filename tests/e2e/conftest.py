@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.sglang.child import say
+from tests.sglang.child import Child, say
+from tests.sglang.environment import CACHE
 from tests.sglang.recorder import RecordingProxy
-from tests.sglang.server import SGLangServer
+from tests.sglang.server import HOST, SGLangServer, answers, free_port
 
 SERVER = pytest.StashKey[SGLangServer]()
 
@@ -56,3 +58,14 @@ def recording_proxy(sglang_url: str) -> Iterator[RecordingProxy]:
     """A proxy in front of the worker; `clear()` its record before use."""
     with RecordingProxy(sglang_url) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def router_url(recording_proxy: RecordingProxy, checkpoint_dir: Path) -> Iterator[str]:
+    """The router as a user starts it, in front of the witness."""
+    port = free_port()
+    command = [sys.executable, "-m", "slime_router", "--hf-checkpoint", str(checkpoint_dir)]
+    command += ["--worker-urls", recording_proxy.url, "--port", str(port)]
+    with Child("router", command, log=CACHE / f"router-{port}.log") as child:
+        child.wait_until(lambda: answers(f"http://{HOST}:{port}/health"), "starting", timeout_s=60)
+        yield f"http://{HOST}:{port}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,10 +13,7 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.sglang.child import Child
-from tests.sglang.environment import CACHE
 from tests.sglang.recorder import RecordingProxy
-from tests.sglang.server import HOST, answers, free_port
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
 
@@ -26,17 +21,6 @@ EOS = 8191
 FORCE_EOS = {"logit_bias": {str(EOS): 100}, "min_tokens": 4}
 SYSTEM = {"role": "system", "content": "You are terse."}
 QUESTIONS = ("What is a radix tree?", "Show me one, please.", "Thanks. And then?")
-
-
-@pytest.fixture(scope="session")
-def router_url(recording_proxy: RecordingProxy, checkpoint_dir) -> Iterator[str]:
-    """The router as a user starts it, in front of the witness."""
-    port = free_port()
-    command = [sys.executable, "-m", "slime_router", "--hf-checkpoint", str(checkpoint_dir)]
-    command += ["--worker-urls", recording_proxy.url, "--port", str(port)]
-    with Child("router", command, log=CACHE / f"router-{port}.log") as child:
-        child.wait_until(lambda: answers(f"http://{HOST}:{port}/health"), "starting", timeout_s=60)
-        yield f"http://{HOST}:{port}"
 
 
 @pytest.fixture
@@ -279,16 +263,6 @@ async def test_a_client_that_leaves_frees_the_worker(async_client, router_url, s
     while await asyncio.to_thread(loads) != (0, 0):
         assert time.monotonic() < deadline, "the generation runs on without a reader"
         await asyncio.sleep(0.05)
-
-
-def test_curl_as_in_the_readme(router_url):
-    body = '{"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}'
-    command = ["curl", "-si", f"{router_url}/v1/chat/completions", "-d", body]
-    reply = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    head, _, body = reply.partition("\n\n" if "\r" not in reply else "\r\n\r\n")
-    assert "200 OK" in head
-    assert '"status":"' in head.lower()
-    assert json.loads(body)["choices"][0]["message"]["role"] == "assistant"
 
 
 def test_everything_else_passes_through(router_url, sglang_url):
