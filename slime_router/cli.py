@@ -22,6 +22,8 @@ from slime_router.errors import SetupError
 from slime_router.server.app import Gateway, banner
 
 EXIT_INTERRUPTED = 130
+MIN_GRACE_S = 0.01  # aiohttp takes 0 for "without end"
+AIOHTTP_WAITS = 2  # it waits that often, one after the other, before it cancels a handler
 
 
 class _Parser(argparse.ArgumentParser):
@@ -201,7 +203,7 @@ def serve(gateway: Gateway) -> int:
             print=announce,
             access_log=None,
             handler_cancellation=True,  # or a client that leaves would not be noticed
-            shutdown_timeout=config.shutdown_grace_period_s,
+            shutdown_timeout=max(config.shutdown_grace_period_s, MIN_GRACE_S) / AIOHTTP_WAITS,
             loop=_event_loop(),
         )
     except OSError as exc:

@@ -11,6 +11,7 @@ from slime_router.testing import FakeWorker
 from tests.integration.gateway import (
     CHAT,
     FOUR_KEYS,
+    Served,
     assistant,
     served,
     serving,
@@ -34,6 +35,11 @@ UNUSUAL = [i for c in "Hello there" for i in ids_of(c)] + [STOP_ID]
 
 def sent_ids(worker: FakeWorker) -> list[list[int]]:
     return [request.body["input_ids"] for request in worker.requests]
+
+
+async def pins(router: Served) -> int:
+    """How many nodes of the tree are kept from eviction."""
+    return sum(node["pins"] for node in await router.gateway.cache.dump(1000))
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -109,6 +115,25 @@ async def test_retrieval_of_what_nobody_sampled_is_plain_encoding():
     assert body["tokens"] == ids_of("Hello world")
     assert set(body["loss_mask"]) == {0}
     assert set(body["rollout_logp"]) == {0.0}
+
+
+async def test_a_sampled_token_without_a_logprob_is_null_and_never_certain():
+    async with served() as (router, worker):
+        worker.script(UNUSUAL[:2], logprobs=[-0.25, None])
+        text, _ = await router.chat([user("hi")])
+        talk = {"messages": [user("hi"), assistant(text)]}
+        _, body = await router.post("/retrieve_from_messages_template", talk)
+    assert body["rollout_logp"][-2:] == [-0.25, None]
+
+
+async def test_a_look_up_pins_nothing():
+    """What stays pinned can never be evicted."""
+    async with served() as (router, _):
+        text, _ = await router.chat([user("hi")])
+        talk = {"messages": [user("hi"), assistant(text), user("more")]}
+        await router.post("/retrieve_from_messages_template", talk)
+        await router.post("/retrieve_from_text", {"text": "<|im_start|>user\nhi<|im_end|>\nxyz"})
+        assert await pins(router) == 0
 
 
 async def test_two_clients_at_once_get_their_own_replies():

@@ -83,14 +83,14 @@ class Counting:
 
 
 class Marking:
-    """Says where it stands in the chain."""
+    """Puts letters around the text: who stands outside of it sees them too."""
 
     def __init__(self, gateway):
         pass
 
     async def __call__(self, call, call_next):
         async for chunk in call_next(call):
-            chunk.text = f"<{chunk.text}>" if chunk.text else ""
+            chunk.text = f"a{chunk.text}z" if chunk.text else ""
             yield chunk
 
 
@@ -202,14 +202,14 @@ async def test_a_class_is_constructed_once_with_the_gateway():
     assert (plugin.count, plugin.closed) == (2, 2)
 
 
-async def test_the_first_plugin_is_the_outermost():
-    async with served(worker_settings={"chunk_tokens": 9}, **paths("Marking", "loud")) as (
-        router,
-        worker,
-    ):
+@pytest.mark.parametrize(
+    ("names", "shown"), [(("Marking", "loud"), "aHELLOz"), (("loud", "Marking"), "AHELLOZ")]
+)
+async def test_the_first_plugin_is_the_outermost(names, shown):
+    async with served({"chunk_tokens": 9}, **paths(*names)) as (router, worker):
         worker.script(HELLO)
         text, _ = await router.chat([user("hi")])
-    assert text == "<HELLO>"
+    assert text == shown
 
 
 async def test_aiohttps_own_middleware_wraps_http():

@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import urllib.request
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,6 +36,7 @@ MAX_TOKENS = 24
 ROUTER_TIMEOUT_S = 60.0
 REPLY_TIMEOUT_S = 60.0
 SHOWN_CHARS = 56
+SHOWN_TOKENS = 4
 RECEIPT_HEADER = "x-slime-receipt"
 
 TITLE = """
@@ -162,12 +164,14 @@ def compare(turns: list[Turn], kept: dict[str, Any], tokenizer: Tokenizer) -> bo
     for number, turn in enumerate(turns, 1):
         end = start + len(turn.output_ids)
         is_same_ids = np.array_equal(ids[start:end], turn.output_ids)
-        is_same_logprobs = np.array_equal(logprobs[start:end], np.array(turn.logprobs, "f4"))
+        is_same_logprobs = np.array_equal(logprobs[start:end], turn.logprobs)
         checks += [is_same_ids, is_same_logprobs]
         say(
             f"{number:<7}{len(turn.output_ids):<10}{verdict(is_same_ids):<12}"
             f"{verdict(is_same_logprobs):<12}{encoded_again(turn.output_ids, tokenizer)}"
         )
+        say(f"       worker    {tokens(turn.output_ids, turn.logprobs)}")
+        say(f"       trainer   {tokens(ids[start:end], logprobs[start:end])}")
         start = end
     checks.append(all(continues(*neighbours) for neighbours in pairwise(turns)))
     say(f"\nEach prompt begins with all tokens of the turn before: {'yes' if checks[-1] else 'NO'}")
@@ -184,12 +188,18 @@ def encoded_again(output_ids: list[int], tokenizer: Tokenizer) -> str:
     return "the same tokens" if again == output_ids else f"{len(again)} tokens, not the same"
 
 
-def sampled(kept: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def sampled(kept: dict[str, Any]) -> tuple[Any, Any]:
     """Ids and logprobs where the loss mask is 1. Mask and logprobs stand at the row's end."""
     mask = np.asarray(kept["loss_mask"], bool)
     ids = np.asarray(kept["tokens"], np.int64)[len(kept["tokens"]) - len(mask) :]
-    logprobs = np.asarray(kept["rollout_logp"], np.float32)[-len(mask) :]
+    logprobs = np.asarray(kept["rollout_logp"], np.float64)[-len(mask) :]
     return ids[mask], logprobs[mask]
+
+
+def tokens(ids: Sequence[int], logprobs: Sequence[float]) -> str:
+    """The first few tokens, each with its logprob."""
+    pairs = zip(ids[:SHOWN_TOKENS], logprobs[:SHOWN_TOKENS], strict=True)
+    return "  ".join(f"{token_id:>5} {logprob:8.4f}" for token_id, logprob in pairs) + "  ..."
 
 
 def verdict(is_same: bool) -> str:

@@ -18,14 +18,16 @@ import aiohttp
 import pytest
 
 import slime_router.__main__ as module_entry
-from slime_router.cli import main, read_config
+from slime_router.cli import EXIT_INTERRUPTED, main, read_config
 from slime_router.config import Config
-from tests.integration.gateway import CHAT, checkpoint, tiny_worker, user
+from slime_router.testing import FakeWorker
+from tests.integration.gateway import CHAT, checkpoint, tiny_worker, until, user
 from tests.integration.scripted import events
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 60.0  # a process that imports transformers beside other work
 STOP_TIMEOUT_S = 20.0
+SURE_TO_WAIT_S = 1.0  # who does not wait ends in a fraction of it
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +147,9 @@ def test_without_a_checkpoint_the_user_is_told_which_flag_is_meant(flags, told, 
     ],
 )
 def test_what_is_missing_ends_with_1_and_one_line_that_names_it(flags, named, capsys):
-    assert main(["--hf-checkpoint", str(checkpoint()), *flags]) == 1
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # who goes on by mistake ends there
+        port = str(taken.getsockname()[1])
+        assert main(["--hf-checkpoint", str(checkpoint()), "--port", port, *flags]) == 1
     out, line = capsys.readouterr()
     assert out == ""
     assert line.startswith("slime-router: error: ")
@@ -164,16 +168,18 @@ def test_all_entry_points_are_one():
 
 
 def free_port() -> int:
+    """A port of which the system says that it is free; it takes them in turn."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
 
 
-def started(*flags: str, port: int) -> subprocess.Popen[str]:
+def started(*flags: str, port: int, path: Path = ROOT) -> subprocess.Popen[str]:
+    """The router as a process; `path` is where its plug-ins are found."""
     command = [sys.executable, "-m", "slime_router", "--hf-checkpoint", str(checkpoint())]
     return subprocess.Popen(
         [*command, "--port", str(port), *flags],
         cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -216,7 +222,8 @@ async def test_sigterm_lets_a_running_reply_finish_and_takes_no_new_request():
                 begin = await reply.content.readany()
                 process.send_signal(signal.SIGTERM)
                 await asyncio.to_thread(wait_closed, port)
-                assert process.poll() is None, "it waits for the reply"
+                with pytest.raises(subprocess.TimeoutExpired):  # it waits for the reply
+                    await asyncio.to_thread(process.wait, SURE_TO_WAIT_S)
                 worker.release()
                 whole = events(begin + await reply.read())
             assert whole[-1] == "[DONE]"
@@ -242,12 +249,47 @@ def wait_closed(port: int) -> None:
 
 
 @pytest.mark.timeout(90)
-def test_ctrl_c_ends_it_without_a_word():
-    process = started(port=free_port())
+async def test_ctrl_c_ends_it_without_a_word_and_without_a_generation_left_behind():
+    """No grace is no grace: what still runs is cancelled, and aborted on its worker."""
+    port = free_port()
+    flags = ("--shutdown-grace-period-secs", "0", "--log-level", "error")
+    async with tiny_worker() as worker:
+        process = started("--worker-urls", worker.url, *flags, port=port)
+        try:
+            await asyncio.to_thread(read_banner, process)
+            worker.hold(after_tokens=1)
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+                await hold_a_reply(http, worker)  # and leave
+                await until(lambda: len(worker.aborted) == 1)
+                body = {"messages": [user("hi")], "stream": True}
+                async with http.post(CHAT, json=body):
+                    process.send_signal(signal.SIGINT)
+                    result = await asyncio.to_thread(ended, process)
+            assert result == (0, "")
+            assert len(set(worker.aborted)) == 2
+        finally:
+            process.kill()
+            process.wait()
+
+
+async def hold_a_reply(http: aiohttp.ClientSession, worker: FakeWorker) -> None:
+    asked = asyncio.create_task(http.post(CHAT, json={"messages": [user("hi")]}))
+    await worker.wait_running(1)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+
+
+@pytest.mark.timeout(90)
+def test_ctrl_c_while_it_loads_ends_it_without_a_traceback(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import sys, time\nprint('loading', flush=True)\ntime.sleep(60)\n"
+    )
+    process = started("--middleware-paths", "slow:plugin", port=free_port(), path=tmp_path)
     try:
-        assert "none yet (POST /add_worker?url=...)" in read_banner(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
         process.send_signal(signal.SIGINT)
-        assert ended(process) == (0, "")
+        assert ended(process) == (EXIT_INTERRUPTED, "")
     finally:
         process.kill()
         process.wait()
