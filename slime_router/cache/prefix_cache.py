@@ -116,9 +116,11 @@ class PrefixCache:
             anchors[-1] = True  # the end of a whole sampled span
         end = self._tree.insert(node, pieces, owner=session_id, anchors=anchors)
         if output:
-            self._turn_nodes[turn_id] = end
-            for run in end.path()[-len(output) :]:
+            self._turn_nodes[turn_id] = run = end
+            for _ in output:
                 run.turn = turn_id
+                assert run.parent is not None
+                run = run.parent
         self.counts.insertions += 1
         if len(self._turn_nodes) > 2 * self._tree.size.nodes + 1024:
             alive = {t: n for t, n in self._turn_nodes.items() if n in n.place.marks}

@@ -176,7 +176,7 @@ class WorkerClient:
                 reply = orjson.loads(await _read(answer)) if answer.status == 200 else {}
             return [int(token) for token in reply["tokens"]], reply.get("max_model_len")
         except (NotTaken, RouterError, AttributeError, KeyError, TypeError, ValueError) as exc:
-            log.info("tokenize probe failed: worker=%s reason=%r", worker.url, exc)
+            log.debug("tokenize probe failed: worker=%s reason=%r", worker.url, exc)
             return None
 
     @asynccontextmanager

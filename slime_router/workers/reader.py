@@ -16,6 +16,7 @@ import orjson
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.types import Finish, GenerateChunk, VersionSpan
 from slime_router.workers.events import DONE
+from slime_router.workers.repeats import Repeats
 from slime_router.workers.wire import Item, read_error
 
 
@@ -37,6 +38,7 @@ class ChunkReader:
         self._is_cumulative: bool | None = None  # None until an item tells
         self._output_len = 0
         self._last_id: int | None = None
+        self._repeats = None if is_native or top_logprobs else Repeats()
 
     def read(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
         """The chunks in `payloads`, each read when it is asked for.
@@ -52,6 +54,8 @@ class ChunkReader:
             if self._is_cumulative and not self._is_native:
                 yield from self._read_newest(waiting[index:])
                 return
+            if self._repeats is not None:
+                self._repeats.cut(payload)  # it is read whole, and remembered
             yield self._chunk(_load(payload), payload)
 
     def read_together(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
@@ -73,10 +77,32 @@ class ChunkReader:
 
     def _read_newest(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
         """Of items that each repeat the ones before, the last is enough, and parsing is dear."""
+        chunk = self._new_part(payloads[-1])
+        if chunk is not None:
+            yield chunk
+            return
         newest = _load(payloads[-1])
         if len(payloads) > 1 and not _repeats_all(newest):
             yield self._chunk(_load(payloads[-2]), payloads[-2])
         yield self._chunk(newest, payloads[-1])
+
+    def _new_part(self, payload: bytes) -> GenerateChunk | None:
+        """The chunk of a cumulative item of which only the new entries are parsed.
+
+        None for all but a plain item in the middle of a stream.
+        """
+        new = self._repeats.cut(payload) if self._repeats is not None else None
+        item = _load(new) if new is not None else {}
+        meta, ids = item.get("meta_info"), item.get("output_ids")
+        if not isinstance(meta, dict) or not isinstance(ids, list) or meta.get("finish_reason"):
+            return None
+        entries = meta.get("output_token_logprobs")
+        total = self._output_len + len(ids)
+        if meta.get("completion_tokens") != total or len(entries or ids) != len(ids):
+            return None
+        self._output_len = total
+        self._last_id = ids[-1] if ids else self._last_id
+        return self._build(meta, ids, entries or [])
 
     def _chunk(self, item: Item, payload: bytes) -> GenerateChunk:
         if "error" in item:
@@ -108,20 +134,23 @@ class ChunkReader:
         has_logprobs = self._with_logprobs and new_len > 0
         if has_logprobs and entries is not None and len(entries) != len(ids):
             raise WorkerFailed(f"The worker sent {len(entries)} logprobs for {len(ids)} tokens.")
+        chunk = self._build(meta, new_ids, _last(entries, new_len))
+        chunk.item = item
+        return chunk
+
+    def _build(self, meta: Item, ids: list[int], entries: list[Any]) -> GenerateChunk:
+        tops = meta.get("output_top_logprobs") if self._with_top_logprobs else None
         return GenerateChunk(
-            output_ids=new_ids,
-            logprobs=_logprobs(_last(entries, new_len), new_ids) if self._with_logprobs else None,
+            output_ids=ids,
+            logprobs=_logprobs(entries, ids) if self._with_logprobs else None,
             top_logprobs=(
-                _top_logprobs(_last(meta.get("output_top_logprobs"), new_len), new_len)
-                if self._with_top_logprobs
-                else None
+                _top_logprobs(_last(tops, len(ids)), len(ids)) if self._with_top_logprobs else None
             ),
             finish=_finish(meta.get("finish_reason")),
             prompt_tokens=meta.get("prompt_tokens") or 0,
             cached_tokens=meta.get("cached_tokens") or 0,
             weight_version=meta.get("weight_version"),
             weight_versions=_weight_versions(meta.get("weight_versions")),
-            item=item,
         )
 
     def _count(self, ids_len: int, total: int | None) -> int:

@@ -1,0 +1,103 @@
+"""Cumulative streams: cutting off what was said before never changes what is read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slime_router.errors import WorkerFailed
+from slime_router.workers.reader import ChunkReader
+from slime_router.workers.repeats import Repeats
+
+
+def item(ids: list[int], *, text: str = "", finish: Any = None, **meta: Any) -> bytes:
+    entries = [[-0.5 - token_id / 7, token_id, None] for token_id in ids]
+    return orjson.dumps(
+        {
+            "text": text,
+            "output_ids": ids,
+            "meta_info": {
+                "id": "r",
+                "finish_reason": finish,
+                "prompt_tokens": 3,
+                "weight_version": "v1",
+                "output_token_logprobs": entries,
+                "output_token_logprobs_length": len(ids),
+                "completion_tokens": len(ids),
+                "cached_tokens": 1,
+                **meta,
+            },
+        }
+    )
+
+
+def test_only_new_entries_are_left():
+    repeats = Repeats()
+    assert json.loads(repeats.cut(item([5, 1])) or b"")["output_ids"] == [5, 1]
+    left = json.loads(repeats.cut(item([5, 1, 2, 9], text='"output_ids":[')) or b"")
+    assert left["output_ids"] == [2, 9]
+    assert [entry[1] for entry in left["meta_info"]["output_token_logprobs"]] == [2, 9]
+    assert left["text"] == '"output_ids":['
+    nothing_new = json.loads(repeats.cut(item([5, 1, 2, 9])) or b"")
+    assert nothing_new["output_ids"] == nothing_new["meta_info"]["output_token_logprobs"] == []
+
+
+@pytest.mark.parametrize("second", [[5, 12], [5], [6, 1, 2], [5, 2, 1]])
+def test_what_does_not_begin_like_the_item_before_is_not_cut(second):
+    repeats = Repeats()
+    assert repeats.cut(item([5, 1]))
+    assert repeats.cut(item(second)) is None
+    assert json.loads(repeats.cut(item([5, 1, 3])) or b"")["output_ids"] == [3]
+
+
+def test_entries_with_texts_are_not_cut():
+    payload = item([1]).replace(b"1,null]", b'1,"]]"]')
+    assert Repeats().cut(payload) is None
+
+
+@given(
+    ids=st.lists(st.integers(0, 1200), min_size=1, max_size=40),
+    cuts=st.lists(st.integers(0, 40), max_size=8),
+    texts=st.lists(st.text(max_size=8), min_size=10, max_size=10),
+    with_logprobs=st.booleans(),
+)
+def test_a_stream_reads_the_same_with_and_without_cutting(ids, cuts, texts, with_logprobs):
+    ends = sorted({min(cut, len(ids)) for cut in cuts} | {len(ids)})
+    payloads = [
+        item(ids[:end], text=texts[i % 10], finish={"type": "stop", "matched": 1} if end == len(ids)
+             else None)
+        for i, end in enumerate(ends)
+    ]  # fmt: skip
+    read = []
+    for cutting in (True, False):
+        reader = ChunkReader(with_logprobs=with_logprobs)
+        if not cutting:
+            reader._repeats = None
+        chunks = [chunk for payload in payloads for chunk in reader.read([payload])]
+        assert [i for chunk in chunks for i in chunk.output_ids] == ids
+        read.append([(c.output_ids, c.logprobs, c.finish, c.cached_tokens) for c in chunks])
+        assert chunks[-1].item == orjson.loads(payloads[-1])  # the end is the worker's own item
+    assert read[0] == read[1]
+
+
+def test_a_worker_that_changes_what_it_said_fails_as_before():
+    reader = ChunkReader(with_logprobs=True)
+    list(reader.read([item([1])]))
+    list(reader.read([item([1, 2])]))
+    with pytest.raises(WorkerFailed):
+        list(reader.read([item([1, 9, 3])]))
+
+
+def test_a_stream_that_is_not_cumulative_reads_the_same():
+    reader = ChunkReader(with_logprobs=True)
+    chunks = [
+        chunk
+        for payload in (item([1]), item([2], completion_tokens=2), item([1], completion_tokens=3))
+        for chunk in reader.read([payload])
+    ]
+    assert [chunk.output_ids for chunk in chunks] == [[1], [2], [1]]
