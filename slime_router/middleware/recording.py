@@ -91,21 +91,21 @@ class RecordingMiddleware:
         """Middleware: see `middleware/base.py`."""
         call = self._own_turn(call)
         draft = _Draft()
-        is_recorded = is_read = False
+        has_ended = is_read = False
         try:
             async for chunk in call_next(call):
                 if self._capture != "off":
                     draft.add(chunk)
                     if chunk.finish is not None:
                         self._record(call, draft, chunk.finish)
-                        is_recorded = True
+                        has_ended = True
                 yield chunk
             is_read = True
         finally:
             self._open.discard(call.turn_id)
-            if not is_recorded:
-                is_recorded = self._record(call, draft, _LEFT)
-            if is_recorded and not is_read:
+            if not has_ended:
+                self._record(call, draft, _LEFT)
+            if not is_read and call.turn_id in self._store:
                 self.counts.undelivered += 1
                 self._store.mark_undelivered(call.turn_id)
 
@@ -117,15 +117,18 @@ class RecordingMiddleware:
         self._open.add(turn_id)
         return call if turn_id == call.turn_id else replace(call, turn_id=turn_id)
 
-    def _record(self, call: GenerateCall, draft: _Draft, finish: Finish) -> bool:
+    def _record(self, call: GenerateCall, draft: _Draft, finish: Finish) -> None:
         prompt = draft.prompt
         if prompt is None or not draft.output_ids:
             if finish is not _LEFT:
                 self.counts.empty += 1
-            return False
+            return
         base, base_len = prompt.base, prompt.base_len
         if base is not None and base not in self._store:
             self.counts.rebased += 1
+            logger.warning(
+                "the turn before %s was dropped: its tokens count as prompt", call.turn_id
+            )
             base, base_len = None, 0
         reply = self._reply(call, prompt, draft)
         turn = Turn(
@@ -143,9 +146,11 @@ class RecordingMiddleware:
             scope=call.scope,
             date=prompt.date,
         )
+        had_dropped = self._store.dropped_turns
         self._store.add(turn)
         self.counts.turns += 1
-        return True
+        if not had_dropped and self._store.dropped_turns:  # said once; /metrics counts on
+            logger.warning("the store is full: its oldest turns are dropped from now on")
 
     def _logprobs(self, draft: _Draft) -> Logprobs | None:
         if not draft.has_logprobs:
