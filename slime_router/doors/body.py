@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,7 +64,7 @@ def request_id(headers: Mapping[str, str]) -> str:
     given = headers.get("x-request-id")
     if given is not None and given.isascii() and _is_label(given, MAX_REQUEST_ID_LEN):
         return given
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{secrets.token_hex(16)}"
 
 
 def forwarded_headers(headers: Mapping[str, str]) -> dict[str, str]:
@@ -84,7 +84,7 @@ def scope(body: Mapping[str, Any]) -> str:
 
 def new_turn_id() -> str:
     """A fresh turn id, `turn_<24 hex>`."""
-    return f"turn_{uuid.uuid4().hex[:24]}"
+    return f"turn_{secrets.token_hex(12)}"
 
 
 def _is_label(name: object, max_len: int) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -108,7 +108,7 @@ def _worker_fields(body: dict[str, Any], fields: ChatFields) -> dict[str, Any]:
 def _style(fields: ChatFields, default_model: str) -> ChatStyle:
     options = fields.stream_options
     return ChatStyle(
-        id=f"chatcmpl-{uuid.uuid4().hex}",
+        id=f"chatcmpl-{secrets.token_hex(16)}",
         created=int(time.time()),
         model=default_model if fields.model is None else fields.model,
         logprobs=bool(fields.logprobs),

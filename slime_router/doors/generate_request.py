@@ -7,7 +7,7 @@ would kill a worker is refused here.
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,7 +126,7 @@ def _rids(given: Any, count: int, is_batch: bool) -> list[str]:
             raise BadRequest("'rid' must be a list of distinct strings.", param="rid")
         return rids
     require(not given, "rid", "a string, or a list of strings for a batch")
-    return [uuid.uuid4().hex for _ in range(count)]
+    return [secrets.token_hex(16) for _ in range(count)]
 
 
 def _check_native(native: dict[str, Any], vocab_size: int) -> int:

@@ -36,10 +36,11 @@ def logprob_array(values: Sequence[float | None]) -> Logprobs:
     SGLang computes them in float32, so half the memory keeps them exactly; where a worker gives
     more digits, float64 does.
     """
-    exact = np.array([np.nan if value is None else value for value in values], np.float64)
+    exact = np.array(values, np.float64)  # None becomes NaN
     with np.errstate(over="ignore"):
         small = exact.astype(np.float32)
-    result = small if np.array_equal(small.astype(np.float64), exact, equal_nan=True) else exact
+    is_exact = ((small == exact) | np.isnan(exact)).all()
+    result = small if is_exact else exact
     result.setflags(write=False)
     return result
 

@@ -276,6 +276,7 @@ class WorkerClient:
             with_logprobs=wants_logprobs(call, self._capture),
             top_logprobs=call.top_logprobs,
             is_native=call.native is not None,
+            is_stream=call.stream,
         )
 
     def _abort_later(self, worker: Worker, call: GenerateCall) -> None:

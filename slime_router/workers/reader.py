@@ -29,7 +29,12 @@ class ChunkReader:
     """
 
     def __init__(
-        self, *, with_logprobs: bool, top_logprobs: int = 0, is_native: bool = False
+        self,
+        *,
+        with_logprobs: bool,
+        top_logprobs: int = 0,
+        is_native: bool = False,
+        is_stream: bool = True,
     ) -> None:
         self.is_finished = False
         self._with_logprobs = with_logprobs
@@ -38,7 +43,8 @@ class ChunkReader:
         self._is_cumulative: bool | None = None  # None until an item tells
         self._output_len = 0
         self._last_id: int | None = None
-        self._repeats = None if is_native or top_logprobs else Repeats()
+        is_cut = is_stream and not is_native and not top_logprobs
+        self._repeats = Repeats() if is_cut else None
 
     def read(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
         """The chunks in `payloads`, each read when it is asked for.
