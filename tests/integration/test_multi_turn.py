@@ -369,3 +369,39 @@ async def test_a_hundred_turns_stay_exact(qwen):
     qwen.cache.check_integrity()
     qwen.store.check_integrity()
     assert qwen.store.tokens == len(held)  # each token is stored once
+
+
+async def test_three_turns_accumulate_to_the_exact_token_list(qwen):
+    messages, turns = [], []
+    for index, ids in enumerate(([39, 83722, IM_END], [32713, 385, IM_END], [72239, IM_END])):
+        messages.append(user(f"question {index}"))
+        turns.append(await qwen.say(messages, ids, stop(IM_END)))
+        messages.append(turns[-1].reply)
+    stored = [qwen.store.get(turn.call.turn_id) for turn in turns]
+    assert [turn.output_ids.tolist() for turn in stored if turn] == [t.output_ids for t in turns]
+    trace = qwen.store.trace(turns[-1].call.turn_id)
+    assert trace.ids.tolist() == turns[-1].held
+    assert trace.ids[trace.loss_mask == 1].tolist() == [i for t in turns for i in t.output_ids]
+
+
+@pytest.mark.parametrize("history", ["held", "template"])
+@pytest.mark.parametrize(("sampled", "text"), [([28789], "<"), ([367, 440, 300], " Pantom")])
+async def test_sentencepiece_samples_keep_their_space_and_their_ids(history, sampled, text):
+    stack = Talk(real_tokenizer("mistral_7b_sp"), history=history)
+    first = await stack.say([user("Say it")], [*sampled, 2], stop(2))
+    assert first.reply["content"] == text  # alone, the ids would decode without the space
+    second = await stack.say([user("Say it"), first.reply, user("again")], [2], stop(2))
+    assert second.ids[: len(first.held)] == first.held
+
+
+async def test_a_token_break_under_equal_messages_is_another_branch(qwen):
+    first = await qwen.say([user("Hi")], [39, 83722, IM_END], stop(IM_END), session_id="a")
+    messages = [user("Hi"), first.reply, user("more")]
+    broken = await qwen.say(messages, [18, IM_END], stop(IM_END), session_id="b")
+    whole = await qwen.say(messages, [18, IM_END], stop(IM_END), session_id="a")
+    assert broken.ids[: len(first.held)] != first.held
+    assert whole.ids[: len(first.held)] == first.held
+    assert qwen.store.held_ids(broken.call.turn_id).tolist() == broken.held
+    assert qwen.store.held_ids(whole.call.turn_id).tolist() == whole.held
+    assert broken.prompt.receipt.status == "fresh"
+    assert whole.prompt.receipt.status == "extended"
