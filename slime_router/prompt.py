@@ -128,6 +128,8 @@ class PromptMaker:
             reason += "; its stop token gives way"
         held = self._store.held_ids(turn.id, turn.held_len - drop)
         node = self._cache.pin_turn(turn.id) if not drop else None
+        if node is None:
+            reason += "; not filed for look-ups by text"
         try:
             pieces = await self._tokenizer.encode_pieces_async(text, self._after(held))
         except BaseException:  # cancelled while a long text was encoded: the pin must go

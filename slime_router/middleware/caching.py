@@ -5,6 +5,7 @@ Every door gets the same prompt making from it, and plug-ins above it can still 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from itertools import pairwise
@@ -25,6 +26,8 @@ from slime_router.types import (
     Prompt,
     token_ids,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class RadixTreeMiddleware:
@@ -77,6 +80,8 @@ class RadixTreeMiddleware:
         if self._capture == "off" or not output or call.input_ids is not None:
             return  # ids that the client chose are no tokenization of a text
         if prompt.tree_handle is None:
+            if not self._cache.counts.lost_paths:  # said once; the receipts and /metrics go on
+                logger.warning("a turn is not filed by text: the path before it left the cache")
             self._cache.counts.lost_paths += 1
             return
         self._cache.insert(

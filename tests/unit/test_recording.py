@@ -75,6 +75,25 @@ async def test_a_turn_whose_base_was_dropped_meanwhile_is_recorded_whole(caplog)
     assert "was dropped" in caplog.text
 
 
+async def test_a_turn_that_cannot_be_filed_by_text_says_so_and_is_still_exact(caplog):
+    stack = Stack()
+    first = stack.call(["Hi"])
+    text = await stack.generate(first, Sample([65, 66]))
+    held = stack.store.held_ids(first.turn_id).tolist()
+    stack.cache._budget_tokens = 0
+    await stack.cache.enforce_budget()
+    call = stack.call(["Hi", text, "more"])
+    stack.samples.append(Sample([67]))
+    async with stack.router.generate(call) as chunks:
+        prompts = [chunk.prompt async for chunk in chunks]
+    assert prompts[0] is not None
+    assert prompts[0].receipt.status == "extended"
+    assert "not filed" in prompts[0].receipt.reason
+    assert stack.sent[-1][: len(held)] == held
+    assert stack.cache.counts.lost_paths == 1
+    assert "not filed by text" in caplog.text
+
+
 def _other_turn():
     return Turn(
         id="other", base=None, base_len=0, prompt_ids=token_ids([1]), output_ids=token_ids([2]),

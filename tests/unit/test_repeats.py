@@ -55,6 +55,14 @@ def test_what_does_not_begin_like_the_item_before_is_not_cut(second):
     assert json.loads(repeats.cut(item([5, 1, 3])) or b"")["output_ids"] == [3]
 
 
+def test_a_number_that_only_begins_like_the_one_before_is_not_cut():
+    """Without logprobs nothing else would tell 1 from 12."""
+    repeats = Repeats()
+    assert repeats.cut(b'{"output_ids":[5,1]}') == b'{"output_ids":[5,1]}'
+    assert repeats.cut(b'{"output_ids":[5,12]}') is None
+    assert repeats.cut(b'{"output_ids":[5,1,2]}') == b'{"output_ids":[2]}'
+
+
 def test_entries_with_texts_are_not_cut():
     payload = item([1]).replace(b"1,null]", b'1,"]]"]')
     assert Repeats().cut(payload) is None
