@@ -4,7 +4,10 @@
     ├── BadRequest 400            the client's mistake; names the field; changes nothing
     │   └── ContextLengthExceeded
     ├── NotFound 404
+    ├── Conflict 409              the session is closed, or has that name or reward already
     ├── TooManyRequests 429
+    │   └── SessionLimit          a session has all the turns or tokens that it may have
+    ├── StorageFull 507           open sessions fill the store
     ├── NoWorker 503              nobody can take the request
     ├── WorkerRefused (4xx)       the worker's own answer to a bad request
     ├── WorkerFailed 502          died, or replied with something that is not an answer
@@ -24,6 +27,7 @@ class RouterError(Exception):
     status = 500
     type = "server_error"
     code: str | None = "internal_error"
+    is_final = False  # asking again cannot help: SDKs are told not to
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -61,6 +65,30 @@ class TooManyRequests(RouterError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class Conflict(RouterError):
+    """The thing is in a state in which this cannot be done."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+    is_final = True
+
+
+class SessionLimit(TooManyRequests):
+    """The session has all the turns or tokens that it was opened for."""
+
+    code = "session_limit_exceeded"
+    is_final = True
+
+
+class StorageFull(RouterError):
+    """Open sessions fill the store; what is recorded can still be exported."""
+
+    status = 507
+    code = "storage_full"
+    is_final = True
 
 
 class NoWorker(RouterError):

@@ -83,6 +83,14 @@ class Prompt:
     tree_handle: Any = None  # a pinned node of the radix tree; only the cache looks inside
     messages_key: bytes | None = None
     reply_prefix: str = ""
+    is_reserved: bool = False  # `base` is this prompt's until it is released
+    own_ids: TokenIds | None = None  # the tokens of `pieces`, of which those are slices
+
+    def tail(self, start: int) -> TokenIds:
+        """The tokens from `start` on, in memory of their own or of `pieces`."""
+        if self.own_ids is not None and len(self.ids) - len(self.own_ids) == start:
+            return self.own_ids
+        return token_ids(self.ids[start:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +164,12 @@ class GenerateCall:
     stream: bool = False
     top_logprobs: int = 0
     prompt: Prompt | None = None
+    request_id: str = ""  # shared by the samples of one prompt that were asked for together
+    samples: int = 1  # how many those are
+    session: Any = None  # as it was admitted; only the store looks inside
+    defaults: Sampling | None = None  # the session's; what a native body says itself wins
+    token_limit: int | None = None  # at most so many output tokens, whatever the client says
+    wants_routed_experts: bool = False  # the session does; the client need not
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,5 +210,8 @@ class GenerateChunk:
     cached_tokens: int = 0
     weight_version: WeightVersion | None = None
     weight_versions: tuple[VersionSpan, ...] = ()
+    routed_experts: str | None = None  # base64 of int32, as the worker wrote it; on the last chunk
+    routed_experts_start: int = 0  # the position of the first of them
+    output: TokenIds | None = None  # on the last chunk: all output ids, one array for all layers
     item: dict[str, Any] | None = None
     worker_url: str = ""

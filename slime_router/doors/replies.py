@@ -21,7 +21,7 @@ _CONSUMED = frozenset({502, 504})  # a generation was paid for: an SDK must not 
 
 def openai_error(exc: RouterError) -> web.Response:
     """The reply of an OpenAI door to a request that failed before its first byte."""
-    return _reply(exc.status, orjson.dumps(openai_error_object(exc)))
+    return _final(exc, _reply(exc.status, orjson.dumps(openai_error_object(exc))))
 
 
 def openai_error_object(exc: RouterError) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def native_error(exc: RouterError) -> web.Response:
     if isinstance(exc, WorkerRefused) and exc.body:
         is_json = exc.body.lstrip()[:1] in (b"{", b"[")
         return _reply(exc.status, exc.body, "application/json" if is_json else "text/plain")
-    return _reply(exc.status, orjson.dumps(native_error_object(exc)))
+    return _final(exc, _reply(exc.status, orjson.dumps(native_error_object(exc))))
 
 
 def native_error_object(exc: RouterError) -> dict[str, Any]:
@@ -76,5 +76,12 @@ def _reply(status: int, body: bytes, content_type: str = "application/json") -> 
     if status in _RETRY_LATER:
         response.headers["retry-after"] = _RETRY_AFTER_S
     if status in _CONSUMED:
+        response.headers["x-should-retry"] = "false"
+    return response
+
+
+def _final(exc: RouterError, response: web.Response) -> web.Response:
+    if exc.is_final:
+        response.headers.pop("retry-after", None)
         response.headers["x-should-retry"] = "false"
     return response

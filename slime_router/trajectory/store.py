@@ -5,109 +5,45 @@ A turn holds only what is new: the prompt tokens after those of its base, and it
     held(turn) == concat(held(base)[:base_len], turn.prompt_ids, turn.output_ids)
 
 Where `base_len == len(held(base))` the turn extends its base; else it branches off inside it. Order
-is a sequence number, never the clock. Turns are dropped least recently used first, and never while
-another turn stands on them; each drop is counted.
+is a sequence number, never the clock.
+
+What is over the budget goes: turns least recently used first, never one that another stands on,
+never one of an open session, and those of closed sessions last. Each drop is counted.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterator
+from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
+from slime_router.errors import Conflict, StorageFull
+from slime_router.trajectory import held
+from slime_router.trajectory.prefixes import deepest_prefix
+from slime_router.trajectory.session import Session, SessionSpec, SessionTable
+from slime_router.trajectory.turn import Trace, Turn
+from slime_router.trajectory.waiting import WaitingTurns
+from slime_router.types import TokenIds
 
-from slime_router.types import (
-    NO_TOKENS,
-    Finish,
-    Message,
-    TokenIds,
-    VersionSpan,
-    WeightVersion,
-)
-
-Logprobs = NDArray[np.float32] | NDArray[np.float64]
-
-
-def logprob_array(values: Sequence[float | None]) -> Logprobs:
-    """Log-probabilities of shape `[tokens]`, NaN for a missing one, bit for bit as they came.
-
-    SGLang computes them in float32, so half the memory keeps them exactly; where a worker gives
-    more digits, float64 does.
-    """
-    exact = np.array(values, np.float64)  # None becomes NaN
-    with np.errstate(over="ignore"):
-        small = exact.astype(np.float32)
-    is_exact = ((small == exact) | np.isnan(exact)).all()
-    result = small if is_exact else exact
-    result.setflags(write=False)
-    return result
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """One generation as it was sampled."""
-
-    id: str
-    base: str | None  # the turn whose held tokens the prompt begins with
-    base_len: int  # how many of them
-    prompt_ids: TokenIds  # the prompt after those
-    output_ids: TokenIds
-    logprobs: Logprobs | None  # of output_ids; None when they were not asked for
-    weight_versions: tuple[VersionSpan, ...]
-    finish: Finish
-    keys: tuple[bytes, ...] = ()  # the conversation with the reply appended
-    reply: Message | None = None
-    session_id: str | None = None
-    scope: str = ""
-    date: str | None = None  # pinned for the conversation
-    seq: int = 0  # set by the store
-
-    @property
-    def held_len(self) -> int:
-        """Prompt and output tokens in all."""
-        return self.base_len + len(self.prompt_ids) + len(self.output_ids)
-
-    @property
-    def stop_id(self) -> int | None:
-        """The stop token that ends the held tokens, where one was sampled."""
-        matched = self.finish.matched
-        is_last = self.finish.type == "stop" and bool(len(self.output_ids))
-        return matched if is_last and isinstance(matched, int) else None
-
-    def output_versions(self) -> list[WeightVersion | None]:
-        """The weight version of each output token, None where the worker gave none."""
-        versions: list[WeightVersion | None] = [None] * len(self.output_ids)
-        for span in self.weight_versions:
-            start, end = max(span.start, 0), min(span.end, len(versions))
-            versions[start:end] = [span.version] * max(end - start, 0)
-        return versions
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """Tokens with what training needs of each; all of one length."""
-
-    ids: TokenIds
-    loss_mask: NDArray[np.int8]  # 1 where a model sampled the token
-    logprobs: NDArray[np.float64]  # NaN where there is none
-    weight_versions: tuple[WeightVersion | None, ...]
+MAX_SESSIONS = 100_000
 
 
 class TrajectoryStore:
-    """Turns by id and by conversation."""
+    """Turns by id and by conversation, and the sessions that they belong to."""
 
-    def __init__(self, budget_tokens: int) -> None:
+    def __init__(self, budget_tokens: int, *, max_sessions: int = MAX_SESSIONS) -> None:
+        self.sessions = SessionTable(max_sessions)
         self._budget_tokens = budget_tokens
         self._turns: dict[str, Turn] = {}
-        self._dependents: dict[str, int] = {}
-        self._idle: OrderedDict[str, None] = OrderedDict()  # turns nobody stands on, oldest first
+        self._children: dict[str, dict[str, None]] = {}
+        self._waiting = WaitingTurns()
         self._by_key: dict[tuple[bytes, str | None], dict[str, None]] = {}
         self._undelivered: set[str] = set()
         self._seq = 0
+        self._age = 0
         self._tokens = 0
+        self._pinned_tokens = 0
         self.dropped_turns = 0
+        self.expired_turns = 0
 
     def __repr__(self) -> str:
         return f"<TrajectoryStore {len(self._turns)} turns, {self._tokens} tokens>"
@@ -123,6 +59,24 @@ class TrajectoryStore:
         """Tokens held, each delta counted once."""
         return self._tokens
 
+    @property
+    def budget_tokens(self) -> int:
+        """How many tokens may be held."""
+        return self._budget_tokens
+
+    @property
+    def pinned_tokens(self) -> int:
+        """Tokens of open sessions, which nothing can drop."""
+        return self._pinned_tokens
+
+    def check_room(self) -> None:
+        """Raises StorageFull where open sessions fill the store."""
+        if self._pinned_tokens >= self._budget_tokens:
+            raise StorageFull(
+                f"Open sessions hold {self._pinned_tokens} tokens, and the store is made for"
+                f" {self._budget_tokens}: close and delete some."
+            )
+
     def get(self, turn_id: str) -> Turn | None:
         """The turn, or None where it was never recorded or was dropped."""
         return self._turns.get(turn_id)
@@ -136,13 +90,39 @@ class TrajectoryStore:
         if turn_id in self._turns:
             self._undelivered.add(turn_id)
 
+    # Recording
+
     def add(self, turn: Turn) -> Turn:
         """Record a turn whole; returns it with its sequence number.
 
         Raises:
             KeyError: its base is not in the store.
             ValueError: its arrays do not belong together, or its id is taken.
+            NotFound: its session was deleted.
+            Conflict: its session is closed.
         """
+        self._check(turn)
+        session = None if turn.session_id is None else self.sessions.name(turn.session_id)
+        if session is not None and session.state == "closed":
+            raise Conflict(f"The session '{session.id}' is closed.", code="session_closed")
+        self._seq += 1
+        turn = replace(turn, seq=self._seq)
+        self._turns[turn.id] = turn
+        if session is not None:
+            session.gain(turn)
+            session.age = self._age
+            self._pinned_tokens += turn.own_len * session.is_pinned
+        self._tokens += turn.own_len
+        self._release(turn)
+        if turn.base is not None:
+            self._children.setdefault(turn.base, {})[turn.id] = None
+            self._waiting.take(turn.base)
+        for key in self._index_keys(turn):
+            self._by_key.setdefault(key, {})[turn.id] = None
+        self._enforce_budget()
+        return turn
+
+    def _check(self, turn: Turn) -> None:
         if turn.id in self._turns:
             raise ValueError(f"turn {turn.id} is recorded already")
         if turn.logprobs is not None and len(turn.logprobs) != len(turn.output_ids):
@@ -150,28 +130,40 @@ class TrajectoryStore:
         base_room = 0 if turn.base is None else self._turns[turn.base].held_len
         if not 0 <= turn.base_len <= base_room:
             raise ValueError(f"turn {turn.id} reuses more than its base holds")
-        self._seq += 1
-        turn = replace(turn, seq=self._seq)
-        self._turns[turn.id] = turn
-        self._idle[turn.id] = None
-        self._tokens += len(turn.prompt_ids) + len(turn.output_ids)
-        if turn.base is not None:
-            self._dependents[turn.base] = self._dependents.get(turn.base, 0) + 1
-            self._idle.pop(turn.base, None)
-        for key in self._index_keys(turn):
-            self._by_key.setdefault(key, {})[turn.id] = None
-        self._enforce_budget()
-        return turn
 
-    def find(self, key: bytes, session_id: str | None) -> Turn | None:
-        """The newest turn of this conversation; a named session finds its own turns only."""
+    # Finding
+
+    def find(
+        self, key: bytes, session_id: str | None, *, taken: Container[str] = ()
+    ) -> Turn | None:
+        """The newest turn of this conversation; a named session finds its own turns only.
+
+        Turns that are `taken` are passed over where there is another.
+        """
         turns = self._by_key.get((key, session_id))
         if not turns:
             return None
-        turn_id = next(reversed(turns))
-        if turn_id in self._idle:
-            self._idle.move_to_end(turn_id)
+        newest = next(reversed(turns))
+        turn_id = next((t for t in reversed(turns) if t not in taken), newest)
+        self._touch(turn_id)
         return self._turns[turn_id]
+
+    def count_alike(self, key: bytes, session_id: str | None) -> int:
+        """How many turns `find` could choose from."""
+        return len(self._by_key.get((key, session_id), ()))
+
+    def deepest_prefix(self, ids: TokenIds, session_id: str) -> Turn | None:
+        """The turn of this session with the most held tokens, all of which begin `ids`."""
+        session = self.sessions.find(session_id)
+        if session is None:
+            return None
+        found = deepest_prefix(ids, session.roots, self._turns, self._children)
+        if found is not None:
+            self._touch(found.id)
+        return found
+
+    def _touch(self, turn_id: str) -> None:
+        self._waiting.touch(turn_id, self._age)
 
     def held_ids(self, turn_id: str, length: int | None = None) -> TokenIds:
         """The first `length` held tokens of a turn (all by default); read-only.
@@ -179,13 +171,7 @@ class TrajectoryStore:
         Raises:
             KeyError: no such turn.
         """
-        runs = [
-            np.concatenate((turn.prompt_ids, turn.output_ids))[:count]
-            for turn, count in self._spans(turn_id, length)
-        ]
-        ids = np.concatenate(runs) if runs else NO_TOKENS.copy()
-        ids.setflags(write=False)
-        return ids
+        return held.held_ids(self._turns, turn_id, length)
 
     def trace(self, turn_id: str, length: int | None = None) -> Trace:
         """The held tokens with loss mask, logprobs and weight versions.
@@ -193,33 +179,7 @@ class TrajectoryStore:
         Raises:
             KeyError: no such turn.
         """
-        ids = self.held_ids(turn_id, length)
-        loss_mask = np.zeros(len(ids), np.int8)
-        logprobs = np.full(len(ids), np.nan)
-        versions: list[WeightVersion | None] = [None] * len(ids)
-        for turn, count in self._spans(turn_id, length):
-            start = turn.base_len + len(turn.prompt_ids)
-            end = min(start + len(turn.output_ids), turn.base_len + count)
-            if end <= start:
-                continue
-            loss_mask[start:end] = 1
-            if turn.logprobs is not None:
-                logprobs[start:end] = turn.logprobs[: end - start]
-            versions[start:end] = turn.output_versions()[: end - start]
-        return Trace(ids, loss_mask, logprobs, tuple(versions))
-
-    def _spans(self, turn_id: str, length: int | None) -> Iterator[tuple[Turn, int]]:
-        """The turns that make up a prefix of held tokens, oldest first, and how much of each."""
-        spans: list[tuple[Turn, int]] = []
-        turn: Turn | None = self._turns[turn_id]
-        assert turn is not None
-        needed = turn.held_len if length is None else length
-        while turn is not None and needed > 0:
-            if needed > turn.base_len:
-                spans.append((turn, needed - turn.base_len))
-                needed = turn.base_len
-            turn = self._turns[turn.base] if turn.base is not None else None
-        return reversed(spans)
+        return held.trace(self._turns, turn_id, length)
 
     @staticmethod
     def _index_keys(turn: Turn) -> Iterator[tuple[bytes, str | None]]:
@@ -228,27 +188,145 @@ class TrajectoryStore:
             if turn.session_id is not None:
                 yield key, turn.session_id
 
+    # Sessions
+
+    def open_session(self, spec: SessionSpec) -> Session:
+        """A new session whose turns are kept until it is closed.
+
+        Raises:
+            Conflict: there is one with this id.
+            TooManyRequests: there are as many as there may be.
+            StorageFull: open sessions fill the store.
+        """
+        self.check_room()
+        return self.sessions.open(spec, age=self._age)
+
+    def freeze(self, session: Session) -> None:
+        """Close a session: it takes no more turns, and can be dropped when all else is."""
+        if session.state == "closed":
+            return
+        if session.is_pinned:
+            self._pinned_tokens -= session.held_tokens
+        self.sessions.mark_closed(session)
+        session.age = self._age
+        for turn_id in session.turns:
+            self._waiting.take(turn_id)
+            self._release(self._turns[turn_id])
+        self._enforce_budget()
+
+    def delete_session(self, session_id: str) -> None:
+        """Forget a session and its turns; what others stand on stays without a session.
+
+        Raises:
+            NotFound: there is none, or it was deleted before.
+        """
+        session = self.sessions.get(session_id)
+        if session.is_pinned:
+            self._pinned_tokens -= session.held_tokens
+        self.sessions.forget(session, is_deleted=True)
+        for turn_id in reversed(session.turns):
+            turn = self._turns[turn_id]
+            for key in turn.keys:
+                self._unfile((key, session_id), turn_id)
+            self._turns[turn_id] = turn = replace(turn, session_id=None)
+            if turn_id not in self._children:
+                self._remove(turn)
+
+    def leave_session(self, session: Session) -> None:
+        """A call of the session ended: what is but a name is forgotten."""
+        session.age = self._age
+        if not session.is_used:
+            self.sessions.forget(session, is_deleted=False)
+
+    def sweep(self, max_age: int) -> int:
+        """One more age has passed: drop what was not used for `max_age` of them.
+
+        Open sessions never go, closed ones go as a whole. Returns how many turns went.
+        """
+        self._age += 1
+        oldest, before = self._age - max_age, len(self._turns)
+
+        def may_go(turn_id: str) -> bool:
+            session = self._session_of(self._turns[turn_id])
+            return session is None or (session.age < oldest and not session.running)
+
+        while waiting := self._waiting.older_than(oldest, may_go):
+            for turn_id in waiting:
+                self._drop(self._turns[turn_id])
+        for session in self.sessions:
+            if session.state == "closed" and not session.turns and session.age < oldest:
+                self.sessions.forget(session, is_deleted=True)
+        gone = before - len(self._turns)
+        self.expired_turns += gone
+        return gone
+
+    def drop_older(self, epoch: int) -> int:
+        """Drop the turns of weight epochs before `epoch` that no opened session has.
+
+        Returns how many went.
+        """
+        before = len(self._turns)
+        while stale := [t for t in self._waiting.idle if self._turns[t].epoch < epoch]:
+            for turn_id in stale:
+                self._drop(self._turns[turn_id])
+        return before - len(self._turns)
+
+    # Dropping
+
+    def _session_of(self, turn: Turn) -> Session | None:
+        return None if turn.session_id is None else self.sessions.find(turn.session_id)
+
+    def _release(self, turn: Turn, *, last_used: int | None = None) -> None:
+        """Put a turn that nobody stands on up for dropping, unless an open session keeps it.
+
+        What stood on it until now was used at `last_used`: it is older than that.
+        """
+        session = self._session_of(turn)
+        if turn.id in self._children or (session is not None and session.is_pinned):
+            return
+        self._waiting.put(
+            turn.id,
+            self._age if last_used is None else last_used,
+            is_closed=session is not None and session.state == "closed",
+            is_oldest=last_used is not None,
+        )
+
     def _enforce_budget(self) -> None:
-        while self._tokens > self._budget_tokens and len(self._idle) > 1:
-            turn_id, _ = self._idle.popitem(last=False)
+        while self._tokens > self._budget_tokens:
+            turn_id = self._waiting.next_to_go()
+            if turn_id is None:
+                return
             self._drop(self._turns[turn_id])
 
     def _drop(self, turn: Turn) -> None:
+        self.dropped_turns += 1
+        session = self._session_of(turn)
+        self._remove(turn)
+        if session is not None:
+            session.lose(turn)
+            if not session.is_used:
+                self.sessions.forget(session, is_deleted=False)
+
+    def _remove(self, turn: Turn) -> None:
+        last_used = self._waiting.take(turn.id)
         del self._turns[turn.id]
         self._undelivered.discard(turn.id)
-        self._tokens -= len(turn.prompt_ids) + len(turn.output_ids)
-        self.dropped_turns += 1
+        self._tokens -= turn.own_len
         for key in self._index_keys(turn):
-            turns = self._by_key[key]
-            turns.pop(turn.id, None)
-            if not turns:
-                del self._by_key[key]
-        if turn.base is not None:
-            self._dependents[turn.base] -= 1
-            if not self._dependents[turn.base]:
-                del self._dependents[turn.base]
-                self._idle[turn.base] = None
-                self._idle.move_to_end(turn.base, last=False)  # it is older than what stood on it
+            self._unfile(key, turn.id)
+        if turn.base is None:
+            return
+        siblings = self._children[turn.base]
+        del siblings[turn.id]
+        if not siblings:
+            del self._children[turn.base]
+            self._release(self._turns[turn.base], last_used=last_used)
+
+    def _unfile(self, key: tuple[bytes, str | None], turn_id: str) -> None:
+        turns = self._by_key.get(key, {})
+        turns.pop(turn_id, None)
+        if not turns:
+            self._by_key.pop(key, None)
 
     def check_integrity(self) -> None:
         """Recount everything.
@@ -256,17 +334,29 @@ class TrajectoryStore:
         Raises:
             AssertionError: what is broken.
         """
-        dependents: dict[str, int] = {}
-        tokens = 0
+        children: dict[str, dict[str, None]] = {}
+        waiting: dict[bool, set[str]] = {False: set(), True: set()}
         for turn in self._turns.values():
-            tokens += len(turn.prompt_ids) + len(turn.output_ids)
             if turn.base is not None:
                 assert turn.base in self._turns, "a base was dropped under its turn"
-                dependents[turn.base] = dependents.get(turn.base, 0) + 1
+                children.setdefault(turn.base, {})[turn.id] = None
             for key in self._index_keys(turn):
                 assert turn.id in self._by_key[key], "a turn is not found by its conversation"
-        assert tokens == self._tokens, "the count of tokens is wrong"
-        assert dependents == self._dependents, "the counts of dependents are wrong"
-        assert set(self._idle) == self._turns.keys() - dependents.keys(), "idle turns are wrong"
+        for turn in self._turns.values():
+            session = self._session_of(turn)
+            assert turn.session_id is None or (session and turn.id in session.turns)
+            if turn.id not in children and not (session and session.is_pinned):
+                waiting[session is not None and session.state == "closed"].add(turn.id)
+        assert children == self._children, "the turns that stand on others are wrong"
+        assert set(self._waiting.idle) == waiting[False], "idle turns are wrong"
+        assert set(self._waiting.closed) == waiting[True], "turns of closed sessions are wrong"
+        assert self._tokens == sum(t.own_len for t in self._turns.values()), "tokens miscounted"
+        assert all(turns and turns.keys() <= self._turns.keys() for turns in self._by_key.values())
         assert self._undelivered <= self._turns.keys()
-        assert all(turns.keys() <= self._turns.keys() for turns in self._by_key.values())
+        pinned = sum(s.held_tokens for s in self.sessions if s.is_pinned)
+        assert self._pinned_tokens == pinned, "pinned tokens miscounted"
+        for session in self.sessions:
+            own = [self._turns[turn_id] for turn_id in session.turns]
+            assert [t.seq for t in own] == sorted(t.seq for t in own), "turns are out of order"
+            assert session.held_tokens == sum(t.own_len for t in own), "a session is miscounted"
+            assert list(session.roots) == [t.id for t in own if t.base is None]

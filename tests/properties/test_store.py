@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from slime_router.trajectory.store import Trace, TrajectoryStore, Turn, logprob_array
+from slime_router.trajectory.store import TrajectoryStore
+from slime_router.trajectory.turn import Trace, Turn, logprob_array
 from slime_router.types import Finish, VersionSpan, token_ids
 
 FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slime_router.trajectory.store import TrajectoryStore, Turn, logprob_array
+from slime_router.trajectory.store import TrajectoryStore
+from slime_router.trajectory.turn import Turn, logprob_array
 from slime_router.types import Finish, GenerateChunk, VersionSpan, token_ids
 from tests.stack import Sample, Stack
 
