@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-from-pyproject
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-CODE := slime_router benchmarks tests
+CODE := slime_router benchmarks examples tests
 
 export PYTHONUNBUFFERED := 1
 

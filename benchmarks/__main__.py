@@ -14,7 +14,7 @@ from pathlib import Path
 
 import orjson
 
-from benchmarks import group, lookups, memory, next_turn, short_chat, streamed_tokens
+from benchmarks import export, group, lookups, memory, next_turn, short_chat, streamed_tokens
 from benchmarks.report import Measurement, headline, table, to_json
 from benchmarks.server import BenchmarkError
 from tests import vocabularies
@@ -27,6 +27,7 @@ BENCHMARKS: Mapping[str, Callable[[Path], list[Measurement]]] = {
     "lookups": lambda _: lookups.run(),
     "group": lambda _: group.run(),
     "memory": lambda _: memory.run(),
+    "export": lambda _: export.run(),
 }
 
 

@@ -12,7 +12,8 @@ from benchmarks.conversation import prose
 from benchmarks.report import Measurement
 from benchmarks.rounds import Rounds, interleave
 from slime_router.cache.prefix_cache import PrefixCache
-from slime_router.trajectory.store import TrajectoryStore, Turn
+from slime_router.trajectory.store import TrajectoryStore
+from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, Piece, token_ids
 
 AIM = 1.5

@@ -128,7 +128,11 @@ class InProcess:
     async def _recorded_reply(self, talk: list[Message]) -> Message:
         parts = self._gateway
         caching = RadixTreeMiddleware(
-            parts.maker, parts.cache, parts.tokenizer, capture=parts.config.capture
+            parts.maker,
+            parts.cache,
+            parts.tokenizer,
+            capture=parts.config.capture,
+            weights=parts.weights,
         )
         router = Router([parts.recording, caching], self._sample)
         text = ""

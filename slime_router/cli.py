@@ -18,6 +18,7 @@ from typing import NoReturn
 from aiohttp import web
 
 from slime_router.config import Config
+from slime_router.diagnose_cli import diagnose_main
 from slime_router.errors import SetupError
 from slime_router.server.app import Gateway, banner
 
@@ -63,10 +64,15 @@ def _count() -> Callable[[str], float]:
 
 def parser() -> argparse.ArgumentParser:
     """All flags. Names and their aliases are those that slime and sglang-router users type."""
-    p = _Parser(prog="slime-router", description="A token-exact gateway to SGLang workers.")
+    p = _Parser(
+        prog="slime-router",
+        description="A token-exact gateway to SGLang workers.",
+        epilog="slime-router diagnose FILE: where held tokens and a text part, and why",
+    )
     _add_model_flags(p.add_argument_group("model"))
     _add_server_flags(p.add_argument_group("server"))
     _add_token_flags(p.add_argument_group("tokens"))
+    _add_session_flags(p.add_argument_group("sessions"))
     _add_chat_flags(p.add_argument_group("chat completions"))
     return p
 
@@ -140,6 +146,47 @@ def _add_token_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_session_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-stored-tokens",
+        type=_count(),
+        metavar="TOKENS",
+        help="of recorded turns; as many as the cache if not given",
+    )
+    group.add_argument(
+        "--max-sessions", type=_count(), metavar="N", help="opened and not deleted since"
+    )
+    group.add_argument(
+        "--session-max-turns", type=_count(), metavar="N", help="of a session that says nothing"
+    )
+    group.add_argument(
+        "--session-idle-secs",
+        dest="session_idle_s",
+        type=_number(float, 0.001, 1e9),
+        metavar="S",
+        help="turns that no open session has go when they were not used for so long",
+    )
+    group.add_argument(
+        "--realign-threshold",
+        type=_number(int, 0, 2**31),
+        metavar="TOKENS",
+        help="a shorter drift at the end of a reply is masked; a longer one begins a new row",
+    )
+    group.add_argument(
+        "--max-version-lag",
+        type=_number(int, 0, 2**31),
+        metavar="K",
+        help="drop cached tokens older than K weight updates",
+    )
+    group.add_argument(
+        "--retry-grace-secs",
+        dest="retry_grace_s",
+        type=_number(float, 0, 3600),
+        metavar="S",
+        help="how long a generation waits for the SDK that dropped it to ask again",
+    )
+
+
 def _add_chat_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--enable-openai-chat-completion",
@@ -171,8 +218,11 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until SIGINT or SIGTERM; returns the exit code."""
-    config = read_config(argv)
+    """Run until SIGINT or SIGTERM, or diagnose a file; returns the exit code."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["diagnose"]:
+        return diagnose_main(given[1:])
+    config = read_config(given)
     _start_log(config.log_level)
     try:
         return serve(Gateway(config))

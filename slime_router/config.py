@@ -27,6 +27,13 @@ class Config:
     openai_default_model: str | None = None
     openai_max_concurrent_requests: int = 4096
     request_timeout_s: float = 14_400.0  # slime's own figure: a long rollout is no failure
+    max_stored_tokens: int | None = None  # of turns; None: as many as the cache
+    max_sessions: int = 100_000
+    session_max_turns: int = 10_000  # of a session that says nothing else
+    session_idle_s: float = 14_400.0
+    realign_threshold: int = 16  # tokens
+    max_version_lag: int | None = None  # weight updates; None: old tokens stay
+    retry_grace_s: float = 2.0  # SDKs wait half a second before they ask again
     max_payload_size: int = 512 * 2**20  # bytes
     shutdown_grace_period_s: float = 30.0
     log_level: str = "info"

@@ -11,6 +11,7 @@ from slime_router.middleware.base import CallNext
 from slime_router.middleware.recording import RecordingCounts
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.types import GenerateCall, GenerateChunk
+from slime_router.weights import WeightVersions
 from slime_router.workers.client import WorkerClient
 from slime_router.workers.pool import WorkerPool
 
@@ -64,6 +65,7 @@ def figures(
     client: WorkerClient,
     cache: PrefixCache,
     store: TrajectoryStore,
+    weights: WeightVersions,
     recorded: RecordingCounts,
     counted: CountingMiddleware,
 ) -> dict[str, Any]:
@@ -87,11 +89,18 @@ def figures(
             "max_cache_size": cache.budget_tokens,
             "evicted_entries": cache.counts.evicted_nodes,
             "lost_paths": cache.counts.lost_paths,
+            "stale_entries": cache.counts.stale_nodes,
         },
+        "weights": {"current": weights.current, "epoch": weights.epoch},
         "trajectories": {
             "turns": len(store),
             "tokens": store.tokens,
+            "max_tokens": store.budget_tokens,
+            "pinned_tokens": store.pinned_tokens,
+            "sessions": len(store.sessions),
+            "opened_sessions": store.sessions.opened,
             "dropped_turns": store.dropped_turns,
+            "expired_turns": store.expired_turns,
             **{f"recorded_{name}": value for name, value in asdict(recorded).items()},
         },
         "chat_completion": asdict(counted.chat),

@@ -10,9 +10,11 @@ Whatever the way, what a turn holds is compared with what is sent before it is c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -24,8 +26,18 @@ from slime_router.chat.messages import content_text
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import After, Tokenizer
 from slime_router.errors import BadRequest
-from slime_router.trajectory.store import TrajectoryStore, Turn
-from slime_router.types import GenerateCall, History, Message, Piece, Prompt, Receipt, TokenIds
+from slime_router.trajectory.store import TrajectoryStore
+from slime_router.trajectory.turn import Turn
+from slime_router.types import (
+    NO_TOKENS,
+    GenerateCall,
+    History,
+    Message,
+    Piece,
+    Prompt,
+    Receipt,
+    TokenIds,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +69,7 @@ class PromptMaker:
         self._store = store
         self._history = history
         self._now = now
+        self._continued: Counter[str] = Counter()  # turns that prompts in use continue
 
     async def make(self, call: GenerateCall) -> Prompt:
         """The prompt of a call. The caller owes `release`.
@@ -82,12 +95,23 @@ class PromptMaker:
         return await self._from_text(call, text, talk=talk, date=date, reason=reason)
 
     def release(self, prompt: Prompt) -> None:
-        """Give back what the prompt keeps from eviction."""
+        """Give back what the prompt keeps from eviction, and the turn that it continues."""
         if prompt.tree_handle is not None:
             self._cache.unpin(prompt.tree_handle)
+        if prompt.base is not None and prompt.is_reserved:
+            self._give_back(prompt.base)
+
+    def _give_back(self, turn_id: str) -> None:
+        self._continued[turn_id] -= 1
+        if not self._continued[turn_id]:
+            del self._continued[turn_id]
 
     def recognise(self, call: GenerateCall) -> Conversation:
-        """The deepest recorded turn whose messages and reply begin the messages of the call."""
+        """The deepest recorded turn whose messages and reply begin the messages of the call.
+
+        Of several that read the same the newest that no running request continues; else the
+        newest.
+        """
         assert call.messages is not None
         messages = call.messages
         with_ids = self._template.findings.prints_call_ids
@@ -99,7 +123,7 @@ class PromptMaker:
         for index in range(len(messages) - 1, -1, -1):
             if str(messages[index]["role"]).lower() != "assistant":
                 continue
-            turn = self._store.find(keys[index + 1], call.session_id)
+            turn = self._store.find(keys[index + 1], call.session_id, taken=self._continued)
             if turn is not None:
                 return Conversation(messages, keys, turn, index)
         return Conversation(messages, keys)
@@ -126,17 +150,20 @@ class PromptMaker:
             reason = "continues the turn"
         if drop:
             reason += "; its stop token gives way"
+        reason += self._choice(call, talk, turn)
         held = self._store.held_ids(turn.id, turn.held_len - drop)
         node = self._cache.pin_turn(turn.id) if not drop else None
         if node is None:
             reason += "; not filed for look-ups by text"
+        self._continued[turn.id] += 1
         try:
             pieces = await self._tokenizer.encode_pieces_async(text, self._after(held))
         except BaseException:  # cancelled while a long text was encoded: the pin must go
+            self._give_back(turn.id)
             if node is not None:
                 self._cache.unpin(node)
             raise
-        ids = _joined(held, pieces)
+        ids, own_ids, pieces = _joined(held, pieces)
         receipt = self._receipt(call, "branched" if drop else "extended", len(held), ids, reason)
         key, written = self._identity(call, talk)
         return Prompt(
@@ -149,7 +176,17 @@ class PromptMaker:
             tree_handle=node,
             messages_key=key,
             reply_prefix=written,
+            own_ids=own_ids,
+            is_reserved=True,
         )
+
+    def _choice(self, call: GenerateCall, talk: Conversation, turn: Turn) -> str:
+        """What the receipt says where several turns read the same."""
+        alike = self._store.count_alike(talk.keys[talk.reply_index + 1], call.session_id)
+        reason = f"; the newest of {alike} that read the same" if alike > 1 else ""
+        if self._continued[turn.id]:
+            reason += "; another running request continues it too"
+        return reason
 
     # B and C: the longest cached prefix of a text
 
@@ -169,9 +206,9 @@ class PromptMaker:
             cached = match.node.path_ids()
             rest = text[match.text_len :]
             pieces = await self._tokenizer.encode_pieces_async(rest, self._after(cached))
-            base = self._base(match.node, cached)
+            ids, own_ids, pieces = _joined(cached, pieces)
+            base = self._base(call, match.node, ids)
             status, why = self._verdict(talk, base, match.node)
-            ids = _joined(cached, pieces)
             key, written = self._identity(call, talk)
             return Prompt(
                 ids=ids,
@@ -185,18 +222,24 @@ class PromptMaker:
                 tree_handle=match.node,
                 messages_key=key,
                 reply_prefix=written,
+                own_ids=own_ids,
             )
         except BaseException:  # whatever ends it: the pin must go
             self._cache.unpin(match.node)
             raise
 
-    def _base(self, node: Node, cached: TokenIds) -> Turn | None:
-        """The deepest recorded turn that the cached path holds whole, token by token."""
+    def _base(self, call: GenerateCall, node: Node, ids: TokenIds) -> Turn | None:
+        """The deepest recorded turn that the prompt begins with, token by token.
+
+        A named session looks among its own turns only, or its rows would lean on others.
+        """
+        if call.session_id is not None:
+            return self._store.deepest_prefix(ids, call.session_id)
         for step in reversed(node.path()):
             turn = self._store.get(step.turn) if step.turn is not None else None
             if turn is None or turn.held_len != step.end:
                 continue
-            if np.array_equal(self._store.held_ids(turn.id), cached[: step.end]):
+            if np.array_equal(self._store.held_ids(turn.id), ids[: step.end]):
                 return turn
         return None
 
@@ -214,8 +257,13 @@ class PromptMaker:
     def _from_ids(self, call: GenerateCall, ids: TokenIds) -> Prompt:
         if not len(ids):
             raise BadRequest("the prompt is empty", param="input_ids")
-        receipt = self._receipt(call, "fresh", 0, ids, "the client gave token ids")
-        return Prompt(ids=ids, receipt=receipt)
+        base = self._store.deepest_prefix(ids, call.session_id) if call.session_id else None
+        if base is None:
+            receipt = self._receipt(call, "fresh", 0, ids, "the client gave token ids")
+            return Prompt(ids=ids, receipt=receipt)
+        why = "the client's token ids begin with a whole turn"
+        receipt = self._receipt(call, "extended", base.held_len, ids, why)
+        return Prompt(ids=ids, receipt=receipt, base=base.id, base_len=base.held_len)
 
     # Shared
 
@@ -250,10 +298,23 @@ class PromptMaker:
         return Receipt(status, reused, len(ids) - reused, call.turn_id, reason)
 
 
-def _joined(head: TokenIds, pieces: tuple[Piece, ...]) -> TokenIds:
-    ids: TokenIds = np.concatenate((head, *(piece.ids for piece in pieces)))
+def _joined(
+    head: TokenIds, pieces: tuple[Piece, ...]
+) -> tuple[TokenIds, TokenIds, tuple[Piece, ...]]:
+    """All ids, those of the pieces, and the pieces as slices of these.
+
+    The tree keeps the slices and the store the whole, so both hold the same memory.
+    """
+    own: TokenIds = np.concatenate([piece.ids for piece in pieces]) if pieces else NO_TOKENS
+    ids: TokenIds = np.concatenate((head, own))
+    own.setflags(write=False)
     ids.setflags(write=False)
-    return ids
+    ends = accumulate(len(piece.ids) for piece in pieces)
+    slices = tuple(
+        Piece(piece.text, own[end - len(piece.ids) : end], piece.is_sampled)
+        for piece, end in zip(pieces, ends, strict=True)
+    )
+    return ids, own, slices
 
 
 def _parsed(date: str | None) -> datetime | None:

@@ -11,7 +11,8 @@ from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.prompt import PromptMaker
-from slime_router.trajectory.store import Trace, TrajectoryStore
+from slime_router.trajectory.store import TrajectoryStore
+from slime_router.trajectory.turn import Trace
 from slime_router.types import GenerateCall, Prompt, TokenIds, WeightVersion
 
 

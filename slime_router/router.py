@@ -36,7 +36,7 @@ class Router:
             yield self._link(0, stack)(call)
 
     def _link(self, depth: int, stack: AsyncExitStack) -> CallNext:
-        def call_next(call: GenerateCall) -> Chunks:
+        def call_next(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
             stream: AsyncGenerator[GenerateChunk, None]
             if depth == len(self._middlewares):
                 stream = self._dispatch(call)

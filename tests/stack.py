@@ -17,10 +17,13 @@ from slime_router.chat.tokenizer import Tokenizer
 from slime_router.middleware.base import Dispatch, Middleware
 from slime_router.middleware.caching import RadixTreeMiddleware
 from slime_router.middleware.recording import RecordingMiddleware
+from slime_router.middleware.sessions import SessionMiddleware
 from slime_router.prompt import PromptMaker
 from slime_router.retrieval import Retriever
 from slime_router.router import Router
-from slime_router.trajectory.store import TrajectoryStore, Turn
+from slime_router.trajectory.rows import RowOptions, RowSet, build_rows
+from slime_router.trajectory.store import TrajectoryStore
+from slime_router.trajectory.turn import Turn
 from slime_router.types import (
     Capture,
     Finish,
@@ -29,6 +32,7 @@ from slime_router.types import (
     History,
     WeightVersion,
 )
+from slime_router.weights import WeightVersions
 from tests.tiny import build_tiny_checkpoint
 
 
@@ -81,13 +85,20 @@ class Stack:
             self.tokenizer, self.template, self.cache, self.store, history=history
         )
         self.retriever = Retriever(self.maker, self.cache, self.store, self.tokenizer)
+        self.weights = WeightVersions()
+        self.sessions = SessionMiddleware(self.store)
         self.recording = RecordingMiddleware(
             self.store,
             capture=capture,
             prints_call_ids=self.template.findings.prints_call_ids,
+            epoch_of=self.weights.epoch_of,
         )
-        caching = RadixTreeMiddleware(self.maker, self.cache, self.tokenizer, capture=capture)
-        self.router = Router([*plugins, self.recording, caching], dispatch or self._play)
+        caching = RadixTreeMiddleware(
+            self.maker, self.cache, self.tokenizer, capture=capture, weights=self.weights
+        )
+        self.router = Router(
+            [*plugins, self.sessions, self.recording, caching], dispatch or self._play
+        )
         self.samples: deque[Sample] = deque()
         self.sent: list[list[int]] = []  # the prompts that the worker got
         self._numbers = count()
@@ -118,6 +129,11 @@ class Stack:
         turn = self.store.get(call.turn_id)
         assert turn is not None
         return turn
+
+    def rows(self, session_id: str, **options: Any) -> RowSet:
+        """The training rows of a session."""
+        turn_ids = tuple(self.store.sessions.get(session_id).turns)
+        return build_rows(self.store, turn_ids, RowOptions(**options))
 
     async def _play(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
         assert call.prompt is not None

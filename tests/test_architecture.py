@@ -28,11 +28,15 @@ FLOOR_OF = {
     "prompt": "flow",
     "router": "flow",
     "retrieval": "flow",
+    "diagnosis": "flow",
+    "weights": "flow",
     "metrics": "flow",
     "middleware": "flow",
     "doors": "doors",
     "server": "server",
+    "client": "cli",  # beside the router: a trainer's side of its API
     "cli": "cli",
+    "diagnose_cli": "cli",
     "__main__": "cli",
     "testing": "cli",  # beside the router: nothing of it may be used by the router
 }
@@ -44,13 +48,14 @@ ASYNCIO_ON_THE_PURE_FLOOR = {
 }
 CLOCKS = {
     "doors.chat_request": "a reply says when it was created",
-    "server.app": "the log says how long a request took",
+    "server.boundary": "the log says how long a request took",
     "prompt": "the date of a conversation; handed in by tests",
 }
 AIOHTTP = {
     "workers.client": "talks to the workers",
     "server": "serves",
     "cli": "serves",
+    "client.aio": "talks to a router",
     "doors": "reads requests and writes replies",
     "testing": "is a worker",
 }
@@ -66,8 +71,13 @@ SPELLS_AS_SGLANG = {
 PARTS = {
     "ChatDoor",
     "ChatTemplate",
+    "ControlRoutes",
     "CountingMiddleware",
+    "DiagnoseDoor",
+    "Doctor",
     "GenerateDoor",
+    "Greetings",
+    "Joiner",
     "ModelAdmin",
     "PassThrough",
     "PrefixCache",
@@ -77,8 +87,13 @@ PARTS = {
     "RetrieveDoor",
     "Retriever",
     "Router",
+    "RowsDoor",
+    "SessionDoor",
+    "SessionMiddleware",
     "Tokenizer",
     "TrajectoryStore",
+    "Upkeep",
+    "WeightVersions",
     "WorkerAdmin",
     "WorkerClient",
     "WorkerPool",

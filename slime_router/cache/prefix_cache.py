@@ -2,8 +2,8 @@
 
 One event loop runs everything, so a section without an `await` is atomic as it is: look-up and
 insertion are short, synchronous, and take no lock. The lock guards the sections that let others run
-in between: eviction (a writer) and the dump of the tree (readers). It is aiorwlock's: many readers
-or one writer, the writer first, safe to cancel.
+in between: eviction and the clean-up after weight updates (writers), and the dump of the tree
+(readers). It is aiorwlock's: many readers or one writer, the writer first, safe to cancel.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class CacheCounts:
     misses: int = 0
     hit_tokens: int = 0
     evicted_nodes: int = 0
+    stale_nodes: int = 0  # dropped because the weights have moved on since
     insertions: int = 0
     lost_paths: int = 0  # insertions left out because the path above was evicted
 
@@ -108,13 +109,17 @@ class PrefixCache:
         *,
         session_id: str | None,
         turn_id: str,
+        epoch: int = 0,
     ) -> None:
-        """File what a turn sent and sampled below `node`. Synchronous; see `enforce_budget`."""
+        """File what a turn sent and sampled below `node`. Synchronous; see `enforce_budget`.
+
+        `epoch` counts the weight updates before it; see `drop_older`.
+        """
         pieces = (*prompt, *output)
         anchors = [bool(len(p.ids)) and self._is_control(int(p.ids[-1])) for p in pieces]
         if output:
             anchors[-1] = True  # the end of a whole sampled span
-        end = self._tree.insert(node, pieces, owner=session_id, anchors=anchors)
+        end = self._tree.insert(node, pieces, owner=session_id, anchors=anchors, epoch=epoch)
         if output:
             self._turn_nodes[turn_id] = run = end
             for _ in output:
@@ -139,6 +144,17 @@ class PrefixCache:
                 self.counts.evicted_nodes += dropped
                 if dropped < SLICE_NODES:
                     return
+                await asyncio.sleep(0)  # others may match and insert here: the tree is whole
+
+    async def drop_older(self, epoch: int, is_kept: Callable[[Node], bool]) -> None:
+        """Drop, in slices, what no turn of `epoch` or later went through and is not in use.
+
+        `is_kept(node)` says that a node stays all the same; so does the path to it. Cancelling it
+        leaves a whole tree and a free lock.
+        """
+        async with self._lock.writer:
+            for dropped in self._tree.drop_older(epoch, is_kept=is_kept, max_nodes=SLICE_NODES):
+                self.counts.stale_nodes += dropped
                 await asyncio.sleep(0)  # others may match and insert here: the tree is whole
 
     async def dump(self, limit: int) -> list[dict[str, Any]]:
@@ -167,6 +183,7 @@ def _node_json(node: Node) -> dict[str, Any]:
         "is_sampled": node.is_sampled,
         "is_anchor": node.is_anchor,
         "turn": node.turn,
+        "epoch": node.epoch,
         "children": node.child_count,
         "pins": node.pins,
     }

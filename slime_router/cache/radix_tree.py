@@ -36,6 +36,7 @@ class Node:
     __slots__ = (
         "child_count",
         "end",
+        "epoch",
         "ids",
         "is_anchor",
         "is_sampled",
@@ -67,6 +68,7 @@ class Node:
         self.is_anchor = is_anchor  # sound to cut after it, whatever text follows
         self.owners: set[str | None] | None = None
         self.turn: str | None = None  # the newest turn that sampled this run
+        self.epoch = 0  # of the newest turn that went through; never newer than the parent's
         self.child_count = 0
         self.pins = 0
         self.stamp = 0
@@ -166,11 +168,18 @@ class RadixTree:
         return None
 
     def insert(
-        self, node: Node, pieces: Sequence[Piece], *, owner: str | None, anchors: Sequence[bool]
+        self,
+        node: Node,
+        pieces: Sequence[Piece],
+        *,
+        owner: str | None,
+        anchors: Sequence[bool],
+        epoch: int = 0,
     ) -> Node:
         """Append `pieces` below `node`; returns the last node. Known runs are shared.
 
-        `anchors[i]` says that any text may be cut after `pieces[i]`.
+        `anchors[i]` says that any text may be cut after `pieces[i]`. The whole path from the root
+        is at least as new as `epoch` then.
         """
         for piece, is_anchor in zip(pieces, anchors, strict=True):
             child = self._child(node, piece)
@@ -179,6 +188,7 @@ class RadixTree:
                 child.owners = child.owners or set()
                 child.owners.add(owner)
             node = child
+        _refresh(node, epoch)
         self._touch(node)
         return node
 
@@ -228,6 +238,28 @@ class RadixTree:
                 dropped += 1
                 self._remove(node)
         return dropped
+
+    def drop_older(
+        self, epoch: int, *, is_kept: Callable[[Node], bool], max_nodes: int
+    ) -> Iterator[int]:
+        """Drop the idle leaves that are older than `epoch` and not kept, and what they leave bare.
+
+        Looks at up to `max_nodes` in one step, and yields how many of them were dropped: between
+        two steps others may use the tree.
+        """
+        waiting = self._idle.copy()  # whole, stale entries too: picking them would be one long step
+        while waiting:
+            dropped = 0
+            for _ in range(min(max_nodes, len(waiting))):
+                stamp, order, node = waiting.pop()
+                if node.epoch < epoch and self._is_idle_leaf(node) and not is_kept(node):
+                    parent = node.parent
+                    assert parent is not None
+                    self._remove(node)
+                    dropped += 1
+                    if not parent.child_count:
+                        waiting.append((stamp, order, parent))
+            yield dropped
 
     @staticmethod
     def _is_idle_leaf(node: Node) -> bool:
@@ -286,6 +318,13 @@ class RadixTree:
             index.check_integrity()
 
 
+def _refresh(node: Node | None, epoch: int) -> None:
+    """Make the path up to `node` at least as new as `epoch`; above a newer node all is newer."""
+    while node is not None and node.epoch < epoch:
+        node.epoch = epoch
+        node = node.parent
+
+
 def _check_node(node: Node) -> None:
     parent = node.parent
     assert parent is not None
@@ -294,6 +333,7 @@ def _check_node(node: Node) -> None:
     assert parent.parent is None or parent in parent.place.marks, "a parent was evicted"
     node.place.text_since(parent.place)  # raises where the child's place is not below its parent's
     assert node.pins >= 0
+    assert node.epoch <= parent.epoch, "a child is newer than its parent"
     if parent.owners is not None or node.is_sampled:
         assert node.owners, "sampled tokens without an owner"
     else:

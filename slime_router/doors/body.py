@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -11,7 +11,16 @@ from aiohttp import web
 
 from slime_router.errors import BadRequest
 
-SESSION_HEADERS = ("x-smg-routing-key", "x-session-id", "x-session-affinity", "session-id")
+SESSION_HEADERS = (  # of slime, of agents, of gateways
+    "x-smg-routing-key",
+    "x-session-id",
+    "x-session-affinity",
+    "session-id",
+    "thread-id",
+    "x-claude-code-session-id",
+    "x-litellm-session-id",
+)
+SESSION_KEY_PREFIX = "session:"  # of an API key that is a session's name
 MAX_SESSION_ID_LEN = 512
 MAX_REQUEST_ID_LEN = 128
 
@@ -50,13 +59,52 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     return body
 
 
-def session_id(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
-    """The session that the client names; a header goes before the body. Unfit names are none."""
+def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:
+    """The session that the client names; the path goes before headers, they before the body.
+
+    A name in a header or in the body that is unfit is none.
+
+    Raises:
+        BadRequest: the path names a session that cannot be.
+    """
+    named = request.match_info.get("session")
+    if named is not None:
+        return checked_session_id(named, "session_id")
+    return next((n for n in _hints(request.headers, body) if is_session_id(n)), None)
+
+
+def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Iterator[Any]:
+    """Where clients are known to say which conversation is theirs, the surest first."""
+    yield from (headers.get(name) for name in SESSION_HEADERS)
     metadata = body.get("metadata")
-    named = [headers.get(name) for name in SESSION_HEADERS]
-    named.append(body.get("session_id"))
-    named.append(metadata.get("session_id") if isinstance(metadata, dict) else None)
-    return next((name for name in named if _is_label(name, MAX_SESSION_ID_LEN)), None)
+    within = metadata if isinstance(metadata, dict) else {}
+    yield body.get("session_id")
+    yield body.get("prompt_cache_key")
+    yield within.get("session_id")
+    yield within.get("user_id")
+    yield body.get("user")
+    key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+    if key.startswith(SESSION_KEY_PREFIX):  # for agents that take nothing but a key
+        yield key.removeprefix(SESSION_KEY_PREFIX)
+
+
+def is_session_id(name: object) -> bool:
+    """Whether it can name a session: some printable characters, and no dots that URLs swallow."""
+    return _is_label(name, MAX_SESSION_ID_LEN) and name not in (".", "..")
+
+
+def checked_session_id(name: object, param: str) -> str:
+    """`name`, if it can name a session.
+
+    Raises:
+        BadRequest: it cannot.
+    """
+    if not is_session_id(name):
+        raise BadRequest(
+            f"'{param}' must be 1 to {MAX_SESSION_ID_LEN} printable characters, not dots alone.",
+            param=param,
+        )
+    return str(name)
 
 
 def request_id(headers: Mapping[str, str]) -> str:

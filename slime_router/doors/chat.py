@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 
 from aiohttp import web
 
@@ -10,6 +10,7 @@ from slime_router.doors.body import read_object, request_id
 from slime_router.doors.chat_reply import ChatBody, ChatStream
 from slime_router.doors.chat_request import read_chat_request
 from slime_router.doors.delivery import Admission, answered, deliver_stream, deliver_whole
+from slime_router.doors.joining import Joiner
 from slime_router.doors.replies import openai_error
 from slime_router.doors.vocabulary import Vocabulary
 from slime_router.router import Router
@@ -26,11 +27,12 @@ class ChatDoor:
         model_name: str,
         default_model: str | None,
         max_concurrent: int,
+        joiner: Joiner | None = None,
     ) -> None:
-        self._router = router
+        self._joiner = joiner or Joiner(router, retry_grace_s=0)
         self._vocabulary = vocabulary
         self._default_model = default_model or model_name
-        self._admission = Admission(max_concurrent)
+        self._admission = Admission(max_concurrent, self._joiner.note_refusal)
 
     def __repr__(self) -> str:
         return f"<ChatDoor {self._default_model!r} {self._admission!r}>"
@@ -40,12 +42,12 @@ class ChatDoor:
         headers = {"x-request-id": request_id(request.headers)}
         return await answered(self._serve(request, headers), openai_error, headers)
 
-    async def _serve(self, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
+    async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
         with self._admission:
             body = await read_object(request)
-            asked = read_chat_request(body, request.headers, self._vocabulary, self._default_model)
+            asked = read_chat_request(body, request, self._vocabulary, self._default_model)
             if asked.stream:
-                stream = ChatStream(asked.style, self._vocabulary)
-                return await deliver_stream(request, self._router, asked.calls, stream, headers)
+                stream = partial(ChatStream, asked.style, self._vocabulary)
+                return await deliver_stream(request, self._joiner, asked.calls, stream, headers)
             whole = ChatBody(asked.style, self._vocabulary, len(asked.calls))
-            return await deliver_whole(request, self._router, asked.calls, whole, headers)
+            return await deliver_whole(request, self._joiner, asked.calls, whole, headers)

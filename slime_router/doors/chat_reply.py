@@ -33,6 +33,7 @@ class ChatStyle:
     token_ids: bool = False
     prompt_token_ids: bool = False
     meta_info: bool = False
+    routed_experts: bool = False
     usage: bool = False
     running_usage: bool = False
 
@@ -143,7 +144,7 @@ class ChatStream:
         }
         if self._style.meta_info:
             choice["meta_info"] = _meta_info(chunk)
-        return self._event(choice, {})
+        return self._event(choice, _extension(chunk.routed_experts, self._style))
 
     def _event(self, choice: dict[str, Any], extra: dict[str, Any]) -> bytes:
         payload = {**self._head, "choices": [choice], **extra}
@@ -162,6 +163,7 @@ class _Choice:
     prompt: Prompt | None = None
     finish: Finish | None = None
     meta_info: Any = None
+    routed_experts: str | None = None
     weight_version: WeightVersion | None = None
 
 
@@ -188,6 +190,7 @@ class ChatBody:
         if chunk.finish is not None:
             choice.finish = chunk.finish
             choice.meta_info = _meta_info(chunk)
+            choice.routed_experts = chunk.routed_experts
 
     def body(self) -> bytes:
         """The JSON of the whole reply."""
@@ -202,6 +205,7 @@ class ChatBody:
             "choices": [self._choice(i, choice) for i, choice in enumerate(self._choices)],
             "usage": self._tally.usage(),
             "metadata": {"weight_version": first.weight_version},
+            **_extension(first.routed_experts, self._style),
         }
         if self._style.prompt_token_ids and first.prompt is not None:
             payload["prompt_token_ids"] = first.prompt.ids.tolist()
@@ -258,3 +262,10 @@ def _token(vocabulary: Vocabulary, token_id: int, logprob: float | None) -> dict
 
 def _meta_info(chunk: GenerateChunk) -> Any:
     return chunk.item.get("meta_info") if chunk.item is not None else None
+
+
+def _extension(routed_experts: str | None, style: ChatStyle) -> dict[str, Any]:
+    """SGLang's own part of a chat reply."""
+    if routed_experts is None or not style.routed_experts:
+        return {}
+    return {"sglext": {"routed_experts": routed_experts}}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from aiohttp import web
 
 from slime_router.doors import body as http
 from slime_router.doors.chat_reply import ChatStyle
@@ -41,7 +42,7 @@ class ChatRequest:
 
 
 def read_chat_request(
-    body: dict[str, Any], headers: Mapping[str, str], vocabulary: Vocabulary, default_model: str
+    body: dict[str, Any], request: web.Request, vocabulary: Vocabulary, default_model: str
 ) -> ChatRequest:
     """Checks every field and makes the calls.
 
@@ -61,17 +62,18 @@ def read_chat_request(
         input_ids=ids,
         template=_template(fields, messages or (), tools),
         history=fields.history,
-        session_id=http.session_id(headers, body),
+        session_id=http.session_id(request, body),
         scope=http.scope(body),
         sampling=sampling(
             fields, grammar(body.get("response_format"), regex=fields.regex, ebnf=fields.ebnf)
         ),
         worker_fields=_worker_fields(body, fields),
-        headers=http.forwarded_headers(headers),
+        headers=http.forwarded_headers(request.headers),
         stream=bool(fields.stream),
         top_logprobs=fields.top_logprobs or 0,
     )
-    style = _style(fields, default_model)
+    wants_experts = bool(body.get("return_routed_experts"))
+    style = _style(fields, default_model, routed_experts=wants_experts)
     return ChatRequest(_choices(call, style.id, fields.n or 1), style, bool(fields.stream))
 
 
@@ -105,7 +107,7 @@ def _worker_fields(body: dict[str, Any], fields: ChatFields) -> dict[str, Any]:
     return given
 
 
-def _style(fields: ChatFields, default_model: str) -> ChatStyle:
+def _style(fields: ChatFields, default_model: str, *, routed_experts: bool) -> ChatStyle:
     options = fields.stream_options
     return ChatStyle(
         id=f"chatcmpl-{secrets.token_hex(16)}",
@@ -115,6 +117,7 @@ def _style(fields: ChatFields, default_model: str) -> ChatStyle:
         token_ids=bool(fields.return_token_ids),
         prompt_token_ids=bool(fields.return_token_ids or fields.return_prompt_token_ids),
         meta_info=bool(fields.return_meta_info),
+        routed_experts=routed_experts,
         usage=options is not None and bool(options.include_usage),
         running_usage=options is not None and bool(options.continuous_usage_stats),
     )
@@ -123,4 +126,7 @@ def _style(fields: ChatFields, default_model: str) -> ChatStyle:
 def _choices(call: GenerateCall, reply_id: str, n: int) -> tuple[GenerateCall, ...]:
     """One call for each choice; the first carries the reply's own id."""
     rids = [reply_id, *(f"{reply_id}-{index}" for index in range(1, n))]
-    return tuple(replace(call, rid=rid, turn_id=http.new_turn_id()) for rid in rids)
+    return tuple(
+        replace(call, rid=rid, turn_id=http.new_turn_id(), request_id=reply_id, samples=n)
+        for rid in rids
+    )

@@ -2,7 +2,7 @@
 
 The status line waits for the first chunk of the first generation: what fails before it is a real
 HTTP error, and the receipt stands in the header. The generations are read to their end only after
-the last byte is written.
+the last byte is written. How long they outlive a client that left is not said here: see `joining`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from aiohttp import web
 
 from slime_router.doors import sse
-from slime_router.doors.fanout import NumberedChunks, generations
+from slime_router.doors.fanout import NumberedChunk, NumberedChunks
+from slime_router.doors.joining import Joiner
 from slime_router.errors import RouterError, TooManyRequests, WorkerFailed
-from slime_router.router import Router
 from slime_router.types import GenerateCall, GenerateChunk
 
 _log = logging.getLogger(__name__)
@@ -49,10 +51,11 @@ class WholeReply(Protocol):
 
 
 class Admission:
-    """Counts the requests inside; the one over the limit is turned away."""
+    """Counts the requests inside; the one over the limit is turned away, and `on_refusal` told."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, on_refusal: Callable[[], None]) -> None:
         self._limit = limit
+        self._on_refusal = on_refusal
         self._inside = 0
 
     def __repr__(self) -> str:
@@ -60,6 +63,7 @@ class Admission:
 
     def __enter__(self) -> None:
         if self._inside >= self._limit:
+            self._on_refusal()
             raise TooManyRequests(f"More than {self._limit} requests at once; try again later.")
         self._inside += 1
 
@@ -84,57 +88,73 @@ async def answered(
     return response
 
 
+@dataclass(frozen=True, slots=True)
+class _Folded:
+    """A whole reply: its body, and the headers that its first chunk gave."""
+
+    body: bytes
+    receipt: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """The beginning of a stream: all up to the first chunk of generation 0, and how to write it."""
+
+    chunks: Sequence[NumberedChunk]
+    count: int  # of generations
+    make_reply: Callable[[], StreamedReply]
+
+
 async def deliver_whole(
     request: web.Request,
-    router: Router,
+    joiner: Joiner,
     calls: Sequence[GenerateCall],
     reply: WholeReply,
-    headers: Mapping[str, str],
+    headers: dict[str, str],
 ) -> web.StreamResponse:
-    """Runs the calls and sends the reply in one piece.
+    """Runs the calls, or joins those of an earlier try, and sends the reply in one piece.
 
     Raises:
         RouterError: before anything was sent.
     """
-    async with generations(router, calls) as chunks:
-        receipt: dict[str, str] = {}
-        left = len(calls)
-        while left:
-            index, chunk = await _next(chunks)
-            reply.add(index, chunk)
-            if index == 0 and not receipt:
-                receipt = _receipt_header(chunk)
-            left -= chunk.finish is not None
+    opening = partial(_folded, reply, len(calls))
+    async with joiner.attend(request, calls, opening, headers) as visit:
+        folded = await visit.opened()
         response = web.Response(
-            body=reply.body(), content_type="application/json", headers={**headers, **receipt}
+            body=folded.body,
+            content_type="application/json",
+            headers={**headers, **folded.receipt},
         )
         try:
             await response.prepare(request)
             await response.write_eof()
         except ConnectionError:
             return response  # the client left: the generations stay undelivered
-        await _read_to_end(chunks)
+        await _read_to_end(visit.rest())
     return response
 
 
 async def deliver_stream(
     request: web.Request,
-    router: Router,
+    joiner: Joiner,
     calls: Sequence[GenerateCall],
-    reply: StreamedReply,
-    headers: Mapping[str, str],
+    make_reply: Callable[[], StreamedReply],
+    headers: dict[str, str],
 ) -> web.StreamResponse:
-    """Runs the calls and sends the reply as events, each as soon as it is there.
+    """Runs the calls, or joins those of an earlier try; each event is sent as soon as it is there.
 
     Raises:
         RouterError: before anything was sent. Later errors are events.
     """
-    async with generations(router, calls) as chunks:
-        opening = await _opening(chunks)
-        events = [event for index, chunk in opening for event in reply.events(index, chunk)]
-        left = len(calls) - sum(chunk.finish is not None for _, chunk in opening)
-        first = next(chunk for index, chunk in opening if index == 0)
-        stream = await sse.EventStream.open(request, {**headers, **_receipt_header(first)})
+    opening = partial(_begun, make_reply, len(calls))
+    async with joiner.attend(request, calls, opening, headers) as visit:
+        begun = await visit.opened()
+        chunks = visit.rest()
+        reply = begun.make_reply()
+        events = [event for index, chunk in begun.chunks for event in reply.events(index, chunk)]
+        left = begun.count - sum(chunk.finish is not None for _, chunk in begun.chunks)
+        receipt = _receipt_header(begun.chunks[-1][1])
+        stream = await sse.EventStream.open(request, {**headers, **receipt})
         try:
             await _send(stream, events, chunks, reply, left)
         except sse.ClientLeft:
@@ -147,15 +167,28 @@ async def deliver_stream(
     return stream.response
 
 
-async def _opening(chunks: NumberedChunks) -> list[tuple[int, GenerateChunk]]:
-    """The chunks up to and with the first of generation 0."""
-    opening: list[tuple[int, GenerateChunk]] = []
-    while not opening or opening[-1][0] != 0:
+async def _folded(reply: WholeReply, count: int, chunks: NumberedChunks) -> _Folded:
+    receipt: dict[str, str] = {}
+    left = count
+    while left:
+        index, chunk = await _next(chunks)
+        reply.add(index, chunk)
+        if index == 0 and not receipt:
+            receipt = _receipt_header(chunk)
+        left -= chunk.finish is not None
+    return _Folded(reply.body(), receipt)
+
+
+async def _begun(
+    make_reply: Callable[[], StreamedReply], count: int, chunks: NumberedChunks
+) -> _Begun:
+    opening = [await _next(chunks)]
+    while opening[-1][0] != 0:
         opening.append(await _next(chunks))
-    return opening
+    return _Begun(opening, count, make_reply)
 
 
-async def _next(chunks: NumberedChunks) -> tuple[int, GenerateChunk]:
+async def _next(chunks: NumberedChunks) -> NumberedChunk:
     try:
         return await anext(chunks)
     except StopAsyncIteration:

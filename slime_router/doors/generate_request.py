@@ -8,9 +8,10 @@ would kill a worker is refused here.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from aiohttp import web
 
 from slime_router.doors import body as http
 from slime_router.doors.faults import require
@@ -53,7 +54,7 @@ class GenerateRequest:
 
 
 def read_generate_request(
-    body: dict[str, Any], headers: Mapping[str, str], vocabulary: Vocabulary
+    body: dict[str, Any], request: web.Request, vocabulary: Vocabulary
 ) -> GenerateRequest:
     """Checks what must be checked and makes the calls.
 
@@ -70,7 +71,12 @@ def read_generate_request(
     if sum(samples) > MAX_CALLS:
         raise BadRequest(f"A request can ask for {MAX_CALLS} generations, not more.", param="n")
     calls = tuple(
-        _call(_one_sample(native, n), name, rid if n == 1 else f"{rid}_{k}", headers, vocabulary)
+        replace(
+            _call(_one_sample(native, n), name, request, vocabulary),
+            rid=rid if n == 1 else f"{rid}_{k}",
+            request_id=rid,
+            samples=n,
+        )
         for native, rid, n in zip(natives, rids, samples, strict=True)
         for k in range(n)
     )
@@ -169,11 +175,7 @@ def _one_sample(native: dict[str, Any], n: int) -> dict[str, Any]:
 
 
 def _call(
-    native: dict[str, Any],
-    name: str,
-    rid: str,
-    headers: Mapping[str, str],
-    vocabulary: Vocabulary,
+    native: dict[str, Any], name: str, request: web.Request, vocabulary: Vocabulary
 ) -> GenerateCall:
     prompt = native[name]
     if name == "text":
@@ -181,13 +183,13 @@ def _call(
         if not prompt:
             raise BadRequest("'text' cannot be empty.", param="text")
     return GenerateCall(
-        rid=rid,
+        rid="",
         turn_id=http.new_turn_id(),
         text=prompt if name == "text" else None,
         input_ids=None if name == "text" else checked_ids(prompt, vocabulary.vocab_size, name),
-        session_id=http.session_id(headers, native),
+        session_id=http.session_id(request, native),
         scope=http.scope(native),
         native=native,
-        headers=http.forwarded_headers(headers),
+        headers=http.forwarded_headers(request.headers),
         stream=native.get("stream") is True,
     )

@@ -18,7 +18,7 @@ from slime_router.doors.delivery import answered
 from slime_router.doors.faults import require
 from slime_router.doors.replies import openai_error
 from slime_router.doors.tools import read_tools
-from slime_router.trajectory.store import Trace
+from slime_router.trajectory.turn import Trace
 from slime_router.types import GenerateCall, Message, TemplateOptions
 
 
@@ -63,7 +63,7 @@ class RetrieveDoor:
             turn_id=new_turn_id(),
             messages=messages,
             template=read_template_options(body, messages),
-            session_id=session_id(request.headers, body),
+            session_id=session_id(request, body),
             scope=scope(body),
         )
         trace, text = await self._retriever.by_messages(call)

@@ -17,6 +17,6 @@ from typing import TypeAlias
 from slime_router.types import GenerateCall, GenerateChunk
 
 Chunks: TypeAlias = AsyncIterator[GenerateChunk]
-CallNext: TypeAlias = Callable[[GenerateCall], Chunks]
+CallNext: TypeAlias = Callable[[GenerateCall], AsyncGenerator[GenerateChunk, None]]
 Middleware: TypeAlias = Callable[[GenerateCall, CallNext], AsyncGenerator[GenerateChunk, None]]
 Dispatch: TypeAlias = Callable[[GenerateCall], AsyncGenerator[GenerateChunk, None]]

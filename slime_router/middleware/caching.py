@@ -24,8 +24,10 @@ from slime_router.types import (
     GenerateChunk,
     Piece,
     Prompt,
+    TokenIds,
     token_ids,
 )
+from slime_router.weights import WeightVersions
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +36,15 @@ class RadixTreeMiddleware:
     """Makes `call.prompt`, decodes the reply for chat doors, and inserts both into the tree."""
 
     def __init__(
-        self, maker: PromptMaker, cache: PrefixCache, tokenizer: Tokenizer, *, capture: Capture
+        self,
+        maker: PromptMaker,
+        cache: PrefixCache,
+        tokenizer: Tokenizer,
+        *,
+        capture: Capture,
+        weights: WeightVersions,
     ) -> None:
+        self._weights = weights
         self._maker = maker
         self._cache = cache
         self._tokenizer = tokenizer
@@ -54,18 +63,21 @@ class RadixTreeMiddleware:
             announced: Prompt | None = prompt
             async for chunk in call_next(replace(call, prompt=prompt)):
                 output += chunk.output_ids
+                if chunk.weight_version is not None:
+                    self._weights.note(chunk.weight_version)
                 chunk.prompt, announced = announced, None
                 if visible is not None:
                     chunk.text = visible.push(chunk.output_ids, chunk.finish)
                 if chunk.finish is not None:
                     # Filed before the client can ask for the next turn.
                     finish = chunk.finish
-                    self._file(call, prompt, output, finish)
+                    chunk.output = token_ids(output)
+                    self._file(call, prompt, chunk.output, finish)
                 yield chunk
             await self._cache.enforce_budget()
         finally:
             if finish is None and output:  # cut short: what was sampled was sampled
-                self._file(call, prompt, output, None)
+                self._file(call, prompt, token_ids(output), None)
             self._maker.release(prompt)
 
     def _visible_text(self, call: GenerateCall) -> VisibleText | None:
@@ -75,9 +87,9 @@ class RadixTreeMiddleware:
         return VisibleText(self._tokenizer.decoder(skip_special_tokens=skip), call.sampling)
 
     def _file(
-        self, call: GenerateCall, prompt: Prompt, output: list[int], finish: Finish | None
+        self, call: GenerateCall, prompt: Prompt, output: TokenIds, finish: Finish | None
     ) -> None:
-        if self._capture == "off" or not output or call.input_ids is not None:
+        if self._capture == "off" or not len(output) or call.input_ids is not None:
             return  # ids that the client chose are no tokenization of a text
         if prompt.tree_handle is None:
             if not self._cache.counts.lost_paths:  # said once; the receipts and /metrics go on
@@ -90,14 +102,16 @@ class RadixTreeMiddleware:
             self._sampled_pieces(output, finish),
             session_id=call.session_id,
             turn_id=call.turn_id,
+            epoch=self._weights.epoch,
         )
 
-    def _sampled_pieces(self, output: list[int], finish: Finish | None) -> list[Piece]:
+    def _sampled_pieces(self, ids: TokenIds, finish: Finish | None) -> list[Piece]:
         """The output, cut where a later text may leave it and the rest still be kept.
 
         Cuts stand around control tokens, and where the visible text ends before a stop string.
+        The pieces are slices of `ids`: the store holds the same memory.
         """
-        is_control = self._tokenizer.is_control
+        is_control, output = self._tokenizer.is_control, ids.tolist()
         cuts = {0, len(output), *self._stop_cut(output, finish)}
         for index, token_id in enumerate(output):
             if is_control(token_id):
@@ -109,7 +123,7 @@ class RadixTreeMiddleware:
             text = decoder.push(output[start:end])
             if end == len(output) or is_control(output[end]):
                 text += decoder.flush()
-            pieces.append(Piece(text, token_ids(output[start:end]), is_sampled=True))
+            pieces.append(Piece(text, ids[start:end], is_sampled=True))
         return pieces
 
     def _stop_cut(self, output: list[int], finish: Finish | None) -> set[int]:

@@ -10,13 +10,16 @@ leaves before it read that chunk, the turn stays and is marked undelivered.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import count
 
 from slime_router.chat.match import reply_keys
+from slime_router.errors import Conflict
 from slime_router.middleware.base import CallNext
-from slime_router.trajectory.store import Logprobs, TrajectoryStore, Turn, logprob_array
+from slime_router.trajectory.experts import RoutedExperts, decode
+from slime_router.trajectory.store import TrajectoryStore
+from slime_router.trajectory.turn import Logprobs, Turn, logprob_array
 from slime_router.types import (
     Capture,
     Finish,
@@ -24,6 +27,7 @@ from slime_router.types import (
     GenerateChunk,
     Message,
     Prompt,
+    TokenIds,
     VersionSpan,
     WeightVersion,
     token_ids,
@@ -43,6 +47,8 @@ class RecordingCounts:
     empty: int = 0  # generations without a single token: nothing to record
     missing_logprobs: int = 0  # tokens
     rebased: int = 0  # turns whose base was dropped meanwhile: recorded with their whole prompt
+    late: int = 0  # turns of a session that was closed or deleted meanwhile: not recorded
+    bad_routed_experts: int = 0  # turns whose routed experts could not be read
 
 
 @dataclass(slots=True)
@@ -54,32 +60,56 @@ class _Draft:
     logprobs: list[float | None] = field(default_factory=list)
     has_logprobs: bool = True
     text: str = ""
-    version: WeightVersion | None = None
-    versions: tuple[VersionSpan, ...] = ()
+    versions: tuple[VersionSpan, ...] = ()  # as the worker says it
+    observed: list[VersionSpan] = field(default_factory=list)  # as its chunks came
+    experts: str | None = None
+    experts_start: int = 0
+    output: TokenIds | None = None
 
     def add(self, chunk: GenerateChunk) -> None:
         self.prompt = self.prompt or chunk.prompt
+        if chunk.weight_version is not None and chunk.output_ids:
+            self._observe(chunk.weight_version, len(chunk.output_ids))
         self.output_ids += chunk.output_ids
         if chunk.logprobs is not None:
             self.logprobs += chunk.logprobs
         elif chunk.output_ids:
             self.has_logprobs = False
         self.text += chunk.text
-        if chunk.weight_version is not None:
-            self.version = chunk.weight_version
         self.versions = chunk.weight_versions or self.versions
+        if chunk.finish is not None:
+            self.experts, self.experts_start = chunk.routed_experts, chunk.routed_experts_start
+            self.output = chunk.output
+
+    def _observe(self, version: WeightVersion, count: int) -> None:
+        start = len(self.output_ids)
+        last = self.observed[-1] if self.observed else None
+        if last is not None and last.version == version and last.end == start:
+            self.observed[-1] = VersionSpan(version, last.start, start + count)
+        else:
+            self.observed.append(VersionSpan(version, start, start + count))
 
     def weight_versions(self) -> tuple[VersionSpan, ...]:
-        if self.versions or self.version is None:
-            return self.versions
-        return (VersionSpan(self.version, 0, len(self.output_ids)),)
+        return self.versions or tuple(self.observed)
+
+    def output_array(self) -> TokenIds:
+        """The caching middleware has made one already, where it files the output."""
+        return self.output if self.output is not None else token_ids(self.output_ids)
 
 
 class RecordingMiddleware:
     """Records turns into the store."""
 
-    def __init__(self, store: TrajectoryStore, *, capture: Capture, prints_call_ids: bool) -> None:
+    def __init__(
+        self,
+        store: TrajectoryStore,
+        *,
+        capture: Capture,
+        prints_call_ids: bool,
+        epoch_of: Callable[[Iterable[WeightVersion]], int],
+    ) -> None:
         self._store = store
+        self._epoch_of = epoch_of
         self._capture = capture
         self._with_call_ids = prints_call_ids
         self._open: set[str] = set()  # turn ids of generations under way
@@ -123,6 +153,10 @@ class RecordingMiddleware:
             if finish is not _LEFT:
                 self.counts.empty += 1
             return
+        if call.session is not None and not self._store.sessions.is_current(call.session):
+            self.counts.late += 1
+            logger.warning("turn %s is not recorded: its session was deleted", call.turn_id)
+            return
         base, base_len = prompt.base, prompt.base_len
         if base is not None and base not in self._store:
             self.counts.rebased += 1
@@ -130,27 +164,54 @@ class RecordingMiddleware:
                 "the turn before %s was dropped: its tokens count as prompt", call.turn_id
             )
             base, base_len = None, 0
-        reply = self._reply(call, prompt, draft)
+        versions = draft.weight_versions()
         turn = Turn(
             id=call.turn_id,
             base=base,
             base_len=base_len,
-            prompt_ids=token_ids(prompt.ids[base_len:]),
-            output_ids=token_ids(draft.output_ids),
+            prompt_ids=prompt.tail(base_len),
+            output_ids=draft.output_array(),
             logprobs=self._logprobs(draft),
-            weight_versions=draft.weight_versions(),
+            weight_versions=versions,
             finish=finish,
-            keys=self._keys(prompt, reply),
-            reply=reply,
+            keys=self._keys(call, prompt, draft),
             session_id=call.session_id,
             scope=call.scope,
             date=prompt.date,
+            request_id=call.request_id,
+            receipt=prompt.receipt,
+            routed_experts=self._experts(call, prompt, draft, base),
+            epoch=self._epoch_of(span.version for span in versions),
         )
         had_dropped = self._store.dropped_turns
-        self._store.add(turn)
+        try:
+            self._store.add(turn)
+        except Conflict as exc:  # closed meanwhile
+            self.counts.late += 1
+            logger.warning("turn %s is not recorded: %s", call.turn_id, exc.message)
+            return
         self.counts.turns += 1
         if not had_dropped and self._store.dropped_turns:  # said once; /metrics counts on
             logger.warning("the store is full: its oldest turns are dropped from now on")
+
+    def _experts(
+        self, call: GenerateCall, prompt: Prompt, draft: _Draft, base: str | None
+    ) -> RoutedExperts | None:
+        if draft.experts is None:
+            return None
+        before = self._store.get(base) if base is not None else None
+        known = before.routed_experts if before is not None else None
+        try:
+            return decode(
+                draft.experts,
+                held_len=len(prompt.ids) + len(draft.output_ids),
+                start=draft.experts_start,
+                width=known.ids.shape[1] if known is not None else None,
+            )
+        except ValueError as exc:
+            self.counts.bad_routed_experts += 1
+            logger.warning("turn %s has no routed experts: %s", call.turn_id, exc)
+            return None
 
     def _logprobs(self, draft: _Draft) -> Logprobs | None:
         if not draft.has_logprobs:
@@ -161,13 +222,8 @@ class RecordingMiddleware:
             logger.warning("%d of %d logprobs are missing", missing, len(draft.logprobs))
         return logprob_array(draft.logprobs)
 
-    @staticmethod
-    def _reply(call: GenerateCall, prompt: Prompt, draft: _Draft) -> Message | None:
-        if call.native is not None:
-            return None
-        return {"role": "assistant", "content": prompt.reply_prefix + draft.text}
-
-    def _keys(self, prompt: Prompt, reply: Message | None) -> tuple[bytes, ...]:
-        if prompt.messages_key is None or reply is None:
+    def _keys(self, call: GenerateCall, prompt: Prompt, draft: _Draft) -> tuple[bytes, ...]:
+        if prompt.messages_key is None or call.native is not None:
             return ()
+        reply: Message = {"role": "assistant", "content": prompt.reply_prefix + draft.text}
         return reply_keys(prompt.messages_key, reply, with_call_ids=self._with_call_ids)

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 _URL_REQUIRED = "worker_url is required (use query ?url=... or JSON body)"
 
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
 class WorkerAdmin:
     """Registration, in the manner of slime and in that of sglang-router.
 
@@ -32,6 +35,18 @@ class WorkerAdmin:
     def __init__(self, pool: WorkerPool, greet: Callable[[Worker], None]) -> None:
         self._pool = pool
         self._greet = greet
+
+    def routes(self) -> list[tuple[str, str, Handler]]:
+        """Method, path and handler of every route."""
+        return [
+            ("POST", "/add_worker", self.add_worker),
+            ("POST", "/remove_worker", self.remove_worker),
+            ("GET", "/list_workers", self.list_urls),
+            ("POST", "/workers", self.create),
+            ("GET", "/workers", self.list_all),
+            ("GET", "/workers/{worker:.+}", self.show),
+            ("DELETE", "/workers/{worker:.+}", self.delete),
+        ]
 
     async def add_worker(self, request: web.Request) -> web.Response:
         """`POST /add_worker?url=` or `{"url"}`."""
@@ -135,6 +150,21 @@ class ModelAdmin:
         self._model_name = model_name
         self._figures = figures
 
+    def routes(self) -> list[tuple[str, str, Handler]]:
+        """Method, path and handler of every route."""
+        return [
+            ("GET", "/", self.health),
+            ("GET", "/health", self.health),
+            ("GET", "/metrics", self.metrics),
+            ("GET", "/v1/models", self.models),
+            ("GET", "/v1/models/{model:.+}", self.model),
+            ("GET", "/template", self.template),
+            ("POST", "/tokenize", self.tokenize),
+            ("POST", "/v1/tokenize", self.tokenize),
+            ("POST", "/detokenize", self.detokenize),
+            ("POST", "/v1/detokenize", self.detokenize),
+        ]
+
     async def health(self, _: web.Request) -> web.Response:
         """The router runs. (Whether workers do, `GET /workers` says.)"""
         return web.json_response({"status": "ok", "workers": len(self._pool)})
@@ -228,29 +258,3 @@ def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
     value = body.get(name)
     require(value is None or type(value) is bool, name, "true or false")
     return default if value is None else bool(value)
-
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def routes(workers: WorkerAdmin, model: ModelAdmin) -> list[tuple[str, str, Handler]]:
-    """Method, path and handler of every operator's route."""
-    return [
-        ("POST", "/add_worker", workers.add_worker),
-        ("POST", "/remove_worker", workers.remove_worker),
-        ("GET", "/list_workers", workers.list_urls),
-        ("POST", "/workers", workers.create),
-        ("GET", "/workers", workers.list_all),
-        ("GET", "/workers/{worker:.+}", workers.show),
-        ("DELETE", "/workers/{worker:.+}", workers.delete),
-        ("GET", "/", model.health),
-        ("GET", "/health", model.health),
-        ("GET", "/metrics", model.metrics),
-        ("GET", "/v1/models", model.models),
-        ("GET", "/v1/models/{model:.+}", model.model),
-        ("GET", "/template", model.template),
-        ("POST", "/tokenize", model.tokenize),
-        ("POST", "/v1/tokenize", model.tokenize),
-        ("POST", "/detokenize", model.detokenize),
-        ("POST", "/v1/detokenize", model.detokenize),
-    ]

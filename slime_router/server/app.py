@@ -1,53 +1,55 @@
 """The wiring: every part is made here, once, and handed what it needs.
 
-door -> [plug-ins] -> recording -> caching -> worker client -> SGLang /generate
+door -> [plug-ins] -> sessions -> recording -> caching -> worker client -> SGLang /generate
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any
 
-import orjson
 from aiohttp import web
 
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.config import Config
-from slime_router.doors.body import PayloadTooLarge
+from slime_router.diagnosis import Doctor
 from slime_router.doors.chat import ChatDoor
+from slime_router.doors.diagnose import DiagnoseDoor
 from slime_router.doors.generate import GenerateDoor
-from slime_router.doors.replies import openai_error
+from slime_router.doors.joining import Joiner
 from slime_router.doors.retrieve import RetrieveDoor
+from slime_router.doors.rows import RowsDoor
+from slime_router.doors.sessions import SessionDoor
 from slime_router.errors import RouterError, SetupError
 from slime_router.metrics import CountingMiddleware, figures
 from slime_router.middleware.caching import RadixTreeMiddleware
 from slime_router.middleware.loading import load_plugins
 from slime_router.middleware.recording import RecordingMiddleware
+from slime_router.middleware.sessions import SessionMiddleware
 from slime_router.prompt import PromptMaker
 from slime_router.retrieval import Retriever
 from slime_router.router import Router
-from slime_router.server.admin import ModelAdmin, WorkerAdmin, routes
+from slime_router.server.admin import ModelAdmin, WorkerAdmin
+from slime_router.server.boundary import boundary
+from slime_router.server.control import ControlRoutes
+from slime_router.server.greetings import GREETING_DELAYS_S, Greetings
 from slime_router.server.passthrough import PassThrough
+from slime_router.server.upkeep import Upkeep
 from slime_router.trajectory.store import TrajectoryStore
+from slime_router.weights import WeightVersions
 from slime_router.workers.client import WorkerClient
-from slime_router.workers.pool import Worker, WorkerPool
+from slime_router.workers.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-# Digits, spaces, capitals, quotes, accents, an emoji: where tokenizers that differ do differ.
-PROBE_TEXT = 'Héllo  WORLD 12345,\n\n{"name": "x"}\t🙂 e\u0301 ' + "don't"
-
-# A worker is often registered while it still loads its weights, which takes minutes.
-GREETING_DELAYS_S = (0.0, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-
-CLIENT_LEFT = 499  # nginx's word in its logs; no client reads it
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Route = tuple[str, str, Handler]
+
+IN_SESSION = "/sessions/{session}"
 
 
 class Gateway:
@@ -74,37 +76,66 @@ class Gateway:
             is_anchor=self.tokenizer.is_anchor,
             is_control=self.tokenizer.is_control,
         )
-        self.store = TrajectoryStore(config.radix_tree_max_size)
+        self.store = TrajectoryStore(
+            config.max_stored_tokens or config.radix_tree_max_size,
+            max_sessions=config.max_sessions,
+        )
+        self.weights = WeightVersions()
         self.pool = _pool(config.worker_urls)
         self.client = WorkerClient(
             self.pool, capture=config.capture, request_timeout_s=config.request_timeout_s
         )
+        self.greetings = Greetings(
+            self.pool,
+            self.client,
+            self.tokenizer,
+            checkpoint=config.hf_checkpoint,
+            delays_s=greeting_delays_s,
+        )
+        self.upkeep = Upkeep(
+            self.store,
+            self.cache,
+            self.weights,
+            idle_s=config.session_idle_s,
+            max_version_lag=config.max_version_lag,
+        )
+        self.plugins = load_plugins(config.middleware_paths, self)
+        self._wire_generations()
+
+    def _wire_generations(self) -> None:
+        """Plug-ins were loaded: what follows may depend on them."""
+        config = self.config
         self.maker = PromptMaker(
             self.tokenizer, self.template, self.cache, self.store, history=config.history
         )
+        self.sessions = SessionMiddleware(self.store)
         self.recording = RecordingMiddleware(
             self.store,
             capture=config.capture,
             prints_call_ids=self.template.findings.prints_call_ids,
+            epoch_of=self.weights.epoch_of,
         )
         caching = RadixTreeMiddleware(
-            self.maker, self.cache, self.tokenizer, capture=config.capture
+            self.maker,
+            self.cache,
+            self.tokenizer,
+            capture=config.capture,
+            weights=self.weights,
         )
         self.counting = CountingMiddleware()
-        self.plugins = load_plugins(config.middleware_paths, self)
         self.router = Router(
-            [self.counting, *self.plugins.generation, self.recording, caching],
+            [self.counting, *self.plugins.generation, self.sessions, self.recording, caching],
             self.client.generate,
         )
+        self.joiner = Joiner(self.router, retry_grace_s=config.retry_grace_s)
         self.chat = ChatDoor(
             self.router,
             self.tokenizer,
+            joiner=self.joiner,
             model_name=config.model_name,
             default_model=config.openai_default_model,
             max_concurrent=config.openai_max_concurrent_requests,
         )
-        self._greeting_delays_s = tuple(greeting_delays_s)
-        self._greetings: dict[Worker, asyncio.Task[None]] = {}
 
     def app(self) -> web.Application:
         """The HTTP application; it starts and stops what the gateway owns.
@@ -114,23 +145,29 @@ class Gateway:
         """
         app = web.Application(
             client_max_size=self.config.max_payload_size,
-            middlewares=[_boundary, *self.plugins.http],
+            middlewares=[boundary, *self.plugins.http],
         )
-        table = self._routes()
-        for method, path, handler in table:
-            app.router.add_route(method, path, handler)
-            if method == "GET":
-                app.router.add_route("HEAD", path, handler)
-        if self.config.enable_openai_chat_completion:
-            self._add_chat(app, {path for _, path, _ in table})
-        app.router.add_route("*", "/{path:(?s:.*)}", PassThrough(self.pool, self.client).handle)
+        of_sessions, anywhere = self._session_routes(), self._doors()
+        control = ControlRoutes(self.pool, self.client, on_weights=self.upkeep.on_weights)
+        workers = WorkerAdmin(self.pool, self.greetings.greet)
+        table = [*of_sessions, *anywhere, *control.routes(), *workers.routes()]
+        chat_path = self._chat_path({path for _, path, _ in table})
+        for method, path, handler in [*of_sessions, *_in_sessions(anywhere), *table]:
+            _add_route(app, method, path, handler)
+        if chat_path is not None:
+            for path in (IN_SESSION + chat_path, chat_path):
+                _add_chat(app, path, self.chat.handle)
+        others = PassThrough(self.pool, self.client)
+        app.router.add_route("*", IN_SESSION + "/{path:(?s:.*)}", others.handle_in_session)
+        app.router.add_route("*", "/{path:(?s:.*)}", others.handle)
         app.cleanup_ctx.append(self._lifespan)
         return app
 
-    def _routes(self) -> list[tuple[str, str, Handler]]:
-        generate = GenerateDoor(self.router, self.tokenizer)
+    def _doors(self) -> list[Route]:
+        """What is served with and without a session in its path."""
+        generate = GenerateDoor(self.router, self.tokenizer, joiner=self.joiner)
         retrieve = RetrieveDoor(Retriever(self.maker, self.cache, self.store, self.tokenizer))
-        workers = WorkerAdmin(self.pool, self._greet)
+        doctor = Doctor(self.maker, self.store, self.tokenizer, self.template)
         model = ModelAdmin(
             self.tokenizer,
             self.template,
@@ -143,72 +180,82 @@ class Gateway:
             ("PUT", "/generate", generate.handle),  # SGLang takes both
             ("POST", "/retrieve_from_text", retrieve.from_text),
             ("POST", "/retrieve_from_messages_template", retrieve.from_messages),
-            *routes(workers, model),
+            ("POST", "/diagnose", DiagnoseDoor(doctor).handle),
+            *model.routes(),
         ]
 
-    def _add_chat(self, app: web.Application, used: Collection[str]) -> None:
+    def _session_routes(self) -> list[Route]:
+        sessions = SessionDoor(
+            self.store,
+            self.sessions,
+            self.tokenizer,
+            default_max_turns=self.config.session_max_turns,
+        )
+        rows = RowsDoor(self.store, self.config.realign_threshold)
+        return [
+            ("POST", "/sessions", sessions.open),
+            ("GET", "/sessions", sessions.list),
+            ("GET", IN_SESSION, sessions.show),
+            ("DELETE", IN_SESSION, sessions.delete),
+            ("POST", f"{IN_SESSION}/close", sessions.close),
+            ("POST", f"{IN_SESSION}/reward", sessions.reward),
+            ("GET", f"{IN_SESSION}/rows", rows.of_session),
+            ("POST", "/rows", rows.of_many),
+        ]
+
+    def _chat_path(self, used: Collection[str]) -> str | None:
         path = self.config.openai_chat_completion_path
+        if not self.config.enable_openai_chat_completion:
+            return None
         if path in used:
             raise SetupError(f"chat cannot be served at {path!r}: it has another use")
-        try:
-            app.router.add_post(path, self.chat.handle)
-        except ValueError as exc:  # aiohttp reads a pattern in it
-            raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
+        return path
 
     def figures(self) -> dict[str, Any]:
         """What `GET /metrics` shows."""
         return figures(
-            self.pool, self.client, self.cache, self.store, self.recording.counts, self.counting
+            self.pool,
+            self.client,
+            self.cache,
+            self.store,
+            self.weights,
+            self.recording.counts,
+            self.counting,
         )
 
     async def _lifespan(self, _: web.Application) -> AsyncIterator[None]:
         async with self.client:
             for worker in self.pool.list():
-                self._greet(worker)
+                self.greetings.greet(worker)
+            upkeep = asyncio.create_task(self.upkeep.run(), name="upkeep")
             yield
-            greetings = tuple(self._greetings.values())
-            for task in greetings:
-                task.cancel()
-            await asyncio.gather(*greetings, return_exceptions=True)
+            upkeep.cancel()
+            await asyncio.gather(upkeep, return_exceptions=True)
+            await self.joiner.close()
+            await self.greetings.stop()
         self.tokenizer.close()
 
-    @property
-    def greetings_open(self) -> int:
-        """How many workers are still to be asked for their tokens."""
-        return len(self._greetings)
 
-    def _greet(self, worker: Worker) -> None:
-        """Compare tokenizers with a worker, beside everything else."""
-        if worker in self._greetings:
-            return
-        task = asyncio.create_task(self._compare_tokens(worker), name=f"greeting {worker.url}")
-        self._greetings[worker] = task
-        task.add_done_callback(lambda _: self._greetings.pop(worker))
+def _in_sessions(routes: Sequence[Route]) -> list[Route]:
+    """The same under the path of a session: an agent only needs another base URL."""
+    return [
+        (method, IN_SESSION + path.rstrip("/"), handler)
+        for method, path, handler in routes
+        if path != "/"
+    ]
 
-    async def _compare_tokens(self, worker: Worker) -> None:
-        for delay_s in self._greeting_delays_s:
-            await asyncio.sleep(delay_s)
-            if worker not in self.pool.list():
-                return
-            reply = await self.client.tokenize(worker, PROBE_TEXT)
-            if reply is not None:
-                self._note_tokens(worker, *reply)
-                return
-        logger.warning("worker %s: its tokens were not compared with ours", worker.url)
 
-    def _note_tokens(self, worker: Worker, ids: list[int], context_len: object) -> None:
-        if type(context_len) is int and context_len > 0:
-            worker.context_len = context_len
-        was_known = worker.is_token_exact is False
-        worker.is_token_exact = ids == self.tokenizer.encode(PROBE_TEXT).tolist()
-        if worker.is_token_exact:
-            logger.info("worker %s makes the same tokens", worker.url)
-        elif not was_known:
-            logger.warning(
-                "worker %s tokenizes otherwise than %s: is it the same checkpoint?",
-                worker.url,
-                self.config.hf_checkpoint,
-            )
+def _add_route(app: web.Application, method: str, path: str, handler: Handler) -> None:
+    app.router.add_route(method, path, handler)
+    if method == "GET":
+        app.router.add_route("HEAD", path, handler)
+
+
+def _add_chat(app: web.Application, path: str, handler: Handler) -> None:
+    try:
+        app.router.add_post(path, handler)
+    except ValueError as exc:  # aiohttp reads a pattern in it
+        raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
 
 
 def _pool(urls: Sequence[str]) -> WorkerPool:
@@ -219,59 +266,6 @@ def _pool(urls: Sequence[str]) -> WorkerPool:
         except RouterError as exc:
             raise SetupError(f"worker {url!r}: {exc.message}") from exc
     return pool
-
-
-@web.middleware
-async def _boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The edge of every request: errors become replies, and one line is logged."""
-    started = time.monotonic()
-    status, outcome = CLIENT_LEFT, "the client left"
-    try:
-        response = await _answer(request, handler)
-        status, outcome = response.status, _outcome(response)
-        return response
-    except web.HTTPException as exc:  # a reply that a plug-in raised
-        status, outcome = exc.status, "-"
-        raise
-    finally:
-        logger.log(
-            logging.WARNING if status >= 500 else logging.INFO,
-            "%s %s %d %.0f ms %s",
-            request.method,
-            request.rel_url.raw_path,  # as it was sent: a decoded one could hold line ends
-            status,
-            (time.monotonic() - started) * 1e3,
-            outcome,
-        )
-
-
-async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except RouterError as exc:
-        return openai_error(exc)
-    except web.HTTPRequestEntityTooLarge as exc:
-        return openai_error(PayloadTooLarge(exc.text or "the body is too large"))
-    except web.HTTPException:
-        raise
-    except ConnectionError:  # the client's; a worker's was translated where it came up
-        return web.Response(status=CLIENT_LEFT)
-    except Exception:  # the edge of a request: a fault of ours must not end in silence
-        logger.exception("%s %s failed", request.method, request.rel_url.raw_path)
-        return openai_error(RouterError("internal error"))
-
-
-def _outcome(response: web.StreamResponse) -> str:
-    """What the log says of a reply: how the prompt was made, or which error it is. No texts."""
-    try:
-        if (receipt := response.headers.get("x-slime-receipt")) is not None:
-            return "{status} reused={reused} encoded={encoded}".format(**orjson.loads(receipt))
-        if response.status >= 400 and isinstance(response, web.Response):
-            error = orjson.loads(response.text or "")["error"]
-            return f"{error['code']} param={error['param']!r:.100}"
-    except (KeyError, TypeError, ValueError):
-        pass  # a reply of another shape: a worker's, or a plug-in's
-    return "-"
 
 
 def banner(gateway: Gateway) -> str:

@@ -51,11 +51,19 @@ class PassThrough:
             WorkerFailed: the worker closed the connection without an answer.
             WorkerTimeout: no answer within the request timeout.
         """
+        return await self._hand_on(request, _target(request))
+
+    async def handle_in_session(self, request: web.Request) -> web.StreamResponse:
+        """The same for what stands behind the path of a session; the worker knows none."""
+        _, _, _, rest = _target(request).split("/", 3)
+        return await self._hand_on(request, f"/{rest}")
+
+    async def _hand_on(self, request: web.Request, target: str) -> web.StreamResponse:
         has_body = request.body_exists
         async with self._client.reach(
             Exchange(),
             request.method,
-            _target(request),
+            target,
             headers=_end_to_end(request.headers, _OWN_REQUEST),
             body=request.content if has_body else None,
             can_repeat=not has_body,

@@ -7,7 +7,6 @@ the next, and a generation that did not end by itself is aborted on the worker t
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -20,42 +19,29 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from slime_router.errors import NoWorker, RouterError, WorkerFailed, WorkerTimeout
-from slime_router.types import Capture, GenerateCall, GenerateChunk
+from slime_router.types import Capture, GenerateCall, GenerateChunk, WeightVersion
 from slime_router.workers.events import BodyJoiner, EventSplitter
+from slime_router.workers.exchange import Exchange as Exchange
+from slime_router.workers.exchange import NotTaken, WorkerAnswer
 from slime_router.workers.pool import Worker, WorkerPool
 from slime_router.workers.reader import ChunkReader
-from slime_router.workers.wire import generate_body, read_error, wants_logprobs
+from slime_router.workers.wire import (
+    experts_start,
+    generate_body,
+    read_error,
+    wants_logprobs,
+)
 
 log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 3.0  # uvicorn, in the workers, closes an idle connection after 5 s
 READ_BUFFER_LEN = 256 * 2**10  # bytes; a backlog of cumulative items is read in one go
 DRAIN_TIMEOUT_S = 1.0  # for the few bytes behind the last item
+LONG_BODY_LEN = 2**20  # bytes; a longer one is written in pieces
+PIECE_LEN = 256 * 2**10  # bytes
 PROBE_TIMEOUT_S = 10.0
 
 _JSON = {"Content-Type": "application/json"}
-
-
-class NotTaken(Exception):
-    """The worker did not take the request: another one may be asked.
-
-    `is_stale`: a kept connection was closed under us; a fresh one to the same worker may do.
-    """
-
-    def __init__(self, reason: str, *, is_stale: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.is_stale = is_stale
-
-
-class Exchange:
-    """One request under way: the worker that has it, and whether its answer is complete."""
-
-    __slots__ = ("is_over", "worker")
-
-    def __init__(self) -> None:
-        self.worker: Worker | None = None
-        self.is_over = False
 
 
 class WorkerClient:
@@ -143,13 +129,15 @@ class WorkerClient:
                 assert exchange.worker is not None
                 prompt = call.prompt
                 lines = _lines(answer)
-                reader = self._reader(call)
+                reader = self._reader(call, exchange.weight_version)
                 # The client of /generate is handed every item as the worker wrote it.
                 read = reader.read if call.native is not None else reader.read_together
                 data = b"-"
                 while data and not reader.is_finished:
                     data = await read_some(answer)
                     for chunk in read(lines.feed(data) if data else lines.end()):
+                        if reader.weight_version != exchange.weight_version:
+                            exchange.hear(reader.weight_version)
                         chunk.worker_url = exchange.worker.url
                         chunk.prompt, prompt = prompt, None
                         if chunk.finish is not None:
@@ -169,15 +157,47 @@ class WorkerClient:
         """
         body = orjson.dumps({"prompt": text, "add_special_tokens": False})
         try:
-            answer = await self.send(
+            answer = await self.ask(
                 worker, "POST", "/tokenize", headers=_JSON, body=body, timeout_s=PROBE_TIMEOUT_S
             )
-            async with answer:
-                reply = orjson.loads(await _read(answer)) if answer.status == 200 else {}
+            reply = orjson.loads(answer.body) if answer.status == 200 else {}
             return [int(token) for token in reply["tokens"]], reply.get("max_model_len")
-        except (NotTaken, RouterError, AttributeError, KeyError, TypeError, ValueError) as exc:
+        except (RouterError, AttributeError, KeyError, TypeError, ValueError) as exc:
             log.debug("tokenize probe failed: worker=%s reason=%r", worker.url, exc)
             return None
+
+    async def ask(
+        self,
+        worker: Worker,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float | None = None,
+    ) -> WorkerAnswer:
+        """The whole answer of `worker`, of any status; no lease is taken.
+
+        `timeout_s` is the request timeout where it is not given.
+
+        Raises:
+            WorkerFailed: the worker could not be reached, or broke the connection.
+            WorkerTimeout: the answer was not whole in time.
+        """
+        timeout_s = self._request_timeout_s if timeout_s is None else timeout_s
+        is_repeated = False
+        while True:
+            try:
+                answer = await self.send(
+                    worker, method, path, headers=headers, body=body, timeout_s=timeout_s
+                )
+            except NotTaken as exc:
+                if exc.is_stale and not is_repeated:
+                    is_repeated = True
+                    continue
+                raise WorkerFailed(f"The worker was not reached: {exc.reason}.") from exc
+            async with answer:
+                return WorkerAnswer(answer.status, answer.headers, await _read(answer))
 
     @asynccontextmanager
     async def reach(
@@ -209,7 +229,7 @@ class WorkerClient:
             if failure is not None and tried.issuperset(self._pool.loads):
                 raise NoWorker(f"No worker could be reached: {failure.reason}.") from failure
             with self._pool.lease(exclude=tried) as worker:
-                exchange.worker = worker
+                exchange.send_to(worker)
                 timeout_s = max(deadline - clock(), 0.001)
                 try:
                     answer = await self.send(
@@ -250,8 +270,10 @@ class WorkerClient:
             WorkerTimeout: no answer within `timeout_s`.
         """
         use = {"is_reused": False}
-        if isinstance(body, bytes) and len(body) > 2**20:
-            body = io.BytesIO(body)  # sent in pieces: one huge write would stall the event loop
+        if isinstance(body, bytes) and len(body) > LONG_BODY_LEN:
+            headers = CIMultiDict(headers)
+            headers["Content-Length"] = str(len(body))
+            body = _pieces(body)
         try:
             return await self.session.request(
                 method,
@@ -271,12 +293,14 @@ class WorkerClient:
         except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
             raise _translation(exc) from exc
 
-    def _reader(self, call: GenerateCall) -> ChunkReader:
+    def _reader(self, call: GenerateCall, version: WeightVersion | None) -> ChunkReader:
         return ChunkReader(
             with_logprobs=wants_logprobs(call, self._capture),
             top_logprobs=call.top_logprobs,
             is_native=call.native is not None,
             is_stream=call.stream,
+            version_at_dispatch=version,
+            experts_start=experts_start(call),
         )
 
     def _abort_later(self, worker: Worker, call: GenerateCall) -> None:
@@ -293,7 +317,7 @@ class WorkerClient:
         headers["Content-Type"] = "application/json"
         self.aborts_sent += 1
         try:
-            answer = await self.send(
+            answer = await self.ask(
                 worker,
                 "POST",
                 "/abort_request",
@@ -301,13 +325,18 @@ class WorkerClient:
                 body=orjson.dumps({"rid": call.rid}),
                 timeout_s=self._abort_timeout_s,
             )
-            async with answer:
-                await _read(answer)
-                if answer.status != 200:
-                    raise read_error(answer.status, b"")
-        except (NotTaken, RouterError) as exc:
+            if answer.status != 200:
+                raise read_error(answer.status, b"")
+        except RouterError as exc:
             self.aborts_failed += 1
             log.warning("abort failed: worker=%s rid=%s reason=%s", worker.url, call.rid, exc)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
+    """A long body, bit by bit: one huge write would stall the event loop. Nothing is copied."""
+    view = memoryview(body)
+    for start in range(0, len(view), PIECE_LEN):
+        yield view[start : start + PIECE_LEN]
 
 
 async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:

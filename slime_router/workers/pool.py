@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from slime_router.errors import BadRequest, NotFound, NoWorker
+from slime_router.types import WeightVersion
 from slime_router.workers.policy import least_in_flight
 
 
@@ -20,7 +21,8 @@ from slime_router.workers.policy import least_in_flight
 class Worker:
     """One registered worker. `url` has no slash at its end.
 
-    `is_token_exact` is None until its tokenizer was compared with ours.
+    `is_token_exact` is None until its tokenizer was compared with ours. `weight_version` is what
+    it is known to run: what its replies say and control calls bring.
     """
 
     url: str
@@ -29,6 +31,7 @@ class Worker:
     last_lease: int = 0
     context_len: int | None = None  # tokens
     is_token_exact: bool | None = None
+    weight_version: WeightVersion | None = None
 
 
 class WorkerPool:

@@ -2,6 +2,7 @@
 
 For every stream, however the worker cuts it and whether it repeats itself or not:
 `concat(chunk.output_ids) == the ids that were sampled`, with a logprob for each where asked.
+The tokens of one chunk are of one weight version, unless the worker gives exact spans.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import orjson
 
 from slime_router.errors import RouterError, WorkerFailed
-from slime_router.types import Finish, GenerateChunk, VersionSpan
+from slime_router.types import Finish, GenerateChunk, VersionSpan, WeightVersion
 from slime_router.workers.events import DONE
 from slime_router.workers.repeats import Repeats
 from slime_router.workers.wire import Item, read_error
@@ -26,6 +27,10 @@ class ChunkReader:
     Workers repeat all output in each item (cumulative) or send what is new (incremental). The
     items tell: `completion_tokens` counts all output either way, so `len(output_ids)` equals it
     or equals its growth. The first item is both.
+
+    `version_at_dispatch` is what the worker was known to run when it was asked. A whole reply
+    names its version at its end only: without spans, that of an update in between would be wrong.
+    `experts_start` is the position from which it was asked for routed experts.
     """
 
     def __init__(
@@ -35,8 +40,13 @@ class ChunkReader:
         top_logprobs: int = 0,
         is_native: bool = False,
         is_stream: bool = True,
+        version_at_dispatch: WeightVersion | None = None,
+        experts_start: int = 0,
     ) -> None:
         self.is_finished = False
+        self.weight_version: WeightVersion | None = None  # what the worker said last
+        self._version_at_dispatch = None if is_stream else version_at_dispatch
+        self._experts_start = experts_start
         self._with_logprobs = with_logprobs
         self._with_top_logprobs = top_logprobs > 0
         self._is_native = is_native
@@ -73,6 +83,9 @@ class ChunkReader:
         whole: GenerateChunk | None = None
         try:
             for chunk in self.read(payloads):
+                if whole is not None and _is_other_version(whole, chunk):
+                    yield whole
+                    whole = None
                 whole = chunk if whole is None else _joined(whole, chunk)
         except RouterError:
             if whole is not None:
@@ -88,9 +101,18 @@ class ChunkReader:
             yield chunk
             return
         newest = _load(payloads[-1])
-        if len(payloads) > 1 and not _repeats_all(newest):
-            yield self._chunk(_load(payloads[-2]), payloads[-2])
+        before = payloads[:0] if _repeats_all(newest) else payloads[-2:-1]
+        if self._is_under_new_weights(newest):
+            before = payloads[:-1]  # which of the tokens are from before, only these say
+        for payload in before:
+            yield self._chunk(_load(payload), payload)
         yield self._chunk(newest, payloads[-1])
+
+    def _is_under_new_weights(self, item: Item) -> bool:
+        meta = item.get("meta_info")
+        if not isinstance(meta, dict) or meta.get("weight_versions"):
+            return False
+        return bool(meta.get("weight_version") != self.weight_version)
 
     def _new_part(self, payload: bytes) -> GenerateChunk | None:
         """The chunk of a cumulative item of which only the new entries are parsed.
@@ -105,6 +127,8 @@ class ChunkReader:
         entries = meta.get("output_token_logprobs")
         total = self._output_len + len(ids)
         if meta.get("completion_tokens") != total or len(entries or ids) != len(ids):
+            return None
+        if self._is_under_new_weights(item):
             return None
         self._output_len = total
         self._last_id = ids[-1] if ids else self._last_id
@@ -146,6 +170,10 @@ class ChunkReader:
 
     def _build(self, meta: Item, ids: list[int], entries: list[Any]) -> GenerateChunk:
         tops = meta.get("output_top_logprobs") if self._with_top_logprobs else None
+        spans = _weight_versions(meta.get("weight_versions"))
+        version = self.weight_version = meta.get("weight_version")
+        if version is not None and self._version_at_dispatch is not None and not spans:
+            version = self._version_at_dispatch
         return GenerateChunk(
             output_ids=ids,
             logprobs=_logprobs(entries, ids) if self._with_logprobs else None,
@@ -155,8 +183,10 @@ class ChunkReader:
             finish=_finish(meta.get("finish_reason")),
             prompt_tokens=meta.get("prompt_tokens") or 0,
             cached_tokens=meta.get("cached_tokens") or 0,
-            weight_version=meta.get("weight_version"),
-            weight_versions=_weight_versions(meta.get("weight_versions")),
+            weight_version=version,
+            weight_versions=spans,
+            routed_experts=meta.get("routed_experts"),
+            routed_experts_start=self._experts_start,
         )
 
     def _count(self, ids_len: int, total: int | None) -> int:
@@ -189,7 +219,12 @@ def _joined(first: GenerateChunk, then: GenerateChunk) -> GenerateChunk:
         then.logprobs = first.logprobs + then.logprobs
     if first.top_logprobs is not None and then.top_logprobs is not None:
         then.top_logprobs = first.top_logprobs + then.top_logprobs
+    then.routed_experts = then.routed_experts or first.routed_experts
     return then
+
+
+def _is_other_version(first: GenerateChunk, then: GenerateChunk) -> bool:
+    return first.weight_version != then.weight_version and not then.weight_versions
 
 
 def _load(payload: bytes) -> Item:

@@ -6,6 +6,7 @@ What comes back of a generation is read in `reader.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +17,8 @@ from slime_router.types import Capture, GenerateCall, Sampling
 
 Item: TypeAlias = dict[str, Any]  # one JSON object of a worker
 
-_SPELLING = {  # a field of Sampling: SGLang's name; sent when the client set it
+_SPELLING = {  # a field of Sampling: SGLang's name; sent when somebody set it
+    "max_tokens": "max_new_tokens",
     "min_tokens": "min_new_tokens",
     "temperature": "temperature",
     "top_p": "top_p",
@@ -33,6 +35,8 @@ _SPELLING = {  # a field of Sampling: SGLang's name; sent when the client set it
     "logit_bias": "logit_bias",
     "custom_params": "custom_params",
 }
+_GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}  # a worker takes one at most
+_UNTOLD_LEN = 128  # tokens after which a worker stops that is told no number
 _CONTEXT_LEN = re.compile(
     r"(?:longer than the model's context length \("
     r"|model's maximum context length of "
@@ -42,8 +46,20 @@ _CONTEXT_LEN = re.compile(
 
 def wants_logprobs(call: GenerateCall, capture: Capture) -> bool:
     """Whether the worker is asked for logprobs: the trainer or the client reads them."""
-    fields = call.worker_fields if call.native is None else call.native
-    return capture == "full" or call.top_logprobs > 0 or bool(fields.get("return_logprob"))
+    return capture == "full" or call.top_logprobs > 0 or bool(_asked(call).get("return_logprob"))
+
+
+def experts_start(call: GenerateCall) -> int:
+    """The position of the first token whose routed experts the worker is asked for.
+
+    A client is given what it asks for. The trainer needs no more than its store lacks: the last
+    token of what is held was never a model's input.
+    """
+    asked = _asked(call)
+    if asked.get("return_routed_experts"):
+        start = asked.get("routed_experts_start_len")
+        return start if type(start) is int else 0
+    return max(call.prompt.base_len - 1, 0) if call.prompt is not None else 0
 
 
 def generate_body(call: GenerateCall, *, capture: Capture = "full") -> bytes:
@@ -53,32 +69,72 @@ def generate_body(call: GenerateCall, *, capture: Capture = "full") -> bytes:
         BadRequest: a field of the client cannot be written as JSON.
     """
     assert call.prompt is not None, "the caching middleware makes the prompt"
-    ours: Item = {
+    body: Item = {name: value for name, value in _asked(call).items() if name != "text"}
+    body |= {
         "input_ids": np.ascontiguousarray(call.prompt.ids),
         "rid": call.rid,
         "return_logprob": wants_logprobs(call, capture),
         "stream": call.stream,
     }
-    if call.native is not None:
-        body = {name: value for name, value in call.native.items() if name != "text"} | ours
-    else:
-        body = {**call.worker_fields, **ours, "sampling_params": _sampling_params(call.sampling)}
-        if call.top_logprobs:
-            body["top_logprobs_num"] = call.top_logprobs
+    params = _params(call)
+    if params or call.native is None:
+        body["sampling_params"] = params
+    if call.native is None and call.top_logprobs:
+        body["top_logprobs_num"] = call.top_logprobs
+    if call.wants_routed_experts and not body.get("return_routed_experts"):
+        body |= {"return_routed_experts": True, "routed_experts_start_len": experts_start(call)}
     try:
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as exc:
         raise BadRequest(f"The request cannot be written as JSON: {exc}") from exc
 
 
+def _asked(call: GenerateCall) -> Mapping[str, Any]:
+    """What the client says in the worker's own words, at top level."""
+    return call.worker_fields if call.native is None else call.native
+
+
+def _params(call: GenerateCall) -> Item:
+    if call.native is None:
+        params = _sampling_params(call.sampling)
+    else:
+        params = call.native.get("sampling_params") or {}
+        if call.defaults is not None:
+            params = _over(_spelled(call.defaults), params)
+    return params if call.token_limit is None else _limited(params, call.token_limit)
+
+
 def _sampling_params(sampling: Sampling) -> Item:
     # Always said, null too (to the end of the context): a worker that is not told stops at 128.
-    params: Item = {"max_new_tokens": sampling.max_tokens}
+    return {"max_new_tokens": None, "skip_special_tokens": True, **_spelled(sampling)}
+
+
+def _over(defaults: Item, params: Item) -> Item:
+    """The client's own `params` over `defaults`."""
+    if not _GRAMMARS.isdisjoint(params):
+        defaults = {key: value for key, value in defaults.items() if key not in _GRAMMARS}
+    return {**defaults, **params}
+
+
+def _limited(params: Item, limit: int) -> Item:
+    """`params` with at most `limit` output tokens."""
+    wanted = params.get("max_new_tokens", _UNTOLD_LEN)
+    if wanted is not None and wanted <= limit:
+        return params
+    least = params.get("min_new_tokens")
+    capped = {} if least is None else {"min_new_tokens": min(least, limit)}
+    return {**params, "max_new_tokens": limit, **capped}
+
+
+def _spelled(sampling: Sampling) -> Item:
+    """The fields that somebody set, and no others."""
+    params: Item = {}
     for name, spelling in _SPELLING.items():
         value = getattr(sampling, name)
         if value is not None and value != ():
             params[spelling] = value
-    params["skip_special_tokens"] = sampling.skip_special_tokens
+    if not sampling.skip_special_tokens:
+        params["skip_special_tokens"] = False
     if sampling.keep_stop:
         params["no_stop_trim"] = True
     if sampling.grammar is not None:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Generator, Iterator
+import urllib.request
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -69,3 +71,22 @@ def router_url(recording_proxy: RecordingProxy, checkpoint_dir: Path) -> Iterato
     with Child("router", command, log=CACHE / f"router-{port}.log") as child:
         child.wait_until(lambda: answers(f"http://{HOST}:{port}/health"), "starting", timeout_s=60)
         yield f"http://{HOST}:{port}"
+
+
+@pytest.fixture
+def update_weights(router_url: str, checkpoint_dir: Path) -> Iterator[Callable[[str], None]]:
+    """Gives the worker other weights, through the router, under the version that is passed.
+
+    The first weights come back after the test: others share the worker.
+    """
+
+    def update(version: str, model: Path = checkpoint_dir.with_name("checkpoint-b")) -> None:
+        body = json.dumps({"model_path": str(model), "weight_version": version}).encode()
+        request = urllib.request.Request(
+            f"{router_url}/update_weights_from_disk", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            assert json.load(reply)["success"]
+
+    yield update
+    update("default", checkpoint_dir)

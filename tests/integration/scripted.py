@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import orjson
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
 from slime_router.router import Router
 from slime_router.types import (
@@ -40,6 +40,11 @@ class Bytes:
 
     def is_special(self, token_id: int) -> bool:
         return token_id >= 256
+
+
+def asked(**headers: str) -> web.Request:
+    """A request with these headers, for what reads one without a server."""
+    return make_mocked_request("POST", "/", headers=headers)
 
 
 def first(text: str = "", **fields: Any) -> GenerateChunk:

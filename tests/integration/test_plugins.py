@@ -175,7 +175,6 @@ async def test_a_plugin_changes_what_the_client_sees_and_not_what_is_recorded(st
     assert text == "HELLO"
     assert turn is not None
     assert turn.output_ids.tolist() == HELLO
-    assert turn.reply == assistant("Hello")
 
 
 async def test_a_plugin_can_refuse():

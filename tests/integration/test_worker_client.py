@@ -291,6 +291,126 @@ async def test_native_items_are_the_workers_own():
     assert chunks[-1].logprobs is None
 
 
+# Weight versions
+
+
+def answering(worker, version, **meta):
+    """The worker's next answer names `version` and, as older workers do, no spans."""
+    worker.weight_version = version
+    worker.script([7, 8], **{"weight_versions": None, **meta})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_reply_tells_what_its_worker_runs(stream):
+    async with FakeWorker() as worker, client_of(worker) as client:
+        (known,) = client.pool.list()
+        assert known.weight_version is None
+        for version in ("v1", 2):
+            answering(worker, version)
+            await collect(client, call(stream=stream))
+            assert known.weight_version == version
+
+
+async def test_a_whole_reply_that_an_update_overtakes_has_the_version_of_its_dispatch():
+    async with FakeWorker() as worker, client_of(worker) as client:
+        (known,) = client.pool.list()
+        known.weight_version = "v1"
+        answering(worker, "v1")
+        worker.hold(after_tokens=1)
+        task = asyncio.create_task(collect(client, call(stream=False)))
+        await worker.wait_running(1)
+        worker.weight_version = known.weight_version = "v2"
+        worker.release()
+        (chunk,) = await task
+    assert (chunk.weight_version, chunk.weight_versions) == ("v1", ())
+    assert chunk.item["meta_info"]["weight_version"] == "v2", "the item is as the worker wrote it"
+    assert known.weight_version == "v2"
+
+
+async def test_a_stream_that_an_update_overtakes_has_the_version_of_each_chunk():
+    async with FakeWorker() as worker, client_of(worker) as client:
+        answering(worker, "v1")
+        worker.hold(after_tokens=1)
+        async with aclosing(client.generate(call())) as chunks:
+            got = [await anext(chunks)]
+            worker.weight_version = "v2"
+            worker.release()
+            got += [chunk async for chunk in chunks]
+        (known,) = client.pool.list()
+    assert [(chunk.output_ids, chunk.weight_version) for chunk in got] == [([7], "v1"), ([8], "v2")]
+    assert known.weight_version == "v2"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_late_reply_does_not_set_its_worker_back(stream):
+    """It was sampled before the update that we were told of since."""
+    async with FakeWorker() as worker, client_of(worker) as client:
+        (known,) = client.pool.list()
+        answering(worker, "v1")
+        worker.hold(after_tokens=1)
+        task = asyncio.create_task(collect(client, call(stream=stream)))
+        await worker.wait_running(1)
+        known.weight_version = "v2"
+        worker.release()
+        await task
+    assert known.weight_version == "v2"
+
+
+async def test_a_worker_without_versions_is_known_to_run_none():
+    async with FakeWorker() as worker, client_of(worker) as client:
+        worker.script([7], weight_version=None, weight_versions=None)
+        (chunk,) = await collect(client, call(stream=False))
+        assert chunk.weight_version is None
+        assert client.pool.list()[0].weight_version is None
+
+
+async def test_routed_experts_come_with_the_position_from_which_they_were_asked_for():
+    prompt = Prompt(token_ids(PROMPT), Receipt("extended", 2, 1, "t", ""), "base", 2)
+    async with FakeWorker() as worker, client_of(worker) as client:
+        worker.script([7, 8], routed_experts="QUJD")
+        chunks = await collect(client, call(prompt=prompt, wants_routed_experts=True))
+    assert (chunks[-1].routed_experts, chunks[-1].routed_experts_start) == ("QUJD", 1)
+    assert worker.requests[0].body["routed_experts_start_len"] == 1
+
+
+# Whole answers
+
+
+async def test_an_answer_of_any_status_comes_whole_and_takes_no_lease():
+    async with FakeWorker() as worker, client_of(worker) as client:
+        answer = await client.ask(client.pool.list()[0], "GET", "/nothing?x=1", headers={})
+        assert (answer.status, answer.body) == (404, b'{"detail":"Not Found"}')
+        assert answer.headers["Content-Type"].startswith("application/json")
+        assert client.pool.list()[0].last_lease == 0
+
+
+async def test_asking_a_worker_that_is_gone_is_a_failed_worker():
+    async with FakeWorker() as worker, client_of(worker) as client:
+        await worker.refuse_connections()
+        with pytest.raises(WorkerFailed, match="was not reached"):
+            await client.ask(client.pool.list()[0], "GET", "/health", headers={})
+
+
+async def test_asking_on_a_connection_that_went_stale_asks_again():
+    """An update of weights must not fail because a kept connection was closed under it."""
+    asked = []
+
+    async def handler(request):
+        asked.append(request.path)
+        if len(asked) == 2:
+            request.transport.abort()
+        return web.Response(text=str(len(asked)))
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    async with TestServer(app) as server:
+        pool = WorkerPool([str(server.make_url(""))])
+        async with WorkerClient(pool, capture="off", request_timeout_s=5.0) as client:
+            (worker,) = pool.list()
+            answers = [await client.ask(worker, "POST", "/x", headers={}) for _ in range(2)]
+    assert [answer.body for answer in answers] == [b"1", b"3"]
+
+
 class Letters:
     def encode(self, text):
         return [ord(letter) for letter in text]

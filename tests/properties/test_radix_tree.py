@@ -30,6 +30,7 @@ pieces = st.builds(
     st.booleans(),
 )
 numbers = st.integers(0, 1000)
+epochs = st.integers(0, 4)
 
 
 def is_anchor(text: str, index: int) -> bool:
@@ -52,6 +53,7 @@ class Known:
     pins: int = 0
     order: int = 0  # when a path was last filed through it
     stamp: int = 0  # when it was last an end of a path, or a match
+    epoch: int = 0
 
     def may_be_reused_by(self, session_id: str | None) -> bool:
         return session_id is None or self.owners is None or session_id in self.owners
@@ -95,7 +97,7 @@ class TreeMachine(RuleBasedStateMachine):
                 [(n.place.depth, n.ids.tolist(), n.is_sampled) for n in node.path()],
                 node.place.text_since(self.tree.root(node.scope).place),
                 sorted(map(str, node.owners or ())),
-                (node.is_anchor, node.pins, node.child_count, str(node.turn)),
+                (node.is_anchor, node.pins, node.child_count, node.epoch, str(node.turn)),
                 [id(mark) for mark in node.place.marks],
             )
             for node in self.tree.nodes()
@@ -107,12 +109,20 @@ class TreeMachine(RuleBasedStateMachine):
         number=numbers,
         run=st.lists(st.tuples(pieces, st.booleans()), max_size=4),
         owner=sessions,
+        epoch=epochs,
     )
-    def insert(self, number: int, run: list[tuple[Piece, bool]], owner: str | None) -> None:
-        """Known runs are shared, a new one is filed apart from its twins."""
+    def insert(
+        self, number: int, run: list[tuple[Piece, bool]], owner: str | None, epoch: int
+    ) -> None:
+        """Known runs are shared, a new one is filed apart from its twins.
+
+        All of the path is as new as the insertion, or newer.
+        """
         known = self.known[number % len(self.known)]
         anchors = [anchor for _, anchor in run]
-        end = self.tree.insert(known.node, [p for p, _ in run], owner=owner, anchors=anchors)
+        end = self.tree.insert(
+            known.node, [p for p, _ in run], owner=owner, anchors=anchors, epoch=epoch
+        )
         for (piece, anchor), node in zip(run, end.path()[len(known.node.path()) :], strict=True):
             known = self.child(known, piece, node)
             known.is_anchor |= anchor
@@ -122,6 +132,10 @@ class TreeMachine(RuleBasedStateMachine):
                 known.owners = (known.owners or set()) | {owner}
         known.stamp = self.tick()
         assert end is known.node
+        above: Known | None = known
+        while above is not None:
+            above.epoch = max(above.epoch, epoch)
+            above = above.parent
 
     def child(self, parent: Known, piece: Piece, node: Node) -> Known:
         step = (piece.text, tuple(piece.ids.tolist()), piece.is_sampled)
@@ -220,6 +234,22 @@ class TreeMachine(RuleBasedStateMachine):
             self.known.remove(oldest)
         assert dropped == max_nodes or self.tokens() <= budget or not self.idle()
 
+    @rule(epoch=epochs, kept=st.sampled_from((*SESSIONS, "nobody")), max_nodes=st.integers(1, 4))
+    def drop_older(self, epoch: int, kept: str | None, max_nodes: int) -> None:
+        """All that is older goes, but what is pinned or kept and the paths to it."""
+
+        def is_kept(node: Node) -> bool:
+            return kept in (node.owners or ())
+
+        steps = list(self.tree.drop_older(epoch, is_kept=is_kept, max_nodes=max_nodes))
+        assert all(dropped <= max_nodes for dropped in steps)
+        count = 0
+        while old := [k for k in self.idle() if k.epoch < epoch and not is_kept(k.node)]:
+            count += len(old)
+            for known in old:
+                self.known.remove(known)
+        assert sum(steps) == count
+
     def tokens(self) -> int:
         return sum(len(known.step[1]) for known in self.below_root())
 
@@ -236,10 +266,11 @@ class TreeMachine(RuleBasedStateMachine):
         assert self.tree.size.nodes == len(self.below_root())
         for known in self.below_root():
             node = known.node
-            assert (node.owners, node.is_anchor, node.pins) == (
+            assert (node.owners, node.is_anchor, node.pins, node.epoch) == (
                 known.owners,
                 known.is_anchor,
                 known.pins,
+                known.epoch,
             )
 
     @invariant()

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import (
     __main__,
+    export,
     group,
     load,
     lookups,
@@ -69,7 +70,11 @@ def test_group_holds_its_prompt_once():
 
 
 def test_memory():
-    check(memory.run(memory.Size(trajectories=2, turns=2, new_tokens=50)), 1)
+    check(memory.run(memory.Size(sessions=2, turns=2, new_tokens=50)), 1)
+
+
+def test_export():
+    check(export.run(export.Size(rounds=1, turns=3, new_tokens=20)), 2)
 
 
 def test_the_workers_two_kinds_of_stream_tell_the_same_tokens(worker):

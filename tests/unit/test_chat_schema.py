@@ -9,14 +9,16 @@ import pytest
 from slime_router.doors.chat_request import read_chat_request
 from slime_router.errors import BadRequest
 from slime_router.types import Grammar, Sampling, TemplateOptions
-from tests.integration.scripted import Bytes
+from tests.integration.scripted import Bytes, asked
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"function": {"parameters": {"z": 1, "a": 2}, "name": "f"}, "type": "function"}
 
 
 def read(body: dict[str, Any], headers: dict[str, str] | None = None):
-    return read_chat_request({"messages": [USER], **body}, headers or {}, Bytes(), "default")
+    return read_chat_request(
+        {"messages": [USER], **body}, asked(**headers or {}), Bytes(), "default"
+    )
 
 
 def call_of(body: dict[str, Any], headers: dict[str, str] | None = None):

@@ -9,6 +9,7 @@ import pytest
 from aiorwlock import RWLock
 
 from slime_router.cache.prefix_cache import SLICE_NODES, PrefixCache
+from slime_router.cache.radix_tree import Node
 from slime_router.types import Piece, token_ids
 from tests.stack import is_free
 
@@ -23,10 +24,10 @@ def filled(nodes: int, budget_tokens: int = 0) -> PrefixCache:
     return cache
 
 
-def add(cache: PrefixCache, text: str, token_id: int) -> None:
+def add(cache: PrefixCache, text: str, token_id: int, *, epoch: int = 0) -> None:
     match = cache.match_prefix("", "nothing", None)
     piece = Piece(text, token_ids([token_id]), is_sampled=True)
-    cache.insert(match.node, (), (piece,), session_id=None, turn_id=text)
+    cache.insert(match.node, (), (piece,), session_id=None, turn_id=text, epoch=epoch)
     cache.unpin(match.node)
 
 
@@ -170,6 +171,83 @@ async def test_within_the_budget_nothing_is_evicted():
     await cache.enforce_budget()
     assert cache.size.tokens == 10
     assert cache.pin_turn("<0>") is None, "the oldest went"
+
+
+# Weight updates
+
+
+def nothing(node: Node) -> bool:
+    return False
+
+
+async def test_what_is_older_than_an_epoch_is_dropped_in_slices_and_counted():
+    cache = filled(5 * SLICE_NODES, budget_tokens=10**9)
+    add(cache, "fresh", 7, epoch=2)
+    task = asyncio.create_task(cache.drop_older(2, nothing))
+    sizes = []
+    while not task.done():
+        await asyncio.sleep(0)
+        sizes.append(cache.size.nodes)
+        cache.check_integrity()
+    assert sizes[-1] == 1
+    drops = [before - after for before, after in pairwise(sizes)]
+    assert 0 < max(drops) <= SLICE_NODES
+    assert (cache.counts.stale_nodes, cache.counts.evicted_nodes) == (5 * SLICE_NODES, 0)
+    assert cache.pin_turn("<0>") is None
+    node = cache.pin_turn("fresh")
+    assert node is not None
+    cache.unpin(node)
+    assert is_free(cache)
+
+
+async def test_what_is_kept_or_in_use_outlives_its_weights():
+    cache = filled(3, budget_tokens=10**9)
+    pinned, kept = cache.pin_turn("<0>"), cache.match_text("", "<1>")
+    assert pinned is not None
+    await cache.drop_older(1, lambda node: node is kept)
+    assert cache.match_text("", "<0>") is pinned
+    assert cache.match_text("", "<1>") is kept
+    assert cache.match_text("", "<2>") is None
+    cache.unpin(pinned)
+
+
+async def test_what_comes_while_old_nodes_are_dropped_is_kept():
+    cache = filled(3 * SLICE_NODES, budget_tokens=10**9)
+    task = asyncio.create_task(cache.drop_older(2, nothing))
+    await steps(2)
+    assert 1 < cache.size.nodes < 3 * SLICE_NODES
+    add(cache, "fresh", 7, epoch=2)
+    await task
+    assert [node["tokens"] for node in await cache.dump(9)] == [[7]]
+
+
+async def test_nobody_else_writes_and_nobody_dumps_while_old_nodes_are_dropped():
+    cache = filled(3 * SLICE_NODES)
+    drop = asyncio.create_task(cache.drop_older(1, nothing))
+    await steps(1)
+    dump = asyncio.create_task(cache.dump(10))
+    evict = asyncio.create_task(cache.enforce_budget())
+    assert await dump == []
+    assert drop.done()
+    await evict
+    assert cache.counts.stale_nodes == 3 * SLICE_NODES
+
+
+async def test_a_cancelled_clean_up_leaves_a_whole_tree_and_a_free_lock():
+    was_cancelled, step = True, 0
+    while was_cancelled:
+        cache = filled(3 * SLICE_NODES, budget_tokens=10**9)
+        task = asyncio.create_task(cache.drop_older(1, nothing))
+        await steps(step)
+        was_cancelled = task.cancel()
+        await asyncio.wait([task])
+        cache.check_integrity()
+        assert is_free(cache)
+        assert cache.counts.stale_nodes == 3 * SLICE_NODES - cache.size.nodes
+        await cache.drop_older(1, nothing)
+        assert cache.size.nodes == 0
+        step += 1
+    assert step > 3
 
 
 # The dump

@@ -9,6 +9,7 @@ import pytest
 
 from slime_router.cache.radix_tree import Node, RadixTree
 from slime_router.types import Finish, Piece, token_ids
+from slime_router.weights import WeightVersions
 from tests.stack import Sample, Stack, pins
 
 H_AVING = [39, 374, 380, 38]  # how the tiny tokenizer writes it
@@ -20,10 +21,15 @@ def piece(text: str, *ids: int, is_sampled: bool = False) -> Piece:
     return Piece(text, token_ids(ids), is_sampled)
 
 
-def insert(tree: RadixTree, *pieces: Piece, owner: str | None = None) -> Node:
+def insert(tree: RadixTree, *pieces: Piece, owner: str | None = None, epoch: int = 0) -> Node:
     """A path from the root; any text may be cut after a sampled piece."""
     anchors = [piece.is_sampled for piece in pieces]
-    return tree.insert(tree.root(""), pieces, owner=owner, anchors=anchors)
+    return tree.insert(tree.root(""), pieces, owner=owner, anchors=anchors, epoch=epoch)
+
+
+def drop_older(tree: RadixTree, epoch: int, *, kept: tuple[Node, ...] = ()) -> int:
+    """All steps at once."""
+    return sum(tree.drop_older(epoch, is_kept=lambda node: node in kept, max_nodes=2))
 
 
 def never(text: str, index: int) -> bool:
@@ -299,3 +305,85 @@ def test_scopes_share_nothing():
     tree.insert(tree.root("a"), [piece("x", 1, is_sampled=True)], owner=None, anchors=[True])
     assert tree.match_prefix("b", "xy", None, anywhere).text_len == 0
     assert tree.match_text("b", "x", None) is None
+
+
+# Weight updates
+
+
+def test_versions_that_are_words_are_cleaned_up_without_comparing_them():
+    """SGLang calls its first "default", which is neither less than 3 nor more."""
+    tree, weights = RadixTree(), WeightVersions()
+    for version in ("default", 3, "v-next"):
+        insert(tree, piece(str(version), 1, is_sampled=True), epoch=weights.note(version))
+    assert drop_older(tree, weights.epoch - 1) == 1
+    assert tree.match_text("", "default", None) is None
+    assert tree.match_text("", "3", None) is not None
+    assert tree.match_text("", "v-next", None) is not None
+    tree.check_integrity()
+
+
+def test_a_child_is_never_newer_than_its_parent():
+    """A prompt of epoch 1 that is continued in epoch 3 is as new as what stands on it."""
+    tree = RadixTree()
+    prompt = piece("P", 1)
+    parent = insert(tree, prompt, epoch=1)
+    child = insert(tree, prompt, piece("A", 2, is_sampled=True), epoch=3)
+    assert (parent.epoch, child.epoch) == (3, 3)
+    late = insert(tree, prompt, piece("B", 2, is_sampled=True), epoch=2)
+    assert (parent.epoch, late.epoch) == (3, 2)
+    assert drop_older(tree, 3) == 1
+    assert child.path_ids().tolist() == [1, 2]
+    assert tree.match_text("", "PA", None) is child
+    tree.check_integrity()
+    child.epoch = 4
+    with pytest.raises(AssertionError, match="newer than its parent"):
+        tree.check_integrity()
+
+
+def test_a_path_of_a_worker_that_lags_does_not_make_old_what_is_new():
+    tree = RadixTree()
+    steps = piece("a", 1), piece("b", 2)
+    node = insert(tree, *steps, epoch=5)
+    assert insert(tree, *steps, epoch=2) is node
+    assert [step.epoch for step in node.path()] == [5, 5]
+
+
+def test_an_old_path_goes_to_its_root_and_a_new_one_below_it_stays_whole():
+    tree = RadixTree()
+    insert(tree, *(piece(letter, 1) for letter in "old path"), epoch=1)
+    insert(tree, piece("o", 1), piece("x", 7), epoch=2)
+    assert drop_older(tree, 2) == len("ld path")
+    assert sorted(node.ids.tolist() for node in tree.nodes()) == [[1], [7]]
+    assert drop_older(tree, 2) == 0
+    assert drop_older(tree, 3) == 2
+    assert tree.size.nodes == 0
+
+
+def test_what_is_pinned_or_kept_stays_with_the_path_to_it():
+    tree = RadixTree()
+    pinned = insert(tree, piece("a", 1), piece("b", 2), epoch=1)
+    kept = insert(tree, piece("c", 3), piece("d", 4), epoch=1)
+    insert(tree, piece("c", 3), piece("e", 5), epoch=1)
+    tree.pin(pinned)
+    assert drop_older(tree, 9, kept=(kept,)) == 1
+    assert pinned.path_ids().tolist() == [1, 2]
+    assert kept.path_ids().tolist() == [3, 4]
+    tree.unpin(pinned)
+    assert drop_older(tree, 9, kept=(kept,)) == 2
+    assert drop_older(tree, 9) == 2
+    assert tree.size.nodes == 0
+
+
+def test_clean_up_goes_in_steps_between_which_the_tree_is_whole_and_in_use():
+    tree = RadixTree()
+    for number in range(10):
+        insert(tree, piece(f"<{number}>", number), epoch=1)
+    seen = []
+    for dropped in tree.drop_older(2, is_kept=lambda node: False, max_nodes=3):
+        tree.check_integrity()
+        seen.append(dropped)
+        fresh = insert(tree, piece(f"fresh {len(seen)}", 50), epoch=2)
+        assert fresh.path_ids().tolist() == [50]
+    assert sum(seen) == 10
+    assert max(seen) == 3
+    assert tree.size.nodes == len(seen)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncGenerator
 
+import numpy as np
 import pytest
 
-from slime_router.trajectory.store import Turn
-from slime_router.types import Finish, GenerateChunk, token_ids
+from slime_router.trajectory.turn import Turn
+from slime_router.types import Finish, GenerateCall, GenerateChunk, VersionSpan, token_ids
 from tests.stack import Sample, Stack
 
 
@@ -109,3 +111,38 @@ async def test_missing_logprobs_are_none_and_counted(capture, caplog):
     assert str(turn.logprobs.tolist()) == "[-0.5, nan]"
     assert stack.recording.counts.missing_logprobs == 1
     assert "1 of 2 logprobs are missing" in caplog.text
+
+
+STOP = 514
+
+
+async def test_the_tree_and_the_store_hold_the_same_memory():
+    """Each token's id is kept once, however it is found."""
+    stack = Stack()
+    says = ["Hi there, how are you?"]
+    for _ in range(2):
+        call = stack.call(says)
+        turn = await stack.turn(call, Sample([72, STOP], Finish("stop", STOP)))
+        says += [stack.tokenizer.decode([72], skip_special_tokens=False), "Go on"]
+        runs = [node.ids for node in stack.cache._tree.nodes()]
+        for ids in (turn.prompt_ids, turn.output_ids):
+            shared = sum(len(run) for run in runs if np.shares_memory(run, ids))
+            assert shared == len(ids)
+
+
+async def test_chunks_of_several_weight_versions_become_spans():
+    """A worker that names one version at a time: each chunk's tokens are of the one it named."""
+
+    async def worker(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
+        for version, finish in (("v1", None), ("v1", None), ("v2", Finish("length"))):
+            yield GenerateChunk(
+                output_ids=[100], logprobs=[-0.5], weight_version=version, finish=finish
+            )
+
+    stack = Stack(dispatch=worker)
+    call = stack.call("Begin ")
+    await stack.generate(call)
+    turn = stack.store.get(call.turn_id)
+    assert turn is not None
+    assert turn.weight_versions == (VersionSpan("v1", 0, 2), VersionSpan("v2", 2, 3))
+    assert (stack.weights.current, stack.weights.epoch, turn.epoch) == ("v2", 2, 2)

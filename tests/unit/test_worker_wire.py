@@ -20,7 +20,7 @@ from slime_router.types import (
 )
 from slime_router.workers.events import EventSplitter
 from slime_router.workers.reader import ChunkReader
-from slime_router.workers.wire import generate_body, read_error, wants_logprobs
+from slime_router.workers.wire import experts_start, generate_body, read_error, wants_logprobs
 
 
 def call(ids=(1, 2, 3), **fields):
@@ -104,6 +104,127 @@ def test_logprobs_are_asked_for_when_trainer_or_client_reads_them(capture, field
     given_call = call(**fields)
     assert wants_logprobs(given_call, capture) is expected
     assert body(given_call, capture)["return_logprob"] is expected
+
+
+# A session's defaults under a native body
+
+DEFAULTS = Sampling(
+    max_tokens=9, temperature=0.5, stop=("END",), skip_special_tokens=False, keep_stop=True,
+    grammar=Grammar("regex", "a*"),
+)  # fmt: skip
+
+
+def params_over(defaults, native):
+    return body(call(native=native, defaults=defaults))["sampling_params"]
+
+
+def test_the_sessions_defaults_lie_beneath_what_a_native_body_says():
+    """A key that the client set wins, a null too; the others are spelled for the worker."""
+    said = {"temperature": 0.0, "stop": None, "unknown": [1]}
+    assert params_over(DEFAULTS, {"sampling_params": said}) == {
+        "max_new_tokens": 9, "temperature": 0.0, "stop": None, "skip_special_tokens": False,
+        "no_stop_trim": True, "regex": "a*", "unknown": [1],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("native", [{}, {"sampling_params": None}, {"sampling_params": {}}])
+def test_a_native_body_that_says_nothing_has_the_sessions_defaults(native):
+    """And only those: a length that nobody set is the worker's own."""
+    assert params_over(Sampling(top_p=0.9, seed=0), native) == {"top_p": 0.9, "sampling_seed": 0}
+
+
+@pytest.mark.parametrize("grammar", ["json_schema", "ebnf", "regex", "structural_tag"])
+def test_a_constraint_of_the_client_is_the_only_one(grammar):
+    """A worker refuses two."""
+    params = params_over(DEFAULTS, {"sampling_params": {grammar: "x"}})
+    assert {key: params[key] for key in ("json_schema", "regex", "ebnf") if key in params} == (
+        {grammar: "x"} if grammar != "structural_tag" else {}
+    )
+    assert params[grammar] == "x"
+    assert params["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("defaults", [None, Sampling()])
+@pytest.mark.parametrize("native", [{"a": 1}, {"sampling_params": None}])
+def test_without_defaults_a_native_body_is_untouched(defaults, native):
+    sent = body(call(native=native, defaults=defaults))
+    assert {key: sent[key] for key in native} == native
+    assert ("sampling_params" in sent) == ("sampling_params" in native)
+
+
+def test_a_clients_own_object_is_not_changed_by_defaults():
+    native = {"sampling_params": {"top_k": 1}}
+    params_over(DEFAULTS, native)
+    assert native == {"sampling_params": {"top_k": 1}}
+
+
+# What a session allows and wants
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sent"),
+    [
+        ({"max_new_tokens": 50}, {"max_new_tokens": 10}),
+        ({"max_new_tokens": 10}, {"max_new_tokens": 10}),
+        ({"max_new_tokens": 0}, {"max_new_tokens": 0}),
+        ({"max_new_tokens": None}, {"max_new_tokens": 10}),
+        ({}, {"max_new_tokens": 10}),
+        (
+            {"max_new_tokens": 50, "min_new_tokens": 20},
+            {"max_new_tokens": 10, "min_new_tokens": 10},
+        ),
+        ({"min_new_tokens": 5}, {"max_new_tokens": 10, "min_new_tokens": 5}),
+    ],
+)
+def test_a_session_gets_no_more_tokens_than_it_has_left(wanted, sent):
+    """A worker that is told no number takes 128; null, and chat without a limit, know no end."""
+    native = {"sampling_params": wanted}
+    assert body(call(native=native, token_limit=10))["sampling_params"] == sent
+    sampling = Sampling(
+        max_tokens=wanted.get("max_new_tokens"), min_tokens=wanted.get("min_new_tokens")
+    )
+    asked = body(call(sampling=sampling, token_limit=10))["sampling_params"]
+    assert asked == {**sent, "skip_special_tokens": True}
+
+
+def test_a_limit_above_what_is_wanted_changes_nothing():
+    native = {"sampling_params": {"top_k": 1}}
+    assert body(call(native=native, token_limit=128))["sampling_params"] == {"top_k": 1}
+    assert "sampling_params" not in body(call(native={"a": 1}, token_limit=128))
+
+
+def test_a_default_length_is_limited_too():
+    sent = body(call(native={}, defaults=Sampling(max_tokens=50), token_limit=10))
+    assert sent["sampling_params"] == {"max_new_tokens": 10}
+
+
+def continuing(base_len, **fields):
+    prompt = Prompt(token_ids(range(9)), Receipt("extended", 0, 9, "t", ""), "b", base_len)
+    return GenerateCall(rid="r", turn_id="t", prompt=prompt, **fields)
+
+
+@pytest.mark.parametrize("native", [None, {"return_routed_experts": False}])
+@pytest.mark.parametrize(("base_len", "start"), [(0, 0), (1, 0), (6, 5)])
+def test_a_trainer_is_given_the_experts_that_its_store_lacks(native, base_len, start):
+    """The last held token was never a model's input: its experts come with the next turn's."""
+    given_call = continuing(base_len, native=native, wants_routed_experts=True)
+    sent = body(given_call)
+    assert sent["return_routed_experts"] is True
+    assert sent["routed_experts_start_len"] == experts_start(given_call) == start
+
+
+@pytest.mark.parametrize("door", ["native", "worker_fields"])
+@pytest.mark.parametrize(("said", "start"), [({}, 0), ({"routed_experts_start_len": 3}, 3)])
+def test_a_client_is_given_the_experts_that_it_asks_for(door, said, start):
+    fields = {"return_routed_experts": True, **said}
+    given_call = continuing(6, **{door: fields}, wants_routed_experts=True)
+    sent = body(given_call)
+    assert {name: sent[name] for name in sent if "experts" in name} == fields
+    assert experts_start(given_call) == start
+
+
+def test_experts_that_nobody_wants_are_not_asked_for():
+    assert not any("experts" in name for name in body(continuing(6)))
 
 
 def test_ids_in_strides_are_written_right():
@@ -327,6 +448,107 @@ def test_finish_versions_and_counts_are_read():
     assert chunk.finish == Finish("stop", matched="END")
     assert (chunk.prompt_tokens, chunk.cached_tokens, chunk.weight_version) == (8, 7, 2)
     assert chunk.weight_versions == (VersionSpan("v1", 0, 1), VersionSpan(2, 1, 2))
+
+
+# Weight versions
+
+
+def said(chunks):
+    return [(chunk.output_ids, chunk.weight_version) for chunk in chunks]
+
+
+def whole_reply(version, **meta):
+    return [item([1, 2], 2, finish=LENGTH, weight_version=version, **meta)]
+
+
+def test_a_whole_reply_has_the_version_of_its_dispatch():
+    """It names the version at its end: that of an update in between would be wrong."""
+    asked = {"is_stream": False, "version_at_dispatch": "v1"}
+    assert said(read(whole_reply("v2"), **asked)) == [([1, 2], "v1")]
+
+
+def test_a_whole_reply_is_believed_where_no_version_was_known_at_its_dispatch():
+    assert said(read(whole_reply("v2"), is_stream=False)) == [([1, 2], "v2")]
+
+
+def test_a_worker_without_versions_gets_none():
+    asked = {"is_stream": False, "version_at_dispatch": "v1"}
+    assert said(read([item([1], 1, finish=LENGTH)], **asked)) == [([1], None)]
+
+
+def test_exact_spans_are_kept_as_they_are():
+    spans = [{"version": "v1", "start": 0, "end": 1}, {"version": "v2", "start": 1, "end": 2}]
+    asked = {"is_stream": False, "version_at_dispatch": "v0"}
+    (chunk,) = read(whole_reply("v2", weight_versions=spans), **asked)
+    assert chunk.weight_versions == (VersionSpan("v1", 0, 1), VersionSpan("v2", 1, 2))
+    assert chunk.weight_version == "v2"
+
+
+def test_streamed_tokens_have_the_version_that_came_with_them():
+    """Whatever was known before: a stream says it itself."""
+    items = [item([1], 1, weight_version="v1"), item([1, 2], 2, weight_version="v2")]
+    assert said(read(items, version_at_dispatch="v0")) == [([1], "v1"), ([2], "v2")]
+
+
+VERSIONS = ("v1", "v1", "v1", "v2", "v2", None, None, 3)
+
+
+@pytest.mark.parametrize("is_cumulative", [True, False])
+@pytest.mark.parametrize("group", range(1, 9))
+def test_tokens_of_two_versions_never_share_a_chunk(is_cumulative, group):
+    """Also where many items came in one piece, of which only the newest would be parsed."""
+    items = [
+        orjson.dumps(
+            item(
+                list(range(0 if is_cumulative else n, n + 1)),
+                n + 1,
+                finish=LENGTH if n == len(VERSIONS) - 1 else None,
+                logprobs=pairs(range(0 if is_cumulative else n, n + 1)),
+                weight_version=version,
+            )
+        )
+        for n, version in enumerate(VERSIONS)
+    ]
+    reader = ChunkReader(with_logprobs=True)
+    chunks = [
+        chunk
+        for start in range(0, len(items), group)
+        for chunk in reader.read_together(items[start : start + group])
+    ]
+    seen = [(token, chunk.weight_version) for chunk in chunks for token in chunk.output_ids]
+    assert seen == list(enumerate(VERSIONS))
+    assert [lp for chunk in chunks for lp in chunk.logprobs or ()] == [-float(n) for n in range(8)]
+    assert reader.weight_version == 3
+
+
+def test_exact_spans_need_no_chunks_apart():
+    """Nor a parse of the items between."""
+    spans = [{"version": "v1", "start": 0, "end": 2}, {"version": "v2", "start": 2, "end": 3}]
+    reader = ChunkReader(with_logprobs=False)
+    first, second = item([1], 1, weight_version="v1"), item([1, 2], 2, weight_version="v1")
+    assert len(list(reader.read_together([orjson.dumps(first), orjson.dumps(second)]))) == 1
+    last = item([1, 2, 3, 4], 4, finish=LENGTH, weight_version="v2", weight_versions=spans)
+    (chunk,) = reader.read_together([b"not parsed", orjson.dumps(last)])
+    assert chunk.output_ids == [3, 4]
+    assert len(chunk.weight_versions) == 2
+    reader = ChunkReader(with_logprobs=False)
+    (chunk,) = reader.read_together([orjson.dumps(first), orjson.dumps(last)])
+    assert chunk.output_ids == [1, 2, 3, 4]
+
+
+# Routed experts
+
+
+def test_routed_experts_are_those_of_the_item_that_has_them():
+    """A string as it came; also where that item is read together with others."""
+    first, last = item([1], 1), item([1, 2], 2, finish=LENGTH, routed_experts="QUJD")
+    assert [chunk.routed_experts for chunk in read([first, last])] == [None, "QUJD"]
+    reader = ChunkReader(with_logprobs=False)
+    (chunk,) = reader.read_together([orjson.dumps(first), orjson.dumps(last)])
+    assert chunk.routed_experts == "QUJD"
+    (chunk,) = read([last], is_native=True, experts_start=4)
+    assert (chunk.routed_experts, chunk.routed_experts_start) == ("QUJD", 4)
+    assert chunk.item == last
 
 
 def test_an_abort_with_a_status_is_a_refusal_to_a_chat_client_only():

@@ -1,0 +1,36 @@
+"""Where a router listens."""
+
+from __future__ import annotations
+
+import http.client
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The parts of a URL that has no query; `path` and `url` have no slash at the end."""
+
+    url: str
+    host: str
+    port: int | None
+    path: str
+    is_secure: bool
+
+    @classmethod
+    def of(cls, url: str) -> Address:
+        """The address that a URL names.
+
+        Raises:
+            ValueError: it is no `http://` or `https://` URL.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise ValueError(f"{url!r} is no URL of a router, such as http://localhost:30001.")
+        is_secure = parts.scheme == "https"
+        return cls(url.rstrip("/"), parts.hostname, parts.port, parts.path.rstrip("/"), is_secure)
+
+    def connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        """A connection that is opened when it is used."""
+        kind = http.client.HTTPSConnection if self.is_secure else http.client.HTTPConnection
+        return kind(self.host, self.port, timeout=timeout_s)

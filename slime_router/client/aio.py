@@ -1,0 +1,219 @@
+"""The client for code that awaits. One client serves any number of tasks of one event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self, Unpack
+
+import aiohttp
+from yarl import URL
+
+from slime_router.client import calls
+from slime_router.client.address import Address
+from slime_router.client.calls import Call, InFlight, Reward, RowOptions, SessionOptions
+from slime_router.client.errors import ClientError, TimedOut, Unreachable, refusal
+from slime_router.client.rows import Export, ExportReader, read_npz
+from slime_router.client.summary import Summary, read_summaries, read_summary
+from slime_router.client.sync import TRIES
+
+
+class AsyncClient:
+    """A router, as a trainer sees it. Use it in an `async with` block.
+
+    Args:
+        url: where the router listens.
+        timeout_s: the longest that it may be silent in the middle of a call.
+        headers: sent with every call.
+
+    All methods raise `ClientError`: Unreachable where no whole answer came (what only reads was
+    tried again), TimedOut where the router was silent for too long, Refused where it said no,
+    BadReply where it is no router.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://localhost:30001",
+        *,
+        timeout_s: float = 60.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._address = Address.of(url)
+        self._timeout_s = timeout_s
+        self._headers = dict(headers or {})
+        self._http: aiohttp.ClientSession | None = None
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient of {self.url}>"
+
+    async def __aenter__(self) -> Self:
+        # One connection per call: none can have gone stale, and no call waits for another's.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        self._http = aiohttp.ClientSession(connector=connector, headers=self._headers)
+        self._http._retry_connection = False  # it would send a DELETE twice; `send` knows better
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+    @property
+    def url(self) -> str:
+        """Where the router listens, without a slash at the end."""
+        return self._address.url
+
+    async def open_session(self, **options: Unpack[SessionOptions]) -> AsyncSession:
+        """A new session; leaving its `async with` block closes it."""
+        return AsyncSession(self, read_summary(await self.send(calls.open_session(options))))
+
+    async def get_session(self, session_id: str) -> AsyncSession:
+        """A session that is there already."""
+        return AsyncSession(self, read_summary(await self.send(calls.read_session(session_id))))
+
+    async def list_sessions(
+        self,
+        *,
+        group_id: str | None = None,
+        rollout_id: str | None = None,
+        state: str | None = None,
+    ) -> tuple[Summary, ...]:
+        """The sessions of a group, of a rollout, in a state; all without any of these."""
+        call = calls.list_sessions(group_id=group_id, rollout_id=rollout_id, state=state)
+        return read_summaries(await self.send(call))
+
+    def rows(
+        self,
+        *,
+        session_ids: Sequence[str] | None = None,
+        group_id: str | None = None,
+        rollout_id: str | None = None,
+        **options: Unpack[RowOptions],
+    ) -> AsyncIterator[Export]:
+        """The rows of many sessions, one session after the other as they come in.
+
+        Raises:
+            Refused: after all others, where a session could not be exported.
+        """
+        call = calls.many_rows(
+            session_ids=session_ids, group_id=group_id, rollout_id=rollout_id, options=options
+        )
+        return self._exports(call)
+
+    async def send(self, call: Call) -> bytes:
+        """The body of the answer."""
+        for _ in range(TRIES - 1 if call.is_repeatable else 0):
+            try:
+                return await self._send_once(call)
+            except TimedOut:
+                raise
+            except Unreachable:
+                continue
+        return await self._send_once(call)
+
+    async def _send_once(self, call: Call) -> bytes:
+        async with self._answer(call) as answer:
+            return await answer.read()
+
+    async def _exports(self, call: Call) -> AsyncIterator[Export]:
+        reader = ExportReader()
+        async with self._answer(call) as answer:
+            async for block in answer.content.iter_any():
+                for export in reader.feed(block):
+                    yield export
+        reader.finish()
+
+    @asynccontextmanager
+    async def _answer(self, call: Call) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer with a good status; the connection ends with the block."""
+        if self._http is None:
+            raise RuntimeError("Use the AsyncClient in an `async with` block.")
+        timeout_s = self._timeout_s + call.wait_s
+        silence = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
+        url = URL(self.url + call.path, encoded=True)
+        try:
+            async with self._http.request(
+                call.method,
+                url,
+                data=call.payload,
+                headers=call.headers,
+                timeout=silence,
+                allow_redirects=False,
+            ) as answer:
+                if answer.status >= 300:
+                    raise refusal(answer.status, await answer.read())
+                yield answer
+        except TimeoutError as error:
+            raise TimedOut(f"{self.url} was silent for {timeout_s:g} s.") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unreachable(f"No answer from {self.url}: {error!r}") from error
+
+
+class AsyncSession:
+    """A session of the router. `base_url` is what an OpenAI agent is given."""
+
+    def __init__(self, client: AsyncClient, opened: Summary) -> None:
+        self._client = client
+        self._is_deleted = False
+        self.id = opened.session_id
+        self.group_id = opened.group_id
+        self.rollout_id = opened.rollout_id
+        self.url = client.url + calls.session_path(self.id)
+        self.base_url = f"{self.url}/v1"
+
+    def __repr__(self) -> str:
+        return f"<AsyncSession {self.id} of {self._client.url}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes it, so that nobody adds to it; its turns stay until it is deleted."""
+        if self._is_deleted:
+            return
+        try:
+            await self.close(in_flight="wait" if error is None else "cancel")
+        except ClientError as failure:
+            if error is None:
+                raise
+            error.add_note(f"and the session '{self.id}' could not be closed: {failure}")
+
+    async def summary(self) -> Summary:
+        """The session as it is now."""
+        return await self._read(calls.read_session(self.id))
+
+    async def close(self, *, in_flight: InFlight = "wait", timeout_s: float = 30.0) -> Summary:
+        """Freeze it: no new turns. Closing it again changes nothing.
+
+        Args:
+            in_flight: whether generations under way are waited for, or ended.
+            timeout_s: how long they are waited for; then they are ended.
+        """
+        call = calls.close_session(self.id, in_flight=in_flight, timeout_s=timeout_s)
+        return await self._read(call)
+
+    async def set_reward(self, reward: Reward) -> Summary:
+        """What the rollout earned: a number, or several by name.
+
+        Raises:
+            Conflict: another session of this rollout has another reward.
+        """
+        return await self._read(calls.reward_session(self.id, reward))
+
+    async def rows(self, **options: Unpack[RowOptions]) -> Export:
+        """Its rows as they are now."""
+        return read_npz(self.id, await self._client.send(calls.session_rows(self.id, options)))
+
+    async def delete(self) -> None:
+        """Forget it and its turns; what is in flight is ended."""
+        await self._client.send(calls.delete_session(self.id))
+        self._is_deleted = True
+
+    async def _read(self, call: Call) -> Summary:
+        return read_summary(await self._client.send(call))

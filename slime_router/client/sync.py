@@ -1,0 +1,204 @@
+"""The client for code that blocks. Threads may share it: each call has its own connection."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, Unpack
+
+from slime_router.client import calls
+from slime_router.client.address import Address
+from slime_router.client.calls import Call, InFlight, Reward, RowOptions, SessionOptions
+from slime_router.client.errors import ClientError, TimedOut, Unreachable, refusal
+from slime_router.client.rows import Export, ExportReader, read_npz
+from slime_router.client.summary import Summary, read_summaries, read_summary
+
+TRIES = 3  # of a call that only reads
+BLOCK_BYTES = 2**16
+
+
+class Client:
+    """A router, as a trainer sees it.
+
+    Args:
+        url: where the router listens.
+        timeout_s: the longest that it may be silent in the middle of a call.
+        headers: sent with every call.
+
+    All methods raise `ClientError`: Unreachable where no whole answer came (what only reads was
+    tried again), TimedOut where the router was silent for too long, Refused where it said no,
+    BadReply where it is no router.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://localhost:30001",
+        *,
+        timeout_s: float = 60.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._address = Address.of(url)
+        self._timeout_s = timeout_s
+        self._headers = dict(headers or {})
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is left open between calls."""
+
+    @property
+    def url(self) -> str:
+        """Where the router listens, without a slash at the end."""
+        return self._address.url
+
+    def open_session(self, **options: Unpack[SessionOptions]) -> Session:
+        """A new session; leaving its `with` block closes it."""
+        return Session(self, read_summary(self.send(calls.open_session(options))))
+
+    def get_session(self, session_id: str) -> Session:
+        """A session that is there already."""
+        return Session(self, read_summary(self.send(calls.read_session(session_id))))
+
+    def list_sessions(
+        self,
+        *,
+        group_id: str | None = None,
+        rollout_id: str | None = None,
+        state: str | None = None,
+    ) -> tuple[Summary, ...]:
+        """The sessions of a group, of a rollout, in a state; all without any of these."""
+        call = calls.list_sessions(group_id=group_id, rollout_id=rollout_id, state=state)
+        return read_summaries(self.send(call))
+
+    def rows(
+        self,
+        *,
+        session_ids: Sequence[str] | None = None,
+        group_id: str | None = None,
+        rollout_id: str | None = None,
+        **options: Unpack[RowOptions],
+    ) -> Iterator[Export]:
+        """The rows of many sessions, one session after the other as they come in.
+
+        Raises:
+            Refused: after all others, where a session could not be exported.
+        """
+        call = calls.many_rows(
+            session_ids=session_ids, group_id=group_id, rollout_id=rollout_id, options=options
+        )
+        return self._exports(call)
+
+    def send(self, call: Call) -> bytes:
+        """The body of the answer."""
+        for _ in range(TRIES - 1 if call.is_repeatable else 0):
+            try:
+                return self._send_once(call)
+            except TimedOut:
+                raise
+            except Unreachable:
+                continue
+        return self._send_once(call)
+
+    def _send_once(self, call: Call) -> bytes:
+        with self._answer(call) as answer:
+            return answer.read()
+
+    def _exports(self, call: Call) -> Iterator[Export]:
+        reader = ExportReader()
+        with self._answer(call) as answer:
+            while block := answer.read1(BLOCK_BYTES):
+                yield from reader.feed(block)
+        reader.finish()
+
+    @contextmanager
+    def _answer(self, call: Call) -> Iterator[http.client.HTTPResponse]:
+        """An answer with a good status; the connection ends with the block."""
+        timeout_s = self._timeout_s + call.wait_s
+        connection = self._address.connect(timeout_s)
+        headers = {**self._headers, **call.headers}
+        try:
+            connection.request(call.method, self._address.path + call.path, call.payload, headers)
+            answer = connection.getresponse()
+            if answer.status >= 300:
+                raise refusal(answer.status, answer.read())
+            yield answer
+        except TimeoutError as error:
+            raise TimedOut(f"{self.url} was silent for {timeout_s:g} s.") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(f"No answer from {self.url}: {error!r}") from error
+        finally:
+            connection.close()
+
+
+class Session:
+    """A session of the router. `base_url` is what an OpenAI agent is given."""
+
+    def __init__(self, client: Client, opened: Summary) -> None:
+        self._client = client
+        self._is_deleted = False
+        self.id = opened.session_id
+        self.group_id = opened.group_id
+        self.rollout_id = opened.rollout_id
+        self.url = client.url + calls.session_path(self.id)
+        self.base_url = f"{self.url}/v1"
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} of {self._client.url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes it, so that nobody adds to it; its turns stay until it is deleted."""
+        if self._is_deleted:
+            return
+        try:
+            self.close(in_flight="wait" if error is None else "cancel")
+        except ClientError as failure:
+            if error is None:
+                raise
+            error.add_note(f"and the session '{self.id}' could not be closed: {failure}")
+
+    def summary(self) -> Summary:
+        """The session as it is now."""
+        return self._read(calls.read_session(self.id))
+
+    def close(self, *, in_flight: InFlight = "wait", timeout_s: float = 30.0) -> Summary:
+        """Freeze it: no new turns. Closing it again changes nothing.
+
+        Args:
+            in_flight: whether generations under way are waited for, or ended.
+            timeout_s: how long they are waited for; then they are ended.
+        """
+        return self._read(calls.close_session(self.id, in_flight=in_flight, timeout_s=timeout_s))
+
+    def set_reward(self, reward: Reward) -> Summary:
+        """What the rollout earned: a number, or several by name.
+
+        Raises:
+            Conflict: another session of this rollout has another reward.
+        """
+        return self._read(calls.reward_session(self.id, reward))
+
+    def rows(self, **options: Unpack[RowOptions]) -> Export:
+        """Its rows as they are now."""
+        return read_npz(self.id, self._client.send(calls.session_rows(self.id, options)))
+
+    def delete(self) -> None:
+        """Forget it and its turns; what is in flight is ended."""
+        self._client.send(calls.delete_session(self.id))
+        self._is_deleted = True
+
+    def _read(self, call: Call) -> Summary:
+        return read_summary(self._client.send(call))

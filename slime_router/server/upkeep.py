@@ -1,0 +1,85 @@
+"""Upkeep: what is done beside the requests. Idle turns and stale tokens are dropped here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+
+from slime_router.cache.prefix_cache import PrefixCache
+from slime_router.cache.radix_tree import Node
+from slime_router.trajectory.store import TrajectoryStore
+from slime_router.types import WeightVersion
+from slime_router.weights import WeightVersions
+from slime_router.workers.pool import Worker
+
+logger = logging.getLogger(__name__)
+
+MIN_AGES = 8  # sweeps in an idle time: what goes is at most an eighth of it too late
+MAX_PAUSE_S = 60.0
+
+
+class Upkeep:
+    """One task that sweeps the store, and drops what weight updates made stale."""
+
+    def __init__(
+        self,
+        store: TrajectoryStore,
+        cache: PrefixCache,
+        weights: WeightVersions,
+        *,
+        idle_s: float,
+        max_version_lag: int | None,
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._weights = weights
+        self._pause_s = min(idle_s / MIN_AGES, MAX_PAUSE_S)
+        self._max_age = math.ceil(idle_s / self._pause_s)
+        self._max_version_lag = max_version_lag
+        self._cleaned_epoch = 0
+        self._news = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Upkeep every {self._pause_s:.1f} s>"
+
+    def on_weights(self, worker: Worker, version: WeightVersion | None, flushes: bool) -> None:
+        """A worker has new weights."""
+        if version is not None:
+            self._weights.set_current(version)
+        logger.info("worker %s runs weights %r, flushed=%s", worker.url, version, flushes)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        clock = asyncio.get_running_loop().time
+        next_sweep = clock() + self._pause_s
+        while True:
+            try:
+                async with asyncio.timeout_at(next_sweep):
+                    await self._news.wait()
+            except TimeoutError:
+                next_sweep = clock() + self._pause_s
+                gone = self._store.sweep(self._max_age)
+                if gone:
+                    logger.info("%d idle turns were dropped", gone)
+            self._news.clear()
+            await self.drop_stale()
+
+    async def drop_stale(self) -> None:
+        """Drop what is more than `--max-version-lag` weight updates old, and no open session's."""
+        lag = self._max_version_lag
+        if lag is None or self._weights.epoch - lag <= self._cleaned_epoch:
+            return
+        oldest = self._weights.epoch - lag
+        turns = self._store.drop_older(oldest)
+        before = self._cache.counts.stale_nodes
+        await self._cache.drop_older(oldest, is_kept=self._is_kept)
+        self._cleaned_epoch = oldest
+        nodes = self._cache.counts.stale_nodes - before
+        logger.info("%d turns and %d cached runs of old weights were dropped", turns, nodes)
+
+    def _is_kept(self, node: Node) -> bool:
+        sessions = self._store.sessions
+        named = (owner for owner in node.owners or () if owner is not None)
+        return any((found := sessions.find(name)) and found.is_pinned for name in named)

@@ -1,0 +1,70 @@
+"""Which weight updates the router has heard of: the names of versions, and the epoch each began.
+
+Versions are names, strings or numbers, that need not be comparable: their order is the order in
+which they were first heard. An epoch is a place in that order: 0 before any version is known, 1
+from the first on, one more with each new one. Pure: no clock, no asyncio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from slime_router.types import WeightVersion
+
+MAX_KNOWN = 1024  # names; one that was forgotten counts as new when it is heard again
+
+
+class WeightVersions:
+    """The current version and the epochs of those before. `epoch` never goes back.
+
+    Always: `current is None` and `epoch == 0`, or `epoch_of([current]) == epoch`.
+    """
+
+    def __init__(self, *, max_known: int = MAX_KNOWN) -> None:
+        self._max_known = max_known
+        self._epochs: dict[WeightVersion, int] = {}  # the oldest epoch first
+        self._current: WeightVersion | None = None
+        self._epoch = 0
+
+    def __repr__(self) -> str:
+        return f"<WeightVersions {self._current!r} in epoch {self._epoch}>"
+
+    @property
+    def current(self) -> WeightVersion | None:
+        """The version that began the newest epoch; None before any is known."""
+        return self._current
+
+    @property
+    def epoch(self) -> int:
+        """How many updates were heard of."""
+        return self._epoch
+
+    def note(self, version: WeightVersion) -> int:
+        """The epoch of a version that a reply named.
+
+        A new one becomes current. A known one does not become current again: replies of workers
+        that lag behind come in between.
+        """
+        known = self._epochs.get(version)
+        return self._begin(version) if known is None else known
+
+    def set_current(self, version: WeightVersion) -> int:
+        """The epoch of a version that the workers were told to run.
+
+        Told twice is told once: weights come in parts, and to every worker. Back to an older
+        version is an update too.
+        """
+        return self._epoch if version == self._current else self._begin(version)
+
+    def epoch_of(self, versions: Iterable[WeightVersion]) -> int:
+        """The newest epoch of `versions`, 0 for those nobody noted; the current one for none."""
+        return max((self._epochs.get(version, 0) for version in versions), default=self._epoch)
+
+    def _begin(self, version: WeightVersion) -> int:
+        self._epochs.pop(version, None)  # a name that comes back moves to the end
+        self._epoch += 1
+        self._epochs[version] = self._epoch
+        self._current = version
+        if len(self._epochs) > self._max_known:
+            del self._epochs[next(iter(self._epochs))]
+        return self._epoch

@@ -1,0 +1,312 @@
+"""Against a real SGLang server: the rows of a session are what the worker sampled, bit for bit."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from openai import APIError, OpenAI
+
+from slime_router.client import Client, Session
+from tests.sglang.recorder import Exchange, RecordingProxy
+
+pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
+
+PATIENCE_S = 60
+EOS = 8191
+FORCE_EOS = {"logit_bias": {str(EOS): 100}, "extra_body": {"min_tokens": 4}}
+FOREVER = {"extra_body": {"ignore_eos": True}}
+
+
+@pytest.fixture
+def session(router_url: str) -> Iterator[Session]:
+    with Client(router_url).open_session(group_id="group") as session:
+        yield session
+
+
+@pytest.fixture
+def agent(session: Session) -> Iterator[OpenAI]:
+    with OpenAI(base_url=session.base_url, api_key="none", timeout=PATIENCE_S) as client:
+        yield client
+
+
+@pytest.fixture
+def witness(recording_proxy: RecordingProxy) -> RecordingProxy:
+    recording_proxy.clear()
+    return recording_proxy
+
+
+def fetch(url: str, body: Any = None) -> bytes:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
+        return bytes(reply.read())
+
+
+def ask(agent: OpenAI, messages: list[Any], *, stream: bool = False, **fields: Any) -> list[Any]:
+    """One turn of the agent: the conversation with the (first) reply appended."""
+    fields = {"model": "tiny", "messages": messages, "max_tokens": 12, **fields}
+    if stream:
+        with agent.chat.completions.create(**fields, stream=True) as chunks:
+            texts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    else:
+        texts = [agent.chat.completions.create(**fields).choices[0].message.content or ""]
+    return [*messages, {"role": "assistant", "content": "".join(texts)}]
+
+
+def user(text: str) -> Any:
+    return {"role": "user", "content": text}
+
+
+# The slow and obvious comparison
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the worker says that it sampled, and behind which tokens."""
+
+    prompt: list[int]
+    output: list[int]
+    logprobs: list[float]
+    versions: list[str]
+
+    @classmethod
+    def of(cls, exchange: Exchange) -> Generation:
+        last = exchange.items()[-1]
+        meta, output = last["meta_info"], last["output_ids"]
+        assert [pair[1] for pair in meta["output_token_logprobs"]] == output
+        whole = {"version": meta["weight_version"], "start": 0, "end": len(output)}
+        versions: list[str] = []
+        for span in meta.get("weight_versions") or [whole]:
+            assert span["start"] == len(versions)
+            versions += [span["version"]] * (span["end"] - span["start"])
+        assert len(versions) == len(output)
+        logprobs = [pair[0] for pair in meta["output_token_logprobs"]]
+        return cls(exchange.asked()["input_ids"], output, logprobs, versions)
+
+    def sampled(self, tokens: list[int]) -> bool:
+        """Whether the last of these tokens was sampled here, behind exactly the others."""
+        whole = self.prompt + self.output
+        return len(self.prompt) < len(tokens) and whole[: len(tokens)] == tokens
+
+    def facts(self, index: int) -> tuple[float, str]:
+        """Logprob and weight version of the token at that place of prompt and output."""
+        place = index - len(self.prompt)
+        return self.logprobs[place], self.versions[place]
+
+
+def compare(export: Any, generations: Sequence[Generation]) -> set[tuple[int, int]]:
+    """Walks over each token of each row; returns (generation, place) of all that no row trains."""
+    untrained = {(g, i) for g, each in enumerate(generations) for i in range(len(each.output))}
+    for row in export["rows"]:
+        columns = (row["tokens"], row["loss_mask"], row["logprobs"], row["weight_versions"])
+        for index, (_, is_trained, *facts) in enumerate(zip(*columns, strict=True)):
+            prefix = row["tokens"][: index + 1]
+            places = [
+                (g, index - len(each.prompt))
+                for g, each in enumerate(generations)
+                if each.sampled(prefix) and each.facts(index) == tuple(facts)
+            ]
+            if is_trained:
+                untrained.remove(next(place for place in places if place in untrained))
+            elif facts != [0.0, None]:  # sampled, and trained in a row before
+                assert any(place not in untrained for place in places)
+    stats = export["stats"]
+    assert stats["sampled_tokens"] == sum(len(each.output) for each in generations)
+    assert stats["trained_tokens"] == sum(sum(row["loss_mask"]) for row in export["rows"])
+    assert len(untrained) == sum(left["tokens"] for left in stats["left_out"].values())
+    return untrained
+
+
+def rows_of(session: Session, query: str = "") -> Any:
+    return json.loads(fetch(f"{session.url}/rows{query}"))
+
+
+# Tests
+
+
+def test_all_that_the_worker_sampled_is_trained_once_as_it_was_sampled(
+    session, agent, witness, router_url, update_weights
+):
+    system = {"role": "system", "content": "You are terse."}
+    first = ask(agent, [system, user("What is a radix tree?")])
+    second = ask(agent, [*first, user("Show me one.")], stream=True)
+    stopped = ask(agent, [*second, user("And then?")], **FORCE_EOS)
+    edited = [*first, user("Show me one."), {"role": "assistant", "content": "No."}]
+    ask(agent, [*edited, user("Why not?")])  # a branch
+    helper = ask(agent, [user("You are a sub-agent: search.")], stream=True)
+    ask(agent, [*helper, user("Go on searching.")])
+    choices = agent.chat.completions.create(
+        model="tiny", messages=[*stopped, user("Four ways?")], max_tokens=12, n=4
+    ).choices
+    chosen = {"role": "assistant", "content": choices[2].message.content}
+    retried = [*stopped, user("Four ways?"), chosen, user("Again?")]
+    ask(agent, retried)
+    lost = len(witness.exchanges) - 1
+    again = ask(agent, retried)  # the same prompt, and the conversation goes on from here
+    update_weights("v2")
+    ask(agent, [*again, user("Under new weights?")], stream=True)
+    aborted = _abort_and_go_on(session, router_url, witness)
+
+    generations = [Generation.of(exchange) for exchange in witness.exchanges]
+    export = rows_of(session)
+    untrained = compare(export, generations)
+    assert {g for g, _ in untrained} == {lost}
+    assert export["stats"]["left_out"] == {
+        "retry": {"turns": 1, "tokens": len(generations[lost].output)}
+    }
+    rows = export["rows"]
+    assert len(rows) == 7  # three choices nobody took, the branch, the helper, main, the aborted
+    assert len(max((row["turn_ids"] for row in rows), key=len)) == 6
+    assert rows[-1]["tokens"][: len(aborted)] == aborted
+    assert {row["status"] for row in rows} == {"truncated"}
+    assert [v for row in rows for v in row["weight_versions"]].count("v2") == sum(
+        each.versions.count("v2") for each in generations
+    )
+    summary = session.summary()
+    assert summary.sampled_tokens == export["stats"]["sampled_tokens"]
+    assert summary.recorded_turns == len(generations)
+    _all_formats_tell_the_same(session, export)
+
+
+def _abort_and_go_on(session: Session, router_url: str, witness: RecordingProxy) -> list[int]:
+    """As a trainer does with a partial rollout; returns prompt and partial tokens."""
+    prompt = list(range(1000, 1040))
+    params = {"max_new_tokens": 1500, "ignore_eos": True}
+    body = {"input_ids": prompt, "rid": "partial", "stream": True, "sampling_params": params}
+    request = urllib.request.Request(f"{session.url}/generate", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
+        reply.readline()
+        fetch(f"{router_url}/abort_request", {"rid": "partial"})
+        events = [line for line in reply.read().split(b"\n") if line.startswith(b"data: {")]
+    last = json.loads(events[-1].removeprefix(b"data: "))
+    assert last["meta_info"]["finish_reason"]["type"] == "abort"
+    assert last["output_ids"] == Generation.of(witness.exchanges[-1]).output
+    whole = prompt + last["output_ids"]
+    params = {"max_new_tokens": 8, "ignore_eos": True}
+    fetch(f"{session.url}/generate", {"input_ids": whole, "sampling_params": params})
+    return whole
+
+
+def _all_formats_tell_the_same(session: Session, export: Any) -> None:
+    rows, url = export["rows"], f"{session.url}/rows"
+    *lines, last = [json.loads(line) for line in fetch(f"{url}?format=jsonl").splitlines()]
+    assert lines == rows
+    assert last == {"session_id": session.id, "stats": export["stats"]}
+
+    with np.load(io.BytesIO(fetch(f"{url}?format=npz")), allow_pickle=False) as archive:
+        columns = dict(archive)
+    _same_columns(columns, json.loads(columns.pop("meta").tobytes()), export)
+    tensors = fetch(f"{url}?format=safetensors")
+    header = json.loads(tensors[8 : 8 + int.from_bytes(tensors[:8], "little")])
+    _same_columns(
+        safetensors.numpy.load(tensors), json.loads(header["__metadata__"]["meta"]), export
+    )
+
+    samples = json.loads(fetch(f"{url}?format=slime"))["samples"]
+    for row, sample in zip(rows, samples, strict=True):
+        start = len(row["tokens"]) - row["response_length"]
+        assert sample["tokens"] == row["tokens"]
+        assert sample["response_length"] == row["response_length"]
+        assert sample["loss_mask"] == row["loss_mask"][start:]
+        assert sample["rollout_log_probs"] == row["logprobs"][start:]
+        assert sample["status"] == row["status"]
+        assert len(sample["weight_versions"]) == len(row["turn_ids"])
+        assert not any(row["loss_mask"][:start])
+        assert row["loss_mask"][start]
+
+    for read in (session.rows(), *Client(session.url.partition("/sessions")[0]).rows(session_ids=[session.id])):
+        assert read.stats.left_out.keys() == export["stats"]["left_out"].keys()
+        for row, ours in zip(rows, read.rows, strict=True):
+            assert ours.tokens.tolist() == row["tokens"]
+            assert ours.loss_mask.tolist() == row["loss_mask"]
+            assert ours.logprobs.tolist() == row["logprobs"]
+            assert list(ours.weight_versions) == row["weight_versions"]
+            assert (ours.row_id, ours.group_id) == (row["row_id"], "group")
+
+
+def _same_columns(columns: Any, meta: Any, export: Any) -> None:
+    """Arrays: all rows one behind the other."""
+    rows = export["rows"]
+    names = [*meta["versions"], None]
+    assert meta["stats"] == export["stats"]
+    assert columns["logprobs"].dtype == np.float32  # as the worker computed them
+    for index, row in enumerate(rows):
+        here = slice(*columns["offsets"][index : index + 2])
+        assert columns["tokens"][here].tolist() == row["tokens"]
+        assert columns["loss_mask"][here].tolist() == row["loss_mask"]
+        assert columns["logprobs"][here].tolist() == row["logprobs"]
+        versions = [names[version] for version in columns["weight_version"][here]]
+        assert versions == row["weight_versions"]
+        assert all(row[name] == value for name, value in meta["rows"][index].items())
+
+
+def test_an_update_in_the_middle_of_a_turn_splits_its_versions(
+    session, agent, witness, router_url, update_weights
+):
+    """Where the worker says that the new weights began, per token."""
+    chunks = agent.chat.completions.create(
+        model="tiny", messages=[user("Talk on")], max_tokens=600, stream=True, **FOREVER
+    )
+    for _ in range(5):
+        next(chunks)
+    fetch(f"{router_url}/pause_generation", {"mode": "in_place"})
+    update_weights("v2")
+    fetch(f"{router_url}/continue_generation", {})
+    assert list(chunks)[-1].choices[0].finish_reason == "length"
+
+    generation = Generation.of(witness.exchanges[-1])
+    assert set(generation.versions) == {"default", "v2"}
+    export = rows_of(session)
+    assert compare(export, [generation]) == set()
+    (row,) = export["rows"]
+    assert row["weight_versions"][-600:] == generation.versions
+    (turn,) = json.loads(fetch(session.url))["turn_list"]
+    cut = generation.versions.index("v2")
+    assert turn["weight_versions"] == [
+        {"version": "default", "start": 0, "end": cut},
+        {"version": "v2", "start": cut, "end": 600},
+    ]
+
+
+@pytest.mark.parametrize("ending", ["delete", "close"])
+def test_ending_a_session_frees_the_worker(session, agent, witness, sglang_url, ending):
+    """What was sampled until then is a turn of a closed session, and nobody trains on it."""
+    chunks = agent.chat.completions.create(
+        model="tiny", messages=[user("Talk on and on")], max_tokens=1900, stream=True, **FOREVER
+    )
+    next(chunks)
+    assert running(sglang_url) == 1
+    if ending == "delete":
+        session.delete()
+    else:
+        assert session.close(in_flight="cancel").state == "closed"
+    with pytest.raises(APIError, match=f"was {ending}d"):
+        list(chunks)
+    deadline = time.monotonic() + 20
+    while running(sglang_url):
+        assert time.monotonic() < deadline, "the generation runs on without a reader"
+        time.sleep(0.05)
+    if ending == "delete":
+        with pytest.raises(urllib.error.HTTPError, match="404") as caught:
+            fetch(f"{session.url}/rows")
+        caught.value.close()
+        return
+    export = rows_of(session)
+    assert export["rows"] == []
+    assert export["stats"]["left_out"]["undelivered"]["tokens"] > 0
+    assert export["stats"]["sampled_tokens"] < 1900
+
+
+def running(sglang_url: str) -> int:
+    loads = json.loads(fetch(f"{sglang_url}/v1/loads"))["loads"]
+    return sum(int(load["num_running_reqs"]) for load in loads)
