@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from openai import APIStatusError, AsyncOpenAI
 
-from slime_router.client import AsyncClient, Export, group_advantages
+from slime_router.client import AsyncClient, ClientError, Export, group_advantages
 
 if TYPE_CHECKING:
     Sample: TypeAlias = Any  # slime.utils.types.Sample, where slime is installed
@@ -64,10 +65,13 @@ async def generate(
             max_tokens=sampling_params.get("max_new_tokens"),
             return_routed_experts=wants_experts,
         )
-        async with session:
-            replies = await (agent or act)(session.base_url, sample.prompt)
-        export = await session.rows(max_len=getattr(args, "rollout_max_context_len", None))
-        await session.delete()
+        try:
+            async with session:
+                replies = await (agent or act)(session.base_url, sample.prompt)
+            export = await session.rows(max_len=getattr(args, "rollout_max_context_len", None))
+        finally:  # also where slime cancels what it has rolled out too many of
+            with suppress(ClientError):
+                await session.delete()
     samples = to_samples(args, sample, export, response="\n".join(replies))
     return samples or [nothing_to_train(sample)]
 

@@ -30,6 +30,15 @@ class Book:
         self.held: dict[str, list[int]] = {}
         self.undelivered: set[str] = set()
 
+    def __repr__(self) -> str:
+        turns = [
+            f"{name}: {self.prompts[name]} + {turn.output_ids.tolist()} on {turn.base}"
+            f"[:{turn.base_len}] {turn.request_id or 'alone'}, {turn.finish.type}"
+            f"{'' if self.is_delivered(name) else ', undelivered'}"
+            for name, turn in self.turns.items()
+        ]
+        return "\n".join(["<Book", *turns]) + ">"
+
     def get(self, turn_id: str) -> Turn | None:
         return self.turns.get(turn_id)
 

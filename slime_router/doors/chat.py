@@ -29,7 +29,7 @@ class ChatDoor:
         max_concurrent: int,
         joiner: Joiner | None = None,
     ) -> None:
-        self._joiner = joiner or Joiner(router, retry_grace_s=0)
+        self._joiner = joiner or Joiner.off(router)
         self._vocabulary = vocabulary
         self._default_model = default_model or model_name
         self._admission = Admission(max_concurrent, self._joiner.note_refusal)

@@ -22,7 +22,7 @@ class GenerateDoor:
     def __init__(
         self, router: Router, vocabulary: Vocabulary, *, joiner: Joiner | None = None
     ) -> None:
-        self._joiner = joiner or Joiner(router, retry_grace_s=0)
+        self._joiner = joiner or Joiner.off(router)
         self._vocabulary = vocabulary
 
     def __repr__(self) -> str:

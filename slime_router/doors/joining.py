@@ -67,6 +67,11 @@ class Joiner:
         self._runs: dict[_Ask, list[_Run[Any]]] = {}
         self._refusals = 0
 
+    @classmethod
+    def off(cls, router: Router) -> Joiner:
+        """One that keeps and joins nothing."""
+        return cls(router, retry_grace_s=0)
+
     def __repr__(self) -> str:
         return f"<Joiner {self.running} running, {self.joined} joined, {self.abandoned} abandoned>"
 

@@ -98,6 +98,7 @@ def _fields(session: Session, row: Row) -> dict[str, Any]:
         "group_id": session.group_id,
         "rollout_id": session.rollout_id,
         "turn_ids": row.turn_ids,
+        "turn_versions": row.turn_versions,
         "response_length": row.response_length,
         "status": row.status,
         "finish_reason": row.finish_reason,

@@ -74,14 +74,16 @@ def router_url(recording_proxy: RecordingProxy, checkpoint_dir: Path) -> Iterato
 
 
 @pytest.fixture
-def update_weights(router_url: str, checkpoint_dir: Path) -> Iterator[Callable[[str], None]]:
+def update_weights(router_url: str, checkpoint_dir: Path) -> Iterator[Callable[..., None]]:
     """Gives the worker other weights, through the router, under the version that is passed.
 
     The first weights come back after the test: others share the worker.
     """
+    other_dir = checkpoint_dir.with_name("checkpoint-b")
 
-    def update(version: str, model: Path = checkpoint_dir.with_name("checkpoint-b")) -> None:
-        body = json.dumps({"model_path": str(model), "weight_version": version}).encode()
+    def update(version: str, model: Path = other_dir, *, flush: bool = True) -> None:
+        fields = {"model_path": str(model), "weight_version": version, "flush_cache": flush}
+        body = json.dumps(fields).encode()
         request = urllib.request.Request(
             f"{router_url}/update_weights_from_disk", body, {"Content-Type": "application/json"}
         )

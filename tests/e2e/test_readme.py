@@ -42,6 +42,8 @@ def test_the_curl_commands_work(router_url):
     assert len(trace["tokens"]) == len(trace["loss_mask"]) == len(trace["rollout_logp"]) > 0
 
 
-def test_the_python_block_works(router_url):
-    (program,) = blocks("python")
-    assert run([sys.executable, "-c", program.replace(f"http://{EXAMPLE_ADDRESS}", router_url)])
+def test_the_python_blocks_work(router_url):
+    programs = blocks("python")
+    assert len(programs) == 2
+    for program in programs:
+        assert run([sys.executable, "-c", program.replace(f"http://{EXAMPLE_ADDRESS}", router_url)])

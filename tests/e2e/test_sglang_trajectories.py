@@ -7,6 +7,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,6 @@ pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
 PATIENCE_S = 60
 EOS = 8191
 FORCE_EOS = {"logit_bias": {str(EOS): 100}, "extra_body": {"min_tokens": 4}}
-FOREVER = {"extra_body": {"ignore_eos": True}}
 
 
 @pytest.fixture
@@ -224,7 +224,10 @@ def _all_formats_tell_the_same(session: Session, export: Any) -> None:
         assert not any(row["loss_mask"][:start])
         assert row["loss_mask"][start]
 
-    for read in (session.rows(), *Client(session.url.partition("/sessions")[0]).rows(session_ids=[session.id])):
+    for read in (
+        session.rows(),
+        *Client(session.url.partition("/sessions")[0]).rows(session_ids=[session.id]),
+    ):
         assert read.stats.left_out.keys() == export["stats"]["left_out"].keys()
         for row, ours in zip(rows, read.rows, strict=True):
             assert ours.tokens.tolist() == row["tokens"]
@@ -254,57 +257,121 @@ def test_an_update_in_the_middle_of_a_turn_splits_its_versions(
     session, agent, witness, router_url, update_weights
 ):
     """Where the worker says that the new weights began, per token."""
-    chunks = agent.chat.completions.create(
-        model="tiny", messages=[user("Talk on")], max_tokens=600, stream=True, **FOREVER
-    )
-    for _ in range(5):
-        next(chunks)
+    chunks = talk(agent)
+    rid = next(chunks).id
     fetch(f"{router_url}/pause_generation", {"mode": "in_place"})
-    update_weights("v2")
-    fetch(f"{router_url}/continue_generation", {})
-    assert list(chunks)[-1].choices[0].finish_reason == "length"
+    try:
+        update_weights("v2", flush=False)  # what is in flight goes on from its own cache
+    finally:
+        fetch(f"{router_url}/continue_generation", {})  # others share the worker
+    while b'"v2"' not in witness.exchanges[-1].reply:
+        next(chunks)
+    fetch(f"{router_url}/abort_request", {"rid": rid})
+    with pytest.raises(APIError, match="aborted"):
+        list(chunks)
 
-    generation = Generation.of(witness.exchanges[-1])
-    assert set(generation.versions) == {"default", "v2"}
+    first = Generation.of(witness.exchanges[-1])
+    count, cut = len(first.output), first.versions.index("v2")
+    assert 0 < cut < count
+    assert rows_of(session)["rows"] == []  # nobody has this reply, until somebody goes on from it
+    go_on(session, first.prompt + first.output)
     export = rows_of(session)
-    assert compare(export, [generation]) == set()
+    assert compare(export, [first, Generation.of(witness.exchanges[-1])]) == set()
     (row,) = export["rows"]
-    assert row["weight_versions"][-600:] == generation.versions
-    (turn,) = json.loads(fetch(session.url))["turn_list"]
-    cut = generation.versions.index("v2")
+    sampled = row["weight_versions"][len(first.prompt) :]
+    assert sampled == ["default"] * cut + ["v2"] * (count - cut + 8)
+    turn, _ = json.loads(fetch(session.url))["turn_list"]
     assert turn["weight_versions"] == [
         {"version": "default", "start": 0, "end": cut},
-        {"version": "v2", "start": cut, "end": 600},
+        {"version": "v2", "start": cut, "end": count},
     ]
 
 
 @pytest.mark.parametrize("ending", ["delete", "close"])
 def test_ending_a_session_frees_the_worker(session, agent, witness, sglang_url, ending):
-    """What was sampled until then is a turn of a closed session, and nobody trains on it."""
-    chunks = agent.chat.completions.create(
-        model="tiny", messages=[user("Talk on and on")], max_tokens=1900, stream=True, **FOREVER
-    )
+    """What a closed session sampled until then is told, and nobody trains on it."""
+    chunks = talk(agent)
     next(chunks)
-    assert running(sglang_url) == 1
+    wait_until_running(sglang_url, 1)
     if ending == "delete":
         session.delete()
     else:
         assert session.close(in_flight="cancel").state == "closed"
     with pytest.raises(APIError, match=f"was {ending}d"):
         list(chunks)
-    deadline = time.monotonic() + 20
-    while running(sglang_url):
-        assert time.monotonic() < deadline, "the generation runs on without a reader"
-        time.sleep(0.05)
+    wait_until_running(sglang_url, 0)
     if ending == "delete":
         with pytest.raises(urllib.error.HTTPError, match="404") as caught:
             fetch(f"{session.url}/rows")
         caught.value.close()
         return
+    (turn,) = json.loads(fetch(session.url))["turn_list"]
+    assert (turn["finish_reason"], turn["is_delivered"]) == ("abort", False)
+    assert 0 < turn["output_tokens"] <= len(Generation.of(witness.exchanges[-1]).output)
     export = rows_of(session)
     assert export["rows"] == []
-    assert export["stats"]["left_out"]["undelivered"]["tokens"] > 0
-    assert export["stats"]["sampled_tokens"] < 1900
+    left_out = {"undelivered": {"turns": 1, "tokens": turn["output_tokens"]}}
+    assert export["stats"]["left_out"] == left_out
+
+
+def test_routed_experts_are_those_of_the_worker_and_no_client_sees_them(
+    router_url, sglang_url, witness
+):
+    with (
+        Client(router_url).open_session(return_routed_experts=True) as session,
+        OpenAI(base_url=session.base_url, api_key="none", timeout=PATIENCE_S) as agent,
+    ):
+        messages = ask(agent, [user("Which experts?")], stream=True)
+        chat = {"model": "tiny", "max_tokens": 12, "messages": [*messages, user("And now?")]}
+        seen = [fetch(f"{session.base_url}/chat/completions", chat)]
+        reply = json.loads(seen[0])["choices"][0]["message"]["content"]
+        chat["messages"] = [
+            *chat["messages"],
+            {"role": "assistant", "content": reply},
+            user("Once more."),
+        ]
+        seen.append(fetch(f"{session.base_url}/chat/completions", {**chat, "stream": True}))
+        tokens = rows_of(session)["rows"][0]["tokens"]
+        fields = {"input_ids": tokens, "sampling_params": {"max_new_tokens": 8}}
+        seen.append(fetch(f"{session.url}/generate", fields))
+        assert not any(b"routed_experts" in each for each in seen)
+
+        generations = [Generation.of(exchange) for exchange in witness.exchanges]
+        export = rows_of(session)
+        assert compare(export, generations) == set()
+        (row,) = session.rows().rows
+        (written,) = (each["routed_experts"] for each in export["rows"])
+    tokens = row.tokens.tolist()
+    fields = {"input_ids": tokens, "sampling_params": {"max_new_tokens": 1}}
+    told = json.loads(fetch(f"{sglang_url}/generate", {**fields, "return_routed_experts": True}))
+    used = np.frombuffer(b64decode(told["meta_info"]["routed_experts"]), "<i4").reshape(-1, 4)
+    assert np.array_equal(row.routed_experts, used[: len(tokens) - 1])
+    assert (written["dtype"], written["shape"]) == ("uint8", [len(tokens) - 1, 4])
+    assert b64decode(written["data"]) == row.routed_experts.tobytes()
+    starts = [exchange.asked()["routed_experts_start_len"] for exchange in witness.exchanges]
+    held = [len(each.prompt) + len(each.output) for each in generations]
+    assert starts == [0, *(length - 1 for length in held[:-1])]  # only what the store lacks
+
+
+def talk(agent: OpenAI) -> Iterator[Any]:
+    """A generation that runs for longer than anybody waits."""
+    messages = [user("Talk on and on")]
+    return iter(
+        agent.chat.completions.create(
+            model="tiny",
+            messages=messages,
+            max_tokens=1900,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+    )
+
+
+def wait_until_running(sglang_url: str, count: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while running(sglang_url) != count:
+        assert time.monotonic() < deadline, f"the worker runs {running(sglang_url)} requests"
+        time.sleep(0.05)
 
 
 def running(sglang_url: str) -> int:

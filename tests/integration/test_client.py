@@ -251,6 +251,21 @@ class TestSessionBlocks:
             assert (await it.do(session.summary)).state == "closed"
             assert (await it.do(session.rows)).rows != ()
 
+    async def test_only_an_agent_that_failed_is_not_waited_for(self, kind):
+        closings: list[Any] = []
+
+        async def note(request: web.Request) -> web.StreamResponse:
+            if request.path.endswith("/close"):
+                closings.append((await request.json())["in_flight"])
+            return tell_summary(request)
+
+        async with stub(note) as (url, _), trainer(kind, url) as it:
+            session = await it.open()
+            await it.use(session, session.summary)
+            with pytest.raises(ZeroDivisionError):
+                await it.break_down(session)
+        assert closings == ["wait", "cancel"]
+
     async def test_leaving_a_block_that_deleted_it_is_quiet(self, kind):
         async with served() as (router, _), trainer(kind, url_of(router)) as it:
             session = await it.open()

@@ -277,6 +277,17 @@ class TestSlimeGenerate:
         assert [sample.index for sample in samples] == [13, 13]
         assert samples[0].response == samples[1].response, "one reward for both"
 
+    async def test_a_rollout_that_slime_cancels_leaves_nothing_on_the_router(self, slime):
+        async with served() as (router, worker):
+            worker.hold()
+            rollout = slime.generate(slime_args(router), Sample(index=0, prompt="Hi"), SAMPLING)
+            task = asyncio.create_task(rollout)
+            await worker.wait_running(1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert len(router.gateway.store.sessions) == 0
+
     def test_routed_experts_have_the_shape_of_the_model(self, slime):
         """slime replays them layer by layer, for all tokens but the last."""
         row = Row(

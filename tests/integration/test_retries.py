@@ -24,6 +24,7 @@ from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateCall, GenerateChunk
 from slime_router.workers.client import WorkerClient
 from slime_router.workers.pool import WorkerPool
+from tests.integration import gateway
 from tests.integration.scripted import (
     Bytes,
     Client,
@@ -696,6 +697,28 @@ async def test_cancelled_at_every_step_neither_the_first_try_nor_its_resend_hold
             outcomes.add((turns > 0, undelivered > 0))
         step += 5
     assert outcomes >= {(False, False), (True, True), (True, False)}
+
+
+async def test_the_whole_app_joins_within_a_session_and_closes_what_still_waits():
+    """`gateway.served` looks for leases that were not given back."""
+    body = {"messages": ASK["messages"]}
+    async with gateway.served(retry_grace_s=FOREVER_S) as (router, worker):
+        worker.hold()
+
+        async def ask(tries: int, path: str) -> Answer:
+            headers = {"x-stainless-retry-count": str(tries)}
+            async with router.http.post(path, json=body, headers=headers) as response:
+                return Answer(response.status, dict(response.headers), await response.read())
+
+        asked = [asyncio.create_task(ask(0, f"/sessions/{name}{CHAT}")) for name in "ab"]
+        await worker.wait_running(2)
+        for one in asked:
+            one.cancel()
+        again = asyncio.create_task(ask(1, f"/sessions/a{CHAT}"))
+        await soon(lambda: router.gateway.joiner.joined == 1)
+        assert len(worker.requests) == 2
+        assert worker.aborted == []
+        again.cancel()
 
 
 async def test_openais_client_that_times_out_gets_the_reply_of_its_first_try():

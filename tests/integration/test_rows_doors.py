@@ -32,6 +32,7 @@ ROW_KEYS = {
     "group_id",
     "rollout_id",
     "turn_ids",
+    "turn_versions",
     "tokens",
     "loss_mask",
     "logprobs",

@@ -111,13 +111,13 @@ class Model:
             for turn in self.book.turns.values()
         )
 
-    def drifting(self, name: str) -> list[str]:
-        """Turns whose prompts leave this one's answer before its end."""
+    def leaving(self, name: str) -> list[str]:
+        """Turns whose prompts go on from this one's answer, from its end or from before."""
         held, start = self.book.held[name], len(self.book.prompts[name])
         return [
             other
             for other, prompt in self.book.prompts.items()
-            if other != name and start < common_len(held, prompt) < min(len(held), len(prompt))
+            if other != name and start < common_len(held, prompt) < len(prompt)
         ]
 
     def twins(self, name: str) -> Iterator[str]:
@@ -179,7 +179,7 @@ def check_path(model: Model, row: Row, how: RowOptions) -> None:
         base = turn.base
         if base is not None and turn.base_len == len(book.held[base]) and model.sampled(base):
             assert base in row.turn_ids, "it extends a turn that is not in its row"
-        elif base is not None and model.drifting(base) == [name] and not model.is_extended(base):
+        elif base is not None and model.leaving(base) == [name]:
             drift_len = len(book.held[base]) - turn.base_len
             assert drift_len >= how.realign_threshold or base in row.turn_ids, "not realigned"
 

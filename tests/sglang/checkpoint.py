@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from tests.tiny import CONTEXT_LEN, SPECIAL_TOKENS, build_tiny_checkpoint
 
@@ -40,7 +40,7 @@ def build_checkpoint(directory: Path, seed: int) -> None:
     torch.manual_seed(seed)
     eos_id = tokenizer.token_to_id(END_OF_TURN)
     assert eos_id == VOCAB_LEN - 1, "the merges did not fill the vocabulary"
-    Qwen2ForCausalLM(model_config(eos_id)).save_pretrained(directory)
+    Qwen3MoeForCausalLM(model_config(eos_id)).save_pretrained(directory)
 
 
 def train(pattern: Tokenizer) -> Tokenizer:
@@ -67,15 +67,19 @@ def corpus() -> Iterator[str]:
         yield path.read_text(encoding="utf-8", errors="replace")
 
 
-def model_config(eos_id: int) -> Qwen2Config:
-    """The smallest Qwen2 that still has every part: layers, heads, grouped keys."""
-    return Qwen2Config(
+def model_config(eos_id: int) -> Qwen3MoeConfig:
+    """The smallest Qwen3 that still has every part: layers, heads, grouped keys, experts."""
+    return Qwen3MoeConfig(
         vocab_size=VOCAB_LEN,
         hidden_size=64,
-        intermediate_size=128,
+        moe_intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
         max_position_embeddings=CONTEXT_LEN,
         initializer_range=INITIALIZER_RANGE,
         bos_token_id=None,

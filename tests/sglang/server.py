@@ -39,6 +39,7 @@ FLAGS = (
     *("--max-running-requests", "32"),
     *("--cuda-graph-backend-decode", "disabled"),
     *("--cuda-graph-backend-prefill", "disabled"),
+    "--enable-return-routed-experts",  # to those who ask
     "--disable-overlap-schedule",
     "--skip-server-warmup",
     "--sleep-on-idle",  # else the scheduler keeps one core busy

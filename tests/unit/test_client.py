@@ -24,6 +24,12 @@ TOKENS = [5, 6, 7, 8, 9]
 MASK = [0, 0, 1, 0, 1]
 LOGPROBS = [0.0, 0.0, -0.1, 0.0, -1 / 3]
 VERSIONS = [None, None, "v1", None, 2]
+LONGER = {  # by a token that is not trained
+    "tokens": np.array([*TOKENS, 0], np.int32),
+    "loss_mask": np.array([*MASK, 0], np.uint8),
+    "logprobs": np.array([*LOGPROBS, 0.0]),
+    "weight_version": np.array([-1, -1, 0, -1, 1, -1], np.int32),
+}
 SUMMARY: dict[str, Any] = {
     "session_id": "s",
     "url": "http://elsewhere/sessions/s",
@@ -194,6 +200,7 @@ class TestArrays:
             pytest.param(npz({"rows": []}), id="no stats"),
             pytest.param(npz(meta(), offsets=np.array([0, 4])), id="offsets stop early"),
             pytest.param(npz(meta(), offsets=np.array([0, 7, 5])), id="offsets go back"),
+            pytest.param(npz(meta(), **LONGER), id="more than the offsets say"),
             pytest.param(npz(meta(), loss_mask=np.ones(4, np.uint8)), id="a short mask"),
             pytest.param(npz(meta(), tokens=None), id="no tokens"),
             pytest.param(npz(meta(rows=[row_fields(response_length=6)])), id="a long response"),

@@ -135,11 +135,11 @@ class TestWhere:
         """What stands between them is too short to tell a place by."""
         held = tiny.render(user("sunny"), assistant("dog"), user("yes"))
         rendered = tiny.render(user("rainy"), assistant("cat"), user("yes"))
-        pairs = [
-            (tiny.tokenizer.decode(held[slice(*region.held)], skip_special_tokens=False))
+        rewritten = [
+            tiny.tokenizer.decode(held[slice(*region.held)], skip_special_tokens=False)
             for region in tiny.drift(held, rendered).regions
         ]
-        assert pairs == ["sun", "dog"] or pairs == ["sunny", "dog"]
+        assert rewritten == ["sunny", "dog"]
 
     def test_a_short_common_end_is_no_part_of_the_difference(self, tiny: Model) -> None:
         drift = tiny.drift([1, 2, 3, 50, 51], [1, 2, 3, 60, 61, 51])

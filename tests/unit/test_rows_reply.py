@@ -166,6 +166,7 @@ def test_json_tells_everything():
         "group_id": "g",
         "rollout_id": "r",
         "turn_ids": ["a-first", "a"],
+        "turn_versions": ["v1"],
         "tokens": [1, 2, 3, 151_000, 5],
         "loss_mask": [0, 0, 1, 0, 1],
         "logprobs": [0.0, 0.0, -0.1, 0.0, -0.1],

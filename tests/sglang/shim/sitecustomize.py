@@ -1,8 +1,9 @@
 """Lets SGLang be imported without a GPU. Python runs this file at start if it is on PYTHONPATH.
 
 Two imports would fail: `triton`, which is not installed, and `torchvision`, whose published wheel
-holds CUDA operators that do not load. SGLang's server starts Python processes of its own; they
-inherit PYTHONPATH, and with it this file.
+holds CUDA operators that do not load. And where SGLang notes which experts it routed tokens to, it
+wants memory that CUDA has pinned: plain memory does too. SGLang's server starts Python processes of
+its own; they inherit PYTHONPATH, and with it this file.
 """
 
 import importlib.machinery
@@ -64,7 +65,7 @@ REAL_FUNCTIONS = {"cdiv": cdiv, "next_power_of_2": next_power_of_2}
 
 
 class Shim:
-    """An entry of `sys.meta_path`: finds and loads triton, and prepares for torchvision."""
+    """An entry of `sys.meta_path`: finds and loads triton, and prepares for other imports."""
 
     def __init__(self):
         self.library = None  # the operators live as long as this object
@@ -72,6 +73,8 @@ class Shim:
     def find_spec(self, name, path=None, target=None):
         if name == "torchvision":
             self.define_operators()
+        if name == "sglang.srt.state_capturer.base":
+            self.allow_plain_memory()
         if name.partition(".")[0] == "triton":
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None  # somebody else finds it
@@ -89,6 +92,14 @@ class Shim:
             self.library = torch.library.Library("torchvision", "FRAGMENT")
             for schema in MISSING_OPERATORS:
                 self.library.define(schema)
+
+    def allow_plain_memory(self):
+        import torch
+        from sglang.srt.mem_cache.pool_host import common
+
+        common.ALLOC_MEMORY_FUNCS["cpu"] = lambda dims, *, dtype, **_: torch.empty(
+            dims, dtype=dtype
+        )
 
 
 sys.meta_path.insert(0, Shim())

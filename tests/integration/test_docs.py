@@ -1,0 +1,434 @@
+"""The documentation, held against the code: its blocks are run, its tables and links are read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from slime_router import errors
+from slime_router.chat.causes import Cause
+from slime_router.cli import parser
+from slime_router.config import Config
+from slime_router.doors.body import SESSION_HEADERS, SESSION_KEY_PREFIX
+from slime_router.doors.rows_reply import FORMATS
+from slime_router.errors import RouterError
+from slime_router.server.app import IN_SESSION, Gateway
+from slime_router.trajectory.session import SessionSpec
+from tests.integration.gateway import CHAT, Served, checkpoint, served, user
+from tests.turns import Book
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+EXAMPLE_URL = "localhost:30001"
+METHODS = r"(?:GET|HEAD|POST|PUT|DELETE)"
+NO_DEFAULT = {"hf_checkpoint", "chat_template", "served_model_name", "openai_default_model"}
+WORDS = {"none": None, "on": True, "off": False}
+
+
+class Block(NamedTuple):
+    language: str
+    mark: str
+    text: str
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str) -> list[Block]:
+    fences = re.findall(r"^```(\w+)([^\n]*)\n(.*?)^```$", page(name), re.MULTILINE | re.DOTALL)
+    return [Block(language, mark.strip(), text) for language, mark, text in fences]
+
+
+def section(name: str, title: str) -> str:
+    _, _, rest = page(name).partition(f"\n## {title}\n")
+    assert rest, f"{name} has a section {title!r}"
+    return rest.partition("\n## ")[0]
+
+
+def table(text: str, head: str) -> list[list[str]]:
+    """The cells of the tables whose first heading is `head`, without the heading."""
+    rows: list[list[str]] = []
+    is_inside = False
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if not line.startswith("|"):
+            is_inside = False
+        elif cells[0].rstrip(" |") == head:
+            is_inside = True
+        elif is_inside and not line.startswith("|---"):
+            rows.append(cells)
+    assert rows, f"there is a table with the heading {head!r}"
+    return rows
+
+
+def names(cell: str) -> list[str]:
+    """What stands in backticks, word by word."""
+    return [word for code in re.findall(r"`([^`]+)`", cell) for word in code.split()]
+
+
+def first_names(text: str, head: str) -> set[str]:
+    return {name for row in table(text, head) for name in names(row[0])}
+
+
+# What the pages show is run
+
+
+class Reader:
+    """Does what a page says, in a directory of its own, against a running router."""
+
+    def __init__(self, router: Served, directory: Path) -> None:
+        self._url = str(router.http._base_url).rstrip("/")
+        self._directory = directory
+
+    async def run(self, block: Block) -> str:
+        """What a block prints; it must end as it says."""
+        program = sys.executable if block.language == "python" else "sh"
+        text = block.text.replace(f"http://{EXAMPLE_URL}", self._url)
+        text = text.replace(EXAMPLE_URL, self._url.removeprefix("http://"))
+        text = text.replace(".venv/bin/python", sys.executable)
+        text = text.replace("CHECKPOINT", str(checkpoint())).replace("curl ", "curl -sSf ")
+        process = await asyncio.create_subprocess_exec(
+            *(program, *(() if block.language == "python" else ("-e",)), "-c", text),
+            cwd=self._directory,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            output, complaints = await asyncio.wait_for(process.communicate(), 100)
+        finally:
+            if process.returncode is None:
+                process.kill()
+        expected = int(block.mark.partition("exit=")[2] or 0)
+        assert process.returncode == expected, f"{block.text}\n{complaints.decode()}"
+        return output.decode()
+
+
+def check_shape(shown: Any, said: Any, path: str = "") -> None:
+    """Objects have the same keys in the same order; of lists the first entries are compared.
+
+    What a page shows of an object may be less than there is, where the page has shown all before:
+    `stats`.
+    """
+    if isinstance(shown, dict):
+        assert isinstance(said, dict), path
+        expected = {key: None for key in said if not path.endswith(".stats") or key in shown}
+        assert list(shown) == list(expected), f"{path} has other keys"
+        for key in shown:
+            check_shape(shown[key], said[key], f"{path}.{key}")
+    elif isinstance(shown, list) and shown and said:
+        check_shape(shown[0], said[0], f"{path}[0]")
+    elif shown and said:
+        assert type(shown) is type(said), path
+
+
+@pytest.mark.timeout(240)
+async def test_what_the_trajectories_page_shows_can_be_done_and_replies_as_it_says(tmp_path):
+    """From top to bottom, as a reader goes; `json reply` is what the block before it printed."""
+    counts = {"sh": 0, "python": 0, "json": 0}
+    async with served() as (router, _):
+        reader, output = Reader(router, tmp_path), ""
+        for block in blocks("docs/trajectories.md"):
+            if block.mark.startswith("runnable"):
+                output = await reader.run(block)
+            elif block.mark == "reply":
+                check_shape(json.loads(block.text), last_object(output))
+            else:
+                continue
+            counts[block.language] += 1
+    assert counts == {"sh": 5, "python": 2, "json": 3}
+
+
+def last_object(output: str) -> Any:
+    """The last of the JSON values that stand one behind the other."""
+    decoder, value, at = json.JSONDecoder(), None, 0
+    while at < len(output):
+        value, at = decoder.raw_decode(output, at)
+        at += len(output[at:]) - len(output[at:].lstrip())
+    return value
+
+
+class Drawn(NamedTuple):
+    turn: str
+    prompt: str
+    sampled: str
+
+
+def picture() -> tuple[list[Drawn], list[tuple[str, list[int]]]]:
+    """The turns of the drawing with their whole prompts, and its rows: tokens and masks."""
+    [drawing] = [b.text for b in blocks("docs/trajectories.md") if b.language == "text"]
+    turns: list[Drawn] = []
+    above: list[tuple[int, str]] = []  # where a turn stands, and what it holds
+    for line in drawing.splitlines():
+        found = re.search(r"(t\d)  (\w+) → (\w+)", line)
+        if found is None:
+            continue
+        while above and above[-1][0] >= found.start():
+            above.pop()
+        prompt = (above[-1][1] if above else "") + found[2]
+        turns.append(Drawn(found[1], prompt, found[3]))
+        above.append((found.start(), prompt + found[3]))
+    rows = re.findall(r"(\w+) +([01]{2,})$", drawing, re.MULTILINE)
+    return turns, [(tokens, [int(mask) for mask in masks]) for tokens, masks in rows]
+
+
+async def test_the_drawing_of_a_session_becomes_the_rows_beside_it():
+    """Each letter is a token; the agent sends ids, the worker samples what is drawn."""
+    turns, drawn_rows = picture()
+    assert [turn.turn for turn in turns] == [f"t{number}" for number in range(1, 10)]
+    asked = [[turn] for turn in turns if turn.turn not in ("t6", "t7")]
+    asked.insert(5, turns[5:7])  # n = 2
+    async with served() as (router, worker):
+        for samples in asked:
+            for turn in samples:
+                worker.script([ord(token) for token in turn.sampled])
+            ids = [ord(token) for token in samples[0].prompt]
+            body = {"input_ids": ids, "sampling_params": {"n": len(samples)}}
+            status, reply = await router.post("/sessions/drawn/generate", json=body)
+            assert status == 200, reply
+        _, export = await router.get("/sessions/drawn/rows")
+    rows = [("".join(map(chr, row["tokens"])), row["loss_mask"]) for row in export["rows"]]
+    assert sorted(rows) == sorted(drawn_rows)
+    [stats] = [b for b in blocks("docs/trajectories.md") if (b.language, b.mark) == ("json", "")]
+    shown = json.loads(stats.text)
+    assert shown == {key: export["stats"][key] for key in shown}
+
+
+# What the pages list is all there is
+
+
+def documented_routes() -> set[tuple[str, str]]:
+    spans = re.findall(rf"`((?:{METHODS} )+)(/[^`]*)`", page("docs/api.md"))
+    return {
+        (method, re.sub(r"\{[^}]*\}", "{}", path.partition("?")[0]))
+        for methods, path in spans
+        for method in methods.split()
+    }
+
+
+def real_routes(gateway: Gateway) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    """Method and path of every route, and of those below the path of a session."""
+    anywhere, in_session = set(), set()
+    for route in gateway.app().router.routes():
+        assert route.resource is not None
+        canonical = route.resource.canonical
+        if route.method in ("*", "HEAD"):
+            continue  # the way to a worker; what GET routes answer too
+        path = re.sub(r"\{[^}]*\}", "{}", canonical)
+        anywhere.add((route.method, path))
+        if canonical.startswith(f"{IN_SESSION}/"):
+            in_session.add((route.method, path.removeprefix("/sessions/{}")))
+    return anywhere, in_session
+
+
+async def test_the_routes_of_the_api_page_are_those_of_the_router():
+    """Those that a session's path only stands before are told once."""
+    gateway = Gateway(Config(hf_checkpoint=str(checkpoint())))
+    real, in_session = real_routes(gateway)
+    documented = documented_routes()
+    assert documented - real == set()
+    repeated = {(m, f"/sessions/{{}}{path}") for m, path in in_session if (m, path) in documented}
+    assert real - documented - repeated == set()
+    assert ("POST", CHAT) in in_session
+    gateway.tokenizer.close()
+
+
+def test_the_flags_of_the_api_page_are_those_of_the_command_line():
+    text = section("docs/api.md", "Flags")
+    told = set(re.findall(r"--(?:\[no-\])?[a-z][a-z-]*", text)) - {"--help"}
+    told |= {flag.replace("[no-]", prefix) for flag in told for prefix in ("", "no-")}
+    told = {flag for flag in told if "[" not in flag}
+    real = {name for action in parser()._actions for name in action.option_strings}
+    assert told == real - {"-h", "--help"}
+
+
+def test_the_defaults_of_the_flags_are_those_of_the_config():
+    """A default that is a sentence, not a value, stands for None."""
+    dest_of = {name: a.dest for a in parser()._actions for name in a.option_strings}
+    defaults = {field.name: field.default for field in fields(Config)}
+    seen = set()
+    for row in table(section("docs/api.md", "Flags"), "flag"):
+        flags = re.findall(r"--(?:\[no-\])?[a-z-]+", row[0])
+        dests = list(dict.fromkeys(dest_of[flag.replace("[no-]", "")] for flag in flags))
+        values = row[1].split(", ")
+        for dest, value in zip(dests, values, strict=False):
+            seen.add(dest)
+            default = defaults[dest]
+            if dest in NO_DEFAULT or value.startswith("as "):
+                assert default is None or dest == "hf_checkpoint", dest
+                continue
+            number = value.replace(",", "").replace(" MiB", "")
+            scale = 2**20 if "MiB" in value else 1
+            said: Any = int(number) * scale if number.isdigit() else WORDS.get(value, value)
+            assert said == (default or None if default == () else default), dest
+    assert seen == {field.name for field in fields(Config)}
+
+
+async def test_the_figures_of_the_api_page_are_those_of_the_router():
+    told: dict[str, set[str]] = {}
+    for row in table(section("docs/api.md", "Operation"), "in `/metrics`"):
+        for group in names(row[0]):
+            told.setdefault(group, set()).update(names(row[1]))
+    async with served() as (router, _):
+        _, real = await router.get("/metrics")
+    assert told == {group: set(figures) for group, figures in real.items()}
+
+
+def every_error(base: type[RouterError] = RouterError) -> Iterator[type[RouterError]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from every_error(kind)
+
+
+def test_every_error_stands_in_the_table_of_errors():
+    told = {
+        (int(row[0]), names(row[1])[0], code)
+        for row in table(section("docs/api.md", "Errors"), "status")
+        for code in names(row[2])
+    }
+    internal = (errors.SetupError, errors.WorkerRefused)  # before the start; the worker's status
+    kinds = {kind for kind in every_error() if kind not in internal}
+    assert {(kind.status, kind.type, kind.code) for kind in kinds} - told == set()
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "slime_router").rglob("*.py"))
+    unheard = {code for _, _, code in told if f'"{code}"' not in sources}
+    assert unheard == set()
+
+
+def test_the_limits_of_the_trajectories_page_are_errors_of_the_api_page():
+    told = {
+        (row[0], code)
+        for row in table(section("docs/api.md", "Errors"), "status")
+        for code in names(row[2])
+    }
+    limits = table(section("docs/trajectories.md", "Limits"), "what happens")
+    assert {(row[1], names(row[2])[0]) for row in limits} - told == set()
+
+
+def test_the_names_of_sessions_are_all_told():
+    naming = section("docs/trajectories.md", "Naming a session")
+    [headers] = [row[1] for row in table(naming, "") if "headers" in row[1]]
+    assert tuple(names(headers)) == SESSION_HEADERS
+    assert f"`{SESSION_KEY_PREFIX}NAME`" in naming
+    assert set(SESSION_HEADERS) <= first_names(section("docs/api.md", "Headers"), "header")
+
+
+async def test_a_session_is_named_in_the_order_that_is_told():
+    """Each hint beats all that stand behind it."""
+    naming = table(section("docs/trajectories.md", "Naming a session"), "")
+    headers = [n for row in naming if "headers" in row[1] for n in names(row[1])]
+    in_body = [n for row in naming if "in the body" in row[1] for n in names(row[1])]
+    hints = [("headers", name) for name in headers] + [("body", name) for name in in_body]
+    async with served() as (router, _):
+        sent: dict[str, Any] = {"Authorization": "Bearer session:key"}
+        body: dict[str, Any] = {"messages": [user("Hi")], "max_tokens": 1}
+        assert await name_of(router, sent, body) == "key"
+        for kind, hint in reversed(hints):
+            if kind == "headers":
+                sent[hint] = hint
+            elif hint.startswith("metadata."):
+                body.setdefault("metadata", {})[hint.removeprefix("metadata.")] = hint
+            else:
+                body[hint] = hint
+            assert await name_of(router, sent, body) == hint
+
+
+async def name_of(router: Served, headers: dict[str, Any], body: dict[str, Any]) -> str:
+    """The session that a request is in, as its newest turn tells."""
+    status, reply = await router.post(CHAT, json=body, headers=headers)
+    assert status == 200, reply
+    turns = router.gateway.store._turns
+    return str(turns[next(reversed(turns))].session_id)
+
+
+def test_the_fields_of_a_session_are_all_told():
+    spec = {"session_id" if f.name == "id" else f.name for f in fields(SessionSpec)}
+    assert first_names(section("docs/trajectories.md", "Opening"), "field") == spec
+    [route] = [
+        r for r in table(section("docs/api.md", "Sessions and rows"), "route") if "201" in r[1]
+    ]
+    assert set(names(route[1])) == spec
+
+
+async def test_the_keys_of_the_replies_about_sessions_are_all_told():
+    text = section("docs/api.md", "Sessions and rows")
+    async with served() as (router, _):
+        await router.post(f"/sessions/s{CHAT}", json={"messages": [user("Hi")]})
+        _, shown = await router.get("/sessions/s")
+    [turn] = shown.pop("turn_list")
+    assert first_names(text, "key of the summary") == set(shown)
+    assert first_names(text, "key of a turn in `turn_list`") == set(turn)
+
+
+def test_the_formats_of_rows_are_all_told():
+    rows = table(section("docs/trajectories.md", "Formats"), "format")
+    told = {names(row[0])[0]: names(row[1])[0] for row in rows}
+    assert told == {name: form.media_type for name, form in FORMATS.items()}
+
+
+def test_the_reasons_to_leave_a_token_out_are_all_told():
+    book = Book()
+    book.add("empty", [1], [])
+    book.add("undelivered", [2], [5], is_delivered=False)
+    book.add("first", [3], [6, 6])
+    book.add("retry", [3], [7, 7])
+    book.add("answer", [4], [8, 8, 8])
+    book.add("realigning", [4, 8, 8, 9], [10, 11], base=None, logprobs=[-1.0, None])
+    book.add("long", [9] * 20, [12])
+    stats = book.rows(max_len=10).stats
+    told = first_names(section("docs/trajectories.md", "Rows"), "`left_out`")
+    assert told == set(stats.left_out)
+
+
+def test_the_classes_of_drift_are_all_told():
+    told = [names(row[0])[0] for row in table(section("docs/api.md", "Drift"), "class")]
+    assert told == [cause.value for cause in Cause]
+
+
+async def test_the_keys_of_a_diagnosis_are_all_told():
+    told = first_names(section("docs/api.md", "Drift"), "key")
+    async with served() as (router, _):
+        await router.chat([user("Hi")], path=f"/sessions/s{CHAT}")
+        _, reply = await router.post("/sessions/s/diagnose", json={"messages": [user("Ho")]})
+    assert told == set(reply)
+
+
+def anchors(name: str) -> set[str]:
+    heads = re.findall(r"^#+ (.*)$", page(name), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    for link in re.findall(r"\]\(([^)]+)\)", page(name)):
+        target, _, anchor = link.partition("#")
+        if "://" in target:
+            continue
+        path = (ROOT / name).parent / target if target else ROOT / name
+        assert path.exists(), link
+        assert not anchor or anchor in anchors(str(path.resolve().relative_to(ROOT))), link
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_files_that_are_named_exist(name):
+    for file in re.findall(r"`([\w/]+/[\w/]*\.py)`", page(name)):
+        assert (ROOT / "slime_router" / file).exists() or (ROOT / file).exists(), file
+
+
+def test_the_layers_stand_in_the_order_that_is_told():
+    gateway = Gateway(Config(hf_checkpoint=str(checkpoint())))
+    layers = re.findall(r"\w+(?=Middleware)", repr(gateway.router))
+    assert layers == ["Counting", "Session", "Recording", "RadixTree"]
+    told = "counting ──► plug-ins ──► sessions ──► recording ──► caching"
+    assert told in page("docs/middleware.md")
+    assert told in page("docs/architecture.md")
+    gateway.tokenizer.close()
