@@ -157,14 +157,14 @@ def _add_session_flags(group: argparse._ArgumentGroup) -> None:
         "--max-sessions", type=_count(), metavar="N", help="opened and not deleted since"
     )
     group.add_argument(
-        "--session-max-turns", type=_count(), metavar="N", help="of a session that says nothing"
+        "--session-max-turns", type=_count(), metavar="N", help="of an opened session that says nothing"
     )
     group.add_argument(
         "--session-idle-secs",
         dest="session_idle_s",
         type=_number(float, 0.001, 1e9),
         metavar="S",
-        help="turns that no open session has go when they were not used for so long",
+        help="what no open session has goes when it was not used for so long",
     )
     group.add_argument(
         "--realign-threshold",

@@ -7,7 +7,7 @@
     ├── Conflict 409              the session is closed, or has that name or reward already
     ├── TooManyRequests 429
     │   └── SessionLimit          a session has all the turns or tokens that it may have
-    ├── StorageFull 507           open sessions fill the store
+    ├── StorageFull 507           sessions that were not exported fill the store
     ├── NoWorker 503              nobody can take the request
     ├── WorkerRefused (4xx)       the worker's own answer to a bad request
     ├── WorkerFailed 502          died, or replied with something that is not an answer
@@ -84,7 +84,7 @@ class SessionLimit(TooManyRequests):
 
 
 class StorageFull(RouterError):
-    """Open sessions fill the store; what is recorded can still be exported."""
+    """Sessions that were not exported fill the store; they can still be."""
 
     status = 507
     code = "storage_full"

@@ -39,7 +39,7 @@ class SessionOptions(TypedDict, total=False):
 class RowOptions(TypedDict, total=False):
     """How rows are cut.
 
-    Drift of up to `realign_threshold` tokens is masked; longer drift begins a new row. A row has
+    Drift of fewer than `realign_threshold` tokens is masked; longer drift begins a new row. A row has
     at most `max_len` tokens. `retries`: what becomes of replies that a later try replaced.
     """
 

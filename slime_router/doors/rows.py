@@ -92,8 +92,10 @@ class RowsDoor:
 
     def _export(self, session_id: str, options: RowOptions) -> tuple[Session, RowSet]:
         """The session as it is now and its rows."""
-        session = self._store.sessions.get(session_id)
-        return copy.copy(session), build_rows(self._store, tuple(session.turns), options)
+        session = copy.copy(self._store.sessions.get(session_id))
+        rowset = build_rows(self._store, tuple(session.turns), options)
+        self._store.mark_exported(session_id)
+        return session, rowset
 
     def _options(self, given: Mapping[str, Any]) -> RowOptions:
         threshold = read_count(given, "realign_threshold", least=0)

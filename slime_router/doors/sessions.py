@@ -73,7 +73,8 @@ class SessionDoor:
         return await answered(self._reward(request), openai_error, {})
 
     async def _open(self, request: web.Request) -> web.Response:
-        spec = read_spec(await read_object(request), self._vocabulary)
+        body = await read_object(request) if request.body_exists else {}
+        spec = read_spec(body, self._vocabulary)
         if spec.max_turns is None:
             spec = replace(spec, max_turns=self._default_max_turns)
         session = self._store.open_session(spec)

@@ -58,13 +58,14 @@ class RadixTreeMiddleware:
         prompt = await self._maker.make(call)
         output: list[int] = []
         finish: Finish | None = None
+        epoch = 0  # of the weights that sampled it
         try:
             visible = self._visible_text(call)
             announced: Prompt | None = prompt
             async for chunk in call_next(replace(call, prompt=prompt)):
                 output += chunk.output_ids
                 if chunk.weight_version is not None:
-                    self._weights.note(chunk.weight_version)
+                    epoch = max(epoch, self._weights.note(chunk.weight_version))
                 chunk.prompt, announced = announced, None
                 if visible is not None:
                     chunk.text = visible.push(chunk.output_ids, chunk.finish)
@@ -72,12 +73,12 @@ class RadixTreeMiddleware:
                     # Filed before the client can ask for the next turn.
                     finish = chunk.finish
                     chunk.output = token_ids(output)
-                    self._file(call, prompt, chunk.output, finish)
+                    self._file(call, prompt, chunk.output, finish, epoch)
                 yield chunk
             await self._cache.enforce_budget()
         finally:
             if finish is None and output:  # cut short: what was sampled was sampled
-                self._file(call, prompt, token_ids(output), None)
+                self._file(call, prompt, token_ids(output), None, epoch)
             self._maker.release(prompt)
 
     def _visible_text(self, call: GenerateCall) -> VisibleText | None:
@@ -87,7 +88,12 @@ class RadixTreeMiddleware:
         return VisibleText(self._tokenizer.decoder(skip_special_tokens=skip), call.sampling)
 
     def _file(
-        self, call: GenerateCall, prompt: Prompt, output: TokenIds, finish: Finish | None
+        self,
+        call: GenerateCall,
+        prompt: Prompt,
+        output: TokenIds,
+        finish: Finish | None,
+        epoch: int,
     ) -> None:
         if self._capture == "off" or not len(output) or call.input_ids is not None:
             return  # ids that the client chose are no tokenization of a text
@@ -102,7 +108,7 @@ class RadixTreeMiddleware:
             self._sampled_pieces(output, finish),
             session_id=call.session_id,
             turn_id=call.turn_id,
-            epoch=self._weights.epoch,
+            epoch=epoch or self._weights.epoch,
         )
 
     def _sampled_pieces(self, ids: TokenIds, finish: Finish | None) -> list[Piece]:

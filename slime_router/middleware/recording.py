@@ -140,12 +140,17 @@ class RecordingMiddleware:
                 self._store.mark_undelivered(call.turn_id)
 
     def _own_turn(self, call: GenerateCall) -> GenerateCall:
-        """The call under a turn id of its own: a plug-in may ask several times."""
+        """The call under a turn id of its own: a plug-in may ask several times.
+
+        Another try is another request: for the trainer it is a retry of the one before.
+        """
         turn_id, tries = call.turn_id, count(2)
         while turn_id in self._open or turn_id in self._store:
             turn_id = f"{call.turn_id}-{next(tries)}"
         self._open.add(turn_id)
-        return call if turn_id == call.turn_id else replace(call, turn_id=turn_id)
+        if turn_id == call.turn_id:
+            return call
+        return replace(call, turn_id=turn_id, request_id=turn_id)
 
     def _record(self, call: GenerateCall, draft: _Draft, finish: Finish) -> None:
         prompt = draft.prompt

@@ -137,7 +137,8 @@ class SessionMiddleware:
         try:
             if not cancel:
                 await self._landed(session_id, timeout_s)
-            self._end_all(session_id, Conflict(f"The session '{session_id}' was closed."))
+            closed = f"The session '{session_id}' was closed."
+            self._end_all(session_id, Conflict(closed, code="session_closed"))
             await self._landed(session_id, LANDING_TIMEOUT_S)
         except BaseException:
             session.state = before

@@ -129,6 +129,7 @@ def _worker_json(worker: Worker) -> dict[str, Any]:
         "load": worker.in_flight,
         "context_len": worker.context_len,
         "is_token_exact": worker.is_token_exact,
+        "weight_version": worker.weight_version,
     }
 
 

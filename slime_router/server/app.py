@@ -213,7 +213,7 @@ class Gateway:
 
     def figures(self) -> dict[str, Any]:
         """What `GET /metrics` shows."""
-        return figures(
+        counted = figures(
             self.pool,
             self.client,
             self.cache,
@@ -222,6 +222,9 @@ class Gateway:
             self.recording.counts,
             self.counting,
         )
+        joiner = self.joiner
+        retries = {"joined": joiner.joined, "abandoned": joiner.abandoned, "open": joiner.running}
+        return {**counted, "retries": retries}
 
     async def _lifespan(self, _: web.Application) -> AsyncIterator[None]:
         async with self.client:

@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 
 from slime_router.doors.replies import openai_error_object
 from slime_router.errors import NoWorker, RouterError
-from slime_router.server.passthrough import _OWN_ANSWER, _OWN_REQUEST, _end_to_end
+from slime_router.server.passthrough import OWN_ANSWER, OWN_REQUEST, UNPACKED, end_to_end
 from slime_router.types import WeightVersion
 from slime_router.workers.client import WorkerClient
 from slime_router.workers.exchange import WorkerAnswer
@@ -61,7 +61,7 @@ _ALSO_GET = (
 _ALSO_PUT = ("/set_internal_state",)
 
 # Our server has unpacked the body, and reads it whole: these two no longer speak of it.
-_NOT_SENT = _OWN_REQUEST | {"content-encoding", "content-length"}
+_NOT_SENT = OWN_REQUEST | UNPACKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class ControlRoutes:
         (answer,) = heard.values()
         if isinstance(answer, RouterError):
             raise answer
-        headers = _end_to_end(answer.headers, _OWN_ANSWER | {"content-length"})
+        headers = end_to_end(answer.headers, OWN_ANSWER | {"content-length"})
         return web.Response(status=answer.status, headers=headers, body=answer.body)
 
     async def _tell(self, worker: Worker, order: _Order) -> WorkerAnswer | RouterError:
@@ -159,7 +159,7 @@ async def _read(path: str, request: web.Request, *, is_for_many: bool) -> _Order
     return _Order(
         method=request.method,
         target=path + mark + query,
-        headers=_end_to_end(request.headers, not_sent),
+        headers=end_to_end(request.headers, not_sent),
         body=body,
         update=_update(path, body),
     )

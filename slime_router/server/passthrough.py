@@ -9,7 +9,8 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from slime_router.errors import RouterError
-from slime_router.workers.client import Exchange, WorkerClient, read_some
+from slime_router.workers.client import WorkerClient, read_some
+from slime_router.workers.exchange import Exchange
 from slime_router.workers.pool import WorkerPool
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,9 @@ _HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1: these speak of one connection, not 
         "upgrade",
     }
 )
-_OWN_REQUEST = frozenset({"host", "expect"})  # our server has answered `Expect` already
-_OWN_ANSWER = frozenset({"server", "date"})  # our server writes its own
+OWN_REQUEST = frozenset({"host", "expect"})  # our server has answered `Expect` already
+UNPACKED = frozenset({"content-encoding", "content-length"})
+OWN_ANSWER = frozenset({"server", "date"})  # our server writes its own
 
 
 class PassThrough:
@@ -64,14 +66,14 @@ class PassThrough:
             Exchange(),
             request.method,
             target,
-            headers=_end_to_end(request.headers, _OWN_REQUEST),
+            headers=end_to_end(request.headers, _not_handed_on(request)),
             body=request.content if has_body else None,
             can_repeat=not has_body,
         ) as answer:
             reply = web.StreamResponse(
                 status=answer.status,
                 reason=answer.reason,
-                headers=_end_to_end(answer.headers, _OWN_ANSWER),
+                headers=end_to_end(answer.headers, OWN_ANSWER),
             )
             await reply.prepare(request)
             try:
@@ -87,13 +89,18 @@ class PassThrough:
             return reply
 
 
+def _not_handed_on(request: web.Request) -> frozenset[str]:
+    """Our server unpacks a packed body: it is handed on unpacked, and without its old length."""
+    return OWN_REQUEST | UNPACKED if "content-encoding" in request.headers else OWN_REQUEST
+
+
 def _target(request: web.Request) -> str:
     """Path and query as the client wrote them."""
     raw = request.raw_path
     return raw if raw.startswith("/") else request.rel_url.raw_path_qs
 
 
-def _end_to_end(headers: CIMultiDictProxy[str], own: Iterable[str]) -> CIMultiDict[str]:
+def end_to_end(headers: CIMultiDictProxy[str], own: Iterable[str]) -> CIMultiDict[str]:
     """`headers` without those that belong to the connection; repeated ones stay repeated."""
     named = {
         name.strip().lower()

@@ -3,7 +3,7 @@
     implicit   a header, a body or a path named it; nobody opened it
     open       opened by a trainer: its turns are kept until it is closed
     closing    takes no new turns and waits for those under way
-    closed     frozen: it can be exported, rewarded and deleted
+    closed     frozen: it can be exported, rewarded and deleted; kept until it was exported
 
 Pure: no clock. `age` counts the sweeps of the store.
 """
@@ -47,6 +47,7 @@ class Session:
     rollout_id: str
     state: SessionState = "implicit"
     was_opened: bool = False  # or closed: it is kept until it is deleted
+    was_exported: bool = False  # since it was closed
     group_id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
@@ -66,8 +67,8 @@ class Session:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether its turns are kept whatever the pressure."""
-        return self.was_opened and self.state in ("open", "closing")
+        """Whether its turns are kept whatever the pressure: nobody has exported the end of it."""
+        return self.was_opened and not self.was_exported
 
     @property
     def is_used(self) -> bool:
@@ -100,11 +101,17 @@ class Session:
         """
         if self.state in ("closing", "closed"):
             raise Conflict(f"The session '{self.id}' is closed.", code="session_closed")
-        turns = self.recorded_turns + running + wanted
-        if self.max_turns is not None and turns > self.max_turns:
-            raise SessionLimit(f"The session '{self.id}' may have {self.max_turns} turns.")
+        turns = self.recorded_turns + running
+        if self.max_turns is not None and turns + wanted > self.max_turns:
+            raise SessionLimit(
+                f"The session '{self.id}' may have {self.max_turns} turns; it has {turns}, and"
+                f" {wanted} more are asked for."
+            )
         if self.max_tokens is not None and self.sampled_tokens >= self.max_tokens:
-            raise SessionLimit(f"The session '{self.id}' may sample {self.max_tokens} tokens.")
+            raise SessionLimit(
+                f"The session '{self.id}' may sample {self.max_tokens} tokens; it has sampled"
+                f" {self.sampled_tokens}."
+            )
 
     @property
     def tokens_left(self) -> int | None:

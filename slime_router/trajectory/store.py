@@ -7,8 +7,9 @@ A turn holds only what is new: the prompt tokens after those of its base, and it
 Where `base_len == len(held(base))` the turn extends its base; else it branches off inside it. Order
 is a sequence number, never the clock.
 
-What is over the budget goes: turns least recently used first, never one that another stands on,
-never one of an open session, and those of closed sessions last. Each drop is counted.
+What is over the budget goes: turns least recently used first, never one that another stands on, and
+never one of a session that a trainer opened and did not export since it closed it; those of
+exported sessions go last. Each drop is counted.
 """
 
 from __future__ import annotations
@@ -66,15 +67,15 @@ class TrajectoryStore:
 
     @property
     def pinned_tokens(self) -> int:
-        """Tokens of open sessions, which nothing can drop."""
+        """Tokens of sessions that are open or not exported, which nothing can drop."""
         return self._pinned_tokens
 
     def check_room(self) -> None:
-        """Raises StorageFull where open sessions fill the store."""
+        """Raises StorageFull where what nothing can drop fills the store."""
         if self._pinned_tokens >= self._budget_tokens:
             raise StorageFull(
-                f"Open sessions hold {self._pinned_tokens} tokens, and the store is made for"
-                f" {self._budget_tokens}: close and delete some."
+                f"Sessions that were not exported hold {self._pinned_tokens} tokens, and the store is"
+                f" made for {self._budget_tokens}: close, export and delete some."
             )
 
     def get(self, turn_id: str) -> Turn | None:
@@ -191,26 +192,38 @@ class TrajectoryStore:
     # Sessions
 
     def open_session(self, spec: SessionSpec) -> Session:
-        """A new session whose turns are kept until it is closed.
+        """A new session whose turns are kept until it is closed and exported.
 
         Raises:
             Conflict: there is one with this id.
             TooManyRequests: there are as many as there may be.
-            StorageFull: open sessions fill the store.
+            StorageFull: what nothing can drop fills the store.
         """
         self.check_room()
         return self.sessions.open(spec, age=self._age)
 
     def freeze(self, session: Session) -> None:
-        """Close a session: it takes no more turns, and can be dropped when all else is."""
+        """Close a session: it takes no more turns."""
         if session.state == "closed":
             return
-        if session.is_pinned:
-            self._pinned_tokens -= session.held_tokens
+        if not session.is_pinned:  # nobody opened it, but somebody cares for it now
+            self._pinned_tokens += session.held_tokens
+            for turn_id in session.turns:
+                self._waiting.take(turn_id)
         self.sessions.mark_closed(session)
         session.age = self._age
+
+    def mark_exported(self, session_id: str) -> None:
+        """Somebody has all of it; where it is closed, it can be dropped when all else is."""
+        session = self.sessions.find(session_id)
+        if session is None:
+            return
+        session.age = self._age
+        if session.state != "closed" or session.was_exported:
+            return
+        self._pinned_tokens -= session.held_tokens
+        session.was_exported = True
         for turn_id in session.turns:
-            self._waiting.take(turn_id)
             self._release(self._turns[turn_id])
         self._enforce_budget()
 
@@ -241,7 +254,8 @@ class TrajectoryStore:
     def sweep(self, max_age: int) -> int:
         """One more age has passed: drop what was not used for `max_age` of them.
 
-        Open sessions never go, closed ones go as a whole. Returns how many turns went.
+        Open sessions never go, closed ones go as a whole, exported or not. Returns how many turns
+        went.
         """
         self._age += 1
         oldest, before = self._age - max_age, len(self._turns)
@@ -254,8 +268,9 @@ class TrajectoryStore:
             for turn_id in waiting:
                 self._drop(self._turns[turn_id])
         for session in self.sessions:
-            if session.state == "closed" and not session.turns and session.age < oldest:
-                self.sessions.forget(session, is_deleted=True)
+            if session.state == "closed" and session.age < oldest:
+                self.dropped_turns += len(session.turns)
+                self.delete_session(session.id)
         gone = before - len(self._turns)
         self.expired_turns += gone
         return gone
@@ -287,7 +302,7 @@ class TrajectoryStore:
         self._waiting.put(
             turn.id,
             self._age if last_used is None else last_used,
-            is_closed=session is not None and session.state == "closed",
+            is_exported=session is not None and session.was_exported,
             is_oldest=last_used is not None,
         )
 
@@ -346,10 +361,10 @@ class TrajectoryStore:
             session = self._session_of(turn)
             assert turn.session_id is None or (session and turn.id in session.turns)
             if turn.id not in children and not (session and session.is_pinned):
-                waiting[session is not None and session.state == "closed"].add(turn.id)
+                waiting[session is not None and session.was_exported].add(turn.id)
         assert children == self._children, "the turns that stand on others are wrong"
         assert set(self._waiting.idle) == waiting[False], "idle turns are wrong"
-        assert set(self._waiting.closed) == waiting[True], "turns of closed sessions are wrong"
+        assert set(self._waiting.exported) == waiting[True], "turns of exported sessions are wrong"
         assert self._tokens == sum(t.own_len for t in self._turns.values()), "tokens miscounted"
         assert all(turns and turns.keys() <= self._turns.keys() for turns in self._by_key.values())
         assert self._undelivered <= self._turns.keys()

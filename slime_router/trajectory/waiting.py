@@ -1,6 +1,6 @@
-"""Turns that may be dropped: those nobody stands on and no open session keeps, and in which order.
+"""Turns that may be dropped: those nobody stands on and no session keeps, and in which order.
 
-First those of no session or of one that nobody opened, then those of closed sessions; within each,
+First those of no session or of one that nobody opened, then those of exported sessions; within each
 the least recently used first. `age` is a number that grows; this room knows no clock.
 """
 
@@ -16,13 +16,13 @@ class WaitingTurns:
 
     def __init__(self) -> None:
         self._idle: OrderedDict[str, int] = OrderedDict()  # with the age of their last use
-        self._closed: OrderedDict[str, int] = OrderedDict()
+        self._exported: OrderedDict[str, int] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"<WaitingTurns {len(self._idle)} idle, {len(self._closed)} closed>"
+        return f"<WaitingTurns {len(self._idle)} idle, {len(self._exported)} exported>"
 
     def __contains__(self, turn_id: object) -> bool:
-        return turn_id in self._idle or turn_id in self._closed
+        return turn_id in self._idle or turn_id in self._exported
 
     @property
     def idle(self) -> list[str]:
@@ -30,37 +30,37 @@ class WaitingTurns:
         return list(self._idle)
 
     @property
-    def closed(self) -> list[str]:
-        """Those of closed sessions, oldest first."""
-        return list(self._closed)
+    def exported(self) -> list[str]:
+        """Those of exported sessions, oldest first."""
+        return list(self._exported)
 
-    def put(self, turn_id: str, age: int, *, is_closed: bool, is_oldest: bool = False) -> None:
+    def put(self, turn_id: str, age: int, *, is_exported: bool, is_oldest: bool = False) -> None:
         """Put a turn up; as the next to go where it `is_oldest`."""
-        queue = self._closed if is_closed else self._idle
+        queue = self._exported if is_exported else self._idle
         queue[turn_id] = age
         queue.move_to_end(turn_id, last=not is_oldest)
 
     def take(self, turn_id: str) -> int:
         """Take a turn out, and say of which age it was; 0 where it did not wait."""
-        return self._idle.pop(turn_id, self._closed.pop(turn_id, 0))
+        return self._idle.pop(turn_id, self._exported.pop(turn_id, 0))
 
     def touch(self, turn_id: str, age: int) -> None:
         """It was used."""
-        for queue in (self._idle, self._closed):
+        for queue in (self._idle, self._exported):
             if turn_id in queue:
                 queue[turn_id] = age
                 queue.move_to_end(turn_id)
 
     def next_to_go(self) -> str | None:
         """The one to drop under pressure. The last idle one stays: it was only just recorded."""
-        queue = self._idle if len(self._idle) > 1 else self._closed
+        queue = self._idle if len(self._idle) > 1 else self._exported
         return next(iter(queue), None)
 
     def older_than(self, age: int, may_go: Callable[[str], bool]) -> list[str]:
         """Those not used since `age` that may go; looks no further than to the first used since."""
         return [
             turn_id
-            for queue in (self._idle, self._closed)
+            for queue in (self._idle, self._exported)
             for turn_id, _ in takewhile(lambda entry: entry[1] < age, queue.items())
             if may_go(turn_id)
         ]

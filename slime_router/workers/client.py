@@ -21,8 +21,7 @@ from yarl import URL
 from slime_router.errors import NoWorker, RouterError, WorkerFailed, WorkerTimeout
 from slime_router.types import Capture, GenerateCall, GenerateChunk, WeightVersion
 from slime_router.workers.events import BodyJoiner, EventSplitter
-from slime_router.workers.exchange import Exchange as Exchange
-from slime_router.workers.exchange import NotTaken, WorkerAnswer
+from slime_router.workers.exchange import Exchange, NotTaken, WorkerAnswer
 from slime_router.workers.pool import Worker, WorkerPool
 from slime_router.workers.reader import ChunkReader
 from slime_router.workers.wire import (

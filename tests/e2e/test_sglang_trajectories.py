@@ -8,8 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,24 @@ import safetensors.numpy
 from openai import APIError, OpenAI
 
 from slime_router.client import Client, Session
-from tests.sglang.recorder import Exchange, RecordingProxy
+from tests.e2e.comparison import Generation, compare
+from tests.sglang.recorder import RecordingProxy
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
 
 PATIENCE_S = 60
 EOS = 8191
-FORCE_EOS = {"logit_bias": {str(EOS): 100}, "extra_body": {"min_tokens": 4}}
+FORCE_EOS: dict[str, Any] = {
+    "logit_bias": {str(EOS): 100},
+    "extra_body": {"min_tokens": 4, "ignore_eos": False},
+}
 
 
 @pytest.fixture
 def session(router_url: str) -> Iterator[Session]:
-    with Client(router_url).open_session(group_id="group") as session:
+    """What it samples by chance ends no turn."""
+    client = Client(router_url)
+    with client.open_session(group_id="group", sampling={"ignore_eos": True}) as session:
         yield session
 
 
@@ -67,71 +72,34 @@ def user(text: str) -> Any:
     return {"role": "user", "content": text}
 
 
-# The slow and obvious comparison
+def go_on(session: Session, tokens: list[int]) -> bytes:
+    """Eight more tokens behind these, as a trainer asks for them."""
+    body = {"input_ids": tokens, "sampling_params": {"max_new_tokens": 8}}
+    return fetch(f"{session.url}/generate", body)
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What the worker says that it sampled, and behind which tokens."""
-
-    prompt: list[int]
-    output: list[int]
-    logprobs: list[float]
-    versions: list[str]
-
-    @classmethod
-    def of(cls, exchange: Exchange) -> Generation:
-        last = exchange.items()[-1]
-        meta, output = last["meta_info"], last["output_ids"]
-        assert [pair[1] for pair in meta["output_token_logprobs"]] == output
-        whole = {"version": meta["weight_version"], "start": 0, "end": len(output)}
-        versions: list[str] = []
-        for span in meta.get("weight_versions") or [whole]:
-            assert span["start"] == len(versions)
-            versions += [span["version"]] * (span["end"] - span["start"])
-        assert len(versions) == len(output)
-        logprobs = [pair[0] for pair in meta["output_token_logprobs"]]
-        return cls(exchange.asked()["input_ids"], output, logprobs, versions)
-
-    def sampled(self, tokens: list[int]) -> bool:
-        """Whether the last of these tokens was sampled here, behind exactly the others."""
-        whole = self.prompt + self.output
-        return len(self.prompt) < len(tokens) and whole[: len(tokens)] == tokens
-
-    def facts(self, index: int) -> tuple[float, str]:
-        """Logprob and weight version of the token at that place of prompt and output."""
-        place = index - len(self.prompt)
-        return self.logprobs[place], self.versions[place]
+def talk(agent: OpenAI) -> Iterator[Any]:
+    """A generation that runs for longer than anybody waits."""
+    messages = [user("Talk on and on")]
+    return iter(
+        agent.chat.completions.create(model="tiny", messages=messages, max_tokens=1900, stream=True)
+    )
 
 
-def compare(export: Any, generations: Sequence[Generation]) -> set[tuple[int, int]]:
-    """Walks over each token of each row; returns (generation, place) of all that no row trains."""
-    untrained = {(g, i) for g, each in enumerate(generations) for i in range(len(each.output))}
-    for row in export["rows"]:
-        columns = (row["tokens"], row["loss_mask"], row["logprobs"], row["weight_versions"])
-        for index, (_, is_trained, *facts) in enumerate(zip(*columns, strict=True)):
-            prefix = row["tokens"][: index + 1]
-            places = [
-                (g, index - len(each.prompt))
-                for g, each in enumerate(generations)
-                if each.sampled(prefix) and each.facts(index) == tuple(facts)
-            ]
-            if is_trained:
-                untrained.remove(next(place for place in places if place in untrained))
-            elif facts != [0.0, None]:  # sampled, and trained in a row before
-                assert any(place not in untrained for place in places)
-    stats = export["stats"]
-    assert stats["sampled_tokens"] == sum(len(each.output) for each in generations)
-    assert stats["trained_tokens"] == sum(sum(row["loss_mask"]) for row in export["rows"])
-    assert len(untrained) == sum(left["tokens"] for left in stats["left_out"].values())
-    return untrained
+def wait_until_running(sglang_url: str, count: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while running(sglang_url) != count:
+        assert time.monotonic() < deadline, f"the worker runs {running(sglang_url)} requests"
+        time.sleep(0.05)
 
 
-def rows_of(session: Session, query: str = "") -> Any:
-    return json.loads(fetch(f"{session.url}/rows{query}"))
+def running(sglang_url: str) -> int:
+    loads = json.loads(fetch(f"{sglang_url}/v1/loads"))["loads"]
+    return sum(int(load["num_running_reqs"]) for load in loads)
 
 
-# Tests
+def rows_of(session: Session) -> Any:
+    return json.loads(fetch(f"{session.url}/rows"))
 
 
 def test_all_that_the_worker_sampled_is_trained_once_as_it_was_sampled(
@@ -181,8 +149,8 @@ def test_all_that_the_worker_sampled_is_trained_once_as_it_was_sampled(
 def _abort_and_go_on(session: Session, router_url: str, witness: RecordingProxy) -> list[int]:
     """As a trainer does with a partial rollout; returns prompt and partial tokens."""
     prompt = list(range(1000, 1040))
-    params = {"max_new_tokens": 1500, "ignore_eos": True}
-    body = {"input_ids": prompt, "rid": "partial", "stream": True, "sampling_params": params}
+    body = {"input_ids": prompt, "rid": "partial", "stream": True}
+    body["sampling_params"] = {"max_new_tokens": 1500}
     request = urllib.request.Request(f"{session.url}/generate", json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
         reply.readline()
@@ -191,9 +159,8 @@ def _abort_and_go_on(session: Session, router_url: str, witness: RecordingProxy)
     last = json.loads(events[-1].removeprefix(b"data: "))
     assert last["meta_info"]["finish_reason"]["type"] == "abort"
     assert last["output_ids"] == Generation.of(witness.exchanges[-1]).output
-    whole = prompt + last["output_ids"]
-    params = {"max_new_tokens": 8, "ignore_eos": True}
-    fetch(f"{session.url}/generate", {"input_ids": whole, "sampling_params": params})
+    whole: list[int] = prompt + last["output_ids"]
+    go_on(session, whole)
     return whole
 
 
@@ -224,14 +191,13 @@ def _all_formats_tell_the_same(session: Session, export: Any) -> None:
         assert not any(row["loss_mask"][:start])
         assert row["loss_mask"][start]
 
-    for read in (
-        session.rows(),
-        *Client(session.url.partition("/sessions")[0]).rows(session_ids=[session.id]),
-    ):
+    client = Client(session.url.partition("/sessions")[0])
+    for read in (session.rows(), *client.rows(session_ids=[session.id])):
         assert read.stats.left_out.keys() == export["stats"]["left_out"].keys()
         for row, ours in zip(rows, read.rows, strict=True):
             assert ours.tokens.tolist() == row["tokens"]
             assert ours.loss_mask.tolist() == row["loss_mask"]
+            assert ours.logprobs is not None
             assert ours.logprobs.tolist() == row["logprobs"]
             assert list(ours.weight_versions) == row["weight_versions"]
             assert (ours.row_id, ours.group_id) == (row["row_id"], "group")
@@ -289,7 +255,7 @@ def test_an_update_in_the_middle_of_a_turn_splits_its_versions(
 
 @pytest.mark.parametrize("ending", ["delete", "close"])
 def test_ending_a_session_frees_the_worker(session, agent, witness, sglang_url, ending):
-    """What a closed session sampled until then is told, and nobody trains on it."""
+    """What a closed session sampled until then is counted, and nobody trains on it."""
     chunks = talk(agent)
     next(chunks)
     wait_until_running(sglang_url, 1)
@@ -322,18 +288,14 @@ def test_routed_experts_are_those_of_the_worker_and_no_client_sees_them(
         OpenAI(base_url=session.base_url, api_key="none", timeout=PATIENCE_S) as agent,
     ):
         messages = ask(agent, [user("Which experts?")], stream=True)
-        chat = {"model": "tiny", "max_tokens": 12, "messages": [*messages, user("And now?")]}
-        seen = [fetch(f"{session.base_url}/chat/completions", chat)]
+        url, fields = f"{session.base_url}/chat/completions", {"model": "tiny", "max_tokens": 12}
+        messages.append(user("And now?"))
+        seen = [fetch(url, {**fields, "messages": messages})]
         reply = json.loads(seen[0])["choices"][0]["message"]["content"]
-        chat["messages"] = [
-            *chat["messages"],
-            {"role": "assistant", "content": reply},
-            user("Once more."),
-        ]
-        seen.append(fetch(f"{session.base_url}/chat/completions", {**chat, "stream": True}))
+        messages += [{"role": "assistant", "content": reply}, user("Once more.")]
+        seen.append(fetch(url, {**fields, "messages": messages, "stream": True}))
         tokens = rows_of(session)["rows"][0]["tokens"]
-        fields = {"input_ids": tokens, "sampling_params": {"max_new_tokens": 8}}
-        seen.append(fetch(f"{session.url}/generate", fields))
+        seen.append(go_on(session, tokens))
         assert not any(b"routed_experts" in each for each in seen)
 
         generations = [Generation.of(exchange) for exchange in witness.exchanges]
@@ -341,39 +303,14 @@ def test_routed_experts_are_those_of_the_worker_and_no_client_sees_them(
         assert compare(export, generations) == set()
         (row,) = session.rows().rows
         (written,) = (each["routed_experts"] for each in export["rows"])
-    tokens = row.tokens.tolist()
-    fields = {"input_ids": tokens, "sampling_params": {"max_new_tokens": 1}}
-    told = json.loads(fetch(f"{sglang_url}/generate", {**fields, "return_routed_experts": True}))
-    used = np.frombuffer(b64decode(told["meta_info"]["routed_experts"]), "<i4").reshape(-1, 4)
-    assert np.array_equal(row.routed_experts, used[: len(tokens) - 1])
+    tokens, experts = row.tokens.tolist(), row.routed_experts
+    assert experts is not None
+    body = {"input_ids": tokens, "return_routed_experts": True}
+    told = json.loads(fetch(f"{sglang_url}/generate", body))["meta_info"]["routed_experts"]
+    used = np.frombuffer(b64decode(told), "<i4").reshape(-1, 4)  # two layers, two experts each
+    assert np.array_equal(experts, used[: len(tokens) - 1])
     assert (written["dtype"], written["shape"]) == ("uint8", [len(tokens) - 1, 4])
-    assert b64decode(written["data"]) == row.routed_experts.tobytes()
+    assert b64decode(written["data"]) == experts.tobytes()
     starts = [exchange.asked()["routed_experts_start_len"] for exchange in witness.exchanges]
     held = [len(each.prompt) + len(each.output) for each in generations]
     assert starts == [0, *(length - 1 for length in held[:-1])]  # only what the store lacks
-
-
-def talk(agent: OpenAI) -> Iterator[Any]:
-    """A generation that runs for longer than anybody waits."""
-    messages = [user("Talk on and on")]
-    return iter(
-        agent.chat.completions.create(
-            model="tiny",
-            messages=messages,
-            max_tokens=1900,
-            stream=True,
-            extra_body={"ignore_eos": True},
-        )
-    )
-
-
-def wait_until_running(sglang_url: str, count: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while running(sglang_url) != count:
-        assert time.monotonic() < deadline, f"the worker runs {running(sglang_url)} requests"
-        time.sleep(0.05)
-
-
-def running(sglang_url: str) -> int:
-    loads = json.loads(fetch(f"{sglang_url}/v1/loads"))["loads"]
-    return sum(int(load["num_running_reqs"]) for load in loads)

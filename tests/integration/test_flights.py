@@ -229,6 +229,10 @@ async def test_open_sessions_that_fill_the_store_are_told_and_can_still_be_expor
     with pytest.raises(StorageFull):
         stack.store.open_session(SessionSpec(id="t"))
     await stack.sessions.close("s", cancel=False, timeout_s=0)
+    with pytest.raises(StorageFull):
+        stack.store.open_session(SessionSpec(id="t"))
+    assert session.dropped_turns == 0, "closed is not exported"
+    stack.store.mark_exported("s")
     stack.store.open_session(SessionSpec(id="t"))
 
 

@@ -116,6 +116,21 @@ async def test_status_headers_and_packed_bytes_come_back_as_they_are():
         assert "uvicorn" not in answer.headers["Server"]
 
 
+async def test_a_packed_body_is_handed_on_unpacked_and_says_so():
+    """Our server has unpacked it: a worker that was told otherwise could not read it."""
+    heard = []
+
+    async def handler(request):
+        heard.append((await request.read(), "Content-Encoding" in request.headers))
+        return web.Response()
+
+    async with serving(handler) as url, router(url) as http:
+        packed = gzip.compress(b"hello")
+        async with http.post("/x", data=packed, headers={"Content-Encoding": "gzip"}) as answer:
+            assert answer.status == 200
+    assert heard == [(b"hello", False)]
+
+
 async def test_a_redirect_is_the_clients_to_follow():
     async def handler(request):
         raise web.HTTPFound("http://elsewhere/")

@@ -174,14 +174,15 @@ def check_path(model: Model, row: Row, how: RowOptions) -> None:
             assert len(held) - common < how.realign_threshold, "too much was given up"
             assert len(book.prompts[older]) < common < len(prompt)
             assert not model.is_extended(older)
-    for name in row.turn_ids:
+    for older, name in pairwise(("", *row.turn_ids)):
         turn = book.turns[name]
         base = turn.base
         if base is not None and turn.base_len == len(book.held[base]) and model.sampled(base):
             assert base in row.turn_ids, "it extends a turn that is not in its row"
         elif base is not None and model.leaving(base) == [name]:
-            drift_len = len(book.held[base]) - turn.base_len
-            assert drift_len >= how.realign_threshold or base in row.turn_ids, "not realigned"
+            is_near = len(book.held[base]) - turn.base_len < how.realign_threshold
+            common = common_len(book.held[older], book.prompts[name]) if older else 0
+            assert not is_near or common >= turn.base_len, "not realigned"
 
 
 def check_columns(model: Model, row: Row) -> None:

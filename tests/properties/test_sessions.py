@@ -19,6 +19,7 @@ from slime_router.types import Finish, token_ids
 
 FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 NAMES = ("s", "t", "u")
+PINNED = ("open", "closed")
 
 numbers = st.integers(0, 1000)
 names = st.sampled_from(NAMES)
@@ -44,6 +45,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.known: dict[str, Known] = {}
         self.states: dict[str, str] = {}  # of sessions that were opened or closed
         self.deleted: set[str] = set()
+        self.closed_late: set[str] = set()  # what nobody opened may have lost turns before
         self.count = 0
 
     def held(self) -> list[Known]:
@@ -60,6 +62,7 @@ class SessionMachine(RuleBasedStateMachine):
             return
         self.store.open_session(SessionSpec(id=name))
         self.states[name] = "open"
+        self.closed_late.discard(name)
         self.deleted.discard(name)
 
     @rule(
@@ -93,7 +96,7 @@ class SessionMachine(RuleBasedStateMachine):
         if name in self.deleted:
             with pytest.raises(NotFound):
                 self.store.add(turn)
-        elif name is not None and self.states.get(name) == "closed":
+        elif name is not None and self.states.get(name) in ("closed", "exported"):
             with pytest.raises(Conflict):
                 self.store.add(turn)
         else:
@@ -106,7 +109,18 @@ class SessionMachine(RuleBasedStateMachine):
         session = self.store.sessions.find(name)
         if session is not None:
             self.store.freeze(session)
-            self.states[name] = "closed"
+            if name not in self.states:
+                self.closed_late.add(name)
+            self.states.setdefault(name, "closed")
+            if self.states[name] == "open":
+                self.states[name] = "closed"
+
+    @rule(name=names)
+    def export(self, name: str) -> None:
+        """What is closed and exported may be dropped from now on."""
+        self.store.mark_exported(name)
+        if self.states.get(name) == "closed":
+            self.states[name] = "exported"
 
     @rule(name=names)
     def delete(self, name: str) -> None:
@@ -155,7 +169,7 @@ class SessionMachine(RuleBasedStateMachine):
     def drop_older(self, epoch: int) -> None:
         """Old turns that nothing newer stands on go, where nobody opened or closed a session."""
         bases = {known.base for known in self.held() if known.epoch >= epoch}
-        kept = {known.id for known in self.held() if known.session in self.states}
+        kept = {k.id for k in self.held() if self.states.get(k.session or "") in PINNED}
         self.store.drop_older(epoch)
         after = {known.id for known in self.held()}
         assert kept <= after
@@ -165,14 +179,14 @@ class SessionMachine(RuleBasedStateMachine):
 
     def forget_closed(self) -> None:
         for name, state in list(self.states.items()):
-            if state == "closed" and self.store.sessions.find(name) is None:
+            if state in ("closed", "exported") and self.store.sessions.find(name) is None:
                 del self.states[name]
                 self.deleted.add(name)
 
     @invariant()
-    def open_sessions_lose_nothing(self) -> None:
+    def sessions_lose_nothing_before_they_are_exported(self) -> None:
         for known in self.known.values():
-            if self.states.get(known.session or "") == "open" and known.session not in self.deleted:
+            if self.states.get(known.session or "") in PINNED and known.session not in self.deleted:
                 session = self.store.sessions.get(str(known.session))
                 assert known.id in self.store or known.id not in session.turns
 
@@ -180,7 +194,7 @@ class SessionMachine(RuleBasedStateMachine):
     def sessions_say_what_they_hold_and_lost(self) -> None:
         for session in self.store.sessions:
             assert session.recorded_turns == len(session.turns) + session.dropped_turns
-            if session.state == "open":
+            if self.states.get(session.id) in PINNED and session.id not in self.closed_late:
                 assert session.dropped_turns == 0
             for turn_id in session.turns:
                 assert np.array_equal(self.store.held_ids(turn_id), self.known[turn_id].held)
@@ -189,7 +203,7 @@ class SessionMachine(RuleBasedStateMachine):
     def the_budget_holds_as_far_as_it_can(self) -> None:
         if self.store.tokens <= self.budget:
             return
-        pinned = {k.id for k in self.held() if self.states.get(k.session or "") == "open"}
+        pinned = {k.id for k in self.held() if self.states.get(k.session or "") in PINNED}
         bases = {known.base for known in self.held()}
         free = [k for k in self.held() if k.id not in pinned and k.id not in bases]
         assert len(free) <= 1, "something could have gone"

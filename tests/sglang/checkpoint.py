@@ -76,7 +76,6 @@ def model_config(eos_id: int) -> Qwen3MoeConfig:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
         num_experts=4,
         num_experts_per_tok=2,
         norm_topk_prob=True,
