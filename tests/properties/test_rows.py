@@ -114,10 +114,11 @@ class Model:
     def leaving(self, name: str) -> list[str]:
         """Turns whose prompts go on from this one's answer, from its end or from before."""
         held, start = self.book.held[name], len(self.book.prompts[name])
+        others = ((n, p, common_len(held, p)) for n, p in self.book.prompts.items() if n != name)
         return [
             other
-            for other, prompt in self.book.prompts.items()
-            if other != name and start < common_len(held, prompt) < len(prompt)
+            for other, prompt, common in others
+            if start < common and (common == len(held) or common < len(prompt))
         ]
 
     def twins(self, name: str) -> Iterator[str]:

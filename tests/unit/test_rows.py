@@ -204,6 +204,17 @@ def test_the_latest_request_is_kept_with_all_its_samples(book: Book):
     assert result.stats.left_out["retry"] == LeftOut(2, 2)
 
 
+def test_a_request_was_used_where_one_of_its_samples_was(book: Book):
+    """Its other samples are kept beside it; the later request for the same prompt is not."""
+    book.add("a1", P, [11], request_id="r")
+    book.add("a2", P, [12], request_id="r")
+    book.add("b", P, [13], request_id="q")
+    book.add("next", [*P, 11, 4], [20])
+    result = book.rows()
+    assert row_turns(result) == [("a2",), ("a1", "next")]
+    assert result.stats.left_out == {"retry": LeftOut(1, 1)}
+
+
 def test_equal_prompts_are_retries_whatever_they_were_stored_on(book: Book):
     """A turn that was recorded in between may be the base of the second try."""
     book.add("a", P, [10])
@@ -621,6 +632,17 @@ def test_turns_without_logprobs_beside_others_are_masked(book: Book):
     assert trained(row) == [11]
     assert row.response_length == 1
     assert result.stats.left_out == {"missing_logprobs": LeftOut(1, 1)}
+
+
+def test_a_row_that_trains_only_turns_without_logprobs_has_none(book: Book):
+    """Whatever the turn before has, which another row trains."""
+    book.add("a", P, [10])
+    book.add("x", [*P, 10, 4], [11])
+    book.add("y", [*P, 10, 5], [12], logprobs=None)
+    result = book.rows()
+    assert [row.logprobs is None for row in result.rows] == [False, True]
+    assert trained(result.rows[1]) == [12]
+    assert result.stats.left_out == {}
 
 
 def test_a_missing_logprob_is_counted_once_over_rows(book: Book):
