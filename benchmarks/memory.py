@@ -52,7 +52,7 @@ def run(size: Size = FULL) -> list[Measurement]:
             "bytes/token",
             AIM_BYTES,
             f"slope {slope:.1f}; tree with the shared ids {tree_bytes / size.tokens:.1f};"
-            f" {size.tokens:,} tokens in {size.sessions:,} open sessions of {size.turns} turns; once",
+            f" {size.tokens:,} tokens in {size.sessions:,} sessions of {size.turns} turns; once",
         )
     ]
 

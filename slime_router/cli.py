@@ -157,7 +157,10 @@ def _add_session_flags(group: argparse._ArgumentGroup) -> None:
         "--max-sessions", type=_count(), metavar="N", help="opened and not deleted since"
     )
     group.add_argument(
-        "--session-max-turns", type=_count(), metavar="N", help="of an opened session that says nothing"
+        "--session-max-turns",
+        type=_count(),
+        metavar="N",
+        help="of an opened session that says nothing",
     )
     group.add_argument(
         "--session-idle-secs",

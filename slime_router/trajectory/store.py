@@ -74,8 +74,8 @@ class TrajectoryStore:
         """Raises StorageFull where what nothing can drop fills the store."""
         if self._pinned_tokens >= self._budget_tokens:
             raise StorageFull(
-                f"Sessions that were not exported hold {self._pinned_tokens} tokens, and the store is"
-                f" made for {self._budget_tokens}: close, export and delete some."
+                f"Sessions that were not exported hold {self._pinned_tokens} tokens, and the store"
+                f" is made for {self._budget_tokens}: close, export and delete some."
             )
 
     def get(self, turn_id: str) -> Turn | None:

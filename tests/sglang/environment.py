@@ -30,6 +30,7 @@ WORKER_ENV = {
     "SGLANG_USE_CPU_ENGINE": "1",
     "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0",  # else each /health takes a second
     "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",  # threads gain a tiny model nothing, and wait for busy cores
     "PYTHONUNBUFFERED": "1",
 }
 
