@@ -136,6 +136,10 @@ class ControlRoutes:
         return web.Response(status=answer.status, headers=headers, body=answer.body)
 
     async def _tell(self, worker: Worker, order: _Order) -> WorkerAnswer | RouterError:
+        update = order.update
+        before = worker.weight_version
+        if update is not None:
+            worker.weight_version = None  # until the worker says which weights it has in the end
         try:
             answer = await self._client.ask(
                 worker, order.method, order.target, headers=order.headers, body=order.body or None
@@ -143,10 +147,11 @@ class ControlRoutes:
         except RouterError as exc:  # one worker's; the others are told all the same
             logger.warning("%s failed: worker=%s reason=%s", order.target, worker.url, exc)
             return exc
-        update = order.update
         if update is not None and _is_success(answer.status, _parsed(answer.body)):
             if update.version is not None:
                 worker.weight_version = update.version
+            elif worker.weight_version is None:  # no reply has said better meanwhile
+                worker.weight_version = before
             self._on_weights(worker, update.version, update.flushes)
         return answer
 

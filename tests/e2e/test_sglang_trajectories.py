@@ -305,8 +305,9 @@ def test_routed_experts_are_those_of_the_worker_and_no_client_sees_them(
         (written,) = (each["routed_experts"] for each in export["rows"])
     tokens, experts = row.tokens.tolist(), row.routed_experts
     assert experts is not None
-    body = {"input_ids": tokens, "return_routed_experts": True}
-    told = json.loads(fetch(f"{sglang_url}/generate", body))["meta_info"]["routed_experts"]
+    body = {"input_ids": tokens, "sampling_params": {"max_new_tokens": 1}}
+    asked = {**body, "return_routed_experts": True}
+    told = json.loads(fetch(f"{sglang_url}/generate", asked))["meta_info"]["routed_experts"]
     used = np.frombuffer(b64decode(told), "<i4").reshape(-1, 4)  # two layers, two experts each
     assert np.array_equal(experts, used[: len(tokens) - 1])
     assert (written["dtype"], written["shape"]) == ("uint8", [len(tokens) - 1, 4])

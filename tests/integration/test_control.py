@@ -297,6 +297,15 @@ async def test_a_worker_that_is_gone_is_502_among_the_others():
     assert [control.path for control in worker.controls] == ["/flush_cache"]
 
 
+async def test_after_an_update_that_failed_nobody_knows_which_weights_a_worker_has():
+    """SGLang answers 400 where the weights were changed and the cache could not be flushed."""
+    async with workers_saying((200, DONE), (400, FAILED)) as (running, _):
+        for worker in running.pool.list():
+            worker.weight_version = "old"
+        await running.tell("/update_weights_from_disk", b'{"weight_version": "v2"}')
+        assert [worker.weight_version for worker in running.pool.list()] == ["v2", None]
+
+
 async def test_when_all_fail_the_status_is_the_first_ones():
     async with workers_saying((418, FAILED), (400, FAILED)) as (running, _):
         status, reply = await running.tell("/begin_weight_update")
