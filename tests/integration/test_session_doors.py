@@ -243,7 +243,13 @@ async def test_a_bad_session_is_refused_by_the_name_of_its_field_and_leaves_noth
     assert len(doors.store.sessions) == 0
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b'{"reward": NaN}', b"{"])
+async def test_a_session_needs_no_body(doors):
+    async with doors.http.post("/sessions") as response:
+        assert response.status == 201
+        assert (await response.json())["session_id"].startswith("sess_")
+
+
+@pytest.mark.parametrize("raw", [b"[]", b'{"reward": NaN}', b"{"])
 async def test_what_is_no_json_object_is_refused(doors, raw):
     await doors.open(session_id="s")
     for path in ("/sessions", "/sessions/s/reward"):
