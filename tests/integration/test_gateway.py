@@ -409,7 +409,7 @@ async def test_workers_are_registered_as_sglang_router_does_it():
             "load": 0,
             "context_len": None,
             "is_token_exact": None,
-        "weight_version": None,
+            "weight_version": None,
         }
         assert await router.get("/workers") == (200, {"workers": [card], "total": 1})
         for name in (worker_id, url, "http:%2F%2F10.0.0.1:1", "http%3A%2F%2F10.0.0.1%3A1%2F"):
