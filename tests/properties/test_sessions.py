@@ -169,7 +169,7 @@ class SessionMachine(RuleBasedStateMachine):
     def drop_older(self, epoch: int) -> None:
         """Old turns that nothing newer stands on go, where nobody opened or closed a session."""
         bases = {known.base for known in self.held() if known.epoch >= epoch}
-        kept = {k.id for k in self.held() if self.states.get(k.session or "") in PINNED}
+        kept = {known.id for known in self.held() if known.session in self.states}
         self.store.drop_older(epoch)
         after = {known.id for known in self.held()}
         assert kept <= after
