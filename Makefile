@@ -22,6 +22,7 @@ $(INSTALLED): pyproject.toml
 	@$(PIP) install "pip>=25.1"  # the first that knows dependency groups
 	@echo "install: the router, its dependencies and the tools (about a minute)"
 	@$(PIP) install --editable . --group dev
+	@$(PIP) install --no-deps "sglang==0.5.23"  # for its parsers; its engine and torch stay away
 	@touch $@
 	@echo "install: done; try 'make demo', or $(BIN)/python -m slime_router --help"
 

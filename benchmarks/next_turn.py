@@ -133,6 +133,7 @@ class InProcess:
             parts.tokenizer,
             capture=parts.config.capture,
             weights=parts.weights,
+            parsers=parts.parsers,
         )
         router = Router([parts.recording, caching], self._sample)
         text = ""

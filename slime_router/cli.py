@@ -192,6 +192,20 @@ def _add_session_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_chat_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "--tool-call-parser",
+        "--sglang-tool-call-parser",
+        dest="tool_call_parser",
+        metavar="NAME",
+        help="SGLang's name of the format in which the model calls tools",
+    )
+    group.add_argument(
+        "--reasoning-parser",
+        "--sglang-reasoning-parser",
+        dest="reasoning_parser",
+        metavar="NAME",
+        help="SGLang's name of the format in which the model thinks",
+    )
+    group.add_argument(
         "--enable-openai-chat-completion",
         action=argparse.BooleanOptionalAction,
         help="serve chat completions here; otherwise they go to a worker as they are",
@@ -201,6 +215,12 @@ def _add_chat_flags(group: argparse._ArgumentGroup) -> None:
         "--openai-default-model", metavar="NAME", help="when a request names no model"
     )
     group.add_argument("--openai-max-concurrent-requests", type=_count(), metavar="N")
+    group.add_argument(
+        "--max-stored-responses",
+        type=_count(),
+        metavar="N",
+        help="kept for `previous_response_id`; the least recently used goes first",
+    )
 
 
 def read_config(argv: Sequence[str] | None = None) -> Config:

@@ -22,10 +22,13 @@ class Config:
     trust_remote_code: bool = False
     served_model_name: str | None = None
     capture: Capture = "full"
+    tool_call_parser: str | None = None  # names of SGLang's formats
+    reasoning_parser: str | None = None
     enable_openai_chat_completion: bool = True
     openai_chat_completion_path: str = "/v1/chat/completions"
     openai_default_model: str | None = None
     openai_max_concurrent_requests: int = 4096
+    max_stored_responses: int = 1000  # for `previous_response_id`
     request_timeout_s: float = 14_400.0  # slime's own figure: a long rollout is no failure
     max_stored_tokens: int | None = None  # of turns; None: as many as the cache
     max_sessions: int = 100_000

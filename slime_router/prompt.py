@@ -21,7 +21,7 @@ import numpy as np
 
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
-from slime_router.chat.match import Key, chain_keys, root_key
+from slime_router.chat.match import Key, next_key, root_key
 from slime_router.chat.messages import content_text
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import After, Tokenizer
@@ -114,19 +114,51 @@ class PromptMaker:
         """
         assert call.messages is not None
         messages = call.messages
-        with_ids = self._template.findings.prints_call_ids
         try:
-            root = root_key(call.scope, call.template)
-            keys = chain_keys(root, messages, with_call_ids=with_ids)
+            keys, named = self._chain(call, messages)
         except RecursionError as exc:
             raise BadRequest("the request is nested too deeply", param="messages") from exc
         for index in range(len(messages) - 1, -1, -1):
             if str(messages[index]["role"]).lower() != "assistant":
                 continue
-            turn = self._store.find(keys[index + 1], call.session_id, taken=self._continued)
+            turn = named.get(index) or self._store.find(
+                keys[index + 1], call.session_id, taken=self._continued
+            )
             if turn is not None:
                 return Conversation(messages, keys, turn, index)
         return Conversation(messages, keys)
+
+    def _chain(
+        self, call: GenerateCall, messages: tuple[Message, ...]
+    ) -> tuple[list[Key], dict[int, Turn]]:
+        """The key of each prefix, and the turns that replies name by what stands in them.
+
+        A reply that names its turn goes into the chain as it was recorded, however the client
+        spells it now.
+        """
+        with_ids = self._template.findings.prints_call_ids
+        keys, named = [root_key(call.scope, call.template)], {}
+        for index, message in enumerate(messages):
+            turn = self._named_turn(message, keys[-1], call.session_id)
+            if turn is not None:
+                named[index] = turn
+                keys.append(turn.keys[0])
+            else:
+                keys.append(next_key(keys[-1], message, with_call_ids=with_ids))
+        return keys, named
+
+    def _named_turn(self, message: Message, asked: Key, session_id: str | None) -> Turn | None:
+        """The turn that made the tool calls of this message, where the same was asked before it.
+
+        The calls are as many and of the same tools: an agent may mend arguments, not more.
+        """
+        calls = message.get("tool_calls")
+        handle = message.get("turn") or (calls[0].get("id") if calls else None)
+        turn = self._store.of_handle(handle, session_id) if isinstance(handle, str) else None
+        if turn is None or turn.asked != asked or not turn.keys:
+            return None
+        made = tuple((each.get("id"), each["function"]["name"]) for each in calls or ())
+        return turn if made == turn.calls else None
 
     # A: extend a held turn
 

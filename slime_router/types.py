@@ -140,6 +140,28 @@ class TemplateOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyFormat:
+    """How a reply is taken apart. `named` is the one tool that must be called."""
+
+    tools: tuple[dict[str, Any], ...] = ()  # those the model may call
+    is_forced: bool = False  # at least one call must come
+    named: str | None = None
+    is_parallel: bool = True
+    separates_reasoning: bool = True
+    streams_reasoning: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDelta:
+    """A piece of a tool call: first its id and name, then its arguments bit by bit."""
+
+    index: int
+    id: str | None
+    name: str | None
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateCall:
     """One generation asked for. Exactly one of `messages`, `text`, `input_ids` is given.
 
@@ -164,6 +186,7 @@ class GenerateCall:
     stream: bool = False
     top_logprobs: int = 0
     prompt: Prompt | None = None
+    reply: ReplyFormat = field(default_factory=ReplyFormat)
     request_id: str = ""  # shared by the samples of one prompt that were asked for together
     samples: int = 1  # how many those are
     session: Any = None  # as it was admitted; only the store looks inside
@@ -196,14 +219,18 @@ class GenerateChunk:
     """What came since the chunk before. The last chunk has `finish`.
 
     `logprobs`, where present, has one entry per output id; None stands for one that the worker
-    did not give or that is not finite. `prompt` stands on the first chunk. `text` is what a
-    chat client sees. `item` is the worker's own JSON object, as it came.
+    did not give or that is not finite. `prompt` stands on the first chunk. `text` is the content
+    that a chat client sees, beside `reasoning` and `tool_calls`. `item` is the worker's own JSON
+    object, as it came.
     """
 
     output_ids: list[int]
     logprobs: list[float | None] | None = None
     top_logprobs: list[list[tuple[float, int]]] | None = None
     text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolDelta, ...] = ()
+    reasoning_tokens: int = 0
     finish: Finish | None = None
     prompt: Prompt | None = None
     prompt_tokens: int = 0

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from slime_router.cache.prefix_cache import PrefixCache
+from slime_router.chat.parse import ReplyParsers
+from slime_router.chat.sglang_parsers import load_parsers
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.middleware.base import Dispatch, Middleware
@@ -34,6 +36,8 @@ from slime_router.types import (
 )
 from slime_router.weights import WeightVersions
 from tests.tiny import build_tiny_checkpoint
+
+NO_PARSERS = ReplyParsers(load_parsers, tools=None, reasoning=None)
 
 
 @cache
@@ -72,6 +76,7 @@ class Stack:
         budget_tokens: int = 1_000_000,
         plugins: Sequence[Middleware] = (),
         dispatch: Dispatch | None = None,
+        parsers: ReplyParsers | None = None,
     ) -> None:
         self.tokenizer = tokenizer or tiny_tokenizer()
         self.template = chat_template(self.tokenizer)
@@ -94,7 +99,12 @@ class Stack:
             epoch_of=self.weights.epoch_of,
         )
         caching = RadixTreeMiddleware(
-            self.maker, self.cache, self.tokenizer, capture=capture, weights=self.weights
+            self.maker,
+            self.cache,
+            self.tokenizer,
+            capture=capture,
+            weights=self.weights,
+            parsers=parsers or NO_PARSERS,
         )
         self.router = Router(
             [*plugins, self.sessions, self.recording, caching], dispatch or self._play

@@ -48,6 +48,8 @@ ASYNCIO_ON_THE_PURE_FLOOR = {
 }
 CLOCKS = {
     "doors.chat_request": "a reply says when it was created",
+    "doors.completions_request": "a reply says when it was created",
+    "doors.responses_request": "a reply says when it was created",
     "server.boundary": "the log says how long a request took",
     "prompt": "the date of a conversation; handed in by tests",
 }
@@ -71,6 +73,7 @@ SPELLS_AS_SGLANG = {
 PARTS = {
     "ChatDoor",
     "ChatTemplate",
+    "CompletionsDoor",
     "ControlRoutes",
     "CountingMiddleware",
     "DiagnoseDoor",
@@ -78,6 +81,7 @@ PARTS = {
     "GenerateDoor",
     "Greetings",
     "Joiner",
+    "MessagesDoor",
     "ModelAdmin",
     "PassThrough",
     "PrefixCache",
@@ -85,6 +89,8 @@ PARTS = {
     "RadixTreeMiddleware",
     "RecordingMiddleware",
     "RetrieveDoor",
+    "ReplyParsers",
+    "ResponsesDoor",
     "Retriever",
     "Router",
     "RowsDoor",

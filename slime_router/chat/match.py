@@ -9,7 +9,8 @@ A turn is filed under the key of its messages with its reply appended. Two reque
 have the same conversation, as far as a client can be trusted to repeat it:
 
     no difference:  content None, "" and []; a string and its parts; arguments as JSON text in any
-                    spelling, or as an object; reasoning, unknown fields, the order of keys
+                    spelling, or as an object; reasoning, unknown fields, the order of keys; line
+                    ends before an assistant's content
     a difference:   case and white space of content; true and 1; "null" and null; the order of
                     lists and of calls; invalid JSON that is spelled otherwise; NFC and NFD
 
@@ -70,7 +71,10 @@ def reply_keys(key: Key, reply: Message, *, with_call_ids: bool) -> tuple[Key, .
 
 def _canonical(message: Message, *, with_call_ids: bool) -> bytes:
     role = str(message["role"]).lower()
-    parts: list[Any] = [role, content_text(message.get("content"))]
+    content = content_text(message.get("content"))
+    if role == "assistant":
+        content = content.lstrip("\n")  # some agents put a line end before it
+    parts: list[Any] = [role, content]
     if role not in ("tool", "function"):  # agents add or drop the name of a tool's result
         parts.append(message.get("name") or "")
     if with_call_ids:

@@ -6,6 +6,7 @@ from functools import partial
 
 from aiohttp import web
 
+from slime_router.chat.parse import ReplyParsers
 from slime_router.doors.body import read_object, request_id
 from slime_router.doors.chat_reply import ChatBody, ChatStream
 from slime_router.doors.chat_request import read_chat_request
@@ -27,8 +28,10 @@ class ChatDoor:
         model_name: str,
         default_model: str | None,
         max_concurrent: int,
+        parsers: ReplyParsers,
         joiner: Joiner | None = None,
     ) -> None:
+        self._parsers = parsers
         self._joiner = joiner or Joiner.off(router)
         self._vocabulary = vocabulary
         self._default_model = default_model or model_name
@@ -45,7 +48,9 @@ class ChatDoor:
     async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
         with self._admission:
             body = await read_object(request)
-            asked = read_chat_request(body, request, self._vocabulary, self._default_model)
+            asked = read_chat_request(
+                body, request, self._vocabulary, self._default_model, self._parsers
+            )
             if asked.stream:
                 stream = partial(ChatStream, asked.style, self._vocabulary)
                 return await deliver_stream(request, self._joiner, asked.calls, stream, headers)

@@ -17,7 +17,7 @@ from slime_router.doors import sse
 from slime_router.doors.replies import abort_error, openai_error_object
 from slime_router.doors.vocabulary import Vocabulary
 from slime_router.errors import RouterError
-from slime_router.types import Finish, GenerateChunk, Prompt, WeightVersion
+from slime_router.types import Finish, GenerateChunk, Prompt, ToolDelta, WeightVersion
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
 
@@ -45,10 +45,12 @@ class Tally:
         self._prompt = 0
         self._cached = 0
         self._completion = 0
+        self._reasoning = 0
 
     def add(self, chunk: GenerateChunk) -> None:
         """Counts the chunk. Raises RouterError where it says that the worker gave up."""
         self._completion += len(chunk.output_ids)
+        self._reasoning += chunk.reasoning_tokens
         prompt_len = len(chunk.prompt.ids) if chunk.prompt is not None else 0
         self._prompt = max(self._prompt, chunk.prompt_tokens, prompt_len)
         self._cached = max(self._cached, chunk.cached_tokens)
@@ -62,7 +64,7 @@ class Tally:
             "completion_tokens": self._completion,
             "total_tokens": self._prompt + self._completion,
             "prompt_tokens_details": {"cached_tokens": self._cached},
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": self._reasoning},
         }
 
 
@@ -74,6 +76,7 @@ class ChatStream:
         self._vocabulary = vocabulary
         self._tally = Tally()
         self._begun: set[int] = set()
+        self._calling: set[int] = set()  # choices with a tool call
         self._head = {
             "id": style.id,
             "object": "chat.completion.chunk",
@@ -91,10 +94,15 @@ class ChatStream:
             self._begun.add(index)
             events.append(self._role(index, chunk.prompt))
         if self._is_plain:
+            if chunk.reasoning:
+                events.append(self._piece(index, {"reasoning_content": chunk.reasoning}))
             if chunk.text:
                 events.append(self._text(index, chunk.text))
-        elif chunk.text or chunk.output_ids:
+        elif chunk.text or chunk.reasoning or chunk.output_ids:
             events.append(self._delta(index, chunk))
+        for call in chunk.tool_calls:
+            self._calling.add(index)
+            events.append(self._piece(index, {"tool_calls": [_call_delta(call)]}))
         if chunk.finish is not None:
             events.append(self._finish(index, chunk, chunk.finish))
         return events
@@ -116,6 +124,9 @@ class ChatStream:
             orjson.dumps(text),
         )
 
+    def _piece(self, index: int, delta: dict[str, Any]) -> bytes:
+        return self._event({"index": index, "delta": delta, "finish_reason": None}, {})
+
     def _role(self, index: int, prompt: Prompt | None) -> bytes:
         delta = {"role": "assistant", "content": "", "reasoning_content": None}
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
@@ -125,7 +136,10 @@ class ChatStream:
         return self._event(choice, extra)
 
     def _delta(self, index: int, chunk: GenerateChunk) -> bytes:
-        choice: dict[str, Any] = {"index": index, "delta": {"content": chunk.text}}
+        delta = {"reasoning_content": chunk.reasoning} if chunk.reasoning else {}
+        if chunk.text or not chunk.reasoning:
+            delta["content"] = chunk.text
+        choice: dict[str, Any] = {"index": index, "delta": delta}
         if self._style.logprobs:
             entries = logprob_entries(chunk, self._vocabulary)
             choice["logprobs"] = {"content": entries, "refusal": None}
@@ -139,8 +153,7 @@ class ChatStream:
             "index": index,
             "delta": {},
             "logprobs": None,
-            "finish_reason": finish.type,
-            "matched_stop": finish.matched,
+            **_ending(finish, index in self._calling),
         }
         if self._style.meta_info:
             choice["meta_info"] = _meta_info(chunk)
@@ -158,6 +171,8 @@ class _Choice:
     """One choice as far as it has come."""
 
     texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     prompt: Prompt | None = None
@@ -181,6 +196,9 @@ class ChatBody:
         self._tally.add(chunk)
         choice = self._choices[index]
         choice.texts.append(chunk.text)
+        choice.reasoning.append(chunk.reasoning)
+        for delta in chunk.tool_calls:
+            _gather(choice.calls, delta)
         choice.output_ids += chunk.output_ids
         if self._style.logprobs:
             choice.logprobs += logprob_entries(chunk, self._vocabulary)
@@ -212,18 +230,20 @@ class ChatBody:
         return orjson.dumps(payload)
 
     def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
-        finish = choice.finish
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": "".join(choice.texts),
+            "reasoning_content": "".join(choice.reasoning) or None,
+            "refusal": None,
+        }
+        if choice.calls:
+            message["content"] = message["content"] or None
+            message["tool_calls"] = list(choice.calls.values())
         written: dict[str, Any] = {
             "index": index,
-            "message": {
-                "role": "assistant",
-                "content": "".join(choice.texts),
-                "reasoning_content": None,
-                "refusal": None,
-            },
+            "message": message,
             "logprobs": None,
-            "finish_reason": finish.type if finish is not None else None,
-            "matched_stop": finish.matched if finish is not None else None,
+            **_ending(choice.finish, bool(choice.calls)),
         }
         if self._style.logprobs:
             written["logprobs"] = {"content": choice.logprobs, "refusal": None}
@@ -234,6 +254,31 @@ class ChatBody:
         if self._style.meta_info:
             written["meta_info"] = choice.meta_info
         return written
+
+
+def _ending(finish: Finish | None, has_calls: bool) -> dict[str, Any]:
+    """Why a choice ended: a reply that stopped behind tool calls ended for them."""
+    if finish is None:
+        return {"finish_reason": None, "matched_stop": None}
+    if finish.type == "stop" and has_calls:
+        return {"finish_reason": "tool_calls", "matched_stop": None}
+    return {"finish_reason": finish.type, "matched_stop": finish.matched}
+
+
+def _call_delta(call: ToolDelta) -> dict[str, Any]:
+    """A piece of a call: an index always, id and name on the first only."""
+    if call.id is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+
+def _gather(calls: dict[int, dict[str, Any]], delta: ToolDelta) -> None:
+    """Adds a piece to the call that it belongs to."""
+    if delta.index not in calls:
+        function = {"name": delta.name, "arguments": ""}
+        calls[delta.index] = {"id": delta.id, "type": "function", "function": function}
+    calls[delta.index]["function"]["arguments"] += delta.arguments
 
 
 def logprob_entries(chunk: GenerateChunk, vocabulary: Vocabulary) -> list[dict[str, Any]]:

@@ -9,15 +9,23 @@ from typing import Any
 
 from aiohttp import web
 
+from slime_router.chat.parse import ReplyParsers
 from slime_router.doors import body as http
 from slime_router.doors.chat_reply import ChatStyle
 from slime_router.doors.conversation import is_continued, read_messages
 from slime_router.doors.grammar import grammar
 from slime_router.doors.schema import ChatFields, read_fields, sampling
-from slime_router.doors.tools import offered_tools, read_tools
+from slime_router.doors.tools import ToolChoice, read_tools, tool_choice
 from slime_router.doors.vocabulary import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
-from slime_router.types import GenerateCall, Message, TemplateOptions, TokenIds
+from slime_router.types import (
+    GenerateCall,
+    Grammar,
+    Message,
+    ReplyFormat,
+    TemplateOptions,
+    TokenIds,
+)
 
 _ID_FIELDS = ("input_ids", "prompt_token_ids")  # SGLang's name and vLLM's
 _WORKER_FIELDS = (
@@ -42,7 +50,11 @@ class ChatRequest:
 
 
 def read_chat_request(
-    body: dict[str, Any], request: web.Request, vocabulary: Vocabulary, default_model: str
+    body: dict[str, Any],
+    request: web.Request,
+    vocabulary: Vocabulary,
+    default_model: str,
+    parsers: ReplyParsers,
 ) -> ChatRequest:
     """Checks every field and makes the calls.
 
@@ -54,19 +66,21 @@ def read_chat_request(
     messages = None
     if ids is None or body.get("messages") is not None:
         messages = read_messages(body)
-    tools = offered_tools(read_tools(body), body.get("tool_choice"))
+    choice = tool_choice(
+        read_tools(body), body.get("tool_choice"), can_force=parsers.tools is not None
+    )
+    form = _reply_format(fields, choice)
     call = GenerateCall(
         rid="",
         turn_id="",
         messages=messages if ids is None else None,
         input_ids=ids,
-        template=_template(fields, messages or (), tools),
+        template=_template(fields, messages or (), choice.shown),
+        reply=form,
         history=fields.history,
         session_id=http.session_id(request, body),
         scope=http.scope(body),
-        sampling=sampling(
-            fields, grammar(body.get("response_format"), regex=fields.regex, ebnf=fields.ebnf)
-        ),
+        sampling=sampling(fields, _grammar(body, fields, parsers.constraint(form))),
         worker_fields=_worker_fields(body, fields),
         headers=http.forwarded_headers(request.headers),
         stream=bool(fields.stream),
@@ -80,6 +94,28 @@ def read_chat_request(
 def _input_ids(body: dict[str, Any], vocab_size: int) -> TokenIds | None:
     given = [name for name in _ID_FIELDS if body.get(name) is not None]
     return checked_ids(body[given[0]], vocab_size, given[0]) if given else None
+
+
+def _reply_format(fields: ChatFields, choice: ToolChoice) -> ReplyFormat:
+    unwanted = False in (fields.separate_reasoning, fields.include_reasoning)
+    return ReplyFormat(
+        tools=choice.callable,
+        is_forced=choice.is_forced,
+        named=choice.named,
+        is_parallel=fields.parallel_tool_calls is not False,
+        separates_reasoning=not unwanted,
+        streams_reasoning=fields.stream_reasoning is not False,
+    )
+
+
+def _grammar(body: dict[str, Any], fields: ChatFields, forced: Grammar | None) -> Grammar | None:
+    """The client's own constraint, or the one that forces a tool call."""
+    asked = grammar(body.get("response_format"), regex=fields.regex, ebnf=fields.ebnf)
+    if asked is not None and forced is not None:
+        raise BadRequest(
+            "A forced tool call leaves no room for another constraint.", param="tool_choice"
+        )
+    return asked or forced
 
 
 def _template(

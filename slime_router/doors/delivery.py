@@ -34,7 +34,7 @@ class StreamedReply(Protocol):
         """What the chunk of generation `index` becomes. Raises RouterError to end the stream."""
 
     def closing(self) -> Iterable[bytes]:
-        """What stands between the last chunk's events and `[DONE]`."""
+        """What stands between the last chunk's events and the end of the stream."""
 
     def failure(self, exc: RouterError) -> bytes:
         """The event that tells of an error after the first byte."""
@@ -140,8 +140,12 @@ async def deliver_stream(
     calls: Sequence[GenerateCall],
     make_reply: Callable[[], StreamedReply],
     headers: dict[str, str],
+    *,
+    ending: bytes = sse.DONE,
 ) -> web.StreamResponse:
     """Runs the calls, or joins those of an earlier try; each event is sent as soon as it is there.
+
+    `ending` is the event behind the last one; empty for APIs that have none.
 
     Raises:
         RouterError: before anything was sent. Later errors are events.
@@ -154,7 +158,7 @@ async def deliver_stream(
         events = [event for index, chunk in begun.chunks for event in reply.events(index, chunk)]
         left = begun.count - sum(chunk.finish is not None for _, chunk in begun.chunks)
         receipt = _receipt_header(begun.chunks[-1][1])
-        stream = await sse.EventStream.open(request, {**headers, **receipt})
+        stream = await sse.EventStream.open(request, {**headers, **receipt}, ending=ending)
         try:
             await _send(stream, events, chunks, reply, left)
         except sse.ClientLeft:

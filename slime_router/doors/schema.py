@@ -112,6 +112,11 @@ class ChatFields(BaseModel):
     return_prompt_token_ids: bool | None = None
     return_meta_info: bool | None = None
 
+    parallel_tool_calls: bool | None = None
+    separate_reasoning: bool | None = None
+    include_reasoning: bool | None = None
+    stream_reasoning: bool | None = None
+
     history: History | None = None
     chat_template: Annotated[Any, BeforeValidator(_no_template)] = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -1,8 +1,9 @@
-"""Server-sent events as OpenAI's and SGLang's clients read them: `data:` lines only.
+"""Server-sent events as clients read them; for chat and `/generate`, `data:` lines only.
 
-No `id:`, `retry:` or `event:` line is ever sent: once openai-python has seen one, it takes the
-next comment frame for an event. Each event is one write; the server's sockets have Nagle's
-algorithm off (aiohttp does that), so each leaves at once.
+No `id:`, `retry:` or `event:` line is ever sent to those: once openai-python has seen one, it takes
+the next comment frame for an event. APIs whose events have names write them themselves. Each event
+is one write; the server's sockets have Nagle's algorithm off (aiohttp does that), so each leaves at
+once.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ class ClientLeft(Exception):
 class EventStream:
     """The response side of one stream of events. Its status line is already out."""
 
-    def __init__(self, response: web.StreamResponse) -> None:
+    def __init__(self, response: web.StreamResponse, ending: bytes = DONE) -> None:
         self.response = response
+        self._ending = ending
 
     @classmethod
-    async def open(cls, request: web.Request, headers: Mapping[str, str]) -> EventStream:
+    async def open(
+        cls, request: web.Request, headers: Mapping[str, str], *, ending: bytes = DONE
+    ) -> EventStream:
         """Sends the status line 200 and the headers."""
         response = web.StreamResponse(headers={**_HEADERS, **headers})
         await response.prepare(request)
-        return cls(response)
+        return cls(response, ending)
 
     async def send(self, event: bytes) -> None:
         """One event, one write. Raises ClientLeft."""
@@ -52,8 +56,13 @@ class EventStream:
             raise ClientLeft from exc
 
     async def end(self) -> None:
-        """The `[DONE]` event and the end of the body. Raises ClientLeft."""
-        await self.send(DONE)
+        """The last event, `[DONE]` unless another was asked for, and the end of the body.
+
+        Raises:
+            ClientLeft: the client did.
+        """
+        if self._ending:
+            await self.send(self._ending)
         try:
             await self.response.write_eof()
         except ConnectionError as exc:

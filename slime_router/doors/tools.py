@@ -7,6 +7,7 @@ added, because templates print them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from slime_router.doors.faults import missing, require, wrong_type
@@ -28,23 +29,44 @@ def read_tools(body: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     return tuple(tools)
 
 
-def offered_tools(tools: tuple[dict[str, Any], ...], choice: Any) -> tuple[dict[str, Any], ...]:
-    """The tools that the template shows the model: none for "none", as SGLang does it.
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Which tools the template shows, and which of them the model may, or must, call."""
+
+    shown: tuple[dict[str, Any], ...]
+    callable: tuple[dict[str, Any], ...]
+    is_forced: bool = False
+    named: str | None = None
+
+
+def tool_choice(
+    tools: tuple[dict[str, Any], ...], choice: Any, *, can_force: bool = False
+) -> ToolChoice:
+    """What `tool_choice` makes of `tools`; the template shows none for "none", as SGLang does it.
+
+    `can_force` says that there is a parser, which reads a forced call back from the text.
 
     Raises:
-        BadRequest: `tool_choice` has no such form, or must force a call, which takes a parser.
+        BadRequest: `tool_choice` has no such form, or must force a call and cannot.
     """
     match choice:
         case None | "auto":
-            return tools
+            return ToolChoice(tools, tools)
         case "none":
-            return ()
+            return ToolChoice((), ())
         case "required":
-            _check_can_force(tools)
+            _check_can_force(tools, can_force)
+            return ToolChoice(tools, tools, is_forced=True)
         case {"type": "function", "function": {"name": str(name)}}:
-            _check_can_force(_picked(tools, [name]))
-        case {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": list(allowed)}}:
-            return _picked(tools, [_allowed_name(tool) for tool in allowed])
+            picked = _picked(tools, [name])
+            _check_can_force(picked, can_force)
+            return ToolChoice(tools, picked, is_forced=True, named=name)
+        case {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": list(allowed)}}:
+            picked = _picked(tools, [_allowed_name(tool) for tool in allowed])
+            if mode == "required":
+                _check_can_force(picked, can_force)
+            if mode in ("auto", "required"):
+                return ToolChoice(picked, picked, is_forced=mode == "required")
     raise BadRequest(
         "'tool_choice' must be 'none', 'auto', 'required', a named function or allowed tools.",
         param="tool_choice",
@@ -84,15 +106,17 @@ def _allowed_name(tool: Any) -> str:
     raise wrong_type("tool_choice.allowed_tools.tools", "a list of named functions")
 
 
-def _check_can_force(tools: tuple[dict[str, Any], ...]) -> None:
+def _check_can_force(tools: tuple[dict[str, Any], ...], can_force: bool) -> None:
     """A forced call must be read back from the text, and no parser is configured for that."""
     if not tools:
         raise BadRequest(
             "Tools cannot be empty if tool choice is set to required.", param="tool_choice"
         )
-    raise BadRequest(
-        "This 'tool_choice' needs a tool-call parser, and none is configured.", param="tool_choice"
-    )
+    if not can_force:
+        raise BadRequest(
+            "This 'tool_choice' needs a tool-call parser, and none is configured.",
+            param="tool_choice",
+        )
 
 
 def _check_tool(tool: Any, path: str) -> None:

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from slime_router.cache.prefix_cache import PrefixCache
+from slime_router.chat.parse import ReplyParser, ReplyParsers
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.chat.visible import VisibleText
 from slime_router.middleware.base import CallNext
@@ -31,6 +32,35 @@ from slime_router.weights import WeightVersions
 
 logger = logging.getLogger(__name__)
 
+PROMPT_TAIL_LEN = 32  # tokens; a template that opens the reasoning does it right at the end
+
+
+class ReplyReader:
+    """Fills in what a chat client sees of each chunk: content, reasoning, tool calls."""
+
+    def __init__(self, visible: VisibleText, parser: ReplyParser | None) -> None:
+        self._visible = visible
+        self._parser = parser
+
+    def read(self, chunk: GenerateChunk) -> None:
+        """The next chunk; the last one has `finish`."""
+        if self._parser is None:
+            chunk.text = self._visible.push(chunk.output_ids, chunk.finish)
+            return
+        # Token by token: from longer pieces some parsers lose text.
+        steps = [[token_id] for token_id in chunk.output_ids] or [[]]
+        for index, ids in enumerate(steps):
+            is_last = chunk.finish is not None and index == len(steps) - 1
+            text = self._visible.push(ids, chunk.finish if is_last else None)
+            if not (text or is_last):  # part of a character
+                chunk.reasoning_tokens += self._parser.is_thinking
+                continue
+            delta = self._parser.push(text, is_last=is_last)
+            chunk.text += delta.content
+            chunk.reasoning += delta.reasoning
+            chunk.tool_calls += delta.tool_calls
+            chunk.reasoning_tokens += delta.is_thinking
+
 
 class RadixTreeMiddleware:
     """Makes `call.prompt`, decodes the reply for chat doors, and inserts both into the tree."""
@@ -43,7 +73,9 @@ class RadixTreeMiddleware:
         *,
         capture: Capture,
         weights: WeightVersions,
+        parsers: ReplyParsers,
     ) -> None:
+        self._parsers = parsers
         self._weights = weights
         self._maker = maker
         self._cache = cache
@@ -60,15 +92,15 @@ class RadixTreeMiddleware:
         finish: Finish | None = None
         epoch = 0  # of the weights that sampled it
         try:
-            visible = self._visible_text(call)
+            reader = self._reader(call, prompt)
             announced: Prompt | None = prompt
             async for chunk in call_next(replace(call, prompt=prompt)):
                 output += chunk.output_ids
                 if chunk.weight_version is not None:
                     epoch = max(epoch, self._weights.note(chunk.weight_version))
                 chunk.prompt, announced = announced, None
-                if visible is not None:
-                    chunk.text = visible.push(chunk.output_ids, chunk.finish)
+                if reader is not None:
+                    reader.read(chunk)
                 if chunk.finish is not None:
                     # Filed before the client can ask for the next turn.
                     finish = chunk.finish
@@ -81,11 +113,27 @@ class RadixTreeMiddleware:
                 self._file(call, prompt, token_ids(output), None, epoch)
             self._maker.release(prompt)
 
-    def _visible_text(self, call: GenerateCall) -> VisibleText | None:
+    def _reader(self, call: GenerateCall, prompt: Prompt) -> ReplyReader | None:
         if call.native is not None:
             return None  # /generate hands on the worker's own text
-        skip = call.sampling.skip_special_tokens
-        return VisibleText(self._tokenizer.decoder(skip_special_tokens=skip), call.sampling)
+        if not self._parsers.are_needed(call.reply):
+            return ReplyReader(self._visible(call, skips=True), None)
+        tail = self._tokenizer.decode(
+            prompt.ids[-PROMPT_TAIL_LEN:].tolist(), skip_special_tokens=False
+        )
+        continues = call.template.continue_final_message
+        parser = self._parsers.parser(
+            call.reply,
+            prompt_tail="" if continues else tail,
+            history=call.messages or (),
+            written=prompt.reply_prefix if continues else "",
+        )
+        # Marks of calls and reasoning may be special tokens: a parser must see them.
+        return ReplyReader(self._visible(call, skips=parser is None), parser)
+
+    def _visible(self, call: GenerateCall, *, skips: bool) -> VisibleText:
+        skips = skips and call.sampling.skip_special_tokens
+        return VisibleText(self._tokenizer.decoder(skip_special_tokens=skips), call.sampling)
 
     def _file(
         self,

@@ -60,6 +60,7 @@ class _Draft:
     logprobs: list[float | None] = field(default_factory=list)
     has_logprobs: bool = True
     text: str = ""
+    calls: dict[int, dict[str, str]] = field(default_factory=dict)  # id, name, arguments
     versions: tuple[VersionSpan, ...] = ()  # as the worker says it
     observed: list[VersionSpan] = field(default_factory=list)  # as its chunks came
     experts: str | None = None
@@ -76,6 +77,11 @@ class _Draft:
         elif chunk.output_ids:
             self.has_logprobs = False
         self.text += chunk.text
+        for delta in chunk.tool_calls:
+            made = self.calls.setdefault(delta.index, {"id": "", "name": "", "arguments": ""})
+            made["id"] += delta.id or ""
+            made["name"] += delta.name or ""
+            made["arguments"] += delta.arguments
         self.versions = chunk.weight_versions or self.versions
         if chunk.finish is not None:
             self.experts, self.experts_start = chunk.routed_experts, chunk.routed_experts_start
@@ -91,6 +97,20 @@ class _Draft:
 
     def weight_versions(self) -> tuple[VersionSpan, ...]:
         return self.versions or tuple(self.observed)
+
+    def reply(self, prefix: str) -> Message:
+        """The reply as a client has it; its reasoning is no part of what identifies it."""
+        reply: Message = {"role": "assistant", "content": prefix + self.text}
+        if self.calls:
+            reply["tool_calls"] = [
+                {
+                    "id": made["id"],
+                    "type": "function",
+                    "function": {"name": made["name"], "arguments": made["arguments"]},
+                }
+                for made in self.calls.values()
+            ]
+        return reply
 
     def output_array(self) -> TokenIds:
         """The caching middleware has made one already, where it files the output."""
@@ -180,6 +200,8 @@ class RecordingMiddleware:
             weight_versions=versions,
             finish=finish,
             keys=self._keys(call, prompt, draft),
+            asked=prompt.messages_key,
+            calls=tuple((made["id"], made["name"]) for made in draft.calls.values()),
             session_id=call.session_id,
             scope=call.scope,
             date=prompt.date,
@@ -230,5 +252,5 @@ class RecordingMiddleware:
     def _keys(self, call: GenerateCall, prompt: Prompt, draft: _Draft) -> tuple[bytes, ...]:
         if prompt.messages_key is None or call.native is not None:
             return ()
-        reply: Message = {"role": "assistant", "content": prompt.reply_prefix + draft.text}
+        reply = draft.reply(prompt.reply_prefix)
         return reply_keys(prompt.messages_key, reply, with_call_ids=self._with_call_ids)

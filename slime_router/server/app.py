@@ -13,14 +13,19 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.cache.prefix_cache import PrefixCache
+from slime_router.chat.parse import ReplyParsers
+from slime_router.chat.sglang_parsers import load_parsers
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.config import Config
 from slime_router.diagnosis import Doctor
 from slime_router.doors.chat import ChatDoor
+from slime_router.doors.completions import CompletionsDoor
 from slime_router.doors.diagnose import DiagnoseDoor
 from slime_router.doors.generate import GenerateDoor
 from slime_router.doors.joining import Joiner
+from slime_router.doors.messages import MessagesDoor
+from slime_router.doors.responses import ResponsesDoor
 from slime_router.doors.retrieve import RetrieveDoor
 from slime_router.doors.rows import RowsDoor
 from slime_router.doors.sessions import SessionDoor
@@ -40,6 +45,7 @@ from slime_router.server.greetings import GREETING_DELAYS_S, Greetings
 from slime_router.server.passthrough import PassThrough
 from slime_router.server.upkeep import Upkeep
 from slime_router.trajectory.store import TrajectoryStore
+from slime_router.types import GenerateCall
 from slime_router.weights import WeightVersions
 from slime_router.workers.client import WorkerClient
 from slime_router.workers.pool import WorkerPool
@@ -99,6 +105,9 @@ class Gateway:
             idle_s=config.session_idle_s,
             max_version_lag=config.max_version_lag,
         )
+        self.parsers = ReplyParsers(
+            load_parsers, tools=config.tool_call_parser, reasoning=config.reasoning_parser
+        )
         self.plugins = load_plugins(config.middleware_paths, self)
         self._wire_generations()
 
@@ -121,6 +130,7 @@ class Gateway:
             self.tokenizer,
             capture=config.capture,
             weights=self.weights,
+            parsers=self.parsers,
         )
         self.counting = CountingMiddleware()
         self.router = Router(
@@ -131,11 +141,41 @@ class Gateway:
         self.chat = ChatDoor(
             self.router,
             self.tokenizer,
+            parsers=self.parsers,
             joiner=self.joiner,
             model_name=config.model_name,
             default_model=config.openai_default_model,
             max_concurrent=config.openai_max_concurrent_requests,
         )
+        self.messages = MessagesDoor(
+            self.router,
+            self.tokenizer,
+            parsers=self.parsers,
+            joiner=self.joiner,
+            prompt_len=self._prompt_len,
+            model_name=config.model_name,
+            default_model=config.openai_default_model,
+            max_concurrent=config.openai_max_concurrent_requests,
+        )
+
+        self.responses = ResponsesDoor(
+            self.router,
+            self.tokenizer,
+            parsers=self.parsers,
+            joiner=self.joiner,
+            model_name=config.model_name,
+            default_model=config.openai_default_model,
+            max_concurrent=config.openai_max_concurrent_requests,
+            max_stored=config.max_stored_responses,
+        )
+
+    async def _prompt_len(self, call: GenerateCall) -> int:
+        """How many tokens the prompt of a call has; nothing is kept of it."""
+        prompt = await self.maker.make(call)
+        try:
+            return len(prompt.ids)
+        finally:
+            self.maker.release(prompt)
 
     def app(self) -> web.Application:
         """The HTTP application; it starts and stops what the gateway owns.
@@ -166,6 +206,11 @@ class Gateway:
     def _doors(self) -> list[Route]:
         """What is served with and without a session in its path."""
         generate = GenerateDoor(self.router, self.tokenizer, joiner=self.joiner)
+        completions = CompletionsDoor(
+            self.joiner,
+            self.tokenizer,
+            default_model=self.config.openai_default_model or self.config.model_name,
+        )
         retrieve = RetrieveDoor(Retriever(self.maker, self.cache, self.store, self.tokenizer))
         doctor = Doctor(self.maker, self.store, self.tokenizer, self.template)
         model = ModelAdmin(
@@ -178,6 +223,12 @@ class Gateway:
         return [
             ("POST", "/generate", generate.handle),
             ("PUT", "/generate", generate.handle),  # SGLang takes both
+            ("POST", "/v1/completions", completions.handle),
+            ("POST", "/v1/responses", self.responses.handle),
+            ("GET", "/v1/responses/{id}", self.responses.show),
+            ("DELETE", "/v1/responses/{id}", self.responses.delete),
+            ("POST", "/v1/messages", self.messages.handle),
+            ("POST", "/v1/messages/count_tokens", self.messages.count),
             ("POST", "/retrieve_from_text", retrieve.from_text),
             ("POST", "/retrieve_from_messages_template", retrieve.from_messages),
             ("POST", "/diagnose", DiagnoseDoor(doctor).handle),

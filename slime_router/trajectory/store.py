@@ -38,6 +38,7 @@ class TrajectoryStore:
         self._children: dict[str, dict[str, None]] = {}
         self._waiting = WaitingTurns()
         self._by_key: dict[tuple[bytes, str | None], dict[str, None]] = {}
+        self._by_handle: dict[str, str] = {}  # a tool call's id, or a turn's own: the turn
         self._undelivered: set[str] = set()
         self._seq = 0
         self._age = 0
@@ -120,6 +121,8 @@ class TrajectoryStore:
             self._waiting.take(turn.base)
         for key in self._index_keys(turn):
             self._by_key.setdefault(key, {})[turn.id] = None
+        for call_id, _ in turn.calls:
+            self._by_handle[call_id] = turn.id
         self._enforce_budget()
         return turn
 
@@ -148,6 +151,14 @@ class TrajectoryStore:
         turn_id = next((t for t in reversed(turns) if t not in taken), newest)
         self._touch(turn_id)
         return self._turns[turn_id]
+
+    def of_handle(self, handle: str, session_id: str | None) -> Turn | None:
+        """The turn whose reply made this tool call, or that has this id; of its own session."""
+        turn = self._turns.get(self._by_handle.get(handle, handle))
+        if turn is None or session_id not in (None, turn.session_id):
+            return None
+        self._touch(turn.id)
+        return turn
 
     def count_alike(self, key: bytes, session_id: str | None) -> int:
         """How many turns `find` could choose from."""
@@ -329,6 +340,9 @@ class TrajectoryStore:
         self._tokens -= turn.own_len
         for key in self._index_keys(turn):
             self._unfile(key, turn.id)
+        for call_id, _ in turn.calls:
+            if self._by_handle.get(call_id) == turn.id:
+                del self._by_handle[call_id]
         if turn.base is None:
             return
         siblings = self._children[turn.base]
@@ -368,6 +382,8 @@ class TrajectoryStore:
         assert self._tokens == sum(t.own_len for t in self._turns.values()), "tokens miscounted"
         assert all(turns and turns.keys() <= self._turns.keys() for turns in self._by_key.values())
         assert self._undelivered <= self._turns.keys()
+        for handle, turn_id in self._by_handle.items():
+            assert handle in dict(self._turns[turn_id].calls), "a handle leads nowhere"
         pinned = sum(s.held_tokens for s in self.sessions if s.is_pinned)
         assert self._pinned_tokens == pinned, "pinned tokens miscounted"
         for session in self.sessions:

@@ -42,6 +42,8 @@ class Turn:
     weight_versions: tuple[VersionSpan, ...]
     finish: Finish
     keys: tuple[bytes, ...] = ()  # the conversation with the reply appended
+    asked: bytes | None = None  # the key of the conversation that it answered
+    calls: tuple[tuple[str, str], ...] = ()  # id and name of the tool calls in the reply
     session_id: str | None = None
     scope: str = ""
     date: str | None = None  # pinned for the conversation

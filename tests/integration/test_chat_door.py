@@ -38,6 +38,7 @@ from tests.integration.scripted import (
     said,
     served,
 )
+from tests.stack import NO_PARSERS
 
 PATH = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -51,7 +52,12 @@ def hello(*_: Any):
 async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Client, Scripted]]:
     scripted = Scripted(script)
     chat = ChatDoor(
-        scripted.router(), Bytes(), model_name="tiny", default_model=None, max_concurrent=limit
+        scripted.router(),
+        Bytes(),
+        model_name="tiny",
+        default_model=None,
+        max_concurrent=limit,
+        parsers=NO_PARSERS,
     )
     async with served(PATH, chat.handle) as client:
         yield client, scripted
@@ -478,7 +484,12 @@ async def test_each_event_leaves_at_once():
     options: list[int] = []
     scripted = Scripted(lambda *_: [first("a"), release, said("b"), last()])
     chat = ChatDoor(
-        scripted.router(), Bytes(), model_name="tiny", default_model=None, max_concurrent=1
+        scripted.router(),
+        Bytes(),
+        model_name="tiny",
+        default_model=None,
+        max_concurrent=1,
+        parsers=NO_PARSERS,
     )
 
     async def handle(request: web.Request) -> web.StreamResponse:

@@ -37,7 +37,7 @@ from tests.integration.scripted import (
     said,
     served,
 )
-from tests.stack import Stack, is_free, pins, tiny_tokenizer
+from tests.stack import NO_PARSERS, Stack, is_free, pins, tiny_tokenizer
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -158,6 +158,7 @@ async def serving(
         model_name="tiny",
         default_model=None,
         max_concurrent=limit,
+        parsers=NO_PARSERS,
         joiner=joiner,
     )
     generate = GenerateDoor(router, Bytes(), joiner=joiner)

@@ -10,6 +10,7 @@ from slime_router.doors.chat_request import read_chat_request
 from slime_router.errors import BadRequest
 from slime_router.types import Grammar, Sampling, TemplateOptions
 from tests.integration.scripted import Bytes, asked
+from tests.stack import NO_PARSERS
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"function": {"parameters": {"z": 1, "a": 2}, "name": "f"}, "type": "function"}
@@ -17,7 +18,7 @@ TOOL = {"function": {"parameters": {"z": 1, "a": 2}, "name": "f"}, "type": "func
 
 def read(body: dict[str, Any], headers: dict[str, str] | None = None):
     return read_chat_request(
-        {"messages": [USER], **body}, asked(**headers or {}), Bytes(), "default"
+        {"messages": [USER], **body}, asked(**headers or {}), Bytes(), "default", NO_PARSERS
     )
 
 

@@ -1,0 +1,250 @@
+"""Replies taken apart: reasoning, content and tool calls, piece by piece as the text comes.
+
+The formats are SGLang's (`sglang_parsers.py`). Its parsers are fed one token's text at a time: from
+longer pieces some of them lose text. What is held back is given at the end; what no parser can read
+stays content. The held tokens are what was sampled, whatever is read out of them here.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from slime_router.chat.calls import CallReader, without_control_tokens
+from slime_router.chat.sglang_parsers import SGLangParsers
+from slime_router.errors import BadRequest, SetupError
+from slime_router.types import Grammar, Message, ReplyFormat, ToolDelta
+
+logger = logging.getLogger(__name__)
+
+KIMI_FORMATS = ("kimi_k2", "kimi_k3")  # trained on ids that count the calls of the conversation
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyDelta:
+    """What a piece of text added to a reply."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolDelta, ...] = ()
+    is_thinking: bool = False  # the piece was reasoning, tags included
+
+
+class ReplyParsers:
+    """Makes the parser of each reply; knows the formats that the router was told.
+
+    Raises:
+        SetupError: SGLang is not installed, or has no such format.
+    """
+
+    def __init__(
+        self, load: Callable[[], SGLangParsers], *, tools: str | None, reasoning: str | None
+    ) -> None:
+        self.tools = tools
+        self.reasoning = reasoning
+        self._sglang = load() if tools or reasoning else None
+        if self._sglang is not None:
+            _check_name("--tool-call-parser", tools, self._sglang.tool_formats)
+            _check_name("--reasoning-parser", reasoning, self._sglang.reasoning_formats)
+            self._try_out()
+
+    def __repr__(self) -> str:
+        return f"<ReplyParsers tools={self.tools} reasoning={self.reasoning}>"
+
+    def _try_out(self) -> None:
+        """Fails now where every reply would: some formats need what is not given here."""
+        tool = {"type": "function", "function": {"name": "any"}}
+        try:
+            self.parser(ReplyFormat(tools=(tool,)), prompt_tail="", history=())
+        except Exception as exc:  # SGLang raises what it likes
+            raise SetupError(f"{self!r} cannot be used here: {exc}") from exc
+
+    def constraint(self, form: ReplyFormat) -> Grammar | None:
+        """The grammar that makes the model call a tool where the request forces it to.
+
+        Raises:
+            BadRequest: the schemas of the tools contradict one another.
+        """
+        if not form.is_forced or self._sglang is None or self.tools is None:
+            return None
+        kind, value = self._constraint(form)
+        if value is None:
+            raise BadRequest("No call can be forced of these tools.", param="tools")
+        if hasattr(value, "model_dump_json"):
+            return Grammar(kind, value.model_dump_json(by_alias=True))
+        return Grammar(kind, value if isinstance(value, str) else orjson.dumps(value).decode())
+
+    def _constraint(self, form: ReplyFormat) -> tuple[Any, Any]:
+        """The kind of a grammar, and the grammar in one of the shapes that SGLang has for it."""
+        assert self._sglang is not None
+        choice = self._choice(form)
+        try:
+            found = self._calls_parser(form).get_structure_constraint(
+                choice, parallel_tool_calls=form.is_parallel
+            )
+            if found is None:
+                return "json_schema", self._sglang.json_schema(self._tools(form), choice, form)
+        except Exception as exc:  # SGLang raises what it likes on what tools describe
+            logger.warning("no call can be forced with %s: %r", self.tools, exc)
+            raise BadRequest("No call can be forced of these tools.", param="tool_choice") from exc
+        kind, value = found
+        return "ebnf" if kind == "full_assistant_ebnf" else kind, value
+
+    def are_needed(self, form: ReplyFormat) -> bool:
+        """Whether a reply of this form is taken apart at all."""
+        thinks = self.reasoning is not None and form.separates_reasoning
+        return thinks or (self.tools is not None and bool(form.tools))
+
+    def parser(
+        self,
+        form: ReplyFormat,
+        *,
+        prompt_tail: str,
+        history: Sequence[Message],
+        written: str = "",
+    ) -> ReplyParser | None:
+        """The parser of one reply; None where there is nothing to take apart.
+
+        `prompt_tail` is the end of the prompt's text: it may have opened the reasoning already, as
+        may `written`, which the client wrote of the reply.
+        """
+        reasoning = self._reasoning_parser(form, prompt_tail, written)
+        calls = self._call_reader(form, history)
+        if reasoning is None and calls is None:
+            return None
+        return ReplyParser(reasoning, calls)
+
+    def _call_reader(self, form: ReplyFormat, history: Sequence[Message]) -> CallReader | None:
+        sglang = self._sglang
+        if sglang is None or self.tools is None or not form.tools:
+            return None
+        constraint = self.constraint(form)
+        is_array = constraint is not None and constraint.kind == "json_schema"
+        return CallReader(
+            # Forced calls come as a JSON array where the format cannot be forced.
+            sglang.JsonArrayParser if is_array else lambda: self._calls_parser(form).detector,
+            self._tools(form),
+            self._call_ids(history),
+            is_parallel=form.is_parallel,
+        )
+
+    def _calls_parser(self, form: ReplyFormat) -> Any:
+        assert self._sglang is not None
+        return self._sglang.FunctionCallParser(self._tools(form), self.tools)
+
+    def _tools(self, form: ReplyFormat) -> list[Any]:
+        assert self._sglang is not None
+        return [self._sglang.Tool.model_validate(_told(tool)) for tool in form.tools]
+
+    def _choice(self, form: ReplyFormat) -> Any:
+        assert self._sglang is not None
+        if form.named is None:
+            return "required"
+        return self._sglang.ToolChoice(function={"name": form.named})
+
+    def _reasoning_parser(self, form: ReplyFormat, prompt_tail: str, written: str) -> Any:
+        if self._sglang is None or self.reasoning is None or not form.separates_reasoning:
+            return None
+        parser = self._sglang.ReasoningParser(
+            self.reasoning,
+            form.streams_reasoning,
+            tool_call_parser_active=self.tools is not None and bool(form.tools),
+        )
+        is_open = _is_thinking(parser.detector, prompt_tail.rstrip(), written)
+        if is_open is not None and hasattr(parser.detector, "_in_reasoning"):
+            parser.detector._in_reasoning = is_open  # some take no argument that says so
+        return parser
+
+    def _call_ids(self, history: Sequence[Message]) -> Callable[[str, int], str]:
+        if self.tools not in KIMI_FORMATS:
+            return lambda _name, _index: f"call_{secrets.token_hex(12)}"
+        before = sum(len(message.get("tool_calls") or ()) for message in history)
+        head = "functions." if self.tools == "kimi_k2" else ""
+        return lambda name, index: f"{head}{name}:{before + index}"
+
+
+class ReplyParser:
+    """Takes one reply apart."""
+
+    def __init__(self, reasoning: Any, calls: CallReader | None) -> None:
+        self._reasoning = reasoning
+        self._calls = calls
+        self._is_broken = False
+        self._silent: str | None = ""  # all text, until something is made of it
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether reasoning goes on where the reply stands now."""
+        return bool(getattr(self._reasoning and self._reasoning.detector, "_in_reasoning", False))
+
+    def push(self, text: str, *, is_last: bool) -> ReplyDelta:
+        """What one token's text adds; at the end also what was held back."""
+        if self._is_broken:
+            return ReplyDelta(text)
+        try:
+            delta = self._push(text, is_last=is_last)
+        except Exception:  # SGLang's parsers raise what they like on what models write
+            logger.exception("a reply could not be taken apart: the rest of it stays text")
+            self._is_broken = True
+            return ReplyDelta(self._unread(text))
+        if self._silent is not None:
+            is_silent = not (delta.content or delta.reasoning or delta.tool_calls)
+            self._silent = self._silent + text if is_silent else None
+            if self._silent and is_last:
+                return replace(delta, content=self._without_marks(self._silent))
+        return delta
+
+    def _without_marks(self, text: str) -> str:
+        """What is left to show of a text of which its format made nothing."""
+        detector = self._reasoning and self._reasoning.detector
+        for mark in (detector.think_start_token, detector.think_end_token) if detector else ():
+            text = text.replace(mark, "")
+        return without_control_tokens(text) if text.strip() else ""
+
+    def _unread(self, text: str) -> str:
+        """What was not given yet, `text` last."""
+        held = self._calls.unread() if self._calls is not None else ""
+        return held if held.endswith(text) else held + text
+
+    def _push(self, text: str, *, is_last: bool) -> ReplyDelta:
+        reasoning, was_thinking = "", self.is_thinking
+        if self._reasoning is not None:
+            reasoning, text = _both(self._reasoning.parse_stream_chunk(text))
+            if is_last:
+                more = _both(self._reasoning.parse_stream_end())
+                reasoning, text = reasoning + more[0], text + more[1]
+        is_thinking = was_thinking or self.is_thinking or bool(reasoning)
+        calls: tuple[ToolDelta, ...] = ()
+        if self._calls is not None:
+            text, calls = self._calls.read(text, is_last=is_last)
+        return ReplyDelta(text, reasoning, calls, is_thinking)
+
+
+def _is_thinking(detector: Any, prompt_tail: str, written: str) -> bool | None:
+    """Whether the reply begins inside reasoning; None where the format's own default holds."""
+    begin, end = detector.think_start_token, detector.think_end_token
+    if begin in written or end in written:
+        return bool(written.rfind(begin) > written.rfind(end))
+    if prompt_tail.endswith(end):
+        return False
+    return True if prompt_tail.endswith(begin) else None
+
+
+def _told(tool: dict[str, Any]) -> dict[str, Any]:
+    """The tool without what is null: SGLang has defaults for it, but takes no null."""
+    function = {name: value for name, value in tool["function"].items() if value is not None}
+    return {**tool, "function": function}
+
+
+def _both(parts: tuple[str | None, str | None]) -> tuple[str, str]:
+    return parts[0] or "", parts[1] or ""
+
+
+def _check_name(flag: str, name: str | None, known: Sequence[str]) -> None:
+    if name is not None and name not in known:
+        raise SetupError(f"{flag} {name}: SGLang knows {', '.join(known)}")

@@ -1,0 +1,94 @@
+"""The door for Anthropic's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeAlias
+
+from aiohttp import web
+
+from slime_router.chat.parse import ReplyParsers
+from slime_router.doors.body import read_object, request_id
+from slime_router.doors.delivery import Admission, answered, deliver_stream, deliver_whole
+from slime_router.doors.joining import Joiner
+from slime_router.doors.messages_reply import MessageBody, MessageStream, messages_error
+from slime_router.doors.messages_request import MessagesRequest, read_messages_request
+from slime_router.doors.vocabulary import Vocabulary
+from slime_router.router import Router
+from slime_router.types import GenerateCall
+
+PromptLength: TypeAlias = Callable[[GenerateCall], Awaitable[int]]  # in tokens; runs nothing
+
+
+class MessagesDoor:
+    """Serves `POST /v1/messages` and `POST /v1/messages/count_tokens`."""
+
+    def __init__(
+        self,
+        router: Router,
+        vocabulary: Vocabulary,
+        *,
+        model_name: str,
+        default_model: str | None,
+        max_concurrent: int,
+        parsers: ReplyParsers,
+        prompt_len: PromptLength,
+        joiner: Joiner | None = None,
+    ) -> None:
+        self._parsers = parsers
+        self._prompt_len = prompt_len
+        self._joiner = joiner or Joiner.off(router)
+        self._vocabulary = vocabulary
+        self._default_model = default_model or model_name
+        self._admission = Admission(max_concurrent, self._joiner.note_refusal)
+
+    def __repr__(self) -> str:
+        return f"<MessagesDoor {self._default_model!r} {self._admission!r}>"
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """One request, to the end of its reply."""
+        headers = _id_headers(request)
+        return await answered(self._serve(request, headers), _to_error(headers), headers)
+
+    async def count(self, request: web.Request) -> web.StreamResponse:
+        """How many tokens the prompt of a request would have: `{"input_tokens": n}`."""
+        headers = _id_headers(request)
+        return await answered(self._count(request, headers), _to_error(headers), headers)
+
+    async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+        with self._admission:
+            asked = await self._read(request)
+            if asked.stream:
+                stream = partial(MessageStream, asked.style, headers["request-id"])
+                return await deliver_stream(
+                    request, self._joiner, [asked.call], stream, headers, ending=b""
+                )
+            whole = MessageBody(asked.style)
+            return await deliver_whole(request, self._joiner, [asked.call], whole, headers)
+
+    async def _count(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+        with self._admission:
+            asked = await self._read(request, is_counted=True)
+            length = await self._prompt_len(asked.call)
+            return web.json_response({"input_tokens": length}, headers=headers)
+
+    async def _read(self, request: web.Request, *, is_counted: bool = False) -> MessagesRequest:
+        return read_messages_request(
+            await read_object(request),
+            request,
+            self._vocabulary,
+            self._default_model,
+            self._parsers,
+            is_counted=is_counted,
+        )
+
+
+def _id_headers(request: web.Request) -> dict[str, str]:
+    """The request's id under our name and under Anthropic's."""
+    given = request_id(request.headers)
+    return {"x-request-id": given, "request-id": given}
+
+
+def _to_error(headers: dict[str, str]) -> partial[web.Response]:
+    return partial(messages_error, request_id=headers["request-id"])

@@ -1,0 +1,97 @@
+"""The door for OpenAI responses."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from slime_router.chat.parse import ReplyParsers
+from slime_router.doors.body import read_object, request_id
+from slime_router.doors.delivery import Admission, answered, deliver_stream, deliver_whole
+from slime_router.doors.joining import Joiner
+from slime_router.doors.responses_reply import ResponseBody, ResponseStream, responses_error
+from slime_router.doors.responses_request import ResponsesRequest, read_responses_request
+from slime_router.doors.responses_store import ResponseStore, Stored
+from slime_router.doors.vocabulary import Vocabulary
+from slime_router.router import Router
+
+
+class ResponsesDoor:
+    """Serves `POST /v1/responses`, and `GET` and `DELETE /v1/responses/{id}`."""
+
+    def __init__(
+        self,
+        router: Router,
+        vocabulary: Vocabulary,
+        *,
+        model_name: str,
+        default_model: str | None,
+        max_concurrent: int,
+        parsers: ReplyParsers,
+        joiner: Joiner | None = None,
+        max_stored: int = 1000,
+    ) -> None:
+        self._parsers = parsers
+        self._joiner = joiner or Joiner.off(router)
+        self._vocabulary = vocabulary
+        self._default_model = default_model or model_name
+        self._admission = Admission(max_concurrent, self._joiner.note_refusal)
+        self._kept = ResponseStore(max_stored)
+
+    def __repr__(self) -> str:
+        return f"<ResponsesDoor {self._default_model!r} {self._admission!r} {self._kept!r}>"
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """One request, to the end of its reply."""
+        headers = {"x-request-id": request_id(request.headers)}
+        return await answered(self._serve(request, headers), responses_error, headers)
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/responses/{id}`: a stored response; 404 where it is not, or no longer, here."""
+        headers = {"x-request-id": request_id(request.headers)}
+        return await answered(self._show(request), responses_error, headers)
+
+    async def delete(self, request: web.Request) -> web.StreamResponse:
+        """`DELETE /v1/responses/{id}`: forgets a stored response."""
+        headers = {"x-request-id": request_id(request.headers)}
+        return await answered(self._delete(request), responses_error, headers)
+
+    async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+        with self._admission:
+            asked = read_responses_request(
+                await read_object(request),
+                request,
+                self._vocabulary,
+                self._default_model,
+                self._parsers,
+                self._kept,
+            )
+            keep = partial(self._keep, asked)
+            if asked.stream:
+                stream = partial(ResponseStream, asked.style, keep)
+                return await deliver_stream(
+                    request, self._joiner, [asked.call], stream, headers, ending=b""
+                )
+            whole = ResponseBody(asked.style, keep)
+            return await deliver_whole(request, self._joiner, [asked.call], whole, headers)
+
+    async def _show(self, request: web.Request) -> web.StreamResponse:
+        return _json(self._kept.get(request.match_info["id"]).response)
+
+    async def _delete(self, request: web.Request) -> web.StreamResponse:
+        response_id = request.match_info["id"]
+        self._kept.delete(response_id)
+        return _json({"id": response_id, "object": "response", "deleted": True})
+
+    def _keep(self, asked: ResponsesRequest, response: dict[str, Any], turn: str) -> None:
+        """Before the client can ask for what continues it."""
+        if asked.store:
+            said = tuple({**item, "turn": turn} for item in response["output"])
+            self._kept.put(Stored(response, asked.asked, said, asked.previous))
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=orjson.dumps(value), content_type="application/json")

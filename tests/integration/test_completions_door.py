@@ -1,0 +1,157 @@
+"""The door for text completions: prompts of every kind, whole and streamed, by curl and the SDK."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+
+from tests.integration.gateway import Served, served
+from tests.integration.scripted import events
+from tests.stack import tiny_tokenizer
+
+PATH = "/v1/completions"
+HELLO = tiny_tokenizer().encode("Hello there").tolist()
+
+
+async def stream(router: Served, **body: Any) -> list[Any]:
+    async with router.http.post(PATH, json={**body, "stream": True}) as response:
+        assert response.status == 200, await response.text()
+        assert response.content_type == "text/event-stream"
+        return events(await response.read())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sent"),
+    [
+        ("Say", [tiny_tokenizer().encode("Say").tolist()]),
+        ([5, 6, 7], [[5, 6, 7]]),
+        (["Say", "it"], [tiny_tokenizer().encode(text).tolist() for text in ("Say", "it")]),
+        ([[5, 6], [7]], [[5, 6], [7]]),
+    ],
+    ids=["a text", "ids", "texts", "lists of ids"],
+)
+async def test_each_kind_of_prompt_reaches_the_worker_as_ids(prompt, sent):
+    async with served() as (router, worker):
+        for _ in sent:
+            worker.script(HELLO)
+        status, body = await router.post(PATH, {"prompt": prompt})
+    assert status == 200
+    got = [request.body["input_ids"] for request in worker.requests]
+    assert sorted(got) == sorted(sent)
+    assert [choice["index"] for choice in body["choices"]] == list(range(len(sent)))
+    assert {choice["text"] for choice in body["choices"]} == {"Hello there"}
+    assert body["object"] == "text_completion"
+    assert body["usage"]["prompt_tokens"] == sum(map(len, sent))
+    assert body["usage"]["completion_tokens"] == len(HELLO) * len(sent)
+
+
+async def test_what_is_not_said_has_openais_defaults():
+    async with served() as (router, worker):
+        worker.script(HELLO)
+        await router.post(PATH, {"prompt": "Say"})
+    params = worker.requests[0].body["sampling_params"]
+    assert params["max_new_tokens"] == 16
+
+
+async def test_samples_of_one_prompt_are_siblings_counted_once():
+    async with served() as (router, worker):
+        for text in ("a", "b"):
+            worker.script(tiny_tokenizer().encode(text).tolist())
+        status, body = await router.post(
+            PATH, {"prompt": [5, 6, 7], "n": 2}, headers={"x-session-id": "s"}
+        )
+        rows = (await router.get("/sessions/s/rows"))[1]
+    assert status == 200
+    assert {choice["text"] for choice in body["choices"]} == {"a", "b"}
+    assert body["usage"]["prompt_tokens"] == 3, "the prompt counts once"
+    assert len(rows["rows"]) == 2
+    assert rows["stats"]["left_out"] == {}
+
+
+async def test_echo_begins_with_the_prompt():
+    async with served() as (router, worker):
+        for _ in range(3):
+            worker.script(HELLO)
+        _, by_text = await router.post(PATH, {"prompt": "Say ", "echo": True})
+        ids = tiny_tokenizer().encode("Say ").tolist()
+        _, by_ids = await router.post(PATH, {"prompt": ids, "echo": True})
+        told = await stream(router, prompt="Say ", echo=True)
+    assert by_text["choices"][0]["text"] == by_ids["choices"][0]["text"] == "Say Hello there"
+    assert "".join(event["choices"][0]["text"] for event in told[:-1]) == "Say Hello there"
+
+
+async def test_logprobs_are_the_legacy_lists():
+    async with served() as (router, worker):
+        worker.script(HELLO, logprobs=[-0.25] * len(HELLO))
+        _, body = await router.post(PATH, {"prompt": "Say", "logprobs": 0})
+    logprobs = body["choices"][0]["logprobs"]
+    assert "".join(logprobs["tokens"]) == "Hello there"
+    assert logprobs["token_logprobs"] == [-0.25] * len(HELLO)
+    assert logprobs["text_offset"][0] == 0
+    assert len({len(values) for values in logprobs.values()}) == 1
+
+
+async def test_a_stream_says_what_the_whole_reply_says():
+    asked = {"prompt": "Say", "logprobs": 0, "stream_options": {"include_usage": True}}
+    async with served() as (router, worker):
+        worker.script(HELLO)
+        worker.script(HELLO)
+        _, whole = await router.post(PATH, asked)
+        *told, usage, done = await stream(router, **asked)
+    assert done == "[DONE]"
+    assert usage["choices"] == []
+    assert {**usage["usage"], "prompt_tokens_details": None} == {
+        **whole["usage"],
+        "prompt_tokens_details": None,
+    }
+    choices = [event["choices"][0] for event in told]
+    [choice] = whole["choices"]
+    assert "".join(each["text"] for each in choices) == choice["text"]
+    assert [each["finish_reason"] for each in choices[:-1]] == [None] * (len(choices) - 1)
+    assert choices[-1]["finish_reason"] == choice["finish_reason"]
+    folded = [token for each in choices for token in each["logprobs"]["tokens"]]
+    assert folded == choice["logprobs"]["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": {}}, "prompt"),
+        ({"prompt": ["a", ""]}, "prompt[1]"),
+        ({"prompt": [[1], [2**31]]}, "prompt[1]"),
+        ({"prompt": [1, True]}, "prompt"),
+        ({"prompt": "a", "logprobs": True}, "logprobs"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs"),
+        ({"prompt": "a", "echo": True, "logprobs": 1}, "logprobs"),
+        ({"prompt": "a", "echo": 1}, "echo"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "json_schema": {}}, "json_schema"),
+        ({"prompt": "a", "json_schema": "{}", "regex": "a"}, "json_schema"),
+    ],
+)
+async def test_bad_input_names_its_field_and_changes_nothing(body, param):
+    async with served() as (router, worker):
+        before = router.footprint()
+        status, reply = await router.post(PATH, body)
+        assert router.footprint() == before
+    assert (status, reply["error"]["param"]) == (400, param)
+    assert worker.requests == []
+
+
+async def test_the_sdk_reads_it():
+    async with served() as (router, worker):
+        worker.script(HELLO)
+        worker.script(HELLO)
+        url = f"{str(router.http._base_url).rstrip(chr(47))}/v1"
+        async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            whole = await client.completions.create(model="tiny", prompt="Say")
+            chunks = await client.completions.create(model="tiny", prompt="Say", stream=True)
+            text = "".join([chunk.choices[0].text async for chunk in chunks])
+    assert whole.choices[0].text == text == "Hello there"
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == len(HELLO)

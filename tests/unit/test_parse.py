@@ -1,0 +1,460 @@
+"""Replies taken apart: text as models write it, in each of the formats, cut at every place."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from slime_router.chat.parse import ReplyParser, ReplyParsers
+from slime_router.chat.sglang_parsers import load_parsers
+from slime_router.errors import BadRequest, SetupError
+from slime_router.types import Message, ReplyFormat
+
+MARK = r"<[|｜][^|｜<>]*[|｜]>"  # these are one token each, whatever the vocabulary
+CUTS = {"letters": MARK + r"|[\s\S]", "tokens": MARK + r"|</?\w+>|\w+|\s+|[^\w\s]"}
+ARGUMENTS = {"city": "Köln [a] {b}", "days": 3}
+OTHER = {"query": 'say "hi"\\n', "deep": True}
+A, B = json.dumps(ARGUMENTS, ensure_ascii=False), json.dumps(OTHER)
+
+
+def tool(name: str, **properties: str) -> dict[str, Any]:
+    schema = {name: {"type": kind} for name, kind in properties.items()}
+    parameters = {"type": "object", "properties": schema}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+WEATHER = tool("get_weather", city="string", days="integer")
+SEARCH = tool("search", query="string", deep="boolean")
+TOOLS = (WEATHER, SEARCH)
+
+CALLS = {
+    "qwen25": (
+        '<tool_call>\n{"name": "get_weather", "arguments": %s}\n</tool_call>',
+        '\n<tool_call>\n{"name": "search", "arguments": %s}\n</tool_call>',
+    ),
+    "hermes": (
+        '<tool_call>{"name": "get_weather", "arguments": %s}</tool_call>',
+        '\n<tool_call>{"name": "search", "arguments": %s}</tool_call>',
+    ),
+    "mistral": (
+        '[TOOL_CALLS] [{"name": "get_weather", "arguments": %s}',
+        ', {"name": "search", "arguments": %s}]',
+    ),
+    "kimi_k2": (
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0"
+        "<|tool_call_argument_begin|>%s<|tool_call_end|>",
+        "<|tool_call_begin|>functions.search:1<|tool_call_argument_begin|>%s<|tool_call_end|>"
+        "<|tool_calls_section_end|>",
+    ),
+    "deepseekv3": (
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n"
+        "```json\n%s\n```<｜tool▁call▁end｜>",
+        "\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>search\n```json\n%s\n```"
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ),
+    "llama3": (
+        '<|python_tag|>{"name": "get_weather", "parameters": %s}',
+        '; {"name": "search", "parameters": %s}',
+    ),
+}
+XML_CALLS = {
+    "qwen3_coder": (
+        "<tool_call>\n<function=get_weather>\n<parameter=city>\nKöln [a] {b}\n</parameter>\n"
+        "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>",
+        '\n<tool_call>\n<function=search>\n<parameter=query>\nsay "hi"\\n\n</parameter>\n'
+        "<parameter=deep>\ntrue\n</parameter>\n</function>\n</tool_call>",
+    ),
+    "glm45": (
+        "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Köln [a] {b}</arg_value>\n"
+        "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>",
+        '\n<tool_call>search\n<arg_key>query</arg_key>\n<arg_value>say "hi"\\n</arg_value>\n'
+        "<arg_key>deep</arg_key>\n<arg_value>true</arg_value>\n</tool_call>",
+    ),
+}
+WRITTEN = {
+    **{name: (first % A, second % B) for name, (first, second) in CALLS.items()},
+    **XML_CALLS,
+}
+PLAIN = "Just an answer: a < b, [x] {y}.\n\n- z <tool\n<tool_cal"
+
+
+@dataclass
+class Reply:
+    """What a parser made of a text."""
+
+    content: str = ""
+    reasoning: str = ""
+    names: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+
+    @property
+    def calls(self) -> list[tuple[str, Any]]:
+        return [(n, json.loads(a)) for n, a in zip(self.names, self.arguments, strict=True)]
+
+
+def parser_of(
+    name: str | None,
+    reasoning: str | None = None,
+    *,
+    tail: str = "",
+    written: str = "",
+    history: Sequence[Message] = (),
+    **form: Any,
+) -> ReplyParser:
+    parsers = ReplyParsers(load_parsers, tools=name, reasoning=reasoning)
+    wanted = ReplyFormat(**{"tools": TOOLS, **form})
+    parser = parsers.parser(wanted, prompt_tail=tail, history=history, written=written)
+    assert parser is not None
+    return parser
+
+
+def read(parser: ReplyParser, text: str, cut: str = "letters") -> Reply:
+    reply = Reply()
+    pieces = re.findall(CUTS[cut], text)
+    assert "".join(pieces) == text
+    for index, piece in enumerate([*pieces, ""]):
+        delta = parser.push(piece, is_last=index == len(pieces))
+        reply.content += delta.content
+        reply.reasoning += delta.reasoning
+        for call in delta.tool_calls:
+            if call.index == len(reply.names):
+                assert call.id, "the first piece of a call has its id and name"
+                assert call.name
+                reply.names.append(call.name)
+                reply.ids.append(call.id)
+                reply.arguments.append("")
+            else:
+                assert call.index < len(reply.names), "calls begin one after the other"
+                assert call.id is None
+                assert call.name is None
+            reply.arguments[call.index] += call.arguments
+    return reply
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_parallel_calls_behind_content(name, cut):
+    lead = "" if name == "llama3" else "I look. "
+    reply = read(parser_of(name), lead + "".join(WRITTEN[name]), cut)
+    assert reply.calls == [("get_weather", ARGUMENTS), ("search", OTHER)]
+    assert reply.content == lead
+    assert len(set(reply.ids)) == 2
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_without_parallel_calls_only_the_first_is_given(name):
+    reply = read(parser_of(name, is_parallel=False), "".join(WRITTEN[name]))
+    assert reply.calls == [("get_weather", ARGUMENTS)]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_text_without_calls_comes_through_letter_by_letter(name, cut):
+    """Brackets that a format drops, and the beginning of a tag at the very end, too."""
+    reply = read(parser_of(name), PLAIN, cut)
+    assert (reply.content, reply.names) == (PLAIN, [])
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_call_cut_by_length_is_kept_as_far_as_it_was_written(name):
+    first, second = (re.findall(CUTS["letters"], part) for part in WRITTEN[name])
+    for length in range(0, len(second), 7):
+        reply = read(parser_of(name), "".join(first + second[:length]))
+        assert reply.names[0] == "get_weather"
+        assert json.loads(reply.arguments[0]) == ARGUMENTS
+    for length in range(0, len(first), 5):
+        reply = read(parser_of(name), "".join(first[:length]))
+        assert len(reply.names) <= 1
+        if reply.names and name in CALLS:
+            assert A.startswith(reply.arguments[0])
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("bad", ['{"city": "Köln, "days": 3,,}', '{"city":"K","days":[1,2,,]}'])
+def test_arguments_that_are_no_json_stay_as_the_model_wrote_them(name, bad):
+    first, _ = CALLS[name]
+    reply = read(parser_of(name), first % bad)
+    assert reply.names == ["get_weather"]
+    assert reply.arguments[0].replace(" ", "") == bad.replace(" ", "")
+
+
+@pytest.mark.parametrize("name", ["qwen25", "hermes"])
+def test_a_call_behind_bad_json_is_found(name):
+    first, second = CALLS[name]
+    reply = read(parser_of(name), (first % '{"city": "Köln, }') + second % B)
+    assert reply.names == ["get_weather", "search"]
+    assert reply.arguments[0].startswith('{"city": "Köln, }')
+    assert json.loads(reply.arguments[1]) == OTHER
+    assert len(set(reply.ids)) == 2
+
+
+def test_a_call_without_arguments_has_an_empty_object():
+    reply = read(parser_of("qwen25"), '<tool_call>\n{"name": "search"}\n</tool_call>')
+    assert reply.calls == [("search", {})]
+
+
+def test_a_call_of_an_unknown_tool_stays_text():
+    text = 'So.\n<tool_call>\n{"name": "rm", "arguments": {"path": "/"}}\n</tool_call>'
+    reply = read(parser_of("qwen25"), text)
+    assert reply.names == []
+    assert reply.content == text
+
+
+@pytest.mark.parametrize("name", ["qwen25", "llama3", "mistral", "kimi_k2", "glm45", "deepseekv3"])
+def test_long_arguments_do_not_cost_their_square(name):
+    """SGLang's parsers took half a minute for this one."""
+    arguments = {"query": "word and {more}\n" * 1000, "deep": True}
+    if name == "glm45":
+        text = (
+            "<tool_call>search\n<arg_key>query</arg_key>\n<arg_value>"
+            f"{arguments['query']}</arg_value>\n<arg_key>deep</arg_key>\n"
+            "<arg_value>true</arg_value>\n</tool_call>"
+        )
+    else:
+        head, tail = CALLS[name][0].replace("get_weather", "search").split("%s")
+        text = head + json.dumps(arguments) + tail
+    started = time.process_time()
+    reply = read(parser_of(name), text, "tokens")
+    assert time.process_time() - started < 5
+    [(called, given)] = reply.calls
+    assert called == "search"
+    assert given["query"].strip() == str(arguments["query"]).strip()
+
+
+def test_json_that_is_no_call_is_content_however_long():
+    text = json.dumps({"answer": "word {and} more\n" * 500})
+    assert read(parser_of("llama3"), text, "tokens").content == text
+
+
+# Reasoning
+
+THOUGHT = "<think>\nIs a < b? 東\n</think>\n\nIt is."
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("name", ["qwen3", "deepseek-r1"])
+def test_reasoning_and_content(name, streams, cut):
+    reply = read(parser_of(None, name, streams_reasoning=streams), THOUGHT, cut)
+    assert reply.reasoning == "\nIs a < b? 東\n"
+    assert reply.content == "\n\nIt is."
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek-r1"])
+def test_reasoning_that_the_prompt_opened(name):
+    tail = "<|im_start|>assistant\n<think>\n"
+    reply = read(parser_of(None, name, tail=tail), "Hm.\n</think>\n\nYes")
+    assert (reply.reasoning, reply.content) == ("Hm.\n", "\n\nYes")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek-r1"])
+def test_reasoning_that_the_prompt_closed(name):
+    tail = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    reply = read(parser_of(None, name, tail=tail), "Yes")
+    assert (reply.reasoning, reply.content) == ("", "Yes")
+
+
+def test_a_user_who_writes_of_tags_opens_and_closes_no_reasoning():
+    tail = "What does %s mean?<|im_end|>\n<|im_start|>assistant\n"
+    opened, closed = tail.replace("%s", "<think>"), tail.replace("%s", "</think>")
+    assert read(parser_of(None, "qwen3", tail=opened), "A tag.").content == "A tag."
+    assert read(parser_of(None, "deepseek-r1", tail=closed), "Hm.</think>A").reasoning == "Hm."
+
+
+@pytest.mark.parametrize(
+    ("written", "reasoning", "content"),
+    [("<think>\nHm", ".", "Yes"), ("<think>a</think>b", "", ".")],
+)
+def test_a_continued_reply_goes_on_inside_or_behind_its_reasoning(written, reasoning, content):
+    text = ".</think>Yes" if reasoning else "."
+    reply = read(parser_of(None, "qwen3", written=written), text)
+    assert (reply.reasoning, reply.content) == (reasoning, content)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_reasoning_cut_by_length_is_reasoning(streams):
+    reply = read(parser_of(None, "qwen3", streams_reasoning=streams), "<think>\nHm </thi")
+    assert (reply.reasoning, reply.content) == ("\nHm </thi", "")
+
+
+@pytest.mark.parametrize("end", ["\n</think>\n\n", "\n"])
+def test_a_call_ends_reasoning_that_was_not_closed(end):
+    reply = read(parser_of("qwen25", "qwen3"), f"<think>\nHm.{end}{WRITTEN['qwen25'][0]}")
+    assert reply.calls == [("get_weather", ARGUMENTS)]
+    assert reply.reasoning.strip() == "Hm."
+    assert reply.content.strip() == ""
+
+
+def test_reasoning_that_is_not_separated_stays_content():
+    reply = read(parser_of("qwen25", "qwen3", separates_reasoning=False), THOUGHT)
+    assert (reply.reasoning, reply.content) == ("", THOUGHT)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_harmony(cut):
+    text = (
+        "<|channel|>analysis<|message|>Is a < b?<|end|><|start|>assistant<|channel|>commentary "
+        f"to=functions.get_weather <|constrain|>json<|message|>{A}<|call|>"
+    )
+    reply = read(parser_of("gpt-oss", "gpt-oss"), text, cut)
+    assert (reply.reasoning, reply.content) == ("Is a < b?", "")
+    assert reply.calls == [("get_weather", ARGUMENTS)]
+    text = "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>[3]"
+    reply = read(parser_of("gpt-oss", "gpt-oss"), text, cut)
+    assert (reply.reasoning, reply.content) == ("Hm", "[3]")
+
+
+def test_a_reply_of_which_a_format_makes_nothing_is_content():
+    assert read(parser_of(None, "gpt-oss"), "Hello there").content == "Hello there"
+    assert read(parser_of(None, "qwen3"), "<think>").content == ""
+
+
+def test_a_thinking_parser_says_so_between_pieces():
+    parser = parser_of(None, "qwen3")
+    said = [parser.push(piece, is_last=False).is_thinking for piece in ("<think>", "a", "</think>")]
+    assert said == [True, True, True]
+    assert not parser.push("b", is_last=True).is_thinking
+    assert not parser.is_thinking
+
+
+# Forced calls
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("qwen25", "structural_tag"),
+        ("hermes", "structural_tag"),
+        ("mistral", "structural_tag"),
+        ("deepseekv3", "structural_tag"),
+        ("qwen3_coder", "json_schema"),
+        ("glm45", "json_schema"),
+        ("glm47", "ebnf"),
+    ],
+)
+def test_forced_calls_have_a_grammar(name, kind):
+    parsers = ReplyParsers(load_parsers, tools=name, reasoning=None)
+    grammar = parsers.constraint(ReplyFormat(tools=TOOLS, is_forced=True))
+    assert grammar is not None
+    assert grammar.kind == kind
+    assert "get_weather" in grammar.value
+    assert "search" in grammar.value
+    if kind != "ebnf":
+        json.loads(grammar.value)
+    named = ReplyFormat(tools=(SEARCH,), is_forced=True, named="search", is_parallel=False)
+    grammar = parsers.constraint(named)
+    assert grammar is not None
+    assert "search" in grammar.value
+    assert "get_weather" not in grammar.value
+    assert parsers.constraint(ReplyFormat(tools=TOOLS)) is None
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("comma", [",", ", ", ",\n  "])
+def test_forced_calls_are_read_back_from_a_json_array(comma, cut):
+    calls = [
+        {"name": "get_weather", "parameters": ARGUMENTS},
+        {"name": "search", "parameters": OTHER},
+    ]
+    text = f"[{comma.join(json.dumps(call) for call in calls)}]"
+    reply = read(parser_of("qwen3_coder", is_forced=True), text, cut)
+    assert reply.calls == [("get_weather", ARGUMENTS), ("search", OTHER)]
+    assert reply.content == ""
+
+
+def test_a_forced_call_is_read_back_behind_reasoning():
+    text = "<think>\n[a]\n</think>\n\n" + json.dumps([{"name": "search", "parameters": OTHER}])
+    reply = read(parser_of("glm45", "glm45", is_forced=True, named="search"), text)
+    assert reply.calls == [("search", OTHER)]
+
+
+def test_tools_that_contradict_one_another_cannot_be_forced():
+    def with_defs(name: str, kind: str) -> dict[str, Any]:
+        parameters = {"type": "object", "properties": {}, "$defs": {"X": {"type": kind}}}
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    parsers = ReplyParsers(load_parsers, tools="qwen25", reasoning=None)
+    tools = (with_defs("a", "string"), with_defs("b", "integer"))
+    with pytest.raises(BadRequest):
+        parsers.constraint(ReplyFormat(tools=tools, is_forced=True))
+
+
+def test_nulls_in_a_tool_are_read_over():
+    function = {"name": "search", "description": None, "parameters": None, "strict": None}
+    loose = {"type": "function", "function": function}
+    reply = read(parser_of("qwen25", tools=(loose,)), CALLS["qwen25"][1] % B)
+    assert reply.calls == [("search", OTHER)]
+
+
+# Ids
+
+
+def test_call_ids_are_made_here():
+    first, second = (read(parser_of("qwen25"), WRITTEN["qwen25"][0]).ids[0] for _ in range(2))
+    assert re.fullmatch("call_[0-9a-f]{24}", first)
+    assert first != second
+
+
+def test_ids_of_kimi_count_the_calls_of_the_conversation():
+    before = {"role": "assistant", "tool_calls": [{"id": "functions.search:0"}, {"id": "x"}]}
+    reply = read(parser_of("kimi_k2", history=[before]), "".join(WRITTEN["kimi_k2"]))
+    assert reply.ids == ["functions.get_weather:2", "functions.search:3"]
+
+
+# What can be wrong
+
+
+def test_an_unknown_format_is_one_line():
+    for flags in ({"tools": "qwen26"}, {"reasoning": "qwen26"}):
+        with pytest.raises(SetupError, match=r"qwen26: SGLang knows .*qwen") as caught:
+            ReplyParsers(load_parsers, **{"tools": None, "reasoning": None, **flags})
+        assert "\n" not in str(caught.value)
+
+
+def test_a_format_that_needs_what_is_not_here_fails_at_the_start():
+    with pytest.raises(SetupError, match="response_template"):
+        ReplyParsers(load_parsers, tools="response_template", reasoning=None)
+
+
+def test_without_sglang_the_error_says_how_to_install_it(monkeypatch):
+    def gone(name: str) -> Any:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", gone)
+    with pytest.raises(SetupError, match=r"need SGLang: pip install") as caught:
+        ReplyParsers(load_parsers, tools="qwen25", reasoning=None)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_parsers_sglang_is_not_asked_for():
+    def load() -> Any:
+        raise AssertionError("it was")
+
+    parsers = ReplyParsers(load, tools=None, reasoning=None)
+    form = ReplyFormat(tools=TOOLS)
+    assert not parsers.are_needed(form)
+    assert parsers.parser(form, prompt_tail="", history=()) is None
+
+
+def test_what_a_parser_raises_on_stays_text(monkeypatch, caplog):
+    parser = parser_of("qwen25")
+    assert parser._calls is not None
+    increment = parser._calls._parser.parse_streaming_increment
+
+    def raising(text: str, tools: Any) -> Any:
+        if text == "!":
+            raise RuntimeError("boo")
+        return increment(text, tools)
+
+    monkeypatch.setattr(parser._calls._parser, "parse_streaming_increment", raising)
+    text = "Hi <tool_ca! and <tool_call>\n{} more"
+    assert read(parser, text).content == text
+    assert "the rest of it stays text" in caplog.text

@@ -1,0 +1,237 @@
+"""Requests of the Responses API become the calls that the chat door would make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from slime_router.doors.chat_request import read_chat_request
+from slime_router.doors.responses_request import ResponsesRequest, read_responses_request
+from slime_router.doors.responses_store import ResponseStore, Stored
+from slime_router.errors import BadRequest, NotFound
+from slime_router.types import GenerateCall, Grammar
+from tests.integration.scripted import Bytes, asked
+from tests.stack import NO_PARSERS
+
+PARAMETERS = {"type": "object", "properties": {"q": {"type": "string"}}}
+FLAT = {"type": "function", "name": "f", "description": "d", "parameters": PARAMETERS}
+CHAT_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": PARAMETERS},
+}
+CALL = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": '{"q":1}'}
+CHAT_CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"q":1}'}}
+
+
+def read(kept: ResponseStore | None = None, **body: Any) -> ResponsesRequest:
+    given = {"input": "hi", **body}
+    store = kept if kept is not None else ResponseStore(9)
+    return read_responses_request(given, asked(), Bytes(), "tiny", NO_PARSERS, store)
+
+
+def messages(items: Any, **body: Any) -> list[Any]:
+    return list(read(input=items, **body).call.messages or ())
+
+
+def as_chat(**body: Any) -> GenerateCall:
+    given = {"messages": [{"role": "user", "content": "hi"}], **body}
+    return read_chat_request(given, asked(), Bytes(), "tiny", NO_PARSERS).calls[0]
+
+
+def said(text: str, role: str = "assistant", **more: Any) -> dict[str, Any]:
+    kind = "output_text" if role == "assistant" else "input_text"
+    return {"type": "message", "role": role, "content": [{"type": kind, "text": text}], **more}
+
+
+def thought(text: str, handle: str | None = None) -> dict[str, Any]:
+    content = [{"type": "reasoning_text", "text": text}]
+    return {"type": "reasoning", "summary": [], "content": content, "encrypted_content": handle}
+
+
+SAME_CALLS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {}),
+    ({"max_output_tokens": 7, "top_p": 0.9}, {"max_tokens": 7, "top_p": 0.9}),
+    ({"tools": [FLAT]}, {"tools": [CHAT_TOOL]}),
+    ({"tools": [{**FLAT, "strict": True}]}, {"tools": [
+        {"type": "function", "function": {**CHAT_TOOL["function"], "strict": True}}]}),
+    ({"tools": [FLAT], "tool_choice": "none"}, {"tools": [CHAT_TOOL], "tool_choice": "none"}),
+    ({"tools": [FLAT], "parallel_tool_calls": False},
+     {"tools": [CHAT_TOOL], "parallel_tool_calls": False}),
+    ({"text": {"format": {"type": "json_object"}}},
+     {"response_format": {"type": "json_object"}}),
+    ({"text": {"format": {"type": "json_schema", "name": "n", "schema": PARAMETERS}}},
+     {"response_format": {"type": "json_schema", "json_schema": {
+         "name": "n", "schema": PARAMETERS}}}),
+    ({"top_k": 3, "history": "template"}, {"top_k": 3, "history": "template"}),
+    ({"prompt_cache_key": "s1"}, {"prompt_cache_key": "s1"}),
+    ({"reasoning": {"effort": "high", "summary": "auto"}}, {"reasoning_effort": "high"}),
+    ({"logprobs": 3, "n": 5, "include": ["reasoning.encrypted_content"], "x": {}}, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("own", "chat"), SAME_CALLS)
+def test_the_call_is_the_one_of_the_chat_door(own, chat):
+    made, wanted = read(**own).call, as_chat(**chat)
+    for name in ("messages", "template", "sampling", "reply", "history", "session_id", "scope",
+                 "worker_fields", "stream", "top_logprobs"):  # fmt: skip
+        assert getattr(made, name) == getattr(wanted, name), name
+
+
+def test_a_grammar_is_sent():
+    assert read(text={"format": {"type": "json_object"}}).call.sampling.grammar == Grammar(
+        "json_schema", '{"type": "object"}'
+    )
+
+
+def test_one_turn_in_several_items_is_one_message():
+    items = [
+        {"role": "developer", "content": "d"},
+        said("hi", "user"),
+        thought("hm", "turn_1a"),
+        said("I look."),
+        CALL,
+        {**CALL, "call_id": "call_2"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "one"},
+        {
+            "type": "function_call_output",
+            "call_id": "call_2",
+            "output": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}],
+        },
+    ]
+    assert messages(items, instructions="be brief") == [
+        {"role": "system", "content": "be brief"},
+        {"role": "developer", "content": "d"},
+        {"role": "user", "content": "hi"},
+        {
+            "role": "assistant",
+            "content": "I look.",
+            "reasoning_content": "hm",
+            "turn": "turn_1a",
+            "tool_calls": [CHAT_CALL, {**CHAT_CALL, "id": "call_2"}],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "one"},
+        {
+            "role": "tool",
+            "tool_call_id": "call_2",
+            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+        },
+    ]
+
+
+def test_replies_without_a_user_between_them_stay_apart():
+    replies = messages([said("a"), said("b"), thought("x"), said("c"), thought("y"), said("d")])
+    assert [m["content"] for m in replies] == ["a", "b", "c", "d"]
+    same = messages([thought("x", "turn_1"), said("a"), thought("y", "turn_1"), said("b")])
+    assert [m["content"] for m in same] == ["ab"]  # a model that thought twice
+    two = messages([CALL, thought("x", "turn_1"), CALL, thought("y", "turn_2"), CALL])
+    assert [m.get("turn") for m in two] == [None, "turn_1", "turn_2"]
+
+
+def test_what_others_encrypted_is_no_handle():
+    (reply,) = messages([thought("x", "gAAAA")])
+    assert "turn" not in reply
+
+
+def test_calls_of_other_kinds_become_calls_and_results():
+    items = [
+        {"type": "custom_tool_call", "call_id": "c1", "name": "patch", "input": "***"},
+        {"type": "custom_tool_call_output", "call_id": "c1", "output": "ok"},
+        {"type": "local_shell_call", "call_id": "c2", "action": {"type": "exec"}},
+        {"type": "local_shell_call_output", "id": "c2", "output": "ok"},
+    ]
+    got = messages(items)
+    functions = [call["function"] for m in got for call in m.get("tool_calls", ())]
+    assert functions == [
+        {"name": "patch", "arguments": '{"input":"***"}'},
+        {"name": "local_shell", "arguments": '{"type":"exec"}'},
+    ]
+    assert [m.get("tool_call_id") for m in got] == [None, "c1", None, "c2"]
+
+
+def test_unsupported_tools_are_dropped_and_namespaces_opened():
+    nested = {"type": "namespace", "name": "mcp", "description": "", "tools": [FLAT]}
+    custom = {"type": "custom", "name": "patch", "format": {}}
+    got = read(tools=[{"type": "web_search"}, custom, nested])
+    assert got.call.template.tools == (CHAT_TOOL,)
+    assert got.style.namespaces == {"f": "mcp"}
+    allowed = {"type": "allowed_tools", "mode": "auto"}
+    other = {**FLAT, "name": "g"}
+    choice = {**allowed, "tools": [{"type": "function", "name": "f"}, {"type": "web_search"}]}
+    assert read(tools=[FLAT, other], tool_choice=choice).call.template.tools == (CHAT_TOOL,)
+
+
+def stored() -> ResponseStore:
+    kept = ResponseStore(9)
+    item = {**said("yes", id="msg_1"), "turn": "turn_7"}
+    kept.put(
+        Stored({"id": "resp_1"}, ({"type": "message", "role": "user", "content": "q"},), (item,))
+    )
+    return kept
+
+
+def test_the_stored_conversation_comes_before_the_input_and_names_its_turn():
+    got = read(stored(), previous_response_id="resp_1", instructions="new").call.messages
+    assert got == (
+        {"role": "system", "content": "new"},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "yes", "turn": "turn_7"},
+        {"role": "user", "content": "hi"},
+    )
+    reference = {"type": "item_reference", "id": "msg_1"}
+    (reply,) = read(stored(), input=[reference]).call.messages or ()
+    assert reply["turn"] == "turn_7"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        ({"input": None}, "input", "missing_required_parameter"),
+        ({"input": []}, "input", "invalid_value"),
+        ({"input": 3}, "input", "invalid_type"),
+        ({"input": [3]}, "input[0]", "invalid_type"),
+        ({"input": [{"x": 1}]}, "input[0].type", "missing_required_parameter"),
+        ({"input": [{"type": "alien"}]}, "input[0].type", "invalid_value"),
+        ({"input": [{"role": "alien", "content": ""}]}, "input[0].role", "invalid_value"),
+        ({"input": [{"role": "user"}]}, "input[0].content", "missing_required_parameter"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+         "input[0].content[0].type", "invalid_value"),
+        ({"input": [{**CALL, "call_id": None}]}, "input[0].call_id", "missing_required_parameter"),
+        ({"input": [{**CALL, "arguments": []}]}, "input[0].arguments", "invalid_type"),
+        ({"tools": [{"type": "x"}, {"type": "function"}]}, "tools[1].name",
+         "missing_required_parameter"),
+        ({"background": True}, "background", "unsupported_value"),
+        ({"conversation": "c"}, "conversation", "unsupported_value"),
+        ({"previous_response_id": "x"}, "previous_response_id", "previous_response_not_found"),
+        ({"store": "yes"}, "store", "invalid_type"),
+    ],
+)  # fmt: skip
+def test_a_bad_field_is_named(body, param, code):
+    with pytest.raises(BadRequest) as caught:
+        read(**body)
+    assert (caught.value.param, caught.value.code) == (param, code)
+
+
+def test_paths_count_from_the_requests_own_input():
+    with pytest.raises(BadRequest) as caught:
+        read(stored(), previous_response_id="resp_1", input=[{"type": "alien"}])
+    assert caught.value.param == "input[0].type"
+    with pytest.raises(NotFound):
+        read(input=[{"type": "item_reference", "id": "x"}])
+
+
+def test_the_store_forgets_the_oldest_but_keeps_what_others_continue():
+    kept = ResponseStore(2)
+    step = None
+    for number in range(3):
+        asked_item = {"type": "message", "role": "user", "content": str(number)}
+        reply = said(f"r{number}", id=f"msg_{number}")
+        step = Stored({"id": f"resp_{number}"}, (asked_item,), (reply,), step)
+        kept.put(step)
+    assert len(kept) == 2
+    for lost in (lambda: kept.get("resp_0"), lambda: kept.item("msg_0", "x")):
+        with pytest.raises(NotFound):
+            lost()
+    assert len(kept.get("resp_2").conversation()) == 6
+    kept.delete("resp_2")
+    assert len(kept) == 1
