@@ -244,7 +244,7 @@ def wait_closed(port: int) -> None:
             socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
         except ConnectionRefusedError:
             return
-        except TimeoutError:
+        except (TimeoutError, ConnectionResetError):
             pass  # the socket was closed between the two halves of the greeting
         time.sleep(0.01)
     raise TimeoutError("it still takes connections")
