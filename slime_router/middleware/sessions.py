@@ -140,7 +140,7 @@ class SessionMiddleware:
             closed = f"The session '{session_id}' was closed."
             self._end_all(session_id, Conflict(closed, code="session_closed"))
             await self._landed(session_id, LANDING_TIMEOUT_S)
-        except BaseException:
+        except BaseException:  # cut short: it had no effect
             session.state = before
             raise
         if not self._store.sessions.is_current(session):
