@@ -9,7 +9,7 @@ from aiohttp import web
 from slime_router.doors.body import read_object, request_id
 from slime_router.doors.completions_reply import CompletionBody, CompletionStream
 from slime_router.doors.completions_request import read_completion_request
-from slime_router.doors.delivery import answered, deliver_stream, deliver_whole
+from slime_router.doors.delivery import Admission, answered, deliver_stream, deliver_whole
 from slime_router.doors.joining import Joiner
 from slime_router.doors.replies import openai_error
 from slime_router.doors.vocabulary import Vocabulary
@@ -18,7 +18,10 @@ from slime_router.doors.vocabulary import Vocabulary
 class CompletionsDoor:
     """Serves `POST /v1/completions`."""
 
-    def __init__(self, joiner: Joiner, vocabulary: Vocabulary, *, default_model: str) -> None:
+    def __init__(
+        self, joiner: Joiner, vocabulary: Vocabulary, *, default_model: str, max_concurrent: int
+    ) -> None:
+        self._admission = Admission(max_concurrent, joiner.note_refusal)
         self._joiner = joiner
         self._vocabulary = vocabulary
         self._default_model = default_model
@@ -32,11 +35,12 @@ class CompletionsDoor:
         return await answered(self._serve(request, headers), openai_error, headers)
 
     async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
-        body = await read_object(request)
-        asked = read_completion_request(body, request, self._vocabulary, self._default_model)
-        calls = asked.calls
-        if asked.stream:
-            stream = partial(CompletionStream, asked.style, self._vocabulary, calls)
-            return await deliver_stream(request, self._joiner, calls, stream, headers)
-        whole = CompletionBody(asked.style, self._vocabulary, calls)
-        return await deliver_whole(request, self._joiner, calls, whole, headers)
+        with self._admission:
+            body = await read_object(request)
+            asked = read_completion_request(body, request, self._vocabulary, self._default_model)
+            calls = asked.calls
+            if asked.stream:
+                stream = partial(CompletionStream, asked.style, self._vocabulary, calls)
+                return await deliver_stream(request, self._joiner, calls, stream, headers)
+            whole = CompletionBody(asked.style, self._vocabulary, calls)
+            return await deliver_whole(request, self._joiner, calls, whole, headers)

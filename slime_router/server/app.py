@@ -157,7 +157,6 @@ class Gateway:
             default_model=config.openai_default_model,
             max_concurrent=config.openai_max_concurrent_requests,
         )
-
         self.responses = ResponsesDoor(
             self.router,
             self.tokenizer,
@@ -210,6 +209,7 @@ class Gateway:
             self.joiner,
             self.tokenizer,
             default_model=self.config.openai_default_model or self.config.model_name,
+            max_concurrent=self.config.openai_max_concurrent_requests,
         )
         retrieve = RetrieveDoor(Retriever(self.maker, self.cache, self.store, self.tokenizer))
         doctor = Doctor(self.maker, self.store, self.tokenizer, self.template)

@@ -51,20 +51,29 @@ class Upkeep:
         self._news.set()
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Until it is cancelled; what fails once is logged, and tried again the next time."""
         clock = asyncio.get_running_loop().time
         next_sweep = clock() + self._pause_s
         while True:
+            is_due = False
             try:
                 async with asyncio.timeout_at(next_sweep):
                     await self._news.wait()
             except TimeoutError:
-                next_sweep = clock() + self._pause_s
-                gone = self._store.sweep(self._max_age)
-                if gone:
-                    logger.info("%d idle turns were dropped", gone)
+                is_due, next_sweep = True, clock() + self._pause_s
             self._news.clear()
-            await self.drop_stale()
+            try:
+                if is_due:
+                    self.sweep()
+                await self.drop_stale()
+            except Exception:  # without upkeep memory would fill in silence
+                logger.exception("upkeep failed; it goes on")
+
+    def sweep(self) -> None:
+        """Drop what was idle for too long."""
+        gone = self._store.sweep(self._max_age)
+        if gone:
+            logger.info("%d idle turns were dropped", gone)
 
     async def drop_stale(self) -> None:
         """Drop what is more than `--max-version-lag` weight updates old, and no open session's."""

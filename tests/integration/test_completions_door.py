@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI
 
-from tests.integration.gateway import Served, served
+from tests.integration.gateway import Served, served, until
 from tests.integration.scripted import events
 from tests.stack import tiny_tokenizer
 
@@ -141,6 +142,18 @@ async def test_bad_input_names_its_field_and_changes_nothing(body, param):
         assert router.footprint() == before
     assert (status, reply["error"]["param"]) == (400, param)
     assert worker.requests == []
+
+
+async def test_one_request_too_many_is_turned_away():
+    async with served(openai_max_concurrent_requests=1) as (router, worker):
+        worker.script(HELLO)
+        worker.hold(after_tokens=0)
+        first = asyncio.create_task(router.post(PATH, {"prompt": "Say"}))
+        await until(lambda: bool(worker.requests))
+        status, body = await router.post(PATH, {"prompt": "Say"})
+        assert (status, body["error"]["code"]) == (429, "rate_limit_exceeded")
+        worker.release()
+        assert (await first)[0] == 200
 
 
 async def test_the_sdk_reads_it():
