@@ -13,14 +13,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from aiohttp import web
 
 from slime_router.config import Config
 from slime_router.diagnose_cli import diagnose_main
 from slime_router.errors import SetupError
+from slime_router.launch.command import ROUTERS_OWN
 from slime_router.server.app import Gateway, banner
+from slime_router.types import PolicyName, Resume
 
 EXIT_INTERRUPTED = 130
 MIN_GRACE_S = 0.01  # aiohttp takes 0 for "without end"
@@ -67,9 +69,13 @@ def parser() -> argparse.ArgumentParser:
     p = _Parser(
         prog="slime-router",
         description="A token-exact gateway to SGLang workers.",
+        usage="%(prog)s --hf-checkpoint PATH_OR_ID [FLAG ...] [-- SGLANG_FLAG ...]",
         epilog="slime-router diagnose FILE: where held tokens and a text part, and why",
     )
     _add_model_flags(p.add_argument_group("model"))
+    _add_worker_flags(p.add_argument_group("workers"))
+    _add_retry_flags(p.add_argument_group("failures of workers"))
+    _add_launch_flags(p.add_argument_group("workers that the router starts"))
     _add_server_flags(p.add_argument_group("server"))
     _add_token_flags(p.add_argument_group("tokens"))
     _add_session_flags(p.add_argument_group("sessions"))
@@ -89,7 +95,106 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--chat-template", metavar="FILE", help="used instead of the checkpoint's")
     group.add_argument("--trust-remote-code", action="store_true", default=None)
     group.add_argument("--served-model-name", metavar="NAME", help="what /v1/models lists")
+
+
+def _add_worker_flags(group: argparse._ArgumentGroup) -> None:
+    seconds = _number(float, 0.0, 1e9)
     group.add_argument("--worker-urls", nargs="*", metavar="URL", help="workers to begin with")
+    group.add_argument(
+        "--policy", choices=get_args(PolicyName), help="which worker takes the next request"
+    )
+    group.add_argument(
+        "--worker-api-key", metavar="KEY", help="sent to workers that were given no other"
+    )
+    group.add_argument(
+        "--version-policy",
+        type=_version_policy,
+        metavar="{any,latest,max-staleness:K}",
+        help="which weights a worker must run to serve",
+    )
+    group.add_argument(
+        "--resume-aborted",
+        choices=get_args(Resume),
+        help="whose generations go on by themselves when a worker aborts them",
+    )
+    group.add_argument(
+        "--worker-wait-secs",
+        dest="worker_wait_s",
+        type=seconds,
+        metavar="S",
+        help="how long a request waits while no worker can be reached",
+    )
+    group.add_argument(
+        "--pause-wait-secs",
+        dest="pause_wait_s",
+        type=seconds,
+        metavar="S",
+        help="how long a request waits while generation is paused",
+    )
+
+
+def _add_retry_flags(group: argparse._ArgumentGroup) -> None:
+    seconds, positive = _number(float, 0.0, 1e9), _number(float, 0.001, 1e9)
+    for flag, kind, metavar in (
+        ("--retry-max-retries", _number(int, 0, 1000), "N"),
+        ("--retry-initial-backoff-ms", seconds, "MS"),
+        ("--retry-max-backoff-ms", seconds, "MS"),
+        ("--retry-backoff-multiplier", _number(float, 1.0, 100.0), "X"),
+        ("--retry-jitter-factor", _number(float, 0.0, 1.0), "X"),
+        ("--cb-failure-threshold", _count(), "N"),
+        ("--cb-success-threshold", _count(), "N"),
+        ("--health-failure-threshold", _count(), "N"),
+        ("--health-success-threshold", _count(), "N"),
+    ):
+        group.add_argument(flag, type=kind, metavar=metavar)
+    for flag, dest, kind in (
+        ("--cb-timeout-duration-secs", "cb_timeout_s", seconds),
+        ("--cb-window-duration-secs", "cb_window_s", positive),
+        ("--health-check-interval-secs", "health_check_interval_s", positive),
+        ("--health-check-timeout-secs", "health_check_timeout_s", positive),
+    ):
+        group.add_argument(flag, dest=dest, type=kind, metavar="S")
+    group.add_argument(
+        "--health-check-endpoint", metavar="PATH", help="any answer below 500 will do"
+    )
+    for flag, dest, value in (
+        ("--disable-retries", "retry_max_retries", 0),
+        ("--disable-circuit-breaker", "enable_circuit_breaker", False),
+        ("--disable-health-check", "enable_health_check", False),
+    ):
+        group.add_argument(flag, dest=dest, action="store_const", const=value)
+
+
+def _version_policy(text: str) -> int:
+    """Updates that a worker may lag; -1 for any."""
+    name, _, count = text.partition(":")
+    if name == "max-staleness" and count.isdecimal():
+        return int(count)
+    if text in ("any", "latest"):
+        return 0 if text == "latest" else -1
+    raise argparse.ArgumentTypeError(f"{text} is not any, latest or max-staleness:K")
+
+
+def _add_launch_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--launch-workers",
+        type=_count(),
+        metavar="N",
+        help="start N SGLang servers of the checkpoint; flags behind `--` are theirs",
+    )
+    group.add_argument(
+        "--worker-python", metavar="PATH", help="the Python that has SGLang; this one if not given"
+    )
+    group.add_argument(
+        "--worker-log-dir", metavar="DIR", help="a file for the output of each; else this log"
+    )
+    group.add_argument(
+        "--worker-startup-timeout-secs",
+        dest="worker_startup_timeout_s",
+        type=_number(float, 0.001, 1e9),
+        metavar="S",
+        help="how long a worker may take until it answers",
+    )
 
 
 def _add_server_flags(group: argparse._ArgumentGroup) -> None:
@@ -226,18 +331,38 @@ def _add_chat_flags(group: argparse._ArgumentGroup) -> None:
 def read_config(argv: Sequence[str] | None = None) -> Config:
     """The configuration that the arguments ask for; leaves with exit code 2 on wrong ones."""
     p = parser()
-    given = vars(p.parse_args(argv))
+    own, worker_flags = _split(sys.argv[1:] if argv is None else argv)
+    given = vars(p.parse_args(own))
     if not given["hf_checkpoint"]:  # argparse would say so before it names a misspelled flag
         p.error("--hf-checkpoint is required")
     if given.pop("verbose"):
         given["log_level"] = "debug"
     values = {name: value for name, value in given.items() if value is not None}
+    if values.get("version_policy") == -1:
+        del values["version_policy"]
     for name in ("worker_urls", "middleware_paths"):
         if name in values:
             values[name] = tuple(values[name])
+    _check_worker_flags(p, worker_flags, is_launching="launch_workers" in values)
     if not str(values.get("openai_chat_completion_path", "/")).startswith("/"):
         p.error("--openai-chat-completion-path must begin with /")
-    return Config(**values)
+    return Config(**values, worker_flags=tuple(worker_flags))
+
+
+def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Our own arguments, and those behind `--`, which are SGLang's."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return argv[:end], argv[end + 1 :]
+
+
+def _check_worker_flags(
+    p: argparse.ArgumentParser, flags: Sequence[str], *, is_launching: bool
+) -> None:
+    if flags and not is_launching:
+        p.error("flags behind -- are for workers: --launch-workers says how many to start")
+    for flag in flags:
+        if flag.partition("=")[0] in ROUTERS_OWN:
+            p.error(f"{flag} behind --: the router chooses where its workers listen")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

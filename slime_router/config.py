@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slime_router.types import Capture, History
+from slime_router.types import Capture, History, PolicyName, Resume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +15,33 @@ class Config:
     host: str = "127.0.0.1"
     port: int = 30000
     worker_urls: tuple[str, ...] = ()
+    launch_workers: int = 0  # SGLang servers that the router starts itself
+    worker_flags: tuple[str, ...] = ()  # SGLang's own flags, for those
+    worker_python: str | None = None  # that runs them; None: the router's own
+    worker_log_dir: str | None = None  # None: their output goes to the router's log
+    worker_startup_timeout_s: float = 1800.0  # peers' figure: big models load for long
+    policy: PolicyName = "cache_aware"
+    worker_api_key: str | None = None  # of workers that were registered with none of their own
+    version_policy: int | None = None  # weight updates that a serving worker may lag; None: any
+    resume_aborted: Resume = "chat"
+    worker_wait_s: float = 30.0  # for a worker, while none can be reached
+    pause_wait_s: float = 600.0  # for the end of a pause
+    retry_max_retries: int = 5  # these and the next are sglang-router's figures
+    retry_initial_backoff_ms: float = 50.0
+    retry_max_backoff_ms: float = 30_000.0
+    retry_backoff_multiplier: float = 1.5
+    retry_jitter_factor: float = 0.2
+    cb_failure_threshold: int = 10
+    cb_success_threshold: int = 3
+    cb_timeout_s: float = 60.0
+    cb_window_s: float = 120.0
+    enable_circuit_breaker: bool = True
+    enable_health_check: bool = True
+    health_check_endpoint: str = "/model_info"
+    health_check_interval_s: float = 10.0
+    health_check_timeout_s: float = 10.0
+    health_failure_threshold: int = 3
+    health_success_threshold: int = 1
     history: History = "held"
     radix_tree_max_size: int = 20_000_000  # tokens; about 20 bytes each
     middleware_paths: tuple[str, ...] = ()

@@ -92,11 +92,26 @@ class StorageFull(RouterError):
 
 
 class NoWorker(RouterError):
-    """No worker is registered, or none could be reached."""
+    """No worker is registered, or none can take a request.
+
+    `is_temporary`: this may change by itself; `is_paused`: when generation is continued.
+    """
 
     status = 503
     type = "service_unavailable_error"
     code = "no_available_workers"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        is_temporary: bool = False,
+        is_paused: bool = False,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code)
+        self.is_temporary = is_temporary
+        self.is_paused = is_paused
 
 
 class WorkerRefused(RouterError):

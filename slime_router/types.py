@@ -18,6 +18,10 @@ TokenIds: TypeAlias = NDArray[np.int32]
 Message: TypeAlias = dict[str, Any]  # one chat message, a JSON object
 History: TypeAlias = Literal["held", "template"]
 Capture: TypeAlias = Literal["full", "tokens", "off"]
+Resume: TypeAlias = Literal["chat", "all", "none"]  # whose aborted generations go on
+PolicyName: TypeAlias = Literal[
+    "cache_aware", "least_inflight", "consistent_hashing", "power_of_two", "round_robin", "random"
+]
 WeightVersion: TypeAlias = str | int  # SGLang names them; they may not be comparable
 
 NO_TOKENS: TokenIds = np.zeros(0, np.int32)
@@ -193,6 +197,7 @@ class GenerateCall:
     defaults: Sampling | None = None  # the session's; what a native body says itself wins
     token_limit: int | None = None  # at most so many output tokens, whatever the client says
     wants_routed_experts: bool = False  # the session does; the client need not
+    sampled: TokenIds = field(default_factory=lambda: NO_TOKENS)  # of this reply, by another worker
 
 
 @dataclass(frozen=True, slots=True)

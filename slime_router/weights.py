@@ -60,6 +60,10 @@ class WeightVersions:
         """The newest epoch of `versions`, 0 for those nobody noted; the current one for none."""
         return max((self._epochs.get(version, 0) for version in versions), default=self._epoch)
 
+    def lag(self, version: WeightVersion | None) -> int:
+        """How many updates `version` is behind; 0 where it is not known."""
+        return self._epoch - self._epochs.get(version, self._epoch) if version is not None else 0
+
     def _begin(self, version: WeightVersion) -> int:
         self._epochs.pop(version, None)  # a name that comes back moves to the end
         self._epoch += 1

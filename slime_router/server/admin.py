@@ -16,7 +16,8 @@ from slime_router.doors.faults import require
 from slime_router.doors.retrieve import read_template_options
 from slime_router.doors.vocabulary import checked_ids
 from slime_router.errors import BadRequest, NotFound
-from slime_router.workers.pool import Worker, WorkerPool
+from slime_router.workers.pool import WorkerPool
+from slime_router.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +28,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class WorkerAdmin:
-    """Registration, in the manner of slime and in that of sglang-router.
+    """Registration, in the manner of slime and in that of sglang-router."""
 
-    `greet` is called with every worker that is added.
-    """
-
-    def __init__(self, pool: WorkerPool, greet: Callable[[Worker], None]) -> None:
+    def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
-        self._greet = greet
 
     def routes(self) -> list[tuple[str, str, Handler]]:
         """Method, path and handler of every route."""
@@ -102,7 +99,6 @@ class WorkerAdmin:
     def _register(self, url: str) -> Worker:
         worker = self._pool.add(url)
         logger.info("worker %s is registered", worker.url)
-        self._greet(worker)
         return worker
 
     def _remove(self, url_or_id: str) -> Worker:

@@ -29,7 +29,7 @@ from slime_router.doors.responses import ResponsesDoor
 from slime_router.doors.retrieve import RetrieveDoor
 from slime_router.doors.rows import RowsDoor
 from slime_router.doors.sessions import SessionDoor
-from slime_router.errors import RouterError, SetupError
+from slime_router.errors import SetupError
 from slime_router.metrics import CountingMiddleware, figures
 from slime_router.middleware.caching import RadixTreeMiddleware
 from slime_router.middleware.loading import load_plugins
@@ -41,14 +41,13 @@ from slime_router.router import Router
 from slime_router.server.admin import ModelAdmin, WorkerAdmin
 from slime_router.server.boundary import boundary
 from slime_router.server.control import ControlRoutes
-from slime_router.server.greetings import GREETING_DELAYS_S, Greetings
+from slime_router.server.fleet import Fleet
+from slime_router.server.greetings import GREETING_DELAYS_S
 from slime_router.server.passthrough import PassThrough
 from slime_router.server.upkeep import Upkeep
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.types import GenerateCall
 from slime_router.weights import WeightVersions
-from slime_router.workers.client import WorkerClient
-from slime_router.workers.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -87,17 +86,10 @@ class Gateway:
             max_sessions=config.max_sessions,
         )
         self.weights = WeightVersions()
-        self.pool = _pool(config.worker_urls)
-        self.client = WorkerClient(
-            self.pool, capture=config.capture, request_timeout_s=config.request_timeout_s
+        self.fleet = Fleet(
+            config, self.tokenizer, self.weights, greeting_delays_s=greeting_delays_s
         )
-        self.greetings = Greetings(
-            self.pool,
-            self.client,
-            self.tokenizer,
-            checkpoint=config.hf_checkpoint,
-            delays_s=greeting_delays_s,
-        )
+        self.pool, self.client, self.relay = self.fleet.pool, self.fleet.client, self.fleet.relay
         self.upkeep = Upkeep(
             self.store,
             self.cache,
@@ -135,7 +127,7 @@ class Gateway:
         self.counting = CountingMiddleware()
         self.router = Router(
             [self.counting, *self.plugins.generation, self.sessions, self.recording, caching],
-            self.client.generate,
+            self.relay.generate,
         )
         self.joiner = Joiner(self.router, retry_grace_s=config.retry_grace_s)
         self.chat = ChatDoor(
@@ -187,8 +179,10 @@ class Gateway:
             middlewares=[boundary, *self.plugins.http],
         )
         of_sessions, anywhere = self._session_routes(), self._doors()
-        control = ControlRoutes(self.pool, self.client, on_weights=self.upkeep.on_weights)
-        workers = WorkerAdmin(self.pool, self.greetings.greet)
+        control = ControlRoutes(
+            self.pool, self.client, self.relay, on_weights=self.upkeep.on_weights
+        )
+        workers = WorkerAdmin(self.pool)
         table = [*of_sessions, *anywhere, *control.routes(), *workers.routes()]
         chat_path = self._chat_path({path for _, path, _ in table})
         for method, path, handler in [*of_sessions, *_in_sessions(anywhere), *table]:
@@ -196,7 +190,7 @@ class Gateway:
         if chat_path is not None:
             for path in (IN_SESSION + chat_path, chat_path):
                 _add_chat(app, path, self.chat.handle)
-        others = PassThrough(self.pool, self.client)
+        others = PassThrough(self.relay)
         app.router.add_route("*", IN_SESSION + "/{path:(?s:.*)}", others.handle_in_session)
         app.router.add_route("*", "/{path:(?s:.*)}", others.handle)
         app.cleanup_ctx.append(self._lifespan)
@@ -278,15 +272,12 @@ class Gateway:
         return {**counted, "retries": retries}
 
     async def _lifespan(self, _: web.Application) -> AsyncIterator[None]:
-        async with self.client:
-            for worker in self.pool.list():
-                self.greetings.greet(worker)
+        async with self.fleet:
             upkeep = asyncio.create_task(self.upkeep.run(), name="upkeep")
             yield
             upkeep.cancel()
             await asyncio.gather(upkeep, return_exceptions=True)
             await self.joiner.close()
-            await self.greetings.stop()
         self.tokenizer.close()
 
 
@@ -312,24 +303,15 @@ def _add_chat(app: web.Application, path: str, handler: Handler) -> None:
         raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
 
 
-def _pool(urls: Sequence[str]) -> WorkerPool:
-    pool = WorkerPool()
-    for url in urls:
-        try:
-            pool.add(url)
-        except RouterError as exc:
-            raise SetupError(f"worker {url!r}: {exc.message}") from exc
-    return pool
-
-
 def banner(gateway: Gateway) -> str:
     """What a person reads when the router is up."""
     config = gateway.config
     host = f"[{config.host}]" if ":" in config.host else config.host
+    workers = ", ".join(worker.url for worker in gateway.pool.list())
     lines = (
         ("url", f"http://{host}:{config.port}"),
         ("model", config.model_name),
-        ("workers", ", ".join(config.worker_urls) or "none yet (POST /add_worker?url=...)"),
+        ("workers", workers or "none yet (POST /add_worker?url=...)"),
         ("history", f"{config.history}; capture {config.capture}"),
         ("template", gateway.template.findings.summary()),
     )

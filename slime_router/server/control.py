@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -24,7 +24,9 @@ from slime_router.server.passthrough import OWN_ANSWER, OWN_REQUEST, UNPACKED, e
 from slime_router.types import WeightVersion
 from slime_router.workers.client import WorkerClient
 from slime_router.workers.exchange import WorkerAnswer
-from slime_router.workers.pool import Worker, WorkerPool
+from slime_router.workers.pool import WorkerPool
+from slime_router.workers.relay import Relay
+from slime_router.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,9 @@ _ALSO_GET = (
     "/stop_profile",
 )
 _ALSO_PUT = ("/set_internal_state",)
+_STOPS = ("/pause_generation", "/release_memory_occupation")
+_STARTS = ("/continue_generation", "/resume_memory_occupation")
+_FLUSHES = ("/flush_cache", "/release_memory_occupation")
 
 # Our server has unpacked the body, and reads it whole: these two no longer speak of it.
 _NOT_SENT = OWN_REQUEST | UNPACKED
@@ -91,9 +96,12 @@ class ControlRoutes:
     worker's cache is empty now.
     """
 
-    def __init__(self, pool: WorkerPool, client: WorkerClient, *, on_weights: OnWeights) -> None:
+    def __init__(
+        self, pool: WorkerPool, client: WorkerClient, relay: Relay, *, on_weights: OnWeights
+    ) -> None:
         self._pool = pool
         self._client = client
+        self._relay = relay
         self._on_weights = on_weights
 
     def __repr__(self) -> str:
@@ -124,6 +132,8 @@ class ControlRoutes:
         if not workers:
             raise NoWorker("No worker is registered.")
         order = await _read(path, request, is_for_many=len(workers) > 1)
+        if path == "/abort_request":
+            workers, order = self._aborted(workers, order)
         async with asyncio.TaskGroup() as group:
             tasks = {w.url: group.create_task(self._tell(w, order)) for w in workers}
         heard = {url: task.result() for url, task in tasks.items()}
@@ -135,9 +145,28 @@ class ControlRoutes:
         headers = end_to_end(answer.headers, OWN_ANSWER | {"content-length"})
         return web.Response(status=answer.status, headers=headers, body=answer.body)
 
+    def _aborted(
+        self, workers: tuple[Worker, ...], order: _Order
+    ) -> tuple[tuple[Worker, ...], _Order]:
+        """Who is to abort, and under which name. What is aborted by name does not go on."""
+        fields = _fields(order.body)
+        if fields.get("abort_all"):
+            self._relay.cancel_all()
+            return workers, order
+        rid = fields.get("rid")
+        owner = self._relay.cancel(rid) if isinstance(rid, str) else None
+        if owner is None:
+            return workers, order
+        worker, rid = owner
+        return (worker,), replace(order, body=orjson.dumps({**fields, "rid": rid}))
+
     async def _tell(self, worker: Worker, order: _Order) -> WorkerAnswer | RouterError:
         update = order.update
         before = worker.weight_version
+        path = order.target.partition("?")[0]
+        was_paused, was_asleep = worker.is_paused, worker.is_asleep
+        if path in _STOPS:  # before it is done: nothing new is sent meanwhile
+            self._note_stop(worker, path, order.body)
         if update is not None:
             worker.weight_version = None  # until the worker says which weights it has in the end
         try:
@@ -146,14 +175,37 @@ class ControlRoutes:
             )
         except RouterError as exc:  # one worker's; the others are told all the same
             logger.warning("%s failed: worker=%s reason=%s", order.target, worker.url, exc)
+            if path in _STOPS:
+                self._pool.rest(worker, is_paused=was_paused, is_asleep=was_asleep)
             return exc
-        if update is not None and _is_success(answer.status, _parsed(answer.body)):
+        is_success = _is_success(answer.status, _parsed(answer.body))
+        if path in _STARTS and is_success:
+            self._note_stop(worker, path, order.body)
+        if path in _STOPS and not is_success:
+            self._pool.rest(worker, is_paused=was_paused, is_asleep=was_asleep)
+        if path in _FLUSHES and is_success:
+            self._pool.flushed(worker)
+        if update is not None and is_success:
             if update.version is not None:
                 worker.weight_version = update.version
             elif worker.weight_version is None:  # no reply has said better meanwhile
                 worker.weight_version = before
+            if update.flushes:
+                self._pool.flushed(worker)
             self._on_weights(worker, update.version, update.flushes)
+            self._pool.note_versions()
         return answer
+
+    def _note_stop(self, worker: Worker, path: str, body: bytes) -> None:
+        """The worker stops to generate, or begins to."""
+        is_paused, is_asleep = worker.is_paused, worker.is_asleep
+        if path in ("/pause_generation", "/continue_generation"):
+            is_paused = path == "/pause_generation"
+        elif path == "/release_memory_occupation":
+            is_asleep = True
+        elif "kv_cache" in (_fields(body).get("tags") or ["kv_cache"]):
+            is_asleep = False  # weights come back first, where they come back by themselves
+        self._pool.rest(worker, is_paused=is_paused, is_asleep=is_asleep)
 
 
 async def _read(path: str, request: web.Request, *, is_for_many: bool) -> _Order:
@@ -173,16 +225,20 @@ async def _read(path: str, request: web.Request, *, is_for_many: bool) -> _Order
 def _update(path: str, body: bytes) -> _Update | None:
     if path not in _LOADS and path not in _NAMES:
         return None
-    try:
-        given = json.loads(body)  # not orjson: it sets aside a dozen times the length of the body
-    except (ValueError, RecursionError):
-        given = None
-    fields = given if isinstance(given, dict) else {}
+    fields = _fields(body)
     version = fields.get("weight_version", fields.get("new_version"))
     return _Update(
         version=version if type(version) in (str, int) else None,
         flushes=path in _LOADS and bool(fields.get("flush_cache", True)),
     )
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    try:
+        given = json.loads(body)  # not orjson: it sets aside a dozen times the length of the body
+    except (ValueError, RecursionError):
+        return {}
+    return given if isinstance(given, dict) else {}
 
 
 def _together(heard: Mapping[str, WorkerAnswer | RouterError]) -> web.Response:

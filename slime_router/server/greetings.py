@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.workers.client import WorkerClient
-from slime_router.workers.pool import Worker, WorkerPool
+from slime_router.workers.pool import WorkerPool
+from slime_router.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from slime_router.errors import RouterError
-from slime_router.workers.client import WorkerClient, read_some
-from slime_router.workers.exchange import Exchange
-from slime_router.workers.pool import WorkerPool
+from slime_router.workers.client import read_some
+from slime_router.workers.relay import Relay
+from slime_router.workers.worker import Need
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ _HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1: these speak of one connection, not 
         "upgrade",
     }
 )
-OWN_REQUEST = frozenset({"host", "expect"})  # our server has answered `Expect` already
+# Our server has answered `Expect` already; a client's key is for the router alone.
+OWN_REQUEST = frozenset({"host", "expect", "authorization", "x-api-key", "api-key"})
 UNPACKED = frozenset({"content-encoding", "content-length"})
 OWN_ANSWER = frozenset({"server", "date"})  # our server writes its own
 
@@ -36,12 +37,11 @@ OWN_ANSWER = frozenset({"server", "date"})  # our server writes its own
 class PassThrough:
     """A handler for any method and path. Nothing is parsed, kept or changed on the way."""
 
-    def __init__(self, pool: WorkerPool, client: WorkerClient) -> None:
-        self._pool = pool
-        self._client = client
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
 
     def __repr__(self) -> str:
-        return f"<PassThrough to {self._pool!r}>"
+        return f"<PassThrough to {self._relay!r}>"
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Sends `request` to the least loaded worker and its answer to the client.
@@ -62,13 +62,13 @@ class PassThrough:
 
     async def _hand_on(self, request: web.Request, target: str) -> web.StreamResponse:
         has_body = request.body_exists
-        async with self._client.reach(
-            Exchange(),
+        async with self._relay.reach(
             request.method,
             target,
             headers=end_to_end(request.headers, _not_handed_on(request)),
             body=request.content if has_body else None,
             can_repeat=not has_body,
+            need=_need(request),
         ) as answer:
             reply = web.StreamResponse(
                 status=answer.status,
@@ -92,6 +92,11 @@ class PassThrough:
 def _not_handed_on(request: web.Request) -> frozenset[str]:
     """Our server unpacks a packed body: it is handed on unpacked, and without its old length."""
     return OWN_REQUEST | UNPACKED if "content-encoding" in request.headers else OWN_REQUEST
+
+
+def _need(request: web.Request) -> Need:
+    headers = request.headers
+    return Need(key=headers.get("X-SMG-Routing-Key"), target=headers.get("X-SMG-Target-Worker"))
 
 
 def _target(request: web.Request) -> str:

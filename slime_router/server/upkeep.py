@@ -11,7 +11,7 @@ from slime_router.cache.radix_tree import Node
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.types import WeightVersion
 from slime_router.weights import WeightVersions
-from slime_router.workers.pool import Worker
+from slime_router.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -11,18 +11,17 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace, TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 import orjson
 from multidict import CIMultiDict
 from yarl import URL
 
-from slime_router.errors import NoWorker, RouterError, WorkerFailed, WorkerTimeout
+from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 from slime_router.types import Capture, GenerateCall, GenerateChunk, WeightVersion
 from slime_router.workers.events import BodyJoiner, EventSplitter
 from slime_router.workers.exchange import Exchange, NotTaken, WorkerAnswer
-from slime_router.workers.pool import Worker, WorkerPool
 from slime_router.workers.reader import ChunkReader
 from slime_router.workers.wire import (
     experts_start,
@@ -30,6 +29,7 @@ from slime_router.workers.wire import (
     read_error,
     wants_logprobs,
 )
+from slime_router.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ LONG_BODY_LEN = 2**20  # bytes; a longer one is written in pieces
 PIECE_LEN = 256 * 2**10  # bytes
 PROBE_TIMEOUT_S = 10.0
 
+Answer: TypeAlias = aiohttp.ClientResponse
+
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -48,7 +50,6 @@ class WorkerClient:
 
     def __init__(
         self,
-        pool: WorkerPool,
         *,
         capture: Capture,
         request_timeout_s: float,
@@ -57,13 +58,13 @@ class WorkerClient:
     ) -> None:
         self.aborts_sent = 0
         self.aborts_failed = 0
-        self._pool = pool
         self._capture = capture
         self._request_timeout_s = request_timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._abort_timeout_s = abort_timeout_s
         self._session: aiohttp.ClientSession | None = None
         self._aborts: set[asyncio.Task[None]] = set()
+        self._exchanges: dict[Worker, set[Exchange]] = {}
 
     def __repr__(self) -> str:
         state = "closed" if self._session is None else "open"
@@ -105,27 +106,30 @@ class WorkerClient:
         assert self._session is not None, "the client is used inside its `async with`"
         return self._session
 
-    async def generate(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
-        """Runs `call` on a worker; yields what comes, as it comes. `call.prompt` has been made.
+    async def generate(
+        self, worker: Worker, call: GenerateCall, *, timeout_s: float
+    ) -> AsyncGenerator[GenerateChunk, None]:
+        """Runs `call` on `worker`; yields what comes, as it comes. `call.prompt` has been made.
+
+        `timeout_s` holds until the last chunk.
 
         Raises:
-            NoWorker: none is registered, or none could be reached.
-            WorkerRefused: the worker's own answer to a bad request.
+            NotTaken: the worker did not take the request.
+            WorkerRefused: the worker's own answer to a bad request, or to one too many.
             WorkerFailed: the worker died, or its answer cannot be read.
-            WorkerTimeout: the whole took longer than the request timeout.
+            WorkerTimeout: the whole took longer than `timeout_s`.
         """
         body = generate_body(call, capture=self._capture)
         headers = CIMultiDict(call.headers)
         headers["Content-Type"] = "application/json"
-        exchange = Exchange()
+        is_over = False  # the worker runs it no more
         try:
-            async with self.reach(
-                exchange, "POST", "/generate", headers=headers, body=body
-            ) as answer:
+            async with self.exchange(
+                worker, "POST", "/generate", headers=headers, body=body, timeout_s=timeout_s
+            ) as (exchange, answer):
                 if answer.status != 200:
-                    exchange.is_over = True
+                    is_over = True
                     raise read_error(answer.status, await _read(answer))
-                assert exchange.worker is not None
                 prompt = call.prompt
                 lines = _lines(answer)
                 reader = self._reader(call, exchange.weight_version)
@@ -137,17 +141,63 @@ class WorkerClient:
                     for chunk in read(lines.feed(data) if data else lines.end()):
                         if reader.weight_version != exchange.weight_version:
                             exchange.hear(reader.weight_version)
-                        chunk.worker_url = exchange.worker.url
+                        chunk.worker_url = worker.url
                         chunk.prompt, prompt = prompt, None
                         if chunk.finish is not None:
-                            exchange.is_over = True
+                            is_over = True
                             await _drain(answer)
                         yield chunk
                 if not reader.is_finished:
                     raise WorkerFailed("The worker's answer ended before the generation did.")
+        except NotTaken:
+            is_over = True
+            raise
         finally:
-            if exchange.worker is not None and not exchange.is_over:
-                self._abort_later(exchange.worker, call)
+            if not is_over:
+                self._abort_later(worker, call)
+
+    @asynccontextmanager
+    async def exchange(
+        self,
+        worker: Worker,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: Any = None,
+        timeout_s: float,
+    ) -> AsyncIterator[tuple[Exchange, aiohttp.ClientResponse]]:
+        """Sends a request to `worker`; for the block it can be cut by `give_up`.
+
+        The answer may have any status; on leaving the block it is closed.
+
+        Raises:
+            NotTaken: the worker did not take the request.
+            WorkerFailed: it closed the connection without an answer, or was given up.
+            WorkerTimeout: no answer within `timeout_s`.
+        """
+        exchange = Exchange(worker)
+        self._exchanges.setdefault(worker, set()).add(exchange)
+        try:
+            answer = await exchange.opening(
+                self.send(worker, method, path, headers=headers, body=body, timeout_s=timeout_s)
+            )
+            try:
+                yield exchange, answer
+            finally:
+                answer.close()  # keeps the connection where all was read
+        finally:
+            open_ones = self._exchanges[worker]
+            open_ones.discard(exchange)
+            if not open_ones:
+                del self._exchanges[worker]
+
+    def give_up(self, worker: Worker) -> int:
+        """Cuts what `worker` has under way; whoever waits for it gets WorkerFailed at once."""
+        under_way = tuple(self._exchanges.get(worker, ()))
+        for exchange in under_way:
+            exchange.cut()
+        return len(under_way)
 
     async def tokenize(self, worker: Worker, text: str) -> tuple[list[int], int | None] | None:
         """The ids that `worker` makes of `text`, and its context length where it says it.
@@ -198,56 +248,6 @@ class WorkerClient:
             async with answer:
                 return WorkerAnswer(answer.status, answer.headers, await _read(answer))
 
-    @asynccontextmanager
-    async def reach(
-        self,
-        exchange: Exchange,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: Any = None,
-        can_repeat: bool = True,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Sends a request to the next worker that takes it, and leases that worker for the block.
-
-        `can_repeat` says that `body` can be sent anew after a part of it was. The answer may have
-        any status; on leaving the block it is closed.
-
-        Raises:
-            NoWorker: none is registered, or none could be reached.
-            WorkerFailed: the worker closed the connection without an answer.
-            WorkerTimeout: no answer within the request timeout.
-        """
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + self._request_timeout_s
-        tried: set[str] = set()
-        stale: set[str] = set()
-        failure: NotTaken | None = None
-        while True:
-            if failure is not None and tried.issuperset(self._pool.loads):
-                raise NoWorker(f"No worker could be reached: {failure.reason}.") from failure
-            with self._pool.lease(exclude=tried) as worker:
-                exchange.send_to(worker)
-                timeout_s = max(deadline - clock(), 0.001)
-                try:
-                    answer = await self.send(
-                        worker, method, path, headers=headers, body=body, timeout_s=timeout_s
-                    )
-                except NotTaken as exc:
-                    exchange.worker = None
-                    log.warning("not taken: worker=%s reason=%s", worker.url, exc.reason)
-                    if exc.is_stale and not can_repeat:
-                        raise WorkerFailed("The worker closed the connection.") from exc
-                    (stale if exc.is_stale and worker.url not in stale else tried).add(worker.url)
-                    failure = exc
-                    continue
-                try:
-                    yield answer
-                finally:
-                    answer.close()  # keeps the connection where all was read
-                return
-
     async def send(
         self,
         worker: Worker,
@@ -269,6 +269,9 @@ class WorkerClient:
             WorkerTimeout: no answer within `timeout_s`.
         """
         use = {"is_reused": False}
+        if worker.api_key is not None:
+            headers = CIMultiDict(headers)
+            headers["Authorization"] = f"Bearer {worker.api_key}"
         if isinstance(body, bytes) and len(body) > LONG_BODY_LEN:
             headers = CIMultiDict(headers)
             headers["Content-Length"] = str(len(body))

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from multidict import CIMultiDictProxy
 
+from slime_router.errors import WorkerFailed
 from slime_router.types import WeightVersion
-from slime_router.workers.pool import Worker
+from slime_router.workers.worker import Worker
+
+GIVEN_UP = "The worker was given up: it answers no probe."
+
+
+class Closable(Protocol):
+    """An answer that can be broken off from outside."""
+
+    def close(self) -> object:
+        """Breaks the connection."""
+
+
+A = TypeVar("A", bound=Closable)
 
 
 class NotTaken(Exception):
@@ -32,22 +48,41 @@ class WorkerAnswer:
 
 
 class Exchange:
-    """One request under way: the worker that has it, and whether its answer is complete.
+    """One request under way at a worker; it can be cut from outside.
 
     `weight_version` is what that worker was known to run at dispatch, then what it said last.
     """
 
-    __slots__ = ("is_over", "weight_version", "worker")
+    __slots__ = ("_answer", "_leash", "weight_version", "worker")
 
-    def __init__(self) -> None:
-        self.worker: Worker | None = None
-        self.weight_version: WeightVersion | None = None
-        self.is_over = False
-
-    def send_to(self, worker: Worker) -> None:
-        """The request goes to `worker` now."""
+    def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.weight_version = worker.weight_version
+        self._leash: asyncio.Timeout | None = None
+        self._answer: Closable | None = None
+
+    async def opening(self, answer: Awaitable[A]) -> A:
+        """The head of the answer, for as long as nobody cuts the exchange.
+
+        Raises:
+            WorkerFailed: it was cut.
+        """
+        try:
+            async with asyncio.timeout(None) as self._leash:
+                opened = await answer
+        except TimeoutError:
+            raise WorkerFailed(GIVEN_UP) from None
+        finally:
+            self._leash = None
+        self._answer = opened
+        return opened
+
+    def cut(self) -> None:
+        """The worker is given up: whoever waits for its answer gets an error now."""
+        if self._leash is not None:
+            self._leash.reschedule(0.0)
+        elif self._answer is not None:
+            self._answer.close()
 
     def hear(self, version: WeightVersion | None) -> None:
         """The worker says what it runs; believed where nobody else changed that meanwhile.
@@ -56,5 +91,5 @@ class Exchange:
         """
         worker, before = self.worker, self.weight_version
         self.weight_version = version
-        if worker is not None and version is not None and worker.weight_version == before:
+        if version is not None and worker.weight_version == before:
             worker.weight_version = version

@@ -1,46 +1,83 @@
 """The workers that are registered, and which of them takes the next request.
 
-State and decisions only: everything is synchronous, nothing here talks to a worker.
+State and decisions only: everything is synchronous, nothing here talks to a worker or waits.
 `total_in_flight` is the number of open leases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 from slime_router.errors import BadRequest, NotFound, NoWorker
-from slime_router.types import WeightVersion
-from slime_router.workers.policy import least_in_flight
+from slime_router.types import TokenIds
+from slime_router.workers.breaker import Breaker, BreakerSettings
+from slime_router.workers.policy import Policy, make_policy
+from slime_router.workers.worker import Kind, Need, Worker
+
+ANY_NEED = Need()
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One registered worker. `url` has no slash at its end.
+class Lease:
+    """A worker's promise to take one request; given back by `close`, once or more often."""
 
-    `is_token_exact` is None until its tokenizer was compared with ours. `weight_version` is what
-    it is known to run: what its replies say and control calls bring.
-    """
+    __slots__ = ("_is_open", "_is_trial", "_pending", "_pool", "worker")
 
-    url: str
-    id: str = field(default_factory=lambda: str(uuid4()))
-    in_flight: int = 0
-    last_lease: int = 0
-    context_len: int | None = None  # tokens
-    is_token_exact: bool | None = None
-    weight_version: WeightVersion | None = None
+    def __init__(self, pool: WorkerPool, worker: Worker, pending: int, *, is_trial: bool) -> None:
+        self.worker = worker
+        self._pool = pool
+        self._pending = pending
+        self._is_trial = is_trial
+        self._is_open = True
+
+    def first_token(self) -> None:
+        """The worker has computed the prompt."""
+        self.worker.pending_tokens -= self._pending
+        self._pending = 0
+
+    def close(self) -> None:
+        """The worker has the request no more."""
+        if self._is_open:
+            self._is_open = False
+            self.first_token()
+            self._pool._returned(self.worker, is_trial=self._is_trial)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class WorkerPool:
-    """The fleet, keyed by URL."""
+    """The fleet, keyed by URL.
 
-    def __init__(self, urls: Iterable[str] = ()) -> None:
+    `may_serve` says which workers may have requests besides those that cannot: by weight version.
+    `api_key` is sent to workers that are added without one.
+    """
+
+    def __init__(
+        self,
+        urls: Iterable[str] = (),
+        *,
+        policy: Policy | None = None,
+        breaker: BreakerSettings | None = None,
+        may_serve: Callable[[Worker], bool] = lambda _: True,
+        api_key: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._policy = policy or make_policy("least_inflight")
+        self._breaker_settings = breaker or BreakerSettings()
+        self._may_serve = may_serve
+        self._api_key = api_key
+        self._clock = clock
         self._workers: dict[str, Worker] = {}
+        self._breakers: dict[Worker, Breaker] = {}
         self._leases = 0  # given so far: an order that no clock can turn back
         self._total_in_flight = 0
+        self._listeners: list[Callable[[], None]] = []
         for url in urls:
             self.add(url)
 
@@ -50,14 +87,29 @@ class WorkerPool:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def add(self, url: str) -> Worker:
-        """Registers the worker at `url`; one that is registered already is left as it is.
+    def __contains__(self, worker: Worker) -> bool:
+        return self._workers.get(worker.url) is worker
+
+    # Who is there
+
+    def add(self, url: str, **fields: Any) -> Worker:
+        """Registers the worker at `url`; one that is there already only gets the `fields` anew.
+
+        One that was to leave stays. Fields are those of `Worker`.
 
         Raises:
             BadRequest: `url` is no http(s) URL.
         """
         url = _normalised(url)
-        return self._workers.setdefault(url, Worker(url))
+        worker = self._workers.get(url)
+        if worker is None:
+            worker = self._workers[url] = Worker(url, api_key=self._api_key)
+            self._breakers[worker] = Breaker(self._breaker_settings)
+        worker.is_draining = False
+        for name, value in fields.items():
+            setattr(worker, name, value)
+        self._changed()
+        return worker
 
     def remove(self, url_or_id: str) -> Worker:
         """Takes a worker out of the fleet. Its open leases go on and are given back as ever.
@@ -65,7 +117,22 @@ class WorkerPool:
         Raises:
             NotFound: no such worker.
         """
-        return self._workers.pop(self.get(url_or_id).url)
+        worker = self._workers.pop(self.get(url_or_id).url)
+        del self._breakers[worker]
+        self._policy.forget(worker)
+        self._changed()
+        return worker
+
+    def drain(self, url_or_id: str) -> Worker:
+        """The worker gets nothing new, and is removed when its last lease comes back.
+
+        Raises:
+            NotFound: no such worker.
+        """
+        worker = self.get(url_or_id)
+        worker.is_draining = True
+        self._leave(worker)
+        return worker
 
     def get(self, url_or_id: str) -> Worker:
         """The worker with this URL (in any spelling that `add` takes) or id.
@@ -86,26 +153,86 @@ class WorkerPool:
         """All workers, in the order of their registration."""
         return tuple(self._workers.values())
 
-    @contextmanager
-    def lease(self, exclude: Collection[str] = ()) -> Iterator[Worker]:
-        """Counts one request to the least loaded worker whose URL is not in `exclude`.
+    # How they are
+
+    def mark_down(self, worker: Worker) -> None:
+        """The worker cannot be reached: nothing is sent to it, and its caches count as lost."""
+        if worker.is_up:
+            worker.is_up = False
+            self._policy.forget(worker)
+            self._changed()
+
+    def mark_up(self, worker: Worker) -> None:
+        """The worker answers, for the first time or again."""
+        if not worker.is_up:
+            worker.is_up = True
+            if worker in self._breakers:
+                self._breakers[worker].close()
+            self._changed()
+
+    def rest(self, worker: Worker, *, is_paused: bool, is_asleep: bool) -> None:
+        """Generation on the worker was paused, its memory released, or it goes on."""
+        worker.is_paused, worker.is_asleep = is_paused, is_asleep
+        self._changed()
+
+    def flushed(self, worker: Worker) -> None:
+        """The worker's caches are empty now."""
+        self._policy.forget(worker)
+
+    def succeeded(self, worker: Worker) -> None:
+        """The worker answered, be it with a refusal."""
+        if worker in self._breakers:
+            self._breakers[worker].succeeded(self._clock())
+
+    def failed(self, worker: Worker) -> None:
+        """The worker failed at a request that it had taken."""
+        if worker in self._breakers:
+            self._breakers[worker].failed(self._clock())
+
+    def breaker_state(self, worker: Worker) -> str:
+        """`closed`, `open` or `half_open`."""
+        return self._breakers[worker].state(self._clock()) if worker in self else "closed"
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """`listener` is called whenever a worker may have come, gone or changed its state."""
+        self._listeners.append(listener)
+
+    def note_versions(self) -> None:
+        """Weight versions changed: others may serve now."""
+        self._changed()
+
+    # Who serves
+
+    def lease(
+        self, need: Need = ANY_NEED, exclude: Collection[str] = (), *, kind: Kind | None = None
+    ) -> Lease:
+        """Counts one request to the worker that the policy chooses among those that can take it.
+
+        Workers whose URL is in `exclude` are left out. `kind` None takes any but a prefill worker.
 
         Raises:
-            NoWorker: there is none.
+            NotFound: `need.target` names no worker.
+            NoWorker: nobody can take it now; it says whether that may change by itself.
         """
-        candidates = [w for w in self._workers.values() if w.url not in exclude]
-        if not candidates:
-            raise NoWorker("No worker is registered." if not self._workers else "No worker left.")
-        worker = least_in_flight(candidates)
+        candidates = self._candidates(need, exclude, kind)
+        now = self._clock()
+        worker = self._policy.choose(candidates, need)
+        pending = self._policy.sent(worker, need)
+        worker.pending_tokens += pending
+        worker.in_flight += 1
         self._leases += 1
         worker.last_lease = self._leases
-        worker.in_flight += 1
         self._total_in_flight += 1
-        try:
-            yield worker
-        finally:
-            worker.in_flight -= 1
-            self._total_in_flight -= 1
+        return Lease(self, worker, pending, is_trial=self._breakers[worker].begin(now))
+
+    def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
+        """The worker's KV cache holds these tokens now."""
+        if worker in self and worker.is_up:
+            self._policy.held(worker, scope, ids)
+
+    def can_serve(self) -> bool:
+        """Whether a request would find a worker now, be it a paused one."""
+        return any(w.is_up and not w.is_draining for w in self._workers.values())
 
     @property
     def loads(self) -> dict[str, int]:
@@ -116,6 +243,56 @@ class WorkerPool:
     def total_in_flight(self) -> int:
         """Open leases, those of removed workers too."""
         return self._total_in_flight
+
+    def _candidates(
+        self, need: Need, exclude: Collection[str], kind: Kind | None
+    ) -> Sequence[Worker]:
+        now = self._clock()
+        there: Sequence[Worker] = self.list()
+        if need.target is not None:
+            there = (self._target(need.target),)
+        if not there:
+            raise NoWorker("No worker is registered.")
+        there = [w for w in there if (w.kind == kind if kind else w.kind != "prefill")]
+        if not there:
+            raise NoWorker(f"No {kind or 'regular'} worker is registered.")
+        there = [w for w in there if w.url not in exclude]
+        if not there:
+            raise NoWorker("No worker left.")
+        up = [w for w in there if w.is_up and not w.is_draining]
+        if not up:
+            raise NoWorker("No worker can be reached.", is_temporary=True)
+        running = [w for w in up if not (w.is_paused or w.is_asleep)]
+        if not running:
+            raise NoWorker("Generation is paused.", is_temporary=True, is_paused=True)
+        current = [w for w in running if self._may_serve(w)]
+        if not current:
+            raise NoWorker("No worker runs weights that are new enough.", is_temporary=True)
+        allowed = [w for w in current if self._breakers[w].allows(now)]
+        if not allowed:
+            raise NoWorker("All workers failed too often.")
+        return allowed
+
+    def _target(self, name: str) -> Worker:
+        """By place in the list, as sglang-router counts them; or by URL or id."""
+        if name.isdecimal() and int(name) < len(self._workers):
+            return self.list()[int(name)]
+        return self.get(name)
+
+    def _returned(self, worker: Worker, *, is_trial: bool) -> None:
+        worker.in_flight -= 1
+        self._total_in_flight -= 1
+        if worker in self._breakers:
+            self._breakers[worker].end(is_trial=is_trial)
+        self._leave(worker)
+
+    def _leave(self, worker: Worker) -> None:
+        if worker.is_draining and not worker.in_flight and worker in self:
+            self.remove(worker.url)
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()
 
 
 def _normalised(url: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from slime_router.errors import BadRequest, RouterError, WorkerFailed, WorkerRefused
-from slime_router.types import Capture, GenerateCall, Sampling
+from slime_router.types import Capture, GenerateCall, Sampling, TokenIds
 
 Item: TypeAlias = dict[str, Any]  # one JSON object of a worker
 
@@ -71,7 +71,7 @@ def generate_body(call: GenerateCall, *, capture: Capture = "full") -> bytes:
     assert call.prompt is not None, "the caching middleware makes the prompt"
     body: Item = {name: value for name, value in _asked(call).items() if name != "text"}
     body |= {
-        "input_ids": np.ascontiguousarray(call.prompt.ids),
+        "input_ids": _input_ids(call.prompt.ids, call.sampled),
         "rid": call.rid,
         "return_logprob": wants_logprobs(call, capture),
         "stream": call.stream,
@@ -89,6 +89,28 @@ def generate_body(call: GenerateCall, *, capture: Capture = "full") -> bytes:
         raise BadRequest(f"The request cannot be written as JSON: {exc}") from exc
 
 
+def is_constrained(call: GenerateCall) -> bool:
+    """Whether a grammar reads the output from its first token on: none can begin in the middle."""
+    params = _params(call)
+    return any(params.get(key) for key in (*_GRAMMARS, "stop_regex"))
+
+
+def text_rules(call: GenerateCall) -> Sampling:
+    """What of the sampling says which text a worker shows for the output ids."""
+    params = _params(call)
+    stop = params.get("stop") or ()
+    return Sampling(
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        keep_stop=bool(params.get("no_stop_trim")),
+        skip_special_tokens=params.get("skip_special_tokens") is not False,
+    )
+
+
+def _input_ids(prompt: TokenIds, sampled: TokenIds) -> TokenIds:
+    whole = np.concatenate((prompt, sampled)) if len(sampled) else prompt
+    return np.ascontiguousarray(whole)
+
+
 def _asked(call: GenerateCall) -> Mapping[str, Any]:
     """What the client says in the worker's own words, at top level."""
     return call.worker_fields if call.native is None else call.native
@@ -101,7 +123,9 @@ def _params(call: GenerateCall) -> Item:
         params = call.native.get("sampling_params") or {}
         if call.defaults is not None:
             params = _over(_spelled(call.defaults), params)
-    return params if call.token_limit is None else _limited(params, call.token_limit)
+    if call.token_limit is not None:
+        params = _limited(params, call.token_limit)
+    return _rest(params, len(call.sampled)) if len(call.sampled) else params
 
 
 def _sampling_params(sampling: Sampling) -> Item:
@@ -124,6 +148,16 @@ def _limited(params: Item, limit: int) -> Item:
     least = params.get("min_new_tokens")
     capped = {} if least is None else {"min_new_tokens": min(least, limit)}
     return {**params, "max_new_tokens": limit, **capped}
+
+
+def _rest(params: Item, sampled_len: int) -> Item:
+    """`params` for what is left of an output of which the first tokens are there."""
+    rest = dict(params)
+    longest, least = params.get("max_new_tokens", _UNTOLD_LEN), params.get("min_new_tokens")
+    rest["max_new_tokens"] = None if longest is None else max(longest - sampled_len, 0)
+    if least is not None:
+        rest["min_new_tokens"] = max(least - sampled_len, 0)
+    return rest
 
 
 def _spelled(sampling: Sampling) -> Item:

@@ -111,7 +111,14 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """A gateway with these workers."""
     config = Config(
-        **{"hf_checkpoint": str(checkpoint()), "port": 0, "worker_urls": urls, **settings}
+        **{
+            "hf_checkpoint": str(checkpoint()),
+            "port": 0,
+            "worker_urls": urls,
+            "worker_wait_s": 0.0,
+            "retry_initial_backoff_ms": 1.0,
+            **settings,
+        }
     )
     gateway = Gateway(config, greeting_delays_s=greeting_delays_s)
     runner = web.AppRunner(

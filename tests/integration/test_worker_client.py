@@ -12,8 +12,10 @@ from aiohttp.test_utils import TestServer
 from slime_router.errors import NoWorker, WorkerFailed, WorkerRefused, WorkerTimeout
 from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateCall, Prompt, Receipt, Sampling, token_ids
+from slime_router.workers.backoff import Backoff
 from slime_router.workers.client import WorkerClient
 from slime_router.workers.pool import WorkerPool
+from slime_router.workers.relay import Relay, RelaySettings
 
 PROMPT = (1, 5, 6)
 
@@ -24,11 +26,17 @@ def call(ids=PROMPT, **fields):
 
 
 class Client(WorkerClient):
-    """Remembers its pool, for the tests to look into."""
+    """A client and the relay before it, on one pool: as the router uses them."""
 
     def __init__(self, pool, **settings):
-        super().__init__(pool, **settings)
+        super().__init__(**settings)
         self.pool = pool
+        limits = RelaySettings(
+            request_timeout_s=settings["request_timeout_s"], worker_wait_s=0, pause_wait_s=0
+        )
+        self.relay = Relay(
+            pool, self, limits, read_text=lambda *_: "", backoff=Backoff(initial_s=0)
+        )
 
 
 def client_of(*workers, **settings):
@@ -38,7 +46,7 @@ def client_of(*workers, **settings):
 
 
 async def collect(client, given):
-    async with aclosing(client.generate(given)) as chunks:
+    async with aclosing(client.relay.generate(given)) as chunks:
         return [chunk async for chunk in chunks]
 
 
@@ -116,7 +124,7 @@ async def test_one_connection_serves_request_after_request():
         pool = WorkerPool([str(server.make_url(""))])
         async with WorkerClient(pool, capture="off", request_timeout_s=5.0) as client:
             for _ in range(3):
-                async with aclosing(client.generate(call())) as chunks:
+                async with aclosing(client.relay.generate(call())) as chunks:
                     assert (await anext(chunks)).finish == Finish("length")
     assert len(ports) == 1
 
@@ -233,7 +241,7 @@ async def test_a_worker_that_hangs_is_a_timeout_and_is_told_to_stop(stream):
 async def test_a_client_that_leaves_frees_the_lease_at_once_and_the_worker_soon():
     async with FakeWorker(notices_disconnect=False) as worker, client_of(worker) as client:
         worker.hold(after_tokens=2)
-        async with aclosing(client.generate(call(rid="their-own"))) as chunks:
+        async with aclosing(client.relay.generate(call(rid="their-own"))) as chunks:
             await anext(chunks)
             assert client.pool.loads == {worker.url: 1}
         assert client.pool.loads == {worker.url: 0}
@@ -249,7 +257,7 @@ async def test_the_abort_goes_to_the_worker_that_runs_it():
         client = client_of(dead, one, two)
         await dead.refuse_connections()
         one.hold(after_tokens=1)
-        async with client, aclosing(client.generate(call())) as chunks:
+        async with client, aclosing(client.relay.generate(call())) as chunks:
             assert (await anext(chunks)).worker_url == one.url
         assert (one.aborted, two.aborted) == (["r"], [])
 
@@ -257,7 +265,7 @@ async def test_the_abort_goes_to_the_worker_that_runs_it():
 async def test_an_abort_that_fails_is_counted_and_holds_nobody_up():
     async with FakeWorker() as worker, client_of(worker) as client:
         worker.hold(after_tokens=1)
-        async with aclosing(client.generate(call())) as chunks:
+        async with aclosing(client.relay.generate(call())) as chunks:
             await anext(chunks)
             await worker.refuse_connections()
         await until(lambda: client.aborts_failed)
@@ -268,7 +276,7 @@ async def test_an_abort_by_the_trainer_comes_with_what_was_sampled():
     async with FakeWorker() as worker, client_of(worker) as client:
         worker.hold(after_tokens=2)
         worker.script([7, 8, 9])
-        async with aclosing(client.generate(call())) as chunks:
+        async with aclosing(client.relay.generate(call())) as chunks:
             got = [await anext(chunks), await anext(chunks)]
             await client.send(
                 client.pool.list()[0], "POST", "/abort_request", headers={}, body=b'{"rid":"r"}',
@@ -331,7 +339,7 @@ async def test_a_stream_that_an_update_overtakes_has_the_version_of_each_chunk()
     async with FakeWorker() as worker, client_of(worker) as client:
         answering(worker, "v1")
         worker.hold(after_tokens=1)
-        async with aclosing(client.generate(call())) as chunks:
+        async with aclosing(client.relay.generate(call())) as chunks:
             got = [await anext(chunks)]
             worker.weight_version = "v2"
             worker.release()

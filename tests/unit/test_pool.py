@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from slime_router.errors import BadRequest, NotFound, NoWorker
 from slime_router.workers.policy import least_in_flight
-from slime_router.workers.pool import Worker, WorkerPool
+from slime_router.workers.pool import WorkerPool
+from slime_router.workers.worker import Worker
 
 A, B, C = "http://a:1", "http://b:2", "http://c:3"
 
@@ -60,10 +61,10 @@ def test_a_worker_is_found_and_removed_by_url_or_id():
 def test_the_least_loaded_takes_the_next_request():
     pool = WorkerPool([A, B])
     with pool.lease() as first, pool.lease() as second, pool.lease(exclude={A}) as third:
-        assert [first.url, second.url, third.url] == [A, B, B]
+        assert [lease.worker.url for lease in (first, second, third)] == [A, B, B]
         assert pool.loads == {A: 1, B: 2}
         with pool.lease() as fourth:
-            assert fourth.url == A
+            assert fourth.worker.url == A
 
 
 def test_an_idle_fleet_is_spread():
@@ -71,8 +72,8 @@ def test_an_idle_fleet_is_spread():
     pool = WorkerPool([A, B, C])
     urls = []
     for _ in range(6):
-        with pool.lease() as worker:
-            urls.append(worker.url)
+        with pool.lease() as lease:
+            urls.append(lease.worker.url)
     assert urls == [A, B, C] * 2
 
 
@@ -98,7 +99,7 @@ def test_a_removed_worker_gives_its_leases_back():
 @pytest.mark.parametrize(("urls", "exclude"), [([], ()), ([A], [A]), ([A, B], {A, B})])
 def test_no_worker_left_is_said(urls, exclude):
     pool = WorkerPool(urls)
-    with pytest.raises(NoWorker), pool.lease(exclude):
+    with pytest.raises(NoWorker), pool.lease(exclude=exclude):
         pass
     assert pool.total_in_flight == 0
 

@@ -1,0 +1,1 @@
+"""SGLang servers that the router starts itself, watches, and starts again when they die."""

@@ -1,0 +1,90 @@
+"""What a worker prints: a file of its own or the router's log, and its last lines."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from pathlib import Path
+from typing import BinaryIO
+
+from slime_router.errors import SetupError
+
+logger = logging.getLogger(__name__)
+
+TAIL_LINES = 25
+MAX_LINE_LEN = 16 * 2**10  # bytes; what is longer becomes several lines
+_LINE_END = re.compile(rb"[\r\n]+")  # progress bars end their lines with a return
+
+
+class Output:
+    """Takes bytes as they come. With a `log_dir` they go to `NAME.log` there, behind what is there.
+
+    Without one each line is logged at debug behind the worker's name.
+
+    Raises:
+        SetupError: the file cannot be written.
+    """
+
+    def __init__(self, name: str, log_dir: Path | None) -> None:
+        self._name = name
+        self._file = None if log_dir is None else _opened(log_dir / f"{name.replace(' ', '-')}.log")
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._rest = b""
+
+    def __repr__(self) -> str:
+        return f"<Output of {self._name}>"
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        """The last lines, the oldest first."""
+        return tuple(self._tail)
+
+    def begin(self) -> None:
+        """A process starts; what the one before it said is over."""
+        self._tail.clear()
+
+    def feed(self, data: bytes) -> None:
+        """Takes what was printed; nothing goes wrong here, or the worker would wait for us."""
+        if self._file is not None:
+            self._write(self._file, data)
+        *lines, self._rest = _LINE_END.split(self._rest + data)
+        for line in lines:
+            self._take(line)
+        while len(self._rest) > MAX_LINE_LEN:
+            self._take(self._rest[:MAX_LINE_LEN])
+            self._rest = self._rest[MAX_LINE_LEN:]
+
+    def end(self) -> None:
+        """The process has ended; what stands behind its last line end is a line too."""
+        self._take(self._rest)
+        self._rest = b""
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _take(self, line: bytes) -> None:
+        text = line.decode("utf-8", errors="replace").rstrip()
+        if not text:
+            return
+        self._tail.append(text)
+        if self._file is None:
+            logger.debug("%s | %s", self._name, text)
+
+    def _write(self, file: BinaryIO, data: bytes) -> None:
+        try:
+            file.write(data)
+        except OSError as exc:
+            logger.warning("%s: its output goes to this log now: %s", self._name, exc)
+            self.close()
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab", buffering=0)
+    except OSError as exc:
+        raise SetupError(f"--worker-log-dir: {path}: {exc.strerror}") from exc

@@ -1,0 +1,85 @@
+"""One process of a worker, on its leash. It never outlives the block that it was started for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from slime_router.launch.output import Output
+
+LEASH = Path(__file__).with_name("leash.py")
+READ_LEN = 64 * 2**10  # bytes
+KILL_TIMEOUT_S = 10.0  # the kernel is slow to end one that sits in a driver
+REST_TIMEOUT_S = 1.0  # for what stands in the pipe of one that ended
+
+
+@asynccontextmanager
+async def running(
+    command: Sequence[str], *, env: Mapping[str, str], output: Output, grace_s: float
+) -> AsyncIterator[Process]:
+    """Runs `command` for the length of the block; `env` is what it has besides the router's own.
+
+    On leaving the block its process group has `grace_s` to end after SIGTERM. Whoever is cancelled
+    in that time kills it at once.
+
+    Raises:
+        OSError: the system starts no more processes.
+    """
+    output.begin()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", str(LEASH), *command),
+        env={**os.environ, **env},
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=STDOUT,
+        start_new_session=True,  # Ctrl-C in a terminal is for the router alone
+    )
+    reading = asyncio.create_task(_read(process, output), name="output of a worker")
+    try:
+        yield process
+    finally:
+        try:
+            await _end(process, grace_s)
+            await asyncio.wait([reading], timeout=REST_TIMEOUT_S)
+        finally:
+            reading.cancel()
+            output.end()
+
+
+async def ended(process: Process, *, within_s: float) -> None:
+    """Waits for the end of a process, but no longer than `within_s`."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await process.wait()
+
+
+def how_it_ended(code: int) -> str:
+    """The exit code of a leash in words: a signal has a name."""
+    try:
+        return f"was ended by {signal.Signals(code - 128).name}"
+    except ValueError:
+        return f"ended with exit code {code}"
+
+
+async def _read(process: Process, output: Output) -> None:
+    assert process.stdout is not None
+    while data := await process.stdout.read(READ_LEN):
+        output.feed(data)
+
+
+async def _end(process: Process, grace_s: float) -> None:
+    leash = process.stdin
+    assert leash is not None
+    try:
+        if process.returncode is None:
+            leash.write(b".")  # SIGTERM
+            await ended(process, within_s=grace_s)
+    finally:
+        leash.close()  # SIGKILL, for all that is left
+        await ended(process, within_s=KILL_TIMEOUT_S)

@@ -1,0 +1,160 @@
+"""The workers' side of the wiring: the pool, and all that sends to it, watches it or starts it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from slime_router.chat.tokenizer import Tokenizer
+from slime_router.chat.visible import VisibleText
+from slime_router.config import Config
+from slime_router.errors import RouterError, SetupError
+from slime_router.launch.command import sglang_commands
+from slime_router.launch.launcher import Launcher
+from slime_router.server.greetings import Greetings
+from slime_router.server.launched import LaunchedWorkers
+from slime_router.types import Finish, Sampling
+from slime_router.weights import WeightVersions
+from slime_router.workers.backoff import Backoff
+from slime_router.workers.breaker import BreakerSettings
+from slime_router.workers.client import WorkerClient
+from slime_router.workers.health import Health, HealthSettings
+from slime_router.workers.policy import make_policy
+from slime_router.workers.pool import WorkerPool
+from slime_router.workers.relay import Relay, RelaySettings
+from slime_router.workers.stitch import ReadText
+from slime_router.workers.worker import Worker
+
+
+class Fleet:
+    """What stands between the router and its workers; open while the router serves.
+
+    Raises:
+        SetupError: a worker's URL is none.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        weights: WeightVersions,
+        *,
+        greeting_delays_s: Sequence[float],
+    ) -> None:
+        self.pool = _pool(config, weights)
+        self.client = WorkerClient(
+            capture=config.capture, request_timeout_s=config.request_timeout_s
+        )
+        self.greetings = Greetings(
+            self.pool,
+            self.client,
+            tokenizer,
+            checkpoint=config.hf_checkpoint,
+            delays_s=greeting_delays_s,
+        )
+        self.health = Health(
+            self.pool, self.client, _health_settings(config), on_up=self.greetings.greet
+        )
+        self.relay = Relay(
+            self.pool,
+            self.client,
+            RelaySettings(
+                request_timeout_s=config.request_timeout_s,
+                worker_wait_s=config.worker_wait_s,
+                pause_wait_s=config.pause_wait_s,
+                resume_aborted=config.resume_aborted,
+            ),
+            read_text=_text_reader(tokenizer),
+            backoff=_backoff(config),
+            on_suspicion=self.health.suspect,
+        )
+        self.launcher = _launcher(config, self)
+        self._open = AsyncExitStack()
+
+    def __repr__(self) -> str:
+        return f"<Fleet {self.pool!r}>"
+
+    async def __aenter__(self) -> Fleet:
+        for part in (self.client, self.health, self.launcher):
+            await self._open.enter_async_context(part)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.greetings.stop()
+        await self._open.aclose()
+
+
+def _pool(config: Config, weights: WeightVersions) -> WorkerPool:
+    most = config.version_policy
+
+    def may_serve(worker: Worker) -> bool:
+        return most is None or weights.lag(worker.weight_version) <= most
+
+    pool = WorkerPool(
+        policy=make_policy(config.policy),
+        breaker=BreakerSettings(
+            is_enabled=config.enable_circuit_breaker,
+            failure_threshold=config.cb_failure_threshold,
+            success_threshold=config.cb_success_threshold,
+            open_s=config.cb_timeout_s,
+            window_s=config.cb_window_s,
+        ),
+        may_serve=may_serve,
+        api_key=config.worker_api_key,
+    )
+    for url in config.worker_urls:
+        try:
+            pool.add(url)
+        except RouterError as exc:
+            raise SetupError(f"worker {url!r}: {exc.message}") from exc
+    return pool
+
+
+def _health_settings(config: Config) -> HealthSettings:
+    return HealthSettings(
+        is_enabled=config.enable_health_check,
+        endpoint=config.health_check_endpoint,
+        interval_s=config.health_check_interval_s,
+        timeout_s=config.health_check_timeout_s,
+        failure_threshold=config.health_failure_threshold,
+        success_threshold=config.health_success_threshold,
+        startup_timeout_s=config.worker_startup_timeout_s,
+    )
+
+
+def _backoff(config: Config) -> Backoff:
+    return Backoff(
+        max_retries=config.retry_max_retries,
+        initial_s=config.retry_initial_backoff_ms / 1000,
+        factor=config.retry_backoff_multiplier,
+        max_s=config.retry_max_backoff_ms / 1000,
+        jitter=config.retry_jitter_factor,
+    )
+
+
+def _text_reader(tokenizer: Tokenizer) -> ReadText:
+    def read_text(rules: Sampling, ids: Sequence[int], finish: Finish | None) -> str:
+        decoder = tokenizer.decoder(skip_special_tokens=rules.skip_special_tokens)
+        return VisibleText(decoder, rules).push(ids, finish)
+
+    return read_text
+
+
+def _launcher(config: Config, fleet: Fleet) -> Launcher:
+    launched = LaunchedWorkers(fleet.pool, fleet.client, fleet.greetings.greet)
+    return Launcher(
+        sglang_commands(
+            config.launch_workers,
+            config.hf_checkpoint,
+            config.worker_flags,
+            python=config.worker_python or sys.executable,
+            trust_remote_code=config.trust_remote_code,
+        ),
+        answers=launched.answers,
+        on_up=launched.note_up,
+        on_down=launched.note_down,
+        startup_timeout_s=config.worker_startup_timeout_s,
+        log_dir=Path(config.worker_log_dir) if config.worker_log_dir else None,
+    )

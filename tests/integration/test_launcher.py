@@ -1,0 +1,312 @@
+"""Processes that the router starts: they come up, die, come back, and never outlive it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slime_router.errors import SetupError
+from slime_router.launch.command import WorkerCommand
+from slime_router.launch.launcher import Launcher
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 20.0  # on a busy machine
+LONG_S = 600.0
+
+# Says who it is, and who its child is, then waits for the signal that it was made to heed.
+BEGIN = """
+import os, pathlib, signal, subprocess, sys, time
+book, port = pathlib.Path(sys.argv[1]), sys.argv[sys.argv.index("--port") + 1]
+gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+def note(line):
+    with book.open("a") as file: file.write(f"{line}\\n")
+"""
+LOOP = "print('here I am', flush=True)\nwhile True: time.sleep(600)"
+SERVES = f"{BEGIN}note(f'{{os.getpid()}} {{port}} {{gpus}}')\n{LOOP}"
+STUBBORN = f"""{BEGIN}
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+note(f"{{child.pid}} {{port}} {{gpus}}")
+note(f"{{os.getpid()}} {{port}} {{gpus}}")
+{LOOP}"""
+GRACEFUL = f"""{BEGIN}
+def leave(*_):
+    note("left")
+    sys.exit()
+signal.signal(signal.SIGTERM, leave)
+note(f"{{os.getpid()}} {{port}} {{gpus}}")
+{LOOP}"""
+
+
+class Book:
+    """What the processes of one test wrote of themselves, and what the launcher told."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.up: list[str] = []
+        self.down: list[str] = []
+
+    def command(self, code: str, gpus: str | None = None) -> WorkerCommand:
+        return WorkerCommand((sys.executable, "-S", "-c", code, str(self.path)), gpus)
+
+    def lines(self) -> list[list[str]]:
+        text = self.path.read_text() if self.path.exists() else ""
+        return [line.split() for line in text.splitlines()]
+
+    def pids(self) -> list[int]:
+        return [int(line[0]) for line in self.lines() if line[0].isdecimal()]
+
+    async def answers(self, url: str) -> bool:
+        """Who has written its port serves, while it lives."""
+        port = url.rpartition(":")[2]
+        return any(line[1:2] == [port] and is_alive(int(line[0])) for line in self.lines())
+
+
+@pytest.fixture
+def book(tmp_path):
+    book = Book(tmp_path / "book")
+    yield book
+    for pid in book.pids():  # a test that fails must not leave its processes behind
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def launcher(book: Book, *commands: WorkerCommand, **settings: Any) -> Launcher:
+    given: dict[str, Any] = {
+        "answers": book.answers,
+        "on_up": book.up.append,
+        "on_down": book.down.append,
+        "startup_timeout_s": PATIENCE_S,
+        "restart_delays_s": (0.0, 0.0),
+        "steady_s": LONG_S,
+        "poll_s": 0.01,
+        "grace_s": PATIENCE_S,
+    }
+    return Launcher(commands, **{**given, **settings})
+
+
+def is_alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    with suppress(OSError):
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not holds():  # noqa: ASYNC110 - a poll needs nothing of what is watched
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def two_up(book: Book, **settings: Any) -> AsyncIterator[Launcher]:
+    commands = (book.command(SERVES, "0"), book.command(SERVES, "1"))
+    async with launcher(book, *commands, **settings) as running:
+        await until(lambda: len(book.up) == 2)
+        yield running
+
+
+async def test_the_block_begins_when_the_first_answers_and_ends_when_all_have_ended(book):
+    async with two_up(book) as running:
+        assert repr(running) == "<Launcher 2 of 2 up>"
+        pids = book.pids()
+        assert all(map(is_alive, pids))
+        ports = {line[1] for line in book.lines()}
+        assert {url.rpartition(":")[2] for url in book.up} == ports
+        assert len(ports) == 2
+        assert {line[2] for line in book.lines()} == {"0", "1"}, "each sees its own GPU"
+    assert not any(map(is_alive, pids))
+    assert book.down == [], "who is stopped has not died"
+
+
+async def test_nobody_to_start_is_nothing_to_wait_for(book):
+    async with launcher(book):
+        pass
+
+
+async def test_one_that_dies_comes_back_under_its_url_and_the_other_goes_on(book, caplog):
+    async with two_up(book):
+        first, other = book.pids()
+        with caplog.at_level(logging.INFO):
+            os.kill(first, signal.SIGKILL)
+            await until(lambda: len(book.up) == 3)
+        [url] = book.down
+        assert book.up[2] == url
+        assert is_alive(other)
+        assert is_alive(book.pids()[2])
+    assert "was ended by SIGKILL; its last lines:\n  | here I am" in caplog.text
+    assert "starts again in 0 s" in caplog.text
+
+
+async def test_one_that_dies_early_too_often_is_given_up_and_the_other_serves_on(book, caplog):
+    """Two delays: three deaths."""
+    async with two_up(book) as running:
+        victim = book.pids()[0]
+        for times in (1, 2, 3):
+            os.kill(victim, signal.SIGKILL)
+            await until(lambda times=times: len(book.down) == times)  # type: ignore[misc]
+            if times < 3:
+                await until(lambda times=times: len(book.up) == 2 + times)  # type: ignore[misc]
+                victim = book.pids()[-1]
+        await until(lambda: "given up" in caplog.text)
+        assert len(set(book.down)) == 1
+        assert repr(running) == "<Launcher 1 of 2 up>"
+        assert is_alive(book.pids()[1])
+    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(lines) == 1
+    assert lines[0].endswith("is given up: it died early 3 times in a row")
+
+
+async def test_who_served_long_enough_is_never_given_up(book):
+    async with launcher(book, book.command(SERVES), restart_delays_s=(0.0,), steady_s=0.0):
+        for times in range(1, 5):
+            os.kill(book.pids()[-1], signal.SIGKILL)
+            await until(lambda times=times: len(book.up) == 1 + times)  # type: ignore[misc]
+    assert len(book.down) == 4
+
+
+async def test_none_that_comes_up_is_an_error(book, caplog):
+    """Each start has another port: who listens on the first may be why it failed."""
+    dying = f"{BEGIN}\nprint('no such model', port)\nsys.exit(3)"
+    with pytest.raises(SetupError, match="no worker came up: all were given up"):
+        async with launcher(book, book.command(dying)):
+            pytest.fail("the block begins")
+    assert book.up == book.down == []
+    deaths = [m for m in caplog.messages if "ended with exit code 3 before it answered" in m]
+    assert len(deaths) == 3
+    assert len({m.rpartition("no such model ")[2] for m in deaths}) == 3
+
+
+async def test_wrong_flags_are_not_tried_again(book, caplog):
+    wrong = f"{BEGIN}\nprint('unrecognized arguments')\nsys.exit(2)"
+    with pytest.raises(SetupError):
+        async with launcher(book, book.command(wrong)):
+            pytest.fail("the block begins")
+    assert sum("unrecognized arguments" in message for message in caplog.messages) == 1
+
+
+async def test_one_that_never_answers_ends_the_start_and_is_not_left_behind(book):
+    async def silent(_: str) -> bool:
+        return False
+
+    settings = {"answers": silent, "startup_timeout_s": 1.0}
+    with pytest.raises(SetupError, match=r"none answered within 1 s \(--worker-startup-time"):
+        async with launcher(book, book.command(SERVES), **settings):
+            pytest.fail("the block begins")
+    assert not any(map(is_alive, book.pids()))
+
+
+async def test_one_that_hangs_at_its_new_start_is_ended_and_tried_again(book):
+    """Its first process answers, the next one does not, the third does."""
+    hushed: list[int] = []
+
+    async def answers(url: str) -> bool:
+        return len(book.pids()) != 2 and await book.answers(url)
+
+    async with launcher(
+        book, book.command(SERVES), answers=answers, startup_timeout_s=1.0, grace_s=0.1
+    ):
+        hushed += book.pids()
+        os.kill(hushed[0], signal.SIGKILL)
+        await until(lambda: len(book.up) == 2)
+        assert [is_alive(pid) for pid in book.pids()] == [False, False, True]
+
+
+async def test_sigterm_comes_first(book):
+    async with launcher(book, book.command(GRACEFUL)):
+        pass
+    assert book.lines()[-1] == ["left"]
+
+
+async def test_who_refuses_to_end_is_killed_with_all_that_it_started(book):
+    async with launcher(book, book.command(STUBBORN), grace_s=0.05):
+        await until(lambda: len(book.pids()) == 2)
+        assert all(map(is_alive, book.pids()))
+    await until(lambda: not any(map(is_alive, book.pids())))
+
+
+async def test_what_a_dead_one_started_dies_too(book):
+    """A scheduler that outlives its server would hold the GPU."""
+    async with launcher(book, book.command(STUBBORN), restart_delays_s=(), grace_s=0.0):
+        await until(lambda: len(book.pids()) == 2)
+        child, server = book.pids()
+        os.kill(server, signal.SIGKILL)
+        await until(lambda: not is_alive(child))
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(book):
+    async def silent(_: str) -> bool:
+        return False
+
+    async def enter() -> None:
+        async with launcher(book, book.command(STUBBORN), answers=silent, grace_s=0.0):
+            pytest.fail("the block begins")
+
+    entering = asyncio.create_task(enter())
+    await until(lambda: len(book.pids()) == 2)
+    entering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    await until(lambda: not any(map(is_alive, book.pids())))
+
+
+async def test_a_stop_that_is_cancelled_kills_at_once(book):
+    """Who presses Ctrl-C again does not wait for the grace."""
+
+    async def serve() -> None:
+        async with launcher(book, book.command(STUBBORN), grace_s=LONG_S):
+            await asyncio.Event().wait()
+
+    serving = asyncio.create_task(serve())
+    await until(lambda: len(book.pids()) == 2)
+    serving.cancel()
+    await asyncio.sleep(0.05)
+    assert not serving.done()
+    serving.cancel()
+    await asyncio.wait([serving], timeout=PATIENCE_S)
+    assert serving.cancelled()
+    await until(lambda: not any(map(is_alive, book.pids())))
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from tests.integration.test_launcher import Book, STUBBORN, launcher
+
+async def main():
+    book = Book(Path(sys.argv[1]))
+    async with launcher(book, book.command(STUBBORN)):
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_workers_die_with_a_router_that_is_killed(book):
+    """SIGKILL leaves it no time to clean up; the kernel closes its end of the leash."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(book.path)], cwd=ROOT)
+    try:
+        wait(lambda: len(book.pids()) == 2)
+        assert all(map(is_alive, book.pids()))
+    finally:
+        parent.kill()
+        parent.wait()
+    wait(lambda: not any(map(is_alive, book.pids())))
+
+
+def wait(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
