@@ -14,7 +14,16 @@ from pathlib import Path
 
 import orjson
 
-from benchmarks import export, group, lookups, memory, next_turn, short_chat, streamed_tokens
+from benchmarks import (
+    export,
+    group,
+    lookups,
+    memory,
+    next_turn,
+    routing,
+    short_chat,
+    streamed_tokens,
+)
 from benchmarks.report import Measurement, headline, table, to_json
 from benchmarks.server import BenchmarkError
 from tests import vocabularies
@@ -28,6 +37,7 @@ BENCHMARKS: Mapping[str, Callable[[Path], list[Measurement]]] = {
     "group": lambda _: group.run(),
     "memory": lambda _: memory.run(),
     "export": lambda _: export.run(),
+    "routing": lambda _: routing.run(),
 }
 
 

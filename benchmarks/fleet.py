@@ -28,7 +28,7 @@ class Engine:
     prefill_rate: float = 8_000.0  # tokens/s
     step_s: float = 0.012  # a token for each request of a batch of one
     step_growth_s: float = 0.0003  # for each further one
-    kv_tokens: int = 300_000
+    kv_tokens: int = 150_000
     max_running: int = 128
 
 

@@ -126,7 +126,7 @@ def agents(seed: int, scale: float) -> Trace:
     chats = []
     for task in range(round(24 * scale)):
         head = np.concatenate([systems[task % 4], writer.tokens(writer.around(1_500))])
-        start_s = float(writer.rng.uniform(0, 120))
+        start_s = float(writer.rng.uniform(0, 30))
         for _ in range(8):
             turns = int(writer.rng.integers(6, 18))
             chats.append(
@@ -156,7 +156,7 @@ def bursts(seed: int, scale: float) -> Trace:
     writer = Writer(seed)
     system = writer.tokens(2_000)
     found = []
-    for _ in range(round(70 * scale)):
+    for _ in range(round(32 * scale)):
         wave_s = 20.0 * int(writer.rng.integers(0, 5)) + writer.pause_s(1.0)
         root = writer.chat(system, 3, said=1_500, answer=250, start_s=wave_s, gap_s=3.0)
         fan = min(64, 2 + int(writer.rng.pareto(0.8) * 4))
@@ -164,7 +164,7 @@ def bursts(seed: int, scale: float) -> Trace:
             after = int(writer.rng.integers(0, 3))
             head = root.transcript[: root.turns[after].end]
             branch = writer.chat(
-                head, 4, said=500, answer=200, start_s=writer.pause_s(1.0), gap_s=2.0, key=root.key
+                head, 8, said=600, answer=250, start_s=writer.pause_s(1.0), gap_s=2.0, key=root.key
             )
             root.branches.append((after, branch))
         found.append(root)

@@ -25,6 +25,7 @@ FLOOR_OF = {
     "workers": "pure",
     "cache.prefix_cache": "async",
     "workers.client": "async",
+    "launch": "async",
     "prompt": "flow",
     "router": "flow",
     "retrieval": "flow",

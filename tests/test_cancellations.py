@@ -12,8 +12,8 @@ import pytest
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateCall, GenerateChunk
-from slime_router.workers.client import WorkerClient
 from slime_router.workers.pool import WorkerPool
+from tests.relayed import Relayed
 from tests.stack import Sample, Stack, is_free, pins, tiny_tokenizer
 
 STOP = 514
@@ -45,12 +45,12 @@ def waiting_tokenizer() -> Tokenizer:
 class Wired:
     """A stack in front of a fake worker."""
 
-    def __init__(self, worker: FakeWorker, client: WorkerClient, pool: WorkerPool) -> None:
+    def __init__(self, worker: FakeWorker, client: Relayed, pool: WorkerPool) -> None:
         self.worker = worker
         self.pool = pool
         # The budget is passed with every turn, so that each one evicts too.
         self.stack = Stack(
-            dispatch=client.generate, tokenizer=waiting_tokenizer(), budget_tokens=30
+            dispatch=client.relay.generate, tokenizer=waiting_tokenizer(), budget_tokens=30
         )
         self.was_read = False
 
@@ -97,7 +97,7 @@ async def wired() -> AsyncIterator[Wired]:
     others = asyncio.all_tasks()
     async with FakeWorker(eos_ids=[STOP], vocab_size=544, notices_disconnect=False) as worker:
         pool = WorkerPool([worker.url])
-        async with WorkerClient(pool, capture="full", request_timeout_s=5.0) as client:
+        async with Relayed(pool, capture="full", request_timeout_s=5.0) as client:
             parts = Wired(worker, client, pool)
             await parts.read(parts.stack.call(ASK[:1]), SEEN)
             parts.was_read = False

@@ -87,9 +87,9 @@ def gpu_slices(gpus: Sequence[str], size: int, count: int) -> list[str | None]:
 def _number(flags: Sequence[str], names: Sequence[str]) -> int:
     """The last value of a flag; 1 where there is none, and SGLang itself says what is wrong."""
     number = 1
-    for flag, following in zip(flags, (*flags[1:], ""), strict=True):
+    for index, flag in enumerate(flags):
         name, _, value = flag.partition("=")
         if name in names:
-            text = value or following
+            text = value or "".join(flags[index + 1 : index + 2])
             number = int(text) if text.isdecimal() and int(text) else 1
     return number

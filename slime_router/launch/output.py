@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import deque
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +13,6 @@ logger = logging.getLogger(__name__)
 
 TAIL_LINES = 25
 MAX_LINE_LEN = 16 * 2**10  # bytes; what is longer becomes several lines
-_LINE_END = re.compile(rb"[\r\n]+")  # progress bars end their lines with a return
 
 
 class Output:
@@ -29,7 +27,7 @@ class Output:
     def __init__(self, name: str, log_dir: Path | None) -> None:
         self._name = name
         self._file = None if log_dir is None else _opened(log_dir / f"{name.replace(' ', '-')}.log")
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._tail: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._rest = b""
 
     def __repr__(self) -> str:
@@ -38,7 +36,7 @@ class Output:
     @property
     def tail(self) -> tuple[str, ...]:
         """The last lines, the oldest first."""
-        return tuple(self._tail)
+        return tuple(_text(line) for line in self._tail)
 
     def begin(self) -> None:
         """A process starts; what the one before it said is over."""
@@ -48,7 +46,9 @@ class Output:
         """Takes what was printed; nothing goes wrong here, or the worker would wait for us."""
         if self._file is not None:
             self._write(self._file, data)
-        *lines, self._rest = _LINE_END.split(self._rest + data)
+        lines = data.replace(b"\r", b"\n").split(b"\n")  # progress bars end theirs with a return
+        lines[0] = self._rest + lines[0]
+        self._rest = lines.pop()
         for line in lines:
             self._take(line)
         while len(self._rest) > MAX_LINE_LEN:
@@ -67,12 +67,11 @@ class Output:
             self._file = None
 
     def _take(self, line: bytes) -> None:
-        text = line.decode("utf-8", errors="replace").rstrip()
-        if not text:
+        if not line:
             return
-        self._tail.append(text)
-        if self._file is None:
-            logger.debug("%s | %s", self._name, text)
+        self._tail.append(line)
+        if self._file is None and logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s | %s", self._name, _text(line))
 
     def _write(self, file: BinaryIO, data: bytes) -> None:
         try:
@@ -80,6 +79,10 @@ class Output:
         except OSError as exc:
             logger.warning("%s: its output goes to this log now: %s", self._name, exc)
             self.close()
+
+
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", errors="replace")
 
 
 def _opened(path: Path) -> BinaryIO:

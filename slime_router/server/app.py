@@ -38,13 +38,14 @@ from slime_router.middleware.sessions import SessionMiddleware
 from slime_router.prompt import PromptMaker
 from slime_router.retrieval import Retriever
 from slime_router.router import Router
-from slime_router.server.admin import ModelAdmin, WorkerAdmin
+from slime_router.server.admin import ModelAdmin
 from slime_router.server.boundary import boundary
 from slime_router.server.control import ControlRoutes
 from slime_router.server.fleet import Fleet
 from slime_router.server.greetings import GREETING_DELAYS_S
 from slime_router.server.passthrough import PassThrough
 from slime_router.server.upkeep import Upkeep
+from slime_router.server.workers import WorkerAdmin
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.types import GenerateCall
 from slime_router.weights import WeightVersions

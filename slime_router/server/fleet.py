@@ -77,8 +77,10 @@ class Fleet:
         return f"<Fleet {self.pool!r}>"
 
     async def __aenter__(self) -> Fleet:
-        for part in (self.client, self.health, self.launcher):
-            await self._open.enter_async_context(part)
+        async with AsyncExitStack() as stack:  # what fails to open leaves nothing open
+            for part in (self.client, self.health, self.launcher):
+                await stack.enter_async_context(part)
+            self._open = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -18,8 +18,8 @@ from slime_router.workers.worker import Need, Worker
 # The prices of `CacheAware`, in prompt tokens that are computed. `benchmarks.routing` shows what
 # they are worth.
 TOKEN_PRICE = 2  # a token costs this request its time, and the fleet its work
-REQUEST_PRICE = 48  # a request in flight slows the others
-RECENT_PRICE = 32  # and so will the chats that it served just now: they come back
+REQUEST_PRICE = 96  # a request in flight slows the others
+RECENT_PRICE = 64  # and so will the chats that it served just now: they come back
 QUEUED_PRICE = 512  # a worker whose own queue stands has no room
 KEY_WORTH = 256  # what the key's last worker may cost more
 

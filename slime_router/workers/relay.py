@@ -110,11 +110,11 @@ class Relay:
         stitch = Stitch(call, self._read_text, is_cumulative=self._is_cumulative)
         attempts = _Attempts(self, _need(call))
         with self._running(call) as run:
+            part = stitch.next_call()
             while True:
                 if run.is_cancelled:
                     yield _cancelled(call, stitch)
                     return
-                part = stitch.next_call()
                 try:
                     async with attempts.lease() as lease:
                         run.worker, run.rid = lease.worker, part.rid
@@ -146,6 +146,9 @@ class Relay:
                     if run.is_cancelled:
                         raise _told(exc) from exc
                     await attempts.failed(exc, stitch)
+                    if isinstance(exc, NotTaken) and not exc.is_stale:
+                        continue  # nobody has seen its rid
+                part = stitch.next_call()
 
     def _goes_on(self, run: Run, stitch: Stitch, last: GenerateChunk) -> bool:
         """Whether what ended with `last` is to be continued."""
@@ -308,6 +311,9 @@ class _Attempts:
             self._stale.add(worker.url)
             return
         self._tried.add(worker.url)
+        if isinstance(exc, NotTaken) and self._has_others():
+            log.warning("not taken: worker=%s reason=%s", worker.url, exc.reason)
+            return
         if self._retries >= self._relay._backoff.max_retries or self._broken >= MAX_BROKEN:
             raise _told(exc) from exc
         sampled = len(stitch.output_ids) if stitch is not None else 0

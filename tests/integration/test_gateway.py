@@ -192,7 +192,7 @@ async def test_a_worker_that_refuses_connections_is_passed_over():
         tiny_worker() as alive,
         serving(dead.url, alive.url) as router,
     ):
-        await until(lambda: not len(router.gateway.greetings))
+        await until(lambda: not len(router.gateway.fleet.greetings))
         await dead.refuse_connections()
         for index in range(3):
             await router.chat([user(f"question {index}")])

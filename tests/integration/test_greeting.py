@@ -17,6 +17,11 @@ async def card(router):
     return body["workers"][0]
 
 
+async def greeted(router, worker):
+    """Until nobody is being greeted any more: `worker` was."""
+    await until(lambda: tokenize_count(worker) and not len(router.gateway.fleet.greetings))
+
+
 async def test_a_worker_is_asked_again_until_it_answers():
     """A worker is often registered while it still loads its weights."""
     async with tiny_worker(context_len=1024) as worker:
@@ -29,14 +34,14 @@ async def test_a_worker_is_asked_again_until_it_answers():
             assert (await card(router))["context_len"] == 1024
             _, models = await router.get("/v1/models")
             assert models["data"][0]["max_model_len"] == 1024
-            await until(lambda: not len(router.gateway.greetings))
+            await until(lambda: not len(router.gateway.fleet.greetings))
         assert tokenize_count(worker) == 1, "an answer is enough"
 
 
 async def test_a_worker_that_does_not_answer_is_asked_once_for_each_delay():
     async with tiny_worker(tokenizer=None) as worker:  # has no such route
         async with serving(worker.url, greeting_delays_s=(0, 0, 0)) as router:
-            await until(lambda: not len(router.gateway.greetings))
+            await greeted(router, worker)
             assert (await card(router))["is_token_exact"] is None
         assert tokenize_count(worker) == 3
     assert list(GREETING_DELAYS_S) == sorted(GREETING_DELAYS_S), "the delays grow"
@@ -50,23 +55,23 @@ async def test_a_removed_worker_is_asked_no_more():
     ):
         await until(lambda: tokenize_count(worker) > 1)
         await router.post("/remove_worker", {"url": worker.url})
-        await until(lambda: not len(router.gateway.greetings))
+        await until(lambda: not len(router.gateway.fleet.greetings))
 
 
 async def test_another_tokenizer_is_warned_of_once(caplog):
     caplog.set_level(logging.WARNING, "slime_router")
     async with tiny_worker(tokenizer=OtherWords()) as worker, serving(worker.url) as router:
         for _ in range(2):
-            await until(lambda: not len(router.gateway.greetings))
+            await greeted(router, worker)
             assert (await card(router))["is_token_exact"] is False
             await router.post("/add_worker", {"url": worker.url})  # trainers do so again and again
-        await until(lambda: not len(router.gateway.greetings))
+        await until(lambda: not len(router.gateway.fleet.greetings))
     assert sum("tokenizes otherwise" in line for line in caplog.messages) == 1
 
 
 async def test_a_context_length_that_is_none_is_not_believed():
     """SGLang hands on what the tokenizer's files say, which can be 1e30."""
     async with tiny_worker(context_len=1e30) as worker, serving(worker.url) as router:
-        await until(lambda: not len(router.gateway.greetings))
+        await greeted(router, worker)
         assert (await card(router))["is_token_exact"] is True
         assert (await card(router))["context_len"] is None

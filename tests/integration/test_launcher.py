@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -19,9 +23,11 @@ import pytest
 from slime_router.errors import SetupError
 from slime_router.launch.command import WorkerCommand
 from slime_router.launch.launcher import Launcher
+from tests.integration.gateway import CHAT, checkpoint, user
+from tests.unit.test_cli import ended, ended_late, free_port, read_banner, started
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 20.0  # on a busy machine
+PATIENCE_S = 60.0  # on a busy machine
 LONG_S = 600.0
 
 # Says who it is, and who its child is, then waits for the signal that it was made to heed.
@@ -208,19 +214,17 @@ async def test_one_that_never_answers_ends_the_start_and_is_not_left_behind(book
 
 
 async def test_one_that_hangs_at_its_new_start_is_ended_and_tried_again(book):
-    """Its first process answers, the next one does not, the third does."""
-    hushed: list[int] = []
+    """Its second process never answers."""
 
     async def answers(url: str) -> bool:
         return len(book.pids()) != 2 and await book.answers(url)
 
-    async with launcher(
-        book, book.command(SERVES), answers=answers, startup_timeout_s=1.0, grace_s=0.1
-    ):
-        hushed += book.pids()
-        os.kill(hushed[0], signal.SIGKILL)
+    patient = {"startup_timeout_s": 2.0, "restart_delays_s": (0.0,) * 20, "grace_s": 0.1}
+    async with launcher(book, book.command(SERVES), answers=answers, **patient):
+        os.kill(book.pids()[0], signal.SIGKILL)
         await until(lambda: len(book.up) == 2)
-        assert [is_alive(pid) for pid in book.pids()] == [False, False, True]
+        assert not is_alive(book.pids()[1])
+        assert is_alive(book.pids()[-1])
 
 
 async def test_sigterm_comes_first(book):
@@ -243,6 +247,17 @@ async def test_what_a_dead_one_started_dies_too(book):
         child, server = book.pids()
         os.kill(server, signal.SIGKILL)
         await until(lambda: not is_alive(child))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+async def test_a_leash_that_is_killed_takes_its_worker_along(book):
+    """Two processes would fight for one port and one GPU."""
+    async with launcher(book, book.command(SERVES)):
+        [worker] = book.pids()
+        leash = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]
+        os.kill(int(leash), signal.SIGKILL)
+        await until(lambda: len(book.up) == 2)
+        assert not is_alive(worker)
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing_behind(book):
@@ -303,6 +318,97 @@ def test_workers_die_with_a_router_that_is_killed(book):
         parent.kill()
         parent.wait()
     wait(lambda: not any(map(is_alive, book.pids())))
+
+
+# The whole router, with a Python whose SGLang is a worker without a model
+
+WORKER = """
+import asyncio, os, pathlib, sys
+from slime_router.testing import FakeWorker
+
+async def main(book, port):
+    worker = FakeWorker()
+    worker._port = port
+    async with worker:
+        with open(book, "a") as file: file.write(f"{os.getpid()} {port} {sys.argv[2:]}\\n")
+        await asyncio.Event().wait()
+
+asyncio.run(main(sys.argv[1], int(sys.argv[sys.argv.index("--port") + 1])))
+"""
+
+
+def worker_python(book: Book, code: str) -> str:
+    """What `--worker-python` is given; asked whether it has SGLang, it says yes."""
+    python = book.path.with_name("python")
+    call = shlex.join([sys.executable, "-c", code, str(book.path)])
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] || exec {call} "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+def ask(port: int) -> int:
+    """The status of a chat."""
+    body = json.dumps({"messages": [user("hi")], "max_tokens": 2}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{CHAT}", body, {"Content-Type": "application/json"}
+    )
+    with suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=60) as reply:
+        return int(reply.status)
+    return 0
+
+
+@pytest.mark.timeout(180)
+def test_one_command_serves_and_goes_on_when_its_worker_dies(book):
+    port = free_port()
+    flags = ("--launch-workers", "1", "--worker-python", worker_python(book, WORKER))
+    process = started(*flags, "--", "--tp", "1", port=port)
+    try:
+        banner = read_banner(process)
+        [[pid, worker_port, *argv]] = book.lines()
+        assert f"http://127.0.0.1:{worker_port}" in banner
+        told = ["-m", "sglang.launch_server", "--model-path", str(checkpoint()), "--tp", "1"]
+        assert " ".join(argv).startswith(str(told)[:-1])
+        assert ask(port) == 200
+        os.kill(int(pid), signal.SIGKILL)
+        wait(lambda: len(book.pids()) == 2)
+        wait(lambda: ask(port) == 200)
+        process.terminate()
+        code, err = ended(process)
+        assert code == 0
+        assert "was ended by SIGKILL" in err
+        assert "Traceback" not in err
+        assert not any(map(is_alive, book.pids()))
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.timeout(180)
+def test_a_router_whose_workers_do_not_start_ends_with_1_and_says_why(book):
+    python = worker_python(book, "import sys; print('unknown flag'); sys.exit(2)")
+    process = started("--launch-workers", "1", "--worker-python", python, port=free_port())
+    code, err = ended_late(process)
+    *_, last = err.splitlines()
+    assert (code, "Traceback" in err) == (1, False)
+    assert last == "slime-router: error: no worker came up: all were given up, see the log above"
+    assert "  | unknown flag" in err
+
+
+@pytest.mark.timeout(180)
+def test_ctrl_c_while_the_workers_start_ends_them_too(book):
+    python = worker_python(book, GRACEFUL)  # it never answers
+    process = started("--launch-workers", "1", "--worker-python", python, port=free_port())
+    try:
+        wait(lambda: len(book.pids()) == 1)
+        process.send_signal(signal.SIGINT)
+        code, err = ended(process)
+        assert "Traceback" not in err
+        assert code == 0
+        assert book.lines()[-1] == ["left"]
+        assert not any(map(is_alive, book.pids()))
+    finally:
+        process.kill()
+        process.wait()
 
 
 def wait(holds: Callable[[], bool]) -> None:

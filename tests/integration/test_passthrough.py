@@ -16,16 +16,16 @@ from yarl import URL
 from slime_router.errors import NoWorker, RouterError
 from slime_router.server.passthrough import PassThrough
 from slime_router.testing import FakeWorker
-from slime_router.workers.client import WorkerClient
 from slime_router.workers.pool import WorkerPool
+from tests.relayed import Relayed
 
 
 @asynccontextmanager
 async def router(*urls, seen=None):
     """A server that passes everything through, and a client session with its URL as base."""
     pool = WorkerPool(urls)
-    async with WorkerClient(pool, capture="off", request_timeout_s=5.0) as client:
-        passthrough = PassThrough(pool, client)
+    async with Relayed(pool, capture="off", request_timeout_s=5.0) as client:
+        passthrough = PassThrough(client.relay)
 
         async def handle(request):
             try:

@@ -22,7 +22,6 @@ from slime_router.errors import NoWorker, WorkerFailed
 from slime_router.router import Router
 from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateCall, GenerateChunk
-from slime_router.workers.client import WorkerClient
 from slime_router.workers.pool import WorkerPool
 from tests.integration import gateway
 from tests.integration.scripted import (
@@ -37,6 +36,7 @@ from tests.integration.scripted import (
     said,
     served,
 )
+from tests.relayed import Relayed
 from tests.stack import NO_PARSERS, Stack, is_free, pins, tiny_tokenizer
 
 CHAT = "/v1/chat/completions"
@@ -626,8 +626,8 @@ async def recorded(**settings: Any) -> AsyncIterator[Recorded]:
     others = asyncio.all_tasks()
     async with FakeWorker(eos_ids=[STOP], vocab_size=544, notices_disconnect=False) as worker:
         pool = WorkerPool([worker.url])
-        async with WorkerClient(pool, capture="full", request_timeout_s=5.0) as client:
-            stack = Stack(dispatch=client.generate, tokenizer=tiny_tokenizer())
+        async with Relayed(pool, capture="full", request_timeout_s=5.0) as client:
+            stack = Stack(dispatch=client.relay.generate, tokenizer=tiny_tokenizer())
             async with serving(stack.router, **settings) as door:
                 parts = Recorded(door, stack, worker, pool)
                 yield parts

@@ -12,10 +12,8 @@ from aiohttp.test_utils import TestServer
 from slime_router.errors import NoWorker, WorkerFailed, WorkerRefused, WorkerTimeout
 from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateCall, Prompt, Receipt, Sampling, token_ids
-from slime_router.workers.backoff import Backoff
-from slime_router.workers.client import WorkerClient
 from slime_router.workers.pool import WorkerPool
-from slime_router.workers.relay import Relay, RelaySettings
+from tests.relayed import Relayed
 
 PROMPT = (1, 5, 6)
 
@@ -25,24 +23,8 @@ def call(ids=PROMPT, **fields):
     return GenerateCall(**{"rid": "r", "turn_id": "t", "prompt": prompt, "stream": True, **fields})
 
 
-class Client(WorkerClient):
-    """A client and the relay before it, on one pool: as the router uses them."""
-
-    def __init__(self, pool, **settings):
-        super().__init__(**settings)
-        self.pool = pool
-        limits = RelaySettings(
-            request_timeout_s=settings["request_timeout_s"], worker_wait_s=0, pause_wait_s=0
-        )
-        self.relay = Relay(
-            pool, self, limits, read_text=lambda *_: "", backoff=Backoff(initial_s=0)
-        )
-
-
 def client_of(*workers, **settings):
-    pool = WorkerPool(worker.url for worker in workers)
-    defaults = {"capture": "full", "request_timeout_s": 5.0, "abort_timeout_s": 1.0}
-    return Client(pool, **{**defaults, **settings})
+    return Relayed(WorkerPool(worker.url for worker in workers), **settings)
 
 
 async def collect(client, given):
@@ -122,7 +104,7 @@ async def test_one_connection_serves_request_after_request():
     app.router.add_post("/generate", handler)
     async with TestServer(app) as server:
         pool = WorkerPool([str(server.make_url(""))])
-        async with WorkerClient(pool, capture="off", request_timeout_s=5.0) as client:
+        async with Relayed(pool, capture="off", request_timeout_s=5.0) as client:
             for _ in range(3):
                 async with aclosing(client.relay.generate(call())) as chunks:
                     assert (await anext(chunks)).finish == Finish("length")
@@ -203,7 +185,7 @@ async def test_a_worker_that_dies_in_the_middle_is_said(stream):
     async with FakeWorker() as worker, client_of(worker) as client:
         worker.drop_next(after_bytes=600)
         worker.script(list(range(10, 90)))
-        chunks = client.generate(call(stream=stream))
+        chunks = client.relay.generate(call(stream=stream))
         if stream:
             assert (await anext(chunks)).output_ids == [10]
         with pytest.raises(WorkerFailed) as caught:
@@ -413,7 +395,7 @@ async def test_asking_on_a_connection_that_went_stale_asks_again():
     app.router.add_route("*", "/{path:.*}", handler)
     async with TestServer(app) as server:
         pool = WorkerPool([str(server.make_url(""))])
-        async with WorkerClient(pool, capture="off", request_timeout_s=5.0) as client:
+        async with Relayed(pool, capture="off", request_timeout_s=5.0) as client:
             (worker,) = pool.list()
             answers = [await client.ask(worker, "POST", "/x", headers={}) for _ in range(2)]
     assert [answer.body for answer in answers] == [b"1", b"3"]

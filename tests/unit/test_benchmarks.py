@@ -18,12 +18,14 @@ from benchmarks import (
     memory,
     next_turn,
     report,
+    routing,
     short_chat,
     streamed_tokens,
 )
 from benchmarks.report import Measurement
 from benchmarks.rounds import interleave
 from benchmarks.server import BenchmarkError, Server, serving
+from benchmarks.traces import TRACES
 from tests.tiny import build_tiny_checkpoint
 
 
@@ -75,6 +77,24 @@ def test_memory():
 
 def test_export():
     check(export.run(export.Size(rounds=1, turns=3, new_tokens=20)), 2)
+
+
+def test_routing():
+    size = routing.Size(
+        workers=2, scale=0.02, rounds=1, long_prompt_len=1_000, short_prompt_len=200
+    )
+    check(routing.run(size), len(TRACES) * 9 + 2)
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_our_routing_computes_less_than_the_peers_and_keeps_the_fleet_even(name):
+    """Simulated on a quarter of the fleet; the figures are the same in each run."""
+    found = routing.outcomes(TRACES[name](routing.SEED, 0.25), 2)
+    ours = found[routing.OURS]
+    for peer in routing.PEERS:
+        assert ours.computed < found[peer].computed
+        assert ours.wait_s(0.99) <= found[peer].wait_s(0.99)
+        assert ours.imbalance <= found[peer].imbalance
 
 
 def test_the_workers_two_kinds_of_stream_tell_the_same_tokens(worker):

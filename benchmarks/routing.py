@@ -1,0 +1,145 @@
+"""Routing, simulated: what each policy makes of the same traces, and what a choice costs.
+
+Time is virtual and all is seeded: but for the two costs, each run finds the same figures. The
+fleet is short of memory, as fleets are that train; where every cache holds everything, a policy
+that never leaves a worker computes a few tokens less than one that also minds the load.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+
+from benchmarks.fleet import Engine, Fleet, Outcome
+from benchmarks.peers import SglangCacheAware, SglangConsistentHashing
+from benchmarks.report import Measurement
+from benchmarks.traces import TRACES, VOCABULARY, Trace
+from slime_router.types import token_ids
+from slime_router.workers.policy import Policy, PolicyName, make_policy
+from slime_router.workers.worker import Need, Worker
+
+AIM = 1.0
+OURS = "cache_aware"
+PEERS: Mapping[str, Callable[[], Policy]] = {
+    "sglang-router's cache_aware": SglangCacheAware,
+    "sglang-router's consistent_hashing": SglangConsistentHashing,
+}
+SEED = 7
+LONG_AIM_MS = 2.0
+SHORT_AIM_US = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is simulated and measured."""
+
+    workers: int = 8
+    scale: float = 1.0  # of the traces
+    rounds: int = 50
+    long_prompt_len: int = 128 * 1024
+    short_prompt_len: int = 400
+
+
+FULL = Size()
+
+
+def run(size: Size = FULL) -> list[Measurement]:
+    """Our default over every other policy, on every trace; then the cost of a choice."""
+    measurements: list[Measurement] = []
+    for name, write in TRACES.items():
+        measurements += _compare(name, outcomes(write(SEED, size.scale), size.workers))
+    return measurements + _costs(size)
+
+
+def outcomes(trace: Trace, workers: int) -> dict[str, Outcome]:
+    """What each policy makes of the trace, ours and the peers', by name."""
+    policies = {name: _maker(name) for name in get_args(PolicyName)} | dict(PEERS)
+    return {name: Fleet(make(), workers, Engine()).play(trace) for name, make in policies.items()}
+
+
+def _maker(name: PolicyName) -> Callable[[], Policy]:
+    return lambda: make_policy(name, seed=SEED)
+
+
+def _compare(trace: str, found: Mapping[str, Outcome]) -> list[Measurement]:
+    ours = found[OURS]
+    peers = [found[name] for name in PEERS]
+    measurements = [
+        Measurement(
+            f"{trace}: prompt tokens computed, {OURS} over {name}",
+            ours.computed / theirs.computed,
+            "x",
+            AIM if name in PEERS else None,
+            f"{_told(ours)}; theirs {_told(theirs)}",
+        )
+        for name, theirs in found.items()
+        if name != OURS
+    ]
+    wait_s, peers_wait_s = ours.wait_s(0.99), min(peer.wait_s(0.99) for peer in peers)
+    imbalance = min(peer.imbalance for peer in peers)
+    return [
+        *measurements,
+        Measurement(
+            f"{trace}: p99 wait for the first token, {OURS} over the better peer",
+            wait_s / peers_wait_s,
+            "x",
+            AIM,
+            f"{wait_s:.2f} s over {peers_wait_s:.2f} s",
+        ),
+        Measurement(
+            f"{trace}: load of the busiest worker over the mean, {OURS} over the better peer",
+            ours.imbalance / imbalance,
+            "x",
+            AIM,
+            f"{ours.imbalance:.2f} over {imbalance:.2f}",
+        ),
+    ]
+
+
+def _told(outcome: Outcome) -> str:
+    share = 100 * outcome.computed / outcome.sent
+    return (
+        f"{share:.1f} % of {outcome.sent / 1e6:.1f} M, waits {outcome.wait_s(0.5):.2f} s p50 "
+        f"{outcome.wait_s(0.99):.2f} s p99, busiest {outcome.imbalance:.2f}"
+    )
+
+
+def _costs(size: Size) -> list[Measurement]:
+    long_s = choice_s(size.long_prompt_len, 100, size.rounds)
+    short_s = choice_s(size.short_prompt_len, size.workers, size.rounds)
+    return [
+        Measurement(
+            f"choice among 100 workers for {size.long_prompt_len:,} tokens",
+            long_s * 1e3,
+            "ms",
+            LONG_AIM_MS,
+            f"each worker holds another part of the prompt; the least of {size.rounds} rounds",
+        ),
+        Measurement(
+            f"choice among {size.workers} workers for {size.short_prompt_len:,} tokens",
+            short_s * 1e6,
+            "us",
+            SHORT_AIM_US,
+            f"the same; the least of {size.rounds} rounds",
+        ),
+    ]
+
+
+def choice_s(prompt_len: int, count: int, rounds: int) -> float:
+    """CPU seconds of one choice among `count` workers that hold longer and longer prefixes."""
+    policy = make_policy(OURS, seed=SEED)
+    ids = token_ids(np.random.default_rng(SEED).integers(0, VOCABULARY, prompt_len))
+    workers = [Worker(f"http://worker-{i}") for i in range(count)]
+    for index, worker in enumerate(workers):
+        policy.sent(worker, Need(ids[: prompt_len * index // count]))
+    costs_s = []
+    for _ in range(rounds):
+        need = Need(ids)
+        before_s = time.process_time()
+        policy.choose(workers, need)
+        costs_s.append(time.process_time() - before_s)
+    return min(costs_s)

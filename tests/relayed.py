@@ -1,0 +1,35 @@
+"""A worker client and the relay before it, on one pool, as the router wires them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slime_router.workers.backoff import Backoff
+from slime_router.workers.client import WorkerClient
+from slime_router.workers.pool import WorkerPool
+from slime_router.workers.relay import Relay, RelaySettings
+
+
+class Relayed(WorkerClient):
+    """The client; `relay` runs generations with it, each once on a worker that takes it."""
+
+    def __init__(self, pool: WorkerPool, **settings: Any) -> None:
+        given = {"capture": "full", "request_timeout_s": 5.0, "abort_timeout_s": 1.0, **settings}
+        super().__init__(**given)
+        self.pool = pool
+        self.relay = Relay(
+            pool,
+            self,
+            RelaySettings(
+                request_timeout_s=given["request_timeout_s"],
+                worker_wait_s=0,
+                pause_wait_s=0,
+                resume_aborted="none",
+            ),
+            read_text=lambda *_: "",
+            backoff=Backoff(max_retries=0),
+        )
+
+    async def __aenter__(self) -> Relayed:
+        await super().__aenter__()
+        return self
