@@ -95,6 +95,17 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--chat-template", metavar="FILE", help="used instead of the checkpoint's")
     group.add_argument("--trust-remote-code", action="store_true", default=None)
     group.add_argument("--served-model-name", metavar="NAME", help="what /v1/models lists")
+    group.add_argument(
+        "--strict-model",
+        action="store_true",
+        default=None,
+        help="404 for requests that name another model; otherwise it is served all the same",
+    )
+    group.add_argument(
+        "--enable-multimodal",
+        action=argparse.BooleanOptionalAction,
+        help="requests with media go to a worker; as the checkpoint's files say if not given",
+    )
 
 
 def _add_worker_flags(group: argparse._ArgumentGroup) -> None:
@@ -309,6 +320,11 @@ def _add_chat_flags(group: argparse._ArgumentGroup) -> None:
         dest="reasoning_parser",
         metavar="NAME",
         help="SGLang's name of the format in which the model thinks",
+    )
+    group.add_argument(
+        "--reasoning-field",
+        choices=("reasoning_content", "both"),
+        help="in chat: SGLang's name alone, or also `reasoning`, which vLLM's clients read",
     )
     group.add_argument(
         "--enable-openai-chat-completion",

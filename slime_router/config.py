@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from slime_router.types import Capture, History, PolicyName, Resume
+
+ReasoningField: TypeAlias = Literal["reasoning_content", "both"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,9 @@ class Config:
     capture: Capture = "full"
     tool_call_parser: str | None = None  # names of SGLang's formats
     reasoning_parser: str | None = None
+    reasoning_field: ReasoningField = "reasoning_content"
+    enable_multimodal: bool | None = None  # None: as the checkpoint says
+    strict_model: bool = False
     enable_openai_chat_completion: bool = True
     openai_chat_completion_path: str = "/v1/chat/completions"
     openai_default_model: str | None = None

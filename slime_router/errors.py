@@ -4,10 +4,12 @@
     ├── BadRequest 400            the client's mistake; names the field; changes nothing
     │   └── ContextLengthExceeded
     ├── NotFound 404
+    ├── MethodNotSupported 405
     ├── Conflict 409              the session is closed, or has that name or reward already
     ├── TooManyRequests 429
     │   └── SessionLimit          a session has all the turns or tokens that it may have
     ├── StorageFull 507           sessions that were not exported fill the store
+    ├── NotSupported 501
     ├── NoWorker 503              nobody can take the request
     ├── WorkerRefused (4xx)       the worker's own answer to a bad request
     ├── WorkerFailed 502          died, or replied with something that is not an answer
@@ -19,6 +21,8 @@ writes error bodies. `type` and `code` follow the OpenAI error object, whose fou
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class RouterError(Exception):
@@ -57,6 +61,27 @@ class NotFound(RouterError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class MethodNotSupported(RouterError):
+    """The path is served, but not with this method; `allowed` are those that are."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_supported"
+
+    def __init__(self, method: str, allowed: Sequence[str]) -> None:
+        self.allowed = tuple(allowed)
+        super().__init__(f"{method[:40]} is not served here; {', '.join(allowed)} is.")
+
+
+class NotSupported(RouterError):
+    """The router cannot do this, and no other try will change that."""
+
+    status = 501
+    type = "invalid_request_error"
+    code = "not_supported"
+    is_final = True
 
 
 class TooManyRequests(RouterError):

@@ -266,7 +266,7 @@ class PromptMaker:
         A named session looks among its own turns only, or its rows would lean on others.
         """
         if call.session_id is not None:
-            return self._store.deepest_prefix(ids, call.session_id)
+            return self._store.deepest_prefix(ids, call.session_id, call.scope)
         for step in reversed(node.path()):
             turn = self._store.get(step.turn) if step.turn is not None else None
             if turn is None or turn.held_len != step.end:
@@ -289,7 +289,9 @@ class PromptMaker:
     def _from_ids(self, call: GenerateCall, ids: TokenIds) -> Prompt:
         if not len(ids):
             raise BadRequest("the prompt is empty", param="input_ids")
-        base = self._store.deepest_prefix(ids, call.session_id) if call.session_id else None
+        base = None
+        if call.session_id is not None:
+            base = self._store.deepest_prefix(ids, call.session_id, call.scope)
         if base is None:
             receipt = self._receipt(call, "fresh", 0, ids, "the client gave token ids")
             return Prompt(ids=ids, receipt=receipt)

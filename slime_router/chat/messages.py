@@ -53,6 +53,27 @@ def renderable(messages: Sequence[Message], *, has_developer_role: bool) -> list
     return [_renderable(message, has_developer_role=has_developer_role) for message in messages]
 
 
+def without_late_systems(messages: Sequence[Message], *, joins: bool) -> list[Message]:
+    """The same for templates that take a system message at the beginning only.
+
+    Those that begin the conversation are one; a later one stays where it is, as a user's turn: so
+    nothing before it changes, and the next turn still begins with this one. With `joins`, turns of
+    the user that follow each other are one, for templates that insist on taking turns.
+    """
+    folded: list[Message] = []
+    for message in messages:
+        last = folded[-1] if folded else None
+        is_late = message["role"] == "system" and last is not None and last["role"] != "system"
+        role = "user" if is_late else message["role"]
+        is_one = role == "system" or (joins and role == "user")
+        if last is not None and last["role"] == role and is_one:
+            text = f"{last['content']}\n\n{message['content']}"
+            folded[-1] = {**last, "content": text}
+        else:
+            folded.append({**message, "role": role})
+    return folded
+
+
 def _renderable(message: Message, *, has_developer_role: bool) -> Message:
     role = str(message["role"]).lower()
     if role == "developer" and not has_developer_role:

@@ -14,12 +14,18 @@ Where it is not shown, the answer is None and the caller renders everything: nev
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
 from slime_router.chat.findings import SENTINEL, TurnEnds, self_test
-from slime_router.chat.messages import content_text, renderable, without_reasoning
+from slime_router.chat.messages import (
+    content_text,
+    renderable,
+    without_late_systems,
+    without_reasoning,
+)
 from slime_router.errors import BadRequest
 from slime_router.types import Message, TemplateOptions
 
@@ -93,7 +99,25 @@ class ChatTemplate:
                 param="messages",
             )
         ready = renderable(messages, has_developer_role=self.has_developer_role)
-        return self._tokenizer.render(ready, options, date=date)
+        try:
+            return self._tokenizer.render(ready, options, date=date)
+        except BadRequest as refusal:
+            return self._render_folded(ready, options, date, refusal)
+
+    def _render_folded(
+        self,
+        ready: list[Message],
+        options: TemplateOptions,
+        date: datetime | None,
+        refusal: BadRequest,
+    ) -> str:
+        """What was refused, with its system messages where every template takes them."""
+        if any(message["role"] == "system" for message in ready[1:]):
+            for joins in (False, True):
+                folded = without_late_systems(ready, joins=joins)
+                with suppress(BadRequest):
+                    return self._tokenizer.render(folded, options, date=date)
+        raise refusal
 
     def suffix(
         self,

@@ -20,6 +20,7 @@ import tokenizers
 from slime_router.chat.control import ControlTokens
 from slime_router.chat.decoder import Decoder, TokenBytes, components
 from slime_router.chat.encoder import After, Encoder
+from slime_router.chat.modalities import is_multimodal
 from slime_router.chat.renderer import Renderer, one_line
 from slime_router.errors import BadRequest, SetupError
 from slime_router.types import Message, Piece, TemplateOptions, TokenIds
@@ -38,6 +39,7 @@ class Tokenizer:
         context_len: Tokens that fit the model's context, where the checkpoint says it.
         eos_ids: Ids at which a generation ends by itself.
         chat_template: The template's source; None when the checkpoint has none.
+        is_multimodal: Whether the model takes pictures or sound too.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Tokenizer:
         config: Mapping[str, Any],
         generation_config: Mapping[str, Any],
         chat_template: str | None,
+        is_multimodal: bool = False,
     ) -> None:
         """`hf` is a fast tokenizer as `transformers` loads it; `load` is the way to get one."""
         # Encoding goes past the wrapper of `transformers`: in every call that one sets padding
@@ -68,6 +71,7 @@ class Tokenizer:
             | _ids(hf.eos_token_id)
         )
         self.chat_template = chat_template
+        self.is_multimodal = is_multimodal
         self._name = name
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         self._controls = ControlTokens(added, has_normalizer=bool(components(backend.normalizer)))
@@ -98,12 +102,18 @@ class Tokenizer:
         """
         own_template = _read_template(chat_template) if chat_template else None
         hf = _load_fast(path_or_id, trust_remote_code)
+        config = _read_config(path_or_id, "config.json")
+        processors = {
+            **_read_config(path_or_id, "processor_config.json"),
+            **_read_config(path_or_id, "preprocessor_config.json"),
+        }
         tokenizer = cls(
             hf,
             name=path_or_id,
-            config=_read_config(path_or_id, "config.json"),
+            config=config,
             generation_config=_read_config(path_or_id, "generation_config.json"),
             chat_template=own_template or _default_template(hf.chat_template),
+            is_multimodal=is_multimodal(config, processors),
         )
         # Some releases of `transformers` build the wrong tokenizer for a checkpoint that has no
         # config.json; it loses all spaces.

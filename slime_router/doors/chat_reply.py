@@ -36,6 +36,13 @@ class ChatStyle:
     routed_experts: bool = False
     usage: bool = False
     running_usage: bool = False
+    two_reasonings: bool = False  # also under the name that vLLM and OpenRouter use
+
+    def reasoning(self, text: str | None) -> dict[str, Any]:
+        """The keys under which `text` is the reasoning of a message or a delta."""
+        if self.two_reasonings:
+            return {"reasoning_content": text, "reasoning": text}
+        return {"reasoning_content": text}
 
 
 class Tally:
@@ -95,7 +102,7 @@ class ChatStream:
             events.append(self._role(index, chunk.prompt))
         if self._is_plain:
             if chunk.reasoning:
-                events.append(self._piece(index, {"reasoning_content": chunk.reasoning}))
+                events.append(self._piece(index, self._style.reasoning(chunk.reasoning)))
             if chunk.text:
                 events.append(self._text(index, chunk.text))
         elif chunk.text or chunk.reasoning or chunk.output_ids:
@@ -128,7 +135,7 @@ class ChatStream:
         return self._event({"index": index, "delta": delta, "finish_reason": None}, {})
 
     def _role(self, index: int, prompt: Prompt | None) -> bytes:
-        delta = {"role": "assistant", "content": "", "reasoning_content": None}
+        delta = {"role": "assistant", "content": "", **self._style.reasoning(None)}
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
         extra = {}
         if self._style.prompt_token_ids and prompt is not None:
@@ -136,7 +143,7 @@ class ChatStream:
         return self._event(choice, extra)
 
     def _delta(self, index: int, chunk: GenerateChunk) -> bytes:
-        delta = {"reasoning_content": chunk.reasoning} if chunk.reasoning else {}
+        delta = self._style.reasoning(chunk.reasoning) if chunk.reasoning else {}
         if chunk.text or not chunk.reasoning:
             delta["content"] = chunk.text
         choice: dict[str, Any] = {"index": index, "delta": delta}
@@ -222,7 +229,7 @@ class ChatBody:
             "service_tier": None,
             "choices": [self._choice(i, choice) for i, choice in enumerate(self._choices)],
             "usage": self._tally.usage(),
-            "metadata": {"weight_version": first.weight_version},
+            "metadata": _metadata(first.weight_version),
             **_extension(first.routed_experts, self._style),
         }
         if self._style.prompt_token_ids and first.prompt is not None:
@@ -233,7 +240,7 @@ class ChatBody:
         message: dict[str, Any] = {
             "role": "assistant",
             "content": "".join(choice.texts),
-            "reasoning_content": "".join(choice.reasoning) or None,
+            **self._style.reasoning("".join(choice.reasoning) or None),
             "refusal": None,
         }
         if choice.calls:
@@ -303,6 +310,11 @@ def _token(vocabulary: Vocabulary, token_id: int, logprob: float | None) -> dict
         "bytes": list(raw),
         "logprob": logprob if is_known else LOWEST_LOGPROB,
     }
+
+
+def _metadata(version: WeightVersion | None) -> dict[str, str]:
+    """OpenAI's metadata, whose values are strings."""
+    return {} if version is None else {"weight_version": str(version)}
 
 
 def _meta_info(chunk: GenerateChunk) -> Any:

@@ -14,7 +14,8 @@ from slime_router.doors import body as http
 from slime_router.doors.chat_reply import ChatStyle
 from slime_router.doors.conversation import is_continued, read_messages
 from slime_router.doors.grammar import grammar
-from slime_router.doors.schema import ChatFields, read_fields, sampling
+from slime_router.doors.schema import ChatFields, read_fields, sampling, worker_fields
+from slime_router.doors.synonyms import in_our_words
 from slime_router.doors.tools import ToolChoice, read_tools, tool_choice
 from slime_router.doors.vocabulary import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
@@ -28,16 +29,7 @@ from slime_router.types import (
 )
 
 _ID_FIELDS = ("input_ids", "prompt_token_ids")  # SGLang's name and vLLM's
-_WORKER_FIELDS = (
-    "lora_path",
-    "extra_key",
-    "cache_salt",
-    "priority",
-    "custom_logit_processor",
-    "return_hidden_states",
-    "return_routed_experts",
-    "routed_experts_start_len",
-)
+_EXPERT_FIELDS = ("return_hidden_states", "return_routed_experts", "routed_experts_start_len")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +53,7 @@ def read_chat_request(
     Raises:
         BadRequest: with the path of the field at fault.
     """
+    body = in_our_words(body, request.headers, default_model)
     fields = read_fields(body, vocabulary)
     ids = _input_ids(body, vocabulary.vocab_size)
     messages = None
@@ -81,13 +74,12 @@ def read_chat_request(
         session_id=http.session_id(request, body),
         scope=http.scope(body),
         sampling=sampling(fields, _grammar(body, fields, parsers.constraint(form))),
-        worker_fields=_worker_fields(body, fields),
+        worker_fields=_worker_fields(fields),
         headers=http.forwarded_headers(request.headers),
         stream=bool(fields.stream),
         top_logprobs=fields.top_logprobs or 0,
     )
-    wants_experts = bool(body.get("return_routed_experts"))
-    style = _style(fields, default_model, routed_experts=wants_experts)
+    style = _style(fields, default_model)
     return ChatRequest(_choices(call, style.id, fields.n or 1), style, bool(fields.stream))
 
 
@@ -132,37 +124,50 @@ def _template(
         tools=tools,
         add_generation_prompt=not continues and fields.add_generation_prompt is not False,
         continue_final_message=continues,
-        kwargs=fields.chat_template_kwargs or {},
+        kwargs=_template_kwargs(fields),
     )
 
 
-def _worker_fields(body: dict[str, Any], fields: ChatFields) -> dict[str, Any]:
-    given = {name: body[name] for name in _WORKER_FIELDS if body.get(name) is not None}
+def _template_kwargs(fields: ChatFields) -> dict[str, Any]:
+    """What the client gives the template; an effort is spelled as the templates know it."""
+    effort, documents = fields.reasoning_effort, fields.documents
+    given: dict[str, Any] = {}
+    if effort is not None:  # the two names of one switch, as SGLang sets them
+        thinks = effort != "none"
+        given = {"thinking": thinks, "enable_thinking": thinks, "reasoning_effort": effort}
+    if documents is not None:
+        given["documents"] = documents
+    return {**given, **(fields.chat_template_kwargs or {})}
+
+
+def _worker_fields(fields: ChatFields) -> dict[str, Any]:
+    given = worker_fields(fields, *_EXPERT_FIELDS)
     if fields.logprobs:
         given["return_logprob"] = True  # also where nothing is captured for a trainer
     return given
 
 
-def _style(fields: ChatFields, default_model: str, *, routed_experts: bool) -> ChatStyle:
+def _style(fields: ChatFields, default_model: str) -> ChatStyle:
     options = fields.stream_options
     return ChatStyle(
-        id=f"chatcmpl-{secrets.token_hex(16)}",
+        id=fields.rid or f"chatcmpl-{secrets.token_hex(16)}",
         created=int(time.time()),
         model=default_model if fields.model is None else fields.model,
         logprobs=bool(fields.logprobs),
         token_ids=bool(fields.return_token_ids),
         prompt_token_ids=bool(fields.return_token_ids or fields.return_prompt_token_ids),
         meta_info=bool(fields.return_meta_info),
-        routed_experts=routed_experts,
+        routed_experts=bool(fields.return_routed_experts),
         usage=options is not None and bool(options.include_usage),
         running_usage=options is not None and bool(options.continuous_usage_stats),
     )
 
 
 def _choices(call: GenerateCall, reply_id: str, n: int) -> tuple[GenerateCall, ...]:
-    """One call for each choice; the first carries the reply's own id."""
+    """One call for each choice; the first carries the reply's own id, which a client may name."""
     rids = [reply_id, *(f"{reply_id}-{index}" for index in range(1, n))]
+    asked = f"chatcmpl-{secrets.token_hex(16)}"
     return tuple(
-        replace(call, rid=rid, turn_id=http.new_turn_id(), request_id=reply_id, samples=n)
+        replace(call, rid=rid, turn_id=http.new_turn_id(), request_id=asked, samples=n)
         for rid in rids
     )

@@ -11,6 +11,7 @@ from slime_router.doors.completions_reply import CompletionBody, CompletionStrea
 from slime_router.doors.completions_request import read_completion_request
 from slime_router.doors.delivery import Admission, answered, deliver_stream, deliver_whole
 from slime_router.doors.joining import Joiner
+from slime_router.doors.models import ModelNames
 from slime_router.doors.replies import openai_error
 from slime_router.doors.vocabulary import Vocabulary
 
@@ -19,8 +20,15 @@ class CompletionsDoor:
     """Serves `POST /v1/completions`."""
 
     def __init__(
-        self, joiner: Joiner, vocabulary: Vocabulary, *, default_model: str, max_concurrent: int
+        self,
+        joiner: Joiner,
+        vocabulary: Vocabulary,
+        *,
+        default_model: str,
+        max_concurrent: int,
+        models: ModelNames | None = None,
     ) -> None:
+        self._models = models or ModelNames()
         self._admission = Admission(max_concurrent, joiner.note_refusal)
         self._joiner = joiner
         self._vocabulary = vocabulary
@@ -37,6 +45,7 @@ class CompletionsDoor:
     async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
         with self._admission:
             body = await read_object(request)
+            self._models.check(body)
             asked = read_completion_request(body, request, self._vocabulary, self._default_model)
             calls = asked.calls
             if asked.stream:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import repeat
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -13,8 +15,10 @@ from slime_router.doors.chat_reply import LOWEST_LOGPROB, Tally
 from slime_router.doors.completions_request import CompletionStyle
 from slime_router.doors.replies import openai_error_object
 from slime_router.doors.vocabulary import Vocabulary
-from slime_router.errors import RouterError
+from slime_router.errors import RouterError, WorkerFailed
 from slime_router.types import Finish, GenerateCall, GenerateChunk, Prompt
+
+_Top: TypeAlias = Sequence[tuple[float, int]]  # logprob and id of the likely tokens of a place
 
 
 class CompletionTally:
@@ -41,35 +45,80 @@ class CompletionTally:
 
 
 class Logprobs:
-    """The legacy lists of logprobs; `text_offset` counts characters from the choice's beginning."""
+    """The legacy lists of logprobs; `text_offset` counts characters from the choice's beginning.
+
+    Those of an echoed prompt come first; nothing is known of its first token, which follows none.
+    """
 
     def __init__(self, style: CompletionStyle, vocabulary: Vocabulary) -> None:
         self._top = style.logprobs
+        self._is_prompt_due = style.shows_prompt_logprobs
         self._vocabulary = vocabulary
+        self._decoder = getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
     def of(self, chunk: GenerateChunk) -> dict[str, Any] | None:
-        """Those of a chunk; None where they were not asked for."""
+        """Those of a chunk; None where they were not asked for.
+
+        Raises:
+            WorkerFailed: the worker gave none of the prompt.
+        """
         if self._top is None:
             return None
-        tokens = [self._text(token_id) for token_id in chunk.output_ids]
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offset)
-            self._offset += len(token)
-        values = chunk.logprobs or [None] * len(tokens)
-        tops = chunk.top_logprobs or [[] for _ in tokens]
+        prompt: dict[str, Any] | None = None
+        if self._is_prompt_due:
+            self._is_prompt_due = False
+            prompt = self._lists(*_of_prompt(chunk))
+        values = [_known(value) for value in chunk.logprobs or [None] * len(chunk.output_ids)]
+        written = self._lists(chunk.output_ids, values, chunk.top_logprobs or ())
+        return written if prompt is None else _folded([prompt, written])
+
+    def _lists(
+        self, ids: list[int], values: Sequence[float | None], tops: Sequence[_Top | None]
+    ) -> dict[str, Any]:
         return {
-            "tokens": tokens,
-            "token_logprobs": [_known(value) for value in values],
+            "tokens": [self._text(token_id) for token_id in ids],
+            "token_logprobs": values,
             "top_logprobs": [
-                {self._text(other): _known(value) for value, other in top} or None for top in tops
+                None if value is None else self._ranked(top)
+                for value, top in zip(values, tops or repeat(()), strict=False)
             ],
-            "text_offset": offsets,
+            "text_offset": [self._step(token_id) for token_id in ids],
         }
 
     def _text(self, token_id: int) -> str:
         return self._vocabulary.token_bytes(token_id).decode("utf-8", "replace")
+
+    def _step(self, token_id: int) -> int:
+        """Where a token begins: behind the characters that are whole by then."""
+        begin = self._offset
+        self._offset += len(self._decoder.decode(self._vocabulary.token_bytes(token_id)))
+        return begin
+
+    def _ranked(self, top: _Top | None) -> dict[str, float]:
+        """The likely tokens by their text; of two that read the same the likelier."""
+        ranked: dict[str, float] = {}
+        for value, token_id in top or ():
+            ranked.setdefault(self._text(token_id), _known(value))
+        return ranked
+
+
+def _of_prompt(chunk: GenerateChunk) -> tuple[list[int], list[float | None], list[_Top | None]]:
+    """Ids, logprobs and likely tokens of the prompt, as the worker wrote them."""
+    meta = (chunk.item or {}).get("meta_info") or {}
+    try:
+        entries = meta["input_token_logprobs"]
+        tops: list[_Top | None] = [
+            [(float(value), token_id) for value, token_id, *_ in top or () if value is not None]
+            for top in meta.get("input_top_logprobs") or [()] * len(entries)
+        ]
+        ids = [token_id for _, token_id, *_ in entries]
+        values = [None if i == 0 else _known(entry[0]) for i, entry in enumerate(entries)]
+    except (KeyError, TypeError, ValueError) as exc:
+        raise WorkerFailed("The worker's logprobs of the prompt cannot be read.") from exc
+    if chunk.prompt is None or ids != chunk.prompt.ids.tolist() or len(tops) != len(ids):
+        raise WorkerFailed("The worker's logprobs are not those of the prompt.")
+    return ids, values, [None, *tops[1:]]
 
 
 def _known(logprob: float | None) -> float:

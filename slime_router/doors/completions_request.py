@@ -15,14 +15,14 @@ from aiohttp import web
 from slime_router.doors import body as http
 from slime_router.doors.faults import missing, require, wrong_type
 from slime_router.doors.grammar import grammar
-from slime_router.doors.schema import ChatFields, read_fields, sampling
+from slime_router.doors.schema import ChatFields, read_fields, sampling, worker_fields
+from slime_router.doors.synonyms import in_our_words
 from slime_router.doors.vocabulary import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, TokenIds
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 MAX_CHOICES = 16_384  # `n` is a number in a small body: it must not be able to fill the router
-_WORKER_FIELDS = ("lora_path", "extra_key", "cache_salt", "priority", "custom_logit_processor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,11 @@ class CompletionStyle:
     token_ids: bool = False
     usage: bool = False
     running_usage: bool = False
+
+    @property
+    def shows_prompt_logprobs(self) -> bool:
+        """Whether the logprobs are those of the echoed prompt too."""
+        return self.echo and self.logprobs is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,34 +61,44 @@ def read_completion_request(
     Raises:
         BadRequest: with the path of the field at fault.
     """
+    body = in_our_words(body, request.headers, default_model)
     top = body.get("logprobs")
     require(top is None or type(top) is int, "logprobs", "an integer")
     limit = min(20, vocabulary.vocab_size)
     require(top is None or 0 <= top <= limit, "logprobs", f"in [0, {limit}]")
-    fields = read_fields({**body, "logprobs": None, "top_logprobs": None}, vocabulary)
-    prompts = _prompts(body.get("prompt"), vocabulary.vocab_size)
     echo = body.get("echo")
     require(echo is None or type(echo) is bool, "echo", "true or false")
-    if echo and top is not None:
-        raise BadRequest("'logprobs' of an echoed prompt are not supported.", param="logprobs")
+    # Nothing but the echo is how harnesses score a text.
+    unread = {"logprobs": None, "top_logprobs": None}
+    is_echo_alone = bool(echo) and type(body.get("max_tokens")) is int and not body["max_tokens"]
+    if is_echo_alone:
+        unread["max_tokens"] = None
+    fields = read_fields({**body, **unread}, vocabulary)
+    prompts = _prompts(body.get("prompt"), vocabulary.vocab_size)
     n = fields.n or 1
     if len(prompts) * n > MAX_CHOICES:
         raise BadRequest(f"A request can ask for {MAX_CHOICES} choices, not more.", param="n")
     style = _style(fields, default_model, echo=bool(echo), logprobs=top)
-    given = {name: body[name] for name in _WORKER_FIELDS if body.get(name) is not None}
+    given = worker_fields(fields)
+    if top is not None:
+        given["return_logprob"] = True
+    if style.shows_prompt_logprobs:
+        given["logprob_start_len"] = 0
     call = GenerateCall(
         rid="",
         turn_id="",
         session_id=http.session_id(request, body),
         scope=http.scope(body),
-        sampling=sampling(_limited(fields), _grammar(body, fields)),
+        sampling=sampling(_limited(fields, is_echo_alone), _grammar(body, fields)),
         reply=ReplyFormat(separates_reasoning=False),
-        worker_fields=given if top is None else {**given, "return_logprob": True},
+        worker_fields=given,
         headers=http.forwarded_headers(request.headers),
-        stream=bool(fields.stream),
+        # A stream would repeat the prompt's logprobs with each token: those come in one piece.
+        stream=bool(fields.stream) and not style.shows_prompt_logprobs,
         top_logprobs=top or 0,
         samples=n,
     )
+    asked = f"cmpl-{secrets.token_hex(16)}"  # `id` may be the client's, and used again
     calls = tuple(
         replace(
             call,
@@ -91,7 +106,7 @@ def read_completion_request(
             input_ids=None if isinstance(prompt, str) else prompt,
             rid=f"{style.id}-{i * n + k}" if i + k else style.id,
             turn_id=http.new_turn_id(),
-            request_id=f"{style.id}-{i}" if i else style.id,
+            request_id=f"{asked}-{i}",
         )
         for i, prompt in enumerate(prompts)
         for k in range(n)
@@ -124,7 +139,9 @@ def _text(text: str, param: str) -> str:
     return text
 
 
-def _limited(fields: ChatFields) -> ChatFields:
+def _limited(fields: ChatFields, is_echo_alone: bool) -> ChatFields:
+    if is_echo_alone:
+        return fields.model_copy(update={"max_tokens": 0, "max_completion_tokens": None})
     if fields.max_tokens is None and fields.max_completion_tokens is None:
         return fields.model_copy(update={"max_tokens": DEFAULT_MAX_TOKENS})
     return fields
@@ -145,7 +162,7 @@ def _style(
 ) -> CompletionStyle:
     options = fields.stream_options
     return CompletionStyle(
-        id=f"cmpl-{secrets.token_hex(16)}",
+        id=fields.rid or f"cmpl-{secrets.token_hex(16)}",
         created=int(time.time()),
         model=default_model if fields.model is None else fields.model,
         echo=echo,

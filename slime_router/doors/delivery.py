@@ -215,8 +215,8 @@ async def _send(
         left -= chunk.finish is not None
     for event in reply.closing():
         await stream.send(event)
+    await _read_to_end(chunks)  # the client has it all; many hang up before the stream ends
     await stream.end()
-    await _read_to_end(chunks)
 
 
 async def _send_failure(stream: sse.EventStream, event: bytes) -> None:

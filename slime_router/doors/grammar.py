@@ -12,19 +12,23 @@ from slime_router.types import Grammar
 
 _ANY_OBJECT = '{"type": "object"}'
 _FORMAT = "response_format"
+_MAX_PATTERN_LEN = 16 * 2**10  # bytes; compiling 160 kB took all of a worker's memory
 
 
 def grammar(response_format: Any, *, regex: str | None, ebnf: str | None) -> Grammar | None:
     """The grammar in whichever field it stands.
 
     Raises:
-        BadRequest: there are two, or `response_format` is not one of its forms.
+        BadRequest: there are two, one is too long, or `response_format` is not one of its forms.
     """
     found = [
         Grammar("regex", regex) if regex is not None else None,
         Grammar("ebnf", ebnf) if ebnf is not None else None,
         _from_format(response_format) if response_format is not None else None,
     ]
+    for name, pattern in (("regex", regex), ("ebnf", ebnf)):
+        if pattern is not None and len(pattern.encode()) > _MAX_PATTERN_LEN:
+            raise BadRequest(f"'{name}' has more than {_MAX_PATTERN_LEN} bytes.", param=name)
     grammars = [each for each in found if each is not None]
     if len(grammars) > 1:
         raise BadRequest(

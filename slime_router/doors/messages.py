@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from aiohttp import web
 
@@ -12,13 +12,19 @@ from slime_router.chat.parse import ReplyParsers
 from slime_router.doors.body import read_object, request_id
 from slime_router.doors.delivery import Admission, answered, deliver_stream, deliver_whole
 from slime_router.doors.joining import Joiner
+from slime_router.doors.media import MediaPass
 from slime_router.doors.messages_reply import MessageBody, MessageStream, messages_error
 from slime_router.doors.messages_request import MessagesRequest, read_messages_request
+from slime_router.doors.models import ModelNames
 from slime_router.doors.vocabulary import Vocabulary
 from slime_router.router import Router
 from slime_router.types import GenerateCall
 
 PromptLength: TypeAlias = Callable[[GenerateCall], Awaitable[int]]  # in tokens; runs nothing
+
+
+PATH = "/v1/messages"
+COUNT_PATH = f"{PATH}/count_tokens"
 
 
 class MessagesDoor:
@@ -35,7 +41,11 @@ class MessagesDoor:
         parsers: ReplyParsers,
         prompt_len: PromptLength,
         joiner: Joiner | None = None,
+        models: ModelNames | None = None,
+        media: MediaPass | None = None,
     ) -> None:
+        self._models = models or ModelNames()
+        self._media = media or MediaPass.off()
         self._parsers = parsers
         self._prompt_len = prompt_len
         self._joiner = joiner or Joiner.off(router)
@@ -58,7 +68,11 @@ class MessagesDoor:
 
     async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
         with self._admission:
-            asked = await self._read(request)
+            body = await self._body(request)
+            passed = await self._media.take(request, body, PATH, headers)
+            if passed is not None:
+                return passed
+            asked = self._read(body, request)
             if asked.stream:
                 stream = partial(MessageStream, asked.style, headers["request-id"])
                 return await deliver_stream(
@@ -69,13 +83,24 @@ class MessagesDoor:
 
     async def _count(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
         with self._admission:
-            asked = await self._read(request, is_counted=True)
+            body = await self._body(request)
+            passed = await self._media.take(request, body, COUNT_PATH, headers)
+            if passed is not None:
+                return passed
+            asked = self._read(body, request, is_counted=True)
             length = await self._prompt_len(asked.call)
             return web.json_response({"input_tokens": length}, headers=headers)
 
-    async def _read(self, request: web.Request, *, is_counted: bool = False) -> MessagesRequest:
+    async def _body(self, request: web.Request) -> dict[str, Any]:
+        body = await read_object(request)
+        self._models.check(body)
+        return body
+
+    def _read(
+        self, body: dict[str, Any], request: web.Request, *, is_counted: bool = False
+    ) -> MessagesRequest:
         return read_messages_request(
-            await read_object(request),
+            body,
             request,
             self._vocabulary,
             self._default_model,

@@ -41,6 +41,17 @@ _AS_IN_CHAT = (  # Anthropic's fields, hints of the session, and what the router
     "extra_key",
     "cache_salt",
     "seed",
+    "rid",
+    "priority",
+    "session_params",
+    "custom_params",
+    "custom_logit_processor",
+    "custom_labels",
+    "routed_dp_rank",
+    "data_parallel_rank",
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
 )
 _THINKS = {"enabled": True, "disabled": False, "adaptive": None}  # None: as the template likes
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -73,7 +84,8 @@ def read_messages_request(
         raise missing("max_tokens")
     asked = read_chat_request(_as_chat(body), request, vocabulary, default_model, parsers)
     reply_id = f"msg_{secrets.token_hex(16)}"
-    call = replace(asked.calls[0], rid=reply_id, request_id=reply_id)
+    rid = body.get("rid") or reply_id
+    call = replace(asked.calls[0], rid=rid, request_id=reply_id)
     return MessagesRequest(call, MessageStyle(reply_id, asked.style.model), asked.stream)
 
 

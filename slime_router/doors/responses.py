@@ -12,11 +12,15 @@ from slime_router.chat.parse import ReplyParsers
 from slime_router.doors.body import read_object, request_id
 from slime_router.doors.delivery import Admission, answered, deliver_stream, deliver_whole
 from slime_router.doors.joining import Joiner
+from slime_router.doors.media import MediaPass
+from slime_router.doors.models import ModelNames
 from slime_router.doors.responses_reply import ResponseBody, ResponseStream, responses_error
 from slime_router.doors.responses_request import ResponsesRequest, read_responses_request
 from slime_router.doors.responses_store import ResponseStore, Stored
 from slime_router.doors.vocabulary import Vocabulary
 from slime_router.router import Router
+
+PATH = "/v1/responses"
 
 
 class ResponsesDoor:
@@ -33,7 +37,11 @@ class ResponsesDoor:
         parsers: ReplyParsers,
         joiner: Joiner | None = None,
         max_stored: int = 1000,
+        models: ModelNames | None = None,
+        media: MediaPass | None = None,
     ) -> None:
+        self._models = models or ModelNames()
+        self._media = media or MediaPass.off()
         self._parsers = parsers
         self._joiner = joiner or Joiner.off(router)
         self._vocabulary = vocabulary
@@ -61,8 +69,13 @@ class ResponsesDoor:
 
     async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
         with self._admission:
+            body = await read_object(request)
+            self._models.check(body)
+            passed = await self._media.take(request, body, PATH, headers)
+            if passed is not None:
+                return passed
             asked = read_responses_request(
-                await read_object(request),
+                body,
                 request,
                 self._vocabulary,
                 self._default_model,

@@ -17,6 +17,7 @@ from slime_router.errors import RouterError
 from slime_router.types import Finish, GenerateChunk, ToolDelta
 
 Event: TypeAlias = dict[str, Any]
+Entry: TypeAlias = dict[str, Any]  # of a sampled token: its text, bytes and logprob
 Kind: TypeAlias = Literal["reasoning", "message", "function_call"]
 Keep: TypeAlias = Callable[[dict[str, Any], str], None]  # a response that ended, and its turn
 
@@ -36,6 +37,7 @@ class ResponseStyle:
     created: int  # in seconds since 1970
     echo: Mapping[str, Any]  # the request's own fields, which a response repeats
     namespaces: Mapping[str, str]  # of the functions that stand in one
+    entries: Callable[[GenerateChunk], list[Entry]] | None = None  # its logprobs, where asked for
 
 
 @dataclass(slots=True)
@@ -47,6 +49,14 @@ class _Item:
     id: str
     fields: dict[str, Any]
     texts: list[str] = field(default_factory=list)
+    logprobs: list[Entry] = field(default_factory=list)
+
+    def part(self) -> dict[str, Any]:
+        """Its one part as far as it has come; a call has none."""
+        text = "".join(self.texts)
+        if self.kind == "reasoning":
+            return {"type": "reasoning_text", "text": text}
+        return _part(text, self.logprobs)
 
     def written(self, status: str, turn: str) -> dict[str, Any]:
         """The item as JSON; while it is in progress its content is empty."""
@@ -55,8 +65,8 @@ class _Item:
         if self.kind == "function_call":
             return {**item, "arguments": text}
         if self.kind == "message":
-            return {**item, "role": "assistant", "content": [_part(text)] if has_begun else []}
-        shown = [{"type": "reasoning_text", "text": text}] if has_begun else []
+            return {**item, "role": "assistant", "content": [self.part()] if has_begun else []}
+        shown = [self.part()] if has_begun else []
         handle = (turn or None) if has_begun else None
         return {**item, "summary": [], "content": shown, "encrypted_content": handle}
 
@@ -74,10 +84,13 @@ class ResponseEvents:
         self._calls: set[int] = set()
         self._later: list[tuple[Kind, str]] = []  # said behind calls, which must not be torn apart
         self._output: list[dict[str, Any]] = []
+        self._due: list[Entry] = []  # of tokens that no message has told yet
 
     def of_chunk(self, chunk: GenerateChunk) -> list[Event]:
         """The events of the next chunk. Raises RouterError where the worker gave up."""
         self._tally.add(chunk)
+        if self._style.entries is not None:
+            self._due += self._style.entries(chunk)
         events: list[Event] = []
         if not self._count:
             self._turn = chunk.prompt.receipt.turn if chunk.prompt is not None else ""
@@ -130,16 +143,24 @@ class ResponseEvents:
         events.append(
             self._event("response.output_item.added", output_index=item.index, item=begun)
         )
-        if kind == "message":
-            events.append(self._of(item, "response.content_part.added", part=_part("")))
+        if kind != "function_call":
+            events.append(self._of(item, "response.content_part.added", part=item.part()))
         return events
 
     def _delta(self, text: str) -> list[Event]:
         item = self._open
         assert item is not None
         item.texts.append(text)
-        extra: dict[str, Any] = {"logprobs": []} if item.kind == "message" else {}
+        extra: dict[str, Any] = {}
+        if item.kind == "message":
+            extra = {"logprobs": self._tell_due(item)}
         return [self._of(item, f"{_DELTAS[item.kind]}.delta", delta=text, **extra)]
+
+    def _tell_due(self, item: _Item) -> list[Entry]:
+        """The logprobs since the last that were told; those of hidden tokens too, as in chat."""
+        due, self._due = self._due, []
+        item.logprobs += due
+        return due
 
     def _close(self, status: str) -> list[Event]:
         item, self._open = self._open, None
@@ -153,8 +174,10 @@ class ResponseEvents:
         elif item.kind == "reasoning":
             events.append(self._of(item, name, text=text))
         else:
-            events.append(self._of(item, name, text=text, logprobs=[]))
-            events.append(self._of(item, "response.content_part.done", part=_part(text)))
+            self._tell_due(item)
+            events.append(self._of(item, name, text=text, logprobs=item.logprobs))
+        if item.kind != "function_call":
+            events.append(self._of(item, "response.content_part.done", part=item.part()))
         written = item.written(status, self._turn)
         self._output.append(written)
         events.append(
@@ -216,5 +239,5 @@ class ResponseEvents:
         return event
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _part(text: str, logprobs: list[Entry]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from slime_router.chat.parse import ReplyParsers
+from slime_router.doors.chat_reply import logprob_entries
 from slime_router.doors.chat_request import read_chat_request
 from slime_router.doors.faults import missing, require
 from slime_router.doors.responses_input import Item, read_input, to_messages
@@ -33,6 +35,7 @@ _NOT_OF_CHAT = frozenset(  # other things under a name that the chat door knows,
         "top_logprobs",
     }
 )
+_LOGPROBS = "message.output_text.logprobs"  # in `include`
 _ECHOED = (
     "max_output_tokens",
     "max_tool_calls",
@@ -85,8 +88,10 @@ def read_responses_request(
         created=int(time.time()),
         echo={"model": made.style.model, **_echo(body, tools)},
         namespaces={tool.name: tool.namespace for tool in tools if tool.namespace},
+        entries=partial(logprob_entries, vocabulary=vocabulary) if chat["logprobs"] else None,
     )
-    call = replace(made.calls[0], rid=style.id, request_id=style.id)
+    rid = body.get("rid") or style.id
+    call = replace(made.calls[0], rid=rid, request_id=style.id)
     stores = body.get("store") is not False
     return ResponsesRequest(call, style, made.stream, stores, asked, previous)
 
@@ -99,6 +104,7 @@ def _check(body: dict[str, Any]) -> None:
         ("background", bool, "true or false"),
         ("text", dict, "an object"),
         ("reasoning", dict, "an object"),
+        ("include", list, "a list of strings"),
         ("metadata", dict, "an object"),
     ):
         value = body.get(name)
@@ -142,6 +148,8 @@ def _chat_body(
         "max_completion_tokens": body.get("max_output_tokens"),
         "reasoning_effort": (body.get("reasoning") or {}).get("effort"),
         "response_format": (body.get("text") or {}).get("format"),
+        "logprobs": _LOGPROBS in (body.get("include") or ()) or bool(body.get("top_logprobs")),
+        "top_logprobs": body.get("top_logprobs"),
     }
 
 
@@ -162,6 +170,6 @@ def _echo(body: dict[str, Any], tools: tuple[ResponseTool, ...]) -> dict[str, An
         "text": {**text, "format": text.get("format") or {"type": "text"}},
         "tool_choice": "auto" if choice is None else choice,
         "tools": [tool.echo() for tool in tools],
-        "top_logprobs": 0,
+        "top_logprobs": body.get("top_logprobs") or 0,
         "truncation": "disabled",
     }

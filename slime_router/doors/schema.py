@@ -6,6 +6,7 @@ clients of every vendor send their own. Messages, tools and grammars have rooms 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -17,6 +18,21 @@ from slime_router.types import Grammar, History, Sampling
 
 MAX_STOPS = 32
 MAX_STOP_REGEX_BYTES = 256
+WORKER_FIELDS = (  # handed on at the top level, under the worker's own names
+    "lora_path",
+    "extra_key",
+    "cache_salt",
+    "priority",
+    "session_params",
+    "custom_logit_processor",
+    "custom_labels",
+    "routed_dp_rank",
+    "disagg_prefill_dp_rank",
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+    "max_thinking_tokens",
+)
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
 
 
@@ -33,6 +49,11 @@ def _no_empty(values: list[str]) -> list[str]:
 def _short_regex(values: list[str]) -> list[str]:
     if any(len(value.encode()) > MAX_STOP_REGEX_BYTES for value in values):
         raise PydanticCustomError("long_regex", f"at most {MAX_STOP_REGEX_BYTES} bytes each")
+    for value in values:
+        try:
+            re.compile(value)
+        except (re.error, OverflowError, RecursionError) as exc:  # a worker fails with a 500
+            raise PydanticCustomError("bad_regex", "not a regular expression") from exc
     return values
 
 
@@ -56,6 +77,7 @@ def _no_template(value: Any) -> Any:
 
 
 _Count: TypeAlias = Annotated[int, Field(ge=1, le=2**31 - 1)]
+_Int32: TypeAlias = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 _Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
 _Strings: TypeAlias = Annotated[
     list[str], BeforeValidator(_listed), Field(max_length=MAX_STOPS), AfterValidator(_no_empty)
@@ -120,12 +142,27 @@ class ChatFields(BaseModel):
     history: History | None = None
     chat_template: Annotated[Any, BeforeValidator(_no_template)] = None
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     cache_salt: str | None = None
     extra_key: str | None = None
     lora_path: str | None = None
-    priority: int | None = None
+    rid: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+
+    priority: _Int32 | None = None
+    session_params: dict[str, Any] | None = None
+    custom_logit_processor: str | None = None
+    custom_labels: dict[str, str] | None = None
+    routed_dp_rank: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    disagg_prefill_dp_rank: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    bootstrap_host: str | None = None
+    bootstrap_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    bootstrap_room: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    max_thinking_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    return_hidden_states: bool | None = None
+    return_routed_experts: bool | None = None
+    routed_experts_start_len: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
 
     reasoning_effort: Annotated[Any, BeforeValidator(_effort)] = None
     modalities: Annotated[list[str], AfterValidator(_no_audio)] | None = None
@@ -144,6 +181,14 @@ def read_fields(body: dict[str, Any], vocabulary: Vocabulary) -> ChatFields:
     _check_agreement(fields)
     _check_vocabulary(fields, vocabulary.vocab_size)
     return fields
+
+
+def worker_fields(fields: ChatFields, *more: str) -> dict[str, Any]:
+    """What the client set of the fields that are the worker's own, and of those named `more`."""
+    values = {name: getattr(fields, name) for name in (*WORKER_FIELDS, *more)}
+    if fields.cache_salt:  # older workers know no other way to part their caches
+        values["extra_key"] = fields.cache_salt + (fields.extra_key or "")
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def sampling(fields: ChatFields, grammar: Grammar | None) -> Sampling:

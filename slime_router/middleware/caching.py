@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from slime_router.cache.prefix_cache import PrefixCache
-from slime_router.chat.parse import ReplyParser, ReplyParsers
+from slime_router.chat.parse import ReplyDelta, ReplyParser, ReplyParsers
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.chat.visible import VisibleText
 from slime_router.middleware.base import CallNext
@@ -42,11 +42,16 @@ class ReplyReader:
         self._visible = visible
         self._parser = parser
 
-    def read(self, chunk: GenerateChunk) -> None:
-        """The next chunk; the last one has `finish`."""
+    def read(self, chunk: GenerateChunk) -> list[GenerateChunk]:
+        """The next chunk, filled in; the last one has `finish`.
+
+        A chunk says reasoning, then text, then calls. Where it holds more than that, it is cut
+        in several, so that the order of what was said does not hang on how the tokens came.
+        """
         if self._parser is None:
             chunk.text = self._visible.push(chunk.output_ids, chunk.finish)
-            return
+            return [chunk]
+        parts, start = [], 0
         # Token by token: from longer pieces some parsers lose text.
         steps = [[token_id] for token_id in chunk.output_ids] or [[]]
         for index, ids in enumerate(steps):
@@ -56,10 +61,50 @@ class ReplyReader:
                 chunk.reasoning_tokens += self._parser.is_thinking
                 continue
             delta = self._parser.push(text, is_last=is_last)
+            if _is_out_of_order(chunk, delta):
+                part, chunk = _cut(chunk, index - start)
+                parts.append(part)
+                start = index
             chunk.text += delta.content
             chunk.reasoning += delta.reasoning
             chunk.tool_calls += delta.tool_calls
             chunk.reasoning_tokens += delta.is_thinking
+        return [*parts, chunk]
+
+
+def _is_out_of_order(chunk: GenerateChunk, delta: ReplyDelta) -> bool:
+    """Whether what is said now comes, in a chunk, before what was said already."""
+    if delta.reasoning and (chunk.text or chunk.tool_calls):
+        return True
+    return bool(delta.content and chunk.tool_calls)
+
+
+def _cut(chunk: GenerateChunk, count: int) -> tuple[GenerateChunk, GenerateChunk]:
+    """The first `count` tokens with all that was said, and the others, of which nothing is yet."""
+    logprobs, tops = chunk.logprobs, chunk.top_logprobs
+    before = replace(
+        chunk,
+        output_ids=chunk.output_ids[:count],
+        logprobs=logprobs and logprobs[:count],
+        top_logprobs=tops and tops[:count],
+        finish=None,
+        weight_versions=(),
+        routed_experts=None,
+        output=None,
+        item=None,
+    )
+    behind = replace(
+        chunk,
+        output_ids=chunk.output_ids[count:],
+        logprobs=logprobs and logprobs[count:],
+        top_logprobs=tops and tops[count:],
+        text="",
+        reasoning="",
+        tool_calls=(),
+        reasoning_tokens=0,
+        prompt=None,
+    )
+    return before, behind
 
 
 class RadixTreeMiddleware:
@@ -99,14 +144,13 @@ class RadixTreeMiddleware:
                 if chunk.weight_version is not None:
                     epoch = max(epoch, self._weights.note(chunk.weight_version))
                 chunk.prompt, announced = announced, None
-                if reader is not None:
-                    reader.read(chunk)
                 if chunk.finish is not None:
                     # Filed before the client can ask for the next turn.
                     finish = chunk.finish
                     chunk.output = token_ids(output)
                     self._file(call, prompt, chunk.output, finish, epoch)
-                yield chunk
+                for part in reader.read(chunk) if reader is not None else (chunk,):
+                    yield part
             await self._cache.enforce_budget()
         finally:
             if finish is None and output:  # cut short: what was sampled was sampled

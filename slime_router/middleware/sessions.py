@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 
 from slime_router.errors import Conflict, NotFound, RouterError
@@ -44,6 +45,12 @@ class _Flight:
         if self.is_waiting and self.task is not None:
             self.was_cancelled = True
             self.task.cancel()
+
+    def reason(self) -> RouterError | None:
+        """What the client is told of a cancellation that was ours, and nobody else's."""
+        if not self.was_cancelled or self.task is None or self.task.uncancel():
+            return None
+        return self.error
 
 
 class SessionMiddleware:
@@ -81,11 +88,32 @@ class SessionMiddleware:
                 flight.task = asyncio.current_task()
                 flight.is_waiting = True
         except asyncio.CancelledError:
-            # Ours, and nobody else's: the client is told why. Else it goes on up.
-            if not flight.was_cancelled or flight.task is None or flight.task.uncancel():
+            if (error := flight.reason()) is None:
                 raise
-            assert flight.error is not None
-            raise flight.error from None
+            raise error from None
+        finally:
+            self._land(session, flight)
+
+    @asynccontextmanager
+    async def flight(self, session_id: str | None) -> AsyncIterator[None]:
+        """The stay of a request that a worker answers by itself: admitted and ended like a turn.
+
+        Raises:
+            RouterError: the session does not let it in, or ended it.
+        """
+        if session_id is None:
+            yield
+            return
+        call = GenerateCall(rid="", turn_id="", session_id=session_id)
+        session, flight = self._take_off(call, session_id)
+        flight.task = asyncio.current_task()
+        flight.is_waiting = True
+        try:
+            yield
+        except asyncio.CancelledError:
+            if (error := flight.reason()) is None:
+                raise
+            raise error from None
         finally:
             self._land(session, flight)
 

@@ -16,6 +16,8 @@ from slime_router.doors.faults import require
 from slime_router.doors.retrieve import read_template_options
 from slime_router.doors.vocabulary import checked_ids
 from slime_router.errors import BadRequest, NotFound
+from slime_router.server.exposition import exposition, wants_text
+from slime_router.weights import WeightVersions
 from slime_router.workers.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -33,12 +35,18 @@ class ModelAdmin:
         pool: WorkerPool,
         *,
         model_name: str,
+        checkpoint: str,
+        weights: WeightVersions,
+        hand_on: Callable[[web.Request, str], Awaitable[web.StreamResponse]],
         figures: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
         self._pool = pool
         self._model_name = model_name
+        self._checkpoint = checkpoint
+        self._weights = weights
+        self._hand_on = hand_on
         self._figures = figures
 
     def routes(self) -> list[tuple[str, str, Handler]]:
@@ -47,6 +55,12 @@ class ModelAdmin:
             ("GET", "/", self.health),
             ("GET", "/health", self.health),
             ("GET", "/metrics", self.metrics),
+            ("GET", "/metrics/prometheus", self.metrics_text),
+            ("GET", "/prometheus/metrics", self.metrics_text),
+            ("GET", "/get_model_info", self.model_info),
+            ("GET", "/model_info", self.model_info),
+            ("GET", "/get_server_info", self.server_info),
+            ("GET", "/server_info", self.server_info),
             ("GET", "/v1/models", self.models),
             ("GET", "/v1/models/{model:.+}", self.model),
             ("GET", "/template", self.template),
@@ -60,9 +74,38 @@ class ModelAdmin:
         """The router runs. (Whether workers do, `GET /workers` says.)"""
         return web.json_response({"status": "ok", "workers": len(self._pool)})
 
-    async def metrics(self, _: web.Request) -> web.Response:
-        """The figures since the start."""
+    async def metrics(self, request: web.Request) -> web.Response:
+        """The figures since the start: JSON, or text for a Prometheus."""
+        accept = ", ".join(request.headers.getall("Accept", ()))
+        if wants_text(request.query.get("format"), accept):
+            return await self.metrics_text(request)
         return web.json_response(self._figures())
+
+    async def metrics_text(self, request: web.Request) -> web.Response:
+        """The same as Prometheus reads it."""
+        accept = ", ".join(request.headers.getall("Accept", ()))
+        text, content_type = exposition(self._figures(), accept)
+        return web.Response(body=text, headers={"Content-Type": content_type})
+
+    async def model_info(self, request: web.Request) -> web.StreamResponse:
+        """A worker's own answer; without one, what the router knows of the model."""
+        if len(self._pool):
+            return await self._hand_on(request, f"/{request.rel_url.name}")
+        return web.json_response({**self._paths(), "is_generation": True})
+
+    async def server_info(self, request: web.Request) -> web.StreamResponse:
+        """A worker's own answer; without one, what the router knows of itself."""
+        if len(self._pool):
+            return await self._hand_on(request, f"/{request.rel_url.name}")
+        named = {"served_model_name": self._model_name, "internal_states": []}
+        return web.json_response({**self._paths(), **named})
+
+    def _paths(self) -> dict[str, Any]:
+        return {
+            "model_path": self._checkpoint,
+            "tokenizer_path": self._checkpoint,
+            "weight_version": self._weights.current,
+        }
 
     async def models(self, _: web.Request) -> web.Response:
         """The one model."""

@@ -1,6 +1,6 @@
 """The wiring: every part is made here, once, and handed what it needs.
 
-door -> [plug-ins] -> sessions -> recording -> caching -> worker client -> SGLang /generate
+door -> [plug-ins] -> sessions -> recording -> caching -> fitting -> worker client -> SGLang
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from slime_router.doors.completions import CompletionsDoor
 from slime_router.doors.diagnose import DiagnoseDoor
 from slime_router.doors.generate import GenerateDoor
 from slime_router.doors.joining import Joiner
+from slime_router.doors.media import MediaPass
 from slime_router.doors.messages import MessagesDoor
+from slime_router.doors.models import ModelNames
 from slime_router.doors.responses import ResponsesDoor
 from slime_router.doors.retrieve import RetrieveDoor
 from slime_router.doors.rows import RowsDoor
@@ -32,6 +34,7 @@ from slime_router.doors.sessions import SessionDoor
 from slime_router.errors import SetupError
 from slime_router.metrics import CountingMiddleware, figures
 from slime_router.middleware.caching import RadixTreeMiddleware
+from slime_router.middleware.fitting import FittingMiddleware
 from slime_router.middleware.loading import load_plugins
 from slime_router.middleware.recording import RecordingMiddleware
 from slime_router.middleware.sessions import SessionMiddleware
@@ -44,6 +47,7 @@ from slime_router.server.control import ControlRoutes
 from slime_router.server.fleet import Fleet
 from slime_router.server.greetings import GREETING_DELAYS_S
 from slime_router.server.passthrough import PassThrough
+from slime_router.server.strays import Strays
 from slime_router.server.upkeep import Upkeep
 from slime_router.server.workers import WorkerAdmin
 from slime_router.trajectory.store import TrajectoryStore
@@ -125,15 +129,33 @@ class Gateway:
             weights=self.weights,
             parsers=self.parsers,
         )
+        fitting = FittingMiddleware(self.pool.context_len)
         self.counting = CountingMiddleware()
         self.router = Router(
-            [self.counting, *self.plugins.generation, self.sessions, self.recording, caching],
+            [
+                self.counting,
+                *self.plugins.generation,
+                self.sessions,
+                self.recording,
+                caching,
+                fitting,
+            ],
             self.relay.generate,
         )
         self.joiner = Joiner(self.router, retry_grace_s=config.retry_grace_s)
+        self.others = PassThrough(self.relay)
+        self.media = self._media()
+        self.models = _model_names(config)
+        self._wire_doors()
+
+    def _wire_doors(self) -> None:
+        config = self.config
         self.chat = ChatDoor(
             self.router,
             self.tokenizer,
+            models=self.models,
+            media=self.media,
+            has_two_reasonings=config.reasoning_field == "both",
             parsers=self.parsers,
             joiner=self.joiner,
             model_name=config.model_name,
@@ -143,6 +165,8 @@ class Gateway:
         self.messages = MessagesDoor(
             self.router,
             self.tokenizer,
+            models=self.models,
+            media=self.media,
             parsers=self.parsers,
             joiner=self.joiner,
             prompt_len=self._prompt_len,
@@ -153,6 +177,8 @@ class Gateway:
         self.responses = ResponsesDoor(
             self.router,
             self.tokenizer,
+            models=self.models,
+            media=self.media,
             parsers=self.parsers,
             joiner=self.joiner,
             model_name=config.model_name,
@@ -160,6 +186,13 @@ class Gateway:
             max_concurrent=config.openai_max_concurrent_requests,
             max_stored=config.max_stored_responses,
         )
+
+    def _media(self) -> MediaPass:
+        """The way of requests with media, where the model takes any."""
+        asked = self.config.enable_multimodal
+        if asked if asked is not None else self.tokenizer.is_multimodal:
+            return MediaPass(self.others.hand_on, self.sessions.flight)
+        return MediaPass.off()
 
     async def _prompt_len(self, call: GenerateCall) -> int:
         """How many tokens the prompt of a call has; nothing is kept of it."""
@@ -191,9 +224,9 @@ class Gateway:
         if chat_path is not None:
             for path in (IN_SESSION + chat_path, chat_path):
                 _add_chat(app, path, self.chat.handle)
-        others = PassThrough(self.relay)
-        app.router.add_route("*", IN_SESSION + "/{path:(?s:.*)}", others.handle_in_session)
-        app.router.add_route("*", "/{path:(?s:.*)}", others.handle)
+        strays = Strays(self.pool, self.others)
+        app.router.add_route("*", IN_SESSION + "/{path:(?s:.*)}", strays.handle_in_session)
+        app.router.add_route("*", "/{path:(?s:.*)}", strays.handle)
         app.cleanup_ctx.append(self._lifespan)
         return app
 
@@ -205,6 +238,7 @@ class Gateway:
             self.tokenizer,
             default_model=self.config.openai_default_model or self.config.model_name,
             max_concurrent=self.config.openai_max_concurrent_requests,
+            models=self.models,
         )
         retrieve = RetrieveDoor(Retriever(self.maker, self.cache, self.store, self.tokenizer))
         doctor = Doctor(self.maker, self.store, self.tokenizer, self.template)
@@ -213,6 +247,9 @@ class Gateway:
             self.template,
             self.pool,
             model_name=self.config.model_name,
+            checkpoint=self.config.hf_checkpoint,
+            weights=self.weights,
+            hand_on=self.others.hand_on,
             figures=self.figures,
         )
         return [
@@ -270,6 +307,7 @@ class Gateway:
         )
         joiner = self.joiner
         retries = {"joined": joiner.joined, "abandoned": joiner.abandoned, "open": joiner.running}
+        counted["router"]["media_passed"] = self.media.passed
         return {**counted, "retries": retries}
 
     async def _lifespan(self, _: web.Application) -> AsyncIterator[None]:
@@ -302,6 +340,14 @@ def _add_chat(app: web.Application, path: str, handler: Handler) -> None:
         app.router.add_post(path, handler)
     except ValueError as exc:  # aiohttp reads a pattern in it
         raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
+
+
+def _model_names(config: Config) -> ModelNames:
+    """All of the one model's names count where any of them does."""
+    if not config.strict_model:
+        return ModelNames()
+    names = (config.served_model_name, config.openai_default_model, config.hf_checkpoint)
+    return ModelNames(frozenset(name for name in names if name))
 
 
 def banner(gateway: Gateway) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 
 import orjson
 from aiohttp import web
 
-from slime_router.doors.body import PayloadTooLarge
+from slime_router.doors.body import PayloadTooLarge, request_id
+from slime_router.doors.messages_reply import messages_error
 from slime_router.doors.replies import openai_error
-from slime_router.errors import RouterError
+from slime_router.errors import MethodNotSupported, RouterError
 
 logger = logging.getLogger(__name__)
 
+_ANTHROPIC = re.compile(r"/v1/messages(/count_tokens)?$")
 CLIENT_LEFT = 499  # nginx's word in its logs; no client reads it
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -48,16 +51,29 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except RouterError as exc:
-        return openai_error(exc)
+        return _error(request, exc)
     except web.HTTPRequestEntityTooLarge as exc:
-        return openai_error(PayloadTooLarge(exc.text or "the body is too large"))
+        return _error(request, PayloadTooLarge(exc.text or "the body is too large"))
     except web.HTTPException:
         raise
     except ConnectionError:  # the client's; a worker's was translated where it came up
         return web.Response(status=CLIENT_LEFT)
     except Exception:  # the edge of a request: a fault of ours must not end in silence
         logger.exception("%s %s failed", request.method, request.rel_url.raw_path)
-        return openai_error(RouterError("internal error"))
+        return _error(request, RouterError("internal error"))
+
+
+def _error(request: web.Request, exc: RouterError) -> web.Response:
+    """What no door has answered, in the shape of the API whose path it is."""
+    given = request_id(request.headers)
+    is_anthropic = _ANTHROPIC.search(request.path) is not None
+    reply = messages_error(exc, request_id=given) if is_anthropic else openai_error(exc)
+    reply.headers["x-request-id"] = given
+    if is_anthropic:
+        reply.headers["request-id"] = given
+    if isinstance(exc, MethodNotSupported):
+        reply.headers["Allow"] = ", ".join(exc.allowed)
+    return reply
 
 
 def _outcome(response: web.StreamResponse) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -28,6 +30,7 @@ _HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1: these speak of one connection, not 
         "upgrade",
     }
 )
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 # Our server has answered `Expect` already; a client's key is for the router alone.
 OWN_REQUEST = frozenset({"host", "expect", "authorization", "x-api-key", "api-key"})
 UNPACKED = frozenset({"content-encoding", "content-length"})
@@ -53,21 +56,31 @@ class PassThrough:
             WorkerFailed: the worker closed the connection without an answer.
             WorkerTimeout: no answer within the request timeout.
         """
-        return await self._hand_on(request, _target(request))
+        return await self.hand_on(request, _target(request))
 
     async def handle_in_session(self, request: web.Request) -> web.StreamResponse:
         """The same for what stands behind the path of a session; the worker knows none."""
         _, _, _, rest = _target(request).split("/", 3)
-        return await self._hand_on(request, f"/{rest}")
+        return await self.hand_on(request, f"/{rest}")
 
-    async def _hand_on(self, request: web.Request, target: str) -> web.StreamResponse:
+    async def hand_on(
+        self,
+        request: web.Request,
+        target: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> web.StreamResponse:
+        """The same to `target`; `body` is that of the request where somebody has read it.
+
+        `headers` are added to the answer.
+        """
         has_body = request.body_exists
         async with self._relay.reach(
             request.method,
             target,
             headers=end_to_end(request.headers, _not_handed_on(request)),
-            body=request.content if has_body else None,
-            can_repeat=not has_body,
+            body=body if body is not None or not has_body else request.content,
+            can_repeat=body is not None or not has_body,
             need=_need(request),
         ) as answer:
             reply = web.StreamResponse(
@@ -75,6 +88,7 @@ class PassThrough:
                 reason=answer.reason,
                 headers=end_to_end(answer.headers, OWN_ANSWER),
             )
+            reply.headers.update(headers)
             await reply.prepare(request)
             try:
                 while data := await read_some(answer):
@@ -82,11 +96,18 @@ class PassThrough:
             except RouterError as exc:
                 # The status line is out: only a broken connection still says that this is no end.
                 log.warning("answer broke off: path=%s reason=%s", request.path, exc)
-                if request.transport is not None:
-                    request.transport.abort()
+                _break_off(request)
                 return reply
+            except asyncio.CancelledError:
+                _break_off(request)
+                raise
             await reply.write_eof()
             return reply
+
+
+def _break_off(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def _not_handed_on(request: web.Request) -> frozenset[str]:

@@ -155,7 +155,9 @@ class Engine:
         if run.is_aborted and not count:  # it never left the queue
             del meta["prompt_tokens"], meta["cached_tokens"]
         if body.get("return_logprob"):
-            meta |= _logprobs(heard, begin, count, body.get("top_logprobs_num") or 0)
+            top = body.get("top_logprobs_num") or 0
+            meta |= _logprobs(heard, begin, count, top)
+            meta |= _input_logprobs(heard.prompt, body.get("logprob_start_len"), top)
         if finish is not None:
             spans = [{"version": self.weight_version, "start": 0, "end": count}] if count else []
             meta |= {"weight_versions": spans, **heard.meta}
@@ -179,6 +181,24 @@ def _logprobs(heard: Performance, begin: int, end: int, top: int) -> Item:
     if top:
         fields["output_top_logprobs"] = [
             [[logprob, token + rank, None] for rank in range(top)] for logprob, token, _ in entries
+        ]
+    return fields
+
+
+def _input_logprobs(prompt: Sequence[int], start: int | None, top: int) -> Item:
+    """Those of the prompt from `start` on (None, -1: none); its first token follows nothing."""
+    begin = len(prompt) if start in (None, -1) else int(start or 0)
+    entries: list[list[Any]] = [
+        [-0.25 * (index % 8 + 1) if index else None, token, None]
+        for index, token in enumerate(prompt)
+    ][begin:]
+    fields: Item = {"input_token_logprobs": entries}
+    if top:
+        fields["input_top_logprobs"] = [
+            None
+            if logprob is None
+            else [[logprob - rank, token + rank, None] for rank in range(top)]
+            for logprob, token, _ in entries
         ]
     return fields
 

@@ -13,8 +13,11 @@ def deepest_prefix(
     roots: Iterable[str],
     turns: Mapping[str, Turn],
     children: Mapping[str, Iterable[str]],
+    scope: str,
 ) -> Turn | None:
     """The turn with the most held tokens, all of which begin `ids`; of equal ones the newest.
+
+    Turns of another `scope` are none, however they read.
 
     Each turn is compared by what it adds to its base, and only where its base agrees so far.
     """
@@ -25,9 +28,8 @@ def deepest_prefix(
         if turn.base_len > agreed:
             continue
         common = _common_len(turn, ids)
-        if common == turn.held_len and (
-            found is None or (found.held_len, found.seq) < (common, turn.seq)
-        ):
+        is_deeper = found is None or (found.held_len, found.seq) < (common, turn.seq)
+        if common == turn.held_len and turn.scope == scope and is_deeper:
             found = turn
         frontier += [(turns[child], common) for child in children.get(turn.id, ())]
     return found

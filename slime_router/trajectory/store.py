@@ -164,12 +164,12 @@ class TrajectoryStore:
         """How many turns `find` could choose from."""
         return len(self._by_key.get((key, session_id), ()))
 
-    def deepest_prefix(self, ids: TokenIds, session_id: str) -> Turn | None:
-        """The turn of this session with the most held tokens, all of which begin `ids`."""
+    def deepest_prefix(self, ids: TokenIds, session_id: str, scope: str = "") -> Turn | None:
+        """The turn of this session and scope with the most held tokens that all begin `ids`."""
         session = self.sessions.find(session_id)
         if session is None:
             return None
-        found = deepest_prefix(ids, session.roots, self._turns, self._children)
+        found = deepest_prefix(ids, session.roots, self._turns, self._children, scope)
         if found is not None:
             self._touch(found.id)
         return found

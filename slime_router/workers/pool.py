@@ -153,6 +153,11 @@ class WorkerPool:
         """All workers, in the order of their registration."""
         return tuple(self._workers.values())
 
+    def context_len(self) -> int | None:
+        """The shortest context of the workers that have said theirs, in tokens."""
+        known = (worker.context_len for worker in self._workers.values())
+        return min((length for length in known if length is not None), default=None)
+
     # How they are
 
     def mark_down(self, worker: Worker) -> None:

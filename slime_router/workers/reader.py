@@ -155,7 +155,9 @@ class ChunkReader:
         ids = item.get("output_ids")
         if ids is None:  # older workers
             ids = [entry[1] for entry in entries]
-        new_len = self._count(len(ids), meta.get("completion_tokens"))
+        # A grammar is refused with a token that was never sampled, and so has no logprob.
+        is_refusal = entries == [] and (meta.get("finish_reason") or {}).get("status_code")
+        new_len = 0 if is_refusal else self._count(len(ids), meta.get("completion_tokens"))
         new_ids: list[int] = _last(ids, new_len)
         if new_ids:
             if self._is_cumulative and ids[-new_len - 1] != self._last_id:

@@ -40,8 +40,10 @@ _UNTOLD_LEN = 128  # tokens after which a worker stops that is told no number
 _CONTEXT_LEN = re.compile(
     r"(?:longer than the model's context length \("
     r"|model's maximum context length of "
-    r"|exceeds the maximum allowed length \()(\d+)?"
+    r"|exceeds the maximum allowed length \("
+    r"|max_completion_tokens is too large)(\d+)?"
 )
+_TOO_MUCH = "Requested token count exceeds the model's maximum context length"
 
 
 def wants_logprobs(call: GenerateCall, capture: Capture) -> bool:
@@ -195,6 +197,11 @@ def read_error(status: int, body: bytes) -> RouterError:
     too_long = WorkerRefused(words, status=status, body=body)
     too_long.code = "context_length_exceeded"
     return too_long
+
+
+def is_too_much(refusal: WorkerRefused) -> bool:
+    """Whether a prompt that fits the context was refused for what is wanted behind it."""
+    return _TOO_MUCH in refusal.message
 
 
 def _words(body: bytes) -> str:

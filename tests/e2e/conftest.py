@@ -9,7 +9,7 @@ import json
 import sys
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,15 +62,30 @@ def recording_proxy(sglang_url: str) -> Iterator[RecordingProxy]:
         yield proxy
 
 
-@pytest.fixture(scope="session")
-def router_url(recording_proxy: RecordingProxy, checkpoint_dir: Path) -> Iterator[str]:
+@contextmanager
+def routing(proxy: RecordingProxy, checkpoint_dir: Path, *flags: str) -> Iterator[str]:
     """The router as a user starts it, in front of the witness."""
     port = free_port()
     command = [sys.executable, "-m", "slime_router", "--hf-checkpoint", str(checkpoint_dir)]
-    command += ["--worker-urls", recording_proxy.url, "--port", str(port)]
+    command += ["--worker-urls", proxy.url, "--port", str(port), *flags]
     with Child("router", command, log=CACHE / f"router-{port}.log") as child:
         child.wait_until(lambda: answers(f"http://{HOST}:{port}/health"), "starting", timeout_s=60)
         yield f"http://{HOST}:{port}"
+
+
+@pytest.fixture(scope="session")
+def router_url(recording_proxy: RecordingProxy, checkpoint_dir: Path) -> Iterator[str]:
+    """A router without parsers."""
+    with routing(recording_proxy, checkpoint_dir) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def parsing_router_url(recording_proxy: RecordingProxy, checkpoint_dir: Path) -> Iterator[str]:
+    """A router that reads tool calls and reasoning out of replies."""
+    flags = ("--tool-call-parser", "qwen25", "--reasoning-parser", "qwen3")
+    with routing(recording_proxy, checkpoint_dir, *flags) as url:
+        yield url
 
 
 @pytest.fixture

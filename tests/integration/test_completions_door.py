@@ -116,6 +116,89 @@ async def test_a_stream_says_what_the_whole_reply_says():
     assert folded == choice["logprobs"]["tokens"]
 
 
+PROMPT = "Say ü "
+PROMPT_IDS = tiny_tokenizer().encode(PROMPT).tolist()
+
+
+def scored(choice: Any, *, count: int, top: int) -> Any:
+    """The legacy logprobs of an echoed prompt and `count` tokens behind it, checked for shape."""
+    logprobs = choice["logprobs"]
+    size = len(PROMPT_IDS) + count
+    assert [len(logprobs[name]) for name in logprobs] == [size] * 4
+    assert logprobs["token_logprobs"][0] is logprobs["top_logprobs"][0] is None
+    expected = [-0.25 * (i % 8 + 1) for i in range(1, len(PROMPT_IDS))]
+    assert logprobs["token_logprobs"][1 : len(PROMPT_IDS)] == expected
+    assert [len(each or ()) for each in logprobs["top_logprobs"][1:]] == [top] * (size - 1)
+    starts = [*logprobs["text_offset"], len(choice["text"])]
+    assert starts[0] == 0
+    for token, begin, end in zip(logprobs["tokens"], starts, starts[1:], strict=False):
+        assert "\ufffd" in token or choice["text"][begin:end] == token
+    return logprobs
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT_IDS], ids=["a text", "ids"])
+@pytest.mark.parametrize("max_tokens", [0, 1])
+async def test_an_echo_with_logprobs_scores_the_prompt(max_tokens, prompt, streams):
+    """As lm-eval asks for it: an entry for each token of the prompt; the first follows nothing."""
+    body = {"prompt": prompt, "echo": True, "max_tokens": max_tokens, "logprobs": 1}
+    async with served() as (router, worker):
+        worker.script(HELLO)
+        if streams:
+            *told, done = await stream(router, **body)
+            assert done == "[DONE]"
+            [choice] = [event["choices"][0] for event in told]
+        else:
+            _, reply = await router.post(PATH, body)
+            [choice] = reply["choices"]
+            assert reply["usage"]["completion_tokens"] == max_tokens
+    sent = worker.requests[0].body
+    assert (sent["return_logprob"], sent["logprob_start_len"]) == (True, 0)
+    assert sent["sampling_params"]["max_new_tokens"] == max_tokens
+    first = worker_text(HELLO[:max_tokens])
+    assert choice["text"] == PROMPT + first
+    logprobs = scored(choice, count=max_tokens, top=1)
+    is_greedy = [
+        value == max(top.values())
+        for value, top in zip(
+            logprobs["token_logprobs"][1:], logprobs["top_logprobs"][1:], strict=True
+        )
+    ]
+    assert all(is_greedy), "a harness compares the two"
+
+
+def worker_text(ids: list[int]) -> str:
+    return tiny_tokenizer().decode(ids, skip_special_tokens=True)
+
+
+async def test_each_of_several_prompts_and_samples_has_scores_of_its_own():
+    async with served() as (router, worker):
+        for _ in range(4):
+            worker.script(HELLO)
+        body = {"prompt": [PROMPT, PROMPT_IDS], "n": 2, "echo": True, "max_tokens": 1}
+        _, reply = await router.post(PATH, {**body, "logprobs": 0})
+    assert len(reply["choices"]) == 4
+    for choice in reply["choices"]:
+        scored(choice, count=1, top=0)
+
+
+async def test_prompt_logprobs_are_asked_for_only_with_an_echo():
+    """They cost the worker its prefix cache."""
+    async with served() as (router, worker):
+        for said in ({"logprobs": 1}, {"echo": True}, {"echo": False, "logprobs": 1}):
+            assert (await router.post(PATH, {"prompt": PROMPT, **said}))[0] == 200
+    assert ["logprob_start_len" in request.body for request in worker.requests] == [False] * 3
+
+
+@pytest.mark.parametrize("given", [[], [[None, 1, None]], None, [["x"]]], ids=str)
+async def test_a_worker_that_scores_another_prompt_has_failed(given):
+    async with served() as (router, worker):
+        worker.script(HELLO, input_token_logprobs=given)
+        body = {"prompt": PROMPT, "echo": True, "max_tokens": 1, "logprobs": 0}
+        status, reply = await router.post(PATH, body)
+    assert (status, reply["error"]["code"]) == (502, "upstream_error")
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -128,7 +211,8 @@ async def test_a_stream_says_what_the_whole_reply_says():
         ({"prompt": [1, True]}, "prompt"),
         ({"prompt": "a", "logprobs": True}, "logprobs"),
         ({"prompt": "a", "logprobs": 21}, "logprobs"),
-        ({"prompt": "a", "echo": True, "logprobs": 1}, "logprobs"),
+        ({"prompt": "a", "echo": True, "logprobs": 21}, "logprobs"),
+        ({"prompt": "a", "echo": True, "max_tokens": -1}, "max_tokens"),
         ({"prompt": "a", "echo": 1}, "echo"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "json_schema": {}}, "json_schema"),

@@ -181,7 +181,7 @@ async def test_without_a_worker_the_answer_is_503_and_nothing_is_left_behind():
         assert status == 503
         assert set(body["error"]) == FOUR_KEYS
         assert body["error"]["code"] == "no_available_workers"
-        status, body = await router.post("/somewhere/else", {})
+        status, body = await router.post("/v1/embeddings", {})
         assert (status, set(body["error"])) == (503, FOUR_KEYS)
         assert router.footprint()[:2] == before[:2]
 

@@ -70,7 +70,7 @@ async def test_a_request_cannot_forge_a_line(lines):
         await router.post("/tokenize", {"messages": [user(SECRET)], **odd})
         await router.post(CHAT, {"messages": [user(SECRET)], "logit_bias": {"1\nINFO": "x"}})
     assert lines() == [
-        ("WARNING", "POST /x%0AINFO%20forged 503 - no_available_workers param=None"),
+        ("INFO", "POST /x%0AINFO%20forged 404 - unknown_url param=None"),
         ("INFO", "POST /tokenize 400 - invalid_value param='chat_template_kwargs.chat_template'"),
         ("INFO", f"POST {CHAT} 400 - invalid_type param='logit_bias.1\\nINFO'"),
     ]

@@ -15,6 +15,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from slime_router.doors.responses import ResponsesDoor
+from slime_router.doors.sse import ClientLeft, EventStream
 from slime_router.errors import BadRequest, NoWorker, TooManyRequests, WorkerFailed
 from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateChunk, ToolDelta
@@ -170,6 +171,19 @@ async def test_the_whole_reply_has_this_shape():
     assert [item["id"].partition("_")[0] for item in reply["output"]] == ["rs", "msg", "fc", "fc"]
 
 
+async def test_a_client_that_hangs_up_behind_the_last_event_has_its_reply(monkeypatch):
+    """SDKs do not wait for the end of the stream; the turn was delivered all the same."""
+
+    async def left(self):
+        raise ClientLeft
+
+    monkeypatch.setattr(EventStream, "end", left)
+    async with door(thoughtful) as (client, scripted):
+        await streamed(client)
+        await scripted.all_closed.wait()
+    assert scripted.read_to_end == scripted.closed
+
+
 async def test_the_events_come_in_this_order():
     async with door(thoughtful) as (client, _):
         got = await streamed(client)
@@ -178,9 +192,11 @@ async def test_the_events_come_in_this_order():
         "created",
         "in_progress",
         "output_item.added",
+        "content_part.added",
         "reasoning_text.delta",
         "reasoning_text.delta",
         "reasoning_text.done",
+        "content_part.done",
         "output_item.done",
         "output_item.added",
         "content_part.added",
@@ -398,3 +414,70 @@ async def test_a_conversation_begun_at_the_chat_door_goes_on_at_this_one_and_bac
         status, _ = await router.post(CHAT, {**body, "messages": back})
         assert status == 200
         assert extends(worker, second)
+
+
+def logprobs_of(events: list[Any], kind: str) -> list[Any]:
+    return [entry for event in events if event["type"] == kind for entry in event["logprobs"]]
+
+
+@pytest.mark.parametrize("asks", [{"include": ["message.output_text.logprobs"]}, {}], ids=str)
+async def test_logprobs_stand_in_the_text_s_part_whole_and_streamed(asks):
+    """One for each sampled token; what the last event holds is what the deltas and the end told."""
+    ids = tiny_tokenizer().encode("Hello").tolist()
+    body = {"input": "Hi", "top_logprobs": 2, **asks}
+    async with gateways.served() as (router, worker):
+        worker.script(ids)
+        _, whole = await router.post(PATH, body)
+        worker.script(ids)
+        async with router.http.post(PATH, json={**body, "stream": True}) as response:
+            raw = await response.read()
+        worker.script(ids)
+        _, plain = await router.post(PATH, {"input": "Hi"})
+    told = [orjson.loads(event.partition(b"data: ")[2]) for event in raw.split(b"\n\n")[:-1]]
+    for event in told:
+        EVENT.validate_python(event)
+    [part] = whole["output"][0]["content"]
+    [last_part] = told[-1]["response"]["output"][0]["content"]
+    entries = part["logprobs"]
+    assert "".join(entry["token"] for entry in entries) == "Hello"
+    assert [len(entry["top_logprobs"]) for entry in entries] == [2] * len(ids)
+    assert last_part["logprobs"] == entries
+    assert logprobs_of(told, "response.output_text.done") == entries
+    assert logprobs_of(told, "response.output_text.delta") == entries
+    assert (whole["top_logprobs"], plain["top_logprobs"]) == (2, 0)
+    assert plain["output"][0]["content"][0]["logprobs"] == []
+    asked = [request.body.get("top_logprobs_num") for request in worker.requests]
+    assert asked == [2, 2, None]
+
+
+@pytest.mark.parametrize(
+    ("asks", "param"),
+    [
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": -1}, "top_logprobs"),
+        ({"include": "all"}, "include"),
+        ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+    ],
+    ids=str,
+)
+async def test_what_is_wrong_with_the_form_of_the_reply_is_named(asks, param):
+    async with gateways.served() as (router, worker):
+        status, reply = await router.post(PATH, {"input": "Hi", **asks})
+    assert (status, reply["error"]["param"]) == (400, param)
+    assert worker.requests == []
+
+
+@pytest.mark.parametrize(
+    ("form", "schema"),
+    [
+        ({"type": "json_object"}, '{"type": "object"}'),
+        ({"type": "json_schema", "name": "n", "strict": True, "schema": {"b": 1}}, '{"b":1}'),
+        ({"type": "text"}, None),
+    ],
+    ids=str,
+)
+async def test_a_text_format_is_a_grammar(form, schema):
+    async with gateways.served() as (router, worker):
+        status, _ = await router.post(PATH, {"input": "Hi", "text": {"format": form}})
+    assert status == 200
+    assert worker.requests[0].body["sampling_params"].get("json_schema") == schema

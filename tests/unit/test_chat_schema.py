@@ -136,6 +136,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": ["a"] * 33}, "stop", "invalid_value"),
     ({"stop": {"a": 1}}, "stop", "invalid_type"),
     ({"stop_regex": "a" * 257}, "stop_regex", "invalid_value"),
+    ({"stop_regex": ["a+", "("]}, "stop_regex", "invalid_value"),
+    ({"stop_regex": "a{99999999999}"}, "stop_regex", "invalid_value"),
     ({"stop_token_ids": [260]}, "stop_token_ids", "invalid_value"),
     ({"stop_token_ids": [-1]}, "stop_token_ids", "invalid_value"),
     ({"stop_token_ids": [True]}, "stop_token_ids[0]", "invalid_type"),
@@ -172,6 +174,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "response_format.json_schema.strict",
         "invalid_type",
     ),
+    ({"regex": "(a|b)?" * 4000}, "regex", "invalid_value"),
+    ({"ebnf": "é" * 8193}, "ebnf", "invalid_value"),
     ({"regex": "a", "ebnf": "b"}, "response_format", "invalid_value"),
     (
         {"regex": "a", "response_format": {"type": "json_object"}},
@@ -371,7 +375,8 @@ def test_what_parts_the_caches_is_the_scope_and_reaches_the_worker():
         for body in ({"cache_salt": "x"}, {"extra_key": "x"}, {"lora_path": "x"}, {})
     }
     assert len(scopes) == 4
-    assert call_of({"cache_salt": "x"}).worker_fields == {"cache_salt": "x"}
+    salted = call_of({"cache_salt": "x", "extra_key": "y"})
+    assert salted.worker_fields == {"cache_salt": "x", "extra_key": "xy"}
 
 
 def test_a_header_names_the_session_before_the_body():

@@ -561,6 +561,17 @@ def test_an_abort_with_a_status_is_a_refusal_to_a_chat_client_only():
     assert chunk.finish == Finish("abort", message="queue is full", status_code=503)
 
 
+def test_the_token_that_comes_with_a_refused_grammar_was_never_sampled():
+    """SGLang sends one id, counts it, and has no logprob for it."""
+    refusal = {"type": "abort", "message": "Failed to compile regex", "status_code": 400}
+    refused = item([9], 1, finish=refusal, logprobs=[])
+    with pytest.raises(WorkerRefused, match="Failed to compile regex") as caught:
+        read([refused], with_logprobs=True)
+    assert caught.value.status == 400
+    (chunk,) = read([refused], is_native=True, with_logprobs=True)
+    assert (chunk.output_ids, chunk.logprobs, chunk.item) == ([], [], refused)
+
+
 # Errors
 
 

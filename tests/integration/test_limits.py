@@ -1,0 +1,164 @@
+"""How much a worker is asked for: never its own default, never more than the context holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from slime_router.testing import FakeWorker
+from tests.integration.gateway import CHAT, Served, Words, served, serving, tiny_worker, until, user
+from tests.stack import tiny_tokenizer
+
+CONTEXT_LEN = 64
+HELLO = tiny_tokenizer().encode("Hello").tolist()
+COMPLETIONS, MESSAGES, RESPONSES = "/v1/completions", "/v1/messages", "/v1/responses"
+ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    CHAT: ("max_tokens", {"messages": [user("Hi")]}),
+    COMPLETIONS: ("max_tokens", {"prompt": "Hi"}),
+    MESSAGES: ("max_tokens", {"messages": [user("Hi")]}),
+    RESPONSES: ("max_output_tokens", {"input": "Hi"}),
+}
+LONG = "again " * 200
+
+
+async def told(router: Served, count: int = 1) -> None:
+    """Waits until the workers have said how long their context is."""
+    workers = router.gateway.pool.list
+    await until(lambda: sum(w.context_len is not None for w in workers()) == count)
+
+
+def wanted(worker: FakeWorker, index: int = -1) -> Any:
+    return worker.requests[index].body["sampling_params"]["max_new_tokens"]
+
+
+def room(worker: FakeWorker) -> int:
+    return CONTEXT_LEN - len(worker.requests[-1].body["input_ids"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ASKED)
+async def test_more_than_the_context_holds_is_what_is_left_of_it(path, stream):
+    """Agents say 32000 to every model."""
+    name, body = ASKED[path]
+    async with served({"context_len": CONTEXT_LEN}) as (router, worker):
+        await told(router)
+        worker.script(HELLO)
+        async with router.http.post(
+            path, json={**body, name: 32_000, "stream": stream}
+        ) as response:
+            assert response.status == 200, await response.text()
+            assert b"Hello" in await response.read() or stream
+        [_] = worker.requests
+        assert wanted(worker) == room(worker)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ASKED)
+async def test_a_context_that_nobody_has_told_is_found_out(path, stream):
+    """The worker refuses, inside its stream too; the client is not troubled with it."""
+    name, body = ASKED[path]
+    async with (
+        FakeWorker(context_len=CONTEXT_LEN, vocab_size=tiny_tokenizer().vocab_size) as worker,
+        serving(worker.url) as router,
+    ):
+        worker.script(HELLO)
+        async with router.http.post(
+            path, json={**body, name: 32_000, "stream": stream}
+        ) as response:
+            assert response.status == 200, await response.text()
+            await response.read()
+        assert [wanted(worker, i) for i in (0, 1)] == [32_000, None]
+        assert len(worker.requests) == 2
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+async def test_nothing_said_runs_to_the_end_of_the_context(path, is_told):
+    """A worker that is told nothing stops at 128."""
+    kwargs = {"tokenizer": Words()} if is_told else {"tokenizer": None}
+    async with (
+        tiny_worker(context_len=400, **kwargs) as worker,
+        serving(worker.url) as router,
+    ):
+        if is_told:
+            await told(router)
+        worker.script([HELLO[0]] * 399)
+        status, reply = await router.post(path, ASKED[path][1])
+    assert status == 200
+    prompt_len = len(worker.requests[0].body["input_ids"])
+    assert wanted(worker) == (400 - prompt_len if is_told else None)
+    usage = reply["usage"]
+    assert usage["total_tokens"] == 400
+
+
+async def test_what_fits_is_asked_for_as_it_was_said():
+    async with served({"context_len": CONTEXT_LEN}) as (router, worker):
+        await told(router)
+        worker.script(HELLO)
+        await router.post(CHAT, {"messages": [user("Hi")], "max_tokens": 5, "min_tokens": 2})
+        assert worker.requests[0].body["sampling_params"]["min_new_tokens"] == 2
+        assert wanted(worker) == 5
+
+
+async def test_the_least_is_cut_with_the_most():
+    async with served({"context_len": CONTEXT_LEN}) as (router, worker):
+        await told(router)
+        worker.script(HELLO)
+        body = {"messages": [user("Hi")], "max_tokens": 900, "min_tokens": 800}
+        assert (await router.post(CHAT, body))[0] == 200
+        assert worker.requests[0].body["sampling_params"]["min_new_tokens"] == room(worker)
+
+
+async def test_the_shortest_context_of_the_workers_counts():
+    async with (
+        tiny_worker(context_len=300) as long,
+        tiny_worker(context_len=CONTEXT_LEN) as short,
+        serving(long.url, short.url) as router,
+    ):
+        await told(router, 2)
+        await router.post(CHAT, {"messages": [user("Hi")], "max_tokens": 32_000})
+        [asked] = [*long.requests, *short.requests]
+    assert asked.body["sampling_params"]["max_new_tokens"] == CONTEXT_LEN - len(
+        asked.body["input_ids"]
+    )
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ASKED)
+async def test_a_prompt_that_does_not_fit_is_a_400_that_agents_know(path, stream, is_told):
+    name, body = ASKED[path]
+    key = {CHAT: "messages", MESSAGES: "messages", COMPLETIONS: "prompt", RESPONSES: "input"}[path]
+    said = [user(LONG)] if key == "messages" else LONG
+    async with (
+        tiny_worker(context_len=CONTEXT_LEN, **({} if is_told else {"tokenizer": None})) as worker,
+        serving(worker.url) as router,
+    ):
+        if is_told:
+            await told(router)
+        before = router.footprint()
+        status, reply = await router.post(path, {**body, key: said, name: 8, "stream": stream})
+        assert status == 400
+        assert len(worker.requests) == 1
+        assert router.footprint()[0] == before[0], "no turn"
+    error = reply["error"]
+    if path == MESSAGES:
+        assert "prompt is too long" in error["message"]
+    else:
+        assert error["code"] == "context_length_exceeded"
+        assert error["message"].startswith(
+            f"This model's maximum context length is {CONTEXT_LEN} tokens."
+        )
+
+
+async def test_the_worker_s_own_words_are_not_touched():
+    """A trainer on /generate sees what its worker says."""
+    async with served({"context_len": CONTEXT_LEN}) as (router, worker):
+        await told(router)
+        native = {"input_ids": HELLO, "sampling_params": {"max_new_tokens": 32_000}}
+        status, reply = await router.post("/generate", native)
+        assert status == 400
+        assert "Requested token count exceeds" in orjson.dumps(reply).decode()
+        assert [wanted(worker, i) for i in range(len(worker.requests))] == [32_000]

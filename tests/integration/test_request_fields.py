@@ -1,0 +1,365 @@
+"""Every field that a chat client may send: where the worker is told of it, or which 400 it gets."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import orjson
+import pytest
+
+from slime_router.testing.script import SAMPLING_KEYS
+from tests.integration.gateway import CHAT, served, user
+from tests.stack import tiny_tokenizer
+from tests.tiny import CHATML
+
+COMPLETIONS, MESSAGES, RESPONSES = "/v1/completions", "/v1/messages", "/v1/responses"
+ASK: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [user("Hi")]},
+    COMPLETIONS: {"prompt": "Hi"},
+    MESSAGES: {"messages": [user("Hi")], "max_tokens": 8},
+    RESPONSES: {"input": "Hi"},
+}
+TOP_LEVEL = {  # what the router itself sends
+    "input_ids",
+    "rid",
+    "return_logprob",
+    "stream",
+    "sampling_params",
+}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+FUNCTION = {"name": "f", "parameters": SCHEMA}
+
+# The field, and what it becomes among the sampling parameters.
+SAMPLED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"max_completion_tokens": 5, "max_tokens": 9}, {"max_new_tokens": 5}),
+    ({"max_tokens": 9}, {"max_new_tokens": 9}),
+    ({"temperature": 0}, {"temperature": 0}),
+    ({"temperature": None}, {}),
+    ({"top_p": 0.5}, {"top_p": 0.5}),
+    ({"top_k": 0}, {"top_k": -1}),
+    ({"top_k": 5}, {"top_k": 5}),
+    ({"min_p": 0.5}, {"min_p": 0.5}),
+    ({"stop": "END"}, {"stop": ["END"]}),
+    ({"stop": []}, {}),
+    ({"presence_penalty": -2, "frequency_penalty": 2}, {"presence_penalty": -2.0}),
+    ({"repetition_penalty": 1.5}, {"repetition_penalty": 1.5}),
+    ({"logit_bias": {"5": -100}}, {"logit_bias": {"5": -100.0}}),
+    ({"seed": 7}, {"sampling_seed": 7}),
+    ({"min_tokens": 2, "max_tokens": 5}, {"min_new_tokens": 2}),
+    ({"stop_token_ids": [7]}, {"stop_token_ids": [7]}),
+    ({"stop_regex": "a+"}, {"stop_regex": ["a+"]}),
+    ({"ignore_eos": True}, {"ignore_eos": True}),
+    ({"no_stop_trim": True}, {"no_stop_trim": True}),
+    ({"include_stop_str_in_output": True}, {"no_stop_trim": True}),
+    ({"custom_params": {"a": 1}}, {"custom_params": {"a": 1}}),
+    ({"regex": "a+"}, {"regex": "a+"}),
+    ({"ebnf": 'root ::= "a"'}, {"ebnf": 'root ::= "a"'}),
+    ({"response_format": {"type": "json_object"}}, {"json_schema": '{"type": "object"}'}),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}},
+        {"json_schema": "{}"},
+    ),
+    ({"structured_outputs": {"json": SCHEMA}}, {"json_schema": orjson.dumps(SCHEMA).decode()}),
+    ({"guided_json": '{"type":"object"}'}, {"json_schema": '{"type":"object"}'}),
+    ({"guided_regex": "a+"}, {"regex": "a+"}),
+    ({"guided_choice": ["a.b", "c d"]}, {"regex": "(a\\.b)|(c d)"}),
+    ({"structured_outputs": {"grammar": 'root ::= "a"'}}, {"ebnf": 'root ::= "a"'}),
+]
+
+# The field, and what it becomes at the top level.
+PASSED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"priority": 3}, {"priority": 3}),
+    ({"session_params": {"id": "x"}}, {"session_params": {"id": "x"}}),
+    ({"custom_logit_processor": "{}"}, {"custom_logit_processor": "{}"}),
+    ({"custom_labels": {"a": "b"}}, {"custom_labels": {"a": "b"}}),
+    ({"routed_dp_rank": 1}, {"routed_dp_rank": 1}),
+    ({"data_parallel_rank": 1}, {"routed_dp_rank": 1}),
+    ({"bootstrap_host": "h", "bootstrap_room": 2**40}, {"bootstrap_room": 2**40}),
+    ({"bootstrap_port": 8998}, {"bootstrap_port": 8998}),
+    ({"rid": "mine"}, {"rid": "mine"}),
+]
+PASSED_OF_CHAT: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"disagg_prefill_dp_rank": 2}, {"disagg_prefill_dp_rank": 2}),
+    ({"thinking_token_budget": 9}, {"max_thinking_tokens": 9}),
+    ({"return_hidden_states": True}, {"return_hidden_states": True}),
+    ({"return_routed_experts": True}, {"return_routed_experts": True}),
+    ({"logprobs": True, "top_logprobs": 3}, {"return_logprob": True, "top_logprobs_num": 3}),
+]
+IGNORED: list[dict[str, Any]] = [
+    {"verbosity": "low", "store": True, "metadata": {"a": "b"}, "service_tier": "auto"},
+    {"prediction": {"type": "content"}, "web_search_options": {}, "safety_identifier": "x"},
+    {"prompt_cache_retention": "24h", "moderation": {}, "user": "u", "prompt_cache_key": "k"},
+    {"modalities": ["text"], "audio": None, "stream_options": {"include_usage": True, "x": 1}},
+    {"bad_words": ["a"], "best_of": 2, "use_beam_search": True, "length_penalty": 1.0},
+    {"vllm_xargs": {}, "stream_interval": 4, "add_special_tokens": False, "echo": False},
+    {"reasoning_effort": "high"},
+    {"reasoning_effort": 0.5, "reasoning": {"effort": "low"}},
+    {"reasoning": {"enabled": True}, "thinking": {"type": "enabled"}},
+    {"documents": [{"text": "a"}], "parallel_tool_calls": True, "tools": [], "functions": []},
+    {"beam_width": 4, "watermark": 1, "n_probs": 5, "unheard_of": {"a": [1]}},
+]
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"model": 1}, "model"),
+    ({"messages": []}, "messages"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"temperature": 2.5}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_p": 1.1}, "top_p"),
+    ({"n": 0}, "n"),
+    ({"n": 129}, "n"),
+    ({"stop": ["a", ""]}, "stop"),
+    ({"stop": [1]}, "stop[0]"),
+    ({"stop": ["a"] * 33}, "stop"),
+    ({"presence_penalty": 3}, "presence_penalty"),
+    ({"logit_bias": {"x": 1}}, "logit_bias"),
+    ({"logit_bias": {"99999999": 1}}, "logit_bias"),
+    ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+    ({"seed": 2**63}, "seed"),
+    ({"logprobs": 1}, "logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+    ({"stream": "yes"}, "stream"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"functions": {"name": "f"}}, "functions"),
+    ({"reasoning_effort": "huge"}, "reasoning_effort"),
+    ({"reasoning_effort": True}, "reasoning_effort"),
+    ({"modalities": ["text", "audio"]}, "modalities"),
+    ({"top_k": -2}, "top_k"),
+    ({"min_p": 2}, "min_p"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"stop_token_ids": [2**40]}, "stop_token_ids"),
+    ({"regex": "a", "ebnf": "b"}, "response_format"),
+    ({"regex": "a", "guided_regex": "b"}, "regex"),
+    ({"guided_json": "{"}, "guided_json"),
+    ({"guided_choice": [1]}, "guided_choice"),
+    ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+    ({"chat_template": "x"}, "chat_template"),
+    ({"priority": "high"}, "priority"),
+    ({"session_params": "x"}, "session_params"),
+    ({"custom_labels": {"a": 1}}, "custom_labels.a"),
+    ({"routed_dp_rank": -1}, "routed_dp_rank"),
+    ({"bootstrap_port": 2**70}, "bootstrap_port"),
+    ({"rid": ""}, "rid"),
+    ({"rid": ["a"]}, "rid"),
+]
+
+
+async def sent(path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Any:
+    """What the worker is asked when the door at `path` is asked this."""
+    async with served() as (router, worker):
+        status, reply = await router.post(path, {**ASK[path], **body}, headers=headers or {})
+        assert status == 200, reply
+    [request] = worker.requests
+    assert set(request.body["sampling_params"]) <= SAMPLING_KEYS
+    return request.body
+
+
+@pytest.mark.parametrize(("said", "param"), SAMPLED, ids=str)
+async def test_what_is_said_of_sampling_stands_in_the_sampling_parameters(said, param):
+    body = await sent(CHAT, said)
+    assert body["sampling_params"].items() >= param.items()
+    assert set(body) == TOP_LEVEL
+    unsaid = {"max_new_tokens": body["sampling_params"]["max_new_tokens"]}
+    plain = {"skip_special_tokens": True, **unsaid, **param}
+    if "presence_penalty" not in said and "max_tokens" not in said:
+        assert body["sampling_params"] == plain, "and nothing else is said"
+
+
+@pytest.mark.parametrize("path", ASK)
+@pytest.mark.parametrize(("said", "top"), PASSED, ids=str)
+async def test_what_is_the_worker_s_stands_at_the_top_in_every_door(said, top, path):
+    body = await sent(path, said)
+    assert body.items() >= top.items()
+    assert set(body) <= TOP_LEVEL | set(top) | set(said)
+
+
+@pytest.mark.parametrize(("said", "top"), PASSED_OF_CHAT, ids=str)
+async def test_what_is_the_worker_s_stands_at_the_top(said, top):
+    assert (await sent(CHAT, said)).items() >= top.items()
+
+
+@pytest.mark.parametrize("said", IGNORED, ids=str)
+async def test_what_means_nothing_here_is_taken_and_goes_nowhere(said):
+    body = await sent(CHAT, said)
+    assert set(body) == TOP_LEVEL
+    assert set(body["sampling_params"]) == {"max_new_tokens", "skip_special_tokens"}
+    assert body["input_ids"] == (await sent(CHAT, {}))["input_ids"], "nor into the prompt"
+
+
+@pytest.mark.parametrize(("said", "param"), REFUSED, ids=str)
+async def test_what_is_wrong_is_a_400_that_names_it(said, param):
+    async with served() as (router, worker):
+        before = router.footprint()
+        status, reply = await router.post(CHAT, {**ASK[CHAT], **said})
+        assert router.footprint() == before
+    assert (status, reply["error"]["param"]) == (400, param)
+    assert worker.requests == []
+
+
+@pytest.mark.parametrize("path", ASK)
+async def test_a_rank_in_the_header_wins_as_with_sglang(path):
+    """Its chat route reads the header, its `/generate` does not: so it goes into the body."""
+    body = await sent(path, {"routed_dp_rank": 0}, {"x-data-parallel-rank": "3"})
+    assert body["routed_dp_rank"] == 3
+
+
+async def test_a_rank_that_is_no_number_is_a_400():
+    async with served() as (router, worker):
+        headers = {"x-data-parallel-rank": "first"}
+        status, reply = await router.post(CHAT, ASK[CHAT], headers=headers)
+    assert (status, reply["error"]["param"]) == (400, "x-data-parallel-rank")
+    assert worker.requests == []
+
+
+async def test_a_client_s_rid_names_each_choice_once():
+    async with served() as (router, worker):
+        _, reply = await router.post(CHAT, {**ASK[CHAT], "rid": "mine", "n": 3})
+        _, again = await router.post(CHAT, {**ASK[CHAT], "rid": "mine"})
+    assert reply["id"] == again["id"] == "mine"
+    rids = [request.body["rid"] for request in worker.requests]
+    assert sorted(rids[:3]) == ["mine", "mine-1", "mine-2"]
+
+
+async def test_functions_of_old_are_tools():
+    async with served() as (router, worker):
+        tools = [{"type": "function", "function": FUNCTION}]
+        for said in (
+            {"functions": [FUNCTION]},
+            {"tools": tools},
+            {"functions": [FUNCTION], "function_call": "none"},
+            {},
+        ):
+            assert (await router.post(CHAT, {**ASK[CHAT], **said}))[0] == 200
+    old, new, hidden, none = (request.body["input_ids"] for request in worker.requests)
+    assert old == new != none
+    assert hidden == none
+
+
+@pytest.mark.parametrize(
+    ("said", "seen"),
+    [
+        ({"reasoning_effort": "none"}, "False False none"),
+        ({"reasoning_effort": "high"}, "True True high"),
+        ({"reasoning": {"effort": "low"}}, "True True low"),
+        ({"reasoning": {"enabled": False}}, "False False none"),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}},
+            "True False low",
+        ),
+    ],
+    ids=str,
+)
+async def test_an_effort_reaches_the_templates_that_know_one(said, seen, tmp_path):
+    template = tmp_path / "effort.jinja"
+    template.write_text(
+        "{{ thinking }} {{ enable_thinking }} {{ reasoning_effort }}", encoding="utf-8"
+    )
+    async with served(chat_template=str(template)) as (router, worker):
+        assert (await router.post(CHAT, {**ASK[CHAT], **said}))[0] == 200
+    ids = worker.requests[0].body["input_ids"]
+    assert tiny_tokenizer().decode(ids, skip_special_tokens=False) == seen
+
+
+STRICT = CHATML.replace(
+    "{%- for message in messages -%}",
+    "{%- for message in messages -%}{%- if message.role == 'system' and not loop.first -%}"
+    "{{- raise_exception('System message must be at the beginning.') -}}{%- endif -%}",
+    1,
+)
+TAKING_TURNS = STRICT.replace(
+    "{%- for message in messages -%}",
+    "{%- for message in messages -%}{%- if message.role == 'user' and not loop.first"
+    " and messages[loop.index0 - 1].role == 'user' -%}"
+    "{{- raise_exception('Roles must alternate.') -}}{%- endif -%}",
+    1,
+)
+LATE = {"role": "system", "content": "Be brief"}
+HELLO = [*tiny_tokenizer().encode("Hello").tolist(), max(tiny_tokenizer().eos_ids)]
+
+
+@pytest.mark.parametrize("is_anthropic", [False, True])
+@pytest.mark.parametrize("template", [CHATML, STRICT, TAKING_TURNS], ids=["any", "strict", "turns"])
+async def test_a_late_system_message_is_served_and_the_next_turn_extends(
+    template, is_anthropic, tmp_path
+):
+    """Claude Code says a system message among the others; some templates refuse that."""
+    path = tmp_path / "template.jinja"
+    path.write_text(template, encoding="utf-8")
+    talk = [user("Hi"), LATE]
+    async with served(chat_template=str(path)) as (router, worker):
+        statuses = []
+        for more in ([], [user("More")], [LATE, user("And more")]):
+            talk += more
+            worker.script(HELLO)
+            asked: dict[str, Any] = {"messages": talk}
+            if is_anthropic:
+                asked |= {"max_tokens": 8, "system": [{"type": "text", "text": "A"}]}
+            door = MESSAGES if is_anthropic else CHAT
+            async with router.http.post(door, json=asked) as response:
+                assert response.status == 200, await response.text()
+                receipt = orjson.loads(response.headers["x-slime-receipt"])
+            statuses.append(receipt["status"])
+            talk = [*talk, {"role": "assistant", "content": "Hello"}]
+    assert statuses == ["fresh", "extended", "extended"]
+    prompts = [request.body["input_ids"] for request in worker.requests]
+    for before, after in pairwise(prompts):
+        assert after[: len(before) + len(HELLO)] == [*before, *HELLO]
+    text = tiny_tokenizer().decode(prompts[0], skip_special_tokens=False)
+    as_system = "<|im_start|>system\nBe brief<|im_end|>"
+    assert (as_system in text) == (template == CHATML), "untouched where it is not refused"
+    assert text.count("Be brief") == 1
+
+
+async def test_system_messages_at_the_beginning_are_one_where_there_can_be_one(tmp_path):
+    path = tmp_path / "strict.jinja"
+    path.write_text(STRICT, encoding="utf-8")
+    first = {"role": "system", "content": "A"}
+    async with served(chat_template=str(path)) as (router, worker):
+        await router.post(CHAT, {"messages": [first, LATE, user("Hi")]})
+    text = tiny_tokenizer().decode(worker.requests[0].body["input_ids"], skip_special_tokens=False)
+    assert text.startswith("<|im_start|>system\nA\n\nBe brief<|im_end|>\n<|im_start|>user")
+
+
+async def test_a_refusal_that_no_folding_helps_is_a_400_in_the_template_s_words(tmp_path):
+    path = tmp_path / "never.jinja"
+    path.write_text("{{ raise_exception('Never.') }}", encoding="utf-8")
+    async with served(chat_template=str(path)) as (router, _):
+        status, reply = await router.post(CHAT, {"messages": [user("Hi"), LATE]})
+    assert (status, reply["error"]["param"]) == (400, "messages")
+    assert "Never." in reply["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_each_sampled_token_has_a_logprob_those_that_are_hidden_too(stream):
+    """Reasoning, calls and the stop token: a client may count on one entry per token."""
+    said = '<think>\nHm\n</think>\n\nSo<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    ids = [*tiny_tokenizer().encode(said).tolist(), max(tiny_tokenizer().eos_ids)]
+    settings = {"tool_call_parser": "qwen25", "reasoning_parser": "qwen3"}
+    async with served(**settings) as (router, worker):
+        worker.script(ids)
+        body = {
+            **ASK[CHAT],
+            "tools": [{"type": "function", "function": FUNCTION}],
+            "logprobs": True,
+            "top_logprobs": 2,
+            "stream": stream,
+        }
+        async with router.http.post(CHAT, json=body) as response:
+            raw = await response.read()
+    if stream:
+        events = [orjson.loads(line[6:]) for line in raw.split(b"\n\n") if line[:7] == b"data: {"]
+        choices = [event["choices"][0] for event in events]
+        entries = [
+            e for choice in choices for e in (choice.get("logprobs") or {"content": []})["content"]
+        ]
+    else:
+        entries = orjson.loads(raw)["choices"][0]["logprobs"]["content"]
+    assert b"".join(bytes(entry["bytes"]) for entry in entries).startswith(said.encode())
+    assert len(entries) == len(ids)
+    assert all(len(entry["top_logprobs"]) == 2 for entry in entries)
+    assert all(math.isfinite(entry["logprob"]) for entry in entries)

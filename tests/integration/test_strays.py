@@ -1,0 +1,155 @@
+"""What has no route: the APIs that only workers have, wrong methods, unknown paths, websockets."""
+
+from __future__ import annotations
+
+import aiohttp
+import orjson
+import pytest
+
+from tests.integration.any_worker import any_worker
+from tests.integration.gateway import CHAT, FOUR_KEYS, serving
+
+OF_WORKERS = [
+    ("/v1/embeddings", {"model": "m", "input": ["a", "b"], "encoding_format": "base64"}),
+    ("/v1/embeddings", {"model": "m", "input": [[1, 2], [3]]}),
+    ("/v1/rerank", {"query": "q", "documents": ["a"]}),
+    ("/rerank", {"query": "q", "documents": ["a"]}),
+    ("/v2/rerank", {"query": "q", "documents": ["a"]}),
+    ("/v1/score", {"query": "q", "items": ["a"]}),
+    ("/score", {"query": "q", "items": ["a"]}),
+    ("/v1/classify", {"input": "a"}),
+    ("/classify", {"text": "a"}),
+    ("/pooling", {"input": "a"}),
+    ("/some/path/of/tomorrow", {"x": 1}),
+]
+
+
+@pytest.mark.parametrize("prefix", ["", "/sessions/s"])
+@pytest.mark.parametrize(("path", "body"), OF_WORKERS)
+async def test_an_api_that_only_workers_have_is_handed_on_unread(prefix, path, body):
+    said = b'{"data": [{"embedding":"AACAPw=="}] }\n'
+    raw = orjson.dumps(body) + b"  "
+    async with any_worker(pieces=[said]) as worker, serving(worker.url) as router:
+        before = router.footprint()[:4]
+        async with router.http.post(f"{prefix}{path}?a=b", data=raw) as answer:
+            assert (answer.status, await answer.read()) == (200, said)
+            assert "x-slime-receipt" not in answer.headers
+        assert [(h.target, h.body) for h in worker.heard] == [(f"{path}?a=b", raw)]
+        assert router.footprint()[:4] == before
+
+
+async def test_an_upload_is_streamed_and_not_parsed():
+    """Longer than any body that is read here may be, and in its sender's own parts."""
+    sound = bytes(range(256)) * 4000
+    path = "/v1/audio/transcriptions"
+    async with any_worker() as worker, serving(worker.url, max_payload_size=1000) as router:
+        form = aiohttp.FormData()
+        form.add_field("model", "whisper")
+        form.add_field("file", sound, filename="a.wav", content_type="audio/wav")
+        async with router.http.post(path, data=form) as answer:
+            assert answer.status == 200
+        [heard] = worker.heard
+        assert heard.headers["Content-Type"].startswith("multipart/form-data; boundary=")
+        boundary = heard.headers["Content-Type"].partition("boundary=")[2].encode()
+        assert heard.body.count(boundary) == 3
+        assert sound in heard.body
+
+
+@pytest.mark.parametrize("path", ["/v1/realtime", "/v1/responses", "/anything"])
+@pytest.mark.parametrize("has_worker", [True, False])
+async def test_a_websocket_is_a_501_that_says_so(path, has_worker):
+    async with any_worker() as worker, serving(*[worker.url][:has_worker]) as router:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await router.http.ws_connect(path)
+        assert refused.value.status == 501
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+        async with router.http.get(path, headers=upgrade) as answer:
+            error = (await answer.json())["error"]
+            assert answer.headers["x-should-retry"] == "false"
+        assert (set(error), error["code"]) == (FOUR_KEYS, "not_supported")
+        assert "Websockets are not served" in error["message"]
+        assert worker.heard == []
+
+
+@pytest.mark.parametrize("has_worker", [True, False])
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", CHAT, "POST"),
+        ("PUT", CHAT, "POST"),
+        ("GET", f"/sessions/s{CHAT}", "POST"),
+        ("GET", "/generate", "POST, PUT"),
+        ("POST", "/health", "GET, HEAD"),
+        ("POST", "/v1/responses/resp_1", "DELETE, GET, HEAD"),
+        ("PATCH", "/sessions/s", "DELETE, GET, HEAD"),
+    ],
+)
+async def test_a_path_of_our_own_says_which_methods_it_takes(has_worker, method, path, allowed):
+    async with any_worker() as worker, serving(*[worker.url][:has_worker]) as router:
+        async with router.http.request(method, path) as answer:
+            assert (answer.status, answer.headers["Allow"]) == (405, allowed)
+            error = (await answer.json())["error"]
+        assert (set(error), error["code"]) == (FOUR_KEYS, "method_not_supported")
+        assert worker.heard == []
+
+
+async def test_a_browsers_question_is_the_workers_to_answer():
+    async with (
+        any_worker() as worker,
+        serving(worker.url) as router,
+        router.http.options(CHAT) as answer,
+    ):
+        assert (answer.status, worker.heard[0].method) == (200, "OPTIONS")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/no/such/thing", 404, "unknown_url"),
+        ("/sessions/s/no/such/thing", 404, "unknown_url"),
+        ("/v1/embeddings", 503, "no_available_workers"),
+        ("/sessions/s/v1/embeddings", 503, "no_available_workers"),
+        ("/v1/audio/transcriptions", 503, "no_available_workers"),
+    ],
+)
+async def test_without_a_worker_only_what_workers_serve_is_worth_another_try(path, status, code):
+    async with serving() as router, router.http.post(path, data=b"x") as answer:
+        error = (await answer.json())["error"]
+        assert (answer.status, error["code"], set(error)) == (status, code, FOUR_KEYS)
+        assert ("retry-after" in answer.headers) == (status == 503)
+
+
+async def test_a_door_that_is_closed_is_a_path_like_any_other():
+    async with any_worker() as worker:
+        async with serving(worker.url, enable_openai_chat_completion=False) as router:
+            assert (await router.post(CHAT, {"messages": []}))[0] == 200
+        async with serving(enable_openai_chat_completion=False) as router:
+            assert (await router.post(CHAT, {"messages": []}))[0] == 503
+
+
+@pytest.mark.parametrize("path", ["/", "/health"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_router_says_that_it_runs(method, path):
+    async with serving() as router, router.http.request(method, path) as answer:
+        assert answer.status == 200
+        assert bool(await answer.read()) == (method == "GET")
+
+
+@pytest.mark.parametrize(
+    "path", ["/get_model_info", "/model_info", "/get_server_info", "/server_info"]
+)
+async def test_a_worker_speaks_of_itself_and_without_one_the_router_does(path):
+    said = b'{"max_total_num_tokens": 7}'
+    async with any_worker(pieces=[said]) as worker, serving(worker.url) as router:
+        for prefix in ("", "/sessions/s"):
+            async with router.http.get(prefix + path) as answer:
+                assert await answer.read() == said
+        assert [heard.target for heard in worker.heard] == [path, path]
+    async with serving(served_model_name="tiny") as router:
+        status, own = await router.get(path)
+    checkpoint = router.gateway.config.hf_checkpoint
+    common = {"model_path": checkpoint, "tokenizer_path": checkpoint, "weight_version": None}
+    if "model" in path:
+        assert (status, own) == (200, {**common, "is_generation": True})
+    else:
+        assert own == {**common, "served_model_name": "tiny", "internal_states": []}
