@@ -19,9 +19,9 @@ class CompletionsDoor:
     """Serves `POST /v1/completions`."""
 
     def __init__(
-        self, joiner: Joiner, vocabulary: Vocabulary, *, default_model: str, max_concurrent: int
+        self, joiner: Joiner, vocabulary: Vocabulary, *, default_model: str, admission: Admission
     ) -> None:
-        self._admission = Admission(max_concurrent, joiner.note_refusal)
+        self._admission = admission
         self._joiner = joiner
         self._vocabulary = vocabulary
         self._default_model = default_model
