@@ -8,7 +8,7 @@ that never leaves a worker computes a few tokens less than one that also minds t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -24,6 +24,7 @@ from slime_router.workers.worker import Need, Worker
 
 AIM = 1.0
 OURS = "cache_aware"
+OWN: tuple[PolicyName, ...] = get_args(PolicyName)
 PEERS: Mapping[str, Callable[[], Policy]] = {
     "sglang-router's cache_aware": SglangCacheAware,
     "sglang-router's consistent_hashing": SglangConsistentHashing,
@@ -51,18 +52,21 @@ def run(size: Size = FULL) -> list[Measurement]:
     """Our default over every other policy, on every trace; then the cost of a choice."""
     measurements: list[Measurement] = []
     for name, write in TRACES.items():
-        measurements += _compare(name, outcomes(write(SEED, size.scale), size.workers))
+        trace = write(SEED, size.scale)
+        measurements += _compare(name, outcomes(trace, size.workers, (*OWN, *PEERS)))
     return measurements + _costs(size)
 
 
-def outcomes(trace: Trace, workers: int) -> dict[str, Outcome]:
-    """What each policy makes of the trace, ours and the peers', by name."""
-    policies = {name: _maker(name) for name in get_args(PolicyName)} | dict(PEERS)
-    return {name: Fleet(make(), workers, Engine()).play(trace) for name, make in policies.items()}
+def outcomes(trace: Trace, workers: int, names: Collection[str]) -> dict[str, Outcome]:
+    """What each of the policies makes of the trace, by name."""
+    return {name: Fleet(_policy(name), workers, Engine()).play(trace) for name in names}
 
 
-def _maker(name: PolicyName) -> Callable[[], Policy]:
-    return lambda: make_policy(name, seed=SEED)
+def _policy(name: str) -> Policy:
+    if name in PEERS:
+        return PEERS[name]()
+    [own] = [own for own in OWN if own == name]
+    return make_policy(own, seed=SEED)
 
 
 def _compare(trace: str, found: Mapping[str, Outcome]) -> list[Measurement]:
@@ -74,7 +78,7 @@ def _compare(trace: str, found: Mapping[str, Outcome]) -> list[Measurement]:
             ours.computed / theirs.computed,
             "x",
             AIM if name in PEERS else None,
-            f"{_told(ours)}; theirs {_told(theirs)}",
+            _told(theirs),
         )
         for name, theirs in found.items()
         if name != OURS
@@ -82,6 +86,13 @@ def _compare(trace: str, found: Mapping[str, Outcome]) -> list[Measurement]:
     wait_s, peers_wait_s = ours.wait_s(0.99), min(peer.wait_s(0.99) for peer in peers)
     imbalance = min(peer.imbalance for peer in peers)
     return [
+        Measurement(
+            f"{trace}: prompt tokens computed by {OURS}",
+            100 * ours.computed / ours.sent,
+            "%",
+            None,
+            _told(ours),
+        ),
         *measurements,
         Measurement(
             f"{trace}: p99 wait for the first token, {OURS} over the better peer",
@@ -101,9 +112,8 @@ def _compare(trace: str, found: Mapping[str, Outcome]) -> list[Measurement]:
 
 
 def _told(outcome: Outcome) -> str:
-    share = 100 * outcome.computed / outcome.sent
     return (
-        f"{share:.1f} % of {outcome.sent / 1e6:.1f} M, waits {outcome.wait_s(0.5):.2f} s p50 "
+        f"{outcome.computed:,} of {outcome.sent:,} tokens computed, waits {outcome.wait_s(0.5):.2f} s p50 "
         f"{outcome.wait_s(0.99):.2f} s p99, busiest {outcome.imbalance:.2f}"
     )
 

@@ -129,9 +129,7 @@ def agents(seed: int, scale: float) -> Trace:
         start_s = float(writer.rng.uniform(0, 30))
         for _ in range(8):
             turns = int(writer.rng.integers(6, 18))
-            chats.append(
-                writer.chat(head, turns, said=900, answer=220, start_s=start_s, gap_s=6.0)
-            )
+            chats.append(writer.chat(head, turns, said=900, answer=220, start_s=start_s, gap_s=6.0))
     return chats
 
 
@@ -145,9 +143,7 @@ def chats(seed: int, scale: float) -> Trace:
         system = systems[int(writer.rng.choice(40, p=weights / weights.sum()))]
         turns = int(writer.rng.integers(1, 5))
         start_s = float(writer.rng.uniform(0, 30))
-        found.append(
-            writer.chat(system, turns, said=150, answer=200, start_s=start_s, gap_s=8.0)
-        )
+        found.append(writer.chat(system, turns, said=150, answer=200, start_s=start_s, gap_s=8.0))
     return found
 
 

@@ -77,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     _add_retry_flags(p.add_argument_group("failures of workers"))
     _add_launch_flags(p.add_argument_group("workers that the router starts"))
     _add_server_flags(p.add_argument_group("server"))
+    _add_limit_flags(p.add_argument_group("limits"))
     _add_token_flags(p.add_argument_group("tokens"))
     _add_session_flags(p.add_argument_group("sessions"))
     _add_chat_flags(p.add_argument_group("chat completions"))
@@ -236,6 +237,35 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
     levels = ("debug", "info", "warning", "error")
     group.add_argument("--log-level", choices=levels, type=str.lower)
     group.add_argument("--verbose", action="store_true", help="the same as --log-level debug")
+
+
+def _add_limit_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-concurrent-requests",
+        type=_count(),
+        metavar="N",
+        help="generations at once, of all doors; each of n samples is one",
+    )
+    group.add_argument(
+        "--queue-size",
+        type=_number(int, 0, 2**40),
+        metavar="N",
+        help="generations that wait beyond those; sessions take turns",
+    )
+    group.add_argument(
+        "--queue-timeout-secs",
+        dest="queue_timeout_s",
+        type=_number(float, 0.001, 1e9),
+        metavar="S",
+        help="how long each may wait",
+    )
+    group.add_argument(
+        "--client-timeout-secs",
+        dest="client_timeout_s",
+        type=_number(float, 0.001, 1e9),
+        metavar="S",
+        help="a client that sends or reads nothing for so long is cut",
+    )
 
 
 def _add_token_flags(group: argparse._ArgumentGroup) -> None:

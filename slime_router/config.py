@@ -60,7 +60,11 @@ class Config:
     enable_openai_chat_completion: bool = True
     openai_chat_completion_path: str = "/v1/chat/completions"
     openai_default_model: str | None = None
-    openai_max_concurrent_requests: int = 4096
+    openai_max_concurrent_requests: int = 32_768  # at all chat doors together
+    max_concurrent_requests: int = 32_768  # generations: 64 engines with slime's 512 each
+    queue_size: int = 131_072  # who is refused here has nowhere else to ask: waiting is better
+    queue_timeout_s: float = 3600.0
+    client_timeout_s: float = 60.0  # without any progress
     max_stored_responses: int = 1000  # for `previous_response_id`
     request_timeout_s: float = 14_400.0  # slime's own figure: a long rollout is no failure
     max_stored_tokens: int | None = None  # of turns; None: as many as the cache

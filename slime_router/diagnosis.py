@@ -16,6 +16,7 @@ from slime_router.chat.meeting import common_len
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.errors import BadRequest, NotFound
+from slime_router.owners import shown
 from slime_router.prompt import PromptMaker
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.types import GenerateCall, TokenIds
@@ -95,7 +96,7 @@ class Doctor:
                 own = np.concatenate((turn.prompt_ids, turn.output_ids))
                 shared[turn_id] = turn.base_len + common_len(own, ids[turn.base_len :])
         if not shared:
-            raise NotFound(f"The session '{session_id}' holds no turns.", param="session_id")
+            raise NotFound(f"The session '{shown(session_id)}' holds no turns.", param="session_id")
         return max(shared, key=lambda turn_id: shared[turn_id])
 
 

@@ -3,6 +3,7 @@
     RouterError
     ├── BadRequest 400            the client's mistake; names the field; changes nothing
     │   └── ContextLengthExceeded
+    ├── Unauthorized 401          no key, or not one that opens this
     ├── NotFound 404
     ├── MethodNotSupported 405
     ├── Conflict 409              the session is closed, or has that name or reward already
@@ -53,6 +54,15 @@ class ContextLengthExceeded(BadRequest):
     """The prompt, or the prompt and the wanted reply, do not fit the model's context."""
 
     code = "context_length_exceeded"
+
+
+class Unauthorized(RouterError):
+    """The request has no key, or not one that opens this route. No message says a key."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+    is_final = True
 
 
 class NotFound(RouterError):

@@ -139,7 +139,7 @@ class PromptMaker:
         with_ids = self._template.findings.prints_call_ids
         keys, named = [root_key(call.scope, call.template)], {}
         for index, message in enumerate(messages):
-            turn = self._named_turn(message, keys[-1], call.session_id)
+            turn = self._named_turn(message, keys[-1], call)
             if turn is not None:
                 named[index] = turn
                 keys.append(turn.keys[0])
@@ -147,14 +147,16 @@ class PromptMaker:
                 keys.append(next_key(keys[-1], message, with_call_ids=with_ids))
         return keys, named
 
-    def _named_turn(self, message: Message, asked: Key, session_id: str | None) -> Turn | None:
+    def _named_turn(self, message: Message, asked: Key, call: GenerateCall) -> Turn | None:
         """The turn that made the tool calls of this message, where the same was asked before it.
 
         The calls are as many and of the same tools: an agent may mend arguments, not more.
         """
         calls = message.get("tool_calls")
         handle = message.get("turn") or (calls[0].get("id") if calls else None)
-        turn = self._store.of_handle(handle, session_id) if isinstance(handle, str) else None
+        if not isinstance(handle, str):
+            return None
+        turn = self._store.of_handle(handle, call.session_id, call.scope)
         if turn is None or turn.asked != asked or not turn.keys:
             return None
         made = tuple((each.get("id"), each["function"]["name"]) for each in calls or ())

@@ -31,12 +31,12 @@ class Retriever:
         self._store = store
         self._tokenizer = tokenizer
 
-    async def by_text(self, text: str) -> Trace:
+    async def by_text(self, text: str, scope: str = "") -> Trace:
         """The trace of the most recent path that reads `text`; what is not cached is encoded."""
-        node = self._cache.match_text("", text)
+        node = self._cache.match_text(scope, text)
         if node is not None:
             return self._of_path(node, node.path_ids())
-        return await self._of_call(GenerateCall(rid="", turn_id="", text=text))
+        return await self._of_call(GenerateCall(rid="", turn_id="", text=text, scope=scope))
 
     async def by_messages(self, call: GenerateCall) -> tuple[Trace, str]:
         """The trace of a conversation and its text.

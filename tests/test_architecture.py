@@ -72,6 +72,7 @@ SPELLS_AS_SGLANG = {
     "doors.schema": "a chat client may name fields of SGLang's chat API",
 }
 PARTS = {
+    "AdmissionMiddleware",
     "ChatDoor",
     "ChatTemplate",
     "CompletionsDoor",
@@ -97,6 +98,7 @@ PARTS = {
     "RowsDoor",
     "SessionDoor",
     "SessionMiddleware",
+    "SlowClients",
     "Tokenizer",
     "TrajectoryStore",
     "Upkeep",

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from slime_router.doors.caller import caller
 from slime_router.errors import BadRequest
 
 SESSION_HEADERS = (  # of slime, of agents, of gateways
@@ -38,12 +39,24 @@ class PayloadTooLarge(BadRequest):
     code = "request_too_large"
 
 
+class ClientTimeout(BadRequest, TimeoutError):
+    """Nothing of the body came for `--client-timeout-secs`.
+
+    Who reads the body gets it. It is a TimeoutError so that the server, which reads what is left of
+    a body, takes it for the end of that.
+    """
+
+    status = 408
+    code = "request_timeout"
+
+
 async def read_object(request: web.Request) -> dict[str, Any]:
     """The JSON object in the body, whatever its Content-Type says.
 
     Raises:
         BadRequest: it is not JSON, not an object, or cannot be written as JSON again.
-        PayloadTooLarge: it is over the server's limit.
+        PayloadTooLarge: it is over the server's limit, as it is or unpacked.
+        ClientTimeout: the client sends no more of it.
     """
     try:
         raw = await request.read()
@@ -62,15 +75,26 @@ async def read_object(request: web.Request) -> dict[str, Any]:
 def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:
     """The session that the client names; the path goes before headers, they before the body.
 
-    A name in a header or in the body that is unfit is none.
+    A name in a header or in the body that is unfit is none. It is the caller's own session of that
+    name: what comes back is its name inside the router.
 
     Raises:
         BadRequest: the path names a session that cannot be.
     """
     named = request.match_info.get("session")
     if named is not None:
-        return checked_session_id(named, "session_id")
-    return next((n for n in _hints(request.headers, body) if is_session_id(n)), None)
+        return own_session_id(request, named)
+    hint = next((n for n in _hints(request.headers, body) if is_session_id(n)), None)
+    return None if hint is None else caller(request).own(hint)
+
+
+def own_session_id(request: web.Request, name: object) -> str:
+    """The caller's session of this name, as the router knows it.
+
+    Raises:
+        BadRequest: nothing can have that name.
+    """
+    return caller(request).own(checked_session_id(name, "session_id"))
 
 
 def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Iterator[Any]:
@@ -124,8 +148,13 @@ def forwarded_headers(headers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def scope(body: Mapping[str, Any]) -> str:
-    """A name for what parts the caches: adapter, extra key, cache salt. Plain requests: ""."""
+def scope(request: web.Request, body: Mapping[str, Any]) -> str:
+    """A name for what parts the caches: who asks, and what `parting` says. Mostly: ""."""
+    return caller(request).own(parting(body))
+
+
+def parting(body: Mapping[str, Any]) -> str:
+    """A name for the adapter, extra key and cache salt. Plain requests: ""."""
     values = [body.get(name) or None for name in _SCOPE_FIELDS]
     return orjson.dumps(values).decode() if any(values) else ""
 

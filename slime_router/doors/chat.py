@@ -32,7 +32,7 @@ class ChatDoor:
         *,
         model_name: str,
         default_model: str | None,
-        max_concurrent: int,
+        admission: Admission,
         parsers: ReplyParsers,
         joiner: Joiner | None = None,
         models: ModelNames | None = None,
@@ -47,7 +47,7 @@ class ChatDoor:
         self._joiner = joiner or Joiner.off(router)
         self._vocabulary = vocabulary
         self._default_model = default_model or model_name
-        self._admission = Admission(max_concurrent, self._joiner.note_refusal)
+        self._admission = admission
 
     def __repr__(self) -> str:
         return f"<ChatDoor {self._default_model!r} {self._admission!r}>"

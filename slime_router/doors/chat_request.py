@@ -72,7 +72,7 @@ def read_chat_request(
         reply=form,
         history=fields.history,
         session_id=http.session_id(request, body),
-        scope=http.scope(body),
+        scope=http.scope(request, body),
         sampling=sampling(fields, _grammar(body, fields, parsers.constraint(form))),
         worker_fields=_worker_fields(fields),
         headers=http.forwarded_headers(request.headers),

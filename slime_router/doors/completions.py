@@ -25,11 +25,11 @@ class CompletionsDoor:
         vocabulary: Vocabulary,
         *,
         default_model: str,
-        max_concurrent: int,
+        admission: Admission,
         models: ModelNames | None = None,
     ) -> None:
         self._models = models or ModelNames()
-        self._admission = Admission(max_concurrent, joiner.note_refusal)
+        self._admission = admission
         self._joiner = joiner
         self._vocabulary = vocabulary
         self._default_model = default_model

@@ -88,7 +88,7 @@ def read_completion_request(
         rid="",
         turn_id="",
         session_id=http.session_id(request, body),
-        scope=http.scope(body),
+        scope=http.scope(request, body),
         sampling=sampling(_limited(fields, is_echo_alone), _grammar(body, fields)),
         reply=ReplyFormat(separates_reasoning=False),
         worker_fields=given,

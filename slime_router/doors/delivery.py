@@ -51,9 +51,12 @@ class WholeReply(Protocol):
 
 
 class Admission:
-    """Counts the requests inside; the one over the limit is turned away, and `on_refusal` told."""
+    """Counts the requests inside the doors that share it.
 
-    def __init__(self, limit: int, on_refusal: Callable[[], None]) -> None:
+    The one over the limit is turned away, unread, and `on_refusal` told.
+    """
+
+    def __init__(self, limit: int, on_refusal: Callable[[], None] = lambda: None) -> None:
         self._limit = limit
         self._on_refusal = on_refusal
         self._inside = 0

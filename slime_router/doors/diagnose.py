@@ -16,10 +16,11 @@ from slime_router.diagnosis import Diagnosis
 from slime_router.doors.body import (
     checked_session_id,
     new_turn_id,
+    parting,
     read_object,
-    scope,
     session_id,
 )
+from slime_router.doors.caller import ANYBODY, Caller, caller
 from slime_router.doors.conversation import read_messages
 from slime_router.doors.delivery import answered
 from slime_router.doors.faults import require
@@ -71,13 +72,17 @@ class DiagnoseDoor:
 
     async def _handle(self, request: web.Request) -> web.Response:
         body = await read_object(request)
-        named = session_id(request, body)
-        question = read_question(body, self._doctor.vocab_size, session_id=named)
+        named, by = session_id(request, body), caller(request)
+        question = read_question(body, self._doctor.vocab_size, session_id=named, by=by)
         return web.json_response(diagnosis_body(await question.ask(self._doctor)))
 
 
 def read_question(
-    body: Mapping[str, Any], vocab_size: int, *, session_id: str | None = None
+    body: Mapping[str, Any],
+    vocab_size: int,
+    *,
+    session_id: str | None = None,
+    by: Caller = ANYBODY,
 ) -> Question:
     """What a body asks for; `session_id` is the session that the request names otherwise.
 
@@ -87,7 +92,7 @@ def read_question(
     has_tokens = _is_given_one(body, "tokens", "session_id", is_needed=session_id is None)
     held = checked_ids(body["tokens"], vocab_size, "tokens") if has_tokens else None
     if body.get("session_id") is not None:
-        session_id = checked_session_id(body["session_id"], "session_id")
+        session_id = by.own(checked_session_id(body["session_id"], "session_id"))
     messages, text, options = None, None, TemplateOptions()
     if _is_given_one(body, "messages", "text"):
         messages = read_messages(body)
@@ -102,7 +107,7 @@ def read_question(
         text=text,
         template=options,
         session_id=None if has_tokens else session_id,
-        scope=scope(body),
+        scope=by.own(parting(body)),
     )
     return Question(call, held)
 

@@ -188,7 +188,7 @@ def _call(
         text=prompt if name == "text" else None,
         input_ids=None if name == "text" else checked_ids(prompt, vocabulary.vocab_size, name),
         session_id=http.session_id(request, native),
-        scope=http.scope(native),
+        scope=http.scope(request, native),
         native=native,
         headers=http.forwarded_headers(request.headers),
         stream=native.get("stream") is True,

@@ -37,7 +37,7 @@ class MessagesDoor:
         *,
         model_name: str,
         default_model: str | None,
-        max_concurrent: int,
+        admission: Admission,
         parsers: ReplyParsers,
         prompt_len: PromptLength,
         joiner: Joiner | None = None,
@@ -51,7 +51,7 @@ class MessagesDoor:
         self._joiner = joiner or Joiner.off(router)
         self._vocabulary = vocabulary
         self._default_model = default_model or model_name
-        self._admission = Admission(max_concurrent, self._joiner.note_refusal)
+        self._admission = admission
 
     def __repr__(self) -> str:
         return f"<MessagesDoor {self._default_model!r} {self._admission!r}>"

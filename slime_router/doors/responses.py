@@ -10,6 +10,7 @@ from aiohttp import web
 
 from slime_router.chat.parse import ReplyParsers
 from slime_router.doors.body import read_object, request_id
+from slime_router.doors.caller import caller
 from slime_router.doors.delivery import Admission, answered, deliver_stream, deliver_whole
 from slime_router.doors.joining import Joiner
 from slime_router.doors.media import MediaPass
@@ -33,7 +34,7 @@ class ResponsesDoor:
         *,
         model_name: str,
         default_model: str | None,
-        max_concurrent: int,
+        admission: Admission,
         parsers: ReplyParsers,
         joiner: Joiner | None = None,
         max_stored: int = 1000,
@@ -46,7 +47,7 @@ class ResponsesDoor:
         self._joiner = joiner or Joiner.off(router)
         self._vocabulary = vocabulary
         self._default_model = default_model or model_name
-        self._admission = Admission(max_concurrent, self._joiner.note_refusal)
+        self._admission = admission
         self._kept = ResponseStore(max_stored)
 
     def __repr__(self) -> str:
@@ -82,7 +83,7 @@ class ResponsesDoor:
                 self._parsers,
                 self._kept,
             )
-            keep = partial(self._keep, asked)
+            keep = partial(self._keep, asked, caller(request).owner)
             if asked.stream:
                 stream = partial(ResponseStream, asked.style, keep)
                 return await deliver_stream(
@@ -92,18 +93,20 @@ class ResponsesDoor:
             return await deliver_whole(request, self._joiner, [asked.call], whole, headers)
 
     async def _show(self, request: web.Request) -> web.StreamResponse:
-        return _json(self._kept.get(request.match_info["id"]).response)
+        return _json(self._kept.get(request.match_info["id"], caller(request)).response)
 
     async def _delete(self, request: web.Request) -> web.StreamResponse:
         response_id = request.match_info["id"]
-        self._kept.delete(response_id)
+        self._kept.delete(response_id, caller(request))
         return _json({"id": response_id, "object": "response", "deleted": True})
 
-    def _keep(self, asked: ResponsesRequest, response: dict[str, Any], turn: str) -> None:
+    def _keep(
+        self, asked: ResponsesRequest, owner: str, response: dict[str, Any], turn: str
+    ) -> None:
         """Before the client can ask for what continues it."""
         if asked.store:
             said = tuple({**item, "turn": turn} for item in response["output"])
-            self._kept.put(Stored(response, asked.asked, said, asked.previous))
+            self._kept.put(Stored(response, asked.asked, said, asked.previous, owner))
 
 
 def _json(value: Any) -> web.Response:

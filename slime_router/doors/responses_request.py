@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.chat.parse import ReplyParsers
+from slime_router.doors.caller import Caller, caller
 from slime_router.doors.chat_reply import logprob_entries
 from slime_router.doors.chat_request import read_chat_request
 from slime_router.doors.faults import missing, require
@@ -76,10 +77,10 @@ def read_responses_request(
         NotFound: an item that is referred to is not stored.
     """
     _check(body)
-    previous = None
+    previous, by = None, caller(request)
     if body.get("previous_response_id") is not None:
-        previous = kept.previous(body["previous_response_id"])
-    asked = _asked(body, kept, previous)
+        previous = kept.previous(body["previous_response_id"], by)
+    asked = _asked(body, kept, previous, by)
     tools = response_tools(body.get("tools"))
     chat = _chat_body(body, _messages(body, asked, previous), tools)
     made = read_chat_request(chat, request, vocabulary, default_model, parsers)
@@ -114,12 +115,14 @@ def _check(body: dict[str, Any]) -> None:
             raise BadRequest(f"'{name}' is not supported.", param=name, code="unsupported_value")
 
 
-def _asked(body: dict[str, Any], kept: ResponseStore, previous: Stored | None) -> tuple[Item, ...]:
+def _asked(
+    body: dict[str, Any], kept: ResponseStore, previous: Stored | None, by: Caller
+) -> tuple[Item, ...]:
     if body.get("input") is None:
         if previous is None:
             raise missing("input")
         return ()
-    return read_input(body["input"], kept.item)
+    return read_input(body["input"], partial(kept.item, by=by))
 
 
 def _messages(

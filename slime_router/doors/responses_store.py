@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from slime_router.doors.caller import ANYBODY, Caller
 from slime_router.errors import BadRequest, NotFound
 
 Item: TypeAlias = dict[str, Any]
@@ -25,6 +26,7 @@ class Stored:
     asked: tuple[Item, ...]
     said: tuple[Item, ...]  # the output items, each with the `turn` that sampled it
     previous: Stored | None = None
+    owner: str = ""  # only this caller is told of it
 
     def conversation(self) -> list[Item]:
         """All items up to the end of this response, the oldest first."""
@@ -37,12 +39,12 @@ class Stored:
 
 
 class ResponseStore:
-    """At most `max_stored` responses, by id."""
+    """At most `max_stored` responses, by id. What another owner stored is not there for a caller."""
 
     def __init__(self, max_stored: int) -> None:
         self._max_stored = max_stored
         self._responses: OrderedDict[str, Stored] = OrderedDict()
-        self._items: dict[str, Item] = {}
+        self._items: dict[str, tuple[Item, str]] = {}  # and whose it is
 
     def __repr__(self) -> str:
         return f"<ResponseStore {len(self)}/{self._max_stored}>"
@@ -53,22 +55,22 @@ class ResponseStore:
     def put(self, stored: Stored) -> None:
         """Keeps a response; those over the limit are forgotten."""
         self._responses[stored.response["id"]] = stored
-        self._items.update({item["id"]: item for item in stored.said})
+        self._items.update({item["id"]: (item, stored.owner) for item in stored.said})
         while len(self._responses) > self._max_stored:
             self._forget(next(iter(self._responses)))
 
-    def get(self, response_id: str) -> Stored:
-        """Raises NotFound where it was never kept, or is forgotten."""
+    def get(self, response_id: str, by: Caller = ANYBODY) -> Stored:
+        """Raises NotFound where it was never kept, is forgotten, or is not the caller's."""
         stored = self._responses.get(response_id)
-        if stored is None:
+        if stored is None or not by.sees_what_is_of(stored.owner):
             raise NotFound(f"Response with id '{response_id[:80]}' not found.", param="id")
         self._responses.move_to_end(response_id)
         return stored
 
-    def previous(self, response_id: str) -> Stored:
+    def previous(self, response_id: str, by: Caller = ANYBODY) -> Stored:
         """Raises BadRequest where a request continues what is not here."""
         try:
-            return self.get(response_id)
+            return self.get(response_id, by)
         except NotFound:
             raise BadRequest(
                 f"Previous response with id '{response_id[:80]}' not found.",
@@ -76,15 +78,16 @@ class ResponseStore:
                 code="previous_response_not_found",
             ) from None
 
-    def item(self, item_id: str, param: str) -> Item:
+    def item(self, item_id: str, param: str, by: Caller = ANYBODY) -> Item:
         """An output item. Raises NotFound."""
-        if item_id not in self._items:
+        item, owner = self._items.get(item_id, (None, ""))
+        if item is None or not by.sees_what_is_of(owner):
             raise NotFound(f"Item with id '{item_id[:80]}' not found.", param=param)
-        return self._items[item_id]
+        return item
 
-    def delete(self, response_id: str) -> None:
+    def delete(self, response_id: str, by: Caller = ANYBODY) -> None:
         """Forgets a response. Raises NotFound."""
-        self.get(response_id)
+        self.get(response_id, by)
         self._forget(response_id)
 
     def _forget(self, response_id: str) -> None:

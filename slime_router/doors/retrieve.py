@@ -25,8 +25,8 @@ from slime_router.types import GenerateCall, Message, TemplateOptions
 class Retriever(Protocol):
     """Finds traces; `slime_router.retrieval` does."""
 
-    async def by_text(self, text: str) -> Trace:
-        """The trace of a text."""
+    async def by_text(self, text: str, scope: str = "") -> Trace:
+        """The trace of a text in one part of the cache."""
 
     async def by_messages(self, call: GenerateCall) -> tuple[Trace, str]:
         """The trace of a conversation, and its text."""
@@ -53,7 +53,8 @@ class RetrieveDoor:
         body = await read_object(request)
         text = body.get("text")
         require(isinstance(text, str) and bool(text), "text", "a string that is not empty")
-        return web.json_response(trace_body(await self._retriever.by_text(str(text)), str(text)))
+        trace = await self._retriever.by_text(str(text), scope(request, body))
+        return web.json_response(trace_body(trace, str(text)))
 
     async def _from_messages(self, request: web.Request) -> web.Response:
         body = await read_object(request)
@@ -64,7 +65,7 @@ class RetrieveDoor:
             messages=messages,
             template=read_template_options(body, messages),
             session_id=session_id(request, body),
-            scope=scope(body),
+            scope=scope(request, body),
         )
         trace, text = await self._retriever.by_messages(call)
         return web.json_response(trace_body(trace, text))

@@ -16,12 +16,14 @@ from aiohttp import web
 
 from slime_router.doors import rows_reply
 from slime_router.doors.body import read_object
+from slime_router.doors.caller import Caller, caller
 from slime_router.doors.delivery import answered
 from slime_router.doors.faults import require
 from slime_router.doors.replies import openai_error, openai_error_object
 from slime_router.doors.session_request import Body, check_known, read_count, read_query
 from slime_router.doors.sessions import session_in_path
 from slime_router.errors import BadRequest, NotFound, RouterError
+from slime_router.owners import shown
 from slime_router.trajectory.rows import RowOptions, RowSet, build_rows
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
@@ -67,7 +69,7 @@ class RowsDoor:
         body = await read_object(request)
         check_known(body, (*_SELECTORS, *_OPTIONS))
         options = self._options(body)
-        session_ids = self._selected(body)
+        session_ids = self._selected(body, caller(request))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         try:
@@ -107,8 +109,8 @@ class RowsDoor:
             keeps_retries=retries == "keep",
         )
 
-    def _selected(self, body: Body) -> Sequence[str]:
-        """The ids of the sessions that are asked for in one of the three ways."""
+    def _selected(self, body: Body, by: Caller) -> Sequence[str]:
+        """The sessions that are asked for in one of the three ways, as the router knows them."""
         given = [name for name in _SELECTORS if body.get(name) is not None]
         if len(given) != 1:
             raise BadRequest(
@@ -116,13 +118,15 @@ class RowsDoor:
             )
         [selector] = given
         if selector == "session_ids":
-            return _checked_ids(body[selector])
+            return [by.own(session_id) for session_id in _checked_ids(body[selector])]
         name = body[selector]
         name = str(name) if type(name) is int else name
         require(isinstance(name, str), selector, "a string")
-        if not (found := self._store.sessions.list(**{selector: name})):
+        listed = self._store.sessions.list(**{selector: name})
+        found = [session.id for session in listed if by.sees(session.id)]
+        if not found:
             raise NotFound(f"No session has the {selector} '{name:.100}'.", param=selector)
-        return [session.id for session in found]
+        return found
 
 
 def _checked_ids(ids: Any) -> Sequence[str]:
@@ -155,4 +159,4 @@ def _number(text: str) -> int | str:
 
 
 def _error_line(session_id: str, exc: RouterError) -> bytes:
-    return orjson.dumps({"session_id": session_id, **openai_error_object(exc)}) + b"\n"
+    return orjson.dumps({"session_id": shown(session_id), **openai_error_object(exc)}) + b"\n"

@@ -53,7 +53,7 @@ def lines(session: Session, rowset: RowSet) -> Iterator[bytes]:
     """The lines one by one, each written when it is asked for."""
     for row in rowset.rows:
         yield _dumps(_json_row(session, row)) + b"\n"
-    stats = {"session_id": session.id, "stats": _stats(session, rowset.stats)}
+    stats = {"session_id": session.name, "stats": _stats(session, rowset.stats)}
     yield _dumps(stats) + b"\n"
 
 
@@ -94,7 +94,8 @@ def _fields(session: Session, row: Row) -> dict[str, Any]:
     """What a row says besides its arrays."""
     return {
         "row_id": row.row_id,
-        "session_id": session.id,
+        "session_id": session.name,
+        **_owner(session),
         "group_id": session.group_id,
         "rollout_id": session.rollout_id,
         "turn_ids": row.turn_ids,
@@ -118,9 +119,15 @@ def _json_row(session: Session, row: Row) -> dict[str, Any]:
     }
 
 
+def _owner(session: Session) -> dict[str, str]:
+    """Two owners can give one name to their sessions."""
+    return {"owner": session.owner} if session.owner else {}
+
+
 def _slime_sample(session: Session, row: Row) -> dict[str, Any]:
     start = len(row.tokens) - row.response_length
     ours = {
+        **_owner(session),
         "group_id": session.group_id,
         "rollout_id": session.rollout_id,
         "row_id": row.row_id,
@@ -136,7 +143,7 @@ def _slime_sample(session: Session, row: Row) -> dict[str, Any]:
         "rollout_log_probs": None if row.logprobs is None else row.logprobs[start:],
         "weight_versions": [str(version) for version in row.turn_versions],
         "status": row.status,
-        "session_id": session.id,
+        "session_id": session.name,
         "metadata": {**session.metadata, OUR_METADATA_KEY: ours},
         **_json_experts(row, "rollout_routed_experts"),
     }

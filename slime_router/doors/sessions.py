@@ -11,6 +11,7 @@ import orjson
 from aiohttp import web
 
 from slime_router.doors.body import read_object
+from slime_router.doors.caller import caller
 from slime_router.doors.delivery import answered
 from slime_router.doors.replies import openai_error
 from slime_router.doors.session_request import read_close, read_filters, read_reward, read_spec
@@ -53,7 +54,10 @@ class SessionDoor:
         return await answered(self._open(request), openai_error, {})
 
     async def list(self, request: web.Request) -> web.StreamResponse:
-        """`GET /sessions?group_id=&rollout_id=&state=`: the summaries of those that fit."""
+        """`GET /sessions?group_id=&rollout_id=&state=`: the summaries of those that fit.
+
+        They are the caller's own, or everybody's where it may see all.
+        """
         return await answered(self._list(request), openai_error, {})
 
     async def show(self, request: web.Request) -> web.StreamResponse:
@@ -75,13 +79,14 @@ class SessionDoor:
     async def _open(self, request: web.Request) -> web.Response:
         body = await read_object(request) if request.body_exists else {}
         spec = read_spec(body, self._vocabulary)
-        if spec.max_turns is None:
-            spec = replace(spec, max_turns=self._default_max_turns)
+        max_turns = self._default_max_turns if spec.max_turns is None else spec.max_turns
+        spec = replace(spec, id=caller(request).own(spec.id), max_turns=max_turns)
         session = self._store.open_session(spec)
         return _reply(summary(session, request), status=201)
 
     async def _list(self, request: web.Request) -> web.Response:
-        found = self._store.sessions.list(**read_filters(request.query))
+        listed, by = self._store.sessions.list(**read_filters(request.query)), caller(request)
+        found = [session for session in listed if by.sees(session.id)]
         summaries: list[dict[str, Any]] = []
         for start in range(0, len(found), _SLICE):
             summaries += [summary(each, request) for each in found[start : start + _SLICE]]
@@ -97,7 +102,7 @@ class SessionDoor:
     async def _delete(self, request: web.Request) -> web.Response:
         session_id = session_in_path(request)
         await self._flights.delete(session_id)
-        return _reply({"session_id": session_id, "deleted": True})
+        return _reply({"session_id": request.match_info["session"], "deleted": True})
 
     async def _close(self, request: web.Request) -> web.Response:
         wanted = await read_close(request)
@@ -113,15 +118,19 @@ class SessionDoor:
 
 
 def session_in_path(request: web.Request) -> str:
-    """The session that the path names, decoded."""
-    return request.match_info["session"]
+    """The caller's session that the path names, as the router knows it."""
+    return caller(request).own(request.match_info["session"])
 
 
 def summary(session: Session, request: web.Request) -> dict[str, Any]:
-    """What every reply says of a session; its URL is on the host that this request was sent to."""
-    url = f"{request.scheme}://{request.host}/sessions/{quote(session.id, safe='')}"
+    """What every reply says of a session; its URL is on the host that this request was sent to.
+
+    `owner` is there where the session belongs to a named key.
+    """
+    url = f"{request.scheme}://{request.host}/sessions/{quote(session.name, safe='')}"
     return {
-        "session_id": session.id,
+        "session_id": session.name,
+        **({"owner": session.owner} if session.owner else {}),
         "url": url,
         "base_url": f"{url}/v1",
         "state": session.state,

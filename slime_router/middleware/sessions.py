@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 
 from slime_router.errors import Conflict, NotFound, RouterError
 from slime_router.middleware.base import CallNext
+from slime_router.owners import shown
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.types import GenerateCall, GenerateChunk, Sampling
@@ -165,14 +166,14 @@ class SessionMiddleware:
         try:
             if not cancel:
                 await self._landed(session_id, timeout_s)
-            closed = f"The session '{session_id}' was closed."
+            closed = f"The session '{session.name}' was closed."
             self._end_all(session_id, Conflict(closed, code="session_closed"))
             await self._landed(session_id, LANDING_TIMEOUT_S)
         except BaseException:  # cut short: it had no effect
             session.state = before
             raise
         if not self._store.sessions.is_current(session):
-            raise NotFound(f"The session '{session_id}' was deleted.", code="session_not_found")
+            raise _deleted(session_id)
         self._store.freeze(session)
         return session
 
@@ -183,10 +184,7 @@ class SessionMiddleware:
             NotFound: there is no such session.
         """
         self._store.delete_session(session_id)
-        self._end_all(
-            session_id,
-            NotFound(f"The session '{session_id}' was deleted.", code="session_not_found"),
-        )
+        self._end_all(session_id, _deleted(session_id))
 
     def _end_all(self, session_id: str, error: RouterError) -> None:
         for flight in tuple(self._flights.get(session_id, ())):
@@ -200,6 +198,10 @@ class SessionMiddleware:
                     await next(iter(flights)).landed.wait()
         except TimeoutError:
             logger.info("session %r: generations still run after %.1f s", session_id, timeout_s)
+
+
+def _deleted(session_id: str) -> NotFound:
+    return NotFound(f"The session '{shown(session_id)}' was deleted.", code="session_not_found")
 
 
 def _prepared(call: GenerateCall, session: Session) -> GenerateCall:

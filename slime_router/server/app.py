@@ -1,6 +1,6 @@
 """The wiring: every part is made here, once, and handed what it needs.
 
-door -> [plug-ins] -> sessions -> recording -> caching -> fitting -> worker client -> SGLang
+door -> [plug-ins] -> admission -> sessions -> recording -> caching -> fitting -> relay -> SGLang
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
@@ -21,6 +22,7 @@ from slime_router.config import Config
 from slime_router.diagnosis import Doctor
 from slime_router.doors.chat import ChatDoor
 from slime_router.doors.completions import CompletionsDoor
+from slime_router.doors.delivery import Admission
 from slime_router.doors.diagnose import DiagnoseDoor
 from slime_router.doors.generate import GenerateDoor
 from slime_router.doors.joining import Joiner
@@ -33,6 +35,7 @@ from slime_router.doors.rows import RowsDoor
 from slime_router.doors.sessions import SessionDoor
 from slime_router.errors import SetupError
 from slime_router.metrics import CountingMiddleware, figures
+from slime_router.middleware.admission import AdmissionMiddleware
 from slime_router.middleware.caching import RadixTreeMiddleware
 from slime_router.middleware.fitting import FittingMiddleware
 from slime_router.middleware.loading import load_plugins
@@ -47,6 +50,7 @@ from slime_router.server.control import ControlRoutes
 from slime_router.server.fleet import Fleet
 from slime_router.server.greetings import GREETING_DELAYS_S
 from slime_router.server.passthrough import PassThrough
+from slime_router.server.slow_clients import SlowClients
 from slime_router.server.strays import Strays
 from slime_router.server.upkeep import Upkeep
 from slime_router.server.workers import WorkerAdmin
@@ -91,6 +95,7 @@ class Gateway:
             max_sessions=config.max_sessions,
         )
         self.weights = WeightVersions()
+        self.slow_clients = SlowClients(config.client_timeout_s)
         self.fleet = Fleet(
             config, self.tokenizer, self.weights, greeting_delays_s=greeting_delays_s
         )
@@ -131,10 +136,16 @@ class Gateway:
         )
         fitting = FittingMiddleware(self.pool.context_len)
         self.counting = CountingMiddleware()
+        self.admission = AdmissionMiddleware(
+            max_running=config.max_concurrent_requests,
+            max_waiting=config.queue_size,
+            timeout_s=config.queue_timeout_s,
+        )
         self.router = Router(
             [
                 self.counting,
                 *self.plugins.generation,
+                self.admission,
                 self.sessions,
                 self.recording,
                 caching,
@@ -143,13 +154,16 @@ class Gateway:
             self.relay.generate,
         )
         self.joiner = Joiner(self.router, retry_grace_s=config.retry_grace_s)
-        self.others = PassThrough(self.relay)
+        self.others = PassThrough(self.relay, max_payload_size=config.max_payload_size)
         self.media = self._media()
         self.models = _model_names(config)
+        self.doors_admission = Admission(
+            config.openai_max_concurrent_requests, self.joiner.note_refusal
+        )
         self._wire_doors()
 
     def _wire_doors(self) -> None:
-        config = self.config
+        config, admission = self.config, self.doors_admission
         self.chat = ChatDoor(
             self.router,
             self.tokenizer,
@@ -160,7 +174,7 @@ class Gateway:
             joiner=self.joiner,
             model_name=config.model_name,
             default_model=config.openai_default_model,
-            max_concurrent=config.openai_max_concurrent_requests,
+            admission=admission,
         )
         self.messages = MessagesDoor(
             self.router,
@@ -172,7 +186,7 @@ class Gateway:
             prompt_len=self._prompt_len,
             model_name=config.model_name,
             default_model=config.openai_default_model,
-            max_concurrent=config.openai_max_concurrent_requests,
+            admission=admission,
         )
         self.responses = ResponsesDoor(
             self.router,
@@ -183,7 +197,7 @@ class Gateway:
             joiner=self.joiner,
             model_name=config.model_name,
             default_model=config.openai_default_model,
-            max_concurrent=config.openai_max_concurrent_requests,
+            admission=admission,
             max_stored=config.max_stored_responses,
         )
 
@@ -210,7 +224,7 @@ class Gateway:
         """
         app = web.Application(
             client_max_size=self.config.max_payload_size,
-            middlewares=[boundary, *self.plugins.http],
+            middlewares=[boundary, self.slow_clients.middleware, *self.plugins.http],
         )
         of_sessions, anywhere = self._session_routes(), self._doors()
         control = ControlRoutes(
@@ -237,8 +251,8 @@ class Gateway:
             self.joiner,
             self.tokenizer,
             default_model=self.config.openai_default_model or self.config.model_name,
-            max_concurrent=self.config.openai_max_concurrent_requests,
             models=self.models,
+            admission=self.doors_admission,
         )
         retrieve = RetrieveDoor(Retriever(self.maker, self.cache, self.store, self.tokenizer))
         doctor = Doctor(self.maker, self.store, self.tokenizer, self.template)
@@ -308,14 +322,19 @@ class Gateway:
         joiner = self.joiner
         retries = {"joined": joiner.joined, "abandoned": joiner.abandoned, "open": joiner.running}
         counted["router"]["media_passed"] = self.media.passed
-        return {**counted, "retries": retries}
+        admission = {**asdict(self.admission.figures), "cut_clients": self.slow_clients.cut}
+        return {**counted, "retries": retries, "admission": admission}
 
     async def _lifespan(self, _: web.Application) -> AsyncIterator[None]:
         async with self.fleet:
-            upkeep = asyncio.create_task(self.upkeep.run(), name="upkeep")
+            tasks = [
+                asyncio.create_task(self.upkeep.run(), name="upkeep"),
+                asyncio.create_task(self.slow_clients.run(), name="slow clients"),
+            ]
             yield
-            upkeep.cancel()
-            await asyncio.gather(upkeep, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.joiner.close()
         self.tokenizer.close()
 

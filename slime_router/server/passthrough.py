@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from types import MappingProxyType
 
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from slime_router.doors.body import PayloadTooLarge
 from slime_router.errors import RouterError
-from slime_router.workers.client import read_some
+from slime_router.workers.client import Answer, read_some
 from slime_router.workers.relay import Relay
 from slime_router.workers.worker import Need
 
@@ -40,8 +41,9 @@ OWN_ANSWER = frozenset({"server", "date"})  # our server writes its own
 class PassThrough:
     """A handler for any method and path. Nothing is parsed, kept or changed on the way."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, *, max_payload_size: int) -> None:
         self._relay = relay
+        self._max_payload_size = max_payload_size  # bytes
 
     def __repr__(self) -> str:
         return f"<PassThrough to {self._relay!r}>"
@@ -55,6 +57,8 @@ class PassThrough:
             NoWorker: none is registered, or none could be reached.
             WorkerFailed: the worker closed the connection without an answer.
             WorkerTimeout: no answer within the request timeout.
+            PayloadTooLarge: the body is over the limit; no worker got all of it.
+            ClientTimeout: the client sends no more of the body; no worker got all of it.
         """
         return await self.hand_on(request, _target(request))
 
@@ -74,35 +78,74 @@ class PassThrough:
 
         `headers` are added to the answer.
         """
-        has_body = request.body_exists
-        async with self._relay.reach(
-            request.method,
-            target,
-            headers=end_to_end(request.headers, _not_handed_on(request)),
-            body=body if body is not None or not has_body else request.content,
-            can_repeat=body is not None or not has_body,
-            need=_need(request),
-        ) as answer:
-            reply = web.StreamResponse(
-                status=answer.status,
-                reason=answer.reason,
-                headers=end_to_end(answer.headers, OWN_ANSWER),
-            )
-            reply.headers.update(headers)
-            await reply.prepare(request)
-            try:
-                while data := await read_some(answer):
-                    await reply.write(data)
-            except RouterError as exc:
-                # The status line is out: only a broken connection still says that this is no end.
-                log.warning("answer broke off: path=%s reason=%s", request.path, exc)
-                _break_off(request)
-                return reply
-            except asyncio.CancelledError:
-                _break_off(request)
-                raise
-            await reply.write_eof()
-            return reply
+        is_unread = body is None and request.body_exists
+        upload = _Upload(request, self._max_payload_size) if is_unread else None
+        try:
+            async with self._relay.reach(
+                request.method,
+                target,
+                headers=end_to_end(request.headers, _not_handed_on(request)),
+                body=body if upload is None else upload,
+                can_repeat=upload is None,
+                need=_need(request),
+            ) as answer:
+                return await _answered(request, answer, headers)
+        except RouterError as exc:
+            if upload is not None and upload.fault is not None:
+                raise upload.fault from exc
+            raise
+
+
+class _Upload:
+    """The body of a request on its way to a worker, up to `max_len` bytes."""
+
+    def __init__(self, request: web.Request, max_len: int) -> None:
+        self._content = request.content
+        self._max_len = max_len
+        self._len = 0
+        self.fault: RouterError | None = None  # of the client: why it did not come to its end
+        if (request.content_length or 0) > max_len:
+            raise self._too_large()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for data in self._content.iter_any():
+                self._len += len(data)
+                if self._len > self._max_len:
+                    raise self._too_large()
+                yield data
+        except RouterError as exc:
+            self.fault = exc
+            raise
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"The request body is longer than {self._max_len} bytes.")
+
+
+async def _answered(
+    request: web.Request, answer: Answer, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    """The answer on its way to the client, as fast as the client takes it."""
+    reply = web.StreamResponse(
+        status=answer.status,
+        reason=answer.reason,
+        headers=end_to_end(answer.headers, OWN_ANSWER),
+    )
+    reply.headers.update(headers)
+    await reply.prepare(request)
+    try:
+        while data := await read_some(answer):
+            await reply.write(data)
+    except RouterError as exc:
+        # The status line is out: only a broken connection still says that this is no end.
+        log.warning("answer broke off: path=%s reason=%s", request.path, exc)
+        _break_off(request)
+        return reply
+    except asyncio.CancelledError:
+        _break_off(request)
+        raise
+    await reply.write_eof()
+    return reply
 
 
 def _break_off(request: web.Request) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from slime_router.errors import Conflict, NotFound, SessionLimit, TooManyRequests
+from slime_router.owners import owner_of, shown
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Sampling
 
@@ -27,7 +28,10 @@ MAX_TOMBSTONES = 100_000  # deleted ids that are remembered, so that late calls 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSpec:
-    """What a trainer says when it opens a session. None: no limit, no name."""
+    """What a trainer says when it opens a session. None: no limit, no name.
+
+    `id` is the session's name inside the router; see `slime_router.owners`.
+    """
 
     id: str
     group_id: str | None = None
@@ -41,7 +45,10 @@ class SessionSpec:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Session:
-    """One session as it stands. `turns` are those still held, oldest first; `roots` begin anew."""
+    """One session as it stands. `turns` are those still held, oldest first; `roots` begin anew.
+
+    `id` is its name inside the router. The other names are as their owner writes them.
+    """
 
     id: str
     rollout_id: str
@@ -64,6 +71,16 @@ class Session:
     dropped_tokens: int = 0  # sampled ones
     running: int = 0
     age: int = 0
+
+    @property
+    def name(self) -> str:
+        """What its owner calls it."""
+        return shown(self.id)
+
+    @property
+    def owner(self) -> str:
+        """The name of the key whose session it is; "" for nobody's."""
+        return owner_of(self.id)
 
     @property
     def is_pinned(self) -> bool:
@@ -100,16 +117,16 @@ class Session:
             SessionLimit: it has all the turns or tokens that it may have.
         """
         if self.state in ("closing", "closed"):
-            raise Conflict(f"The session '{self.id}' is closed.", code="session_closed")
+            raise Conflict(f"The session '{self.name}' is closed.", code="session_closed")
         turns = self.recorded_turns + running
         if self.max_turns is not None and turns + wanted > self.max_turns:
             raise SessionLimit(
-                f"The session '{self.id}' may have {self.max_turns} turns; it has {turns}, and"
+                f"The session '{self.name}' may have {self.max_turns} turns; it has {turns}, and"
                 f" {wanted} more are asked for."
             )
         if self.max_tokens is not None and self.sampled_tokens >= self.max_tokens:
             raise SessionLimit(
-                f"The session '{self.id}' may sample {self.max_tokens} tokens; it has sampled"
+                f"The session '{self.name}' may sample {self.max_tokens} tokens; it has sampled"
                 f" {self.sampled_tokens}."
             )
 
@@ -125,7 +142,7 @@ class SessionTable:
     def __init__(self, max_sessions: int) -> None:
         self._max_sessions = max_sessions
         self._sessions: dict[str, Session] = {}
-        self._by_rollout: dict[str, dict[str, None]] = {}
+        self._by_rollout: dict[tuple[str, str], dict[str, None]] = {}  # of an owner
         self._deleted: OrderedDict[str, None] = OrderedDict()
         self._opened = 0  # sessions that `was_opened`
 
@@ -155,7 +172,7 @@ class SessionTable:
         """
         session = self._sessions.get(session_id)
         if session is None:
-            raise NotFound(f"There is no session '{session_id}'.", code="session_not_found")
+            raise NotFound(f"There is no session '{shown(session_id)}'.", code="session_not_found")
         return session
 
     def list(
@@ -183,7 +200,7 @@ class SessionTable:
         """
         if spec.id in self._sessions:
             raise Conflict(
-                f"There is a session '{spec.id}' already.",
+                f"There is a session '{shown(spec.id)}' already.",
                 param="session_id",
                 code="session_exists",
             )
@@ -194,7 +211,7 @@ class SessionTable:
             )
         session = Session(
             id=spec.id,
-            rollout_id=spec.rollout_id or spec.id,
+            rollout_id=spec.rollout_id or shown(spec.id),
             state="open",
             was_opened=True,
             group_id=spec.group_id,
@@ -219,14 +236,16 @@ class SessionTable:
         session = self._sessions.get(session_id)
         if session is None:
             if session_id in self._deleted:
-                raise NotFound(f"The session '{session_id}' was deleted.", code="session_not_found")
-            session = Session(id=session_id, rollout_id=session_id)
+                raise NotFound(
+                    f"The session '{shown(session_id)}' was deleted.", code="session_not_found"
+                )
+            session = Session(id=session_id, rollout_id=shown(session_id))
             self._add(session)
         return session
 
     def _add(self, session: Session) -> None:
         self._sessions[session.id] = session
-        self._by_rollout.setdefault(session.rollout_id, {})[session.id] = None
+        self._by_rollout.setdefault(_rollout(session), {})[session.id] = None
 
     def is_current(self, session: Session) -> bool:
         """Whether it is still the one under its id: neither deleted nor replaced."""
@@ -242,10 +261,10 @@ class SessionTable:
         if not self.is_current(session):
             return
         del self._sessions[session.id]
-        siblings = self._by_rollout[session.rollout_id]
+        siblings = self._by_rollout[_rollout(session)]
         del siblings[session.id]
         if not siblings:
-            del self._by_rollout[session.rollout_id]
+            del self._by_rollout[_rollout(session)]
         self._opened -= session.was_opened
         if is_deleted:
             self._deleted[session.id] = None
@@ -260,13 +279,18 @@ class SessionTable:
             Conflict: another session of its rollout has another reward.
         """
         session = self.get(session_id)
-        for other in map(self._sessions.__getitem__, self._by_rollout[session.rollout_id]):
+        for other in map(self._sessions.__getitem__, self._by_rollout[_rollout(session)]):
             if other is not session and other.reward not in (None, reward):
                 raise Conflict(
                     f"The rollout '{session.rollout_id}' has another reward in session"
-                    f" '{other.id}'.",
+                    f" '{other.name}'.",
                     param="reward",
                     code="reward_conflict",
                 )
         session.reward = reward
         return session
+
+
+def _rollout(session: Session) -> tuple[str, str]:
+    """Rollouts of two owners can have one name."""
+    return session.owner, session.rollout_id

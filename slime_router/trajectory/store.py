@@ -38,7 +38,7 @@ class TrajectoryStore:
         self._children: dict[str, dict[str, None]] = {}
         self._waiting = WaitingTurns()
         self._by_key: dict[tuple[bytes, str | None], dict[str, None]] = {}
-        self._by_handle: dict[str, str] = {}  # a tool call's id, or a turn's own: the turn
+        self._by_handle: dict[tuple[str, str], str] = {}  # scope and id of a tool call: the turn
         self._undelivered: set[str] = set()
         self._seq = 0
         self._age = 0
@@ -106,7 +106,7 @@ class TrajectoryStore:
         self._check(turn)
         session = None if turn.session_id is None else self.sessions.name(turn.session_id)
         if session is not None and session.state == "closed":
-            raise Conflict(f"The session '{session.id}' is closed.", code="session_closed")
+            raise Conflict(f"The session '{session.name}' is closed.", code="session_closed")
         self._seq += 1
         turn = replace(turn, seq=self._seq)
         self._turns[turn.id] = turn
@@ -122,7 +122,7 @@ class TrajectoryStore:
         for key in self._index_keys(turn):
             self._by_key.setdefault(key, {})[turn.id] = None
         for call_id, _ in turn.calls:
-            self._by_handle[call_id] = turn.id
+            self._by_handle[turn.scope, call_id] = turn.id
         self._enforce_budget()
         return turn
 
@@ -152,10 +152,13 @@ class TrajectoryStore:
         self._touch(turn_id)
         return self._turns[turn_id]
 
-    def of_handle(self, handle: str, session_id: str | None) -> Turn | None:
-        """The turn whose reply made this tool call, or that has this id; of its own session."""
-        turn = self._turns.get(self._by_handle.get(handle, handle))
-        if turn is None or session_id not in (None, turn.session_id):
+    def of_handle(self, handle: str, session_id: str | None, scope: str = "") -> Turn | None:
+        """The turn whose reply made this tool call, or that has this id.
+
+        It is one of this scope, and of this session where one is named.
+        """
+        turn = self._turns.get(self._by_handle.get((scope, handle), handle))
+        if turn is None or turn.scope != scope or session_id not in (None, turn.session_id):
             return None
         self._touch(turn.id)
         return turn
@@ -341,8 +344,8 @@ class TrajectoryStore:
         for key in self._index_keys(turn):
             self._unfile(key, turn.id)
         for call_id, _ in turn.calls:
-            if self._by_handle.get(call_id) == turn.id:
-                del self._by_handle[call_id]
+            if self._by_handle.get((turn.scope, call_id)) == turn.id:
+                del self._by_handle[turn.scope, call_id]
         if turn.base is None:
             return
         siblings = self._children[turn.base]
@@ -382,8 +385,10 @@ class TrajectoryStore:
         assert self._tokens == sum(t.own_len for t in self._turns.values()), "tokens miscounted"
         assert all(turns and turns.keys() <= self._turns.keys() for turns in self._by_key.values())
         assert self._undelivered <= self._turns.keys()
-        for handle, turn_id in self._by_handle.items():
-            assert handle in dict(self._turns[turn_id].calls), "a handle leads nowhere"
+        for (scope, handle), turn_id in self._by_handle.items():
+            turn = self._turns[turn_id]
+            assert turn.scope == scope, "a handle leads out of its scope"
+            assert handle in dict(turn.calls), "a handle leads nowhere"
         pinned = sum(s.held_tokens for s in self.sessions if s.is_pinned)
         assert self._pinned_tokens == pinned, "pinned tokens miscounted"
         for session in self.sessions:

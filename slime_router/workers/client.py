@@ -7,6 +7,7 @@ the next, and a generation that did not end by itself is aborted on the worker t
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -180,7 +181,7 @@ class WorkerClient:
         self._exchanges.setdefault(worker, set()).add(exchange)
         try:
             answer = await exchange.opening(
-                self.send(worker, method, path, headers=headers, body=body, timeout_s=timeout_s)
+                self._send(worker, method, path, headers=headers, body=body, timeout_s=timeout_s)
             )
             try:
                 yield exchange, answer
@@ -237,18 +238,16 @@ class WorkerClient:
         is_repeated = False
         while True:
             try:
-                answer = await self.send(
+                async with self.exchange(
                     worker, method, path, headers=headers, body=body, timeout_s=timeout_s
-                )
+                ) as (_, answer):
+                    return WorkerAnswer(answer.status, answer.headers, await _read(answer))
             except NotTaken as exc:
-                if exc.is_stale and not is_repeated:
-                    is_repeated = True
-                    continue
-                raise WorkerFailed(f"The worker was not reached: {exc.reason}.") from exc
-            async with answer:
-                return WorkerAnswer(answer.status, answer.headers, await _read(answer))
+                if not exc.is_stale or is_repeated:
+                    raise WorkerFailed(f"The worker was not reached: {exc.reason}.") from exc
+                is_repeated = True
 
-    async def send(
+    async def _send(
         self,
         worker: Worker,
         method: str,
@@ -286,8 +285,11 @@ class WorkerClient:
                 allow_redirects=False,
                 trace_request_ctx=use,
             )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
-            raise NotTaken("the connection failed") from exc
+        except aiohttp.ClientConnectorError as exc:
+            is_refused = exc.os_error.errno == errno.ECONNREFUSED
+            raise NotTaken("the connection failed", is_refused=is_refused) from exc
+        except aiohttp.ConnectionTimeoutError as exc:
+            raise NotTaken("the connection took too long") from exc
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as exc:
             if use["is_reused"]:
                 raise NotTaken("the connection was closed", is_stale=True) from exc

@@ -30,12 +30,14 @@ class NotTaken(Exception):
     """The worker did not take the request: another one may be asked.
 
     `is_stale`: a kept connection was closed under us; a fresh one to the same worker may do.
+    `is_refused`: nobody listens there.
     """
 
-    def __init__(self, reason: str, *, is_stale: bool = False) -> None:
+    def __init__(self, reason: str, *, is_stale: bool = False, is_refused: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.is_stale = is_stale
+        self.is_refused = is_refused
 
 
 @dataclass(frozen=True, slots=True)

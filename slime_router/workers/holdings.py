@@ -55,6 +55,7 @@ class Holdings:
         if not count:
             return []
         blocks = ids[: count * BLOCK_LEN].reshape(count, BLOCK_LEN).astype(np.uint64)
+        blocks += np.uint64(1)  # a token 0 counts too
         sums = np.cumsum((blocks @ self._token_factors) * self._block_factors[:count])
         if scope:
             sums += np.uint64(hash(scope) % 2**64)

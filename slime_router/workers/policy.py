@@ -151,15 +151,14 @@ class CacheAware:
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
         """See `Policy`. The longest idle of those that cost the same."""
         held_lens = self._holdings.held_lens(workers, self._prefixes(need))
-        last = self._affinity.last(need.key)
+        last, recent = self._affinity.last(need.key), self._recent.count
         costs = [
             (
                 worker.pending_tokens
                 + REQUEST_PRICE * worker.in_flight
-                + RECENT_PRICE * self._recent.count(worker)
+                + (-KEY_WORTH if worker is last else RECENT_PRICE * recent(worker))
                 + QUEUED_PRICE * worker.queued
-                - TOKEN_PRICE * held_len
-                - (KEY_WORTH if worker is last else 0),
+                - TOKEN_PRICE * held_len,
                 worker.last_lease,
                 index,
             )

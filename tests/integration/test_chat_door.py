@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from slime_router.doors.chat import ChatDoor
+from slime_router.doors.delivery import Admission
 from slime_router.errors import (
     ContextLengthExceeded,
     NoWorker,
@@ -56,7 +57,7 @@ async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Cl
         Bytes(),
         model_name="tiny",
         default_model=None,
-        max_concurrent=limit,
+        admission=Admission(limit),
         parsers=NO_PARSERS,
     )
     async with served(PATH, chat.handle) as client:
@@ -491,7 +492,7 @@ async def test_each_event_leaves_at_once():
         Bytes(),
         model_name="tiny",
         default_model=None,
-        max_concurrent=1,
+        admission=Admission(1),
         parsers=NO_PARSERS,
     )
 

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from slime_router.doors.delivery import Admission
 from slime_router.doors.messages import MessagesDoor
 from slime_router.errors import (
     BadRequest,
@@ -79,7 +80,7 @@ async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Cl
         Bytes(),
         model_name="tiny",
         default_model=None,
-        max_concurrent=limit,
+        admission=Admission(limit),
         parsers=NO_PARSERS,
         prompt_len=prompt_len,
     )

@@ -25,7 +25,7 @@ async def router(*urls, seen=None):
     """A server that passes everything through, and a client session with its URL as base."""
     pool = WorkerPool(urls)
     async with Relayed(pool, capture="off", request_timeout_s=5.0) as client:
-        passthrough = PassThrough(client.relay)
+        passthrough = PassThrough(client.relay, max_payload_size=2**30)
 
         async def handle(request):
             try:

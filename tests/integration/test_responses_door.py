@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from slime_router.doors.delivery import Admission
 from slime_router.doors.responses import ResponsesDoor
 from slime_router.doors.sse import ClientLeft, EventStream
 from slime_router.errors import BadRequest, NoWorker, TooManyRequests, WorkerFailed
@@ -78,7 +79,7 @@ async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Cl
         Bytes(),
         model_name="tiny",
         default_model=None,
-        max_concurrent=limit,
+        admission=Admission(limit),
         parsers=NO_PARSERS,
         max_stored=4,
     )

@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from slime_router.doors.chat import ChatDoor
+from slime_router.doors.delivery import Admission
 from slime_router.doors.fanout import Copies, NumberedChunk
 from slime_router.doors.generate import GenerateDoor
 from slime_router.doors.joining import Joiner
@@ -157,7 +158,7 @@ async def serving(
         Bytes(),
         model_name="tiny",
         default_model=None,
-        max_concurrent=limit,
+        admission=Admission(limit, joiner.note_refusal),
         parsers=NO_PARSERS,
         joiner=joiner,
     )

@@ -81,15 +81,16 @@ def test_export():
 
 def test_routing():
     size = routing.Size(
-        workers=2, scale=0.02, rounds=1, long_prompt_len=1_000, short_prompt_len=200
+        workers=2, scale=0.05, rounds=1, long_prompt_len=1_000, short_prompt_len=200
     )
-    check(routing.run(size), len(TRACES) * 9 + 2)
+    check(routing.run(size), len(TRACES) * 10 + 2)
 
 
 @pytest.mark.parametrize("name", TRACES)
 def test_our_routing_computes_less_than_the_peers_and_keeps_the_fleet_even(name):
-    """Simulated on a quarter of the fleet; the figures are the same in each run."""
-    found = routing.outcomes(TRACES[name](routing.SEED, 0.25), 2)
+    """Simulated, on a smaller fleet than the benchmark's; the figures are those of every run."""
+    trace = TRACES[name](routing.SEED, 0.75)
+    found = routing.outcomes(trace, 6, (routing.OURS, *routing.PEERS))
     ours = found[routing.OURS]
     for peer in routing.PEERS:
         assert ours.computed < found[peer].computed

@@ -1,0 +1,107 @@
+"""Cuts clients that do not go on: with sending their request, or with reading their reply.
+
+What must hold: a client that moves is never cut, however slow it is; one that stands still for
+`timeout_s` is, and nothing of its request is left: its generation is aborted like that of a client
+who closed the connection. Meanwhile it costs little: a reply waits when the socket's buffer is
+full, and so does the worker that it comes from.
+
+Whether a client moves is looked at a few times in that time, and on its socket: the last of a reply
+is written when every handler and middleware has returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from slime_router.doors.body import ClientTimeout
+
+logger = logging.getLogger(__name__)
+
+LOOKS = 4  # without any progress, until a client is cut
+
+
+@dataclass(slots=True)
+class _Client:
+    """What was seen of one connection at the last look, and how often it stood still since."""
+
+    request: web.Request | None = None
+    received: int = -1  # bytes of the body of `request`
+    unsent: int = 0  # bytes that the socket does not take
+    silent: int = 0
+    stuck: int = 0
+
+
+class SlowClients:
+    """Watches the connections whose requests went through its middleware."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.cut = 0  # clients
+        self._timeout_s = timeout_s
+        self._clients: dict[asyncio.Transport, _Client] = {}
+
+    def __repr__(self) -> str:
+        return f"<SlowClients {len(self._clients)} connections, {self.cut} cut>"
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    @web.middleware
+    async def middleware(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """HTTP middleware."""
+        if request.transport is None:
+            return await handler(request)
+        client = self._clients.setdefault(request.transport, _Client())
+        client.request, client.received, client.silent = request, -1, 0
+        try:
+            return await handler(request)
+        finally:
+            client.request = None
+
+    async def run(self) -> None:
+        """Looks again and again, until it is cancelled."""
+        while True:
+            await asyncio.sleep(self._timeout_s / LOOKS)
+            self.look()
+
+    def look(self) -> None:
+        """Looks at every connection once; cuts those that have stood still for `LOOKS` looks."""
+        for transport, client in tuple(self._clients.items()):
+            unsent = 0 if transport.is_closing() else transport.get_write_buffer_size()
+            if transport.is_closing() or (client.request is None and not unsent):
+                del self._clients[transport]
+                continue
+            client.stuck = client.stuck + 1 if unsent and unsent == client.unsent else 0
+            client.unsent = unsent
+            if client.stuck >= LOOKS:
+                self._note("reads nothing of its reply", client)
+                transport.abort()
+            elif client.request is not None:
+                self._look_at_body(transport, client, client.request)
+
+    def _look_at_body(
+        self, transport: asyncio.Transport, client: _Client, request: web.Request
+    ) -> None:
+        body = request.content
+        # A transport that does not read is paused by us: a worker takes the body too slowly.
+        if body.is_eof() or body.exception() is not None or not transport.is_reading():
+            client.silent = 0
+            return
+        client.silent = client.silent + 1 if body.total_bytes == client.received else 0
+        client.received = body.total_bytes
+        if client.silent >= LOOKS:
+            self._note("sends nothing of its request", client)
+            body.set_exception(
+                ClientTimeout(f"Nothing of the request body came for {self._timeout_s:g} s.")
+            )
+
+    def _note(self, what: str, client: _Client) -> None:
+        self.cut += 1
+        path = client.request.rel_url.raw_path if client.request is not None else "-"
+        logger.warning("client cut: path=%s: it %s", path, what)

@@ -1,0 +1,72 @@
+"""Parties that wait: whose turn it is, and who has no room."""
+
+from __future__ import annotations
+
+import pytest
+
+from slime_router.workers.fair_queue import FairQueue
+
+
+def filled(max_len: int, *items: str) -> FairQueue[str]:
+    """A queue of items like `a1`, the party first."""
+    queue: FairQueue[str] = FairQueue(max_len)
+    for item in items:
+        assert queue.push(item[0], item) is None
+    return queue
+
+
+def drained(queue: FairQueue[str]) -> list[str]:
+    return [queue.pop() for _ in range(len(queue))]
+
+
+def test_parties_take_turns_and_each_goes_by_age():
+    queue = filled(9, "a1", "a2", "a3", "b1", "c1", "b2")
+    assert drained(queue) == ["a1", "b1", "c1", "a2", "b2", "a3"]
+
+
+def test_a_burst_waits_behind_itself_alone():
+    burst = [f"a{number}" for number in range(10_000)]
+    queue = filled(20_000, *burst, "b1")
+    assert [queue.pop() for _ in range(3)] == ["a0", "b1", "a1"]
+
+
+def test_a_party_that_comes_again_has_its_turn_after_those_that_wait():
+    queue = filled(9, "a1", "b1", "b2")
+    assert queue.pop() == "a1"
+    queue.push("a", "a2")
+    assert drained(queue) == ["b1", "a2", "b2"]
+
+
+def test_what_left_is_not_in_the_way():
+    queue = filled(9, "a1", "b1", "b2")
+    queue.discard("a", "a1")
+    queue.discard("b", "b1")
+    queue.discard("b", "b1")
+    queue.discard("x", "x1")
+    assert drained(queue) == ["b2"]
+
+
+def test_a_full_queue_has_no_room_for_one_more_of_the_same():
+    queue = filled(2, "a1", "a2")
+    assert queue.push("a", "a3") == "a3"
+    assert drained(queue) == ["a1", "a2"]
+
+
+def test_a_full_queue_has_room_for_those_who_have_less_in_it():
+    """The newest of whoever has the most makes room, until all have the same or one more."""
+    queue = filled(4, "a1", "a2", "a3", "a4")
+    assert queue.push("b", "b1") == "a4"
+    assert queue.push("c", "c1") == "a3"
+    assert queue.push("b", "b2") == "b2", "it would only change places"
+    assert queue.push("d", "d1") == "a2"
+    assert queue.push("e", "e1") == "e1", "all have one"
+    assert drained(queue) == ["a1", "b1", "c1", "d1"]
+
+
+def test_where_nobody_may_wait_nobody_does():
+    assert FairQueue[str](0).push("a", "a1") == "a1"
+
+
+def test_nothing_waits():
+    with pytest.raises(KeyError):
+        FairQueue[str](3).pop()

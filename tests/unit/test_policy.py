@@ -1,0 +1,235 @@
+"""The policies: whom they choose, whom they leave, what they forget."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slime_router.types import TokenIds, token_ids
+from slime_router.workers.affinity import Affinity, Recent
+from slime_router.workers.policy import KEY_WORTH, PolicyName, make_policy
+from slime_router.workers.worker import Need, Worker
+
+NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
+
+
+def fleet(count: int) -> list[Worker]:
+    return [Worker(f"http://w{n}", last_lease=n - count) for n in range(count)]
+
+
+def prompt(seed: int, length: int = 4_000) -> TokenIds:
+    return token_ids(np.random.default_rng(seed).integers(0, 150_000, length))
+
+
+class Router:
+    """Does with a policy what the pool does; an answer comes when `end` is called."""
+
+    def __init__(self, name: PolicyName, seed: int = 1) -> None:
+        self.policy = make_policy(name, seed=seed)
+        self.leases = 0
+
+    def send(self, workers: list[Worker], need: Need) -> Worker:
+        worker = self.policy.choose(workers, need)
+        worker.pending_tokens += self.policy.sent(worker, need)
+        worker.in_flight += 1
+        self.leases += 1
+        worker.last_lease = self.leases
+        return worker
+
+    def end(self, worker: Worker) -> None:
+        worker.in_flight -= 1
+        worker.pending_tokens = 0
+
+    def ask(self, workers: list[Worker], need: Need) -> Worker:
+        worker = self.send(workers, need)
+        self.end(worker)
+        return worker
+
+
+needs = st.builds(
+    lambda seed, length, key, scope: Need(prompt(seed, length), scope, key),
+    st.integers(0, 2),
+    st.sampled_from([0, 30, 200]),
+    st.sampled_from([None, "", "a", "b", "\udc80"]),
+    st.sampled_from(["", "lora"]),
+)
+steps = st.lists(st.tuples(needs, st.sets(st.integers(0, 3), min_size=1), st.booleans()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(steps=steps, seed=st.integers(0, 3))
+def test_only_an_offered_worker_is_chosen_and_a_seed_repeats_all(name, steps, seed):
+    def run() -> list[str]:
+        router, workers, urls = Router(name, seed), fleet(4), []
+        for need, offered, ends in steps:
+            candidates = [workers[i] for i in sorted(offered)]
+            worker = router.send(candidates, need)
+            assert worker in candidates
+            urls.append(worker.url)
+            if ends:
+                router.end(worker)
+                router.policy.held(worker, need.scope, need.ids)
+            else:
+                router.policy.forget(worker)
+        return urls
+
+    assert run() == run()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_key_goes_back_to_its_worker(name):
+    """Also where the others have less to do, and the prompt is another one."""
+    router, workers = Router(name), fleet(8)
+    first = router.ask(workers, Need(prompt(0), key="mine"))
+    for n in range(1, 20):
+        first.in_flight = 1
+        assert router.ask(workers, Need(prompt(n, 50), key="mine")) is first
+        first.in_flight = 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_key_leaves_a_worker_that_does_not_keep_up_and_stays_where_it_went(name):
+    router, workers = Router(name), fleet(4)
+    first = router.ask(workers, Need(prompt(0, 50), key="mine"))
+    first.in_flight = 50
+    second = router.ask(workers, Need(prompt(0, 50), key="mine"))
+    assert second is not first
+    assert router.ask(workers, Need(prompt(0, 50), key="mine")) is second
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_key_leaves_a_worker_whose_own_queue_stands(name):
+    router, workers = Router(name), fleet(4)
+    first = router.ask(workers, Need(prompt(0, 50), key="mine"))
+    first.queued = 50
+    assert router.ask(workers, Need(prompt(0, 50), key="mine")) is not first
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_key_does_not_wait_for_a_worker_that_is_not_there(name):
+    router, workers = Router(name), fleet(4)
+    first = router.ask(workers, Need(prompt(0), key="mine"))
+    others = [worker for worker in workers if worker is not first]
+    assert router.ask(others, Need(prompt(0), key="mine")) in others
+
+
+@pytest.mark.parametrize("name", ["cache_aware", "least_inflight", "round_robin"])
+def test_an_idle_fleet_is_spread(name):
+    """Requests one after the other go round, longest idle first, where nothing ties them."""
+    router, workers = Router(name), fleet(3)
+    assert [router.ask(workers, Need(prompt(n))) for n in range(6)] == workers * 2
+
+
+def test_round_robin_looks_at_no_load():
+    router, workers = Router("round_robin"), fleet(3)
+    workers[1].in_flight = 100
+    assert [router.ask(workers, Need()) for _ in range(3)] == workers
+
+
+def test_two_at_random_spare_the_busiest():
+    router, workers = Router("power_of_two"), fleet(3)
+    workers[0].in_flight = 5
+    chosen = {router.ask(workers, Need()).url for _ in range(50)}
+    assert chosen == {"http://w1", "http://w2"}
+    assert router.ask(workers[:1], Need()) is workers[0]
+
+
+def test_random_reaches_all():
+    router, workers = Router("random"), fleet(3)
+    assert {router.ask(workers, Need()).url for _ in range(50)} == {w.url for w in workers}
+
+
+def test_consistent_hashing_is_the_same_in_every_router_and_moves_few_keys():
+    keys = [Need(key=f"k{n}") for n in range(300)]
+    one, two, workers = Router("consistent_hashing"), Router("consistent_hashing"), fleet(6)
+    homes = [one.ask(workers, need) for need in keys]
+    assert [two.ask(workers[::-1], need) for need in reversed(keys)] == homes[::-1]
+    assert all(30 <= homes.count(worker) <= 75 for worker in workers)
+    left = workers[:-1]
+    moved = [a for a, need in zip(homes, keys, strict=True) if one.ask(left, need) is not a]
+    assert moved == [worker for worker in homes if worker is workers[-1]]
+
+
+# What the default policy knows of caches
+
+
+def test_a_conversation_goes_where_its_beginning_is():
+    router, workers = Router("cache_aware"), fleet(8)
+    ids = prompt(0)
+    home = router.ask(workers, Need(ids[:2_000]))
+    router.policy.held(home, "", ids[:3_000])
+    need = Need(ids)
+    assert router.policy.choose(workers, need) is home
+    assert router.policy.sent(home, need) == 4_000 - 2_944, "46 whole blocks are held"
+
+
+def test_a_group_of_one_prompt_computes_it_once():
+    router, workers = Router("cache_aware"), fleet(8)
+    chosen = [router.send(workers, Need(prompt(0), key=f"sample {n}")) for n in range(8)]
+    assert set(chosen) == {chosen[0]}
+    assert chosen[0].pending_tokens < 4_000 + 8 * 64
+
+
+def test_groups_of_other_prompts_go_elsewhere():
+    router, workers = Router("cache_aware"), fleet(8)
+    groups = [{router.send(workers, Need(prompt(g))).url for _ in range(8)} for g in range(8)]
+    assert len(set.union(*groups)) == 8
+
+
+def test_a_worker_with_too_much_to_do_is_left_though_it_holds_the_prompt():
+    router, workers = Router("cache_aware"), fleet(4)
+    home = router.ask(workers, Need(prompt(0)))
+    assert router.policy.choose(workers, Need(prompt(0))) is home
+    home.pending_tokens = 50_000
+    assert router.policy.choose(workers, Need(prompt(0))) is not home
+    home.pending_tokens, home.in_flight = 0, 200
+    assert router.policy.choose(workers, Need(prompt(0))) is not home
+
+
+def test_scopes_do_not_share_a_cache():
+    router, workers = Router("cache_aware"), fleet(4)
+    home = router.ask(workers, Need(prompt(0), "lora"))
+    assert router.policy.choose(workers, Need(prompt(0), "lora")) is home
+    assert router.policy.choose(workers, Need(prompt(0))) is not home
+
+
+def test_what_a_worker_held_is_forgotten_also_what_ends_afterwards():
+    """A generation that ran when its worker was flushed or removed leaves nothing behind."""
+    router, workers = Router("cache_aware"), fleet(4)
+    home = router.ask(workers, Need(prompt(0)))
+    router.policy.forget(home)
+    router.policy.held(home, "", prompt(0))
+    assert router.policy.choose(workers, Need(prompt(0))) is not home
+    assert router.policy.sent(home, Need(prompt(0))) == 4_000
+
+
+def test_the_prefix_of_one_chat_outweighs_the_key_of_another():
+    assert KEY_WORTH < 4_000
+    router, workers = Router("cache_aware"), fleet(2)
+    home = router.ask(workers, Need(prompt(0)))
+    other = router.ask(workers, Need(prompt(1), key="mine"))
+    assert other is not home
+    assert router.ask(workers, Need(prompt(0), key="mine")) is home
+
+
+def test_keys_used_longest_ago_go_first():
+    affinity, [one, two] = Affinity(max_keys=2), fleet(2)
+    affinity.keep("a", one)
+    affinity.keep("b", one)
+    affinity.keep("a", two)
+    affinity.keep("c", one)
+    affinity.keep(None, two)
+    assert [affinity.last(key) for key in ("a", "b", "c", None)] == [two, None, one, None]
+
+
+@given(st.lists(st.integers(0, 2)), st.integers(1, 5))
+def test_the_last_requests_are_counted(sent, window):
+    recent, workers = Recent(window), fleet(3)
+    for index in sent:
+        recent.add(workers[index])
+    last = sent[-window:]
+    assert [recent.count(worker) for worker in workers] == [last.count(n) for n in range(3)]
