@@ -71,7 +71,7 @@ class SglangConsistentHashing:
         at = bisect_left(self._ring, (_place(need.key), 0)) % len(self._ring)
         return workers[self._ring[at][1]]
 
-    def sent(self, worker: Worker, need: Need) -> int:
+    def sent(self, worker: Worker, need: Need) -> int:  # noqa: ARG002 - of no interest
         return 0
 
     def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:

@@ -18,8 +18,8 @@ from benchmarks.fleet import Engine, Fleet, Outcome
 from benchmarks.peers import SglangCacheAware, SglangConsistentHashing
 from benchmarks.report import Measurement
 from benchmarks.traces import TRACES, VOCABULARY, Trace
-from slime_router.types import token_ids
-from slime_router.workers.policy import Policy, PolicyName, make_policy
+from slime_router.types import PolicyName, token_ids
+from slime_router.workers.policy import Policy, make_policy
 from slime_router.workers.worker import Need, Worker
 
 AIM = 1.0
@@ -113,8 +113,8 @@ def _compare(trace: str, found: Mapping[str, Outcome]) -> list[Measurement]:
 
 def _told(outcome: Outcome) -> str:
     return (
-        f"{outcome.computed:,} of {outcome.sent:,} tokens computed, waits {outcome.wait_s(0.5):.2f} s p50 "
-        f"{outcome.wait_s(0.99):.2f} s p99, busiest {outcome.imbalance:.2f}"
+        f"{outcome.computed:,} of {outcome.sent:,} tokens computed, waits "
+        f"{outcome.wait_s(0.5):.2f} s p50 {outcome.wait_s(0.99):.2f} s p99, busiest {outcome.imbalance:.2f}"
     )
 
 

@@ -24,6 +24,8 @@ from slime_router.launch.command import ROUTERS_OWN
 from slime_router.server.app import Gateway, banner
 from slime_router.types import PolicyName, Resume
 
+logger = logging.getLogger(__name__)
+
 EXIT_INTERRUPTED = 130
 MIN_GRACE_S = 0.01  # aiohttp takes 0 for "without end"
 AIOHTTP_WAITS = 2  # it waits that often, one after the other, before it cancels a handler
@@ -42,7 +44,8 @@ class _Parser(argparse.ArgumentParser):
     def _hint(self, flag: str) -> str:
         known = [name for action in self._actions for name in action.option_strings]
         close = difflib.get_close_matches(flag.partition("=")[0], known, n=1)
-        return f"unknown argument {flag}" + (f": did you mean {close[0]}?" if close else "")
+        said = flag.partition("=")[0]  # behind it may stand a key
+        return f"unknown argument {said}" + (f": did you mean {close[0]}?" if close else "")
 
     def error(self, message: str) -> NoReturn:
         """One line, then exit code 2."""
@@ -77,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     _add_retry_flags(p.add_argument_group("failures of workers"))
     _add_launch_flags(p.add_argument_group("workers that the router starts"))
     _add_server_flags(p.add_argument_group("server"))
+    _add_access_flags(p.add_argument_group("access"))
     _add_limit_flags(p.add_argument_group("limits"))
     _add_token_flags(p.add_argument_group("tokens"))
     _add_session_flags(p.add_argument_group("sessions"))
@@ -268,6 +272,23 @@ def _add_limit_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_access_flags(group: argparse._ArgumentGroup) -> None:
+    for flag, metavar, text in (
+        ("--api-key", "KEY", "what clients must send; without one the router is open"),
+        ("--admin-api-key", "KEY", "for control routes, workers and the list of sessions"),
+        ("--api-keys-file", "FILE", "lines `name: key`, or JSON: each has sessions of its own"),
+        ("--tls-cert-path", "FILE", "serve HTTPS with this certificate (PEM)"),
+        ("--tls-key-path", "FILE", "its private key (PEM)"),
+    ):
+        group.add_argument(flag, metavar=metavar, help=text)
+    group.add_argument(
+        "--cors-allowed-origins",
+        nargs="*",
+        metavar="ORIGIN",
+        help="web pages that may use the router; * for all",
+    )
+
+
 def _add_token_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--history",
@@ -386,7 +407,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
     values = {name: value for name, value in given.items() if value is not None}
     if values.get("version_policy") == -1:
         del values["version_policy"]
-    for name in ("worker_urls", "middleware_paths"):
+    for name in ("worker_urls", "middleware_paths", "cors_allowed_origins"):
         if name in values:
             values[name] = tuple(values[name])
     _check_worker_flags(p, worker_flags, is_launching="launch_workers" in values)
@@ -434,6 +455,8 @@ def serve(gateway: Gateway) -> int:
     """
     config = gateway.config
     app = gateway.app()
+    if (warning := gateway.access.warning(config.host)) is not None:
+        logger.warning("%s", warning)
 
     def announce(_: str) -> None:
         sys.stdout.write(banner(gateway))
@@ -449,6 +472,7 @@ def serve(gateway: Gateway) -> int:
             handler_cancellation=True,  # or a client that leaves would not be noticed
             shutdown_timeout=max(config.shutdown_grace_period_s, MIN_GRACE_S) / AIOHTTP_WAITS,
             loop=_event_loop(),
+            ssl_context=gateway.tls,
         )
     except OSError as exc:
         return _failed(f"cannot listen on {config.host}:{config.port}: {_reason(exc)}")

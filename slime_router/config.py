@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from slime_router.types import Capture, History, PolicyName, Resume
@@ -24,7 +24,7 @@ class Config:
     worker_log_dir: str | None = None  # None: their output goes to the router's log
     worker_startup_timeout_s: float = 1800.0  # peers' figure: big models load for long
     policy: PolicyName = "cache_aware"
-    worker_api_key: str | None = None  # of workers that were registered with none of their own
+    worker_api_key: str | None = field(default=None, repr=False)  # of workers that were registered with none of their own
     version_policy: int | None = None  # weight updates that a serving worker may lag; None: any
     resume_aborted: Resume = "chat"
     worker_wait_s: float = 30.0  # for a worker, while none can be reached
@@ -77,6 +77,12 @@ class Config:
     max_payload_size: int = 512 * 2**20  # bytes
     shutdown_grace_period_s: float = 30.0
     log_level: str = "info"
+    api_key: str | None = field(default=None, repr=False)  # of clients; None: none is needed
+    admin_api_key: str | None = field(default=None, repr=False)
+    api_keys_file: str | None = None  # of named clients
+    cors_allowed_origins: tuple[str, ...] = ()
+    tls_cert_path: str | None = None
+    tls_key_path: str | None = None
 
     @property
     def model_name(self) -> str:

@@ -19,6 +19,7 @@ FLOOR_OF = {
     "types": "words",
     "errors": "words",
     "config": "words",
+    "owners": "words",
     "cache": "pure",
     "chat": "pure",
     "trajectory": "pure",

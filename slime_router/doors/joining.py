@@ -13,10 +13,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from hashlib import sha256
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from aiohttp import web
 
+from slime_router.doors.caller import caller
 from slime_router.doors.fanout import Copies, NumberedChunks, generations
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.router import Router
@@ -49,7 +51,8 @@ class _Ask(NamedTuple):
 
     path: str
     session_id: str | None
-    api_keys: tuple[str | None, ...]
+    owner: str
+    api_keys: bytes  # a digest: nothing that can be printed says a key
     body: bytes
 
 
@@ -283,5 +286,6 @@ def _tries(headers: Mapping[str, str]) -> int | None:
 
 
 def _ask(request: web.Request, body: bytes, session_id: str | None) -> _Ask:
-    keys = tuple(request.headers.get(name) for name in _API_KEYS)
-    return _Ask(request.path_qs, session_id, keys, body)
+    keys = repr([request.headers.get(name) for name in _API_KEYS]).encode()
+    digest = sha256(keys).digest()
+    return _Ask(request.path_qs, session_id, caller(request).owner, digest, body)

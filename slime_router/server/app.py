@@ -45,13 +45,16 @@ from slime_router.prompt import PromptMaker
 from slime_router.retrieval import Retriever
 from slime_router.router import Router
 from slime_router.server.admin import ModelAdmin
+from slime_router.server.access import IN_SESSION, Access
 from slime_router.server.boundary import boundary
 from slime_router.server.control import ControlRoutes
+from slime_router.server.cors import Cors
 from slime_router.server.fleet import Fleet
 from slime_router.server.greetings import GREETING_DELAYS_S
 from slime_router.server.passthrough import PassThrough
 from slime_router.server.slow_clients import SlowClients
 from slime_router.server.strays import Strays
+from slime_router.server.tls import tls_context
 from slime_router.server.upkeep import Upkeep
 from slime_router.server.workers import WorkerAdmin
 from slime_router.trajectory.store import TrajectoryStore
@@ -63,7 +66,6 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Route = tuple[str, str, Handler]
 
-IN_SESSION = "/sessions/{session}"
 
 
 class Gateway:
@@ -79,6 +81,8 @@ class Gateway:
         self, config: Config, *, greeting_delays_s: Sequence[float] = GREETING_DELAYS_S
     ) -> None:
         self.config = config
+        self.access, self.cors = Access.of(config), Cors(config.cors_allowed_origins)
+        self.tls = tls_context(config.tls_cert_path, config.tls_key_path)
         self.tokenizer = Tokenizer.load(
             config.hf_checkpoint,
             trust_remote_code=config.trust_remote_code,
@@ -224,14 +228,22 @@ class Gateway:
         """
         app = web.Application(
             client_max_size=self.config.max_payload_size,
-            middlewares=[boundary, self.slow_clients.middleware, *self.plugins.http],
+            middlewares=[
+                boundary,
+                self.slow_clients.middleware,
+                *([self.cors.preflight] if self.cors.is_on else []),
+                self.access.guard,
+                *self.plugins.http,
+            ],
         )
         of_sessions, anywhere = self._session_routes(), self._doors()
         control = ControlRoutes(
             self.pool, self.client, self.relay, on_weights=self.upkeep.on_weights
         )
         workers = WorkerAdmin(self.pool)
-        table = [*of_sessions, *anywhere, *control.routes(), *workers.routes()]
+        admins = [*control.routes(), *workers.routes()]
+        self.access.reserve((method, path) for method, path, _ in admins)
+        table = [*of_sessions, *anywhere, *admins]
         chat_path = self._chat_path({path for _, path, _ in table})
         for method, path, handler in [*of_sessions, *_in_sessions(anywhere), *table]:
             _add_route(app, method, path, handler)
@@ -242,6 +254,8 @@ class Gateway:
         app.router.add_route("*", IN_SESSION + "/{path:(?s:.*)}", strays.handle_in_session)
         app.router.add_route("*", "/{path:(?s:.*)}", strays.handle)
         app.cleanup_ctx.append(self._lifespan)
+        if self.cors.is_on:
+            app.on_response_prepare.append(self.cors.on_prepare)
         return app
 
     def _doors(self) -> list[Route]:
@@ -373,9 +387,12 @@ def banner(gateway: Gateway) -> str:
     """What a person reads when the router is up."""
     config = gateway.config
     host = f"[{config.host}]" if ":" in config.host else config.host
+    scheme = "http" if gateway.tls is None else "https"
+    warning = gateway.access.warning(config.host)
     workers = ", ".join(worker.url for worker in gateway.pool.list())
     lines = (
-        ("url", f"http://{host}:{config.port}"),
+        ("url", f"{scheme}://{host}:{config.port}"),
+        *([("WARNING", warning)] if warning else []),
         ("model", config.model_name),
         ("workers", workers or "none yet (POST /add_worker?url=...)"),
         ("history", f"{config.history}; capture {config.capture}"),

@@ -15,16 +15,16 @@ from slime_router.launch.command import sglang_commands
 from slime_router.launch.launcher import Launcher
 from slime_router.server.greetings import Greetings
 from slime_router.server.launched import LaunchedWorkers
-from slime_router.types import Finish, Sampling
+from slime_router.types import Sampling
 from slime_router.weights import WeightVersions
 from slime_router.workers.backoff import Backoff
 from slime_router.workers.breaker import BreakerSettings
 from slime_router.workers.client import WorkerClient
 from slime_router.workers.health import Health, HealthSettings
+from slime_router.workers.items import OpenText
 from slime_router.workers.policy import make_policy
 from slime_router.workers.pool import WorkerPool
 from slime_router.workers.relay import Relay, RelaySettings
-from slime_router.workers.stitch import ReadText
 from slime_router.workers.worker import Worker
 
 
@@ -66,7 +66,7 @@ class Fleet:
                 pause_wait_s=config.pause_wait_s,
                 resume_aborted=config.resume_aborted,
             ),
-            read_text=_text_reader(tokenizer),
+            open_text=_text_reader(tokenizer),
             backoff=_backoff(config),
             on_suspicion=self.health.suspect,
         )
@@ -136,16 +136,18 @@ def _backoff(config: Config) -> Backoff:
     )
 
 
-def _text_reader(tokenizer: Tokenizer) -> ReadText:
-    def read_text(rules: Sampling, ids: Sequence[int], finish: Finish | None) -> str:
+def _text_reader(tokenizer: Tokenizer) -> OpenText:
+    def open_text(rules: Sampling) -> VisibleText:
         decoder = tokenizer.decoder(skip_special_tokens=rules.skip_special_tokens)
-        return VisibleText(decoder, rules).push(ids, finish)
+        return VisibleText(decoder, rules)
 
-    return read_text
+    return open_text
 
 
 def _launcher(config: Config, fleet: Fleet) -> Launcher:
-    launched = LaunchedWorkers(fleet.pool, fleet.client, fleet.greetings.greet)
+    launched = LaunchedWorkers(
+        fleet.pool, fleet.client, fleet.greetings.greet, api_key=config.worker_api_key
+    )
     return Launcher(
         sglang_commands(
             config.launch_workers,

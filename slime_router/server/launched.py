@@ -16,8 +16,14 @@ class LaunchedWorkers:
     """Keeps the pool informed; `greet` is told of each worker that begins to serve."""
 
     def __init__(
-        self, pool: WorkerPool, client: WorkerClient, greet: Callable[[Worker], None]
+        self,
+        pool: WorkerPool,
+        client: WorkerClient,
+        greet: Callable[[Worker], None],
+        *,
+        api_key: str | None = None,
     ) -> None:
+        self._api_key = api_key
         self._pool = pool
         self._client = client
         self._greet = greet
@@ -26,7 +32,7 @@ class LaunchedWorkers:
         """Whether the worker at `url`, which need not be registered, is ready to serve."""
         try:
             answer = await self._client.ask(
-                Worker(url), "GET", "/health", headers={}, timeout_s=PROBE_TIMEOUT_S
+                Worker(url, api_key=self._api_key), "GET", "/health", headers={}, timeout_s=PROBE_TIMEOUT_S
             )
         except RouterError:
             return False

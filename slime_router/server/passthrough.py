@@ -32,10 +32,21 @@ _HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1: these speak of one connection, not 
     }
 )
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-# Our server has answered `Expect` already; a client's key is for the router alone.
-OWN_REQUEST = frozenset({"host", "expect", "authorization", "x-api-key", "api-key"})
+# Our server has answered `Expect` already; what a client is known by is for the router alone.
+OWN_REQUEST = frozenset({"host", "expect", "authorization", "x-api-key", "api-key", "cookie"})
 UNPACKED = frozenset({"content-encoding", "content-length"})
-OWN_ANSWER = frozenset({"server", "date"})  # our server writes its own
+OWN_ANSWER = frozenset(  # what our server says itself, or leaves unsaid
+    {
+        "server",
+        "date",
+        "access-control-allow-origin",
+        "access-control-allow-credentials",
+        "access-control-allow-headers",
+        "access-control-allow-methods",
+        "access-control-expose-headers",
+        "access-control-max-age",
+    }
+)
 
 
 class PassThrough:

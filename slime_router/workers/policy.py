@@ -121,7 +121,7 @@ class ConsistentHashing:
         able = [worker for worker in workers if load(worker) <= limit]
         return max(able, key=lambda worker: _rank(key, worker.url))
 
-    def sent(self, worker: Worker, need: Need) -> int:
+    def sent(self, worker: Worker, need: Need) -> int:  # noqa: ARG002 - of no interest
         """See `Policy`."""
         return len(need.ids)
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,14 +25,16 @@ from slime_router.types import Finish, GenerateCall, GenerateChunk, Resume
 from slime_router.workers.backoff import Backoff
 from slime_router.workers.client import Answer, WorkerClient
 from slime_router.workers.exchange import NotTaken
+from slime_router.workers.items import OpenText
 from slime_router.workers.pool import Lease, WorkerPool
-from slime_router.workers.stitch import ReadText, Stitch
+from slime_router.workers.stitch import Stitch
 from slime_router.workers.worker import Need, Worker
 
 log = logging.getLogger(__name__)
 
 BUSY = (429, 503)  # a worker's queue is full: another's may not be
 MAX_BROKEN = 3  # workers that broke without a word: it may be the request that kills them
+MAX_ABORTS = 5  # by workers, in a row and without a token
 
 _Failure: TypeAlias = NotTaken | RouterError
 
@@ -55,12 +58,15 @@ class RelaySettings:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A generation under way. `rid` is the name under which `worker` has it now."""
+    """A generation under way: `worker` has it now under the name `rid`, or nobody has."""
 
-    call: GenerateCall
     worker: Worker | None = None
     rid: str = ""
     is_cancelled: bool = False  # somebody asked for its abort: it does not go on
+
+
+class _Cancelled(Exception):
+    """The abort of the generation was asked for while no worker had it."""
 
 
 class Relay:
@@ -75,7 +81,7 @@ class Relay:
         client: WorkerClient,
         settings: RelaySettings,
         *,
-        read_text: ReadText,
+        open_text: OpenText,
         backoff: Backoff | None = None,
         on_suspicion: Callable[[Worker], None] = lambda _: None,
         random: Callable[[], float] = random.random,
@@ -84,17 +90,22 @@ class Relay:
         self._pool = pool
         self._client = client
         self._settings = settings
-        self._read_text = read_text
+        self._open_text = open_text
         self._backoff = backoff or Backoff()
         self._on_suspicion = on_suspicion
         self._random = random
-        self._runs: dict[str, Run] = {}
-        self._is_cumulative = True
+        self._runs: dict[str, list[Run]] = {}  # by the rid that the client knows
+        self._is_cumulative: bool | None = None  # whether native items repeat the ones before
         self._change = asyncio.Event()
         pool.subscribe(self._wake)
 
     def __repr__(self) -> str:
-        return f"<Relay {len(self._runs)} runs>"
+        return f"<Relay {self.running} runs>"
+
+    @property
+    def running(self) -> int:
+        """Generations under way, those that wait for a worker too."""
+        return sum(map(len, self._runs.values()))
 
     # Generations
 
@@ -107,89 +118,97 @@ class Relay:
             WorkerFailed: workers died, or their answers cannot be read.
             WorkerTimeout: the whole took longer than the request timeout.
         """
-        stitch = Stitch(call, self._read_text, is_cumulative=self._is_cumulative)
-        attempts = _Attempts(self, _need(call))
-        with self._running(call) as run:
+        stitch = Stitch(call, self._open_text, is_cumulative=self._is_cumulative)
+        with self._running(call.rid) as run:
+            attempts = _Attempts(self, _need(call), run)
             part = stitch.next_call()
-            while True:
-                if run.is_cancelled:
-                    yield _cancelled(call, stitch)
-                    return
+            while not (stitch.is_over or run.is_cancelled):
                 try:
-                    async with attempts.lease() as lease:
-                        run.worker, run.rid = lease.worker, part.rid
-                        chunks = self._client.generate(
-                            lease.worker, part, timeout_s=attempts.left_s()
-                        )
-                        async with aclosing(chunks):
-                            async for came in chunks:
-                                if came.output_ids:
-                                    lease.first_token()
-                                    attempts.progress()
-                                chunk = stitch.take(came)
-                                if chunk.finish is None:
-                                    yield chunk
-                                    continue
-                                self._pool.succeeded(lease.worker)
-                                if not self._goes_on(run, stitch, chunk):
-                                    self._ended(call, lease.worker, stitch)
-                                    yield chunk
-                                    return
-                                self.counts["resumed"] += 1
-                                if stitch.can_go_on:
-                                    yield stitch.without_end(chunk)
-                                else:
-                                    stitch.start_over()
-                                break
-                    await attempts.pause_after_abort()
+                    async with aclosing(self._sample(part, stitch, attempts)) as chunks:
+                        async for chunk in chunks:
+                            yield chunk
+                    if not stitch.is_over:
+                        await attempts.rest_after_abort()
+                except _Cancelled:
+                    break
                 except (NotTaken, RouterError) as exc:
                     if run.is_cancelled:
-                        raise _told(exc) from exc
+                        break
                     await attempts.failed(exc, stitch)
                     if isinstance(exc, NotTaken) and not exc.is_stale:
                         continue  # nobody has seen its rid
                 part = stitch.next_call()
+            if not stitch.is_over:
+                for chunk in stitch.aborted():
+                    yield chunk
 
-    def _goes_on(self, run: Run, stitch: Stitch, last: GenerateChunk) -> bool:
-        """Whether what ended with `last` is to be continued."""
-        wanted, native = self._settings.resume_aborted, run.call.native is not None
-        finish = last.finish
-        if finish is None or finish.type != "abort" or finish.status_code or run.is_cancelled:
+    async def _sample(
+        self, part: GenerateCall, stitch: Stitch, attempts: _Attempts
+    ) -> AsyncGenerator[GenerateChunk, None]:
+        """Runs one part on one worker; yields what the client is told of it."""
+        async with attempts.lease(part.rid) as lease:
+            came = self._client.generate(lease.worker, part, timeout_s=attempts.left_s())
+            async with aclosing(came):
+                async for chunk in came:
+                    if chunk.output_ids:
+                        attempts.progress(lease)
+                    stitch.take(chunk)
+                    if chunk.finish is None:
+                        for told in stitch.told(chunk):
+                            yield told
+                        continue
+                    lease.answered()
+                    goes_on = self._goes_on(part, chunk.finish, stitch, attempts)
+                    if not goes_on:
+                        self._finished(part, lease.worker, stitch)
+                    for told in stitch.told(chunk, goes_on=goes_on):
+                        yield told
+                    return
+
+    def _goes_on(
+        self, call: GenerateCall, finish: Finish, stitch: Stitch, attempts: _Attempts
+    ) -> bool:
+        """Whether what ended so is to be continued."""
+        wanted, is_native = self._settings.resume_aborted, call.native is not None
+        if finish.type != "abort" or finish.status_code:
             return False
-        if wanted == "none" or (native and wanted != "all"):
+        if wanted == "none" or (is_native and wanted != "all"):
             return False
         # Under a grammar nothing can go on in the middle; a whole reply can begin anew.
-        return stitch.can_go_on or not run.call.stream
+        return (stitch.can_go_on or not call.stream) and attempts.may_resume()
 
-    def _ended(self, call: GenerateCall, worker: Worker, stitch: Stitch) -> None:
+    def _finished(self, call: GenerateCall, worker: Worker, stitch: Stitch) -> None:
         assert call.prompt is not None
-        if call.native is not None and call.stream:
+        if call.native is not None and call.stream and stitch.is_cumulative is not None:
             self._is_cumulative = stitch.is_cumulative
         output = np.array(stitch.output_ids, np.int32)
         self._pool.held(worker, call.scope, np.concatenate((call.prompt.ids, output)))
 
     @contextmanager
-    def _running(self, call: GenerateCall) -> Iterator[Run]:
-        run = Run(call)
-        self._runs[call.rid] = run
+    def _running(self, rid: str) -> Iterator[Run]:
+        run = Run()
+        runs = self._runs.setdefault(rid, [])
+        runs.append(run)
         try:
             yield run
         finally:
-            if self._runs.get(call.rid) is run:
-                del self._runs[call.rid]
+            runs.remove(run)
+            if not runs:
+                del self._runs[rid]
 
-    def cancel(self, rid: str) -> tuple[Worker, str] | None:
-        """The generation is not to go on; says who has it under which rid, or None."""
-        run = self._runs.get(rid)
-        if run is None:
-            return None
-        run.is_cancelled = True
-        return (run.worker, run.rid) if run.worker is not None else None
+    def cancel(self, rid: str) -> list[tuple[Worker, str]]:
+        """What runs under this rid is not to go on; says which workers have it under which name."""
+        runs = self._runs.get(rid, [])
+        for run in runs:
+            run.is_cancelled = True
+        self._wake()
+        return [(run.worker, run.rid) for run in runs if run.worker is not None]
 
     def cancel_all(self) -> None:
         """No generation that runs now is to go on when it is aborted."""
-        for run in self._runs.values():
+        for run in chain.from_iterable(self._runs.values()):
             run.is_cancelled = True
+        self._wake()
 
     # Other requests
 
@@ -214,7 +233,7 @@ class Relay:
             WorkerFailed: the worker closed the connection without an answer.
             WorkerTimeout: no answer within the request timeout.
         """
-        attempts = _Attempts(self, need)
+        attempts = _Attempts(self, need, Run())
         while True:
             try:
                 async with (
@@ -228,6 +247,7 @@ class Relay:
                         timeout_s=attempts.left_s(),
                     ) as (_, answer),
                 ):
+                    lease.answered()
                     yield answer
                     return
             except NotTaken as exc:
@@ -236,6 +256,7 @@ class Relay:
                 await attempts.failed(exc)
 
     def _wake(self) -> None:
+        """Whoever waits for a worker asks anew."""
         self._change.set()
         self._change = asyncio.Event()
 
@@ -243,58 +264,76 @@ class Relay:
 class _Attempts:
     """The tries of one request: who was asked already, how long to wait, when to stop."""
 
-    def __init__(self, relay: Relay, need: Need) -> None:
+    def __init__(self, relay: Relay, need: Need, run: Run) -> None:
         self._relay = relay
         self._pool = relay._pool
+        self._settings = relay._settings
         self._need = need
+        self._run = run
         self._clock = asyncio.get_running_loop().time
-        self._deadline = self._clock() + relay._settings.request_timeout_s
-        self._worker: Worker | None = None
+        self._deadline = self._clock() + self._settings.request_timeout_s
+        self._worker: Worker | None = None  # who was asked last
         self._tried: set[str] = set()
         self._stale: set[str] = set()
+        self._is_sampling = False
+        # In a row, without a token in between:
         self._retries = 0
         self._broken = 0
+        self._aborts = 0
 
     def left_s(self) -> float:
         """How much of the request timeout is left."""
         return max(self._deadline - self._clock(), 0.001)
 
-    def progress(self) -> None:
-        """A worker samples: the request is sound, and what fails from now on fails anew."""
-        self._retries = self._broken = 0
-
     @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Lease]:
-        """A worker, waited for while there may be one soon.
+    async def lease(self, rid: str = "") -> AsyncIterator[Lease]:
+        """A worker, waited for while there may be one soon; it has the request as `rid`.
 
         Raises:
             NoWorker: there is none, and none came in time.
+            _Cancelled: the abort of the request was asked for meanwhile.
         """
+        self._worker = None
         with await self._found() as lease:
-            self._worker = lease.worker
-            yield lease
+            self._worker, self._is_sampling = lease.worker, False
+            self._run.worker, self._run.rid = lease.worker, rid
+            try:
+                yield lease
+            finally:
+                self._run.worker = None
 
     async def _found(self) -> Lease:
         began = self._clock()
+        has_waited = False
         while True:
             change = self._relay._change
+            if self._run.is_cancelled:
+                raise _Cancelled
             try:
                 return self._pool.lease(self._need, self._tried)
             except NoWorker as exc:
-                settings = self._relay._settings
                 if self._tried:
                     self._tried.clear()
                     continue
+                settings = self._settings
                 wait_s = settings.pause_wait_s if exc.is_paused else settings.worker_wait_s
                 until = min(began + wait_s, self._deadline)
                 if not exc.is_temporary or self._clock() >= until:
                     raise
-                self._relay.counts["waited"] += 1
+            self._relay.counts["waited"] += not has_waited
+            has_waited = True
             try:
                 async with asyncio.timeout_at(until):
                     await change.wait()
             except TimeoutError:
-                continue  # asked once more, and then told why there is none
+                pass  # asked once more, and then told why there is none
+
+    def progress(self, lease: Lease) -> None:
+        """The worker samples: the request is sound, and what fails from now on fails anew."""
+        if not self._is_sampling:
+            self._is_sampling = True
+            self._retries = self._broken = self._aborts = 0
+            lease.answered()
 
     async def failed(self, exc: _Failure, stitch: Stitch | None = None) -> None:
         """The try came to `exc`; returns when another is due.
@@ -303,28 +342,26 @@ class _Attempts:
             RouterError: no other try is to be made.
         """
         worker = self._worker
-        if isinstance(exc, NoWorker) or worker is None:
-            raise exc
-        if not self._is_worth_another(exc, worker) or not (stitch is None or stitch.can_go_on):
+        can_go_on = stitch is None or stitch.can_go_on
+        if worker is None or not self._is_worth_another(exc, worker) or not can_go_on:
             raise _told(exc) from exc
         if isinstance(exc, NotTaken) and exc.is_stale and worker.url not in self._stale:
             self._stale.add(worker.url)
             return
         self._tried.add(worker.url)
-        if isinstance(exc, NotTaken) and self._has_others():
-            log.warning("not taken: worker=%s reason=%s", worker.url, exc.reason)
-            return
-        if self._retries >= self._relay._backoff.max_retries or self._broken >= MAX_BROKEN:
-            raise _told(exc) from exc
-        sampled = len(stitch.output_ids) if stitch is not None else 0
-        delay_s = self._relay._backoff.delay_s(self._retries, self._relay._random)
-        self._retries += 1
-        self._relay.counts["moved" if sampled else "retried"] += 1
-        log.warning("to be tried again: worker=%s tokens=%d reason=%s", worker.url, sampled, exc)
-        if not self._has_others():
-            await asyncio.sleep(min(delay_s, self.left_s()))
+        has_others = self._pool.has_candidates(self._need, self._tried)
+        if not (isinstance(exc, NotTaken) and has_others):
+            if self._retries >= self._relay._backoff.max_retries:
+                raise _told(exc) from exc
+            self._retries += 1
+        sampled_len = 0 if stitch is None else len(stitch.output_ids)
+        self._relay.counts["moved" if sampled_len else "retried"] += 1
+        log.warning("tried anew: worker=%s tokens=%d reason=%s", worker.url, sampled_len, exc)
+        if not has_others:
+            await self._back_off(self._retries - 1)
 
     def _is_worth_another(self, exc: _Failure, worker: Worker) -> bool:
+        """Whether another try may end better; the worker's record is kept."""
         if isinstance(exc, NotTaken):
             if not exc.is_stale:
                 self._relay._on_suspicion(worker)
@@ -332,33 +369,34 @@ class _Attempts:
         if isinstance(exc, WorkerRefused):
             self._pool.succeeded(worker)
             return exc.status in BUSY
+        if not isinstance(exc, WorkerFailed | WorkerTimeout):
+            return False  # it is not the worker's fault
         self._pool.failed(worker)
-        if isinstance(exc, WorkerTimeout) or not isinstance(exc, WorkerFailed):
-            return False
-        self._broken += 1
         self._relay._on_suspicion(worker)
+        self._broken += not self._is_sampling
+        return isinstance(exc, WorkerFailed) and self._broken < MAX_BROKEN
+
+    def may_resume(self) -> bool:
+        """An abort came: whether the generation goes on, which counts as one more."""
+        if self._run.is_cancelled or self._aborts >= MAX_ABORTS:
+            return False
+        self._aborts += 1
+        self._relay.counts["resumed"] += 1
         return True
 
-    async def pause_after_abort(self) -> None:
+    async def rest_after_abort(self) -> None:
         """A worker that aborts again and again is not asked again and again at once."""
-        delay_s = self._relay._backoff.delay_s(self._retries, self._relay._random)
-        self._retries = min(self._retries + 1, self._relay._backoff.max_retries)
-        await asyncio.sleep(min(delay_s, self.left_s()))
+        await self._back_off(self._aborts - 1)
 
-    def _has_others(self) -> bool:
-        return any(w.is_up and w.url not in self._tried for w in self._pool.list())
+    async def _back_off(self, retry: int) -> None:
+        delay_s = self._relay._backoff.delay_s(retry, self._relay._random)
+        await asyncio.sleep(min(delay_s, self.left_s()))
 
 
 def _told(exc: _Failure) -> RouterError:
     if isinstance(exc, NotTaken):
         return NoWorker(f"No worker could be reached: {exc.reason}.", is_temporary=True)
     return exc
-
-
-def _cancelled(call: GenerateCall, stitch: Stitch) -> GenerateChunk:
-    """The end of a generation that was aborted while no worker had it, as a worker says it."""
-    finish = Finish("abort", message="Abort in waiting queue")
-    return stitch.take(GenerateChunk(output_ids=[], finish=finish, prompt=call.prompt))
 
 
 def _need(call: GenerateCall) -> Need:

@@ -1,0 +1,210 @@
+"""Who may ask what: keys of clients, the admin's key, and whose things a request is about.
+
+A key is compared as a digest, in constant time, with every key there is. Nothing here holds, logs or
+says a key itself.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeAlias
+
+from aiohttp import web
+
+from slime_router.config import Config
+from slime_router.doors.body import request_id
+from slime_router.doors.caller import Caller, introduce
+from slime_router.doors.messages_reply import messages_error
+from slime_router.doors.replies import native_error, openai_error
+from slime_router.errors import NotFound, SetupError, Unauthorized
+from slime_router.server.boundary import Handler
+from slime_router.server.keys_file import check_key, read_keys_file
+
+IN_SESSION = "/sessions/{session}"
+OWNER_HEADER = "x-slime-owner"  # whose things the admin means
+
+_OPEN = {("GET", "/health"), ("GET", "/liveness"), ("GET", "/readiness"), ("HEAD", "/")}
+_LISTING = ("GET", "/sessions")
+_PASSED = ("/{path}", IN_SESSION + "/{path}")
+# What SGLang serves to clients. All else that goes to a worker unread may be control.
+_CLIENTS_PATHS = re.compile(
+    r"v1/.+|encode|classify|rerank|score|ping|(get_)?model_info|health(_generate)?"
+    r"|api/(chat|generate|show|tags|version)|vertex_generate|invocations"
+)
+
+Route: TypeAlias = tuple[str, str]  # method, and path as the routing table has it
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key. `name` is "" for keys that have none; what they make belongs to nobody."""
+
+    digest: bytes = field(repr=False)
+    name: str = ""
+    is_admin: bool = False
+
+
+NO_KEY = Key(b"")
+
+
+class Access:
+    """Lets requests in. Without any key everything is open; see `guard`.
+
+    Where there is no admin key, a key without a name is the admin's.
+    """
+
+    def __init__(self, keys: Sequence[Key], *, needs_key: bool) -> None:
+        self._keys = tuple(keys)
+        self._needs_key = needs_key  # for what clients do
+        self._names = {key.name for key in keys if key.name}
+        self._admin_routes: set[Route] = {_LISTING}
+
+    @classmethod
+    def of(cls, config: Config) -> Access:
+        """The keys of a configuration.
+
+        Raises:
+            SetupError: a key cannot be used, is there twice, or the file of keys cannot be read.
+        """
+        keys: list[Key] = []
+        if config.api_key is not None:
+            check_key(config.api_key, "--api-key")
+            keys.append(Key(_digest(config.api_key), is_admin=config.admin_api_key is None))
+        if config.admin_api_key is not None:
+            check_key(config.admin_api_key, "--admin-api-key")
+            keys.append(Key(_digest(config.admin_api_key), is_admin=True))
+        if config.api_keys_file is not None:
+            named = read_keys_file(Path(config.api_keys_file))
+            keys += [Key(_digest(key), name) for name, key in named.items()]
+        if len({key.digest for key in keys}) < len(keys):
+            raise SetupError("one API key is given twice: nobody could tell whose it is")
+        needs_key = config.api_key is not None or config.api_keys_file is not None
+        return cls(keys, needs_key=needs_key)
+
+    def __repr__(self) -> str:
+        return f"<Access {len(self._keys)} keys>"
+
+    def reserve(self, routes: Iterable[Route]) -> None:
+        """These routes are the admin's; paths are written as for the routing table."""
+        self._admin_routes |= {(method, _canonical(path)) for method, path in routes}
+
+    def warning(self, host: str) -> str | None:
+        """What is to be said of a router that listens on `host`; None where all is well."""
+        if self._needs_key or _is_loopback(host):
+            return None
+        return f"{host} is open to others, and no API key is needed: give --api-key"
+
+    @web.middleware
+    async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The HTTP middleware behind the boundary: the request goes on, or is a 401."""
+        if not self._keys:
+            return await handler(request)
+        try:
+            introduce(request, self._admitted(request))
+        except (Unauthorized, NotFound) as exc:
+            return _refusal(request, exc)
+        return await handler(request)
+
+    def _admitted(self, request: web.Request) -> Caller:
+        """Who asks, where the route is open to it.
+
+        Raises:
+            Unauthorized: it is not.
+            NotFound: the admin names an owner that there is not.
+        """
+        route = _route(request)
+        if route in _OPEN:
+            return Caller(sees_all=False)
+        key = self._known(request)
+        if key is None and self._needs_key:
+            raise Unauthorized("A valid API key is needed: send 'Authorization: Bearer KEY'.")
+        key = key or NO_KEY
+        if not key.is_admin and self._is_reserved(request, route, key):
+            raise Unauthorized("This route needs the admin's API key.")
+        return self._caller(request, key)
+
+    def _known(self, request: web.Request) -> Key | None:
+        """The key that the request shows; the admin's, where it shows several."""
+        shown = [_digest(text) for text in _shown(request)]
+        found = [
+            key
+            for key in self._keys
+            if any([hmac.compare_digest(key.digest, digest) for digest in shown])  # noqa: C419
+        ]
+        return max(found, key=lambda key: key.is_admin, default=None)
+
+    def _is_reserved(self, request: web.Request, route: Route, key: Key) -> bool:
+        if route == _LISTING:
+            return not key.name  # a list of what is its own is no secret to a named key
+        if route[1] in _PASSED:
+            return not _is_for_clients(request.match_info["path"])
+        return route in self._admin_routes
+
+    def _caller(self, request: web.Request, key: Key) -> Caller:
+        owner = request.headers.get(OWNER_HEADER)
+        if owner is None or owner == key.name:
+            return Caller(key.name, sees_all=key.is_admin)
+        if not key.is_admin:
+            raise Unauthorized(f"Only the admin's API key can be used with '{OWNER_HEADER}'.")
+        if owner not in self._names:
+            raise NotFound(f"No API key has the name '{owner[:80]}'.", param=OWNER_HEADER)
+        return Caller(owner, sees_all=False)
+
+
+def _route(request: web.Request) -> Route:
+    resource = request.match_info.route.resource
+    path = resource.canonical if resource is not None else ""
+    is_head = request.method == "HEAD" and path != "/"
+    return "GET" if is_head else request.method, path
+
+
+def _canonical(path: str) -> str:
+    """As aiohttp names a route: without the patterns of its variables."""
+    return re.sub(r"\{(\w+):[^{}]*\}", r"{\1}", path)
+
+
+def _shown(request: web.Request) -> Iterator[str]:
+    for value in request.headers.getall("authorization", ()):
+        scheme, _, text = value.strip().partition(" ")
+        if scheme.lower() == "bearer":
+            yield text.strip()
+    for name in ("x-api-key", "api-key"):
+        yield from (value.strip() for value in request.headers.getall(name, ()))
+
+
+def _digest(text: str) -> bytes:
+    return sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def _is_for_clients(path: str) -> bool:
+    """Whether a path that goes to a worker unread is one of those that SGLang's clients use."""
+    has_dots = any(part in (".", "..") for part in path.split("/"))
+    return not has_dots and _CLIENTS_PATHS.fullmatch(path) is not None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _refusal(request: web.Request, exc: Unauthorized | NotFound) -> web.Response:
+    """In the shape of the API that was asked."""
+    path = _route(request)[1].removeprefix(IN_SESSION)
+    name = request_id(request.headers)
+    if path.startswith("/v1/messages"):
+        response = messages_error(exc, request_id=name)
+        response.headers["request-id"] = name
+    else:
+        response = native_error(exc) if path == "/generate" else openai_error(exc)
+    response.headers["x-request-id"] = name
+    if isinstance(exc, Unauthorized):
+        response.headers["www-authenticate"] = "Bearer"
+    return response
