@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -23,13 +24,16 @@ from slime_router.workers.policy import Policy, make_policy
 from slime_router.workers.worker import Need, Worker
 
 AIM = 1.0
-OURS = "cache_aware"
-OWN: tuple[PolicyName, ...] = get_args(PolicyName)
+OURS: PolicyName = "cache_aware"
 PEERS: Mapping[str, Callable[[], Policy]] = {
     "sglang-router's cache_aware": SglangCacheAware,
     "sglang-router's consistent_hashing": SglangConsistentHashing,
 }
 SEED = 7
+POLICIES: Mapping[str, Callable[[], Policy]] = {
+    **{name: partial(make_policy, name, seed=SEED) for name in get_args(PolicyName)},
+    **PEERS,
+}
 LONG_AIM_MS = 2.0
 SHORT_AIM_US = 50.0
 
@@ -53,20 +57,13 @@ def run(size: Size = FULL) -> list[Measurement]:
     measurements: list[Measurement] = []
     for name, write in TRACES.items():
         trace = write(SEED, size.scale)
-        measurements += _compare(name, outcomes(trace, size.workers, (*OWN, *PEERS)))
+        measurements += _compare(name, outcomes(trace, size.workers, POLICIES))
     return measurements + _costs(size)
 
 
 def outcomes(trace: Trace, workers: int, names: Collection[str]) -> dict[str, Outcome]:
     """What each of the policies makes of the trace, by name."""
-    return {name: Fleet(_policy(name), workers, Engine()).play(trace) for name in names}
-
-
-def _policy(name: str) -> Policy:
-    if name in PEERS:
-        return PEERS[name]()
-    [own] = [own for own in OWN if own == name]
-    return make_policy(own, seed=SEED)
+    return {name: Fleet(POLICIES[name](), workers, Engine()).play(trace) for name in names}
 
 
 def _compare(trace: str, found: Mapping[str, Outcome]) -> list[Measurement]:
@@ -112,9 +109,10 @@ def _compare(trace: str, found: Mapping[str, Outcome]) -> list[Measurement]:
 
 
 def _told(outcome: Outcome) -> str:
+    waits = f"{outcome.wait_s(0.5):.2f} s p50 {outcome.wait_s(0.99):.2f} s p99"
     return (
-        f"{outcome.computed:,} of {outcome.sent:,} tokens computed, waits "
-        f"{outcome.wait_s(0.5):.2f} s p50 {outcome.wait_s(0.99):.2f} s p99, busiest {outcome.imbalance:.2f}"
+        f"{outcome.computed:,} of {outcome.sent:,} tokens computed, waits {waits}, "
+        f"busiest {outcome.imbalance:.2f}"
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, get_args
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from slime_router.config import Config
 from slime_router.diagnose_cli import diagnose_main
@@ -495,6 +496,16 @@ def _start_log(level: str) -> None:
     """Our own log at `level`; of the libraries' only what is wrong."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("slime_router").setLevel(level.upper())
+    logging.getLogger("aiohttp.server").addFilter(_without_headers)
+
+
+def _without_headers(record: logging.LogRecord) -> bool:
+    """aiohttp shows the header that it cannot read: there may be a key in it."""
+    exc = record.exc_info[1] if record.exc_info else None
+    if isinstance(exc, HttpProcessingError):
+        record.msg, record.args, record.exc_info = "a request that is no HTTP", (), None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:

@@ -24,7 +24,7 @@ class Config:
     worker_log_dir: str | None = None  # None: their output goes to the router's log
     worker_startup_timeout_s: float = 1800.0  # peers' figure: big models load for long
     policy: PolicyName = "cache_aware"
-    worker_api_key: str | None = field(default=None, repr=False)  # of workers that were registered with none of their own
+    worker_api_key: str | None = field(default=None, repr=False)  # of workers without their own
     version_policy: int | None = None  # weight updates that a serving worker may lag; None: any
     resume_aborted: Resume = "chat"
     worker_wait_s: float = 30.0  # for a worker, while none can be reached

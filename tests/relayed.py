@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from slime_router.chat.visible import VisibleText
+from slime_router.testing.script import Numbers
+from slime_router.workers.attempts import RelaySettings
 from slime_router.workers.backoff import Backoff
 from slime_router.workers.client import WorkerClient
 from slime_router.workers.pool import WorkerPool
-from slime_router.workers.relay import Relay, RelaySettings
+from slime_router.workers.relay import Relay
+
+
+class Spelled:
+    """Spells each id as `<7>`, as a fake worker without a tokenizer does."""
+
+    def push(self, ids: Iterable[int]) -> str:
+        return Numbers().decode([*ids])
+
+    def flush(self) -> str:
+        return ""
 
 
 class Relayed(WorkerClient):
@@ -26,7 +40,7 @@ class Relayed(WorkerClient):
                 pause_wait_s=0,
                 resume_aborted="none",
             ),
-            read_text=lambda *_: "",
+            open_text=lambda rules: VisibleText(Spelled(), rules),
             backoff=Backoff(max_retries=0),
         )
 

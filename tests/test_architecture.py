@@ -26,6 +26,10 @@ FLOOR_OF = {
     "workers": "pure",
     "cache.prefix_cache": "async",
     "workers.client": "async",
+    "workers.exchange": "async",
+    "workers.attempts": "async",
+    "workers.relay": "async",
+    "workers.health": "async",
     "launch": "async",
     "prompt": "flow",
     "router": "flow",
@@ -53,6 +57,7 @@ CLOCKS = {
     "doors.completions_request": "a reply says when it was created",
     "doors.responses_request": "a reply says when it was created",
     "server.boundary": "the log says how long a request took",
+    "workers.pool": "a breaker opens and closes with time; handed in by tests",
     "prompt": "the date of a conversation; handed in by tests",
 }
 AIOHTTP = {
@@ -82,13 +87,18 @@ PARTS = {
     "DiagnoseDoor",
     "Doctor",
     "GenerateDoor",
+    "Fleet",
     "Greetings",
+    "Health",
+    "LaunchedWorkers",
+    "Launcher",
     "Joiner",
     "MessagesDoor",
     "ModelAdmin",
     "PassThrough",
     "PrefixCache",
     "PromptMaker",
+    "Relay",
     "RadixTreeMiddleware",
     "RecordingMiddleware",
     "RetrieveDoor",
@@ -257,7 +267,9 @@ def test_only_the_wiring_makes_the_parts():
                 made = made.value
             if isinstance(made, ast.Name) and made.id in PARTS:
                 makers.setdefault(made.id, set()).add(module)
-    assert {part: modules for part, modules in makers.items() if modules != {"server.app"}} == {}
+    wiring = {"server.app", "server.fleet"}
+    assert {part: modules for part, modules in makers.items() if modules - wiring} == {}
+    assert all(len(modules) == 1 for modules in makers.values()), "each part is made in one place"
     assert makers.keys() == PARTS, "a part has another name now"
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
 from slime_router.owners import owned, owner_of
 
-_KEY = "slime_router.caller"
+# Older versions of aiohttp know no typed keys, newer ones warn of others.
+_KEY: Any = getattr(web, "RequestKey", lambda name, _: name)("slime_router.caller", object)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class Stored:
 
 
 class ResponseStore:
-    """At most `max_stored` responses, by id. What another owner stored is not there for a caller."""
+    """At most `max_stored` responses, by id. What another owner stored is not there for one."""
 
     def __init__(self, max_stored: int) -> None:
         self._max_stored = max_stored

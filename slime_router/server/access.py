@@ -1,7 +1,7 @@
 """Who may ask what: keys of clients, the admin's key, and whose things a request is about.
 
-A key is compared as a digest, in constant time, with every key there is. Nothing here holds, logs or
-says a key itself.
+A key is compared as a digest, in constant time, with every key there is. Nothing here holds, logs
+or says a key itself.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ OWNER_HEADER = "x-slime-owner"  # whose things the admin means
 
 _OPEN = {("GET", "/health"), ("GET", "/liveness"), ("GET", "/readiness"), ("HEAD", "/")}
 _LISTING = ("GET", "/sessions")
+_TELLING = ("/server_info", "/get_server_info")  # a worker's flags, its own key among them
 _PASSED = ("/{path}", IN_SESSION + "/{path}")
 # What SGLang serves to clients. All else that goes to a worker unread may be control.
 _CLIENTS_PATHS = re.compile(
-    r"v1/.+|encode|classify|rerank|score|ping|(get_)?model_info|health(_generate)?"
-    r"|api/(chat|generate|show|tags|version)|vertex_generate|invocations"
+    r"v[0-9]+/.+|embed|embeddings|encode|classify|pooling|rerank|score|ping|health(_generate)?"
+    r"|(get_)?model_info|api/(chat|generate|show|tags|version)|vertex_generate|invocations"
 )
 
 Route: TypeAlias = tuple[str, str]  # method, and path as the routing table has it
@@ -63,7 +64,8 @@ class Access:
         self._keys = tuple(keys)
         self._needs_key = needs_key  # for what clients do
         self._names = {key.name for key in keys if key.name}
-        self._admin_routes: set[Route] = {_LISTING}
+        told = (prefix + path for prefix in ("", IN_SESSION) for path in _TELLING)
+        self._admin_routes: set[Route] = {_LISTING, *(("GET", path) for path in told)}
 
     @classmethod
     def of(cls, config: Config) -> Access:

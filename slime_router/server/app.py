@@ -44,8 +44,8 @@ from slime_router.middleware.sessions import SessionMiddleware
 from slime_router.prompt import PromptMaker
 from slime_router.retrieval import Retriever
 from slime_router.router import Router
-from slime_router.server.admin import ModelAdmin
 from slime_router.server.access import IN_SESSION, Access
+from slime_router.server.admin import ModelAdmin
 from slime_router.server.boundary import boundary
 from slime_router.server.control import ControlRoutes
 from slime_router.server.cors import Cors
@@ -65,7 +65,6 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Route = tuple[str, str, Handler]
-
 
 
 class Gateway:

@@ -132,12 +132,13 @@ class ControlRoutes:
         if not workers:
             raise NoWorker("No worker is registered.")
         order = await _read(path, request, is_for_many=len(workers) > 1)
+        orders = [(worker, order) for worker in workers]
         if path == "/abort_request":
-            workers, order = self._aborted(workers, order)
+            orders = self._aborts(order) or orders
         async with asyncio.TaskGroup() as group:
-            tasks = {w.url: group.create_task(self._tell(w, order)) for w in workers}
-        heard = {url: task.result() for url, task in tasks.items()}
-        if len(workers) > 1:
+            tasks = [(w.url, group.create_task(self._tell(w, order))) for w, order in orders]
+        heard = {url: task.result() for url, task in tasks}
+        if len(heard) > 1:
             return _together(heard)
         (answer,) = heard.values()
         if isinstance(answer, RouterError):
@@ -145,20 +146,20 @@ class ControlRoutes:
         headers = end_to_end(answer.headers, OWN_ANSWER | {"content-length"})
         return web.Response(status=answer.status, headers=headers, body=answer.body)
 
-    def _aborted(
-        self, workers: tuple[Worker, ...], order: _Order
-    ) -> tuple[tuple[Worker, ...], _Order]:
-        """Who is to abort, and under which name. What is aborted by name does not go on."""
+    def _aborts(self, order: _Order) -> list[tuple[Worker, _Order]]:
+        """Who has the generation, and under which name; nobody where all are to be told.
+
+        What is aborted so does not go on.
+        """
         fields = _fields(order.body)
         if fields.get("abort_all"):
             self._relay.cancel_all()
-            return workers, order
+            return []
         rid = fields.get("rid")
-        owner = self._relay.cancel(rid) if isinstance(rid, str) else None
-        if owner is None:
-            return workers, order
-        worker, rid = owner
-        return (worker,), replace(order, body=orjson.dumps({**fields, "rid": rid}))
+        return [
+            (worker, replace(order, body=orjson.dumps({**fields, "rid": name})))
+            for worker, name in (self._relay.cancel(rid) if isinstance(rid, str) else ())
+        ]
 
     async def _tell(self, worker: Worker, order: _Order) -> WorkerAnswer | RouterError:
         update = order.update

@@ -17,6 +17,7 @@ from slime_router.server.greetings import Greetings
 from slime_router.server.launched import LaunchedWorkers
 from slime_router.types import Sampling
 from slime_router.weights import WeightVersions
+from slime_router.workers.attempts import RelaySettings
 from slime_router.workers.backoff import Backoff
 from slime_router.workers.breaker import BreakerSettings
 from slime_router.workers.client import WorkerClient
@@ -24,7 +25,7 @@ from slime_router.workers.health import Health, HealthSettings
 from slime_router.workers.items import OpenText
 from slime_router.workers.policy import make_policy
 from slime_router.workers.pool import WorkerPool
-from slime_router.workers.relay import Relay, RelaySettings
+from slime_router.workers.relay import Relay
 from slime_router.workers.worker import Worker
 
 

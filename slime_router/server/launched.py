@@ -32,7 +32,11 @@ class LaunchedWorkers:
         """Whether the worker at `url`, which need not be registered, is ready to serve."""
         try:
             answer = await self._client.ask(
-                Worker(url, api_key=self._api_key), "GET", "/health", headers={}, timeout_s=PROBE_TIMEOUT_S
+                Worker(url, api_key=self._api_key),
+                "GET",
+                "/health",
+                headers={},
+                timeout_s=PROBE_TIMEOUT_S,
             )
         except RouterError:
             return False

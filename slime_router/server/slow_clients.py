@@ -1,9 +1,9 @@
 """Cuts clients that do not go on: with sending their request, or with reading their reply.
 
-What must hold: a client that moves is never cut, however slow it is; one that stands still for
-`timeout_s` is, and nothing of its request is left: its generation is aborted like that of a client
-who closed the connection. Meanwhile it costs little: a reply waits when the socket's buffer is
-full, and so does the worker that it comes from.
+What must hold: a client that takes `UNSENT_LEN` bytes in `timeout_s` is never cut; one that stands
+still for so long is, and nothing of its request is left: its generation is aborted like that of a
+client who closed the connection. Meanwhile it costs little: a reply waits when the socket's buffer
+is full, and so does the worker that it comes from.
 
 Whether a client moves is looked at a few times in that time, and on its socket: the last of a reply
 is written when every handler and middleware has returned.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from slime_router.doors.body import ClientTimeout
 logger = logging.getLogger(__name__)
 
 LOOKS = 4  # without any progress, until a client is cut
+UNSENT_LEN = 128 * 2**10  # bytes in the kernel; it would take megabytes, and not say how it goes
 
 
 @dataclass(slots=True)
@@ -57,7 +59,10 @@ class SlowClients:
         """HTTP middleware."""
         if request.transport is None:
             return await handler(request)
-        client = self._clients.setdefault(request.transport, _Client())
+        client = self._clients.get(request.transport)
+        if client is None:
+            client = self._clients[request.transport] = _Client()
+            _keep_little_unsent(request.transport)
         client.request, client.received, client.silent = request, -1, 0
         try:
             return await handler(request)
@@ -69,6 +74,17 @@ class SlowClients:
         while True:
             await asyncio.sleep(self._timeout_s / LOOKS)
             self.look()
+
+    def cut_all(self) -> int:
+        """Closes the connections of all requests under way; says how many those were."""
+        busy = [
+            transport
+            for transport, client in self._clients.items()
+            if client.request is not None and not transport.is_closing()
+        ]
+        for transport in busy:
+            transport.abort()
+        return len(busy)
 
     def look(self) -> None:
         """Looks at every connection once; cuts those that have stood still for `LOOKS` looks."""
@@ -105,3 +121,11 @@ class SlowClients:
         self.cut += 1
         path = client.request.rel_url.raw_path if client.request is not None else "-"
         logger.warning("client cut: path=%s: it %s", path, what)
+
+
+def _keep_little_unsent(transport: asyncio.Transport) -> None:
+    """Lets the kernel keep no more than `UNSENT_LEN` bytes that the client does not take."""
+    connection = transport.get_extra_info("socket")
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # of Linux and macOS
+    if connection is not None and option is not None and connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.IPPROTO_TCP, option, UNSENT_LEN)

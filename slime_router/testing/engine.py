@@ -54,6 +54,7 @@ class Engine:
     runs: dict[str, Run] = field(default_factory=dict)
     held_after: int | None = None  # tokens; None when nothing is held
     seen: list[list[int]] = field(default_factory=list)  # what the prefix cache holds
+    is_paused: bool = False
 
     def start(self, body: Item, ids: Any) -> list[Run]:
         """Begins every generation that a request asks for, or none.
@@ -89,9 +90,23 @@ class Engine:
             self.runs[rid].is_aborted = True
             self.runs[rid].woken.set()
 
+    def pause(self, mode: str) -> None:
+        """Samples nothing until `go_on`; with mode `abort` what runs now ends."""
+        self.is_paused = True
+        for rid in list(self.runs) if mode == "abort" else ():
+            self.abort(rid)
+
+    def go_on(self) -> None:
+        """The end of a pause."""
+        self.is_paused = False
+        self._wake()
+
     def release(self) -> None:
-        """Lets all generations go on."""
+        """Lets all generations go on that were held."""
         self.held_after = None
+        self._wake()
+
+    def _wake(self) -> None:
         for run in self.runs.values():
             run.woken.set()
 
@@ -109,9 +124,12 @@ class Engine:
 
     async def _wait(self, run: Run) -> None:
         await asyncio.sleep(0)
-        while self.held_after is not None and run.count >= self.held_after and not run.is_aborted:
+        while not run.is_aborted and self._is_stopped(run):
             run.woken.clear()
             await run.woken.wait()
+
+    def _is_stopped(self, run: Run) -> bool:
+        return self.is_paused or (self.held_after is not None and run.count >= self.held_after)
 
     def _end(self, run: Run, body: Item, *, is_whole: bool) -> Item:
         finish = run.heard.finish

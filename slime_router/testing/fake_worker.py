@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 from aiohttp import web
 
+from slime_router.testing.controls import Controls
 from slime_router.testing.engine import Engine, Run
 from slime_router.testing.script import Numbers, Refusal, Script, Tokenizer, is_batch, parts
 
@@ -33,6 +34,9 @@ class Received:
     path: str
     body: dict[str, Any]
     headers: Mapping[str, str]
+
+
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _Dropped(Exception):
@@ -49,6 +53,7 @@ class FakeWorker:
         disconnected: the rids whose client went away before the end.
         running: the rids that are being answered.
         weight_version: what answers say, and `/update_weight_version` sets.
+        queued: the waiting requests that `/v1/loads` tells of.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class FakeWorker:
         self.controls: list[Received] = []
         self.aborted: list[str] = []
         self.disconnected: list[str] = []
+        self.queued = 0
         self._tokenizer = tokenizer
         self._engine = Engine(
             decode=(tokenizer or Numbers()).decode,
@@ -81,11 +87,16 @@ class FakeWorker:
             reply=reply,
             weight_version=weight_version,
         )
+        self._controls = Controls(self._engine, tokenizer)
         self._notices_disconnect = notices_disconnect
         self._aborts_open = asyncio.Event()
         self._aborts_open.set()
+        self._is_awake = asyncio.Event()
+        self._is_awake.set()
         self._answers: deque[tuple[int, bytes, str]] = deque()
+        self._failure: int | None = None  # the status of every answer
         self._drops: deque[int] = deque()
+        self._deaths: deque[int] = deque()
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
         self._port = 0
@@ -94,11 +105,11 @@ class FakeWorker:
         return f"<FakeWorker {self.url}, {len(self.running)} running>"
 
     async def __aenter__(self) -> FakeWorker:
-        app = web.Application(client_max_size=2**30)
+        app = web.Application(client_max_size=2**30, middlewares=[self._once_awake])
         app.router.add_route("*", "/generate", self._generate)
         app.router.add_post("/abort_request", self._abort_request)
         app.router.add_route("*", "/echo{tail:.*}", _echo)
-        app.router.add_route("*", "/{path}", self._control)
+        app.router.add_route("*", "/{path:v1/loads|[^/]+}", self._control)
         self._runner = web.AppRunner(
             app,
             handler_cancellation=self._notices_disconnect,
@@ -117,6 +128,8 @@ class FakeWorker:
     ) -> None:
         assert self._runner is not None
         self.release()
+        self.recover()
+        self._engine.go_on()
         for rid in self.running:
             self._engine.abort(rid)
         await self._runner.cleanup()
@@ -189,6 +202,29 @@ class FakeWorker:
         """
         self._drops.append(after_bytes)
 
+    def die_next(self, *, after_tokens: int = 0) -> None:
+        """Dies when the next generation has told that many tokens: every connection breaks.
+
+        Of a whole reply nothing is told then. `accept_connections` starts it anew.
+        """
+        self._deaths.append(after_tokens)
+
+    def fail_all(self, status: int = 500) -> None:
+        """Answers every request with that status, until `recover`."""
+        self._failure = status
+
+    def hang(self) -> None:
+        """Takes connections and says nothing any more, until `recover`."""
+        self._is_awake.clear()
+        self._engine.held_after = 0
+
+    def recover(self) -> None:
+        """Answers again; generations that were under way go on."""
+        self._failure = None
+        if not self._is_awake.is_set():
+            self._is_awake.set()
+            self._engine.release()
+
     async def refuse_connections(self) -> None:
         """Breaks all connections and takes no new ones, as a dead worker."""
         if self._site is not None:
@@ -216,11 +252,14 @@ class FakeWorker:
         except ValueError:
             return _json({"object": "error", "message": "JSON decode error", "code": 400}, 400)
         self.requests.append(Received(request.path, body, dict(request.headers)))
+        if self._failure is not None:
+            return web.Response(status=self._failure)
         if self._answers:
             status, answer, content_type = self._answers.popleft()
             return web.Response(status=status, body=answer, content_type=content_type)
         is_stream = bool(body.get("stream"))
         left = self._drops.popleft() if self._drops else None
+        dies_after = self._deaths.popleft() if self._deaths else None
         runs: list[Run] = []
         try:
             if left == 0:
@@ -231,7 +270,11 @@ class FakeWorker:
                 raise _Dropped
             runs = self._engine.start(body, ids)
             if is_stream:
-                return await self._stream(request, body, runs, is_batch(body, ids), left)
+                mixed = self._events(body, runs, is_batch(body, ids))
+                return await self._stream(request, mixed, left, dies_after)
+            if dies_after is not None:
+                await self.refuse_connections()
+                raise _Dropped
             items = [await self._engine.next_item(run, body, is_whole=True) for run in runs]
             whole = orjson.dumps(items if is_batch(body, ids) else items[0])
             if left is not None:
@@ -256,13 +299,29 @@ class FakeWorker:
     async def _stream(
         self,
         request: web.Request,
-        body: dict[str, Any],
-        runs: list[Run],
-        is_batch: bool,
+        events: AsyncIterator[tuple[bytes, int]],
         left: int | None,
+        dies_after: int | None,
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
+        told = 0
+        async for event, count in events:
+            if dies_after is not None and count > dies_after:
+                await self.refuse_connections()
+                raise _Dropped
+            if left is not None and told + len(event) >= left:
+                await response.write(event[: left - told])
+                raise _Dropped
+            told += len(event)
+            await response.write(event)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _events(
+        self, body: dict[str, Any], runs: list[Run], is_batch: bool
+    ) -> AsyncIterator[tuple[bytes, int]]:
+        """Every event of a stream, with how many tokens its generation has then."""
         playing = deque(enumerate(runs))
         while playing:  # a round robin: the items of a batch arrive mixed
             index, run = playing.popleft()
@@ -270,14 +329,8 @@ class FakeWorker:
             if item is None:
                 continue
             playing.append((index, run))
-            event = b"data: %s\n\n" % orjson.dumps({**item, "index": index} if is_batch else item)
-            if left is not None and len(event) >= left:
-                await response.write(event[:left])
-                raise _Dropped
-            left = None if left is None else left - len(event)
-            await response.write(event)
-        await response.write(b"data: [DONE]\n\n")
-        return response
+            told = {**item, "index": index} if is_batch else item
+            yield b"data: %s\n\n" % orjson.dumps(told), run.count
 
     async def _write_and_drop(self, request: web.Request, begin: bytes) -> None:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -297,26 +350,19 @@ class FakeWorker:
     async def _control(self, request: web.Request) -> web.Response:
         raw = await request.read()
         body = orjson.loads(raw) if raw else {}
-        self.controls.append(Received(request.path, body, dict(request.headers)))
         path = request.match_info["path"]
-        if path in ("health", "health_generate", "ping"):
-            return web.Response()
-        if path == "flush_cache":
-            self._engine.seen.clear()
-            return web.Response(text="Cache flushed.\n")
-        if path == "update_weight_version":
-            self.weight_version = body["new_version"]
-            return _json({"success": True, "new_version": self.weight_version})
-        if path in ("model_info", "get_model_info"):
-            return _json({"model_path": "fake", "weight_version": self.weight_version})
-        if path == "tokenize" and self._tokenizer is not None:
-            ids = list(self._tokenizer.encode(body["prompt"]))
-            return _json(
-                {"tokens": ids, "count": len(ids), "max_model_len": self._engine.context_len}
-            )
-        if path == "detokenize" and self._tokenizer is not None:
-            return _json({"text": self._tokenizer.decode(body["tokens"])})
-        return _json({"detail": "Not Found"}, 404)
+        self.controls.append(Received(request.path, body, dict(request.headers)))
+        if self._failure is not None:
+            return web.Response(status=self._failure)
+        if path == "v1/loads":
+            waiting = {"num_running_reqs": len(self.running), "num_waiting_reqs": self.queued}
+            return _json({"loads": [{**waiting, "max_total_num_tokens": 100_000}]})
+        return await self._controls.answer(path, body)
+
+    @web.middleware
+    async def _once_awake(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        await self._is_awake.wait()
+        return await handler(request)
 
     def _survives(self, body: dict[str, Any], ids: Any) -> bool:
         prompts = (prompt for prompt, _ in parts(body, ids))

@@ -109,12 +109,25 @@ class Performance:
     meta: Mapping[str, Any]
     text_end: int | None = None  # characters; a stop string and what follows is not shown
     hidden: int = 0  # stop tokens at the end that are not shown
+    stops: Sequence[str] = ()  # text that may become one is not shown yet
 
     def text(self, count: int, decode: Decode) -> str:
         """The text after `count` tokens."""
-        shown = count - self.hidden if count == len(self.ids) else count
-        text = decode(self.ids[: max(shown, 0)])
+        if count < len(self.ids):
+            text = decode(self.ids[:count])
+            return text[: len(text) - self._withheld(text)]
+        text = decode(self.ids[: max(count - self.hidden, 0)])
         return text if self.text_end is None else text[: self.text_end]
+
+    def _withheld(self, text: str) -> int:
+        """How many characters at the end of the text may be the beginning of a stop string."""
+        lengths = {
+            len(stop[:size])
+            for stop in self.stops
+            for size in range(1, len(stop))
+            if text.endswith(stop[:size])
+        }
+        return max(lengths, default=0)
 
 
 def perform(
@@ -140,7 +153,9 @@ def perform(
 
     def ended(count: int, finish: dict[str, Any], **cut: Any) -> Performance:
         ids = [*script.ids[:count]]
-        return Performance([*prompt], ids, [*logprobs[:count]], finish, script.meta, **cut)
+        shown = Performance([*prompt], ids, [*logprobs[:count]], finish, script.meta, **cut)
+        shown.stops = stops if is_trimmed else ()
+        return shown
 
     for count in range(1, min(len(script.ids), limit) + 1):
         token = script.ids[count - 1]

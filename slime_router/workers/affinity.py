@@ -49,7 +49,7 @@ class Recent:
 
     def count(self, worker: Worker) -> int:
         """Of the last requests, those that went to `worker`."""
-        return self._counts[worker]
+        return self._counts.get(worker, 0)
 
     def add(self, worker: Worker) -> None:
         """A request went to `worker`."""

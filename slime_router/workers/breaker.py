@@ -1,6 +1,6 @@
 """The circuit breaker of one worker: too many failures, and it is left alone for a while.
 
-    closed --failure_threshold failures within window_s--> open
+    closed --failure_threshold failures in a row, within window_s--> open
     open --after open_s--> half open: one request at a time is let through
     half open --success_threshold successes--> closed; --a failure--> open
 
@@ -63,11 +63,12 @@ class Breaker:
 
     def succeeded(self, now: float) -> None:
         """The worker answered, be it that the request was wrong."""
-        if self.state(now) != "half_open":
-            return
-        self._successes += 1
-        if self._successes >= self._settings.success_threshold:
-            self.close()
+        if self._opened_at is None:
+            self._failures.clear()
+        elif self.state(now) == "half_open":
+            self._successes += 1
+            if self._successes >= self._settings.success_threshold:
+                self.close()
 
     def failed(self, now: float) -> None:
         """The worker failed at a request."""

@@ -181,7 +181,7 @@ class WorkerClient:
         self._exchanges.setdefault(worker, set()).add(exchange)
         try:
             answer = await exchange.opening(
-                self._send(worker, method, path, headers=headers, body=body, timeout_s=timeout_s)
+                self.send(worker, method, path, headers=headers, body=body, timeout_s=timeout_s)
             )
             try:
                 yield exchange, answer
@@ -247,7 +247,7 @@ class WorkerClient:
                     raise WorkerFailed(f"The worker was not reached: {exc.reason}.") from exc
                 is_repeated = True
 
-    async def _send(
+    async def send(
         self,
         worker: Worker,
         method: str,

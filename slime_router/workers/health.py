@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 Probe: TypeAlias = Literal["answers", "refuses", "silent"]
 
+ENDPOINT = "/model_info"  # answers while generation is paused, too
 _AGAIN_S = 1.0  # between probes of a worker that may be dead
 
 
@@ -40,7 +41,7 @@ class HealthSettings:
     """
 
     is_enabled: bool = True
-    endpoint: str = "/model_info"
+    endpoint: str = ENDPOINT
     interval_s: float = 10.0
     timeout_s: float = 10.0
     failure_threshold: int = 3
@@ -144,21 +145,22 @@ class Health:
         alarm.clear()
 
     async def _probe(self, worker: Worker) -> Probe:
+        known = worker.weight_version
+        is_resting = worker.is_paused or worker.is_asleep
+        endpoint = ENDPOINT if is_resting else self._settings.endpoint
         try:
             answer = await self._client.ask(
-                worker,
-                "GET",
-                self._settings.endpoint,
-                headers={},
-                timeout_s=self._settings.timeout_s,
+                worker, "GET", endpoint, headers={}, timeout_s=self._settings.timeout_s
             )
         except RouterError as exc:
             log.debug("probe failed: worker=%s reason=%s", worker.url, exc)
-            return "refuses" if isinstance(exc.__cause__, NotTaken) else "silent"
+            cause = exc.__cause__
+            return "refuses" if isinstance(cause, NotTaken) and cause.is_refused else "silent"
         if answer.status >= 500:
             return "silent"
         version = _parsed(answer.body).get("weight_version")
-        if worker.weight_version is None and type(version) in (str, int):
+        # Trainers update workers behind our back; what changed meanwhile is newer than the answer.
+        if type(version) in (str, int) and known == worker.weight_version != version:
             worker.weight_version = version
             self._pool.note_versions()
         return "answers"
@@ -191,6 +193,8 @@ class Health:
 
     def _lost(self, worker: Worker, probe: Probe, *, is_new: bool) -> None:
         worker.weight_version = None
+        if probe == "refuses":  # it was stopped: its pause went with it
+            self._pool.rest(worker, is_paused=False, is_asleep=False)
         self._pool.mark_down(worker)
         cut = self._client.give_up(worker)
         if is_new:

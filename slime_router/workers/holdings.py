@@ -7,7 +7,6 @@ This is a guess; where it is wrong, a prompt takes longer, and nothing else happ
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Container, Sequence
 from typing import TypeAlias
@@ -96,10 +95,17 @@ class Holdings:
 
 
 def _count(held: Container[int], prefixes: Prefixes) -> int:
-    """How many of `prefixes` are held: all that are, come first."""
+    """How many of `prefixes` are held: the first is, and all that are come first."""
     if prefixes[-1] in held:
         return len(prefixes)
-    return bisect_left(prefixes, True, key=lambda prefix: prefix not in held)
+    low, high = 1, len(prefixes) - 1
+    while low < high:  # the first `low` are held, those from `high` on are not
+        middle = (low + high) // 2
+        if prefixes[middle] in held:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def _odd(words: _Words) -> _Words:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from slime_router.errors import BadRequest, NotFound, NoWorker
+from slime_router.errors import BadRequest, NotFound, NoWorker, RouterError
 from slime_router.types import TokenIds
 from slime_router.workers.breaker import Breaker, BreakerSettings
 from slime_router.workers.policy import Policy, make_policy
@@ -32,17 +32,23 @@ class Lease:
         self._is_trial = is_trial
         self._is_open = True
 
-    def first_token(self) -> None:
-        """The worker has computed the prompt."""
+    def answered(self) -> None:
+        """The first token came, or whatever else shows that the worker does its work."""
         self.worker.pending_tokens -= self._pending
         self._pending = 0
+        self._end_trial()
 
     def close(self) -> None:
         """The worker has the request no more."""
         if self._is_open:
             self._is_open = False
-            self.first_token()
-            self._pool._returned(self.worker, is_trial=self._is_trial)
+            self.worker.pending_tokens -= self._pending
+            self._end_trial()
+            self._pool._returned(self.worker)
+
+    def _end_trial(self) -> None:
+        is_trial, self._is_trial = self._is_trial, False
+        self._pool._tried(self.worker, is_trial=is_trial)
 
     def __enter__(self) -> Lease:
         return self
@@ -230,6 +236,13 @@ class WorkerPool:
         self._total_in_flight += 1
         return Lease(self, worker, pending, is_trial=self._breakers[worker].begin(now))
 
+    def has_candidates(self, need: Need, exclude: Collection[str] = ()) -> bool:
+        """Whether `lease` would find a worker."""
+        try:
+            return bool(self._candidates(need, exclude, None))
+        except RouterError:
+            return False
+
     def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
         """The worker's KV cache holds these tokens now."""
         if worker in self and worker.is_up:
@@ -284,11 +297,13 @@ class WorkerPool:
             return self.list()[int(name)]
         return self.get(name)
 
-    def _returned(self, worker: Worker, *, is_trial: bool) -> None:
-        worker.in_flight -= 1
-        self._total_in_flight -= 1
+    def _tried(self, worker: Worker, *, is_trial: bool) -> None:
         if worker in self._breakers:
             self._breakers[worker].end(is_trial=is_trial)
+
+    def _returned(self, worker: Worker) -> None:
+        worker.in_flight -= 1
+        self._total_in_flight -= 1
         self._leave(worker)
 
     def _leave(self, worker: Worker) -> None:

@@ -6,19 +6,20 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.test_launcher import is_alive
+from tests.sglang.child import Child
 from tests.sglang.environment import VENV_PYTHON, WORKER_ENV, checkpoint, prepare
-from tests.sglang.server import FLAGS, START_TIMEOUT_S
-from tests.unit.test_cli import ROOT, free_port, read_banner
+from tests.sglang.server import FLAGS, START_TIMEOUT_S, free_port
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(3 * START_TIMEOUT_S)]
 STOP_TIMEOUT_S = 60.0
@@ -70,17 +71,20 @@ def wait_until_gone(pids: list[int]) -> None:
         time.sleep(0.1)
 
 
-def start(worker_python: Path, port: int) -> subprocess.Popen[str]:
+@contextmanager
+def started(worker_python: Path, log: Path) -> Iterator[tuple[int, int]]:
+    """A router with one worker, when it is up: its pid and its port."""
+    port = free_port()
     command = [sys.executable, "-m", "slime_router", "--hf-checkpoint", str(checkpoint())]
     command += ["--launch-workers", "1", "--worker-python", str(worker_python)]
-    return subprocess.Popen(
-        [*command, "--port", str(port), "--", *FLAGS],
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command += ["--port", str(port), "--", *FLAGS]
+    with Child("router", command, log=log, grace_s=STOP_TIMEOUT_S) as router:
+        router.wait_until(
+            lambda: "slime_router is up" in log.read_text(),
+            "starting SGLang",
+            timeout_s=START_TIMEOUT_S,
+        )
+        yield router._process.pid, port
 
 
 def children(parent: int) -> list[int]:
@@ -88,43 +92,33 @@ def children(parent: int) -> list[int]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_one_command_serves_with_a_real_sglang_and_leaves_nothing_behind(how, worker_python):
+def test_one_command_serves_with_a_real_sglang_and_leaves_nothing_behind(
+    how, worker_python, tmp_path
+):
     """It ends with the router, however that one ends."""
-    port = free_port()
-    router = start(worker_python, port)
-    try:
-        read_banner(router)
-        [leash] = children(router.pid)
+    log = tmp_path / "log"
+    with started(worker_python, log) as (router, port):
+        [leash] = children(router)
         pids = in_session_of(leash)
         assert len(pids) >= 4
         assert chat(port) in ("stop", "length")
-        router.send_signal(how)
-        _, err = router.communicate(timeout=STOP_TIMEOUT_S)
-        assert router.returncode == (0 if how == signal.SIGTERM else -how)
-        assert "makes the same tokens" in err
-        assert "Traceback" not in err
-        wait_until_gone(pids)
-    finally:
-        router.kill()
-        router.communicate()
+        os.kill(router, how)
+        wait_until_gone([router, *pids])
+    assert "makes the same tokens" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
-def test_a_real_sglang_that_is_killed_comes_back(worker_python):
+def test_a_real_sglang_that_is_killed_comes_back(worker_python, tmp_path):
     """The schedulers of the old one are gone, and the new one answers under the same URL."""
-    port = free_port()
-    router = start(worker_python, port)
-    try:
-        read_banner(router)
-        [leash] = children(router.pid)
+    log = tmp_path / "log"
+    with started(worker_python, log) as (router, port):
+        [leash] = children(router)
         pids, [server] = in_session_of(leash), children(leash)
         os.kill(server, signal.SIGKILL)
         wait_until_gone(pids)
         end = time.monotonic() + START_TIMEOUT_S
-        while not children(router.pid) or not ask(port, "/workers")["workers"][0]["is_healthy"]:
+        while log.read_text().count("worker 1 is up at") < 2:
             assert time.monotonic() < end, "it did not come back"
             time.sleep(0.5)
         assert chat(port) in ("stop", "length")
-    finally:
-        router.terminate()
-        _, err = router.communicate(timeout=STOP_TIMEOUT_S)
-    assert "worker 1 was ended by SIGKILL; its last lines:" in err
+    assert "worker 1 was ended by SIGKILL; its last lines:" in log.read_text()

@@ -428,8 +428,8 @@ def test_files_that_are_named_exist(name):
 def test_the_layers_stand_in_the_order_that_is_told():
     gateway = Gateway(Config(hf_checkpoint=str(checkpoint())))
     layers = re.findall(r"\w+(?=Middleware)", repr(gateway.router))
-    assert layers == ["Counting", "Session", "Recording", "RadixTree", "Fitting"]
-    told = "counting ──► plug-ins ──► sessions ──► recording ──► caching ──► fitting"
+    assert layers == ["Counting", "Admission", "Session", "Recording", "RadixTree", "Fitting"]
+    told = "counting ──► plug-ins ──► admission ──► sessions ──► recording ──► caching ──► fitting"
     assert told in page("docs/middleware.md")
     assert told in page("docs/architecture.md")
     gateway.tokenizer.close()

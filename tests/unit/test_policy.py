@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ def fleet(count: int) -> list[Worker]:
     return [Worker(f"http://w{n}", last_lease=n - count) for n in range(count)]
 
 
+@cache
 def prompt(seed: int, length: int = 4_000) -> TokenIds:
     return token_ids(np.random.default_rng(seed).integers(0, 150_000, length))
 

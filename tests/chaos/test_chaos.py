@@ -1,0 +1,92 @@
+"""No request is lost, doubled or shortened, whatever becomes of the workers: real processes.
+
+`SLIME_ROUTER_CHAOS=10` makes the storm ten times as long, `SLIME_ROUTER_CHAOS_SEED=7` another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from tests.chaos.chats import new_chats
+from tests.chaos.faults import FAULTS, storm
+from tests.chaos.fleet import SPARE_FILES, Fleet
+from tests.integration.gateway import checkpoint
+
+SCALE = int(os.environ.get("SLIME_ROUTER_CHAOS", "1"))
+SEED = int(os.environ.get("SLIME_ROUTER_CHAOS_SEED", "1"))
+STORM_CHATS, STORM_TURNS = 200, 5
+FEW_CHATS, FEW_TURNS = 20, 3
+MAX_GROWTH = 1.1  # of the router's memory, from one storm to the next
+OVERDUE_S = 60.0
+
+pytestmark = pytest.mark.timeout(180 + 60 * SCALE)
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One fleet for all tests: each leaves it whole."""
+    fleet = Fleet(checkpoint(), tmp_path_factory.mktemp("chaos"))
+    try:
+        asyncio.run(fleet.start())
+        yield fleet
+        fleet.check_log()
+    finally:
+        fleet.kill()
+
+
+@pytest.fixture
+async def fleet(processes: Fleet) -> Fleet:
+    """Whole, also when the test before has failed."""
+    await processes.mend()
+    await processes.forget_sessions()
+    await processes.wait_whole()
+    return processes
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_no_token_is_lost_or_doubled_when_a_worker_is(fleet, name):
+    """Whole and streamed chats, and their rows, are what the model says of them; it heals."""
+    print(f"seed {SEED}")
+    chats = new_chats(f"{name} {SEED}", FEW_CHATS, FEW_TURNS)
+    victim = Random(f"{SEED} {name}").choice(fleet.workers)
+    async with fleet.agents() as agents:
+        async with asyncio.timeout(OVERDUE_S), asyncio.TaskGroup() as group:
+            group.create_task(agents.hold_all(chats))
+            group.create_task(FAULTS[name](fleet, victim))
+        await fleet.check(agents, chats)
+    await fleet.wait_whole()
+
+
+async def test_a_storm_of_all_faults_costs_no_token_and_no_memory(fleet):
+    """200 chats at once, twice and more often: afterwards the router is as it was before."""
+    memory_kib, files = [], []
+    for seed in range(SEED, SEED + 1 + SCALE):
+        print(f"seed {seed}")
+        await hold_chats_in_a_storm(fleet, seed)
+        memory_kib.append(fleet.router.memory_kib())
+        files.append(fleet.router.open_files())
+    print(f"memory {memory_kib} KiB, files {files}")
+    assert memory_kib[-1] <= memory_kib[0] * MAX_GROWTH, memory_kib
+    assert files[-1] <= files[0] + SPARE_FILES, files
+
+
+async def hold_chats_in_a_storm(fleet: Fleet, seed: int) -> None:
+    chats = new_chats(f"storm {seed}", STORM_CHATS, STORM_TURNS)
+    events: list[str] = []
+    async with fleet.agents() as agents:
+        blowing = asyncio.create_task(storm(fleet, Random(seed), events))
+        try:
+            async with asyncio.timeout(OVERDUE_S):
+                await agents.hold_all(chats)
+        finally:
+            blowing.cancel()
+            await asyncio.gather(blowing, return_exceptions=True)
+            print("\n".join(events))
+        await fleet.mend()
+        await fleet.check(agents, chats)
+    await fleet.wait_whole()

@@ -1,0 +1,193 @@
+"""Pauses, aborts and sleeps: requests wait, go on, or end as their owner asked."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+
+from slime_router.types import VersionSpan
+from tests.integration.gateway import CHAT, until
+from tests.integration.storytellers import fleet, only_turn, request_of, story, streamed
+from tests.integration.test_resume import COUNT, PROMPT, native
+
+
+async def held_stream(router: Any, worker: Any, path: str, body: Any) -> asyncio.Task[Any]:
+    """A stream under way of which two tokens are told."""
+    worker.hold(after_tokens=2)
+    asked = asyncio.create_task(streamed(router, path, body))
+    await until(lambda: any(run.count == 2 for run in worker._engine.runs.values()))
+    return asked
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_a_chat_goes_on_after_a_pause_with_new_weights(stream):
+    """Each token has the version that sampled it; the client sees one reply."""
+    async with fleet(1, {"weight_version": "v1"}) as (router, (worker,)):
+        worker.hold(after_tokens=2)
+        body = request_of(max_tokens=COUNT, stream=stream)
+        asked = asyncio.create_task(router.http.post(CHAT, json=body))
+        await until(lambda: any(run.count == 2 for run in worker._engine.runs.values()))
+        assert (await router.post("/pause_generation", {"mode": "abort"}))[0] == 200
+        worker.release()
+        await until(lambda: router.gateway.relay.counts["waited"] == 1)
+        assert len(worker.requests) == 1, "nothing is sent while it is paused"
+        assert (await router.post("/update_weight_version", {"new_version": "v2"}))[0] == 200
+        assert (await router.post("/continue_generation", {}))[0] == 200
+        async with await asked as response:
+            assert response.status == 200
+            await response.read()
+        turn = only_turn(router)
+        ids, logprobs = story(turn.prompt_ids.tolist(), COUNT)
+        assert turn.output_ids.tolist() == ids
+        assert turn.logprobs is not None
+        assert turn.logprobs.tolist() == logprobs
+        assert turn.weight_versions == (VersionSpan("v1", 0, 2), VersionSpan("v2", 2, COUNT))
+        assert router.gateway.relay.counts["resumed"] == 1
+
+
+async def test_an_abort_is_handed_to_the_trainer():
+    """slime's partial rollout goes on by itself."""
+    async with fleet(1) as (router, (worker,)):
+        asked = await held_stream(router, worker, "/generate", native())
+        await router.post("/pause_generation", {"mode": "abort"})
+        last = (await asked)[-1]
+        assert last["meta_info"]["finish_reason"]["type"] == "abort"
+        assert last["output_ids"] == story(PROMPT, 2)[0]
+        await router.post("/continue_generation", {})
+        assert len(worker.requests) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_all_aborts_are_resumed_where_that_is_wanted(stream):
+    async with fleet(1, resume_aborted="all") as (router, (worker,)):
+        expected = await streamed(router, "/generate", native(rid="before"))
+        worker.hold(after_tokens=2)
+        asked = asyncio.create_task(router.http.post("/generate", json=native(stream=stream)))
+        await until(lambda: any(run.count == 2 for run in worker._engine.runs.values()))
+        await router.post("/pause_generation", {"mode": "abort"})
+        worker.release()
+        await router.post("/continue_generation", {})
+        async with await asked as response:
+            raw = await response.text()
+        last = raw.strip().removesuffix("data: [DONE]").strip().rpartition("data: ")[2]
+        got, want = orjson.loads(last), expected[-1]
+        assert (got["text"], got["output_ids"]) == (want["text"], want["output_ids"])
+        names = ("completion_tokens", "output_token_logprobs", "output_top_logprobs",
+                 "finish_reason", "prompt_tokens", "weight_versions")  # fmt: skip
+        assert [got["meta_info"][n] for n in names] == [want["meta_info"][n] for n in names]
+        assert got["meta_info"]["id"] == "mine"
+
+
+async def test_no_abort_is_resumed_where_that_is_wanted():
+    async with fleet(1, resume_aborted="none") as (router, (worker,)):
+        worker.hold(after_tokens=2)
+        body = request_of(max_tokens=COUNT, stream=True)
+        asked = asyncio.create_task(router.http.post(CHAT, json=body))
+        await until(lambda: any(run.count == 2 for run in worker._engine.runs.values()))
+        await router.post("/pause_generation", {"mode": "abort"})
+        async with await asked as response:
+            raw = await response.read()
+        assert b"aborted the generation" in raw
+        assert len(worker.requests) == 1
+
+
+async def test_a_worker_that_always_aborts_is_not_asked_for_ever():
+    async with fleet(1) as (router, (worker,)):
+        for _ in range(20):
+            worker.script([], finish="abort")
+        status, _ = await router.post(CHAT, request_of())
+        assert status == 503
+        assert len(worker.requests) == 6
+
+
+@pytest.mark.parametrize("order", [{"rid": "mine"}, {"abort_all": True}], ids=["rid", "all"])
+async def test_what_a_client_aborts_is_not_resumed(order):
+    """It reaches the owner under the name that the generation has there now."""
+    async with fleet(2, resume_aborted="all") as (router, workers):
+        workers[0].die_next(after_tokens=1)
+        asked = await held_stream(router, workers[1], "/generate", native())
+        assert [request.body["rid"] for request in workers[1].requests] == ["mine~2"]
+        async with router.http.post("/abort_request", json=order) as response:
+            assert response.status in (200, 207)
+        last = (await asked)[-1]
+        assert last["meta_info"]["finish_reason"]["type"] == "abort"
+        assert last["meta_info"]["id"] == "mine"
+        assert last["output_ids"] == story(PROMPT, 3)[0]
+        assert workers[1].aborted == ["mine~2"]
+        assert len(workers[1].requests) == 1
+
+
+async def test_what_is_aborted_while_it_waits_for_a_worker_ends_at_once():
+    async with fleet(1) as (router, (worker,)):
+        await router.post("/pause_generation", {"mode": "retract"})
+        asked = asyncio.create_task(router.post("/generate", native()))
+        await until(lambda: router.gateway.relay.counts["waited"] == 1)
+        await router.http.post("/abort_request", json={"rid": "mine"})
+        status, reply = await asked
+        assert status == 200
+        assert reply["meta_info"]["finish_reason"]["type"] == "abort"
+        assert worker.requests == []
+
+
+@pytest.mark.parametrize(
+    ("stop", "start"),
+    [("/pause_generation", "/continue_generation"),
+     ("/release_memory_occupation", "/resume_memory_occupation")],
+)  # fmt: skip
+async def test_requests_wait_while_everything_is_paused(stop, start):
+    async with fleet(2) as (router, workers):
+        assert (await router.post(stop, {"mode": "retract"}))[0] == 200
+        asked = [asyncio.create_task(router.post(CHAT, request_of(f"Q{i}"))) for i in range(3)]
+        await until(lambda: router.gateway.relay.counts["waited"] == 3)
+        assert [worker.requests for worker in workers] == [[], []]
+        assert (await router.post(start, {}))[0] == 200
+        assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 3
+
+
+async def test_a_pause_that_lasts_too_long_is_told():
+    async with fleet(1, pause_wait_s=0.05) as (router, _):
+        await router.post("/pause_generation", {"mode": "retract"})
+        async with router.http.post(CHAT, json=request_of()) as response:
+            assert response.status == 503
+            assert response.headers["retry-after"]
+            assert "paused" in (await response.json())["error"]["message"]
+        await router.post("/continue_generation", {})
+
+
+async def test_one_paused_worker_is_passed_over():
+    async with fleet(2) as (router, workers):
+        (known, _) = router.gateway.pool.list()
+        router.gateway.pool.rest(known, is_paused=True, is_asleep=False)
+        for index in range(3):
+            await router.post(CHAT, request_of(f"Q{index}"))
+        assert workers[0].requests == []
+
+
+@pytest.mark.parametrize("endpoint", ["/model_info", "/health"])
+async def test_a_paused_worker_is_not_mistaken_for_a_dead_one(endpoint):
+    """It hangs its own `/health`; its front end still answers."""
+    async with fleet(1, health_check_endpoint=endpoint) as (router, (worker,)):
+        asked = await held_stream(router, worker, CHAT, request_of(max_tokens=COUNT))
+        await router.post("/pause_generation", {"mode": "in_place"})
+        seen = len(worker.controls)
+        await until(lambda: len(worker.controls) > seen + 12)
+        assert router.gateway.fleet.health.deaths == 0
+        await router.post("/continue_generation", {})
+        worker.release()
+        await asked
+        assert len(worker.requests) == 1
+
+
+async def test_a_client_that_leaves_during_a_pause_leaves_nothing():
+    async with fleet(1) as (router, (worker,)):
+        await router.post("/pause_generation", {"mode": "retract"})
+        asked = asyncio.create_task(router.post(CHAT, request_of()))
+        await until(lambda: router.gateway.relay.running == 1)
+        asked.cancel()
+        await asyncio.wait([asked])
+        await until(lambda: router.gateway.relay.running == 0)
+        await router.post("/continue_generation", {})
+        assert worker.requests == []
