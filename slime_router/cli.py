@@ -23,6 +23,7 @@ from slime_router.diagnose_cli import diagnose_main
 from slime_router.errors import SetupError
 from slime_router.launch.command import ROUTERS_OWN
 from slime_router.server.app import Gateway, banner
+from slime_router.server.stopping import hurry_at_second_signal
 from slime_router.types import PolicyName, Resume
 
 logger = logging.getLogger(__name__)
@@ -451,11 +452,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(gateway: Gateway) -> int:
     """Serve on the configured address. SIGTERM stops accepting, drains, then cancels.
 
+    A second signal cancels at once.
+
     Raises:
         SetupError: the chat path cannot be used.
     """
     config = gateway.config
     app = gateway.app()
+    hurry_at_second_signal(app, gateway.slow_clients)
     if (warning := gateway.access.warning(config.host)) is not None:
         logger.warning("%s", warning)
 

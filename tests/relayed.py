@@ -7,6 +7,7 @@ from typing import Any
 
 from slime_router.chat.visible import VisibleText
 from slime_router.testing.script import Numbers
+from slime_router.types import Sampling
 from slime_router.workers.attempts import RelaySettings
 from slime_router.workers.backoff import Backoff
 from slime_router.workers.client import WorkerClient
@@ -22,6 +23,11 @@ class Spelled:
 
     def flush(self) -> str:
         return ""
+
+
+def open_text(rules: Sampling) -> VisibleText:
+    """The text that such a worker shows."""
+    return VisibleText(Spelled(), rules)
 
 
 class Relayed(WorkerClient):
@@ -40,7 +46,7 @@ class Relayed(WorkerClient):
                 pause_wait_s=0,
                 resume_aborted="none",
             ),
-            open_text=lambda rules: VisibleText(Spelled(), rules),
+            open_text=open_text,
             backoff=Backoff(max_retries=0),
         )
 

@@ -30,6 +30,7 @@ FLOOR_OF = {
     "workers.attempts": "async",
     "workers.relay": "async",
     "workers.health": "async",
+    "workers.pairs": "async",
     "launch": "async",
     "prompt": "flow",
     "router": "flow",

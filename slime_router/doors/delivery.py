@@ -79,11 +79,17 @@ async def answered(
     to_error: Callable[[RouterError], web.Response],
     headers: Mapping[str, str],
 ) -> web.StreamResponse:
-    """The reply, or the error it became; nothing but a cancellation gets past."""
+    """The reply, or the error it became.
+
+    Raises:
+        ConnectionError: the client left; nobody is there to be told.
+    """
     try:
         return await reply
     except RouterError as exc:
         response = to_error(exc)
+    except ConnectionError:
+        raise
     except Exception:  # noqa: BLE001 - the edge of a request: log, tell the client, go on
         _log.exception("request.failed")
         response = to_error(RouterError(_OUR_FAULT))

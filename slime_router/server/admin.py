@@ -54,6 +54,9 @@ class ModelAdmin:
         return [
             ("GET", "/", self.health),
             ("GET", "/health", self.health),
+            ("GET", "/liveness", self.health),
+            ("GET", "/readiness", self.readiness),
+            ("GET", "/health_generate", self.readiness),
             ("GET", "/metrics", self.metrics),
             ("GET", "/metrics/prometheus", self.metrics_text),
             ("GET", "/prometheus/metrics", self.metrics_text),
@@ -73,6 +76,15 @@ class ModelAdmin:
     async def health(self, _: web.Request) -> web.Response:
         """The router runs. (Whether workers do, `GET /workers` says.)"""
         return web.json_response({"status": "ok", "workers": len(self._pool)})
+
+    async def readiness(self, _: web.Request) -> web.Response:
+        """Whether a request would find a worker now, be it one that is paused."""
+        healthy = sum(w.is_up and not w.is_draining for w in self._pool.list())
+        counts = {"healthy_workers": healthy, "total_workers": len(self._pool)}
+        if self._pool.can_serve():
+            return web.json_response({"status": "ready", **counts})
+        reason = "insufficient healthy workers"
+        return web.json_response({"status": "not ready", "reason": reason, **counts}, status=503)
 
     async def metrics(self, request: web.Request) -> web.Response:
         """The figures since the start: JSON, or text for a Prometheus."""

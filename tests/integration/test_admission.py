@@ -102,10 +102,9 @@ async def test_sessions_take_turns_and_a_request_without_one_is_a_party_of_its_o
 async def test_samples_of_one_request_wait_as_one_party():
     room = Room()
     first = await room.ask("first")
-    call = GenerateCall(rid="", turn_id="", request_id="req", text="", samples=3)
     tasks = [
         asyncio.create_task(room.read(GenerateCall(rid=rid, turn_id=rid, request_id=name, text="")))
-        for rid, name in [("k0", call.request_id), ("k1", call.request_id), ("other", "o")]
+        for rid, name in [("k0", "k"), ("k1", "k"), ("other", "o")]
     ]
     await steps()
     for _ in range(4):
@@ -147,7 +146,9 @@ async def test_who_waited_too_long_is_refused_and_nothing_of_it_is_left():
     await room.end("r0")
     await running
     assert room.numbers() == (0, 0)
-    await room.end("r2") if (await room.ask("r2")) and room.inside else None
+    last = await room.ask("r2")
+    await room.end("r2")
+    await last
     assert room.entered == ["r0", "r2"]
 
 
@@ -277,7 +278,6 @@ async def test_more_samples_than_may_run_at_once_are_served_one_after_the_other(
             raw = await response.read()
         assert raw.count(b'"finish_reason":{') >= 5
         assert len(worker.requests) == 5
-        assert worker.most_running <= 2 if hasattr(worker, "most_running") else True
         _, figures = await router.get("/metrics")
     assert (figures["admission"]["waited"], figures["admission"]["running"]) == (3, 0)
 
@@ -314,7 +314,7 @@ async def test_the_limit_of_the_chat_doors_counts_them_together(path):
 
 async def test_two_hundred_at_once_all_get_through_a_small_door():
     """Some leave while they wait, some while they run; the rest are served, and none waits on."""
-    async with served(max_concurrent_requests=3) as (router, worker):
+    async with served(max_concurrent_requests=3) as (router, _):
 
         async def one(number: int) -> Any:
             path = (CHAT, "/generate")[number % 2]

@@ -20,19 +20,19 @@ def paths(worker: FakeWorker) -> list[str]:
 
 async def test_a_worker_that_dies_is_down_at_once_and_comes_back_as_a_new_one():
     """It is greeted again, its weights are asked for, and the policy forgot what it held."""
-    async with fleet(2, policy="cache_aware", health_check_interval_s=60.0) as (router, workers):
+    async with fleet(2, health_check_interval_s=60.0) as (router, workers):
         gateway = router.gateway
         await router.post(CHAT, request_of())
         home = workers[0] if workers[0].requests else workers[1]
         known = gateway.pool.get(home.url)
-        ids = home.requests[0].body["input_ids"]
         forgotten: list[str] = []
         policy = gateway.pool._policy
         plain = policy.forget
         policy.forget = lambda worker: (forgotten.append(worker.url), plain(worker))[1]
         await home.refuse_connections()
-        status, _ = await router.post(CHAT, request_of())
-        assert status == 200, "elsewhere"
+        for _ in range(2):
+            status, _ = await router.post(CHAT, request_of())
+            assert status == 200, "elsewhere"
         await until(lambda: down(router) == [home.url])
         assert forgotten == [home.url]
         assert known.weight_version is None
@@ -43,7 +43,6 @@ async def test_a_worker_that_dies_is_down_at_once_and_comes_back_as_a_new_one():
         await until(lambda: "/tokenize" in paths(home))
         assert known.weight_version == "v9"
         assert gateway.fleet.health.recoveries == 1
-        assert len(ids)
 
 
 async def test_a_worker_that_falls_silent_loses_what_it_runs():

@@ -47,10 +47,8 @@ async def connected(
 
 def post(path: str, body: Any) -> bytes:
     raw = json.dumps(body).encode()
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(raw)}\r\n\r\n".encode()
-        + raw
-    )
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(raw)}"
+    return f"{head}\r\n\r\n".encode() + raw
 
 
 async def looks(router: Served, count: int) -> None:
@@ -129,7 +127,7 @@ async def test_a_bomb_is_not_unpacked_beyond_the_limit():
 @pytest.mark.parametrize("path", [*DOORS, *OTHERS])
 async def test_a_client_that_sends_no_more_of_its_body_is_cut_with_a_408(path):
     async with (
-        served({"context_len": 64}) as (router, worker),
+        served() as (router, _),
         connected(router) as (reader, writer),
     ):
         writer.write(STALLED % path.encode())

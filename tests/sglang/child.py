@@ -78,6 +78,11 @@ class Child:
         if self._process.returncode is not None:
             raise ChildFailed(self._report(f"ended ({self._process.returncode})"))
 
+    def kill(self) -> None:
+        """SIGKILL to the command itself; `stop` takes what it started along."""
+        self._process.kill()
+        self._process.wait()
+
     def stop(self) -> None:
         """End the command and its whole process group. It may have ended before."""
         if self._process.poll() is None:

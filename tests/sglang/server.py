@@ -59,13 +59,14 @@ class SGLangServer:
         self.url = os.environ.get("WORKER_URL", "").rstrip("/")
         self.checkpoint = checkpoint()
         self._stack = ExitStack()
+        self._child: Child | None = None
 
     def __enter__(self) -> SGLangServer:
         if self.url:
             self.checkpoint = _checkpoint_of(self.url)
             say(f"sglang: using {self.url}")
         else:
-            self._start()
+            self.start()
         return self
 
     def __exit__(
@@ -76,9 +77,16 @@ class SGLangServer:
     ) -> None:
         self._stack.close()
 
-    def _start(self) -> None:
+    def kill(self) -> None:
+        """SIGKILL, as a crash; `start` brings it back under its URL."""
+        assert self._child is not None, "only one that was started here can be killed"
+        self._child.kill()
+        self._stack.close()
+
+    def start(self) -> None:
+        """Starts it; returns when it answers."""
         prepare()
-        port = self.port or free_port()
+        port = self.port = self.port or free_port()
         self.url = f"http://{HOST}:{port}"
         command = [str(VENV_PYTHON), "-m", "sglang.launch_server", *FLAGS, *self.flags]
         command += ["--model-path", str(self.checkpoint), "--host", HOST, "--port", str(port)]
@@ -90,6 +98,7 @@ class SGLangServer:
                 f"starting on port {port}",
                 timeout_s=START_TIMEOUT_S,
             )
+            self._child = server
             self._stack = stack.pop_all()  # from here on the server lives until __exit__
 
 

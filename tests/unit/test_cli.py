@@ -99,7 +99,7 @@ def test_each_flag_sets_its_setting_and_no_other(flags, expected):
     [
         (["--prot", "1"], "unknown argument --prot: did you mean --port?"),
         (["--worker-url=x"], None),  # an abbreviation that only one flag has is that flag
-        (["--workers-urls=x"], "unknown argument --workers-urls=x: did you mean --worker-urls?"),
+        (["--workers-urls=x"], "unknown argument --workers-urls: did you mean --worker-urls?"),
         (["--qqqq"], "unknown argument --qqqq"),
         (["stray"], "unknown argument stray"),
         (["--port", "0"], "argument --port/--sglang-router-port: 0 is not in [1, 65535]"),
@@ -277,6 +277,31 @@ async def test_ctrl_c_ends_it_without_a_word_and_without_a_generation_left_behin
                     result = await asyncio.to_thread(ended, process)
             assert result == (0, "")
             assert len(set(worker.aborted)) == 2
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_ends_at_once_what_the_first_lets_run(second):
+    """Without a traceback, and with an abort for the worker."""
+    port = free_port()
+    flags = ("--shutdown-grace-period-secs", "3600", "--log-level", "error")
+    async with tiny_worker() as worker:
+        process = started("--worker-urls", worker.url, *flags, port=port)
+        try:
+            await asyncio.to_thread(read_banner, process)
+            worker.hold(after_tokens=1)
+            body = {"messages": [user("hi")], "stream": True}
+            url = f"http://127.0.0.1:{port}"
+            async with aiohttp.ClientSession(url) as http, http.post(CHAT, json=body):
+                process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(wait_closed, port)
+                process.send_signal(second)
+                result = await asyncio.to_thread(ended, process)
+            assert result == (0, "")
+            assert len(worker.aborted) == 1
         finally:
             process.kill()
             process.wait()

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_router.doors import sse
+from slime_router.doors.delivery import answered
+from slime_router.doors.replies import openai_error
 
 
 @given(st.dictionaries(st.text(), st.text()))
@@ -33,3 +35,13 @@ async def test_a_write_to_nobody_says_that_the_client_left():
         await stream.send(b"data: {}\n\n")
     with pytest.raises(sse.ClientLeft):
         await stream.end()
+
+
+async def test_a_client_that_left_before_the_status_line_is_no_fault_of_ours():
+    """It must not become a 500 with a traceback in the log: the boundary says 499."""
+
+    async def reply():
+        raise ClientConnectionResetError("Cannot write to closing transport")
+
+    with pytest.raises(ConnectionError):
+        await answered(reply(), openai_error, {})

@@ -1,0 +1,63 @@
+"""What probes come to: when a worker counts as down, and how soon it is asked again."""
+
+from __future__ import annotations
+
+import pytest
+
+from slime_router.workers.backoff import Backoff
+from slime_router.workers.health import HealthSettings, _count, _parsed, _State
+from slime_router.workers.worker import Worker
+
+
+def state(**settings: object) -> _State:
+    given = {"interval_s": 10.0, "failure_threshold": 3, "success_threshold": 2, **settings}
+    backoff = Backoff(initial_s=1.0, factor=2.0, max_s=8.0, jitter=0.0)
+    return _State(HealthSettings(**given), backoff, lambda: 0.5)  # type: ignore[arg-type]
+
+
+def test_who_refuses_is_down_at_once_who_is_silent_after_some_probes():
+    assert state().failed("refuses")
+    silent = state()
+    assert [silent.failed("silent") for _ in range(3)] == [False, False, True]
+
+
+def test_an_answer_in_between_forgives():
+    made = state()
+    for _ in range(5):
+        assert not made.failed("silent")
+        assert not made.failed("silent")
+        made.answered()
+
+
+def test_the_first_answer_is_trusted_later_ones_after_a_failure_must_repeat():
+    made = state()
+    assert made.answered()
+    made.failed("refuses")
+    assert [made.answered(), made.answered()] == [False, True]
+
+
+def test_probes_of_a_worker_that_is_down_come_further_and_further_apart():
+    made, worker = state(), Worker("http://a", is_up=False)
+    rests = []
+    for _ in range(5):
+        rests.append(made.rest_s(worker))
+        made.failed("refuses")
+    assert rests == [1.0, 2.0, 4.0, 8.0, 8.0]
+
+
+@pytest.mark.parametrize(("is_enabled", "rest_s"), [(True, 10.0), (False, None)])
+def test_a_healthy_worker_is_asked_now_and_then_or_never(is_enabled, rest_s):
+    made, worker = state(is_enabled=is_enabled), Worker("http://a")
+    assert made.rest_s(worker) == rest_s
+    made.failed("silent")
+    assert made.rest_s(worker) == 1.0, "soon, whatever is switched off"
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"1", b"\xff"])
+def test_an_answer_that_is_no_object_says_nothing(body):
+    assert _parsed(body) == {}
+
+
+@pytest.mark.parametrize(("value", "count"), [(3, 3), (-1, 0), (None, 0), ("3", 0), (True, 0)])
+def test_odd_counts_are_none(value, count):
+    assert _count(value) == count
