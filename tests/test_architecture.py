@@ -43,6 +43,8 @@ FLOOR_OF = {
     "server": "server",
     "client": "cli",  # beside the router: a trainer's side of its API
     "cli": "cli",
+    "flags": "cli",
+    "flag_groups": "cli",
     "diagnose_cli": "cli",
     "__main__": "cli",
     "testing": "cli",  # beside the router: nothing of it may be used by the router

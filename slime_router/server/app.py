@@ -336,7 +336,8 @@ class Gateway:
         retries = {"joined": joiner.joined, "abandoned": joiner.abandoned, "open": joiner.running}
         counted["router"]["media_passed"] = self.media.passed
         admission = {**asdict(self.admission.figures), "cut_clients": self.slow_clients.cut}
-        return {**counted, "retries": retries, "admission": admission}
+        fleet = self.fleet.figures()
+        return {**counted, "fleet": fleet, "retries": retries, "admission": admission}
 
     async def _lifespan(self, _: web.Application) -> AsyncIterator[None]:
         async with self.fleet:
@@ -380,21 +381,3 @@ def _model_names(config: Config) -> ModelNames:
         return ModelNames()
     names = (config.served_model_name, config.openai_default_model, config.hf_checkpoint)
     return ModelNames(frozenset(name for name in names if name))
-
-
-def banner(gateway: Gateway) -> str:
-    """What a person reads when the router is up."""
-    config = gateway.config
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    scheme = "http" if gateway.tls is None else "https"
-    warning = gateway.access.warning(config.host)
-    workers = ", ".join(worker.url for worker in gateway.pool.list())
-    lines = (
-        ("url", f"{scheme}://{host}:{config.port}"),
-        *([("WARNING", warning)] if warning else []),
-        ("model", config.model_name),
-        ("workers", workers or "none yet (POST /add_worker?url=...)"),
-        ("history", f"{config.history}; capture {config.capture}"),
-        ("template", gateway.template.findings.summary()),
-    )
-    return "slime_router is up\n" + "".join(f"  {name:<9} {value}\n" for name, value in lines)

@@ -77,6 +77,19 @@ class Fleet:
     def __repr__(self) -> str:
         return f"<Fleet {self.pool!r}>"
 
+    def figures(self) -> dict[str, int]:
+        """How the workers are, and what became of requests that they failed."""
+        workers, counts = self.pool.list(), self.relay.counts
+        return {
+            "up": sum(worker.is_up for worker in workers),
+            "paused": sum(worker.is_paused or worker.is_asleep for worker in workers),
+            "draining": sum(worker.is_draining for worker in workers),
+            "running": self.relay.running,
+            "deaths": self.health.deaths,
+            "recoveries": self.health.recoveries,
+            **{name: counts[name] for name in ("waited", "retried", "moved", "resumed")},
+        }
+
     async def __aenter__(self) -> Fleet:
         async with AsyncExitStack() as stack:  # what fails to open leaves nothing open
             for part in (self.client, self.health, self.launcher):

@@ -163,10 +163,9 @@ class Attempts:
 
     def progress(self, lease: Lease) -> None:
         """The worker samples: the request is sound, and what fails from now on fails anew."""
-        if not self._is_sampling:
-            self._is_sampling = True
-            self._retries = self._broken = self._aborts = 0
-            lease.answered()
+        self._is_sampling = True
+        self._retries = self._broken = self._aborts = 0
+        lease.answered()
 
     async def failed(self, exc: Failure, stitch: Stitch | None = None) -> None:
         """The try came to `exc`; returns when another is due.

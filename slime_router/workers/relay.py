@@ -114,9 +114,11 @@ class Relay:
         """Runs one part on one worker; yields what the client is told of it."""
         async with attempts.lease(part.rid) as lease:
             came = self._client.generate(lease.worker, part, timeout_s=attempts.left_s())
+            is_sampling = False
             async with aclosing(came):
                 async for chunk in came:
-                    if chunk.output_ids:
+                    if chunk.output_ids and not is_sampling:
+                        is_sampling = True
                         attempts.progress(lease)
                     stitch.take(chunk)
                     if chunk.finish is None:

@@ -16,6 +16,7 @@ from slime_router.types import (
     GenerateChunk,
     Sampling,
     VersionSpan,
+    WeightVersion,
     token_ids,
 )
 from slime_router.workers.items import Items, OpenText, TextReader
@@ -43,7 +44,9 @@ class Stitch:
         self._parts = 0
         self._begin = 0  # of the part that runs now
         self._spans: list[VersionSpan] = []  # of the parts before it
-        self._observed: list[VersionSpan] = []  # of this part, as its chunks came
+        self._versions: list[tuple[WeightVersion | None, int]] = []  # of its chunks, from where on
+        self._version: WeightVersion | None = None  # of the last of them
+        self._exact: tuple[VersionSpan, ...] = ()  # its own, where its worker gave them
         self._cached_tokens: int | None = None  # of the prompt, as the first worker said it
         self._seam: _Seam | None = None  # where a stop string may span the cut
         self._items = Items(call, open_text, is_cumulative)
@@ -63,8 +66,9 @@ class Stitch:
 
     def next_call(self) -> GenerateCall:
         """The call for the next part; each has a rid of its own, the first one the client's."""
-        self._spans += self._observed
-        self._observed = []
+        if self._parts:
+            self._spans += self._part_spans()
+        self._versions, self._version, self._exact = [(None, len(self.output_ids))], None, ()
         self._begin = len(self.output_ids)
         self._parts += 1
         if self._parts == 1:
@@ -86,7 +90,10 @@ class Stitch:
             self._seam = None
         if self._is_native and chunk.item is not None:
             self._items.note(chunk, came_len, len(self.output_ids), self._begin)
-        self._note_versions(chunk)
+        if chunk.weight_version != self._version and chunk.output_ids:
+            self._version = chunk.weight_version
+            self._versions.append((self._version, len(self.output_ids)))
+        self._exact = chunk.weight_versions or self._exact
         self.output_ids += chunk.output_ids
         if self._cached_tokens is None and came_len:
             self._cached_tokens = chunk.cached_tokens
@@ -120,7 +127,7 @@ class Stitch:
         """Forgets what was sampled; of a whole reply the client was told nothing yet."""
         self.output_ids.clear()
         self._spans.clear()
-        self._observed.clear()
+        self._versions, self._exact = [(None, 0)], ()
         self._cached_tokens = None
         self._items = Items(self._call, self._open_text, None)
 
@@ -135,19 +142,20 @@ class Stitch:
             return self._items.told(chunk, self.output_ids)
         return (chunk,)
 
-    def _note_versions(self, chunk: GenerateChunk) -> None:
-        start = len(self.output_ids)
-        end = start + len(chunk.output_ids)
-        if chunk.weight_versions:
-            self._observed = [
-                VersionSpan(
-                    span.version, span.start + self._begin, min(span.end + self._begin, end)
-                )
-                for span in chunk.weight_versions
-                if span.start + self._begin < end
+    def _part_spans(self) -> list[VersionSpan]:
+        """Which weights sampled the tokens of the part that runs, as far as it was said."""
+        end = len(self.output_ids)
+        if self._exact:
+            shifted = ((s.version, s.start + self._begin, s.end + self._begin) for s in self._exact)
+            return [
+                VersionSpan(v, start, min(stop, end)) for v, start, stop in shifted if start < end
             ]
-        elif chunk.weight_version is not None and end > start:
-            _extend(self._observed, VersionSpan(chunk.weight_version, start, end))
+        ends = [start for _, start in self._versions[1:]] + [end]
+        return [
+            VersionSpan(version, start, stop)
+            for (version, start), stop in zip(self._versions, ends, strict=True)
+            if version is not None and start < stop
+        ]
 
     def _tell_as_one(self, chunk: GenerateChunk) -> None:
         assert self._call.prompt is not None
@@ -155,7 +163,7 @@ class Stitch:
         chunk.cached_tokens = self._cached_tokens or 0
         if chunk.finish is not None:
             spans: list[VersionSpan] = []
-            for span in (*self._spans, *self._observed):
+            for span in (*self._spans, *self._part_spans()):
                 _extend(spans, span)
             chunk.weight_versions = tuple(spans)
 

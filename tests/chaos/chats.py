@@ -18,7 +18,21 @@ from tests.chaos.oracle import Oracle, Prefix
 
 CHAT_TIMEOUT = aiohttp.ClientTimeout(total=60.0)
 SYSTEM = "You are one of many agents. Answer in a few words."
-WORDS = "weather search city count index name fox dog paris berlin first then question".split()
+WORDS = [
+    "weather",
+    "search",
+    "city",
+    "count",
+    "index",
+    "name",
+    "fox",
+    "dog",
+    "paris",
+    "berlin",
+    "first",
+    "then",
+    "question",
+]
 MAX_TOKENS = 10  # where a chat asks for less than the model would say
 SDK_EVERY = 10  # so many chats have one that is held by OpenAI's own client
 

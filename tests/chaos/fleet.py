@@ -99,6 +99,7 @@ class Fleet:
         for entry in listed:
             found = (entry["status"], entry["is_healthy"], entry["load"], entry["circuit_breaker"])
             assert found == ("ready", True, 0, "closed"), entry
+        assert (await self.router.get("/readiness"))["status"] == "ready"
         figures = await self.router.get("/metrics")
         assert figures["router"]["total_in_flight"] == 0, figures["router"]
         assert set(figures["router"]["worker_loads"].values()) == {0}, figures["router"]

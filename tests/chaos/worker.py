@@ -21,6 +21,7 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.testing import FakeWorker, Script
+from slime_router.testing.controls import Controls
 from slime_router.testing.engine import Engine, Run
 from tests.chaos.oracle import Oracle
 from tests.tiny import CONTEXT_LEN
@@ -111,7 +112,7 @@ class ChaosWorker(FakeWorker):
         )
         self._port = port
         self._engine: PacedEngine = PacedEngine.like(self._engine, pace_s, diary)
-        self._is_paused = False
+        self._controls = Controls(self._engine, oracle)
         self._garbage = 0
 
     def _reply(self, body: dict[str, Any]) -> Script:
@@ -145,44 +146,27 @@ class ChaosWorker(FakeWorker):
         return {
             "running": {run.rid: run.count for run in self._engine.runs.values()},
             "faults": len(self._answers) + len(self._drops) + self._engine.spoil_next,
-            "is_paused": self._is_paused,
+            "is_paused": self._engine.is_paused,
             "weight_version": self.weight_version,
             "aborted": len(self.aborted),
         }
 
     async def _control(self, request: web.Request) -> web.Response:
-        path = request.match_info["path"]
-        if path == "pause_generation":
-            body = await request.json() if request.can_read_body else {}
-            self._is_paused = True
-            self.hold()
-            if body.get("mode", "abort") == "abort":
-                await self._abort_all()
-            return web.json_response({"status": "ok"})
-        if path == "continue_generation":
-            self._is_paused = False
-            self.release()
-            return web.json_response({"status": "ok"})
-        if path == "update_weights_from_disk":
-            await self._update(await request.json())
-            return web.json_response({"success": True, "message": "", "num_paused_requests": 0})
-        return await super()._control(request)
+        if request.match_info["path"] != "update_weights_from_disk":
+            return await super()._control(request)
+        await self._update(await request.json())
+        return web.json_response({"success": True, "message": "", "num_paused_requests": 0})
 
     async def _update(self, body: dict[str, Any]) -> None:
         """As SGLang does it: what runs is over before the weights change."""
-        self.hold()
-        if body.get("abort_all_requests"):
-            await self._abort_all()
-        self.weight_version = body["weight_version"]
-        if not self._is_paused:
-            self.release()
-
-    async def _abort_all(self) -> None:
-        ending = list(self._engine.runs.values())
-        for run in ending:
-            self._engine.abort(run.rid)
+        was_paused = self._engine.is_paused
+        ending = list(self._engine.runs.values()) if body.get("abort_all_requests") else []
+        self._engine.pause("abort" if ending else "in_place")
         while any(self._engine.runs.get(run.rid) is run for run in ending):
             await asyncio.sleep(0.001)
+        self.weight_version = body["weight_version"]
+        if not was_paused:
+            self._engine.go_on()
 
 
 async def serve(worker: ChaosWorker, control_port: int) -> None:

@@ -25,7 +25,7 @@ CHATS, TURNS = 8, 3
 REPLY_LEN = 96  # tokens
 PATIENCE_S = 60.0
 NOISE = 0.02  # of a log-probability: a prompt's is computed in other steps than a reply's
-TOPICS = "radix trees, the weather, SQL, Paris, foxes, queues, cats, rivers".split(", ")
+TOPICS = ["radix trees", "the weather", "SQL", "Paris", "foxes", "queues", "cats", "rivers"]
 
 
 @dataclass(frozen=True)

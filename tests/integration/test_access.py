@@ -12,7 +12,7 @@ from aiohttp import web
 from yarl import URL
 
 from slime_router import cli
-from slime_router.server.app import banner
+from slime_router.server.banner import banner
 from slime_router.testing import FakeWorker
 from tests.integration.gateway import (
     CHAT,

@@ -16,11 +16,11 @@ import pytest
 
 from slime_router import errors
 from slime_router.chat.causes import Cause
-from slime_router.cli import parser
 from slime_router.config import Config
 from slime_router.doors.body import SESSION_HEADERS, SESSION_KEY_PREFIX
 from slime_router.doors.rows_reply import FORMATS
 from slime_router.errors import RouterError
+from slime_router.flags import parser
 from slime_router.server.app import IN_SESSION, Gateway
 from slime_router.trajectory.session import SessionSpec
 from tests.integration.gateway import CHAT, Served, checkpoint, served, user
@@ -30,7 +30,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 EXAMPLE_URL = "localhost:30001"
 METHODS = r"(?:GET|HEAD|POST|PUT|DELETE)"
-NO_DEFAULT = {"hf_checkpoint", "chat_template", "served_model_name", "openai_default_model"}
+NO_DEFAULT = {
+    "hf_checkpoint",
+    "chat_template",
+    "served_model_name",
+    "openai_default_model",
+    "version_policy",
+}
 WORDS = {"none": None, "on": True, "off": False}
 
 
@@ -269,7 +275,8 @@ def test_the_defaults_of_the_flags_are_those_of_the_config():
                 continue
             number = value.replace(",", "").replace(" MiB", "")
             scale = 2**20 if "MiB" in value else 1
-            said: Any = int(number) * scale if number.isdigit() else WORDS.get(value, value)
+            is_number = re.fullmatch(r"[0-9.]+", number)
+            said: Any = float(number) * scale if is_number else WORDS.get(value, value)
             assert said == (default or None if default == () else default), dest
     seen.add("worker_flags")  # they have no name: they stand behind `--`
     assert seen == {field.name for field in fields(Config)}

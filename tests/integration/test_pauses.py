@@ -191,3 +191,16 @@ async def test_a_client_that_leaves_during_a_pause_leaves_nothing():
         await until(lambda: router.gateway.relay.running == 0)
         await router.post("/continue_generation", {})
         assert worker.requests == []
+
+
+async def test_what_was_to_be_aborted_does_not_move_when_its_worker_dies():
+    """The worker dies before it heard of the abort: the generation ends as aborted."""
+    async with fleet(2, resume_aborted="all") as (router, workers):
+        asked = await held_stream(router, workers[0], "/generate", native())
+        router.gateway.relay.cancel("mine")
+        await workers[0].refuse_connections()
+        last = (await asked)[-1]
+        assert last["meta_info"]["finish_reason"]["type"] == "abort"
+        assert last["output_ids"] == story(PROMPT, 2)[0]
+        assert workers[1].requests == []
+        assert router.gateway.relay.cancel("mine") == []

@@ -76,7 +76,7 @@ async def one_run(step: int, *, stream: bool) -> tuple[bool, int]:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 async def test_cancelled_at_every_step_of_a_failover(stream):
-    """Lease, exchange, run, watch and task: all are returned, in the back-off and the second try."""
+    """Lease, exchange, run, watch and task: all are returned, in the second try too."""
     outcomes = set()
     was_cancelled, step = True, 0
     while was_cancelled:

@@ -13,7 +13,8 @@ from aiohttp import web
 
 from slime_router import cli
 from slime_router.config import Config
-from slime_router.server.app import Gateway, banner
+from slime_router.server.app import Gateway
+from slime_router.server.banner import banner
 from tests.integration.gateway import CHAT, Served, checkpoint, served, tiny_worker, user
 
 BODY = {"messages": [user("Hi")], "max_tokens": 2}
