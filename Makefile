@@ -10,7 +10,7 @@ CODE := slime_router benchmarks examples tests
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: install demo test check bench fuzz format format-check lint type worker clean help
+.PHONY: install demo test test-clients check bench fuzz format format-check lint type worker clean help
 
 install: $(INSTALLED)  ## make .venv with the router and the tools to work on it
 
@@ -32,6 +32,12 @@ demo: install  ## hold a conversation through the router with a real SGLang on t
 test: install worker  ## run all tests: real vocabularies, real SGLang
 	@$(BIN)/python -m tests.vocabularies
 	@$(BIN)/python -m pytest
+
+test-clients: install  ## hold conversations through real SDKs, agent frameworks and agents
+	@$(BIN)/python -m tests.vocabularies
+	@$(BIN)/python -m tests.clients.environment
+	@$(BIN)/python -m tests.clients.node
+	@$(BIN)/python -m pytest tests/clients
 
 check: format-check lint type test  ## what CI runs
 
@@ -62,4 +68,4 @@ clean:  ## remove all that these commands made
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

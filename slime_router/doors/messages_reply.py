@@ -24,6 +24,7 @@ _ERROR_TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+THREAD_UNSUPPORTED = "thread_unsupported_request"
 _TOO_LONG = "prompt is too long"  # agents that read this make the conversation shorter
 
 
@@ -119,7 +120,9 @@ def error_object(exc: RouterError, request_id: str) -> dict[str, Any]:
     elif exc.param is not None and exc.param not in message:
         message = f"{exc.param}: {message}"
     kind = "api_error" if exc.status >= 500 else "invalid_request_error"
-    error = {"type": _ERROR_TYPES.get(exc.status, kind), "message": message}
+    error: dict[str, Any] = {"type": _ERROR_TYPES.get(exc.status, kind), "message": message}
+    if exc.code == THREAD_UNSUPPORTED:  # the SDK reads it, and sends the whole conversation
+        error["details"] = {"error_code": THREAD_UNSUPPORTED, "unsupported": [exc.param]}
     return {"type": "error", "error": error, "request_id": request_id}
 
 

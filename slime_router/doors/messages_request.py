@@ -19,6 +19,7 @@ from slime_router.doors.chat_request import read_chat_request
 from slime_router.doors.faults import missing, require
 from slime_router.doors.messages_conversation import read_conversation
 from slime_router.doors.messages_events import MessageStyle
+from slime_router.doors.messages_reply import THREAD_UNSUPPORTED
 from slime_router.doors.schema import MAX_STOPS
 from slime_router.doors.vocabulary import Vocabulary
 from slime_router.errors import BadRequest
@@ -90,6 +91,7 @@ def read_messages_request(
 
 
 def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
+    _refuse_threads(body)
     chat = {name: body[name] for name in _AS_IN_CHAT if body.get(name) is not None}
     messages = read_conversation(body)
     chat["messages"] = messages
@@ -101,6 +103,13 @@ def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     if last["role"] == "assistant" and last["content"] and "tool_calls" not in last:
         chat["continue_final_message"] = True  # the client wrote the beginning of the reply
     return chat
+
+
+def _refuse_threads(body: Mapping[str, Any]) -> None:
+    """A request that goes on in a thread holds only what is new: to ignore that loses the rest."""
+    if body.get("thread"):
+        message = "'thread' is not supported: send all messages."
+        raise BadRequest(message, param="thread", code=THREAD_UNSUPPORTED)
 
 
 def _stops(stops: Any) -> list[str]:

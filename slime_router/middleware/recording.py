@@ -150,6 +150,7 @@ class RecordingMiddleware:
                         self._record(call, draft, chunk.finish)
                         has_ended = True
                 yield chunk
+                is_read = has_ended  # who asks for more has it all; a cancellation may come now
             is_read = True
         finally:
             self._open.discard(call.turn_id)

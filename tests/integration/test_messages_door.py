@@ -370,6 +370,17 @@ async def test_a_mistake_names_its_field_and_runs_nothing(path):
     assert scripted.calls == []
 
 
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "x": "msg_1"}])
+async def test_a_thread_is_refused_so_that_the_sdk_sends_the_whole_conversation(thread):
+    """Its later requests hold only what is new; a reply to those would forget the rest."""
+    asked = {**ASK, "thread": thread}
+    async with door() as (client, scripted), client.post(PATH, json=asked) as response:
+        assert response.status == 400
+        details = (await response.json())["error"]["details"]
+    assert details == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert scripted.calls == []
+
+
 async def test_a_body_that_is_no_json_is_told_in_anthropics_words():
     async with door() as (client, _), client.post(PATH, data=b"{") as response:
         assert response.status == 400

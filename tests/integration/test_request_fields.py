@@ -339,7 +339,7 @@ async def test_each_sampled_token_has_a_logprob_those_that_are_hidden_too(stream
     """Reasoning, calls and the stop token: a client may count on one entry per token."""
     said = '<think>\nHm\n</think>\n\nSo<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
     ids = [*tiny_tokenizer().encode(said).tolist(), max(tiny_tokenizer().eos_ids)]
-    settings = {"tool_call_parser": "qwen25", "reasoning_parser": "qwen3"}
+    settings: dict[str, Any] = {"tool_call_parser": "qwen25", "reasoning_parser": "qwen3"}
     async with served(**settings) as (router, worker):
         worker.script(ids)
         body = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 
 from slime_router.trajectory.turn import Turn
-from slime_router.types import Finish, GenerateCall, GenerateChunk, VersionSpan, token_ids
+from slime_router.types import (
+    Finish,
+    GenerateCall,
+    GenerateChunk,
+    Prompt,
+    Receipt,
+    VersionSpan,
+    token_ids,
+)
 from tests.stack import Sample, Stack
 
 
@@ -44,6 +53,26 @@ async def test_a_turn_that_nobody_read_to_its_end_is_kept_as_undelivered():
     assert turn.finish.type == "abort"
     assert not stack.store.is_delivered(call.turn_id)
     assert stack.recording.counts.undelivered == 1
+
+
+async def test_a_turn_is_delivered_when_its_reader_asks_for_more_than_all():
+    """A client has the whole reply and hangs up; what the router still tidies up is cut short."""
+
+    async def never_tidy(call):
+        prompt = Prompt(token_ids([1]), Receipt("fresh", 0, 1, call.turn_id, ""))
+        yield GenerateChunk(output_ids=[65], finish=Finish("length"), prompt=prompt)
+        await asyncio.Event().wait()
+
+    stack = Stack(dispatch=never_tidy)
+    call = stack.call(["Hi"])
+    async with stack.router.generate(call) as chunks:
+        await anext(chunks)
+        rest = asyncio.ensure_future(anext(chunks))
+        await asyncio.sleep(0)
+        rest.cancel()
+        await asyncio.wait([rest])
+    assert stack.store.is_delivered(call.turn_id)
+    assert stack.recording.counts.undelivered == 0
 
 
 async def test_a_full_store_says_so_once(caplog):
