@@ -10,7 +10,7 @@ CODE := slime_router benchmarks examples tests
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: install demo test test-clients check bench fuzz format format-check lint type worker clean help
+.PHONY: install demo test test-clients check bench chaos fuzz format format-check lint type worker clean help
 
 install: $(INSTALLED)  ## make .venv with the router and the tools to work on it
 

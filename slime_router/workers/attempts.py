@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from slime_router.errors import NoWorker, RouterError, WorkerFailed, WorkerRefused, WorkerTimeout
@@ -20,7 +20,7 @@ from slime_router.workers.backoff import Backoff
 from slime_router.workers.exchange import NotTaken
 from slime_router.workers.pool import Lease, WorkerPool
 from slime_router.workers.stitch import Stitch
-from slime_router.workers.worker import Need, Worker
+from slime_router.workers.worker import Kind, Need, Worker
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class Attempts:
             Cancelled: the abort of the request was asked for meanwhile.
         """
         self._worker = None
-        with await self._found() as lease:
+        with await self._found(self._need) as lease:
             self._worker, self._is_sampling = lease.worker, False
             self._run.worker, self._run.rid = lease.worker, rid
             try:
@@ -135,7 +135,16 @@ class Attempts:
             finally:
                 self._run.worker = None
 
-    async def _found(self) -> Lease:
+    async def prefill(self) -> Lease:
+        """A worker that computes the prompt for the one that was leased; to be closed.
+
+        Raises:
+            NoWorker: there is none, and none came in time.
+            Cancelled: the abort of the request was asked for meanwhile.
+        """
+        return await self._found(replace(self._need, target=None), "prefill")
+
+    async def _found(self, need: Need, kind: Kind | None = None) -> Lease:
         began = self._clock()
         has_waited = False
         while True:
@@ -143,7 +152,7 @@ class Attempts:
             if self._run.is_cancelled:
                 raise Cancelled
             try:
-                return self._pool.lease(self._need, self._tried)
+                return self._pool.lease(need, self._tried, kind=kind)
             except NoWorker as exc:
                 if self._tried:
                     self._tried.clear()

@@ -126,7 +126,13 @@ class WorkerClient:
         is_over = False  # the worker runs it no more
         try:
             async with self.exchange(
-                worker, "POST", "/generate", headers=headers, body=body, timeout_s=timeout_s
+                worker,
+                "POST",
+                "/generate",
+                headers=headers,
+                body=body,
+                timeout_s=timeout_s,
+                rid=call.rid,
             ) as (exchange, answer):
                 if answer.status != 200:
                     is_over = True
@@ -167,8 +173,9 @@ class WorkerClient:
         headers: Mapping[str, str],
         body: Any = None,
         timeout_s: float,
+        rid: str = "",
     ) -> AsyncIterator[tuple[Exchange, aiohttp.ClientResponse]]:
-        """Sends a request to `worker`; for the block it can be cut by `give_up`.
+        """Sends a request to `worker`; for the block it can be cut by `give_up`, or by its `rid`.
 
         The answer may have any status; on leaving the block it is closed.
 
@@ -177,7 +184,7 @@ class WorkerClient:
             WorkerFailed: it closed the connection without an answer, or was given up.
             WorkerTimeout: no answer within `timeout_s`.
         """
-        exchange = Exchange(worker)
+        exchange = Exchange(worker, rid)
         self._exchanges.setdefault(worker, set()).add(exchange)
         try:
             answer = await exchange.opening(
@@ -199,6 +206,12 @@ class WorkerClient:
         for exchange in under_way:
             exchange.cut()
         return len(under_way)
+
+    def cut(self, worker: Worker, rid: str) -> None:
+        """Cuts the one generation that `worker` has under this rid."""
+        for exchange in tuple(self._exchanges.get(worker, ())):
+            if exchange.rid == rid:
+                exchange.cut()
 
     async def tokenize(self, worker: Worker, text: str) -> tuple[list[int], int | None] | None:
         """The ids that `worker` makes of `text`, and its context length where it says it.

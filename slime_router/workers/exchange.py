@@ -55,10 +55,11 @@ class Exchange:
     `weight_version` is what that worker was known to run at dispatch, then what it said last.
     """
 
-    __slots__ = ("_answer", "_leash", "weight_version", "worker")
+    __slots__ = ("_answer", "_leash", "rid", "weight_version", "worker")
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, rid: str = "") -> None:
         self.worker = worker
+        self.rid = rid  # of a generation
         self.weight_version = worker.weight_version
         self._leash: asyncio.Timeout | None = None
         self._answer: Closable | None = None

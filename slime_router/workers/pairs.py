@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from random import SystemRandom
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from slime_router.errors import RouterError
 from slime_router.types import GenerateCall
 from slime_router.workers.client import WorkerClient
 from slime_router.workers.exchange import NotTaken
+from slime_router.workers.pool import Lease
 from slime_router.workers.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -42,18 +43,19 @@ def paired(call: GenerateCall, prefill: Worker) -> GenerateCall:
 @asynccontextmanager
 async def prefilling(
     client: WorkerClient,
-    prefill: Worker,
+    lease: Lease,
     call: GenerateCall,
     *,
     timeout_s: float,
     on_failure: Callable[[Worker], None],
 ) -> AsyncIterator[None]:
-    """Has `prefill` compute the prompt of the `paired` call for as long as the block runs.
+    """Has the leased worker compute the prompt of the `paired` call while the block runs.
 
-    A prefill worker that fails leaves the decode worker waiting: `on_failure(prefill)` is called.
+    The lease ends when it has. A prefill worker that fails leaves the decode worker waiting: then
+    `on_failure(prefill)` is called.
     """
     task = asyncio.create_task(
-        _prefill(client, prefill, call, timeout_s, on_failure), name=f"prefill {call.rid}"
+        _prefill(client, lease, call, timeout_s, on_failure), name=f"prefill {call.rid}"
     )
     try:
         yield
@@ -65,15 +67,18 @@ async def prefilling(
 
 async def _prefill(
     client: WorkerClient,
-    prefill: Worker,
+    lease: Lease,
     call: GenerateCall,
     timeout_s: float,
     on_failure: Callable[[Worker], None],
 ) -> None:
-    whole = replace(call, stream=False)
+    prefill, whole = lease.worker, replace(call, stream=False)
     try:
-        async for _ in client.generate(prefill, whole, timeout_s=timeout_s):
-            pass
+        async with aclosing(client.generate(prefill, whole, timeout_s=timeout_s)) as chunks:
+            async for _ in chunks:
+                pass
     except (NotTaken, RouterError) as exc:
         log.warning("prefill failed: worker=%s rid=%s reason=%s", prefill.url, call.rid, exc)
         on_failure(prefill)
+    finally:
+        lease.close()

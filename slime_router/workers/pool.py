@@ -273,7 +273,7 @@ class WorkerPool:
             raise NoWorker("No worker is registered.")
         there = [w for w in there if (w.kind == kind if kind else w.kind != "prefill")]
         if not there:
-            raise NoWorker(f"No {kind or 'regular'} worker is registered.")
+            raise NoWorker(f"No {kind or 'decode or regular'} worker is registered.")
         there = [w for w in there if w.url not in exclude]
         if not there:
             raise NoWorker("No worker left.")

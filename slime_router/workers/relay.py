@@ -26,6 +26,7 @@ from slime_router.workers.backoff import Backoff
 from slime_router.workers.client import Answer, WorkerClient
 from slime_router.workers.exchange import NotTaken
 from slime_router.workers.items import OpenText
+from slime_router.workers.pairs import paired, prefilling
 from slime_router.workers.pool import WorkerPool
 from slime_router.workers.stitch import Stitch
 from slime_router.workers.worker import Need, Worker
@@ -112,8 +113,11 @@ class Relay:
         self, part: GenerateCall, stitch: Stitch, attempts: Attempts
     ) -> AsyncGenerator[GenerateChunk, None]:
         """Runs one part on one worker; yields what the client is told of it."""
-        async with attempts.lease(part.rid) as lease:
-            came = self._client.generate(lease.worker, part, timeout_s=attempts.left_s())
+        async with (
+            attempts.lease(part.rid) as lease,
+            self._prefilled(part, lease.worker, attempts) as call,
+        ):
+            came = self._client.generate(lease.worker, call, timeout_s=attempts.left_s())
             is_sampling = False
             async with aclosing(came):
                 async for chunk in came:
@@ -133,6 +137,27 @@ class Relay:
                     for told in stitch.told(chunk, goes_on=goes_on):
                         yield told
                     return
+
+    @asynccontextmanager
+    async def _prefilled(
+        self, part: GenerateCall, worker: Worker, attempts: Attempts
+    ) -> AsyncIterator[GenerateCall]:
+        """The call as `worker` gets it; a decode worker has another compute the prompt."""
+        if worker.kind != "decode":
+            yield part
+            return
+        with await attempts.prefill() as lease:
+            call = paired(part, lease.worker)
+
+            def failed(prefill: Worker) -> None:
+                self._pool.failed(prefill)
+                self._dispatcher.on_suspicion(prefill)
+                self._client.cut(worker, call.rid)  # it would wait for what never comes
+
+            async with prefilling(
+                self._client, lease, call, timeout_s=attempts.left_s(), on_failure=failed
+            ):
+                yield call
 
     def _goes_on(
         self, call: GenerateCall, finish: Finish, stitch: Stitch, attempts: Attempts

@@ -1,16 +1,19 @@
-"""What goes wrong in a fleet, each fault as a coroutine that has healed when it returns."""
+"""What goes wrong in a fleet, each fault as a coroutine that has healed when it returns.
+
+The worker that it is given is in the middle of a generation.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from random import Random
 from typing import TypeAlias
 
 from tests.chaos.fleet import Fleet
 from tests.chaos.processes import WorkerProcess
 
-Fault: TypeAlias = Callable[[Fleet, WorkerProcess], Awaitable[None]]
+Fault: TypeAlias = Callable[[Fleet, WorkerProcess], Coroutine[None, None, None]]
 
 DOWN_S = 0.3
 HUNG_S = 3.0  # longer than two probes take
@@ -20,16 +23,14 @@ TIMES = 4
 
 async def killed(_: Fleet, worker: WorkerProcess) -> None:
     """SIGKILL in the middle of what it says; it comes back under its old port."""
-    await worker.wait_mid_stream()
     worker.kill()
     await asyncio.sleep(DOWN_S)
     worker.start()
     await worker.wait_ready()
 
 
-async def all_killed(fleet: Fleet, worker: WorkerProcess) -> None:
+async def all_killed(fleet: Fleet, _: WorkerProcess) -> None:
     """Nobody is left for a while."""
-    await worker.wait_mid_stream()
     for victim in fleet.workers:
         victim.kill()
     await asyncio.sleep(DOWN_S)
@@ -40,7 +41,6 @@ async def all_killed(fleet: Fleet, worker: WorkerProcess) -> None:
 
 async def hung(_: Fleet, worker: WorkerProcess) -> None:
     """Its connections stay open and nothing comes."""
-    await worker.wait_mid_stream()
     worker.stop()
     try:
         await asyncio.sleep(HUNG_S)
@@ -48,32 +48,28 @@ async def hung(_: Fleet, worker: WorkerProcess) -> None:
         worker.go_on()
 
 
-async def paused_in_place(fleet: Fleet, worker: WorkerProcess) -> None:
+async def paused_in_place(fleet: Fleet, _: WorkerProcess) -> None:
     """Generation rests and goes on where it was."""
-    await worker.wait_mid_stream()
     await fleet.pause("in_place")
     await asyncio.sleep(PAUSED_S)
     await fleet.go_on()
 
 
-async def paused_with_abort(fleet: Fleet, worker: WorkerProcess) -> None:
+async def paused_with_abort(fleet: Fleet, _: WorkerProcess) -> None:
     """What runs is aborted, and new requests wait; then weights change, as slime does it."""
-    await worker.wait_mid_stream()
     await fleet.pause("abort")
     await asyncio.sleep(PAUSED_S)
     await fleet.update_weights()
     await fleet.go_on()
 
 
-async def updated(fleet: Fleet, worker: WorkerProcess) -> None:
+async def updated(fleet: Fleet, _: WorkerProcess) -> None:
     """New weights without a pause: all that runs is aborted once."""
-    await worker.wait_mid_stream()
     await fleet.update_weights()
 
 
 async def left_and_joined(fleet: Fleet, worker: WorkerProcess) -> None:
     """It is told to leave while it talks; it ends what it has, and comes again."""
-    await worker.wait_mid_stream()
     await fleet.leave(worker)
     await asyncio.sleep(DOWN_S)
     await fleet.join(worker)
@@ -81,7 +77,6 @@ async def left_and_joined(fleet: Fleet, worker: WorkerProcess) -> None:
 
 def _failing(kind: str, **how: int) -> Fault:
     async def fault(_: Fleet, worker: WorkerProcess) -> None:
-        await worker.wait_mid_stream()
         await worker.fail(kind, times=TIMES, **how)
 
     return fault
@@ -97,13 +92,13 @@ LIGHT: Mapping[str, Fault] = {
     "answers 429": _failing("status", status=429),
 }
 HEAVY: Mapping[str, Fault] = {
-    "killed": killed,
-    "all killed": all_killed,
-    "hung": hung,
-    "paused in place": paused_in_place,
-    "paused with abort": paused_with_abort,
-    "weights updated": updated,
-    "left and joined": left_and_joined,
+    "is killed": killed,
+    "and all others are killed": all_killed,
+    "hangs": hung,
+    "pauses in place": paused_in_place,
+    "pauses and aborts": paused_with_abort,
+    "gets new weights": updated,
+    "leaves and joins": left_and_joined,
 }
 FAULTS: Mapping[str, Fault] = {**LIGHT, **HEAVY}
 
@@ -114,9 +109,10 @@ async def storm(fleet: Fleet, random: Random, events: list[str]) -> None:
     Of three workers one at a time is down or hangs, and another one answers badly: a request that
     breaks on three workers in a row is taken for one that breaks workers.
     """
-    names = [name for name in HEAVY if name != "all killed"]
+    names = [name for name in HEAVY if name != "and all others are killed"]
     while True:
-        victim, other = random.sample(fleet.workers, 2)
+        victim = await fleet.busy_worker(random)
+        other = random.choice([worker for worker in fleet.workers if worker is not victim])
         light, heavy = random.choice(list(LIGHT)), random.choice(names)
         events.append(f"{other.url} {light}; {victim.url} {heavy}")
         async with asyncio.TaskGroup() as group:

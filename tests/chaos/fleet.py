@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ from yarl import URL
 
 from tests.chaos.chats import Agents, Chat, Diaries, check
 from tests.chaos.oracle import Oracle
-from tests.chaos.processes import RouterProcess, WorkerProcess, ask, eventually, tail
+from tests.chaos.processes import POLL_S, RouterProcess, WorkerProcess, ask, eventually, tail
 
 WORKERS = 3
 PACE_MS = 6.0
@@ -67,6 +68,14 @@ class Fleet:
                 exc.add_note(f"{self.router.log} ends with:\n{tail(self.router.log)}")
                 raise
 
+    async def busy_worker(self, random: Random) -> WorkerProcess:
+        """One that is in the middle of a generation; waits until there is one."""
+        while True:
+            for worker in random.sample(self.workers, WORKERS):
+                if await worker.is_mid_stream():
+                    return worker
+            await asyncio.sleep(POLL_S)
+
     async def check(self, agents: Agents, chats: list[Chat]) -> None:
         """All chats are whole, to the last token; then their sessions are deleted."""
         self._diaries.read()
@@ -113,9 +122,13 @@ class Fleet:
             assert state["faults"] == 0, (worker, state)
             assert not state["is_paused"], (worker, state)
 
+    def log(self) -> str:
+        """What the router has logged so far."""
+        return self.router.log.read_text(encoding="utf-8")
+
     def check_log(self) -> None:
         """The router never met what it did not expect."""
-        log = self.router.log.read_text(encoding="utf-8")
+        log = self.log()
         for words in ("Traceback", "never retrieved", "was never awaited", "Unclosed"):
             assert words not in log, log[max(log.index(words) - 500, 0) :][:3000]
 

@@ -44,8 +44,8 @@ class Oracle:
 
     def __init__(self, checkpoint: Path) -> None:
         self.tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-        self.im_start = self.tokenizer.token_to_id("<|im_start|>")
-        self.im_end = self.tokenizer.token_to_id("<|im_end|>")
+        self.im_start = self._id("<|im_start|>")
+        self.im_end = self._id("<|im_end|>")
         self._header_len = len(self.encode("<|im_start|>assistant\n"))
 
     @cached_property
@@ -56,7 +56,12 @@ class Oracle:
     @cached_property
     def _emoji(self) -> list[int]:
         alphabet = _byte_alphabet()
-        return [self.tokenizer.token_to_id(alphabet[byte]) for byte in EMOJI]
+        return [self._id(alphabet[byte]) for byte in EMOJI]
+
+    def _id(self, token: str) -> int:
+        found: int | None = self.tokenizer.token_to_id(token)
+        assert found is not None, f"the checkpoint has {token}"
+        return found
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; control tokens in it are control tokens."""

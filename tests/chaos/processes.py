@@ -1,4 +1,4 @@
-"""The processes of a chaos test: a router and scripted workers, ended with the test however it ends."""
+"""The processes of a chaos test: a router and scripted workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tests.sglang.child import LEASH, ROOT
 START_TIMEOUT_S = 60.0  # a router imports transformers, beside other work
 PATIENCE_S = 20.0  # for what should take a fraction of a second
 POLL_S = 0.02
+BEGUN_LEN = 3  # tokens
 ASK_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 LOG_TAIL_LEN = 3000  # characters
 
@@ -33,6 +34,13 @@ class Process:
         self.log = log
         self._command = [sys.executable, str(LEASH), str(os.getpid()), *command]
         self._popen: subprocess.Popen[bytes] | None = None
+
+    async def wait_ready(self) -> None:
+        """Until it answers."""
+        await eventually(self._answers, "an answer", process=self, timeout_s=START_TIMEOUT_S)
+
+    async def _answers(self) -> None:
+        raise NotImplementedError
 
     @property
     def pid(self) -> int:
@@ -103,18 +111,12 @@ class WorkerProcess(Process):
         state: dict[str, Any] = await ask("GET", f"{self._control_url}/state")
         return state
 
-    async def wait_ready(self) -> None:
-        """Until it answers."""
-        await eventually(self.state, "worker up", process=self, timeout_s=START_TIMEOUT_S)
+    async def _answers(self) -> None:
+        await self.state()
 
-    async def wait_mid_stream(self, tokens: int = 3) -> None:
-        """Until it has a generation of which it has sampled some tokens."""
-
-        async def is_mid_stream() -> None:
-            counts = (await self.state())["running"].values()
-            assert any(count >= tokens for count in counts), "nothing runs"
-
-        await eventually(is_mid_stream, "a generation", process=self)
+    async def is_mid_stream(self) -> bool:
+        """Whether it has sampled some tokens of a generation and not all."""
+        return any(count >= BEGUN_LEN for count in (await self.state())["running"].values())
 
 
 class RouterProcess(Process):
@@ -138,13 +140,8 @@ class RouterProcess(Process):
         """The JSON of a DELETE that must succeed."""
         return await ask("DELETE", self.url + path)
 
-    async def wait_ready(self) -> None:
-        """Until it answers."""
-
-        async def answers() -> None:
-            await self.get("/health")
-
-        await eventually(answers, "router up", process=self, timeout_s=START_TIMEOUT_S)
+    async def _answers(self) -> None:
+        await self.get("/health")
 
     def memory_kib(self) -> int:
         """What it has in RAM now."""
@@ -172,7 +169,11 @@ async def ask(method: str, url: str | URL, json: Any = None) -> Any:
 
 
 async def eventually(
-    holds: Any, what: str, *, process: Process | None = None, timeout_s: float = PATIENCE_S
+    holds: Callable[[], Awaitable[object]],
+    what: str,
+    *,
+    process: Process | None = None,
+    timeout_s: float = PATIENCE_S,
 ) -> None:
     """Waits until `await holds()` raises nothing.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from random import Random
 
 import pytest
@@ -16,6 +17,7 @@ from tests.chaos.chats import new_chats
 from tests.chaos.faults import FAULTS, storm
 from tests.chaos.fleet import SPARE_FILES, Fleet
 from tests.integration.gateway import checkpoint
+from tests.sglang.child import ROOT, say
 
 SCALE = int(os.environ.get("SLIME_ROUTER_CHAOS", "1"))
 SEED = int(os.environ.get("SLIME_ROUTER_CHAOS_SEED", "1"))
@@ -23,6 +25,23 @@ STORM_CHATS, STORM_TURNS = 200, 5
 FEW_CHATS, FEW_TURNS = 20, 3
 MAX_GROWTH = 1.1  # of the router's memory, from one storm to the next
 OVERDUE_S = 60.0
+GAUGES = ("up", "paused")  # as before when all is over
+SIGNS = {  # of each fault: what grows in `/metrics` under `fleet`, and what the log says
+    "answers garbage": ("retried", "tried anew: "),
+    "talks nonsense mid-stream": ("moved", "tried anew: "),
+    "resets before it answers": ("retried", "tried anew: "),
+    "resets mid-stream": ("moved", "tried anew: "),
+    "answers 500": ("retried", "The worker failed with status 500."),
+    "answers 503": ("retried", "tried anew: "),
+    "answers 429": ("retried", "tried anew: "),
+    "is killed": ("deaths", "is down: it refuses connections"),
+    "and all others are killed": ("waited", "is down: it refuses connections"),
+    "hangs": ("deaths", "is down: it answers no probe"),
+    "pauses in place": ("paused", "POST /pause_generation 200"),
+    "pauses and aborts": ("resumed", "runs weights"),
+    "gets new weights": ("resumed", "runs weights"),
+    "leaves and joins": ("up", "leaves, "),
+}
 
 pytestmark = pytest.mark.timeout(180 + 60 * SCALE)
 
@@ -49,28 +68,45 @@ async def fleet(processes: Fleet) -> Fleet:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_no_token_is_lost_or_doubled_when_a_worker_is(fleet, name):
-    """Whole and streamed chats, and their rows, are what the model says of them; it heals."""
-    print(f"seed {SEED}")
+async def test_no_token_is_lost_or_doubled_when_a_worker(fleet, name):
+    """Whole and streamed chats, and their rows, are what the model says of them; it heals.
+
+    The log and `/metrics` show the fault as `docs/operations.md` says.
+    """
+    say(f"seed {SEED}")
     chats = new_chats(f"{name} {SEED}", FEW_CHATS, FEW_TURNS)
-    victim = Random(f"{SEED} {name}").choice(fleet.workers)
+    count, words = SIGNS[name]
+    before, log_len = await fleet.router.get("/metrics"), len(fleet.log())
     async with fleet.agents() as agents:
         async with asyncio.timeout(OVERDUE_S), asyncio.TaskGroup() as group:
             group.create_task(agents.hold_all(chats))
-            group.create_task(FAULTS[name](fleet, victim))
+            victim = await fleet.busy_worker(Random(f"{SEED} {name}"))
+            await FAULTS[name](fleet, victim)
         await fleet.check(agents, chats)
     await fleet.wait_whole()
+    after = await fleet.router.get("/metrics")
+    assert count in GAUGES or after["fleet"][count] > before["fleet"][count], after["fleet"]
+    assert words in fleet.log()[log_len:]
+    assert after["chat_completion"]["failed"] == before["chat_completion"]["failed"]
+
+
+def test_the_operators_page_names_each_sign():
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = page.partition("## What each failure looks like")[2].partition("\n## ")[0]
+    for count, words in SIGNS.values():
+        assert f"`{count}`" in section
+        assert words.strip() in section
 
 
 async def test_a_storm_of_all_faults_costs_no_token_and_no_memory(fleet):
     """200 chats at once, twice and more often: afterwards the router is as it was before."""
     memory_kib, files = [], []
     for seed in range(SEED, SEED + 1 + SCALE):
-        print(f"seed {seed}")
+        say(f"seed {seed}")
         await hold_chats_in_a_storm(fleet, seed)
         memory_kib.append(fleet.router.memory_kib())
         files.append(fleet.router.open_files())
-    print(f"memory {memory_kib} KiB, files {files}")
+    say(f"memory {memory_kib} KiB, files {files}")
     assert memory_kib[-1] <= memory_kib[0] * MAX_GROWTH, memory_kib
     assert files[-1] <= files[0] + SPARE_FILES, files
 
@@ -84,9 +120,10 @@ async def hold_chats_in_a_storm(fleet: Fleet, seed: int) -> None:
             async with asyncio.timeout(OVERDUE_S):
                 await agents.hold_all(chats)
         finally:
+            say("\n".join(events))
             blowing.cancel()
-            await asyncio.gather(blowing, return_exceptions=True)
-            print("\n".join(events))
+            with suppress(asyncio.CancelledError):
+                await blowing
         await fleet.mend()
         await fleet.check(agents, chats)
     await fleet.wait_whole()

@@ -1,4 +1,4 @@
-"""A scripted worker as a process: it says what the oracle says, in its own time, and fails to order.
+"""A scripted worker as a process: says what the oracle says, in its own time; fails to order.
 
     python -m tests.chaos.worker --checkpoint DIR --port P --control-port C --log FILE
 
@@ -162,7 +162,7 @@ class ChaosWorker(FakeWorker):
         was_paused = self._engine.is_paused
         ending = list(self._engine.runs.values()) if body.get("abort_all_requests") else []
         self._engine.pause("abort" if ending else "in_place")
-        while any(self._engine.runs.get(run.rid) is run for run in ending):
+        while any(self._engine.runs.get(run.rid) is run for run in ending):  # noqa: ASYNC110 - short
             await asyncio.sleep(0.001)
         self.weight_version = body["weight_version"]
         if not was_paused:

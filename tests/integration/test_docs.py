@@ -29,7 +29,7 @@ from tests.turns import Book
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 EXAMPLE_URL = "localhost:30001"
-METHODS = r"(?:GET|HEAD|POST|PUT|DELETE)"
+METHODS = "(?:GET|POST|PUT|PATCH|DELETE)"
 NO_DEFAULT = {
     "hf_checkpoint",
     "chat_template",
@@ -275,7 +275,7 @@ def test_the_defaults_of_the_flags_are_those_of_the_config():
                 continue
             number = value.replace(",", "").replace(" MiB", "")
             scale = 2**20 if "MiB" in value else 1
-            is_number = re.fullmatch(r"[0-9.]+", number)
+            is_number = re.fullmatch(r"\d+(\.\d+)?", number)
             said: Any = float(number) * scale if is_number else WORDS.get(value, value)
             assert said == (default or None if default == () else default), dest
     seen.add("worker_flags")  # they have no name: they stand behind `--`
