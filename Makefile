@@ -44,6 +44,9 @@ check: format-check lint type test  ## what CI runs
 bench: install  ## measure, and print a table
 	@$(BIN)/python -m benchmarks
 
+chaos: install  ## kill, hang and break workers, ten times as long as `make test` does
+	@SLIME_ROUTER_CHAOS=10 $(BIN)/python -m pytest tests/chaos
+
 fuzz: install  ## run the property tests fifty times as long
 	@SLIME_ROUTER_FUZZ=50 $(BIN)/python -m pytest tests/properties
 

@@ -129,7 +129,8 @@ class StorageFull(RouterError):
 class NoWorker(RouterError):
     """No worker is registered, or none can take a request.
 
-    `is_temporary`: this may change by itself; `is_paused`: when generation is continued.
+    `is_temporary`: this may change by itself; `is_paused`: when generation is continued; after
+    `again_s`, where time alone changes it.
     """
 
     status = 503
@@ -142,11 +143,13 @@ class NoWorker(RouterError):
         *,
         is_temporary: bool = False,
         is_paused: bool = False,
+        again_s: float | None = None,
         code: str | None = None,
     ) -> None:
         super().__init__(message, code=code)
         self.is_temporary = is_temporary
         self.is_paused = is_paused
+        self.again_s = again_s
 
 
 class WorkerRefused(RouterError):

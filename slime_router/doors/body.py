@@ -25,9 +25,7 @@ SESSION_KEY_PREFIX = "session:"  # of an API key that is a session's name
 MAX_SESSION_ID_LEN = 512
 MAX_REQUEST_ID_LEN = 128
 
-_FORWARDED_HEADERS = frozenset(
-    {"x-smg-routing-key", "x-smg-target-worker", "x-data-parallel-rank"}
-)
+_FORWARDED_HEADERS = frozenset({"x-smg-routing-key", "x-smg-target-worker", "x-data-parallel-rank"})
 _FORWARDED_PREFIX = "x-override-"
 _SCOPE_FIELDS = ("lora_path", "extra_key", "cache_salt")
 _SURROGATE_SIGNS = ("surrogate in string",)

@@ -79,7 +79,7 @@ class ModelAdmin:
 
     async def readiness(self, _: web.Request) -> web.Response:
         """Whether a request would find a worker now, be it one that is paused."""
-        healthy = sum(w.is_up and not w.is_draining for w in self._pool.list())
+        healthy = sum(map(self._pool.is_healthy, self._pool.list()))
         counts = {"healthy_workers": healthy, "total_workers": len(self._pool)}
         if self._pool.can_serve():
             return web.json_response({"status": "ready", **counts})

@@ -68,6 +68,7 @@ class Fleet:
                 resume_aborted=config.resume_aborted,
             ),
             open_text=_text_reader(tokenizer),
+            eos_ids=tokenizer.eos_ids,
             backoff=_backoff(config),
             on_suspicion=self.health.suspect,
         )

@@ -129,7 +129,7 @@ class WorkerAdmin:
             "bootstrap_port": worker.bootstrap_port,
             "connection_mode": "HTTP",
             "status": _status(worker),
-            "is_healthy": worker.is_up and not worker.is_draining,
+            "is_healthy": self._pool.is_healthy(worker),
             "load": worker.in_flight,
             "queued": worker.queued,
             "circuit_breaker": self._pool.breaker_state(worker),

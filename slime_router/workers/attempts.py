@@ -160,12 +160,14 @@ class Attempts:
                 settings = self._settings
                 wait_s = settings.pause_wait_s if exc.is_paused else settings.worker_wait_s
                 until = min(began + wait_s, self._deadline)
-                if not exc.is_temporary or self._clock() >= until:
+                now = self._clock()
+                if not exc.is_temporary or now >= until:
                     raise
+                look_at = until if exc.again_s is None else min(until, now + exc.again_s)
             self._dispatcher.counts["waited"] += not has_waited
             has_waited = True
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(look_at):
                     await change.wait()
             except TimeoutError:
                 pass  # asked once more, and then told why there is none

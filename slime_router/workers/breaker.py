@@ -46,6 +46,10 @@ class Breaker:
             return "closed"
         return "open" if now < self._opened_at + self._settings.open_s else "half_open"
 
+    def tries_in_s(self, now: float) -> float:
+        """Seconds until it lets a request through again, as far as that is a matter of time."""
+        return 0.0 if self._opened_at is None else self._opened_at + self._settings.open_s - now
+
     def allows(self, now: float) -> bool:
         """Whether the worker may have another request."""
         state = self.state(now)

@@ -118,7 +118,7 @@ class Items:
         told = {
             **{name: value for name, value in meta.items() if name != "weight_versions"},
             "id": self._call.rid,
-            "finish_reason": _finish_reason(meta.get("finish_reason"), chunk.finish, end),
+            "finish_reason": finish_reason(meta.get("finish_reason"), chunk.finish, end),
             "completion_tokens": end,
             **{name: entries[begin:end] for name, entries in self._lists.items()},
         }
@@ -137,7 +137,7 @@ class Items:
         return told
 
 
-def _finish_reason(said: Item | None, finish: Finish | None, output_len: int) -> Item | None:
+def finish_reason(said: Item | None, finish: Finish | None, output_len: int) -> Item | None:
     """What the worker said, where it knew the whole."""
     if finish is None:
         return None

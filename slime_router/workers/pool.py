@@ -250,7 +250,12 @@ class WorkerPool:
 
     def can_serve(self) -> bool:
         """Whether a request would find a worker now, be it a paused one."""
-        return any(w.is_up and not w.is_draining for w in self._workers.values())
+        return any(map(self.is_healthy, self._workers.values()))
+
+    def is_healthy(self, worker: Worker) -> bool:
+        """Whether the worker serves, or will when generation goes on."""
+        is_there = worker.is_up and not worker.is_draining
+        return is_there and self.breaker_state(worker) != "open"
 
     @property
     def loads(self) -> dict[str, int]:
@@ -288,7 +293,9 @@ class WorkerPool:
             raise NoWorker("No worker runs weights that are new enough.", is_temporary=True)
         allowed = [w for w in current if self._breakers[w].allows(now)]
         if not allowed:
-            raise NoWorker("All workers failed too often.")
+            waits_s = [self._breakers[worker].tries_in_s(now) for worker in current]
+            again_s = min((wait_s for wait_s in waits_s if wait_s > 0), default=None)
+            raise NoWorker("All workers failed too often.", is_temporary=True, again_s=again_s)
         return allowed
 
     def _target(self, name: str) -> Worker:
@@ -300,6 +307,8 @@ class WorkerPool:
     def _tried(self, worker: Worker, *, is_trial: bool) -> None:
         if worker in self._breakers:
             self._breakers[worker].end(is_trial=is_trial)
+            if is_trial:
+                self._changed()
 
     def _returned(self, worker: Worker) -> None:
         worker.in_flight -= 1

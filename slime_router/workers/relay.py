@@ -11,7 +11,14 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+)
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from itertools import chain
 from typing import Any
@@ -20,7 +27,7 @@ import numpy as np
 
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.owners import shown
-from slime_router.types import Finish, GenerateCall, GenerateChunk
+from slime_router.types import GenerateCall, GenerateChunk
 from slime_router.workers.attempts import Attempts, Cancelled, Dispatcher, RelaySettings, Run
 from slime_router.workers.backoff import Backoff
 from slime_router.workers.client import Answer, WorkerClient
@@ -47,6 +54,7 @@ class Relay:
         settings: RelaySettings,
         *,
         open_text: OpenText,
+        eos_ids: Collection[int] = (),
         backoff: Backoff | None = None,
         on_suspicion: Callable[[Worker], None] = lambda _: None,
         random: Callable[[], float] = random.random,
@@ -55,6 +63,7 @@ class Relay:
         self._client = client
         self._settings = settings
         self._open_text = open_text
+        self._eos_ids = frozenset(eos_ids)
         self._dispatcher = Dispatcher(
             pool, settings, backoff or Backoff(), on_suspicion=on_suspicion, random=random
         )
@@ -85,7 +94,9 @@ class Relay:
             WorkerFailed: workers died, or their answers cannot be read.
             WorkerTimeout: the whole took longer than the request timeout.
         """
-        stitch = Stitch(call, self._open_text, is_cumulative=self._is_cumulative)
+        stitch = Stitch(
+            call, self._open_text, eos_ids=self._eos_ids, is_cumulative=self._is_cumulative
+        )
         with self._running(call.rid) as run:
             attempts = Attempts(self._dispatcher, _need(call), run)
             part = stitch.next_call()
@@ -99,14 +110,14 @@ class Relay:
                 except Cancelled:
                     break
                 except (NotTaken, RouterError) as exc:
-                    if run.is_cancelled:
+                    if run.is_cancelled or stitch.ending() is not None:
                         break
                     await attempts.failed(exc, stitch)
                     if isinstance(exc, NotTaken) and not exc.is_stale:
                         continue  # nobody has seen its rid
                 part = stitch.next_call()
             if not stitch.is_over:
-                for chunk in stitch.aborted():
+                for chunk in stitch.ended():
                     yield chunk
 
     async def _sample(
@@ -131,7 +142,7 @@ class Relay:
                         continue
                     lease.answered()
                     self._pool.succeeded(lease.worker)
-                    goes_on = self._goes_on(part, chunk.finish, stitch, attempts)
+                    goes_on = self._goes_on(part, chunk, stitch, attempts)
                     if not goes_on:
                         self._finished(part, lease.worker, stitch)
                     for told in stitch.told(chunk, goes_on=goes_on):
@@ -160,13 +171,18 @@ class Relay:
                 yield call
 
     def _goes_on(
-        self, call: GenerateCall, finish: Finish, stitch: Stitch, attempts: Attempts
+        self, call: GenerateCall, last: GenerateChunk, stitch: Stitch, attempts: Attempts
     ) -> bool:
-        """Whether what ended so is to be continued."""
+        """Whether what ended with this chunk is to be continued."""
         wanted, is_native = self._settings.resume_aborted, call.native is not None
-        if finish.type != "abort" or finish.status_code:
+        finish = last.finish
+        if finish is None or finish.type != "abort" or finish.status_code:
             return False
         if wanted == "none" or (is_native and wanted != "all"):
+            return False
+        ending = stitch.ending()
+        if ending is not None:
+            stitch.settle(last, ending)
             return False
         # Under a grammar nothing can go on in the middle; a whole reply can begin anew.
         return (stitch.can_go_on or not call.stream) and attempts.may_resume()

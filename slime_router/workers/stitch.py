@@ -7,7 +7,7 @@ was sampled; its chunks are told as those of one generation. Nothing is repeated
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from slime_router.types import (
@@ -19,8 +19,8 @@ from slime_router.types import (
     WeightVersion,
     token_ids,
 )
-from slime_router.workers.items import Items, OpenText, TextReader
-from slime_router.workers.wire import is_constrained, text_rules
+from slime_router.workers.items import Items, OpenText, TextReader, finish_reason
+from slime_router.workers.wire import is_constrained, length_limit, stop_ids, text_rules
 
 _ALL_TEXT = Sampling(keep_stop=True, skip_special_tokens=False)
 
@@ -34,12 +34,18 @@ class Stitch:
     """
 
     def __init__(
-        self, call: GenerateCall, open_text: OpenText, *, is_cumulative: bool | None = None
+        self,
+        call: GenerateCall,
+        open_text: OpenText,
+        *,
+        eos_ids: Collection[int] = (),
+        is_cumulative: bool | None = None,
     ) -> None:
         self.output_ids: list[int] = []  # all that was sampled
         self.is_over = False  # the last chunk was told
         self._call = call
         self._open_text = open_text
+        self._eos_ids = eos_ids
         self._is_native = call.native is not None
         self._parts = 0
         self._begin = 0  # of the part that runs now
@@ -131,10 +137,38 @@ class Stitch:
         self._cached_tokens = None
         self._items = Items(self._call, self._open_text, None)
 
-    def aborted(self) -> Sequence[GenerateChunk]:
-        """The end of a generation that was aborted while no worker had it, as a worker says it."""
+    def ending(self) -> Finish | None:
+        """How the generation has ended: its last token was sampled, whatever its worker said then.
+
+        A worker that is told to abort says so, and not that the token was the last one anyhow.
+        """
+        if not self.output_ids:
+            return None
+        last, stops = self.output_ids[-1], text_rules(self._call).stop
+        if last in stop_ids(self._call, self._eos_ids):
+            return Finish("stop", last)
+        reach = max((len(stop.encode()) for stop in stops), default=0)
+        text = self._open_text(_ALL_TEXT).push(self.output_ids[-reach:], None) if reach else ""
+        found = next((stop for stop in stops if stop in text), None)
+        if found is not None:
+            return Finish("stop", found)
+        limit = length_limit(self._call)
+        return Finish("length") if limit is not None and len(self.output_ids) >= limit else None
+
+    def settle(self, chunk: GenerateChunk, ending: Finish) -> None:
+        """The taken last chunk of an aborted part ends the generation as if nobody had aborted."""
+        chunk.finish = ending
+        if self._is_native and chunk.item is not None:
+            reason = finish_reason(None, ending, len(self.output_ids))
+            meta = {**chunk.item["meta_info"], "finish_reason": reason}
+            chunk.item = {**chunk.item, "meta_info": meta}
+
+    def ended(self) -> Sequence[GenerateChunk]:
+        """The end that no worker told: `ending`, or else an abort, as a worker says it."""
         words = "Aborted" if self.output_ids else "Abort in waiting queue"
-        chunk = GenerateChunk(output_ids=[], finish=Finish("abort", message=words))
+        finish = self.ending() or Finish("abort", message=words)
+        self.is_over = True
+        chunk = GenerateChunk(output_ids=[], finish=finish)
         chunk.prompt = self._call.prompt
         chunk.item = self._items.last
         self._tell_as_one(chunk)

@@ -6,7 +6,7 @@ What comes back of a generation is read in `reader.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -106,6 +106,19 @@ def text_rules(call: GenerateCall) -> Sampling:
         keep_stop=bool(params.get("no_stop_trim")),
         skip_special_tokens=params.get("skip_special_tokens") is not False,
     )
+
+
+def stop_ids(call: GenerateCall, eos_ids: Collection[int]) -> frozenset[int]:
+    """The tokens that end the output; `eos_ids` are the model's own."""
+    params = _params(call)
+    own = () if params.get("ignore_eos") else eos_ids
+    return frozenset(own).union(params.get("stop_token_ids") or ())
+
+
+def length_limit(call: GenerateCall) -> int | None:
+    """How many output tokens there may be; None up to the end of the context."""
+    limit = _params(call).get("max_new_tokens", _UNTOLD_LEN)
+    return limit if limit is None else int(limit)
 
 
 def _input_ids(prompt: TokenIds, sampled: TokenIds) -> TokenIds:

@@ -20,7 +20,7 @@ from tests.integration.scripted import events
 LETTERS = range(65, 91)  # ids of the tiny tokenizer
 STORY_LEN = 64
 
-QUICK = {  # no test waits for a clock
+QUICK: dict[str, Any] = {  # no test waits for a clock
     "health_check_interval_s": 0.02,
     "health_check_timeout_s": 0.05,
     "retry_initial_backoff_ms": 1.0,

@@ -28,7 +28,7 @@ from tests.integration.gateway import (
 
 BODY = {"messages": [user("Hi")], "max_tokens": 2}
 CLIENT, ADMIN, WORKER = "SECRET-client", "SECRET-admin", "SECRET-worker"
-BOTH = {"api_key": CLIENT, "admin_api_key": ADMIN}
+BOTH: dict[str, Any] = {"api_key": CLIENT, "admin_api_key": ADMIN}
 
 
 def url_of(router: Served) -> str:
@@ -244,6 +244,7 @@ async def test_sdks_know_a_refusal():
     import anthropic
     import openai
 
+    asked: Any = [user("Hi")]
     async with served(api_key=CLIENT) as (router, _):
         url = url_of(router)
         async with openai.AsyncOpenAI(api_key="wrong", base_url=f"{url}/v1") as client:
@@ -253,9 +254,9 @@ async def test_sdks_know_a_refusal():
             assert [model.id async for model in client.models.list()]
         async with anthropic.AsyncAnthropic(api_key="wrong", base_url=url) as claude:
             with pytest.raises(anthropic.AuthenticationError):
-                await claude.messages.create(model="m", max_tokens=1, messages=[user("Hi")])
+                await claude.messages.create(model="m", max_tokens=1, messages=asked)
         async with anthropic.AsyncAnthropic(api_key=CLIENT, base_url=url) as claude:
-            reply = await claude.messages.create(model="m", max_tokens=1, messages=[user("Hi")])
+            reply = await claude.messages.create(model="m", max_tokens=1, messages=asked)
             assert reply.usage.output_tokens == 1
 
 
@@ -410,7 +411,7 @@ def started(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
     def run_app(*_: Any, print: Any, **__: Any) -> None:
         print("")
 
-    monkeypatch.setattr(cli.web, "run_app", run_app)
+    monkeypatch.setattr(web, "run_app", run_app)
     monkeypatch.setattr(cli, "_event_loop", lambda: None)
     monkeypatch.setattr(cli, "_start_log", lambda _: None)
     return cli.main(["--hf-checkpoint", str(checkpoint()), *flags])

@@ -21,7 +21,8 @@ from slime_router.doors.body import SESSION_HEADERS, SESSION_KEY_PREFIX
 from slime_router.doors.rows_reply import FORMATS
 from slime_router.errors import RouterError
 from slime_router.flags import parser
-from slime_router.server.app import IN_SESSION, Gateway
+from slime_router.server.access import IN_SESSION
+from slime_router.server.app import Gateway
 from slime_router.trajectory.session import SessionSpec
 from tests.integration.gateway import CHAT, Served, checkpoint, served, user
 from tests.turns import Book
@@ -29,7 +30,7 @@ from tests.turns import Book
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 EXAMPLE_URL = "localhost:30001"
-METHODS = "(?:GET|POST|PUT|PATCH|DELETE)"
+METHODS = "(?:GET|HEAD|POST|PUT|PATCH|DELETE)"
 NO_DEFAULT = {
     "hf_checkpoint",
     "chat_template",

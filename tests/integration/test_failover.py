@@ -191,9 +191,9 @@ async def test_a_client_that_leaves_while_its_request_waits_leaves_nothing():
 
 
 async def test_too_many_failures_open_the_breaker_and_a_trial_closes_it():
-    settings = {
+    settings: dict[str, Any] = {
         "cb_failure_threshold": 2, "cb_success_threshold": 1, "cb_timeout_s": 0.05,
-        "retry_max_retries": 0,
+        "retry_max_retries": 0, "worker_wait_s": 0.0,
     }  # fmt: skip
     async with fleet(1, **settings) as (router, (worker,)):
         (known,) = router.gateway.pool.list()
@@ -208,6 +208,21 @@ async def test_too_many_failures_open_the_breaker_and_a_trial_closes_it():
         assert router.gateway.pool.breaker_state(known) == "closed"
 
 
+async def test_a_request_waits_for_a_breaker_that_will_let_it_through():
+    """It is a matter of time; meanwhile the router does not say that it is ready."""
+    settings: dict[str, Any] = {
+        "cb_failure_threshold": 1, "cb_success_threshold": 1, "cb_timeout_s": 0.2,
+        "retry_max_retries": 0, "worker_wait_s": 5.0,
+    }  # fmt: skip
+    async with fleet(1, **settings) as (router, (worker,)):
+        worker.answer_next(500, b"")
+        assert (await router.post(CHAT, BODY))[0] == 502
+        assert (await router.get("/readiness"))[0] == 503
+        await told(router, stream=False)
+        assert router.gateway.relay.counts["waited"] == 1
+        assert (await router.get("/readiness"))[0] == 200
+
+
 async def test_a_pinned_request_goes_nowhere_else():
     """Its worker is waited for; the other is never asked."""
     async with fleet(2, worker_wait_s=0.05) as (router, workers):
@@ -218,6 +233,12 @@ async def test_a_pinned_request_goes_nowhere_else():
         need = {"X-SMG-Target-Worker": workers[1].url}
         async with router.http.get("/echo", headers=need) as response:
             assert response.status == 200
+        async with router.http.post(CHAT, json=BODY, headers=need) as response:
+            assert response.status == 200
+        need = {"X-SMG-Target-Worker": workers[0].url}
+        async with router.http.post(CHAT, json=BODY, headers=need) as response:
+            assert response.status == 503
+        assert [len(worker.requests) for worker in workers] == [0, 1]
 
 
 async def test_the_key_of_a_worker_is_sent_and_the_clients_never():

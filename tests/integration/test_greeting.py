@@ -19,7 +19,7 @@ async def card(router):
 
 async def greeted(router, worker):
     """Until nobody is being greeted any more: `worker` was."""
-    await until(lambda: tokenize_count(worker) and not len(router.gateway.fleet.greetings))
+    await until(lambda: tokenize_count(worker) > 0 and not len(router.gateway.fleet.greetings))
 
 
 async def test_a_worker_is_asked_again_until_it_answers():

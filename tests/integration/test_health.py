@@ -10,6 +10,7 @@ from slime_router.testing import FakeWorker
 from slime_router.workers.client import WorkerClient
 from slime_router.workers.health import Health, HealthSettings
 from slime_router.workers.pool import WorkerPool
+from slime_router.workers.worker import Worker
 from tests.integration.gateway import CHAT, serving, until
 from tests.integration.storytellers import QUICK, down, fleet, request_of, teller
 
@@ -18,7 +19,7 @@ def paths(worker: FakeWorker) -> list[str]:
     return [control.path for control in worker.controls]
 
 
-async def test_a_worker_that_dies_is_down_at_once_and_comes_back_as_a_new_one():
+async def test_a_worker_that_dies_is_down_at_once_and_comes_back_as_a_new_one(monkeypatch):
     """It is greeted again, its weights are asked for, and the policy forgot what it held."""
     async with fleet(2, health_check_interval_s=60.0) as (router, workers):
         gateway = router.gateway
@@ -28,7 +29,12 @@ async def test_a_worker_that_dies_is_down_at_once_and_comes_back_as_a_new_one():
         forgotten: list[str] = []
         policy = gateway.pool._policy
         plain = policy.forget
-        policy.forget = lambda worker: (forgotten.append(worker.url), plain(worker))[1]
+
+        def forget(worker: Worker) -> None:
+            forgotten.append(worker.url)
+            plain(worker)
+
+        monkeypatch.setattr(policy, "forget", forget)
         await home.refuse_connections()
         for _ in range(2):
             status, _ = await router.post(CHAT, request_of())

@@ -249,13 +249,17 @@ async def test_what_a_dead_one_started_dies_too(book):
         await until(lambda: not is_alive(child))
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 async def test_a_leash_that_is_killed_takes_its_worker_along(book):
     """Two processes would fight for one port and one GPU."""
     async with launcher(book, book.command(SERVES)):
         [worker] = book.pids()
-        leash = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]
-        os.kill(int(leash), signal.SIGKILL)
+        leash = parent_of(worker)
+        os.kill(leash, signal.SIGKILL)
         await until(lambda: len(book.up) == 2)
         assert not is_alive(worker)
 

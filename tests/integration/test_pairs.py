@@ -47,7 +47,11 @@ async def test_both_get_the_request_and_meet_in_a_room(stream):
 
 async def test_generate_has_the_room_too_and_keeps_its_fields():
     async with paired() as (router, prefill, decode):
-        body = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 2}, "custom": {"a": 1}}
+        body = {
+            "input_ids": [5, 6, 7],
+            "sampling_params": {"max_new_tokens": 2},
+            "custom": {"a": 1},
+        }
         status, _ = await router.post("/generate", body)
         assert status == 200
         assert decode.requests[-1].body["custom"] == {"a": 1}

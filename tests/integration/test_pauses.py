@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from slime_router.types import VersionSpan
+from slime_router.types import Finish, VersionSpan
 from tests.integration.gateway import CHAT, until
 from tests.integration.storytellers import fleet, only_turn, request_of, story, streamed
 from tests.integration.test_resume import COUNT, PROMPT, native
@@ -46,6 +46,24 @@ async def test_a_chat_goes_on_after_a_pause_with_new_weights(stream):
         assert turn.logprobs.tolist() == logprobs
         assert turn.weight_versions == (VersionSpan("v1", 0, 2), VersionSpan("v2", 2, COUNT))
         assert router.gateway.relay.counts["resumed"] == 1
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_an_abort_with_the_last_token_is_no_abort(stream):
+    """A worker says `abort` though it has just sampled the end: nothing is sampled behind it."""
+    async with fleet(1) as (router, (worker,)):
+        worker.hold(after_tokens=3)
+        body = request_of(max_tokens=3, stream=stream)
+        asked = asyncio.create_task(router.http.post(CHAT, json=body))
+        await until(lambda: any(run.count == 3 for run in worker._engine.runs.values()))
+        [rid] = worker.running
+        worker._engine.abort(rid)
+        async with await asked as response:
+            assert b'"finish_reason":"length"' in await response.read()
+        turn = only_turn(router)
+        assert turn.finish == Finish("length")
+        assert len(turn.output_ids) == 3
+        assert len(worker.requests) == 1
 
 
 async def test_an_abort_is_handed_to_the_trainer():

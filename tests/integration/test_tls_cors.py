@@ -107,7 +107,7 @@ def test_a_bad_certificate_ends_with_1_and_one_line(cert, key, told, certificate
 @openssl
 def test_the_certificate_is_what_the_server_listens_with(certificate, monkeypatch, capsys):
     given: dict[str, Any] = {}
-    monkeypatch.setattr(cli.web, "run_app", lambda _, **settings: given.update(settings))
+    monkeypatch.setattr(web, "run_app", lambda _, **settings: given.update(settings))
     monkeypatch.setattr(cli, "_event_loop", lambda: None)
     flags = ["--tls-cert-path", certificate["cert"], "--tls-key-path", certificate["key"]]
     assert cli.main(["--hf-checkpoint", str(checkpoint()), *flags]) == 0

@@ -139,9 +139,49 @@ def test_before_its_first_token_anything_can_go_on():
 def test_an_abort_while_nobody_has_it_is_told_as_a_worker_tells_it(ids, words):
     stitch = after(ids)
     stitch.next_call()
-    (told,) = stitch.aborted()
+    (told,) = stitch.ended()
     assert told.finish == Finish("abort", message=words)
     assert told.output_ids == []
+
+
+@pytest.mark.parametrize(
+    ("first", "fields", "finish"),
+    [
+        ([A, EOS], {}, Finish("stop", EOS)),
+        ([A, EOS], {"sampling": Sampling(ignore_eos=True)}, None),
+        ([A, B], {"sampling": Sampling(stop_token_ids=(B,))}, Finish("stop", B)),
+        ([A, B], {"sampling": Sampling(stop=("ab",))}, Finish("stop", "ab")),
+        ([B, A], {"sampling": Sampling(stop=("ab",))}, None),
+        ([A, B], {"sampling": Sampling(max_tokens=2)}, Finish("length")),
+        ([A, EOS], {"sampling": Sampling(max_tokens=2)}, Finish("stop", EOS)),
+        ([A, B], {"sampling": Sampling(max_tokens=3)}, None),
+        ([], {}, None),
+    ],
+)
+def test_a_part_that_was_cut_behind_its_last_token_is_the_whole(first, fields, finish):
+    """A worker that is told to abort says so, whatever it has just sampled."""
+    stitch = Stitch(call(**fields), open_text, eos_ids=[EOS])
+    stitch.next_call()
+    stitch.take(said(*first))
+    assert stitch.ending() == finish
+
+
+def test_an_abort_with_the_last_token_is_told_as_its_end():
+    stitch = Stitch(call(native={"sampling_params": {}}), open_text, eos_ids=[EOS])
+    stitch.next_call()
+    meta: dict[str, Any] = {"id": "r", "finish_reason": {"type": "abort"}, "completion_tokens": 2}
+    item: dict[str, Any] = {"text": "a", "output_ids": [A, EOS], "meta_info": meta}
+    chunk = said(A, EOS, finish=ABORT, item=item)
+    stitch.take(chunk)
+    ending = stitch.ending()
+    assert ending is not None
+    stitch.settle(chunk, ending)
+    (told,) = stitch.told(chunk)
+    assert stitch.is_over
+    assert told.finish == Finish("stop", EOS)
+    assert told.item is not None
+    assert told.item["meta_info"]["finish_reason"] == {"type": "stop", "matched": EOS}
+    assert item["meta_info"]["finish_reason"] == {"type": "abort"}, "the worker's own is left"
 
 
 def test_input_logprobs_are_those_of_the_prompt_alone():
@@ -156,7 +196,7 @@ def test_input_logprobs_are_those_of_the_prompt_alone():
         chunk = said(A, item={"text": "a", "output_ids": [A], "meta_info": meta})
         stitch.take(chunk)
         stitch.told(chunk)
-    (*_, last) = stitch.aborted()
+    (*_, last) = stitch.ended()
     assert last.item is not None
     assert last.item["meta_info"]["input_token_logprobs"] == [[-1.0, 9, None]] * 2
     assert last.item["output_ids"] == [A, A]
