@@ -91,29 +91,14 @@ def children(parent: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_one_command_serves_with_a_real_sglang_and_leaves_nothing_behind(
-    how, worker_python, tmp_path
-):
-    """It ends with the router, however that one ends."""
-    log = tmp_path / "log"
-    with started(worker_python, log) as (router, port):
-        [leash] = children(router)
-        pids = in_session_of(leash)
-        assert len(pids) >= 4
-        assert chat(port) in ("stop", "length")
-        os.kill(router, how)
-        wait_until_gone([router, *pids])
-    assert "makes the same tokens" in log.read_text()
-    assert "Traceback" not in log.read_text()
-
-
-def test_a_real_sglang_that_is_killed_comes_back(worker_python, tmp_path):
-    """The schedulers of the old one are gone, and the new one answers under the same URL."""
+def test_one_command_serves_with_a_real_sglang_whatever_becomes_of_it(worker_python, tmp_path):
+    """One that is killed comes back under the same URL; with the router it ends, all of it."""
     log = tmp_path / "log"
     with started(worker_python, log) as (router, port):
         [leash] = children(router)
         pids, [server] = in_session_of(leash), children(leash)
+        assert len(pids) >= 4
+        assert chat(port) in ("stop", "length")
         os.kill(server, signal.SIGKILL)
         wait_until_gone(pids)
         end = time.monotonic() + START_TIMEOUT_S
@@ -121,4 +106,11 @@ def test_a_real_sglang_that_is_killed_comes_back(worker_python, tmp_path):
             assert time.monotonic() < end, "it did not come back"
             time.sleep(0.5)
         assert chat(port) in ("stop", "length")
-    assert "worker 1 was ended by SIGKILL; its last lines:" in log.read_text()
+        [leash] = children(router)
+        pids = in_session_of(leash)
+        os.kill(router, signal.SIGTERM)
+        wait_until_gone([router, *pids])
+    said = log.read_text()
+    assert "worker 1 was ended by SIGKILL; its last lines:" in said
+    assert "makes the same tokens" in said
+    assert "Traceback" not in said

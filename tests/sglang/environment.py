@@ -53,7 +53,7 @@ def checkpoint(name: str = "checkpoint") -> Path:
 
 
 def _install() -> None:
-    key = _digest(sys.version, VENV, REQUIREMENTS.read_text(encoding="utf-8"))
+    key = _digest(sys.version, VENV.resolve(), REQUIREMENTS.read_text(encoding="utf-8"))
     if _is_made(VENV, key):
         return
     shutil.rmtree(VENV, ignore_errors=True)
