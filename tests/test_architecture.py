@@ -26,6 +26,7 @@ FLOOR_OF = {
     "workers": "pure",
     "cache.prefix_cache": "async",
     "workers.client": "async",
+    "workers.connector": "async",
     "workers.exchange": "async",
     "workers.attempts": "async",
     "workers.relay": "async",
@@ -65,6 +66,7 @@ CLOCKS = {
 }
 AIOHTTP = {
     "workers.client": "talks to the workers",
+    "workers.connector": "opens the connections to them",
     "server": "serves",
     "cli": "serves",
     "client.aio": "talks to a router",

@@ -210,11 +210,13 @@ async def test_a_crash_a_pause_and_new_weights_cost_no_token(router, sglang_serv
 
     async def update(model: Path, version: str) -> None:
         fields = {"model_path": str(model), "weight_version": version, "flush_cache": True}
-        await router.tell("/update_weights_from_disk", **fields, abort_all_requests=True)
+        await router.tell("/update_weights_from_disk", **fields)
 
     async def update_mid_stream() -> None:
         await asyncio.gather(*(wait_running(server.url) for server in servers))
+        await router.tell("/pause_generation", mode="abort")  # as trainers do
         await update(sglang_server.checkpoint.with_name("checkpoint-b"), "b")
+        await router.tell("/continue_generation")
 
     try:
         await disturbed(router, "updated", update_mid_stream)

@@ -36,7 +36,7 @@ class AnyWorker:
     heard: list[Heard] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        if request.path == "/tokenize":  # the router's greeting
+        if request.path in ("/tokenize", "/model_info", "/v1/loads"):  # greeting and probes
             return web.Response(status=404)
         body = await request.read()
         self.heard.append(Heard(request.method, request.raw_path, {**request.headers}, body))

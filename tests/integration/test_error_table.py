@@ -245,7 +245,7 @@ async def test_one_request_too_many(door):
 @streamed_or_not
 @pytest.mark.parametrize("status", [200, 500])
 async def test_a_worker_that_talks_rubbish(door, stream, status):
-    async with without_a_trace() as (router, worker):
+    async with without_a_trace(retry_max_retries=0) as (router, worker):
         worker.answer_next(status, b"<html>rubbish</html>")
         async with router.http.post(door.path, json={**door.body, "stream": stream}) as answer:
             await check(door, answer, 502, "upstream_error")

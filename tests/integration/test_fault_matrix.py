@@ -198,7 +198,7 @@ async def test_a_reply_with_calls_does_not_end_with_stop(choice):
 @every_door
 async def test_a_worker_that_dies_in_the_middle_is_told_in_the_stream(door):
     """The connection is not cut: some clients take that for the end of a good reply."""
-    async with parsing() as (router, worker):
+    async with parsing(retry_max_retries=0) as (router, worker):
         worker.drop_next(after_bytes=3000)
         worker.script(TEXT)
         raw = await streamed(router, door)
@@ -211,7 +211,7 @@ async def test_a_worker_that_dies_in_the_middle_is_told_in_the_stream(door):
 
 @every_door
 async def test_an_abort_is_an_error_in_the_stream_and_never_a_finish(door):
-    async with parsing() as (router, worker):
+    async with parsing(resume_aborted="none") as (router, worker):
         worker.script(TEXT, finish="abort")
         given = payloads(door, await streamed(router, door))
         worker.script(TEXT, finish="abort")

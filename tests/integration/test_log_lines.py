@@ -80,7 +80,8 @@ async def test_workers_that_come_and_go_are_named(caplog):
     caplog.set_level(logging.INFO, "slime_router")
     async with tiny_worker() as worker, serving() as router:
         await router.post("/add_worker", {"url": worker.url})
-        await until(lambda: not len(router.gateway.fleet.greetings))
+        known = router.gateway.pool.get(worker.url)
+        await until(lambda: known.is_token_exact is True)
         await router.post("/remove_worker", {"url": worker.url})
         begin = f"worker {worker.url} "
         said = [line.removeprefix(begin) for line in caplog.messages if line.startswith(begin)]

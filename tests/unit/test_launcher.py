@@ -181,6 +181,7 @@ def test_a_free_port_is_one_that_nobody_has(monkeypatch):
 def test_the_last_lines_are_kept_however_they_come(caplog):
     output = Output("worker 1", None)
     output.feed(b"old\n" * TAIL_LINES + b"fir")
+    caplog.clear()
     with caplog.at_level(logging.DEBUG, logger="slime_router"):
         output.feed(b"st\n\n10%\r20%\r\nl\xc3")
         output.feed(b"\xa4st \xff")

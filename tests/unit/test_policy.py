@@ -228,10 +228,39 @@ def test_keys_used_longest_ago_go_first():
     assert [affinity.last(key) for key in ("a", "b", "c", None)] == [two, None, one, None]
 
 
-@given(st.lists(st.integers(0, 2)), st.integers(1, 5))
-def test_the_last_requests_are_counted(sent, window):
-    recent, workers = Recent(window), fleet(3)
-    for index in sent:
-        recent.add(workers[index])
-    last = sent[-window:]
-    assert [recent.count(worker) for worker in workers] == [last.count(n) for n in range(3)]
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9_000))), st.integers(1, 5))
+def test_tokens_given_of_late_count_half_after_each_half_life(given_tokens, half_life):
+    recent, workers = Recent(half_life), fleet(3)
+    for index, tokens in given_tokens:
+        recent.add(workers[index], tokens)
+    for n, worker in enumerate(workers):
+        ages = range(len(given_tokens) - 1, -1, -1)
+        counted = [
+            tokens * 0.5 ** (age / half_life)
+            for age, (index, tokens) in zip(ages, given_tokens, strict=True)
+            if index == n
+        ]
+        assert recent.tokens(worker) == pytest.approx(sum(counted))
+        recent.forget(worker)
+        assert recent.tokens(worker) == 0
+
+
+def test_a_new_chat_spares_a_worker_that_was_given_much_of_late():
+    """Nothing is in flight, but what it computed comes back, and would be pushed out."""
+    router, workers = Router("cache_aware"), fleet(2)
+    busy = router.ask(workers, Need(prompt(0)))
+    other = router.ask(workers, Need(prompt(1, 400)))
+    assert other is not busy
+    assert router.ask(workers, Need(prompt(2, 400))) is other, "though it waited longer: busy"
+
+
+def test_a_chat_stays_where_it_began_though_others_of_its_key_went_elsewhere():
+    """Branches under one key spill over; that moves none of those that have a home."""
+    router, workers = Router("cache_aware"), fleet(8)
+    home = router.ask(workers, Need(prompt(0), key="mine"))
+    for n in range(1, 200):
+        router.policy.sent(home, Need(prompt(n % 40, 400)))
+    branch = Need(prompt(500, 400), key="mine")
+    elsewhere = next(worker for worker in workers if worker is not home)
+    router.policy.sent(elsewhere, branch)
+    assert router.policy.choose(workers, Need(prompt(0), key="mine")) is home
