@@ -7,6 +7,7 @@ was up or while it was stopping.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -62,6 +63,8 @@ def serve(gateway: Gateway) -> int:
         sys.stdout.write(banner(gateway))
         sys.stdout.flush()
 
+    gc.collect()
+    gc.freeze()  # a hundred thousand objects stay: to look through them would stall every stream
     try:
         web.run_app(
             app,

@@ -1,17 +1,20 @@
 """The path of one generation: plug-ins, recording, caching, then a worker.
 
-The chain is composed once. Each request walks it inside an `AsyncExitStack` that owns every
-stream the layers open: a layer that stops reading early (or a client that leaves) would otherwise
-leave the worker's lease to the garbage collector.
+The chain is composed once. Each request owns every stream that the layers open for it: a layer
+that stops reading early (or a client that leaves) would otherwise leave the worker's lease to the
+garbage collector.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 from slime_router.middleware.base import CallNext, Chunks, Dispatch, Middleware
 from slime_router.types import GenerateCall, GenerateChunk
+
+_Streams: TypeAlias = list[AsyncGenerator[GenerateChunk, None]]
 
 
 class Router:
@@ -32,17 +35,30 @@ class Router:
         Raises:
             RouterError: what the layers raise, from the stream.
         """
-        async with AsyncExitStack() as stack:
-            yield self._link(0, stack)(call)
+        streams: _Streams = []
+        try:
+            yield self._link(0, streams)(call)
+        finally:
+            await _close(streams)
 
-    def _link(self, depth: int, stack: AsyncExitStack) -> CallNext:
+    def _link(self, depth: int, streams: _Streams) -> CallNext:
         def call_next(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
             stream: AsyncGenerator[GenerateChunk, None]
             if depth == len(self._middlewares):
                 stream = self._dispatch(call)
             else:
-                stream = self._middlewares[depth](call, self._link(depth + 1, stack))
-            stack.push_async_callback(stream.aclose)
+                stream = self._middlewares[depth](call, self._link(depth + 1, streams))
+            streams.append(stream)
             return stream
 
         return call_next
+
+
+async def _close(streams: _Streams) -> None:
+    """Closes all, the last one first: also those behind one that fails at it."""
+    try:
+        while streams:
+            await streams.pop().aclose()
+    finally:
+        if streams:
+            await _close(streams)

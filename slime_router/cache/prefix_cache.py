@@ -127,7 +127,7 @@ class PrefixCache:
                 assert run.parent is not None
                 run = run.parent
         self.counts.insertions += 1
-        if len(self._turn_nodes) > 2 * self._tree.size.nodes + 1024:
+        if len(self._turn_nodes) > 2 * len(self._tree) + 1024:
             alive = {t: n for t, n in self._turn_nodes.items() if n in n.place.marks}
             self._turn_nodes = alive
 
@@ -136,7 +136,7 @@ class PrefixCache:
 
         Cancelling it leaves a whole tree and a free lock; the next call goes on.
         """
-        if self._tree.size.tokens <= self._budget_tokens:
+        if self._tree.tokens <= self._budget_tokens:
             return
         async with self._lock.writer:
             while True:

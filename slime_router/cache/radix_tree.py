@@ -126,6 +126,14 @@ class RadixTree:
     def __repr__(self) -> str:
         return f"<RadixTree {self._tokens} tokens, {self._nodes} nodes, {len(self._roots)} scopes>"
 
+    def __len__(self) -> int:
+        return self._nodes
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are held."""
+        return self._tokens
+
     @property
     def size(self) -> SizeInfo:
         """Counts, kept up to date."""

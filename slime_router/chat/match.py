@@ -32,6 +32,8 @@ from slime_router.types import Message, TemplateOptions
 
 Key = bytes  # 16 bytes
 
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
 
 def _digest(*parts: bytes) -> Key:
     framed = b"".join(
@@ -125,9 +127,7 @@ def _no_constant(name: str) -> Any:
 
 def _canonical_json(value: Any) -> bytes:
     """Equal bytes for equal values: keys sorted, numbers by value, true not 1."""
-    return json.dumps(
-        _plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True
-    ).encode()
+    return _SORTED.encode(_plain(value)).encode()
 
 
 def _plain(value: Any) -> Any:

@@ -67,7 +67,9 @@ class ChatDoor:
             asked = read_chat_request(
                 body, request, self._vocabulary, self._default_model, self._parsers
             )
-            style = replace(asked.style, two_reasonings=self._has_two_reasonings)
+            style = asked.style
+            if self._has_two_reasonings:
+                style = replace(style, two_reasonings=True)
             if asked.stream:
                 stream = partial(ChatStream, style, self._vocabulary)
                 return await deliver_stream(request, self._joiner, asked.calls, stream, headers)

@@ -63,9 +63,10 @@ def read_chat_request(
         read_tools(body), body.get("tool_choice"), can_force=parsers.tools is not None
     )
     form = _reply_format(fields, choice)
+    style = _style(fields, default_model)
     call = GenerateCall(
-        rid="",
-        turn_id="",
+        rid=style.id,
+        turn_id=http.new_turn_id(),
         messages=messages if ids is None else None,
         input_ids=ids,
         template=_template(fields, messages or (), choice.shown),
@@ -78,9 +79,10 @@ def read_chat_request(
         headers=http.forwarded_headers(request.headers),
         stream=bool(fields.stream),
         top_logprobs=fields.top_logprobs or 0,
+        request_id=f"chatcmpl-{secrets.token_hex(16)}",
+        samples=fields.n or 1,
     )
-    style = _style(fields, default_model)
-    return ChatRequest(_choices(call, style.id, fields.n or 1), style, bool(fields.stream))
+    return ChatRequest(_choices(call), style, bool(fields.stream))
 
 
 def _input_ids(body: dict[str, Any], vocab_size: int) -> TokenIds | None:
@@ -163,11 +165,10 @@ def _style(fields: ChatFields, default_model: str) -> ChatStyle:
     )
 
 
-def _choices(call: GenerateCall, reply_id: str, n: int) -> tuple[GenerateCall, ...]:
+def _choices(call: GenerateCall) -> tuple[GenerateCall, ...]:
     """One call for each choice; the first carries the reply's own id, which a client may name."""
-    rids = [reply_id, *(f"{reply_id}-{index}" for index in range(1, n))]
-    asked = f"chatcmpl-{secrets.token_hex(16)}"
-    return tuple(
-        replace(call, rid=rid, turn_id=http.new_turn_id(), request_id=asked, samples=n)
-        for rid in rids
+    others = (
+        replace(call, rid=f"{call.rid}-{index}", turn_id=http.new_turn_id())
+        for index in range(1, call.samples)
     )
+    return (call, *others)

@@ -33,8 +33,8 @@ async def generations(
         RouterError: from the stream, when one of the generations fails.
     """
     if len(calls) == 1:
-        async with router.generate(calls[0]) as chunks, aclosing(_numbered(chunks)) as stream:
-            yield stream
+        async with router.generate(calls[0]) as chunks:
+            yield _Numbered(chunks)
         return
     steps: asyncio.Queue[_Step] = asyncio.Queue()
     tasks = [
@@ -130,9 +130,17 @@ class _Step:
     is_taken: asyncio.Event | None = None
 
 
-async def _numbered(chunks: Chunks) -> AsyncGenerator[NumberedChunk, None]:
-    async for chunk in chunks:
-        yield 0, chunk
+class _Numbered:
+    """The chunks of the one generation of a request."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+
+    def __aiter__(self) -> _Numbered:
+        return self
+
+    async def __anext__(self) -> NumberedChunk:
+        return 0, await anext(self._chunks)
 
 
 async def _pump(

@@ -185,10 +185,11 @@ def read_fields(body: dict[str, Any], vocabulary: Vocabulary) -> ChatFields:
 
 def worker_fields(fields: ChatFields, *more: str) -> dict[str, Any]:
     """What the client set of the fields that are the worker's own, and of those named `more`."""
-    values = {name: getattr(fields, name) for name in (*WORKER_FIELDS, *more)}
+    names = (*WORKER_FIELDS, *more)
+    values = {name: value for name in names if (value := getattr(fields, name)) is not None}
     if fields.cache_salt:  # older workers know no other way to part their caches
         values["extra_key"] = fields.cache_salt + (fields.extra_key or "")
-    return {name: value for name, value in values.items() if value is not None}
+    return values
 
 
 def sampling(fields: ChatFields, grammar: Grammar | None) -> Sampling:

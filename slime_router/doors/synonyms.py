@@ -21,7 +21,10 @@ _RENAMED = (  # the name that counts is first
     ("routed_dp_rank", "data_parallel_rank"),
     ("max_thinking_tokens", "thinking_token_budget"),
 )
-_CONSTRAINTS = ("json", "regex", "choice", "grammar", "structural_tag")
+_CONSTRAINTS = tuple(  # each kind, and its two names
+    (kind, f"structured_outputs.{kind}", f"guided_{kind}")
+    for kind in ("json", "regex", "choice", "grammar", "structural_tag")
+)
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 
@@ -86,13 +89,11 @@ def _constraints(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """vLLM's `structured_outputs` and `guided_*`, as fields of ours."""
     given = body.get("structured_outputs")
     within = given if isinstance(given, dict) else {}
-    for kind in _CONSTRAINTS:
-        for name, value in (
-            (f"structured_outputs.{kind}", within.get(kind)),
-            (f"guided_{kind}", body.get(f"guided_{kind}")),
-        ):
-            if value is not None:
-                yield _constraint(kind, value, name)
+    for kind, name, guided in _CONSTRAINTS:
+        if (value := within.get(kind)) is not None:
+            yield _constraint(kind, value, name)
+        if (value := body.get(guided)) is not None:
+            yield _constraint(kind, value, guided)
 
 
 def _constraint(kind: str, value: Any, name: str) -> tuple[str, Any]:

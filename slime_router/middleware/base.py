@@ -6,7 +6,7 @@
 
 It may change the call, answer by itself, ask again, or change what the client sees. It runs on
 typed values, never on HTTP bytes. `call_next` may be used several times; every stream it opens is
-closed by the request's exit stack, also when the client leaves.
+closed with the request, also when the client leaves.
 """
 
 from __future__ import annotations

@@ -51,6 +51,9 @@ class FittingMiddleware:
         if room < 1:
             return call
         limit = room if call.token_limit is None else min(call.token_limit, room)
+        asked = call.sampling.max_tokens
+        if asked is not None and asked <= limit:
+            return call
         return replace(call, token_limit=limit)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
+from math import exp2
 
 from slime_router.workers.worker import Worker
 
 MAX_KEYS = 100_000
-WINDOW = 256  # requests
+HALF_LIFE = 512  # requests
 SPILL_RATIO = 1.25  # a worker that keeps up has at most so many times the mean of the fleet,
 SPILL_SLACK = 8  # and so many requests more: a fleet with little to do need not be even
 
@@ -41,25 +42,30 @@ class Affinity:
 
 
 class Recent:
-    """How many of the last requests went to each worker."""
+    """The prompt tokens that each worker was given to compute of late.
 
-    def __init__(self, window: int = WINDOW) -> None:
-        self._workers: deque[Worker] = deque(maxlen=window)
-        self._counts: Counter[Worker] = Counter()
+    Tokens, not requests: they keep a worker busy and fill its cache. They count less and less: half
+    after every `half_life` requests to the fleet.
+    """
 
-    def count(self, worker: Worker) -> int:
-        """Of the last requests, those that went to `worker`."""
-        return self._counts.get(worker, 0)
+    def __init__(self, half_life: int = HALF_LIFE) -> None:
+        self._half_life = half_life
+        self._requests = 0  # so far
+        self._given: dict[Worker, tuple[float, int]] = {}  # tokens, as of so many requests
 
-    def add(self, worker: Worker) -> None:
-        """A request went to `worker`."""
-        if len(self._workers) == self._workers.maxlen:
-            oldest = self._workers[0]
-            self._counts[oldest] -= 1
-            if not self._counts[oldest]:
-                del self._counts[oldest]
-        self._workers.append(worker)
-        self._counts[worker] += 1
+    def tokens(self, worker: Worker) -> float:
+        """Those of `worker`, as they count now."""
+        tokens, requests = self._given.get(worker, (0.0, 0))
+        return tokens * exp2((requests - self._requests) / self._half_life)
+
+    def add(self, worker: Worker, tokens: int) -> None:
+        """A request went to `worker`, which is likely to compute so many tokens for it."""
+        self._requests += 1
+        self._given[worker] = (self.tokens(worker) + tokens, self._requests)
+
+    def forget(self, worker: Worker) -> None:
+        """`worker` was given nothing."""
+        self._given.pop(worker, None)
 
 
 def load(worker: Worker) -> int:

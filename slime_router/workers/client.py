@@ -11,7 +11,7 @@ import errno
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from types import SimpleNamespace, TracebackType
+from types import TracebackType
 from typing import Any, TypeAlias
 
 import aiohttp
@@ -21,6 +21,7 @@ from yarl import URL
 
 from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 from slime_router.types import Capture, GenerateCall, GenerateChunk, WeightVersion
+from slime_router.workers.connector import Connector, note_use
 from slime_router.workers.events import BodyJoiner, EventSplitter
 from slime_router.workers.exchange import Exchange, NotTaken, WorkerAnswer
 from slime_router.workers.reader import ChunkReader
@@ -72,15 +73,12 @@ class WorkerClient:
         return f"<WorkerClient {state}, {len(self._aborts)} aborts under way>"
 
     async def __aenter__(self) -> WorkerClient:
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            connector=Connector(limit=0, keepalive_timeout=KEEPALIVE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             read_bufsize=READ_BUFFER_LEN,
-            trace_configs=[trace],
         )
         return self
 
@@ -280,7 +278,6 @@ class WorkerClient:
             WorkerFailed: it closed the connection without an answer.
             WorkerTimeout: no answer within `timeout_s`.
         """
-        use = {"is_reused": False}
         if worker.api_key is not None:
             headers = CIMultiDict(headers)
             headers["Authorization"] = f"Bearer {worker.api_key}"
@@ -288,6 +285,7 @@ class WorkerClient:
             headers = CIMultiDict(headers)
             headers["Content-Length"] = str(len(body))
             body = _pieces(body)
+        use = note_use()
         try:
             return await self.session.request(
                 method,
@@ -296,7 +294,6 @@ class WorkerClient:
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(timeout_s, connect=self._connect_timeout_s),
                 allow_redirects=False,
-                trace_request_ctx=use,
             )
         except aiohttp.ClientConnectorError as exc:
             is_refused = exc.os_error.errno == errno.ECONNREFUSED
@@ -304,9 +301,10 @@ class WorkerClient:
         except aiohttp.ConnectionTimeoutError as exc:
             raise NotTaken("the connection took too long") from exc
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as exc:
-            if use["is_reused"]:
-                raise NotTaken("the connection was closed", is_stale=True) from exc
-            raise WorkerFailed("The worker closed the connection without an answer.") from exc
+            if use.is_fresh:
+                words = "The worker closed the connection without an answer."
+                raise WorkerFailed(words) from exc
+            raise NotTaken("the connection was closed", is_stale=True) from exc
         except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
             raise _translation(exc) from exc
 
@@ -356,11 +354,6 @@ async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
         yield view[start : start + PIECE_LEN]
 
 
-async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
-    if context.trace_request_ctx is not None:
-        context.trace_request_ctx["is_reused"] = True
-
-
 def _lines(answer: aiohttp.ClientResponse) -> EventSplitter | BodyJoiner:
     is_stream = answer.content_type == "text/event-stream"
     return EventSplitter() if is_stream else BodyJoiner()
@@ -383,6 +376,8 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
 
 async def _drain(answer: aiohttp.ClientResponse) -> None:
     """Reads what stands behind the last item, so that the connection can be kept."""
+    if answer.content.at_eof():
+        return
     try:
         async with asyncio.timeout(DRAIN_TIMEOUT_S):
             while await answer.content.readany():

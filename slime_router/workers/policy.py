@@ -19,9 +19,9 @@ from slime_router.workers.worker import Need, Worker
 # they are worth.
 TOKEN_PRICE = 2  # a token costs this request its time, and the fleet its work
 REQUEST_PRICE = 96  # a request in flight slows the others
-RECENT_PRICE = 64  # and so will the chats that it served just now: they come back
+RECENT_PRICE = 0.05  # a token that it was given of late: its chats come back, and need its memory
 QUEUED_PRICE = 512  # a worker whose own queue stands has no room
-KEY_WORTH = 256  # what the key's last worker may cost more
+KEY_WORTH = 512  # what the key's last worker may cost more
 
 
 class Policy(Protocol):
@@ -135,8 +135,9 @@ class ConsistentHashing:
 class CacheAware:
     """The worker that is likely to cost the fleet the least, counted in prompt tokens.
 
-    What it has yet to compute of this prompt and of those before it, and what its other requests
-    slow. A worker that holds the prompt's beginning is left when it costs more than to compute it.
+    What it has yet to compute of this prompt and of those before it, what its other requests slow,
+    and what it was given of late: that comes back. A worker that holds the prompt's beginning is
+    left when it costs more than to compute it.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -151,13 +152,14 @@ class CacheAware:
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
         """See `Policy`. The longest idle of those that cost the same."""
         held_lens = self._holdings.held_lens(workers, self._prefixes(need))
-        last, recent = self._affinity.last(need.key), self._recent.count
+        last, recent = self._affinity.last(need.key), self._recent.tokens
         costs = [
             (
                 worker.pending_tokens
                 + REQUEST_PRICE * worker.in_flight
-                + (-KEY_WORTH if worker is last else RECENT_PRICE * recent(worker))
+                + RECENT_PRICE * recent(worker)
                 + QUEUED_PRICE * worker.queued
+                - KEY_WORTH * (worker is last)
                 - TOKEN_PRICE * held_len,
                 worker.last_lease,
                 index,
@@ -172,8 +174,9 @@ class CacheAware:
         [held_len] = self._holdings.held_lens([worker], prefixes)
         self._holdings.add(worker, prefixes)
         self._affinity.keep(need.key, worker)
-        self._recent.add(worker)
-        return len(need.ids) - held_len
+        computed = len(need.ids) - held_len
+        self._recent.add(worker, computed)
+        return computed
 
     def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
         """See `Policy`."""
@@ -183,6 +186,7 @@ class CacheAware:
     def forget(self, worker: Worker) -> None:
         """See `Policy`."""
         self._holdings.forget(worker)
+        self._recent.forget(worker)
 
     def _prefixes(self, need: Need) -> Prefixes:
         """Hashed once for the choice and what follows it."""

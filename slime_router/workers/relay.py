@@ -105,8 +105,9 @@ class Relay:
                     async with aclosing(self._sample(part, stitch, attempts)) as chunks:
                         async for chunk in chunks:
                             yield chunk
-                    if not stitch.is_over:
-                        await attempts.rest_after_abort()
+                    if stitch.is_over:
+                        break
+                    await attempts.rest_after_abort()
                 except Cancelled:
                     break
                 except (NotTaken, RouterError) as exc:

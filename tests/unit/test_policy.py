@@ -255,12 +255,12 @@ def test_a_new_chat_spares_a_worker_that_was_given_much_of_late():
 
 
 def test_a_chat_stays_where_it_began_though_others_of_its_key_went_elsewhere():
-    """Branches under one key spill over; that moves none of those that have a home."""
-    router, workers = Router("cache_aware"), fleet(8)
-    home = router.ask(workers, Need(prompt(0), key="mine"))
-    for n in range(1, 200):
-        router.policy.sent(home, Need(prompt(n % 40, 400)))
-    branch = Need(prompt(500, 400), key="mine")
-    elsewhere = next(worker for worker in workers if worker is not home)
-    router.policy.sent(elsewhere, branch)
-    assert router.policy.choose(workers, Need(prompt(0), key="mine")) is home
+    """What was given of late counts for the key's last worker as for all: it draws no chat away."""
+    router, workers = Router("cache_aware"), fleet(2)
+    home, elsewhere = workers
+    for n in range(100):
+        router.policy.sent(workers[n % 2], Need(prompt(n, 400)))
+    chat = Need(prompt(500, 400), key="mine")
+    router.policy.sent(home, chat)
+    router.policy.sent(elsewhere, Need(prompt(501, 400), key="mine"))
+    assert router.policy.choose(workers, chat) is home
