@@ -36,7 +36,9 @@ class AnyWorker:
     heard: list[Heard] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        if request.path in ("/tokenize", "/model_info", "/v1/loads"):  # greeting and probes
+        # Greeting and probes; what a client asks comes with the headers of one.
+        is_ours = request.path in ("/tokenize", "/model_info", "/v1/loads")
+        if is_ours and "Accept" not in request.headers:
             return web.Response(status=404)
         body = await request.read()
         self.heard.append(Heard(request.method, request.raw_path, {**request.headers}, body))

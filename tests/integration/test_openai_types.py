@@ -176,7 +176,7 @@ BAD = ({"temperature": "x"}, {"top_p": 9}, {"stop": 5})
 
 @pytest.mark.parametrize("door", FINE)
 async def test_an_error_has_the_four_keys(door):
-    async with served() as (router, worker):
+    async with served(retry_max_retries=0) as (router, worker):
         for body in ({}, *({**FINE[door], **bad} for bad in BAD)):
             status, error = await router.post(PATHS[door], body)
             assert status == 400

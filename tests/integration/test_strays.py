@@ -39,10 +39,11 @@ async def test_an_api_that_only_workers_have_is_handed_on_unread(prefix, path, b
 
 
 async def test_an_upload_is_streamed_and_not_parsed():
-    """Longer than any body that is read here may be, and in its sender's own parts."""
+    """In its sender's own parts; the limit on bodies holds for it too."""
     sound = bytes(range(256)) * 4000
     path = "/v1/audio/transcriptions"
-    async with any_worker() as worker, serving(worker.url, max_payload_size=1000) as router:
+    limit = len(sound) + 1000
+    async with any_worker() as worker, serving(worker.url, max_payload_size=limit) as router:
         form = aiohttp.FormData()
         form.add_field("model", "whisper")
         form.add_field("file", sound, filename="a.wav", content_type="audio/wav")
@@ -53,6 +54,10 @@ async def test_an_upload_is_streamed_and_not_parsed():
         boundary = heard.headers["Content-Type"].partition("boundary=")[2].encode()
         assert heard.body.count(boundary) == 3
         assert sound in heard.body
+        form = aiohttp.FormData()
+        form.add_field("file", sound + bytes(1000), filename="a.wav", content_type="audio/wav")
+        async with router.http.post(path, data=form) as answer:
+            assert answer.status == 413
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime", "/v1/responses", "/anything"])
