@@ -38,7 +38,7 @@ CALL = GenerateCall(rid="r", turn_id="t")
 
 
 async def test_a_half_read_generation_is_closed_from_the_worker_up():
-    closed = []
+    closed: list[str] = []
     router = Router([layer("outer", closed), layer("inner", closed)], worker(closed))
     async with router.generate(CALL) as chunks:
         await anext(chunks)
@@ -46,7 +46,7 @@ async def test_a_half_read_generation_is_closed_from_the_worker_up():
 
 
 async def test_every_stream_that_a_layer_opened_is_closed():
-    closed = []
+    closed: list[str] = []
 
     async def asks_twice(call, call_next):
         for _ in range(2):
@@ -58,7 +58,7 @@ async def test_every_stream_that_a_layer_opened_is_closed():
 
 
 async def test_a_layer_that_fails_at_closing_keeps_no_other_open():
-    closed = []
+    closed: list[str] = []
     layers = [layer("outer", closed), layer("bad", closed, fails=True)]
     with pytest.raises(RuntimeError, match="bad"):
         async with Router(layers, worker(closed)).generate(CALL) as chunks:
