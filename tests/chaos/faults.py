@@ -16,7 +16,7 @@ from tests.chaos.processes import WorkerProcess
 Fault: TypeAlias = Callable[[Fleet, WorkerProcess], Coroutine[None, None, None]]
 
 DOWN_S = 0.3
-HUNG_S = 3.0  # longer than two probes take
+HUNG_S = 30.0  # much longer than two probes take
 PAUSED_S = 0.3
 TIMES = 4
 
@@ -39,11 +39,18 @@ async def all_killed(fleet: Fleet, _: WorkerProcess) -> None:
     await asyncio.gather(*(victim.wait_ready() for victim in fleet.workers))
 
 
-async def hung(_: Fleet, worker: WorkerProcess) -> None:
-    """Its connections stay open and nothing comes."""
+async def hung(fleet: Fleet, worker: WorkerProcess) -> None:
+    """Its connections stay open and nothing comes, until the router gives it up."""
+
+    async def deaths() -> int:
+        return int((await fleet.router.get("/metrics"))["fleet"]["deaths"])
+
+    before = await deaths()
     worker.stop()
     try:
-        await asyncio.sleep(HUNG_S)
+        async with asyncio.timeout(HUNG_S):
+            while await deaths() == before:  # noqa: ASYNC110 - another process sets no event
+                await asyncio.sleep(0.1)
     finally:
         worker.go_on()
 
