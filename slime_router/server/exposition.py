@@ -64,6 +64,7 @@ FAMILIES = (
     _one("retries_total", "tries after a worker failed", "fleet.retried"),
     _one("moves_total", "generations that another worker took over", "fleet.moved"),
     _one("resumes_total", "aborted generations that went on", "fleet.resumed"),
+    _one("dropped_tokens_total", "tokens of replies that began anew", "fleet.dropped_tokens"),
     _one("admission_running", "generations that have a slot", "admission.running"),
     _one("admission_waiting", "generations that wait for one", "admission.waiting"),
     _one("admission_waited_total", "generations that had to wait", "admission.waited"),

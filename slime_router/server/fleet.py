@@ -28,6 +28,8 @@ from slime_router.workers.pool import WorkerPool
 from slime_router.workers.relay import Relay
 from slime_router.workers.worker import Worker
 
+_COUNTS = ("waited", "retried", "moved", "resumed", "dropped_tokens")
+
 
 class Fleet:
     """What stands between the router and its workers; open while the router serves.
@@ -88,7 +90,7 @@ class Fleet:
             "running": self.relay.running,
             "deaths": self.health.deaths,
             "recoveries": self.health.recoveries,
-            **{name: counts[name] for name in ("waited", "retried", "moved", "resumed")},
+            **{name: counts[name] for name in _COUNTS},
         }
 
     async def __aenter__(self) -> Fleet:

@@ -146,6 +146,8 @@ class Relay:
                     goes_on = self._goes_on(part, chunk, stitch, attempts)
                     if not goes_on:
                         self._finished(part, lease.worker, stitch)
+                    elif not stitch.can_go_on:
+                        self._note_dropped(part, len(stitch.output_ids))
                     for told in stitch.told(chunk, goes_on=goes_on):
                         yield told
                     return
@@ -187,6 +189,11 @@ class Relay:
             return False
         # Under a grammar nothing can go on in the middle; a whole reply can begin anew.
         return (stitch.can_go_on or not call.stream) and attempts.may_resume()
+
+    def _note_dropped(self, call: GenerateCall, count: int) -> None:
+        """A whole reply under a grammar begins anew: nobody is told what was sampled of it."""
+        self.counts["dropped_tokens"] += count
+        log.warning("begins anew: rid=%s, %d tokens are dropped", call.rid, count)
 
     def _finished(self, call: GenerateCall, worker: Worker, stitch: Stitch) -> None:
         assert call.prompt is not None

@@ -66,6 +66,26 @@ async def test_an_abort_with_the_last_token_is_no_abort(stream):
         assert len(worker.requests) == 1
 
 
+async def test_what_a_reply_under_a_grammar_loses_is_counted_and_said(caplog):
+    """It cannot go on in the middle: it begins anew, and what was sampled is nobody's."""
+    async with fleet(1) as (router, (worker,)):
+        worker.hold(after_tokens=2)
+        grammar = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
+        body = request_of(max_tokens=COUNT, response_format=grammar)
+        asked = asyncio.create_task(router.post(CHAT, body))
+        await until(lambda: any(run.count == 2 for run in worker._engine.runs.values()))
+        [rid] = worker.running
+        worker._engine.abort(rid)
+        await until(lambda: len(worker.requests) == 2)
+        worker.release()
+        assert (await asked)[0] == 200
+        turn = only_turn(router)
+        assert turn.output_ids.tolist() == story(turn.prompt_ids.tolist(), COUNT)[0]
+        _, figures = await router.get("/metrics")
+        assert figures["fleet"]["dropped_tokens"] == 2
+    assert any("2 tokens are dropped" in line for line in caplog.messages)
+
+
 async def test_an_abort_is_handed_to_the_trainer():
     """slime's partial rollout goes on by itself."""
     async with fleet(1) as (router, (worker,)):
