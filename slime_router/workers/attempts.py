@@ -190,7 +190,7 @@ class Attempts:
             raise _told(exc) from exc
         if isinstance(exc, NotTaken) and exc.is_stale and worker.url not in self._stale:
             self._stale.add(worker.url)
-            self._dispatcher.counts["retried"] += 1
+            self._note_retry(logging.INFO, worker, exc)  # idle connections end: no fault yet
             return
         self._tried.add(worker.url)
         has_others = self._pool.has_candidates(self._need, self._tried)
@@ -199,10 +199,14 @@ class Attempts:
                 raise _told(exc) from exc
             self._retries += 1
         sampled_len = 0 if stitch is None else len(stitch.output_ids)
-        self._dispatcher.counts["moved" if sampled_len else "retried"] += 1
-        log.warning("tried anew: worker=%s tokens=%d reason=%s", worker.url, sampled_len, exc)
+        self._note_retry(logging.WARNING, worker, exc, sampled_len)
         if not has_others:
             await self._back_off(self._retries - 1)
+
+    def _note_retry(self, level: int, worker: Worker, exc: Failure, sampled_len: int = 0) -> None:
+        self._dispatcher.counts["moved" if sampled_len else "retried"] += 1
+        line = "tried anew: worker=%s tokens=%d reason=%s"
+        log.log(level, line, worker.url, sampled_len, exc)
 
     def _is_worth_another(self, exc: Failure, worker: Worker) -> bool:
         """Whether another try may end better; the worker's record is kept."""

@@ -256,6 +256,7 @@ class WorkerClient:
             except NotTaken as exc:
                 if not exc.is_stale or is_repeated:
                     raise WorkerFailed(f"The worker was not reached: {exc.reason}.") from exc
+                log.info("asked anew: worker=%s %s %s: %s", worker.url, method, path, exc.reason)
                 is_repeated = True
 
     async def send(

@@ -150,13 +150,19 @@ async def test_a_fleet_of_dead_workers_is_no_worker_and_names_none():
     assert client.pool.total_in_flight == 0
 
 
-async def test_a_kept_connection_that_went_stale_is_no_failure():
+async def test_a_kept_connection_that_went_stale_is_no_failure(caplog):
     """The worker closes an idle connection just as the next request goes out on it."""
+    caplog.set_level("INFO", "slime_router.workers.attempts")
     async with FakeWorker() as worker, client_of(worker) as client:
         await collect(client, call())
         worker.drop_next()
         chunks = await collect(client, call())
         assert chunks[-1].finish is not None
+        assert client.relay.counts["retried"] == 1
+        (line,) = caplog.records
+    assert line.levelname == "INFO"
+    words = f"tried anew: worker={worker.url} tokens=0 reason=the connection was closed"
+    assert line.getMessage() == words
     assert len(worker.requests) == 3
     assert worker.aborted == []
 
