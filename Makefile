@@ -1,16 +1,19 @@
 # Every command that people and CI run. Nothing is installed outside .venv and .cache.
 
 PYTHON ?= python3
+JOBS ?= 2  # processes that run tests
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-from-pyproject
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+UV := $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup
 CODE := slime_router benchmarks examples tests
 
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: install demo test test-clients check bench chaos fuzz format format-check lint type worker clean help
+.PHONY: install install-with-pip demo test test-clients check bench chaos fuzz format format-check lint type worker clean help
 
 install: $(INSTALLED)  ## make .venv with the router and the tools to work on it
 
@@ -18,26 +21,29 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make install PYTHON=python3.11")'
 	@echo "install: making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@echo "install: updating pip"
-	@$(PIP) install "pip>=25.1"  # the first that knows dependency groups
 	@echo "install: the router, its dependencies and the tools (about a minute)"
-	@$(PIP) install --editable . --group dev
-	@$(PIP) install --no-deps "sglang==0.5.23"  # for its parsers; its engine and torch stay away
+	@$(PIP) install "uv==0.13.8"
+	@$(UV) --editable . --group dev || $(MAKE) --no-print-directory install-with-pip
+	@$(PIP) install --no-compile --no-deps "sglang==0.5.23"  # its parsers; no engine, no torch
 	@touch $@
 	@echo "install: done; try 'make demo', or $(BIN)/python -m slime_router --help"
+
+install-with-pip:  # uv asks the index itself, whatever pip was told of others
+	@$(PIP) install "pip>=25.1"  # the first that knows dependency groups
+	@$(PIP) install --editable . --group dev
 
 demo: install  ## hold a conversation through the router with a real SGLang on this CPU
 	@$(BIN)/python -m tests.sglang.demo
 
 test: install worker  ## run all tests: real vocabularies, real SGLang
 	@$(BIN)/python -m tests.vocabularies
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-clients: install  ## hold conversations through real SDKs, agent frameworks and agents
 	@$(BIN)/python -m tests.vocabularies
 	@$(BIN)/python -m tests.clients.environment
 	@$(BIN)/python -m tests.clients.node
-	@$(BIN)/python -m pytest tests/clients
+	@$(PYTEST) tests/clients
 
 check: format-check lint type test  ## what CI runs
 

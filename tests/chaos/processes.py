@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from yarl import URL
 
-from tests.chaos.worker import HOST
+from tests.ports import HOST, free_port
 from tests.sglang.child import LEASH, ROOT
 
 START_TIMEOUT_S = 60.0  # a router imports transformers, beside other work
@@ -86,7 +84,7 @@ class WorkerProcess(Process):
     """A scripted worker; `diary` is what it said in all its lives."""
 
     def __init__(self, checkpoint: Path, directory: Path, name: str, pace_ms: float) -> None:
-        port, control_port = next(PORTS), next(PORTS)
+        port, control_port = free_port(), free_port()
         self.url = f"http://{HOST}:{port}"
         self.diary = directory / f"{name}.jsonl"
         self._control_url = f"http://{HOST}:{control_port}"
@@ -123,7 +121,7 @@ class RouterProcess(Process):
     """The router as a user starts it."""
 
     def __init__(self, checkpoint: Path, log: Path, *flags: str) -> None:
-        port = next(PORTS)
+        port = free_port()
         self.url = f"http://{HOST}:{port}"
         command = [sys.executable, "-m", "slime_router", "--hf-checkpoint", str(checkpoint)]
         super().__init__([*command, "--port", str(port), *flags], log)
@@ -196,23 +194,3 @@ async def eventually(
 def tail(log: Path) -> str:
     """The end of what was logged."""
     return log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_LEN:]
-
-
-def _ports() -> Iterator[int]:
-    """Free ports outside the range that connections get theirs from.
-
-    Else a connection could take the port of a worker that is down, or connect to itself.
-    """
-    path = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    begin = int(path.read_text(encoding="utf-8").split()[0]) if path.exists() else 32768
-    for port in random.sample(range(10_000, begin), k=begin - 10_000):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-        yield port
-
-
-PORTS = _ports()

@@ -24,9 +24,9 @@ from slime_router.testing import FakeWorker, Script
 from slime_router.testing.controls import Controls
 from slime_router.testing.engine import Engine, Run
 from tests.chaos.oracle import Oracle
+from tests.ports import HOST
 from tests.tiny import CONTEXT_LEN
 
-HOST = "127.0.0.1"
 MAX_SEEN = 64  # prompts that its prefix cache knows
 SPOILT_AFTER = 4  # tokens
 NONSENSE: dict[str, Any] = {"text": 7, "output_ids": {"no": "ids"}, "meta_info": []}

@@ -8,39 +8,38 @@ from __future__ import annotations
 import json
 import sys
 import urllib.request
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.ports import HOST, free_port
 from tests.sglang.child import Child, say
 from tests.sglang.environment import CACHE
 from tests.sglang.recorder import RecordingProxy
-from tests.sglang.server import HOST, SGLangServer, answers, free_port
+from tests.sglang.server import SGLangServer, answers
 
-SERVER = pytest.StashKey[SGLangServer]()
+HERE = Path(__file__).parent
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Start the worker before the first test: no test's time-out has room for that."""
-    is_needed = any("sglang_server" in getattr(item, "fixturenames", ()) for item in session.items)
-    if not is_needed or session.config.option.collectonly:
-        return (yield)
-    capture = session.config.pluginmanager.getplugin("capturemanager")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes that run tests, one runs all of these: they share the worker."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.xdist_group("sglang"))
+
+
+@pytest.fixture(scope="session")
+def sglang_server(pytestconfig: pytest.Config) -> Iterator[SGLangServer]:
+    """The worker itself. A person who waits for it is told so."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     assert capture is not None
     with ExitStack() as stack:
         with capture.global_and_fixture_disabled():
             say("")  # pytest's own line has no end yet
-            session.config.stash[SERVER] = stack.enter_context(SGLangServer())
-        return (yield)
-
-
-@pytest.fixture(scope="session")
-def sglang_server(pytestconfig: pytest.Config) -> SGLangServer:
-    """The worker itself."""
-    return pytestconfig.stash[SERVER]
+            server = stack.enter_context(SGLangServer())
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,11 @@ import aiohttp
 import orjson
 import pytest
 
-from tests.chaos.processes import PORTS, ask, eventually
+from tests.chaos.processes import ask, eventually
+from tests.ports import HOST, free_port
 from tests.sglang.child import Child
 from tests.sglang.environment import CACHE
-from tests.sglang.server import HOST, START_TIMEOUT_S, SGLangServer, answers
+from tests.sglang.server import START_TIMEOUT_S, SGLangServer, answers
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(3 * START_TIMEOUT_S)]
 
@@ -54,7 +55,7 @@ class Router:
 @pytest.fixture(scope="module")
 def victim() -> Iterator[SGLangServer]:
     """A second server, of our own: the first is shared with other tests."""
-    server = SGLangServer(port=next(PORTS))
+    server = SGLangServer(port=free_port())
     server.url = ""  # not the one that WORKER_URL names
     with server:
         yield server
@@ -62,7 +63,7 @@ def victim() -> Iterator[SGLangServer]:
 
 @pytest.fixture
 def router(sglang_server: SGLangServer, victim: SGLangServer) -> Iterator[Router]:
-    port = next(PORTS)
+    port = free_port()
     command = [sys.executable, "-m", "slime_router", "--port", str(port)]
     command += ["--hf-checkpoint", str(sglang_server.checkpoint)]
     command += ["--worker-urls", sglang_server.url, victim.url]

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from tests.integration.test_launcher import is_alive
+from tests.ports import free_port
 from tests.sglang.child import Child
 from tests.sglang.environment import VENV_PYTHON, WORKER_ENV, checkpoint, prepare
-from tests.sglang.server import FLAGS, START_TIMEOUT_S, free_port
+from tests.sglang.server import FLAGS, START_TIMEOUT_S
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(3 * START_TIMEOUT_S)]
 STOP_TIMEOUT_S = 60.0

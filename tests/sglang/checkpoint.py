@@ -1,6 +1,6 @@
 """Makes a tiny model with random weights that a real worker serves.
 
-    python -m tests.sglang.checkpoint DIRECTORY [--seed N]
+    python -m tests.sglang.checkpoint DIRECTORY=SEED ...
 
 Runs in the worker's own environment, which has torch. The tokenizer is a real byte-level BPE: it
 learns its merges from the Python files of the standard library. Another seed gives other weights
@@ -9,8 +9,8 @@ behind the same tokenizer, as a trainer's next step does.
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,11 +88,9 @@ def model_config(eos_id: int) -> Qwen3MoeConfig:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make a tiny model with random weights.")
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    build_checkpoint(args.directory, args.seed)
+    for model in sys.argv[1:]:
+        directory, _, seed = model.rpartition("=")
+        build_checkpoint(Path(directory), int(seed))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ import numpy as np
 from openai import OpenAI
 from tokenizers import Tokenizer
 
+from tests.ports import HOST, free_port
 from tests.sglang.child import Child, ChildFailed, say
 from tests.sglang.environment import CACHE
 from tests.sglang.recorder import Exchange, RecordingProxy
-from tests.sglang.server import HOST, SGLangServer, answers, free_port
+from tests.sglang.server import SGLangServer, answers
 
 QUESTIONS = (
     "What is a radix tree?",

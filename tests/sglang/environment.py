@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.sglang.child import ROOT, SIGN_OF_LIFE_S, Child, ChildFailed, say
+from tests.venv import INSTALL_TIMEOUT_S, interpreter, make_venv
 
 HERE = Path(__file__).parent
 CACHE = ROOT / ".cache" / "sglang"
 VENV = CACHE / "venv"
-VENV_PYTHON = VENV / "bin" / "python"
+VENV_PYTHON = interpreter(VENV)
+LOG = CACHE / "prepare.log"
 REQUIREMENTS = HERE / "requirements.txt"
 CHECKPOINT_SOURCES = (HERE / "checkpoint.py", ROOT / "tests" / "tiny.py")
 SEEDS = {"checkpoint": 0, "checkpoint-b": 1}  # the second has the weights of a next step
 STAMP = "made-from"  # a file that is written last and says what a folder was made from
-INSTALL_TIMEOUT_S = 900.0
 CHECKPOINT_TIMEOUT_S = 180.0
 LOCK_TIMEOUT_S = INSTALL_TIMEOUT_S + CHECKPOINT_TIMEOUT_S
 
@@ -43,8 +44,7 @@ def prepare() -> None:
     """
     with _lock():
         _install()
-        for name in SEEDS:
-            _build(name)
+        _build()
 
 
 def checkpoint(name: str = "checkpoint") -> Path:
@@ -56,28 +56,28 @@ def _install() -> None:
     key = _digest(sys.version, VENV.resolve(), REQUIREMENTS.read_text(encoding="utf-8"))
     if _is_made(VENV, key):
         return
-    shutil.rmtree(VENV, ignore_errors=True)
-    _run("sglang", "making an environment", [sys.executable, "-m", "venv", str(VENV)])
-    pip = [str(VENV_PYTHON), "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
-    _run("sglang", "installing 97 packages (1.6 GB)", [*pip, "-r", str(REQUIREMENTS)])
+    make_venv("sglang", VENV, REQUIREMENTS, log=LOG, by_pip=("torch",))
     _run("sglang", "importing it", [str(VENV_PYTHON), "-c", "import torch, torchvision, sglang"])
     _mark_made(VENV, key)
 
 
-def _build(name: str) -> None:
-    sources = (path.read_text(encoding="utf-8") for path in CHECKPOINT_SOURCES)
-    key = _digest(sys.version, SEEDS[name], *sources)
-    directory = checkpoint(name)
-    if _is_made(directory, key):
+def _build() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in CHECKPOINT_SOURCES]
+    keys = {name: _digest(sys.version, seed, *sources) for name, seed in SEEDS.items()}
+    missing = [name for name, key in keys.items() if not _is_made(checkpoint(name), key)]
+    if not missing:
         return
-    shutil.rmtree(directory, ignore_errors=True)
-    make = [str(VENV_PYTHON), "-m", "tests.sglang.checkpoint", str(directory)]
-    _run(name, "making a tiny model", [*make, "--seed", str(SEEDS[name])])
-    _mark_made(directory, key)
+    for name in missing:
+        shutil.rmtree(checkpoint(name), ignore_errors=True)
+    models = [f"{checkpoint(name)}={SEEDS[name]}" for name in missing]
+    make = [str(VENV_PYTHON), "-m", "tests.sglang.checkpoint", *models]
+    _run(", ".join(missing), "making tiny models", make)
+    for name in missing:
+        _mark_made(checkpoint(name), keys[name])
 
 
 def _run(name: str, doing: str, command: list[str]) -> None:
-    with Child(name, command, log=CACHE / "prepare.log", env=WORKER_ENV) as child:
+    with Child(name, command, log=LOG, env=WORKER_ENV) as child:
         child.finish(doing, timeout_s=INSTALL_TIMEOUT_S)
 
 

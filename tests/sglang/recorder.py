@@ -17,7 +17,8 @@ from typing import Any
 from aiohttp import ClientSession, ClientTimeout, web
 from yarl import URL
 
-HOST = "127.0.0.1"
+from tests.ports import HOST
+
 RECORDED_PATH = "/generate"
 THREAD_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 2**30

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import urllib.request
@@ -22,10 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.ports import HOST, free_port
 from tests.sglang.child import Child, ChildFailed, say
 from tests.sglang.environment import CACHE, VENV_PYTHON, WORKER_ENV, checkpoint, prepare
 
-HOST = "127.0.0.1"
 START_TIMEOUT_S = 300.0  # about half a minute; several times that on a busy machine
 PROBE_TIMEOUT_S = 5.0
 FLAGS = (
@@ -100,13 +99,6 @@ class SGLangServer:
             )
             self._child = server
             self._stack = stack.pop_all()  # from here on the server lives until __exit__
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(url: str) -> bool:

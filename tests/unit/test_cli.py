@@ -24,6 +24,7 @@ from slime_router.flags import read_config
 from slime_router.testing import FakeWorker
 from tests.integration.gateway import CHAT, checkpoint, tiny_worker, until, user
 from tests.integration.scripted import events
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 60.0  # a process that imports transformers beside other work
@@ -174,12 +175,6 @@ def test_all_entry_points_are_one():
 
 
 # In a process of its own
-
-
-def free_port() -> int:
-    """A port of which the system says that it is free; it takes them in turn."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def started(*flags: str, port: int, path: Path = ROOT) -> subprocess.Popen[str]:
