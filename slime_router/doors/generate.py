@@ -13,16 +13,13 @@ from slime_router.doors.generate_request import read_generate_request
 from slime_router.doors.joining import Joiner
 from slime_router.doors.replies import native_error
 from slime_router.doors.vocabulary import Vocabulary
-from slime_router.router import Router
 
 
 class GenerateDoor:
     """Serves `POST /generate` and `PUT /generate`."""
 
-    def __init__(
-        self, router: Router, vocabulary: Vocabulary, *, joiner: Joiner | None = None
-    ) -> None:
-        self._joiner = joiner or Joiner.off(router)
+    def __init__(self, joiner: Joiner, vocabulary: Vocabulary) -> None:
+        self._joiner = joiner
         self._vocabulary = vocabulary
 
     def __repr__(self) -> str:

@@ -8,16 +8,11 @@ from typing import Any, TypeAlias
 
 from aiohttp import web
 
-from slime_router.chat.parse import ReplyParsers
 from slime_router.doors.body import read_object, request_id
-from slime_router.doors.delivery import Admission, answered, deliver_stream, deliver_whole
-from slime_router.doors.joining import Joiner
-from slime_router.doors.media import MediaPass
+from slime_router.doors.delivery import answered, deliver_stream, deliver_whole
+from slime_router.doors.frame import Frame
 from slime_router.doors.messages_reply import MessageBody, MessageStream, messages_error
 from slime_router.doors.messages_request import MessagesRequest, read_messages_request
-from slime_router.doors.models import ModelNames
-from slime_router.doors.vocabulary import Vocabulary
-from slime_router.router import Router
 from slime_router.types import GenerateCall
 
 PromptLength: TypeAlias = Callable[[GenerateCall], Awaitable[int]]  # in tokens; runs nothing
@@ -30,31 +25,12 @@ COUNT_PATH = f"{PATH}/count_tokens"
 class MessagesDoor:
     """Serves `POST /v1/messages` and `POST /v1/messages/count_tokens`."""
 
-    def __init__(
-        self,
-        router: Router,
-        vocabulary: Vocabulary,
-        *,
-        model_name: str,
-        default_model: str | None,
-        admission: Admission,
-        parsers: ReplyParsers,
-        prompt_len: PromptLength,
-        joiner: Joiner | None = None,
-        models: ModelNames | None = None,
-        media: MediaPass | None = None,
-    ) -> None:
-        self._models = models or ModelNames()
-        self._media = media or MediaPass.off()
-        self._parsers = parsers
+    def __init__(self, frame: Frame, *, prompt_len: PromptLength) -> None:
+        self._frame = frame
         self._prompt_len = prompt_len
-        self._joiner = joiner or Joiner.off(router)
-        self._vocabulary = vocabulary
-        self._default_model = default_model or model_name
-        self._admission = admission
 
     def __repr__(self) -> str:
-        return f"<MessagesDoor {self._default_model!r} {self._admission!r}>"
+        return f"<MessagesDoor {self._frame.default_model!r}>"
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request, to the end of its reply."""
@@ -67,24 +43,26 @@ class MessagesDoor:
         return await answered(self._count(request, headers), _to_error(headers), headers)
 
     async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
-        with self._admission:
+        frame = self._frame
+        with frame.admission:
             body = await self._body(request)
-            passed = await self._media.take(request, body, PATH, headers)
+            passed = await frame.media.take(request, body, PATH, headers)
             if passed is not None:
                 return passed
             asked = self._read(body, request)
             if asked.stream:
                 stream = partial(MessageStream, asked.style, headers["request-id"])
                 return await deliver_stream(
-                    request, self._joiner, [asked.call], stream, headers, ending=b""
+                    request, frame.joiner, [asked.call], stream, headers, ending=b""
                 )
             whole = MessageBody(asked.style)
-            return await deliver_whole(request, self._joiner, [asked.call], whole, headers)
+            return await deliver_whole(request, frame.joiner, [asked.call], whole, headers)
 
     async def _count(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
-        with self._admission:
+        frame = self._frame
+        with frame.admission:
             body = await self._body(request)
-            passed = await self._media.take(request, body, COUNT_PATH, headers)
+            passed = await frame.media.take(request, body, COUNT_PATH, headers)
             if passed is not None:
                 return passed
             asked = self._read(body, request, is_counted=True)
@@ -93,7 +71,7 @@ class MessagesDoor:
 
     async def _body(self, request: web.Request) -> dict[str, Any]:
         body = await read_object(request)
-        self._models.check(body)
+        self._frame.models.check(body)
         return body
 
     def _read(
@@ -102,9 +80,9 @@ class MessagesDoor:
         return read_messages_request(
             body,
             request,
-            self._vocabulary,
-            self._default_model,
-            self._parsers,
+            self._frame.vocabulary,
+            self._frame.default_model,
+            self._frame.parsers,
             is_counted=is_counted,
         )
 

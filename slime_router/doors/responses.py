@@ -8,18 +8,13 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from slime_router.chat.parse import ReplyParsers
 from slime_router.doors.body import read_object, request_id
 from slime_router.doors.caller import caller
-from slime_router.doors.delivery import Admission, answered, deliver_stream, deliver_whole
-from slime_router.doors.joining import Joiner
-from slime_router.doors.media import MediaPass
-from slime_router.doors.models import ModelNames
+from slime_router.doors.delivery import answered, deliver_stream, deliver_whole
+from slime_router.doors.frame import Frame
 from slime_router.doors.responses_reply import ResponseBody, ResponseStream, responses_error
 from slime_router.doors.responses_request import ResponsesRequest, read_responses_request
 from slime_router.doors.responses_store import ResponseStore, Stored
-from slime_router.doors.vocabulary import Vocabulary
-from slime_router.router import Router
 
 PATH = "/v1/responses"
 
@@ -27,31 +22,12 @@ PATH = "/v1/responses"
 class ResponsesDoor:
     """Serves `POST /v1/responses`, and `GET` and `DELETE /v1/responses/{id}`."""
 
-    def __init__(
-        self,
-        router: Router,
-        vocabulary: Vocabulary,
-        *,
-        model_name: str,
-        default_model: str | None,
-        admission: Admission,
-        parsers: ReplyParsers,
-        joiner: Joiner | None = None,
-        max_stored: int = 1000,
-        models: ModelNames | None = None,
-        media: MediaPass | None = None,
-    ) -> None:
-        self._models = models or ModelNames()
-        self._media = media or MediaPass.off()
-        self._parsers = parsers
-        self._joiner = joiner or Joiner.off(router)
-        self._vocabulary = vocabulary
-        self._default_model = default_model or model_name
-        self._admission = admission
+    def __init__(self, frame: Frame, *, max_stored: int = 1000) -> None:
+        self._frame = frame
         self._kept = ResponseStore(max_stored)
 
     def __repr__(self) -> str:
-        return f"<ResponsesDoor {self._default_model!r} {self._admission!r} {self._kept!r}>"
+        return f"<ResponsesDoor {self._frame.default_model!r} {self._kept!r}>"
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request, to the end of its reply."""
@@ -69,28 +45,29 @@ class ResponsesDoor:
         return await answered(self._delete(request), responses_error, headers)
 
     async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
-        with self._admission:
+        frame = self._frame
+        with frame.admission:
             body = await read_object(request)
-            self._models.check(body)
-            passed = await self._media.take(request, body, PATH, headers)
+            frame.models.check(body)
+            passed = await frame.media.take(request, body, PATH, headers)
             if passed is not None:
                 return passed
             asked = read_responses_request(
                 body,
                 request,
-                self._vocabulary,
-                self._default_model,
-                self._parsers,
+                frame.vocabulary,
+                frame.default_model,
+                frame.parsers,
                 self._kept,
             )
             keep = partial(self._keep, asked, caller(request).owner)
             if asked.stream:
                 stream = partial(ResponseStream, asked.style, keep)
                 return await deliver_stream(
-                    request, self._joiner, [asked.call], stream, headers, ending=b""
+                    request, frame.joiner, [asked.call], stream, headers, ending=b""
                 )
             whole = ResponseBody(asked.style, keep)
-            return await deliver_whole(request, self._joiner, [asked.call], whole, headers)
+            return await deliver_whole(request, frame.joiner, [asked.call], whole, headers)
 
     async def _show(self, request: web.Request) -> web.StreamResponse:
         return _json(self._kept.get(request.match_info["id"], caller(request)).response)

@@ -24,6 +24,7 @@ from slime_router.doors.chat import ChatDoor
 from slime_router.doors.completions import CompletionsDoor
 from slime_router.doors.delivery import Admission
 from slime_router.doors.diagnose import DiagnoseDoor
+from slime_router.doors.frame import Frame
 from slime_router.doors.generate import GenerateDoor
 from slime_router.doors.joining import Joiner
 from slime_router.doors.media import MediaPass
@@ -158,51 +159,23 @@ class Gateway:
         )
         self.joiner = Joiner(self.router, retry_grace_s=config.retry_grace_s)
         self.others = PassThrough(self.relay, max_payload_size=config.max_payload_size)
-        self.media = self._media()
-        self.models = _model_names(config)
-        self.doors_admission = Admission(
-            config.openai_max_concurrent_requests, self.joiner.note_refusal
-        )
         self._wire_doors()
 
     def _wire_doors(self) -> None:
-        config, admission = self.config, self.doors_admission
-        self.chat = ChatDoor(
-            self.router,
-            self.tokenizer,
-            models=self.models,
-            media=self.media,
-            has_two_reasonings=config.reasoning_field == "both",
-            parsers=self.parsers,
+        config = self.config
+        self.frame = Frame(
             joiner=self.joiner,
-            model_name=config.model_name,
-            default_model=config.openai_default_model,
-            admission=admission,
-        )
-        self.messages = MessagesDoor(
-            self.router,
-            self.tokenizer,
-            models=self.models,
-            media=self.media,
+            vocabulary=self.tokenizer,
             parsers=self.parsers,
-            joiner=self.joiner,
-            prompt_len=self._prompt_len,
-            model_name=config.model_name,
-            default_model=config.openai_default_model,
-            admission=admission,
+            admission=Admission(config.openai_max_concurrent_requests, self.joiner.note_refusal),
+            default_model=config.openai_default_model or config.model_name,
+            models=_model_names(config),
+            media=self._media(),
         )
-        self.responses = ResponsesDoor(
-            self.router,
-            self.tokenizer,
-            models=self.models,
-            media=self.media,
-            parsers=self.parsers,
-            joiner=self.joiner,
-            model_name=config.model_name,
-            default_model=config.openai_default_model,
-            admission=admission,
-            max_stored=config.max_stored_responses,
-        )
+        has_two_reasonings = config.reasoning_field == "both"
+        self.chat = ChatDoor(self.frame, has_two_reasonings=has_two_reasonings)
+        self.messages = MessagesDoor(self.frame, prompt_len=self._prompt_len)
+        self.responses = ResponsesDoor(self.frame, max_stored=config.max_stored_responses)
 
     def _media(self) -> MediaPass:
         """The way of requests with media, where the model takes any."""
@@ -259,14 +232,8 @@ class Gateway:
 
     def _doors(self) -> list[Route]:
         """What is served with and without a session in its path."""
-        generate = GenerateDoor(self.router, self.tokenizer, joiner=self.joiner)
-        completions = CompletionsDoor(
-            self.joiner,
-            self.tokenizer,
-            default_model=self.config.openai_default_model or self.config.model_name,
-            models=self.models,
-            admission=self.doors_admission,
-        )
+        generate = GenerateDoor(self.joiner, self.tokenizer)
+        completions = CompletionsDoor(self.frame)
         retrieve = RetrieveDoor(Retriever(self.maker, self.cache, self.store, self.tokenizer))
         doctor = Doctor(self.maker, self.store, self.tokenizer, self.template)
         model = ModelAdmin(
@@ -334,7 +301,7 @@ class Gateway:
         )
         joiner = self.joiner
         retries = {"joined": joiner.joined, "abandoned": joiner.abandoned, "open": joiner.running}
-        counted["router"]["media_passed"] = self.media.passed
+        counted["router"]["media_passed"] = self.frame.media.passed
         admission = {**asdict(self.admission.figures), "cut_clients": self.slow_clients.cut}
         fleet = self.fleet.figures()
         return {**counted, "fleet": fleet, "retries": retries, "admission": admission}

@@ -11,6 +11,9 @@ import orjson
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
+from slime_router.doors.delivery import Admission
+from slime_router.doors.frame import Frame
+from slime_router.doors.joining import Joiner
 from slime_router.router import Router
 from slime_router.types import (
     Finish,
@@ -20,6 +23,7 @@ from slime_router.types import (
     Receipt,
     token_ids,
 )
+from tests.stack import NO_PARSERS
 
 Step: TypeAlias = GenerateChunk | Exception | asyncio.Event
 Script: TypeAlias = Callable[[GenerateCall, int], Sequence[Step]]
@@ -99,8 +103,27 @@ class Scripted:
             if len(self.closed) == len(self.calls):
                 self.all_closed.set()
 
+    def joiner(self) -> Joiner:
+        """Of a router that is nothing but the script."""
+        return Joiner.off(self.router())
+
     def router(self) -> Router:
         return Router((), self.dispatch)
+
+    def frame(self, limit: int) -> Frame:
+        """For a door of so many requests at once."""
+        return framed(self.joiner(), limit)
+
+
+def framed(joiner: Joiner, limit: int) -> Frame:
+    """Bytes for tokens, one model, no parsers."""
+    return Frame(
+        joiner=joiner,
+        vocabulary=Bytes(),
+        parsers=NO_PARSERS,
+        admission=Admission(limit, joiner.note_refusal),
+        default_model="tiny",
+    )
 
 
 @asynccontextmanager

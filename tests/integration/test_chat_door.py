@@ -15,7 +15,6 @@ import pytest
 from aiohttp import web
 
 from slime_router.doors.chat import ChatDoor
-from slime_router.doors.delivery import Admission
 from slime_router.errors import (
     ContextLengthExceeded,
     NoWorker,
@@ -29,7 +28,6 @@ from tests.integration.scripted import (
     PROMPT_IDS,
     RECEIPT,
     STOP_ID,
-    Bytes,
     Client,
     Script,
     Scripted,
@@ -39,7 +37,6 @@ from tests.integration.scripted import (
     said,
     served,
 )
-from tests.stack import NO_PARSERS
 
 PATH = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -52,14 +49,7 @@ def hello(*_: Any):
 @asynccontextmanager
 async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Client, Scripted]]:
     scripted = Scripted(script)
-    chat = ChatDoor(
-        scripted.router(),
-        Bytes(),
-        model_name="tiny",
-        default_model=None,
-        admission=Admission(limit),
-        parsers=NO_PARSERS,
-    )
+    chat = ChatDoor(scripted.frame(limit))
     async with served(PATH, chat.handle) as client:
         yield client, scripted
 
@@ -487,14 +477,7 @@ async def test_each_event_leaves_at_once():
     release = asyncio.Event()
     options: list[int] = []
     scripted = Scripted(lambda *_: [first("a"), release, said("b"), last()])
-    chat = ChatDoor(
-        scripted.router(),
-        Bytes(),
-        model_name="tiny",
-        default_model=None,
-        admission=Admission(1),
-        parsers=NO_PARSERS,
-    )
+    chat = ChatDoor(scripted.frame(1))
 
     async def handle(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None

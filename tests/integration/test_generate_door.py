@@ -63,7 +63,7 @@ def answer(call: GenerateCall, k: int):
 @asynccontextmanager
 async def door(script: Script = answer) -> AsyncIterator[tuple[Client, Scripted]]:
     scripted = Scripted(script)
-    generate = GenerateDoor(scripted.router(), Bytes())
+    generate = GenerateDoor(scripted.joiner(), Bytes())
     async with served(PATH, generate.handle) as client:
         yield client, scripted
 

@@ -13,7 +13,6 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from slime_router.doors.delivery import Admission
 from slime_router.doors.messages import MessagesDoor
 from slime_router.errors import (
     BadRequest,
@@ -30,8 +29,8 @@ from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateCall, GenerateChunk, ToolDelta
 from tests.integration import gateway as gateways
 from tests.integration.gateway import CHAT, Served, user
-from tests.integration.scripted import STOP_ID, Bytes, Client, Script, Scripted, first, last, said
-from tests.stack import NO_PARSERS, tiny_tokenizer
+from tests.integration.scripted import STOP_ID, Client, Script, Scripted, first, last, said
+from tests.stack import tiny_tokenizer
 
 PATH = "/v1/messages"
 COUNT = PATH + "/count_tokens"
@@ -75,15 +74,7 @@ async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Cl
         return 7
 
     scripted = Scripted(script)
-    messages = MessagesDoor(
-        scripted.router(),
-        Bytes(),
-        model_name="tiny",
-        default_model=None,
-        admission=Admission(limit),
-        parsers=NO_PARSERS,
-        prompt_len=prompt_len,
-    )
+    messages = MessagesDoor(scripted.frame(limit), prompt_len=prompt_len)
     app = web.Application(client_max_size=100_000)
     app.router.add_post(PATH, messages.handle)
     app.router.add_post(COUNT, messages.count)

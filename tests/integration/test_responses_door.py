@@ -14,7 +14,6 @@ from aiohttp.test_utils import TestClient, TestServer
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from slime_router.doors.delivery import Admission
 from slime_router.doors.responses import ResponsesDoor
 from slime_router.doors.sse import ClientLeft, EventStream
 from slime_router.errors import BadRequest, NoWorker, TooManyRequests, WorkerFailed
@@ -22,8 +21,8 @@ from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateChunk, ToolDelta
 from tests.integration import gateway as gateways
 from tests.integration.gateway import CHAT, Served, user
-from tests.integration.scripted import Bytes, Client, Script, Scripted, first, last, said
-from tests.stack import NO_PARSERS, tiny_tokenizer
+from tests.integration.scripted import Client, Script, Scripted, first, last, said
+from tests.stack import tiny_tokenizer
 
 PATH = "/v1/responses"
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -74,15 +73,7 @@ def silent(*_: Any):
 @asynccontextmanager
 async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Client, Scripted]]:
     scripted = Scripted(script)
-    responses = ResponsesDoor(
-        scripted.router(),
-        Bytes(),
-        model_name="tiny",
-        default_model=None,
-        admission=Admission(limit),
-        parsers=NO_PARSERS,
-        max_stored=4,
-    )
+    responses = ResponsesDoor(scripted.frame(limit), max_stored=4)
     app = web.Application(client_max_size=100_000)
     app.router.add_post(PATH, responses.handle)
     app.router.add_get(PATH + "/{id}", responses.show)

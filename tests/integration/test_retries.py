@@ -15,7 +15,6 @@ import pytest
 from aiohttp import web
 
 from slime_router.doors.chat import ChatDoor
-from slime_router.doors.delivery import Admission
 from slime_router.doors.fanout import Copies, NumberedChunk
 from slime_router.doors.generate import GenerateDoor
 from slime_router.doors.joining import Joiner
@@ -33,12 +32,13 @@ from tests.integration.scripted import (
     Step,
     events,
     first,
+    framed,
     last,
     said,
     served,
 )
 from tests.relayed import Relayed
-from tests.stack import NO_PARSERS, Stack, is_free, pins, tiny_tokenizer
+from tests.stack import Stack, is_free, pins, tiny_tokenizer
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -153,16 +153,8 @@ async def serving(
 ) -> AsyncIterator[Door]:
     """Chat and /generate; on leaving, the joiner is closed and no task of it is left."""
     joiner = Joiner(router, retry_grace_s=grace_s)
-    chat = ChatDoor(
-        router,
-        Bytes(),
-        model_name="tiny",
-        default_model=None,
-        admission=Admission(limit, joiner.note_refusal),
-        parsers=NO_PARSERS,
-        joiner=joiner,
-    )
-    generate = GenerateDoor(router, Bytes(), joiner=joiner)
+    chat = ChatDoor(framed(joiner, limit))
+    generate = GenerateDoor(joiner, Bytes())
 
     async def handle(request: web.Request) -> web.StreamResponse:
         is_chat = request.path.endswith(CHAT)
