@@ -329,7 +329,7 @@ async def test_a_stop_regex_that_is_none_is_named(pattern):
 async def test_a_stop_regex_goes_to_the_worker_as_it_is(pattern):
     async with door() as (client, scripted):
         await whole(client, text="a", sampling_params={"stop_regex": pattern})
-    assert scripted.calls[0].native["sampling_params"] == {"stop_regex": pattern}
+    assert (scripted.calls[0].native or {})["sampling_params"] == {"stop_regex": pattern}
 
 
 async def test_a_body_that_is_not_json_is_a_400():
