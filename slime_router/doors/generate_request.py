@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.doors import body as http
+from slime_router.doors.endless import check_text
 from slime_router.doors.faults import require
 from slime_router.doors.stop_regex import fault_of
 from slime_router.doors.vocabulary import Vocabulary, check_bias_keys, checked_ids
@@ -165,6 +166,8 @@ def _check_sampling(params: dict[str, Any], vocab_size: int) -> int:
         require(isinstance(bias, dict), "logit_bias", "an object")
         check_bias_keys(bias, vocab_size, "logit_bias")
     _check_stop_regex(params.get("stop_regex"))
+    for key in ("json_schema", "structural_tag"):
+        check_text(params.get(key), key)
     return min(max(params.get("n") or 1, 1), MAX_CALLS + 1)
 
 

@@ -325,6 +325,18 @@ async def test_a_stop_regex_that_is_none_is_named(pattern):
     assert scripted.calls == []
 
 
+@pytest.mark.parametrize("field", ["json_schema", "structural_tag"])
+async def test_a_schema_that_refers_to_itself_without_end_is_named(field):
+    """SGLang answers with a 500."""
+    schema: Any = {"$ref": "#"}
+    asked = schema if field == "json_schema" else {"format": {"json_schema": schema}}
+    body = {"text": "a", "sampling_params": {field: json.dumps(asked)}}
+    async with door() as (client, scripted), client.post(PATH, json=body) as response:
+        assert response.status == 400
+        assert f"'{field}'" in (await response.json())["error"]["message"]
+    assert scripted.calls == []
+
+
 @pytest.mark.parametrize("pattern", [None, [], "a+", ["a+", "b$"]])
 async def test_a_stop_regex_goes_to_the_worker_as_it_is(pattern):
     async with door() as (client, scripted):

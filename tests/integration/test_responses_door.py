@@ -458,6 +458,10 @@ async def test_logprobs_stand_in_the_text_s_part_whole_and_streamed(asks):
         ({"top_logprobs": -1}, "top_logprobs"),
         ({"include": "all"}, "include"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"$ref": "#"}}}},
+            "text.format.schema",
+        ),
     ],
     ids=str,
 )
