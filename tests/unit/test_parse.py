@@ -196,6 +196,64 @@ def test_a_call_behind_bad_json_is_found(name):
     assert len(set(reply.ids)) == 2
 
 
+def broken(name: str) -> dict[str, str]:
+    """Second calls of the format that are none, by what is wrong with them."""
+    second = WRITTEN[name][1] if name != "mistral" else WRITTEN[name][1].removesuffix("]")
+    if name == "glm45":
+        return {"no name": second.replace("search", "")}
+    if '"name"' not in second:
+        return {"name": re.sub(r"search(:1)?", "", second), "start": second.replace("search", "!")}
+    return {
+        "unknown": second.replace("search", "rm"),
+        "no name": second.replace('"name": "search", ', ""),
+        "no JSON": second.replace('"name"', "name"),
+        "number": second.replace('"search"', "5"),
+        "cut": second[: second.index("search")],
+    }
+
+
+BROKEN = [(name, fault) for name in WRITTEN if name != "qwen3_coder" for fault in broken(name)]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("ending", ["", "\nBye."])
+@pytest.mark.parametrize(("name", "fault"), BROKEN)
+def test_a_broken_call_behind_a_good_one_changes_nothing_of_it(name, fault, ending, cut):
+    """Whatever comes behind it: nothing, an answer, or another call."""
+    first, second = WRITTEN[name]
+    for more in (ending, second + ending):
+        reply = read(parser_of(name), first + broken(name)[fault] + more, cut)
+        assert reply.calls[0] == ("get_weather", ARGUMENTS)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("fault", broken("qwen25"))
+@pytest.mark.parametrize("name", ["qwen25", "hermes"])
+def test_a_broken_call_behind_a_good_one_is_content_and_the_next_is_a_call(name, fault, cut):
+    first, second = WRITTEN[name]
+    text = broken(name)[fault]
+    reply = read(parser_of(name), first + first + text, cut)
+    assert reply.calls == [("get_weather", ARGUMENTS)] * 2
+    assert reply.content == text.lstrip()
+    if fault != "cut":
+        reply = read(parser_of(name), first + first + text + second, cut)
+        assert reply.calls == [("get_weather", ARGUMENTS)] * 2 + [("search", OTHER)]
+        assert reply.content.strip() == text.strip()
+        reply = read(parser_of(name, is_parallel=False), first + text + second, cut)
+        assert reply.calls == [("get_weather", ARGUMENTS)]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("fault", broken("llama3"))
+@pytest.mark.parametrize("name", ["llama3", "mistral"])
+def test_a_broken_call_of_a_list_is_content_and_nothing_is_added(name, fault, cut):
+    first, _ = WRITTEN[name]
+    text = broken(name)[fault]
+    reply = read(parser_of(name), first + text, cut)
+    assert reply.calls == [("get_weather", ARGUMENTS)]
+    assert reply.content.strip() == text[text.index("{") :]
+
+
 def test_a_call_without_arguments_has_an_empty_object():
     reply = read(parser_of("qwen25"), '<tool_call>\n{"name": "search"}\n</tool_call>')
     assert reply.calls == [("search", {})]
