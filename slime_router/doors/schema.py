@@ -31,6 +31,7 @@ WORKER_FIELDS = (  # handed on at the top level, under the worker's own names
     "bootstrap_port",
     "bootstrap_room",
     "max_thinking_tokens",
+    "routing_key",
 )
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
 
@@ -116,6 +117,7 @@ class ChatFields(BaseModel):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
     include_stop_str_in_output: bool | None = None
     regex: str | None = None
@@ -153,6 +155,7 @@ class ChatFields(BaseModel):
     bootstrap_host: str | None = None
     bootstrap_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     bootstrap_room: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    routing_key: str | None = None
     max_thinking_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     return_hidden_states: bool | None = None
     return_routed_experts: bool | None = None
@@ -205,6 +208,7 @@ def sampling(fields: ChatFields, grammar: Grammar | None) -> Sampling:
         seed=fields.seed,
         logit_bias=fields.logit_bias or None,
         skip_special_tokens=fields.skip_special_tokens is not False,
+        spaces_between_special_tokens=fields.spaces_between_special_tokens,
         keep_stop=bool(fields.no_stop_trim or fields.include_stop_str_in_output),
         grammar=grammar,
         custom_params=fields.custom_params,
