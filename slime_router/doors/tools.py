@@ -121,8 +121,9 @@ def _check_can_force(
             param="tool_choice",
         )
     for tool in picked:
-        path = f"tools[{tools.index(tool)}].function.parameters"
-        check_schema(tool["function"].get("parameters"), path)
+        if tool["function"].get("strict"):  # else its call may hold any JSON
+            path = f"tools[{tools.index(tool)}].function.parameters"
+            check_schema(tool["function"].get("parameters"), path)
 
 
 def _check_tool(tool: Any, path: str) -> None:

@@ -419,11 +419,13 @@ def test_each_choice_is_a_call_of_its_own():
 )
 def test_a_call_of_a_tool_whose_parameters_have_no_end_cannot_be_forced(choice):
     """The grammar would have no next token; a call that nothing forces has no grammar."""
-    endless = {"type": "function", "function": {"name": "endless", "parameters": {"$ref": "#"}}}
-    tools = (TOOL, endless)
+    function = {"name": "endless", "parameters": {"$ref": "#"}, "strict": True}
+    tools = (TOOL, {"type": "function", "function": function})
     with pytest.raises(BadRequest) as refused:
         tool_choice(tools, choice, can_force=True)
     assert refused.value.param == "tools[1].function.parameters"
     assert tool_choice(tools, "auto", can_force=True).shown == tools
     named = {"type": "function", "function": {"name": "f"}}
     assert tool_choice(tools, named, can_force=True).callable == (TOOL,)
+    lax = (TOOL, {"type": "function", "function": {**function, "strict": False}})
+    assert tool_choice(lax, choice, can_force=True).is_forced, "its grammar takes any JSON"
