@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -413,6 +413,35 @@ def test_forced_calls_have_a_grammar(name, kind):
     assert "search" in grammar.value
     assert "get_weather" not in grammar.value
     assert parsers.constraint(ReplyFormat(tools=TOOLS)) is None
+
+
+@pytest.mark.parametrize("name", ["qwen25", "hermes", "mistral", "deepseekv3", "llama3", "kimi_k2"])
+def test_a_grammar_holds_a_forced_reply_to_one_call_where_it_shall_be_one(name):
+    parsers = ReplyParsers(load_parsers, tools=name, reasoning=None)
+    strict = {**SEARCH, "function": {**SEARCH["function"], "strict": True}}
+    form = ReplyFormat(tools=(WEATHER, strict), is_forced=True)
+    many, one = (parsers.constraint(replace(form, is_parallel=each)) for each in (True, False))
+    assert many is not None
+    assert one is not None
+    told, held = json.loads(many.value), json.loads(one.value)["format"]
+    assert (held["type"], held["at_least_one"], held["stop_after_first"]) == (
+        "triggered_tags", True, True,
+    )  # fmt: skip
+    assert held["triggers"] == told["triggers"]
+    assert [
+        {"begin": tag["begin"], "schema": tag["content"]["json_schema"], "end": tag["end"]}
+        for tag in held["tags"]
+    ] == told["structures"]
+    assert held["tags"][1]["content"]["json_schema"] == strict["function"]["parameters"]
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm45"])
+def test_a_json_array_of_one_forced_call_has_room_for_one(name):
+    parsers = ReplyParsers(load_parsers, tools=name, reasoning=None)
+    form = ReplyFormat(tools=TOOLS, is_forced=True, is_parallel=False)
+    grammar = parsers.constraint(form)
+    assert grammar is not None
+    assert json.loads(grammar.value)["maxItems"] == 1
 
 
 @pytest.mark.parametrize("cut", CUTS)
