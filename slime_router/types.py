@@ -128,6 +128,7 @@ class Sampling:
     seed: int | None = None
     logit_bias: Mapping[str, float] | None = None
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool | None = None
     keep_stop: bool = False  # a matched stop stays in the text
     grammar: Grammar | None = None
     custom_params: Mapping[str, Any] | None = None

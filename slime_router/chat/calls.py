@@ -66,14 +66,18 @@ class CallReader:
         self._new_id = new_id
         self._is_parallel = is_parallel
         self._first_index = first_index
+        self._indexes: dict[int, int] = {}  # of calls: the parser's, and ours
         self._begun: dict[int, str] = {}  # calls whose name was given: their arguments so far
         self._raw = ""  # what is no content yet; in a call the text since its name
         self._held = ""  # what waits to be read together
         self._braces: _Braces | None = None  # of the call that is read
         self._is_rewritten = False  # the parser gives other content than the model wrote
+        self._next: CallReader | None = None  # reads what is behind a broken call
 
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         """Content and calls that one token's text adds; at the end also what was held back."""
+        if self._next is not None:
+            return self._next.read(text, is_last=is_last)
         content, deltas = "", tuple[ToolDelta, ...]()
         end = self._boundary(text)
         if end >= 0:
@@ -83,7 +87,10 @@ class CallReader:
         if not is_last and self._can_wait(text):
             return content, deltas
         text, self._held = self._held, ""
-        rest, more = self._read(text, is_last=is_last)
+        if self._next is not None:  # since this piece
+            rest, more = self._next.read(text, is_last=is_last)
+        else:
+            rest, more = self._read(text, is_last=is_last)
         return content + rest, deltas + more
 
     def _boundary(self, text: str) -> int:
@@ -103,27 +110,90 @@ class CallReader:
 
     def unread(self) -> str:
         """The text that neither content nor calls were made of yet."""
+        if self._next is not None:
+            return self._next.unread()
         return self._held if self._begun else self._raw + self._held
 
     def _read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         if self._is_between() and text.lstrip().startswith(","):
             text = str(self._parser.bot_token) + text.lstrip()[1:]  # some forget the array
-        had_begun = bool(self._begun)
+        had_begun, was_inside = bool(self._begun), self._is_inside()
         self._raw += text
         content, items = self._parse(text, is_last=is_last)
         deltas = tuple(delta for item in items if (delta := self._delta(item, text)) is not None)
         if not self._begun:
             return self._as_written(content, is_last=is_last), deltas
+        if had_begun:
+            is_lost = was_inside and not self._is_inside()
+            found = self._broken(is_lost=is_lost, is_last=is_last)
+            if found is not None:
+                return self._past(*found, is_last=is_last, deltas=deltas)
         if is_last:
             deltas += self._rest()
         if had_begun and not content.strip():
             content = ""  # line ends between calls
         return content, deltas
 
+    def _is_inside(self) -> bool:
+        """Whether the parser counts calls, and has begun to."""
+        return getattr(self._parser, "current_tool_id", -1) >= 0
+
+    def _broken(self, *, is_lost: bool, is_last: bool) -> tuple[str, str] | None:
+        """A call behind another of which the parser makes none, and what is behind it.
+
+        Of an unknown tool it forgets all it has read (`is_lost`), and would give what comes to the
+        calls before; at other faults it stops, and keeps what it cannot read.
+        """
+        begin = self._begin()
+        if is_lost:
+            at = self._raw.rfind(begin if begin in self._raw else "{")
+            return "", self._raw[max(at, 0) :]
+        unread = str(getattr(self._parser, "_buffer", ""))
+        if getattr(self._parser, "current_tool_name_sent", True) or len(unread) > len(self._raw):
+            return None  # it reads a call, or keeps what it has read
+        if is_last and begin not in unread:
+            begin = "{"  # behind a separator
+        if begin not in unread:
+            return None
+        broken = unread[unread.index(begin) :]
+        end = str(getattr(self._parser, "eot_token", "") or "").strip()
+        if len(end) > 1 and end in broken:
+            head, _, behind = broken.partition(end)
+            return head + end, behind
+        return (broken, "") if is_last and len(broken) > len(begin) else None
+
+    def _past(
+        self, broken: str, behind: str, *, is_last: bool, deltas: tuple[ToolDelta, ...]
+    ) -> tuple[str, tuple[ToolDelta, ...]]:
+        """What is broken is content; a fresh reader takes what is behind it."""
+        self._next = self._fresh(max(self._begun) + 1)
+        content = without_control_tokens(broken)
+        for index in range(len(behind) + is_last):
+            at_end = is_last and index == len(behind)
+            more = self._next.read(behind[index : index + 1], is_last=at_end)
+            content, deltas = content + more[0], deltas + more[1]
+        return content, deltas
+
+    def _fresh(self, first_index: int) -> CallReader:
+        return CallReader(
+            self._make,
+            self._tools,
+            self._new_id,
+            is_parallel=self._is_parallel,
+            first_index=first_index,
+        )
+
     def _is_between(self) -> bool:
         """Whether a call of an array has ended and another may begin."""
         is_array = str(getattr(self._parser, "bot_token", "")).endswith("[")
-        return is_array and bool(self._begun) and _is_json(self._begun[max(self._begun)])
+        if not is_array or not self._begun or "{" in str(getattr(self._parser, "_buffer", "")):
+            return False
+        return _is_json(self._begun[max(self._begun)])
+
+    def _begin(self) -> str:
+        """What each call begins with; those of an array have no mark of their own."""
+        mark = str(getattr(self._parser, "bot_token", "") or "").strip()
+        return "{" if mark.endswith("[") or not mark else mark
 
     def _as_written(self, content: str, *, is_last: bool) -> str:
         """The content before any call, with what the parser dropped from inside it."""
@@ -154,7 +224,10 @@ class CallReader:
         return content, items
 
     def _delta(self, item: Any, text: str) -> ToolDelta | None:
-        index, arguments = item.tool_index + self._first_index, item.parameters or ""
+        arguments = item.parameters or ""
+        if item.name:  # some count calls that they do not give
+            self._indexes.setdefault(item.tool_index, self._first_index + len(self._indexes))
+        index = self._indexes.get(item.tool_index, -1)
         if index > 0 and not self._is_parallel:
             return None
         if item.name and index not in self._begun:
@@ -196,9 +269,7 @@ class CallReader:
         """The calls behind one at which the parser stopped."""
         if not self._parser.has_tool_call(text) or not self._is_parallel:
             return ()
-        reader = CallReader(
-            self._make, self._tools, self._new_id, is_parallel=True, first_index=first_index
-        )
+        reader = self._fresh(first_index)
         deltas = [delta for letter in text for delta in reader.read(letter, is_last=False)[1]]
         return (*deltas, *reader.read("", is_last=True)[1])
 

@@ -75,8 +75,10 @@ class ReplyParsers:
         kind, value = self._constraint(form)
         if value is None:
             raise BadRequest("No call can be forced of these tools.", param="tools")
-        if hasattr(value, "model_dump_json"):
-            return Grammar(kind, value.model_dump_json(by_alias=True))
+        if hasattr(value, "model_dump"):
+            value = value.model_dump(mode="json", by_alias=True)
+            if not form.is_parallel and "structures" in value:
+                value = _once(value)
         return Grammar(kind, value if isinstance(value, str) else orjson.dumps(value).decode())
 
     def _constraint(self, form: ReplyFormat) -> tuple[Any, Any]:
@@ -233,6 +235,29 @@ def _is_thinking(detector: Any, prompt_tail: str, written: str) -> bool | None:
     if prompt_tail.endswith(end):
         return False
     return True if prompt_tail.endswith(begin) else None
+
+
+def _once(tag: dict[str, Any]) -> dict[str, Any]:
+    """A structural tag of the older form as one of the newer, which ends with the first call."""
+    tags = [
+        {
+            "type": "tag",
+            "begin": each["begin"],
+            "content": {"type": "json_schema", "json_schema": each["schema"]},
+            "end": each["end"],
+        }
+        for each in tag["structures"]
+    ]
+    return {
+        "type": "structural_tag",
+        "format": {
+            "type": "triggered_tags",
+            "triggers": tag["triggers"],
+            "tags": tags,
+            "at_least_one": tag["at_least_one"],
+            "stop_after_first": True,
+        },
+    }
 
 
 def _told(tool: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.doors import body as http
+from slime_router.doors.endless import check_text
 from slime_router.doors.faults import missing, require, wrong_type
 from slime_router.doors.grammar import grammar
 from slime_router.doors.schema import ChatFields, read_fields, sampling, worker_fields
@@ -151,6 +152,7 @@ def _grammar(body: dict[str, Any], fields: ChatFields) -> Grammar | None:
     """SGLang's completions take a schema as text."""
     schema = body.get("json_schema")
     require(schema is None or isinstance(schema, str), "json_schema", "a string")
+    check_text(schema, "json_schema")
     asked = grammar(body.get("response_format"), regex=fields.regex, ebnf=fields.ebnf)
     if schema is not None and asked is not None:
         raise BadRequest("Only one constraint can be set.", param="json_schema")

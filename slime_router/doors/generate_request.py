@@ -14,7 +14,9 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.doors import body as http
+from slime_router.doors.endless import check_text
 from slime_router.doors.faults import require
+from slime_router.doors.stop_regex import fault_of
 from slime_router.doors.vocabulary import Vocabulary, check_bias_keys, checked_ids
 from slime_router.errors import BadRequest
 from slime_router.types import GenerateCall
@@ -163,7 +165,20 @@ def _check_sampling(params: dict[str, Any], vocab_size: int) -> int:
     if bias is not None:
         require(isinstance(bias, dict), "logit_bias", "an object")
         check_bias_keys(bias, vocab_size, "logit_bias")
+    _check_stop_regex(params.get("stop_regex"))
+    for key in ("json_schema", "structural_tag"):
+        check_text(params.get(key), key)
     return min(max(params.get("n") or 1, 1), MAX_CALLS + 1)
+
+
+def _check_stop_regex(given: Any) -> None:
+    if given is None:
+        return
+    patterns = [given] if isinstance(given, str) else given
+    is_list = isinstance(patterns, list) and all(isinstance(each, str) for each in patterns)
+    require(is_list, "stop_regex", "a string or a list of strings")
+    if (fault := fault_of(patterns)) is not None:
+        raise BadRequest(f"Invalid value for 'stop_regex': {fault}.", param="stop_regex")
 
 
 def _one_sample(native: dict[str, Any], n: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from slime_router.doors.endless import check_schema, check_tag
 from slime_router.doors.faults import missing, wrong_type
 from slime_router.errors import BadRequest
 from slime_router.types import Grammar
@@ -48,6 +49,7 @@ def _from_format(wanted: Any) -> Grammar | None:
         case "json_schema":
             return Grammar("json_schema", _text(_schema(wanted)))
         case "structural_tag":
+            check_tag(wanted, _FORMAT)
             return Grammar("structural_tag", _text(wanted))
         case _:
             raise BadRequest(
@@ -69,6 +71,7 @@ def _schema(wanted: dict[str, Any]) -> dict[str, Any]:
         raise missing(f"{_FORMAT}.json_schema.schema")
     if not isinstance(schema, dict):
         raise wrong_type(f"{_FORMAT}.json_schema.schema", "an object")
+    check_schema(schema, f"{_FORMAT}.json_schema.schema")
     return schema
 
 

@@ -12,15 +12,17 @@ from slime_router.doors.body import read_object, request_id
 from slime_router.doors.caller import caller
 from slime_router.doors.delivery import answered, deliver_stream, deliver_whole
 from slime_router.doors.frame import Frame
+from slime_router.doors.responses_listing import listing, read_page
 from slime_router.doors.responses_reply import ResponseBody, ResponseStream, responses_error
 from slime_router.doors.responses_request import ResponsesRequest, read_responses_request
 from slime_router.doors.responses_store import ResponseStore, Stored
+from slime_router.errors import BadRequest
 
 PATH = "/v1/responses"
 
 
 class ResponsesDoor:
-    """Serves `POST /v1/responses`, and `GET` and `DELETE /v1/responses/{id}`."""
+    """Serves `POST /v1/responses`, and what there is under `/v1/responses/{id}`."""
 
     def __init__(self, frame: Frame, *, max_stored: int = 1000) -> None:
         self._frame = frame
@@ -43,6 +45,16 @@ class ResponsesDoor:
         """`DELETE /v1/responses/{id}`: forgets a stored response."""
         headers = {"x-request-id": request_id(request.headers)}
         return await answered(self._delete(request), responses_error, headers)
+
+    async def items(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/responses/{id}/input_items`: a page of what a stored response answers."""
+        headers = {"x-request-id": request_id(request.headers)}
+        return await answered(self._items(request), responses_error, headers)
+
+    async def cancel(self, request: web.Request) -> web.StreamResponse:
+        """`POST /v1/responses/{id}/cancel`: none that is stored still runs."""
+        headers = {"x-request-id": request_id(request.headers)}
+        return await answered(self._cancel(request), responses_error, headers)
 
     async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
         frame = self._frame
@@ -69,8 +81,18 @@ class ResponsesDoor:
             whole = ResponseBody(asked.style, keep)
             return await deliver_whole(request, frame.joiner, [asked.call], whole, headers)
 
+    def _stored(self, request: web.Request) -> Stored:
+        return self._kept.get(request.match_info["id"], caller(request))
+
     async def _show(self, request: web.Request) -> web.StreamResponse:
-        return _json(self._kept.get(request.match_info["id"], caller(request)).response)
+        return _json(self._stored(request).response)
+
+    async def _items(self, request: web.Request) -> web.StreamResponse:
+        return _json(listing(self._stored(request), read_page(request.query)))
+
+    async def _cancel(self, request: web.Request) -> web.StreamResponse:
+        self._stored(request)
+        raise BadRequest("Only a response that was made in the background can be cancelled.")
 
     async def _delete(self, request: web.Request) -> web.StreamResponse:
         response_id = request.match_info["id"]

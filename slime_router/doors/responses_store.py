@@ -28,14 +28,18 @@ class Stored:
     previous: Stored | None = None
     owner: str = ""  # only this caller is told of it
 
-    def conversation(self) -> list[Item]:
-        """All items up to the end of this response, the oldest first."""
+    def steps(self) -> list[Stored]:
+        """This response and all that it continues, the oldest first."""
         steps: list[Stored] = []
         step: Stored | None = self
         while step is not None:
             steps.append(step)
             step = step.previous
-        return [item for each in reversed(steps) for item in (*each.asked, *each.said)]
+        return steps[::-1]
+
+    def conversation(self) -> list[Item]:
+        """All items up to the end of this response, the oldest first."""
+        return [item for each in self.steps() for item in (*each.asked, *each.said)]
 
 
 class ResponseStore:

@@ -16,6 +16,7 @@ from slime_router.doors.faults import require
 from slime_router.errors import BadRequest
 
 RANK_HEADER = "x-data-parallel-rank"
+KEY_HEADER = "x-smg-routing-key"
 
 _RENAMED = (  # the name that counts is first
     ("routed_dp_rank", "data_parallel_rank"),
@@ -43,6 +44,9 @@ def in_our_words(
     if (rank := headers.get(RANK_HEADER)) is not None:
         require(rank.isascii() and rank.isdecimal(), RANK_HEADER, "an integer")
         said["routed_dp_rank"] = int(rank[:10])
+    if (key := headers.get(KEY_HEADER)) is not None:
+        said["routing_key"] = key
+    _hoist_spaces(said)
     if (adapter := _adapter(said.get("model"), served_model)) is not None:
         said["lora_path"] = adapter
     _modernise_functions(said)
@@ -72,6 +76,14 @@ def _modernise_functions(said: dict[str, Any]) -> None:
         if choice is not None and said.get("tool_choice") is None:
             named = isinstance(choice, dict)
             said["tool_choice"] = {"type": "function", "function": choice} if named else choice
+
+
+def _hoist_spaces(said: dict[str, Any]) -> None:
+    """SGLang's chat route looks for this among what the template is given."""
+    kwargs, name = said.get("chat_template_kwargs"), "spaces_between_special_tokens"
+    if said.get(name) is None and isinstance(kwargs, dict) and kwargs.get(name) is not None:
+        require(type(kwargs[name]) is bool, f"chat_template_kwargs.{name}", "true or false")
+        said[name] = kwargs[name]
 
 
 def _hoist_effort(said: dict[str, Any]) -> None:

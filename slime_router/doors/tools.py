@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from slime_router.doors.endless import check_schema
 from slime_router.doors.faults import missing, require, wrong_type
 from slime_router.errors import BadRequest
 
@@ -55,16 +56,16 @@ def tool_choice(
         case "none":
             return ToolChoice((), ())
         case "required":
-            _check_can_force(tools, can_force)
+            _check_can_force(tools, tools, can_force)
             return ToolChoice(tools, tools, is_forced=True)
         case {"type": "function", "function": {"name": str(name)}}:
             picked = _picked(tools, [name])
-            _check_can_force(picked, can_force)
+            _check_can_force(tools, picked, can_force)
             return ToolChoice(tools, picked, is_forced=True, named=name)
         case {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": list(allowed)}}:
             picked = _picked(tools, [_allowed_name(tool) for tool in allowed])
             if mode == "required":
-                _check_can_force(picked, can_force)
+                _check_can_force(tools, picked, can_force)
             if mode in ("auto", "required"):
                 return ToolChoice(picked, picked, is_forced=mode == "required")
     raise BadRequest(
@@ -106,9 +107,11 @@ def _allowed_name(tool: Any) -> str:
     raise wrong_type("tool_choice.allowed_tools.tools", "a list of named functions")
 
 
-def _check_can_force(tools: tuple[dict[str, Any], ...], can_force: bool) -> None:
-    """A forced call must be read back from the text, and no parser is configured for that."""
-    if not tools:
+def _check_can_force(
+    tools: tuple[dict[str, Any], ...], picked: tuple[dict[str, Any], ...], can_force: bool
+) -> None:
+    """A forced call of those `picked` must have an end, and a parser that reads it back."""
+    if not picked:
         raise BadRequest(
             "Tools cannot be empty if tool choice is set to required.", param="tool_choice"
         )
@@ -117,6 +120,10 @@ def _check_can_force(tools: tuple[dict[str, Any], ...], can_force: bool) -> None
             "This 'tool_choice' needs a tool-call parser, and none is configured.",
             param="tool_choice",
         )
+    for tool in picked:
+        if tool["function"].get("strict"):  # else its call may hold any JSON
+            path = f"tools[{tools.index(tool)}].function.parameters"
+            check_schema(tool["function"].get("parameters"), path)
 
 
 def _check_tool(tool: Any, path: str) -> None:

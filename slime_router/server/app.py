@@ -253,6 +253,8 @@ class Gateway:
             ("POST", "/v1/responses", self.responses.handle),
             ("GET", "/v1/responses/{id}", self.responses.show),
             ("DELETE", "/v1/responses/{id}", self.responses.delete),
+            ("GET", "/v1/responses/{id}/input_items", self.responses.items),
+            ("POST", "/v1/responses/{id}/cancel", self.responses.cancel),
             ("POST", "/v1/messages", self.messages.handle),
             ("POST", "/v1/messages/count_tokens", self.messages.count),
             ("POST", "/retrieve_from_text", retrieve.from_text),

@@ -31,6 +31,7 @@ _SPELLING = {  # a field of Sampling: SGLang's name; sent when somebody set it
     "stop_token_ids": "stop_token_ids",
     "stop_regex": "stop_regex",
     "ignore_eos": "ignore_eos",
+    "spaces_between_special_tokens": "spaces_between_special_tokens",
     "seed": "sampling_seed",
     "logit_bias": "logit_bias",
     "custom_params": "custom_params",

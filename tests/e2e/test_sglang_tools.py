@@ -180,6 +180,23 @@ def test_a_forced_call_is_valid(session, agent, witness, brief, stream, choice, 
 
 
 @streamed_or_not
+def test_a_forced_call_that_shall_be_the_only_one_ends_the_reply(agent, witness, brief, stream):
+    """The model would go on: it must not spend tokens on what is not read."""
+    reply = ask(
+        agent,
+        [user("What is the weather?")],
+        stream=stream,
+        tools=[tool("get_weather", strict=True)],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        logit_bias={**brief, str(EOS): -100.0},
+    )
+    (choice,) = reply.choices
+    assert len(choice.message.tool_calls) == 1
+    assert Generation.of(witness.exchanges[-1]).output[-1] == EOS
+
+
+@streamed_or_not
 def test_a_json_schema_is_kept(session, agent, witness, brief, stream):
     form = {"type": "json_schema", "json_schema": {"name": "place", "schema": PARAMETERS}}
     reply = ask(agent, [user("Where?")], stream=stream, response_format=form, logit_bias=brief)

@@ -216,6 +216,7 @@ async def test_a_worker_that_scores_another_prompt_has_failed(given):
         ({"prompt": "a", "echo": 1}, "echo"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "json_schema": {}}, "json_schema"),
+        ({"prompt": "a", "json_schema": '{"$ref": "#"}'}, "json_schema"),
         ({"prompt": "a", "json_schema": "{}", "regex": "a"}, "json_schema"),
     ],
 )

@@ -313,6 +313,37 @@ async def test_what_could_kill_a_worker_is_a_400_in_sglangs_shape(body):
     assert scripted.calls == []
 
 
+@pytest.mark.parametrize(
+    "pattern", ["(", ["a+", "(?<=a+)b"], ["a{99999999999}"], "a" * 257, 5, [5]]
+)
+async def test_a_stop_regex_that_is_none_is_named(pattern):
+    """SGLang answers with a 500, which would say nothing to the client."""
+    body = {"text": "a", "sampling_params": {"stop_regex": pattern}}
+    async with door() as (client, scripted), client.post(PATH, json=body) as response:
+        assert response.status == 400
+        assert "'stop_regex'" in (await response.json())["error"]["message"]
+    assert scripted.calls == []
+
+
+@pytest.mark.parametrize("field", ["json_schema", "structural_tag"])
+async def test_a_schema_that_refers_to_itself_without_end_is_named(field):
+    """SGLang answers with a 500."""
+    schema: Any = {"$ref": "#"}
+    asked = schema if field == "json_schema" else {"format": {"json_schema": schema}}
+    body = {"text": "a", "sampling_params": {field: json.dumps(asked)}}
+    async with door() as (client, scripted), client.post(PATH, json=body) as response:
+        assert response.status == 400
+        assert f"'{field}'" in (await response.json())["error"]["message"]
+    assert scripted.calls == []
+
+
+@pytest.mark.parametrize("pattern", [None, [], "a+", ["a+", "b$"]])
+async def test_a_stop_regex_goes_to_the_worker_as_it_is(pattern):
+    async with door() as (client, scripted):
+        await whole(client, text="a", sampling_params={"stop_regex": pattern})
+    assert (scripted.calls[0].native or {})["sampling_params"] == {"stop_regex": pattern}
+
+
 async def test_a_body_that_is_not_json_is_a_400():
     async with door() as (client, _), client.post(PATH, data=b"{") as response:
         assert response.status == 400

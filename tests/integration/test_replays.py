@@ -222,6 +222,21 @@ async def test_the_third_turn_goes_on_as_well(talk, client):
     assert prompt.ids.tolist()[: len(held)] == held
 
 
+@pytest.mark.parametrize(
+    "spell", [str, str.lstrip, lambda text: "\n" + text.lstrip(), lambda text: "\n" + text]
+)
+@pytest.mark.parametrize("change", [lambda reply: reply, no_reasoning])
+async def test_the_line_ends_behind_reasoning_may_come_back_or_not(talk, change, spell):
+    """A client reads them, as with SGLang's own route; many strip them from what they send back."""
+    reply = await talk.say(ASKED, THOUGHT + "It is done.")
+    assert reply["content"] == "\n\nIt is done."
+    held = talk.held
+    echo = change({**reply, "content": spell(reply["content"])})
+    prompt = await talk.goes_on(ASKED, echo)
+    assert (prompt.receipt.status, prompt.receipt.reused) == ("extended", len(held))
+    assert prompt.ids.tolist()[: len(held)] == held
+
+
 async def test_arguments_that_are_no_json_are_known_again(talk):
     text = CALL.replace('"count"', '"count')
     reply = await talk.say(ASKED, text)

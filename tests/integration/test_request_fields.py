@@ -54,6 +54,11 @@ SAMPLED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"no_stop_trim": True}, {"no_stop_trim": True}),
     ({"include_stop_str_in_output": True}, {"no_stop_trim": True}),
     ({"custom_params": {"a": 1}}, {"custom_params": {"a": 1}}),
+    ({"spaces_between_special_tokens": False}, {"spaces_between_special_tokens": False}),
+    (
+        {"chat_template_kwargs": {"spaces_between_special_tokens": False}},
+        {"spaces_between_special_tokens": False},
+    ),
     ({"regex": "a+"}, {"regex": "a+"}),
     ({"ebnf": 'root ::= "a"'}, {"ebnf": 'root ::= "a"'}),
     ({"response_format": {"type": "json_object"}}, {"json_schema": '{"type": "object"}'}),
@@ -138,6 +143,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guided_json": "{"}, "guided_json"),
     ({"guided_choice": [1]}, "guided_choice"),
     ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+    (
+        {"chat_template_kwargs": {"spaces_between_special_tokens": 1}},
+        "chat_template_kwargs.spaces_between_special_tokens",
+    ),
     ({"chat_template": "x"}, "chat_template"),
     ({"priority": "high"}, "priority"),
     ({"session_params": "x"}, "session_params"),
@@ -206,6 +215,13 @@ async def test_a_rank_in_the_header_wins_as_with_sglang(path):
     """Its chat route reads the header, its `/generate` does not: so it goes into the body."""
     body = await sent(path, {"routed_dp_rank": 0}, {"x-data-parallel-rank": "3"})
     assert body["routed_dp_rank"] == 3
+
+
+@pytest.mark.parametrize("path", ASK)
+async def test_a_routing_key_in_the_header_is_the_worker_s(path):
+    """As with the rank. SGLang counts and schedules by it."""
+    assert (await sent(path, {}, {"X-SMG-Routing-Key": "k"}))["routing_key"] == "k"
+    assert "routing_key" not in await sent(path, {}, {"X-Session-ID": "k"})
 
 
 async def test_a_rank_that_is_no_number_is_a_400():

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from openai.types.responses import Response, ResponseStreamEvent
+from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from slime_router.doors.responses import ResponsesDoor
@@ -78,6 +78,8 @@ async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Cl
     app.router.add_post(PATH, responses.handle)
     app.router.add_get(PATH + "/{id}", responses.show)
     app.router.add_delete(PATH + "/{id}", responses.delete)
+    app.router.add_get(PATH + "/{id}/input_items", responses.items)
+    app.router.add_post(PATH + "/{id}/cancel", responses.cancel)
     async with TestClient(TestServer(app)) as client:
         yield client, scripted
 
@@ -292,6 +294,123 @@ async def test_stored_responses_are_shown_continued_and_deleted():
             assert (await got.json())["error"]["code"] == "previous_response_not_found"
 
 
+async def listed(client: Client, response_id: str, **query: Any) -> Any:
+    async with client.get(f"{PATH}/{response_id}/input_items", params=query) as response:
+        assert response.status == 200, await response.text()
+        page = await response.json()
+    if page["data"]:
+        ResponseItemList.model_validate(page, strict=False)
+        assert page["first_id"] == page["data"][0]["id"]
+    return page
+
+
+async def test_input_items_are_listed_the_newest_first_and_in_pages():
+    said = [{"role": "user", "content": f"{i}"} for i in range(30)]
+    async with door() as (client, _):
+        reply = await whole(client, input=said)
+        page = await listed(client, reply["id"])
+        assert [item["content"][0]["text"] for item in page["data"]] == [
+            str(i) for i in range(29, 9, -1)
+        ]
+        assert (page["has_more"], page["last_id"]) == (True, page["data"][-1]["id"])
+        rest = await listed(client, reply["id"], after=page["last_id"])
+        assert [item["content"][0]["text"] for item in rest["data"]] == [
+            str(i) for i in range(9, -1, -1)
+        ]
+        assert not rest["has_more"]
+        oldest = await listed(client, reply["id"], order="asc", limit="2")
+        assert [item["content"][0]["text"] for item in oldest["data"]] == ["0", "1"]
+        assert oldest["has_more"]
+        none = await listed(client, reply["id"], after=rest["last_id"])
+        assert none == {
+            "object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False,
+        }  # fmt: skip
+
+
+async def test_input_items_of_what_continues_another_begin_with_its_own():
+    """Their ids stay; what only the router knows of them is not shown."""
+    async with door(thoughtful) as (client, _):
+        one = await whole(client)
+        given = {"role": "user", "content": "more", "id": "msg_mine"}
+        two = await whole(client, input=[given], previous_response_id=one["id"])
+        page = await listed(client, two["id"], order="asc")
+        first, *said, last_one = page["data"]
+        assert (first["type"], said) == ("message", one["output"])
+        assert (last_one["id"], last_one["content"][0]["text"]) == ("msg_mine", "more")
+        again = await listed(client, two["id"], order="asc")
+        assert again == page
+        assert (await listed(client, one["id"], order="asc"))["data"] == page["data"][:1]
+
+
+async def test_pages_end_also_where_a_client_names_two_items_alike():
+    said = [{"role": "user", "content": f"{i}", "id": "same"} for i in range(3)]
+    async with door() as (client, _):
+        reply = await whole(client, input=said)
+        seen: list[str] = []
+        while len(seen) < 4:
+            query = {"after": seen[-1]} if seen else {}
+            page = await listed(client, reply["id"], order="asc", limit="1", **query)
+            seen += [item["content"][0]["text"] for item in page["data"]]
+            if not page["has_more"]:
+                break
+            seen[-1] = page["last_id"]
+    assert (len(seen), seen[-1]) == (3, "2")
+
+
+async def test_items_of_every_kind_are_listed_with_ids():
+    called = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "42"}
+    part = {"role": "user", "content": [{"type": "input_text", "text": "hi"}]}
+    spoken = {"role": "assistant", "content": "ok"}
+    async with door() as (client, _):
+        reply = await whole(client, input=[part, spoken, called, output])
+        page = await listed(client, reply["id"], order="asc")
+    kinds = ["message", "message", "function_call", "function_call_output"]
+    assert [item["type"] for item in page["data"]] == kinds
+    assert len({item["id"] for item in page["data"]}) == 4
+    assert page["data"][1]["content"][0]["type"] == "output_text"
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ({"limit": "0"}, "limit"),
+        ({"limit": "101"}, "limit"),
+        ({"limit": "x"}, "limit"),
+        ({"limit": "1" * 5000}, "limit"),
+        ({"order": "up"}, "order"),
+        ({"after": "nosuch"}, "after"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_what_is_wrong_with_a_page_is_named(query, param):
+    async with door() as (client, _):
+        reply = await whole(client)
+        async with client.get(f"{PATH}/{reply['id']}/input_items", params=query) as response:
+            assert response.status == 400
+            assert (await response.json())["error"]["param"] == param
+
+
+async def test_nothing_is_listed_or_cancelled_of_what_is_not_stored():
+    async with door() as (client, _):
+        for method, path in (("GET", "input_items"), ("POST", "cancel")):
+            async with client.request(method, f"{PATH}/resp_nosuch/{path}") as response:
+                assert response.status == 404
+                assert (await response.json())["error"]["param"] == "id"
+
+
+async def test_a_response_that_has_ended_cannot_be_cancelled():
+    async with door() as (client, _):
+        reply = await whole(client)
+        async with client.post(f"{PATH}/{reply['id']}/cancel") as response:
+            assert response.status == 400
+            error = (await response.json())["error"]
+        assert error["type"] == "invalid_request_error"
+        assert "background" in error["message"]
+        async with client.get(f"{PATH}/{reply['id']}") as got:
+            assert await got.json() == reply
+
+
 async def test_the_openai_sdk_reads_it():
     async with (
         door(thoughtful) as (client, _),
@@ -305,6 +424,9 @@ async def test_the_openai_sdk_reads_it():
         assert seen[-1] == "response.completed"
         assert final.output_text == "I look."
         assert (await sdk.responses.retrieve(reply.id)).id == reply.id
+        assert [item.type async for item in sdk.responses.input_items.list(reply.id)] == ["message"]
+        with pytest.raises(openai.BadRequestError):
+            await sdk.responses.cancel(reply.id)
         await sdk.responses.delete(reply.id)
         with pytest.raises(openai.NotFoundError):
             await sdk.responses.retrieve(reply.id)
@@ -449,6 +571,10 @@ async def test_logprobs_stand_in_the_text_s_part_whole_and_streamed(asks):
         ({"top_logprobs": -1}, "top_logprobs"),
         ({"include": "all"}, "include"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"$ref": "#"}}}},
+            "text.format.schema",
+        ),
     ],
     ids=str,
 )

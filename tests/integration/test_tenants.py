@@ -194,6 +194,8 @@ async def test_what_a_tenant_has_is_not_there_for_another(tmp_path):
                 ("POST", "/diagnose", {"session_id": "s", "text": "Hi"}),
                 ("GET", f"/v1/responses/{made['id']}", None),
                 ("DELETE", f"/v1/responses/{made['id']}", None),
+                ("GET", f"/v1/responses/{made['id']}/input_items", None),
+                ("POST", f"/v1/responses/{made['id']}/cancel", None),
                 ("POST", "/v1/responses", {"input": [{"type": "item_reference", "id": item}]}),
             ):
                 status, reply = await ask(router, method, path, who, given)

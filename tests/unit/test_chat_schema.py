@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from slime_router.doors.chat_request import read_chat_request
+from slime_router.doors.tools import tool_choice
 from slime_router.errors import BadRequest
 from slime_router.types import Grammar, Sampling, TemplateOptions
 from tests.integration.scripted import Bytes, asked
@@ -159,6 +160,16 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     # grammars
     ({"response_format": "json"}, "response_format", "invalid_type"),
     ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}},
+        "response_format.json_schema.schema",
+        "invalid_value",
+    ),
+    (
+        {"response_format": {"type": "structural_tag", "structures": [{"schema": {"$ref": "#"}}]}},
+        "response_format",
+        "invalid_value",
+    ),
     (
         {"response_format": {"type": "json_schema"}},
         "response_format.json_schema.schema",
@@ -401,3 +412,20 @@ def test_each_choice_is_a_call_of_its_own():
     calls = read({"n": 3}).calls
     assert len({call.rid for call in calls}) == len({call.turn_id for call in calls}) == 3
     assert all(call.turn_id.startswith("turn_") and len(call.turn_id) == 29 for call in calls)
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "endless"}}], ids=str
+)
+def test_a_call_of_a_tool_whose_parameters_have_no_end_cannot_be_forced(choice):
+    """The grammar would have no next token; a call that nothing forces has no grammar."""
+    function = {"name": "endless", "parameters": {"$ref": "#"}, "strict": True}
+    tools = (TOOL, {"type": "function", "function": function})
+    with pytest.raises(BadRequest) as refused:
+        tool_choice(tools, choice, can_force=True)
+    assert refused.value.param == "tools[1].function.parameters"
+    assert tool_choice(tools, "auto", can_force=True).shown == tools
+    named = {"type": "function", "function": {"name": "f"}}
+    assert tool_choice(tools, named, can_force=True).callable == (TOOL,)
+    lax = (TOOL, {"type": "function", "function": {**function, "strict": False}})
+    assert tool_choice(lax, choice, can_force=True).is_forced, "its grammar takes any JSON"

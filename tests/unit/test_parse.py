@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -196,6 +196,64 @@ def test_a_call_behind_bad_json_is_found(name):
     assert len(set(reply.ids)) == 2
 
 
+def broken(name: str) -> dict[str, str]:
+    """Second calls of the format that are none, by what is wrong with them."""
+    second = WRITTEN[name][1] if name != "mistral" else WRITTEN[name][1].removesuffix("]")
+    if name == "glm45":
+        return {"no name": second.replace("search", "")}
+    if '"name"' not in second:
+        return {"name": re.sub(r"search(:1)?", "", second), "start": second.replace("search", "!")}
+    return {
+        "unknown": second.replace("search", "rm"),
+        "no name": second.replace('"name": "search", ', ""),
+        "no JSON": second.replace('"name"', "name"),
+        "number": second.replace('"search"', "5"),
+        "cut": second[: second.index("search")],
+    }
+
+
+BROKEN = [(name, fault) for name in WRITTEN if name != "qwen3_coder" for fault in broken(name)]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("ending", ["", "\nBye."])
+@pytest.mark.parametrize(("name", "fault"), BROKEN)
+def test_a_broken_call_behind_a_good_one_changes_nothing_of_it(name, fault, ending, cut):
+    """Whatever comes behind it: nothing, an answer, or another call."""
+    first, second = WRITTEN[name]
+    for more in (ending, second + ending):
+        reply = read(parser_of(name), first + broken(name)[fault] + more, cut)
+        assert reply.calls[0] == ("get_weather", ARGUMENTS)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("fault", broken("qwen25"))
+@pytest.mark.parametrize("name", ["qwen25", "hermes"])
+def test_a_broken_call_behind_a_good_one_is_content_and_the_next_is_a_call(name, fault, cut):
+    first, second = WRITTEN[name]
+    text = broken(name)[fault]
+    reply = read(parser_of(name), first + first + text, cut)
+    assert reply.calls == [("get_weather", ARGUMENTS)] * 2
+    assert reply.content == text.lstrip()
+    if fault != "cut":
+        reply = read(parser_of(name), first + first + text + second, cut)
+        assert reply.calls == [("get_weather", ARGUMENTS)] * 2 + [("search", OTHER)]
+        assert reply.content.strip() == text.strip()
+        reply = read(parser_of(name, is_parallel=False), first + text + second, cut)
+        assert reply.calls == [("get_weather", ARGUMENTS)]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("fault", broken("llama3"))
+@pytest.mark.parametrize("name", ["llama3", "mistral"])
+def test_a_broken_call_of_a_list_is_content_and_nothing_is_added(name, fault, cut):
+    first, _ = WRITTEN[name]
+    text = broken(name)[fault]
+    reply = read(parser_of(name), first + text, cut)
+    assert reply.calls == [("get_weather", ARGUMENTS)]
+    assert reply.content.strip() == text[text.index("{") :]
+
+
 def test_a_call_without_arguments_has_an_empty_object():
     reply = read(parser_of("qwen25"), '<tool_call>\n{"name": "search"}\n</tool_call>')
     assert reply.calls == [("search", {})]
@@ -355,6 +413,35 @@ def test_forced_calls_have_a_grammar(name, kind):
     assert "search" in grammar.value
     assert "get_weather" not in grammar.value
     assert parsers.constraint(ReplyFormat(tools=TOOLS)) is None
+
+
+@pytest.mark.parametrize("name", ["qwen25", "hermes", "mistral", "deepseekv3", "llama3", "kimi_k2"])
+def test_a_grammar_holds_a_forced_reply_to_one_call_where_it_shall_be_one(name):
+    parsers = ReplyParsers(load_parsers, tools=name, reasoning=None)
+    strict = {**SEARCH, "function": {**SEARCH["function"], "strict": True}}
+    form = ReplyFormat(tools=(WEATHER, strict), is_forced=True)
+    many, one = (parsers.constraint(replace(form, is_parallel=each)) for each in (True, False))
+    assert many is not None
+    assert one is not None
+    told, held = json.loads(many.value), json.loads(one.value)["format"]
+    assert (held["type"], held["at_least_one"], held["stop_after_first"]) == (
+        "triggered_tags", True, True,
+    )  # fmt: skip
+    assert held["triggers"] == told["triggers"]
+    assert [
+        {"begin": tag["begin"], "schema": tag["content"]["json_schema"], "end": tag["end"]}
+        for tag in held["tags"]
+    ] == told["structures"]
+    assert held["tags"][1]["content"]["json_schema"] == strict["function"]["parameters"]
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm45"])
+def test_a_json_array_of_one_forced_call_has_room_for_one(name):
+    parsers = ReplyParsers(load_parsers, tools=name, reasoning=None)
+    form = ReplyFormat(tools=TOOLS, is_forced=True, is_parallel=False)
+    grammar = parsers.constraint(form)
+    assert grammar is not None
+    assert json.loads(grammar.value)["maxItems"] == 1
 
 
 @pytest.mark.parametrize("cut", CUTS)
