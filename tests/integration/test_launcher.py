@@ -399,15 +399,16 @@ def test_a_router_whose_workers_do_not_start_ends_with_1_and_says_why(book):
 
 
 @pytest.mark.timeout(180)
-def test_ctrl_c_while_the_workers_start_ends_them_too(book):
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_while_the_workers_start_ends_them_too(number, expected, book):
     python = worker_python(book, GRACEFUL)  # it never answers
     process = started("--launch-workers", "1", "--worker-python", python, port=free_port())
     try:
         wait(lambda: len(book.pids()) == 1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         code, err = ended(process)
         assert "Traceback" not in err
-        assert code == 0
+        assert code == expected
         assert book.lines()[-1] == ["left"]
         assert not any(map(is_alive, book.pids()))
     finally:
