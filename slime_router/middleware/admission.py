@@ -22,6 +22,8 @@ from slime_router.types import Finish, GenerateCall, GenerateChunk
 from slime_router.workers.fair_queue import FairQueue
 from slime_router.workers.stitch import IN_QUEUE
 
+RECENT = 0.1  # what the last generation counts beside all before it
+
 # None: the slot is the waiter's; False: its abort was asked for.
 _Ticket: TypeAlias = "asyncio.Future[TooManyRequests | Literal[False] | None]"
 
@@ -45,6 +47,7 @@ class AdmissionMiddleware:
         self._timeout_s = timeout_s
         self._queue: FairQueue[_Ticket] = FairQueue(max_waiting)
         self._counts = AdmissionFigures()
+        self._took_s: float | None = None  # by one that has finished, of late
         self._tickets: dict[str, set[_Ticket]] = {}  # of those that wait, by rid
 
     def __repr__(self) -> str:
@@ -68,10 +71,13 @@ class AdmissionMiddleware:
             yield _aborted(call)
             return
         is_inside = True
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
             async for chunk in call_next(call):
                 if chunk.finish is not None and is_inside:
                     is_inside = False
+                    self._note_time(clock() - began)
                     self._leave()
                 yield chunk
         finally:
@@ -124,6 +130,16 @@ class AdmissionMiddleware:
         if not tickets:
             del self._tickets[rid]
 
+    def _note_time(self, took_s: float) -> None:
+        before_s = took_s if self._took_s is None else self._took_s
+        self._took_s = before_s + RECENT * (took_s - before_s)
+
+    def _again_s(self) -> float | None:
+        """How long all those that wait now, and one more, may take to get in."""
+        if self._took_s is None:
+            return None
+        return self._took_s * (len(self._queue) + 1) / max(self._max_running, 1)
+
     def _leave(self) -> None:
         """Hands the slot to the next; one who left, and was not seen off yet, is passed over."""
         while self._queue:
@@ -137,7 +153,8 @@ class AdmissionMiddleware:
         self._queue.discard(party, ticket)
         if not ticket.done():
             self._counts.refused += 1
-            ticket.set_result(TooManyRequests(f"The router is full: {reason}. Try again later."))
+            words = f"The router is full: {reason}. Try again later."
+            ticket.set_result(TooManyRequests(words, again_s=self._again_s()))
 
 
 def _abort(ticket: _Ticket) -> None:

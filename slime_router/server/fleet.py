@@ -122,6 +122,7 @@ def _pool(config: Config, weights: WeightVersions) -> WorkerPool:
         ),
         may_serve=may_serve,
         api_key=config.worker_api_key,
+        probe_s=config.health_check_interval_s,
     )
     for url in config.worker_urls:
         try:

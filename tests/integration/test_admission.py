@@ -126,6 +126,33 @@ async def test_one_more_than_may_wait_is_refused_at_once():
     assert room.numbers() == (0, 0)
 
 
+async def test_who_is_refused_is_told_how_long_the_queue_before_it_may_take(monkeypatch):
+    room = Room(2, queue=2)
+    clock = 100.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock)
+
+    async def refused() -> float | None:
+        with pytest.raises(TooManyRequests) as caught:
+            await (await room.ask("late"))
+        return caught.value.again_s
+
+    tasks = [await room.ask(f"r{number}") for number in range(4)]
+    assert await refused() is None, "nothing is known"
+    clock += 20
+    await room.end("r0")
+    tasks.append(await room.ask("r4"))
+    assert await refused() == 20 * 3 / 2
+    clock += 8
+    await room.end("r2")
+    tasks.append(await room.ask("r5"))
+    assert 8 * 3 / 2 < (await refused() or 0) < 20 * 3 / 2
+    for _ in range(3):
+        for rid in tuple(room.inside):
+            await room.end(rid)
+    await asyncio.gather(*tasks)
+    assert room.numbers() == (0, 0)
+
+
 async def test_a_burst_that_fills_the_queue_makes_room_for_others():
     room = Room(queue=3)
     burst = [await room.ask(f"a{number}", "a") for number in range(4)]
