@@ -316,6 +316,8 @@ class WorkerPool:
     def _returned(self, worker: Worker) -> None:
         worker.in_flight -= 1
         self._total_in_flight -= 1
+        if worker not in self and not worker.in_flight:
+            self._changed()  # whoever watches it need not any more
         self._leave(worker)
 
     def _leave(self, worker: Worker) -> None:
