@@ -21,7 +21,7 @@ from slime_router.errors import SetupError
 from slime_router.flags import read_config
 from slime_router.server.app import Gateway
 from slime_router.server.banner import banner
-from slime_router.server.stopping import hurry_at_second_signal
+from slime_router.server.stopping import StartUp, hurry_at_second_signal
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,13 @@ def serve(gateway: Gateway) -> int:
     """
     config = gateway.config
     app = gateway.app()
+    start_up = StartUp(app)
     hurry_at_second_signal(app, gateway.slow_clients)
     if (warning := gateway.access.warning(config.host)) is not None:
         logger.warning("%s", warning)
 
     def announce(_: str) -> None:
+        start_up.is_over = True
         sys.stdout.write(banner(gateway))
         sys.stdout.flush()
 
@@ -79,7 +81,7 @@ def serve(gateway: Gateway) -> int:
         )
     except OSError as exc:
         return _failed(f"cannot listen on {config.host}:{config.port}: {_reason(exc)}")
-    return 0
+    return EXIT_INTERRUPTED if start_up.was_interrupted else 0
 
 
 def _failed(message: str) -> int:

@@ -27,17 +27,28 @@ from collections.abc import Sequence
 
 
 class RouterError(Exception):
-    """Base of all. `param` is the dotted path of the field at fault, where there is one."""
+    """Base of all. `param` is the dotted path of the field at fault, where there is one.
+
+    `again_s`: after so many seconds another try may end better, where that is known.
+    """
 
     status = 500
     type = "server_error"
     code: str | None = "internal_error"
     is_final = False  # asking again cannot help: SDKs are told not to
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        again_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.again_s = again_s
         if code is not None:
             self.code = code
 
@@ -129,8 +140,7 @@ class StorageFull(RouterError):
 class NoWorker(RouterError):
     """No worker is registered, or none can take a request.
 
-    `is_temporary`: this may change by itself; `is_paused`: when generation is continued; after
-    `again_s`, where time alone changes it.
+    `is_temporary`: this may change by itself; `is_paused`: when generation is continued.
     """
 
     status = 503
@@ -146,10 +156,9 @@ class NoWorker(RouterError):
         again_s: float | None = None,
         code: str | None = None,
     ) -> None:
-        super().__init__(message, code=code)
+        super().__init__(message, code=code, again_s=again_s)
         self.is_temporary = is_temporary
         self.is_paused = is_paused
-        self.again_s = again_s
 
 
 class WorkerRefused(RouterError):

@@ -199,6 +199,7 @@ class GenerateCall:
     token_limit: int | None = None  # at most so many output tokens, whatever the client says
     wants_routed_experts: bool = False  # the session does; the client need not
     sampled: TokenIds = field(default_factory=lambda: NO_TOKENS)  # of this reply, by another worker
+    asked_as: str = ""  # the rid that the client knows, where it is not `rid`
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ OpenAI's SDKs read four keys, so all four are always there. SGLang's own clients
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import orjson
@@ -14,7 +15,7 @@ from aiohttp import web
 from slime_router.errors import NoWorker, RouterError, TooManyRequests, WorkerFailed, WorkerRefused
 from slime_router.types import Finish
 
-_RETRY_AFTER_S = "1"
+_RETRY_AFTER_S = range(1, 61)  # where nothing is known, the first
 _RETRY_LATER = frozenset({429, 503})
 _CONSUMED = frozenset({502, 504})  # a generation was paid for: an SDK must not pay again by itself
 
@@ -74,13 +75,16 @@ def _kind_and_code(exc: RouterError) -> tuple[str, str | None]:
 def _reply(status: int, body: bytes, content_type: str = "application/json") -> web.Response:
     response = web.Response(status=status, body=body, content_type=content_type)
     if status in _RETRY_LATER:
-        response.headers["retry-after"] = _RETRY_AFTER_S
+        response.headers["retry-after"] = str(_RETRY_AFTER_S[0])
     if status in _CONSUMED:
         response.headers["x-should-retry"] = "false"
     return response
 
 
 def _final(exc: RouterError, response: web.Response) -> web.Response:
+    if exc.again_s is not None and "retry-after" in response.headers:
+        wait_s = min(max(math.ceil(exc.again_s), _RETRY_AFTER_S[0]), _RETRY_AFTER_S[-1])
+        response.headers["retry-after"] = str(wait_s)
     if exc.is_final:
         response.headers.pop("retry-after", None)
         response.headers["x-should-retry"] = "false"

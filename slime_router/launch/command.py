@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from slime_router.errors import SetupError
 from slime_router.launch.machine import HOST, require_sglang, visible_gpus
 
 logger = logging.getLogger(__name__)
 
+API_KEY = "--api-key"
 ROUTERS_OWN = ("--host", "--port")  # flags that the user of a router cannot give to its workers
 _TP = ("--tp", "--tp-size", "--tensor-parallel-size")
 _PP = ("--pp", "--pp-size", "--pipeline-parallel-size")
@@ -21,10 +22,14 @@ _DEVICES = ("--base-gpu-id", "--device", "--nnodes")
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
-    """How one worker is started, wherever it is to listen. `gpus` None: it sees them all."""
+    """How one worker is started, wherever it is to listen. `gpus` None: it sees them all.
 
-    args: tuple[str, ...]
+    `api_key` is the one that it asks for, as its `args` say.
+    """
+
+    args: tuple[str, ...] = field(repr=False)
     gpus: str | None = None
+    api_key: str | None = field(default=None, repr=False)
 
     def at(self, port: int) -> tuple[str, ...]:
         """The command line for this port."""
@@ -43,11 +48,12 @@ def sglang_commands(
     *,
     python: str,
     trust_remote_code: bool = False,
+    api_key: str | None = None,
 ) -> tuple[WorkerCommand, ...]:
     """`count` SGLang servers of one checkpoint. `flags` are SGLang's own, and win over ours.
 
     On a machine with several GPUs each server gets as many of its own as its flags ask for; unless
-    they choose the devices themselves.
+    they choose the devices themselves. Each asks for `api_key`, or for the one in its flags.
 
     Raises:
         SetupError: `python` has no SGLang, or the machine has too few GPUs for one server.
@@ -56,10 +62,14 @@ def sglang_commands(
         return ()
     require_sglang(python)
     trust = ("--trust-remote-code",) if trust_remote_code else ()
-    args = (python, "-m", "sglang.launch_server", "--model-path", checkpoint, *trust, *flags)
+    own_key = _value(flags, (API_KEY,))
+    # One word: SGLang would take a key that begins with a dash for a flag.
+    guard = () if own_key or api_key is None else (f"{API_KEY}={api_key}",)
+    server = (python, "-m", "sglang.launch_server", "--model-path", checkpoint)
+    args = (*server, *trust, *flags, *guard)
     is_chosen = any(flag.partition("=")[0] in _DEVICES for flag in flags)
     slices = gpu_slices(() if is_chosen else visible_gpus(), gpus_per_worker(flags), count)
-    return tuple(WorkerCommand(args, gpus) for gpus in slices)
+    return tuple(WorkerCommand(args, gpus, own_key or api_key) for gpus in slices)
 
 
 def gpus_per_worker(flags: Sequence[str]) -> int:
@@ -85,11 +95,16 @@ def gpu_slices(gpus: Sequence[str], size: int, count: int) -> list[str | None]:
 
 
 def _number(flags: Sequence[str], names: Sequence[str]) -> int:
-    """The last value of a flag; 1 where there is none, and SGLang itself says what is wrong."""
-    number = 1
+    """The value of a flag; 1 where there is none, and SGLang itself says what is wrong."""
+    text = _value(flags, names)
+    return int(text) if text.isdecimal() and int(text) else 1
+
+
+def _value(flags: Sequence[str], names: Sequence[str]) -> str:
+    """What is said last of a flag; "" where there is nothing."""
+    text = ""
     for index, flag in enumerate(flags):
-        name, _, value = flag.partition("=")
+        name, is_said, value = flag.partition("=")
         if name in names:
-            text = value or "".join(flags[index + 1 : index + 2])
-            number = int(text) if text.isdecimal() and int(text) else 1
-    return number
+            text = value if is_said else "".join(flags[index + 1 : index + 2])
+    return text

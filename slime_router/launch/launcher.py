@@ -93,7 +93,7 @@ class Launcher:
         self._grace_s = grace_s
         names = [f"worker {number}" for number in range(1, len(commands) + 1)]
         self._workers = [
-            Launched(name, command, Output(name, log_dir))
+            Launched(name, command, Output(name, log_dir, secret=command.api_key))
             for name, command in zip(names, commands, strict=True)
         ]
         self._keepers: list[asyncio.Task[None]] = []

@@ -12,23 +12,27 @@ from slime_router.errors import SetupError
 logger = logging.getLogger(__name__)
 
 TAIL_LINES = 25
+HIDDEN = b"***"
 MAX_LINE_LEN = 16 * 2**10  # bytes; what is longer becomes several lines
 
 
 class Output:
     """Takes bytes as they come. With a `log_dir` they go to `NAME.log` there, behind what is there.
 
-    Without one each line is logged at debug behind the worker's name.
+    Without one each line is logged at debug behind the worker's name. `secret` is the worker's key,
+    which SGLang prints with its arguments: `***` stands for it everywhere.
 
     Raises:
         SetupError: the file cannot be written.
     """
 
-    def __init__(self, name: str, log_dir: Path | None) -> None:
+    def __init__(self, name: str, log_dir: Path | None, *, secret: str | None = None) -> None:
         self._name = name
         self._file = None if log_dir is None else _opened(log_dir / f"{name.replace(' ', '-')}.log")
         self._tail: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._rest = b""
+        self._secret = (secret or "").encode("utf-8", "surrogateescape")
+        self._held = b""  # may be the beginning of the secret
 
     def __repr__(self) -> str:
         return f"<Output of {self._name}>"
@@ -44,6 +48,18 @@ class Output:
 
     def feed(self, data: bytes) -> None:
         """Takes what was printed; nothing goes wrong here, or the worker would wait for us."""
+        self._keep(self._without_secret(data))
+
+    def _without_secret(self, data: bytes) -> bytes:
+        if not self._secret:
+            return data
+        data = (self._held + data).replace(self._secret, HIDDEN)
+        lengths = range(min(len(self._secret) - 1, len(data)), 0, -1)
+        held = next((n for n in lengths if self._secret.startswith(data[-n:])), 0)
+        self._held = data[len(data) - held :]
+        return data[: len(data) - held]
+
+    def _keep(self, data: bytes) -> None:
         if self._file is not None:
             self._write(self._file, data)
         lines = data.replace(b"\r", b"\n").split(b"\n")  # progress bars end theirs with a return
@@ -57,6 +73,8 @@ class Output:
 
     def end(self) -> None:
         """The process has ended; what stands behind its last line end is a line too."""
+        held, self._held = self._held, b""
+        self._keep(held)
         self._take(self._rest)
         self._rest = b""
 

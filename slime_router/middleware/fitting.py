@@ -60,4 +60,6 @@ class FittingMiddleware:
 def _to_the_end(call: GenerateCall) -> GenerateCall:
     """The same with no limit but the context; under another id, as the first is being aborted."""
     sampling = replace(call.sampling, max_tokens=None)
-    return replace(call, sampling=sampling, token_limit=None, rid=f"{call.rid}-again")
+    return replace(
+        call, sampling=sampling, token_limit=None, rid=f"{call.rid}-again", asked_as=call.rid
+    )

@@ -210,7 +210,11 @@ class Gateway:
         )
         of_sessions, anywhere = self._session_routes(), self._doors()
         control = ControlRoutes(
-            self.pool, self.client, self.relay, on_weights=self.upkeep.on_weights
+            self.pool,
+            self.client,
+            self.relay,
+            self.admission,
+            on_weights=self.upkeep.on_weights,
         )
         workers = WorkerAdmin(self.pool)
         admins = [*control.routes(), *workers.routes()]

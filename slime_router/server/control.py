@@ -20,6 +20,7 @@ from multidict import CIMultiDict
 
 from slime_router.doors.replies import openai_error_object
 from slime_router.errors import NoWorker, RouterError
+from slime_router.middleware.admission import AdmissionMiddleware
 from slime_router.server.passthrough import OWN_ANSWER, OWN_REQUEST, UNPACKED, end_to_end
 from slime_router.types import WeightVersion
 from slime_router.workers.client import WorkerClient
@@ -97,11 +98,18 @@ class ControlRoutes:
     """
 
     def __init__(
-        self, pool: WorkerPool, client: WorkerClient, relay: Relay, *, on_weights: OnWeights
+        self,
+        pool: WorkerPool,
+        client: WorkerClient,
+        relay: Relay,
+        admission: AdmissionMiddleware,
+        *,
+        on_weights: OnWeights,
     ) -> None:
         self._pool = pool
         self._client = client
         self._relay = relay
+        self._admission = admission
         self._on_weights = on_weights
 
     def __repr__(self) -> str:
@@ -153,12 +161,16 @@ class ControlRoutes:
         """
         fields = _fields(order.body)
         if fields.get("abort_all"):
+            self._admission.cancel_all()
             self._relay.cancel_all()
             return []
         rid = fields.get("rid")
+        if not isinstance(rid, str):
+            return []
+        self._admission.cancel(rid)
         return [
             (worker, replace(order, body=orjson.dumps({**fields, "rid": name})))
-            for worker, name in (self._relay.cancel(rid) if isinstance(rid, str) else ())
+            for worker, name in self._relay.cancel(rid)
         ]
 
     async def _tell(self, worker: Worker, order: _Order) -> WorkerAnswer | RouterError:

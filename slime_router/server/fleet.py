@@ -122,6 +122,7 @@ def _pool(config: Config, weights: WeightVersions) -> WorkerPool:
         ),
         may_serve=may_serve,
         api_key=config.worker_api_key,
+        probe_s=config.health_check_interval_s,
     )
     for url in config.worker_urls:
         try:
@@ -162,17 +163,18 @@ def _text_reader(tokenizer: Tokenizer) -> OpenText:
 
 
 def _launcher(config: Config, fleet: Fleet) -> Launcher:
-    launched = LaunchedWorkers(
-        fleet.pool, fleet.client, fleet.greetings.greet, api_key=config.worker_api_key
+    commands = sglang_commands(
+        config.launch_workers,
+        config.hf_checkpoint,
+        config.worker_flags,
+        python=config.worker_python or sys.executable,
+        trust_remote_code=config.trust_remote_code,
+        api_key=config.worker_api_key,
     )
+    api_key = commands[0].api_key if commands else None
+    launched = LaunchedWorkers(fleet.pool, fleet.client, fleet.greetings.greet, api_key=api_key)
     return Launcher(
-        sglang_commands(
-            config.launch_workers,
-            config.hf_checkpoint,
-            config.worker_flags,
-            python=config.worker_python or sys.executable,
-            trust_remote_code=config.trust_remote_code,
-        ),
+        commands,
         answers=launched.answers,
         on_up=launched.note_up,
         on_down=launched.note_down,

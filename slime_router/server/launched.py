@@ -13,7 +13,10 @@ PROBE_TIMEOUT_S = 10.0
 
 
 class LaunchedWorkers:
-    """Keeps the pool informed; `greet` is told of each worker that begins to serve."""
+    """Keeps the pool informed; `greet` is told of each worker that begins to serve.
+
+    `api_key` is the one that all of them ask for.
+    """
 
     def __init__(
         self,
@@ -44,7 +47,7 @@ class LaunchedWorkers:
 
     def note_up(self, url: str) -> None:
         """Registers it, or takes it back into service."""
-        worker = self._pool.add(url)
+        worker = self._pool.add(url, api_key=self._api_key)
         self._pool.mark_up(worker)
         self._greet(worker)
 

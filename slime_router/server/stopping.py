@@ -1,4 +1,7 @@
-"""The second signal: it ends at once what the first one lets run on for the grace period."""
+"""Signals: one that comes before the router is up, and the second one.
+
+The second ends at once what the first one lets run on for the grace period.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,25 @@ from contextlib import suppress
 from aiohttp import web
 
 from slime_router.server.slow_clients import SlowClients
+
+
+class StartUp:
+    """Until it `is_over`, SIGINT is an interruption; behind that it is an ordinary end."""
+
+    def __init__(self, app: web.Application) -> None:
+        self.is_over = False
+        self.was_interrupted = False
+        app.on_startup.insert(0, self._listen)  # before what may take minutes
+
+    async def _listen(self, _: web.Application) -> None:
+        with suppress(NotImplementedError):  # on Windows
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self) -> None:
+        if self.was_interrupted:  # it cannot wait for what it is stopping
+            raise KeyboardInterrupt
+        self.was_interrupted = not self.is_over
+        raise web.GracefulExit
 
 
 def hurry_at_second_signal(app: web.Application, clients: SlowClients) -> None:

@@ -187,7 +187,7 @@ class Attempts:
         worker = self._worker
         can_go_on = stitch is None or stitch.can_go_on
         if worker is None or not self._is_worth_another(exc, worker) or not can_go_on:
-            raise _told(exc) from exc
+            raise self._told(exc) from exc
         if isinstance(exc, NotTaken) and exc.is_stale and worker.url not in self._stale:
             self._stale.add(worker.url)
             self._note_retry(logging.INFO, worker, exc)  # idle connections end: no fault yet
@@ -196,12 +196,18 @@ class Attempts:
         has_others = self._pool.has_candidates(self._need, self._tried)
         if not (isinstance(exc, NotTaken) and has_others):
             if self._retries >= self._dispatcher.backoff.max_retries:
-                raise _told(exc) from exc
+                raise self._told(exc) from exc
             self._retries += 1
         sampled_len = 0 if stitch is None else len(stitch.output_ids)
         self._note_retry(logging.WARNING, worker, exc, sampled_len)
         if not has_others:
             await self._back_off(self._retries - 1)
+
+    def _told(self, exc: Failure) -> RouterError:
+        if not isinstance(exc, NotTaken):
+            return exc
+        words = f"No worker could be reached: {exc.reason}."
+        return NoWorker(words, is_temporary=True, again_s=self._pool.probe_s)
 
     def _note_retry(self, level: int, worker: Worker, exc: Failure, sampled_len: int = 0) -> None:
         self._dispatcher.counts["moved" if sampled_len else "retried"] += 1
@@ -239,9 +245,3 @@ class Attempts:
     async def _back_off(self, retry: int) -> None:
         delay_s = self._dispatcher.backoff.delay_s(retry, self._dispatcher.random)
         await asyncio.sleep(min(delay_s, self.left_s()))
-
-
-def _told(exc: Failure) -> RouterError:
-    if isinstance(exc, NotTaken):
-        return NoWorker(f"No worker could be reached: {exc.reason}.", is_temporary=True)
-    return exc

@@ -3,7 +3,8 @@
 A paused worker hangs its own `/health`; so what is asked is whether its front end answers at all.
 Whoever answers, with whatever status below 500, is up. A worker that refuses connections is down
 at once; one that is silent, after `failure_threshold` probes: then what it runs is moved, too.
-A worker that is down is probed until it comes back, or is removed.
+A worker that is down is probed until it comes back, or is removed; one that is removed, until it
+has nothing in flight.
 """
 
 from __future__ import annotations
@@ -111,8 +112,11 @@ class Health:
                 self._watches[worker] = task
                 task.add_done_callback(partial(self._forget, worker))
         for worker, alarm in self._alarms.items():
-            if worker not in self._pool:
+            if self._is_gone(worker):
                 alarm.set()
+
+    def _is_gone(self, worker: Worker) -> bool:
+        return worker not in self._pool and not worker.in_flight
 
     def _forget(self, worker: Worker, _: object) -> None:
         del self._watches[worker], self._alarms[worker]
@@ -123,7 +127,7 @@ class Health:
         began = clock()
         while True:
             await self._rest(worker, state.rest_s(worker))
-            if worker not in self._pool:
+            if self._is_gone(worker):
                 return
             probe = await self._probe(worker)
             if probe == "answers":

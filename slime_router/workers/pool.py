@@ -61,7 +61,8 @@ class WorkerPool:
     """The fleet, keyed by URL.
 
     `may_serve` says which workers may have requests besides those that cannot: by weight version.
-    `api_key` is sent to workers that are added without one.
+    `api_key` is sent to workers that are added without one. One that is down is probed every
+    `probe_s`, where that is known.
     """
 
     def __init__(
@@ -72,12 +73,14 @@ class WorkerPool:
         breaker: BreakerSettings | None = None,
         may_serve: Callable[[Worker], bool] = lambda _: True,
         api_key: str | None = None,
+        probe_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = policy or make_policy("least_inflight")
         self._breaker_settings = breaker or BreakerSettings()
         self._may_serve = may_serve
         self._api_key = api_key
+        self.probe_s = probe_s
         self._clock = clock
         self._workers: dict[str, Worker] = {}
         self._breakers: dict[Worker, Breaker] = {}
@@ -284,7 +287,7 @@ class WorkerPool:
             raise NoWorker("No worker left.")
         up = [w for w in there if w.is_up and not w.is_draining]
         if not up:
-            raise NoWorker("No worker can be reached.", is_temporary=True)
+            raise NoWorker("No worker can be reached.", is_temporary=True, again_s=self.probe_s)
         running = [w for w in up if not (w.is_paused or w.is_asleep)]
         if not running:
             raise NoWorker("Generation is paused.", is_temporary=True, is_paused=True)
@@ -313,6 +316,8 @@ class WorkerPool:
     def _returned(self, worker: Worker) -> None:
         worker.in_flight -= 1
         self._total_in_flight -= 1
+        if worker not in self and not worker.in_flight:
+            self._changed()  # whoever watches it need not any more
         self._leave(worker)
 
     def _leave(self, worker: Worker) -> None:

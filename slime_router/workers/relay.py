@@ -97,7 +97,7 @@ class Relay:
         stitch = Stitch(
             call, self._open_text, eos_ids=self._eos_ids, is_cumulative=self._is_cumulative
         )
-        with self._running(call.rid) as run:
+        with self._running(call.asked_as or call.rid) as run:
             attempts = Attempts(self._dispatcher, _need(call), run)
             part = stitch.next_call()
             while not (stitch.is_over or run.is_cancelled):

@@ -22,6 +22,7 @@ from slime_router.types import (
 from slime_router.workers.items import Items, OpenText, TextReader, finish_reason
 from slime_router.workers.wire import is_constrained, length_limit, stop_ids, text_rules
 
+IN_QUEUE = "Abort in waiting queue"  # SGLang's words for one that has sampled nothing
 _ALL_TEXT = Sampling(keep_stop=True, skip_special_tokens=False)
 
 
@@ -165,7 +166,7 @@ class Stitch:
 
     def ended(self) -> Sequence[GenerateChunk]:
         """The end that no worker told: `ending`, or else an abort, as a worker says it."""
-        words = "Aborted" if self.output_ids else "Abort in waiting queue"
+        words = "Aborted" if self.output_ids else IN_QUEUE
         finish = self.ending() or Finish("abort", message=words)
         self.is_over = True
         chunk = GenerateChunk(output_ids=[], finish=finish)

@@ -126,6 +126,33 @@ async def test_one_more_than_may_wait_is_refused_at_once():
     assert room.numbers() == (0, 0)
 
 
+async def test_who_is_refused_is_told_how_long_the_queue_before_it_may_take(monkeypatch):
+    room = Room(2, queue=2)
+    clock = 100.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock)
+
+    async def refused() -> float | None:
+        with pytest.raises(TooManyRequests) as caught:
+            await (await room.ask("late"))
+        return caught.value.again_s
+
+    tasks = [await room.ask(f"r{number}") for number in range(4)]
+    assert await refused() is None, "nothing is known"
+    clock += 20
+    await room.end("r0")
+    tasks.append(await room.ask("r4"))
+    assert await refused() == 20 * 3 / 2
+    clock += 8
+    await room.end("r2")
+    tasks.append(await room.ask("r5"))
+    assert 8 * 3 / 2 < (await refused() or 0) < 20 * 3 / 2
+    for _ in range(3):
+        for rid in tuple(room.inside):
+            await room.end(rid)
+    await asyncio.gather(*tasks)
+    assert room.numbers() == (0, 0)
+
+
 async def test_a_burst_that_fills_the_queue_makes_room_for_others():
     room = Room(queue=3)
     burst = [await room.ask(f"a{number}", "a") for number in range(4)]
@@ -173,6 +200,54 @@ async def test_no_slot_is_lost_when_a_waiter_is_cancelled_at_any_step(before, af
     await room.end("last")
     await asyncio.gather(first, last)
     assert (room.most, room.numbers()) == (1, (0, 0))
+
+
+@pytest.mark.parametrize("rid", ["r1", None])
+async def test_what_is_aborted_in_the_queue_ends_as_one_that_has_sampled_nothing(rid):
+    room = Room()
+    first, waiting, other = [await room.ask(f"r{number}") for number in range(3)]
+    room.admission.cancel("nobody")
+    assert room.numbers() == (1, 2)
+    stream = room.admission(GenerateCall(rid="r1", turn_id="", text=""), room.dispatch)
+    chunk = asyncio.create_task(anext(stream))
+    await steps()
+    if rid is None:
+        room.admission.cancel_all()
+    else:
+        room.admission.cancel(rid)
+    await steps()
+    assert (await chunk).finish == Finish("abort", message="Abort in waiting queue")
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    await waiting
+    await room.end("r0")
+    if rid is not None:
+        await room.end("r2")
+    await asyncio.gather(first, other)
+    assert room.entered == ["r0", "r2"][: 1 + (rid is not None)]
+    assert room.numbers() == (0, 0)
+    assert room.admission.figures.refused == 0
+    assert not room.admission._tickets, "who has left the queue is forgotten"
+
+
+async def test_a_slot_is_not_lost_on_one_that_is_aborted_as_it_is_handed_it():
+    for is_first in (True, False):
+        room = Room()
+        first, second, last = [await room.ask(rid) for rid in ("first", "second", "last")]
+        if is_first:
+            room.admission.cancel("second")
+        room.inside["first"].set()
+        if not is_first:
+            while room.admission.figures.waiting == 2:  # noqa: ASYNC110 - the step counts
+                await asyncio.sleep(0)
+            room.admission.cancel("second")  # too late: the slot is its own
+        for _ in range(2):
+            await steps()
+            for rid in tuple(room.inside):
+                await room.end(rid)
+        await asyncio.gather(first, second, last)
+        assert room.entered == ["first", *(["second"] * (not is_first)), "last"]
+        assert room.numbers() == (0, 0)
 
 
 async def test_a_slot_goes_past_all_those_that_left_in_the_same_step():

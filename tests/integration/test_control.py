@@ -17,6 +17,7 @@ from yarl import URL
 
 from slime_router.doors.replies import openai_error
 from slime_router.errors import RouterError
+from slime_router.middleware.admission import AdmissionMiddleware
 from slime_router.server.control import ControlRoutes
 from slime_router.testing import FakeWorker
 from slime_router.workers.pool import WorkerPool
@@ -44,6 +45,10 @@ class Router:
             return answer.status, orjson.loads(raw)
 
 
+def no_limit():
+    return AdmissionMiddleware(max_running=1000, max_waiting=0, timeout_s=5)
+
+
 @asynccontextmanager
 async def router(*urls, request_timeout_s=5.0):
     pool = WorkerPool(urls)
@@ -61,7 +66,7 @@ async def router(*urls, request_timeout_s=5.0):
         running = Router(pool, None)
         app = web.Application(client_max_size=2**30, middlewares=[boundary])
         for method, path, handler in ControlRoutes(
-            pool, client, client.relay, on_weights=running.on_weights
+            pool, client, client.relay, no_limit(), on_weights=running.on_weights
         ).routes():
             app.router.add_route(method, path, handler)
         server = await stack.enter_async_context(TestServer(app, handler_cancellation=True))

@@ -169,12 +169,16 @@ async def test_a_request_waits_for_a_worker_that_comes_in_time():
         check_one_reply(router, [worker], await asked)
 
 
-async def test_a_request_that_no_worker_takes_in_time_gets_a_503_with_retry_after():
-    async with fleet(1, worker_wait_s=0.05) as (router, (worker,)):
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_request_that_no_worker_takes_in_time_is_told_when_the_next_probe_is_due(is_known):
+    given: dict[str, Any] = {"worker_wait_s": 0.05, "retry_max_retries": 1}
+    async with fleet(1, health_check_interval_s=7.0, **given) as (router, (worker,)):
         await worker.refuse_connections()
+        if is_known:
+            router.gateway.pool.mark_down(router.gateway.pool.list()[0])
         async with router.http.post(CHAT, json=BODY) as response:
             assert response.status == 503
-            assert response.headers["retry-after"]
+            assert response.headers["retry-after"] == "7"
             assert (await response.json())["error"]["code"] == "no_available_workers"
 
 

@@ -12,7 +12,16 @@ from slime_router.workers.health import Health, HealthSettings
 from slime_router.workers.pool import WorkerPool
 from slime_router.workers.worker import Worker
 from tests.integration.gateway import CHAT, serving, until
-from tests.integration.storytellers import QUICK, down, fleet, request_of, teller
+from tests.integration.storytellers import (
+    QUICK,
+    down,
+    fleet,
+    only_turn,
+    request_of,
+    story,
+    streamed,
+    teller,
+)
 
 
 def paths(worker: FakeWorker) -> list[str]:
@@ -127,6 +136,40 @@ async def test_a_removed_worker_is_watched_no_more():
         others = len(workers[1].controls)
         await until(lambda: len(workers[1].controls) > others + 4)
         assert len(workers[0].controls) == seen
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+async def test_a_removed_worker_is_watched_until_its_last_reply_has_ended(is_enabled):
+    """With health checks or without: the watch does not outlive the reply."""
+    async with fleet(2, enable_health_check=is_enabled) as (router, workers):
+        workers[0].hold(after_tokens=2)
+        asked = asyncio.create_task(router.chat([{"role": "user", "content": "hi"}], stream=True))
+        await until(lambda: any(r.count == 2 for r in workers[0]._engine.runs.values()))
+        await router.post(f"/remove_worker?url={workers[0].url}")
+        seen = len(workers[0].controls)
+        if is_enabled:
+            await until(lambda: len(workers[0].controls) > seen + 2)
+        assert len(router.gateway.fleet.health._watches) == 2
+        workers[0].release()
+        await asked
+        await until(lambda: len(router.gateway.fleet.health._watches) == 1)
+        assert router.gateway.relay.counts["moved"] == 0
+
+
+async def test_what_a_removed_worker_hangs_with_goes_on_elsewhere():
+    async with fleet(2, health_failure_threshold=2) as (router, workers):
+        body = request_of(max_tokens=8, stream=True)
+        workers[0].hold(after_tokens=2)
+        asked = asyncio.create_task(streamed(router, CHAT, body))
+        await until(lambda: any(r.count == 2 for r in workers[0]._engine.runs.values()))
+        await router.post(f"/remove_worker?url={workers[0].url}")
+        workers[0].hang()
+        await asked
+        turn = only_turn(router)
+        assert turn.output_ids.tolist() == story(turn.prompt_ids.tolist(), 8)[0]
+        assert router.gateway.relay.counts["moved"] == 1
+        await until(lambda: len(router.gateway.fleet.health._watches) == 1)
+        assert [worker.url for worker in router.gateway.pool.list()] == [workers[1].url]
 
 
 async def test_without_health_checks_only_a_failure_is_looked_into():

@@ -389,6 +389,47 @@ def test_one_command_serves_and_goes_on_when_its_worker_dies(book):
         process.wait()
 
 
+# One that has a key, and says it, as SGLang does.
+GUARDED = WORKER.replace("FakeWorker()", "Guarded()").replace(
+    "async def main",
+    """
+from aiohttp import web
+[key] = [arg.partition("=")[2] for arg in sys.argv if arg.startswith("--api-key=")]
+print("here is", key, flush=True)
+
+class Guarded(FakeWorker):
+    @web.middleware
+    async def _once_awake(self, request, handler):
+        shown = request.headers.get("authorization")
+        if request.path != "/health" and shown != f"Bearer {key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        return await super()._once_awake(request, handler)
+
+async def main""",
+)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("own", [(), ("--api-key=users-own",)])
+def test_a_launched_worker_asks_for_the_routers_key_for_workers(own, book):
+    port = free_port()
+    flags = ("--launch-workers", "1", "--worker-python", worker_python(book, GUARDED))
+    keys = ("--worker-api-key", "routers-own", "--log-level", "debug")
+    process = started(*flags, *keys, "--", *own, port=port)
+    try:
+        read_banner(process)
+        assert ask(port) == 200
+        process.terminate()
+        code, err = ended(process)
+        assert code == 0
+        assert "here is ***" in err
+        assert "s-own" not in err
+        assert ("users-own" if own else "routers-own") in book.path.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.timeout(180)
 def test_a_router_whose_workers_do_not_start_ends_with_1_and_says_why(book):
     python = worker_python(book, "import sys; print('unknown flag'); sys.exit(2)")
@@ -401,15 +442,16 @@ def test_a_router_whose_workers_do_not_start_ends_with_1_and_says_why(book):
 
 
 @pytest.mark.timeout(180)
-def test_ctrl_c_while_the_workers_start_ends_them_too(book):
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_while_the_workers_start_ends_them_too(number, expected, book):
     python = worker_python(book, GRACEFUL)  # it never answers
     process = started("--launch-workers", "1", "--worker-python", python, port=free_port())
     try:
         wait(lambda: len(book.pids()) == 1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         code, err = ended(process)
         assert "Traceback" not in err
-        assert code == 0
+        assert code == expected
         assert book.lines()[-1] == ["left"]
         assert not any(map(is_alive, book.pids()))
     finally:

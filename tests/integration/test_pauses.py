@@ -12,6 +12,7 @@ from slime_router.types import Finish, VersionSpan
 from tests.integration.gateway import CHAT, until
 from tests.integration.storytellers import fleet, only_turn, request_of, story, streamed
 from tests.integration.test_resume import COUNT, PROMPT, native
+from tests.tiny import CONTEXT_LEN
 
 
 async def held_stream(router: Any, worker: Any, path: str, body: Any) -> asyncio.Task[Any]:
@@ -168,6 +169,69 @@ async def test_what_is_aborted_while_it_waits_for_a_worker_ends_at_once():
         assert status == 200
         assert reply["meta_info"]["finish_reason"]["type"] == "abort"
         assert worker.requests == []
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("order", [{"rid": "mine"}, {"abort_all": True}], ids=["rid", "all"])
+async def test_what_is_aborted_in_the_admission_queue_ends_as_one_that_waits_for_a_worker(
+    order, stream
+):
+    async def aborted(router: Any, is_there: Any) -> Any:
+        asked = asyncio.create_task(router.http.post("/generate", json=native(stream=stream)))
+        await until(is_there)
+        await router.http.post("/abort_request", json=order)
+        async with await asked as response:
+            return response.status, await response.text()
+
+    async with fleet(1) as (router, _):
+        await router.post("/pause_generation", {"mode": "retract"})
+        expected = await aborted(router, lambda: router.gateway.relay.counts["waited"] == 1)
+        assert b'"type":"abort"' in expected[1].encode()
+    async with fleet(1, max_concurrent_requests=1) as (router, (worker,)):
+        first = await held_stream(router, worker, CHAT, request_of(rid="first", max_tokens=COUNT))
+        figures = router.gateway.admission.figures
+        got = await aborted(router, lambda: router.gateway.admission.figures.waiting == 1)
+        assert got == expected
+        assert (router.gateway.admission.figures.waiting, figures.refused) == (0, 0)
+        worker.release()
+        if "rid" in order:
+            await first
+            await router.chat([{"role": "user", "content": "the slot is free"}])
+        else:
+            await asyncio.wait([first])
+        assert "mine" not in {request.body["rid"] for request in worker.requests}
+
+
+async def test_a_chat_that_is_aborted_in_the_admission_queue_is_told_as_any_other():
+    async with fleet(1, max_concurrent_requests=1) as (router, (worker,)):
+        first = await held_stream(router, worker, CHAT, request_of(max_tokens=COUNT))
+        asked = asyncio.create_task(router.post(CHAT, request_of(rid="mine")))
+        await until(lambda: router.gateway.admission.figures.waiting == 1)
+        await router.http.post("/abort_request", json={"rid": "another"})
+        assert router.gateway.admission.figures.waiting == 1
+        await router.http.post("/abort_request", json={"rid": "mine"})
+        status, reply = await asked
+        assert (status, reply["error"]["code"]) == (503, "upstream_error")
+        assert "Abort in waiting queue" in reply["error"]["message"]
+        worker.release()
+        await first
+
+
+@pytest.mark.parametrize("order", [{"rid": "mine"}, {"abort_all": True}], ids=["rid", "all"])
+async def test_an_abort_reaches_the_second_try_of_what_asked_for_too_much(order):
+    """It runs under another rid, and the client knows but its own."""
+    async with fleet(1) as (router, (worker,)):
+        router.gateway.pool.list()[0].context_len = None
+        worker.hold(after_tokens=2)
+        body = request_of(rid="mine", max_tokens=10 * CONTEXT_LEN, stream=True)
+        asked = asyncio.create_task(router.http.post(CHAT, json=body))
+        await until(lambda: any(run.count == 2 for run in worker._engine.runs.values()))
+        assert worker.running == ["mine-again"]
+        assert (await router.http.post("/abort_request", json=order)).status == 200
+        async with await asked as response:
+            assert b"aborted the generation" in await response.read()
+        assert "mine-again" in worker.aborted
+        assert [request.body["rid"] for request in worker.requests] == ["mine", "mine-again"]
 
 
 @pytest.mark.parametrize(

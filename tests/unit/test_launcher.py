@@ -88,6 +88,26 @@ def test_a_worker_serves_the_checkpoint_and_the_user_has_the_last_word(python, g
     assert command.env == {}
 
 
+@pytest.mark.parametrize(
+    ("flags", "key", "added"),
+    [
+        ([], "ours", ("--api-key=ours",)),
+        (["--api-key", "theirs"], "theirs", ()),
+        (["--api-key=first", "--api-key=theirs"], "theirs", ()),
+        (["--api-key"], "ours", ("--api-key=ours",)),
+    ],
+)
+def test_a_worker_has_the_routers_key_unless_the_user_gave_another(flags, key, added, python, gpus):
+    gpus(0)
+    [command] = sglang_commands(1, "ckpt", flags, python=python, api_key="ours")
+    assert command.api_key == key
+    assert command.at(5)[5:-4] == (*flags, *added)
+    assert key not in repr(command)
+    [command] = sglang_commands(1, "ckpt", [], python=python)
+    assert command.api_key is None
+    assert not any("api-key" in arg for arg in command.at(5))
+
+
 def test_who_launches_no_worker_needs_no_sglang():
     assert sglang_commands(0, "ckpt", [], python="/no/such/python") == ()
 
@@ -192,6 +212,19 @@ def test_the_last_lines_are_kept_however_they_come(caplog):
     assert caplog.messages == [f"worker 1 | {line}" for line in told]
     output.begin()
     assert output.tail == ()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_a_workers_key_is_not_in_what_is_kept_of_its_output(size, tmp_path):
+    """SGLang prints all of its arguments."""
+    output = Output("worker 1", tmp_path, secret="kkey")
+    said = b"api_key='kkkey', key\nkkkk\nkke"
+    for start in range(0, len(said), size):
+        output.feed(said[start : start + size])
+    output.end()
+    output.close()
+    assert output.tail == ("api_key='k***', key", "kkkk", "kke")
+    assert (tmp_path / "worker-1.log").read_bytes() == b"api_key='k***', key\nkkkk\nkke"
 
 
 def test_a_line_without_an_end_does_not_fill_the_memory():
