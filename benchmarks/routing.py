@@ -4,9 +4,9 @@ Time is virtual and all is seeded: but for the two costs, each run finds the sam
 table is of one fleet, which is short of memory, as fleets are that train. Two lightly loaded fleets
 follow, in short; `python -m benchmarks.routing` prints a grid of loads, fleets, memories and seeds,
 and takes long. Our default does not win everywhere. Where a fleet is small, or short of nothing, it
-computes a few percent more than the better peer for bursts, chats and long agents; four workers that
-lack memory for all compute up to a fifth more for bursts and long agents. With long agents it is
-less even on some fleets of eight and more.
+computes a few percent more than the better peer for bursts, chats and long agents; four workers
+that lack memory for all compute up to a fifth more for bursts and long agents. With long agents it
+is less even on some fleets of eight and more.
 """
 
 from __future__ import annotations
