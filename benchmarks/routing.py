@@ -3,9 +3,10 @@
 Time is virtual and all is seeded: but for the two costs, each run finds the same figures. The full
 table is of one fleet, which is short of memory, as fleets are that train. Two lightly loaded fleets
 follow, in short; `python -m benchmarks.routing` prints a grid of loads, fleets, memories and seeds,
-and takes long. Our default does not win everywhere. Four workers compute up to a third more for
-groups than the better peer, and for bursts, where they lack memory for all, up to a half more, but
-are more even; for long agents with ample memory they compute a few percent more and are less even.
+and takes long. Our default does not win everywhere. Where a fleet is small, or short of nothing, it
+computes a few percent more than the better peer for bursts, chats and long agents; four workers
+that lack memory for all compute up to a fifth more for bursts and long agents. With long agents it
+is less even on some fleets of eight and more.
 """
 
 from __future__ import annotations

@@ -15,13 +15,14 @@ from slime_router.workers.affinity import Affinity, Recent, load, most
 from slime_router.workers.holdings import Holdings, Prefixes
 from slime_router.workers.worker import Need, Worker
 
-# The prices of `CacheAware`, in prompt tokens that are computed. `benchmarks.routing` shows what
-# they are worth.
-TOKEN_PRICE = 2  # a token costs this request its time, and the fleet its work
-REQUEST_PRICE = 96  # a request in flight slows the others
+# The prices of `CacheAware`, in prompt tokens that wait. `benchmarks.routing` shows what they are
+# worth.
+TOKEN_PRICE = 3  # a token to compute delays this request and those behind it, and takes memory
+SHARED_PRICE = 0.1  # and it delays each request in flight there: all of them stand still meanwhile
+REQUEST_PRICE = 192  # a request in flight slows the others
 RECENT_PRICE = 0.05  # a token that it was given of late: its chats come back, and need its memory
-QUEUED_PRICE = 512  # a worker whose own queue stands has no room
-KEY_WORTH = 512  # what the key's last worker may cost more
+QUEUED_PRICE = 1024  # a worker whose own queue stands has no room
+KEY_WORTH = 1024  # what the key's last worker may cost more
 
 
 class Policy(Protocol):
@@ -135,9 +136,10 @@ class ConsistentHashing:
 class CacheAware:
     """The worker that is likely to cost the fleet the least, counted in prompt tokens.
 
-    What it has yet to compute of this prompt and of those before it, what its other requests slow,
-    and what it was given of late: that comes back. A worker that holds the prompt's beginning is
-    left when it costs more than to compute it.
+    What it has yet to compute of those before this prompt, what to compute the rest of this one
+    costs it and all that it has in flight, and what it was given of late: that comes back. A worker
+    that holds the prompt's beginning is left when it costs more than to compute it elsewhere:
+    sooner for an idle worker, where that delays nobody, than for a busy one.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -153,14 +155,15 @@ class CacheAware:
         """See `Policy`. The longest idle of those that cost the same."""
         held_lens = self._holdings.held_lens(workers, self._prefixes(need))
         last, recent = self._affinity.last(need.key), self._recent.tokens
+        prompt_len = len(need.ids)
         costs = [
             (
                 worker.pending_tokens
+                + (TOKEN_PRICE + SHARED_PRICE * worker.in_flight) * (prompt_len - held_len)
                 + REQUEST_PRICE * worker.in_flight
                 + RECENT_PRICE * recent(worker)
                 + QUEUED_PRICE * worker.queued
-                - KEY_WORTH * (worker is last)
-                - TOKEN_PRICE * held_len,
+                - KEY_WORTH * (worker is last),
                 worker.last_lease,
                 index,
             )

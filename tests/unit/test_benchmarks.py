@@ -87,21 +87,15 @@ def test_routing():
     check(routing.run(size), len(TRACES) * 12 + 2)
 
 
-def test_our_routing_is_more_even_than_the_peers_and_computes_less_in_all():
-    """Simulated, on half the benchmark's fleet with half its memory; each run is the same.
-
-    So small a fleet is even at the price of tokens on some traces: a few, and not in all.
-    """
+def test_our_routing_computes_less_than_the_peers_and_is_more_even_on_every_trace():
+    """Simulated, on the benchmark's fleet with half its memory and load; each run is the same."""
     names = (routing.OURS, *routing.PEERS)
     engine = Engine(kv_tokens=75_000)
-    found = [
-        routing.outcomes(write(routing.SEED, 0.25), 4, names, engine) for write in TRACES.values()
-    ]
-    for peer in routing.PEERS:
-        pairs = [(outcome[routing.OURS], outcome[peer]) for outcome in found]
-        assert all(ours.imbalance < theirs.imbalance for ours, theirs in pairs)
-        assert all(ours.computed < 1.25 * theirs.computed for ours, theirs in pairs)
-        assert sum(a.computed for a, _ in pairs) < 0.9 * sum(b.computed for _, b in pairs)
+    for name, write in TRACES.items():
+        found = routing.outcomes(write(routing.SEED, 0.5), 8, names, engine)
+        ours, peers = found[routing.OURS], [found[peer] for peer in routing.PEERS]
+        assert all(ours.computed < 0.95 * peer.computed for peer in peers), name
+        assert all(ours.imbalance < 0.95 * peer.imbalance for peer in peers), name
 
 
 def test_the_sensitivity_names_its_worst_case():

@@ -192,6 +192,17 @@ def test_a_worker_with_too_much_to_do_is_left_though_it_holds_the_prompt():
     assert router.policy.choose(workers, Need(prompt(0))) is not home
 
 
+@pytest.mark.parametrize(("in_flight", "is_left"), [(0, True), (20, False)])
+def test_a_prompt_is_computed_again_on_an_idle_worker_sooner_than_on_a_busy_one(in_flight, is_left):
+    """To compute it delays all that the worker has in flight."""
+    router, workers = Router("cache_aware"), fleet(2)
+    home = router.ask(workers, Need(prompt(0, 2_000)))
+    for worker in workers:
+        worker.in_flight = in_flight
+    home.pending_tokens = 6_500
+    assert (router.policy.choose(workers, Need(prompt(0, 2_000))) is not home) is is_left
+
+
 def test_scopes_do_not_share_a_cache():
     router, workers = Router("cache_aware"), fleet(4)
     home = router.ask(workers, Need(prompt(0), "lora"))
