@@ -137,12 +137,12 @@ class ControlRoutes:
             WorkerTimeout: the only one did not answer in time.
         """
         workers = self._pool.list()
-        if not workers:
-            raise NoWorker("No worker is registered.")
         order = await _read(path, request, is_for_many=len(workers) > 1)
         orders = [(worker, order) for worker in workers]
         if path == "/abort_request":
             orders = self._aborts(order) or orders
+        if not orders:
+            raise NoWorker("No worker is registered.")
         async with asyncio.TaskGroup() as group:
             tasks = [(w.url, group.create_task(self._tell(w, order))) for w, order in orders]
         heard = {url: task.result() for url, task in tasks}

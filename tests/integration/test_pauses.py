@@ -171,6 +171,19 @@ async def test_what_is_aborted_while_it_waits_for_a_worker_ends_at_once():
         assert worker.requests == []
 
 
+async def test_what_waits_for_a_worker_can_be_aborted_when_there_is_none_any_more():
+    async with fleet(1, max_concurrent_requests=1) as (router, (worker,)):
+        first = await held_stream(router, worker, CHAT, request_of(max_tokens=COUNT))
+        asked = asyncio.create_task(router.http.post("/generate", json=native()))
+        await until(lambda: router.gateway.admission.figures.waiting == 1)
+        router.gateway.pool.remove(worker.url)
+        assert (await router.http.post("/abort_request", json={"rid": "mine"})).status == 503
+        async with await asked as response:
+            assert (await response.json())["meta_info"]["finish_reason"]["type"] == "abort"
+        worker.release()
+        await first
+
+
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("order", [{"rid": "mine"}, {"abort_all": True}], ids=["rid", "all"])
 async def test_what_is_aborted_in_the_admission_queue_ends_as_one_that_waits_for_a_worker(
