@@ -237,7 +237,13 @@ def test_a_bad_field_is_a_400_that_names_it(body, param, code):
 
 
 GOOD: list[dict[str, Any]] = [
-    {"unknown": object(), "store": True, "user": "u", "metadata": {"a": "b"}, "service_tier": "x"},
+    {
+        "unknown": [{"any": None}],
+        "store": True,
+        "user": "u",
+        "metadata": {"a": "b"},
+        "service_tier": "x",
+    },
     {"stop": None, "tools": None, "stream_options": None, "logit_bias": None, "n": None},
     {"tools": [], "stop": [], "stop_token_ids": [], "modalities": ["text"]},
     {"reasoning_effort": "high", "verbosity": "low", "parallel_tool_calls": False},
