@@ -28,12 +28,12 @@ class Repeats:
         known: dict[bytes, bytes] = {}
         done = 0
         for marker, closing in _LISTS:
-            begin = payload.find(marker) + len(marker)
+            begin = payload.find(marker, done) + len(marker)
             if begin < len(marker):
                 continue  # nobody asked for logprobs
             before = self._known[marker]
             seen = begin + len(before)
-            if begin < done or not payload.startswith(before, begin):
+            if not payload.startswith(before, begin):
                 return None
             follows = payload[seen : seen + 1]
             end = seen if follows == b"]" else payload.find(closing, seen) + len(closing) - 1
