@@ -26,6 +26,7 @@ from slime_router.server.stopping import StartUp, hurry_at_second_signal
 logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
+GC_THRESHOLD = 10_000  # objects: a request makes hundreds, and leaves hardly any in cycles
 MIN_GRACE_S = 0.01  # aiohttp takes 0 for "without end"
 AIOHTTP_WAITS = 2  # it waits that often, one after the other, before it cancels a handler
 
@@ -65,6 +66,7 @@ def serve(gateway: Gateway) -> int:
         sys.stdout.write(banner(gateway))
         sys.stdout.flush()
 
+    gc.set_threshold(GC_THRESHOLD)
     gc.collect()
     gc.freeze()  # a hundred thousand objects stay: to look through them would stall every stream
     try:

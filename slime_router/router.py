@@ -7,8 +7,7 @@ garbage collector.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
 from typing import TypeAlias
 
 from slime_router.middleware.base import CallNext, Chunks, Dispatch, Middleware
@@ -28,18 +27,14 @@ class Router:
         names = [getattr(m, "__name__", type(m).__name__) for m in self._middlewares]
         return f"<Router {' -> '.join([*names, 'dispatch'])}>"
 
-    @asynccontextmanager
-    async def generate(self, call: GenerateCall) -> AsyncIterator[Chunks]:
+    def generate(self, call: GenerateCall) -> Generation:
         """The stream of one generation; on leaving the block every layer is closed.
 
         Raises:
             RouterError: what the layers raise, from the stream.
         """
         streams: _Streams = []
-        try:
-            yield self._link(0, streams)(call)
-        finally:
-            await _close(streams)
+        return Generation(self._link(0, streams), call, streams)
 
     def _link(self, depth: int, streams: _Streams) -> CallNext:
         def call_next(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
@@ -52,6 +47,26 @@ class Router:
             return stream
 
         return call_next
+
+
+class Generation:
+    """One generation under way, for the block: it owns the streams that the layers open for it.
+
+    No generator: every one costs, and each request has one of these.
+    """
+
+    __slots__ = ("_begin", "_call", "_streams")
+
+    def __init__(self, begin: CallNext, call: GenerateCall, streams: _Streams) -> None:
+        self._begin = begin
+        self._call = call
+        self._streams = streams
+
+    async def __aenter__(self) -> Chunks:
+        return self._begin(self._call)
+
+    async def __aexit__(self, *_: object) -> None:
+        await _close(self._streams)
 
 
 async def _close(streams: _Streams) -> None:

@@ -23,6 +23,8 @@ MIN_PIECE_LEN = 16
 # From here on a piece may end at a space. Shorter pieces share more of two texts that part in the
 # middle of a message, longer ones cost less to keep: this is about a hundred tokens.
 LONG_PIECE_LEN = 512
+# Characters, from which on it pays to wake the threads in which the library encodes a batch.
+SHORT_LEN = 2048
 
 _WORD_END = re.compile(r"[^\W_](?= )")  # a letter or digit (str.isalnum) before a space
 _JOINED_WORDS = re.compile(
@@ -51,7 +53,7 @@ class After(StrEnum):
 class Encoder:
     """Encodes with one backend, whose padding and truncation nobody sets any more.
 
-    Only `encode_batch_fast` is called on it, which changes nothing: any number of threads may.
+    Only what changes nothing is called on it: any number of threads may.
     """
 
     def __init__(
@@ -124,6 +126,8 @@ class Encoder:
 
     def _encode_alone(self, texts: Sequence[str]) -> list[list[int]]:
         try:
+            if sum(map(len, texts)) < SHORT_LEN:
+                return [self._backend.encode(text, add_special_tokens=False).ids for text in texts]
             encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         except (TypeError, UnicodeError) as exc:  # a lone surrogate, which JSON can spell
             raise BadRequest("The text is not valid Unicode.") from exc

@@ -44,8 +44,9 @@ def _digest(*parts: bytes) -> Key:
 
 def root_key(scope: str, options: TemplateOptions) -> Key:
     """The key of a conversation without messages."""
-    tools = _canonical_json(list(options.tools))
-    return _digest(scope.encode(), tools, _canonical_json(dict(options.kwargs)))
+    tools = _canonical_json(list(options.tools)) if options.tools else b"[]"
+    kwargs = _canonical_json(dict(options.kwargs)) if options.kwargs else b"{}"
+    return _digest(scope.encode(), tools, kwargs)
 
 
 def next_key(key: Key, message: Message, *, with_call_ids: bool) -> Key:

@@ -35,6 +35,8 @@ class VisibleText:
     def push(self, ids: Sequence[int], finish: Finish | None) -> str:
         """The text that `ids` add; at the end (`finish`) all that is left."""
         if finish is None:
+            if not self._stops:
+                return self._decoder.push(ids)
             self._pending += self._decoder.push(ids)
             return self._release(len(self._pending) - self._held_back())
         matched = finish.matched

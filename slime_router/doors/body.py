@@ -84,7 +84,8 @@ def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:
     named = request.match_info.get("session")
     if named is not None:
         return own_session_id(request, named)
-    hint = next((n for n in _hints(request.headers, body) if is_session_id(n)), None)
+    hints = _hints(request.headers, body)
+    hint = next((n for n in hints if n is not None and is_session_id(n)), None)
     return None if hint is None else caller(request).own(hint)
 
 

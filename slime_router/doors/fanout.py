@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from slime_router.middleware.base import Chunks
-from slime_router.router import Router
+from slime_router.router import Generation, Router
 from slime_router.types import GenerateCall, GenerateChunk
 
 NumberedChunk: TypeAlias = tuple[int, GenerateChunk]
 NumberedChunks: TypeAlias = AsyncIterator[NumberedChunk]
 
 
-@asynccontextmanager
-async def generations(
+def generations(
     router: Router, calls: Sequence[GenerateCall]
-) -> AsyncIterator[NumberedChunks]:
+) -> AbstractAsyncContextManager[NumberedChunks]:
     """The chunks of all `calls` as they come, each with the index of its call.
 
     On leaving the block every generation is closed.
@@ -33,9 +32,12 @@ async def generations(
         RouterError: from the stream, when one of the generations fails.
     """
     if len(calls) == 1:
-        async with router.generate(calls[0]) as chunks:
-            yield _Numbered(chunks)
-        return
+        return _Numbered(router.generate(calls[0]))
+    return _several(router, calls)
+
+
+@asynccontextmanager
+async def _several(router: Router, calls: Sequence[GenerateCall]) -> AsyncIterator[NumberedChunks]:
     steps: asyncio.Queue[_Step] = asyncio.Queue()
     tasks = [
         asyncio.create_task(_pump(router, call, index, steps), name=f"generation {call.rid}")
@@ -131,10 +133,21 @@ class _Step:
 
 
 class _Numbered:
-    """The chunks of the one generation of a request."""
+    """The chunks of the one generation of a request, which is open for the block."""
 
-    def __init__(self, chunks: Chunks) -> None:
-        self._chunks = chunks
+    __slots__ = ("_chunks", "_generation")
+
+    _chunks: Chunks
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+
+    async def __aenter__(self) -> _Numbered:
+        self._chunks = await self._generation.__aenter__()
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self._generation.__aexit__(*failure)
 
     def __aiter__(self) -> _Numbered:
         return self

@@ -14,6 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from hashlib import sha256
+from types import TracebackType
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from aiohttp import web
@@ -87,14 +88,13 @@ class Joiner:
         """A request was turned away unread: its next try belongs to no run, whatever it equals."""
         self._refusals += 1
 
-    @asynccontextmanager
-    async def attend(
+    def attend(
         self,
         request: web.Request,
         calls: Sequence[GenerateCall],
         opening: Opening[T],
         headers: dict[str, str],
-    ) -> AsyncIterator[Visit[T]]:
+    ) -> AbstractAsyncContextManager[Visit[T]]:
         """The generation that answers `request`: its own, or the one that an earlier try began.
 
         `opening` reads what must be there before a reply begins; of a request that joins it is
@@ -104,9 +104,18 @@ class Joiner:
         """
         tries = _tries(request.headers)
         if tries is None or not self._grace_s:
-            async with generations(self._router, calls) as chunks:
-                yield _Own(chunks, opening)
-            return
+            return _Own(generations(self._router, calls), opening)
+        return self._attend_run(request, calls, opening, headers, tries)
+
+    @asynccontextmanager
+    async def _attend_run(
+        self,
+        request: web.Request,
+        calls: Sequence[GenerateCall],
+        opening: Opening[T],
+        headers: dict[str, str],
+        tries: int,
+    ) -> AsyncIterator[Visit[T]]:
         ask = _ask(request, await request.read(), calls[0].session_id)
         run = self._joinable(ask) if tries else None
         if run is None:
@@ -181,13 +190,29 @@ class Joiner:
 
 
 class _Own(Generic[T]):
-    """A generation that belongs to one request alone."""
+    """A generation that belongs to one request alone, and is open for the block."""
 
-    __slots__ = ("_chunks", "_opening")
+    __slots__ = ("_chunks", "_opening", "_stream")
 
-    def __init__(self, chunks: NumberedChunks, opening: Opening[T]) -> None:
-        self._chunks = chunks
+    _chunks: NumberedChunks
+
+    def __init__(
+        self, stream: AbstractAsyncContextManager[NumberedChunks], opening: Opening[T]
+    ) -> None:
+        self._stream = stream
         self._opening = opening
+
+    async def __aenter__(self) -> _Own[T]:
+        self._chunks = await self._stream.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stream.__aexit__(exc_type, exc, traceback)
 
     async def opened(self) -> T:
         return await self._opening(self._chunks)

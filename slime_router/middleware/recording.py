@@ -62,15 +62,17 @@ class _Draft:
     text: str = ""
     calls: dict[int, dict[str, str]] = field(default_factory=dict)  # id, name, arguments
     versions: tuple[VersionSpan, ...] = ()  # as the worker says it
-    observed: list[VersionSpan] = field(default_factory=list)  # as its chunks came
+    version: WeightVersion | None = None  # of the chunk that came last
+    observed: list[tuple[WeightVersion | None, int]] = field(default_factory=list)  # from where on
     experts: str | None = None
     experts_start: int = 0
     output: TokenIds | None = None
 
     def add(self, chunk: GenerateChunk) -> None:
         self.prompt = self.prompt or chunk.prompt
-        if chunk.weight_version is not None and chunk.output_ids:
-            self._observe(chunk.weight_version, len(chunk.output_ids))
+        if chunk.weight_version != self.version and chunk.output_ids:
+            self.version = chunk.weight_version
+            self.observed.append((self.version, len(self.output_ids)))
         self.output_ids += chunk.output_ids
         if chunk.logprobs is not None:
             self.logprobs += chunk.logprobs
@@ -87,16 +89,13 @@ class _Draft:
             self.experts, self.experts_start = chunk.routed_experts, chunk.routed_experts_start
             self.output = chunk.output
 
-    def _observe(self, version: WeightVersion, count: int) -> None:
-        start = len(self.output_ids)
-        last = self.observed[-1] if self.observed else None
-        if last is not None and last.version == version and last.end == start:
-            self.observed[-1] = VersionSpan(version, last.start, start + count)
-        else:
-            self.observed.append(VersionSpan(version, start, start + count))
-
     def weight_versions(self) -> tuple[VersionSpan, ...]:
-        return self.versions or tuple(self.observed)
+        ends = [*(start for _, start in self.observed[1:]), len(self.output_ids)]
+        return self.versions or tuple(
+            VersionSpan(version, start, end)
+            for (version, start), end in zip(self.observed, ends, strict=False)
+            if version is not None
+        )
 
     def reply(self, prefix: str) -> Message:
         """The reply as a client has it; its reasoning is no part of what identifies it."""

@@ -23,7 +23,7 @@ def logprob_array(values: Sequence[float | None]) -> Logprobs:
     exact = np.array(values, np.float64)  # None becomes NaN
     with np.errstate(over="ignore"):
         small = exact.astype(np.float32)
-    is_exact = ((small == exact) | np.isnan(exact)).all()
+    is_exact = small.astype(np.float64).tobytes() == exact.tobytes()
     result = small if is_exact else exact
     result.setflags(write=False)
     return result

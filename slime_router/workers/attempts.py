@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -118,8 +117,7 @@ class Attempts:
         """How much of the request timeout is left."""
         return max(self._deadline - self._clock(), 0.001)
 
-    @asynccontextmanager
-    async def lease(self, rid: str = "") -> AsyncIterator[Lease]:
+    def lease(self, rid: str = "") -> Stay:
         """A worker, waited for while there may be one soon; it has the request as `rid`.
 
         Raises:
@@ -127,13 +125,19 @@ class Attempts:
             Cancelled: the abort of the request was asked for meanwhile.
         """
         self._worker = None
-        with await self._found(self._need) as lease:
-            self._worker, self._is_sampling = lease.worker, False
-            self._run.worker, self._run.rid = lease.worker, rid
-            try:
-                yield lease
-            finally:
-                self._run.worker = None
+        return Stay(self, rid)
+
+    async def enter(self, rid: str) -> Lease:
+        """Begins the stay at a worker."""
+        lease = await self._found(self._need)
+        self._worker, self._is_sampling = lease.worker, False
+        self._run.worker, self._run.rid = lease.worker, rid
+        return lease
+
+    def leave(self, lease: Lease) -> None:
+        """Ends it."""
+        self._run.worker = None
+        lease.close()
 
     async def prefill(self) -> Lease:
         """A worker that computes the prompt for the one that was leased; to be closed.
@@ -245,3 +249,22 @@ class Attempts:
     async def _back_off(self, retry: int) -> None:
         delay_s = self._dispatcher.backoff.delay_s(retry, self._dispatcher.random)
         await asyncio.sleep(min(delay_s, self.left_s()))
+
+
+class Stay:
+    """The stay of a request at the worker that it is leased, for the block."""
+
+    __slots__ = ("_attempts", "_lease", "_rid")
+
+    _lease: Lease
+
+    def __init__(self, attempts: Attempts, rid: str) -> None:
+        self._attempts = attempts
+        self._rid = rid
+
+    async def __aenter__(self) -> Lease:
+        self._lease = await self._attempts.enter(self._rid)
+        return self._lease
+
+    async def __aexit__(self, *_: object) -> None:
+        self._attempts.leave(self._lease)

@@ -10,7 +10,6 @@ import asyncio
 import errno
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -23,7 +22,7 @@ from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 from slime_router.types import Capture, GenerateCall, GenerateChunk, WeightVersion
 from slime_router.workers.connector import Connector, note_use
 from slime_router.workers.events import BodyJoiner, EventSplitter
-from slime_router.workers.exchange import Exchange, NotTaken, WorkerAnswer
+from slime_router.workers.exchange import Exchange, NotTaken, Opened, WorkerAnswer
 from slime_router.workers.reader import ChunkReader
 from slime_router.workers.wire import (
     experts_start,
@@ -161,8 +160,7 @@ class WorkerClient:
             if not is_over:
                 self._abort_later(worker, call)
 
-    @asynccontextmanager
-    async def exchange(
+    def exchange(
         self,
         worker: Worker,
         method: str,
@@ -172,7 +170,7 @@ class WorkerClient:
         body: Any = None,
         timeout_s: float,
         rid: str = "",
-    ) -> AsyncIterator[tuple[Exchange, aiohttp.ClientResponse]]:
+    ) -> Opened[Answer]:
         """Sends a request to `worker`; for the block it can be cut by `give_up`, or by its `rid`.
 
         The answer may have any status; on leaving the block it is closed.
@@ -182,21 +180,8 @@ class WorkerClient:
             WorkerFailed: it closed the connection without an answer, or was given up.
             WorkerTimeout: no answer within `timeout_s`.
         """
-        exchange = Exchange(worker, rid)
-        self._exchanges.setdefault(worker, set()).add(exchange)
-        try:
-            answer = await exchange.opening(
-                self.send(worker, method, path, headers=headers, body=body, timeout_s=timeout_s)
-            )
-            try:
-                yield exchange, answer
-            finally:
-                answer.close()  # keeps the connection where all was read
-        finally:
-            open_ones = self._exchanges[worker]
-            open_ones.discard(exchange)
-            if not open_ones:
-                del self._exchanges[worker]
+        sending = self.send(worker, method, path, headers=headers, body=body, timeout_s=timeout_s)
+        return Opened(Exchange(worker, rid), sending, self._exchanges)
 
     def give_up(self, worker: Worker) -> int:
         """Cuts what `worker` has under way; whoever waits for it gets WorkerFailed at once."""

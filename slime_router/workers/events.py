@@ -26,13 +26,11 @@ class EventSplitter:
         Raises:
             WorkerFailed: a line is longer than `max_len` bytes.
         """
-        head, end, tail = data.rpartition(b"\n")
-        if not end:
-            self._keep(tail)
-            return []
-        lines = b"".join((*self._rest, head)).split(b"\n")
-        self._rest.clear()
-        self._rest_len = 0
+        *lines, tail = data.split(b"\n")
+        if lines and self._rest:
+            lines[0] = b"".join((*self._rest, lines[0]))
+            self._rest.clear()
+            self._rest_len = 0
         self._keep(tail)
         return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 

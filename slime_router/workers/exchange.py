@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from multidict import CIMultiDictProxy
 
@@ -96,3 +96,43 @@ class Exchange:
         self.weight_version = version
         if version is not None and worker.weight_version == before:
             worker.weight_version = version
+
+
+class Opened(Generic[A]):
+    """An exchange and its answer, which is closed on leaving the block.
+
+    For as long as that takes, the exchange is one of those that are `under_way`.
+    """
+
+    __slots__ = ("_answer", "_exchange", "_sending", "_under_way")
+
+    _answer: A
+
+    def __init__(
+        self, exchange: Exchange, sending: Awaitable[A], under_way: dict[Worker, set[Exchange]]
+    ) -> None:
+        self._exchange = exchange
+        self._sending = sending
+        self._under_way = under_way
+
+    async def __aenter__(self) -> tuple[Exchange, A]:
+        exchange = self._exchange
+        self._under_way.setdefault(exchange.worker, set()).add(exchange)
+        try:
+            self._answer = await exchange.opening(self._sending)
+        except BaseException:  # cancelled, too: nobody leaves a block that was not entered
+            self._forget()
+            raise
+        return exchange, self._answer
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            self._answer.close()  # keeps the connection where all was read
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        open_ones = self._under_way[self._exchange.worker]
+        open_ones.discard(self._exchange)
+        if not open_ones:
+            del self._under_way[self._exchange.worker]

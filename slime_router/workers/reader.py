@@ -70,7 +70,7 @@ class ChunkReader:
             if self._is_cumulative and not self._is_native:
                 yield from self._read_newest(waiting[index:])
                 return
-            if self._repeats is not None:
+            if self._repeats is not None and self._is_cumulative is not False:
                 self._repeats.cut(payload)  # it is read whole, and remembered
             yield self._chunk(_load(payload), payload)
 

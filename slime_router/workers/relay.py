@@ -19,7 +19,13 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from itertools import chain
 from typing import Any
 
@@ -152,14 +158,17 @@ class Relay:
                         yield told
                     return
 
+    def _prefilled(
+        self, part: GenerateCall, worker: Worker, attempts: Attempts
+    ) -> AbstractAsyncContextManager[GenerateCall]:
+        """The call as `worker` gets it; a decode worker has another compute the prompt."""
+        is_decode = worker.kind == "decode"
+        return self._paired(part, worker, attempts) if is_decode else nullcontext(part)
+
     @asynccontextmanager
-    async def _prefilled(
+    async def _paired(
         self, part: GenerateCall, worker: Worker, attempts: Attempts
     ) -> AsyncIterator[GenerateCall]:
-        """The call as `worker` gets it; a decode worker has another compute the prompt."""
-        if worker.kind != "decode":
-            yield part
-            return
         with await attempts.prefill() as lease:
             call = paired(part, lease.worker)
 
