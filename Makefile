@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-from-pyproject
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 UV := $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
-PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS)
 CODE := slime_router benchmarks examples tests
 
 export PYTHONUNBUFFERED := 1

@@ -20,15 +20,6 @@ from tests.sglang.environment import CACHE
 from tests.sglang.recorder import RecordingProxy
 from tests.sglang.server import SGLangServer, answers
 
-HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes that run tests, one runs all of these: they share the worker."""
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.xdist_group("sglang"))
-
 
 @pytest.fixture(scope="session")
 def sglang_server(pytestconfig: pytest.Config) -> Iterator[SGLangServer]:

@@ -28,7 +28,6 @@ from slime_router.types import NO_TOKENS
 from tests import vocabularies
 from tests.tiny import build_tiny_checkpoint
 
-pytestmark = pytest.mark.xdist_group("tokenizers")  # each takes long to load
 FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 BYTE_LEVEL = {"tiny", "qwen3", "deepseek_v3", "mistral_nemo", "llama3_2", "gptoss"}
 NFC = {"tiny", "qwen3"}

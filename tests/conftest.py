@@ -1,0 +1,26 @@
+"""Who runs which tests where several processes do: `pytest --numprocesses 2`."""
+
+from __future__ import annotations
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+ONE_PROCESS = {  # each servers or ports that its tests share
+    "tests/e2e/": "sglang",
+    "tests/integration/test_launcher.py": "sglang",
+}
+
+
+class Shares(LoadScopeScheduling):  # type: ignore[misc]  # it brings no types
+    """The tests of one file share what it loads; `ONE_PROCESS` says which files go together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        together = (name for start, name in ONE_PROCESS.items() if file.startswith(start))
+        return next(together, file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
+    """The hook of pytest-xdist by which it takes another scheduler."""
+    return Shares(config, log)
