@@ -11,6 +11,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS)
 CODE := slime_router benchmarks examples tests
 
 export PYTHONUNBUFFERED := 1
+export PYTHONDONTWRITEBYTECODE :=  # what dozens of processes import is compiled once
 
 .DEFAULT_GOAL := help
 .PHONY: install install-with-pip demo test test-clients check bench chaos fuzz format format-check lint type worker clean help

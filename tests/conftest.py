@@ -6,9 +6,10 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-ONE_PROCESS = {  # each servers or ports that its tests share
-    "tests/e2e/": "sglang",
-    "tests/integration/test_launcher.py": "sglang",
+ONE_PROCESS = {  # what tests share besides the file that they stand in
+    "tests/e2e/test_sglang_launch.py": "the range in which launchers look for ports",
+    "tests/integration/test_launcher.py": "the range in which launchers look for ports",
+    "tests/e2e/": "one SGLang",
 }
 
 

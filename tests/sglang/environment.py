@@ -33,6 +33,7 @@ WORKER_ENV = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",  # threads gain a tiny model nothing, and wait for busy cores
     "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "",  # three processes import all of it at each start
 }
 
 
