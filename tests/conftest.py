@@ -1,6 +1,9 @@
-"""Who runs which tests where several processes do: `pytest --numprocesses 2`."""
+"""What all tests share: a log as it was, and who runs which tests where several processes do."""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
 
 import pytest
 from xdist.remote import Producer
@@ -25,3 +28,13 @@ class Shares(LoadScopeScheduling):  # type: ignore[misc]  # it brings no types
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
     """The hook of pytest-xdist by which it takes another scheduler."""
     return Shares(config, log)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Whoever starts a router sets the log's level and handlers; the next test meets neither."""
+    root, ours = logging.getLogger(), logging.getLogger("slime_router")
+    handlers, level = root.handlers[:], ours.level
+    yield
+    root.handlers[:] = handlers
+    ours.setLevel(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -30,16 +29,6 @@ ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 60.0  # a process that imports transformers beside other work
 STOP_TIMEOUT_S = 20.0
 SURE_TO_WAIT_S = 1.0  # who does not wait ends in a fraction of it
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """`main` sets the log's level and handlers; the next test must not meet them."""
-    root, ours = logging.getLogger(), logging.getLogger("slime_router")
-    handlers, level = root.handlers[:], ours.level
-    yield
-    root.handlers[:] = handlers
-    ours.setLevel(level)
 
 
 def config(*flags: str) -> Config:
