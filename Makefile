@@ -30,6 +30,7 @@ $(INSTALLED): pyproject.toml
 	@echo "install: done; try 'make demo', or $(BIN)/python -m slime_router --help"
 
 install-with-pip:  # uv asks the index itself, whatever pip was told of others
+	@echo "install: uv could not; pip does it"
 	@$(PIP) install "pip>=25.1"  # the first that knows dependency groups
 	@$(PIP) install --editable . --group dev
 
