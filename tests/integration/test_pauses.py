@@ -159,6 +159,17 @@ async def test_what_a_client_aborts_is_not_resumed(order):
         assert len(workers[1].requests) == 1
 
 
+async def test_between_two_tries_no_worker_has_the_generation():
+    """Its abort is nobody's to hear: the worker that had it runs others by now."""
+    async with fleet(1, resume_aborted="all") as (router, (worker,)):
+        body = native(stream=True)
+        asked = await held_stream(router, worker, "/generate", body)
+        await router.post("/pause_generation", {"mode": "abort"})
+        await until(lambda: router.gateway.relay.counts["waited"] == 1)
+        assert router.gateway.relay.cancel("mine") == []
+        assert (await asked)[-1]["meta_info"]["finish_reason"]["type"] == "abort"
+
+
 async def test_what_is_aborted_while_it_waits_for_a_worker_ends_at_once():
     async with fleet(1) as (router, (worker,)):
         await router.post("/pause_generation", {"mode": "retract"})

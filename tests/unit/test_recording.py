@@ -175,3 +175,17 @@ async def test_chunks_of_several_weight_versions_become_spans():
     assert turn is not None
     assert turn.weight_versions == (VersionSpan("v1", 0, 2), VersionSpan("v2", 2, 3))
     assert (stack.weights.current, stack.weights.epoch, turn.epoch) == ("v2", 2, 2)
+
+
+async def test_tokens_of_no_known_version_are_in_no_span():
+    async def worker(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
+        for version in (None, "v1", None, "v1"):
+            yield GenerateChunk(output_ids=[100], logprobs=[-0.5], weight_version=version)
+        yield GenerateChunk(output_ids=[], weight_version="v2", finish=Finish("length"))
+
+    stack = Stack(dispatch=worker)
+    call = stack.call("Begin ")
+    await stack.generate(call)
+    turn = stack.store.get(call.turn_id)
+    assert turn is not None
+    assert turn.weight_versions == (VersionSpan("v1", 1, 2), VersionSpan("v1", 3, 4))
