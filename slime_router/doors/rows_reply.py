@@ -11,7 +11,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain, groupby
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
