@@ -22,7 +22,7 @@ import numpy as np
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
 from slime_router.chat.layout import Layout
-from slime_router.chat.match import Key, joined, next_key, root_key, spelling
+from slime_router.chat.match import Key, joined, next_link, root_key
 from slime_router.chat.messages import content_text
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
@@ -100,7 +100,9 @@ class PromptMaker:
         text = self._template.render(call.messages, call.template, date=date)
         if has_failed:
             reason += self._left_out(call.messages, text)
-        self._note_layout(call, self._template.layout(text, call.messages))
+        if mode == "held" and not call.template.continue_final_message:
+            layout = self._template.layout(text, call.messages, call.template, date)
+            self._note_layout(call, layout)
         return await self._from_text(call, text, talk=talk, date=date, reason=reason)
 
     def release(self, prompt: Prompt) -> None:
@@ -123,12 +125,12 @@ class PromptMaker:
         """
         assert call.messages is not None
         whole = joined(call.messages)
-        talk = self._recognise(call, whole)
-        if len(whole) < len(call.messages) and (
-            talk.turn is None or not _was_joined(call.messages, talk.reply_index)
+        talk = self._recognise(call, tuple(whole))
+        if whole is call.messages or (
+            talk.turn is not None and _was_joined(call.messages, talk.reply_index)
         ):
-            return self._recognise(call, call.messages)
-        return talk
+            return talk
+        return self._recognise(call, call.messages)
 
     def _recognise(self, call: GenerateCall, messages: tuple[Message, ...]) -> Conversation:
         try:
@@ -167,8 +169,9 @@ class PromptMaker:
                 keys.append(turn.keys[0])
                 spellings.append(turn.spelling)
             else:
-                keys.append(next_key(keys[-1], message, with_call_ids=with_ids))
-                spellings.append(spelling(spellings[-1], message))
+                key, spelling = next_link(keys[-1], spellings[-1], message, with_call_ids=with_ids)
+                keys.append(key)
+                spellings.append(spelling)
         return keys, spellings, named
 
     def _named_turn(self, message: Message, asked: Key, call: GenerateCall) -> Turn | None:

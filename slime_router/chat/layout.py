@@ -37,7 +37,7 @@ class Mark:
     @staticmethod
     def of(part: str, group: Sequence[Message]) -> Mark:
         """The mark of a part that holds these messages."""
-        length = _reach(part, group)
+        length = reach(part, group)
         return Mark(length, _digest(part[:length]))
 
     def fits(self, part: str) -> bool:
@@ -111,6 +111,14 @@ def compared_literals(source: str | None) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def reach(part: str, group: Sequence[Message]) -> int:
+    """Where the last message of the group that is found in the part ends; 0 where none is."""
+    end = 0
+    for message in group:
+        end = max(end, _find(part, content_text(message.get("content")), end))
+    return end
+
+
 def in_view(view: View, drawing: Drawing) -> tuple[Mark, ...]:
     """The marks of all parts of a drawing, what follows its reply included."""
     return marks_of(drawing.parts, view.groups())
@@ -134,14 +142,6 @@ def _literals(tree: nodes.Template) -> Iterator[str]:
     for call in tree.find_all(nodes.Call):
         if isinstance(call.node, nodes.Getattr) and call.node.attr in _STRING_METHODS:
             yield from (str(each.value) for each in call.args if isinstance(each, nodes.Const))
-
-
-def _reach(part: str, group: Sequence[Message]) -> int:
-    """The end of the last message of the group that is found in the part; 0 for none."""
-    end = 0
-    for message in group:
-        end = max(end, _find(part, content_text(message.get("content")), end))
-    return end
 
 
 def _find(text: str, content: str, start: int) -> int:

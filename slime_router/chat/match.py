@@ -25,6 +25,7 @@ import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -53,42 +54,44 @@ def root_key(scope: str, options: TemplateOptions) -> Key:
 
 def next_key(key: Key, message: Message, *, with_call_ids: bool) -> Key:
     """The key of a conversation with `message` appended."""
-    return _digest(key, _canonical(message, with_call_ids=with_call_ids))
+    return next_link(key, b"", message, with_call_ids=with_call_ids)[0]
 
 
-def spelling(before: Key, message: Message) -> Key:
-    """How the replies of a conversation are spelled, as far as their keys do not tell.
+def next_link(key: Key, spelling: Key, message: Message, *, with_call_ids: bool) -> tuple[Key, Key]:
+    """The key and the spelling of a conversation with `message` appended.
 
-    `before` is that of the messages before; it stays what it is where a reply has nothing to add.
+    The spelling says of replies what their keys do not tell; it stays what it was where a reply
+    has nothing to add to it.
     """
-    if str(message["role"]).lower() != "assistant":
-        return before
+    role = message["role"]
     content = content_text(message.get("content"))
-    if content == _reply_text(content):
-        return before
-    return _digest(before, content.encode("utf-8", "surrogatepass"))
+    if role != "assistant" and str(role).lower() != "assistant":
+        return _digest(key, _canonical(message, content, with_call_ids=with_call_ids)), spelling
+    told = _reply_text(content)
+    if told is not content and told != content:
+        spelling = _digest(spelling, content.encode("utf-8", "surrogatepass"))
+    return _digest(key, _canonical(message, told, with_call_ids=with_call_ids)), spelling
 
 
-def joined(messages: Sequence[Message]) -> tuple[Message, ...]:
+def joined(messages: Sequence[Message]) -> Sequence[Message]:
     """The messages with a reply's text and its calls in one, where a client made two of them."""
+    if not any(_are_one(text, calls) for text, calls in pairwise(messages)):
+        return messages
     whole: list[Message] = []
     for message in messages:
-        last = whole[-1] if whole else None
-        if last is not None and _is_text_only(last) and _is_calls_only(message):
-            whole[-1] = {**message, "content": last.get("content")}
+        if whole and _are_one(whole[-1], message):
+            whole[-1] = {**message, "content": whole[-1].get("content")}
         else:
             whole.append(message)
     return tuple(whole)
 
 
-def _is_text_only(message: Message) -> bool:
-    return message["role"] == "assistant" and not message.get("tool_calls")
-
-
-def _is_calls_only(message: Message) -> bool:
-    if message["role"] != "assistant" or not message.get("tool_calls"):
+def _are_one(text: Message, calls: Message) -> bool:
+    """Whether the first holds the text alone, and the second the calls, of one reply."""
+    if not calls.get("tool_calls") or text.get("tool_calls"):
         return False
-    return not content_text(message.get("content")).strip()
+    is_reply = text["role"] == "assistant" == calls["role"]
+    return is_reply and not content_text(calls.get("content")).strip()
 
 
 def _reply_text(content: str) -> str:
@@ -114,11 +117,9 @@ def reply_keys(key: Key, reply: Message, *, with_call_ids: bool) -> tuple[Key, .
     return tuple(next_key(key, form, with_call_ids=with_call_ids) for form in forms)
 
 
-def _canonical(message: Message, *, with_call_ids: bool) -> bytes:
+def _canonical(message: Message, content: str, *, with_call_ids: bool) -> bytes:
+    """What counts of a message whose text, in the form that counts, is `content`."""
     role = str(message["role"]).lower()
-    content = content_text(message.get("content"))
-    if role == "assistant":
-        content = _reply_text(content)
     parts: list[Any] = [role, content]
     if role not in ("assistant", "tool", "function"):  # agents name them, or drop their names
         parts.append(message.get("name") or "")

@@ -31,6 +31,7 @@ from slime_router.chat.layout import (
     in_view,
     marks_of,
     pairs_of,
+    reach,
 )
 from slime_router.chat.messages import content_text
 from slime_router.chat.seam import Cut, Seam
@@ -118,11 +119,30 @@ class Suffixes:
         after = self._after(known, view, drawing, question)
         return Suffix(drawing.behind[cut.start :], cut.drop, after)
 
-    def of_text(self, text: str, messages: Sequence[Message]) -> Layout | None:
-        """The layout of a prompt that was rendered as it is; replies in it hide what is theirs."""
-        if any(map(is_reply, messages)) or SENTINEL in text:
+    def layout(self, question: Question, text: str) -> Layout | None:
+        """That of a prompt which was rendered whole, as `text`; None where it takes more to know.
+
+        `question.index` is where the reply to come will stand, after all messages.
+        """
+        messages = question.messages
+        if SENTINEL in text:
             return None
-        return Layout((Mark.of(text, messages),), shift_len=SHIFT_LEN)
+        if not any(map(is_reply, messages)):
+            return Layout((Mark.of(text, messages),), shift_len=SHIFT_LEN)
+        start = _later_start(question)
+        if not start:
+            return None
+        near = View.of(messages, question.index, start)
+        plain = self._render(near.messages, question.options, question.date)
+        head = near.groups()[0]
+        if plain is None or not text.endswith(plain[reach(plain, head) :]):
+            return None
+        drawn = self._draw(near, question)
+        if drawn is None:
+            return None
+        marks = marks_of(drawn.parts, near.groups()[:-1])
+        pairs = pairs_of(messages[start - 1 :], self._literals)
+        return Layout(marks, start, pairs, question.size, SHIFT_LEN)
 
     # Rendering
 

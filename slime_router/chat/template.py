@@ -121,9 +121,15 @@ class ChatTemplate:
         question = Question(messages, reply_index, options, date)
         return self._suffixes.find(question, last_id=last_id, layout=layout)
 
-    def layout(self, text: str, messages: Sequence[Message]) -> Layout | None:
-        """What the prompt `text` of these messages looks like; None where that takes more."""
-        return self._suffixes.of_text(text, messages)
+    def layout(
+        self,
+        text: str,
+        messages: Sequence[Message],
+        options: TemplateOptions,
+        date: datetime | None,
+    ) -> Layout | None:
+        """What the prompt `text` of these messages looks like; None where it takes more to know."""
+        return self._suffixes.layout(Question(messages, len(messages), options, date), text)
 
     def left_out(self, text: str, messages: Sequence[Message]) -> list[int]:
         """Which of `messages` the template did not print in `text`."""

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-from slime_router.chat.match import reply_keys, spelling
+from slime_router.chat.match import next_link, reply_keys
 from slime_router.errors import Conflict
 from slime_router.middleware.base import CallNext
 from slime_router.trajectory.experts import RoutedExperts, decode
@@ -250,9 +250,9 @@ class RecordingMiddleware:
             logger.warning("%d of %d logprobs are missing", missing, len(draft.logprobs))
         return logprob_array(draft.logprobs)
 
-    @staticmethod
-    def _spelling(prompt: Prompt, draft: _Draft) -> bytes:
-        return spelling(prompt.spelling, draft.reply(prompt.reply_prefix))
+    def _spelling(self, prompt: Prompt, draft: _Draft) -> bytes:
+        reply = draft.reply(prompt.reply_prefix)
+        return next_link(b"", prompt.spelling, reply, with_call_ids=self._with_call_ids)[1]
 
     def _keys(self, call: GenerateCall, prompt: Prompt, draft: _Draft) -> tuple[bytes, ...]:
         if prompt.messages_key is None or call.native is not None:
