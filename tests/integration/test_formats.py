@@ -14,7 +14,7 @@ from tests.chat_templates import template_text
 from tests.integration.gateway import CHAT, Served, served, serving, user
 from tests.stack import tiny_tokenizer
 
-AUTO = {"tool_call_parser": "auto", "reasoning_parser": "auto"}
+AUTO: dict[str, Any] = {"tool_call_parser": "auto", "reasoning_parser": "auto"}
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {}}}]
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 UNPARSED = "; tools not parsed"
