@@ -52,8 +52,8 @@ class Config:
     trust_remote_code: bool = False
     served_model_name: str | None = None
     capture: Capture = "full"
-    tool_call_parser: str | None = None  # names of SGLang's formats
-    reasoning_parser: str | None = None
+    tool_call_parser: str = "auto"  # "none", or a name of SGLang's formats
+    reasoning_parser: str = "auto"
     reasoning_field: ReasoningField = "reasoning_content"
     enable_multimodal: bool | None = None  # None: as the checkpoint says
     strict_model: bool = False

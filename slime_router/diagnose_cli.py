@@ -115,6 +115,8 @@ def _load_model(asked: argparse.Namespace) -> Gateway:
             hf_checkpoint=asked.hf_checkpoint,
             chat_template=asked.chat_template,
             trust_remote_code=asked.trust_remote_code,
+            tool_call_parser="none",  # no reply is read
+            reasoning_parser="none",
         )
     )
 

@@ -300,15 +300,16 @@ def add_chat_flags(group: argparse._ArgumentGroup) -> None:
         "--tool-call-parser",
         "--sglang-tool-call-parser",
         dest="tool_call_parser",
-        metavar="NAME",
-        help="SGLang's name of the format in which the model calls tools",
+        metavar="{auto,none,NAME}",
+        help="the format in which the model calls tools: found in the template, not read, or one "
+        "of SGLang's",
     )
     group.add_argument(
         "--reasoning-parser",
         "--sglang-reasoning-parser",
         dest="reasoning_parser",
-        metavar="NAME",
-        help="SGLang's name of the format in which the model thinks",
+        metavar="{auto,none,NAME}",
+        help="the format in which the model thinks, likewise",
     )
     group.add_argument(
         "--reasoning-field",

@@ -38,15 +38,24 @@ class ReplyDelta:
 class ReplyParsers:
     """Makes the parser of each reply; knows the formats that the router was told.
 
+    `presumes_thinking`: a reply begins as reasoning where the format has it so, even if the prompt
+    does not show it.
+
     Raises:
         SetupError: SGLang is not installed, or has no such format.
     """
 
     def __init__(
-        self, load: Callable[[], SGLangParsers], *, tools: str | None, reasoning: str | None
+        self,
+        load: Callable[[], SGLangParsers],
+        *,
+        tools: str | None,
+        reasoning: str | None,
+        presumes_thinking: bool = True,
     ) -> None:
         self.tools = tools
         self.reasoning = reasoning
+        self._presumes_thinking = presumes_thinking
         self._sglang = load() if tools or reasoning else None
         if self._sglang is not None:
             _check_name("--tool-call-parser", tools, self._sglang.tool_formats)
@@ -158,6 +167,8 @@ class ReplyParsers:
             tool_call_parser_active=self.tools is not None and bool(form.tools),
         )
         is_open = _is_thinking(parser.detector, prompt_tail.rstrip(), written)
+        if is_open is None and not self._presumes_thinking:
+            is_open = False
         if is_open is not None and hasattr(parser.detector, "_in_reasoning"):
             parser.detector._in_reasoning = is_open  # some take no argument that says so
         return parser

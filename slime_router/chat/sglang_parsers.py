@@ -23,7 +23,7 @@ from slime_router.types import ReplyFormat
 
 _PACKAGES = ("sglang", "sglang.srt")
 _BUILDERS = ("get_model_structural_tag",)  # these compute: nothing can stand in for them
-_MISSING = "tool-call and reasoning parsers need SGLang: pip install 'slime-router[parsers]'"
+MISSING = "tool-call and reasoning parsers need SGLang: pip install 'slime-router[parsers]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def load_parsers() -> SGLangParsers:
             get_json_schema_constraint=calls.get_json_schema_constraint,
         )
     except (ImportError, AttributeError) as exc:
-        raise SetupError(f"{_MISSING} ({exc})") from exc
+        raise SetupError(f"{MISSING} ({exc})") from exc
 
 
 def _enter_without_engine() -> None:

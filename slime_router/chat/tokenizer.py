@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -39,6 +39,8 @@ class Tokenizer:
         context_len: Tokens that fit the model's context, where the checkpoint says it.
         eos_ids: Ids at which a generation ends by itself.
         chat_template: The template's source; None when the checkpoint has none.
+        architectures: Names of the model's classes, as the checkpoint says them.
+        model_type: The model's family, as the checkpoint says it; "" where it does not.
         is_multimodal: Whether the model takes pictures or sound too.
     """
 
@@ -70,6 +72,8 @@ class Tokenizer:
             | _ids(text_config.get("eos_token_id"))
             | _ids(hf.eos_token_id)
         )
+        self.architectures = tuple(config.get("architectures") or ())
+        self.model_type = str(config.get("model_type") or "")
         self.chat_template = chat_template
         self.is_multimodal = is_multimodal
         self._name = name
@@ -83,6 +87,7 @@ class Tokenizer:
         self._bytes = TokenBytes(backend, literals)
         self._visible_bytes = TokenBytes(backend, literals | dict.fromkeys(self._special_ids, b""))
         self._renderer = None if chat_template is None else Renderer(hf, chat_template)
+        self._backend = backend
         self._encoder = Encoder(backend, self._controls, self._bytes)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
 
@@ -207,6 +212,10 @@ class Tokenizer:
         before a text, between a letter or digit and a space.
         """
         return self._encoder.is_anchor(text, index)
+
+    def token_names(self) -> Collection[str]:
+        """The names of all tokens, as the vocabulary spells them."""
+        return self._backend.get_vocab(with_added_tokens=True).keys()
 
     # Ids to text.
 

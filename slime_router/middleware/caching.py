@@ -126,13 +126,14 @@ class RadixTreeMiddleware:
         self._cache = cache
         self._tokenizer = tokenizer
         self._capture = capture
+        self._has_warned = False  # of tools whose calls stay text
 
     async def __call__(
         self, call: GenerateCall, call_next: CallNext
     ) -> AsyncGenerator[GenerateChunk, None]:
         """Middleware: see `middleware/base.py`."""
         await self._cache.enforce_budget()  # those before may have been cut short behind `_file`
-        prompt = await self._maker.make(call)
+        prompt = self._noted(call, await self._maker.make(call))
         output: list[int] = []
         finish: Finish | None = None
         epoch = 0  # of the weights that sampled it
@@ -156,6 +157,16 @@ class RadixTreeMiddleware:
             if finish is None and output:  # cut short: what was sampled was sampled
                 self._file(call, prompt, token_ids(output), None, epoch)
             self._maker.release(prompt)
+
+    def _noted(self, call: GenerateCall, prompt: Prompt) -> Prompt:
+        """The prompt, whose receipt says it where the model is shown tools and no call is read."""
+        if not call.reply.tools or self._parsers.tools is not None:
+            return prompt
+        if not self._has_warned:  # said once; the receipts go on
+            logger.warning("a request has tools, but calls stay text: set --tool-call-parser NAME")
+            self._has_warned = True
+        reason = f"{prompt.receipt.reason}; tools not parsed"
+        return replace(prompt, receipt=replace(prompt.receipt, reason=reason))
 
     def _reader(self, call: GenerateCall, prompt: Prompt) -> ReplyReader | None:
         if call.native is not None:

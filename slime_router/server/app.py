@@ -14,7 +14,9 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.cache.prefix_cache import PrefixCache
+from slime_router.chat.formats import choose_formats
 from slime_router.chat.parse import ReplyParsers
+from slime_router.chat.sglang_detection import Model, detect
 from slime_router.chat.sglang_parsers import load_parsers
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
@@ -111,8 +113,19 @@ class Gateway:
             idle_s=config.session_idle_s,
             max_version_lag=config.max_version_lag,
         )
+        self.formats = choose_formats(
+            config.tool_call_parser,
+            config.reasoning_parser,
+            detect=lambda: detect(_model(self.tokenizer)),
+            try_out=lambda tools, reasoning: ReplyParsers(
+                load_parsers, tools=tools, reasoning=reasoning
+            ),
+        )
         self.parsers = ReplyParsers(
-            load_parsers, tools=config.tool_call_parser, reasoning=config.reasoning_parser
+            load_parsers,
+            tools=self.formats.tools.name,
+            reasoning=self.formats.reasoning.name,
+            presumes_thinking=self.formats.presumes_thinking,
         )
         self.plugins = load_plugins(config.middleware_paths, self)
         self._wire_generations()
@@ -346,6 +359,16 @@ def _add_chat(app: web.Application, path: str, handler: Handler) -> None:
         app.router.add_post(path, handler)
     except ValueError as exc:  # aiohttp reads a pattern in it
         raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
+
+
+def _model(tokenizer: Tokenizer) -> Model:
+    """What the formats of its replies are known by."""
+    return Model(
+        template=tokenizer.chat_template,
+        tokens=tokenizer.token_names(),
+        architectures=tokenizer.architectures,
+        model_type=tokenizer.model_type,
+    )
 
 
 def _model_names(config: Config) -> ModelNames:

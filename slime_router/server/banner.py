@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slime_router.chat.formats import Formats
 from slime_router.server.app import Gateway
 
 
@@ -18,6 +19,14 @@ def banner(gateway: Gateway) -> str:
         ("model", config.model_name),
         ("workers", workers or "none yet (POST /add_worker?url=...)"),
         ("history", f"{config.history}; capture {config.capture}"),
+        *_formats(gateway.formats),
         ("template", gateway.template.findings.summary()),
     )
     return "slime_router is up\n" + "".join(f"  {name:<9} {value}\n" for name, value in lines)
+
+
+def _formats(formats: Formats) -> list[tuple[str, str]]:
+    """How replies are read; once, where nothing is for one reason."""
+    if formats.missing is not None and formats.tools == formats.reasoning:
+        return [("parsers", str(formats.tools))]
+    return [("tools", str(formats.tools)), ("reasoning", str(formats.reasoning))]

@@ -124,6 +124,7 @@ class RouterProcess(Process):
         port = free_port()
         self.url = f"http://{HOST}:{port}"
         command = [sys.executable, "-m", "slime_router", "--hf-checkpoint", str(checkpoint)]
+        command += ["--tool-call-parser", "none", "--reasoning-parser", "none"]
         super().__init__([*command, "--port", str(port), *flags], log)
 
     async def get(self, path: str) -> Any:

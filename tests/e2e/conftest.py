@@ -66,7 +66,8 @@ def routing(proxy: RecordingProxy, checkpoint_dir: Path, *flags: str) -> Iterato
 @pytest.fixture(scope="session")
 def router_url(recording_proxy: RecordingProxy, checkpoint_dir: Path) -> Iterator[str]:
     """A router without parsers."""
-    with routing(recording_proxy, checkpoint_dir) as url:
+    flags = ("--tool-call-parser", "none", "--reasoning-parser", "none")
+    with routing(recording_proxy, checkpoint_dir, *flags) as url:
         yield url
 
 

@@ -68,6 +68,7 @@ def router(sglang_server: SGLangServer, victim: SGLangServer) -> Iterator[Router
     command += ["--hf-checkpoint", str(sglang_server.checkpoint)]
     command += ["--worker-urls", sglang_server.url, victim.url]
     command += ["--health-check-interval-secs", "1"]
+    command += ["--tool-call-parser", "none", "--reasoning-parser", "none"]
     command += ["--policy", "round_robin"]  # so that both have something to lose
     found = Router(f"http://{HOST}:{port}", CACHE / f"router-{port}.log")
     with Child("router", command, log=found.log) as child:

@@ -117,6 +117,8 @@ async def serving(
             "worker_urls": urls,
             "worker_wait_s": 0.0,
             "retry_initial_backoff_ms": 1.0,
+            "tool_call_parser": "none",  # replies as the model wrote them
+            "reasoning_parser": "none",
             **settings,
         }
     )

@@ -62,6 +62,10 @@ def test_the_checkpoint_has_three_names(flag):
         ("--strict-model", {"strict_model": True}),
         ("--enable-multimodal", {"enable_multimodal": True}),
         ("--no-enable-multimodal", {"enable_multimodal": False}),
+        ("--tool-call-parser none", {"tool_call_parser": "none"}),
+        ("--sglang-tool-call-parser qwen25", {"tool_call_parser": "qwen25"}),
+        ("--reasoning-parser auto", {}),
+        ("--sglang-reasoning-parser qwen3", {"reasoning_parser": "qwen3"}),
         ("--reasoning-field both", {"reasoning_field": "both"}),
         ("--enable-openai-chat-completion", {"enable_openai_chat_completion": True}),
         ("--no-enable-openai-chat-completion", {"enable_openai_chat_completion": False}),
@@ -208,6 +212,8 @@ async def test_sigterm_lets_a_running_reply_finish_and_takes_no_new_request():
             assert url in banner
             assert "tiny-1" in banner
             assert worker.url in banner
+            assert "tools     off (no format detected; set --tool-call-parser)" in banner
+            assert "reasoning deepseek-r1 (detected)" in banner
             assert "turns close with <|im_end|>" in banner
             worker.hold(after_tokens=2)
             body = {"messages": [user("hi")], "stream": True}

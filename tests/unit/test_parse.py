@@ -500,9 +500,9 @@ def test_ids_of_kimi_count_the_calls_of_the_conversation():
 
 
 def test_an_unknown_format_is_one_line():
-    for flags in ({"tools": "qwen26"}, {"reasoning": "qwen26"}):
+    for tools, reasoning in (("qwen26", None), (None, "qwen26")):
         with pytest.raises(SetupError, match=r"qwen26: SGLang knows .*qwen") as caught:
-            ReplyParsers(load_parsers, **{"tools": None, "reasoning": None, **flags})
+            ReplyParsers(load_parsers, tools=tools, reasoning=reasoning)
         assert "\n" not in str(caught.value)
 
 
