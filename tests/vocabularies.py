@@ -1,6 +1,7 @@
 """The real tokenizers that tests run on: `python -m tests.vocabularies` fetches them.
 
-They are never committed. Each lies in `.cache/tokenizers/NAME/`, whole or not at all.
+They are never committed. Each lies in `.cache/tokenizers/NAME/`, whole or not at all. The chat
+templates of `tests/chat_templates.py` are fetched as well.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+from tests import chat_templates
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "tokenizers"
 VERSION = "3.7.2"
@@ -85,15 +88,17 @@ def _pack(spec: str, directory: Path) -> Path:
 
 
 def main() -> int:
-    for name in NAMES:
-        if is_fetched(name):
-            continue
-        try:
-            fetch(name)
-        except FetchError as exc:
-            sys.stderr.write(f"error: {exc}\n")
-            return 1
-        sys.stdout.write(f"fetched {name}\n")
+    try:
+        for name in NAMES:
+            if not is_fetched(name):
+                fetch(name)
+                sys.stdout.write(f"fetched {name}\n")
+        if not chat_templates.is_fetched():
+            chat_templates.fetch()
+            sys.stdout.write("fetched the chat templates\n")
+    except (FetchError, chat_templates.NotFetched) as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        return 1
     return 0
 
 
