@@ -34,10 +34,11 @@ class Judge:
         self, turn: Turn, messages: Sequence[Message], options: TemplateOptions
     ) -> list[str]:
         """What is wrong with the prompt of a conversation's first turn."""
+        faults = self._missing(list(turn.ids), messages)
         text = self._template.render(messages, options, date=_date(turn))
-        if list(turn.ids) == self._tokenizer.encode(text).tolist():
-            return []
-        return ["the first prompt is not the tokenization of what the template prints"]
+        if list(turn.ids) != self._tokenizer.encode(text).tolist():
+            faults.append("the prompt is not the tokenization of what the template prints")
+        return faults
 
     def next_prompt(
         self,
@@ -56,9 +57,12 @@ class Judge:
             faults.append(f"the receipt says {turn.prompt.receipt.status!r}")
         suffix = list(turn.ids[len(held) :])
         faults += self._missing(suffix, asks)
-        faults += self._seam(held, suffix)
-        faults += self._foreign(held, suffix)
-        faults += self._unprinted(held, suffix, turn, messages, options)
+        faults += self._seam(held, suffix, asks)
+        printed = self._printed(turn, messages, options)
+        if printed is None:
+            faults += self._foreign(held, suffix)
+        else:
+            faults += self._unprinted(held, suffix, printed)
         return faults
 
     def reply(self, turn: Turn, said: Said, *, reads_thinking: bool) -> list[str]:
@@ -97,45 +101,54 @@ class Judge:
                 at = found + len(message["content"])
         return faults
 
-    def _seam(self, held: tuple[int, ...], suffix: list[int]) -> list[str]:
-        has_ended = held[-1] in self._end_ids
-        if has_ended and suffix and suffix[0] in self._end_ids:
-            both = self._text([held[-1], suffix[0]])
-            return [f"the end of the turn stands twice: {both}"]
+    def _seam(
+        self, held: tuple[int, ...], suffix: list[int], asks: Sequence[Message]
+    ) -> list[str]:
+        """Whether the turn ends once."""
+        if held[-1] in self._end_ids:
+            if not suffix or suffix[0] not in self._end_ids:
+                return []
+            return [f"the end of the turn stands twice: {self._text([held[-1], suffix[0]])}"]
+        until = self._tokenizer.encode(asks[0]["content"], After.TEXT).tolist()
+        first = suffix.index(until[-1]) if until[-1] in suffix else len(suffix)
+        if self._end_ids and not self._end_ids & set(suffix[:first]):
+            return [f"the turn was cut, and is not closed: {self._text(suffix)}"]
         return []
 
-    def _foreign(self, held: tuple[int, ...], suffix: list[int]) -> list[str]:
-        """Whether the suffix is other tokens than the tokenizer makes of it at that place."""
-        text = self._tokenizer.decode(suffix, skip_special_tokens=False)
-        literal = self._tokenizer.token_bytes(held[-1]).decode(errors="replace")
-        whole = self._tokenizer.encode(literal + text).tolist()
-        is_marked = held[-1] in self._end_ids or self._tokenizer.is_control(held[-1])
-        if is_marked and whole[:1] == [held[-1]]:
-            expected = whole[1:]
-        else:
-            expected = self._tokenizer.encode(text, After.TEXT).tolist()
-        if suffix == expected:
-            return []
-        return [f"what follows is not canonical: {suffix[:8]}, the tokenizer makes {expected[:8]}"]
-
-    def _unprinted(
-        self,
-        held: tuple[int, ...],
-        suffix: list[int],
-        turn: Turn,
-        messages: Sequence[Message],
-        options: TemplateOptions,
-    ) -> list[str]:
-        """Whether the suffix is other than the end of what the template prints of it all."""
+    def _printed(
+        self, turn: Turn, messages: Sequence[Message], options: TemplateOptions
+    ) -> list[int] | None:
+        """The tokens of what the template prints; None where it refuses these messages."""
         try:
             text = self._template.render(messages, options, date=_date(turn))
         except BadRequest:
-            return []  # a reply that it refuses is no reason to refuse the request
-        printed = self._tokenizer.encode(text).tolist()
+            return None  # of a reply that it refuses, which is no reason to refuse the request
+        return self._tokenizer.encode(text).tolist()
+
+    def _foreign(self, held: tuple[int, ...], suffix: list[int]) -> list[str]:
+        """Whether the suffix is other tokens than the tokenizer makes of it at that place."""
+        encode, decode = self._tokenizer.encode, self._tokenizer.decode
+        if decode(encode("foo").tolist(), skip_special_tokens=False) != "foo":
+            return []  # SentencePiece: what text the tokens stand for hangs on what is before
+        text = decode(suffix, skip_special_tokens=False)
+        whole = encode(self._tokenizer.token_bytes(held[-1]).decode(errors="replace") + text)
+        is_marked = held[-1] in self._end_ids or self._tokenizer.is_control(held[-1])
+        expected = whole[1:] if is_marked and whole[0] == held[-1] else encode(text, After.TEXT)
+        if suffix == expected.tolist():
+            return []
+        made = expected[:8].tolist()
+        return [f"what follows is not canonical: {suffix[:8]}, the tokenizer makes {made}"]
+
+    def _unprinted(
+        self, held: tuple[int, ...], suffix: list[int], printed: list[int]
+    ) -> list[str]:
+        """Whether the suffix is other than the end of what the template prints of it all."""
+        has_ended = held[-1] in self._end_ids
         body = suffix
-        if held[-1] not in self._end_ids and suffix and suffix[0] in self._end_ids:
-            body = suffix[1:]  # the turn was closed; an older turn may be printed without a close
-        if printed[len(printed) - len(body) :] != body:
+        if not has_ended and suffix and suffix[0] in self._end_ids:
+            body = suffix[1:]  # it was closed; the template may close it with another token
+        place = len(printed) - len(body)
+        if printed[max(place, 0) :] != body:
             common = _common_end(printed, body)
             sent = body[max(len(body) - common - 4, 0) :][:8]
             there = printed[max(len(printed) - common - 4, 0) :][:8]
@@ -143,14 +156,12 @@ class Judge:
                 f"what follows is not what the template prints: sent {self._text(sent)}, "
                 f"printed {self._text(there)}"
             ]
-        last = printed[len(printed) - len(body) - 1]
-        if body is suffix and last != held[-1] and last in self._end_ids:
-            if held[-1] not in self._end_ids:
-                return [f"the end of the turn is missing: {self._text([held[-1], *suffix[:3]])}"]
-        elif body is suffix and last != held[-1]:
+        before = printed[place - 1] if place > 0 else None
+        if has_ended and before != held[-1] and before not in self._end_ids:
+            there = printed[max(place - 4, 0) :][:8]
             return [
-                f"something is missing at the seam: printed {self._text(printed[-len(body) - 4 :][:8])}"
-                f", sent {self._text([*held[-4:], *suffix[:4]])}"
+                f"something is missing at the seam: printed {self._text(there)}, "
+                f"sent {self._text([*held[-4:], *suffix[:4]])}"
             ]
         return []
 

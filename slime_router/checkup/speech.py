@@ -20,12 +20,16 @@ from slime_router.types import Message, TemplateOptions
 
 # In the order in which they are tried; a template that prints none of them may still open one.
 THINK_FIELDS = ("reasoning_content", "thinking")
-THINK_MARKERS = (
-    ("<think>", "</think>"),
+# How it is written around the thoughts, for the templates that print none of the past.
+THINK_MARKS = (
+    ("<think>\n", "\n</think>\n\n"),
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
     ("◁think▷", "◁/think▷"),
+    ("<|channel>thought\n", "<channel|>"),
 )
+# SGLang's parsers read some formats in another spelling than the template prints the past in.
+PARSED_SPELLINGS = {"mistral": (("[TOOL_CALLS][{", "[TOOL_CALLS] [{"),)}
 SHORT_ID = "call{number:05d}"  # some templates insist on nine letters and digits
 KIMI_IDS = {"kimi_k2": "functions.{name}:{number}", "kimi_k3": "{name}:{number}"}
 
@@ -55,16 +59,20 @@ class Speech:
     ) -> None:
         self._tokenizer = tokenizer
         spell = KIMI_IDS.get(tool_parser or "", SHORT_ID)
+        self._spellings = PARSED_SPELLINGS.get(tool_parser or "", ())
         self.forms = tuple(
-            Form(as_text, empty, spell) for as_text in (False, True) for empty in ("", None)
+            Form(has_parts=parts, has_text_arguments=text, empty=empty, call_id=spell)
+            for parts in (False, True)
+            for text in (False, True)
+            for empty in ("", None)
         )
-        ends = {
+        closer = tokenizer.control_id_at(findings.closer or "", 0)
+        self._ends = {
             tokenizer.token_bytes(token_id).decode(errors="replace"): token_id
             for token_id in tokenizer.eos_ids
         }
-        closer = tokenizer.control_id_at(findings.closer or "", 0)
-        self._ends = {closer[1]: closer[0], **ends} if closer is not None else ends
-        self._ends.pop("", None)
+        if closer is not None and not self._ends:
+            self._ends = {closer[1]: closer[0]}
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -78,30 +86,61 @@ class Speech:
             Unsupported: the template prints no such reply.
         """
         if not said.thinking:
-            return self._read_off(before, said, options, _mark(said))
+            written = self._read_off(before, said, options, _mark(said))
+            return self._with_closed_thinking(before, written, options)
         for field in THINK_FIELDS:
             try:
-                return self._read_off(before, said, options, _mark(said), think_field=field)
+                written = self._read_off(before, said, options, _mark(said), think_field=field)
             except Unsupported:
                 continue
+            if written.end_id is None:  # only the last turn shows its thinking, and shows no end
+                plain = replace(said, content=said.content or "Hello", thinking="")
+                end_id = self._read_off(before, plain, options, _mark(plain)).end_id
+                written = replace(written, end_id=end_id)
+            return written
         return self._with_markers(before, said, options)
+
+    def _with_closed_thinking(
+        self, before: Sequence[Message], written: Written, options: TemplateOptions
+    ) -> Written:
+        """A reply without a thought, where the generation prompt has begun one."""
+        prompt = self._prompt(before, options)
+        for begin, end in THINK_MARKS:
+            if prompt.rstrip().endswith(begin.rstrip()) and end.strip() not in written.text:
+                text = written.text.lstrip()
+                moved = len(end.lstrip()) + len(text) - len(written.text)
+                return replace(written, text=end.lstrip() + text, cut_at=written.cut_at + moved)
+        return written
 
     def _with_markers(
         self, before: Sequence[Message], said: Said, options: TemplateOptions
     ) -> Written:
         """Thinking as most models write it, where the template knows its marks but prints none."""
         source = self._tokenizer.chat_template or ""
-        prompt = self._render(self.forms[0](before), options, generates=True).rstrip()
-        for begin, end in THINK_MARKERS:
-            if end not in source and not prompt.endswith(begin):
+        prompt = self._prompt(before, options).rstrip()
+        for begin, end in THINK_MARKS:
+            is_open = prompt.endswith(begin.strip())
+            if end.strip() not in source and not is_open:
                 continue
-            head = ("" if prompt.endswith(begin) else f"{begin}\n") + said.thinking
+            head = ("" if is_open else begin) + said.thinking
             if not (said.content or said.calls):
                 return Written(head, None, len(head))
-            rest = self.write(before, replace(said, thinking=""), options)
-            head += f"\n{end}\n\n"
-            return Written(head + rest.text.lstrip(), rest.end_id, len(head) + rest.cut_at)
+            rest = self._read_off(before, replace(said, thinking=""), options, _mark(said))
+            text = rest.text.rpartition(end.strip())[2].lstrip()
+            cut_at = rest.cut_at - (len(rest.text) - len(text))
+            return Written(head + end + text, rest.end_id, len(head + end) + cut_at)
         raise Unsupported("the template prints no reasoning")
+
+    def _prompt(self, before: Sequence[Message], options: TemplateOptions) -> str:
+        """The prompt that the reply stands behind, in the first form that the template takes."""
+        refused: BadRequest | None = None
+        for form in self.forms:
+            try:
+                return self._render(form(before), options, generates=True)
+            except BadRequest as refusal:
+                refused = refused or refusal
+        assert refused is not None
+        raise Unsupported(_reason(refused))
 
     def _read_off(
         self,
@@ -112,18 +151,23 @@ class Speech:
         think_field: str = "",
     ) -> Written:
         reply = ideal(replace(said, ending="stop"), think_field)
-        reason = "the template prints no tool calls" if said.calls else "the template drops replies"
-        for form in self.forms if said.calls or _has_calls(before) else self.forms[:1]:
+        reason = _unprinted(said, think_field)
+        for form in self.forms:
             try:
                 found = self._found(form, before, reply, said, options, mark)
             except BadRequest as refusal:
                 reason = _reason(refusal)
                 continue
             if found is not None:
-                return found
-            if think_field:
-                reason = "the template prints no reasoning"
+                return self._as_parsed(found)
         raise Unsupported(reason)
+
+    def _as_parsed(self, written: Written) -> Written:
+        text, moved = written.text, 0
+        for printed, parsed in self._spellings:
+            moved += text.count(printed) * (len(parsed) - len(printed))
+            text = text.replace(printed, parsed)
+        return replace(written, text=text, cut_at=written.cut_at + moved)
 
     def _found(
         self,
@@ -146,12 +190,23 @@ class Speech:
             if at < 0 or -1 in names or said.thinking not in rendered[start:]:
                 return written
             cut_at = at + len(mark)
+            start += self._header_len(form, rendered[start:], options)
             end, end_id = self._end(rendered, cut_at)
             text = rendered[start : len(rendered) if end_id is None else end]
             written = Written(text, end_id, cut_at - start)
             if end_id is not None:
                 return written
         return written
+
+    def _header_len(self, form: Form, text: str, options: TemplateOptions) -> int:
+        """How much of a reply's text is the header of its turn, which no model writes.
+
+        After a tool's result some templates print it, and have no generation prompt.
+        """
+        asked = form([{"role": "user", "content": "Hello"}])
+        prompt, head = (self._render(asked, options, generates=each) for each in (True, False))
+        header = prompt[len(head) :] if prompt.startswith(head) else ""
+        return len(header) if header and text.startswith(header) else 0
 
     def _end(self, rendered: str, start: int) -> tuple[int, int | None]:
         """Where the first end token stands, and its id."""
@@ -176,7 +231,7 @@ def refusal(
 ) -> str | None:
     """Why the template takes no such conversation, or which text of it it drops."""
     reason: str | None = None
-    for form in forms if _has_calls(messages) else forms[:1]:
+    for form in forms:
         try:
             rendered = tokenizer.render(form(messages), options)
         except BadRequest as refused:
@@ -230,8 +285,13 @@ def _after(said: Said) -> list[Message]:
     ]
 
 
-def _has_calls(messages: Sequence[Message]) -> bool:
-    return any(message.get("tool_calls") for message in messages)
+def _unprinted(said: Said, think_field: str) -> str:
+    """What a template leaves out in which the reply is not found."""
+    if think_field:
+        return "the template prints no reasoning"
+    if len(said.calls) > 1:
+        return "the template prints one call of several"
+    return "the template prints no tool calls" if said.calls else "the template drops replies"
 
 
 def _reason(refusal: BadRequest) -> str:
@@ -243,6 +303,7 @@ def _reason(refusal: BadRequest) -> str:
 class Form:
     """One of the ways in which templates want the calls of the past."""
 
+    has_parts: bool  # contents are lists of parts
     has_text_arguments: bool
     empty: str | None  # the content of a reply that only calls
     call_id: str  # a pattern for the name and the number of a call
@@ -259,6 +320,8 @@ class Form:
         if message.get("tool_calls"):
             formed["content"] = message.get("content") or self.empty
             formed["tool_calls"] = [self._call(call, ids) for call in message["tool_calls"]]
+        if self.has_parts and formed["content"] is not None:
+            formed["content"] = [{"type": "text", "text": formed["content"]}]
         return formed
 
     def _call(self, call: dict[str, Any], ids: dict[str, str]) -> dict[str, Any]:
@@ -285,10 +348,17 @@ def _start(prompt: str, head: str, rendered: str, mark: str) -> int:
         common = len(head)
         while rendered[common : common + 1] == prompt[common : common + 1] != "":
             common += 1
-        return common
+        return _outside_marks(rendered, len(head), common)
     until = rendered.find(mark)  # the template prints the past in another way
     for length in range(min(len(prompt), len(rendered)), 0, -1):
         at = rendered.rfind(prompt[-length:], 0, max(until, 0))
         if at >= 0:
             return at + length
     return 0
+
+
+def _outside_marks(text: str, start: int, end: int) -> int:
+    """The last place up to `end` that is not inside a mark such as `<think>`."""
+    opened = max(text.rfind(bracket, start, end) for bracket in "<[")
+    closed = max(text.rfind(bracket, start, end) for bracket in ">]")
+    return opened if opened > closed else end

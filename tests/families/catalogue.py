@@ -254,7 +254,7 @@ def _of_ours() -> tuple[Family, ...]:
             controls=_MINIMAX,
             ends=("[e~[",),
             tools="minimax-m2",
-            reasoning="minimax-append-think",
+            reasoning="minimax",
         ),
         Family(
             "step3",
@@ -310,7 +310,6 @@ def _built_in() -> tuple[Family, ...]:
             None,
             "deepseek_v3",
             tools="deepseekv3",
-            reasoning="deepseek-r1",
         ),
         Family("built-in mistral_nemo", None, "mistral_nemo", tools="mistral"),
         Family("built-in llama3_2", None, "llama3_2", tools="llama3"),
