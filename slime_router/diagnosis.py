@@ -126,7 +126,7 @@ async def _compare(
     held: TokenIds, rendered: TokenIds, tokenizer: Tokenizer, template: ChatTemplate
 ) -> Drift:
     def work() -> Drift:
-        return compare(held, rendered, tokenizer, ends_turn=template.closes)
+        return compare(held, rendered, tokenizer, ends_turn=template.ends_turn)
 
     if len(held) + len(rendered) < INLINE_TOKENS:
         return work()

@@ -4,13 +4,13 @@
     B  reuse    render everything; the longest cached path up to a sound anchor + the rest, encoded
     C  fresh    render everything, encode everything (B with nothing found)
 
-A needs proof that the template appends (`chat/template.py`); where there is none, B follows.
+A needs to see that the template appends (`chat/suffix.py`); where it does not, B follows.
 Whatever the way, what a turn holds is compared with what is sent before it is called reused.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,10 +21,11 @@ import numpy as np
 
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
-from slime_router.chat.match import Key, next_key, root_key
+from slime_router.chat.layout import Layout
+from slime_router.chat.match import Key, joined, next_key, root_key, spelling
 from slime_router.chat.messages import content_text
 from slime_router.chat.template import ChatTemplate
-from slime_router.chat.tokenizer import After, Tokenizer
+from slime_router.chat.tokenizer import Tokenizer
 from slime_router.errors import BadRequest
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
@@ -39,6 +40,8 @@ from slime_router.types import (
     TokenIds,
 )
 
+MAX_LAYOUTS = 16_384  # of prompts made last; without one, a turn costs one more rendering
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
@@ -46,6 +49,7 @@ class Conversation:
 
     messages: tuple[Message, ...]
     keys: list[Key]  # of each prefix of the messages
+    spellings: list[Key]  # the same: how their replies are spelled
     turn: Turn | None = None
     reply_index: int = -1  # which message is the turn's reply
 
@@ -70,6 +74,7 @@ class PromptMaker:
         self._history = history
         self._now = now
         self._continued: Counter[str] = Counter()  # turns that prompts in use continue
+        self._layouts: OrderedDict[str, Layout] = OrderedDict()  # by the turn that is asked for
 
     async def make(self, call: GenerateCall) -> Prompt:
         """The prompt of a call. The caller owes `release`.
@@ -85,13 +90,17 @@ class PromptMaker:
         talk = self.recognise(call)
         mode = call.history or self._history
         reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
+        has_failed = False
         if talk.turn is not None and mode == "held":
             prompt = await self._extend(call, talk, talk.turn)
             if prompt is not None:
                 return prompt
-            reason = "the template is not shown to append here"
+            reason, has_failed = "the template is not shown to append here", True
         date = self._date(talk.turn)
-        text = self._template.render(talk.messages, call.template, date=date)
+        text = self._template.render(call.messages, call.template, date=date)
+        if has_failed:
+            reason += self._left_out(call.messages, text)
+        self._note_layout(call, self._template.layout(text, call.messages))
         return await self._from_text(call, text, talk=talk, date=date, reason=reason)
 
     def release(self, prompt: Prompt) -> None:
@@ -113,39 +122,54 @@ class PromptMaker:
         newest.
         """
         assert call.messages is not None
-        messages = call.messages
+        whole = joined(call.messages)
+        talk = self._recognise(call, whole)
+        if len(whole) < len(call.messages) and (
+            talk.turn is None or not _was_joined(call.messages, talk.reply_index)
+        ):
+            return self._recognise(call, call.messages)
+        return talk
+
+    def _recognise(self, call: GenerateCall, messages: tuple[Message, ...]) -> Conversation:
         try:
-            keys, named = self._chain(call, messages)
+            keys, spellings, named = self._chain(call, messages)
         except RecursionError as exc:
             raise BadRequest("the request is nested too deeply", param="messages") from exc
         for index in range(len(messages) - 1, -1, -1):
             if str(messages[index]["role"]).lower() != "assistant":
                 continue
             turn = named.get(index) or self._store.find(
-                keys[index + 1], call.session_id, taken=self._continued
+                keys[index + 1],
+                call.session_id,
+                taken=self._continued,
+                spelling=spellings[index + 1],
             )
             if turn is not None:
-                return Conversation(messages, keys, turn, index)
-        return Conversation(messages, keys)
+                return Conversation(messages, keys, spellings, turn, index)
+        return Conversation(messages, keys, spellings)
 
     def _chain(
         self, call: GenerateCall, messages: tuple[Message, ...]
-    ) -> tuple[list[Key], dict[int, Turn]]:
-        """The key of each prefix, and the turns that replies name by what stands in them.
+    ) -> tuple[list[Key], list[Key], dict[int, Turn]]:
+        """The key and the spelling of each prefix, and the turns that replies name by what they
+        hold.
 
         A reply that names its turn goes into the chain as it was recorded, however the client
         spells it now.
         """
         with_ids = self._template.findings.prints_call_ids
-        keys, named = [root_key(call.scope, call.template)], {}
+        keys, spellings = [root_key(call.scope, call.template)], [b""]
+        named: dict[int, Turn] = {}
         for index, message in enumerate(messages):
             turn = self._named_turn(message, keys[-1], call)
             if turn is not None:
                 named[index] = turn
                 keys.append(turn.keys[0])
+                spellings.append(turn.spelling)
             else:
                 keys.append(next_key(keys[-1], message, with_call_ids=with_ids))
-        return keys, named
+                spellings.append(spelling(spellings[-1], message))
+        return keys, spellings, named
 
     def _named_turn(self, message: Message, asked: Key, call: GenerateCall) -> Turn | None:
         """The turn that made the tool calls of this message, where the same was asked before it.
@@ -167,19 +191,21 @@ class PromptMaker:
     async def _extend(self, call: GenerateCall, talk: Conversation, turn: Turn) -> Prompt | None:
         is_open = call.template.continue_final_message
         if is_open and talk.reply_index == len(talk.messages) - 1:
-            has_closed = turn.stop_id is not None and self._template.closes(turn.stop_id)
-            text, drop = "", int(has_closed)  # no model goes on behind its own end
+            has_ended = turn.last_id is not None and self._template.ends_turn(turn.last_id)
+            text, drop = "", int(has_ended)  # no model goes on after its own end
             reason = "continues the open turn"
         else:
             suffix = self._template.suffix(
                 talk.messages,
                 talk.reply_index,
                 call.template,
-                stop_id=turn.stop_id,
+                last_id=turn.last_id,
                 date=_parsed(turn.date),
+                layout=self._layouts.get(turn.id),
             )
             if suffix is None:
                 return None
+            self._note_layout(call, suffix.layout)
             text, drop = suffix.text, suffix.drop
             reason = "continues the turn"
         if drop:
@@ -191,7 +217,7 @@ class PromptMaker:
             reason += "; not filed for look-ups by text"
         self._continued[turn.id] += 1
         try:
-            pieces = await self._tokenizer.encode_pieces_async(text, self._after(held))
+            pieces = await self._tokenizer.encode_pieces_async(text, held)
         except BaseException:  # cancelled while a long text was encoded: the pin must go
             self._give_back(turn.id)
             if node is not None:
@@ -199,7 +225,7 @@ class PromptMaker:
             raise
         ids, own_ids, pieces = _joined(held, pieces)
         receipt = self._receipt(call, "branched" if drop else "extended", len(held), ids, reason)
-        key, written = self._identity(call, talk)
+        key, spelled, written = self._identity(call, talk)
         return Prompt(
             ids=ids,
             receipt=receipt,
@@ -209,6 +235,7 @@ class PromptMaker:
             pieces=pieces,
             tree_handle=node,
             messages_key=key,
+            spelling=spelled,
             reply_prefix=written,
             own_ids=own_ids,
             is_reserved=True,
@@ -239,11 +266,11 @@ class PromptMaker:
         try:
             cached = match.node.path_ids()
             rest = text[match.text_len :]
-            pieces = await self._tokenizer.encode_pieces_async(rest, self._after(cached))
+            pieces = await self._tokenizer.encode_pieces_async(rest, cached)
             ids, own_ids, pieces = _joined(cached, pieces)
             base = self._base(call, match.node, ids)
             status, why = self._verdict(talk, base, match.node)
-            key, written = self._identity(call, talk)
+            key, spelled, written = self._identity(call, talk)
             return Prompt(
                 ids=ids,
                 receipt=self._receipt(
@@ -255,6 +282,7 @@ class PromptMaker:
                 pieces=pieces,
                 tree_handle=match.node,
                 messages_key=key,
+                spelling=spelled,
                 reply_prefix=written,
                 own_ids=own_ids,
             )
@@ -303,10 +331,18 @@ class PromptMaker:
 
     # Shared
 
-    def _after(self, ids: TokenIds) -> After:
-        if not len(ids):
-            return After.START
-        return After.CONTROL if self._tokenizer.is_control(int(ids[-1])) else After.TEXT
+    def _note_layout(self, call: GenerateCall, layout: Layout | None) -> None:
+        """Remember what the prompt looks like, for the turn that goes on from its reply."""
+        if layout is None:
+            return
+        self._layouts[call.turn_id] = layout
+        if len(self._layouts) > MAX_LAYOUTS:
+            self._layouts.popitem(last=False)
+
+    def _left_out(self, messages: tuple[Message, ...], text: str) -> str:
+        """What the receipt says of messages that the template did not print."""
+        lost = self._template.left_out(text, messages)
+        return "".join(f"; the template leaves out messages[{index}]" for index in lost[:3])
 
     def _date(self, turn: Turn | None) -> datetime | None:
         """The date to render with: the first turn's, or the prefix would die at midnight."""
@@ -315,13 +351,14 @@ class PromptMaker:
         return _parsed(turn.date if turn else None) or self._now()
 
     @staticmethod
-    def _identity(call: GenerateCall, talk: Conversation | None) -> tuple[Key | None, str]:
-        """Under which key the reply is filed, and what the client wrote of it already."""
+    def _identity(call: GenerateCall, talk: Conversation | None) -> tuple[Key | None, Key, str]:
+        """Under which key and spelling the reply is filed, and what the client wrote of it."""
         if talk is None:
-            return None, ""
+            return None, b"", ""
         if call.template.continue_final_message:
-            return talk.keys[-2], content_text(talk.messages[-1].get("content"))
-        return talk.keys[-1], ""
+            written = content_text(talk.messages[-1].get("content"))
+            return talk.keys[-2], talk.spellings[-2], written
+        return talk.keys[-1], talk.spellings[-1], ""
 
     @staticmethod
     def _receipt(
@@ -351,6 +388,11 @@ def _joined(
         for piece, end in zip(pieces, ends, strict=True)
     )
     return ids, own, slices
+
+
+def _was_joined(messages: tuple[Message, ...], index: int) -> bool:
+    """Whether one of the first `index + 1` messages, as joined, was two of `messages`."""
+    return len(joined(messages[: index + 2])) < len(messages[: index + 2])
 
 
 def _parsed(date: str | None) -> datetime | None:

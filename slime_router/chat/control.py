@@ -32,7 +32,16 @@ class ControlTokens:
             if token.content in apart and _is_memoryless(token, has_normalizer)
         }
         self._literals = {token_id: literal for literal, token_id in self._ids.items()}
+        self._eaters = {
+            token_id: token.content
+            for token_id, token in added.items()
+            if token_id not in self._literals and token.content.strip()
+        }
         self._pattern = re.compile(_trie(sorted(self._ids)) if self._ids else r"(?!)")
+        self._added = {
+            token.content: token_id for token_id, token in added.items() if token.content.strip()
+        }
+        self._added_pattern = re.compile(_trie(sorted(self._added)) if self._added else r"(?!)")
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -57,6 +66,19 @@ class ControlTokens:
         """All anchors that begin at or after `start`, left to right, as `(start, end, id)`."""
         for match in self._pattern.finditer(text, start):
             yield match.start(), match.end(), self._ids[match.group()]
+
+    def find_added(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """All added tokens in `text`, anchors or not, as `(start, end, id)`.
+
+        The leftmost first and of several the longest, as the tokenizer takes them out. The white
+        space that some of them eat is not theirs here.
+        """
+        for match in self._added_pattern.finditer(text):
+            yield match.start(), match.end(), self._added[match.group()]
+
+    def eater(self, token_id: int) -> str:
+        """The literal of an added token that is not an anchor (it may eat white space); else ""."""
+        return self._eaters.get(token_id, "")
 
     def next_start(self, text: str, start: int) -> int:
         """Where the first anchor at or after `start` begins; `len(text)` when there is none."""
@@ -94,14 +116,17 @@ def _apart(words: Sequence[str]) -> set[str]:
 
 
 def _trie(words: Sequence[str]) -> str:
-    """A pattern for sorted `words`, none of which begins another.
+    """A pattern for sorted `words` that prefers the longest of those that begin alike.
 
     Shaped as a trie: a flat alternation of thousands of literals tries them one by one.
     """
     if words == [""]:
         return ""
+    ends_here = words[0] == ""
     branches = [
         re.escape(first) + _trie([word[1:] for word in branch])
-        for first, branch in groupby(words, key=lambda word: word[0])
+        for first, branch in groupby(words[ends_here:], key=lambda word: word[0])
     ]
+    if ends_here:
+        return f"(?:{'|'.join(branches)})?"
     return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"

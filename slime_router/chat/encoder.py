@@ -81,6 +81,18 @@ class Encoder:
             runs[0] = self._encode(parts[0], after)
         return tuple(Piece(part, token_ids(ids)) for part, ids in zip(parts, runs, strict=True))
 
+    def encode_pieces_behind(self, literal: str, text: str) -> tuple[Piece, ...]:
+        """The same right after an added token that is no anchor: it may eat white space."""
+        if not text:
+            return ()
+        parts = list(self._cut(text))
+        runs = self._encode_alone([literal + parts[0], *parts[1:]])
+        before = self._encode_one(literal)
+        if runs[0][: len(before)] != before:  # the two overlap, and are another token together
+            return self.encode_pieces(text, After.TEXT)
+        runs[0] = runs[0][len(before) :]
+        return tuple(Piece(part, token_ids(ids)) for part, ids in zip(parts, runs, strict=True))
+
     def is_anchor(self, text: str, index: int) -> bool:
         """Whether unsampled `text` can be cut at `index` without changing any token."""
         if index == 0 or self._controls.at(text, index) is not None:

@@ -1,36 +1,44 @@
 """The template's self-test: a few renderings at start that show how it behaves.
 
 What is found says how a turn ends, which the suffix of every held turn needs; the rest is for
-people (`GET /template`, the banner). Whether a template appends is proved again, per conversation
-shape, before it is relied on.
+people (`GET /template`, the banner). Whether a template appends is seen again, in each
+conversation, before it is relied on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
+from slime_router.chat.seam import Control, TurnEnds
+from slime_router.chat.spelling import PROBE_OPTIONS, CallSpelling
+from slime_router.chat.standins import SENTINEL, View, draw
+from slime_router.chat.suffix import Suffix
 from slime_router.types import Message, TemplateOptions
 
-SENTINEL = "Zq7sentinel7qZ"  # one alphanumeric word: templates strip and trim, none rewrites it
-
-_CALL_ID = "callprobe1"
+_CALL_ID = "abCD12345"
 _USER: Message = {"role": "user", "content": "Hi"}
 _SYSTEM: Message = {"role": "system", "content": "Be short"}
 _REPLY: Message = {"role": "assistant", "content": "Hello"}
+_CALL: Message = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {
+            "id": _CALL_ID,
+            "type": "function",
+            "function": {"name": "add", "arguments": {"a": "1"}},
+        }
+    ],
+}
 _RESULT: Message = {"role": "tool", "content": "5", "tool_call_id": _CALL_ID}
 _DATES = (datetime(2001, 2, 3, 4), datetime(2012, 11, 10, 9))
 _PLAIN = TemplateOptions()
-_TOOL: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Add numbers",
-        "parameters": {"type": "object", "properties": {"a": {"type": "string"}}},
-    },
-}
+_SILENT = TemplateOptions(add_generation_prompt=False)
+
+TryRender = Callable[[Sequence[Message], TemplateOptions, datetime | None], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +49,12 @@ class Findings:
     prints_date: bool = False
     has_developer_role: bool = False
     prints_call_ids: bool = False
+    call_arguments: str = "object"  # or "text"
+    call_ids: str = "any"  # or "short": nine letters or digits
     closer: str | None = None  # the control token that ends a turn, whatever follows
     openers: tuple[str, ...] = ()  # where the next header ends a turn instead (GLM)
     appends_after_user: bool = False
-    appends_after_tool: bool = False
+    appends_after_tool: bool = False  # the result of a call
     appends_with_system: bool = False
     keeps_old_reasoning: bool = False
 
@@ -65,114 +75,112 @@ class Findings:
         return ", ".join(words)
 
 
-@dataclass(frozen=True, slots=True)
-class TurnEnds:
-    """The control tokens at which turns end: one closer, or the headers that may come next."""
-
-    closer_id: int | None = None
-    openers: Mapping[int, str] = field(default_factory=dict)
-
-
-class Probed(Protocol):
-    """A template as the self-test uses it."""
-
-    has_developer_role: bool
-
-    def try_render(
-        self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
-    ) -> str | None:
-        """The rendering, or None where the template refuses these messages."""
-
-    def behind(
-        self,
-        messages: Sequence[Message],
-        index: int,
-        options: TemplateOptions,
-        date: datetime | None,
-    ) -> str | None:
-        """What the template puts behind message `index`."""
-
-    def appends(
-        self,
-        messages: Sequence[Message],
-        index: int,
-        options: TemplateOptions,
-        behind: str,
-        date: datetime | None,
-    ) -> bool:
-        """Whether it does nothing but append there."""
-
-
 class Controls(Protocol):
     """The tokenizer as the self-test uses it."""
 
     chat_template: str | None
     eos_ids: frozenset[int]
 
-    def control_id_at(self, text: str, start: int) -> tuple[int, str] | None:
-        """The control token that begins at `text[start]`."""
+    def find_added(self, text: str) -> Iterator[Control]:
+        """All added tokens in `text`, left to right, as `(start, end, id)`."""
 
 
-def self_test(template: Probed, controls: Controls) -> tuple[Findings, TurnEnds]:
-    """Render a few conversations and look."""
+class Probed(Protocol):
+    """A template as the self-test uses it."""
+
+    has_developer_role: bool
+    spelling: CallSpelling
+
+    def try_render(
+        self,
+        messages: Sequence[Message],
+        options: TemplateOptions,
+        date: datetime | None = None,
+    ) -> str | None:
+        """The rendering, or None where the template refuses these messages."""
+
+    def suffix(
+        self,
+        messages: Sequence[Message],
+        reply_index: int,
+        options: TemplateOptions,
+        *,
+        last_id: int | None,
+    ) -> Suffix | None:
+        """What the template puts after a reply; None where it does not append."""
+
+
+def find_ends(try_render: TryRender, controls: Controls) -> TurnEnds:
+    """The token that closes a reply whatever comes next, or the headers that may come next."""
     if controls.chat_template is None:
-        return Findings(), TurnEnds()
+        return TurnEnds()
+    after_user = _behind(try_render, [_USER, _REPLY, _USER], _PLAIN)
+    first = _first(after_user, controls)
+    if first is None:
+        return TurnEnds()
+    literal = after_user[first[0] : first[1]]
+    alone = _behind(try_render, [_USER, _REPLY], _SILENT)
+    at_end = _first(alone, controls)
+    if not _is_header(after_user, first, at_end, controls):
+        closers = {each[2] for each in (first, at_end) if each is not None}
+        return TurnEnds(closers=frozenset(closers), closer=literal)
+    openers = {first[2]: literal}
+    after_call = _behind(try_render, [_USER, _CALL, _RESULT], PROBE_OPTIONS)
+    for start, end, other in controls.find_added(after_call):
+        if other in controls.eos_ids:
+            openers[other] = after_call[start:end]
+            break
+    return TurnEnds(openers=openers)
+
+
+def _first(behind: str, controls: Controls) -> Control | None:
+    """The added token with which a text begins, but for white space."""
+    first = next(controls.find_added(behind), None)
+    return first if first is not None and not behind[: first[0]].strip() else None
+
+
+def _is_header(after_user: str, first: Control, at_end: Control | None, controls: Controls) -> bool:
+    """Whether the token begins the user's turn: it is not there where nothing follows, and
+    nothing else stands between it and the user's text.
+    """
+    if at_end is not None and at_end[2] == first[2]:
+        return False
+    header = after_user[first[1] :].partition(_USER["content"])[0]
+    return next(controls.find_added(header), None) is None
+
+
+def self_test(template: Probed, ends: TurnEnds) -> Findings:
+    """Render a few conversations and look."""
     chat = [_USER, _REPLY, _USER]
-    after_call = _behind_call(template)
-    ends, closer = _turn_ends(template.behind(chat, 1, _PLAIN, None) or "", after_call, controls)
-    findings = Findings(
+    spelling = template.spelling
+    return Findings(
         has_template=True,
         prints_date=len({template.try_render([_USER], _PLAIN, date) for date in _DATES}) > 1,
         has_developer_role=template.has_developer_role,
-        prints_call_ids=_CALL_ID in (_render_loop(template, argument="1") or ""),
-        closer=closer,
+        prints_call_ids=spelling.prints_ids,
+        call_arguments=spelling.arguments,
+        call_ids="short" if spelling.has_short_ids else "any",
+        closer=ends.closer,
         openers=tuple(ends.openers.values()),
-        appends_after_user=_appends(template, chat),
-        appends_after_tool=after_call is not None or _appends(template, [_USER, _REPLY, _RESULT]),
-        appends_with_system=_appends(template, [_SYSTEM, *chat]),
+        appends_after_user=_appends(template, chat, 1, _PLAIN),
+        appends_after_tool=_appends(template, [_USER, _CALL, _RESULT], 1, PROBE_OPTIONS),
+        appends_with_system=_appends(template, [_SYSTEM, *chat], 2, _PLAIN),
         keeps_old_reasoning=_keeps_reasoning(template),
     )
-    return findings, ends
 
 
-def _appends(template: Probed, messages: list[Message]) -> bool:
-    index = messages.index(_REPLY)
-    behind = template.behind(messages, index, _PLAIN, None)
-    return behind is not None and template.appends(messages, index, _PLAIN, behind, None)
+def _behind(try_render: TryRender, messages: list[Message], options: TemplateOptions) -> str:
+    """What follows the reply `messages[1]`; "" where that cannot be seen."""
+    drawing = draw(View(tuple(messages), 1), lambda asked: try_render(asked, options, None))
+    return drawing.behind if drawing is not None else ""
 
 
-def _render_loop(template: Probed, argument: str) -> str | None:
-    function = {"name": "add", "arguments": {"a": argument}}
-    calls = [{"id": _CALL_ID, "type": "function", "function": function}]
-    call: Message = {"role": "assistant", "content": "", "tool_calls": calls}
-    options = TemplateOptions(tools=(_TOOL,))
-    return template.try_render([_USER, call, _RESULT], options, None)
-
-
-def _behind_call(template: Probed) -> str | None:
-    """What stands behind the last argument of a tool call when its result follows."""
-    rendered = _render_loop(template, argument=SENTINEL) or ""
-    return rendered.rpartition(SENTINEL)[2] if SENTINEL in rendered else None
-
-
-def _turn_ends(
-    after_user: str, after_call: str | None, controls: Controls
-) -> tuple[TurnEnds, str | None]:
-    """One token that follows a reply whatever comes next, or the headers that may come next."""
-    first = controls.control_id_at(after_user, 0)
-    if first is None:
-        return TurnEnds(), None
-    if after_call is None or first[1] in after_call:
-        return TurnEnds(closer_id=first[0]), first[1]
-    openers = dict([first])
-    for start in range(len(after_call)):
-        other = controls.control_id_at(after_call, start)
-        if other is not None and other[0] in controls.eos_ids:
-            openers[other[0]] = other[1]
-            break
-    return TurnEnds(openers=openers), None
+def _appends(
+    template: Probed, messages: list[Message], index: int, options: TemplateOptions
+) -> bool:
+    return template.suffix(messages, index, options, last_id=None) is not None
 
 
 def _keeps_reasoning(template: Probed) -> bool:
     thinking = {**_REPLY, "content": f"<think>\n{SENTINEL}\n</think>\n\nHello"}
-    return SENTINEL in (template.try_render([_USER, thinking, _USER], _PLAIN, None) or "")
+    return SENTINEL in (template.try_render([_USER, thinking, _USER], _PLAIN) or "")

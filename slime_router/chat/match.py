@@ -9,12 +9,14 @@ A turn is filed under the key of its messages with its reply appended. Two reque
 have the same conversation, as far as a client can be trusted to repeat it:
 
     no difference:  content None, "" and []; a string and its parts; arguments as JSON text in any
-                    spelling, or as an object; reasoning, unknown fields, the order of keys; line
-                    ends before an assistant's content
-    a difference:   case and white space of content; true and 1; "null" and null; the order of
-                    lists and of calls; invalid JSON that is spelled otherwise; NFC and NFD
+                    spelling, or as an object; reasoning, unknown fields, the order of keys; of an
+                    assistant also its name, white space around its content, CRLF for LF, and its
+                    text and its calls as two messages
+    a difference:   case and white space inside of content; true and 1; "null" and null; the order
+                    of lists and of calls; invalid JSON that is spelled otherwise; NFC and NFD
 
-Identifiers of tool calls count only where the template prints them.
+Identifiers of tool calls count only where the template prints them. Of several turns whose replies
+differ in white space alone, the one that is spelled as the client has it is found: see `spelling`.
 """
 
 from __future__ import annotations
@@ -54,6 +56,46 @@ def next_key(key: Key, message: Message, *, with_call_ids: bool) -> Key:
     return _digest(key, _canonical(message, with_call_ids=with_call_ids))
 
 
+def spelling(before: Key, message: Message) -> Key:
+    """How the replies of a conversation are spelled, as far as their keys do not tell.
+
+    `before` is that of the messages before; it stays what it is where a reply has nothing to add.
+    """
+    if str(message["role"]).lower() != "assistant":
+        return before
+    content = content_text(message.get("content"))
+    if content == _reply_text(content):
+        return before
+    return _digest(before, content.encode("utf-8", "surrogatepass"))
+
+
+def joined(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages with a reply's text and its calls in one, where a client made two of them."""
+    whole: list[Message] = []
+    for message in messages:
+        last = whole[-1] if whole else None
+        if last is not None and _is_text_only(last) and _is_calls_only(message):
+            whole[-1] = {**message, "content": last.get("content")}
+        else:
+            whole.append(message)
+    return tuple(whole)
+
+
+def _is_text_only(message: Message) -> bool:
+    return message["role"] == "assistant" and not message.get("tool_calls")
+
+
+def _is_calls_only(message: Message) -> bool:
+    if message["role"] != "assistant" or not message.get("tool_calls"):
+        return False
+    return not content_text(message.get("content")).strip()
+
+
+def _reply_text(content: str) -> str:
+    """A reply without what agents add to it or take from it on the way."""
+    return content.replace("\r\n", "\n").strip()
+
+
 def chain_keys(root: Key, messages: Sequence[Message], *, with_call_ids: bool) -> list[Key]:
     """`len(messages) + 1` keys: of each prefix of the conversation, the empty one first."""
     keys = [root]
@@ -76,9 +118,9 @@ def _canonical(message: Message, *, with_call_ids: bool) -> bytes:
     role = str(message["role"]).lower()
     content = content_text(message.get("content"))
     if role == "assistant":
-        content = content.lstrip("\n")  # some agents put a line end before it
+        content = _reply_text(content)
     parts: list[Any] = [role, content]
-    if role not in ("tool", "function"):  # agents add or drop the name of a tool's result
+    if role not in ("assistant", "tool", "function"):  # agents name them, or drop their names
         parts.append(message.get("name") or "")
     if with_call_ids:
         parts.append(message.get("tool_call_id") or "")

@@ -1,36 +1,22 @@
-"""The chat template: what it renders, and what it puts between two turns.
-
-The suffix of a held turn comes from the template itself. The reply is replaced by a sentinel, the
-conversation is rendered, and what stands behind the sentinel is what the template appends:
-
-    render([*before, SENTINEL, *after]) == ... + SENTINEL + behind
-
-That is used only where the template was shown to append there, for the first conversation of every
-shape: `behind` must end the true rendering, and what stands before the sentinel must begin with the
-rendering of `before`. (Mistral Nemo moves the system prompt to the last user turn and fails this.)
-Where it is not shown, the answer is None and the caller renders everything: never a guess.
-"""
+"""The chat template: what it renders, and what it puts between two turns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
-from slime_router.chat.findings import SENTINEL, TurnEnds, self_test
-from slime_router.chat.messages import (
-    content_text,
-    renderable,
-    without_late_systems,
-    without_reasoning,
-)
+from slime_router.chat.findings import Findings, find_ends, self_test
+from slime_router.chat.layout import Layout, holds
+from slime_router.chat.messages import renderable, without_late_systems
+from slime_router.chat.seam import Control, Seam
+from slime_router.chat.spelling import CallSpelling, find_spelling
+from slime_router.chat.suffix import Question, Suffix, Suffixes
 from slime_router.errors import BadRequest
 from slime_router.types import Message, TemplateOptions
 
-MAX_SHAPES = 4096  # remembered shapes; a shape costs up to five renderings when it is seen first
-WINDOW_LEN = 8  # messages before the reply that are rendered for a suffix, where that is enough
+__all__ = ["ChatTemplate", "Suffix"]
 
 
 class TemplateTokenizer(Protocol):
@@ -48,27 +34,8 @@ class TemplateTokenizer(Protocol):
     ) -> str:
         """The text of the conversation; BadRequest where the template refuses it."""
 
-    def control_id_at(self, text: str, start: int) -> tuple[int, str] | None:
-        """The control token that begins at `text[start]`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Suffix:
-    """What follows a held turn: drop `drop` of its last tokens, then encode `text`.
-
-    `drop` is 1 where the sampled stop token gives way to the one that the template puts there.
-    """
-
-    text: str
-    drop: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Proof:
-    """What the first conversation of a shape has shown."""
-
-    appends: bool
-    is_local: bool  # the messages shortly before the reply make the suffix what it is
+    def find_added(self, text: str) -> Iterator[Control]:
+        """All added tokens in `text`, left to right, as `(start, end, id)`."""
 
 
 class ChatTemplate:
@@ -76,10 +43,16 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: TemplateTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._shapes: dict[tuple[Any, ...], _Proof] = {}
         self.has_developer_role = "developer" in (tokenizer.chat_template or "")
-        self._ends = TurnEnds()
-        self.findings, self._ends = self_test(self, tokenizer)
+        self.spelling = CallSpelling()
+        self.findings = Findings()
+        if tokenizer.chat_template is not None:
+            self.spelling = find_spelling(self._try_as_it_is)
+        ends = find_ends(self.try_render, tokenizer)
+        self._seam = Seam(tokenizer, ends)
+        self._suffixes = Suffixes(self.try_render, self._seam, tokenizer.chat_template)
+        if tokenizer.chat_template is not None:
+            self.findings = self_test(self, ends)
 
     def render(
         self,
@@ -98,7 +71,10 @@ class ChatTemplate:
                 "this model has no chat template: use /generate, or start with --chat-template",
                 param="messages",
             )
-        ready = renderable(messages, has_developer_role=self.has_developer_role)
+        ready = [
+            self.spelling.spelled(message)
+            for message in renderable(messages, has_developer_role=self.has_developer_role)
+        ]
         try:
             return self._tokenizer.render(ready, options, date=date)
         except BadRequest as refusal:
@@ -125,113 +101,40 @@ class ChatTemplate:
         reply_index: int,
         options: TemplateOptions,
         *,
-        stop_id: int | None,
+        last_id: int | None,
         date: datetime | None = None,
+        layout: Layout | None = None,
     ) -> Suffix | None:
-        """What the template puts behind the reply `messages[reply_index]`, to the prompt's end.
+        """What the template puts after the reply `messages[reply_index]`, to the prompt's end.
 
         Args:
             messages: the whole request, the echoed reply in it.
             reply_index: which of them is the reply of the held turn.
             options: tools and arguments of the rendering.
-            stop_id: the stop token with which the held tokens end; None where they end otherwise.
+            last_id: the last held token.
             date: the date pinned for this conversation.
+            layout: what the held turn's own prompt looked like, where that is known.
 
         Returns:
             None where the template is not shown to append there.
         """
-        start = _window_start(messages, reply_index)
-        shape = (bool(start), *_shape(messages, reply_index, options))
-        proof = self._shapes.get(shape)
-        if proof is None:
-            proof = self._prove(messages, reply_index, start, options, date)
-            if len(self._shapes) >= MAX_SHAPES:
-                self._shapes.clear()
-            self._shapes[shape] = proof
-        if not proof.appends:
-            return None
-        if not proof.is_local:
-            start = 0
-        seen = [*messages[:1], *messages[start:]] if start else messages
-        behind = self.behind(seen, reply_index - len(messages) + len(seen), options, date)
-        return None if behind is None else self._after_stop(behind, stop_id)
+        question = Question(messages, reply_index, options, date)
+        return self._suffixes.find(question, last_id=last_id, layout=layout)
 
-    def _prove(
-        self,
-        messages: Sequence[Message],
-        index: int,
-        start: int,
-        options: TemplateOptions,
-        date: datetime | None,
-    ) -> _Proof:
-        """Render the conversation whole, and see what holds for it."""
-        behind = self.behind(messages, index, options, date)
-        if behind is None or not self.appends(messages, index, options, behind, date):
-            return _Proof(appends=False, is_local=False)
-        if not start:
-            return _Proof(appends=True, is_local=False)
-        seen = [*messages[:1], *messages[start:]]
-        local = self.behind(seen, index - len(messages) + len(seen), options, date)
-        return _Proof(appends=True, is_local=local == behind)
+    def layout(self, text: str, messages: Sequence[Message]) -> Layout | None:
+        """What the prompt `text` of these messages looks like; None where that takes more."""
+        return self._suffixes.of_text(text, messages)
 
-    def behind(
-        self,
-        messages: Sequence[Message],
-        index: int,
-        options: TemplateOptions,
-        date: datetime | None,
-    ) -> str | None:
-        """What the template puts behind message `index`, whatever that message says."""
-        probe = [*messages[:index], _sentinel(), *messages[index + 1 :]]
-        rendered = self.try_render(probe, options, date)
-        _, found, behind = (rendered or "").partition(SENTINEL)
-        return behind if found and SENTINEL not in behind else None
+    def left_out(self, text: str, messages: Sequence[Message]) -> list[int]:
+        """Which of `messages` the template did not print in `text`."""
+        return [index for index, message in enumerate(messages) if not holds(text, [message])]
 
-    def appends(
-        self,
-        messages: Sequence[Message],
-        index: int,
-        options: TemplateOptions,
-        behind: str,
-        date: datetime | None,
-    ) -> bool:
-        """Whether `behind` ends the true rendering, and what stands before was there before."""
-        true = self.try_render(messages, options, date)
-        if true is None or not true.endswith(behind):
-            return False
-        # Reasoning that the template strips later is no reason to doubt that it appends: it is
-        # what held tokens are for. So the check is made on messages without reasoning.
-        plain = [_without_reasoning(message) for message in messages]
-        probe = [*plain[:index], _sentinel(), *plain[index + 1 :]]
-        rendered = self.try_render(probe, options, date)
-        head = TemplateOptions(
-            tools=options.tools, kwargs=options.kwargs, add_generation_prompt=False
-        )
-        start = self.try_render(plain[:index], head, date)
-        return rendered is not None and start is not None and rendered.startswith(start)
-
-    def _after_stop(self, behind: str, stop_id: int | None) -> Suffix:
-        """Drop from `behind` what the model has sampled of it already."""
-        first = self._tokenizer.control_id_at(behind, 0)
-        if stop_id is None or first is None or not self.closes(stop_id):
-            return Suffix(behind)
-        first_id, literal = first
-        if first_id == stop_id:
-            return Suffix(behind[len(literal) :])
-        if first_id == self._ends.closer_id:
-            # Another end-of-sequence token was sampled; it has closed the turn in its place.
-            return Suffix(behind[len(literal) :])
-        if stop_id in self._ends.openers:
-            return Suffix(behind, drop=1)
-        return Suffix(behind)
-
-    def closes(self, stop_id: int) -> bool:
-        """Whether the stop token ends a turn; a stop token of the client's own does not."""
-        ends = self._ends
-        return stop_id in self._tokenizer.eos_ids or stop_id in (ends.closer_id, *ends.openers)
+    def ends_turn(self, token_id: int) -> bool:
+        """Whether the token ends a turn; a stop token of the client's own does not."""
+        return self._seam.ends_turn(token_id)
 
     def try_render(
-        self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
+        self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None = None
     ) -> str | None:
         """The rendering, or None where the template refuses these messages."""
         try:
@@ -239,64 +142,8 @@ class ChatTemplate:
         except BadRequest:
             return None
 
-
-def _sentinel() -> Message:
-    return {"role": "assistant", "content": SENTINEL}
-
-
-_REPLY_AND_ASK = ("assistant", "user")
-
-
-def _role(message: Message) -> str:
-    return str(message["role"]).lower()
-
-
-def _content(message: Message) -> str:
-    return content_text(message.get("content"))
-
-
-def _without_reasoning(message: Message) -> Message:
-    if _role(message) != "assistant":
-        return message
-    hidden = ("reasoning_content", "reasoning", "content")
-    kept = {name: value for name, value in message.items() if name not in hidden}
-    return {**kept, "content": without_reasoning(_content(message))}
-
-
-def _window_start(messages: Sequence[Message], index: int) -> int:
-    """Where to begin a rendering that only the suffix is wanted of; 0 is everything.
-
-    It begins with a user's turn, as conversations do: some templates insist on the order of roles.
-    The first message, which may be the system prompt, stays in front of it.
-    """
-    follows_user = _role(messages[0]) == "user"
-    for start in range(index - WINDOW_LEN, 1, -1):
-        if follows_user and (_role(messages[start]), _role(messages[start + 1])) == _REPLY_AND_ASK:
-            return start
-        if not follows_user and _role(messages[start]) == "user":
-            return start
-    return 0
-
-
-def _shape(messages: Sequence[Message], index: int, options: TemplateOptions) -> tuple[Any, ...]:
-    """What a template's branches can depend on, without the words themselves."""
-
-    def kind(message: Message) -> tuple[Any, ...]:
-        content = _content(message)
-        return (
-            _role(message),
-            bool(content),
-            bool(message.get("tool_calls")),
-            bool(message.get("reasoning_content") or message.get("reasoning")),
-            "</think>" in content,
-        )
-
-    return (
-        kind(messages[0]),
-        frozenset(kind(message) for message in messages[:index]),
-        tuple(kind(message) for message in messages[max(index - 1, 0) :]),
-        bool(options.tools),
-        repr(sorted(options.kwargs.items(), key=lambda item: item[0])),
-        options.add_generation_prompt,
-        options.continue_final_message,
-    )
+    def _try_as_it_is(self, messages: list[Message], options: TemplateOptions) -> str | None:
+        try:
+            return self._tokenizer.render(messages, options)
+        except BadRequest:
+            return None

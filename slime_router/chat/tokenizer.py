@@ -23,7 +23,7 @@ from slime_router.chat.encoder import After, Encoder
 from slime_router.chat.modalities import is_multimodal
 from slime_router.chat.renderer import Renderer, one_line
 from slime_router.errors import BadRequest, SetupError
-from slime_router.types import Message, Piece, TemplateOptions, TokenIds
+from slime_router.types import NO_TOKENS, Message, Piece, TemplateOptions, TokenIds
 
 __all__ = ["After", "Decoder", "Tokenizer"]
 
@@ -155,12 +155,24 @@ class Tokenizer:
         """
         return self._encoder.encode_pieces(text, after)
 
-    async def encode_pieces_async(self, text: str, after: After = After.START) -> tuple[Piece, ...]:
-        """`encode_pieces`; a long text is encoded in a thread while the event loop goes on."""
+    async def encode_pieces_async(self, text: str, held: TokenIds = NO_TOKENS) -> tuple[Piece, ...]:
+        """`encode_pieces` of what follows the tokens `held`, as the whole text has it there.
+
+        A long text is encoded in a thread while the event loop goes on.
+        """
+        last_id = int(held[-1]) if len(held) else None
         if len(text) < INLINE_TEXT_LEN:
-            return self.encode_pieces(text, after)
+            return self._encode_after(last_id, text)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self.encode_pieces, text, after)
+        return await loop.run_in_executor(self._executor, self._encode_after, last_id, text)
+
+    def _encode_after(self, last_id: int | None, text: str) -> tuple[Piece, ...]:
+        if last_id is None:
+            return self._encoder.encode_pieces(text, After.START)
+        if eater := self._controls.eater(last_id):
+            return self._encoder.encode_pieces_behind(eater, text)
+        after = After.CONTROL if last_id in self._controls else After.TEXT
+        return self._encoder.encode_pieces(text, after)
 
     # Control tokens and anchors.
 
@@ -171,6 +183,14 @@ class Tokenizer:
     def find_controls(self, text: str, start: int = 0) -> Iterator[tuple[int, int, int]]:
         """All anchor control tokens from `start` on, left to right, as `(start, end, id)`."""
         return self._controls.find(text, start)
+
+    def find_added(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """All added tokens in `text`, anchors or not, left to right, as `(start, end, id)`."""
+        return self._controls.find_added(text)
+
+    def eater(self, token_id: int) -> str:
+        """The literal of an added token that may change what follows it; else ""."""
+        return self._controls.eater(token_id)
 
     def is_control(self, token_id: int) -> bool:
         """Whether it is an anchor control token."""

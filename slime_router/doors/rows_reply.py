@@ -11,7 +11,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain, groupby
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -213,7 +213,7 @@ def _logprob_column(rows: Sequence[Row]) -> dict[str, Logprobs]:
     if all(row.logprobs is None for row in rows):
         return {}
     parts = [np.full(len(r.tokens), np.nan) if r.logprobs is None else r.logprobs for r in rows]
-    return {"logprobs": logprob_array(np.concatenate(parts))}  # type: ignore[arg-type] # floats
+    return {"logprobs": logprob_array(cast("Sequence[float]", np.concatenate(parts)))}
 
 
 def _expert_columns(rows: Sequence[Row]) -> dict[str, Array]:

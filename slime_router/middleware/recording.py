@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-from slime_router.chat.match import reply_keys
+from slime_router.chat.match import reply_keys, spelling
 from slime_router.errors import Conflict
 from slime_router.middleware.base import CallNext
 from slime_router.trajectory.experts import RoutedExperts, decode
@@ -200,6 +200,7 @@ class RecordingMiddleware:
             weight_versions=versions,
             finish=finish,
             keys=self._keys(call, prompt, draft),
+            spelling=self._spelling(prompt, draft),
             asked=prompt.messages_key,
             calls=tuple((made["id"], made["name"]) for made in draft.calls.values()),
             session_id=call.session_id,
@@ -248,6 +249,10 @@ class RecordingMiddleware:
             self.counts.missing_logprobs += missing
             logger.warning("%d of %d logprobs are missing", missing, len(draft.logprobs))
         return logprob_array(draft.logprobs)
+
+    @staticmethod
+    def _spelling(prompt: Prompt, draft: _Draft) -> bytes:
+        return spelling(prompt.spelling, draft.reply(prompt.reply_prefix))
 
     def _keys(self, call: GenerateCall, prompt: Prompt, draft: _Draft) -> tuple[bytes, ...]:
         if prompt.messages_key is None or call.native is not None:

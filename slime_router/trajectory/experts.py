@@ -102,7 +102,7 @@ def line_up(parts: Sequence[ExpertsSpan]) -> NDArray[Any]:
     The parts follow each other from position 0 and `find_misfit(parts)` is None. What a turn has
     before its span is the turn's before.
     """
-    ids = np.concatenate(
+    ids: NDArray[Any] = np.concatenate(
         [
             part.experts.ids[part.start - part.experts.start : part.end - part.experts.start]
             for part in parts

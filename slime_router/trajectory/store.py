@@ -14,11 +14,12 @@ exported sessions go last. Each drop is counted.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import replace
 
 from slime_router.errors import Conflict, StorageFull
 from slime_router.trajectory import held
+from slime_router.trajectory.conversations import Conversations
 from slime_router.trajectory.prefixes import deepest_prefix
 from slime_router.trajectory.session import Session, SessionSpec, SessionTable
 from slime_router.trajectory.turn import Trace, Turn
@@ -37,7 +38,7 @@ class TrajectoryStore:
         self._turns: dict[str, Turn] = {}
         self._children: dict[str, dict[str, None]] = {}
         self._waiting = WaitingTurns()
-        self._by_key: dict[tuple[bytes, str | None], dict[str, None]] = {}
+        self._conversations = Conversations()
         self._by_handle: dict[tuple[str, str], str] = {}  # scope and id of a tool call: the turn
         self._undelivered: set[str] = set()
         self._seq = 0
@@ -119,8 +120,7 @@ class TrajectoryStore:
         if turn.base is not None:
             self._children.setdefault(turn.base, {})[turn.id] = None
             self._waiting.take(turn.base)
-        for key in self._index_keys(turn):
-            self._by_key.setdefault(key, {})[turn.id] = None
+        self._conversations.file(turn)
         for call_id, _ in turn.calls:
             self._by_handle[turn.scope, call_id] = turn.id
         self._enforce_budget()
@@ -138,17 +138,20 @@ class TrajectoryStore:
     # Finding
 
     def find(
-        self, key: bytes, session_id: str | None, *, taken: Container[str] = ()
+        self,
+        key: bytes,
+        session_id: str | None,
+        *,
+        taken: Container[str] = (),
+        spelling: bytes = b"",
     ) -> Turn | None:
         """The newest turn of this conversation; a named session finds its own turns only.
 
-        Turns that are `taken` are passed over where there is another.
+        Turns that are spelled otherwise, or are `taken`, are passed over where there is another.
         """
-        turns = self._by_key.get((key, session_id))
-        if not turns:
+        turn_id = self._conversations.find(key, session_id, taken, spelling)
+        if turn_id is None:
             return None
-        newest = next(reversed(turns))
-        turn_id = next((t for t in reversed(turns) if t not in taken), newest)
         self._touch(turn_id)
         return self._turns[turn_id]
 
@@ -165,7 +168,7 @@ class TrajectoryStore:
 
     def count_alike(self, key: bytes, session_id: str | None) -> int:
         """How many turns `find` could choose from."""
-        return len(self._by_key.get((key, session_id), ()))
+        return self._conversations.count(key, session_id)
 
     def deepest_prefix(self, ids: TokenIds, session_id: str, scope: str = "") -> Turn | None:
         """The turn of this session and scope with the most held tokens that all begin `ids`."""
@@ -195,13 +198,6 @@ class TrajectoryStore:
             KeyError: no such turn.
         """
         return held.trace(self._turns, turn_id, length)
-
-    @staticmethod
-    def _index_keys(turn: Turn) -> Iterator[tuple[bytes, str | None]]:
-        for key in turn.keys:
-            yield key, None
-            if turn.session_id is not None:
-                yield key, turn.session_id
 
     # Sessions
 
@@ -253,8 +249,7 @@ class TrajectoryStore:
         self.sessions.forget(session, is_deleted=True)
         for turn_id in reversed(session.turns):
             turn = self._turns[turn_id]
-            for key in turn.keys:
-                self._unfile((key, session_id), turn_id)
+            self._conversations.leave_session(turn)
             self._turns[turn_id] = turn = replace(turn, session_id=None)
             if turn_id not in self._children:
                 self._remove(turn)
@@ -341,8 +336,7 @@ class TrajectoryStore:
         del self._turns[turn.id]
         self._undelivered.discard(turn.id)
         self._tokens -= turn.own_len
-        for key in self._index_keys(turn):
-            self._unfile(key, turn.id)
+        self._conversations.unfile(turn)
         for call_id, _ in turn.calls:
             if self._by_handle.get((turn.scope, call_id)) == turn.id:
                 del self._by_handle[turn.scope, call_id]
@@ -353,12 +347,6 @@ class TrajectoryStore:
         if not siblings:
             del self._children[turn.base]
             self._release(self._turns[turn.base], last_used=last_used)
-
-    def _unfile(self, key: tuple[bytes, str | None], turn_id: str) -> None:
-        turns = self._by_key.get(key, {})
-        turns.pop(turn_id, None)
-        if not turns:
-            self._by_key.pop(key, None)
 
     def check_integrity(self) -> None:
         """Recount everything.
@@ -372,8 +360,6 @@ class TrajectoryStore:
             if turn.base is not None:
                 assert turn.base in self._turns, "a base was dropped under its turn"
                 children.setdefault(turn.base, {})[turn.id] = None
-            for key in self._index_keys(turn):
-                assert turn.id in self._by_key[key], "a turn is not found by its conversation"
         for turn in self._turns.values():
             session = self._session_of(turn)
             assert turn.session_id is None or (session and turn.id in session.turns)
@@ -383,7 +369,7 @@ class TrajectoryStore:
         assert set(self._waiting.idle) == waiting[False], "idle turns are wrong"
         assert set(self._waiting.exported) == waiting[True], "turns of exported sessions are wrong"
         assert self._tokens == sum(t.own_len for t in self._turns.values()), "tokens miscounted"
-        assert all(turns and turns.keys() <= self._turns.keys() for turns in self._by_key.values())
+        self._conversations.check_integrity(self._turns)
         assert self._undelivered <= self._turns.keys()
         for (scope, handle), turn_id in self._by_handle.items():
             turn = self._turns[turn_id]

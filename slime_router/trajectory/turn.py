@@ -42,6 +42,7 @@ class Turn:
     weight_versions: tuple[VersionSpan, ...]
     finish: Finish
     keys: tuple[bytes, ...] = ()  # the conversation with the reply appended
+    spelling: bytes = b""  # how its replies are spelled, white space included
     asked: bytes | None = None  # the key of the conversation that it answered
     calls: tuple[tuple[str, str], ...] = ()  # id and name of the tool calls in the reply
     session_id: str | None = None
@@ -64,11 +65,9 @@ class Turn:
         return len(self.prompt_ids) + len(self.output_ids)
 
     @property
-    def stop_id(self) -> int | None:
-        """The stop token that ends the held tokens, where one was sampled."""
-        matched = self.finish.matched
-        is_last = self.finish.type == "stop" and bool(len(self.output_ids))
-        return matched if is_last and isinstance(matched, int) else None
+    def last_id(self) -> int | None:
+        """The last held token that was sampled, whatever the worker says of the stop."""
+        return int(self.output_ids[-1]) if len(self.output_ids) else None
 
     def output_versions(self) -> list[WeightVersion | None]:
         """The weight version of each output token, None where the worker gave none."""

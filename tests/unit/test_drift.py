@@ -51,7 +51,7 @@ class Model:
             token_ids(held),
             token_ids(rendered),
             self.tokenizer,
-            ends_turn=self.template.closes,
+            ends_turn=self.template.ends_turn,
         )
         check(drift, held, rendered)
         return drift

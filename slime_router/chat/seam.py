@@ -1,0 +1,114 @@
+"""The seam between a held turn and what follows it, found by token ids.
+
+A model ends its turn with a token of its own choice, if it ends it at all. The template closes the
+same turn in its own way. One of the two must stand in the prompt: never both, never neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Control = tuple[int, int, int]  # start, end, id
+
+
+class Controls(Protocol):
+    """The tokenizer as the seam uses it."""
+
+    eos_ids: frozenset[int]
+
+    def find_added(self, text: str) -> Iterator[Control]:
+        """All added tokens in `text`, left to right, as the tokenizer finds them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnds:
+    """The tokens at which turns end: those that close one, or the headers that may come next."""
+
+    closers: frozenset[int] = frozenset()
+    openers: Mapping[int, str] = field(default_factory=dict)
+    closer: str | None = None  # the token that stands after a reply when a user's turn follows
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Drop `drop` of the last held tokens; the suffix is the text from `start` on."""
+
+    start: int
+    drop: int = 0
+
+
+class Seam:
+    """Where a text that follows a reply goes on after the tokens that the model sampled."""
+
+    def __init__(self, controls: Controls, ends: TurnEnds) -> None:
+        self._controls = controls
+        self._openers = ends.openers
+        self._closers = ends.closers
+
+    def ends_turn(self, token_id: int | None) -> bool:
+        """Whether the token ends a turn; a stop token of the client's own does not."""
+        return (
+            token_id in self._closers
+            or token_id in self._openers
+            or token_id in self._controls.eos_ids
+        )
+
+    def after_text(self, behind: str, last_id: int | None) -> Cut:
+        """Where `behind`, the text that follows a reply's content, is entered.
+
+        What closes a turn stands right at its beginning, but for white space.
+        """
+        first = next(self._controls.find_added(behind), None)
+        if first is None or behind[: first[0]].strip():
+            return Cut(0, self._drop(last_id))
+        return self._at(behind, first, last_id, own_start=0)
+
+    def after_call(self, behind: str, tail_len: int, last_id: int | None) -> Cut:
+        """The same where the reply's last call goes on for `tail_len` characters."""
+        closing = self.closing(behind, last_id)
+        if closing is None or behind[tail_len : closing[0]].strip():
+            return Cut(tail_len, self._drop(last_id))
+        return self._at(behind, closing, last_id, own_start=closing[0])
+
+    def closing(self, behind: str, last_id: int | None) -> Control | None:
+        """The first token that ends the turn, or that the model sampled last."""
+        for control in self._controls.find_added(behind):
+            if control[2] == last_id or self.ends_turn(control[2]):
+                return control
+        return None
+
+    def boundary(self, behind: str, index: int) -> int:
+        """`index`, or the start of the added token that it would cut."""
+        for start, end, _ in self._controls.find_added(behind):
+            if start >= index:
+                break
+            if index < end:
+                return start
+        return index
+
+    def _at(self, behind: str, control: Control, last_id: int | None, *, own_start: int) -> Cut:
+        start, end, token_id = control
+        if token_id == last_id:
+            return Cut(end)
+        if not self.ends_turn(last_id):  # the turn is open: the template closes it
+            return Cut(own_start)
+        if self._closes(behind, control):
+            return Cut(end)  # another end token was sampled; it has closed the turn in its place
+        return Cut(start, self._drop(last_id))
+
+    def _drop(self, last_id: int | None) -> int:
+        """A header that was sampled gives way to the one that comes."""
+        return int(last_id in self._openers)
+
+    def _closes(self, behind: str, control: Control) -> bool:
+        """Whether it ends a turn and begins nothing: text that follows would belong to it."""
+        _, end, token_id = control
+        if token_id in self._closers:
+            return True
+        if token_id in self._openers or not self.ends_turn(token_id):
+            return False
+        rest = behind[end:]
+        following = next(self._controls.find_added(rest), None)
+        return not (rest if following is None else rest[: following[0]]).strip()
