@@ -1,0 +1,152 @@
+"""The examination: every scenario is held on a stand of its own, and each turn of it judged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from slime_router.chat.encoder import After
+from slime_router.chat.parse import ReplyParsers
+from slime_router.chat.template import ChatTemplate
+from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkup.judge import Judge
+from slime_router.checkup.scenarios import CALL_ERROR, TOOLS, Said, Scenario, scenarios
+from slime_router.checkup.speech import Speech, Unsupported, Written, ideal, refusal
+from slime_router.checkup.split import odd_split
+from slime_router.checkup.stand import Sample, Stand, Turn
+from slime_router.checkup.verdict import Report, Verdict
+from slime_router.errors import RouterError
+from slime_router.types import Finish, Message, Prompt, TemplateOptions
+
+CUT_LEN = 3  # characters of the last word that a cut reply lacks
+
+
+class Examination:
+    """One model family: its tokenizer, its template, and the parsers of its replies."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate, parsers: ReplyParsers
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._parsers = parsers
+        self._speech = Speech(tokenizer, template.findings, parsers.tools)
+        self._judge = Judge(tokenizer, template, self._speech.end_ids)
+
+    async def report(self, name: str) -> Report:
+        """The verdicts of all scenarios."""
+        verdicts = [await self.verdict(scenario) for scenario in scenarios()]
+        return Report(name, tuple(verdicts), self._parsers.tools, self._parsers.reasoning)
+
+    def stand(self) -> Stand:
+        """A fresh store and cache; the template is the one that all share."""
+        return Stand(self._tokenizer, self._template, self._parsers)
+
+    async def verdict(self, scenario: Scenario) -> Verdict:
+        """Holds one conversation, on a stand of its own."""
+        return await self.held_on(self.stand(), scenario)
+
+    async def held_on(self, stand: Stand, scenario: Scenario) -> Verdict:
+        """Holds one conversation on a stand, on which others may have been held."""
+        try:
+            script = self._script(scenario)
+        except Unsupported as unsupported:
+            return Verdict(scenario.capability, "not supported", (str(unsupported),))
+        faults: list[str] = []
+        turns: list[Turn] = []
+        try:
+            async for turn, found in self._hold(stand, scenario, script):
+                turns.append(turn)
+                faults += [f"turn {len(turns)}: {fault}" for fault in found]
+        except RouterError as error:
+            faults.append(f"turn {len(turns) + 1}: {error.message}")
+        kind = "not exact" if faults else "exact"
+        return Verdict(scenario.capability, kind, tuple(faults), len(turns))
+
+    def _script(self, scenario: Scenario) -> list[Written]:
+        """What the model writes in each exchange.
+
+        Raises:
+            Unsupported: the template takes no such conversation.
+        """
+        if self._parsers.tools is None and any(each.said.calls for each in scenario.exchanges):
+            raise Unsupported("no parser reads tool calls")
+        options, script = _options(scenario), list[Written]()
+        messages: list[Message] = []
+        for exchange in scenario.exchanges:
+            messages += answered(exchange.asks, messages)
+            script.append(self._speech.write(messages, exchange.said, options))
+            messages.append(ideal(exchange.said))
+        asked = messages[:-1]
+        if (reason := refusal(self._tokenizer, self._speech.forms, asked, options)) is not None:
+            raise Unsupported(reason)
+        return script
+
+    async def _hold(
+        self, stand: Stand, scenario: Scenario, script: Sequence[Written]
+    ) -> AsyncIterator[tuple[Turn, list[str]]]:
+        """Each turn with what is wrong with it."""
+        options = _options(scenario)
+        messages: list[Message] = []
+        before: Turn | None = None
+        for exchange, written in zip(scenario.exchanges, script, strict=True):
+            asks = answered(exchange.asks, messages)
+            messages += asks
+            turn = await stand.say(messages, options, self._sampler(written, exchange.said))
+            if before is None:
+                faults = self._judge.first_prompt(turn, messages, options)
+            else:
+                faults = self._judge.next_prompt(before, turn, messages, asks, options)
+            faults += self._judge.reply(
+                turn, exchange.said, reads_thinking=self._parsers.reasoning is not None
+            )
+            yield turn, faults
+            if len(turn.reply.get("tool_calls") or ()) < _least_calls(exchange.said):
+                return  # nothing that can be answered
+            before = turn
+            thinking = {"reasoning_content": turn.reasoning} if exchange.returns_thinking else {}
+            messages.append({**turn.reply, **thinking})
+
+    def _sampler(self, written: Written, said: Said) -> Callable[[Prompt], Sample]:
+        """What the model samples behind a prompt: in another split than the tokenizer's."""
+
+        def sample(prompt: Prompt) -> Sample:
+            is_control = self._tokenizer.is_control(int(prompt.ids[-1]))
+            after = After.CONTROL if is_control else After.TEXT
+            if said.ending == "length" or written.end_id is None:
+                ids = odd_split(self._tokenizer, written.text[: written.cut_at - CUT_LEN], after)
+                return Sample(tuple(ids), Finish("length"))
+            ids = [*odd_split(self._tokenizer, written.text, after), written.end_id]
+            is_last = said.ending == "last"
+            finish = Finish("length") if is_last else Finish("stop", matched=written.end_id)
+            return Sample(tuple(ids), finish)
+
+        return sample
+
+
+def answered(asks: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
+    """The messages `asks`, with the calls before them answered one after the other.
+
+    A call that was cut is answered with an error, whatever else was to be asked.
+    """
+    calls = (messages[-1].get("tool_calls") or []) if messages else []
+    if calls and not any(message["role"] == "tool" for message in asks):
+        asks = (CALL_ERROR,) * len(calls)
+    waiting = iter(calls)
+    return [
+        {**message, **_answer(next(waiting, None))} if message["role"] == "tool" else message
+        for message in asks
+    ]
+
+
+def _answer(call: Message | None) -> Message:
+    if call is None:
+        return {}
+    return {"tool_call_id": call["id"], "name": call["function"]["name"]}
+
+
+def _least_calls(said: Said) -> int:
+    return 0 if said.ending == "length" else len(said.calls)
+
+
+def _options(scenario: Scenario) -> TemplateOptions:
+    return TemplateOptions(tools=TOOLS if scenario.has_tools else (), kwargs=scenario.kwargs)

@@ -1,0 +1,203 @@
+"""The judge: is a prompt what it must be, after the turn that it continues?
+
+A prompt begins with all tokens that the turn before holds. What follows is the template's own text
+behind that reply, as the tokenizer makes it of the whole: every later message in it, in order, and
+the end of the turn neither twice nor missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from datetime import datetime
+
+from slime_router.chat.encoder import After
+from slime_router.chat.template import ChatTemplate
+from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkup.scenarios import Said
+from slime_router.checkup.stand import Turn
+from slime_router.chat.messages import arguments_value
+from slime_router.errors import BadRequest
+from slime_router.types import Message, TemplateOptions
+
+SHOWN_LEN = 60  # characters of a text that are shown in a reason
+
+
+class Judge:
+    """Judges the turns of one tokenizer and template."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, end_ids: Set[int]) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._end_ids = end_ids
+
+    def first_prompt(
+        self, turn: Turn, messages: Sequence[Message], options: TemplateOptions
+    ) -> list[str]:
+        """What is wrong with the prompt of a conversation's first turn."""
+        faults = self._missing(list(turn.ids), messages)
+        text = self._template.render(messages, options, date=_date(turn))
+        if list(turn.ids) != self._tokenizer.encode(text).tolist():
+            faults.append("the prompt is not the tokenization of what the template prints")
+        return faults
+
+    def next_prompt(
+        self,
+        before: Turn,
+        turn: Turn,
+        messages: Sequence[Message],
+        asks: Sequence[Message],
+        options: TemplateOptions,
+    ) -> list[str]:
+        """What is wrong with a prompt that continues `before` with `asks`, the last messages."""
+        held = before.held
+        if turn.ids[: len(held)] != held:
+            return [self._parting(held, turn)]
+        faults = []
+        if turn.prompt.receipt.status != "extended":
+            faults.append(f"the receipt says {turn.prompt.receipt.status!r}")
+        suffix = list(turn.ids[len(held) :])
+        faults += self._missing(suffix, asks)
+        faults += self._seam(held, suffix, asks)
+        printed = self._printed(turn, messages, options)
+        if printed is None:
+            faults += self._foreign(held, suffix)
+        else:
+            faults += self._unprinted(held, suffix, printed)
+        return faults
+
+    def reply(self, turn: Turn, said: Said, *, reads_thinking: bool) -> list[str]:
+        """What is wrong with a reply as a client gets it; one that was cut need not be whole."""
+        faults = []
+        content = turn.reply["content"] or ""
+        if any(literal in content for literal in self._end_literals()):
+            faults.append(f"an end token is in the content: {_shown(content)}")
+        if said.ending == "length":
+            return faults
+        if said.calls:
+            faults += _call_faults(turn.reply, said)
+        if reads_thinking and said.thinking and turn.reasoning.strip() != said.thinking:
+            faults.append(f"the reasoning was read as {_shown(turn.reasoning)}")
+        if (reads_thinking or not said.thinking) and content.strip() != said.content:
+            faults.append(f"the content was read as {_shown(content)}")
+        return faults
+
+    def _parting(self, held: tuple[int, ...], turn: Turn) -> str:
+        pairs = zip(held, turn.ids, strict=False)
+        index = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(held), len(turn.ids)))
+        receipt = turn.prompt.receipt
+        return (
+            f"held tokens are left at {index} of {len(held)}: held "
+            f"{self._text(held[index : index + 8])}, sent {self._text(turn.ids[index : index + 8])}"
+            f" ({receipt.status}: {receipt.reason})"
+        )
+
+    def _missing(self, suffix: list[int], asks: Sequence[Message]) -> list[str]:
+        text, at, faults = self._tokenizer.decode(suffix, skip_special_tokens=False), 0, []
+        for message in asks:
+            found = text.find(message["content"], at)
+            if found < 0:
+                faults.append(f"a {message['role']} message is missing: {_shown(text)}")
+            else:
+                at = found + len(message["content"])
+        return faults
+
+    def _seam(
+        self, held: tuple[int, ...], suffix: list[int], asks: Sequence[Message]
+    ) -> list[str]:
+        """Whether the turn ends once."""
+        if held[-1] in self._end_ids:
+            if not suffix or suffix[0] not in self._end_ids:
+                return []
+            return [f"the end of the turn stands twice: {self._text([held[-1], suffix[0]])}"]
+        until = self._tokenizer.encode(asks[0]["content"], After.TEXT).tolist()
+        first = suffix.index(until[-1]) if until[-1] in suffix else len(suffix)
+        if self._end_ids and not self._end_ids & set(suffix[:first]):
+            return [f"the turn was cut, and is not closed: {self._text(suffix)}"]
+        return []
+
+    def _printed(
+        self, turn: Turn, messages: Sequence[Message], options: TemplateOptions
+    ) -> list[int] | None:
+        """The tokens of what the template prints; None where it refuses these messages."""
+        try:
+            text = self._template.render(messages, options, date=_date(turn))
+        except BadRequest:
+            return None  # of a reply that it refuses, which is no reason to refuse the request
+        return self._tokenizer.encode(text).tolist()
+
+    def _foreign(self, held: tuple[int, ...], suffix: list[int]) -> list[str]:
+        """Whether the suffix is other tokens than the tokenizer makes of it at that place."""
+        encode, decode = self._tokenizer.encode, self._tokenizer.decode
+        if decode(encode("foo").tolist(), skip_special_tokens=False) != "foo":
+            return []  # SentencePiece: what text the tokens stand for hangs on what is before
+        text = decode(suffix, skip_special_tokens=False)
+        whole = encode(self._tokenizer.token_bytes(held[-1]).decode(errors="replace") + text)
+        is_marked = held[-1] in self._end_ids or self._tokenizer.is_control(held[-1])
+        expected = whole[1:] if is_marked and whole[0] == held[-1] else encode(text, After.TEXT)
+        if suffix == expected.tolist():
+            return []
+        made = expected[:8].tolist()
+        return [f"what follows is not canonical: {suffix[:8]}, the tokenizer makes {made}"]
+
+    def _unprinted(
+        self, held: tuple[int, ...], suffix: list[int], printed: list[int]
+    ) -> list[str]:
+        """Whether the suffix is other than the end of what the template prints of it all."""
+        has_ended = held[-1] in self._end_ids
+        body = suffix
+        if not has_ended and suffix and suffix[0] in self._end_ids:
+            body = suffix[1:]  # it was closed; the template may close it with another token
+        place = len(printed) - len(body)
+        if printed[max(place, 0) :] != body:
+            common = _common_end(printed, body)
+            sent = body[max(len(body) - common - 4, 0) :][:8]
+            there = printed[max(len(printed) - common - 4, 0) :][:8]
+            return [
+                f"what follows is not what the template prints: sent {self._text(sent)}, "
+                f"printed {self._text(there)}"
+            ]
+        before = printed[place - 1] if place > 0 else None
+        if has_ended and before != held[-1] and before not in self._end_ids:
+            there = printed[max(place - 4, 0) :][:8]
+            return [
+                f"something is missing at the seam: printed {self._text(there)}, "
+                f"sent {self._text([*held[-4:], *suffix[:4]])}"
+            ]
+        return []
+
+    def _end_literals(self) -> list[str]:
+        return [self._tokenizer.token_bytes(each).decode(errors="replace") for each in self._end_ids]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return _shown(self._tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def _call_faults(reply: Message, said: Said) -> list[str]:
+    made = [
+        (call["function"]["name"], call["function"]["arguments"])
+        for call in reply.get("tool_calls") or ()
+    ]
+    faults = [
+        f"a call has the arguments {arguments!r}, which is no JSON object"
+        for _, arguments in made
+        if not arguments.strip() or not isinstance(arguments_value(arguments), dict)
+    ]
+    read = [(name, arguments_value(arguments)) for name, arguments in made]
+    if read != [(name, dict(arguments)) for name, arguments in said.calls]:
+        faults.append(f"the calls were read as {made}, content {_shown(reply['content'] or '')}")
+    return faults
+
+
+def _common_end(first: Sequence[int], second: Sequence[int]) -> int:
+    count = 0
+    while count < min(len(first), len(second)) and first[-count - 1] == second[-count - 1]:
+        count += 1
+    return count
+
+
+def _date(turn: Turn) -> datetime | None:
+    return datetime.fromisoformat(turn.prompt.date) if turn.prompt.date else None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN_LEN else f"{text[:SHOWN_LEN]}…")

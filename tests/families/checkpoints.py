@@ -1,0 +1,113 @@
+"""Checkpoints to examine families with: a real vocabulary, a family's control tokens, a template.
+
+The model's own vocabulary is seldom to be had. What matters of it is which of its tokens are control
+tokens: those are added to a real vocabulary, as special tokens, in a scratch directory.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from slime_router.chat.parse import ReplyParsers
+from slime_router.chat.sglang_parsers import load_parsers
+from slime_router.chat.template import ChatTemplate
+from slime_router.chat.tokenizer import Tokenizer
+from tests.vocabularies import vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A model family: its template and what it is served with."""
+
+    name: str
+    template: str | None  # None: the vocabulary's own
+    vocabulary: str = "qwen3"
+    controls: tuple[str, ...] = ()  # added to the vocabulary
+    ends: tuple[str, ...] = ()  # end tokens; the vocabulary's own where none are named
+    tools: str | None = None  # names of SGLang's parsers
+    reasoning: str | None = None
+    strips: bool = False  # white space behind its control tokens (`rstrip`)
+    bos: str | None = None
+
+    def tokenizer(self) -> Tokenizer:
+        """Loaded once; it never changes."""
+        return _tokenizer(self)
+
+    def chat_template(self) -> ChatTemplate:
+        """A new one: its self-test is run again, and it has seen no conversation."""
+        return ChatTemplate(self.tokenizer())
+
+    def parsers(self) -> ReplyParsers:
+        """The parsers of replies that the family is served with."""
+        return _parsers(self.tools, self.reasoning)
+
+
+@cache
+def _parsers(tools: str | None, reasoning: str | None) -> ReplyParsers:
+    return ReplyParsers(load_parsers, tools=tools, reasoning=reasoning)
+
+
+@cache
+def _tokenizer(family: Family) -> Tokenizer:
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch, family.name)
+        directory.mkdir()
+        write_checkpoint(family, directory)
+        return Tokenizer.load(str(directory), chat_template=family.template)
+
+
+def write_checkpoint(family: Family, directory: Path) -> None:
+    """The files that a tokenizer is loaded from."""
+    source = vocabulary(family.vocabulary)
+    model = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    ids = with_controls(model, family.controls, strips=family.strips)
+    settings.pop("added_tokens_decoder", None)  # the library reads them from tokenizer.json
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if family.bos is not None:
+        settings["bos_token"] = family.bos
+    if family.ends:
+        settings["eos_token"] = family.ends[0]
+        settings.setdefault("bos_token", None)
+    ends = [ids[end] for end in family.ends] or None
+    write_json(directory / "tokenizer.json", model)
+    write_json(directory / "tokenizer_config.json", settings)
+    write_json(directory / "config.json", {"model_type": "qwen3"})
+    write_json(directory / "generation_config.json", {"eos_token_id": ends} if ends else {})
+
+
+def with_controls(
+    model: dict[str, Any], controls: Sequence[str], *, strips: bool = False
+) -> dict[str, int]:
+    """Adds control tokens to a `tokenizer.json`; the ids of all its added tokens, by content."""
+    ids = {each["content"]: each["id"] for each in model["added_tokens"]}
+    known = model["model"]["vocab"]
+    last = max([*(known.values() if isinstance(known, dict) else ()), *ids.values()], default=0)
+    for content in controls:
+        if content in ids:
+            continue
+        last += 1
+        ids[content] = last
+        model["added_tokens"].append(
+            {
+                "id": last,
+                "content": content,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": strips,
+                "normalized": False,
+                "special": True,
+            }
+        )
+    return ids
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One file of the checkpoint."""
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
