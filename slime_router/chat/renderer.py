@@ -99,8 +99,7 @@ class Renderer:
             text = self._hf.apply_chat_template(list(messages), tokenize=False, **settings)
         else:  # without the wrapper, which takes a content that is null from the messages
             known = self._hf.special_tokens_map
-            rendered, _ = self._render_jinja([list(messages)], **{**known, **settings})
-            text = rendered[0]
+            text = self._render_jinja([list(messages)], **{**known, **settings})[0][0]
         text.encode()  # raises on a lone surrogate, which JSON can spell and no tokenizer takes
         return text
 
