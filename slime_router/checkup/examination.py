@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 
 from slime_router.chat.encoder import After
 from slime_router.chat.parse import ReplyParsers
@@ -36,6 +37,16 @@ class Examination:
         """The verdicts of all scenarios."""
         verdicts = [await self.verdict(scenario) for scenario in scenarios()]
         return Report(name, tuple(verdicts), self._parsers.tools, self._parsers.reasoning)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What tokens spell, control tokens written out."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    async def turns(self, stand: Stand, scenario: Scenario) -> AsyncIterator[Turn]:
+        """The turns of one conversation, unjudged; none where the template takes none such."""
+        with suppress(Unsupported, Moved):
+            async for turn, _ in self._hold(stand, scenario, self._script(scenario)):
+                yield turn
 
     def stand(self) -> Stand:
         """A fresh store and cache; the template is the one that all share."""
@@ -113,7 +124,7 @@ class Examination:
             messages.append({**turn.reply, **thinking})
 
     def _is_thought(self, prompt: Prompt, text: str, options: TemplateOptions) -> bool:
-        """Whether the parser takes a plain reply for reasoning: models that it is for always think."""
+        """Whether the parser takes a plain reply for reasoning: its models always think."""
         tail = self._tokenizer.decode(prompt.ids[-TAIL_LEN:].tolist(), skip_special_tokens=False)
         form = ReplyFormat(tools=options.tools)
         parser = self._parsers.parser(form, prompt_tail=tail, history=())

@@ -1,4 +1,7 @@
-"""The families that are examined: what each is served with. Templates of `trl`, ours, and built in."""
+"""The families that are examined, and what each is served with.
+
+Their templates are those of `trl`, our own, and those that real vocabularies come with.
+"""
 
 from __future__ import annotations
 

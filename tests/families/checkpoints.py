@@ -1,7 +1,7 @@
 """Checkpoints to examine families with: a real vocabulary, a family's control tokens, a template.
 
-The model's own vocabulary is seldom to be had. What matters of it is which of its tokens are control
-tokens: those are added to a real vocabulary, as special tokens, in a scratch directory.
+The model's own vocabulary is seldom to be had. What matters of it is which of its tokens are
+control tokens: those are added to a real vocabulary, as special tokens, in a scratch directory.
 """
 
 from __future__ import annotations

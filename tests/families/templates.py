@@ -1,6 +1,6 @@
 """Compact templates of our own, in the style of families whose own are not to be had.
 
-Control tokens, the shape of a turn and the peculiarities are those of the family; the words are not.
+Control tokens, the shape of a turn and the peculiarities are the family's; the words are not.
 """
 
 from __future__ import annotations
