@@ -10,7 +10,7 @@ Whatever the way, what a turn holds is compared with what is sent before it is c
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +21,7 @@ import numpy as np
 
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
-from slime_router.chat.layout import Layout
+from slime_router.chat.layout import Layouts
 from slime_router.chat.match import Key, joined, next_link, root_key
 from slime_router.chat.messages import content_text
 from slime_router.chat.template import ChatTemplate
@@ -39,8 +39,6 @@ from slime_router.types import (
     Receipt,
     TokenIds,
 )
-
-MAX_LAYOUTS = 16_384  # of prompts made last; without one, a turn costs one more rendering
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ class PromptMaker:
         self._history = history
         self._now = now
         self._continued: Counter[str] = Counter()  # turns that prompts in use continue
-        self._layouts: OrderedDict[str, Layout] = OrderedDict()  # by the turn that is asked for
+        self._layouts = Layouts()
 
     async def make(self, call: GenerateCall) -> Prompt:
         """The prompt of a call. The caller owes `release`.
@@ -102,7 +100,7 @@ class PromptMaker:
             reason += self._left_out(call.messages, text)
         if mode == "held" and not call.template.continue_final_message:
             layout = self._template.layout(text, call.messages, call.template, date)
-            self._note_layout(call, layout)
+            self._layouts.note(call.turn_id, layout)
         return await self._from_text(call, text, talk=talk, date=date, reason=reason)
 
     def release(self, prompt: Prompt) -> None:
@@ -208,7 +206,7 @@ class PromptMaker:
             )
             if suffix is None:
                 return None
-            self._note_layout(call, suffix.layout)
+            self._layouts.note(call.turn_id, suffix.layout)
             text, drop = suffix.text, suffix.drop
             reason = "continues the turn"
         if drop:
@@ -333,14 +331,6 @@ class PromptMaker:
         return Prompt(ids=ids, receipt=receipt, base=base.id, base_len=base.held_len)
 
     # Shared
-
-    def _note_layout(self, call: GenerateCall, layout: Layout | None) -> None:
-        """Remember what the prompt looks like, for the turn that goes on from its reply."""
-        if layout is None:
-            return
-        self._layouts[call.turn_id] = layout
-        if len(self._layouts) > MAX_LAYOUTS:
-            self._layouts.popitem(last=False)
 
     def _left_out(self, messages: tuple[Message, ...], text: str) -> str:
         """What the receipt says of messages that the template did not print."""

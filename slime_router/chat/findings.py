@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Protocol
 
 from slime_router.chat.seam import Control, TurnEnds
-from slime_router.chat.spelling import PROBE_OPTIONS, CallSpelling
+from slime_router.chat.spelling import PROBE_OPTIONS, Spelling
 from slime_router.chat.standins import SENTINEL, View, draw
 from slime_router.chat.suffix import Suffix
 from slime_router.types import Message, TemplateOptions
@@ -51,6 +51,7 @@ class Findings:
     prints_call_ids: bool = False
     call_arguments: str = "object"  # or "text"
     call_ids: str = "any"  # or "short": nine letters or digits
+    content: str = "text"  # or "parts"
     closer: str | None = None  # the control token that ends a turn, whatever follows
     openers: tuple[str, ...] = ()  # where the next header ends a turn instead (GLM)
     appends_after_user: bool = False
@@ -89,7 +90,7 @@ class Probed(Protocol):
     """A template as the self-test uses it."""
 
     has_developer_role: bool
-    spelling: CallSpelling
+    spelling: Spelling
 
     def try_render(
         self,
@@ -160,6 +161,7 @@ def self_test(template: Probed, ends: TurnEnds) -> Findings:
         prints_call_ids=spelling.prints_ids,
         call_arguments=spelling.arguments,
         call_ids="short" if spelling.has_short_ids else "any",
+        content="parts" if spelling.has_parts else "text",
         closer=ends.closer,
         openers=tuple(ends.openers.values()),
         appends_after_user=_appends(template, chat, 1, _PLAIN),

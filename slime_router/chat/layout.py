@@ -11,6 +11,7 @@ another conversation, so no conversation changes what another gets.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -23,6 +24,7 @@ from slime_router.chat.messages import content_text
 from slime_router.chat.standins import Drawing, View, is_reply
 from slime_router.types import Message
 
+MAX_LAYOUTS = 16_384
 MAX_MARKS = 64  # of a layout; a conversation with more replies in view is rendered once more
 _STRING_METHODS = frozenset({"startswith", "endswith", "split", "rsplit", "find", "replace"})
 
@@ -66,6 +68,25 @@ class Layout:
         return len(parts) == len(self.marks) and all(
             mark.fits(part) for mark, part in zip(self.marks, parts, strict=True)
         )
+
+
+class Layouts:
+    """The layouts of the prompts that were made last, by the turns that answer them."""
+
+    def __init__(self, limit: int = MAX_LAYOUTS) -> None:
+        self._limit = limit
+        self._layouts: OrderedDict[str, Layout] = OrderedDict()
+
+    def get(self, turn_id: str) -> Layout | None:
+        """That of the turn's own prompt; without it, the next turn costs one more rendering."""
+        return self._layouts.get(turn_id)
+
+    def note(self, turn_id: str, layout: Layout | None) -> None:
+        """Keep one, in place of the oldest where there are too many."""
+        if layout is not None:
+            self._layouts[turn_id] = layout
+        if len(self._layouts) > self._limit:
+            self._layouts.popitem(last=False)
 
 
 def marks_of(parts: Sequence[str], groups: Sequence[Sequence[Message]]) -> tuple[Mark, ...]:

@@ -80,7 +80,9 @@ def _renderable(message: Message, *, has_developer_role: bool) -> Message:
         role = "system"
     elif role == "function":
         role = "tool"
-    known = {**message, "role": role, "content": content_text(message.get("content"))}
+    # What is null is left out: templates take a name that is there for a value that is there.
+    known = {name: value for name, value in message.items() if value is not None}
+    known |= {"role": role, "content": content_text(message.get("content"))}
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     known.pop("reasoning", None)
     if isinstance(reasoning, str):

@@ -39,6 +39,13 @@ class Renderer:
     def __init__(self, hf: Any, template: str) -> None:
         self._hf = hf
         self._template = template
+        # Takes seconds to import; whoever has a tokenizer has done so.
+        from transformers import PreTrainedTokenizerBase
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        shared = PreTrainedTokenizerBase.apply_chat_template
+        self._renders_itself = type(hf).apply_chat_template is not shared
+        self._render_jinja = render_jinja_template
         # Through these, a client would steer the call itself; `documents` are the template's.
         parameters = inspect.signature(hf.apply_chat_template).parameters.keys()
         self._reserved = parameters - {"kwargs", "documents"} | {_PINNED_DATES}
@@ -92,15 +99,19 @@ class Renderer:
         kwargs: Mapping[str, Any],
     ) -> str:
         goes_on = options.continue_final_message
-        text: str = self._hf.apply_chat_template(
-            list(messages),
-            tools=list(options.tools) or None,
-            chat_template=template,
-            add_generation_prompt=options.add_generation_prompt and not goes_on,
-            continue_final_message=goes_on,
-            tokenize=False,
+        settings: dict[str, Any] = {
+            "tools": list(options.tools) or None,
+            "chat_template": template,
+            "add_generation_prompt": options.add_generation_prompt and not goes_on,
+            "continue_final_message": goes_on,
             **kwargs,
-        )
+        }
+        text: str
+        if self._renders_itself:
+            text = self._hf.apply_chat_template(list(messages), tokenize=False, **settings)
+        else:  # without the wrapper, which takes a content that is null from the messages
+            known = self._hf.special_tokens_map
+            text = self._render_jinja([list(messages)], **{**known, **settings})[0][0]
         text.encode()  # raises on a lone surrogate, which JSON can spell and no tokenizer takes
         return text
 

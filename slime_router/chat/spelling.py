@@ -1,8 +1,9 @@
-"""How a template wants the tool calls of a reply: found by trying, once, at start.
+"""How a template wants messages spelled: found by trying, once, at start.
 
 Templates disagree on what an assistant message with calls holds. Most print arguments given as an
 object; DeepSeek's adds them to a string. DeepSeek V3's prints calls only where the content is null,
-gpt-oss' only where it is not. Mistral's refuses ids that are not nine letters or digits.
+gpt-oss' only where it is not. Mistral's refuses ids that are not nine letters or digits. Those of
+models that see pictures may print a list of parts and nothing of a string.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ TryRender = Callable[[list[Message], TemplateOptions], str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class CallSpelling:
-    """What a template takes: the form of arguments, of the content beside calls, and of ids."""
+class Spelling:
+    """What a template takes: the forms of content, of a call's arguments, and of ids."""
 
     arguments: Literal["object", "text"] = "object"
     has_null_content: bool = False  # calls are printed only where the content is null
     has_short_ids: bool = False
     prints_ids: bool = False
+    has_parts: bool = False
 
     def spelled(self, message: Message) -> Message:
         """`message`, whose content is a string, as the template wants it. Changes nothing of it."""
@@ -59,6 +61,8 @@ class CallSpelling:
             }
         if self.has_short_ids and isinstance(message.get("tool_call_id"), str):
             message = {**message, "tool_call_id": short_id(message["tool_call_id"])}
+        if self.has_parts and message["content"] is not None:
+            message = {**message, "content": [{"type": "text", "text": message["content"]}]}
         return message
 
     def new_id(self) -> str:
@@ -96,22 +100,37 @@ def short_id(call_id: str) -> str:
     return "".join(letters)
 
 
-def find_spelling(try_render: TryRender) -> CallSpelling:
-    """Try the spellings, the commonest first; the default where no calls are ever printed.
+def find_spelling(try_render: TryRender) -> Spelling:
+    """Try the spellings, the commonest first; the default where nothing is ever printed.
 
     `try_render` takes messages as they are and returns None where the template refuses them.
     """
+    has_parts = _has_parts(try_render)
     for call_id, content, as_object in product((_LONG_ID, _PROBE_ID), ("", None), (True, False)):
-        text = try_render(_tool_loop(call_id, content, as_object=as_object), PROBE_OPTIONS) or ""
+        loop = _tool_loop(call_id, content, as_object=as_object)
+        if has_parts:
+            loop = [Spelling(has_parts=True).spelled(message) for message in loop]
+        text = try_render(loop, PROBE_OPTIONS) or ""
         # Python's own quotes: the template took the object for a string.
         if _PROBE in text and f"'{_PROBE}'" not in text:
-            return CallSpelling(
+            return Spelling(
                 arguments="object" if as_object else "text",
                 has_null_content=content is None,
                 has_short_ids=call_id == _PROBE_ID,
                 prints_ids=call_id in text,
+                has_parts=has_parts,
             )
-    return CallSpelling()
+    return Spelling(has_parts=has_parts)
+
+
+def _has_parts(try_render: TryRender) -> bool:
+    """Whether a user's text is printed only where it is a part of a list."""
+    for has_parts in (False, True):
+        message: Message = {"role": "user", "content": _PROBE}
+        asked = Spelling(has_parts=has_parts).spelled(message)
+        if _PROBE in (try_render([asked], TemplateOptions()) or ""):
+            return has_parts
+    return False
 
 
 def _tool_loop(call_id: str, content: str | None, *, as_object: bool) -> list[Message]:

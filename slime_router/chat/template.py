@@ -11,7 +11,7 @@ from slime_router.chat.findings import Findings, find_ends, self_test
 from slime_router.chat.layout import Layout, holds
 from slime_router.chat.messages import renderable, without_late_systems
 from slime_router.chat.seam import Control, Seam
-from slime_router.chat.spelling import CallSpelling, find_spelling
+from slime_router.chat.spelling import Spelling, find_spelling
 from slime_router.chat.suffix import Question, Suffix, Suffixes
 from slime_router.errors import BadRequest
 from slime_router.types import Message, TemplateOptions
@@ -44,7 +44,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: TemplateTokenizer) -> None:
         self._tokenizer = tokenizer
         self.has_developer_role = "developer" in (tokenizer.chat_template or "")
-        self.spelling = CallSpelling()
+        self.spelling = Spelling()
         self.findings = Findings()
         if tokenizer.chat_template is not None:
             self.spelling = find_spelling(self._try_as_it_is)
