@@ -6,7 +6,7 @@ the worker is played. What is said on one stand is one store: nothing of it is s
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -105,20 +105,11 @@ class Stand:
         """
         self._sampler = sampler
         call = self._call(messages, options)
-        text, reasoning, calls = "", "", dict[int, Message]()
         async with self._router.generate(call) as chunks:
-            async for chunk in chunks:
-                text += chunk.text
-                reasoning += chunk.reasoning
-                for delta in chunk.tool_calls:
-                    made = calls.setdefault(delta.index, _call())
-                    made["id"] += delta.id or ""
-                    made["function"]["name"] += delta.name or ""
-                    made["function"]["arguments"] += delta.arguments
+            reply, reasoning = await heard(chunks)
         assert self._played is not None
         prompt, sample = self._played
-        ids = tuple(prompt.ids.tolist())
-        return Turn(prompt, ids, sample.ids, _reply(text, list(calls.values())), reasoning)
+        return Turn(prompt, tuple(prompt.ids.tolist()), sample.ids, reply, reasoning)
 
     def _call(self, messages: Sequence[Message], options: TemplateOptions) -> GenerateCall:
         number = next(self._numbers)
@@ -142,12 +133,25 @@ class Stand:
             )
 
 
+async def heard(chunks: AsyncIterable[GenerateChunk]) -> tuple[Message, str]:
+    """The reply as clients send it back, without its reasoning; and the reasoning."""
+    text, reasoning, calls = "", "", dict[int, Message]()
+    async for chunk in chunks:
+        text += chunk.text
+        reasoning += chunk.reasoning
+        for delta in chunk.tool_calls:
+            made = calls.setdefault(delta.index, _call())
+            made["id"] += delta.id or ""
+            made["function"]["name"] += delta.name or ""
+            made["function"]["arguments"] += delta.arguments
+    return _reply(text, list(calls.values())), reasoning
+
+
 def _call() -> Message:
     return {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
 
 
 def _reply(text: str, calls: list[Message]) -> Message:
-    """As clients send it back: without its reasoning, and with calls instead of no text."""
     if not calls:
         return {"role": "assistant", "content": text}
     return {"role": "assistant", "content": text or None, "tool_calls": calls}
