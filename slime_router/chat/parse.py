@@ -15,7 +15,9 @@ from typing import Any
 
 import orjson
 
-from slime_router.chat.calls import CallReader, without_control_tokens
+from slime_router.chat.calls import CallReader
+from slime_router.chat.leftovers import without_control_tokens
+from slime_router.chat.pieces import Pieces
 from slime_router.chat.sglang_parsers import SGLangParsers
 from slime_router.errors import BadRequest, SetupError
 from slime_router.types import Grammar, Message, ReplyFormat, ToolDelta
@@ -178,6 +180,7 @@ class ReplyParser:
         self._calls = calls
         self._is_broken = False
         self._silent: str | None = ""  # all text, until something is made of it
+        self._pieces = Pieces(calls.marks if calls is not None else ())
 
     @property
     def is_thinking(self) -> bool:
@@ -185,7 +188,15 @@ class ReplyParser:
         return bool(getattr(self._reasoning and self._reasoning.detector, "_in_reasoning", False))
 
     def push(self, text: str, *, is_last: bool) -> ReplyDelta:
-        """What one token's text adds; at the end also what was held back."""
+        """What a piece of text adds; at the end also what was held back."""
+        pieces = self._pieces.cut(text, is_last=is_last) or ([""] if is_last else [])
+        whole = ReplyDelta()
+        for index, piece in enumerate(pieces):
+            delta = self._push_piece(piece, is_last=is_last and index == len(pieces) - 1)
+            whole = delta if index == 0 else _joined(whole, delta)
+        return whole if pieces else ReplyDelta(is_thinking=self.is_thinking)
+
+    def _push_piece(self, text: str, *, is_last: bool) -> ReplyDelta:
         if self._is_broken:
             return ReplyDelta(text)
         try:
@@ -264,6 +275,15 @@ def _told(tool: dict[str, Any]) -> dict[str, Any]:
     """The tool without what is null: SGLang has defaults for it, but takes no null."""
     function = {name: value for name, value in tool["function"].items() if value is not None}
     return {**tool, "function": function}
+
+
+def _joined(first: ReplyDelta, then: ReplyDelta) -> ReplyDelta:
+    return ReplyDelta(
+        first.content + then.content,
+        first.reasoning + then.reasoning,
+        first.tool_calls + then.tool_calls,
+        first.is_thinking or then.is_thinking,
+    )
 
 
 def _both(parts: tuple[str | None, str | None]) -> tuple[str, str]:

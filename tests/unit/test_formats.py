@@ -1,0 +1,200 @@
+"""All formats of tool calls: what SGLang reads in a whole reply comes out of any of its cuts.
+
+`gpt-oss` is read here without SGLang (`test_harmony.py`); `response_template` needs a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+
+from slime_router.chat.parse import ReplyParser, ReplyParsers
+from slime_router.chat.sglang_parsers import load_parsers
+from slime_router.types import ReplyFormat
+from tests.unit.formats import FORMATS, Call
+
+# These are one token each, whatever the vocabulary.
+MARK = r"<[|｜][^|｜<>]*[|｜]>|<\|\"\|>|\]<\]minimax\[>\["
+CUTS = {"letters": MARK + r"|[\s\S]", "tokens": MARK + r"|</?\w+>|\w+|\s+|[^\w\s]"}
+LEAD = "I look. "
+PARIS: Call = ("get_weather", {"city": "Paris", "days": 3})
+ROME: Call = ("get_weather", {"city": "Köln am Rhein", "days": 4})
+SEARCH: Call = ("search", {"query": "東京 🙂 é", "deep": True, "filter": {"k": ["v", {"x": "ü"}]}})
+NOW: Call = ("now", {})
+REPLIES: dict[str, list[Call]] = {
+    "call": [PARIS],
+    "nested": [SEARCH],
+    "none": [NOW],
+    "two": [PARIS, SEARCH],
+    "same": [PARIS, ROME],
+    "none first": [NOW, PARIS],
+    "none last": [PARIS, NOW],
+    "none twice": [NOW, NOW],
+}
+CASES = [(name, kind) for name in FORMATS for kind in REPLIES]
+NO_TEXT_BETWEEN = {"beam", "muse"}  # all their text is in channels
+ONE_SECTION = {"gigachat35", "step3"}  # of calls in a reply
+DROPS_UNKNOWN = {"beam", "muse"}  # by a switch of the whole process
+
+
+def _tool(name: str, **kinds: str) -> dict[str, Any]:
+    properties = {key: {"type": kind} for key, kind in kinds.items()}
+    parameters = {"type": "object", "properties": properties}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+TOOLS = (
+    _tool("get_weather", city="string", days="integer"),
+    _tool("search", query="string", deep="boolean", filter="object"),
+    _tool("now"),
+)
+
+
+@cache
+def _parsers(name: str) -> ReplyParsers:
+    return ReplyParsers(load_parsers, tools=name, reasoning=None)
+
+
+def parser_of(name: str) -> ReplyParser:
+    parser = _parsers(name).parser(ReplyFormat(tools=TOOLS), prompt_tail="", history=())
+    assert parser is not None
+    return parser
+
+
+def read(name: str, pieces: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    """Content, and names and arguments as they were written."""
+    parser = parser_of(name)
+    content, calls = "", list[tuple[str, str]]()
+    for index, piece in enumerate([*pieces, ""]):
+        delta = parser.push(piece, is_last=index == len(pieces))
+        content += delta.content
+        for call in delta.tool_calls:
+            if call.name is not None:
+                assert call.index == len(calls)
+                calls.append((call.name, ""))
+            assert call.index == len(calls) - 1, "calls come one after the other"
+            calls[-1] = (calls[-1][0], calls[-1][1] + call.arguments)
+    return content, calls
+
+
+def tokens(text: str) -> list[str]:
+    pieces = re.findall(CUTS["tokens"], text)
+    assert "".join(pieces) == text
+    return pieces
+
+
+def values(calls: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
+    return [(name, json.loads(arguments)) for name, arguments in calls]
+
+
+def ends(text: str) -> Iterator[int]:
+    """Places at which a token may end."""
+    marks = [match.span() for match in re.finditer(MARK, text)]
+    return (at for at in range(len(text)) if not any(a < at < b for a, b in marks))
+
+
+def written(name: str, kind: str, lead: str) -> tuple[str, list[Call]]:
+    form = FORMATS[name]
+    calls = REPLIES[kind][: form.most]
+    return form.write(calls, lead if form.speaks else ""), calls
+
+
+def test_every_format_of_sglang_is_here():
+    assert {*FORMATS, "gpt-oss", "response_template"} == set(load_parsers().tool_formats)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_sglang_reads_the_whole_reply_as_it_is_meant(name, kind):
+    """The samples are right: what is compared with them is compared with SGLang."""
+    text, calls = written(name, kind, LEAD)
+    sglang = load_parsers()
+    tools = [sglang.Tool.model_validate(tool) for tool in TOOLS]
+    content, found = sglang.FunctionCallParser(tools, name).parse_non_stream(text)
+    assert [(call.name, json.loads(call.parameters)) for call in found] == calls
+    assert content.strip() == (LEAD.strip() if FORMATS[name].speaks else "")
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("lead", ["", LEAD])
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_reply_is_read_from_letters_and_from_tokens(name, kind, lead, cut):
+    text, calls = written(name, kind, lead)
+    content, found = read(name, re.findall(CUTS[cut], text))
+    assert values(found) == calls
+    assert content.strip() == (lead.strip() if FORMATS[name].speaks else "")
+
+
+@pytest.mark.parametrize("kind", ["two", "none first"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_reply_is_read_from_any_two_pieces(name, kind):
+    text, calls = written(name, kind, LEAD)
+    for at in ends(text):
+        content, found = read(name, [text[:at], text[at:]])
+        assert values(found) == calls, at
+        assert content.strip() == (LEAD.strip() if FORMATS[name].speaks else ""), at
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_was_said_before_the_cut_is_there(name):
+    """In the content or in a call, once, wherever the limit of tokens ends the reply."""
+    words = {"look", "Paris", "Köln", "Rhein", "東京", "ü"}
+    text, _ = written(name, "same", LEAD)
+    more, _ = written(name, "nested", "")
+    for whole in (text, more):
+        for at in ends(whole):
+            said = whole[:at]
+            content, calls = read(name, tokens(said))
+            shown = content + "".join(arguments for _, arguments in calls)
+            for word in words:
+                assert shown.count(word) == said.count(word), (said[-40:], shown)
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_a_call_cut_before_its_arguments_has_none(name):
+    """Where nothing says that it has ended, an empty object would be another call."""
+    text = FORMATS[name].write([PARIS])
+    for at in ends(text):
+        _, calls = read(name, tokens(text[:at]))
+        for _, arguments in calls:
+            assert arguments.strip() != "{}", text[:at]
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - NO_TEXT_BETWEEN))
+def test_text_behind_the_calls_is_content(name):
+    text, calls = written(name, "two", LEAD)
+    content, found = read(name, tokens(text + "\nThat is all, I think.\n"))
+    assert values(found) == calls
+    lead = LEAD.strip() if FORMATS[name].speaks else ""
+    assert content.split() == f"{lead} That is all, I think.".split()
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - NO_TEXT_BETWEEN - {"gigachat3"}))
+def test_text_between_calls_is_content(name):
+    form = FORMATS[name]
+    lead = LEAD if form.speaks else ""
+    text = form.write([PARIS], lead) + "\nAnd then, too.\n" + form.write([SEARCH])
+    content, found = read(name, tokens(text))
+    assert values(found[:1]) == [PARIS]
+    if name in ONE_SECTION:
+        assert "東京" in content
+        return
+    assert values(found[1:]) == [SEARCH]
+    assert content.split() == f"{lead} And then, too.".split()
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - DROPS_UNKNOWN))
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_a_call_of_an_unknown_tool_is_not_lost(name, order):
+    form = FORMATS[name]
+    unknown: Call = ("rm", {"query": "gamma"})
+    calls = [unknown, PARIS] if order == "first" else [PARIS, unknown]
+    content, found = read(name, tokens(form.write(calls[: form.most])))
+    shown = content + str(found)
+    for call in calls[: form.most]:
+        assert call[0] in shown
+        assert str([*call[1].values()][0]) in shown
