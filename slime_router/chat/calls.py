@@ -14,6 +14,8 @@ from typing import Any
 import orjson
 
 from slime_router.chat import leftovers
+from slime_router.chat.braces import Braces
+from slime_router.chat.call_ids import CallIds
 from slime_router.chat.leftovers import FRAME, without_control_tokens
 from slime_router.chat.unknown_calls import UnknownCalls
 from slime_router.types import ToolDelta
@@ -23,41 +25,17 @@ _CALL = re.compile(r'\{[^{}]*"name"\s*:\s*"')
 _SHORT_LEN = 256  # up to so much is read at once
 
 
-class _Braces:
-    """Finds where a JSON object ends in text that comes in pieces."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = False
-        self._is_escaped = False
-
-    def end(self, text: str) -> int:
-        """The index behind the last brace; -1 where the object goes on."""
-        for index, letter in enumerate(text):
-            if self._is_escaped:
-                self._is_escaped = False
-            elif letter == '"':
-                self._in_string = not self._in_string
-            elif self._in_string:
-                self._is_escaped = letter == "\\"
-            elif letter in "{}":
-                self._depth += 1 if letter == "{" else -1
-                if not self._depth:
-                    return index + 1
-        return -1
-
-
 class CallReader:
     """Reads the calls of one reply.
 
-    `make` gives a fresh parser of SGLang's and `new_id` the id of a call by its name and index.
+    `make` gives a fresh parser of SGLang's and `ids` name the calls.
     """
 
     def __init__(
         self,
         make: Callable[[], Any],
         tools: list[Any],
-        new_id: Callable[[str, int], str],
+        ids: CallIds,
         *,
         is_parallel: bool,
         first_index: int = 0,
@@ -66,7 +44,8 @@ class CallReader:
         self._parser = make()
         self._unknown = UnknownCalls(self._parser, tools)
         self._tools = tools
-        self._new_id = new_id
+        self._ids = ids
+        self._hidden = 0
         self._is_parallel = is_parallel
         self._first_index = first_index
         self._indexes: dict[int, int] = {}  # of calls: the parser's, and ours
@@ -78,9 +57,14 @@ class CallReader:
         self._is_behind = False  # the frame of the last call has ended
         self._space: str | None = None  # behind content that stands behind a call
         self._held = ""  # what waits to be read together
-        self._braces: _Braces | None = None  # of the call that is read
+        self._braces: Braces | None = None  # of the call that is read
         self._is_rewritten = False  # the parser gives other content than the model wrote
         self._next: CallReader | None = None  # reads what is behind a broken call
+
+    @property
+    def hidden(self) -> int:
+        """Calls that were read and are not given: one was asked for."""
+        return self._hidden + (self._next.hidden if self._next is not None else 0)
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -149,8 +133,11 @@ class CallReader:
 
     def _said_behind(self) -> str:
         """What stands behind the frame of the last call, of what was given as its arguments."""
-        self._is_behind = self._is_behind or bool(leftovers.behind_call(self._behind))
-        return self._behind if self._is_behind else ""
+        if self._is_behind:
+            return self._behind
+        said = leftovers.behind_call(self._behind)
+        self._is_behind = bool(said)
+        return said
 
     def _behind_calls(self, content: str, deltas: tuple[ToolDelta, ...]) -> str:
         """The content without line ends between calls; white space waits for what comes next."""
@@ -240,7 +227,7 @@ class CallReader:
         return CallReader(
             self._make,
             self._tools,
-            self._new_id,
+            self._ids,
             is_parallel=self._is_parallel,
             first_index=first_index,
         )
@@ -249,7 +236,12 @@ class CallReader:
         """Whether a call of an array has ended and another may begin."""
         is_array = str(getattr(self._parser, "bot_token", "")).endswith("[")
         has_more = self._space is not None or self._unsaid.strip() not in ("", "}")
-        if not is_array or has_more or not self._begun or "{" in str(getattr(self._parser, "_buffer", "")):
+        if (
+            not is_array
+            or has_more
+            or not self._begun
+            or "{" in str(getattr(self._parser, "_buffer", ""))
+        ):
             return False
         return _is_json(self._begun[max(self._begun)])
 
@@ -297,12 +289,14 @@ class CallReader:
             self._count += 1
         index = self._indexes.get(item.tool_index, -1)
         if index > 0 and not self._is_parallel:
+            self._hidden += bool(item.name)
             return ()
         if item.name:
             before = self._filled()
             self._begun[index] = arguments
+            call_id, is_random = self._ids.make(item.name, index, self._unsaid)
             self._enter(text)
-            return (*before, ToolDelta(index, self._new_id(item.name, index), item.name, arguments))
+            return (*before, ToolDelta(index, call_id, item.name, arguments, is_random))
         if index not in self._begun or not arguments:
             return ()
         if self._begun[index].endswith("}") and _is_json(self._begun[index]):
@@ -322,7 +316,7 @@ class CallReader:
     def _enter(self, text: str) -> None:
         """A call's name was read, in `text`: are its arguments in the same JSON object?"""
         calls = list(_CALL.finditer(self._raw))
-        braces = _Braces()
+        braces = Braces()
         is_open = bool(calls) and braces.end(self._raw[calls[-1].start() :]) < 0
         self._braces = braces if is_open else None
         self._raw = text

@@ -44,6 +44,7 @@ class Turn:
     keys: tuple[bytes, ...] = ()  # the conversation with the reply appended
     asked: bytes | None = None  # the key of the conversation that it answered
     calls: tuple[tuple[str, str], ...] = ()  # id and name of the tool calls in the reply
+    handles: tuple[str, ...] = ()  # those of their ids that no other turn can have
     session_id: str | None = None
     scope: str = ""
     date: str | None = None  # pinned for the conversation

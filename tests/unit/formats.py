@@ -90,9 +90,7 @@ def _gemma(value: Any) -> str:
 
 def _minimax3(value: Any) -> str:
     if isinstance(value, dict):
-        return "".join(
-            f"{NS}<{key}>{_minimax3(each)}{NS}</{key}>" for key, each in value.items()
-        )
+        return "".join(f"{NS}<{key}>{_minimax3(each)}{NS}</{key}>" for key, each in value.items())
     if isinstance(value, list):
         return "".join(f"{NS}<item>{_minimax3(each)}{NS}</item>" for each in value)
     return _plain(value)
@@ -135,6 +133,14 @@ def _deepseek(spelling: str) -> Format:
     )
 
 
+HARMONY = Format(  # gpt-oss, behind `<|start|>assistant`
+    lambda _, name, arguments: (
+        f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>"
+        f"{_json(arguments)}<|call|>"
+    ),
+    join="<|start|>assistant",
+    speaks=False,
+)
 FORMATS: dict[str, Format] = {
     "apertus2509": Format(
         lambda _, name, arguments: _json({name: arguments}),
@@ -264,9 +270,7 @@ FORMATS: dict[str, Format] = {
         join="\n",
     ),
     "minicpm5": Format(
-        _tagged(
-            '<function name="{name}">', '<param name="{key}">{value}</param>', "</function>"
-        ),
+        _tagged('<function name="{name}">', '<param name="{key}">{value}</param>', "</function>"),
         join="\n",
     ),
     "minimax-m2": Format(

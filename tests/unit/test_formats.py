@@ -197,4 +197,4 @@ def test_a_call_of_an_unknown_tool_is_not_lost(name, order):
     shown = content + str(found)
     for call in calls[: form.most]:
         assert call[0] in shown
-        assert str([*call[1].values()][0]) in shown
+        assert str(next(iter(call[1].values()))) in shown
