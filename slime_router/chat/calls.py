@@ -21,6 +21,7 @@ from slime_router.chat.unknown_calls import UnknownCalls
 from slime_router.types import ToolDelta
 
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
+_TAG = re.compile(r"<.{1,62}>")
 _CALL = re.compile(r'\{[^{}]*"name"\s*:\s*"')
 _SHORT_LEN = 256  # up to so much is read at once
 
@@ -69,8 +70,9 @@ class CallReader:
     @property
     def marks(self) -> tuple[str, ...]:
         """Tags that the parser must be given in one piece."""
-        mark = mark_of(self._parser)
-        return (mark,) if mark.startswith("<") and mark.endswith(">") else ()
+        known = {**vars(type(self._parser)), **vars(self._parser)}.values()
+        texts = {value.strip() for value in known if isinstance(value, str)}
+        return tuple(sorted(filter(_TAG.fullmatch, texts)))
 
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         """Content and calls that one token's text adds; at the end also what was held back."""
