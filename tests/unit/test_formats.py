@@ -25,6 +25,7 @@ LEAD = "I look. "
 PARIS: Call = ("get_weather", {"city": "Paris", "days": 3})
 ROME: Call = ("get_weather", {"city": "Köln am Rhein", "days": 4})
 SEARCH: Call = ("search", {"query": "東京 🙂 é", "deep": True, "filter": {"k": ["v", {"x": "ü"}]}})
+SHORT: Call = ("search", {"query": "a < b", "filter": {"k": ["ü"]}})
 NOW: Call = ("now", {})
 REPLIES: dict[str, list[Call]] = {
     "call": [PARIS],
@@ -35,9 +36,13 @@ REPLIES: dict[str, list[Call]] = {
     "none first": [NOW, PARIS],
     "none last": [PARIS, NOW],
     "none twice": [NOW, NOW],
+    "one of each": [SHORT, PARIS],
 }
 CASES = [(name, kind) for name in FORMATS for kind in REPLIES]
+ALIASES = {"glm", "qwen", "step3p5", "nanbeige"}  # of glm45, qwen25 and qwen3_coder
+DISTINCT = sorted(FORMATS.keys() - ALIASES)
 NO_TEXT_BETWEEN = {"beam", "muse"}  # all their text is in channels
+LOSES_VALUES = ("step3", "one of each")  # SGLang does; here it is mended
 ONE_SECTION = {"gigachat35", "step3"}  # of calls in a reply
 DROPS_UNKNOWN = {"beam", "muse"}  # by a switch of the whole process
 
@@ -108,7 +113,7 @@ def test_every_format_of_sglang_is_here():
     assert {*FORMATS, "gpt-oss", "response_template"} == set(load_parsers().tool_formats)
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case != LOSES_VALUES])
 def test_sglang_reads_the_whole_reply_as_it_is_meant(name, kind):
     """The samples are right: what is compared with them is compared with SGLang."""
     text, calls = written(name, kind, LEAD)
@@ -129,8 +134,8 @@ def test_a_reply_is_read_from_letters_and_from_tokens(name, kind, lead, cut):
     assert content.strip() == (lead.strip() if FORMATS[name].speaks else "")
 
 
-@pytest.mark.parametrize("kind", ["two", "none first"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("kind", ["one of each", "none last"])
+@pytest.mark.parametrize("name", DISTINCT)
 def test_a_reply_is_read_from_any_two_pieces(name, kind):
     text, calls = written(name, kind, LEAD)
     for at in ends(text):
@@ -139,7 +144,7 @@ def test_a_reply_is_read_from_any_two_pieces(name, kind):
         assert content.strip() == (LEAD.strip() if FORMATS[name].speaks else ""), at
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_what_was_said_before_the_cut_is_there(name):
     """In the content or in a call, once, wherever the limit of tokens ends the reply."""
     words = {"look", "Paris", "Köln", "Rhein", "東京", "ü"}
@@ -154,7 +159,7 @@ def test_what_was_said_before_the_cut_is_there(name):
                 assert shown.count(word) == said.count(word), (said[-40:], shown)
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", DISTINCT)
 def test_a_call_cut_before_its_arguments_has_none(name):
     """Where nothing says that it has ended, an empty object would be another call."""
     text = FORMATS[name].write([PARIS])
