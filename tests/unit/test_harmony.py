@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ THOUGHT = "<|channel|>analysis<|message|>Is a < b?\n<|end|><|start|>assistant"
 FINAL = "<|channel|>final<|message|>It is [3].<|return|>"
 
 
-def said(text: str, *, cut: str = "tokens", tail: str = "", **form: object) -> Reply:
+def said(text: str, *, cut: str = "tokens", tail: str = "", **form: Any) -> Reply:
     parser = parser_of("gpt-oss", "gpt-oss", tail=tail, **{"tools": TOOLS, **form})
     return read(parser, text, cut)
 
