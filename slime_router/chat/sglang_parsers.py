@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
@@ -22,6 +23,9 @@ from slime_router.errors import SetupError
 from slime_router.types import ReplyFormat
 
 _PACKAGES = ("sglang", "sglang.srt")
+_STEP3_PARAMETER = re.compile(
+    r'<steptml:parameter name="([^"]+)">(.*?)</steptml:parameter>', re.DOTALL
+)
 _BUILDERS = ("get_model_structural_tag",)  # these compute: nothing can stand in for them
 MISSING = "tool-call and reasoning parsers need SGLang: pip install 'slime-router[parsers]'"
 
@@ -50,6 +54,13 @@ class SGLangParsers:
     def reasoning_formats(self) -> list[str]:
         """The names that `--reasoning-parser` takes."""
         return sorted(self.ReasoningParser.DetectorMap)
+
+
+def mended(detector: Any) -> Any:
+    """The detector, without faults that lose what the model wrote."""
+    if type(detector).__name__ == "Step3Detector":  # it takes no value that holds a `<`
+        detector.param_regex = _STEP3_PARAMETER
+    return detector
 
 
 def load_parsers() -> SGLangParsers:
