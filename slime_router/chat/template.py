@@ -37,6 +37,7 @@ class TemplateTokenizer(Protocol):
     """What the template needs of the tokenizer."""
 
     chat_template: str | None
+    has_developer_role: bool
     eos_ids: frozenset[int]
 
     def render(
@@ -77,7 +78,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: TemplateTokenizer) -> None:
         self._tokenizer = tokenizer
         self._shapes: dict[tuple[Any, ...], _Proof] = {}
-        self.has_developer_role = "developer" in (tokenizer.chat_template or "")
+        self.has_developer_role = tokenizer.has_developer_role
         self._ends = TurnEnds()
         self.findings, self._ends = self_test(self, tokenizer)
 

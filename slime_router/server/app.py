@@ -87,6 +87,7 @@ class Gateway:
             config.hf_checkpoint,
             trust_remote_code=config.trust_remote_code,
             chat_template=config.chat_template,
+            tool_call_parser=config.tool_call_parser,
         )
         self.template = ChatTemplate(self.tokenizer)
         self.cache = PrefixCache(
