@@ -178,7 +178,7 @@ class TestDeepSeekV4:
             for thinking in (False, True):
                 for tools in ([], [TOOL]):
                     for effort in (None, "high", "max"):
-                        body = {"messages": list(messages), "thinking": thinking}
+                        body: dict[str, Any] = {"messages": [*messages], "thinking": thinking}
                         kwargs: dict[str, Any] = {"thinking": thinking}
                         if tools:
                             body["tools"] = tools

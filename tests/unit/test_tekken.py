@@ -79,7 +79,7 @@ def ours(checkpoint) -> Iterator[Tokenizer]:
 
 
 @pytest.fixture(scope="module")
-def theirs(checkpoint) -> MistralTokenizer:
+def theirs(checkpoint) -> Any:  # a MistralTokenizer
     return MistralTokenizer.from_file(str(checkpoint / "tekken.json"), mode=ValidationMode.test)
 
 
