@@ -7,6 +7,7 @@ import importlib
 import importlib.resources
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,15 +149,32 @@ DEEPSEEK_TOKENS = (
 )
 
 
+GLM_TOKENS = (
+    *("[gMASK]", "<|endoftext|>", "<sop>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+)
+
+
+def build_glm_checkpoint(directory: Path) -> Path:
+    """A tiny vocabulary with GLM's control tokens, and no template."""
+    return build_deepseek_checkpoint(directory, "GlmMoeDsaForCausalLM", "glm_moe_dsa", GLM_TOKENS)
+
+
 def build_deepseek_checkpoint(
-    directory: Path, architecture: str = "DeepseekV32ForCausalLM", model_type: str = "deepseek_v32"
+    directory: Path,
+    architecture: str = "DeepseekV32ForCausalLM",
+    model_type: str = "deepseek_v32",
+    tokens: Sequence[str] = DEEPSEEK_TOKENS,
 ) -> Path:
-    """A tiny vocabulary with DeepSeek's control tokens, and no template."""
+    """A tiny vocabulary with DeepSeek's control tokens, and no template.
+
+    The second of `tokens` ends a turn.
+    """
     build_tiny_checkpoint(directory)
     path = directory / "tokenizer.json"
     data = json.loads(path.read_text(encoding="utf-8"))
     data["normalizer"] = None
-    names = [*DEEPSEEK_TOKENS, "<think>", "</think>"]
+    names = [*tokens, "<think>", "</think>"]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     data["added_tokens"] = [
         {"id": VOCAB_LEN + index, "content": name, "special": "think" not in name, **flags}
@@ -166,7 +184,7 @@ def build_deepseek_checkpoint(
     eos = VOCAB_LEN + 1
     write_json(
         directory / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": DEEPSEEK_TOKENS[1]},
+        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokens[1]},
     )
     config = {
         "model_type": model_type,

@@ -122,10 +122,10 @@ def _given_renderer(chat_template: str | None) -> Callable[[Vocabulary], Rendere
     if not chat_template:
         return None
     if chat_template in encoders.NAMED:
-        renderer = encoders.named_renderer(chat_template)
-        return lambda _: renderer
+        name = chat_template
+        return lambda found: encoders.named_renderer(name, found.hf.backend_tokenizer)
     template = _read_template(chat_template)
-    return lambda vocabulary: JinjaRenderer(vocabulary.chats, template)
+    return lambda found: JinjaRenderer(found.chats, template)
 
 
 def _load_vocabulary(files: CheckpointFiles, trusts: bool, renders_itself: bool) -> Vocabulary:

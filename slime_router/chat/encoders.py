@@ -24,6 +24,15 @@ from slime_router.types import Message, TemplateOptions
 # Templates that `--chat-template` knows by name, as SGLang does, and the functions that they are.
 NAMED = {"glm-5.3": "render_glm53", "glm-5.3-flash": "render_glm53_flash"}
 
+# Without these tokens a vocabulary is another family's: its ids would be letters.
+_GLM_TOKENS = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+_DEEPSEEK_TOKENS = (
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+)
+
 _NEEDS_SGLANG = "chats need SGLang's Python encoder: pip install 'slime-router[parsers]'"
 _NEEDS_RECIPE = "chats need the package deepseek-recipe: pip install 'slime-router[deepseek]'"
 _RECIPES = ("dsv4", "dsv41")
@@ -34,8 +43,13 @@ _FIELDS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id",
 _Encode = Callable[[list[Message], TemplateOptions], str]
 
 
-def named_renderer(name: str) -> Renderer:
-    """The format that `--chat-template` names; SetupError where SGLang is missing."""
+def named_renderer(name: str, backend: tokenizers.Tokenizer) -> Renderer:
+    """The format that `--chat-template` names.
+
+    Raises:
+        SetupError: SGLang is not installed, or the vocabulary is not of that family.
+    """
+    _check_tokens(backend, _GLM_TOKENS, name)
     try:
         function = getattr(import_from_sglang("parser.glm53_chat_template"), NAMED[name])
     except (ImportError, AttributeError) as exc:
@@ -82,6 +96,7 @@ def encoding_renderer(encoding: str, backend: tokenizers.Tokenizer) -> Renderer:
         SetupError: The router does not know it, or the vocabulary or a package lacks something.
     """
     if encoding == "dsv32":
+        _check_tokens(backend, _DEEPSEEK_TOKENS, "DeepSeek-V3.2")
         module = import_from_sglang("entrypoints.openai.encoding_dsv32")
         return PythonRenderer(
             _deepseek_v32(module.encode_messages),
@@ -167,6 +182,12 @@ class PythonRenderer:
             self.render([{"role": "user", "content": "Hello"}], TemplateOptions(), None)
         except BadRequest as exc:
             raise SetupError(f"{name}: {exc.message}") from exc
+
+
+def _check_tokens(backend: tokenizers.Tokenizer, literals: Sequence[str], name: str) -> None:
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    if missing := [literal for literal in literals if literal not in known]:
+        raise SetupError(f"no vocabulary for {name}: it has no token {missing[0]!r}")
 
 
 def _thinks(options: TemplateOptions) -> bool:

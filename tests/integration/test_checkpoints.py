@@ -15,6 +15,7 @@ from slime_router.types import Message
 from tests.checkpoints import (
     RENDERS,
     build_deepseek_checkpoint,
+    build_glm_checkpoint,
     build_tekken_checkpoint,
     build_tiktoken_checkpoint,
     slow_code,
@@ -56,6 +57,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "<｜User｜>{}<｜Assistant｜></think>",
     ),
     "deepseek_v4": (v4, "<｜end▁of▁sentence｜>", "<｜User｜>{}<｜Assistant｜></think>"),
+    "glm": (build_glm_checkpoint, "<|endoftext|>", "<|user|>{}<|assistant|><think>"),
     "tekken_v7": (tekken("v7"), "</s>", "[INST]{}[/INST]"),
     "tekken_v13": (tekken("v13"), "</s>", "[INST]{}[/INST]"),
 }
@@ -69,7 +71,8 @@ def built(request, tmp_path_factory) -> tuple[Path, str, str]:
 
 @pytest.fixture(scope="module")
 def tokenizer(built) -> Tokenizer:
-    return Tokenizer.load(str(built[0]), trust_remote_code=True)
+    named = "glm-5.3" if built[1] == "<|endoftext|>" else None
+    return Tokenizer.load(str(built[0]), trust_remote_code=True, chat_template=named)
 
 
 def split_apart(tokenizer: Tokenizer, text: str) -> list[int]:

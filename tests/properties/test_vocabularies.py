@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import splintr
 import tiktoken
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from slime_router.chat.byte_bpe import Special, build_backend
 from slime_router.chat.checkpoint_files import CheckpointFiles
@@ -27,7 +29,7 @@ from tests.checkpoints import (
     build_tiktoken_checkpoint,
     write_json,
 )
-from tests.tiny import VOCAB_LEN
+from tests.tiny import CORPUS, VOCAB_LEN
 
 FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 KIMI_K2_LEN = 163_584  # ordinary tokens of the real vocabulary
@@ -155,6 +157,48 @@ def test_a_tekken_file_is_read_as_mistral_common_reads_it(tekken, text):
         return  # for its own reader, control tokens are letters
     expected = theirs.encode(text, bos=False, eos=False)
     assert ours.backend.encode(text, add_special_tokens=False).ids == expected
+
+
+UNIGRAM_SPACES = {
+    "collapsed": normalizers.Sequence(
+        [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
+    ),
+    "stripped": normalizers.Strip(),
+    "kept": None,
+}
+
+
+@pytest.fixture(scope="module", params=["always", "first", "never"])
+def unigrams(request, tmp_path_factory) -> dict[str, Tokenizer]:
+    """SentencePiece's other kind of model, by what becomes of its spaces."""
+    found = {}
+    for name, normalizer in UNIGRAM_SPACES.items():
+        model = tokenizers.Tokenizer(models.Unigram())
+        model.normalizer = normalizer
+        model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=request.param)
+        model.decoder = decoders.Metaspace(prepend_scheme=request.param)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=300, unk_token="<unk>", special_tokens=["<unk>", "</s>"], show_progress=False
+        )
+        model.train_from_iterator(CORPUS, trainer)
+        directory = tmp_path_factory.mktemp(name)
+        model.save(str(directory / "tokenizer.json"))
+        write_json(
+            directory / "tokenizer_config.json",
+            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"},
+        )
+        write_json(directory / "config.json", {"model_type": "t5"})
+        found[name] = Tokenizer.load(str(directory))
+    return found
+
+
+@pytest.mark.parametrize("spaces", UNIGRAM_SPACES)
+@many
+@given(words=st.lists(st.sampled_from(["the", "Hello", "</s>", " ", "  ", "\n", "a", "1", "東"])))
+def test_a_unigram_model_is_cut_where_nothing_changes(unigrams, spaces, words):
+    tokenizer, text = unigrams[spaces], "".join(words * 20)
+    pieces = [each for piece in tokenizer.encode_pieces(text) for each in piece.ids.tolist()]
+    assert pieces == tokenizer.encode(text).tolist()
 
 
 def test_files_are_found_by_name_only(tmp_path: Path):

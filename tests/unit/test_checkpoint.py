@@ -18,6 +18,7 @@ from tests.checkpoints import (
     RENDERS,
     SORTS_TOOLS,
     build_deepseek_checkpoint,
+    build_glm_checkpoint,
     build_tiktoken_checkpoint,
     slow_code,
     tiny_ranks,
@@ -131,10 +132,16 @@ class TestTiktoken:
 
 class TestGlm:
     def test_a_format_can_be_asked_for_by_its_name(self, directory):
-        path = str(build_tiny_checkpoint(directory))
+        path = str(build_glm_checkpoint(directory))
+        assert Tokenizer.load(path).chat_template is None, "its name alone says too little"
         tokenizer = Tokenizer.load(path, chat_template="glm-5.3")
         assert tokenizer.render(HELLO, PLAIN).endswith("<|user|>Hello<|assistant|><think>")
         assert tokenizer.chat_template == "SGLang's Python template glm-5.3"
+
+    def test_a_vocabulary_of_another_family_is_refused(self, directory):
+        path = str(build_tiny_checkpoint(directory))
+        with pytest.raises(SetupError, match=r"no vocabulary for glm-5.3: it has no token '\[gM"):
+            Tokenizer.load(path, chat_template="glm-5.3")
 
 
 def break_ranks(directory: Path, line: bytes) -> None:
@@ -146,6 +153,13 @@ def without_control_tokens(directory: Path) -> None:
     path = directory / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, {**config, "added_tokens_decoder": {}})
+
+
+def without_template(directory: Path) -> Path:
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**config, "chat_template": None})
+    return directory
 
 
 def two_ids(directory: Path) -> None:
@@ -223,9 +237,16 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "no vocabulary for DeepSeek-V4-Pro: ",
     ),
+    "a vocabulary that is not that of DeepSeek V3.2": (
+        lambda path: write_json(
+            without_template(build_tiny_checkpoint(path)) / "config.json",
+            {"model_type": "deepseek_v32", "architectures": ["DeepseekV32ForCausalLM"]},
+        ),
+        "no vocabulary for DeepSeek-V3.2: it has no token '<｜begin",
+    ),
     "a format of token ids": (
         lambda path: write_json(
-            build_tiny_checkpoint(path) / "config.json",
+            without_template(build_tiny_checkpoint(path)) / "config.json",
             {"model_type": "inkling", "architectures": ["InklingForConditionalGeneration"]},
         ),
         "SGLang renders its chats by 'inkling', which the router cannot do as text",
@@ -237,10 +258,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_checkpoint_that_cannot_be_served_exactly_is_refused_in_one_line(directory, what):
     build, message = REFUSED[what]
     build(directory)
-    if what == "a format of token ids":
-        path = directory / "tokenizer_config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, {**config, "chat_template": None})
     with pytest.raises(SetupError, match=message) as caught:
         Tokenizer.load(str(directory))
     assert str(caught.value).startswith(f"{directory}: ")

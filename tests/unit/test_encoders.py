@@ -18,7 +18,7 @@ from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.errors import BadRequest
 from slime_router.types import Message, TemplateOptions
-from tests.checkpoints import build_deepseek_checkpoint, write_json
+from tests.checkpoints import build_deepseek_checkpoint, build_glm_checkpoint, write_json
 from tests.tiny import CHATML
 from tests.vocabularies import vocabulary
 
@@ -212,9 +212,14 @@ class TestDeepSeekV4:
 
 
 class TestGlm:
-    def test_it_is_what_another_renderer_of_the_family_makes(self):
+    @pytest.fixture
+    def glm(self, tmp_path) -> tokenizers.Tokenizer:
+        path = build_glm_checkpoint(tmp_path) / "tokenizer.json"
+        return tokenizers.Tokenizer.from_file(str(path))
+
+    def test_it_is_what_another_renderer_of_the_family_makes(self, glm):
         """`renderers` wrote this format again, by itself."""
-        ours = named_renderer("glm-5.3")
+        ours = named_renderer("glm-5.3", glm)
         renderers = importlib.import_module("renderers.glm5")
         configs = importlib.import_module("renderers.configs")
         theirs = renderers.GLM53Renderer(_Spelling(), configs.GLM53RendererConfig())
@@ -227,8 +232,8 @@ class TestGlm:
                 )
                 assert text == "".join(map(chr, ids)).translate(_CONTROLS)
 
-    def test_efforts_and_names(self):
-        flash = named_renderer("glm-5.3-flash")
+    def test_efforts_and_names(self, glm):
+        flash = named_renderer("glm-5.3-flash", glm)
         text = flash.render([ASK], TemplateOptions(kwargs={"reasoning_effort": "low"}), None)
         assert text.startswith("[gMASK]<sop><|system|>Reasoning Effort: Low")
         no_prompt = TemplateOptions(add_generation_prompt=False)
