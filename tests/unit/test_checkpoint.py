@@ -129,6 +129,14 @@ class TestTiktoken:
             "<|im_assistant|>assistant<|im_middle|>"
         )
 
+    def test_its_text_must_read_as_its_ids(self, directory):
+        code = slow_code(RENDERS.replace("return self.encode(text)", "return [7]"))
+        path = build_tiktoken_checkpoint(
+            directory, code=code, template=None, architecture="KimiK3ForCausalLM"
+        )
+        with pytest.raises(SetupError, match="renders token ids that no text stands for"):
+            Tokenizer.load(str(path), trust_remote_code=True)
+
 
 class TestGlm:
     def test_a_format_can_be_asked_for_by_its_name(self, directory):
