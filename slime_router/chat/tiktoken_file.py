@@ -185,7 +185,7 @@ def _specials(
 ) -> list[Special]:
     """The control tokens: those with a name, and the unnamed ones that the code reserves.
 
-    An id that the model does not have is none; Kimi's code reserves two more than there are.
+    Only ids that the model has: Kimi's code reserves two more than there are.
     """
     named = {
         int(token_id): Special(int(token_id), token["content"], bool(token.get("special", True)))

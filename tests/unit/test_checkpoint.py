@@ -234,7 +234,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: two_ids(build_tiktoken_checkpoint(path)),
         "the token 'the' has two ids",
     ),
-    "a tekken file that is none": (
+    "a broken tekken file": (
         lambda path: write_json(path / "tekken.json", {"vocab": []}),
         "bad tekken.json: ",
     ),
