@@ -9,7 +9,7 @@ from slime_router.chat.encoder import After
 from slime_router.chat.parse import ReplyParsers
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
-from slime_router.checkup.judge import Judge, Moved
+from slime_router.checkup.judge import Judge, OfTemplate
 from slime_router.checkup.scenarios import CALL_ERROR, TOOLS, Said, Scenario, scenarios
 from slime_router.checkup.speech import Speech, Unsupported, Written, ideal, refusal
 from slime_router.checkup.split import odd_split
@@ -18,7 +18,6 @@ from slime_router.checkup.verdict import Report, Verdict
 from slime_router.errors import RouterError
 from slime_router.types import Finish, Message, Prompt, ReplyFormat, TemplateOptions
 
-MOVED = "the template prints the system prompt or the tools elsewhere in later turns"
 TAIL_LEN = 32  # tokens of a prompt that may have begun the reasoning
 CUT_LEN = 3  # characters of the last word that a cut reply lacks
 
@@ -44,7 +43,7 @@ class Examination:
 
     async def turns(self, stand: Stand, scenario: Scenario) -> AsyncIterator[Turn]:
         """The turns of one conversation, unjudged; none where the template takes none such."""
-        with suppress(Unsupported, Moved):
+        with suppress(Unsupported, OfTemplate):
             async for turn, _ in self._hold(stand, scenario, self._script(scenario)):
                 yield turn
 
@@ -68,9 +67,9 @@ class Examination:
             async for turn, found in self._hold(stand, scenario, script):
                 turns.append(turn)
                 faults += [f"turn {len(turns)}: {fault}" for fault in found]
-        except Moved:
+        except OfTemplate as reason:
             if not faults:
-                return Verdict(scenario.capability, "not supported", (MOVED,), len(turns))
+                return Verdict(scenario.capability, "not supported", (str(reason),), len(turns))
         except RouterError as error:
             faults.append(f"turn {len(turns) + 1}: {error.message}")
         return Verdict(

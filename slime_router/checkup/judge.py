@@ -20,12 +20,13 @@ from slime_router.checkup.stand import Turn
 from slime_router.errors import BadRequest
 from slime_router.types import Message, TemplateOptions
 
+MOVED = "the template prints the system prompt or the tools elsewhere in later turns"
 NEAR_LEN = 6  # tokens before a seam among which the end of the turn is looked for
 SHOWN_LEN = 60  # characters of a text that are shown in a reason
 
 
-class Moved(Exception):
-    """The template prints elsewhere, in later prompts, what stood in earlier ones."""
+class OfTemplate(Exception):
+    """No prompt can be exact in this conversation; why, which is the template's own doing."""
 
 
 class Judge:
@@ -59,13 +60,16 @@ class Judge:
         """What is wrong with a prompt that continues `before` with `asks`, the last messages.
 
         Raises:
-            Moved: the template itself does not let a prompt begin with the one before.
+            OfTemplate: the template drops a message, or moves what it printed before.
         """
+        for message in asks:
+            if self._drops(message, messages, options):
+                raise OfTemplate(f"the template drops {message['role']} messages")
         held = before.held
         if turn.ids[: len(held)] != held:
             asked = messages[: len(messages) - len(asks) - 1]
             if self._moves(before, turn, asked, messages, options):
-                raise Moved
+                raise OfTemplate(MOVED)
             return [self._parting(held, turn)]
         faults = []
         if turn.prompt.receipt.status != "extended":
@@ -95,6 +99,13 @@ class Judge:
         if (reads_thinking or not said.thinking) and content.strip() != said.content:
             faults.append(f"the content was read as {_shown(content)}")
         return faults
+
+    def _drops(
+        self, message: Message, messages: Sequence[Message], options: TemplateOptions
+    ) -> bool:
+        """Whether the template prints the conversation without this message of it."""
+        text = self._template.try_render(messages, options)
+        return text is not None and message["content"] not in text
 
     def _moves(
         self,
