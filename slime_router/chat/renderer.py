@@ -21,16 +21,6 @@ _DATE_CALL = re.compile(r"""strftime_now\(\s*(?:(["'])(.*?)\1\s*\))?""")
 # The line's end is Jinja's to swallow; the template itself still begins at the begin of a line.
 _PINNED_DATES = "pinned_dates"
 _PIN = f"{{% set strftime_now = {_PINNED_DATES}.get %}}\n"
-# Newer releases of `transformers` leave out of a message what is null; some templates ask for a
-# content that is just that.
-_NULL_CONTENTS = """\
-{% set whole = namespace(messages=[]) %}
-{%- for each in messages %}
-{%- set content = each.content if each.content is defined else none %}
-{%- set whole.messages = whole.messages + [dict(each, content=content)] %}
-{%- endfor %}
-{%- set messages = whole.messages %}
-"""
 
 
 class Renderer:
@@ -73,8 +63,6 @@ class Renderer:
         if date is not None and self._can_pin:
             template = _PIN + template
             kwargs[_PINNED_DATES] = {each: date.strftime(each) for each in self._date_formats}
-        if any(message.get("content", "") is None for message in messages):
-            template = _NULL_CONTENTS + template
         try:
             return self._apply(template, messages, options, kwargs)
         except Exception as exc:  # a template is a program: on a client's messages it may raise any

@@ -97,6 +97,7 @@ class Gateway:
             tools=self.formats.tools.name,
             reasoning=self.formats.reasoning.name,
             presumes_thinking=self.formats.presumes_thinking,
+            new_call_id=self.template.spelling.new_id,
         )
         self.path = TokenPath(
             self.tokenizer,

@@ -50,12 +50,17 @@ class Family:
 
     def parsers(self) -> ReplyParsers:
         """The parsers of replies that the family is served with."""
-        return _parsers(self.tools, self.reasoning)
+        return _parsers(self)
 
 
 @cache
-def _parsers(tools: str | None, reasoning: str | None) -> ReplyParsers:
-    return ReplyParsers(load_parsers, tools=tools, reasoning=reasoning)
+def _parsers(family: Family) -> ReplyParsers:
+    return ReplyParsers(
+        load_parsers,
+        tools=family.tools,
+        reasoning=family.reasoning,
+        new_call_id=family.chat_template().spelling.new_id,
+    )
 
 
 @cache

@@ -12,7 +12,7 @@ from slime_router.types import Message, TemplateOptions
 
 def calls_of(messages: list[Message]) -> str:
     [call] = messages[1]["tool_calls"]
-    return json.dumps(call["function"]["arguments"]) + call["id"]
+    return json.dumps(call["function"]["arguments"]) + str(call["id"])
 
 
 def takes_objects(messages: list[Message]) -> str:
@@ -21,7 +21,8 @@ def takes_objects(messages: list[Message]) -> str:
 
 def adds_text(messages: list[Message]) -> str:
     [call] = messages[1]["tool_calls"]
-    return "call " + call["function"]["arguments"]  # TypeError for an object
+    text: str = "call " + call["function"]["arguments"]  # TypeError for an object
+    return text
 
 
 def prints_objects_as_python_does(messages: list[Message]) -> str:
@@ -59,9 +60,10 @@ def prints_parts(messages: list[Message]) -> str:
 def test_a_template_is_tried(template, expected):
     def try_render(messages: list[Message], options: TemplateOptions) -> str | None:
         try:
-            return template(messages)
+            text: str = template(messages)
         except (IndexError, KeyError, TypeError, ValueError):
             return None
+        return text
 
     assert find_spelling(try_render) == expected
 
