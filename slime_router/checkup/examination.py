@@ -41,11 +41,16 @@ class Examination:
         """What tokens spell, control tokens written out."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
-    async def turns(self, stand: Stand, scenario: Scenario) -> AsyncIterator[Turn]:
-        """The turns of one conversation, unjudged; none where the template takes none such."""
+    async def turns(
+        self, stand: Stand, scenario: Scenario
+    ) -> AsyncIterator[tuple[Turn, list[Message]]]:
+        """The turns of one conversation, unjudged, each with the messages that it was asked with.
+
+        None where the template takes no such conversation.
+        """
         with suppress(Unsupported, OfTemplate):
-            async for turn, _ in self._hold(stand, scenario, self._script(scenario)):
-                yield turn
+            async for turn, asks, _ in self._hold(stand, scenario, self._script(scenario)):
+                yield turn, asks
 
     def stand(self) -> Stand:
         """A fresh store and cache; the template is the one that all share."""
@@ -64,7 +69,7 @@ class Examination:
         faults: list[str] = []
         turns: list[Turn] = []
         try:
-            async for turn, found in self._hold(stand, scenario, script):
+            async for turn, _, found in self._hold(stand, scenario, script):
                 turns.append(turn)
                 faults += [f"turn {len(turns)}: {fault}" for fault in found]
         except OfTemplate as reason:
@@ -97,8 +102,8 @@ class Examination:
 
     async def _hold(
         self, stand: Stand, scenario: Scenario, script: Sequence[Written]
-    ) -> AsyncIterator[tuple[Turn, list[str]]]:
-        """Each turn with what is wrong with it."""
+    ) -> AsyncIterator[tuple[Turn, list[Message], list[str]]]:
+        """Each turn with what it was asked with, and what is wrong with it."""
         options = _options(scenario)
         messages: list[Message] = []
         before: Turn | None = None
@@ -115,7 +120,7 @@ class Examination:
             faults += self._judge.reply(
                 turn, exchange.said, reads_thinking=self._parsers.reasoning is not None
             )
-            yield turn, faults
+            yield turn, asks, faults
             if len(turn.reply.get("tool_calls") or ()) < _least_calls(exchange.said):
                 return  # nothing that can be answered
             before = turn

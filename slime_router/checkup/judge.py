@@ -77,12 +77,7 @@ class Judge:
         suffix = list(turn.ids[len(held) :])
         faults += self._missing(suffix, asks)
         faults += self._seam(held, suffix, asks)
-        printed = self._printed(turn, messages, options)
-        if printed is None:
-            faults += self._foreign(held, suffix)
-        else:
-            faults += self._unprinted(held, suffix, printed)
-        return faults
+        return faults + self._differing(held, suffix, turn, messages, asks, options)
 
     def reply(self, turn: Turn, said: Said, *, reads_thinking: bool) -> list[str]:
         """What is wrong with a reply as a client gets it; one that was cut need not be whole."""
@@ -159,6 +154,25 @@ class Judge:
         if self._end_ids and not self._end_ids & set(suffix[:first]):
             return [f"the turn was cut, and is not closed: {self._text(suffix)}"]
         return []
+
+    def _differing(
+        self,
+        held: tuple[int, ...],
+        suffix: list[int],
+        turn: Turn,
+        messages: Sequence[Message],
+        asks: Sequence[Message],
+        options: TemplateOptions,
+    ) -> list[str]:
+        """Whether the suffix is other than what the template prints after the reply."""
+        at = len(messages) - len(asks) - 1
+        silent = {**messages[at], "content": ""}  # some print it after what the calls gave
+        found: list[list[str]] = []
+        for reply in (messages[at], silent) if messages[at].get("tool_calls") else (messages[at],):
+            printed = self._printed(turn, [*messages[:at], reply, *asks], options)
+            if printed is not None:
+                found.append(self._unprinted(held, suffix, printed))
+        return min(found, key=len) if found else self._foreign(held, suffix)
 
     def _printed(
         self, turn: Turn, messages: Sequence[Message], options: TemplateOptions

@@ -74,7 +74,7 @@ async def test_a_worker_that_makes_the_same_tokens(capsys: pytest.CaptureFixture
     found = {each["name"]: each for each in report["capabilities"]}
     assert (code, found["worker's tokens"]["verdict"]) == (0, "exact")
     assert (found["worker's chat"]["verdict"], found["worker's chat"]["turns"]) == ("exact", 2)
-    assert worker.started == 2
+    assert len(worker.requests) == 2
 
 
 async def test_a_worker_that_makes_other_tokens(capsys: pytest.CaptureFixture[str]) -> None:
