@@ -76,7 +76,11 @@ AIOHTTP = {
     "doors": "reads requests and writes replies",
     "testing": "is a worker",
 }
-TRANSFORMERS = {"chat.tokenizer": "loads tokenizers", "chat.renderer": "renders templates"}
+TRANSFORMERS = {
+    "chat.checkpoint": "loads tokenizers",
+    "chat.checkpoint_files": "finds files of the hub",
+    "chat.renderer": "renders templates",
+}
 SPELLINGS = {"max_new_tokens", "sampling_seed", "output_token_logprobs", "no_stop_trim"}
 SPELLS_AS_SGLANG = {
     "workers": "speaks with SGLang",

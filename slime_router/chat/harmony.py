@@ -2,7 +2,8 @@
 
     <|channel|>analysis<|message|>...<|end|>
     <|start|>assistant<|channel|>final<|message|>...<|return|>
-    <|start|>assistant<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{...}<|call|>
+    <|start|>assistant<|channel|>commentary to=functions.NAME
+        <|constrain|>json<|message|>{...}<|call|>
 
 The recipient of a call may stand in the role's part of a header or in the channel's, and the
 channel may be any. Marks are tokens: each comes in a piece of its own, and where a model spells one

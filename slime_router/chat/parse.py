@@ -20,7 +20,7 @@ from slime_router.chat.calls import CallReader
 from slime_router.chat.harmony import HarmonyReader
 from slime_router.chat.leftovers import without_control_tokens
 from slime_router.chat.pieces import Pieces
-from slime_router.chat.sglang_parsers import SGLangParsers
+from slime_router.chat.sglang_parsers import SGLangParsers, mended
 from slime_router.errors import BadRequest, SetupError
 from slime_router.types import Grammar, Message, ReplyFormat, ToolDelta
 
@@ -183,7 +183,9 @@ class ReplyParsers:
         if self.tools == harmony.NAME and not is_array:
             return None
         return CallReader(
-            self._sglang.JsonArrayParser if is_array else lambda: self._calls_parser(form).detector,
+            self._sglang.JsonArrayParser
+            if is_array
+            else lambda: mended(self._calls_parser(form).detector),
             self._tools(form),
             call_ids(self.tools, self._new_call_id, history),
             is_parallel=form.is_parallel,

@@ -82,6 +82,7 @@ class Gateway:
             config.hf_checkpoint,
             trust_remote_code=config.trust_remote_code,
             chat_template=config.chat_template,
+            tool_call_parser=config.tool_call_parser,
         )
         self.template = ChatTemplate(self.tokenizer)
         self.formats = choose_formats(
@@ -336,7 +337,7 @@ def _add_chat(app: web.Application, path: str, handler: Handler) -> None:
 def _model(tokenizer: Tokenizer) -> Model:
     """What the formats of its replies are known by."""
     return Model(
-        template=tokenizer.chat_template,
+        template=tokenizer.jinja_template,
         tokens=tokenizer.token_names(),
         architectures=tokenizer.architectures,
         model_type=tokenizer.model_type,

@@ -45,9 +45,8 @@ NO_OUTPUTS_BEGIN = "it opens the results of each loop, the template those of the
 NO_THINK = "it opens a thought after results; this template does not"
 USER_AFTER = "it closes the results before a user's turn; the template only before a reply"
 LINE_END = "the template puts a line end between results; it does not"
+DECLINES = "it declines to continue such a turn"
 OWN_END = "it closes a turn that was cut with <|endoftext|>; the template with the next header"
-    "it closes a turn that was cut with <|endoftext|>; the template with the next header alone"
-)
 THINKERS = (
     "qwen3",
     "qwen3_5_think",
@@ -67,6 +66,8 @@ DIFFERENCES = {
     **{(name, "cut in thinking"): CLOSES_THOUGHT for name in THINKERS},
     ("glm4moe", "cut in content"): OWN_END,
     ("glm4moe", "cut in a call"): OWN_END,
+    ("gemma4_v5", "result and user"): DECLINES,
+    ("gemma4_v5", "cut in a call"): DECLINES,
     ("built-in deepseek_v3", "tool loop"): NO_OUTPUTS_BEGIN,
     ("built-in deepseek_v3", "user after tools"): NO_OUTPUTS_BEGIN,
     ("built-in deepseek_v3", "result and user"): USER_AFTER,

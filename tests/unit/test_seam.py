@@ -30,6 +30,7 @@ class Controls:
 CHATML = Seam(Controls(END, EOS), TurnEnds(closers=frozenset({END})))
 GLM = Seam(Controls(USER, TOOL, EOS), TurnEnds(openers={USER: "<user>", TOOL: "<tool>"}))
 GEMMA = Seam(Controls(END, RESP), TurnEnds(closers=frozenset({END})))
+TWO = Seam(Controls(END, EOS), TurnEnds(closers=frozenset({END})))
 HARMONY = Seam(Controls(EOS, CALL), TurnEnds(closers=frozenset({END, EOS})))
 
 
@@ -43,6 +44,10 @@ HARMONY = Seam(Controls(EOS, CALL), TurnEnds(closers=frozenset({END, EOS})))
         (CHATML, " <end>\n<user>Hi", None, " <end>\n<user>Hi", 0),
         (CHATML, "[INST] Hi", END, "[INST] Hi", 0),  # the template closes with nothing
         (CHATML, "[INST] say <end>", END, "[INST] say <end>", 0),  # a user's own text is no seam
+        (TWO, "<call><end>\n<user>Hi", END, "\n<user>Hi", 0),  # the end is a token of several
+        (TWO, "<call><end>\n<user>Hi", EOS, "\n<user>Hi", 0),
+        (TWO, "<call><end>\n<user>Hi", CALL, "<end>\n<user>Hi", 0),
+        (TWO, "<call><end>\n<user>Hi", WORD, "<call><end>\n<user>Hi", 0),
         (GLM, "<user>Hi", USER, "Hi", 0),
         (GLM, "<tool>5", USER, "<tool>5", 1),  # the header that was sampled gives way
         (GLM, "<user>Hi", EOS, "<user>Hi", 0),
