@@ -70,5 +70,11 @@ class TokenPath:
         inner: Sequence[Middleware] = (),
     ) -> Router:
         """Generations along this path, with `outer` layers before it and `inner` ones after it."""
-        layers = (*outer, self.sessions, self.recording, self.caching, *inner)
+        layers: tuple[Middleware, ...] = (
+            *outer,
+            self.sessions,
+            self.recording,
+            self.caching,
+            *inner,
+        )
         return Router(layers, dispatch)

@@ -35,8 +35,7 @@ class Judge:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        closer = tokenizer.control_id_at(template.findings.closer or "", 0)
-        closer_ids = {closer[0]} if closer is not None else set()
+        closer_ids = {each for *_, each in tokenizer.find_added(template.findings.closer or "")}
         self._end_ids = closer_ids | tokenizer.eos_ids
 
     def first_prompt(
