@@ -320,7 +320,8 @@ def _is_thinking(detector: Any, prompt_tail: str, written: str) -> bool | None:
         return bool(written.rfind(begin) > written.rfind(end))
     if prompt_tail.endswith(end):
         return False
-    return True if prompt_tail.endswith(begin) else None
+    label = str(getattr(detector, "think_start_self_label", "")).rstrip()  # Gemma's `thought`
+    return True if prompt_tail.endswith((begin, begin + label)) else None
 
 
 def _once(tag: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from slime_router.chat.encoder import After
 from slime_router.chat.parse import ReplyParsers
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
-from slime_router.checkup.judge import Judge, Moved
+from slime_router.checkup.judge import Judge, OfTemplate
 from slime_router.checkup.scenarios import CALL_ERROR, TOOLS, Said, Scenario, scenarios
 from slime_router.checkup.speech import Speech, Unsupported, Written, ideal, refusal
 from slime_router.checkup.split import odd_split
@@ -18,7 +18,6 @@ from slime_router.checkup.verdict import Report, Verdict
 from slime_router.errors import RouterError
 from slime_router.types import Finish, Message, Prompt, ReplyFormat, TemplateOptions
 
-MOVED = "the template prints the system prompt or the tools elsewhere in later turns"
 TAIL_LEN = 32  # tokens of a prompt that may have begun the reasoning
 CUT_LEN = 3  # characters of the last word that a cut reply lacks
 
@@ -42,11 +41,16 @@ class Examination:
         """What tokens spell, control tokens written out."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
-    async def turns(self, stand: Stand, scenario: Scenario) -> AsyncIterator[Turn]:
-        """The turns of one conversation, unjudged; none where the template takes none such."""
-        with suppress(Unsupported, Moved):
-            async for turn, _ in self._hold(stand, scenario, self._script(scenario)):
-                yield turn
+    async def turns(
+        self, stand: Stand, scenario: Scenario
+    ) -> AsyncIterator[tuple[Turn, list[Message]]]:
+        """The turns of one conversation, unjudged, each with the messages that it was asked with.
+
+        None where the template takes no such conversation.
+        """
+        with suppress(Unsupported, OfTemplate):
+            async for turn, asks, _ in self._hold(stand, scenario, self._script(scenario)):
+                yield turn, asks
 
     def stand(self) -> Stand:
         """A fresh store and cache; the template is the one that all share."""
@@ -65,12 +69,12 @@ class Examination:
         faults: list[str] = []
         turns: list[Turn] = []
         try:
-            async for turn, found in self._hold(stand, scenario, script):
+            async for turn, _, found in self._hold(stand, scenario, script):
                 turns.append(turn)
                 faults += [f"turn {len(turns)}: {fault}" for fault in found]
-        except Moved:
+        except OfTemplate as reason:
             if not faults:
-                return Verdict(scenario.capability, "not supported", (MOVED,), len(turns))
+                return Verdict(scenario.capability, "not supported", (str(reason),), len(turns))
         except RouterError as error:
             faults.append(f"turn {len(turns) + 1}: {error.message}")
         return Verdict(
@@ -98,8 +102,8 @@ class Examination:
 
     async def _hold(
         self, stand: Stand, scenario: Scenario, script: Sequence[Written]
-    ) -> AsyncIterator[tuple[Turn, list[str]]]:
-        """Each turn with what is wrong with it."""
+    ) -> AsyncIterator[tuple[Turn, list[Message], list[str]]]:
+        """Each turn with what it was asked with, and what is wrong with it."""
         options = _options(scenario)
         messages: list[Message] = []
         before: Turn | None = None
@@ -116,7 +120,7 @@ class Examination:
             faults += self._judge.reply(
                 turn, exchange.said, reads_thinking=self._parsers.reasoning is not None
             )
-            yield turn, faults
+            yield turn, asks, faults
             if len(turn.reply.get("tool_calls") or ()) < _least_calls(exchange.said):
                 return  # nothing that can be answered
             before = turn

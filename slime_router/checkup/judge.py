@@ -20,12 +20,13 @@ from slime_router.checkup.stand import Turn
 from slime_router.errors import BadRequest
 from slime_router.types import Message, TemplateOptions
 
+MOVED = "the template prints the system prompt or the tools elsewhere in later turns"
 NEAR_LEN = 6  # tokens before a seam among which the end of the turn is looked for
 SHOWN_LEN = 60  # characters of a text that are shown in a reason
 
 
-class Moved(Exception):
-    """The template prints elsewhere, in later prompts, what stood in earlier ones."""
+class OfTemplate(Exception):
+    """No prompt can be exact in this conversation; why, which is the template's own doing."""
 
 
 class Judge:
@@ -34,8 +35,7 @@ class Judge:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        closer = tokenizer.control_id_at(template.findings.closer or "", 0)
-        closer_ids = {closer[0]} if closer is not None else set()
+        closer_ids = {each for *_, each in tokenizer.find_added(template.findings.closer or "")}
         self._end_ids = closer_ids | tokenizer.eos_ids
 
     def first_prompt(
@@ -59,13 +59,16 @@ class Judge:
         """What is wrong with a prompt that continues `before` with `asks`, the last messages.
 
         Raises:
-            Moved: the template itself does not let a prompt begin with the one before.
+            OfTemplate: the template drops a message, or moves what it printed before.
         """
+        for message in asks:
+            if self._drops(message, messages, options):
+                raise OfTemplate(f"the template drops {message['role']} messages")
         held = before.held
         if turn.ids[: len(held)] != held:
             asked = messages[: len(messages) - len(asks) - 1]
             if self._moves(before, turn, asked, messages, options):
-                raise Moved
+                raise OfTemplate(MOVED)
             return [self._parting(held, turn)]
         faults = []
         if turn.prompt.receipt.status != "extended":
@@ -73,12 +76,7 @@ class Judge:
         suffix = list(turn.ids[len(held) :])
         faults += self._missing(suffix, asks)
         faults += self._seam(held, suffix, asks)
-        printed = self._printed(turn, messages, options)
-        if printed is None:
-            faults += self._foreign(held, suffix)
-        else:
-            faults += self._unprinted(held, suffix, printed)
-        return faults
+        return faults + self._differing(held, suffix, turn, messages, asks, options)
 
     def reply(self, turn: Turn, said: Said, *, reads_thinking: bool) -> list[str]:
         """What is wrong with a reply as a client gets it; one that was cut need not be whole."""
@@ -95,6 +93,13 @@ class Judge:
         if (reads_thinking or not said.thinking) and content.strip() != said.content:
             faults.append(f"the content was read as {_shown(content)}")
         return faults
+
+    def _drops(
+        self, message: Message, messages: Sequence[Message], options: TemplateOptions
+    ) -> bool:
+        """Whether the template prints the conversation without this message of it."""
+        text = self._template.try_render(messages, options)
+        return text is not None and message["content"] not in text
 
     def _moves(
         self,
@@ -148,6 +153,25 @@ class Judge:
         if self._end_ids and not self._end_ids & set(suffix[:first]):
             return [f"the turn was cut, and is not closed: {self._text(suffix)}"]
         return []
+
+    def _differing(
+        self,
+        held: tuple[int, ...],
+        suffix: list[int],
+        turn: Turn,
+        messages: Sequence[Message],
+        asks: Sequence[Message],
+        options: TemplateOptions,
+    ) -> list[str]:
+        """Whether the suffix is other than what the template prints after the reply."""
+        at = len(messages) - len(asks) - 1
+        silent = {**messages[at], "content": ""}  # some print it after what the calls gave
+        found: list[list[str]] = []
+        for reply in (messages[at], silent) if messages[at].get("tool_calls") else (messages[at],):
+            printed = self._printed(turn, [*messages[:at], reply, *asks], options)
+            if printed is not None:
+                found.append(self._unprinted(held, suffix, printed))
+        return min(found, key=len) if found else self._foreign(held, suffix)
 
     def _printed(
         self, turn: Turn, messages: Sequence[Message], options: TemplateOptions

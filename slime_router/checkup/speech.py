@@ -65,13 +65,13 @@ class Speech:
             for text in (False, True)
             for empty in ("", None)
         )
-        closer = tokenizer.control_id_at(findings.closer or "", 0)
         self._ends = {
             tokenizer.token_bytes(token_id).decode(errors="replace"): token_id
             for token_id in tokenizer.eos_ids
         }
-        if closer is not None and not self._ends:
-            self._ends = {closer[1]: closer[0]}
+        if not self._ends:
+            closer = findings.closer or ""
+            self._ends = {closer[a:b]: each for a, b, each in tokenizer.find_added(closer)}
         source = tokenizer.chat_template or ""
         ends = [end.lstrip() for _, end in THINK_MARKS if end.strip() in source]
         self.thought_end = ends[0] if ends else ""  # ends a thought that the prompt has begun

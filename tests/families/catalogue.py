@@ -30,6 +30,7 @@ _DEEPSEEK = (
 )
 _GEMMA4 = (
     "<bos>",
+    "<eos>",
     "<|turn>",
     "<turn|>",
     "<|channel>",
@@ -42,12 +43,15 @@ _GEMMA4 = (
     "<tool_response|>",
     '<|"|>',
     "<|think|>",
+    "<|image>",
     "<|image|>",
+    "<image|>",
     "<|audio|>",
     "<|video|>",
 )
 _LLAMA = (
     "<|begin_of_text|>",
+    "<|end_of_text|>",
     "<|start_header_id|>",
     "<|end_header_id|>",
     "<|eot_id|>",

@@ -59,17 +59,25 @@ def table(reports: Sequence[Report]) -> str:
 
 
 def _of(report: Report, names: Iterable[str]) -> list[Verdict]:
-    return [verdict for verdict in report.verdicts if verdict.capability in names]
+    found = {verdict.capability: verdict for verdict in report.verdicts}
+    return [found[name] for name in names]
 
 
 def _cell(verdicts: Sequence[Verdict], notes: dict[str, int]) -> str:
+    """One verdict of several; where the first is not supported, the others say little."""
+    if verdicts[0].kind == "not supported":
+        verdicts = verdicts[:1]
     kinds = {verdict.kind for verdict in verdicts}
     word = INEXACT if "not exact" in kinds else EXACT if "exact" in kinds else UNSUPPORTED
-    numbers: list[int] = []
-    for verdict in verdicts:
-        for reason in verdict.reasons if verdict.kind == "not supported" else ():
-            is_whole = len(kinds) == 1 or len(verdicts) == 1
-            note = reason if is_whole else f"{verdict.capability}: {reason}"
-            numbers.append(notes.setdefault(note, len(notes) + 1))
-    marks = ", ".join(str(number) for number in sorted(set(numbers)))
+    numbers = {
+        _number(reason if len(verdicts) == 1 else f"{verdict.capability}: {reason}", notes)
+        for verdict in verdicts
+        if verdict.kind == "not supported"
+        for reason in verdict.reasons
+    }
+    marks = ", ".join(map(str, sorted(numbers)))
     return f"{word} ({marks})" if marks else word
+
+
+def _number(note: str, notes: dict[str, int]) -> int:
+    return notes.setdefault(note, len(notes) + 1)

@@ -6,6 +6,7 @@ Those about how replies are read stand with the parsers' tests.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -126,7 +127,7 @@ async def test_case_07_an_end_token_as_the_last_that_is_allowed_ends_the_turn(na
 async def test_case_08_a_stop_that_is_not_among_the_tokens_is_closed_by_the_template():
     talk = FamilyTalk(family("qwen3"))
     end = Finish("stop", matched=talk.id_of("<|im_end|>"))
-    fields = {"tools": (), "session_id": "s1"}
+    fields: dict[str, Any] = {"tools": (), "session_id": "s1"}
     before = await talk.hear([user("Hi")], "Hello", None, end, **fields)
     messages = [user("Hi"), before.reply, user("More")]
     after = await talk.hear(messages, "Yes", "<|im_end|>", **fields)
@@ -212,7 +213,7 @@ async def hold_loops(talk: FamilyTalk, kinds: str) -> list[int]:
         turn = await talk.hear(messages, text, "<｜end▁of▁sentence｜>")
         if before is not None:
             suffix = talk.suffix(before, turn)
-            whole = talk.text(talk.tokenizer.encode(talk.rendered(messages, talk.ask(messages))))
+            whole = talk.rendered(messages, talk.ask(messages))
             assert whole.endswith(talk.text(suffix))
         before = turn
         asked = results(turn.reply, f"Result {number}") if kind == "c" else [user(f"Ask {number}")]

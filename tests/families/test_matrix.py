@@ -57,7 +57,7 @@ async def held_in_order(name: str, order: Sequence[Scenario]) -> dict[str, list[
     examination = Examination(chosen.tokenizer(), chosen.chat_template(), chosen.parsers())
     return {
         scenario.capability: _prompts(
-            [turn async for turn in examination.turns(examination.stand(), scenario)],
+            [turn async for turn, _ in examination.turns(examination.stand(), scenario)],
             examination,
         )
         for scenario in order
