@@ -15,8 +15,8 @@ import orjson
 
 from benchmarks.report import Measurement
 from benchmarks.rounds import Rounds, interleave
-from slime_router.doors.rows_reply import FORMATS
-from slime_router.trajectory.rows import RowSet, build_rows
+from slime_router.api.sessions.row_formats import FORMATS
+from slime_router.rows.rows import RowSet, build_rows
 from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn, logprob_array

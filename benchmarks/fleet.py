@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import count
 
 from benchmarks.traces import CACHE_BLOCK_LEN, Chat, Trace, Turn
-from slime_router.workers.policy import Policy
-from slime_router.workers.worker import Need, Worker
+from slime_router.pool.policy import Policy
+from slime_router.pool.worker import Need, Worker
 
 NEVER_S = float("inf")
 

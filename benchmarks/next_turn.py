@@ -19,8 +19,8 @@ from benchmarks.report import Measurement
 from benchmarks.rounds import Rounds, interleave
 from benchmarks.server import Server, serving
 from slime_router.config import Config
-from slime_router.middleware.caching import RadixTreeMiddleware
-from slime_router.router import Router
+from slime_router.generation.caching import RadixTreeMiddleware
+from slime_router.generation.router import Router
 from slime_router.server.app import Gateway
 from slime_router.types import Finish, GenerateCall, GenerateChunk, History, Message
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from benchmarks.fleet import Ask, BlockCache
+from slime_router.pool.policy import least_in_flight
+from slime_router.pool.worker import Need, Worker
 from slime_router.types import TokenIds
-from slime_router.workers.policy import least_in_flight
-from slime_router.workers.worker import Need, Worker
 
 BALANCE_ABS = 64
 BALANCE_REL = 1.5

@@ -1,4 +1,4 @@
-"""The settings of one router. `cli.py` builds it once; every part gets only what it needs."""
+"""The settings of one router. `cli/main.py` builds it once; every part gets only what it needs."""
 
 from __future__ import annotations
 

@@ -17,13 +17,15 @@
     ├── WorkerTimeout 504
     └── SetupError                at start: ends the process with one line
 
-The doors turn them into the error body of their API (`slime_router.doors.replies`); nobody else
+The doors turn them into the error body of their API (`slime_router.api.errors`); nobody else
 writes error bodies. `type` and `code` follow the OpenAI error object, whose four keys SDKs read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+MAX_REASON_LEN = 400  # characters of a foreign error message that are handed on
 
 
 class RouterError(Exception):
@@ -192,3 +194,9 @@ class WorkerTimeout(RouterError):
 
 class SetupError(RouterError):
     """The router cannot start. The message is one line that names what is missing."""
+
+
+def one_line(exc: Exception) -> str:
+    """What a foreign error says, fit for a message of ours."""
+    text = " ".join(str(exc).split()) or type(exc).__name__
+    return text if len(text) <= MAX_REASON_LEN else text[: MAX_REASON_LEN - 3] + "..."

@@ -89,7 +89,7 @@ class Prompt:
     pieces: tuple[Piece, ...] = ()
     tree_handle: Any = None  # a pinned node of the radix tree; only the cache looks inside
     messages_key: bytes | None = None
-    spelling: bytes = b""  # how the replies among the messages are spelled; see `chat/match.py`
+    spelling: bytes = b""  # how the replies among the messages are spelled
     reply_prefix: str = ""
     is_reserved: bool = False  # `base` is this prompt's until it is released
     own_ids: TokenIds | None = None  # the tokens of `pieces`, of which those are slices

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slime_router.chat.decoder import byte_alphabet
+from slime_router.tokens.decoder import byte_alphabet
 from tests.tiny import CONTEXT_LEN, VOCAB_LEN, build_tiny_checkpoint
 
 KIMI_TOKENS = ("[BOS]", "[EOS]", "<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_middle|>")

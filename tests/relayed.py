@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from slime_router.chat.visible import VisibleText
+from slime_router.engine.client import WorkerClient
+from slime_router.failover.attempts import RelaySettings
+from slime_router.failover.relay import Relay
+from slime_router.pool.backoff import Backoff
+from slime_router.pool.pool import WorkerPool
 from slime_router.testing.script import Numbers
+from slime_router.tokens.stop_strings import VisibleText
 from slime_router.types import Sampling
-from slime_router.workers.attempts import RelaySettings
-from slime_router.workers.backoff import Backoff
-from slime_router.workers.client import WorkerClient
-from slime_router.workers.pool import WorkerPool
-from slime_router.workers.relay import Relay
 
 
 class Spelled:

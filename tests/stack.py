@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from slime_router.cache.prefix_cache import PrefixCache
-from slime_router.chat.parse import ReplyParsers
-from slime_router.chat.sglang_parsers import load_parsers
-from slime_router.chat.template import ChatTemplate
-from slime_router.chat.tokenizer import Tokenizer
-from slime_router.middleware.base import Dispatch, Middleware
-from slime_router.middleware.caching import RadixTreeMiddleware
-from slime_router.middleware.recording import RecordingMiddleware
-from slime_router.middleware.sessions import SessionMiddleware
-from slime_router.prompt import PromptMaker
-from slime_router.retrieval import Retriever
-from slime_router.router import Router
-from slime_router.trajectory.rows import RowOptions, RowSet, build_rows
+from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.generation.caching import RadixTreeMiddleware
+from slime_router.generation.middleware import Dispatch, Middleware
+from slime_router.generation.prompt import PromptMaker
+from slime_router.generation.recording import RecordingMiddleware
+from slime_router.generation.retrieval import Retriever
+from slime_router.generation.router import Router
+from slime_router.generation.sessions import SessionMiddleware
+from slime_router.generation.weight_versions import WeightVersions
+from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.sglang_parsers import load_parsers
+from slime_router.rows.rows import RowOptions, RowSet, build_rows
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
 from slime_router.types import (
@@ -34,7 +36,6 @@ from slime_router.types import (
     History,
     WeightVersion,
 )
-from slime_router.weights import WeightVersions
 from tests.tiny import build_tiny_checkpoint
 
 NO_PARSERS = ReplyParsers(load_parsers, tools=None, reasoning=None)
@@ -44,7 +45,7 @@ NO_PARSERS = ReplyParsers(load_parsers, tools=None, reasoning=None)
 def tiny_tokenizer() -> Tokenizer:
     """The tokenizer of the tiny checkpoint, made once."""
     with tempfile.TemporaryDirectory() as directory:
-        return Tokenizer.load(str(build_tiny_checkpoint(Path(directory))))
+        return load_tokenizer(str(build_tiny_checkpoint(Path(directory))))
 
 
 @cache

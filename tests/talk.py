@@ -8,8 +8,9 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from slime_router.chat.parse import ReplyParsers
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.replies.parser import ReplyParsers
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Finish, GenerateCall, History, Message, Prompt, TemplateOptions
 from tests.stack import Sample, Stack
 from tests.vocabularies import vocabulary
@@ -35,7 +36,7 @@ TEMPLATES = {
 
 @cache
 def real_tokenizer(name: str) -> Tokenizer:
-    return Tokenizer.load(str(vocabulary(name)), chat_template=TEMPLATES.get(name))
+    return load_tokenizer(str(vocabulary(name)), chat_template=TEMPLATES.get(name))
 
 
 def stop(token_id: int) -> Finish:

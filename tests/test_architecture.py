@@ -13,81 +13,82 @@ MAX_FILE_LEN = 400
 MAX_FUNCTION_LEN = 60
 
 # Bottom to top. A module stands on the floor with the longest prefix of its name.
-FLOORS = ("words", "pure", "async", "flow", "doors", "server", "cli")
+FLOORS = ("words", "pure", "async", "flow", "api", "server", "cli")
 FLOOR_OF = {
     "": "words",
     "types": "words",
     "errors": "words",
     "config": "words",
-    "owners": "words",
+    "auth": "words",
     "cache": "pure",
-    "chat": "pure",
+    "checkpoint": "pure",
+    "doctor": "pure",
+    "engine": "pure",
+    "failover": "pure",
+    "pool": "pure",
+    "replies": "pure",
+    "rows": "pure",
+    "template": "pure",
+    "tokens": "pure",
     "trajectory": "pure",
-    "workers": "pure",
     "cache.prefix_cache": "async",
-    "workers.client": "async",
-    "workers.connector": "async",
-    "workers.exchange": "async",
-    "workers.attempts": "async",
-    "workers.relay": "async",
-    "workers.health": "async",
-    "workers.pairs": "async",
+    "engine.client": "async",
+    "engine.connector": "async",
+    "engine.exchange": "async",
+    "failover.attempts": "async",
+    "failover.disaggregated": "async",
+    "failover.health": "async",
+    "failover.relay": "async",
     "launch": "async",
-    "prompt": "flow",
-    "router": "flow",
-    "retrieval": "flow",
-    "diagnosis": "flow",
-    "weights": "flow",
-    "metrics": "flow",
-    "token_path": "flow",
     "checkup": "flow",
-    "middleware": "flow",
-    "doors": "doors",
+    "doctor.doctor": "flow",
+    "generation": "flow",
+    "failover.greetings": "flow",
+    "api": "api",
     "server": "server",
     "client": "cli",  # beside the router: a trainer's side of its API
     "cli": "cli",
-    "flags": "cli",
-    "flag_groups": "cli",
-    "diagnose_cli": "cli",
-    "check_cli": "cli",
     "__main__": "cli",
     "testing": "cli",  # beside the router: nothing of it may be used by the router
 }
-STRANGERS = ("cache", "chat", "workers", "trajectory")  # rooms that never meet
+STRANGERS = ("cache", "replies", "pool", "trajectory")  # rooms that never meet
+MAX_FILES = 15  # in a folder
 
 # Who may use what, and why.
 ASYNCIO_ON_THE_PURE_FLOOR = {
-    "chat.tokenizer": "long texts are encoded in its executor",
+    "tokens.tokenizer": "long texts are encoded in its executor",
 }
 CLOCKS = {
-    "doors.chat_request": "a reply says when it was created",
-    "doors.completions_request": "a reply says when it was created",
-    "doors.responses_request": "a reply says when it was created",
+    "api.chat.request": "a reply says when it was created",
+    "api.completions.request": "a reply says when it was created",
+    "api.responses.request": "a reply says when it was created",
     "server.boundary": "the log says how long a request took",
-    "workers.pool": "a breaker opens and closes with time; handed in by tests",
-    "prompt": "the date of a conversation; handed in by tests",
+    "pool.pool": "a breaker opens and closes with time; handed in by tests",
+    "generation.prompt": "the date of a conversation; handed in by tests",
 }
 AIOHTTP = {
-    "workers.client": "talks to the workers",
-    "workers.connector": "opens the connections to them",
+    "engine.client": "talks to the workers",
+    "engine.connector": "opens the connections to them",
     "server": "serves",
     "cli": "serves",
     "client.aio": "talks to a router",
-    "doors": "reads requests and writes replies",
+    "api": "reads requests and writes replies",
+    "auth.caller": "reads who asks",
     "testing": "is a worker",
 }
 TRANSFORMERS = {
-    "chat.checkpoint": "loads tokenizers",
-    "chat.checkpoint_files": "finds files of the hub",
-    "chat.renderer": "renders templates",
+    "checkpoint.checkpoint": "loads tokenizers",
+    "checkpoint.files": "finds files of the hub",
+    "template.renderer": "renders templates",
 }
 SPELLINGS = {"max_new_tokens", "sampling_seed", "output_token_logprobs", "no_stop_trim"}
 SPELLS_AS_SGLANG = {
-    "workers": "speaks with SGLang",
+    "engine": "speaks with SGLang",
+    "failover": "goes on with what SGLang has begun",
     "testing": "is an SGLang",
-    "doors.generate_request": "this door's API is the worker's own",
-    "doors.generate_reply": "this door's API is the worker's own",
-    "doors.schema": "a chat client may name fields of SGLang's chat API",
+    "api.generate.request": "this door's API is the worker's own",
+    "api.generate.reply": "this door's API is the worker's own",
+    "api.chat.fields": "a chat client may name fields of SGLang's chat API",
 }
 PARTS = {
     "AdmissionMiddleware",
@@ -279,7 +280,7 @@ def test_only_the_wiring_makes_the_parts():
                 made = made.value
             if isinstance(made, ast.Name) and made.id in PARTS:
                 makers.setdefault(made.id, set()).add(module)
-    wiring = {"server.app", "server.fleet", "token_path"}
+    wiring = {"server.app", "server.fleet", "generation.token_path", "checkpoint.checkpoint"}
     assert {part: modules for part, modules in makers.items() if modules - wiring} == {}
     assert all(len(modules) == 1 for modules in makers.values()), "each part is made in one place"
     assert makers.keys() == PARTS, "a part has another name now"
@@ -322,3 +323,22 @@ def test_every_module_says_what_it_is():
     assert [name for name, (_, tree) in sources().items() if not ast.get_docstring(tree)] == []
     folders = {path.parent for path, _ in sources().values()}
     assert [f for f in folders if not (f / "__init__.py").exists()] == []
+
+
+def test_no_folder_is_flat_with_many_files():
+    files: dict[Path, int] = {}
+    for path, _ in sources().values():
+        if path.name != "__init__.py":
+            files[path.parent] = files.get(path.parent, 0) + 1
+    assert {str(folder): count for folder, count in files.items() if count > MAX_FILES} == {}
+
+
+def test_no_two_rooms_need_each_other():
+    rooms: dict[str, set[str]] = {}
+    for module, (_, tree) in sources().items():
+        room = module.partition(".")[0]
+        rooms.setdefault(room, set()).update(
+            other for used in own_imports(tree) if (other := used.partition(".")[0]) != room
+        )
+    circles = {(a, b) for a, used in rooms.items() for b in used if a in rooms.get(b, ())}
+    assert circles == set()

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.pool.pool import WorkerPool
 from slime_router.testing import FakeWorker
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Finish, GenerateCall, GenerateChunk
-from slime_router.workers.pool import WorkerPool
 from tests.relayed import Relayed
 from tests.stack import Sample, Stack, is_free, pins, tiny_tokenizer
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from slime_router.trajectory.experts import RoutedExperts
-from slime_router.trajectory.rows import Row, RowOptions, RowSet, build_rows
+from slime_router.rows.rows import Row, RowOptions, RowSet, build_rows
+from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.trajectory.turn import Turn, logprob_array
 from slime_router.types import Finish, TokenIds, VersionSpan, WeightVersion, token_ids
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
-from slime_router.chat.encoder import After
-from slime_router.chat.parse import ReplyParsers
-from slime_router.chat.template import ChatTemplate
-from slime_router.chat.tokenizer import Tokenizer
 from slime_router.checkup.judge import Judge, OfTemplate
 from slime_router.checkup.scenarios import CALL_ERROR, TOOLS, Said, Scenario, scenarios
 from slime_router.checkup.speech import Speech, Unsupported, Written, ideal, refusal
@@ -16,6 +12,10 @@ from slime_router.checkup.split import odd_split
 from slime_router.checkup.stand import Sample, Stand, Turn
 from slime_router.checkup.verdict import Report, Verdict
 from slime_router.errors import RouterError
+from slime_router.replies.parser import ReplyParsers
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.tokens.encoder import After
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Finish, Message, Prompt, ReplyFormat, TemplateOptions
 
 TAIL_LEN = 32  # tokens of a prompt that may have begun the reasoning

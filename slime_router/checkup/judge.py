@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from slime_router.chat.encoder import After
-from slime_router.chat.messages import arguments_value
-from slime_router.chat.template import ChatTemplate
-from slime_router.chat.tokenizer import Tokenizer
 from slime_router.checkup.scenarios import Said
 from slime_router.checkup.stand import Turn
 from slime_router.errors import BadRequest
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.template.messages import arguments_value
+from slime_router.tokens.encoder import After
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
 
 MOVED = "the template prints the system prompt or the tools elsewhere in later turns"

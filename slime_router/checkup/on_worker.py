@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from slime_router.chat.parse import ReplyParsers
-from slime_router.chat.template import ChatTemplate
-from slime_router.chat.tokenizer import Tokenizer
 from slime_router.checkup.judge import Judge
 from slime_router.checkup.scenarios import TOOLS, scenarios
 from slime_router.checkup.stand import Stand
 from slime_router.checkup.verdict import Verdict
 from slime_router.errors import BadRequest
-from slime_router.middleware.base import Dispatch
+from slime_router.generation.middleware import Dispatch
+from slime_router.replies.parser import ReplyParsers
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, Sampling, TemplateOptions
 
 MAX_TOKENS = 32  # of each reply

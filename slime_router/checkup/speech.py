@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slime_router.chat.findings import Findings
-from slime_router.chat.tokenizer import Tokenizer
 from slime_router.checkup.scenarios import Said
 from slime_router.errors import BadRequest
+from slime_router.template.self_test import Findings
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
 
 # In the order in which they are tried; a template that prints none of them may still open one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from slime_router.chat.encoder import After
+from slime_router.tokens.encoder import After
 from slime_router.types import TokenIds
 
 MIN_LEN = 2  # characters of a token that can be cut in two

@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from slime_router.chat.parse import ReplyParsers
-from slime_router.chat.template import ChatTemplate
-from slime_router.chat.tokenizer import Tokenizer
-from slime_router.middleware.base import Dispatch
-from slime_router.token_path import TokenPath
+from slime_router.generation.middleware import Dispatch
+from slime_router.generation.token_path import TokenPath
+from slime_router.replies.parser import ReplyParsers
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import (
     Finish,
     GenerateCall,

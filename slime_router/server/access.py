@@ -17,11 +17,11 @@ from typing import TypeAlias
 
 from aiohttp import web
 
+from slime_router.api.anthropic.reply import messages_error
+from slime_router.api.errors import native_error, openai_error
+from slime_router.api.request import request_id
+from slime_router.auth.caller import Caller, introduce
 from slime_router.config import Config
-from slime_router.doors.body import request_id
-from slime_router.doors.caller import Caller, introduce
-from slime_router.doors.messages_reply import messages_error
-from slime_router.doors.replies import native_error, openai_error
 from slime_router.errors import NotFound, SetupError, Unauthorized
 from slime_router.server.boundary import Handler
 from slime_router.server.keys_file import check_key, read_keys_file

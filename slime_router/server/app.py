@@ -13,48 +13,48 @@ from typing import Any
 
 from aiohttp import web
 
-from slime_router.chat.formats import choose_formats
-from slime_router.chat.parse import ReplyParsers
-from slime_router.chat.sglang_detection import Model, detect
-from slime_router.chat.sglang_parsers import load_parsers
-from slime_router.chat.template import ChatTemplate
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.api.anthropic.endpoint import MessagesDoor
+from slime_router.api.chat.endpoint import ChatDoor
+from slime_router.api.completions.endpoint import CompletionsDoor
+from slime_router.api.delivery import Admission
+from slime_router.api.diagnose import DiagnoseDoor
+from slime_router.api.frame import Frame
+from slime_router.api.generate.endpoint import GenerateDoor
+from slime_router.api.media import MediaPass
+from slime_router.api.models import ModelNames
+from slime_router.api.responses.endpoint import ResponsesDoor
+from slime_router.api.retries import Joiner
+from slime_router.api.retrieve import RetrieveDoor
+from slime_router.api.sessions.endpoints import SessionDoor
+from slime_router.api.sessions.rows import RowsDoor
+from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.config import Config
-from slime_router.diagnosis import Doctor
-from slime_router.doors.chat import ChatDoor
-from slime_router.doors.completions import CompletionsDoor
-from slime_router.doors.delivery import Admission
-from slime_router.doors.diagnose import DiagnoseDoor
-from slime_router.doors.frame import Frame
-from slime_router.doors.generate import GenerateDoor
-from slime_router.doors.joining import Joiner
-from slime_router.doors.media import MediaPass
-from slime_router.doors.messages import MessagesDoor
-from slime_router.doors.models import ModelNames
-from slime_router.doors.responses import ResponsesDoor
-from slime_router.doors.retrieve import RetrieveDoor
-from slime_router.doors.rows import RowsDoor
-from slime_router.doors.sessions import SessionDoor
+from slime_router.doctor.doctor import Doctor
 from slime_router.errors import SetupError
-from slime_router.metrics import CountingMiddleware, figures
-from slime_router.middleware.admission import AdmissionMiddleware
-from slime_router.middleware.fitting import FittingMiddleware
-from slime_router.middleware.loading import load_plugins
-from slime_router.retrieval import Retriever
+from slime_router.failover.greetings import GREETING_DELAYS_S
+from slime_router.generation.admission import AdmissionMiddleware
+from slime_router.generation.context_limit import FittingMiddleware
+from slime_router.generation.metrics import CountingMiddleware, figures
+from slime_router.generation.plugins import load_plugins
+from slime_router.generation.retrieval import Retriever
+from slime_router.generation.token_path import TokenPath
+from slime_router.replies.formats import choose_formats
+from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.sglang_detection import Model, detect
+from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.server.access import IN_SESSION, Access
-from slime_router.server.admin import ModelAdmin
 from slime_router.server.boundary import boundary
-from slime_router.server.control import ControlRoutes
+from slime_router.server.control_routes import ControlRoutes
 from slime_router.server.cors import Cors
 from slime_router.server.fleet import Fleet
-from slime_router.server.greetings import GREETING_DELAYS_S
-from slime_router.server.passthrough import PassThrough
+from slime_router.server.model_routes import ModelAdmin
+from slime_router.server.proxy import Fallback, PassThrough
 from slime_router.server.slow_clients import SlowClients
-from slime_router.server.strays import Strays
 from slime_router.server.tls import tls_context
 from slime_router.server.upkeep import Upkeep
-from slime_router.server.workers import WorkerAdmin
-from slime_router.token_path import TokenPath
+from slime_router.server.worker_routes import WorkerAdmin
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import GenerateCall
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Gateway:
         self.config = config
         self.access, self.cors = Access.of(config), Cors(config.cors_allowed_origins)
         self.tls = tls_context(config.tls_cert_path, config.tls_key_path)
-        self.tokenizer = Tokenizer.load(
+        self.tokenizer = load_tokenizer(
             config.hf_checkpoint,
             trust_remote_code=config.trust_remote_code,
             chat_template=config.chat_template,
@@ -212,7 +212,7 @@ class Gateway:
         if chat_path is not None:
             for path in (IN_SESSION + chat_path, chat_path):
                 _add_chat(app, path, self.chat.handle)
-        strays = Strays(self.pool, self.others)
+        strays = Fallback(self.pool, self.others)
         app.router.add_route("*", IN_SESSION + "/{path:(?s:.*)}", strays.handle_in_session)
         app.router.add_route("*", "/{path:(?s:.*)}", strays.handle)
         app.cleanup_ctx.append(self._lifespan)

@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 import orjson
 from aiohttp import web
 
-from slime_router.doors.body import PayloadTooLarge, request_id
-from slime_router.doors.messages_reply import messages_error
-from slime_router.doors.replies import openai_error
+from slime_router.api.anthropic.reply import messages_error
+from slime_router.api.errors import openai_error
+from slime_router.api.request import PayloadTooLarge, request_id
 from slime_router.errors import MethodNotSupported, RouterError
 
 logger = logging.getLogger(__name__)

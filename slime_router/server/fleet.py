@@ -3,32 +3,84 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from slime_router.chat.tokenizer import Tokenizer
-from slime_router.chat.visible import VisibleText
 from slime_router.config import Config
-from slime_router.errors import RouterError, SetupError
+from slime_router.engine.client import WorkerClient
+from slime_router.errors import NotFound, RouterError, SetupError
+from slime_router.failover.attempts import RelaySettings
+from slime_router.failover.greetings import Greetings
+from slime_router.failover.health import Health, HealthSettings
+from slime_router.failover.native_items import OpenText
+from slime_router.failover.relay import Relay
+from slime_router.generation.weight_versions import WeightVersions
 from slime_router.launch.command import sglang_commands
 from slime_router.launch.launcher import Launcher
-from slime_router.server.greetings import Greetings
-from slime_router.server.launched import LaunchedWorkers
+from slime_router.pool.backoff import Backoff
+from slime_router.pool.breaker import BreakerSettings
+from slime_router.pool.policy import make_policy
+from slime_router.pool.pool import WorkerPool
+from slime_router.pool.worker import Worker
+from slime_router.tokens.stop_strings import VisibleText
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Sampling
-from slime_router.weights import WeightVersions
-from slime_router.workers.attempts import RelaySettings
-from slime_router.workers.backoff import Backoff
-from slime_router.workers.breaker import BreakerSettings
-from slime_router.workers.client import WorkerClient
-from slime_router.workers.health import Health, HealthSettings
-from slime_router.workers.items import OpenText
-from slime_router.workers.policy import make_policy
-from slime_router.workers.pool import WorkerPool
-from slime_router.workers.relay import Relay
-from slime_router.workers.worker import Worker
 
 _COUNTS = ("waited", "retried", "moved", "resumed", "dropped_tokens")
+
+
+PROBE_TIMEOUT_S = 10.0
+
+
+class LaunchedWorkers:
+    """Keeps the pool informed; `greet` is told of each worker that begins to serve.
+
+    `api_key` is the one that all of them ask for.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        client: WorkerClient,
+        greet: Callable[[Worker], None],
+        *,
+        api_key: str | None = None,
+    ) -> None:
+        self._api_key = api_key
+        self._pool = pool
+        self._client = client
+        self._greet = greet
+
+    async def answers(self, url: str) -> bool:
+        """Whether the worker at `url`, which need not be registered, is ready to serve."""
+        try:
+            answer = await self._client.ask(
+                Worker(url, api_key=self._api_key),
+                "GET",
+                "/health",
+                headers={},
+                timeout_s=PROBE_TIMEOUT_S,
+            )
+        except RouterError:
+            return False
+        return answer.status == 200
+
+    def note_up(self, url: str) -> None:
+        """Registers it, or takes it back into service."""
+        worker = self._pool.add(url, api_key=self._api_key)
+        self._pool.mark_up(worker)
+        self._greet(worker)
+
+    def note_down(self, url: str) -> None:
+        """It gets no request; its cache, its pause and its weights are gone with it."""
+        try:
+            worker = self._pool.get(url)
+        except NotFound:  # a user has removed it
+            return
+        self._pool.mark_down(worker)
+        self._pool.rest(worker, is_paused=False, is_asleep=False)
+        worker.weight_version = None
 
 
 class Fleet:

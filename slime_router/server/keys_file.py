@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from slime_router.doors.body import SESSION_KEY_PREFIX
+from slime_router.api.request import SESSION_KEY_PREFIX
 from slime_router.errors import SetupError
 
 MAX_KEY_LEN = 4096

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from slime_router.doors.body import ClientTimeout
+from slime_router.api.request import ClientTimeout
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import math
 
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
+from slime_router.generation.weight_versions import WeightVersions
+from slime_router.pool.worker import Worker
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.types import WeightVersion
-from slime_router.weights import WeightVersions
-from slime_router.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 

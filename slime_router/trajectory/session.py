@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from slime_router.auth.owners import owner_of, shown
 from slime_router.errors import Conflict, NotFound, SessionLimit, TooManyRequests
-from slime_router.owners import owner_of, shown
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Sampling
 
@@ -30,7 +30,7 @@ MAX_TOMBSTONES = 100_000  # deleted ids that are remembered, so that late calls 
 class SessionSpec:
     """What a trainer says when it opens a session. None: no limit, no name.
 
-    `id` is the session's name inside the router; see `slime_router.owners`.
+    `id` is the session's name inside the router; see `slime_router.auth.owners`.
     """
 
     id: str

@@ -20,10 +20,10 @@ from dataclasses import replace
 from slime_router.errors import Conflict, StorageFull
 from slime_router.trajectory import held
 from slime_router.trajectory.conversations import Conversations
+from slime_router.trajectory.eviction import WaitingTurns
 from slime_router.trajectory.prefixes import deepest_prefix
 from slime_router.trajectory.session import Session, SessionSpec, SessionTable
 from slime_router.trajectory.turn import Trace, Turn
-from slime_router.trajectory.waiting import WaitingTurns
 from slime_router.types import TokenIds
 
 MAX_SESSIONS = 100_000

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_router.trajectory.experts import RoutedExperts
+from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.types import Finish, Receipt, TokenIds, VersionSpan, WeightVersion
 
 Logprobs = NDArray[np.float32] | NDArray[np.float64]
@@ -52,7 +52,7 @@ class Turn:
     request_id: str = ""  # shared by the samples that one request asked for
     receipt: Receipt | None = None
     routed_experts: RoutedExperts | None = None
-    epoch: int = 0  # counts weight updates; see `slime_router.weights`
+    epoch: int = 0  # counts weight updates; see `slime_router.generation.weight_versions`
     seq: int = 0  # set by the store
 
     @property

@@ -18,9 +18,9 @@ from typing import Any
 
 import aiohttp
 
-from slime_router.chat.tokenizer import Tokenizer
 from slime_router.testing import FakeWorker
 from slime_router.testing.script import Script
+from slime_router.tokens.tokenizer import Tokenizer
 from tests.integration.gateway import serving
 from tests.talk import real_tokenizer
 from tests.vocabularies import vocabulary

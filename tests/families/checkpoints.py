@@ -16,10 +16,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from slime_router.chat.parse import ReplyParsers
-from slime_router.chat.sglang_parsers import load_parsers
-from slime_router.chat.template import ChatTemplate
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.sglang_parsers import load_parsers
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.tokens.tokenizer import Tokenizer
 from tests.vocabularies import CACHE as VOCABULARIES
 from tests.vocabularies import vocabulary
 
@@ -65,7 +66,7 @@ def _parsers(family: Family) -> ReplyParsers:
 
 @cache
 def _tokenizer(family: Family) -> Tokenizer:
-    return Tokenizer.load(str(_directory(family)), chat_template=family.template)
+    return load_tokenizer(str(_directory(family)), chat_template=family.template)
 
 
 def _directory(family: Family) -> Path:

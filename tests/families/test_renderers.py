@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from renderers import configs, create_renderer
 
-from slime_router.chat.tokenizer import Tokenizer
 from slime_router.checkup.examination import Examination
 from slime_router.checkup.scenarios import TOOLS, Scenario, scenarios
+from slime_router.tokens.tokenizer import Tokenizer
 from tests.families.catalogue import family
 
 pytestmark = pytest.mark.tokenizers

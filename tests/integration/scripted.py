@@ -11,10 +11,10 @@ import orjson
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
-from slime_router.doors.delivery import Admission
-from slime_router.doors.frame import Frame
-from slime_router.doors.joining import Joiner
-from slime_router.router import Router
+from slime_router.api.delivery import Admission
+from slime_router.api.frame import Frame
+from slime_router.api.retries import Joiner
+from slime_router.generation.router import Router
 from slime_router.types import (
     Finish,
     GenerateCall,

@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from slime_router import cli
-from slime_router.server.banner import banner
+from slime_router.cli import main as cli
+from slime_router.cli.banner import banner
 from slime_router.testing import FakeWorker
 from tests.integration.gateway import (
     CHAT,

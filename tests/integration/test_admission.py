@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slime_router.errors import Conflict, TooManyRequests
-from slime_router.middleware.admission import AdmissionMiddleware
+from slime_router.generation.admission import AdmissionMiddleware
 from slime_router.trajectory.session import SessionSpec
 from slime_router.types import Finish, GenerateCall, GenerateChunk
 from tests.integration.gateway import CHAT, FOUR_KEYS, served, until, user

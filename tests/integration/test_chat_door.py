@@ -14,7 +14,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from slime_router.doors.chat import ChatDoor
+from slime_router.api.chat.endpoint import ChatDoor
 from slime_router.errors import (
     ContextLengthExceeded,
     NoWorker,

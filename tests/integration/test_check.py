@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from slime_router.check_cli import check_main
 from slime_router.checkup.scenarios import scenarios
-from slime_router.cli import main
+from slime_router.cli.check import check_main
+from slime_router.cli.main import main
 from tests.integration.gateway import OtherWords, checkpoint, tiny_worker
 from tests.ports import HOST, free_port
 
@@ -108,7 +108,7 @@ def test_wrong_use_is_one_line(
 def test_a_worker_that_cannot_be_reached_is_wrong_use(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slime_router.check_cli.WORKER_WAIT_S", 0.1)
+    monkeypatch.setattr("slime_router.cli.check.WORKER_WAIT_S", 0.1)
     url = f"http://{HOST}:{free_port()}"
     assert run("--worker", url) == 2
     captured = capsys.readouterr()

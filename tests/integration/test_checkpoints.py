@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.testing import FakeWorker, Script
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message
 from tests.checkpoints import (
     RENDERS,
@@ -72,7 +73,7 @@ def built(request, tmp_path_factory) -> tuple[Path, str, str]:
 @pytest.fixture(scope="module")
 def tokenizer(built) -> Tokenizer:
     named = "glm-5.3" if built[1] == "<|endoftext|>" else None
-    return Tokenizer.load(str(built[0]), trust_remote_code=True, chat_template=named)
+    return load_tokenizer(str(built[0]), trust_remote_code=True, chat_template=named)
 
 
 def split_apart(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -142,7 +143,7 @@ async def ask(router: Served, messages: list[Message], **fields: Any) -> tuple[s
 async def test_two_turns_through_the_whole_router(name, stream, tmp_path):
     build, closer, question = CHECKPOINTS[name]
     path = str(await asyncio.to_thread(build, tmp_path))
-    tokenizer = await asyncio.to_thread(Tokenizer.load, path, trust_remote_code=True)
+    tokenizer = await asyncio.to_thread(load_tokenizer, path, trust_remote_code=True)
     [end] = tokenizer.encode(closer).tolist()
     sampled = [*split_apart(tokenizer, "I'm HAVING fun"), end]
     async with (

@@ -15,12 +15,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 from yarl import URL
 
-from slime_router.doors.replies import openai_error
+from slime_router.api.errors import openai_error
 from slime_router.errors import RouterError
-from slime_router.middleware.admission import AdmissionMiddleware
-from slime_router.server.control import ControlRoutes
+from slime_router.generation.admission import AdmissionMiddleware
+from slime_router.pool.pool import WorkerPool
+from slime_router.server.control_routes import ControlRoutes
 from slime_router.testing import FakeWorker
-from slime_router.workers.pool import WorkerPool
 from tests.relayed import Relayed
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from slime_router import diagnosis
-from slime_router.diagnose_cli import diagnose_main
-from slime_router.diagnosis import Doctor
-from slime_router.doors.diagnose import DiagnoseDoor
+from slime_router.api.diagnose import DiagnoseDoor
+from slime_router.cli.diagnose import diagnose_main
+from slime_router.doctor import doctor as diagnosis
+from slime_router.doctor.doctor import Doctor
 from slime_router.types import Finish
 from tests.integration.gateway import FOUR_KEYS, assistant, checkpoint, served, user
 from tests.integration.scripted import Client

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from slime_router import errors
-from slime_router.chat.causes import Cause
+from slime_router.api.request import SESSION_HEADERS, SESSION_KEY_PREFIX
+from slime_router.api.sessions.row_formats import FORMATS
+from slime_router.cli.flags import parser
 from slime_router.config import Config
-from slime_router.doors.body import SESSION_HEADERS, SESSION_KEY_PREFIX
-from slime_router.doors.rows_reply import FORMATS
+from slime_router.doctor.causes import Cause
 from slime_router.errors import RouterError
-from slime_router.flags import parser
 from slime_router.server.access import IN_SESSION
 from slime_router.server.app import Gateway
 from slime_router.trajectory.session import SessionSpec

@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
-from slime_router.server.exposition import FAMILIES, PREFIX
+from slime_router.server.prometheus import FAMILIES, PREFIX
 from tests.integration.gateway import Served, served, user
 from tests.integration.test_docs import names, section, table
 

@@ -14,9 +14,10 @@ from typing import Any
 import orjson
 import pytest
 
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.testing import FakeWorker
 from slime_router.testing.script import Script
+from slime_router.tokens.tokenizer import Tokenizer
 from tests.integration.gateway import CHAT, Served, served, serving, tiny_worker, until, user
 from tests.integration.storytellers import only_turn
 from tests.integration.test_tool_calls import ask, ask_stream, folded, tool, whole
@@ -40,7 +41,7 @@ HARMONY = """\
 
 @cache
 def gpt_oss() -> Tokenizer:
-    return Tokenizer.load(str(vocabulary("gptoss")), chat_template=HARMONY)
+    return load_tokenizer(str(vocabulary("gptoss")), chat_template=HARMONY)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 import pytest
 
+from slime_router.cli.banner import banner
 from slime_router.errors import SetupError
-from slime_router.server.banner import banner
 from tests.chat_templates import template_text
 from tests.integration.gateway import CHAT, Served, served, serving, user
 from tests.stack import tiny_tokenizer

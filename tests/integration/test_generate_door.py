@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from slime_router.doors.generate import GenerateDoor
-from slime_router.doors.generate_request import read_generate_request
+from slime_router.api.generate.endpoint import GenerateDoor
+from slime_router.api.generate.request import read_generate_request
 from slime_router.errors import BadRequest, NoWorker, WorkerFailed, WorkerRefused
 from slime_router.types import Finish, GenerateCall
 from tests.integration.scripted import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from slime_router.server.greetings import GREETING_DELAYS_S
+from slime_router.failover.greetings import GREETING_DELAYS_S
 from tests.integration.gateway import OtherWords, serving, tiny_worker, until
 
 

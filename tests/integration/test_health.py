@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
+from slime_router.engine.client import WorkerClient
+from slime_router.failover.health import Health, HealthSettings
+from slime_router.pool.pool import WorkerPool
+from slime_router.pool.worker import Worker
 from slime_router.testing import FakeWorker
-from slime_router.workers.client import WorkerClient
-from slime_router.workers.health import Health, HealthSettings
-from slime_router.workers.pool import WorkerPool
-from slime_router.workers.worker import Worker
 from tests.integration.gateway import CHAT, serving, until
 from tests.integration.storytellers import (
     QUICK,

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from slime_router.doors.messages import MessagesDoor
+from slime_router.api.anthropic.endpoint import MessagesDoor
 from slime_router.errors import (
     BadRequest,
     ContextLengthExceeded,

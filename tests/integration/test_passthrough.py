@@ -14,9 +14,9 @@ from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from slime_router.errors import NoWorker, RouterError
-from slime_router.server.passthrough import PassThrough
+from slime_router.pool.pool import WorkerPool
+from slime_router.server.proxy import PassThrough
 from slime_router.testing import FakeWorker
-from slime_router.workers.pool import WorkerPool
 from tests.relayed import Relayed
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from slime_router.cli.flags import read_config
 from slime_router.errors import SetupError
-from slime_router.flags import read_config
-from slime_router.middleware.loading import load_plugins
+from slime_router.generation.plugins import load_plugins
 from tests.integration.gateway import CHAT, FOUR_KEYS, assistant, served, user
 from tests.stack import tiny_tokenizer
 

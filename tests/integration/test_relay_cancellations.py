@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
+from slime_router.engine.client import WorkerClient
+from slime_router.failover.attempts import RelaySettings
+from slime_router.failover.health import Health, HealthSettings
+from slime_router.failover.relay import Relay
+from slime_router.pool.backoff import Backoff
+from slime_router.pool.pool import WorkerPool
 from slime_router.testing import FakeWorker
 from slime_router.types import GenerateCall, Prompt, Receipt, Sampling, token_ids
-from slime_router.workers.attempts import RelaySettings
-from slime_router.workers.backoff import Backoff
-from slime_router.workers.client import WorkerClient
-from slime_router.workers.health import Health, HealthSettings
-from slime_router.workers.pool import WorkerPool
-from slime_router.workers.relay import Relay
 from tests.integration.gateway import until
 from tests.integration.storytellers import LETTERS, tell
 from tests.relayed import open_text

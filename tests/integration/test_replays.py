@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from slime_router.chat.parse import ReplyParsers
-from slime_router.chat.sglang_parsers import load_parsers
+from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.types import Message, Prompt, ReplyFormat, TemplateOptions
 from tests.stack import Sample, Stack
 from tests.talk import NOON, real_tokenizer, stop, user

@@ -14,8 +14,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from slime_router.doors.responses import ResponsesDoor
-from slime_router.doors.sse import ClientLeft, EventStream
+from slime_router.api.responses.endpoint import ResponsesDoor
+from slime_router.api.sse import ClientLeft, EventStream
 from slime_router.errors import BadRequest, NoWorker, TooManyRequests, WorkerFailed
 from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateChunk, ToolDelta

@@ -14,15 +14,15 @@ import orjson
 import pytest
 from aiohttp import web
 
-from slime_router.doors.chat import ChatDoor
-from slime_router.doors.fanout import Copies, NumberedChunk
-from slime_router.doors.generate import GenerateDoor
-from slime_router.doors.joining import Joiner
+from slime_router.api.chat.endpoint import ChatDoor
+from slime_router.api.fanout import Copies, NumberedChunk
+from slime_router.api.generate.endpoint import GenerateDoor
+from slime_router.api.retries import Joiner
 from slime_router.errors import NoWorker, WorkerFailed
-from slime_router.router import Router
+from slime_router.generation.router import Router
+from slime_router.pool.pool import WorkerPool
 from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateCall, GenerateChunk
-from slime_router.workers.pool import WorkerPool
 from tests.integration import gateway
 from tests.integration.scripted import (
     Bytes,

@@ -16,10 +16,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-from slime_router.doors import rows as rows_door
-from slime_router.doors import rows_reply
-from slime_router.doors.rows import RowsDoor
-from slime_router.trajectory.rows import build_rows
+from slime_router.api.sessions import row_formats as rows_reply
+from slime_router.api.sessions import rows as rows_door
+from slime_router.api.sessions.rows import RowsDoor
+from slime_router.rows.rows import build_rows
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn

@@ -14,9 +14,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-from slime_router.doors.session_request import _SPEC_FIELDS
-from slime_router.doors.sessions import SessionDoor
-from slime_router.middleware.sessions import SessionMiddleware
+from slime_router.api.sessions.endpoints import SessionDoor
+from slime_router.api.sessions.request import _SPEC_FIELDS
+from slime_router.generation.sessions import SessionMiddleware
 from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn

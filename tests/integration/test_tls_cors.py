@@ -11,10 +11,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from slime_router import cli
+from slime_router.cli import main as cli
+from slime_router.cli.banner import banner
 from slime_router.config import Config
 from slime_router.server.app import Gateway
-from slime_router.server.banner import banner
 from tests.integration.gateway import CHAT, Served, checkpoint, served, tiny_worker, user
 
 BODY = {"messages": [user("Hi")], "max_tokens": 2}

@@ -7,9 +7,9 @@ from contextlib import aclosing
 
 import pytest
 
+from slime_router.pool.pool import WorkerPool
 from slime_router.testing import FakeWorker
 from slime_router.types import GenerateCall, Prompt, Receipt, token_ids
-from slime_router.workers.pool import WorkerPool
 from tests.relayed import Relayed
 
 

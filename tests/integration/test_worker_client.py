@@ -10,9 +10,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from slime_router.errors import NoWorker, WorkerFailed, WorkerRefused, WorkerTimeout
+from slime_router.pool.pool import WorkerPool
 from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateCall, Prompt, Receipt, Sampling, token_ids
-from slime_router.workers.pool import WorkerPool
 from tests.relayed import Relayed
 
 PROMPT = (1, 5, 6)
@@ -152,7 +152,7 @@ async def test_a_fleet_of_dead_workers_is_no_worker_and_names_none():
 
 async def test_a_kept_connection_that_went_stale_is_no_failure(caplog):
     """The worker closes an idle connection just as the next request goes out on it."""
-    caplog.set_level("INFO", "slime_router.workers.attempts")
+    caplog.set_level("INFO", "slime_router.failover.attempts")
     async with FakeWorker() as worker, client_of(worker) as client:
         await collect(client, call())
         worker.drop_next()

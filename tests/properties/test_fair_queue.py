@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from slime_router.workers.fair_queue import FairQueue
+from slime_router.generation.fair_queue import FairQueue
 
 PARTIES = st.sampled_from("abcde")
 MAX_LEN = 6

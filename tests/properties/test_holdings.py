@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from slime_router.pool.kv_cache import BLOCK_LEN, Holdings
+from slime_router.pool.worker import Worker
 from slime_router.types import token_ids
-from slime_router.workers.holdings import BLOCK_LEN, Holdings
-from slime_router.workers.worker import Worker
 
 FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 SCOPES = ("", "lora", "salt")

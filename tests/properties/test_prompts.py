@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from slime_router.chat.tokenizer import After, Tokenizer
+from slime_router.tokens.tokenizer import After, Tokenizer
 from slime_router.types import Message
 from tests.families.catalogue import family
 from tests.talk import LENGTH, Talk, Turn, real_tokenizer, stop, user

@@ -10,7 +10,7 @@ from itertools import pairwise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slime_router.trajectory.rows import LOWEST_LOGPROB, STATUS_OF, Row, RowOptions, build_rows
+from slime_router.rows.rows import LOWEST_LOGPROB, STATUS_OF, Row, RowOptions, build_rows
 from tests.turns import Book, check_counts, common_len
 
 FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))

@@ -11,13 +11,13 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_router.chat.visible import VisibleText
+from slime_router.engine.chunks import ChunkReader
+from slime_router.engine.request import generate_body
+from slime_router.failover.stitch import Stitch
 from slime_router.testing.engine import Engine
 from slime_router.testing.script import Script
+from slime_router.tokens.stop_strings import VisibleText
 from slime_router.types import GenerateCall, GenerateChunk, Prompt, Receipt, Sampling, token_ids
-from slime_router.workers.reader import ChunkReader
-from slime_router.workers.stitch import Stitch
-from slime_router.workers.wire import generate_body
 
 PIECES = ("a", "b", "ab", "ba", "aa", "ü", "🙂", "abc")
 EOS = len(PIECES)

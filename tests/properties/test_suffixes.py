@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slime_router.chat.layout import Layout
-from slime_router.chat.template import ChatTemplate
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.template.layout import Layout
 from slime_router.types import Message, TemplateOptions
 from tests.families.catalogue import families
 from tests.families.checkpoints import Family

@@ -20,10 +20,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from slime_router.chat.control import ControlTokens
-from slime_router.chat.decoder import TokenBytes
-from slime_router.chat.encoder import Encoder
-from slime_router.chat.tokenizer import After, Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.tokens.control_tokens import ControlTokens
+from slime_router.tokens.decoder import TokenBytes
+from slime_router.tokens.encoder import Encoder
+from slime_router.tokens.tokenizer import After, Tokenizer
 from slime_router.types import NO_TOKENS
 from tests import vocabularies
 from tests.tiny import build_tiny_checkpoint
@@ -74,7 +75,7 @@ def subject(
         directory = build_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
     else:
         directory = vocabularies.vocabulary(request.param)
-    ours = Tokenizer.load(str(directory))
+    ours = load_tokenizer(str(directory))
     yield Subject(request.param, ours, AutoTokenizer.from_pretrained(directory))
     ours.close()
 

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from slime_router.chat.byte_bpe import Special, build_backend
-from slime_router.chat.checkpoint_files import CheckpointFiles
-from slime_router.chat.tekken import Tekken
-from slime_router.chat.tiktoken_file import KIMI_PATTERN, read_ranks
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint.byte_bpe import Special, build_backend
+from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.checkpoint.files import CheckpointFiles
+from slime_router.checkpoint.tekken import Tekken
+from slime_router.checkpoint.tiktoken_file import KIMI_PATTERN, read_ranks
+from slime_router.tokens.tokenizer import Tokenizer
 from tests.checkpoints import (
     KIMI_KEPT,
     KIMI_TOKENS,
@@ -47,7 +48,7 @@ many = settings(
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Iterator[tuple[Tokenizer, tiktoken.Encoding]]:
     path = build_tiktoken_checkpoint(tmp_path_factory.mktemp("kimi"))
-    ours = Tokenizer.load(str(path))
+    ours = load_tokenizer(str(path))
     names = {name: VOCAB_LEN + index for index, name in enumerate(KIMI_TOKENS + KIMI_KEPT)}
     spare = range(VOCAB_LEN + len(names), VOCAB_LEN + 16)
     reserved = {f"<|reserved_token_{token_id}|>": token_id for token_id in spare}
@@ -122,7 +123,7 @@ def kimi_k2(tmp_path_factory) -> tuple[Tokenizer, tiktoken.Encoding]:
     )
     write_json(directory / "config.json", {"model_type": "kimi_k2", "vocab_size": 163_840})
     specials = {name: token_id for token_id, name in named.items()}
-    return Tokenizer.load(str(directory)), kimi_encoding(ranks, specials)
+    return load_tokenizer(str(directory)), kimi_encoding(ranks, specials)
 
 
 @many
@@ -189,7 +190,7 @@ def unigrams(request, tmp_path_factory) -> dict[str, Tokenizer]:
             {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"},
         )
         write_json(directory / "config.json", {"model_type": "t5"})
-        found[name] = Tokenizer.load(str(directory))
+        found[name] = load_tokenizer(str(directory))
     return found
 
 

@@ -10,11 +10,11 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slime_router.auth.caller import ANYBODY, Caller, caller, introduce
+from slime_router.auth.owners import owned, owner_of, shown
+from slime_router.cli.flags import parser, read_config
 from slime_router.config import Config
-from slime_router.doors.caller import ANYBODY, Caller, caller, introduce
 from slime_router.errors import SetupError
-from slime_router.flags import parser, read_config
-from slime_router.owners import owned, owner_of, shown
 from slime_router.server import access
 from slime_router.server.access import Access
 from slime_router.server.cors import Cors

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.workers.backoff import Backoff
+from slime_router.pool.backoff import Backoff
 
 
 def middle() -> float:

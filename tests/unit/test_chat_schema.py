@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from slime_router.doors.chat_request import read_chat_request
-from slime_router.doors.tools import tool_choice
+from slime_router.api.chat.request import read_chat_request
+from slime_router.api.chat.tools import tool_choice
 from slime_router.errors import BadRequest
 from slime_router.types import Grammar, Sampling, TemplateOptions
 from tests.integration.scripted import Bytes, asked

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from slime_router.chat import sglang_entry, tekken, tiktoken_file
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint import sglang_entry, tekken, tiktoken_file
+from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest, SetupError
 from slime_router.types import TemplateOptions
 from tests.checkpoints import (
@@ -51,7 +51,7 @@ def hide(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestTiktoken:
     def test_is_read_as_the_package_reads_it(self, directory):
-        tokenizer = Tokenizer.load(str(build_tiktoken_checkpoint(directory)))
+        tokenizer = load_tokenizer(str(build_tiktoken_checkpoint(directory)))
         names = {name: VOCAB_LEN + i for i, name in enumerate(KIMI_TOKENS + KIMI_KEPT)}
         for name, token_id in names.items():
             assert tokenizer.encode(f"Hello{name}").tolist()[-1] == token_id
@@ -61,7 +61,7 @@ class TestTiktoken:
         assert tokenizer.vocab_size == VOCAB_LEN + 16
 
     def test_ids_without_a_name_are_control_tokens_as_far_as_the_model_has_them(self, directory):
-        tokenizer = Tokenizer.load(str(build_tiktoken_checkpoint(directory)))
+        tokenizer = load_tokenizer(str(build_tiktoken_checkpoint(directory)))
         last = VOCAB_LEN + 15
         assert tokenizer.encode(f"<|reserved_token_{last}|>").tolist() == [last]
         assert len(tokenizer.encode(f"<|reserved_token_{last + 1}|>")) > 1
@@ -69,7 +69,7 @@ class TestTiktoken:
     def test_the_pattern_is_read_from_the_checkpoints_code_which_is_not_run(self, directory):
         code = "raise RuntimeError('it was run')\n" + slow_code()
         path = build_tiktoken_checkpoint(directory, code=code, model_type="other")
-        tokenizer = Tokenizer.load(str(path))
+        tokenizer = load_tokenizer(str(path))
         # Its pattern keeps a word apart from what stands before it, other than Kimi's own.
         ids = tokenizer.encode("{Hello").tolist()
         assert ids == [*tokenizer.encode("{"), *tokenizer.encode("Hello")]
@@ -85,21 +85,21 @@ class TestTiktoken:
     def test_a_pattern_of_the_module_is_found_too(self, directory, spelled):
         code = spelled + "class Slow:\n    def build(self): return Encoding(pat_str=PATTERN)\n"
         path = build_tiktoken_checkpoint(directory, code=code, model_type="other")
-        ids = Tokenizer.load(str(path)).encode("Hello, 1").tolist()
+        ids = load_tokenizer(str(path)).encode("Hello, 1").tolist()
         assert len(ids) >= 2
 
     def test_with_trust_the_checkpoints_own_tokenizer_is_the_witness(self, directory):
         path = build_tiktoken_checkpoint(directory, code=slow_code(), model_type="other")
-        Tokenizer.load(str(path), trust_remote_code=True)
+        load_tokenizer(str(path), trust_remote_code=True)
         lies = "    def encode(self, text, **kwargs):\n        return [7]\n"
         code = directory / "tokenization_slow.py"
         code.write_text(slow_code(lies), encoding="utf-8")
         with pytest.raises(SetupError, match="cannot be reproduced exactly"):
-            Tokenizer.load(str(path), trust_remote_code=True)
+            load_tokenizer(str(path), trust_remote_code=True)
 
     def test_with_trust_its_own_code_renders(self, directory):
         path = build_tiktoken_checkpoint(directory, code=slow_code(SORTS_TOOLS))
-        tokenizer = Tokenizer.load(str(path), trust_remote_code=True)
+        tokenizer = load_tokenizer(str(path), trust_remote_code=True)
         tool = {"type": "function", "function": {"name": "f"}}
         text = tokenizer.render(HELLO, TemplateOptions(tools=(tool,)))
         assert '{"function": {"name": "f"}, "type": "function"}' in text
@@ -110,18 +110,18 @@ class TestTiktoken:
 
     def test_a_template_of_the_users_own_needs_no_code(self, directory):
         path = build_tiktoken_checkpoint(directory, code=slow_code(SORTS_TOOLS))
-        assert Tokenizer.load(str(path), chat_template=CHATML).chat_template == CHATML
+        assert load_tokenizer(str(path), chat_template=CHATML).chat_template == CHATML
 
     def test_a_template_in_a_file_of_its_own_goes_first(self, directory):
         path = build_tiktoken_checkpoint(directory)
         (directory / "chat_template.jinja").write_text("own {{ messages }}", encoding="utf-8")
-        assert Tokenizer.load(str(path)).chat_template == "own {{ messages }}"
+        assert load_tokenizer(str(path)).chat_template == "own {{ messages }}"
 
     def test_a_model_that_has_code_in_the_place_of_a_template(self, directory):
         path = build_tiktoken_checkpoint(
             directory, code=slow_code(RENDERS), template=None, architecture="KimiK3ForCausalLM"
         )
-        tokenizer = Tokenizer.load(str(path), trust_remote_code=True)
+        tokenizer = load_tokenizer(str(path), trust_remote_code=True)
         assert tokenizer.chat_template == "the checkpoint's own Slow"
         text = tokenizer.render(HELLO, TemplateOptions(kwargs={"reasoning_effort": "low"}))
         assert text == (
@@ -135,21 +135,21 @@ class TestTiktoken:
             directory, code=code, template=None, architecture="KimiK3ForCausalLM"
         )
         with pytest.raises(SetupError, match="renders token ids that no text stands for"):
-            Tokenizer.load(str(path), trust_remote_code=True)
+            load_tokenizer(str(path), trust_remote_code=True)
 
 
 class TestGlm:
     def test_a_format_can_be_asked_for_by_its_name(self, directory):
         path = str(build_glm_checkpoint(directory))
-        assert Tokenizer.load(path).chat_template is None, "its name alone says too little"
-        tokenizer = Tokenizer.load(path, chat_template="glm-5.3")
+        assert load_tokenizer(path).chat_template is None, "its name alone says too little"
+        tokenizer = load_tokenizer(path, chat_template="glm-5.3")
         assert tokenizer.render(HELLO, PLAIN).endswith("<|user|>Hello<|assistant|><think>")
         assert tokenizer.chat_template == "SGLang's Python template glm-5.3"
 
     def test_a_vocabulary_of_another_family_is_refused(self, directory):
         path = str(build_tiny_checkpoint(directory))
         with pytest.raises(SetupError, match=r"no vocabulary for glm-5.3: it has no token '\[gM"):
-            Tokenizer.load(path, chat_template="glm-5.3")
+            load_tokenizer(path, chat_template="glm-5.3")
 
 
 def break_ranks(directory: Path, line: bytes) -> None:
@@ -267,7 +267,7 @@ def test_a_checkpoint_that_cannot_be_served_exactly_is_refused_in_one_line(direc
     build, message = REFUSED[what]
     build(directory)
     with pytest.raises(SetupError, match=message) as caught:
-        Tokenizer.load(str(directory))
+        load_tokenizer(str(directory))
     assert str(caught.value).startswith(f"{directory}: ")
     assert "\n" not in str(caught.value)
 
@@ -304,7 +304,7 @@ def test_a_package_that_is_missing_is_named_with_the_way_to_get_it(
         hide(package, monkeypatch)
     pattern = hint.replace("[", r"\[") if "\\" not in hint else hint
     with pytest.raises(SetupError, match=pattern) as caught:
-        Tokenizer.load(str(directory))
+        load_tokenizer(str(directory))
     assert "\n" not in str(caught.value)
 
 
@@ -312,14 +312,14 @@ def test_without_sglang_a_template_still_serves(directory, monkeypatch):
     build_deepseek_checkpoint(directory)
     (directory / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
     hide("sglang", monkeypatch)
-    assert Tokenizer.load(str(directory)).chat_template == CHATML
+    assert load_tokenizer(str(directory)).chat_template == CHATML
 
 
 def test_a_fast_tokenizer_goes_before_the_other_files(directory):
     build_tiny_checkpoint(directory)
     (directory / "tekken.json").write_text("broken", encoding="utf-8")
     (directory / "tiktoken.model").write_text("broken", encoding="utf-8")
-    assert Tokenizer.load(str(directory)).chat_template == CHATML
+    assert load_tokenizer(str(directory)).chat_template == CHATML
 
 
 def test_the_ranks_of_the_tiny_vocabulary_are_whole(directory):

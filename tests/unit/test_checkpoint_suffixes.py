@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from slime_router.chat.template import ChatTemplate
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.template.chat_template import ChatTemplate
 from slime_router.types import Message, TemplateOptions
 from tests.checkpoints import (
     build_deepseek_checkpoint,
@@ -70,7 +70,7 @@ MOVES_TOOLS = {"tekken v7", "tekken v11"}
 def test_every_later_message_is_in_the_suffix(form, tmp_path):
     build, kwargs = FORMATS[form]
     named = "glm-5.3" if form == "glm" else None
-    tokenizer = Tokenizer.load(str(build(tmp_path)), chat_template=named)
+    tokenizer = load_tokenizer(str(build(tmp_path)), chat_template=named)
     template, end = ChatTemplate(tokenizer), min(tokenizer.eos_ids)
     options = TemplateOptions(tools=(TOOL,), kwargs=kwargs)
     for name, (messages, index) in TALKS.items():

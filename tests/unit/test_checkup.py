@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from slime_router.chat.encoder import After
 from slime_router.checkup.judge import Judge, OfTemplate
 from slime_router.checkup.scenarios import Said
 from slime_router.checkup.split import odd_split
 from slime_router.checkup.stand import Sample, Stand, Turn
+from slime_router.tokens.encoder import After
 from slime_router.types import Finish, Message, Prompt, TemplateOptions, token_ids
 from tests.stack import NO_PARSERS, chat_template, tiny_tokenizer
 

@@ -17,9 +17,9 @@ import aiohttp
 import pytest
 
 import slime_router.__main__ as module_entry
-from slime_router.cli import EXIT_INTERRUPTED, main
+from slime_router.cli.flags import read_config
+from slime_router.cli.main import EXIT_INTERRUPTED, main
 from slime_router.config import Config
-from slime_router.flags import read_config
 from slime_router.testing import FakeWorker
 from tests.integration.gateway import CHAT, checkpoint, tiny_worker, until, user
 from tests.integration.scripted import events

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from slime_router.chat.formats import Choice, choose_formats
-from slime_router.chat.parse import ReplyParsers
-from slime_router.chat.sglang_detection import Detected, Model, detect
-from slime_router.chat.sglang_parsers import load_parsers
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import SetupError
+from slime_router.replies.formats import Choice, choose_formats
+from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.sglang_detection import Detected, Model, detect
+from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.types import ReplyFormat
 from tests import chat_templates, vocabularies
 from tests.chat_templates import template_text
@@ -134,7 +134,7 @@ def test_the_formats_of_a_checkpoint_are_those_that_sglang_detects(name):
     from transformers import AutoTokenizer
 
     path = str(vocabularies.vocabulary(name))
-    tokenizer = Tokenizer.load(path)
+    tokenizer = load_tokenizer(path)
     tokenizer.close()
     template = tokenizer.chat_template
     hf = AutoTokenizer.from_pretrained(path)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slime_router.chat.causes import Cause, json_around, of_json, of_texts
-from slime_router.chat.drift import MAX_REGIONS, Drift, compare
-from slime_router.chat.meeting import GRAM_LEN
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.doctor.alignment import GRAM_LEN
+from slime_router.doctor.causes import Cause, json_around, of_json, of_texts
+from slime_router.doctor.drift import MAX_REGIONS, Drift, compare
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions, token_ids
 from tests.stack import chat_template, tiny_tokenizer
 from tests.talk import real_tokenizer, user

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import tokenizers
 
-from slime_router.chat.encoders import NAMED, encoding_of, named_renderer
-from slime_router.chat.sglang_entry import import_from_sglang
-from slime_router.chat.template import ChatTemplate
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.checkpoint.python_formats import NAMED, encoding_of, named_renderer
+from slime_router.checkpoint.sglang_entry import import_from_sglang
 from slime_router.errors import BadRequest
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
 from tests.checkpoints import build_deepseek_checkpoint, build_glm_checkpoint, write_json
 from tests.tiny import CHATML
@@ -50,7 +51,7 @@ LOOP = [ASK, CALL, RESULT]
 
 @pytest.fixture(scope="module")
 def v32(tmp_path_factory) -> Tokenizer:
-    return Tokenizer.load(str(build_deepseek_checkpoint(tmp_path_factory.mktemp("v32"))))
+    return load_tokenizer(str(build_deepseek_checkpoint(tmp_path_factory.mktemp("v32"))))
 
 
 def vocabulary_v4(model_type: str) -> str:
@@ -81,7 +82,7 @@ def deepseek_v4(directory: Path, model_type: str = "deepseek_v4") -> Path:
 
 @pytest.fixture(scope="module", params=["deepseek_v4", "deepseek_v41"])
 def v4(request, tmp_path_factory) -> Tokenizer:
-    return Tokenizer.load(str(deepseek_v4(tmp_path_factory.mktemp("v4"), request.param)))
+    return load_tokenizer(str(deepseek_v4(tmp_path_factory.mktemp("v4"), request.param)))
 
 
 class TestDeepSeekV32:
@@ -153,7 +154,7 @@ class TestDeepSeekV32:
         write_json(path, {**given, "chat_template": None})
         config = {"model_type": "deepseek_v32", "architectures": ["DeepseekV32ForCausalLM"]}
         write_json(tmp_path / "config.json", config)
-        tokenizer = Tokenizer.load(str(tmp_path))
+        tokenizer = load_tokenizer(str(tmp_path))
         ids = tokenizer.encode(tokenizer.render([ASK, ANSWER, ASK], PLAIN)).tolist()
         assert ids[0] == 0
         assert ids.count(1) == 1, "one end of a turn"
@@ -206,8 +207,8 @@ class TestDeepSeekV4:
     def test_it_goes_before_a_template(self, tmp_path):
         deepseek_v4(tmp_path)
         (tmp_path / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
-        assert Tokenizer.load(str(tmp_path)).jinja_template is None
-        own = Tokenizer.load(str(tmp_path), chat_template=CHATML)
+        assert load_tokenizer(str(tmp_path)).jinja_template is None
+        own = load_tokenizer(str(tmp_path), chat_template=CHATML)
         assert own.jinja_template == CHATML, "the user's own word goes first"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from slime_router.trajectory.experts import (
+from slime_router.trajectory.routed_experts import (
     ExpertsSpan,
     RoutedExperts,
     decode,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slime_router.workers.fair_queue import FairQueue
+from slime_router.generation.fair_queue import FairQueue
 
 
 def filled(max_len: int, *items: str) -> FairQueue[str]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from slime_router.chat.parse import ReplyParsers
-from slime_router.chat.sglang_parsers import load_parsers
+from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.types import ReplyFormat
 from tests.unit.formats import HARMONY
 from tests.unit.test_formats import MARK, NOW, PARIS, REPLIES, ROME, TOOLS, ends, values

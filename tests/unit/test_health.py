@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from slime_router.workers.backoff import Backoff
-from slime_router.workers.health import HealthSettings, _count, _parsed, _State
-from slime_router.workers.worker import Worker
+from slime_router.failover.health import HealthSettings, _count, _parsed, _State
+from slime_router.pool.backoff import Backoff
+from slime_router.pool.worker import Worker
 
 
 def state(**settings: object) -> _State:

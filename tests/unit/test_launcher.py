@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from slime_router.cli.flags import read_config
 from slime_router.errors import SetupError
-from slime_router.flags import read_config
 from slime_router.launch import command as commands
 from slime_router.launch import machine
 from slime_router.launch.command import gpu_slices, gpus_per_worker, sglang_commands

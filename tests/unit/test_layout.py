@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from slime_router.chat.layout import Layout, Layouts, Mark, compared_literals, holds, pairs_of
-from slime_router.chat.standins import Drawing, Form
+from slime_router.template.layout import Layout, Layouts, Mark, compared_literals, holds, pairs_of
+from slime_router.template.stand_ins import Drawing, Form
 from slime_router.types import Message
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.chat.match import chain_keys, next_key, reply_keys, root_key
+from slime_router.template.conversation_key import chain_keys, next_key, reply_keys, root_key
 from slime_router.types import TemplateOptions
 
 ABSENT = object()

@@ -9,11 +9,11 @@ import orjson
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from slime_router.chat.parse import ReplyParsers
-from slime_router.doors.chat_request import read_chat_request
-from slime_router.doors.messages_input import RAW, arguments_of, begins_object, input_json
-from slime_router.doors.messages_request import read_messages_request
+from slime_router.api.anthropic.input import RAW, arguments_of, begins_object, input_json
+from slime_router.api.anthropic.request import read_messages_request
+from slime_router.api.chat.request import read_chat_request
 from slime_router.errors import BadRequest
+from slime_router.replies.parser import ReplyParsers
 from slime_router.types import GenerateCall
 from tests.integration.scripted import Bytes
 from tests.stack import NO_PARSERS

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from slime_router.chat.modalities import is_multimodal
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.checkpoint.modalities import is_multimodal
 from tests.tiny import build_tiny_checkpoint
 
 
@@ -45,6 +45,6 @@ def test_a_checkpoint_says_it_by_itself(tmp_path: Path, file, change, expected):
     path = build_tiny_checkpoint(tmp_path) / file
     before = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**before, **change}))
-    tokenizer = Tokenizer.load(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer.is_multimodal is expected
     tokenizer.close()

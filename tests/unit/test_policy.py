@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slime_router.pool.affinity import Affinity, Recent
+from slime_router.pool.policy import KEY_WORTH, make_policy
+from slime_router.pool.worker import Need, Worker
 from slime_router.types import PolicyName, TokenIds, token_ids
-from slime_router.workers.affinity import Affinity, Recent
-from slime_router.workers.policy import KEY_WORTH, make_policy
-from slime_router.workers.worker import Need, Worker
 
 NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_router.errors import BadRequest, NotFound, NoWorker
-from slime_router.workers.policy import least_in_flight
-from slime_router.workers.pool import WorkerPool
-from slime_router.workers.worker import Worker
+from slime_router.pool.policy import least_in_flight
+from slime_router.pool.pool import WorkerPool
+from slime_router.pool.worker import Worker
 
 A, B, C = "http://a:1", "http://b:2", "http://c:3"
 

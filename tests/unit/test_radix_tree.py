@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from slime_router.cache.radix_tree import Node, RadixTree
+from slime_router.generation.weight_versions import WeightVersions
 from slime_router.types import Finish, Piece, token_ids
-from slime_router.weights import WeightVersions
 from tests.stack import Sample, Stack, pins
 
 H_AVING = [39, 374, 380, 38]  # how the tiny tokenizer writes it

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
 from tests import vocabularies
 from tests.tiny import build_tiny_checkpoint
@@ -27,7 +28,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(directory: Path) -> Iterator[Tokenizer]:
-    tokenizer = Tokenizer.load(str(directory))
+    tokenizer = load_tokenizer(str(directory))
     yield tokenizer
     tokenizer.close()
 
@@ -52,7 +53,7 @@ def test_final_message_can_be_continued(tokenizer: Tokenizer) -> None:
 
 def test_further_arguments_reach_the_template(directory: Path) -> None:
     source = "{{ mood }}"
-    tokenizer = Tokenizer.load(str(directory), chat_template=source)
+    tokenizer = load_tokenizer(str(directory), chat_template=source)
     assert tokenizer.render(HELLO, TemplateOptions(kwargs={"mood": "gay"})) == "gay"
 
 
@@ -61,7 +62,7 @@ def test_content_that_is_null_reaches_the_template(directory: Path) -> None:
         "{% for m in messages %}{{ 'null' if m['content'] is none else m.content }}"
         "{{ m.thinking }}|{% endfor %}"
     )
-    tokenizer = Tokenizer.load(str(directory), chat_template=source)
+    tokenizer = load_tokenizer(str(directory), chat_template=source)
     reply = {"role": "assistant", "content": None, "thinking": "Hm", "name": None}
     assert tokenizer.render([*HELLO, reply], PLAIN) == "Hello|nullHm|"
 
@@ -72,7 +73,7 @@ def test_date_is_pinned(directory: Path) -> None:
         "{{ strftime_now('%d %b %Y') }}|{{ strftime_now( \"%H:%M\" ) }}\n"
         "{%- endif %}\n"
     )
-    tokenizer = Tokenizer.load(str(directory), chat_template=source)
+    tokenizer = load_tokenizer(str(directory), chat_template=source)
     now = datetime(2024, 7, 26, 13, 5)
     assert tokenizer.render(HELLO, PLAIN, date=now) == "26 Jul 2024|13:05"
     assert tokenizer.render(HELLO, PLAIN) != "26 Jul 2024|13:05"
@@ -81,14 +82,14 @@ def test_date_is_pinned(directory: Path) -> None:
 @pytest.mark.parametrize("source", ["  {% if true %}\nx\n{% endif %}", "\n\nx", " x", "x\n"])
 def test_pinning_changes_nothing_else(directory: Path, source: str) -> None:
     source += "{# {{ strftime_now('%Y') }} #}"
-    tokenizer = Tokenizer.load(str(directory), chat_template=source)
+    tokenizer = load_tokenizer(str(directory), chat_template=source)
     pinned = tokenizer.render(HELLO, PLAIN, date=datetime(2024, 7, 26))
     assert pinned == tokenizer.render(HELLO, PLAIN)
 
 
 @pytest.mark.tokenizers
 def test_date_is_pinned_in_llama_3() -> None:
-    tokenizer = Tokenizer.load(str(vocabularies.vocabulary("llama3_2")))
+    tokenizer = load_tokenizer(str(vocabularies.vocabulary("llama3_2")))
     text = tokenizer.render(HELLO, PLAIN, date=datetime(2001, 2, 3))
     assert "Today Date: 03 Feb 2001\n" in text
 
@@ -114,7 +115,7 @@ def test_messages_that_the_template_cannot_take_are_the_clients_mistake(
 
 def test_the_templates_own_words_are_told(directory: Path) -> None:
     source = "{{ raise_exception('Roles must\nalternate') }}"
-    tokenizer = Tokenizer.load(str(directory), chat_template=source)
+    tokenizer = load_tokenizer(str(directory), chat_template=source)
     with pytest.raises(BadRequest, match="Roles must alternate"):
         tokenizer.render(HELLO, PLAIN)
 
@@ -125,7 +126,7 @@ def test_model_without_template_says_so(tmp_path: Path) -> None:
     del config["chat_template"]
     (path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(BadRequest, match="no chat template"):
-        Tokenizer.load(str(path)).render(HELLO, PLAIN)
+        load_tokenizer(str(path)).render(HELLO, PLAIN)
 
 
 @pytest.mark.parametrize("name", ["tokenize", "chat_template", "tools", "conversation"])

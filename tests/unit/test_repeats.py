@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slime_router.engine.chunks import ChunkReader
+from slime_router.engine.cumulative import Repeats
 from slime_router.errors import WorkerFailed
-from slime_router.workers.reader import ChunkReader
-from slime_router.workers.repeats import Repeats
 
 
 def item(ids: list[int], *, text: str = "", finish: Any = None, **meta: Any) -> bytes:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from slime_router.doors.chat_request import read_chat_request
-from slime_router.doors.responses_request import ResponsesRequest, read_responses_request
-from slime_router.doors.responses_store import ResponseStore, Stored
+from slime_router.api.chat.request import read_chat_request
+from slime_router.api.responses.request import ResponsesRequest, read_responses_request
+from slime_router.api.responses.store import ResponseStore, Stored
 from slime_router.errors import BadRequest, NotFound
 from slime_router.types import GenerateCall, Grammar
 from tests.integration.scripted import Bytes, asked

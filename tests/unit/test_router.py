@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slime_router.router import Router
+from slime_router.generation.router import Router
 from slime_router.types import GenerateCall, GenerateChunk
 
 

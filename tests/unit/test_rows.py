@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from slime_router.trajectory.forest import plant
-from slime_router.trajectory.rows import LOWEST_LOGPROB, LeftOut, build_rows
+from slime_router.rows.forest import plant
+from slime_router.rows.rows import LOWEST_LOGPROB, LeftOut, build_rows
 from slime_router.types import VersionSpan, token_ids
 from tests.turns import Book, trained
 

@@ -13,9 +13,9 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from slime_router.doors import rows_reply
+from slime_router.api.sessions import row_formats as rows_reply
 from slime_router.errors import Conflict
-from slime_router.trajectory.rows import LeftOut, Row, RowSet, RowStats
+from slime_router.rows.rows import LeftOut, Row, RowSet, RowStats
 from slime_router.trajectory.session import Session
 from slime_router.types import token_ids
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from slime_router.chat.seam import Cut, Seam, TurnEnds
+from slime_router.template.seam import Cut, Seam, TurnEnds
 
 NAMES = ("<end>", "<eos>", "<user>", "<tool>", "<call>", "</call>", "<resp>")
 LITERALS = {name: number for number, name in enumerate(NAMES, 1)}

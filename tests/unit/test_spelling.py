@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from slime_router.chat.spelling import Spelling, arguments_text, find_spelling, short_id
+from slime_router.template.spelling import Spelling, arguments_text, find_spelling, short_id
 from slime_router.types import Message, TemplateOptions
 
 

@@ -8,9 +8,9 @@ from aiohttp import ClientConnectionResetError, web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.doors import sse
-from slime_router.doors.delivery import answered
-from slime_router.doors.replies import openai_error
+from slime_router.api import sse
+from slime_router.api.delivery import answered
+from slime_router.api.errors import openai_error
 
 
 @given(st.dictionaries(st.text(), st.text()))

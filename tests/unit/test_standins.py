@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slime_router.chat.standins import SENTINEL, Form, View, draw
+from slime_router.template.stand_ins import SENTINEL, Form, View, draw
 from slime_router.types import Message
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from slime_router.failover.stitch import Stitch
 from slime_router.types import (
     Finish,
     GenerateCall,
@@ -16,7 +17,6 @@ from slime_router.types import (
     VersionSpan,
     token_ids,
 )
-from slime_router.workers.stitch import Stitch
 from tests.properties.test_stitch import EOS, open_text
 
 A, B, AB = 0, 1, 2  # tokens "a", "b", "ab"

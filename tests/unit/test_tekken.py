@@ -13,9 +13,10 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from slime_router.chat.template import ChatTemplate
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
 from tests.checkpoints import build_tekken_checkpoint
 from tests.talk import real_tokenizer
@@ -73,7 +74,7 @@ def checkpoint(request, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(checkpoint) -> Iterator[Tokenizer]:
-    tokenizer = Tokenizer.load(str(checkpoint))
+    tokenizer = load_tokenizer(str(checkpoint))
     yield tokenizer
     tokenizer.close()
 
@@ -166,7 +167,7 @@ def test_the_self_test_finds_how_turns_close(ours, checkpoint):
 
 @pytest.mark.tokenizers
 def test_the_vocabulary_is_that_of_the_fast_tokenizer(tmp_path):
-    ours = Tokenizer.load(str(build_tekken_checkpoint(tmp_path, "tekken_240718.json")))
+    ours = load_tokenizer(str(build_tekken_checkpoint(tmp_path, "tekken_240718.json")))
     fast = real_tokenizer("mistral_nemo")
     texts = [str(each["content"]) for talk in CONVERSATIONS.values() for each in talk]
     texts += [Path(__file__).read_text(encoding="utf-8"), "".join(map(chr, range(0x3000)))]

@@ -8,9 +8,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from slime_router.chat.template import ChatTemplate, Suffix
-from slime_router.chat.tokenizer import Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest
+from slime_router.template.chat_template import ChatTemplate, Suffix
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
 from tests.talk import LENGTH, Talk, stop, user
 from tests.tiny import build_tiny_checkpoint
@@ -55,7 +56,7 @@ ALTERNATING = (
 @cache
 def tokenizer(template: str) -> Tokenizer:
     with TemporaryDirectory() as directory:
-        return Tokenizer.load(str(build_tiny_checkpoint(Path(directory))), chat_template=template)
+        return load_tokenizer(str(build_tiny_checkpoint(Path(directory))), chat_template=template)
 
 
 def chat_template(source: str) -> ChatTemplate:

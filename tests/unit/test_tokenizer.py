@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken
 
-from slime_router.chat import tokenizer as module
-from slime_router.chat.control import ControlTokens
-from slime_router.chat.encoder import LONG_PIECE_LEN, MIN_PIECE_LEN
-from slime_router.chat.tokenizer import After, Tokenizer
+from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest, SetupError
+from slime_router.tokens import tokenizer as module
+from slime_router.tokens.control_tokens import ControlTokens
+from slime_router.tokens.encoder import LONG_PIECE_LEN, MIN_PIECE_LEN
+from slime_router.tokens.tokenizer import After, Tokenizer
 from slime_router.types import Message, TemplateOptions
 from tests import vocabularies
 from tests.tiny import CONTEXT_LEN, SPARE_IDS, SPECIAL_TOKENS, THINK_TOKENS, build_tiny_checkpoint
@@ -32,14 +33,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(directory: Path) -> Iterator[Tokenizer]:
-    tokenizer = Tokenizer.load(str(directory))
+    tokenizer = load_tokenizer(str(directory))
     yield tokenizer
     tokenizer.close()
 
 
 @pytest.fixture(scope="module")
 def mistral() -> Iterator[Tokenizer]:
-    tokenizer = Tokenizer.load(str(vocabularies.vocabulary("mistral_7b_sp")))
+    tokenizer = load_tokenizer(str(vocabularies.vocabulary("mistral_7b_sp")))
     yield tokenizer
     tokenizer.close()
 
@@ -70,14 +71,14 @@ class TestLoad:
     def test_text_config_counts_where_there_is_one(self, directory: Path, tmp_path: Path) -> None:
         inner = {"vocab_size": 9000, "max_position_embeddings": 77}
         path = changed(directory, tmp_path, "config.json", text_config=inner)
-        tokenizer = Tokenizer.load(path)
+        tokenizer = load_tokenizer(path)
         assert (tokenizer.vocab_size, tokenizer.context_len) == (9000, 77)
 
     def test_configuration_files_may_be_missing(self, directory: Path, tmp_path: Path) -> None:
         path = changed(directory, tmp_path, "config.json", vocab_size=None)
         Path(path, "config.json").unlink()
         Path(path, "generation_config.json").unlink()
-        tokenizer = Tokenizer.load(path)
+        tokenizer = load_tokenizer(path)
         assert tokenizer.context_len is None
         assert tokenizer.vocab_size == control_id(tokenizer, THINK_TOKENS[-1]) + 1
         assert tokenizer.eos_ids == {control_id(tokenizer, "<|im_end|>")}
@@ -94,14 +95,14 @@ class TestLoad:
         self, directory: Path, tmp_path: Path, template: Any, source: str | None
     ) -> None:
         path = changed(directory, tmp_path, "tokenizer_config.json", chat_template=template)
-        assert Tokenizer.load(path).chat_template == source
+        assert load_tokenizer(path).chat_template == source
 
     def test_template_can_be_given_as_file_or_text(self, directory: Path, tmp_path: Path) -> None:
         text = "{{ messages[0].content }}!"
         file = tmp_path / "own.jinja"
         file.write_text(text)
         for given in (text, str(file)):
-            tokenizer = Tokenizer.load(str(directory), chat_template=given)
+            tokenizer = load_tokenizer(str(directory), chat_template=given)
             assert tokenizer.chat_template == text
             assert tokenizer.render(HELLO, PLAIN) == "Hello!"
 
@@ -123,7 +124,7 @@ class TestLoad:
         ]
         for path, chat_template, culprit, reason in cases:
             with pytest.raises(SetupError) as caught:
-                Tokenizer.load(path, chat_template=chat_template)
+                load_tokenizer(path, chat_template=chat_template)
             assert caught.value.message.startswith(f"{culprit}: ")
             assert reason in caught.value.message
             assert "\n" not in caught.value.message
@@ -134,7 +135,7 @@ class TestLoad:
         (tmp_path / "vocab.json").write_text('{"a": 0, "<unk>": 1}')
         (tmp_path / "merges.txt").write_text("#version: 0.2\n")
         with pytest.raises(SetupError, match="no fast tokenizer"):
-            Tokenizer.load(str(tmp_path))
+            load_tokenizer(str(tmp_path))
 
     def test_tokenizer_that_loses_spaces_is_refused(self, directory: Path, tmp_path: Path) -> None:
         stripped = {"type": "Replace", "pattern": {"String": " "}, "content": ""}
@@ -142,7 +143,7 @@ class TestLoad:
         # Without the model's type `transformers` takes tokenizer.json as it is.
         Path(path, "config.json").unlink()
         with pytest.raises(SetupError, match="loses spaces"):
-            Tokenizer.load(path)
+            load_tokenizer(path)
 
 
 class TestEncode:
@@ -189,7 +190,7 @@ class TestEncode:
             ]
 
     async def test_closed_tokenizer_has_no_thread(self, directory: Path) -> None:
-        tokenizer = Tokenizer.load(str(directory))
+        tokenizer = load_tokenizer(str(directory))
         tokenizer.close()
         assert len(await tokenizer.encode_pieces_async("Hello")) == 1
         with pytest.raises(RuntimeError, match="shutdown"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.chat.visible import VisibleText
+from slime_router.tokens.stop_strings import VisibleText
 from slime_router.types import Finish, Sampling
 from tests.stack import tiny_tokenizer
 

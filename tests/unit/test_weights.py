@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.weights import MAX_KNOWN, WeightVersions
+from slime_router.generation.weight_versions import MAX_KNOWN, WeightVersions
 
 
 def test_before_any_version_is_known_the_epoch_is_zero():

@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slime_router.engine.chunks import ChunkReader
+from slime_router.engine.request import experts_start, generate_body, read_error, wants_logprobs
+from slime_router.engine.sse import EventSplitter
 from slime_router.errors import BadRequest, RouterError, WorkerFailed, WorkerRefused
 from slime_router.types import (
     Finish,
@@ -18,9 +21,6 @@ from slime_router.types import (
     VersionSpan,
     token_ids,
 )
-from slime_router.workers.events import EventSplitter
-from slime_router.workers.reader import ChunkReader
-from slime_router.workers.wire import experts_start, generate_body, read_error, wants_logprobs
 
 
 def call(ids=(1, 2, 3), **fields):

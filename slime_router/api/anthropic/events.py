@@ -1,0 +1,186 @@
+"""A reply as the events of Anthropic's stream, before they are written.
+
+The start of the message; its blocks, one after the other, each with its start, deltas and stop; why
+the reply ended and what it cost; its stop.
+
+A block of thinking is signed with the turn's id: agents send it back as it is, so the turn is known
+again whatever else they spell anew. Arguments of a tool are passed on as they come, where they can
+become an object; what is known not to waits for its end (see `messages_input`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from slime_router.api.anthropic.input import begins_object, input_json
+from slime_router.api.chat.reply import Tally
+from slime_router.types import Finish, GenerateChunk, ToolDelta
+
+Event: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MessageStyle:
+    """What is the same in all of a reply."""
+
+    id: str
+    model: str
+
+
+@dataclass(slots=True)
+class _Block:
+    """One block: of text, of thinking, or the use of a tool."""
+
+    index: int
+    type: str
+    held: str = ""  # arguments that are not passed on yet
+    is_flowing: bool = False  # they are
+
+
+class MessageEvents:
+    """The events of one message."""
+
+    def __init__(self, style: MessageStyle) -> None:
+        self._style = style
+        self._tally = Tally()
+        self._has_begun = False
+        self._turn = ""
+        self._count = 0  # blocks
+        self._open: _Block | None = None
+        self._calls: dict[int, _Block] = {}
+        self._later: list[tuple[str, str]] = []  # what was said while a call was open
+
+    def of_chunk(self, chunk: GenerateChunk) -> Sequence[Event]:
+        """The events of the next chunk. Raises RouterError where the worker gave up."""
+        self._tally.add(chunk)
+        events = []
+        if not self._has_begun:
+            self._has_begun = True
+            self._turn = chunk.prompt.receipt.turn if chunk.prompt is not None else ""
+            events.append(self._start())
+        if chunk.reasoning:
+            events += self._say("thinking", chunk.reasoning)
+        if chunk.text:
+            events += self._say("text", chunk.text)
+        for call in chunk.tool_calls:
+            events += self._call(call, is_last=chunk.finish is not None)
+        if chunk.finish is not None:
+            while self._open is not None:
+                events += self._close()
+            events += self._end(chunk.finish)
+        return events
+
+    def _say(self, kind: str, text: str) -> list[Event]:
+        """Text or thinking; blocks do not overlap, so behind an open call it waits."""
+        if self._open is not None and self._open.type == "tool_use":
+            self._later.append((kind, text))
+            return []
+        events = []
+        if self._open is None or self._open.type != kind:
+            empty = {"type": "text", "text": ""}
+            if kind == "thinking":
+                empty = {"type": "thinking", "thinking": "", "signature": ""}
+            events += [*self._close(), self._begin(empty)]
+        assert self._open is not None
+        return [*events, _delta(self._open, {"type": f"{kind}_delta", kind: text})]
+
+    def _call(self, call: ToolDelta, *, is_last: bool) -> list[Event]:
+        events = []
+        if call.index not in self._calls:
+            while self._open is not None:
+                events += self._close()
+            block: dict[str, Any] = {
+                "type": "tool_use",
+                "id": call.id,
+                "name": call.name,
+                "input": {},
+            }
+            events.append(self._begin(block))
+            assert self._open is not None
+            self._calls[call.index] = self._open
+        return [*events, *_arguments(self._calls[call.index], call.arguments, is_last=is_last)]
+
+    def _begin(self, content: dict[str, Any]) -> Event:
+        self._open = _Block(self._count, content["type"])
+        self._count += 1
+        return {
+            "type": "content_block_start",
+            "index": self._open.index,
+            "content_block": content,
+        }
+
+    def _close(self) -> list[Event]:
+        """The end of the open block, and what waited for it."""
+        block, self._open = self._open, None
+        if block is None:
+            return []
+        events = []
+        if block.type == "thinking":
+            events.append(_delta(block, {"type": "signature_delta", "signature": self._turn}))
+        if block.held.strip():
+            events.append(_input_delta(block, input_json(block.held)))
+        block.is_flowing = True
+        events.append({"type": "content_block_stop", "index": block.index})
+        later, self._later = self._later, []
+        for kind, text in later:
+            events += self._say(kind, text)
+        return events
+
+    def _start(self) -> Event:
+        message: dict[str, Any] = {
+            "id": self._style.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._style.model,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {**self._usage(), "output_tokens": 0},
+        }
+        return {"type": "message_start", "message": message}
+
+    def _end(self, finish: Finish) -> list[Event]:
+        delta = {"stop_reason": "end_turn", "stop_sequence": None}
+        if finish.type == "length":
+            delta["stop_reason"] = "max_tokens"
+        elif self._calls:
+            delta["stop_reason"] = "tool_use"
+        elif isinstance(finish.matched, str):
+            delta = {"stop_reason": "stop_sequence", "stop_sequence": finish.matched}
+        return [
+            {"type": "message_delta", "delta": delta, "usage": self._usage()},
+            {"type": "message_stop"},
+        ]
+
+    def _usage(self) -> dict[str, Any]:
+        """Anthropic's usage: tokens from the cache are no input tokens."""
+        usage = self._tally.usage()
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        return {
+            "input_tokens": max(usage["prompt_tokens"] - cached, 0),
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": cached,
+            "output_tokens": usage["completion_tokens"],
+        }
+
+
+def _arguments(block: _Block, text: str, *, is_last: bool) -> list[Event]:
+    """Passes on what can become an object; what is all there at the end is looked at as a whole."""
+    if block.is_flowing:
+        return [_input_delta(block, text)] if text else []
+    is_broken = bool(block.held.strip())
+    block.held += text
+    if is_broken or is_last or not begins_object(block.held):
+        return []
+    given, block.held, block.is_flowing = block.held, "", True
+    return [_input_delta(block, given)]
+
+
+def _input_delta(block: _Block, text: str) -> Event:
+    return _delta(block, {"type": "input_json_delta", "partial_json": text})
+
+
+def _delta(block: _Block, delta: dict[str, Any]) -> Event:
+    return {"type": "content_block_delta", "index": block.index, "delta": delta}

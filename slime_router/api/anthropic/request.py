@@ -1,0 +1,187 @@
+"""From the body of an Anthropic messages request to the call it asks for.
+
+The body is written as the chat request that says the same, and that is read like any other: one
+conversation makes the same call, whichever door it comes through. Fields that only mean something
+to Anthropic's own service are ignored.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aiohttp import web
+
+from slime_router.api.anthropic.events import MessageStyle
+from slime_router.api.anthropic.messages import read_conversation
+from slime_router.api.anthropic.reply import THREAD_UNSUPPORTED
+from slime_router.api.chat.fields import MAX_STOPS
+from slime_router.api.chat.request import read_chat_request
+from slime_router.api.faults import missing, require
+from slime_router.api.token_ids import Vocabulary
+from slime_router.errors import BadRequest
+from slime_router.replies.parser import ReplyParsers
+from slime_router.types import GenerateCall
+
+_AS_IN_CHAT = (  # Anthropic's fields, hints of the session, and what the router itself adds
+    "model",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "stream",
+    "metadata",
+    "session_id",
+    "prompt_cache_key",
+    "user",
+    "history",
+    "chat_template_kwargs",
+    "lora_path",
+    "extra_key",
+    "cache_salt",
+    "seed",
+    "rid",
+    "priority",
+    "session_params",
+    "custom_params",
+    "custom_logit_processor",
+    "custom_labels",
+    "routed_dp_rank",
+    "data_parallel_rank",
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+)
+_THINKS = {"enabled": True, "disabled": False, "adaptive": None}  # None: as the template likes
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesRequest:
+    """What a client asks for, and how it wants the reply."""
+
+    call: GenerateCall
+    style: MessageStyle
+    stream: bool
+
+
+def read_messages_request(
+    body: Mapping[str, Any],
+    request: web.Request,
+    vocabulary: Vocabulary,
+    default_model: str,
+    parsers: ReplyParsers,
+    *,
+    is_counted: bool = False,
+) -> MessagesRequest:
+    """Checks every field and makes the call; one that is only counted needs no `max_tokens`.
+
+    Raises:
+        BadRequest: with the path of the field at fault, such as `messages[3].content[0].type`.
+    """
+    if body.get("max_tokens") is None and not is_counted:
+        raise missing("max_tokens")
+    asked = read_chat_request(_as_chat(body), request, vocabulary, default_model, parsers)
+    reply_id = f"msg_{secrets.token_hex(16)}"
+    rid = body.get("rid") or reply_id
+    call = replace(asked.calls[0], rid=rid, request_id=reply_id)
+    return MessagesRequest(call, MessageStyle(reply_id, asked.style.model), asked.stream)
+
+
+def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
+    _refuse_threads(body)
+    chat = {name: body[name] for name in _AS_IN_CHAT if body.get(name) is not None}
+    messages = read_conversation(body)
+    chat["messages"] = messages
+    chat["stop"] = _stops(body.get("stop_sequences"))
+    chat["tools"] = _tools(body.get("tools"))
+    chat.update(_tool_choice(body.get("tool_choice")))
+    chat.update(_template_kwargs(body))
+    last = messages[-1]
+    if last["role"] == "assistant" and last["content"] and "tool_calls" not in last:
+        chat["continue_final_message"] = True  # the client wrote the beginning of the reply
+    return chat
+
+
+def _refuse_threads(body: Mapping[str, Any]) -> None:
+    """A request that goes on in a thread holds only what is new: to ignore that loses the rest."""
+    if body.get("thread"):
+        message = "'thread' is not supported: send all messages."
+        raise BadRequest(message, param="thread", code=THREAD_UNSUPPORTED)
+
+
+def _stops(stops: Any) -> list[str]:
+    if stops is None:
+        return []
+    is_list = isinstance(stops, list) and all(isinstance(stop, str) and stop for stop in stops)
+    require(is_list, "stop_sequences", "a list of strings that are not empty")
+    require(len(stops) <= MAX_STOPS, "stop_sequences", f"a list of at most {MAX_STOPS}")
+    return list(stops)
+
+
+def _tools(tools: Any) -> list[dict[str, Any]]:
+    """The client's own tools; those of other types live in Anthropic's service."""
+    if tools is None:
+        return []
+    require(isinstance(tools, list), "tools", "a list of tools")
+    converted = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
+    return [tool for tool in converted if tool is not None]
+
+
+def _tool(tool: Any, path: str) -> dict[str, Any] | None:
+    require(isinstance(tool, dict), path, "an object")
+    kind = tool.get("type")
+    require(kind is None or isinstance(kind, str), f"{path}.type", "a string")
+    if kind not in (None, "custom"):
+        return None
+    for name in ("name", "input_schema"):
+        if tool.get(name) in (None, ""):
+            raise missing(f"{path}.{name}")
+    require(isinstance(tool["name"], str), f"{path}.name", "a string")
+    require(isinstance(tool["input_schema"], dict), f"{path}.input_schema", "an object")
+    described = tool.get("description")
+    require(described is None or isinstance(described, str), f"{path}.description", "a string")
+    function = {"name": tool["name"]}
+    if described is not None:
+        function["description"] = described
+    return {"type": "function", "function": {**function, "parameters": tool["input_schema"]}}
+
+
+def _tool_choice(choice: Any) -> dict[str, Any]:
+    """Chat's `tool_choice` and `parallel_tool_calls`."""
+    if choice is None:
+        return {}
+    require(isinstance(choice, dict), "tool_choice", "an object")
+    alone = choice.get("disable_parallel_tool_use")
+    path = "tool_choice.disable_parallel_tool_use"
+    require(alone is None or type(alone) is bool, path, "true or false")
+    parallel = {"parallel_tool_calls": False} if alone else {}
+    match choice:
+        case {"type": "tool", "name": str(name)}:
+            named = {"type": "function", "function": {"name": name}}
+            return {"tool_choice": named, **parallel}
+        case {"type": "auto" | "any" | "none" as kind}:
+            return {"tool_choice": _CHOICES[kind], **parallel}
+    raise BadRequest(
+        "'tool_choice.type' must be 'auto', 'any', 'none', or 'tool' with a name.",
+        param="tool_choice.type",
+    )
+
+
+def _template_kwargs(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Chat's `chat_template_kwargs`; what stands there already wins over `thinking`."""
+    thinking = body.get("thinking")
+    if thinking is None:
+        return {}
+    require(isinstance(thinking, dict), "thinking", "an object")
+    kind = thinking.get("type")
+    if not isinstance(kind, str) or kind not in _THINKS:
+        raise BadRequest(
+            f"'thinking.type' must be one of {', '.join(_THINKS)}.", param="thinking.type"
+        )
+    given = body.get("chat_template_kwargs") or {}
+    if _THINKS[kind] is None or not isinstance(given, dict):
+        return {}
+    return {"chat_template_kwargs": {"enable_thinking": _THINKS[kind], **given}}

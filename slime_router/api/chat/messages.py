@@ -1,0 +1,137 @@
+"""The messages of a chat request: checked deeply, handed on as the client wrote them.
+
+Nothing is added, dropped or put in another order, because templates print what they are given.
+The one change: a role is written in lower case. Parts are not joined here; that is rendering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from slime_router.api.chat.tools import named_function
+from slime_router.api.faults import missing, require
+from slime_router.errors import BadRequest
+from slime_router.types import Message
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_OPTIONAL_STRINGS = ("name", "tool_call_id", "reasoning_content", "reasoning")
+
+
+def read_messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The conversation in `messages`.
+
+    Raises:
+        BadRequest: with the path of the field at fault, such as `messages[3].content`.
+    """
+    messages = body.get("messages")
+    if messages is None:
+        raise missing("messages")
+    require(type(messages) is list, "messages", "a list of messages")
+    if not messages:
+        raise BadRequest("'messages' cannot be empty.", param="messages")
+    return tuple(
+        message if _is_plain(message) else _message(message, f"messages[{i}]")
+        for i, message in enumerate(messages)
+    )
+
+
+def is_continued(messages: tuple[Message, ...], asked: bool) -> bool:
+    """Whether the reply goes on with the last message instead of beginning a new one.
+
+    `asked` is the request's own flag; DeepSeek's clients mark the message with `prefix` instead.
+
+    Raises:
+        BadRequest: there is no assistant message to go on with.
+    """
+    last = messages[-1]
+    if not asked and last.get("prefix") is not True:
+        return False
+    if last["role"] != "assistant":
+        param = "continue_final_message" if asked else f"messages[{len(messages) - 1}].prefix"
+        raise BadRequest("Only an assistant message can be continued.", param=param)
+    return True
+
+
+def _is_plain(message: Any) -> bool:
+    """Whether it is the commonest kind of message, a role and a text, in which nothing is wrong."""
+    return (
+        type(message) is dict
+        and len(message) == 2
+        and type(message.get("content")) is str
+        and message.get("role") in ROLES
+    )
+
+
+def _message(message: Any, path: str) -> Message:
+    require(isinstance(message, dict), path, "an object")
+    role = _role(message, path)
+    for name in _OPTIONAL_STRINGS:
+        value = message.get(name)
+        require(value is None or isinstance(value, str), f"{path}.{name}", "a string")
+    prefix = message.get("prefix")
+    require(prefix is None or isinstance(prefix, bool), f"{path}.prefix", "true or false")
+    _check_content(message.get("content"), role, f"{path}.content")
+    _check_tool_calls(message.get("tool_calls"), f"{path}.tool_calls")
+    return message if message["role"] == role else {**message, "role": role}
+
+
+def _role(message: Message, path: str) -> str:
+    role = message.get("role")
+    if role is None:
+        raise missing(f"{path}.role")
+    require(isinstance(role, str), f"{path}.role", "a string")
+    if role.lower() not in ROLES:
+        raise BadRequest(f"'role' must be one of {', '.join(ROLES)}.", param=f"{path}.role")
+    return str(role.lower())
+
+
+def _check_content(content: Any, role: str, path: str) -> None:
+    """Only a user must say something: agents send back assistant and tool messages without."""
+    if content is None:
+        if role == "user":
+            raise missing(path)
+        return
+    require(isinstance(content, str | list), path, "a string or a list of parts")
+    if isinstance(content, list):
+        for j, part in enumerate(content):
+            _check_part(part, f"{path}[{j}]")
+
+
+def _check_part(part: Any, path: str) -> None:
+    require(isinstance(part, dict), path, "an object")
+    kind = part.get("type")
+    if kind is None:
+        raise missing(f"{path}.type")
+    if kind not in _TEXT_PARTS:
+        raise BadRequest(
+            f"'{str(kind)[:40]}' input is not supported for this model; parts must be text.",
+            param=f"{path}.type",
+        )
+    if part.get("text") is None:
+        raise missing(f"{path}.text")
+    require(isinstance(part["text"], str), f"{path}.text", "a string")
+
+
+def _check_tool_calls(calls: Any, path: str) -> None:
+    if calls is None:
+        return
+    require(isinstance(calls, list), path, "a list of tool calls")
+    for j, call in enumerate(calls):
+        _check_tool_call(call, f"{path}[{j}]")
+
+
+def _check_tool_call(call: Any, path: str) -> None:
+    require(isinstance(call, dict), path, "an object")
+    call_id = call.get("id")
+    require(call_id is None or isinstance(call_id, str), f"{path}.id", "a string")
+    if call.get("type", "function") != "function":
+        raise BadRequest("A tool call's type must be 'function'.", param=f"{path}.type")
+    function = named_function(call, path)
+    arguments = function.get("arguments")
+    require(
+        arguments is None or isinstance(arguments, str | dict),
+        f"{path}.function.arguments",
+        "a string or an object",
+    )

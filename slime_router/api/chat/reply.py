@@ -1,0 +1,328 @@
+"""Chunks written as OpenAI chat completions: one body, or a stream of events.
+
+A stream's events are, for each choice: its role, its deltas, its finish; then one event with the
+usage where the client asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any
+
+import orjson
+
+from slime_router.api import sse
+from slime_router.api.errors import abort_error, openai_error_object
+from slime_router.api.token_ids import Vocabulary
+from slime_router.errors import RouterError
+from slime_router.types import Finish, GenerateChunk, Prompt, ToolDelta, WeightVersion
+
+LOWEST_LOGPROB = -9999.0  # JSON has no infinity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatStyle:
+    """What stands in the reply besides the text; the first three are the same in all of it."""
+
+    id: str
+    created: int
+    model: str
+    logprobs: bool = False
+    token_ids: bool = False
+    prompt_token_ids: bool = False
+    meta_info: bool = False
+    routed_experts: bool = False
+    usage: bool = False
+    running_usage: bool = False
+    two_reasonings: bool = False  # also under the name that vLLM and OpenRouter use
+
+    def reasoning(self, text: str | None) -> dict[str, Any]:
+        """The keys under which `text` is the reasoning of a message or a delta."""
+        if self.two_reasonings:
+            return {"reasoning_content": text, "reasoning": text}
+        return {"reasoning_content": text}
+
+
+class Tally:
+    """Counts the tokens of a reply: the prompt once, the output of all choices."""
+
+    def __init__(self) -> None:
+        self._prompt = 0
+        self._cached = 0
+        self._completion = 0
+        self._reasoning = 0
+
+    def add(self, chunk: GenerateChunk) -> None:
+        """Counts the chunk. Raises RouterError where it says that the worker gave up."""
+        self._completion += len(chunk.output_ids)
+        self._reasoning += chunk.reasoning_tokens
+        prompt_len = len(chunk.prompt.ids) if chunk.prompt is not None else 0
+        self._prompt = max(self._prompt, chunk.prompt_tokens, prompt_len)
+        self._cached = max(self._cached, chunk.cached_tokens)
+        if chunk.finish is not None and chunk.finish.type == "abort":
+            raise abort_error(chunk.finish, has_begun=self._completion > 0)
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage object."""
+        return {
+            "prompt_tokens": self._prompt,
+            "completion_tokens": self._completion,
+            "total_tokens": self._prompt + self._completion,
+            "prompt_tokens_details": {"cached_tokens": self._cached},
+            "completion_tokens_details": {"reasoning_tokens": self._reasoning},
+        }
+
+
+class ChatStream:
+    """One streamed chat completion."""
+
+    def __init__(self, style: ChatStyle, vocabulary: Vocabulary) -> None:
+        self._style = style
+        self._vocabulary = vocabulary
+        self._tally = Tally()
+        self._begun: set[int] = set()
+        self._calling: set[int] = set()  # choices with a tool call
+        self._head = {
+            "id": style.id,
+            "object": "chat.completion.chunk",
+            "created": style.created,
+            "model": style.model,
+        }
+        self._is_plain = not (style.logprobs or style.token_ids or style.running_usage)
+        self._text_head = sse.event({**self._head, "choices": []})[: -len(b"]}\n\n")]
+
+    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
+        """The events of one chunk. Raises RouterError where the worker gave up."""
+        self._tally.add(chunk)
+        events = []
+        if index not in self._begun:
+            self._begun.add(index)
+            events.append(self._role(index, chunk.prompt))
+        if self._is_plain:
+            if chunk.reasoning:
+                events.append(self._piece(index, self._style.reasoning(chunk.reasoning)))
+            if chunk.text:
+                events.append(self._text(index, chunk.text))
+        elif chunk.text or chunk.reasoning or chunk.output_ids:
+            events.append(self._delta(index, chunk))
+        for call in chunk.tool_calls:
+            self._calling.add(index)
+            events.append(self._piece(index, {"tool_calls": [_call_delta(call)]}))
+        if chunk.finish is not None:
+            events.append(self._finish(index, chunk, chunk.finish))
+        return events
+
+    def closing(self) -> Iterable[bytes]:
+        """The usage, where it is asked for."""
+        if self._style.usage:
+            yield sse.event({**self._head, "choices": [], "usage": self._tally.usage()})
+
+    def failure(self, exc: RouterError) -> bytes:
+        """An error after the first byte."""
+        return sse.event(openai_error_object(exc))
+
+    def _text(self, index: int, text: str) -> bytes:
+        """A delta of text and nothing else: most events are these, so only the text is encoded."""
+        return b'%b{"index":%d,"delta":{"content":%b},"finish_reason":null}]}\n\n' % (
+            self._text_head,
+            index,
+            orjson.dumps(text),
+        )
+
+    def _piece(self, index: int, delta: dict[str, Any]) -> bytes:
+        return self._event({"index": index, "delta": delta, "finish_reason": None}, {})
+
+    def _role(self, index: int, prompt: Prompt | None) -> bytes:
+        delta = {"role": "assistant", "content": "", **self._style.reasoning(None)}
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        extra = {}
+        if self._style.prompt_token_ids and prompt is not None:
+            extra["prompt_token_ids"] = prompt.ids.tolist()
+        return self._event(choice, extra)
+
+    def _delta(self, index: int, chunk: GenerateChunk) -> bytes:
+        delta = self._style.reasoning(chunk.reasoning) if chunk.reasoning else {}
+        if chunk.text or not chunk.reasoning:
+            delta["content"] = chunk.text
+        choice: dict[str, Any] = {"index": index, "delta": delta}
+        if self._style.logprobs:
+            entries = logprob_entries(chunk, self._vocabulary)
+            choice["logprobs"] = {"content": entries, "refusal": None}
+        choice["finish_reason"] = None
+        if self._style.token_ids:
+            choice["token_ids"] = chunk.output_ids
+        return self._event(choice, {})
+
+    def _finish(self, index: int, chunk: GenerateChunk, finish: Finish) -> bytes:
+        choice: dict[str, Any] = {
+            "index": index,
+            "delta": {},
+            "logprobs": None,
+            **_ending(finish, index in self._calling),
+        }
+        if self._style.meta_info:
+            choice["meta_info"] = _meta_info(chunk)
+        return self._event(choice, _extension(chunk.routed_experts, self._style))
+
+    def _event(self, choice: dict[str, Any], extra: dict[str, Any]) -> bytes:
+        payload = {**self._head, "choices": [choice], **extra}
+        if self._style.running_usage:
+            payload["usage"] = self._tally.usage()
+        return sse.event(payload)
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One choice as far as it has come."""
+
+    texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    output_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    prompt: Prompt | None = None
+    finish: Finish | None = None
+    meta_info: Any = None
+    routed_experts: str | None = None
+    weight_version: WeightVersion | None = None
+
+
+class ChatBody:
+    """One chat completion in one piece: what the stream would have said, folded."""
+
+    def __init__(self, style: ChatStyle, vocabulary: Vocabulary, n: int) -> None:
+        self._style = style
+        self._vocabulary = vocabulary
+        self._tally = Tally()
+        self._choices = [_Choice() for _ in range(n)]
+
+    def add(self, index: int, chunk: GenerateChunk) -> None:
+        """Takes a chunk. Raises RouterError where the worker gave up."""
+        self._tally.add(chunk)
+        choice = self._choices[index]
+        choice.texts.append(chunk.text)
+        choice.reasoning.append(chunk.reasoning)
+        for delta in chunk.tool_calls:
+            _gather(choice.calls, delta)
+        choice.output_ids += chunk.output_ids
+        if self._style.logprobs:
+            choice.logprobs += logprob_entries(chunk, self._vocabulary)
+        choice.prompt = choice.prompt or chunk.prompt
+        if chunk.weight_version is not None:
+            choice.weight_version = chunk.weight_version
+        if chunk.finish is not None:
+            choice.finish = chunk.finish
+            choice.meta_info = _meta_info(chunk)
+            choice.routed_experts = chunk.routed_experts
+
+    def body(self) -> bytes:
+        """The JSON of the whole reply."""
+        first = self._choices[0]
+        payload: dict[str, Any] = {
+            "id": self._style.id,
+            "object": "chat.completion",
+            "created": self._style.created,
+            "model": self._style.model,
+            "system_fingerprint": None,
+            "service_tier": None,
+            "choices": [self._choice(i, choice) for i, choice in enumerate(self._choices)],
+            "usage": self._tally.usage(),
+            "metadata": _metadata(first.weight_version),
+            **_extension(first.routed_experts, self._style),
+        }
+        if self._style.prompt_token_ids and first.prompt is not None:
+            payload["prompt_token_ids"] = first.prompt.ids.tolist()
+        return orjson.dumps(payload)
+
+    def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": "".join(choice.texts),
+            **self._style.reasoning("".join(choice.reasoning) or None),
+            "refusal": None,
+        }
+        if choice.calls:
+            message["content"] = message["content"] or None
+            message["tool_calls"] = list(choice.calls.values())
+        written: dict[str, Any] = {
+            "index": index,
+            "message": message,
+            "logprobs": None,
+            **_ending(choice.finish, bool(choice.calls)),
+        }
+        if self._style.logprobs:
+            written["logprobs"] = {"content": choice.logprobs, "refusal": None}
+        if self._style.prompt_token_ids and choice.prompt is not None:
+            written["prompt_token_ids"] = choice.prompt.ids.tolist()
+        if self._style.token_ids:  # vLLM's name and SGLang's
+            written["token_ids"] = written["response_token_ids"] = choice.output_ids
+        if self._style.meta_info:
+            written["meta_info"] = choice.meta_info
+        return written
+
+
+def _ending(finish: Finish | None, has_calls: bool) -> dict[str, Any]:
+    """Why a choice ended: a reply that stopped behind tool calls ended for them."""
+    if finish is None:
+        return {"finish_reason": None, "matched_stop": None}
+    if finish.type == "stop" and has_calls:
+        return {"finish_reason": "tool_calls", "matched_stop": None}
+    return {"finish_reason": finish.type, "matched_stop": finish.matched}
+
+
+def _call_delta(call: ToolDelta) -> dict[str, Any]:
+    """A piece of a call: an index always, id and name on the first only."""
+    if call.id is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+
+def _gather(calls: dict[int, dict[str, Any]], delta: ToolDelta) -> None:
+    """Adds a piece to the call that it belongs to."""
+    if delta.index not in calls:
+        function = {"name": delta.name, "arguments": ""}
+        calls[delta.index] = {"id": delta.id, "type": "function", "function": function}
+    calls[delta.index]["function"]["arguments"] += delta.arguments
+
+
+def logprob_entries(chunk: GenerateChunk, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """OpenAI's logprob objects, one for each output id."""
+    logprobs = chunk.logprobs if chunk.logprobs is not None else repeat(None)
+    tops = chunk.top_logprobs if chunk.top_logprobs is not None else repeat([])
+    return [
+        {
+            **_token(vocabulary, token_id, logprob),
+            "top_logprobs": [_token(vocabulary, other, value) for value, other in top],
+        }
+        for token_id, logprob, top in zip(chunk.output_ids, logprobs, tops, strict=False)
+    ]
+
+
+def _token(vocabulary: Vocabulary, token_id: int, logprob: float | None) -> dict[str, Any]:
+    """The token's true bytes; they need not be whole characters, so its text may be lossy."""
+    raw = vocabulary.token_bytes(token_id)
+    is_known = logprob is not None and logprob > LOWEST_LOGPROB
+    return {
+        "token": raw.decode("utf-8", "replace"),
+        "bytes": list(raw),
+        "logprob": logprob if is_known else LOWEST_LOGPROB,
+    }
+
+
+def _metadata(version: WeightVersion | None) -> dict[str, str]:
+    """OpenAI's metadata, whose values are strings."""
+    return {} if version is None else {"weight_version": str(version)}
+
+
+def _meta_info(chunk: GenerateChunk) -> Any:
+    return chunk.item.get("meta_info") if chunk.item is not None else None
+
+
+def _extension(routed_experts: str | None, style: ChatStyle) -> dict[str, Any]:
+    """SGLang's own part of a chat reply."""
+    if routed_experts is None or not style.routed_experts:
+        return {}
+    return {"sglext": {"routed_experts": routed_experts}}

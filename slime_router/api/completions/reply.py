@@ -1,0 +1,269 @@
+"""Chunks written as OpenAI text completions: one body, or a stream of events."""
+
+from __future__ import annotations
+
+from codecs import getincrementaldecoder
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any, TypeAlias
+
+import orjson
+
+from slime_router.api import sse
+from slime_router.api.chat.reply import LOWEST_LOGPROB, Tally
+from slime_router.api.completions.request import CompletionStyle
+from slime_router.api.errors import openai_error_object
+from slime_router.api.token_ids import Vocabulary
+from slime_router.errors import RouterError, WorkerFailed
+from slime_router.types import Finish, GenerateCall, GenerateChunk, Prompt
+
+_Top: TypeAlias = Sequence[tuple[float, int]]  # logprob and id of the likely tokens of a place
+
+
+class CompletionTally:
+    """Counts the tokens of a reply: each prompt once, the output of all choices."""
+
+    def __init__(self, calls: Sequence[GenerateCall]) -> None:
+        self._request_ids = [call.request_id for call in calls]
+        self._tallies = {call.request_id: Tally() for call in calls}
+
+    def add(self, index: int, chunk: GenerateChunk) -> None:
+        """Counts the chunk. Raises RouterError where it says that the worker gave up."""
+        self._tallies[self._request_ids[index]].add(chunk)
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage object."""
+        each = [tally.usage() for tally in self._tallies.values()]
+        counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+        cached = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in each)
+        return {
+            **{name: sum(usage[name] for usage in each) for name in counts},
+            "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+
+class Logprobs:
+    """The legacy lists of logprobs; `text_offset` counts characters from the choice's beginning.
+
+    Those of an echoed prompt come first; nothing is known of its first token, which follows none.
+    """
+
+    def __init__(self, style: CompletionStyle, vocabulary: Vocabulary) -> None:
+        self._top = style.logprobs
+        self._is_prompt_due = style.shows_prompt_logprobs
+        self._vocabulary = vocabulary
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+        self._offset = 0
+
+    def of(self, chunk: GenerateChunk) -> dict[str, Any] | None:
+        """Those of a chunk; None where they were not asked for.
+
+        Raises:
+            WorkerFailed: the worker gave none of the prompt.
+        """
+        if self._top is None:
+            return None
+        prompt: dict[str, Any] | None = None
+        if self._is_prompt_due:
+            self._is_prompt_due = False
+            prompt = self._lists(*_of_prompt(chunk))
+        values = [_known(value) for value in chunk.logprobs or [None] * len(chunk.output_ids)]
+        written = self._lists(chunk.output_ids, values, chunk.top_logprobs or ())
+        return written if prompt is None else _folded([prompt, written])
+
+    def _lists(
+        self, ids: list[int], values: Sequence[float | None], tops: Sequence[_Top | None]
+    ) -> dict[str, Any]:
+        return {
+            "tokens": [self._text(token_id) for token_id in ids],
+            "token_logprobs": values,
+            "top_logprobs": [
+                None if value is None else self._ranked(top)
+                for value, top in zip(values, tops or repeat(()), strict=False)
+            ],
+            "text_offset": [self._step(token_id) for token_id in ids],
+        }
+
+    def _text(self, token_id: int) -> str:
+        return self._vocabulary.token_bytes(token_id).decode("utf-8", "replace")
+
+    def _step(self, token_id: int) -> int:
+        """Where a token begins: behind the characters that are whole by then."""
+        begin = self._offset
+        self._offset += len(self._decoder.decode(self._vocabulary.token_bytes(token_id)))
+        return begin
+
+    def _ranked(self, top: _Top | None) -> dict[str, float]:
+        """The likely tokens by their text; of two that read the same the likelier."""
+        ranked: dict[str, float] = {}
+        for value, token_id in top or ():
+            ranked.setdefault(self._text(token_id), _known(value))
+        return ranked
+
+
+def _of_prompt(chunk: GenerateChunk) -> tuple[list[int], list[float | None], list[_Top | None]]:
+    """Ids, logprobs and likely tokens of the prompt, as the worker wrote them."""
+    meta = (chunk.item or {}).get("meta_info") or {}
+    try:
+        entries = meta["input_token_logprobs"]
+        tops: list[_Top | None] = [
+            [(float(value), token_id) for value, token_id, *_ in top or () if value is not None]
+            for top in meta.get("input_top_logprobs") or [()] * len(entries)
+        ]
+        ids = [token_id for _, token_id, *_ in entries]
+        values = [None if i == 0 else _known(entry[0]) for i, entry in enumerate(entries)]
+    except (KeyError, TypeError, ValueError) as exc:
+        raise WorkerFailed("The worker's logprobs of the prompt cannot be read.") from exc
+    if chunk.prompt is None or ids != chunk.prompt.ids.tolist() or len(tops) != len(ids):
+        raise WorkerFailed("The worker's logprobs are not those of the prompt.")
+    return ids, values, [None, *tops[1:]]
+
+
+def _known(logprob: float | None) -> float:
+    return LOWEST_LOGPROB if logprob is None else max(logprob, LOWEST_LOGPROB)
+
+
+class CompletionStream:
+    """One streamed completion."""
+
+    def __init__(
+        self,
+        style: CompletionStyle,
+        vocabulary: Vocabulary,
+        calls: Sequence[GenerateCall],
+    ) -> None:
+        self._style = style
+        self._vocabulary = vocabulary
+        self._calls = calls
+        self._tally = CompletionTally(calls)
+        self._logprobs = [Logprobs(style, vocabulary) for _ in calls]
+        self._begun: set[int] = set()
+        self._head = _head(style)
+
+    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
+        """The events of one chunk. Raises RouterError where the worker gave up."""
+        self._tally.add(index, chunk)
+        text = chunk.text
+        if index not in self._begun and self._style.echo:
+            text = echoed(self._calls[index], self._vocabulary) + text
+        is_new = index not in self._begun
+        self._begun.add(index)
+        if text or chunk.output_ids or chunk.finish is not None:
+            yield self._event(index, text, chunk, chunk.prompt if is_new else None)
+
+    def _event(self, index: int, text: str, chunk: GenerateChunk, prompt: Prompt | None) -> bytes:
+        choice = {
+            "index": index,
+            "text": text,
+            "logprobs": self._logprobs[index].of(chunk),
+            **_ending(chunk.finish),
+        }
+        if self._style.token_ids:
+            choice["token_ids"] = chunk.output_ids
+            if prompt is not None:
+                choice["prompt_token_ids"] = prompt.ids.tolist()
+        payload: dict[str, Any] = {**self._head, "choices": [choice]}
+        if self._style.running_usage:
+            payload["usage"] = self._tally.usage()
+        return sse.event(payload)
+
+    def closing(self) -> Iterable[bytes]:
+        """The usage, where it is asked for."""
+        if self._style.usage:
+            yield sse.event({**self._head, "choices": [], "usage": self._tally.usage()})
+
+    def failure(self, exc: RouterError) -> bytes:
+        """An error after the first byte."""
+        return sse.event(openai_error_object(exc))
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One choice as far as it has come."""
+
+    texts: list[str] = field(default_factory=list)
+    output_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    prompt: Prompt | None = None
+    finish: Finish | None = None
+
+
+class CompletionBody:
+    """One completion in one piece: what the stream would have said, folded."""
+
+    def __init__(
+        self,
+        style: CompletionStyle,
+        vocabulary: Vocabulary,
+        calls: Sequence[GenerateCall],
+    ) -> None:
+        self._style = style
+        self._vocabulary = vocabulary
+        self._calls = calls
+        self._tally = CompletionTally(calls)
+        self._logprobs = [Logprobs(style, vocabulary) for _ in calls]
+        self._choices = [_Choice() for _ in calls]
+
+    def add(self, index: int, chunk: GenerateChunk) -> None:
+        """Takes a chunk. Raises RouterError where the worker gave up."""
+        self._tally.add(index, chunk)
+        choice = self._choices[index]
+        choice.texts.append(chunk.text)
+        choice.output_ids += chunk.output_ids
+        choice.prompt = choice.prompt or chunk.prompt
+        choice.finish = chunk.finish or choice.finish
+        if (logprobs := self._logprobs[index].of(chunk)) is not None:
+            choice.logprobs.append(logprobs)
+
+    def body(self) -> bytes:
+        """The JSON of the whole reply."""
+        choices = [self._choice(index, choice) for index, choice in enumerate(self._choices)]
+        return orjson.dumps(
+            {**_head(self._style), "choices": choices, "usage": self._tally.usage()}
+        )
+
+    def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        text = "".join(choice.texts)
+        if self._style.echo:
+            text = echoed(self._calls[index], self._vocabulary) + text
+        written = {
+            "index": index,
+            "text": text,
+            "logprobs": _folded(choice.logprobs),
+            **_ending(choice.finish),
+        }
+        if self._style.token_ids and choice.prompt is not None:
+            written["token_ids"] = choice.output_ids
+            written["prompt_token_ids"] = choice.prompt.ids.tolist()
+        return written
+
+
+def echoed(call: GenerateCall, vocabulary: Vocabulary) -> str:
+    """The prompt as the client wrote it, or what its ids read."""
+    if call.input_ids is None:
+        return call.text or ""
+    return b"".join(map(vocabulary.token_bytes, call.input_ids.tolist())).decode("utf-8", "replace")
+
+
+def _folded(parts: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if not parts:
+        return None
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
+
+
+def _head(style: CompletionStyle) -> dict[str, Any]:
+    return {
+        "id": style.id,
+        "object": "text_completion",
+        "created": style.created,
+        "model": style.model,
+        "system_fingerprint": None,
+    }
+
+
+def _ending(finish: Finish | None) -> dict[str, Any]:
+    if finish is None:
+        return {"finish_reason": None, "matched_stop": None}
+    return {"finish_reason": finish.type, "matched_stop": finish.matched}

@@ -1,0 +1,194 @@
+"""Several generations read as one stream of numbered chunks, and one stream read by several.
+
+A generation is asked for its next chunk only when the reader has dealt with the one before; of
+several readers, when the fastest has; and for its end only when all have finished. So a stream
+that was read to its end was also delivered, which is what recording goes by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from slime_router.generation.middleware import Chunks
+from slime_router.generation.router import Generation, Router
+from slime_router.types import GenerateCall, GenerateChunk
+
+NumberedChunk: TypeAlias = tuple[int, GenerateChunk]
+NumberedChunks: TypeAlias = AsyncIterator[NumberedChunk]
+
+
+def generations(
+    router: Router, calls: Sequence[GenerateCall]
+) -> AbstractAsyncContextManager[NumberedChunks]:
+    """The chunks of all `calls` as they come, each with the index of its call.
+
+    On leaving the block every generation is closed.
+
+    Raises:
+        RouterError: from the stream, when one of the generations fails.
+    """
+    if len(calls) == 1:
+        return _Numbered(router.generate(calls[0]))
+    return _several(router, calls)
+
+
+@asynccontextmanager
+async def _several(router: Router, calls: Sequence[GenerateCall]) -> AsyncIterator[NumberedChunks]:
+    steps: asyncio.Queue[_Step] = asyncio.Queue()
+    tasks = [
+        asyncio.create_task(_pump(router, call, index, steps), name=f"generation {call.rid}")
+        for index, call in enumerate(calls)
+    ]
+    try:
+        async with aclosing(_merged(steps, len(calls))) as stream:
+            yield stream
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Copies:
+    """One stream for several readers, each of which reads all of it at its own pace."""
+
+    def __init__(self) -> None:
+        self._chunks: list[NumberedChunk] = []
+        self._failure: Exception | None = None
+        self._has_ended = False
+        self._is_wanted = asyncio.Event()
+        self._news = asyncio.Event()
+
+    def reader(self) -> NumberedChunks:
+        """The stream from its beginning.
+
+        Raises:
+            RouterError: from the stream, for each reader, when the generation fails.
+        """
+        return _Reader(self)
+
+    async def fill(self, chunks: NumberedChunks) -> None:
+        """Reads the stream, a chunk whenever a reader has dealt with all of those before."""
+        try:
+            while True:
+                await self._is_wanted.wait()
+                self._is_wanted.clear()
+                self._chunks.append(await anext(chunks))
+                self._tell()
+        except StopAsyncIteration:
+            pass
+        except Exception as exc:  # noqa: BLE001 - it is raised again for each reader
+            self._failure = exc
+        self._has_ended = True
+        self._tell()
+
+    async def chunk(self, position: int) -> NumberedChunk:
+        """The chunk at `position`. Asking for it says that those before are dealt with.
+
+        Raises:
+            StopAsyncIteration: the stream ended before.
+            RouterError: the generation failed there.
+        """
+        while position == len(self._chunks):
+            if self._failure is not None:
+                raise self._failure
+            if self._has_ended:
+                raise StopAsyncIteration
+            self._is_wanted.set()
+            await self._news.wait()
+        return self._chunks[position]
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+class _Reader:
+    """A place in the copies. No generator: left half read, that would need somebody to close it."""
+
+    def __init__(self, copies: Copies) -> None:
+        self._copies = copies
+        self._position = 0
+
+    def __aiter__(self) -> _Reader:
+        return self
+
+    async def __anext__(self) -> NumberedChunk:
+        chunk = await self._copies.chunk(self._position)
+        self._position += 1
+        return chunk
+
+
+@dataclass(slots=True)
+class _Step:
+    """One thing that happened in a generation: a chunk, its end, or what went wrong."""
+
+    index: int
+    chunk: GenerateChunk | None = None
+    error: Exception | None = None
+    is_taken: asyncio.Event | None = None
+
+
+class _Numbered:
+    """The chunks of the one generation of a request, which is open for the block."""
+
+    __slots__ = ("_chunks", "_generation")
+
+    _chunks: Chunks
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+
+    async def __aenter__(self) -> _Numbered:
+        self._chunks = await self._generation.__aenter__()
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self._generation.__aexit__(*failure)
+
+    def __aiter__(self) -> _Numbered:
+        return self
+
+    async def __anext__(self) -> NumberedChunk:
+        return 0, await anext(self._chunks)
+
+
+async def _pump(
+    router: Router, call: GenerateCall, index: int, steps: asyncio.Queue[_Step]
+) -> None:
+    is_taken = asyncio.Event()
+    try:
+        async with router.generate(call) as chunks:
+            async for chunk in chunks:
+                is_taken.clear()
+                steps.put_nowait(_Step(index, chunk, is_taken=is_taken))
+                await is_taken.wait()  # also bounds the queue: one step for each generation
+        steps.put_nowait(_Step(index))
+    except Exception as exc:  # noqa: BLE001 - it is raised again where the stream is read
+        steps.put_nowait(_Step(index, error=exc))
+
+
+async def _merged(steps: asyncio.Queue[_Step], count: int) -> AsyncGenerator[NumberedChunk, None]:
+    """One that has finished is asked for its end only when all have: no reply is whole before."""
+    held: list[asyncio.Event] = []  # of those that have finished
+    running = count
+    while running:
+        step = await steps.get()
+        if step.error is not None:
+            raise step.error
+        if step.chunk is None or step.is_taken is None:
+            if len(held) < count:
+                return  # it ended and never finished: the reply cannot become whole
+            running -= 1
+            continue
+        yield step.index, step.chunk
+        if step.chunk.finish is None or len(held) == count:
+            step.is_taken.set()
+            continue
+        held.append(step.is_taken)
+        if len(held) == count:
+            for is_taken in held:
+                is_taken.set()

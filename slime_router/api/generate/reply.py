@@ -1,0 +1,123 @@
+"""Chunks written as SGLang's `/generate` items.
+
+An item is handed on as the worker wrote it, an abort too: RL pipelines go by every field of it.
+Only logprobs that the router asked for and the client did not are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+
+from slime_router.api import sse
+from slime_router.api.errors import native_error_object
+from slime_router.errors import RouterError
+from slime_router.types import Finish, GenerateCall, GenerateChunk
+
+_LOGPROB_KEYS = frozenset(
+    {
+        "input_token_logprobs",
+        "output_token_logprobs",
+        "output_token_logprobs_length",
+        "input_top_logprobs",
+        "output_top_logprobs",
+        "input_token_ids_logprobs",
+        "output_token_ids_logprobs",
+    }
+)
+
+
+class _Writer:
+    """Writes the item of each chunk of one generation."""
+
+    def __init__(self, call: GenerateCall) -> None:
+        self._rid = call.rid
+        self._shows_logprobs = bool((call.native or {}).get("return_logprob"))
+        self._text = ""
+        self._output_ids: list[int] = []
+
+    def item(self, chunk: GenerateChunk) -> dict[str, Any]:
+        if chunk.item is None:
+            return self._own_item(chunk)
+        meta = chunk.item.get("meta_info")
+        if (
+            self._shows_logprobs
+            or not isinstance(meta, dict)
+            or meta.keys().isdisjoint(_LOGPROB_KEYS)
+        ):
+            return chunk.item
+        shown = {key: value for key, value in meta.items() if key not in _LOGPROB_KEYS}
+        return {**chunk.item, "meta_info": shown}
+
+    def _own_item(self, chunk: GenerateChunk) -> dict[str, Any]:
+        """A plug-in answered instead of a worker: an item like a worker's, all of it so far."""
+        self._text += chunk.text
+        self._output_ids += chunk.output_ids
+        return {
+            "text": self._text,
+            "output_ids": self._output_ids,
+            "meta_info": {
+                "id": self._rid,
+                "finish_reason": _finish_reason(chunk.finish, len(self._output_ids)),
+                "prompt_tokens": chunk.prompt_tokens,
+                "weight_version": chunk.weight_version,
+                "completion_tokens": len(self._output_ids),
+                "cached_tokens": chunk.cached_tokens,
+            },
+        }
+
+
+class ItemStream:
+    """One streamed reply; each item of several generations says whose it is."""
+
+    def __init__(self, calls: Sequence[GenerateCall], *, is_array: bool) -> None:
+        self._writers = [_Writer(call) for call in calls]
+        self._is_array = is_array
+
+    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
+        """The event of one chunk."""
+        item = self._writers[index].item(chunk)
+        return (sse.event({**item, "index": index} if self._is_array else item),)
+
+    def closing(self) -> Iterable[bytes]:
+        """Nothing stands before `[DONE]`."""
+        return ()
+
+    def failure(self, exc: RouterError) -> bytes:
+        """An error after the first byte."""
+        return sse.event(native_error_object(exc))
+
+
+class ItemBody:
+    """One reply in one piece: the last item of each generation, which is the whole of it."""
+
+    def __init__(self, calls: Sequence[GenerateCall], *, is_array: bool) -> None:
+        self._writers = [_Writer(call) for call in calls]
+        self._items: list[dict[str, Any]] = [{} for _ in calls]
+        self._is_array = is_array
+
+    def add(self, index: int, chunk: GenerateChunk) -> None:
+        """Takes a chunk."""
+        self._items[index] = self._writers[index].item(chunk)
+
+    def body(self) -> bytes:
+        """The JSON of the whole reply."""
+        return orjson.dumps(self._items if self._is_array else self._items[0])
+
+
+def _finish_reason(finish: Finish | None, output_len: int) -> dict[str, Any] | None:
+    if finish is None:
+        return None
+    match finish.type:
+        case "length":
+            return {"type": "length", "length": output_len}
+        case "stop":
+            return {"type": "stop", "matched": finish.matched}
+        case "abort":
+            return {
+                "type": "abort",
+                "message": finish.message,
+                "status_code": finish.status_code,
+            }

@@ -1,0 +1,210 @@
+"""From the body of a `/generate` request to the calls it asks for.
+
+SGLang's spellings are kept: a call's `native` is the client's own object, untouched for a single
+prompt. A batch, and `n` samples of a prompt, become single calls in flat prompt-major order. What
+would kill a worker is refused here.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aiohttp import web
+
+from slime_router.api import request as http
+from slime_router.api.chat.endless import check_text
+from slime_router.api.chat.stop_regex import fault_of
+from slime_router.api.faults import require
+from slime_router.api.token_ids import Vocabulary, check_bias_keys, checked_ids
+from slime_router.errors import BadRequest
+from slime_router.types import GenerateCall
+
+MAX_CALLS = 16_384  # `n` is a number in a small body: it must not be able to fill the router
+
+_PER_PROMPT = (
+    "rid",
+    "sampling_params",
+    "return_logprob",
+    "logprob_start_len",
+    "top_logprobs_num",
+    "token_ids_logprob",
+    "return_hidden_states",
+    "return_sampling_mask",
+    "lora_path",
+    "extra_key",
+    "cache_salt",
+    "image_data",
+    "video_data",
+    "audio_data",
+    "custom_logit_processor",
+    "session_params",
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """What a client asks for. `is_array` tells whether the reply is a list of items."""
+
+    calls: tuple[GenerateCall, ...]
+    is_array: bool
+    stream: bool
+
+
+def read_generate_request(
+    body: dict[str, Any], request: web.Request, vocabulary: Vocabulary
+) -> GenerateRequest:
+    """Checks what must be checked and makes the calls.
+
+    Raises:
+        BadRequest: something is wrong with it; nothing has happened.
+    """
+    stream = body.get("stream")
+    require(stream is None or isinstance(stream, bool), "stream", "true or false")
+    name = _prompt_field(body)
+    is_batch = _is_batch(name, body[name])
+    natives = _split(body, name) if is_batch else [body]
+    rids = _rids(body.get("rid"), len(natives), is_batch)
+    samples = [_check_native(native, vocabulary.vocab_size) for native in natives]
+    if sum(samples) > MAX_CALLS:
+        raise BadRequest(f"A request can ask for {MAX_CALLS} generations, not more.", param="n")
+    calls = tuple(
+        replace(
+            _call(_one_sample(native, n), name, request, vocabulary),
+            rid=rid if n == 1 else f"{rid}_{k}",
+            request_id=rid,
+            samples=n,
+        )
+        for native, rid, n in zip(natives, rids, samples, strict=True)
+        for k in range(n)
+    )
+    return GenerateRequest(calls, is_batch or len(calls) > 1, bool(stream))
+
+
+def _prompt_field(body: dict[str, Any]) -> str:
+    """Ids win over text, as they do in SGLang."""
+    for name in ("input_ids", "text"):
+        if body.get(name) is not None:
+            return name
+    raise BadRequest("Either text or input_ids should be provided.", param="text")
+
+
+def _is_batch(name: str, prompt: Any) -> bool:
+    if not isinstance(prompt, list):
+        return False
+    if not prompt:
+        raise BadRequest(f"'{name}' cannot be empty.", param=name)
+    return name == "text" or isinstance(prompt[0], list)
+
+
+def _split(body: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """One body for each prompt, with its own entry of every list that has one for each prompt."""
+    prompts = body[name]
+    lists = {key: body[key] for key in _PER_PROMPT if _has_entries(key, body.get(key))}
+    for key, values in lists.items():
+        if len(values) != len(prompts):
+            raise BadRequest(
+                f"The length of {key} should be equal to the batch size, {len(prompts)}.", param=key
+            )
+    shared = {key: value for key, value in body.items() if key not in ("text", "input_ids")}
+    return [
+        {**shared, name: prompt, **{key: values[i] for key, values in lists.items()}}
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _has_entries(key: str, value: Any) -> bool:
+    """A flat list of `token_ids_logprob` is meant for all prompts."""
+    if not isinstance(value, list) or not value:
+        return False
+    return key != "token_ids_logprob" or any(isinstance(entry, list) for entry in value)
+
+
+def _rids(given: Any, count: int, is_batch: bool) -> list[str]:
+    """The client's own request ids, made unique; fresh ones where it gave none."""
+    if isinstance(given, str) and given:
+        return [f"{given}_{i}" for i in range(count)] if is_batch else [given]
+    if is_batch and isinstance(given, list) and given:
+        rids = [rid for rid in given if isinstance(rid, str) and rid]
+        if len(set(rids)) != count:
+            raise BadRequest("'rid' must be a list of distinct strings.", param="rid")
+        return rids
+    require(not given, "rid", "a string, or a list of strings for a batch")
+    return [secrets.token_hex(16) for _ in range(count)]
+
+
+def _check_native(native: dict[str, Any], vocab_size: int) -> int:
+    """Refuses what a worker might not survive. Returns the number of samples."""
+    top = native.get("top_logprobs_num")
+    if top is not None:
+        require(type(top) is int, "top_logprobs_num", "an integer")
+        require(0 <= top <= vocab_size, "top_logprobs_num", f"in [0, {vocab_size}]")
+    wanted = native.get("token_ids_logprob")
+    if wanted is not None and wanted != []:
+        checked_ids(
+            wanted if isinstance(wanted, list) else [wanted], vocab_size, "token_ids_logprob"
+        )
+    params = native.get("sampling_params")
+    if params is None:
+        return 1
+    require(isinstance(params, dict), "sampling_params", "an object")
+    return _check_sampling(params, vocab_size)
+
+
+def _check_sampling(params: dict[str, Any], vocab_size: int) -> int:
+    for key in ("max_new_tokens", "min_new_tokens", "n"):
+        value = params.get(key)
+        require(value is None or type(value) is int, key, "an integer")
+    if params.get("stop_token_ids"):
+        checked_ids(params["stop_token_ids"], vocab_size, "stop_token_ids")
+    bias = params.get("logit_bias")
+    if bias is not None:
+        require(isinstance(bias, dict), "logit_bias", "an object")
+        check_bias_keys(bias, vocab_size, "logit_bias")
+    _check_stop_regex(params.get("stop_regex"))
+    for key in ("json_schema", "structural_tag"):
+        check_text(params.get(key), key)
+    return min(max(params.get("n") or 1, 1), MAX_CALLS + 1)
+
+
+def _check_stop_regex(given: Any) -> None:
+    if given is None:
+        return
+    patterns = [given] if isinstance(given, str) else given
+    is_list = isinstance(patterns, list) and all(isinstance(each, str) for each in patterns)
+    require(is_list, "stop_regex", "a string or a list of strings")
+    if (fault := fault_of(patterns)) is not None:
+        raise BadRequest(f"Invalid value for 'stop_regex': {fault}.", param="stop_regex")
+
+
+def _one_sample(native: dict[str, Any], n: int) -> dict[str, Any]:
+    """The body that asks for one of `n` samples."""
+    if n == 1:
+        return native
+    params = {key: value for key, value in native["sampling_params"].items() if key != "n"}
+    return {**native, "sampling_params": params}
+
+
+def _call(
+    native: dict[str, Any], name: str, request: web.Request, vocabulary: Vocabulary
+) -> GenerateCall:
+    prompt = native[name]
+    if name == "text":
+        require(isinstance(prompt, str), "text", "a string")
+        if not prompt:
+            raise BadRequest("'text' cannot be empty.", param="text")
+    return GenerateCall(
+        rid="",
+        turn_id=http.new_turn_id(),
+        text=prompt if name == "text" else None,
+        input_ids=None if name == "text" else checked_ids(prompt, vocabulary.vocab_size, name),
+        session_id=http.session_id(request, native),
+        scope=http.scope(request, native),
+        native=native,
+        headers=http.forwarded_headers(request.headers),
+        stream=native.get("stream") is True,
+    )

@@ -1,0 +1,130 @@
+"""Requests with pictures, sound or video: a worker answers them by itself, byte for byte.
+
+Their prompts hold what the router cannot make tokens of, so such a turn is not captured, and the
+receipt says so. A session lets them in as it does its turns.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, NamedTuple, TypeAlias
+
+import orjson
+from aiohttp import web
+
+from slime_router.api.request import session_id
+
+RECEIPT = "x-slime-receipt"
+STATUS = "passed"  # in the receipt, where a captured turn has how its prompt was made
+
+HandOn: TypeAlias = Callable[
+    [web.Request, str, bytes, Mapping[str, str]], Awaitable[web.StreamResponse]
+]
+Flight: TypeAlias = Callable[[str | None], AbstractAsyncContextManager[None]]
+
+_KINDS = {
+    "image": "image",
+    "image_url": "image",
+    "input_image": "image",
+    "audio": "audio",
+    "audio_url": "audio",
+    "input_audio": "audio",
+    "video": "video",
+    "video_url": "video",
+    "input_video": "video",
+}
+_CONVERSATIONS = ("messages", "input")
+_CONTENTS = ("content", "output")  # of messages and blocks; of a tool's result in Responses
+
+_log = logging.getLogger(__name__)
+
+
+class Medium(NamedTuple):
+    """A part that is no text: `kind` is image, audio or video, `path` such as `input[3].output`."""
+
+    kind: str
+    path: str
+
+
+class MediaPass:
+    """Hands requests with media on to a worker; `passed` counts them.
+
+    `hand_on(request, target, body, headers)` sends one to a worker and its answer, with `headers`
+    on it, to the client; `flight(session_id)` is the stay of one in its session.
+    """
+
+    def __init__(self, hand_on: HandOn | None, flight: Flight | None) -> None:
+        self.passed = 0
+        self._hand_on = hand_on
+        self._flight = flight
+
+    @classmethod
+    def off(cls) -> MediaPass:
+        """Of a model that reads text alone: its doors refuse what is none."""
+        return cls(None, None)
+
+    def __repr__(self) -> str:
+        return f"<MediaPass {'off' if self._hand_on is None else 'on'}, {self.passed} passed>"
+
+    async def take(
+        self, request: web.Request, body: Mapping[str, Any], path: str, headers: Mapping[str, str]
+    ) -> web.StreamResponse | None:
+        """The answer of a worker's own `path`; None where the request holds nothing but text.
+
+        Raises:
+            RouterError: its session does not let it in, or no worker took it.
+        """
+        if self._hand_on is None or self._flight is None:
+            return None
+        medium = next(_media(body), None)
+        if medium is None:
+            return None
+        self.passed += 1
+        session, reason = session_id(request, body), f"{medium.kind} at {medium.path}"
+        _log.info("not captured: path=%s session=%.100r reason=%s", path, session, reason)
+        target = f"{path}?{request.rel_url.raw_query_string}".rstrip("?")
+        async with self._flight(session):
+            return await self._hand_on(
+                request, target, await request.read(), {**headers, RECEIPT: _receipt(reason)}
+            )
+
+
+def _receipt(reason: str) -> str:
+    """The keys of every receipt: no token was reused, none encoded, no turn is continued."""
+    fields = {
+        "status": STATUS,
+        "reused": 0,
+        "encoded": 0,
+        "turn": "",
+        "reason": reason,
+        "notes": (),
+    }
+    return orjson.dumps(fields).decode("ascii")
+
+
+def _media(body: Mapping[str, Any]) -> Iterator[Medium]:
+    """In the order of the conversation, whichever API's it is."""
+    for name in _CONVERSATIONS:
+        messages = body.get(name)
+        if isinstance(messages, list):
+            for i, message in enumerate(messages):
+                yield from _within(message, f"{name}[{i}]")
+
+
+def _within(holder: Any, path: str) -> Iterator[Medium]:
+    """The media in a message; and in a tool's result, which is a part with parts of its own."""
+    if not isinstance(holder, dict):
+        return
+    for name in _CONTENTS:
+        parts = holder.get(name)
+        if not isinstance(parts, list):
+            continue
+        for j, part in enumerate(parts):
+            kind = part.get("type") if isinstance(part, dict) else None
+            place = f"{path}.{name}[{j}]"
+            if isinstance(kind, str) and kind in _KINDS:
+                yield Medium(_KINDS[kind], place)
+            elif kind == "tool_result":
+                yield from _within(part, place)

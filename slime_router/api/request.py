@@ -1,0 +1,185 @@
+"""What every door reads off an HTTP request: its JSON, its session, its request id."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from slime_router.auth.caller import caller
+from slime_router.errors import BadRequest
+
+SESSION_HEADERS = (  # of slime, of agents, of gateways
+    "x-smg-routing-key",
+    "x-session-id",
+    "x-session-affinity",
+    "session-id",
+    "thread-id",
+    "x-claude-code-session-id",
+    "x-litellm-session-id",
+)
+SESSION_KEY_PREFIX = "session:"  # of an API key that is a session's name
+MAX_SESSION_ID_LEN = 512
+MAX_REQUEST_ID_LEN = 128
+
+_FORWARDED_HEADERS = frozenset({"x-smg-routing-key", "x-smg-target-worker", "x-data-parallel-rank"})
+_FORWARDED_PREFIX = "x-override-"
+_SCOPE_FIELDS = ("lora_path", "extra_key", "cache_salt")
+_SURROGATE_SIGNS = ("surrogate in string",)
+_SHALLOW_BRACKETS = 200  # fewer than orjson's depth limit: the text cannot nest too deep
+
+
+class PayloadTooLarge(BadRequest):
+    """The body is longer than `--max-payload-size`."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class ClientTimeout(BadRequest, TimeoutError):
+    """Nothing of the body came for `--client-timeout-secs`.
+
+    Who reads the body gets it. It is a TimeoutError so that the server, which reads what is left of
+    a body, takes it for the end of that.
+    """
+
+    status = 408
+    code = "request_timeout"
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The JSON object in the body, whatever its Content-Type says.
+
+    Raises:
+        BadRequest: it is not JSON, not an object, or cannot be written as JSON again.
+        PayloadTooLarge: it is over the server's limit, as it is or unpacked.
+        ClientTimeout: the client sends no more of it.
+    """
+    try:
+        raw = await request.read()
+    except web.HTTPRequestEntityTooLarge as exc:
+        raise PayloadTooLarge(exc.text or "The request body is too large.") from exc
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        raise BadRequest(_not_json(exc), code="invalid_json") from exc
+    if type(body) is not dict:
+        raise BadRequest("The request body must be a JSON object.", code="invalid_json")
+    _check_depth(raw, body)
+    return body
+
+
+def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:
+    """The session that the client names; the path goes before headers, they before the body.
+
+    A name in a header or in the body that is unfit is none. It is the caller's own session of that
+    name: what comes back is its name inside the router.
+
+    Raises:
+        BadRequest: the path names a session that cannot be.
+    """
+    named = request.match_info.get("session")
+    if named is not None:
+        return own_session_id(request, named)
+    hints = _hints(request.headers, body)
+    hint = next((n for n in hints if n is not None and is_session_id(n)), None)
+    return None if hint is None else caller(request).own(hint)
+
+
+def own_session_id(request: web.Request, name: object) -> str:
+    """The caller's session of this name, as the router knows it.
+
+    Raises:
+        BadRequest: nothing can have that name.
+    """
+    return caller(request).own(checked_session_id(name, "session_id"))
+
+
+def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Iterator[Any]:
+    """Where clients are known to say which conversation is theirs, the surest first."""
+    yield from (headers.get(name) for name in SESSION_HEADERS)
+    metadata = body.get("metadata")
+    within = metadata if isinstance(metadata, dict) else {}
+    yield body.get("session_id")
+    yield body.get("prompt_cache_key")
+    yield within.get("session_id")
+    yield within.get("user_id")
+    yield body.get("user")
+    key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+    if key.startswith(SESSION_KEY_PREFIX):  # for agents that take nothing but a key
+        yield key.removeprefix(SESSION_KEY_PREFIX)
+
+
+def is_session_id(name: object) -> bool:
+    """Whether it can name a session: some printable characters, and no dots that URLs swallow."""
+    return _is_label(name, MAX_SESSION_ID_LEN) and name not in (".", "..")
+
+
+def checked_session_id(name: object, param: str) -> str:
+    """`name`, if it can name a session.
+
+    Raises:
+        BadRequest: it cannot.
+    """
+    if not is_session_id(name):
+        raise BadRequest(
+            f"'{param}' must be 1 to {MAX_SESSION_ID_LEN} printable characters, not dots alone.",
+            param=param,
+        )
+    return str(name)
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's own `x-request-id` if it is fit to be sent back, else a new one."""
+    given = headers.get("x-request-id")
+    if given is not None and given.isascii() and _is_label(given, MAX_REQUEST_ID_LEN):
+        return given
+    return f"req_{secrets.token_hex(16)}"
+
+
+def forwarded_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The request headers that are meant for the worker."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if name.lower() in _FORWARDED_HEADERS or name.lower().startswith(_FORWARDED_PREFIX)
+    }
+
+
+def scope(request: web.Request, body: Mapping[str, Any]) -> str:
+    """A name for what parts the caches: who asks, and what `parting` says. Mostly: ""."""
+    return caller(request).own(parting(body))
+
+
+def parting(body: Mapping[str, Any]) -> str:
+    """A name for the adapter, extra key and cache salt. Plain requests: ""."""
+    values = [body.get(name) or None for name in _SCOPE_FIELDS]
+    return orjson.dumps(values).decode() if any(values) else ""
+
+
+def new_turn_id() -> str:
+    """A fresh turn id, `turn_<24 hex>`."""
+    return f"turn_{secrets.token_hex(12)}"
+
+
+def _is_label(name: object, max_len: int) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= max_len and name.isprintable()
+
+
+def _not_json(exc: orjson.JSONDecodeError) -> str:
+    if any(sign in exc.msg for sign in _SURROGATE_SIGNS):
+        return f"The request body holds a lone surrogate, which is no character: {exc}"
+    return f"The request body is not valid JSON: {exc}"
+
+
+def _check_depth(raw: bytes, body: dict[str, Any]) -> None:
+    """What is parsed must be writable too: the writer's depth limit is below the reader's."""
+    if raw.count(b"[") + raw.count(b"{") <= _SHALLOW_BRACKETS:
+        return
+    try:
+        orjson.dumps(body)
+    except orjson.JSONEncodeError as exc:
+        raise BadRequest("The request body is nested too deeply.", code="invalid_json") from exc

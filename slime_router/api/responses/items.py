@@ -1,0 +1,210 @@
+"""The items of a Responses request become the messages of a chat request.
+
+What one reply gave as several items (reasoning, text, calls) is one assistant message again, so
+that a conversation reads the same through either door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import orjson
+
+from slime_router.api.faults import missing, require, wrong_type
+from slime_router.errors import BadRequest
+from slime_router.types import Message
+
+Item: TypeAlias = dict[str, Any]
+FindItem: TypeAlias = Callable[[str, str], Item]  # by id and the path that names it
+
+TURN_PREFIX = "turn_"  # of the handles in `encrypted_content`; what others encrypted is ignored
+
+_ROLES = ("user", "assistant", "system", "developer")
+_TEXT_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
+_OUTPUTS = ("function_call_output", "custom_tool_call_output", "local_shell_call_output")
+
+
+def read_input(given: Any, find_item: FindItem) -> tuple[Item, ...]:
+    """The items in `input`, each an object with a `type`; references are looked up.
+
+    Raises:
+        BadRequest: with the path of the field at fault, such as `input[3].role`.
+        NotFound: a reference leads nowhere.
+    """
+    if isinstance(given, str):
+        return ({"type": "message", "role": "user", "content": given},)
+    require(isinstance(given, list), "input", "a string or a list of items")
+    return tuple(_typed(item, f"input[{i}]", find_item) for i, item in enumerate(given))
+
+
+def to_messages(items: Sequence[Item], *, first: int = 0) -> list[Message]:
+    """The chat messages that say the same; `input[0]` of the request is `items[first]`.
+
+    Raises:
+        BadRequest: with the path of the field at fault.
+    """
+    talk = _Talk()
+    for i, item in enumerate(items):
+        talk.add(item, f"input[{i - first}]")
+    return talk.messages
+
+
+class _Talk:
+    """Messages as far as the items have been read."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self._reply: Message | None = None  # the assistant message that may still grow
+        self._last = ""  # the type of the item before
+
+    def add(self, item: Item, path: str) -> None:
+        kind = item["type"]
+        if kind == "reasoning":
+            self._reason(item, path)
+        elif kind in ("function_call", "custom_tool_call", "local_shell_call"):
+            reply = self._growing(item, may_grow=True)
+            reply.setdefault("tool_calls", []).append(_call(item, path))
+        elif kind in _OUTPUTS:
+            self._say({"role": "tool", **_result(item, path)})
+        elif kind == "message":
+            self._message(item, path)
+        else:
+            raise BadRequest(
+                f"Items of type '{str(kind)[:40]}' are not supported.", param=f"{path}.type"
+            )
+        self._last = kind
+
+    def _message(self, item: Item, path: str) -> None:
+        role = _role(item, path)
+        content = item.get("content")
+        if role != "assistant":
+            self._say({"role": role, "content": _content(content, f"{path}.content")})
+            return
+        text = "".join(_texts(content, f"{path}.content"))
+        reply = self._growing(item, may_grow=self._last != "message")
+        reply["content"] = (reply["content"] or "") + text
+
+    def _reason(self, item: Item, path: str) -> None:
+        shown = item.get("content") or item.get("summary") or []
+        text = "".join(_texts(shown, f"{path}.content"))
+        reply = self._growing(item, may_grow=self._last == "reasoning")
+        reply["reasoning_content"] = reply.get("reasoning_content", "") + text
+
+    def _growing(self, item: Item, *, may_grow: bool) -> Message:
+        """The assistant message that the item belongs to; what names a turn is of that turn."""
+        turn, reply = _turn(item), self._reply
+        known = reply.get("turn") if reply is not None else None
+        belongs = may_grow if None in (turn, known) else turn == known
+        if reply is None or not belongs:
+            reply = {"role": "assistant", "content": None}
+            self.messages.append(reply)
+            self._reply = reply
+        if turn is not None:
+            reply["turn"] = turn
+        return reply
+
+    def _say(self, message: Message) -> None:
+        self._reply = None
+        self.messages.append(message)
+
+
+def _typed(item: Any, path: str, find_item: FindItem) -> Item:
+    require(isinstance(item, dict), path, "an object")
+    kind = item.get("type")
+    if kind == "item_reference" or (kind is None and "role" not in item and "id" in item):
+        require(isinstance(item.get("id"), str), f"{path}.id", "a string")
+        return find_item(item["id"], f"{path}.id")
+    if kind is None and "role" not in item:
+        raise missing(f"{path}.type")
+    return item if kind is not None else {**item, "type": "message"}
+
+
+def _turn(item: Item) -> str | None:
+    """The turn that sampled the item, where the item says so."""
+    handle = item.get("turn") or item.get("encrypted_content")
+    return handle if isinstance(handle, str) and handle.startswith(TURN_PREFIX) else None
+
+
+def _role(item: Item, path: str) -> str:
+    role = item.get("role")
+    if role is None:
+        raise missing(f"{path}.role")
+    if not isinstance(role, str) or role.lower() not in _ROLES:
+        raise BadRequest(f"'role' must be one of {', '.join(_ROLES)}.", param=f"{path}.role")
+    return role.lower()
+
+
+def _call(item: Item, path: str) -> dict[str, Any]:
+    """A call as a chat client sends it back; tools that are no functions take one argument."""
+    call_id = _text(item, _id_key(item), path)
+    match item["type"]:
+        case "function_call":
+            name, arguments = _text(item, "name", path), item.get("arguments", "")
+            is_known = arguments is None or isinstance(arguments, str | dict)
+            require(is_known, f"{path}.arguments", "a string or an object")
+        case "custom_tool_call":
+            name = _text(item, "name", path)
+            arguments = orjson.dumps({"input": item.get("input")}).decode()
+        case _:
+            name, arguments = "local_shell", orjson.dumps(item.get("action")).decode()
+    function = {"name": name, "arguments": arguments}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def _result(item: Item, path: str) -> Message:
+    output = _content(item.get("output"), f"{path}.output")
+    return {"tool_call_id": _text(item, _id_key(item), path), "content": output}
+
+
+def _id_key(item: Item) -> str:
+    """What names the call: a local shell's result has no other id than its own."""
+    is_bare = item["type"] == "local_shell_call_output" and item.get("call_id") is None
+    return "id" if is_bare else "call_id"
+
+
+def _text(item: Item, name: str, path: str) -> str:
+    value = item.get(name)
+    if value is None or value == "":
+        raise missing(f"{path}.{name}")
+    require(isinstance(value, str), f"{path}.{name}", "a string")
+    return str(value)
+
+
+def _content(content: Any, path: str) -> str | list[dict[str, str]]:
+    """A string for what is one text, else its parts."""
+    texts = _texts(content, path)
+    if len(texts) == 1:
+        return texts[0]
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def _texts(content: Any, path: str) -> list[str]:
+    if content is None:
+        raise missing(path)
+    if isinstance(content, str):
+        return [content]
+    require(isinstance(content, list), path, "a string or a list of parts")
+    return [_part(part, f"{path}[{j}]") for j, part in enumerate(content)]
+
+
+def _part(part: Any, path: str) -> str:
+    match part:
+        case {"type": str(kind), "text": str(text)} if kind in _TEXT_PARTS:
+            return text
+        case {"type": "refusal", "refusal": str(text)}:
+            return text
+        case {"type": str(kind)} if kind in _TEXT_PARTS:
+            raise (
+                missing(f"{path}.text")
+                if part.get("text") is None
+                else wrong_type(f"{path}.text", "a string")
+            )
+        case {"type": kind} if kind is not None:
+            raise BadRequest(
+                f"'{str(kind)[:40]}' is not supported for this model; parts must be text.",
+                param=f"{path}.type",
+            )
+        case {}:
+            raise missing(f"{path}.type")
+    raise wrong_type(path, "an object")

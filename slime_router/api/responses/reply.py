@@ -1,0 +1,83 @@
+"""Chunks written as OpenAI responses: one body, or a stream of named events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from slime_router.api.errors import openai_error, openai_error_object
+from slime_router.api.responses.events import Event, Keep, ResponseEvents, ResponseStyle
+from slime_router.errors import RouterError
+from slime_router.types import GenerateChunk
+
+__all__ = ["ResponseBody", "ResponseStream", "ResponseStyle", "responses_error"]
+
+_OWN_NAMES = (  # of fields that the rooms of the chat door name otherwise; the first that fits
+    ("messages", "input"),
+    ("max_completion_tokens", "max_output_tokens"),
+    ("reasoning_effort", "reasoning.effort"),
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+)
+
+
+class ResponseStream:
+    """One streamed response. No `[DONE]` belongs to it: its last event says that it ended."""
+
+    def __init__(self, style: ResponseStyle, keep: Keep) -> None:
+        self._events = ResponseEvents(style, keep)
+
+    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
+        """The events of one chunk. Raises RouterError where the worker gave up."""
+        assert index == 0, "one response, one generation"
+        return [_written(event) for event in self._events.of_chunk(chunk)]
+
+    def closing(self) -> Iterable[bytes]:
+        """Nothing: the last chunk ends the response."""
+        return ()
+
+    def failure(self, exc: RouterError) -> bytes:
+        """An error after the first byte: the response has failed, and why."""
+        error = openai_error_object(_in_own_words(exc))["error"]
+        return b"".join(_written(event) for event in self._events.failure(exc, error))
+
+
+class ResponseBody:
+    """One response in one piece: the one that its last event would have carried."""
+
+    def __init__(self, style: ResponseStyle, keep: Keep) -> None:
+        self._events = ResponseEvents(style, keep)
+        self._response: dict[str, Any] = {}
+
+    def add(self, index: int, chunk: GenerateChunk) -> None:
+        """Takes a chunk. Raises RouterError where the worker gave up."""
+        assert index == 0, "one response, one generation"
+        events = self._events.of_chunk(chunk)
+        if chunk.finish is not None:
+            self._response = events[-1]["response"]
+
+    def body(self) -> bytes:
+        """The JSON of the whole response."""
+        return orjson.dumps(self._response)
+
+
+def responses_error(exc: RouterError) -> web.Response:
+    """The reply to a request that failed before its first byte."""
+    return openai_error(_in_own_words(exc))
+
+
+def _in_own_words(exc: RouterError) -> RouterError:
+    """The same error; a field that it names has its name of this API."""
+    for chat, own in _OWN_NAMES:
+        if exc.param is not None and exc.param.startswith(chat):
+            exc.message = exc.message.replace(f"'{exc.param}'", f"'{own}{exc.param[len(chat) :]}'")
+            exc.param = own + exc.param.removeprefix(chat)
+            break
+    return exc
+
+
+def _written(event: Event) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event))

@@ -1,0 +1,178 @@
+"""From the body of a Responses request to the call that the chat door would make of it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from slime_router.api.chat.reply import logprob_entries
+from slime_router.api.chat.request import read_chat_request
+from slime_router.api.faults import missing, require
+from slime_router.api.responses.items import Item, read_input, to_messages
+from slime_router.api.responses.reply import ResponseStyle
+from slime_router.api.responses.store import ResponseStore, Stored
+from slime_router.api.responses.tools import ResponseTool, chat_choice, response_tools
+from slime_router.api.token_ids import Vocabulary
+from slime_router.auth.caller import Caller, caller
+from slime_router.errors import BadRequest
+from slime_router.replies.parser import ReplyParsers
+from slime_router.types import GenerateCall
+
+_NOT_OF_CHAT = frozenset(  # other things under a name that the chat door knows, or not served here
+    {
+        "input_ids",
+        "logprobs",
+        "n",
+        "prompt_token_ids",
+        "reasoning_effort",
+        "response_format",
+        "return_meta_info",
+        "stream_options",
+        "top_logprobs",
+    }
+)
+_LOGPROBS = "message.output_text.logprobs"  # in `include`
+_ECHOED = (
+    "max_output_tokens",
+    "max_tool_calls",
+    "previous_response_id",
+    "prompt_cache_key",
+    "safety_identifier",
+    "service_tier",
+    "temperature",
+    "top_p",
+    "user",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsesRequest:
+    """What a client asks for, and what of it is kept where the reply is to be stored."""
+
+    call: GenerateCall
+    style: ResponseStyle
+    stream: bool
+    store: bool
+    asked: tuple[Item, ...]
+    previous: Stored | None
+
+
+def read_responses_request(
+    body: dict[str, Any],
+    request: web.Request,
+    vocabulary: Vocabulary,
+    default_model: str,
+    parsers: ReplyParsers,
+    kept: ResponseStore,
+) -> ResponsesRequest:
+    """Checks every field and makes the call.
+
+    Raises:
+        BadRequest: with the path of the field at fault, in the words of this API or of chat.
+        NotFound: an item that is referred to is not stored.
+    """
+    _check(body)
+    previous, by = None, caller(request)
+    if body.get("previous_response_id") is not None:
+        previous = kept.previous(body["previous_response_id"], by)
+    asked = _asked(body, kept, previous, by)
+    tools = response_tools(body.get("tools"))
+    chat = _chat_body(body, _messages(body, asked, previous), tools)
+    made = read_chat_request(chat, request, vocabulary, default_model, parsers)
+    style = ResponseStyle(
+        id=f"resp_{secrets.token_hex(24)}",
+        created=int(time.time()),
+        echo={"model": made.style.model, **_echo(body, tools)},
+        namespaces={tool.name: tool.namespace for tool in tools if tool.namespace},
+        entries=partial(logprob_entries, vocabulary=vocabulary) if chat["logprobs"] else None,
+    )
+    rid = body.get("rid") or style.id
+    call = replace(made.calls[0], rid=rid, request_id=style.id)
+    stores = body.get("store") is not False
+    return ResponsesRequest(call, style, made.stream, stores, asked, previous)
+
+
+def _check(body: dict[str, Any]) -> None:
+    for name, kind, what in (
+        ("instructions", str, "a string"),
+        ("previous_response_id", str, "a string"),
+        ("store", bool, "true or false"),
+        ("background", bool, "true or false"),
+        ("text", dict, "an object"),
+        ("reasoning", dict, "an object"),
+        ("include", list, "a list of strings"),
+        ("metadata", dict, "an object"),
+    ):
+        value = body.get(name)
+        require(value is None or isinstance(value, kind), name, what)
+    for name in ("background", "conversation", "prompt"):
+        if body.get(name):
+            raise BadRequest(f"'{name}' is not supported.", param=name, code="unsupported_value")
+
+
+def _asked(
+    body: dict[str, Any], kept: ResponseStore, previous: Stored | None, by: Caller
+) -> tuple[Item, ...]:
+    if body.get("input") is None:
+        if previous is None:
+            raise missing("input")
+        return ()
+    return read_input(body["input"], partial(kept.item, by=by))
+
+
+def _messages(
+    body: dict[str, Any], asked: tuple[Item, ...], previous: Stored | None
+) -> list[dict[str, Any]]:
+    before = previous.conversation() if previous is not None else []
+    messages = to_messages([*before, *asked], first=len(before))
+    if not messages:
+        raise BadRequest("'input' cannot be empty.", param="input")
+    instructions = body.get("instructions")
+    if instructions:  # of this request only: those of the previous one are gone
+        messages.insert(0, {"role": "system", "content": instructions})
+    return messages
+
+
+def _chat_body(
+    body: dict[str, Any], messages: list[dict[str, Any]], tools: tuple[ResponseTool, ...]
+) -> dict[str, Any]:
+    """The chat request that asks for the same; fields that no API knows go through."""
+    plain = {name: value for name, value in body.items() if name not in _NOT_OF_CHAT}
+    return {
+        **plain,
+        "messages": messages,
+        "tools": [tool.chat for tool in tools],
+        "tool_choice": chat_choice(body.get("tool_choice")),
+        "max_completion_tokens": body.get("max_output_tokens"),
+        "reasoning_effort": (body.get("reasoning") or {}).get("effort"),
+        "response_format": (body.get("text") or {}).get("format"),
+        "logprobs": _LOGPROBS in (body.get("include") or ()) or bool(body.get("top_logprobs")),
+        "top_logprobs": body.get("top_logprobs"),
+    }
+
+
+def _echo(body: dict[str, Any], tools: tuple[ResponseTool, ...]) -> dict[str, Any]:
+    """The request's fields that a response repeats."""
+    metadata = body.get("metadata") or {}
+    text = body.get("text") or {}
+    choice = body.get("tool_choice")
+    parallel = body.get("parallel_tool_calls")
+    return {
+        **{name: body.get(name) for name in _ECHOED},
+        "background": False,
+        "instructions": body.get("instructions"),
+        "metadata": {k: v for k, v in metadata.items() if isinstance(v, str)},
+        "parallel_tool_calls": parallel is not False,
+        "reasoning": body.get("reasoning") or {"effort": None, "summary": None},
+        "store": body.get("store") is not False,
+        "text": {**text, "format": text.get("format") or {"type": "text"}},
+        "tool_choice": "auto" if choice is None else choice,
+        "tools": [tool.echo() for tool in tools],
+        "top_logprobs": body.get("top_logprobs") or 0,
+        "truncation": "disabled",
+    }

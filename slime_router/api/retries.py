@@ -1,0 +1,316 @@
+"""Joins a request that an SDK sends again to the generation that still runs for it.
+
+SDKs send a request again after a time-out or a broken connection, and number their tries in a
+header. A request with that number is a *run*: it outlives the client that left, for a grace time
+in which the next try may come. What must hold: one run is one sample. So an equal body is never
+enough (agents ask for several samples of one prompt), and where it is in doubt whose next try this
+is, a new run is begun. A request without the header runs in its own handler and ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from hashlib import sha256
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from aiohttp import web
+
+from slime_router.api.fanout import Copies, NumberedChunks, generations
+from slime_router.auth.caller import caller
+from slime_router.errors import RouterError, WorkerFailed
+from slime_router.generation.router import Router
+from slime_router.types import GenerateCall
+
+RETRY_COUNT = "x-stainless-retry-count"
+JOINED = "x-slime-joined"
+CLOSING_TIMEOUT_S = 10.0  # for handlers that the server has already told to end
+
+_API_KEYS = ("authorization", "x-api-key", "api-key")
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+Opening: TypeAlias = Callable[[NumberedChunks], Awaitable[T]]
+
+
+class Visit(Protocol[T_co]):
+    """A generation as one client's reply sees it."""
+
+    async def opened(self) -> T_co:
+        """What was read before the reply begins. Raises RouterError where the generation failed."""
+
+    def rest(self) -> NumberedChunks:
+        """What comes after. From this call on the generation ends when its clients leave."""
+
+
+class _Ask(NamedTuple):
+    """What two tries of one request have in common."""
+
+    path: str
+    session_id: str | None
+    owner: str
+    api_keys: bytes  # a digest: nothing that can be printed says a key
+    body: bytes
+
+
+class Joiner:
+    """Owns the runs: those with clients, and those that wait for the next try of one that left.
+
+    With a grace of 0 s nothing outlives its client and nothing is joined.
+    """
+
+    def __init__(self, router: Router, *, retry_grace_s: float) -> None:
+        self.joined = 0  # requests
+        self.abandoned = 0  # runs that no next try came for
+        self._router = router
+        self._grace_s = retry_grace_s
+        self._runs: dict[_Ask, list[_Run[Any]]] = {}
+        self._refusals = 0
+
+    @classmethod
+    def off(cls, router: Router) -> Joiner:
+        """One that keeps and joins nothing."""
+        return cls(router, retry_grace_s=0)
+
+    def __repr__(self) -> str:
+        return f"<Joiner {self.running} running, {self.joined} joined, {self.abandoned} abandoned>"
+
+    @property
+    def running(self) -> int:
+        """How many runs are open."""
+        return sum(map(len, self._runs.values()))
+
+    def note_refusal(self) -> None:
+        """A request was turned away unread: its next try belongs to no run, whatever it equals."""
+        self._refusals += 1
+
+    def attend(
+        self,
+        request: web.Request,
+        calls: Sequence[GenerateCall],
+        opening: Opening[T],
+        headers: dict[str, str],
+    ) -> AbstractAsyncContextManager[Visit[T]]:
+        """The generation that answers `request`: its own, or the one that an earlier try began.
+
+        `opening` reads what must be there before a reply begins; of a request that joins it is
+        not used, nor are its `calls`: the first try's are. `headers` stand on every reply to the
+        request; one that joins takes over those of the first try. On leaving the block the
+        generation is closed, where nobody else needs it and no next try can come.
+        """
+        tries = _tries(request.headers)
+        if tries is None or not self._grace_s:
+            return _Own(generations(self._router, calls), opening)
+        return self._attend_run(request, calls, opening, headers, tries)
+
+    @asynccontextmanager
+    async def _attend_run(
+        self,
+        request: web.Request,
+        calls: Sequence[GenerateCall],
+        opening: Opening[T],
+        headers: dict[str, str],
+        tries: int,
+    ) -> AsyncIterator[Visit[T]]:
+        ask = _ask(request, await request.read(), calls[0].session_id)
+        run = self._joinable(ask) if tries else None
+        if run is None:
+            run = self._begin(ask, calls, opening, headers)
+        else:
+            self.joined += 1
+            headers.update(run.headers, **{JOINED: "true"})
+        run.enter()
+        try:
+            yield run
+        finally:
+            await self._leave(run)
+
+    async def close(self) -> None:
+        """Closes every run. The server has stopped: only clients that are leaving are left."""
+        runs = [run for runs in self._runs.values() for run in runs]
+        for run in runs:
+            if not run.has_begun:
+                run.end()
+        if runs:
+            await asyncio.wait([run.task for run in runs], timeout=CLOSING_TIMEOUT_S)
+        for run in runs:
+            run.end()
+        await asyncio.gather(*(run.task for run in runs), return_exceptions=True)
+
+    def _joinable(self, ask: _Ask) -> _Run[Any] | None:
+        """The run whose next try this is: one whose client left, or the only one it can be."""
+        runs = self._runs.get(ask, [])
+        left = [run for run in runs if run.can_be_joined and not run.readers]
+        if left:
+            return left[0]
+        sure = [run for run in runs if run.can_be_joined and not run.has_twin]
+        return sure[0] if sure and sure[0].refusals == self._refusals else None
+
+    def _begin(
+        self,
+        ask: _Ask,
+        calls: Sequence[GenerateCall],
+        opening: Opening[T],
+        headers: Mapping[str, str],
+    ) -> _Run[T]:
+        run = _Run(generations(self._router, calls), opening, dict(headers), self._refusals)
+        runs = self._runs.setdefault(ask, [])
+        runs.append(run)
+        if len(runs) > 1:
+            for twin in runs:
+                twin.has_twin = True
+        run.task.add_done_callback(lambda _: self._forget(ask, run))
+        return run
+
+    def _forget(self, ask: _Ask, run: _Run[Any]) -> None:
+        runs = self._runs[ask]
+        runs.remove(run)
+        if not runs:
+            del self._runs[ask]
+
+    async def _leave(self, run: _Run[Any]) -> None:
+        run.readers -= 1
+        if run.readers:
+            return
+        if run.can_be_joined:
+            loop = asyncio.get_running_loop()
+            run.timer = loop.call_later(self._grace_s, self._abandon, run)
+            return
+        run.end()
+        await asyncio.wait([run.task])
+
+    def _abandon(self, run: _Run[Any]) -> None:
+        if run.can_be_joined:
+            self.abandoned += 1
+            run.end()
+
+
+class _Own(Generic[T]):
+    """A generation that belongs to one request alone, and is open for the block."""
+
+    __slots__ = ("_chunks", "_opening", "_stream")
+
+    _chunks: NumberedChunks
+
+    def __init__(
+        self, stream: AbstractAsyncContextManager[NumberedChunks], opening: Opening[T]
+    ) -> None:
+        self._stream = stream
+        self._opening = opening
+
+    async def __aenter__(self) -> _Own[T]:
+        self._chunks = await self._stream.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stream.__aexit__(exc_type, exc, traceback)
+
+    async def opened(self) -> T:
+        return await self._opening(self._chunks)
+
+    def rest(self) -> NumberedChunks:
+        return self._chunks
+
+
+class _Run(Generic[T]):
+    """A generation that several requests can share. Its task reads the opening and closes all.
+
+    A single reader reads the rest straight from the generation, in its own task.
+    """
+
+    def __init__(
+        self,
+        stream: AbstractAsyncContextManager[NumberedChunks],
+        opening: Opening[T],
+        headers: Mapping[str, str],
+        refusals: int,
+    ) -> None:
+        self.headers = headers  # of the first try's reply
+        self.refusals = refusals  # of the router, when the run began
+        self.readers = 0
+        self.has_begun = False  # the rest is being read
+        self.has_twin = False  # another run was asked for in the same words
+        self.timer: asyncio.TimerHandle | None = None
+        self._is_ending = False
+        self._is_open = asyncio.Event()
+        self._is_shared = asyncio.Event()
+        self._opened: T | None = None
+        self._failure: Exception | None = None
+        self._chunks: NumberedChunks | None = None
+        self._copies: Copies | None = None
+        self.task = asyncio.create_task(self._live(stream, opening), name="run")
+        self.task.add_done_callback(lambda _: self._is_open.set())
+
+    @property
+    def can_be_joined(self) -> bool:
+        """Whether another client can still get all of the reply."""
+        return not (self.has_begun or self._is_ending or self.task.done())
+
+    def enter(self) -> None:
+        """One reader more."""
+        self.readers += 1
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def end(self) -> None:
+        """Lets the task close what it holds; only a cancellation reaches one that waits."""
+        if not self._is_ending:
+            self._is_ending = True
+            self.task.cancel()
+
+    async def opened(self) -> T:
+        await self._is_open.wait()
+        if self._failure is not None:
+            raise self._failure
+        if self._opened is None:
+            raise WorkerFailed("The router gave the generation up.")
+        return self._opened
+
+    def rest(self) -> NumberedChunks:
+        assert self._chunks is not None, "it is asked for when the opening was read"
+        if not self.has_begun:
+            self.has_begun = True
+            if self.readers > 1:
+                self._copies = Copies()
+                self._is_shared.set()
+        return self._copies.reader() if self._copies is not None else self._chunks
+
+    async def _live(
+        self, stream: AbstractAsyncContextManager[NumberedChunks], opening: Opening[T]
+    ) -> None:
+        try:
+            async with stream as chunks:
+                self._chunks = chunks
+                self._opened = await opening(chunks)
+                self._is_open.set()
+                await self._is_shared.wait()
+                assert self._copies is not None
+                await self._copies.fill(chunks)
+                await asyncio.Event().wait()  # its readers are done when they end it
+        except Exception as exc:  # noqa: BLE001 - it is raised again for each reader
+            self._failure = exc
+            if self._is_open.is_set() or not self.readers:
+                is_ours = not isinstance(exc, RouterError)
+                _log.warning("run.failed_unseen error=%r", exc, exc_info=is_ours)
+
+
+def _tries(headers: Mapping[str, str]) -> int | None:
+    """How often the SDK has asked before; None where it does not say."""
+    given = headers.get(RETRY_COUNT)
+    return int(given) if given is not None and given.isdecimal() and len(given) < 10 else None
+
+
+def _ask(request: web.Request, body: bytes, session_id: str | None) -> _Ask:
+    keys = repr([request.headers.get(name) for name in _API_KEYS]).encode()
+    digest = sha256(keys).digest()
+    return _Ask(request.path_qs, session_id, caller(request).owner, digest, body)

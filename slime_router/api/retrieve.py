@@ -1,0 +1,116 @@
+"""The retrieval doors: the tokens of a text or of messages, as they were sent and sampled.
+
+They look and never write: a text that was never sampled is encoded, its loss mask is 0, and nothing
+of it enters the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from aiohttp import web
+
+from slime_router.api.chat.messages import read_messages
+from slime_router.api.chat.tools import read_tools
+from slime_router.api.delivery import answered
+from slime_router.api.errors import openai_error
+from slime_router.api.faults import require
+from slime_router.api.request import new_turn_id, read_object, scope, session_id
+from slime_router.trajectory.turn import Trace
+from slime_router.types import GenerateCall, Message, TemplateOptions
+
+
+class Retriever(Protocol):
+    """Finds traces; `slime_router.generation.retrieval` does."""
+
+    async def by_text(self, text: str, scope: str = "") -> Trace:
+        """The trace of a text in one part of the cache."""
+
+    async def by_messages(self, call: GenerateCall) -> tuple[Trace, str]:
+        """The trace of a conversation, and its text."""
+
+
+class RetrieveDoor:
+    """Serves `/retrieve_from_text` and `/retrieve_from_messages_template`."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self._retriever = retriever
+
+    async def from_text(self, request: web.Request) -> web.StreamResponse:
+        """`{"text"}` to tokens."""
+        return await answered(self._from_text(request), openai_error, {})
+
+    async def from_messages(self, request: web.Request) -> web.StreamResponse:
+        """`{"messages", "tools", "add_generation_prompt", "chat_template_kwargs"}` to tokens.
+
+        A request that names a session gets the tokens of that session's own turns.
+        """
+        return await answered(self._from_messages(request), openai_error, {})
+
+    async def _from_text(self, request: web.Request) -> web.Response:
+        body = await read_object(request)
+        text = body.get("text")
+        require(isinstance(text, str) and bool(text), "text", "a string that is not empty")
+        trace = await self._retriever.by_text(str(text), scope(request, body))
+        return web.json_response(trace_body(trace, str(text)))
+
+    async def _from_messages(self, request: web.Request) -> web.Response:
+        body = await read_object(request)
+        messages = read_messages(body)
+        call = GenerateCall(
+            rid="",
+            turn_id=new_turn_id(),
+            messages=messages,
+            template=read_template_options(body, messages),
+            session_id=session_id(request, body),
+            scope=scope(request, body),
+        )
+        trace, text = await self._retriever.by_messages(call)
+        return web.json_response(trace_body(trace, text))
+
+
+def read_template_options(
+    body: Mapping[str, Any], messages: tuple[Message, ...], *, continues: bool = False
+) -> TemplateOptions:
+    """What messages are rendered with where no reply is asked for.
+
+    Unless the body says otherwise, the header of a reply follows what is no reply itself.
+
+    Raises:
+        BadRequest: with the path of the field at fault.
+    """
+    asked = body.get("add_generation_prompt")
+    require(asked is None or type(asked) is bool, "add_generation_prompt", "true or false")
+    kwargs = body.get("chat_template_kwargs")
+    require(kwargs is None or isinstance(kwargs, dict), "chat_template_kwargs", "an object")
+    is_reply_last = messages[-1]["role"] == "assistant"
+    return TemplateOptions(
+        tools=read_tools(body),
+        add_generation_prompt=not is_reply_last if asked is None else asked,
+        continue_final_message=continues,
+        kwargs=kwargs or {},
+    )
+
+
+def trace_body(trace: Trace, text: str) -> dict[str, Any]:
+    """The reply of both doors.
+
+    A log-probability is 0.0 for a token that nobody sampled, and null for a sampled one of which
+    none is known: 0.0 would pass for certainty.
+    """
+    known = np.isfinite(trace.logprobs)
+    logprobs = [
+        float(value) if is_known else (None if is_sampled else 0.0)
+        for value, is_known, is_sampled in zip(trace.logprobs, known, trace.loss_mask, strict=True)
+    ]
+    return {
+        "tokens": trace.ids.tolist(),
+        "response": text,
+        "loss_mask": trace.loss_mask.tolist(),
+        "token_length": len(trace.ids),
+        "loss_mask_length": len(trace.loss_mask),
+        "rollout_logp": logprobs,
+        "generation_versions": list(trace.weight_versions),
+    }

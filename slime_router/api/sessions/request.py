@@ -1,0 +1,229 @@
+"""What the bodies and queries of the session doors say, checked before anything happens.
+
+These doors are our own, so a field that they do not know is refused: a misspelled `max_turn` would
+otherwise be a limit that nobody keeps.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+import orjson
+from aiohttp import web
+from multidict import MultiMapping
+
+from slime_router.api.chat.fields import ChatFields, read_fields, sampling
+from slime_router.api.chat.grammar import grammar
+from slime_router.api.faults import missing, require
+from slime_router.api.request import MAX_SESSION_ID_LEN, read_object
+from slime_router.api.sessions.row_formats import OUR_METADATA_KEY
+from slime_router.api.token_ids import Vocabulary
+from slime_router.errors import BadRequest
+from slime_router.trajectory.session import Reward, SessionSpec
+from slime_router.types import Sampling
+
+MAX_OBJECT_BYTES = 64 * 2**10  # of metadata, and of a reward
+MAX_LIMIT = 2**63 - 1
+DEFAULT_CLOSE_TIMEOUT_S = 30.0
+MAX_CLOSE_TIMEOUT_S = 86_400.0
+A_NAME = f"a string of 1 to {MAX_SESSION_ID_LEN} printable characters"
+STATES = ("implicit", "open", "closing", "closed")
+
+_SPEC_FIELDS = (
+    "session_id",
+    "group_id",
+    "rollout_id",
+    "metadata",
+    "sampling",
+    "max_turns",
+    "max_tokens",
+    "return_routed_experts",
+)
+_SAMPLING_FIELDS = {
+    *({field.name for field in fields(Sampling)} & ChatFields.model_fields.keys()),
+    "max_completion_tokens",
+    "include_stop_str_in_output",
+    "response_format",
+    "regex",
+    "ebnf",
+}
+_LISTING_LEVELS = 8  # an object is written deeper inside a reply than it stood in the request
+
+Body: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseRequest:
+    """What becomes of the generations under way, and how long they are waited for."""
+
+    cancel: bool
+    timeout_s: float
+
+
+def read_spec(body: Body, vocabulary: Vocabulary) -> SessionSpec:
+    """The session that `POST /sessions` opens.
+
+    Raises:
+        BadRequest: with the path of the field at fault.
+    """
+    check_known(body, _SPEC_FIELDS)
+    wants_experts = body.get("return_routed_experts")
+    is_flag = wants_experts is None or type(wants_experts) is bool
+    require(is_flag, "return_routed_experts", "true or false")
+    return SessionSpec(
+        id=_read_session_id(body),
+        group_id=_read_name(body, "group_id"),
+        rollout_id=_read_name(body, "rollout_id"),
+        metadata=_read_metadata(body),
+        sampling=_read_sampling(body, vocabulary),
+        return_routed_experts=bool(wants_experts),
+        max_turns=read_count(body, "max_turns"),
+        max_tokens=read_count(body, "max_tokens"),
+    )
+
+
+async def read_close(request: web.Request) -> CloseRequest:
+    """`{"in_flight", "timeout_secs"}`; no body is an empty one.
+
+    Raises:
+        BadRequest: with the path of the field at fault.
+    """
+    body = await read_object(request) if request.body_exists else {}
+    check_known(body, ("in_flight", "timeout_secs"))
+    in_flight = body.get("in_flight", "wait")
+    require(in_flight in ("wait", "cancel"), "in_flight", "'wait' or 'cancel'")
+    timeout_s = body.get("timeout_secs", DEFAULT_CLOSE_TIMEOUT_S)
+    is_time = type(timeout_s) in (int, float) and 0 <= timeout_s <= MAX_CLOSE_TIMEOUT_S
+    require(is_time, "timeout_secs", f"a number from 0 to {MAX_CLOSE_TIMEOUT_S:.0f}")
+    return CloseRequest(cancel=in_flight == "cancel", timeout_s=float(timeout_s))
+
+
+def read_reward(body: Body) -> Reward:
+    """`{"reward"}`: a number or an object. JSON has no number that is not finite.
+
+    Raises:
+        BadRequest: with the path of the field at fault.
+    """
+    check_known(body, ("reward",))
+    if "reward" not in body:
+        raise missing("reward")
+    reward = body["reward"]
+    if isinstance(reward, dict):
+        return _checked_object(reward, "reward")
+    require(type(reward) in (int, float), "reward", "a number or an object")
+    return float(reward)
+
+
+def read_filters(query: MultiMapping[str]) -> dict[str, str]:
+    """The filters of `GET /sessions`, those that are given.
+
+    Raises:
+        BadRequest: with the name of the parameter at fault.
+    """
+    given = read_query(query, ("group_id", "rollout_id", "state"))
+    require(given.get("state", STATES[0]) in STATES, "state", f"one of {', '.join(STATES)}")
+    return given
+
+
+def read_query(query: MultiMapping[str], known: Collection[str]) -> dict[str, str]:
+    """The parameters of a query, each given once.
+
+    Raises:
+        BadRequest: with the name of the parameter at fault.
+    """
+    check_known(query, known)
+    for name in query:
+        if len(query.getall(name)) > 1:
+            raise BadRequest(f"'{name}' is given more than once.", param=name)
+    return dict(query)
+
+
+def check_known(names: Iterable[str], known: Collection[str], within: str = "") -> None:
+    """Raises BadRequest at the first name that is not `known`."""
+    for name in names:
+        if name not in known:
+            path = f"{within}{name[:100]}"
+            raise BadRequest(
+                f"Unknown field '{path}'; known are {', '.join(sorted(known))}.",
+                param=path,
+                code="unknown_parameter",
+            )
+
+
+def read_count(body: Mapping[str, Any], name: str, *, least: int = 1) -> int | None:
+    """An integer of at least `least`; None where it is null or absent.
+
+    Raises:
+        BadRequest: it is something else.
+    """
+    count = body.get(name)
+    is_count = count is None or (type(count) is int and least <= count <= MAX_LIMIT)
+    require(is_count, name, f"an integer from {least}")
+    return count
+
+
+def _read_session_id(body: Body) -> str:
+    name = body.get("session_id")
+    if name is None:
+        return f"sess_{secrets.token_hex(12)}"
+    require(_is_name(name), "session_id", A_NAME)
+    # A URL that ends in these names another place, however it is written.
+    require(name not in (".", ".."), "session_id", "another name than '.' and '..'")
+    return str(name)
+
+
+def _read_name(body: Body, field: str) -> str | None:
+    name = body.get(field)
+    if name is None:
+        return None
+    name = str(name) if type(name) is int else name
+    require(_is_name(name), field, f"{A_NAME}, or an integer")
+    return str(name)
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= MAX_SESSION_ID_LEN and name.isprintable()
+
+
+def _read_metadata(body: Body) -> dict[str, Any]:
+    metadata = body.get("metadata")
+    if metadata is None:
+        return {}
+    require(isinstance(metadata, dict), "metadata", "an object")
+    if OUR_METADATA_KEY in metadata:
+        path = f"metadata.{OUR_METADATA_KEY}"
+        raise BadRequest(f"'{path}' is the router's own.", param=path)
+    return _checked_object(metadata, "metadata")
+
+
+def _checked_object(value: Body, field: str) -> Body:
+    """An object that fits, and that can be written wherever the router tells it again."""
+    nested: Any = value
+    for _ in range(_LISTING_LEVELS):
+        nested = [nested]
+    try:
+        size = len(orjson.dumps(nested)) - 2 * _LISTING_LEVELS
+    except orjson.JSONEncodeError as exc:
+        raise BadRequest(f"'{field}' is nested too deeply.", param=field) from exc
+    if size > MAX_OBJECT_BYTES:
+        message = f"'{field}' can have {MAX_OBJECT_BYTES} bytes of JSON, and has {size}."
+        raise BadRequest(message, param=field)
+    return value
+
+
+def _read_sampling(body: Body, vocabulary: Vocabulary) -> Sampling:
+    wanted = body.get("sampling")
+    if wanted is None:
+        return Sampling()
+    require(isinstance(wanted, dict), "sampling", "an object")
+    check_known(wanted, _SAMPLING_FIELDS, "sampling.")
+    try:
+        chat = read_fields(wanted, vocabulary)
+        constraint = grammar(wanted.get("response_format"), regex=chat.regex, ebnf=chat.ebnf)
+    except BadRequest as exc:
+        path = f"sampling.{exc.param}"
+        raise BadRequest(f"In 'sampling': {exc.message}", param=path, code=exc.code) from exc
+    return sampling(chat, constraint)

@@ -1,0 +1,235 @@
+"""How rows are written: JSON, JSON lines, slime's samples, and arrays (npz, safetensors).
+
+Pure: a session and its rows become bytes. All formats tell the same tokens, loss masks and
+log-probabilities. A row for which none were asked has null in JSON and NaN in arrays, never zeros.
+"""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain, groupby
+from typing import Any, cast
+
+import numpy as np
+import orjson
+import safetensors.numpy
+from numpy.typing import DTypeLike, NDArray
+
+from slime_router.errors import Conflict
+from slime_router.rows.rows import Row, RowSet, RowStats
+from slime_router.trajectory.session import Session
+from slime_router.trajectory.turn import Logprobs, logprob_array
+from slime_router.types import WeightVersion
+
+OUR_METADATA_KEY = "slime_router"  # in the metadata of slime's samples; agents cannot set it
+NO_VERSION = -1  # in the column of weight versions
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """One way to write the rows of a session."""
+
+    media_type: str
+    encode: Callable[[Session, RowSet], bytes]
+
+
+def as_json(session: Session, rowset: RowSet) -> bytes:
+    """`{"rows", "stats"}`."""
+    rows = [_json_row(session, row) for row in rowset.rows]
+    return _dumps({"rows": rows, "stats": _stats(session, rowset.stats)})
+
+
+def as_lines(session: Session, rowset: RowSet) -> bytes:
+    """One row a line, and the line of the stats."""
+    return b"".join(lines(session, rowset))
+
+
+def lines(session: Session, rowset: RowSet) -> Iterator[bytes]:
+    """The lines one by one, each written when it is asked for."""
+    for row in rowset.rows:
+        yield _dumps(_json_row(session, row)) + b"\n"
+    stats = {"session_id": session.name, "stats": _stats(session, rowset.stats)}
+    yield _dumps(stats) + b"\n"
+
+
+def as_slime(session: Session, rowset: RowSet) -> bytes:
+    """`{"samples", "stats"}`; each sample has the fields of slime's `Sample`."""
+    samples = [_slime_sample(session, row) for row in rowset.rows]
+    return _dumps({"samples": samples, "stats": _stats(session, rowset.stats)})
+
+
+def as_npz(session: Session, rowset: RowSet) -> bytes:
+    """The columns as NumPy's archive, read without pickle; `meta` is JSON in bytes."""
+    columns, meta = _columns(session, rowset)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **columns, meta=np.frombuffer(meta, np.uint8))
+    return buffer.getvalue()
+
+
+def as_safetensors(session: Session, rowset: RowSet) -> bytes:
+    """The columns as tensors; `meta` is JSON in the file's own metadata."""
+    columns, meta = _columns(session, rowset)
+    return safetensors.numpy.save(columns, metadata={"meta": meta.decode()})
+
+
+FORMATS: Mapping[str, RowFormat] = {
+    "json": RowFormat("application/json", as_json),
+    "jsonl": RowFormat("application/x-ndjson", as_lines),
+    "slime": RowFormat("application/json", as_slime),
+    "npz": RowFormat("application/x-npz", as_npz),
+    "safetensors": RowFormat("application/x-safetensors", as_safetensors),
+}
+
+
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _fields(session: Session, row: Row) -> dict[str, Any]:
+    """What a row says besides its arrays."""
+    return {
+        "row_id": row.row_id,
+        "session_id": session.name,
+        **_owner(session),
+        "group_id": session.group_id,
+        "rollout_id": session.rollout_id,
+        "turn_ids": row.turn_ids,
+        "turn_versions": row.turn_versions,
+        "response_length": row.response_length,
+        "status": row.status,
+        "finish_reason": row.finish_reason,
+        "reward": session.reward,
+        "metadata": session.metadata,
+    }
+
+
+def _json_row(session: Session, row: Row) -> dict[str, Any]:
+    return {
+        **_fields(session, row),
+        "tokens": row.tokens,
+        "loss_mask": row.loss_mask,
+        "logprobs": row.logprobs,
+        "weight_versions": row.weight_versions,
+        **_json_experts(row, "routed_experts"),
+    }
+
+
+def _owner(session: Session) -> dict[str, str]:
+    """Two owners can give one name to their sessions."""
+    return {"owner": session.owner} if session.owner else {}
+
+
+def _slime_sample(session: Session, row: Row) -> dict[str, Any]:
+    start = len(row.tokens) - row.response_length
+    ours = {
+        **_owner(session),
+        "group_id": session.group_id,
+        "rollout_id": session.rollout_id,
+        "row_id": row.row_id,
+        "turn_ids": row.turn_ids,
+    }
+    return {
+        "group_index": None,
+        "index": None,
+        "tokens": row.tokens,
+        "response_length": row.response_length,
+        "reward": session.reward,
+        "loss_mask": row.loss_mask[start:],
+        "rollout_log_probs": None if row.logprobs is None else row.logprobs[start:],
+        "weight_versions": [str(version) for version in row.turn_versions],
+        "status": row.status,
+        "session_id": session.name,
+        "metadata": {**session.metadata, OUR_METADATA_KEY: ours},
+        **_json_experts(row, "rollout_routed_experts"),
+    }
+
+
+def _json_experts(row: Row, name: str) -> dict[str, Any]:
+    """Base64 of the bytes in C order: as numbers in JSON they would be many times as long."""
+    if (experts := row.routed_experts) is None:
+        return {}
+    data = b64encode(np.ascontiguousarray(experts).data).decode("ascii")
+    return {name: {"dtype": experts.dtype.name, "shape": experts.shape, "data": data}}
+
+
+def _stats(session: Session, stats: RowStats) -> dict[str, Any]:
+    return {
+        **{field.name: getattr(stats, field.name) for field in fields(stats)},
+        "recorded_turns": session.recorded_turns,
+        "dropped_turns": session.dropped_turns,
+        "dropped_tokens": session.dropped_tokens,
+        "running": session.running,
+    }
+
+
+def _columns(session: Session, rowset: RowSet) -> tuple[dict[str, Array], bytes]:
+    """All rows one behind the other, row `i` in `[offsets[i], offsets[i + 1])`; and the meta."""
+    rows = rowset.rows
+    version_ids, versions = _version_column(rows)
+    columns: dict[str, Array] = {
+        "tokens": _joined((row.tokens for row in rows), np.int32),
+        "loss_mask": _joined((row.loss_mask for row in rows), np.uint8),
+        "weight_version": version_ids,
+        "offsets": _offsets(len(row.tokens) for row in rows),
+        **_logprob_column(rows),
+        **_expert_columns(rows),
+    }
+    meta = {
+        "rows": [_fields(session, row) for row in rows],
+        "versions": versions,
+        "stats": _stats(session, rowset.stats),
+    }
+    return columns, _dumps(meta)
+
+
+def _joined(arrays: Iterable[Array], dtype: DTypeLike) -> Array:
+    return np.concatenate([np.zeros(0, dtype), *arrays], dtype=dtype, casting="unsafe")
+
+
+def _offsets(lengths: Iterable[int]) -> Array:
+    return np.cumsum([0, *lengths], dtype=np.int64)
+
+
+def _version_column(rows: Sequence[Row]) -> tuple[Array, list[WeightVersion]]:
+    """The index of each token's version among all there are; they change seldom, so by runs."""
+    versions = chain.from_iterable(row.weight_versions for row in rows)
+    runs = [(version, len(tuple(run))) for version, run in groupby(versions)]
+    known: dict[WeightVersion, int] = {}
+    ids = [
+        NO_VERSION if version is None else known.setdefault(version, len(known))
+        for version, _ in runs
+    ]
+    lengths = [length for _, length in runs]
+    return np.repeat(np.array(ids, np.int32), lengths), list(known)
+
+
+def _logprob_column(rows: Sequence[Row]) -> dict[str, Logprobs]:
+    """None where no row has any; a row without them among others is NaN throughout."""
+    if all(row.logprobs is None for row in rows):
+        return {}
+    parts = [np.full(len(r.tokens), np.nan) if r.logprobs is None else r.logprobs for r in rows]
+    return {"logprobs": logprob_array(cast("Sequence[float]", np.concatenate(parts)))}
+
+
+def _expert_columns(rows: Sequence[Row]) -> dict[str, Array]:
+    """With offsets of their own: the last token of a row was never a model's input.
+
+    Raises:
+        Conflict: the rows come from models of different shapes.
+    """
+    known = [row.routed_experts for row in rows if row.routed_experts is not None]
+    if not known:
+        return {}
+    if len({experts.shape[1:] for experts in known}) > 1:
+        raise Conflict(
+            "The rows have routed experts of different shapes, which no one array holds:"
+            " ask for format=json.",
+            param="format",
+        )
+    lengths = (0 if row.routed_experts is None else len(row.routed_experts) for row in rows)
+    return {"routed_experts": np.concatenate(known), "routed_experts_offsets": _offsets(lengths)}

@@ -1,0 +1,162 @@
+"""The rows doors: the turns of sessions as rows that are ready to train on.
+
+The rows of one session are one snapshot: nothing that comes meanwhile is half in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from slime_router.api.delivery import answered
+from slime_router.api.errors import openai_error, openai_error_object
+from slime_router.api.faults import require
+from slime_router.api.request import read_object
+from slime_router.api.sessions import row_formats as rows_reply
+from slime_router.api.sessions.endpoints import session_in_path
+from slime_router.api.sessions.request import Body, check_known, read_count, read_query
+from slime_router.auth.caller import Caller, caller
+from slime_router.auth.owners import shown
+from slime_router.errors import BadRequest, NotFound, RouterError
+from slime_router.rows.rows import RowOptions, RowSet, build_rows
+from slime_router.trajectory.session import Session
+from slime_router.trajectory.store import TrajectoryStore
+
+logger = logging.getLogger(__name__)
+
+MAX_SESSIONS = 100_000  # in one request
+
+_OPTIONS = ("realign_threshold", "max_len", "retries")
+_SELECTORS = ("session_ids", "group_id", "rollout_id")
+_MAX_DIGITS = 18  # int() of a text of any length is a way to burn a processor
+_FORMATS_BY_MEDIA_TYPE = {
+    form.media_type: name for name, form in rows_reply.FORMATS.items() if name != "slime"
+}
+
+
+class RowsDoor:
+    """Serves `GET /sessions/{session}/rows` and `POST /rows`."""
+
+    def __init__(self, store: TrajectoryStore, realign_threshold: int) -> None:
+        self._store = store
+        self._realign_threshold = realign_threshold
+
+    async def of_session(self, request: web.Request) -> web.StreamResponse:
+        """The rows of one session, in the format that the query or `Accept` names."""
+        return await answered(self._of_session(request), openai_error, {})
+
+    async def of_many(self, request: web.Request) -> web.StreamResponse:
+        """The rows of many sessions, line by line; a session that is not there has an error line.
+
+        A client that leaves ends it.
+        """
+        return await answered(self._of_many(request), openai_error, {})
+
+    async def _of_session(self, request: web.Request) -> web.Response:
+        query = read_query(request.query, ("format", *_OPTIONS))
+        form = rows_reply.FORMATS[_format(query, request.headers.get("accept", ""))]
+        options = self._options({name: _number(text) for name, text in query.items()})
+        session, rowset = self._export(session_in_path(request), options)
+        return web.Response(body=form.encode(session, rowset), content_type=form.media_type)
+
+    async def _of_many(self, request: web.Request) -> web.StreamResponse:
+        body = await read_object(request)
+        check_known(body, (*_SELECTORS, *_OPTIONS))
+        options = self._options(body)
+        session_ids = self._selected(body, caller(request))
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        try:
+            for session_id in session_ids:
+                for line in self._lines(session_id, options):
+                    await response.write(line)
+                await asyncio.sleep(0)  # one export after the other must not keep others waiting
+            await response.write_eof()
+        except ConnectionError:
+            pass  # the client left: nobody is there to be told
+        return response
+
+    def _lines(self, session_id: str, options: RowOptions) -> Iterator[bytes]:
+        """The status line is out: what fails becomes a line, and the next session has its turn."""
+        try:
+            yield from rows_reply.lines(*self._export(session_id, options))
+        except RouterError as exc:
+            yield _error_line(session_id, exc)
+        except Exception:  # the edge of a request, told in a line
+            logger.exception("rows of session %r failed", session_id)
+            yield _error_line(session_id, RouterError("The router failed; its log says why."))
+
+    def _export(self, session_id: str, options: RowOptions) -> tuple[Session, RowSet]:
+        """The session as it is now and its rows."""
+        session = copy.copy(self._store.sessions.get(session_id))
+        rowset = build_rows(self._store, tuple(session.turns), options)
+        self._store.mark_exported(session_id)
+        return session, rowset
+
+    def _options(self, given: Mapping[str, Any]) -> RowOptions:
+        threshold = read_count(given, "realign_threshold", least=0)
+        retries = given.get("retries")
+        require(retries in (None, "drop", "keep"), "retries", "'drop' or 'keep'")
+        return RowOptions(
+            realign_threshold=self._realign_threshold if threshold is None else threshold,
+            max_len=read_count(given, "max_len"),
+            keeps_retries=retries == "keep",
+        )
+
+    def _selected(self, body: Body, by: Caller) -> Sequence[str]:
+        """The sessions that are asked for in one of the three ways, as the router knows them."""
+        given = [name for name in _SELECTORS if body.get(name) is not None]
+        if len(given) != 1:
+            raise BadRequest(
+                f"Exactly one of {', '.join(_SELECTORS)} must be given.", param=_SELECTORS[0]
+            )
+        [selector] = given
+        if selector == "session_ids":
+            return [by.own(session_id) for session_id in _checked_ids(body[selector])]
+        name = body[selector]
+        name = str(name) if type(name) is int else name
+        require(isinstance(name, str), selector, "a string")
+        listed = self._store.sessions.list(**{selector: name})
+        found = [session.id for session in listed if by.sees(session.id)]
+        if not found:
+            raise NotFound(f"No session has the {selector} '{name:.100}'.", param=selector)
+        return found
+
+
+def _checked_ids(ids: Any) -> Sequence[str]:
+    """One session twice would be trained on twice."""
+    require(isinstance(ids, list) and bool(ids), "session_ids", "a list of session ids")
+    require(len(ids) <= MAX_SESSIONS, "session_ids", f"a list of at most {MAX_SESSIONS} ids")
+    seen: set[str] = set()
+    for index, session_id in enumerate(ids):
+        path = f"session_ids[{index}]"
+        require(isinstance(session_id, str), path, "a string")
+        if session_id in seen:
+            raise BadRequest(f"'{path}' is named before.", param=path)
+        seen.add(session_id)
+    return list(ids)
+
+
+def _format(query: Mapping[str, str], accept: str) -> str:
+    """The format by name, or the first one that the client says it accepts, or JSON."""
+    if (name := query.get("format")) is not None:
+        require(name in rows_reply.FORMATS, "format", f"one of {', '.join(rows_reply.FORMATS)}")
+        return name
+    accepted = (part.partition(";")[0].strip().lower() for part in accept.split(","))
+    names = (_FORMATS_BY_MEDIA_TYPE.get(media_type) for media_type in accepted)
+    return next((name for name in names if name is not None), "json")
+
+
+def _number(text: str) -> int | str:
+    is_number = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+    return int(text) if is_number else text
+
+
+def _error_line(session_id: str, exc: RouterError) -> bytes:
+    return orjson.dumps({"session_id": shown(session_id), **openai_error_object(exc)}) + b"\n"

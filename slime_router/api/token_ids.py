@@ -1,0 +1,73 @@
+"""What the doors know of the model's vocabulary, and the checks that keep workers alive.
+
+A worker that is sent a token id outside its vocabulary dies with all it was doing, so every id
+that a client names is checked here, before anything else happens.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+
+from slime_router.api.faults import wrong_type
+from slime_router.errors import BadRequest
+from slime_router.types import TokenIds, token_ids
+
+_MAX_ID_DIGITS = 10  # int() of a text of any length is a way to burn a processor
+
+
+class Vocabulary(Protocol):
+    """The model's tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are in `[0, vocab_size)`."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; they need not be whole characters."""
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is a control token."""
+
+
+def checked_ids(values: Any, vocab_size: int, param: str) -> TokenIds:
+    """`values` as token ids, int32 `[tokens]`.
+
+    Raises:
+        BadRequest: it is not a list, has no entries, or holds something that is no token's id.
+    """
+    if type(values) is not list:
+        raise wrong_type(param, "a list of token ids")
+    if not values:
+        raise BadRequest(f"'{param}' cannot be empty.", param=param)
+    try:  # `pack` is the fastest check there is: prompts have up to a million ids
+        ids = np.frombuffer(struct.pack(f"={len(values)}i", *values), np.int32)
+    except struct.error:
+        if set(map(type, values)) == {int}:
+            raise _outside(param, vocab_size) from None
+        raise wrong_type(param, "a list of integers") from None
+    if b"e" in orjson.dumps(values):  # true or false, which are ints to Python
+        raise wrong_type(param, "a list of integers")
+    if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
+        raise _outside(param, vocab_size)
+    return token_ids(ids)
+
+
+def check_bias_keys(bias: Mapping[str, object], vocab_size: int, param: str) -> None:
+    """Raises BadRequest where a key of a logit bias is not the id of a token."""
+    for key in bias:
+        is_id = key.isascii() and key.isdigit() and len(key) <= _MAX_ID_DIGITS
+        if not is_id or int(key) >= vocab_size:
+            raise BadRequest(
+                f"'{param}' must have keys in [0, {vocab_size - 1}], got '{key[:40]}'.", param=param
+            )
+
+
+def _outside(param: str, vocab_size: int) -> BadRequest:
+    return BadRequest(
+        f"'{param}' holds a token id outside the vocabulary [0, {vocab_size - 1}].", param=param
+    )

@@ -1,1 +1,0 @@
-"""The pure side of chat: tokenizer, template, message identity."""

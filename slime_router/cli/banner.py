@@ -1,0 +1,32 @@
+"""What a person reads when the router is up."""
+
+from __future__ import annotations
+
+from slime_router.replies.formats import Formats
+from slime_router.server.app import Gateway
+
+
+def banner(gateway: Gateway) -> str:
+    """Where it listens, what it serves and who can reach it."""
+    config = gateway.config
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    scheme = "http" if gateway.tls is None else "https"
+    warning = gateway.access.warning(config.host)
+    workers = ", ".join(worker.url for worker in gateway.pool.list())
+    lines = (
+        ("url", f"{scheme}://{host}:{config.port}"),
+        *([("WARNING", warning)] if warning else []),
+        ("model", config.model_name),
+        ("workers", workers or "none yet (POST /add_worker?url=...)"),
+        ("history", f"{config.history}; capture {config.capture}"),
+        *_formats(gateway.formats),
+        ("template", gateway.template.findings.summary()),
+    )
+    return "slime_router is up\n" + "".join(f"  {name:<9} {value}\n" for name, value in lines)
+
+
+def _formats(formats: Formats) -> list[tuple[str, str]]:
+    """How replies are read; once, where nothing is for one reason."""
+    if formats.missing is not None and formats.tools == formats.reasoning:
+        return [("parsers", str(formats.tools))]
+    return [("tools", str(formats.tools)), ("reasoning", str(formats.reasoning))]

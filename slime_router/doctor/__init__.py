@@ -1,0 +1,1 @@
+"""Where held tokens and a rendering differ, and why."""

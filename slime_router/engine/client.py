@@ -1,0 +1,381 @@
+"""Talks to the workers: generations, aborts, and whatever else is sent to one of them.
+
+For every request, however it ends: its lease is given back, its connection is closed or kept for
+the next, and a generation that did not end by itself is aborted on the worker that runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import aiohttp
+import orjson
+from multidict import CIMultiDict
+from yarl import URL
+
+from slime_router.engine.chunks import ChunkReader
+from slime_router.engine.connector import Connector, note_use
+from slime_router.engine.exchange import Exchange, NotTaken, Opened, WorkerAnswer
+from slime_router.engine.request import (
+    experts_start,
+    generate_body,
+    read_error,
+    wants_logprobs,
+)
+from slime_router.engine.sse import BodyJoiner, EventSplitter
+from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
+from slime_router.pool.worker import Worker
+from slime_router.types import Capture, GenerateCall, GenerateChunk, WeightVersion
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_S = 3.0  # uvicorn, in the workers, closes an idle connection after 5 s
+READ_BUFFER_LEN = 256 * 2**10  # bytes; a backlog of cumulative items is read in one go
+DRAIN_TIMEOUT_S = 1.0  # for the few bytes behind the last item
+LONG_BODY_LEN = 2**20  # bytes; a longer one is written in pieces
+PIECE_LEN = 256 * 2**10  # bytes
+PROBE_TIMEOUT_S = 10.0
+
+Answer: TypeAlias = aiohttp.ClientResponse
+
+_JSON = {"Content-Type": "application/json"}
+
+
+class WorkerClient:
+    """Owns the connections to the workers, and the aborts that run behind closed requests."""
+
+    def __init__(
+        self,
+        *,
+        capture: Capture,
+        request_timeout_s: float,
+        connect_timeout_s: float = 5.0,
+        abort_timeout_s: float = 5.0,
+    ) -> None:
+        self.aborts_sent = 0
+        self.aborts_failed = 0
+        self._capture = capture
+        self._request_timeout_s = request_timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._abort_timeout_s = abort_timeout_s
+        self._session: aiohttp.ClientSession | None = None
+        self._aborts: set[asyncio.Task[None]] = set()
+        self._exchanges: dict[Worker, set[Exchange]] = {}
+
+    def __repr__(self) -> str:
+        state = "closed" if self._session is None else "open"
+        return f"<WorkerClient {state}, {len(self._aborts)} aborts under way>"
+
+    async def __aenter__(self) -> WorkerClient:
+        self._session = aiohttp.ClientSession(
+            connector=Connector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            read_bufsize=READ_BUFFER_LEN,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._aborts:
+                await asyncio.wait(self._aborts, timeout=self._abort_timeout_s)
+        finally:
+            late = tuple(self._aborts)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+            session, self._session = self.session, None
+            await session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The open HTTP session; it decompresses nothing and keeps no cookies."""
+        assert self._session is not None, "the client is used inside its `async with`"
+        return self._session
+
+    async def generate(
+        self, worker: Worker, call: GenerateCall, *, timeout_s: float
+    ) -> AsyncGenerator[GenerateChunk, None]:
+        """Runs `call` on `worker`; yields what comes, as it comes. `call.prompt` has been made.
+
+        `timeout_s` holds until the last chunk.
+
+        Raises:
+            NotTaken: the worker did not take the request.
+            WorkerRefused: the worker's own answer to a bad request, or to one too many.
+            WorkerFailed: the worker died, or its answer cannot be read.
+            WorkerTimeout: the whole took longer than `timeout_s`.
+        """
+        body = generate_body(call, capture=self._capture)
+        headers = CIMultiDict(call.headers)
+        headers["Content-Type"] = "application/json"
+        is_over = False  # the worker runs it no more
+        try:
+            async with self.exchange(
+                worker,
+                "POST",
+                "/generate",
+                headers=headers,
+                body=body,
+                timeout_s=timeout_s,
+                rid=call.rid,
+            ) as (exchange, answer):
+                if answer.status != 200:
+                    is_over = True
+                    raise read_error(answer.status, await _read(answer))
+                prompt = call.prompt
+                lines = _lines(answer)
+                reader = self._reader(call, exchange.version_before_update)
+                # The client of /generate is handed every item as the worker wrote it.
+                read = reader.read if call.native is not None else reader.read_together
+                data = b"-"
+                while data and not reader.is_finished:
+                    data = await read_some(answer)
+                    for chunk in read(lines.feed(data) if data else lines.end()):
+                        if reader.weight_version != exchange.weight_version:
+                            exchange.hear(reader.weight_version)
+                        chunk.worker_url = worker.url
+                        chunk.prompt, prompt = prompt, None
+                        if chunk.finish is not None:
+                            is_over = True
+                            await _drain(answer)
+                        yield chunk
+                if not reader.is_finished:
+                    raise WorkerFailed("The worker's answer ended before the generation did.")
+        except NotTaken:
+            is_over = True
+            raise
+        finally:
+            if not is_over:
+                self._abort_later(worker, call)
+
+    def exchange(
+        self,
+        worker: Worker,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: Any = None,
+        timeout_s: float,
+        rid: str = "",
+    ) -> Opened[Answer]:
+        """Sends a request to `worker`; for the block it can be cut by `give_up`, or by its `rid`.
+
+        The answer may have any status; on leaving the block it is closed.
+
+        Raises:
+            NotTaken: the worker did not take the request.
+            WorkerFailed: it closed the connection without an answer, or was given up.
+            WorkerTimeout: no answer within `timeout_s`.
+        """
+        sending = self.send(worker, method, path, headers=headers, body=body, timeout_s=timeout_s)
+        return Opened(Exchange(worker, rid), sending, self._exchanges)
+
+    def give_up(self, worker: Worker) -> int:
+        """Cuts what `worker` has under way; whoever waits for it gets WorkerFailed at once."""
+        under_way = tuple(self._exchanges.get(worker, ()))
+        for exchange in under_way:
+            exchange.cut()
+        return len(under_way)
+
+    def cut(self, worker: Worker, rid: str) -> None:
+        """Cuts the one generation that `worker` has under this rid."""
+        for exchange in tuple(self._exchanges.get(worker, ())):
+            if exchange.rid == rid:
+                exchange.cut()
+
+    async def tokenize(self, worker: Worker, text: str) -> tuple[list[int], int | None] | None:
+        """The ids that `worker` makes of `text`, and its context length where it says it.
+
+        None where the worker has no such route or fails at it.
+        """
+        body = orjson.dumps({"prompt": text, "add_special_tokens": False})
+        try:
+            answer = await self.ask(
+                worker, "POST", "/tokenize", headers=_JSON, body=body, timeout_s=PROBE_TIMEOUT_S
+            )
+            reply = orjson.loads(answer.body) if answer.status == 200 else {}
+            return [int(token) for token in reply["tokens"]], reply.get("max_model_len")
+        except (RouterError, AttributeError, KeyError, TypeError, ValueError) as exc:
+            log.debug("tokenize probe failed: worker=%s reason=%r", worker.url, exc)
+            return None
+
+    async def ask(
+        self,
+        worker: Worker,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float | None = None,
+    ) -> WorkerAnswer:
+        """The whole answer of `worker`, of any status; no lease is taken.
+
+        `timeout_s` is the request timeout where it is not given.
+
+        Raises:
+            WorkerFailed: the worker could not be reached, or broke the connection.
+            WorkerTimeout: the answer was not whole in time.
+        """
+        timeout_s = self._request_timeout_s if timeout_s is None else timeout_s
+        is_repeated = False
+        while True:
+            try:
+                async with self.exchange(
+                    worker, method, path, headers=headers, body=body, timeout_s=timeout_s
+                ) as (_, answer):
+                    return WorkerAnswer(answer.status, answer.headers, await _read(answer))
+            except NotTaken as exc:
+                if not exc.is_stale or is_repeated:
+                    raise WorkerFailed(f"The worker was not reached: {exc.reason}.") from exc
+                log.info("asked anew: worker=%s %s %s: %s", worker.url, method, path, exc.reason)
+                is_repeated = True
+
+    async def send(
+        self,
+        worker: Worker,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: Any = None,
+        timeout_s: float,
+    ) -> aiohttp.ClientResponse:
+        """Sends one request to `worker`; returns when the head of the answer is there.
+
+        The caller closes the answer. `path` is sent as it is written; `timeout_s` holds until
+        the answer's last byte.
+
+        Raises:
+            NotTaken: the worker did not take the request.
+            WorkerFailed: it closed the connection without an answer.
+            WorkerTimeout: no answer within `timeout_s`.
+        """
+        if worker.api_key is not None:
+            headers = CIMultiDict(headers)
+            headers["Authorization"] = f"Bearer {worker.api_key}"
+        if isinstance(body, bytes) and len(body) > LONG_BODY_LEN:
+            headers = CIMultiDict(headers)
+            headers["Content-Length"] = str(len(body))
+            body = _pieces(body)
+        use = note_use()
+        try:
+            return await self.session.request(
+                method,
+                URL(worker.url + path, encoded=True),
+                data=body,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(timeout_s, connect=self._connect_timeout_s),
+                allow_redirects=False,
+            )
+        except aiohttp.ClientConnectorError as exc:
+            is_refused = exc.os_error.errno == errno.ECONNREFUSED
+            raise NotTaken("the connection failed", is_refused=is_refused) from exc
+        except aiohttp.ConnectionTimeoutError as exc:
+            raise NotTaken("the connection took too long") from exc
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as exc:
+            if use.is_fresh:
+                words = "The worker closed the connection without an answer."
+                raise WorkerFailed(words) from exc
+            raise NotTaken("the connection was closed", is_stale=True) from exc
+        except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
+            raise _translation(exc) from exc
+
+    def _reader(
+        self, call: GenerateCall, version_before: Callable[[], WeightVersion | None]
+    ) -> ChunkReader:
+        return ChunkReader(
+            with_logprobs=wants_logprobs(call, self._capture),
+            top_logprobs=call.top_logprobs,
+            is_native=call.native is not None,
+            is_stream=call.stream,
+            version_before=version_before,
+            experts_start=experts_start(call),
+        )
+
+    def _abort_later(self, worker: Worker, call: GenerateCall) -> None:
+        """Aborts behind the closed request: whoever leaves, a cancelled one too, need not wait."""
+        if self._session is None:
+            log.warning("abort not sent, client closed: worker=%s rid=%s", worker.url, call.rid)
+            return
+        task = asyncio.get_running_loop().create_task(self._abort(worker, call))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    async def _abort(self, worker: Worker, call: GenerateCall) -> None:
+        headers = CIMultiDict(call.headers)
+        headers["Content-Type"] = "application/json"
+        self.aborts_sent += 1
+        try:
+            answer = await self.ask(
+                worker,
+                "POST",
+                "/abort_request",
+                headers=headers,
+                body=orjson.dumps({"rid": call.rid}),
+                timeout_s=self._abort_timeout_s,
+            )
+            if answer.status != 200:
+                raise read_error(answer.status, b"")
+        except RouterError as exc:
+            self.aborts_failed += 1
+            log.warning("abort failed: worker=%s rid=%s reason=%s", worker.url, call.rid, exc)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
+    """A long body, bit by bit: one huge write would stall the event loop. Nothing is copied."""
+    view = memoryview(body)
+    for start in range(0, len(view), PIECE_LEN):
+        yield view[start : start + PIECE_LEN]
+
+
+def _lines(answer: aiohttp.ClientResponse) -> EventSplitter | BodyJoiner:
+    is_stream = answer.content_type == "text/event-stream"
+    return EventSplitter() if is_stream else BodyJoiner()
+
+
+async def read_some(answer: aiohttp.ClientResponse) -> bytes:
+    """What has come since the last read, at least a byte; nothing at the end."""
+    try:
+        return await answer.content.readany()
+    except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
+        raise _translation(exc) from exc
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    joiner = BodyJoiner()
+    while data := await read_some(answer):
+        joiner.feed(data)
+    return joiner.end()[0]
+
+
+async def _drain(answer: aiohttp.ClientResponse) -> None:
+    """Reads what stands behind the last item, so that the connection can be kept."""
+    if answer.content.at_eof():
+        return
+    try:
+        async with asyncio.timeout(DRAIN_TIMEOUT_S):
+            while await answer.content.readany():
+                pass
+    except (TimeoutError, aiohttp.ClientError):
+        pass  # the generation is whole; only the connection is not kept
+
+
+def _translation(exc: Exception) -> RouterError:
+    """An error of aiohttp in our own words; the URL of a worker is not the client's business."""
+    if isinstance(exc, TimeoutError):
+        return WorkerTimeout("The worker did not answer in time.")
+    return WorkerFailed("The connection to the worker broke.")

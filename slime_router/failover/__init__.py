@@ -1,0 +1,1 @@
+"""Keeps a generation alive when a worker is not."""

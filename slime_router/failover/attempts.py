@@ -1,0 +1,270 @@
+"""The tries of one request: who is asked, how long it waits, when it is given up.
+
+A worker that could not be reached is passed over at once; one that is busy or broke is passed over
+too, but such tries are numbered. Only where nobody is left to be asked there is a delay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from slime_router.engine.exchange import NotTaken
+from slime_router.errors import NoWorker, RouterError, WorkerFailed, WorkerRefused, WorkerTimeout
+from slime_router.failover.stitch import Stitch
+from slime_router.pool.backoff import Backoff
+from slime_router.pool.pool import Lease, WorkerPool
+from slime_router.pool.worker import Kind, Need, Worker
+from slime_router.types import Resume
+
+log = logging.getLogger(__name__)
+
+BUSY = (429, 503)  # a worker's queue is full: another's may not be
+MAX_BROKEN = 3  # workers that broke without a word: it may be the request that kills them
+MAX_ABORTS = 5  # by workers, in a row and without a token
+
+Failure: TypeAlias = NotTaken | RouterError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelaySettings:
+    """How long and how often.
+
+    Attributes:
+        request_timeout_s: of a whole generation, all its tries and waits.
+        worker_wait_s: how long a request waits while no worker can be reached.
+        pause_wait_s: how long it waits while generation is paused.
+        resume_aborted: which doors' generations go on by themselves when a worker aborts them.
+    """
+
+    request_timeout_s: float
+    worker_wait_s: float = 30.0
+    pause_wait_s: float = 600.0
+    resume_aborted: Resume = "chat"
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A generation under way: `worker` has it now under the name `rid`, or nobody has."""
+
+    worker: Worker | None = None
+    rid: str = ""
+    is_cancelled: bool = False  # somebody asked for its abort: it does not go on
+
+
+class Cancelled(Exception):
+    """The abort of the generation was asked for while no worker had it."""
+
+
+class Dispatcher:
+    """Where requests find their workers, and wait for them; all requests share it.
+
+    `on_suspicion(worker)` is called when a worker could not be reached or broke a connection.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        settings: RelaySettings,
+        backoff: Backoff,
+        *,
+        on_suspicion: Callable[[Worker], None],
+        random: Callable[[], float],
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self.pool = pool
+        self.settings = settings
+        self.backoff = backoff
+        self.on_suspicion = on_suspicion
+        self.random = random
+        self.change = asyncio.Event()  # set when something changes; then there is a new one
+        pool.subscribe(self.wake)
+
+    def __repr__(self) -> str:
+        return f"<Dispatcher to {self.pool!r}>"
+
+    def wake(self) -> None:
+        """Whoever waits for a worker asks anew."""
+        self.change.set()
+        self.change = asyncio.Event()
+
+
+class Attempts:
+    """The tries of one request: who was asked already, how long to wait, when to stop."""
+
+    def __init__(self, dispatcher: Dispatcher, need: Need, run: Run) -> None:
+        self._dispatcher = dispatcher
+        self._pool = dispatcher.pool
+        self._settings = dispatcher.settings
+        self._need = need
+        self._run = run
+        self._clock = asyncio.get_running_loop().time
+        self._deadline = self._clock() + self._settings.request_timeout_s
+        self._worker: Worker | None = None  # who was asked last
+        self._tried: set[str] = set()
+        self._stale: set[str] = set()
+        self._is_sampling = False
+        # In a row, without a token in between:
+        self._retries = 0
+        self._broken = 0
+        self._aborts = 0
+
+    def left_s(self) -> float:
+        """How much of the request timeout is left."""
+        return max(self._deadline - self._clock(), 0.001)
+
+    def lease(self, rid: str = "") -> Stay:
+        """A worker, waited for while there may be one soon; it has the request as `rid`.
+
+        Raises:
+            NoWorker: there is none, and none came in time.
+            Cancelled: the abort of the request was asked for meanwhile.
+        """
+        self._worker = None
+        return Stay(self, rid)
+
+    async def enter(self, rid: str) -> Lease:
+        """Begins the stay at a worker."""
+        lease = await self._found(self._need)
+        self._worker, self._is_sampling = lease.worker, False
+        self._run.worker, self._run.rid = lease.worker, rid
+        return lease
+
+    def leave(self, lease: Lease) -> None:
+        """Ends it."""
+        self._run.worker = None
+        lease.close()
+
+    async def prefill(self) -> Lease:
+        """A worker that computes the prompt for the one that was leased; to be closed.
+
+        Raises:
+            NoWorker: there is none, and none came in time.
+            Cancelled: the abort of the request was asked for meanwhile.
+        """
+        return await self._found(replace(self._need, target=None), "prefill")
+
+    async def _found(self, need: Need, kind: Kind | None = None) -> Lease:
+        began = self._clock()
+        has_waited = False
+        while True:
+            change = self._dispatcher.change
+            if self._run.is_cancelled:
+                raise Cancelled
+            try:
+                return self._pool.lease(need, self._tried, kind=kind)
+            except NoWorker as exc:
+                if self._tried:
+                    self._tried.clear()
+                    continue
+                settings = self._settings
+                wait_s = settings.pause_wait_s if exc.is_paused else settings.worker_wait_s
+                until = min(began + wait_s, self._deadline)
+                now = self._clock()
+                if not exc.is_temporary or now >= until:
+                    raise
+                look_at = until if exc.again_s is None else min(until, now + exc.again_s)
+            self._dispatcher.counts["waited"] += not has_waited
+            has_waited = True
+            try:
+                async with asyncio.timeout_at(look_at):
+                    await change.wait()
+            except TimeoutError:
+                pass  # asked once more, and then told why there is none
+
+    def progress(self, lease: Lease) -> None:
+        """The worker samples: the request is sound, and what fails from now on fails anew."""
+        self._is_sampling = True
+        self._retries = self._broken = self._aborts = 0
+        lease.answered()
+
+    async def failed(self, exc: Failure, stitch: Stitch | None = None) -> None:
+        """The try came to `exc`; returns when another is due.
+
+        Raises:
+            RouterError: no other try is to be made.
+        """
+        worker = self._worker
+        can_go_on = stitch is None or stitch.can_go_on
+        if worker is None or not self._is_worth_another(exc, worker) or not can_go_on:
+            raise self._told(exc) from exc
+        if isinstance(exc, NotTaken) and exc.is_stale and worker.url not in self._stale:
+            self._stale.add(worker.url)
+            self._note_retry(logging.INFO, worker, exc)  # idle connections end: no fault yet
+            return
+        self._tried.add(worker.url)
+        has_others = self._pool.has_candidates(self._need, self._tried)
+        if not (isinstance(exc, NotTaken) and has_others):
+            if self._retries >= self._dispatcher.backoff.max_retries:
+                raise self._told(exc) from exc
+            self._retries += 1
+        sampled_len = 0 if stitch is None else len(stitch.output_ids)
+        self._note_retry(logging.WARNING, worker, exc, sampled_len)
+        if not has_others:
+            await self._back_off(self._retries - 1)
+
+    def _told(self, exc: Failure) -> RouterError:
+        if not isinstance(exc, NotTaken):
+            return exc
+        words = f"No worker could be reached: {exc.reason}."
+        return NoWorker(words, is_temporary=True, again_s=self._pool.probe_s)
+
+    def _note_retry(self, level: int, worker: Worker, exc: Failure, sampled_len: int = 0) -> None:
+        self._dispatcher.counts["moved" if sampled_len else "retried"] += 1
+        line = "tried anew: worker=%s tokens=%d reason=%s"
+        log.log(level, line, worker.url, sampled_len, exc)
+
+    def _is_worth_another(self, exc: Failure, worker: Worker) -> bool:
+        """Whether another try may end better; the worker's record is kept."""
+        if isinstance(exc, NotTaken):
+            if not exc.is_stale:
+                self._dispatcher.on_suspicion(worker)
+            return True
+        if isinstance(exc, WorkerRefused):
+            self._pool.succeeded(worker)
+            return exc.status in BUSY
+        if not isinstance(exc, WorkerFailed | WorkerTimeout):
+            return False  # it is not the worker's fault
+        self._pool.failed(worker)
+        self._dispatcher.on_suspicion(worker)
+        self._broken += not self._is_sampling
+        return isinstance(exc, WorkerFailed) and self._broken < MAX_BROKEN
+
+    def may_resume(self) -> bool:
+        """An abort came: whether the generation goes on, which counts as one more."""
+        if self._run.is_cancelled or self._aborts >= MAX_ABORTS:
+            return False
+        self._aborts += 1
+        self._dispatcher.counts["resumed"] += 1
+        return True
+
+    async def rest_after_abort(self) -> None:
+        """A worker that aborts again and again is not asked again and again at once."""
+        await self._back_off(self._aborts - 1)
+
+    async def _back_off(self, retry: int) -> None:
+        delay_s = self._dispatcher.backoff.delay_s(retry, self._dispatcher.random)
+        await asyncio.sleep(min(delay_s, self.left_s()))
+
+
+class Stay:
+    """The stay of a request at the worker that it is leased, for the block."""
+
+    __slots__ = ("_attempts", "_lease", "_rid")
+
+    _lease: Lease
+
+    def __init__(self, attempts: Attempts, rid: str) -> None:
+        self._attempts = attempts
+        self._rid = rid
+
+    async def __aenter__(self) -> Lease:
+        self._lease = await self._attempts.enter(self._rid)
+        return self._lease
+
+    async def __aexit__(self, *_: object) -> None:
+        self._attempts.leave(self._lease)

@@ -1,0 +1,84 @@
+"""Prefill and decode on workers of their own: both get the request, and meet in a room.
+
+The prefill worker computes the prompt and hands its cache to the decode worker through its
+bootstrap server; the room is a number that both know. The decode worker's answer is the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+from random import SystemRandom
+from urllib.parse import urlsplit
+
+from slime_router.engine.client import WorkerClient
+from slime_router.engine.exchange import NotTaken
+from slime_router.errors import RouterError
+from slime_router.pool.pool import Lease
+from slime_router.pool.worker import Worker
+from slime_router.types import GenerateCall
+
+log = logging.getLogger(__name__)
+
+ROOMS = 2**63  # SGLang takes whole numbers below it
+
+_rooms = SystemRandom()
+
+
+def paired(call: GenerateCall, prefill: Worker) -> GenerateCall:
+    """The call as both workers of a pair get it; the room is new."""
+    fields = {
+        "bootstrap_host": urlsplit(prefill.url).hostname,
+        "bootstrap_port": prefill.bootstrap_port,
+        "bootstrap_room": _rooms.randrange(ROOMS),
+    }
+    if call.native is not None:
+        return replace(call, native={**call.native, **fields})
+    return replace(call, worker_fields={**call.worker_fields, **fields})
+
+
+@asynccontextmanager
+async def prefilling(
+    client: WorkerClient,
+    lease: Lease,
+    call: GenerateCall,
+    *,
+    timeout_s: float,
+    on_failure: Callable[[Worker], None],
+) -> AsyncIterator[None]:
+    """Has the leased worker compute the prompt of the `paired` call while the block runs.
+
+    The lease ends when it has. A prefill worker that fails leaves the decode worker waiting: then
+    `on_failure(prefill)` is called.
+    """
+    task = asyncio.create_task(
+        _prefill(client, lease, call, timeout_s, on_failure), name=f"prefill {call.rid}"
+    )
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _prefill(
+    client: WorkerClient,
+    lease: Lease,
+    call: GenerateCall,
+    timeout_s: float,
+    on_failure: Callable[[Worker], None],
+) -> None:
+    prefill, whole = lease.worker, replace(call, stream=False)
+    try:
+        async with aclosing(client.generate(prefill, whole, timeout_s=timeout_s)) as chunks:
+            async for _ in chunks:
+                pass
+    except (NotTaken, RouterError) as exc:
+        log.warning("prefill failed: worker=%s rid=%s reason=%s", prefill.url, call.rid, exc)
+        on_failure(prefill)
+    finally:
+        lease.close()

@@ -1,0 +1,257 @@
+"""Finds out which workers can be reached, and tells the pool.
+
+A paused worker hangs its own `/health`; so what is asked is whether its front end answers at all.
+Whoever answers, with whatever status below 500, is up. A worker that refuses connections is down
+at once; one that is silent, after `failure_threshold` probes: then what it runs is moved, too.
+A worker that is down is probed until it comes back, or is removed; one that is removed, until it
+has nothing in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import orjson
+
+from slime_router.engine.client import WorkerClient
+from slime_router.engine.exchange import NotTaken
+from slime_router.errors import RouterError
+from slime_router.pool.backoff import Backoff
+from slime_router.pool.pool import WorkerPool
+from slime_router.pool.worker import Worker
+
+log = logging.getLogger(__name__)
+
+Probe: TypeAlias = Literal["answers", "refuses", "silent"]
+
+ENDPOINT = "/model_info"  # answers while generation is paused, too
+_AGAIN_S = 1.0  # between probes of a worker that may be dead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSettings:
+    """How workers are probed; flag names and meanings are those of sglang-router.
+
+    Without `is_enabled` only workers that failed a request are probed.
+    """
+
+    is_enabled: bool = True
+    endpoint: str = ENDPOINT
+    interval_s: float = 10.0
+    timeout_s: float = 10.0
+    failure_threshold: int = 3
+    success_threshold: int = 1
+    startup_timeout_s: float = 1800.0
+
+
+class Health:
+    """One watching task for each worker of the pool, as workers come and go.
+
+    `on_up(worker)` is called when a worker answers for the first time, or again.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        client: WorkerClient,
+        settings: HealthSettings,
+        *,
+        on_up: Callable[[Worker], None] = lambda _: None,
+        backoff: Backoff | None = None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self.deaths = 0
+        self.recoveries = 0
+        self._pool = pool
+        self._client = client
+        self._settings = settings
+        self._on_up = on_up
+        self._backoff = backoff or Backoff(initial_s=0.1, max_s=settings.interval_s)
+        self._random = random
+        self._watches: dict[Worker, asyncio.Task[None]] = {}
+        self._alarms: dict[Worker, asyncio.Event] = {}
+        self._is_running = False
+        pool.subscribe(self._look)
+
+    def __repr__(self) -> str:
+        return f"<Health of {len(self._watches)} workers>"
+
+    async def __aenter__(self) -> Health:
+        self._is_running = True
+        self._look()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._is_running = False
+        tasks = tuple(self._watches.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def suspect(self, worker: Worker) -> None:
+        """A request to the worker failed: probe it now."""
+        alarm = self._alarms.get(worker)
+        if alarm is not None:
+            alarm.set()
+
+    def _look(self) -> None:
+        """Watches begin with their workers; they end by themselves."""
+        if not self._is_running:
+            return
+        for worker in self._pool.list():
+            if worker not in self._watches:
+                self._alarms[worker] = asyncio.Event()
+                self._alarms[worker].set()  # who it is, and whether it is there
+                task = asyncio.create_task(self._watch(worker), name=f"health {worker.url}")
+                self._watches[worker] = task
+                task.add_done_callback(partial(self._forget, worker))
+        for worker, alarm in self._alarms.items():
+            if self._is_gone(worker):
+                alarm.set()
+
+    def _is_gone(self, worker: Worker) -> bool:
+        return worker not in self._pool and not worker.in_flight
+
+    def _forget(self, worker: Worker, _: object) -> None:
+        del self._watches[worker], self._alarms[worker]
+
+    async def _watch(self, worker: Worker) -> None:
+        state = _State(self._settings, self._backoff, self._random)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while True:
+            await self._rest(worker, state.rest_s(worker))
+            if self._is_gone(worker):
+                return
+            probe = await self._probe(worker)
+            if probe == "answers":
+                await self._answered(worker, state)
+                continue
+            if not state.was_seen and clock() - began > self._settings.startup_timeout_s:
+                log.error("worker %s did not come up in time; it is still asked", worker.url)
+                began = clock()
+            if state.failed(probe) and worker.is_up:
+                self._lost(worker, probe, is_new=not state.was_seen)
+
+    async def _rest(self, worker: Worker, rest_s: float | None) -> None:
+        alarm = self._alarms[worker]
+        try:
+            async with asyncio.timeout(rest_s):
+                await alarm.wait()
+        except TimeoutError:
+            pass  # it is time
+        alarm.clear()
+
+    async def _probe(self, worker: Worker) -> Probe:
+        known = worker.weight_version
+        is_resting = worker.is_paused or worker.is_asleep
+        endpoint = ENDPOINT if is_resting else self._settings.endpoint
+        try:
+            answer = await self._client.ask(
+                worker, "GET", endpoint, headers={}, timeout_s=self._settings.timeout_s
+            )
+        except RouterError as exc:
+            log.debug("probe failed: worker=%s reason=%s", worker.url, exc)
+            cause = exc.__cause__
+            return "refuses" if isinstance(cause, NotTaken) and cause.is_refused else "silent"
+        if answer.status >= 500:
+            return "silent"
+        version = _parsed(answer.body).get("weight_version")
+        # Trainers update workers behind our back; what changed meanwhile is newer than the answer.
+        if type(version) in (str, int) and known == worker.weight_version != version:
+            worker.weight_version = version
+            self._pool.note_versions()
+        return "answers"
+
+    async def _answered(self, worker: Worker, state: _State) -> None:
+        is_new = not state.was_seen
+        if state.answered() and not worker.is_up:
+            self._pool.mark_up(worker)
+            self.recoveries += not is_new
+            log.info("worker %s is %s", worker.url, "up" if is_new else "back")
+            is_new = True
+        if is_new:
+            self._on_up(worker)
+        if self._settings.is_enabled:
+            await self._ask_load(worker)
+
+    async def _ask_load(self, worker: Worker) -> None:
+        """What the worker says of its queue; older ones say nothing."""
+        try:
+            answer = await self._client.ask(
+                worker, "GET", "/v1/loads", headers={}, timeout_s=self._settings.timeout_s
+            )
+        except RouterError:
+            return  # the next probe tells more
+        loads = _parsed(answer.body).get("loads") if answer.status == 200 else None
+        ranks = [load for load in loads if isinstance(load, dict)] if loads else []
+        worker.queued = sum(_count(rank.get("num_waiting_reqs")) for rank in ranks)
+        kv_tokens = sum(_count(rank.get("max_total_num_tokens")) for rank in ranks)
+        worker.kv_tokens = kv_tokens or worker.kv_tokens
+
+    def _lost(self, worker: Worker, probe: Probe, *, is_new: bool) -> None:
+        worker.weight_version = None
+        if probe == "refuses":  # it was stopped: its pause went with it
+            self._pool.rest(worker, is_paused=False, is_asleep=False)
+        self._pool.mark_down(worker)
+        cut = self._client.give_up(worker)
+        if is_new:
+            log.info("worker %s is not there yet", worker.url)
+            return
+        self.deaths += 1
+        words = "refuses connections" if probe == "refuses" else "answers no probe"
+        log.warning("worker %s is down: it %s; %d requests move on", worker.url, words, cut)
+
+
+class _State:
+    """What the probes of one worker came to so far."""
+
+    def __init__(
+        self, settings: HealthSettings, backoff: Backoff, random: Callable[[], float]
+    ) -> None:
+        self._settings = settings
+        self._backoff = backoff
+        self._random = random
+        self._failures = 0
+        self._successes = 0
+        self.was_seen = False
+
+    def rest_s(self, worker: Worker) -> float | None:
+        """Seconds until the next probe; None until a request fails."""
+        if not worker.is_up:
+            return self._backoff.delay_s(self._failures, self._random)
+        if self._failures:
+            return min(_AGAIN_S, self._settings.interval_s)
+        return self._settings.interval_s if self._settings.is_enabled else None
+
+    def answered(self) -> bool:
+        """The worker answers; True if it may be trusted to."""
+        self._failures = 0
+        self._successes += 1
+        is_trusted = not self.was_seen or self._successes >= self._settings.success_threshold
+        self.was_seen = True
+        return is_trusted
+
+    def failed(self, probe: Probe) -> bool:
+        """The worker did not answer; True if it counts as down."""
+        self._successes = 0
+        self._failures += 1
+        return probe == "refuses" or self._failures >= self._settings.failure_threshold
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(body)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and value > 0 else 0

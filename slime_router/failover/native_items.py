@@ -1,0 +1,151 @@
+"""A native generation's items: what `/generate` says of several parts, as if it were one.
+
+The items of the first part are told as they came. From the first cut on each is written anew: its
+text, ids and lists are those of all output, or of what is new, as the worker's own were. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from slime_router.engine.request import Item, text_rules
+from slime_router.types import Finish, GenerateCall, GenerateChunk, Sampling
+
+_OUTPUT_LISTS = (  # of meta_info, an entry for each output token
+    "output_token_logprobs",
+    "output_top_logprobs",
+    "output_token_ids_logprobs",
+)
+_INPUT_LISTS = ("input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs")
+
+
+class TextReader(Protocol):
+    """Turns output ids into the text that a worker shows of them, bit by bit."""
+
+    def push(self, ids: Sequence[int], finish: Finish | None) -> str:
+        """The text that `ids` add; at the end (`finish`) all that is left."""
+        ...
+
+
+OpenText: TypeAlias = Callable[[Sampling], TextReader]  # by the rules for stops in a Sampling
+
+
+class Items:
+    """What is told of one generation, item by item.
+
+    `expects_cumulative` says whether the items of a stream are likely to repeat what the ones
+    before said; the first ones that show it decide.
+    """
+
+    def __init__(
+        self, call: GenerateCall, open_text: OpenText, expects_cumulative: bool | None
+    ) -> None:
+        # A whole reply has one item, with everything.
+        self.is_cumulative: bool | None = None if call.stream else True
+        self.last: Item | None = None
+        self._call = call
+        self._open_text = open_text
+        self._expects_cumulative = expects_cumulative
+        self._lists: dict[str, list[Any]] = {}  # of all output tokens
+        self._sampled_len = 0  # tokens of the parts before, which the worker had as prompt
+        self._told_ids = 0
+        self._told_len = 0  # characters, where items do not repeat themselves
+        self._reader: TextReader | None = None  # None in the first part: the worker's text is told
+        self._text = ""  # all that the reader has read
+        self._held: list[tuple[GenerateChunk, int, int]] = []  # with the ends of ids and text
+
+    def note(self, chunk: GenerateChunk, came_len: int, known_len: int, begin: int) -> None:
+        """Keeps what the item says of its new tokens, behind `known_len` others.
+
+        The worker sent `came_len` of them, of which a stop string may have cut some off; its part
+        begins with token `begin`.
+        """
+        item = self.last = chunk.item or {}
+        self._sampled_len = begin
+        new_len = len(chunk.output_ids)
+        if self.is_cumulative is None and came_len and known_len > begin:
+            self.is_cumulative = len(item.get("output_ids") or ()) > came_len
+        meta = item.get("meta_info") or {}
+        for name in _OUTPUT_LISTS:
+            entries = meta.get(name)
+            if entries and new_len:
+                end = len(entries) - (came_len - new_len)
+                self._lists.setdefault(name, []).extend(entries[end - new_len : end])
+
+    def told_as_it_came(self, chunk: GenerateChunk) -> None:
+        """The client is handed the worker's own item."""
+        shown = len((chunk.item or {}).get("text") or "")
+        self._told_len = shown + (self._told_len if self.is_cumulative is False else 0)
+        self._told_ids += len(chunk.output_ids)
+
+    def told(self, chunk: GenerateChunk, output_ids: Sequence[int]) -> Sequence[GenerateChunk]:
+        """The chunk with an item of the whole generation, `output_ids`.
+
+        Held back for one more where nothing shows yet whether items repeat the ones before.
+        """
+        if self._reader is None:
+            self._reader = self._open_text(text_rules(self._call))
+            known = output_ids[: len(output_ids) - len(chunk.output_ids)]
+            self._text = self._reader.push(known, None)
+        self._text += self._reader.push(chunk.output_ids, chunk.finish)
+        self._held.append((chunk, len(output_ids), len(self._text)))
+        if self.is_cumulative is None and self._told_ids:
+            if self._expects_cumulative is None and chunk.finish is None:
+                return ()
+            self.is_cumulative = self._expects_cumulative is not False
+        ready, self._held = self._held, []
+        for waiting, ids_end, text_end in ready:
+            waiting.item = self._item(waiting, output_ids[:ids_end], self._text[:text_end])
+        return [waiting for waiting, _, _ in ready]
+
+    def _item(self, chunk: GenerateChunk, ids: Sequence[int], text: str) -> Item:
+        """The worker's item with the output so far, or with what is new of it."""
+        ids_begin, text_begin = self._told_ids, self._told_len
+        if self.is_cumulative:
+            ids_begin = text_begin = 0
+        self._told_ids, self._told_len = len(ids), max(self._told_len, len(text))
+        item = chunk.item or {}
+        told: Item = {
+            "output_ids": ids[ids_begin:],
+            "meta_info": self._meta(item.get("meta_info") or {}, chunk, ids_begin, len(ids)),
+        }
+        if "text" in item:
+            told["text"] = text[text_begin:]
+        return {**item, **told}
+
+    def _meta(self, meta: Item, chunk: GenerateChunk, begin: int, end: int) -> Item:
+        told = {
+            **{name: value for name, value in meta.items() if name != "weight_versions"},
+            "id": self._call.rid,
+            "finish_reason": finish_reason(meta.get("finish_reason"), chunk.finish, end),
+            "completion_tokens": end,
+            **{name: entries[begin:end] for name, entries in self._lists.items()},
+        }
+        if chunk.prompt_tokens:
+            told |= {"prompt_tokens": chunk.prompt_tokens, "cached_tokens": chunk.cached_tokens}
+        if "output_token_logprobs_length" in meta:
+            told["output_token_logprobs_length"] = end
+        if chunk.weight_versions:
+            told["weight_versions"] = [
+                {"version": span.version, "start": span.start, "end": span.end}
+                for span in chunk.weight_versions
+            ]
+        for name in _INPUT_LISTS:  # the worker had what was sampled before as prompt
+            if self._sampled_len and meta.get(name):
+                told[name] = meta[name][: -self._sampled_len]
+        return told
+
+
+def finish_reason(said: Item | None, finish: Finish | None, output_len: int) -> Item | None:
+    """What the worker said, where it knew the whole."""
+    if finish is None:
+        return None
+    if said is not None and said.get("type") == finish.type:
+        if finish.type == "length":
+            return {**said, "length": output_len}
+        if finish.matched in (None, said.get("matched")):
+            return said
+    if finish.type == "abort":
+        return {"type": "abort", "message": finish.message, "status_code": None, "err_type": None}
+    return {"type": finish.type, "matched": finish.matched}

@@ -1,0 +1,256 @@
+"""One generation out of parts that several workers sampled, or one worker before and after a pause.
+
+A part ends where its worker died or aborted it. The next part's prompt is the prompt and all that
+was sampled; its chunks are told as those of one generation. Nothing is repeated, nothing is lost:
+`concat(chunk.output_ids)` is what was sampled, part after part. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from slime_router.engine.request import is_constrained, length_limit, stop_ids, text_rules
+from slime_router.failover.native_items import Items, OpenText, TextReader, finish_reason
+from slime_router.types import (
+    Finish,
+    GenerateCall,
+    GenerateChunk,
+    Sampling,
+    VersionSpan,
+    WeightVersion,
+    token_ids,
+)
+
+IN_QUEUE = "Abort in waiting queue"  # SGLang's words for one that has sampled nothing
+_ALL_TEXT = Sampling(keep_stop=True, skip_special_tokens=False)
+
+
+class Stitch:
+    """The parts of one generation so far, and the call for the next.
+
+    Every chunk goes through `take`, which may end it earlier, and then through `told`.
+    `is_cumulative` says whether a native stream's items are likely to repeat what the ones before
+    said; the first items that show it decide.
+    """
+
+    def __init__(
+        self,
+        call: GenerateCall,
+        open_text: OpenText,
+        *,
+        eos_ids: Collection[int] = (),
+        is_cumulative: bool | None = None,
+    ) -> None:
+        self.output_ids: list[int] = []  # all that was sampled
+        self.is_over = False  # the last chunk was told
+        self._call = call
+        self._open_text = open_text
+        self._eos_ids = eos_ids
+        self._is_native = call.native is not None
+        self._parts = 0
+        self._begin = 0  # of the part that runs now
+        self._spans: list[VersionSpan] = []  # of the parts before it
+        self._versions: list[tuple[WeightVersion | None, int]] = []  # of its chunks, from where on
+        self._version: WeightVersion | None = None  # of the last of them
+        self._exact: tuple[VersionSpan, ...] = ()  # its own, where its worker gave them
+        self._cached_tokens: int | None = None  # of the prompt, as the first worker said it
+        self._seam: _Seam | None = None  # where a stop string may span the cut
+        self._items = Items(call, open_text, is_cumulative)
+
+    def __repr__(self) -> str:
+        return f"<Stitch {self._parts} parts, {len(self.output_ids)} tokens>"
+
+    @property
+    def is_cumulative(self) -> bool | None:
+        """Whether native items repeat what the ones before said; None where they did not show."""
+        return self._items.is_cumulative
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether another worker can sample what is missing: no grammar begins in the middle."""
+        return not self.output_ids or not is_constrained(self._call)
+
+    def next_call(self) -> GenerateCall:
+        """The call for the next part; each has a rid of its own, the first one the client's."""
+        if self._parts:
+            self._spans += self._part_spans()
+        self._versions, self._version, self._exact = [(None, len(self.output_ids))], None, ()
+        self._begin = len(self.output_ids)
+        self._parts += 1
+        if self._parts == 1:
+            return self._call
+        if self._begin:
+            self._seam = _Seam.open(text_rules(self._call).stop, self.output_ids, self._open_text)
+        return replace(
+            self._call, rid=f"{self._call.rid}~{self._parts}", sampled=token_ids(self.output_ids)
+        )
+
+    def take(self, chunk: GenerateChunk) -> None:
+        """Counts in a chunk of the part that runs.
+
+        It may be cut short and get a finish: a stop string can begin in one part and end in
+        another, which no worker sees.
+        """
+        came_len = len(chunk.output_ids)
+        if self._seam is not None and not self._seam.cross(chunk):
+            self._seam = None
+        if self._is_native and chunk.item is not None:
+            self._items.note(chunk, came_len, len(self.output_ids), self._begin)
+        if chunk.weight_version != self._version and chunk.output_ids:
+            self._version = chunk.weight_version
+            self._versions.append((self._version, len(self.output_ids)))
+        self._exact = chunk.weight_versions or self._exact
+        self.output_ids += chunk.output_ids
+        if self._cached_tokens is None and came_len:
+            self._cached_tokens = chunk.cached_tokens
+
+    def told(self, chunk: GenerateChunk, *, goes_on: bool = False) -> Sequence[GenerateChunk]:
+        """The taken chunk as one of the whole generation: what the client is told of it now.
+
+        `goes_on`: it was the last of its part, and another part will follow. Where none can begin
+        in the middle, the generation begins anew.
+        """
+        if goes_on:
+            chunk.finish = None
+            chunk.weight_versions = ()
+            if not self.can_go_on:
+                self._start_over()
+            if not chunk.output_ids or not self.output_ids:
+                return ()
+        else:
+            self.is_over = chunk.finish is not None
+        if self._parts == 1 and not goes_on:
+            if self._is_native:
+                self._items.told_as_it_came(chunk)
+            return (chunk,)
+        if self._begin:
+            self._tell_as_one(chunk)
+        if self._is_native and chunk.item is not None:
+            return self._items.told(chunk, self.output_ids)
+        return (chunk,)
+
+    def _start_over(self) -> None:
+        """Forgets what was sampled; of a whole reply the client was told nothing yet."""
+        self.output_ids.clear()
+        self._spans.clear()
+        self._versions, self._exact = [(None, 0)], ()
+        self._cached_tokens = None
+        self._items = Items(self._call, self._open_text, None)
+
+    def ending(self) -> Finish | None:
+        """How the generation has ended: its last token was sampled, whatever its worker said then.
+
+        A worker that is told to abort says so, and not that the token was the last one anyhow.
+        """
+        if not self.output_ids:
+            return None
+        last, stops = self.output_ids[-1], text_rules(self._call).stop
+        if last in stop_ids(self._call, self._eos_ids):
+            return Finish("stop", last)
+        reach = max((len(stop.encode()) for stop in stops), default=0)
+        text = self._open_text(_ALL_TEXT).push(self.output_ids[-reach:], None) if reach else ""
+        found = next((stop for stop in stops if stop in text), None)
+        if found is not None:
+            return Finish("stop", found)
+        limit = length_limit(self._call)
+        return Finish("length") if limit is not None and len(self.output_ids) >= limit else None
+
+    def settle(self, chunk: GenerateChunk, ending: Finish) -> None:
+        """The taken last chunk of an aborted part ends the generation as if nobody had aborted."""
+        chunk.finish = ending
+        if self._is_native and chunk.item is not None:
+            reason = finish_reason(None, ending, len(self.output_ids))
+            meta = {**chunk.item["meta_info"], "finish_reason": reason}
+            chunk.item = {**chunk.item, "meta_info": meta}
+
+    def ended(self) -> Sequence[GenerateChunk]:
+        """The end that no worker told: `ending`, or else an abort, as a worker says it."""
+        words = "Aborted" if self.output_ids else IN_QUEUE
+        finish = self.ending() or Finish("abort", message=words)
+        self.is_over = True
+        chunk = GenerateChunk(output_ids=[], finish=finish)
+        chunk.prompt = self._call.prompt
+        chunk.item = self._items.last
+        self._tell_as_one(chunk)
+        if self._is_native and chunk.item is not None:
+            return self._items.told(chunk, self.output_ids)
+        return (chunk,)
+
+    def _part_spans(self) -> list[VersionSpan]:
+        """Which weights sampled the tokens of the part that runs, as far as it was said."""
+        end = len(self.output_ids)
+        if self._exact:
+            shifted = ((s.version, s.start + self._begin, s.end + self._begin) for s in self._exact)
+            return [
+                VersionSpan(v, start, min(stop, end)) for v, start, stop in shifted if start < end
+            ]
+        ends = [start for _, start in self._versions[1:]] + [end]
+        return [
+            VersionSpan(version, start, stop)
+            for (version, start), stop in zip(self._versions, ends, strict=True)
+            if version is not None and start < stop
+        ]
+
+    def _tell_as_one(self, chunk: GenerateChunk) -> None:
+        assert self._call.prompt is not None
+        chunk.prompt_tokens = len(self._call.prompt.ids)
+        chunk.cached_tokens = self._cached_tokens or 0
+        if chunk.finish is not None:
+            spans: list[VersionSpan] = []
+            for span in (*self._spans, *self._part_spans()):
+                _extend(spans, span)
+            chunk.weight_versions = tuple(spans)
+
+
+class _Seam:
+    """Looks for stop strings that begin before the cut and end behind it."""
+
+    def __init__(self, stops: Sequence[str], reader: TextReader, text: str, reach: int) -> None:
+        self._stops = stops
+        self._reader = reader
+        self._text = text
+        self._left = reach  # tokens, of a byte at least each
+
+    @classmethod
+    def open(
+        cls, stops: Sequence[str], output_ids: Sequence[int], open_text: OpenText
+    ) -> _Seam | None:
+        reach = max((len(stop.encode()) for stop in stops), default=0)
+        if not reach:
+            return None
+        reader = open_text(_ALL_TEXT)
+        return cls(stops, reader, reader.push(output_ids[-reach:], None), reach)
+
+    def cross(self, chunk: GenerateChunk) -> bool:
+        """Ends the chunk where a stop string does; whether the next one must be looked at, too."""
+        for count, token_id in enumerate(chunk.output_ids, 1):
+            self._text += self._reader.push([token_id], None)
+            found = next((stop for stop in self._stops if stop in self._text), None)
+            if found is not None:
+                self._end(chunk, count, found)
+                return False
+            self._left -= 1
+            if not self._left:
+                return False
+        return chunk.finish is None
+
+    @staticmethod
+    def _end(chunk: GenerateChunk, count: int, stop: str) -> None:
+        finish = chunk.finish
+        is_last = count == len(chunk.output_ids)
+        if is_last and finish is not None and isinstance(finish.matched, int):
+            return  # a stop token comes before a stop string
+        chunk.output_ids = chunk.output_ids[:count]
+        chunk.logprobs = chunk.logprobs and chunk.logprobs[:count]
+        chunk.top_logprobs = chunk.top_logprobs and chunk.top_logprobs[:count]
+        chunk.finish = Finish("stop", stop)
+
+
+def _extend(spans: list[VersionSpan], span: VersionSpan) -> None:
+    """Appends a span; one that goes on with the version of the last is part of it."""
+    last = spans[-1] if spans else None
+    if last is not None and (last.version, last.end) == (span.version, span.start):
+        spans[-1] = VersionSpan(last.version, last.start, span.end)
+    else:
+        spans.append(span)

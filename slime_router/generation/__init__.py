@@ -1,0 +1,1 @@
+"""One generation, from a call to its recorded turn."""

@@ -1,0 +1,65 @@
+"""The fitting middleware: nobody asks a worker for more than its context has room for.
+
+Agents name one number for every model (`max_tokens: 32000`), and a worker refuses what does not
+fit. What is left of the context is all that such a client can get, so that is what it gets: a
+number where the workers have said how long their context is, else "to the end" after a refusal.
+A prompt that has no room itself goes on, and the worker's refusal is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+
+from slime_router.engine.request import is_too_much
+from slime_router.errors import WorkerRefused
+from slime_router.generation.middleware import CallNext
+from slime_router.types import GenerateCall, GenerateChunk
+
+
+class FittingMiddleware:
+    """Limits `call` to the tokens that fit; stands below what makes the prompt.
+
+    `context_len()` is the shortest context of the workers, None while none has said.
+    A body in the worker's own words is not touched.
+    """
+
+    def __init__(self, context_len: Callable[[], int | None]) -> None:
+        self._context_len = context_len
+
+    async def __call__(
+        self, call: GenerateCall, call_next: CallNext
+    ) -> AsyncGenerator[GenerateChunk, None]:
+        """Middleware: see `generation/middleware.py`."""
+        has_begun = False
+        try:
+            async for chunk in call_next(self._fitted(call)):
+                has_begun = True
+                yield chunk
+            return
+        except WorkerRefused as exc:
+            if has_begun or call.native is not None or not is_too_much(exc):
+                raise
+        async for chunk in call_next(_to_the_end(call)):
+            yield chunk
+
+    def _fitted(self, call: GenerateCall) -> GenerateCall:
+        context_len = self._context_len()
+        if call.native is not None or call.prompt is None or context_len is None:
+            return call
+        room = context_len - len(call.prompt.ids)
+        if room < 1:
+            return call
+        limit = room if call.token_limit is None else min(call.token_limit, room)
+        asked = call.sampling.max_tokens
+        if asked is not None and asked <= limit:
+            return call
+        return replace(call, token_limit=limit)
+
+
+def _to_the_end(call: GenerateCall) -> GenerateCall:
+    """The same with no limit but the context; under another id, as the first is being aborted."""
+    sampling = replace(call.sampling, max_tokens=None)
+    return replace(
+        call, sampling=sampling, token_limit=None, rid=f"{call.rid}-again", asked_as=call.rid
+    )

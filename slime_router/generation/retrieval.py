@@ -1,0 +1,104 @@
+"""Retrieval: the tokens of a text or of messages with what training needs of each.
+
+Reads the cache and the store, writes nothing: a guess never becomes a fact.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from slime_router.cache.prefix_cache import PrefixCache
+from slime_router.cache.radix_tree import Node
+from slime_router.generation.prompt import PromptMaker
+from slime_router.tokens.tokenizer import Tokenizer
+from slime_router.trajectory.store import TrajectoryStore
+from slime_router.trajectory.turn import Trace
+from slime_router.types import GenerateCall, Prompt, TokenIds, WeightVersion
+
+
+class Retriever:
+    """Finds traces by text and by messages."""
+
+    def __init__(
+        self,
+        maker: PromptMaker,
+        cache: PrefixCache,
+        store: TrajectoryStore,
+        tokenizer: Tokenizer,
+    ) -> None:
+        self._maker = maker
+        self._cache = cache
+        self._store = store
+        self._tokenizer = tokenizer
+
+    async def by_text(self, text: str, scope: str = "") -> Trace:
+        """The trace of the most recent path that reads `text`; what is not cached is encoded."""
+        node = self._cache.match_text(scope, text)
+        if node is not None:
+            return self._of_path(node, node.path_ids())
+        return await self._of_call(GenerateCall(rid="", turn_id="", text=text, scope=scope))
+
+    async def by_messages(self, call: GenerateCall) -> tuple[Trace, str]:
+        """The trace of a conversation and its text.
+
+        Where its last message is the reply of a recorded turn and no new one is asked for, that is
+        what the turn holds: prompt and output, bit for bit.
+        """
+        talk = self._maker.recognise(call)
+        is_whole = talk.turn is not None and talk.reply_index == len(talk.messages) - 1
+        if talk.turn is not None and is_whole and not call.template.add_generation_prompt:
+            trace = self._store.trace(talk.turn.id)
+        else:
+            trace = await self._of_call(call)
+        return trace, self._tokenizer.decode(trace.ids.tolist(), skip_special_tokens=False)
+
+    async def _of_call(self, call: GenerateCall) -> Trace:
+        prompt = await self._maker.make(call)
+        try:
+            return self._of_prompt(prompt)
+        finally:
+            self._maker.release(prompt)
+
+    def _of_prompt(self, prompt: Prompt) -> Trace:
+        if prompt.base is not None and prompt.base_len == prompt.receipt.reused:
+            return _padded(self._store.trace(prompt.base, prompt.base_len), prompt.ids)
+        if prompt.tree_handle is None:
+            return _padded(_unsampled(prompt.ids[:0]), prompt.ids)
+        return self._of_path(prompt.tree_handle, prompt.ids)
+
+    def _of_path(self, node: Node, ids: TokenIds) -> Trace:
+        """Loss mask, logprobs and versions of a cached path; `ids` begins with the path's ids."""
+        trace = _unsampled(ids)
+        versions = list(trace.weight_versions)
+        for step in node.path():
+            if not step.is_sampled:
+                continue
+            start = step.end - len(step.ids)
+            trace.loss_mask[start : step.end] = 1
+            turn = self._store.get(step.turn) if step.turn is not None else None
+            if turn is None:
+                continue
+            offset = start - (turn.held_len - len(turn.output_ids))  # into the turn's output
+            run = slice(offset, offset + len(step.ids))
+            if offset < 0 or not np.array_equal(turn.output_ids[run], step.ids):
+                continue
+            if turn.logprobs is not None:
+                trace.logprobs[start : step.end] = turn.logprobs[run]
+            versions[start : step.end] = turn.output_versions()[run]
+        return Trace(ids, trace.loss_mask, trace.logprobs, tuple(versions))
+
+
+def _unsampled(ids: TokenIds) -> Trace:
+    none: tuple[WeightVersion | None, ...] = (None,) * len(ids)
+    return Trace(ids, np.zeros(len(ids), np.int8), np.full(len(ids), np.nan), none)
+
+
+def _padded(trace: Trace, ids: TokenIds) -> Trace:
+    """`trace` with the rest of `ids` appended as tokens that nobody sampled."""
+    rest = _unsampled(ids[len(trace.ids) :])
+    return Trace(
+        ids,
+        np.concatenate((trace.loss_mask, rest.loss_mask)),
+        np.concatenate((trace.logprobs, rest.logprobs)),
+        trace.weight_versions + rest.weight_versions,
+    )

@@ -1,0 +1,79 @@
+"""The path of one generation: plug-ins, recording, caching, then a worker.
+
+The chain is composed once. Each request owns every stream that the layers open for it: a layer
+that stops reading early (or a client that leaves) would otherwise leave the worker's lease to the
+garbage collector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import TypeAlias
+
+from slime_router.generation.middleware import CallNext, Chunks, Dispatch, Middleware
+from slime_router.types import GenerateCall, GenerateChunk
+
+_Streams: TypeAlias = list[AsyncGenerator[GenerateChunk, None]]
+
+
+class Router:
+    """Runs generations through the middleware, outermost first, down to `dispatch`."""
+
+    def __init__(self, middlewares: Sequence[Middleware], dispatch: Dispatch) -> None:
+        self._middlewares = tuple(middlewares)
+        self._dispatch = dispatch
+
+    def __repr__(self) -> str:
+        names = [getattr(m, "__name__", type(m).__name__) for m in self._middlewares]
+        return f"<Router {' -> '.join([*names, 'dispatch'])}>"
+
+    def generate(self, call: GenerateCall) -> Generation:
+        """The stream of one generation; on leaving the block every layer is closed.
+
+        Raises:
+            RouterError: what the layers raise, from the stream.
+        """
+        streams: _Streams = []
+        return Generation(self._link(0, streams), call, streams)
+
+    def _link(self, depth: int, streams: _Streams) -> CallNext:
+        def call_next(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
+            stream: AsyncGenerator[GenerateChunk, None]
+            if depth == len(self._middlewares):
+                stream = self._dispatch(call)
+            else:
+                stream = self._middlewares[depth](call, self._link(depth + 1, streams))
+            streams.append(stream)
+            return stream
+
+        return call_next
+
+
+class Generation:
+    """One generation under way, for the block: it owns the streams that the layers open for it.
+
+    No generator: every one costs, and each request has one of these.
+    """
+
+    __slots__ = ("_begin", "_call", "_streams")
+
+    def __init__(self, begin: CallNext, call: GenerateCall, streams: _Streams) -> None:
+        self._begin = begin
+        self._call = call
+        self._streams = streams
+
+    async def __aenter__(self) -> Chunks:
+        return self._begin(self._call)
+
+    async def __aexit__(self, *_: object) -> None:
+        await _close(self._streams)
+
+
+async def _close(streams: _Streams) -> None:
+    """Closes all, the last one first: also those behind one that fails at it."""
+    try:
+        while streams:
+            await streams.pop().aclose()
+    finally:
+        if streams:
+            await _close(streams)

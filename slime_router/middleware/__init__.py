@@ -1,1 +1,0 @@
-"""What wraps a generation. Plug-ins use the same seam as the built-ins."""

@@ -1,0 +1,1 @@
+"""Replies taken apart: reasoning, content, tool calls."""

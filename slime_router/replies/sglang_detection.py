@@ -1,0 +1,110 @@
+"""SGLang's own detection of a model's reply formats, without SGLang's engine.
+
+Its rules look at the chat template and at the names of the tokens; for a checkpoint that has no
+template, at the architecture. They live in a module that also writes the engine's settings: where
+torch is not installed, those are stood in for, and nothing that is called here uses them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from slime_router.errors import SetupError, one_line
+from slime_router.replies.sglang_parsers import MISSING, load_parsers
+
+_RULES = "sglang.srt.parser.template_detection"
+_SETTINGS = "sglang.srt.arg_groups"
+_HUB = "sglang.srt.utils.hf_transformers_utils"
+_FLAGS = ("reasoning_parser", "tool_call_parser")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the formats of a model are known by. `tokens` are the names of all its tokens."""
+
+    template: str | None
+    tokens: Collection[str] = ()
+    architectures: tuple[str, ...] = ()
+    model_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """SGLang's names of a model's formats; None where it knows none."""
+
+    tools: str | None
+    reasoning: str | None
+
+
+def detect(model: Model) -> Detected:
+    """What SGLang takes for `auto` where it serves this model.
+
+    Raises:
+        SetupError: SGLang is not installed or too old, or its rules fail on this model.
+    """
+    load_parsers()
+    try:
+        rules = _load_rules()
+        if model.template is None:
+            return _by_architecture(rules, model)
+        is_forced, toggle = rules.detect_reasoning_pattern(model.template)
+        given = (model.template, _Vocabulary(model.tokens), toggle, is_forced)
+        return Detected(
+            tools=rules.detect_tool_call_parser(*given),
+            reasoning=rules.detect_reasoning_parser(*given),
+        )
+    except (ImportError, AttributeError) as exc:
+        raise SetupError(f"{MISSING} ({exc})") from exc
+    except Exception as exc:  # SGLang's rules raise what they like on a template
+        raise SetupError(f"no format can be detected: {one_line(exc)}") from exc
+
+
+class _Vocabulary:
+    """A tokenizer, as far as the rules look at it."""
+
+    def __init__(self, tokens: Collection[str]) -> None:
+        self._tokens = tokens
+
+    def get_vocab(self) -> dict[str, int]:
+        return {token: index for index, token in enumerate(self._tokens)}
+
+
+def _by_architecture(rules: Any, model: Model) -> Detected:
+    """SGLang would load the checkpoint's config; it is lent the one that is loaded already."""
+    config = SimpleNamespace(architectures=list(model.architectures), model_type=model.model_type)
+    loading = dict.fromkeys(("model_path", "trust_remote_code", "revision", "model_config_parser"))
+    with _lent(_HUB, get_config=lambda *_, **__: config):
+        found = rules._architecture_auto_parsers(SimpleNamespace(**loading), _FLAGS)
+    return Detected(found.get("tool_call_parser"), found.get("reasoning_parser"))
+
+
+def _load_rules() -> Any:
+    if importlib.util.find_spec("torch") is not None:
+        return importlib.import_module(_RULES)
+    with (
+        _lent(f"{_SETTINGS}.muse_spark_hook", muse_spark_chat_template_default=None),
+        _lent(f"{_SETTINGS}.overrides", declare_resolution=None, resolving_view=lambda args: args),
+    ):
+        return importlib.import_module(_RULES)
+
+
+@contextmanager
+def _lent(name: str, **members: Any) -> Iterator[None]:
+    """For as long, importing `name` gives a module with these members."""
+    module = ModuleType(name)
+    vars(module).update(members)
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before

@@ -1,0 +1,76 @@
+"""SGLang's own parsers of tool calls and reasoning, without SGLang's engine.
+
+They are what the models' formats are described by (44 of tool calls, 36 of reasoning), so none of
+that is written here again. `sglang_entry.py` opens the package without its engine.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from slime_router.checkpoint.sglang_entry import import_from_sglang
+from slime_router.errors import SetupError
+from slime_router.types import ReplyFormat
+
+_STEP3_PARAMETER = re.compile(
+    r'<steptml:parameter name="([^"]+)">(.*?)</steptml:parameter>', re.DOTALL
+)
+MISSING = "tool-call and reasoning parsers need SGLang: pip install 'slime-router[parsers]'"
+
+
+@dataclass(frozen=True, slots=True)
+class SGLangParsers:
+    """The classes that are used of SGLang."""
+
+    FunctionCallParser: Any
+    JsonArrayParser: Any
+    ReasoningParser: Any
+    Tool: Any
+    ToolChoice: Any
+    get_json_schema_constraint: Any
+
+    def json_schema(self, tools: list[Any], choice: Any, form: ReplyFormat) -> Any:
+        """The schema of a JSON array of calls; None where the tools contradict one another."""
+        return self.get_json_schema_constraint(tools, choice, parallel_tool_calls=form.is_parallel)
+
+    @property
+    def tool_formats(self) -> list[str]:
+        """The names that `--tool-call-parser` takes."""
+        return sorted(self.FunctionCallParser.ToolCallParserEnum)
+
+    @property
+    def reasoning_formats(self) -> list[str]:
+        """The names that `--reasoning-parser` takes."""
+        return sorted(self.ReasoningParser.DetectorMap)
+
+
+def mended(detector: Any) -> Any:
+    """The detector, without faults that lose what the model wrote."""
+    if type(detector).__name__ == "Step3Detector":  # it takes no value that holds a `<`
+        detector.param_regex = _STEP3_PARAMETER
+    return detector
+
+
+def load_parsers() -> SGLangParsers:
+    """SGLang's parser classes.
+
+    Raises:
+        SetupError: SGLang is not installed, or too old.
+    """
+    try:
+        protocol = import_from_sglang("entrypoints.openai.protocol")
+        calls = import_from_sglang("function_call.function_call_parser")
+        arrays = import_from_sglang("function_call.json_array_parser")
+        reasoning = import_from_sglang("parser.reasoning_parser")
+        return SGLangParsers(
+            FunctionCallParser=calls.FunctionCallParser,
+            JsonArrayParser=arrays.JsonArrayParser,
+            ReasoningParser=reasoning.ReasoningParser,
+            Tool=protocol.Tool,
+            ToolChoice=protocol.ToolChoice,
+            get_json_schema_constraint=calls.get_json_schema_constraint,
+        )
+    except (ImportError, AttributeError) as exc:
+        raise SetupError(f"{MISSING} ({exc})") from exc

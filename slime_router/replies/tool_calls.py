@@ -1,0 +1,386 @@
+"""Tool calls read out of a reply's text by one of SGLang's parsers, and what those leave out.
+
+What they drop is given as the model wrote it: text that only looked like a call, arguments that
+are no JSON, calls behind such arguments. Some read all of a call again with each piece of it, for
+seconds where the arguments are long: inside JSON they are given fewer and longer pieces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from slime_router.replies import leftovers
+from slime_router.replies.braces import Braces
+from slime_router.replies.call_ids import CallIds
+from slime_router.replies.leftovers import FRAME, without_control_tokens
+from slime_router.replies.unknown_calls import UnknownCalls
+from slime_router.types import ToolDelta
+
+_ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
+_TAG = re.compile(r"<.{1,62}>")
+_CALL = re.compile(r'\{[^{}]*"name"\s*:\s*"')
+_SHORT_LEN = 256  # up to so much is read at once
+
+
+class CallReader:
+    """Reads the calls of one reply.
+
+    `make` gives a fresh parser of SGLang's and `ids` name the calls.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        tools: list[Any],
+        ids: CallIds,
+        *,
+        is_parallel: bool,
+        first_index: int = 0,
+    ) -> None:
+        self._make = make
+        self._parser = make()
+        self._unknown = UnknownCalls(self._parser, tools)
+        self._tools = tools
+        self._ids = ids
+        self._hidden = 0
+        self._is_parallel = is_parallel
+        self._first_index = first_index
+        self._indexes: dict[int, int] = {}  # of calls: the parser's, and ours
+        self._count = 0  # of calls that the parser named
+        self._begun: dict[int, str] = {}  # calls whose name was given: their arguments so far
+        self._raw = ""  # what is no content yet; in a call the text since its name
+        self._unsaid = ""  # what was read since the parser said something
+        self._behind = ""  # what the parser took for arguments, and is none
+        self._is_behind = False  # the frame of the last call has ended
+        self._space: str | None = None  # behind content that stands behind a call
+        self._held = ""  # what waits to be read together
+        self._braces: Braces | None = None  # of the call that is read
+        self._is_rewritten = False  # the parser gives other content than the model wrote
+        self._next: CallReader | None = None  # reads what is behind a broken call
+
+    @property
+    def hidden(self) -> int:
+        """Calls that were read and are not given: one was asked for."""
+        return self._hidden + (self._next.hidden if self._next is not None else 0)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Tags that the parser must be given in one piece."""
+        known = {**vars(type(self._parser)), **vars(self._parser)}.values()
+        texts = {value.strip() for value in known if isinstance(value, str)}
+        return tuple(sorted(filter(_TAG.fullmatch, texts)))
+
+    def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
+        """Content and calls that one token's text adds; at the end also what was held back."""
+        if self._next is not None:
+            return self._next.read(text, is_last=is_last)
+        content, deltas = "", tuple[ToolDelta, ...]()
+        end = self._boundary(text)
+        if end >= 0:
+            content, deltas = self._read(self._held + text[:end], is_last=False)
+            self._held, text = "", text[end:]
+        self._held += text
+        if not is_last and self._can_wait(text):
+            return content, deltas
+        text, self._held = self._held, ""
+        if self._next is not None:  # since this piece
+            rest, more = self._next.read(text, is_last=is_last)
+        else:
+            rest, more = self._read(text, is_last=is_last)
+        return content + rest, deltas + more
+
+    def _boundary(self, text: str) -> int:
+        """Where what waits is read whatever its length: behind JSON, before a control token."""
+        if self._braces is None:
+            return 0 if self._held and FRAME.search(text) else -1
+        end = self._braces.end(text)
+        if end >= 0:
+            self._braces = None
+        return end
+
+    def _can_wait(self, text: str) -> bool:
+        """Inside JSON the pieces grow with what was read, so that all of them cost as one."""
+        if not _SHORT_LEN < len(self._held) + len(self._raw) < 2 * len(self._raw):
+            return False
+        return self._braces is not None or not (self._begun or FRAME.search(text))
+
+    def unread(self) -> str:
+        """The text that neither content nor calls were made of yet."""
+        if self._next is not None:
+            return self._next.unread()
+        return self._held if self._begun else self._raw + self._held
+
+    def _read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
+        if self._is_between() and text.lstrip().startswith(","):
+            text = str(self._parser.bot_token) + text.lstrip()[1:]  # some forget the array
+        self._unsaid += text
+        had_begun = bool(self._begun)
+        content, deltas = self._read_on(text, is_last=is_last)
+        if self._next is not None:
+            return content, deltas
+        if any(delta.name for delta in deltas):
+            content += leftovers.between_calls(self._unsaid, self._mark())
+        if self._has_blank() and leftovers.is_empty_call(self._raw):
+            deltas += self._filled()
+        content, self._behind = content + self._said_behind(), ""
+        if deltas or content.strip():
+            self._unsaid = ""
+        elif is_last:
+            content = self._left()
+        return self._behind_calls(content, deltas) if had_begun else content, deltas
+
+    def _said_behind(self) -> str:
+        """What stands behind the frame of the last call, of what was given as its arguments."""
+        if self._is_behind:
+            return self._behind
+        said = leftovers.behind_call(self._behind)
+        self._is_behind = bool(said)
+        return said
+
+    def _behind_calls(self, content: str, deltas: tuple[ToolDelta, ...]) -> str:
+        """The content without line ends between calls; white space waits for what comes next."""
+        if deltas and not content.strip():
+            self._space = None
+            return ""
+        if not content.strip():
+            if self._space is not None:
+                self._space += content
+            return ""
+        content = content.lstrip() if self._space is None else self._space + content
+        kept = content.rstrip()
+        self._space = content[len(kept) :]
+        return kept
+
+    def _has_blank(self) -> bool:
+        """Whether the last call was given no arguments yet."""
+        return bool(self._begun) and not self._begun[max(self._begun)].strip()
+
+    def _left(self) -> str:
+        """What the parser made nothing of, at the end."""
+        if self._begun and _is_json(self._begun[max(self._begun)]):
+            return leftovers.behind_call(self._unsaid)
+        return leftovers.inside_call(self._unsaid)
+
+    def _read_on(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
+        had_begun, was_inside = bool(self._begun), self._is_inside()
+        self._raw += text
+        content, items = self._parse(text, is_last=is_last)
+        if is_last and had_begun and content not in self._unsaid:
+            content = ""  # some give at the end what they gave as arguments before
+        unknown, items = self._unknown.take(items, is_last=is_last)
+        content += unknown
+        deltas = tuple(delta for item in items for delta in self._deltas(item, text))
+        if not self._begun:
+            return self._as_written(content, is_last=is_last), deltas
+        if had_begun:
+            is_lost = was_inside and not self._is_inside()
+            found = self._broken(is_lost=is_lost, is_last=is_last)
+            if found is not None:
+                return self._past(*found, is_last=is_last, deltas=deltas)
+        if is_last:
+            deltas += self._rest()
+        return content, deltas
+
+    def _is_inside(self) -> bool:
+        """Whether the parser counts calls, and has begun to."""
+        return getattr(self._parser, "current_tool_id", -1) >= 0
+
+    def _broken(self, *, is_lost: bool, is_last: bool) -> tuple[str, str] | None:
+        """A call behind another of which the parser makes none, and what is behind it.
+
+        Of an unknown tool it forgets all it has read (`is_lost`), and would give what comes to the
+        calls before; at other faults it stops, and keeps what it cannot read.
+        """
+        begin = self._begin()
+        if is_lost:
+            at = self._raw.rfind(begin if begin in self._raw else "{")
+            return "", self._raw[max(at, 0) :]
+        unread = str(getattr(self._parser, "_buffer", ""))
+        if getattr(self._parser, "current_tool_name_sent", True) or len(unread) > len(self._raw):
+            return None  # it reads a call, or keeps what it has read
+        if is_last and begin not in unread and _is_json(self._begun[max(self._begun)]):
+            begin = "{"  # behind a separator
+        if begin not in unread:
+            return None
+        broken = unread[unread.index(begin) :]
+        end = str(getattr(self._parser, "eot_token", "") or "").strip()
+        if len(end) > 1 and end in broken:
+            head, _, behind = broken.partition(end)
+            return head + end, behind
+        return (broken, "") if is_last and len(broken) > len(begin) else None
+
+    def _past(
+        self, broken: str, behind: str, *, is_last: bool, deltas: tuple[ToolDelta, ...]
+    ) -> tuple[str, tuple[ToolDelta, ...]]:
+        """What is broken is content; a fresh reader takes what is behind it."""
+        self._next = self._fresh(max(self._begun) + 1)
+        content = without_control_tokens(broken)
+        for index in range(len(behind) + is_last):
+            at_end = is_last and index == len(behind)
+            more = self._next.read(behind[index : index + 1], is_last=at_end)
+            content, deltas = content + more[0], deltas + more[1]
+        return content, deltas
+
+    def _fresh(self, first_index: int) -> CallReader:
+        return CallReader(
+            self._make,
+            self._tools,
+            self._ids,
+            is_parallel=self._is_parallel,
+            first_index=first_index,
+        )
+
+    def _is_between(self) -> bool:
+        """Whether a call of an array has ended and another may begin."""
+        is_array = str(getattr(self._parser, "bot_token", "")).endswith("[")
+        has_more = self._space is not None or self._unsaid.strip() not in ("", "}")
+        if (
+            not is_array
+            or has_more
+            or not self._begun
+            or "{" in str(getattr(self._parser, "_buffer", ""))
+        ):
+            return False
+        return _is_json(self._begun[max(self._begun)])
+
+    def _mark(self) -> str:
+        """What the first call begins with."""
+        return mark_of(self._parser)
+
+    def _begin(self) -> str:
+        """What each call begins with; those of an array have no mark of their own."""
+        mark = str(getattr(self._parser, "bot_token", "") or "").strip()
+        return "{" if mark.endswith("[") or not mark else mark
+
+    def _as_written(self, content: str, *, is_last: bool) -> str:
+        """The content before any call, with what the parser dropped from inside it."""
+        end = self._raw.rfind(content) + len(content)
+        if end < len(content):
+            self._is_rewritten = True
+        if is_last:
+            end = len(self._raw)
+        elif not content:
+            return ""
+        if self._is_rewritten:
+            return content
+        written, self._raw = self._raw[:end], self._raw[end:]
+        if FRAME.search(written):
+            written = written.removeprefix(getattr(self._parser, "bot_token", "") or "")
+        return content if FRAME.search(written) else written
+
+    def _parse(self, text: str, *, is_last: bool) -> tuple[str, list[Any]]:
+        result = self._parser.parse_streaming_increment(text, self._tools)
+        content, items = result.normal_text or "", list(result.calls or ())
+        if is_last:
+            more = items
+            while more:  # some give a name only, and its arguments with the next piece
+                more = list(self._parser.parse_streaming_increment("", self._tools).calls or ())
+                items += more
+            end = self._parser.finish(self._tools)
+            content, items = content + (end.normal_text or ""), [*items, *(end.calls or ())]
+        return content, items
+
+    def _deltas(self, item: Any, text: str) -> tuple[ToolDelta, ...]:
+        arguments = item.parameters or ""
+        if item.name:  # some number calls by their tools, or count some that they do not give
+            self._indexes[item.tool_index] = self._first_index + self._count
+            self._count += 1
+        index = self._indexes.get(item.tool_index, -1)
+        if index > 0 and not self._is_parallel:
+            self._hidden += bool(item.name)
+            return ()
+        if item.name:
+            before = self._filled()
+            self._begun[index] = arguments
+            call_id, is_random = self._ids.make(item.name, index, self._unsaid)
+            self._enter(text)
+            return (*before, ToolDelta(index, call_id, item.name, arguments, is_random))
+        if index not in self._begun or not arguments:
+            return ()
+        if self._begun[index].endswith("}") and _is_json(self._begun[index]):
+            self._behind += arguments  # some give all that comes behind the last call
+            return ()
+        self._begun[index] += arguments
+        return (ToolDelta(index, None, None, arguments),)
+
+    def _filled(self) -> tuple[ToolDelta, ...]:
+        """What the last call lacks where it was given no arguments: they are an empty object."""
+        if not self._has_blank():
+            return ()
+        last = max(self._begun)
+        self._begun[last] += "{}"
+        return (ToolDelta(last, None, None, "{}"),)
+
+    def _enter(self, text: str) -> None:
+        """A call's name was read, in `text`: are its arguments in the same JSON object?"""
+        calls = list(_CALL.finditer(self._raw))
+        braces = Braces()
+        is_open = bool(calls) and braces.end(self._raw[calls[-1].start() :]) < 0
+        self._braces = braces if is_open else None
+        self._raw = text
+
+    def _rest(self) -> tuple[ToolDelta, ...]:
+        """What the parser left of the last call where it is no JSON, and the calls behind it."""
+        index = max(self._begun)
+        given = self._begun[index]
+        if _is_json(given):
+            return ()
+        key = _ARGUMENTS.search(self._raw)
+        mark = str(getattr(self._parser, "eot_token", "") or "").strip()
+        body, has_ended, behind = self._raw, "", ""
+        if len(mark) > 1:
+            body, has_ended, behind = body.partition(mark)
+        if key is None:  # a call without any
+            rest = ""
+        else:
+            rest = _behind(given, _opened(body[key.end() :], has_ended=bool(has_ended)))
+        deltas = (ToolDelta(index, None, None, rest),) if rest else ()
+        return deltas + self._later(behind, index + 1)
+
+    def _later(self, text: str, first_index: int) -> tuple[ToolDelta, ...]:
+        """The calls behind one at which the parser stopped."""
+        if not self._parser.has_tool_call(text) or not self._is_parallel:
+            return ()
+        reader = self._fresh(first_index)
+        deltas = [delta for letter in text for delta in reader.read(letter, is_last=False)[1]]
+        return (*deltas, *reader.read("", is_last=True)[1])
+
+
+def mark_of(parser: Any) -> str:
+    """The mark of a call, by whatever name a parser of SGLang has it; empty where it has none."""
+    for name in ("bot_token", "tool_call_start_token", "TOOL_CALL_START"):
+        mark = str(getattr(parser, name, "") or "").strip()
+        if mark:
+            return mark
+    return ""
+
+
+def _opened(written: str, *, has_ended: bool) -> str:
+    """Arguments without the brace that closes the call around them."""
+    written = written.strip()
+    if has_ended or written.count("}") > written.count("{"):
+        written = written.removesuffix("]").rstrip().removesuffix("}").rstrip()
+    return written
+
+
+def _behind(given: str, written: str) -> str:
+    """What is written behind `given`, which may be spaced otherwise."""
+    at = 0
+    for letter in "".join(given.split()):
+        at += len(written[at:]) - len(written[at:].lstrip())
+        if not written.startswith(letter, at):
+            return ""
+        at += 1
+    return written[at:]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Training rows from the turns of a session."""

@@ -1,0 +1,108 @@
+"""Selection: which turns of a forest are trained, and why the others are not.
+
+Decided from the leaves upwards: a turn counts as continued where a turn that is itself kept goes
+on from it. Each turn is kept or stands under exactly one reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from slime_router.rows.forest import Node
+
+
+@dataclass(slots=True)
+class Selection:
+    """The leaves of what is kept, oldest first, and the nodes left out by reason."""
+
+    leaves: list[Node] = field(default_factory=list)
+    cut_ids: set[str] = field(default_factory=set)  # turns behind which others were too long
+    left_out: dict[str, list[Node]] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, nodes: Iterable[Node]) -> None:
+        """Count nodes under `reason`."""
+        self.left_out.setdefault(reason, []).extend(nodes)
+
+
+def select(
+    nodes: Sequence[Node],
+    is_delivered: Callable[[str], bool],
+    *,
+    keeps_retries: bool,
+    max_len: int | None,
+) -> Selection:
+    """What to train of a forest.
+
+    undelivered: nobody read the reply to its end, and nothing kept goes on from it
+    retry:       the same prompt was asked again, and the conversation went on from another reply
+                 (or from none: then the latest request counts)
+    over_length: ends behind `max_len` tokens, and so does everything kept behind it
+    """
+    selection = Selection()
+    kept = _drop_unused(nodes, is_delivered, keeps_retries, selection)
+    _cut(kept, max_len, selection)
+    selection.leaves.sort(key=lambda node: node.turn.seq)
+    return selection
+
+
+def _drop_unused(
+    nodes: Sequence[Node],
+    is_delivered: Callable[[str], bool],
+    keeps_retries: bool,
+    selection: Selection,
+) -> list[Node]:
+    """The nodes that are used, children before their parents."""
+    prompts: dict[bytes, list[Node]] = {}
+    for node in nodes:
+        prompts.setdefault(node.prompt_key, []).append(node)
+    kept: list[Node] = []
+    continued: set[str] = set()
+    # A child's prompt is longer than its parent's: so children come first.
+    for twins in sorted(prompts.values(), key=lambda twins: -twins[0].prompt_len):
+        read = [n for n in twins if n.turn.id in continued or is_delivered(n.turn.id)]
+        has_retries = len(read) > 1 and not keeps_retries
+        used = _last_requests(read, continued) if has_retries else read
+        _leave_out_others(selection, "undelivered", twins, read)
+        _leave_out_others(selection, "retry", read, used)
+        kept += used
+        continued.update(node.parent.turn.id for node in used if node.parent is not None)
+    return kept
+
+
+def _last_requests(twins: Sequence[Node], continued: set[str]) -> list[Node]:
+    """Of turns with one prompt those whose request was used; else those of the latest request.
+
+    Samples that one request asked for together are no retries of each other.
+    """
+    requests: dict[tuple[str, str], list[Node]] = {}
+    for node in twins:
+        request_id = node.turn.request_id
+        requests.setdefault((request_id, "" if request_id else node.turn.id), []).append(node)
+    used = [r for r in requests.values() if any(node.turn.id in continued for node in r)]
+    if not used:
+        used = [max(requests.values(), key=lambda nodes: max(node.turn.seq for node in nodes))]
+    return [node for request in used for node in request]
+
+
+def _leave_out_others(
+    selection: Selection, reason: str, nodes: Sequence[Node], kept: Sequence[Node]
+) -> None:
+    if len(kept) < len(nodes):
+        kept_ids = {node.turn.id for node in kept}
+        selection.leave_out(reason, (node for node in nodes if node.turn.id not in kept_ids))
+
+
+def _cut(kept: Sequence[Node], max_len: int | None, selection: Selection) -> None:
+    """Finds the leaves; `kept` has children before their parents."""
+    has_child: set[str] = set()
+    for node in kept:
+        turn = node.turn
+        is_inside = turn.id in has_child
+        fits = is_inside or max_len is None or turn.held_len <= max_len
+        if not fits:
+            selection.leave_out("over_length", [node])
+        elif not is_inside:
+            selection.leaves.append(node)
+        if node.parent is not None:
+            (has_child if fits else selection.cut_ids).add(node.parent.turn.id)

@@ -1,0 +1,291 @@
+"""Control routes: what RL code tells the workers through the router reaches all of them at once.
+
+Method, query, headers and body go to every worker as they came. Of a request nothing is read but
+the weight version that it brings; of an answer, where there are several, its JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import orjson
+from aiohttp import web
+from multidict import CIMultiDict
+
+from slime_router.api.errors import openai_error_object
+from slime_router.engine.client import WorkerClient
+from slime_router.engine.exchange import WorkerAnswer
+from slime_router.errors import NoWorker, RouterError
+from slime_router.failover.relay import Relay
+from slime_router.generation.admission import AdmissionMiddleware
+from slime_router.pool.pool import WorkerPool
+from slime_router.pool.worker import Worker
+from slime_router.server.proxy import OWN_ANSWER, OWN_REQUEST, UNPACKED, end_to_end
+from slime_router.types import WeightVersion
+
+logger = logging.getLogger(__name__)
+
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+OnWeights: TypeAlias = Callable[[Worker, WeightVersion | None, bool], None]
+
+_LOADS = (  # bring weights, and empty the worker's cache unless told not to
+    "/update_weights_from_disk",
+    "/update_weights_from_tensor",
+    "/update_weights_from_distributed",
+    "/update_weights_from_ipc",
+)
+_NAMES = ("/update_weight_version", "/end_weight_update")
+_POST_ONLY = (
+    *_LOADS,
+    *_NAMES,
+    "/begin_weight_update",
+    "/init_weights_update_group",
+    "/destroy_weights_update_group",
+    "/abort_request",
+    "/pause_generation",
+    "/continue_generation",
+    "/load_lora_adapter",
+    "/load_lora_adapter_from_tensors",
+    "/unload_lora_adapter",
+)
+_ALSO_GET = (
+    "/flush_cache",
+    "/release_memory_occupation",
+    "/resume_memory_occupation",
+    "/start_profile",
+    "/stop_profile",
+)
+_ALSO_PUT = ("/set_internal_state",)
+_STOPS = ("/pause_generation", "/release_memory_occupation")
+_STARTS = ("/continue_generation", "/resume_memory_occupation")
+_FLUSHES = ("/flush_cache", "/release_memory_occupation")
+
+# Our server has unpacked the body, and reads it whole: these two no longer speak of it.
+_NOT_SENT = OWN_REQUEST | UNPACKED
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """What a weight update says of itself."""
+
+    version: WeightVersion | None
+    flushes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What every worker is told."""
+
+    method: str
+    target: str
+    headers: CIMultiDict[str]
+    body: bytes
+    update: _Update | None
+
+
+class ControlRoutes:
+    """Sends control requests to all workers, and notes which weights they run then.
+
+    `on_weights(worker, version, flushes)` is called for each worker that took a weight update, as
+    soon as it has: `version` is None where the request named none, `flushes` says whether the
+    worker's cache is empty now.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        client: WorkerClient,
+        relay: Relay,
+        admission: AdmissionMiddleware,
+        *,
+        on_weights: OnWeights,
+    ) -> None:
+        self._pool = pool
+        self._client = client
+        self._relay = relay
+        self._admission = admission
+        self._on_weights = on_weights
+
+    def __repr__(self) -> str:
+        return f"<ControlRoutes to {self._pool!r}>"
+
+    def routes(self) -> list[tuple[str, str, Handler]]:
+        """Method, path and handler of every control route."""
+        methods = {
+            "POST": (*_POST_ONLY, *_ALSO_GET, *_ALSO_PUT),
+            "GET": _ALSO_GET,
+            "PUT": _ALSO_PUT,
+        }
+        return [
+            (method, path, partial(self._handle, path))
+            for method, paths in methods.items()
+            for path in paths
+        ]
+
+    async def _handle(self, path: str, request: web.Request) -> web.Response:
+        """One worker's answer as it came, or what all of them said.
+
+        Raises:
+            NoWorker: none is registered.
+            WorkerFailed: the only one was not reached, or broke the connection.
+            WorkerTimeout: the only one did not answer in time.
+        """
+        workers = self._pool.list()
+        order = await _read(path, request, is_for_many=len(workers) > 1)
+        orders = [(worker, order) for worker in workers]
+        if path == "/abort_request":
+            orders = self._aborts(order) or orders
+        if not orders:
+            raise NoWorker("No worker is registered.")
+        async with asyncio.TaskGroup() as group:
+            tasks = [(w.url, group.create_task(self._tell(w, order))) for w, order in orders]
+        heard = {url: task.result() for url, task in tasks}
+        if len(heard) > 1:
+            return _together(heard)
+        (answer,) = heard.values()
+        if isinstance(answer, RouterError):
+            raise answer
+        headers = end_to_end(answer.headers, OWN_ANSWER | {"content-length"})
+        return web.Response(status=answer.status, headers=headers, body=answer.body)
+
+    def _aborts(self, order: _Order) -> list[tuple[Worker, _Order]]:
+        """Who has the generation, and under which name; nobody where all are to be told.
+
+        What is aborted so does not go on.
+        """
+        fields = _fields(order.body)
+        if fields.get("abort_all"):
+            self._admission.cancel_all()
+            self._relay.cancel_all()
+            return []
+        rid = fields.get("rid")
+        if not isinstance(rid, str):
+            return []
+        self._admission.cancel(rid)
+        return [
+            (worker, replace(order, body=orjson.dumps({**fields, "rid": name})))
+            for worker, name in self._relay.cancel(rid)
+        ]
+
+    async def _tell(self, worker: Worker, order: _Order) -> WorkerAnswer | RouterError:
+        update = order.update
+        before = worker.weight_version
+        path = order.target.partition("?")[0]
+        was_paused, was_asleep = worker.is_paused, worker.is_asleep
+        if path in _STOPS:  # before it is done: nothing new is sent meanwhile
+            self._note_stop(worker, path, order.body)
+        if update is not None:
+            worker.updates += 1
+            worker.weight_version = None  # until the worker says which weights it has in the end
+        try:
+            answer = await self._client.ask(
+                worker, order.method, order.target, headers=order.headers, body=order.body or None
+            )
+        except RouterError as exc:  # one worker's; the others are told all the same
+            logger.warning("%s failed: worker=%s reason=%s", order.target, worker.url, exc)
+            if path in _STOPS:
+                self._pool.rest(worker, is_paused=was_paused, is_asleep=was_asleep)
+            return exc
+        is_success = _is_success(answer.status, _parsed(answer.body))
+        if path in _STARTS and is_success:
+            self._note_stop(worker, path, order.body)
+        if path in _STOPS and not is_success:
+            self._pool.rest(worker, is_paused=was_paused, is_asleep=was_asleep)
+        if path in _FLUSHES and is_success:
+            self._pool.flushed(worker)
+        if update is not None and is_success:
+            if update.version is not None:
+                worker.weight_version = update.version
+            elif worker.weight_version is None:  # no reply has said better meanwhile
+                worker.weight_version = before
+            if update.flushes:
+                self._pool.flushed(worker)
+            self._on_weights(worker, update.version, update.flushes)
+            self._pool.note_versions()
+        return answer
+
+    def _note_stop(self, worker: Worker, path: str, body: bytes) -> None:
+        """The worker stops to generate, or begins to."""
+        is_paused, is_asleep = worker.is_paused, worker.is_asleep
+        if path in ("/pause_generation", "/continue_generation"):
+            is_paused = path == "/pause_generation"
+        elif path == "/release_memory_occupation":
+            is_asleep = True
+        elif "kv_cache" in (_fields(body).get("tags") or ["kv_cache"]):
+            is_asleep = False  # weights come back first, where they come back by themselves
+        self._pool.rest(worker, is_paused=is_paused, is_asleep=is_asleep)
+
+
+async def _read(path: str, request: web.Request, *, is_for_many: bool) -> _Order:
+    _, mark, query = request.raw_path.partition("?")
+    # An answer that is one of several is read: it must not come packed.
+    not_sent = _NOT_SENT | {"accept-encoding"} if is_for_many else _NOT_SENT
+    body = await request.read()
+    return _Order(
+        method=request.method,
+        target=path + mark + query,
+        headers=end_to_end(request.headers, not_sent),
+        body=body,
+        update=_update(path, body),
+    )
+
+
+def _update(path: str, body: bytes) -> _Update | None:
+    if path not in _LOADS and path not in _NAMES:
+        return None
+    fields = _fields(body)
+    version = fields.get("weight_version", fields.get("new_version"))
+    return _Update(
+        version=version if type(version) in (str, int) else None,
+        flushes=path in _LOADS and bool(fields.get("flush_cache", True)),
+    )
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    try:
+        given = json.loads(body)  # not orjson: it sets aside a dozen times the length of the body
+    except (ValueError, RecursionError):
+        return {}
+    return given if isinstance(given, dict) else {}
+
+
+def _together(heard: Mapping[str, WorkerAnswer | RouterError]) -> web.Response:
+    """All answers by worker URL; at the top, what one worker alone would have said.
+
+    That is the first one's answer if all went well, else that of the first that failed.
+    """
+    entries = {url: _entry(answer) for url, answer in heard.items()}
+    failed = [e for e in entries.values() if not _is_success(e["status"], e["body"])]
+    speaker = (failed or list(entries.values()))[0]
+    reply = dict(speaker["body"]) if isinstance(speaker["body"], dict) else {}
+    status = 200
+    if failed:
+        reply["success"] = False
+        status = 207 if len(failed) < len(entries) else speaker["status"]
+    reply["workers"] = entries
+    return web.Response(status=status, body=orjson.dumps(reply), content_type="application/json")
+
+
+def _entry(answer: WorkerAnswer | RouterError) -> dict[str, Any]:
+    if isinstance(answer, RouterError):
+        return {"status": answer.status, "body": openai_error_object(answer)}
+    return {"status": answer.status, "body": _parsed(answer.body)}
+
+
+def _is_success(status: int, body: Any) -> bool:
+    """Some workers report a failure with 200."""
+    return 200 <= status < 300 and not (isinstance(body, dict) and body.get("success") is False)
+
+
+def _parsed(body: bytes) -> Any:
+    """The JSON value in `body`, or else its text."""
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace")

@@ -1,0 +1,206 @@
+"""The operator's routes: workers, health, models, the tokenizer, the template, the figures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from slime_router.api.chat.messages import is_continued, read_messages
+from slime_router.api.faults import require
+from slime_router.api.request import read_object
+from slime_router.api.retrieve import read_template_options
+from slime_router.api.token_ids import checked_ids
+from slime_router.errors import BadRequest, NotFound
+from slime_router.generation.weight_versions import WeightVersions
+from slime_router.pool.pool import WorkerPool
+from slime_router.server.prometheus import exposition, wants_text
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.tokens.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class ModelAdmin:
+    """What the router says of itself and of the model."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        pool: WorkerPool,
+        *,
+        model_name: str,
+        checkpoint: str,
+        weights: WeightVersions,
+        hand_on: Callable[[web.Request, str], Awaitable[web.StreamResponse]],
+        figures: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._pool = pool
+        self._model_name = model_name
+        self._checkpoint = checkpoint
+        self._weights = weights
+        self._hand_on = hand_on
+        self._figures = figures
+
+    def routes(self) -> list[tuple[str, str, Handler]]:
+        """Method, path and handler of every route."""
+        return [
+            ("GET", "/", self.health),
+            ("GET", "/health", self.health),
+            ("GET", "/liveness", self.health),
+            ("GET", "/readiness", self.readiness),
+            ("GET", "/health_generate", self.readiness),
+            ("GET", "/metrics", self.metrics),
+            ("GET", "/metrics/prometheus", self.metrics_text),
+            ("GET", "/prometheus/metrics", self.metrics_text),
+            ("GET", "/get_model_info", self.model_info),
+            ("GET", "/model_info", self.model_info),
+            ("GET", "/get_server_info", self.server_info),
+            ("GET", "/server_info", self.server_info),
+            ("GET", "/v1/models", self.models),
+            ("GET", "/v1/models/{model:.+}", self.model),
+            ("GET", "/template", self.template),
+            ("POST", "/tokenize", self.tokenize),
+            ("POST", "/v1/tokenize", self.tokenize),
+            ("POST", "/detokenize", self.detokenize),
+            ("POST", "/v1/detokenize", self.detokenize),
+        ]
+
+    async def health(self, _: web.Request) -> web.Response:
+        """The router runs. (Whether workers do, `GET /workers` says.)"""
+        return web.json_response({"status": "ok", "workers": len(self._pool)})
+
+    async def readiness(self, _: web.Request) -> web.Response:
+        """Whether a request would find a worker now, be it one that is paused."""
+        healthy = sum(map(self._pool.is_healthy, self._pool.list()))
+        counts = {"healthy_workers": healthy, "total_workers": len(self._pool)}
+        if self._pool.can_serve():
+            return web.json_response({"status": "ready", **counts})
+        reason = "insufficient healthy workers"
+        return web.json_response({"status": "not ready", "reason": reason, **counts}, status=503)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """The figures since the start: JSON, or text for a Prometheus."""
+        accept = ", ".join(request.headers.getall("Accept", ()))
+        if wants_text(request.query.get("format"), accept):
+            return await self.metrics_text(request)
+        return web.json_response(self._figures())
+
+    async def metrics_text(self, request: web.Request) -> web.Response:
+        """The same as Prometheus reads it."""
+        accept = ", ".join(request.headers.getall("Accept", ()))
+        text, content_type = exposition(self._figures(), accept)
+        return web.Response(body=text, headers={"Content-Type": content_type})
+
+    async def model_info(self, request: web.Request) -> web.StreamResponse:
+        """A worker's own answer; without one, what the router knows of the model."""
+        if len(self._pool):
+            return await self._hand_on(request, f"/{request.rel_url.name}")
+        return web.json_response({**self._paths(), "is_generation": True})
+
+    async def server_info(self, request: web.Request) -> web.StreamResponse:
+        """A worker's own answer; without one, what the router knows of itself."""
+        if len(self._pool):
+            return await self._hand_on(request, f"/{request.rel_url.name}")
+        named = {"served_model_name": self._model_name, "internal_states": []}
+        return web.json_response({**self._paths(), **named})
+
+    def _paths(self) -> dict[str, Any]:
+        return {
+            "model_path": self._checkpoint,
+            "tokenizer_path": self._checkpoint,
+            "weight_version": self._weights.current,
+        }
+
+    async def models(self, _: web.Request) -> web.Response:
+        """The one model."""
+        return web.json_response({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """The card of one model, by its name."""
+        name = request.match_info["model"]
+        if name != self._model_name:
+            raise NotFound(
+                f"The model '{name}' does not exist.", param="model", code="model_not_found"
+            )
+        return web.json_response(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        known = (worker.context_len for worker in self._pool.list())
+        context_len = min((n for n in known if n is not None), default=self._tokenizer.context_len)
+        return {
+            "id": self._model_name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "slime_router",
+            "root": self._model_name,
+            "parent": None,
+            "max_model_len": context_len,
+        }
+
+    async def template(self, _: web.Request) -> web.Response:
+        """What the self-test found out about the template, and its source."""
+        findings = self._template.findings
+        fields = {name: getattr(findings, name) for name in findings.__slots__}
+        return web.json_response({**fields, "source": self._tokenizer.chat_template})
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        """`{"prompt"}` or `{"messages", "tools", ...}` to tokens, by the router's tokenizer."""
+        body = await read_object(request)
+        if ("prompt" in body) == ("messages" in body):
+            raise BadRequest("Exactly one of 'prompt' and 'messages' is needed.", param="prompt")
+        texts = self._texts(body)
+        ids = [await self._encoded(text) for text in texts]
+        is_list = isinstance(body.get("prompt"), list)
+        reply = {
+            "tokens": ids if is_list else ids[0],
+            "count": [len(run) for run in ids] if is_list else len(ids[0]),
+            "max_model_len": self._card()["max_model_len"],
+        }
+        return web.json_response(reply)
+
+    async def _encoded(self, text: str) -> list[int]:
+        pieces = await self._tokenizer.encode_pieces_async(text)
+        return [token_id for piece in pieces for token_id in piece.ids.tolist()]
+
+    def _texts(self, body: Mapping[str, Any]) -> list[str]:
+        if "messages" in body:
+            messages = read_messages(body)
+            continues = is_continued(messages, _flag(body, "continue_final_message", False))
+            options = read_template_options(body, messages, continues=continues)
+            return [self._template.render(messages, options)]
+        prompt = body["prompt"]
+        texts = prompt if isinstance(prompt, list) else [prompt]
+        is_text = all(isinstance(text, str) for text in texts)
+        require(is_text and bool(texts), "prompt", "a string or a list of strings")
+        return [str(text) for text in texts]
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        """`{"tokens"}` to text; under both of the names that clients read."""
+        body = await read_object(request)
+        tokens = body.get("tokens")
+        is_list = isinstance(tokens, list) and bool(tokens) and isinstance(tokens[0], list)
+        runs = tokens if is_list and isinstance(tokens, list) else [tokens]
+        skip = _flag(body, "skip_special_tokens", True)
+        texts = [
+            self._tokenizer.decode(
+                checked_ids(run, self._tokenizer.vocab_size, "tokens").tolist(),
+                skip_special_tokens=skip,
+            )
+            for run in runs
+        ]
+        text = texts if is_list else texts[0]
+        return web.json_response({"text": text, "prompt": text})
+
+
+def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = body.get(name)
+    require(value is None or type(value) is bool, name, "true or false")
+    return default if value is None else bool(value)

@@ -1,0 +1,204 @@
+"""Registration of workers: `/workers`, as sglang-router has it, and slime's older routes."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from slime_router.api.faults import require
+from slime_router.api.request import read_object
+from slime_router.pool.pool import WorkerPool
+from slime_router.pool.worker import KINDS, Worker
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_URL_REQUIRED = "worker_url is required (use query ?url=... or JSON body)"
+_NAMES = {"worker_type": "kind"}  # our name of a field, where it is another
+_MAX_LABELS = 100
+
+
+class WorkerAdmin:
+    """Workers come, change and go; a change holds for the next request."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+
+    def __repr__(self) -> str:
+        return f"<WorkerAdmin of {self._pool!r}>"
+
+    def routes(self) -> list[tuple[str, str, Handler]]:
+        """Method, path and handler of every route."""
+        return [
+            ("POST", "/add_worker", self.add_worker),
+            ("POST", "/remove_worker", self.remove_worker),
+            ("GET", "/list_workers", self.list_urls),
+            ("POST", "/workers", self.create),
+            ("GET", "/workers", self.list_all),
+            ("GET", "/workers/{worker:.+}", self.show),
+            ("PUT", "/workers/{worker:.+}", self.change),
+            ("PATCH", "/workers/{worker:.+}", self.change),
+            ("DELETE", "/workers/{worker:.+}", self.delete),
+        ]
+
+    async def add_worker(self, request: web.Request) -> web.Response:
+        """`POST /add_worker?url=` or `{"url"}`."""
+        url = await _named(request)
+        if url is None:
+            return web.json_response({"error": _URL_REQUIRED}, status=400)
+        self._register(url, {})
+        return web.json_response({"status": "success", "worker_urls": self._pool.loads})
+
+    async def remove_worker(self, request: web.Request) -> web.Response:
+        """`POST /remove_worker?url=` or `{"url"}`: gone at once; what it runs goes on."""
+        url = await _named(request)
+        if url is None:
+            return web.json_response({"error": _URL_REQUIRED}, status=400)
+        worker = self._pool.remove(url)
+        logger.info("worker %s is removed, %d in flight", worker.url, worker.in_flight)
+        return web.json_response({"status": "success", "worker_urls": self._pool.loads})
+
+    async def list_urls(self, _: web.Request) -> web.Response:
+        """`GET /list_workers`."""
+        return web.json_response({"urls": list(self._pool.loads)})
+
+    async def create(self, request: web.Request) -> web.Response:
+        """`POST /workers {"url", ...}`: accepted, and there at once; a known URL keeps its id."""
+        body = await read_object(request)
+        url = body.get("url")
+        require(isinstance(url, str) and bool(url), "url", "the worker's URL")
+        worker = self._register(str(url), _fields(body))
+        return self._accepted(worker, "Worker added")
+
+    async def list_all(self, _: web.Request) -> web.Response:
+        """`GET /workers`."""
+        workers = self._pool.list()
+        kinds = Counter(worker.kind for worker in workers)
+        reply = {
+            "workers": [self._json(worker) for worker in workers],
+            "total": len(workers),
+            "stats": {f"{kind}_count": kinds[kind] for kind in KINDS},
+        }
+        return web.json_response(reply)
+
+    async def show(self, request: web.Request) -> web.Response:
+        """`GET /workers/{id or URL}`."""
+        return web.json_response(self._json(self._pool.get(request.match_info["worker"])))
+
+    async def change(self, request: web.Request) -> web.Response:
+        """`PUT` or `PATCH /workers/{id or URL}`: the fields that it names, and no others."""
+        worker = self._pool.get(request.match_info["worker"])
+        fields = _fields(await read_object(request))
+        self._register(worker.url, fields)
+        return self._accepted(worker, "Worker updated")
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """`DELETE /workers/{id or URL}`: it gets no new requests, and is gone after its last."""
+        worker = self._pool.drain(request.match_info["worker"])
+        logger.info("worker %s leaves, %d in flight", worker.url, worker.in_flight)
+        return self._accepted(worker, "Worker removed when it has answered what it has")
+
+    def _register(self, url: str, fields: Mapping[str, Any]) -> Worker:
+        worker = self._pool.add(url, **fields)
+        logger.info("worker %s is registered", worker.url)
+        return worker
+
+    @staticmethod
+    def _accepted(worker: Worker, message: str) -> web.Response:
+        location = f"/workers/{worker.id}"
+        reply = {
+            "status": "accepted",
+            "worker_id": worker.id,
+            "url": worker.url,
+            "location": location,
+            "message": message,
+        }
+        return web.json_response(reply, status=202, headers={"Location": location})
+
+    def _json(self, worker: Worker) -> dict[str, Any]:
+        """A worker as operators see it; its key is not shown."""
+        return {
+            "id": worker.id,
+            "url": worker.url,
+            "worker_type": worker.kind,
+            "bootstrap_port": worker.bootstrap_port,
+            "connection_mode": "HTTP",
+            "status": _status(worker),
+            "is_healthy": self._pool.is_healthy(worker),
+            "load": worker.in_flight,
+            "queued": worker.queued,
+            "circuit_breaker": self._pool.breaker_state(worker),
+            "priority": worker.priority,
+            "cost": worker.cost,
+            "labels": dict(worker.labels),
+            "context_len": worker.context_len,
+            "is_token_exact": worker.is_token_exact,
+            "weight_version": worker.weight_version,
+        }
+
+
+def _status(worker: Worker) -> str:
+    if worker.is_draining:
+        return "draining"
+    if not worker.is_up:
+        return "not_ready"
+    return "paused" if worker.is_paused or worker.is_asleep else "ready"
+
+
+def _fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a body says of a worker, checked, under our own names; what we do not know is left."""
+    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "worker_type": (lambda v: v in KINDS, " or ".join(KINDS)),
+        "bootstrap_port": (lambda v: v is None or _is_port(v), "a port"),
+        "api_key": (lambda v: v is None or _is_key(v), "the worker's key, printable ASCII"),
+        "priority": (lambda v: type(v) is int, "a whole number"),
+        "cost": (lambda v: type(v) in (int, float) and 0 <= v < 1e9, "a number, 0 or more"),
+        "labels": (_are_labels, f"at most {_MAX_LABELS} names with texts"),
+    }
+    fields = {}
+    for name, (is_fine, wanted) in checks.items():
+        if name in body:
+            require(is_fine(body[name]), name, wanted)
+            fields[_NAMES.get(name, name)] = body[name]
+    is_prefill = fields.get("kind") == "prefill"
+    require(
+        not is_prefill or fields.get("bootstrap_port") is not None,
+        "bootstrap_port",
+        "the port of a prefill worker's bootstrap server",
+    )
+    return fields
+
+
+def _is_port(value: object) -> bool:
+    return type(value) is int and 0 < value < 65536
+
+
+def _is_key(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= 4096
+        and value.isascii()
+        and value.isprintable()
+    )
+
+
+def _are_labels(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= _MAX_LABELS
+        and all(isinstance(label, str) for label in value.values())
+    )
+
+
+async def _named(request: web.Request) -> str | None:
+    named = request.query.get("url") or request.query.get("worker_url")
+    if named or not request.can_read_body:
+        return named
+    body = await read_object(request)
+    url = body.get("url") or body.get("worker_url")
+    return url if isinstance(url, str) else None

@@ -1,0 +1,1 @@
+"""The chat template, and what it puts between two turns."""

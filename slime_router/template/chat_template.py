@@ -1,0 +1,157 @@
+"""The chat template: what it renders, and what it puts between two turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Protocol
+
+from slime_router.errors import BadRequest
+from slime_router.template.layout import Layout, holds
+from slime_router.template.messages import renderable, without_late_systems
+from slime_router.template.seam import Control, Seam
+from slime_router.template.self_test import Findings, find_ends, self_test
+from slime_router.template.spelling import Spelling, find_spelling
+from slime_router.template.suffix import Question, Suffix, Suffixes
+from slime_router.types import Message, TemplateOptions
+
+__all__ = ["ChatTemplate", "Suffix"]
+
+
+class TemplateTokenizer(Protocol):
+    """What the template needs of the tokenizer."""
+
+    chat_template: str | None
+    jinja_template: str | None
+    has_developer_role: bool
+    eos_ids: frozenset[int]
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        options: TemplateOptions,
+        *,
+        date: datetime | None = None,
+    ) -> str:
+        """The text of the conversation; BadRequest where the template refuses it."""
+
+    def find_added(self, text: str) -> Iterator[Control]:
+        """All added tokens in `text`, left to right, as `(start, end, id)`."""
+
+
+class ChatTemplate:
+    """Renders conversations, and finds the suffix that continues a held turn."""
+
+    def __init__(self, tokenizer: TemplateTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.has_developer_role = tokenizer.has_developer_role
+        self.spelling = Spelling()
+        self.findings = Findings()
+        if tokenizer.chat_template is not None:
+            self.spelling = find_spelling(self._try_as_it_is)
+        ends = find_ends(self.try_render, tokenizer)
+        self._seam = Seam(tokenizer, ends)
+        self._suffixes = Suffixes(self.try_render, self._seam, tokenizer.jinja_template)
+        if tokenizer.chat_template is not None:
+            self.findings = self_test(self, ends)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        options: TemplateOptions,
+        *,
+        date: datetime | None = None,
+    ) -> str:
+        """The text of the conversation, exactly as the template makes it.
+
+        Raises:
+            BadRequest: the template refuses these messages.
+        """
+        if self._tokenizer.chat_template is None:
+            raise BadRequest(
+                "this model has no chat template: use /generate, or start with --chat-template",
+                param="messages",
+            )
+        ready = [
+            self.spelling.spelled(message)
+            for message in renderable(messages, has_developer_role=self.has_developer_role)
+        ]
+        try:
+            return self._tokenizer.render(ready, options, date=date)
+        except BadRequest as refusal:
+            return self._render_folded(ready, options, date, refusal)
+
+    def _render_folded(
+        self,
+        ready: list[Message],
+        options: TemplateOptions,
+        date: datetime | None,
+        refusal: BadRequest,
+    ) -> str:
+        """What was refused, with its system messages where every template takes them."""
+        if any(message["role"] == "system" for message in ready[1:]):
+            for joins in (False, True):
+                folded = without_late_systems(ready, joins=joins)
+                with suppress(BadRequest):
+                    return self._tokenizer.render(folded, options, date=date)
+        raise refusal
+
+    def suffix(
+        self,
+        messages: Sequence[Message],
+        reply_index: int,
+        options: TemplateOptions,
+        *,
+        last_id: int | None,
+        date: datetime | None = None,
+        layout: Layout | None = None,
+    ) -> Suffix | None:
+        """What the template puts after the reply `messages[reply_index]`, to the prompt's end.
+
+        Args:
+            messages: the whole request, the echoed reply in it.
+            reply_index: which of them is the reply of the held turn.
+            options: tools and arguments of the rendering.
+            last_id: the last held token.
+            date: the date pinned for this conversation.
+            layout: what the held turn's own prompt looked like, where that is known.
+
+        Returns:
+            None where the template is not shown to append there.
+        """
+        question = Question(messages, reply_index, options, date)
+        return self._suffixes.find(question, last_id=last_id, layout=layout)
+
+    def layout(
+        self,
+        text: str,
+        messages: Sequence[Message],
+        options: TemplateOptions,
+        date: datetime | None,
+    ) -> Layout | None:
+        """What the prompt `text` of these messages looks like; None where it takes more to know."""
+        return self._suffixes.layout(Question(messages, len(messages), options, date), text)
+
+    def left_out(self, text: str, messages: Sequence[Message]) -> list[int]:
+        """Which of `messages` the template did not print in `text`."""
+        return [index for index, message in enumerate(messages) if not holds(text, [message])]
+
+    def ends_turn(self, token_id: int) -> bool:
+        """Whether the token ends a turn; a stop token of the client's own does not."""
+        return self._seam.ends_turn(token_id)
+
+    def try_render(
+        self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None = None
+    ) -> str | None:
+        """The rendering, or None where the template refuses these messages."""
+        try:
+            return self.render(messages, options, date=date)
+        except BadRequest:
+            return None
+
+    def _try_as_it_is(self, messages: list[Message], options: TemplateOptions) -> str | None:
+        try:
+            return self._tokenizer.render(messages, options)
+        except BadRequest:
+            return None

@@ -1,0 +1,199 @@
+"""Message identity: which recorded turn do these messages continue?
+
+A conversation is named by a chain of digests, one link per message:
+
+    key[0]     = digest(scope, tools, template arguments)
+    key[i + 1] = digest(key[i], canonical(messages[i]))
+
+A turn is filed under the key of its messages with its reply appended. Two requests with one key
+have the same conversation, as far as a client can be trusted to repeat it:
+
+    no difference:  content None, "" and []; a string and its parts; arguments as JSON text in any
+                    spelling, or as an object; reasoning, unknown fields, the order of keys; of an
+                    assistant also its name, white space around its content, CRLF for LF, and its
+                    text and its calls as two messages
+    a difference:   case and white space inside of content; true and 1; "null" and null; the order
+                    of lists and of calls; invalid JSON that is spelled otherwise; NFC and NFD
+
+Identifiers of tool calls count only where the template prints them. Of several turns whose replies
+differ in white space alone, the one that is spelled as the client has it is found: see `spelling`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from hashlib import blake2b
+from itertools import pairwise
+from typing import Any
+
+import orjson
+
+from slime_router.template.messages import content_text, without_reasoning
+from slime_router.types import Message, TemplateOptions
+
+Key = bytes  # 16 bytes
+
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def _digest(*parts: bytes) -> Key:
+    framed = b"".join(
+        [piece for part in parts for piece in (len(part).to_bytes(8, "little"), part)]
+    )
+    return blake2b(framed, digest_size=16).digest()
+
+
+def root_key(scope: str, options: TemplateOptions) -> Key:
+    """The key of a conversation without messages."""
+    tools = _canonical_json(list(options.tools)) if options.tools else b"[]"
+    kwargs = _canonical_json(dict(options.kwargs)) if options.kwargs else b"{}"
+    return _digest(scope.encode(), tools, kwargs)
+
+
+def next_key(key: Key, message: Message, *, with_call_ids: bool) -> Key:
+    """The key of a conversation with `message` appended."""
+    return next_link(key, b"", message, with_call_ids=with_call_ids)[0]
+
+
+def next_link(key: Key, spelling: Key, message: Message, *, with_call_ids: bool) -> tuple[Key, Key]:
+    """The key and the spelling of a conversation with `message` appended.
+
+    The spelling says of replies what their keys do not tell; it stays what it was where a reply
+    has nothing to add to it.
+    """
+    role = message["role"]
+    content = content_text(message.get("content"))
+    if role != "assistant" and str(role).lower() != "assistant":
+        return _digest(key, _canonical(message, content, with_call_ids=with_call_ids)), spelling
+    told = _reply_text(content)
+    if told is not content and told != content:
+        spelling = _digest(spelling, content.encode("utf-8", "surrogatepass"))
+    return _digest(key, _canonical(message, told, with_call_ids=with_call_ids)), spelling
+
+
+def joined(messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages with a reply's text and its calls in one, where a client made two of them."""
+    if not any(_are_one(text, calls) for text, calls in pairwise(messages)):
+        return messages
+    whole: list[Message] = []
+    for message in messages:
+        if whole and _are_one(whole[-1], message):
+            whole[-1] = {**message, "content": whole[-1].get("content")}
+        else:
+            whole.append(message)
+    return tuple(whole)
+
+
+def _are_one(text: Message, calls: Message) -> bool:
+    """Whether the first holds the text alone, and the second the calls, of one reply."""
+    if not calls.get("tool_calls") or text.get("tool_calls"):
+        return False
+    is_reply = text["role"] == "assistant" == calls["role"]
+    return is_reply and not content_text(calls.get("content")).strip()
+
+
+def _reply_text(content: str) -> str:
+    """A reply without what agents add to it or take from it on the way."""
+    return content.replace("\r\n", "\n").strip()
+
+
+def chain_keys(root: Key, messages: Sequence[Message], *, with_call_ids: bool) -> list[Key]:
+    """`len(messages) + 1` keys: of each prefix of the conversation, the empty one first."""
+    keys = [root]
+    for message in messages:
+        keys.append(next_key(keys[-1], message, with_call_ids=with_call_ids))
+    return keys
+
+
+def reply_keys(key: Key, reply: Message, *, with_call_ids: bool) -> tuple[Key, ...]:
+    """The keys under which a turn is found again: its reply as given, and without its thinking."""
+    forms = [reply]
+    content = content_text(reply.get("content"))
+    visible = without_reasoning(content)
+    if visible != content:
+        forms.append({**reply, "content": visible})
+    return tuple(next_key(key, form, with_call_ids=with_call_ids) for form in forms)
+
+
+def _canonical(message: Message, content: str, *, with_call_ids: bool) -> bytes:
+    """What counts of a message whose text, in the form that counts, is `content`."""
+    role = str(message["role"]).lower()
+    parts: list[Any] = [role, content]
+    if role not in ("assistant", "tool", "function"):  # agents name them, or drop their names
+        parts.append(message.get("name") or "")
+    if with_call_ids:
+        parts.append(message.get("tool_call_id") or "")
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") or {}
+        parts += [
+            str(call.get("id") or "") if with_call_ids else "",
+            str(function.get("name") or ""),
+            _canonical_arguments(function).decode("utf-8", "surrogatepass"),
+        ]
+    return orjson.dumps(parts)
+
+
+def _canonical_arguments(function: Mapping[str, Any]) -> bytes:
+    """Arguments as a value where they are a JSON object, else letter by letter."""
+    if "arguments" not in function:
+        return b"absent"
+    arguments = function["arguments"]
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        arguments = {}
+    try:
+        if isinstance(arguments, str):
+            arguments = json.loads(
+                text := arguments,
+                object_pairs_hook=_unique_keys,
+                parse_float=Decimal,
+                parse_int=Decimal,
+                parse_constant=_no_constant,
+            )
+            if not isinstance(arguments, dict):
+                return b"text " + text.encode("utf-8", "surrogatepass")
+        return b"value " + _canonical_json(arguments)
+    except (ValueError, ArithmeticError, RecursionError):  # no JSON, or beyond all bounds
+        return b"text " + str(function["arguments"]).encode("utf-8", "surrogatepass")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key stands twice")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _canonical_json(value: Any) -> bytes:
+    """Equal bytes for equal values: keys sorted, numbers by value, true not 1."""
+    return _SORTED.encode(_plain(value)).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, str):
+        return "=" + value  # so that no value of a client reads as a number
+    return _number(Decimal(str(value)))
+
+
+def _number(value: Decimal) -> str:
+    """One spelling for one number, exact at any size: 1, 1.0 and 1e0 are `1e0`."""
+    if not value.is_finite():
+        raise ValueError(f"{value} is not JSON")
+    sign, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)
+    text = "".join(map(str, digits)).lstrip("0")
+    stripped = text.rstrip("0")
+    if not stripped:
+        return "0"
+    return f"{'-' * sign}{stripped}e{exponent + len(text) - len(stripped)}"

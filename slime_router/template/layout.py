@@ -1,0 +1,183 @@
+"""What a template was seen to print around replies, and whether it prints the same again.
+
+Held tokens may be continued only where the template appends: what it printed before the reply, it
+prints there again, and nothing of it moves. (Mistral Nemo moves the system prompt to the last
+user's turn.) How it prints old replies is no matter, because their tokens are kept.
+
+A layout belongs to one recorded turn and says what its own prompt looked like. It is never used for
+another conversation, so no conversation changes what another gets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+
+import jinja2
+from jinja2 import nodes
+
+from slime_router.template.messages import content_text
+from slime_router.template.stand_ins import Drawing, View, is_reply
+from slime_router.types import Message
+
+MAX_LAYOUTS = 16_384
+MAX_MARKS = 64  # of a layout; a conversation with more replies in view is rendered once more
+_STRING_METHODS = frozenset({"startswith", "endswith", "split", "rsplit", "find", "replace"})
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The text before a reply, up to the end of the last message in it: its length and digest."""
+
+    length: int
+    digest: bytes
+
+    @staticmethod
+    def of(part: str, group: Sequence[Message]) -> Mark:
+        """The mark of a part that holds these messages."""
+        length = reach(part, group)
+        return Mark(length, _digest(part[:length]))
+
+    def fits(self, part: str) -> bool:
+        """Whether the part begins with the same text."""
+        return len(part) >= self.length and _digest(part[: self.length]) == self.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the prompt of a turn looked like.
+
+    `start` is the message from which on it was rendered (0: all of it), which is enough as long as
+    messages follow each other as in `pairs`, and there are fewer than twice `proved_len` of them.
+    From `shift_len` messages in view on, a later start is tried.
+    """
+
+    marks: tuple[Mark, ...]
+    start: int = 0
+    pairs: frozenset[int] = frozenset()
+    proved_len: int = 0
+    shift_len: int = 0
+
+    def agrees(self, drawing: Drawing) -> bool:
+        """Whether the text before each reply is what it was."""
+        parts = drawing.parts[:-1]
+        return len(parts) == len(self.marks) and all(
+            mark.fits(part) for mark, part in zip(self.marks, parts, strict=True)
+        )
+
+
+class Layouts:
+    """The layouts of the prompts that were made last, by the turns that answer them."""
+
+    def __init__(self, limit: int = MAX_LAYOUTS) -> None:
+        self._limit = limit
+        self._layouts: OrderedDict[str, Layout] = OrderedDict()
+
+    def get(self, turn_id: str) -> Layout | None:
+        """That of the turn's own prompt; without it, the next turn costs one more rendering."""
+        return self._layouts.get(turn_id)
+
+    def note(self, turn_id: str, layout: Layout | None) -> None:
+        """Keep one, in place of the oldest where there are too many."""
+        if layout is not None:
+            self._layouts[turn_id] = layout
+        if len(self._layouts) > self._limit:
+            self._layouts.popitem(last=False)
+
+
+def marks_of(parts: Sequence[str], groups: Sequence[Sequence[Message]]) -> tuple[Mark, ...]:
+    """The mark of each part; `groups` are the messages in them."""
+    return tuple(Mark.of(part, group) for part, group in zip(parts, groups, strict=True))
+
+
+def holds(text: str, messages: Sequence[Message]) -> bool:
+    """Whether the text of each message that nobody sampled stands in `text`, in order.
+
+    Results of tools that follow each other may stand in any order: some templates sort them.
+    """
+    start = end = 0
+    was_result = False
+    for message in messages:
+        if is_reply(message):
+            was_result = False
+            continue
+        is_result = str(message["role"]).lower() in ("tool", "function")
+        if not (is_result and was_result):
+            start = end
+        found = _find(text, content_text(message.get("content")), start)
+        if found < 0:
+            return False
+        end, was_result = max(end, found), is_result
+    return True
+
+
+def pairs_of(messages: Sequence[Message], literals: Sequence[str]) -> frozenset[int]:
+    """Which kinds of messages follow which: all that a template may branch on there."""
+    return frozenset(hash(pair) for pair in pairwise(_kind(m, literals) for m in messages))
+
+
+def compared_literals(source: str | None) -> tuple[str, ...]:
+    """The words for which a template looks in its messages (`'</think>' in content`)."""
+    if source is None:
+        return ()
+    try:
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+    except jinja2.TemplateSyntaxError:  # tags of other extensions: the parts cannot be told apart
+        return ()
+    found = {literal for literal in _literals(tree) if len(literal) > 1}
+    return tuple(sorted(found))
+
+
+def reach(part: str, group: Sequence[Message]) -> int:
+    """Where the last message of the group that is found in the part ends; 0 where none is."""
+    end = 0
+    for message in group:
+        end = max(end, _find(part, content_text(message.get("content")), end))
+    return end
+
+
+def in_view(view: View, drawing: Drawing) -> tuple[Mark, ...]:
+    """The marks of all parts of a drawing, what follows its reply included."""
+    return marks_of(drawing.parts, view.groups())
+
+
+def _kind(message: Message, literals: Sequence[str]) -> tuple[object, ...]:
+    content = content_text(message.get("content"))
+    calls = len(message.get("tool_calls") or ())
+    role = str(message["role"]).lower()
+    if role == "assistant":  # a stand-in takes its place
+        return role, min(calls, 2)
+    return role, bool(content), tuple(literal in content for literal in literals)
+
+
+def _literals(tree: nodes.Template) -> Iterator[str]:
+    for compare in tree.find_all(nodes.Compare):
+        if isinstance(compare.expr, nodes.Const) and any(
+            operand.op in ("in", "notin") for operand in compare.ops
+        ):
+            yield str(compare.expr.value)
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in _STRING_METHODS:
+            yield from (str(each.value) for each in call.args if isinstance(each, nodes.Const))
+
+
+def _find(text: str, content: str, start: int) -> int:
+    """Where `content` ends in `text`, as it is or as JSON writes it; -1 where it is not there."""
+    content = content.strip()
+    at = text.find(content, start)
+    if at >= 0:
+        return at + len(content)
+    for is_ascii in (False, True):
+        escaped = json.dumps(content, ensure_ascii=is_ascii)[1:-1]
+        at = text.find(escaped, start)
+        if at >= 0:
+            return at + len(escaped)
+    return -1
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()

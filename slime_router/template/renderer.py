@@ -1,0 +1,113 @@
+"""Rendering: messages to the prompt text that the model's format makes of them.
+
+The port, and its usual form: a Jinja template, which runs in the sandbox of `transformers` as it
+does on a worker. Formats that are written in Python stand in `encoders.py` and `tekken.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from slime_router.errors import BadRequest, SetupError, one_line
+from slime_router.types import Message, TemplateOptions
+
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(?:(["'])(.*?)\1\s*\))?""")
+# A template sees plain values only, so its clock is pinned by a table of the formats it asks for.
+# The line's end is Jinja's to swallow; the template itself still begins at the begin of a line.
+_PINNED_DATES = "pinned_dates"
+_PIN = f"{{% set strftime_now = {_PINNED_DATES}.get %}}\n"
+
+
+class JinjaRenderer:
+    """One chat template, rendered by one tokenizer of `transformers`. Never changes."""
+
+    is_jinja = True
+
+    def __init__(self, hf: Any, template: str) -> None:
+        """`hf` may render in a way of its own, as tokenizers with Python code do."""
+        self._hf = hf
+        self._template = self.source = template
+        # Takes seconds to import; whoever has a tokenizer has done so.
+        from transformers import PreTrainedTokenizerBase
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        shared = PreTrainedTokenizerBase.apply_chat_template
+        self._renders_itself = type(hf).apply_chat_template is not shared
+        self._render_jinja = render_jinja_template
+        self.has_developer_role = "developer" in template
+        # Through these, a client would steer the call itself; `documents` are the template's.
+        parameters = inspect.signature(_base_method(hf)).parameters.keys()
+        self._reserved = parameters - {"self", "kwargs", "documents"} | {_PINNED_DATES}
+        calls = _DATE_CALL.findall(template)
+        self._date_formats = {date_format for _, date_format in calls}
+        self._can_pin = bool(calls) and "" not in self._date_formats
+
+    def render(
+        self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
+    ) -> str:
+        """Render `messages`; the template's clock stands at `date`, where one is given.
+
+        A clock whose format is not written out in the template is not pinned.
+
+        Raises:
+            BadRequest: The template refused the messages; in its own words.
+        """
+        if refused := options.kwargs.keys() & self._reserved:
+            name = min(refused)
+            raise BadRequest(
+                f"{name!r} is no argument of a chat template.",
+                param=f"chat_template_kwargs.{name}",
+            )
+        template, kwargs = self._template, dict(options.kwargs)
+        if date is not None and self._can_pin:
+            template = _PIN + template
+            kwargs[_PINNED_DATES] = {each: date.strftime(each) for each in self._date_formats}
+        try:
+            return self._apply(template, messages, options, kwargs)
+        except Exception as exc:  # a template is a program: on a client's messages it may raise any
+            reason = f"The chat template cannot render these messages: {one_line(exc)}"
+            raise BadRequest(reason, param="messages") from exc
+
+    def check(self, name: str) -> None:
+        """Compile the template; `SetupError` if it is not Jinja."""
+        try:
+            self._apply(
+                self._template, [{"role": "user", "content": "Hello"}], TemplateOptions(), {}
+            )
+        except Exception as exc:  # it may refuse such messages; only its syntax matters here
+            if type(exc).__name__ == "TemplateSyntaxError":
+                raise SetupError(f"{name}: bad chat template: {one_line(exc)}") from exc
+
+    def _apply(
+        self,
+        template: str,
+        messages: Sequence[Message],
+        options: TemplateOptions,
+        kwargs: Mapping[str, Any],
+    ) -> str:
+        goes_on = options.continue_final_message
+        settings: dict[str, Any] = {
+            "tools": list(options.tools) or None,
+            "chat_template": template,
+            "add_generation_prompt": options.add_generation_prompt and not goes_on,
+            "continue_final_message": goes_on,
+            **kwargs,
+        }
+        text: str
+        if self._renders_itself:
+            text = self._hf.apply_chat_template(list(messages), tokenize=False, **settings)
+        else:  # without the wrapper, which takes a content that is null from the messages
+            known = self._hf.special_tokens_map
+            text = self._render_jinja([list(messages)], **{**known, **settings})[0][0]
+        text.encode()  # raises on a lone surrogate, which JSON can spell and no tokenizer takes
+        return text
+
+
+def _base_method(hf: Any) -> Any:
+    """`apply_chat_template` as `transformers` defines it: what a subclass adds is a template's."""
+    owners = [each for each in type(hf).__mro__ if "apply_chat_template" in vars(each)]
+    return vars(owners[-1])["apply_chat_template"]

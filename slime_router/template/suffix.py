@@ -1,0 +1,267 @@
+"""The suffix of a held turn: what the template puts after a reply, up to the next generation.
+
+    render([*before, STAND-IN, *later]) == ... + STAND-IN + behind
+
+`behind` starts with what is left of the reply's own closing, which the model may have sampled
+already; `seam.py` says where. It is used only where
+
+* the text before each reply is what the turn's own prompt had there (`layout.py`), and
+* the text of every later message stands in it.
+
+Where that is not so, the answer is None and the caller renders everything: never a guess.
+
+Long conversations are not rendered from their beginning each time. What is rendered starts at a
+later reply once the same was seen to come out of both; the start moves on as the conversation
+grows, so that a turn costs what is new. It is seen for this conversation, for the kinds of messages
+that were there, and again whenever the conversation has doubled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from slime_router.template.layout import (
+    MAX_MARKS,
+    Layout,
+    Mark,
+    compared_literals,
+    holds,
+    in_view,
+    marks_of,
+    pairs_of,
+    reach,
+)
+from slime_router.template.messages import content_text
+from slime_router.template.seam import Cut, Seam
+from slime_router.template.stand_ins import (
+    SENTINEL,
+    Drawing,
+    Form,
+    View,
+    draw,
+    head_len,
+    is_reply,
+)
+from slime_router.types import Message, TemplateOptions
+
+SHIFT_LEN = 14  # messages in view from which on a later start is tried
+KEPT_LEN = 6  # messages before the reply that stay in view at the least
+
+Render = Callable[[Sequence[Message], TemplateOptions, datetime | None], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Suffix:
+    """What follows a held turn: drop `drop` of its last tokens, then encode `text`.
+
+    `drop` is 1 where the sampled stop token gives way to the one that the template puts there.
+    `layout` is what the prompt looks like, for the turn that answers it.
+    """
+
+    text: str
+    drop: int = 0
+    layout: Layout | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A conversation that goes on from a held reply, and all that it is rendered with."""
+
+    messages: Sequence[Message]
+    index: int  # of the held reply
+    options: TemplateOptions
+    date: datetime | None = None
+
+    @property
+    def size(self) -> int:
+        """How many messages there are."""
+        return len(self.messages)
+
+
+class Suffixes:
+    """Finds suffixes with one template. `render` returns None where it refuses the messages."""
+
+    def __init__(self, render: Render, seam: Seam, source: str | None) -> None:
+        self._render = render
+        self._seam = seam
+        self._literals = compared_literals(source)
+
+    def find(
+        self, question: Question, *, last_id: int | None, layout: Layout | None
+    ) -> Suffix | None:
+        """The suffix, or None where the template is not shown to append.
+
+        `last_id` is the last held token, `layout` that of the held turn's prompt, where known.
+        """
+        if layout is not None and layout.start:
+            found = (
+                self._find(question, last_id, layout) if self._covers(layout, question) else None
+            )
+            if found is not None:
+                return found
+            layout = None
+        return self._find(question, last_id, layout)
+
+    def _find(self, question: Question, last_id: int | None, known: Layout | None) -> Suffix | None:
+        view = View.of(question.messages, question.index, known.start if known else 0)
+        drawing = self._draw(view, question)
+        if drawing is None:
+            return None
+        if known is None or not known.agrees(drawing):
+            known = self._layout_before(view, drawing, question)
+            if known is None or not known.agrees(drawing):
+                return None
+        if not self._holds_later(view, drawing, question):
+            return None
+        cut = self._cut(view, drawing, question, last_id)
+        after = self._after(known, view, drawing, question)
+        return Suffix(drawing.behind[cut.start :], cut.drop, after)
+
+    def layout(self, question: Question, text: str) -> Layout | None:
+        """That of a prompt which was rendered whole, as `text`; None where it takes more to know.
+
+        `question.index` is where the reply to come will stand, after all messages.
+        """
+        messages = question.messages
+        if SENTINEL in text:
+            return None
+        if not any(map(is_reply, messages)):
+            return Layout((Mark.of(text, messages),), shift_len=SHIFT_LEN)
+        start = _later_start(question)
+        if not start:
+            return None
+        near = View.of(messages, question.index, start)
+        plain = self._render(near.messages, question.options, question.date)
+        head = near.groups()[0]
+        if plain is None or not text.endswith(plain[reach(plain, head) :]):
+            return None
+        drawn = self._draw(near, question)
+        if drawn is None:
+            return None
+        marks = marks_of(drawn.parts, near.groups()[:-1])
+        pairs = pairs_of(messages[start - 1 :], self._literals)
+        return Layout(marks, start, pairs, question.size, SHIFT_LEN)
+
+    # Rendering
+
+    def _draw(self, view: View, question: Question, forms: Sequence[Form] = ()) -> Drawing | None:
+        def try_render(messages: list[Message]) -> str | None:
+            return self._render(messages, question.options, question.date)
+
+        return draw(view, try_render, forms)
+
+    def _layout_before(self, view: View, drawing: Drawing, question: Question) -> Layout | None:
+        """What the template prints of all messages before the reply, as it was asked for it."""
+        if len(view.messages) < question.size:
+            return None
+        options = replace(
+            question.options, add_generation_prompt=True, continue_final_message=False
+        )
+        messages = view.messages[: view.index]
+        if any(map(is_reply, messages)):
+            before = Question(messages, view.index - 1, options, question.date)
+            drawn = self._draw(View(messages, view.index - 1), before, [drawing.form])
+            parts = drawn.parts if drawn is not None else None
+        else:
+            text = self._render(messages, options, question.date)
+            parts = None if text is None else (text,)
+        return None if parts is None else Layout(marks_of(parts, view.groups()[:-1]))
+
+    def _holds_later(self, view: View, drawing: Drawing, question: Question) -> bool:
+        """Whether every later message is in the text, or a word put in its place is."""
+        if holds(drawing.behind, view.later):
+            return True
+        marked = [
+            message if is_reply(message) or not content_text(message.get("content")).strip()
+            else {**message, "content": f"Zq7later{number}7qZ"}
+            for number, message in enumerate(view.later)
+        ]  # fmt: skip
+        messages = (*view.messages[: view.index + 1], *marked)
+        again = self._draw(View(messages, view.index), question, [drawing.form])
+        return again is not None and holds(again.behind, marked)
+
+    # The seam
+
+    def _cut(self, view: View, drawing: Drawing, question: Question, last_id: int | None) -> Cut:
+        behind = drawing.behind
+        has_calls = bool(view.messages[view.index].get("tool_calls"))
+        if not has_calls or drawing.form is Form.NO_CALLS:
+            return self._seam.after_text(behind, last_id)
+        closing = self._seam.closing(behind, last_id)
+        if closing is not None and _is_before(closing[0], behind, view.later):
+            return self._seam.after_call(behind, closing[0], last_id)
+        alone = View(view.messages[: view.index + 1], view.index)
+        options = replace(
+            question.options, add_generation_prompt=False, continue_final_message=False
+        )
+        drawn = self._draw(
+            alone, Question(alone.messages, alone.index, options, question.date), [drawing.form]
+        )
+        tail_len = _common_len(behind, drawn.behind if drawn is not None else "")
+        return self._seam.after_call(behind, self._seam.boundary(behind, tail_len), last_id)
+
+    # Where the rendering starts
+
+    def _covers(self, layout: Layout, question: Question) -> bool:
+        """Whether what was seen of the layout holds for the messages that came since."""
+        new = question.messages[question.index - 1 :]
+        return question.size < 2 * layout.proved_len and (
+            pairs_of(new, self._literals) <= layout.pairs
+        )
+
+    def _after(
+        self, known: Layout, view: View, drawing: Drawing, question: Question
+    ) -> Layout | None:
+        """The layout of the prompt that is made."""
+        if any(map(is_reply, view.later)):
+            return None  # they become stand-ins, and the parts others
+        shift_len = known.shift_len or SHIFT_LEN
+        if len(view.messages) >= shift_len:
+            moved = self._moved(drawing, question)
+            if moved is not None:
+                return replace(moved, proved_len=known.proved_len if known.start else question.size)
+            shift_len = 2 * len(view.messages)
+        marks = (*known.marks, Mark.of(drawing.behind, view.later))
+        return replace(known, marks=marks, shift_len=shift_len) if len(marks) <= MAX_MARKS else None
+
+    def _moved(self, drawing: Drawing, question: Question) -> Layout | None:
+        """The same from a later reply on, where all after that reply comes out alike."""
+        start = _later_start(question)
+        if not start:
+            return None
+        near = View.of(question.messages, question.index, start)
+        drawn = self._draw(near, question, [drawing.form])
+        if drawn is None or len(drawn.parts) > len(drawing.parts):
+            return None
+        if drawn.parts[1:] != drawing.parts[len(drawing.parts) - len(drawn.parts) + 1 :]:
+            return None
+        pairs = pairs_of(question.messages[start - 1 :], self._literals)
+        return Layout(in_view(near, drawn), start, pairs, shift_len=SHIFT_LEN)
+
+
+def _later_start(question: Question) -> int:
+    """A reply shortly before the held one, that can follow the first user's turn; 0 for none."""
+    messages, head = question.messages, head_len(question.messages)
+    for start in range(question.index - KEPT_LEN, head, -1):
+        if is_reply(messages[start]) and not is_reply(messages[start - 1]):
+            return start if head else 0
+    return 0
+
+
+def _is_before(start: int, behind: str, later: Sequence[Message]) -> bool:
+    """Whether `start` is certain to stand before the first later message's text."""
+    if not later or is_reply(later[0]):
+        return False
+    first = content_text(later[0].get("content")).strip()
+    return bool(first) and not holds(behind[:start], later[:1])
+
+
+def _common_len(left: str, right: str) -> int:
+    length = 0
+    for one, other in zip(left, right, strict=False):
+        if one != other:
+            break
+        length += 1
+    return length

@@ -1,0 +1,170 @@
+"""Encoding: text to token ids, whole or in pieces that can be kept and used again.
+
+What always holds: `concat(p.ids for p in encode_pieces(text)) == encode(text)`, and two texts
+with a common prefix have their pieces in common as far as it reaches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+
+import tokenizers
+
+from slime_router.errors import BadRequest
+from slime_router.tokens.control_tokens import ControlTokens
+from slime_router.tokens.decoder import TokenBytes
+from slime_router.types import Piece, TokenIds, token_ids
+
+# Control tokens that stand closer together than this share a piece: `<|im_end|>\n<|im_start|>user`
+# is one piece, not two of a token or three.
+MIN_PIECE_LEN = 16
+# From here on a piece may end at a space. Shorter pieces share more of two texts that part in the
+# middle of a message, longer ones cost less to keep: this is about a hundred tokens.
+LONG_PIECE_LEN = 512
+# Characters, from which on it pays to wake the threads in which the library encodes a batch.
+SHORT_LEN = 2048
+
+_WORD_END = re.compile(r"[^\W_](?= )")  # a letter or digit (str.isalnum) before a space
+_JOINED_WORDS = re.compile(
+    r"(?:[^\W_]|\ufffd) "
+)  # the same in a token, which may begin mid-character
+_INNER_SPACE = re.compile(r".[Ġ▁ ]", re.DOTALL)  # the ways in which vocabularies spell a space
+
+_CONTROL_PROBES = ("\nfoo", "foo", " foo", "1")
+_TEXT_CONTEXTS = ("a", "1", ".", "\n")
+_WORDS_PROBE = (
+    "You are a helpful assistant.  What's 1 + 23 - 4567?\n\n    def f(x): return x  # it's\n"
+    'I\'LL go to "HAVING" {"name": "get_weather", "arguments": {"city": "Paris", "n": 12 }}\t x\n'
+    "Grüße aus Köln , déjà vu — naïve café ; 東京 は 首都 です 。 Привет  мир ! 안녕 하세요 "
+    "🙂 ok 🙂 1 000 000,5 km/h a.b c_d e-f g/h // i ## j   k\r\n l    \n m"
+)
+
+
+class After(StrEnum):
+    """What stands before the text that is encoded."""
+
+    START = "start"  # nothing: the text begins the prompt
+    CONTROL = "control"  # a control token
+    TEXT = "text"  # an ordinary token: a sampled span that was cut off, or ended by a stop string
+
+
+class Encoder:
+    """Encodes with one backend, whose padding and truncation nobody sets any more.
+
+    Only what changes nothing is called on it: any number of threads may.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, controls: ControlTokens, table: TokenBytes
+    ) -> None:
+        self._backend = backend
+        self._controls = controls
+        self._table = table
+        self._control_literal = next(iter(controls.literals.values()), "")
+        self.is_prefix_free = self._probe_prefix_free()
+
+    def encode(self, text: str, after: After) -> TokenIds:
+        """The ids of `text`; read-only, int32, shape `[tokens]`."""
+        return token_ids(self._encode(text, after))
+
+    def encode_pieces(self, text: str, after: After) -> tuple[Piece, ...]:
+        """`text` cut at sound places, each piece with its ids."""
+        if not text:
+            return ()
+        parts = list(self._cut(text))
+        # All but the first begin with a control token or with a space: what stands before them
+        # changes nothing.
+        runs = self._encode_alone(parts)
+        if not self.is_prefix_free:
+            runs[0] = self._encode(parts[0], after)
+        return tuple(Piece(part, token_ids(ids)) for part, ids in zip(parts, runs, strict=True))
+
+    def encode_pieces_behind(self, literal: str, text: str) -> tuple[Piece, ...]:
+        """The same right after an added token that is no anchor: it may eat white space."""
+        if not text:
+            return ()
+        parts = list(self._cut(text))
+        runs = self._encode_alone([literal + parts[0], *parts[1:]])
+        before = self._encode_one(literal)
+        if runs[0][: len(before)] != before:  # the two overlap, and are another token together
+            return self.encode_pieces(text, After.TEXT)
+        runs[0] = runs[0][len(before) :]
+        return tuple(Piece(part, token_ids(ids)) for part, ids in zip(parts, runs, strict=True))
+
+    def is_anchor(self, text: str, index: int) -> bool:
+        """Whether unsampled `text` can be cut at `index` without changing any token."""
+        if index == 0 or self._controls.at(text, index) is not None:
+            return True
+        is_inside = 0 < index < len(text)
+        is_word_end = is_inside and text[index] == " " and text[index - 1].isalnum()
+        return is_word_end and self.is_prefix_free
+
+    def _cut(self, text: str) -> Iterator[str]:
+        begin, control = 0, -1
+        while begin < len(text):
+            if control < begin + MIN_PIECE_LEN:
+                control = self._controls.next_start(text, begin + MIN_PIECE_LEN)
+            end = control
+            if self.is_prefix_free:
+                word = _WORD_END.search(text, begin + LONG_PIECE_LEN - 1, control)
+                end = control if word is None else word.end()
+            yield text[begin:end]
+            begin = end
+
+    def _encode(self, text: str, after: After) -> list[int]:
+        if after is After.START or self.is_prefix_free or self._controls.at(text, 0):
+            return self._encode_one(text)
+        if after is After.CONTROL and self._control_literal:
+            return self._encode_one(self._control_literal + text)[1:]
+        return self._encode_behind_text(text)
+
+    def _encode_behind_text(self, text: str) -> list[int]:
+        """Without the space that SentencePiece puts before a text's first word."""
+        first_control = self._controls.next_start(text, 0)
+        head, rest = text[:first_control], text[first_control:]
+        for context in _TEXT_CONTEXTS:
+            before = self._encode_one(context)
+            ids = self._encode_one(context + head)
+            tail = ids[len(before) :]
+            if ids[: len(before)] == before and self._table.join(tail) == head.encode():
+                return tail + self._encode_one(rest)
+        return self._encode_one(text)
+
+    def _encode_one(self, text: str) -> list[int]:
+        [ids] = self._encode_alone([text])
+        return ids
+
+    def _encode_alone(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            if sum(map(len, texts)) < SHORT_LEN:
+                return [self._backend.encode(text, add_special_tokens=False).ids for text in texts]
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        except (TypeError, UnicodeError) as exc:  # a lone surrogate, which JSON can spell
+            raise BadRequest("The text is not valid Unicode.") from exc
+        return [encoding.ids for encoding in encodings]
+
+    def _probe_prefix_free(self) -> bool:
+        """Whether text that is cut at an anchor is tokenized alike, whatever stands before."""
+        encode, literal = self._encode_one, self._control_literal
+        if literal and any(
+            encode(literal + probe) != encode(literal) + encode(probe) for probe in _CONTROL_PROBES
+        ):
+            return False
+        if self._table.join(encode("foo")) != b"foo" or self._joins_words():
+            return False
+        words = re.split(r"(?<=[^\W_])(?= )", _WORDS_PROBE)
+        return [i for ids in self._encode_alone(words) for i in ids] == encode(_WORDS_PROBE)
+
+    def _joins_words(self) -> bool:
+        """Whether a token can span a letter or digit and the space behind it."""
+        added = self._backend.get_added_tokens_decoder().values()
+        if any(token.rstrip and token.content[-1:].isalnum() for token in added):
+            return True
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return any(
+            _JOINED_WORDS.search(self._table[token_id].decode(errors="replace"))
+            for token, token_id in vocabulary.items()
+            if _INNER_SPACE.search(token)
+        )
