@@ -49,6 +49,15 @@ def test_failures_far_apart_do_not_open_it():
     assert made.state(13.0) == "open"
 
 
+@pytest.mark.parametrize(("last", "state"), [(5.0, "open"), (5.1, "closed")])
+def test_the_window_ends_with_its_last_second(last, state):
+    made = breaker(window_s=5.0)
+    made.failed(0.0)
+    made.failed(1.0)
+    made.failed(last)
+    assert made.state(last) == state
+
+
 def test_half_open_it_lets_one_request_through_at_a_time():
     made = opened()
     assert made.state(9.9) == "open"

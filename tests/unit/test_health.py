@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from slime_router.failover.health import HealthSettings, _count, _parsed, _State
+from slime_router.failover.health import Health, HealthSettings, _count, _parsed, _State
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.worker import Worker
 
@@ -61,3 +64,26 @@ def test_an_answer_that_is_no_object_says_nothing(body):
 @pytest.mark.parametrize(("value", "count"), [(3, 3), (-1, 0), (None, 0), ("3", 0), (True, 0)])
 def test_odd_counts_are_none(value, count):
     assert _count(value) == count
+
+
+class _Updated:
+    """A client whose worker is updated behind the router while it is asked for its version."""
+
+    def __init__(self, seen: str | None) -> None:
+        self._seen = seen
+
+    async def ask(self, worker: Worker, *_: object, **__: object) -> Any:
+        if self._seen is not None:
+            worker.weight_version = self._seen
+        return SimpleNamespace(status=200, body=b'{"weight_version": "old"}')
+
+
+@pytest.mark.parametrize(("seen", "known"), [("new", "new"), (None, "old")])
+async def test_an_answer_that_is_older_than_what_was_seen_meanwhile_counts_for_nothing(seen, known):
+    pool: Any = SimpleNamespace(note_versions=lambda: None, subscribe=lambda look: None)
+    client: Any = _Updated(seen)
+    health = Health(pool, client, HealthSettings())
+    worker = Worker("http://a")
+    worker.weight_version = "first"
+    assert await health._probe(worker) == "answers"
+    assert worker.weight_version == known

@@ -60,6 +60,17 @@ def test_two_samples_with_equal_text_are_both_kept_and_each_is_exact():
     assert tree.size.tokens == 5
 
 
+def test_of_equal_texts_the_one_that_was_sampled_last_is_found():
+    tree = RadixTree()
+    prompt = piece("P", 1)
+    one = piece("HAVING", 10, 11, is_sampled=True)
+    other = piece("HAVING", 20, 21, is_sampled=True)
+    for pieces, ids in ((one, [1, 10, 11]), (other, [1, 20, 21]), (one, [1, 10, 11])):
+        insert(tree, prompt, pieces)
+        match = tree.match_prefix("", "PHAVING and on", None, never)
+        assert match.node.path_ids().tolist() == ids
+
+
 async def test_a_group_of_samples_with_equal_text_is_told_apart_by_session(stack):
     """GRPO: one prompt, one text, other tokens; each conversation goes on with its own."""
     ask = ["What keeps groups?"]

@@ -170,6 +170,17 @@ def stored() -> ResponseStore:
     return kept
 
 
+def test_the_response_that_was_not_used_for_longest_is_forgotten():
+    kept = ResponseStore(2)
+    for name in ("resp_1", "resp_2"):
+        kept.put(Stored({"id": name}, (), ()))
+    kept.get("resp_1")
+    kept.put(Stored({"id": "resp_3"}, (), ()))
+    with pytest.raises(NotFound):
+        kept.get("resp_2")
+    assert [kept.get(name).response["id"] for name in ("resp_1", "resp_3")] == ["resp_1", "resp_3"]
+
+
 def test_the_stored_conversation_comes_before_the_input_and_names_its_turn():
     got = read(stored(), previous_response_id="resp_1", instructions="new").call.messages
     assert got == (
