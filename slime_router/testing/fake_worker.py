@@ -362,6 +362,10 @@ class FakeWorker:
     @web.middleware
     async def _once_awake(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         await self._is_awake.wait()
+        if self._site is None and request.transport is not None:
+            # Accepted while the door was closing: a dead worker answers nobody.
+            request.transport.abort()
+            raise asyncio.CancelledError
         return await handler(request)
 
     def _survives(self, body: dict[str, Any], ids: Any) -> bool:

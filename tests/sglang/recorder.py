@@ -47,10 +47,11 @@ class Exchange:
         return json.loads(self.request)
 
     def items(self) -> list[Any]:
-        """The JSON objects of the reply: one, or one for each event of a stream."""
+        """The JSON objects of the reply: one, or one for each whole event of a stream so far."""
         if not self.reply.startswith(b"data:"):
             return [json.loads(self.reply)]
-        events = (event.removeprefix(b"data:").strip() for event in self.reply.split(b"\n\n"))
+        *whole, _ = self.reply.split(b"\n\n")  # a stream may be cut inside an event
+        events = (event.removeprefix(b"data:").strip() for event in whole)
         return [json.loads(event) for event in events if event not in (b"", STREAM_END)]
 
 
