@@ -73,6 +73,7 @@ AIOHTTP = {
     "cli": "serves",
     "client.aio": "talks to a router",
     "api": "reads requests and writes replies",
+    "auth.access": "reads which route is asked for",
     "auth.caller": "reads who asks",
     "testing": "is a worker",
 }

@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
 
 from slime_router.api.anthropic.endpoint import MessagesDoor
+from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS
 from slime_router.api.chat.endpoint import ChatDoor
 from slime_router.api.completions.endpoint import CompletionsDoor
 from slime_router.api.delivery import Admission
 from slime_router.api.diagnose import DiagnoseDoor
+from slime_router.api.errors import NATIVE_ERRORS
 from slime_router.api.frame import Frame
 from slime_router.api.generate.endpoint import GenerateDoor
 from slime_router.api.media import MediaPass
 from slime_router.api.models import ModelNames
 from slime_router.api.responses.endpoint import ResponsesDoor
+from slime_router.api.responses.reply import RESPONSES_ERRORS
 from slime_router.api.retries import Joiner
 from slime_router.api.retrieve import RetrieveDoor
 from slime_router.api.sessions.endpoints import SessionDoor
 from slime_router.api.sessions.rows import RowsDoor
+from slime_router.auth.access import IN_SESSION, Access
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.config import Config
 from slime_router.doctor.doctor import Doctor
@@ -42,8 +46,7 @@ from slime_router.replies.formats import choose_formats
 from slime_router.replies.parser import ReplyParsers
 from slime_router.replies.sglang_detection import Model, detect
 from slime_router.replies.sglang_parsers import load_parsers
-from slime_router.server.access import IN_SESSION, Access
-from slime_router.server.boundary import boundary
+from slime_router.server.boundary import Boundary, Handler
 from slime_router.server.control_routes import ControlRoutes
 from slime_router.server.cors import Cors
 from slime_router.server.fleet import Fleet
@@ -59,8 +62,16 @@ from slime_router.types import GenerateCall
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Route = tuple[str, str, Handler]
+ERROR_STYLES = {  # of the routes that do not write errors as OpenAI does
+    "/generate": NATIVE_ERRORS,
+    "/v1/responses": RESPONSES_ERRORS,
+    "/v1/responses/{id}": RESPONSES_ERRORS,
+    "/v1/responses/{id}/input_items": RESPONSES_ERRORS,
+    "/v1/responses/{id}/cancel": RESPONSES_ERRORS,
+    "/v1/messages": ANTHROPIC_ERRORS,
+    "/v1/messages/count_tokens": ANTHROPIC_ERRORS,
+}
 
 
 class Gateway:
@@ -184,14 +195,15 @@ class Gateway:
         Raises:
             SetupError: the chat path is no path, or has another use.
         """
+        boundary = Boundary(self.access, ERROR_STYLES)
         app = web.Application(
             client_max_size=self.config.max_payload_size,
             middlewares=[
-                boundary,
+                boundary.logged,
                 self.slow_clients.middleware,
                 *([self.cors.preflight] if self.cors.is_on else []),
-                self.access.guard,
-                *self.plugins.http,
+                *([boundary.guarded] if self.access.is_on else []),
+                *([*self.plugins.http, boundary.answered] if self.plugins.http else []),
             ],
         )
         of_sessions, anywhere = self._session_routes(), self._doors()

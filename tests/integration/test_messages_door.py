@@ -10,7 +10,6 @@ from typing import Any
 import anthropic
 import orjson
 import pytest
-from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from slime_router.api.anthropic.endpoint import MessagesDoor
@@ -29,7 +28,16 @@ from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateCall, GenerateChunk, ToolDelta
 from tests.integration import gateway as gateways
 from tests.integration.gateway import CHAT, Served, user
-from tests.integration.scripted import STOP_ID, Client, Script, Scripted, first, last, said
+from tests.integration.scripted import (
+    STOP_ID,
+    Client,
+    Script,
+    Scripted,
+    application,
+    first,
+    last,
+    said,
+)
 from tests.stack import tiny_tokenizer
 
 PATH = "/v1/messages"
@@ -75,7 +83,7 @@ async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Cl
 
     scripted = Scripted(script)
     messages = MessagesDoor(scripted.frame(limit), prompt_len=prompt_len)
-    app = web.Application(client_max_size=100_000)
+    app = application()
     app.router.add_post(PATH, messages.handle)
     app.router.add_post(COUNT, messages.count)
     async with TestClient(TestServer(app)) as client:

@@ -9,7 +9,6 @@ from typing import Any
 import openai
 import orjson
 import pytest
-from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 from pydantic import TypeAdapter
@@ -21,7 +20,7 @@ from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateChunk, ToolDelta
 from tests.integration import gateway as gateways
 from tests.integration.gateway import CHAT, Served, user
-from tests.integration.scripted import Client, Script, Scripted, first, last, said
+from tests.integration.scripted import Client, Script, Scripted, application, first, last, said
 from tests.stack import tiny_tokenizer
 
 PATH = "/v1/responses"
@@ -74,7 +73,7 @@ def silent(*_: Any):
 async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Client, Scripted]]:
     scripted = Scripted(script)
     responses = ResponsesDoor(scripted.frame(limit), max_stored=4)
-    app = web.Application(client_max_size=100_000)
+    app = application()
     app.router.add_post(PATH, responses.handle)
     app.router.add_get(PATH + "/{id}", responses.show)
     app.router.add_delete(PATH + "/{id}", responses.delete)

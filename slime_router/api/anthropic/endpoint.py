@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 from aiohttp import web
 
-from slime_router.api.anthropic.reply import MessageBody, MessageStream, messages_error
+from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS, MessageBody, MessageStream
 from slime_router.api.anthropic.request import MessagesRequest, read_messages_request
-from slime_router.api.delivery import answered, deliver_stream, deliver_whole
+from slime_router.api.delivery import deliver_stream, deliver_whole
 from slime_router.api.frame import Frame
-from slime_router.api.request import read_object, request_id
+from slime_router.api.request import read_object, reply_headers
 from slime_router.types import GenerateCall
 
 PromptLength: TypeAlias = Callable[[GenerateCall], Awaitable[int]]  # in tokens; runs nothing
@@ -34,15 +34,7 @@ class MessagesDoor:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request, to the end of its reply."""
-        headers = _id_headers(request)
-        return await answered(self._serve(request, headers), _to_error(headers), headers)
-
-    async def count(self, request: web.Request) -> web.StreamResponse:
-        """How many tokens the prompt of a request would have: `{"input_tokens": n}`."""
-        headers = _id_headers(request)
-        return await answered(self._count(request, headers), _to_error(headers), headers)
-
-    async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+        headers = reply_headers(request, ANTHROPIC_ERRORS.id_headers)
         frame = self._frame
         with frame.admission:
             body = await self._body(request)
@@ -58,7 +50,9 @@ class MessagesDoor:
             whole = MessageBody(asked.style)
             return await deliver_whole(request, frame.joiner, [asked.call], whole, headers)
 
-    async def _count(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+    async def count(self, request: web.Request) -> web.StreamResponse:
+        """How many tokens the prompt of a request would have: `{"input_tokens": n}`."""
+        headers = reply_headers(request, ANTHROPIC_ERRORS.id_headers)
         frame = self._frame
         with frame.admission:
             body = await self._body(request)
@@ -85,13 +79,3 @@ class MessagesDoor:
             self._frame.parsers,
             is_counted=is_counted,
         )
-
-
-def _id_headers(request: web.Request) -> dict[str, str]:
-    """The request's id under our name and under Anthropic's."""
-    given = request_id(request.headers)
-    return {"x-request-id": given, "request-id": given}
-
-
-def _to_error(headers: dict[str, str]) -> partial[web.Response]:
-    return partial(messages_error, request_id=headers["request-id"])

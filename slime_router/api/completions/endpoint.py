@@ -8,10 +8,9 @@ from aiohttp import web
 
 from slime_router.api.completions.reply import CompletionBody, CompletionStream
 from slime_router.api.completions.request import read_completion_request
-from slime_router.api.delivery import answered, deliver_stream, deliver_whole
-from slime_router.api.errors import openai_error
+from slime_router.api.delivery import deliver_stream, deliver_whole
 from slime_router.api.frame import Frame
-from slime_router.api.request import read_object, request_id
+from slime_router.api.request import read_object, reply_headers
 
 
 class CompletionsDoor:
@@ -25,10 +24,7 @@ class CompletionsDoor:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request, to the end of its reply."""
-        headers = {"x-request-id": request_id(request.headers)}
-        return await answered(self._serve(request, headers), openai_error, headers)
-
-    async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+        headers = reply_headers(request)
         frame = self._frame
         with frame.admission:
             body = await read_object(request)

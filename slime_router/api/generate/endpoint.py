@@ -6,11 +6,10 @@ from functools import partial
 
 from aiohttp import web
 
-from slime_router.api.delivery import answered, deliver_stream, deliver_whole
-from slime_router.api.errors import native_error
+from slime_router.api.delivery import deliver_stream, deliver_whole
 from slime_router.api.generate.reply import ItemBody, ItemStream
 from slime_router.api.generate.request import read_generate_request
-from slime_router.api.request import read_object, request_id
+from slime_router.api.request import read_object, reply_headers
 from slime_router.api.retries import Joiner
 from slime_router.api.token_ids import Vocabulary
 
@@ -27,10 +26,7 @@ class GenerateDoor:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request, to the end of its reply."""
-        headers = {"x-request-id": request_id(request.headers)}
-        return await answered(self._serve(request, headers), native_error, headers)
-
-    async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+        headers = reply_headers(request)
         body = await read_object(request)
         asked = read_generate_request(body, request, self._vocabulary)
         calls = asked.calls

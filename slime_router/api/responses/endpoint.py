@@ -8,11 +8,11 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from slime_router.api.delivery import answered, deliver_stream, deliver_whole
+from slime_router.api.delivery import deliver_stream, deliver_whole
 from slime_router.api.frame import Frame
-from slime_router.api.request import read_object, request_id
+from slime_router.api.request import read_object, reply_headers
 from slime_router.api.responses.listing import listing, read_page
-from slime_router.api.responses.reply import ResponseBody, ResponseStream, responses_error
+from slime_router.api.responses.reply import ResponseBody, ResponseStream
 from slime_router.api.responses.request import ResponsesRequest, read_responses_request
 from slime_router.api.responses.store import ResponseStore, Stored
 from slime_router.auth.caller import caller
@@ -33,30 +33,7 @@ class ResponsesDoor:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request, to the end of its reply."""
-        headers = {"x-request-id": request_id(request.headers)}
-        return await answered(self._serve(request, headers), responses_error, headers)
-
-    async def show(self, request: web.Request) -> web.StreamResponse:
-        """`GET /v1/responses/{id}`: a stored response; 404 where it is not, or no longer, here."""
-        headers = {"x-request-id": request_id(request.headers)}
-        return await answered(self._show(request), responses_error, headers)
-
-    async def delete(self, request: web.Request) -> web.StreamResponse:
-        """`DELETE /v1/responses/{id}`: forgets a stored response."""
-        headers = {"x-request-id": request_id(request.headers)}
-        return await answered(self._delete(request), responses_error, headers)
-
-    async def items(self, request: web.Request) -> web.StreamResponse:
-        """`GET /v1/responses/{id}/input_items`: a page of what a stored response answers."""
-        headers = {"x-request-id": request_id(request.headers)}
-        return await answered(self._items(request), responses_error, headers)
-
-    async def cancel(self, request: web.Request) -> web.StreamResponse:
-        """`POST /v1/responses/{id}/cancel`: none that is stored still runs."""
-        headers = {"x-request-id": request_id(request.headers)}
-        return await answered(self._cancel(request), responses_error, headers)
-
-    async def _serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+        headers = reply_headers(request)
         frame = self._frame
         with frame.admission:
             body = await read_object(request)
@@ -84,17 +61,21 @@ class ResponsesDoor:
     def _stored(self, request: web.Request) -> Stored:
         return self._kept.get(request.match_info["id"], caller(request))
 
-    async def _show(self, request: web.Request) -> web.StreamResponse:
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/responses/{id}`: a stored response; 404 where it is not, or no longer, here."""
         return _json(self._stored(request).response)
 
-    async def _items(self, request: web.Request) -> web.StreamResponse:
+    async def items(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/responses/{id}/input_items`: a page of what a stored response answers."""
         return _json(listing(self._stored(request), read_page(request.query)))
 
-    async def _cancel(self, request: web.Request) -> web.StreamResponse:
+    async def cancel(self, request: web.Request) -> web.StreamResponse:
+        """`POST /v1/responses/{id}/cancel`: none that is stored still runs."""
         self._stored(request)
         raise BadRequest("Only a response that was made in the background can be cancelled.")
 
-    async def _delete(self, request: web.Request) -> web.StreamResponse:
+    async def delete(self, request: web.Request) -> web.StreamResponse:
+        """`DELETE /v1/responses/{id}`: forgets a stored response."""
         response_id = request.match_info["id"]
         self._kept.delete(response_id, caller(request))
         return _json({"id": response_id, "object": "response", "deleted": True})
