@@ -17,7 +17,7 @@
     ├── WorkerTimeout 504
     └── SetupError                at start: ends the process with one line
 
-`slime_router.server.boundary` turns them into the error body of the API that was asked; nothing else
+`slime_router.server.boundary` turns them into the error body of the API that was asked; nobody else
 writes error bodies. `type` and `code` follow the OpenAI error object, whose four keys SDKs read.
 """
 

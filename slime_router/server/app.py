@@ -9,23 +9,26 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
-from slime_router.api.anthropic.endpoint import MessagesDoor
+from slime_router.api.anthropic.dialect import ANTHROPIC, count_tokens
 from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS
-from slime_router.api.chat.endpoint import ChatDoor
-from slime_router.api.completions.endpoint import CompletionsDoor
+from slime_router.api.chat.dialect import CHAT
+from slime_router.api.completions.dialect import COMPLETIONS
 from slime_router.api.delivery import Admission
 from slime_router.api.diagnose import DiagnoseDoor
+from slime_router.api.dialect import A, Dialect, EndpointContext
+from slime_router.api.endpoint import serve
 from slime_router.api.errors import NATIVE_ERRORS
-from slime_router.api.frame import Frame
-from slime_router.api.generate.endpoint import GenerateDoor
+from slime_router.api.generate.dialect import GENERATE
 from slime_router.api.media import MediaPass
-from slime_router.api.models import ModelNames
-from slime_router.api.responses.endpoint import ResponsesDoor
+from slime_router.api.responses import stored
+from slime_router.api.responses.dialect import responses
 from slime_router.api.responses.reply import RESPONSES_ERRORS
+from slime_router.api.responses.store import ResponseStore
 from slime_router.api.retries import Joiner
 from slime_router.api.retrieve import RetrieveDoor
 from slime_router.api.sessions.endpoints import SessionDoor
@@ -160,19 +163,17 @@ class Gateway:
 
     def _wire_doors(self) -> None:
         config = self.config
-        self.frame = Frame(
+        self.context = EndpointContext(
             joiner=self.joiner,
             vocabulary=self.tokenizer,
             parsers=self.parsers,
             admission=Admission(config.openai_max_concurrent_requests, self.joiner.note_refusal),
             default_model=config.openai_default_model or config.model_name,
-            models=_model_names(config),
+            served_names=_served_names(config),
             media=self._media(),
+            has_two_reasonings=config.reasoning_field == "both",
         )
-        has_two_reasonings = config.reasoning_field == "both"
-        self.chat = ChatDoor(self.frame, has_two_reasonings=has_two_reasonings)
-        self.messages = MessagesDoor(self.frame, prompt_len=self._prompt_len)
-        self.responses = ResponsesDoor(self.frame, max_stored=config.max_stored_responses)
+        self.responses = ResponseStore(config.max_stored_responses)
 
     def _media(self) -> MediaPass:
         """The way of requests with media, where the model takes any."""
@@ -223,7 +224,7 @@ class Gateway:
             _add_route(app, method, path, handler)
         if chat_path is not None:
             for path in (IN_SESSION + chat_path, chat_path):
-                _add_chat(app, path, self.chat.handle)
+                _add_chat(app, path, self._serving(CHAT))
         strays = Fallback(self.pool, self.others)
         app.router.add_route("*", IN_SESSION + "/{path:(?s:.*)}", strays.handle_in_session)
         app.router.add_route("*", "/{path:(?s:.*)}", strays.handle)
@@ -234,8 +235,6 @@ class Gateway:
 
     def _doors(self) -> list[Route]:
         """What is served with and without a session in its path."""
-        generate = GenerateDoor(self.joiner, self.tokenizer)
-        completions = CompletionsDoor(self.frame)
         retrieve = RetrieveDoor(Retriever(self.maker, self.cache, self.store, self.tokenizer))
         doctor = Doctor(self.maker, self.store, self.tokenizer, self.template)
         model = ModelAdmin(
@@ -249,21 +248,28 @@ class Gateway:
             figures=self.figures,
         )
         return [
-            ("POST", "/generate", generate.handle),
-            ("PUT", "/generate", generate.handle),  # SGLang takes both
-            ("POST", "/v1/completions", completions.handle),
-            ("POST", "/v1/responses", self.responses.handle),
-            ("GET", "/v1/responses/{id}", self.responses.show),
-            ("DELETE", "/v1/responses/{id}", self.responses.delete),
-            ("GET", "/v1/responses/{id}/input_items", self.responses.items),
-            ("POST", "/v1/responses/{id}/cancel", self.responses.cancel),
-            ("POST", "/v1/messages", self.messages.handle),
-            ("POST", "/v1/messages/count_tokens", self.messages.count),
+            ("POST", "/generate", self._serving(GENERATE)),
+            ("PUT", "/generate", self._serving(GENERATE)),  # SGLang takes both
+            ("POST", "/v1/completions", self._serving(COMPLETIONS)),
+            ("POST", "/v1/responses", self._serving(responses(self.responses))),
+            ("GET", "/v1/responses/{id}", partial(stored.show, self.responses)),
+            ("DELETE", "/v1/responses/{id}", partial(stored.delete, self.responses)),
+            ("GET", "/v1/responses/{id}/input_items", partial(stored.list_items, self.responses)),
+            ("POST", "/v1/responses/{id}/cancel", partial(stored.cancel, self.responses)),
+            ("POST", "/v1/messages", self._serving(ANTHROPIC)),
+            (
+                "POST",
+                "/v1/messages/count_tokens",
+                partial(count_tokens, self.context, self._prompt_len),
+            ),
             ("POST", "/retrieve_from_text", retrieve.from_text),
             ("POST", "/retrieve_from_messages_template", retrieve.from_messages),
             ("POST", "/diagnose", DiagnoseDoor(doctor).handle),
             *model.routes(),
         ]
+
+    def _serving(self, dialect: Dialect[A]) -> Handler:
+        return partial(serve, dialect, self.context)
 
     def _session_routes(self) -> list[Route]:
         sessions = SessionDoor(
@@ -305,7 +311,7 @@ class Gateway:
         )
         joiner = self.joiner
         retries = {"joined": joiner.joined, "abandoned": joiner.abandoned, "open": joiner.running}
-        counted["router"]["media_passed"] = self.frame.media.passed
+        counted["router"]["media_passed"] = self.context.media.passed
         admission = {**asdict(self.admission.figures), "cut_clients": self.slow_clients.cut}
         fleet = self.fleet.figures()
         return {**counted, "fleet": fleet, "retries": retries, "admission": admission}
@@ -356,9 +362,9 @@ def _model(tokenizer: Tokenizer) -> Model:
     )
 
 
-def _model_names(config: Config) -> ModelNames:
-    """All of the one model's names count where any of them does."""
+def _served_names(config: Config) -> frozenset[str] | None:
+    """With `--strict-model` the names of the one model, all of them; else None."""
     if not config.strict_model:
-        return ModelNames()
+        return None
     names = (config.served_model_name, config.openai_default_model, config.hf_checkpoint)
-    return ModelNames(frozenset(name for name in names if name))
+    return frozenset(name for name in names if name)

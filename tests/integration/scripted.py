@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
 from slime_router.api.delivery import Admission
-from slime_router.api.frame import Frame
+from slime_router.api.dialect import EndpointContext
 from slime_router.api.retries import Joiner
 from slime_router.auth.access import Access
 from slime_router.generation.router import Router
@@ -113,14 +113,14 @@ class Scripted:
     def router(self) -> Router:
         return Router((), self.dispatch)
 
-    def frame(self, limit: int) -> Frame:
-        """For a door of so many requests at once."""
-        return framed(self.joiner(), limit)
+    def context(self, limit: int = 8) -> EndpointContext:
+        """For an endpoint of so many requests at once."""
+        return context_of(self.joiner(), limit)
 
 
-def framed(joiner: Joiner, limit: int) -> Frame:
+def context_of(joiner: Joiner, limit: int) -> EndpointContext:
     """Bytes for tokens, one model, no parsers."""
-    return Frame(
+    return EndpointContext(
         joiner=joiner,
         vocabulary=Bytes(),
         parsers=NO_PARSERS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anthropic
@@ -12,7 +13,8 @@ import orjson
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from slime_router.api.anthropic.endpoint import MessagesDoor
+from slime_router.api.anthropic.dialect import ANTHROPIC, count_tokens
+from slime_router.api.endpoint import serve
 from slime_router.errors import (
     BadRequest,
     ContextLengthExceeded,
@@ -82,10 +84,10 @@ async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Cl
         return 7
 
     scripted = Scripted(script)
-    messages = MessagesDoor(scripted.frame(limit), prompt_len=prompt_len)
+    context = scripted.context(limit)
     app = application()
-    app.router.add_post(PATH, messages.handle)
-    app.router.add_post(COUNT, messages.count)
+    app.router.add_post(PATH, partial(serve, ANTHROPIC, context))
+    app.router.add_post(COUNT, partial(count_tokens, context, prompt_len))
     async with TestClient(TestServer(app)) as client:
         yield client, scripted
 

@@ -66,6 +66,11 @@ class MessagesRequest:
     style: MessageStyle
     stream: bool
 
+    @property
+    def calls(self) -> tuple[GenerateCall, ...]:
+        """The one call."""
+        return (self.call,)
+
 
 def read_messages_request(
     body: Mapping[str, Any],

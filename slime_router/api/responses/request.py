@@ -60,6 +60,12 @@ class ResponsesRequest:
     store: bool
     asked: tuple[Item, ...]
     previous: Stored | None
+    owner: str  # of what is stored
+
+    @property
+    def calls(self) -> tuple[GenerateCall, ...]:
+        """The one call."""
+        return (self.call,)
 
 
 def read_responses_request(
@@ -94,7 +100,7 @@ def read_responses_request(
     rid = body.get("rid") or style.id
     call = replace(made.calls[0], rid=rid, request_id=style.id)
     stores = body.get("store") is not False
-    return ResponsesRequest(call, style, made.stream, stores, asked, previous)
+    return ResponsesRequest(call, style, made.stream, stores, asked, previous, by.owner)
 
 
 def _check(body: dict[str, Any]) -> None:
