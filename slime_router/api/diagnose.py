@@ -12,12 +12,12 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from slime_router.api.chat.messages import read_messages
-from slime_router.api.faults import require
 from slime_router.api.request import (
     checked_session_id,
     new_turn_id,
     parting,
     read_object,
+    require,
     session_id,
 )
 from slime_router.api.retrieve import read_template_options

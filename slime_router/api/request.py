@@ -1,4 +1,4 @@
-"""What every door reads off an HTTP request: its JSON, its session, its request id."""
+"""What every endpoint reads off an HTTP request, and the 400s that name the field at fault."""
 
 from __future__ import annotations
 
@@ -188,3 +188,19 @@ def _check_depth(raw: bytes, body: dict[str, Any]) -> None:
         orjson.dumps(body)
     except orjson.JSONEncodeError as exc:
         raise BadRequest("The request body is nested too deeply.", code="invalid_json") from exc
+
+
+def require(holds: bool, param: str, what: str) -> None:
+    """Raises BadRequest unless the field is `what` it must be."""
+    if not holds:
+        raise wrong_type(param, what)
+
+
+def wrong_type(param: str, what: str) -> BadRequest:
+    """The field is not `what` it must be."""
+    return BadRequest(f"'{param}' must be {what}.", param=param, code="invalid_type")
+
+
+def missing(param: str) -> BadRequest:
+    """The field must be there."""
+    return BadRequest(f"'{param}' is required.", param=param, code="missing_required_parameter")

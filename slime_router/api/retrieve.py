@@ -14,8 +14,7 @@ from aiohttp import web
 
 from slime_router.api.chat.messages import read_messages
 from slime_router.api.chat.tools import read_tools
-from slime_router.api.faults import require
-from slime_router.api.request import new_turn_id, read_object, scope, session_id
+from slime_router.api.request import new_turn_id, read_object, require, scope, session_id
 from slime_router.trajectory.turn import Trace
 from slime_router.types import GenerateCall, Message, TemplateOptions
 

@@ -9,7 +9,7 @@ import orjson
 from aiohttp import web
 
 from slime_router.api.anthropic.events import Event, MessageEvents, MessageStyle
-from slime_router.api.anthropic.input import input_json
+from slime_router.api.anthropic.messages import input_json
 from slime_router.api.errors import ErrorStyle, openai_error
 from slime_router.errors import ContextLengthExceeded, RouterError
 from slime_router.types import GenerateChunk

@@ -19,7 +19,7 @@ from slime_router.api.anthropic.messages import read_conversation
 from slime_router.api.anthropic.reply import THREAD_UNSUPPORTED
 from slime_router.api.chat.fields import MAX_STOPS
 from slime_router.api.chat.request import read_chat_request
-from slime_router.api.faults import missing, require
+from slime_router.api.request import missing, require
 from slime_router.api.token_ids import Vocabulary
 from slime_router.errors import BadRequest
 from slime_router.replies.parser import ReplyParsers

@@ -17,8 +17,7 @@ from multidict import MultiMapping
 
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling
 from slime_router.api.chat.grammar import grammar
-from slime_router.api.faults import missing, require
-from slime_router.api.request import read_object
+from slime_router.api.request import missing, read_object, require
 from slime_router.api.sessions.row_formats import OUR_METADATA_KEY
 from slime_router.api.token_ids import Vocabulary
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_dots, is_label

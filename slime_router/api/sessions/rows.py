@@ -15,8 +15,7 @@ import orjson
 from aiohttp import web
 
 from slime_router.api.errors import openai_error_object, our_fault
-from slime_router.api.faults import require
-from slime_router.api.request import read_object
+from slime_router.api.request import read_object, require
 from slime_router.api.sessions import row_formats as rows_reply
 from slime_router.api.sessions.endpoints import session_in_path
 from slime_router.api.sessions.request import Body, check_known, read_count, read_query
