@@ -17,7 +17,7 @@
     ├── WorkerTimeout 504
     └── SetupError                at start: ends the process with one line
 
-The doors turn them into the error body of their API (`slime_router.api.errors`); nobody else
+`slime_router.server.boundary` turns them into the error body of the API that was asked; nobody else
 writes error bodies. `type` and `code` follow the OpenAI error object, whose four keys SDKs read.
 """
 

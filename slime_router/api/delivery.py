@@ -8,7 +8,7 @@ the last byte is written. How long they outlive a client that left is not said h
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +17,13 @@ from typing import Protocol
 from aiohttp import web
 
 from slime_router.api import sse
+from slime_router.api.errors import our_fault
 from slime_router.api.fanout import NumberedChunk, NumberedChunks
 from slime_router.api.retries import Joiner
 from slime_router.errors import RouterError, TooManyRequests, WorkerFailed
 from slime_router.types import GenerateCall, GenerateChunk
 
 _log = logging.getLogger(__name__)
-
-_OUR_FAULT = "The router failed; its log says why."
 
 
 class StreamedReply(Protocol):
@@ -72,29 +71,6 @@ class Admission:
 
     def __exit__(self, *_: object) -> None:
         self._inside -= 1
-
-
-async def answered(
-    reply: Awaitable[web.StreamResponse],
-    to_error: Callable[[RouterError], web.Response],
-    headers: Mapping[str, str],
-) -> web.StreamResponse:
-    """The reply, or the error it became.
-
-    Raises:
-        ConnectionError: the client left; nobody is there to be told.
-    """
-    try:
-        return await reply
-    except RouterError as exc:
-        response = to_error(exc)
-    except ConnectionError:
-        raise
-    except Exception:  # noqa: BLE001 - the edge of a request: log, tell the client, go on
-        _log.exception("request.failed")
-        response = to_error(RouterError(_OUR_FAULT))
-    response.headers.update(headers)
-    return response
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +152,7 @@ async def deliver_stream(
             await _send_failure(stream, reply.failure(exc))
         except Exception:  # noqa: BLE001 - the edge of a request, told in an event
             _log.exception("stream.failed")
-            await _send_failure(stream, reply.failure(RouterError(_OUR_FAULT)))
+            await _send_failure(stream, reply.failure(our_fault()))
     return stream.response
 
 

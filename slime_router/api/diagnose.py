@@ -12,14 +12,12 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from slime_router.api.chat.messages import read_messages
-from slime_router.api.delivery import answered
-from slime_router.api.errors import openai_error
-from slime_router.api.faults import require
 from slime_router.api.request import (
     checked_session_id,
     new_turn_id,
     parting,
     read_object,
+    require,
     session_id,
 )
 from slime_router.api.retrieve import read_template_options
@@ -66,11 +64,8 @@ class DiagnoseDoor:
     def __init__(self, doctor: Doctor) -> None:
         self._doctor = doctor
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request) -> web.Response:
         """`{"session_id" | "tokens", "messages" | "text", ...}` to a diagnosis."""
-        return await answered(self._handle(request), openai_error, {})
-
-    async def _handle(self, request: web.Request) -> web.Response:
         body = await read_object(request)
         named, by = session_id(request, body), caller(request)
         question = read_question(body, self._doctor.vocab_size, session_id=named, by=by)

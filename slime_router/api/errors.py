@@ -1,4 +1,4 @@
-"""The one place that writes error bodies.
+"""The one place that writes error bodies; `slime_router.server.boundary` asks it to.
 
 OpenAI's SDKs read four keys, so all four are always there. SGLang's own clients read
 `error.message`, and what a worker said reaches them byte for byte.
@@ -7,6 +7,8 @@ OpenAI's SDKs read four keys, so all four are always there. SGLang's own clients
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -20,8 +22,26 @@ _RETRY_LATER = frozenset({429, 503})
 _CONSUMED = frozenset({502, 504})  # a generation was paid for: an SDK must not pay again by itself
 
 
-def openai_error(exc: RouterError) -> web.Response:
-    """The reply of an OpenAI door to a request that failed before its first byte."""
+@dataclass(frozen=True, slots=True)
+class ErrorStyle:
+    """How an API answers a request that failed before its first byte.
+
+    Attributes:
+        write: makes the reply of an error and the request's id.
+        id_headers: the names under which every reply has the request's id.
+    """
+
+    write: Callable[[RouterError, str], web.Response]
+    id_headers: tuple[str, ...] = ("x-request-id",)
+
+
+def our_fault() -> RouterError:
+    """What a client is told of an exception that nobody expected."""
+    return RouterError("The router failed; its log says why.")
+
+
+def openai_error(exc: RouterError, _: str = "") -> web.Response:
+    """OpenAI's reply, which does not name the request."""
     return _final(exc, _reply(exc.status, orjson.dumps(openai_error_object(exc))))
 
 
@@ -33,7 +53,7 @@ def openai_error_object(exc: RouterError) -> dict[str, Any]:
     }
 
 
-def native_error(exc: RouterError) -> web.Response:
+def native_error(exc: RouterError, _: str = "") -> web.Response:
     """The reply of `/generate`: the worker's own words if there are any, else in its shape."""
     if isinstance(exc, WorkerRefused) and exc.body:
         is_json = exc.body.lstrip()[:1] in (b"{", b"[")
@@ -89,3 +109,7 @@ def _final(exc: RouterError, response: web.Response) -> web.Response:
         response.headers.pop("retry-after", None)
         response.headers["x-should-retry"] = "false"
     return response
+
+
+OPENAI_ERRORS = ErrorStyle(openai_error)
+NATIVE_ERRORS = ErrorStyle(native_error)

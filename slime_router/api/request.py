@@ -1,4 +1,4 @@
-"""What every door reads off an HTTP request: its JSON, its session, its request id."""
+"""What every endpoint reads off an HTTP request, and the 400s that name the field at fault."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import orjson
 from aiohttp import web
 
 from slime_router.auth.caller import caller
+from slime_router.auth.keys import session_in_key
+from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_session_id
 from slime_router.errors import BadRequest
 
 SESSION_HEADERS = (  # of slime, of agents, of gateways
@@ -21,9 +23,10 @@ SESSION_HEADERS = (  # of slime, of agents, of gateways
     "x-claude-code-session-id",
     "x-litellm-session-id",
 )
-SESSION_KEY_PREFIX = "session:"  # of an API key that is a session's name
-MAX_SESSION_ID_LEN = 512
 MAX_REQUEST_ID_LEN = 128
+
+# Older versions of aiohttp know no typed keys, newer ones warn of others.
+_HEADERS: Any = getattr(web, "RequestKey", lambda name, _: name)("slime_router.headers", dict)
 
 _FORWARDED_HEADERS = frozenset({"x-smg-routing-key", "x-smg-target-worker", "x-data-parallel-rank"})
 _FORWARDED_PREFIX = "x-override-"
@@ -108,14 +111,7 @@ def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Iterator[Any]
     yield within.get("session_id")
     yield within.get("user_id")
     yield body.get("user")
-    key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
-    if key.startswith(SESSION_KEY_PREFIX):  # for agents that take nothing but a key
-        yield key.removeprefix(SESSION_KEY_PREFIX)
-
-
-def is_session_id(name: object) -> bool:
-    """Whether it can name a session: some printable characters, and no dots that URLs swallow."""
-    return _is_label(name, MAX_SESSION_ID_LEN) and name not in (".", "..")
+    yield session_in_key(headers)
 
 
 def checked_session_id(name: object, param: str) -> str:
@@ -135,9 +131,22 @@ def checked_session_id(name: object, param: str) -> str:
 def request_id(headers: Mapping[str, str]) -> str:
     """The client's own `x-request-id` if it is fit to be sent back, else a new one."""
     given = headers.get("x-request-id")
-    if given is not None and given.isascii() and _is_label(given, MAX_REQUEST_ID_LEN):
+    if given is not None and given.isascii() and is_label(given, MAX_REQUEST_ID_LEN):
         return given
     return f"req_{secrets.token_hex(16)}"
+
+
+def reply_headers(
+    request: web.Request, id_headers: tuple[str, ...] = ("x-request-id",)
+) -> dict[str, str]:
+    """The headers of every reply to `request`, be it an error: its id, under each of these names.
+
+    A request has one such dict, made when it is first asked for. Whoever answers may add to it.
+    """
+    headers: dict[str, str] | None = request.get(_HEADERS)
+    if headers is None:
+        headers = request[_HEADERS] = dict.fromkeys(id_headers, request_id(request.headers))
+    return headers
 
 
 def forwarded_headers(headers: Mapping[str, str]) -> dict[str, str]:
@@ -165,10 +174,6 @@ def new_turn_id() -> str:
     return f"turn_{secrets.token_hex(12)}"
 
 
-def _is_label(name: object, max_len: int) -> bool:
-    return isinstance(name, str) and 0 < len(name) <= max_len and name.isprintable()
-
-
 def _not_json(exc: orjson.JSONDecodeError) -> str:
     if any(sign in exc.msg for sign in _SURROGATE_SIGNS):
         return f"The request body holds a lone surrogate, which is no character: {exc}"
@@ -183,3 +188,19 @@ def _check_depth(raw: bytes, body: dict[str, Any]) -> None:
         orjson.dumps(body)
     except orjson.JSONEncodeError as exc:
         raise BadRequest("The request body is nested too deeply.", code="invalid_json") from exc
+
+
+def require(holds: bool, param: str, what: str) -> None:
+    """Raises BadRequest unless the field is `what` it must be."""
+    if not holds:
+        raise wrong_type(param, what)
+
+
+def wrong_type(param: str, what: str) -> BadRequest:
+    """The field is not `what` it must be."""
+    return BadRequest(f"'{param}' must be {what}.", param=param, code="invalid_type")
+
+
+def missing(param: str) -> BadRequest:
+    """The field must be there."""
+    return BadRequest(f"'{param}' is required.", param=param, code="missing_required_parameter")

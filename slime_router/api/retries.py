@@ -21,6 +21,7 @@ from aiohttp import web
 
 from slime_router.api.fanout import Copies, NumberedChunks, generations
 from slime_router.auth.caller import caller
+from slime_router.auth.keys import KEY_HEADERS
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.generation.router import Router
 from slime_router.types import GenerateCall
@@ -29,7 +30,6 @@ RETRY_COUNT = "x-stainless-retry-count"
 JOINED = "x-slime-joined"
 CLOSING_TIMEOUT_S = 10.0  # for handlers that the server has already told to end
 
-_API_KEYS = ("authorization", "x-api-key", "api-key")
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -311,6 +311,6 @@ def _tries(headers: Mapping[str, str]) -> int | None:
 
 
 def _ask(request: web.Request, body: bytes, session_id: str | None) -> _Ask:
-    keys = repr([request.headers.get(name) for name in _API_KEYS]).encode()
+    keys = repr([request.headers.get(name) for name in KEY_HEADERS]).encode()
     digest = sha256(keys).digest()
     return _Ask(request.path_qs, session_id, caller(request).owner, digest, body)

@@ -14,10 +14,7 @@ from aiohttp import web
 
 from slime_router.api.chat.messages import read_messages
 from slime_router.api.chat.tools import read_tools
-from slime_router.api.delivery import answered
-from slime_router.api.errors import openai_error
-from slime_router.api.faults import require
-from slime_router.api.request import new_turn_id, read_object, scope, session_id
+from slime_router.api.request import new_turn_id, read_object, require, scope, session_id
 from slime_router.trajectory.turn import Trace
 from slime_router.types import GenerateCall, Message, TemplateOptions
 
@@ -38,25 +35,19 @@ class RetrieveDoor:
     def __init__(self, retriever: Retriever) -> None:
         self._retriever = retriever
 
-    async def from_text(self, request: web.Request) -> web.StreamResponse:
+    async def from_text(self, request: web.Request) -> web.Response:
         """`{"text"}` to tokens."""
-        return await answered(self._from_text(request), openai_error, {})
-
-    async def from_messages(self, request: web.Request) -> web.StreamResponse:
-        """`{"messages", "tools", "add_generation_prompt", "chat_template_kwargs"}` to tokens.
-
-        A request that names a session gets the tokens of that session's own turns.
-        """
-        return await answered(self._from_messages(request), openai_error, {})
-
-    async def _from_text(self, request: web.Request) -> web.Response:
         body = await read_object(request)
         text = body.get("text")
         require(isinstance(text, str) and bool(text), "text", "a string that is not empty")
         trace = await self._retriever.by_text(str(text), scope(request, body))
         return web.json_response(trace_body(trace, str(text)))
 
-    async def _from_messages(self, request: web.Request) -> web.Response:
+    async def from_messages(self, request: web.Request) -> web.Response:
+        """`{"messages", "tools", "add_generation_prompt", "chat_template_kwargs"}` to tokens.
+
+        A request that names a session gets the tokens of that session's own turns.
+        """
         body = await read_object(request)
         messages = read_messages(body)
         call = GenerateCall(

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import orjson
 
-from slime_router.api.faults import wrong_type
+from slime_router.api.request import wrong_type
 from slime_router.errors import BadRequest
 from slime_router.types import TokenIds, token_ids
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import orjson
 
 from slime_router.api.diagnose import diagnosis_body, read_question
-from slime_router.api.faults import missing
+from slime_router.api.request import missing
 from slime_router.config import Config
 from slime_router.doctor.doctor import Diagnosis, diagnose
 from slime_router.doctor.drift import Glimpse

@@ -7,26 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
-from slime_router.api.anthropic.endpoint import MessagesDoor
-from slime_router.api.chat.endpoint import ChatDoor
-from slime_router.api.completions.endpoint import CompletionsDoor
+from slime_router.api.anthropic.dialect import ANTHROPIC, count_tokens
+from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS
+from slime_router.api.chat.dialect import CHAT
+from slime_router.api.completions.dialect import COMPLETIONS
 from slime_router.api.delivery import Admission
 from slime_router.api.diagnose import DiagnoseDoor
-from slime_router.api.frame import Frame
-from slime_router.api.generate.endpoint import GenerateDoor
+from slime_router.api.dialect import A, Dialect, EndpointContext
+from slime_router.api.endpoint import serve
+from slime_router.api.errors import NATIVE_ERRORS
+from slime_router.api.generate.dialect import GENERATE
 from slime_router.api.media import MediaPass
-from slime_router.api.models import ModelNames
-from slime_router.api.responses.endpoint import ResponsesDoor
+from slime_router.api.responses import stored
+from slime_router.api.responses.dialect import responses
+from slime_router.api.responses.reply import RESPONSES_ERRORS
+from slime_router.api.responses.store import ResponseStore
 from slime_router.api.retries import Joiner
 from slime_router.api.retrieve import RetrieveDoor
 from slime_router.api.sessions.endpoints import SessionDoor
 from slime_router.api.sessions.rows import RowsDoor
+from slime_router.auth.access import IN_SESSION, Access
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.config import Config
 from slime_router.doctor.doctor import Doctor
@@ -42,8 +49,7 @@ from slime_router.replies.formats import choose_formats
 from slime_router.replies.parser import ReplyParsers
 from slime_router.replies.sglang_detection import Model, detect
 from slime_router.replies.sglang_parsers import load_parsers
-from slime_router.server.access import IN_SESSION, Access
-from slime_router.server.boundary import boundary
+from slime_router.server.boundary import Boundary, Handler
 from slime_router.server.control_routes import ControlRoutes
 from slime_router.server.cors import Cors
 from slime_router.server.fleet import Fleet
@@ -59,8 +65,16 @@ from slime_router.types import GenerateCall
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Route = tuple[str, str, Handler]
+ERROR_STYLES = {  # of the routes that do not write errors as OpenAI does
+    "/generate": NATIVE_ERRORS,
+    "/v1/responses": RESPONSES_ERRORS,
+    "/v1/responses/{id}": RESPONSES_ERRORS,
+    "/v1/responses/{id}/input_items": RESPONSES_ERRORS,
+    "/v1/responses/{id}/cancel": RESPONSES_ERRORS,
+    "/v1/messages": ANTHROPIC_ERRORS,
+    "/v1/messages/count_tokens": ANTHROPIC_ERRORS,
+}
 
 
 class Gateway:
@@ -149,19 +163,17 @@ class Gateway:
 
     def _wire_doors(self) -> None:
         config = self.config
-        self.frame = Frame(
+        self.context = EndpointContext(
             joiner=self.joiner,
             vocabulary=self.tokenizer,
             parsers=self.parsers,
             admission=Admission(config.openai_max_concurrent_requests, self.joiner.note_refusal),
             default_model=config.openai_default_model or config.model_name,
-            models=_model_names(config),
+            served_names=_served_names(config),
             media=self._media(),
+            has_two_reasonings=config.reasoning_field == "both",
         )
-        has_two_reasonings = config.reasoning_field == "both"
-        self.chat = ChatDoor(self.frame, has_two_reasonings=has_two_reasonings)
-        self.messages = MessagesDoor(self.frame, prompt_len=self._prompt_len)
-        self.responses = ResponsesDoor(self.frame, max_stored=config.max_stored_responses)
+        self.responses = ResponseStore(config.max_stored_responses)
 
     def _media(self) -> MediaPass:
         """The way of requests with media, where the model takes any."""
@@ -184,14 +196,15 @@ class Gateway:
         Raises:
             SetupError: the chat path is no path, or has another use.
         """
+        boundary = Boundary(self.access, ERROR_STYLES)
         app = web.Application(
             client_max_size=self.config.max_payload_size,
             middlewares=[
-                boundary,
+                boundary.logged,
                 self.slow_clients.middleware,
                 *([self.cors.preflight] if self.cors.is_on else []),
-                self.access.guard,
-                *self.plugins.http,
+                *([boundary.guarded] if self.access.is_on else []),
+                *([*self.plugins.http, boundary.answered] if self.plugins.http else []),
             ],
         )
         of_sessions, anywhere = self._session_routes(), self._doors()
@@ -211,7 +224,7 @@ class Gateway:
             _add_route(app, method, path, handler)
         if chat_path is not None:
             for path in (IN_SESSION + chat_path, chat_path):
-                _add_chat(app, path, self.chat.handle)
+                _add_chat(app, path, self._serving(CHAT))
         strays = Fallback(self.pool, self.others)
         app.router.add_route("*", IN_SESSION + "/{path:(?s:.*)}", strays.handle_in_session)
         app.router.add_route("*", "/{path:(?s:.*)}", strays.handle)
@@ -222,8 +235,6 @@ class Gateway:
 
     def _doors(self) -> list[Route]:
         """What is served with and without a session in its path."""
-        generate = GenerateDoor(self.joiner, self.tokenizer)
-        completions = CompletionsDoor(self.frame)
         retrieve = RetrieveDoor(Retriever(self.maker, self.cache, self.store, self.tokenizer))
         doctor = Doctor(self.maker, self.store, self.tokenizer, self.template)
         model = ModelAdmin(
@@ -237,21 +248,28 @@ class Gateway:
             figures=self.figures,
         )
         return [
-            ("POST", "/generate", generate.handle),
-            ("PUT", "/generate", generate.handle),  # SGLang takes both
-            ("POST", "/v1/completions", completions.handle),
-            ("POST", "/v1/responses", self.responses.handle),
-            ("GET", "/v1/responses/{id}", self.responses.show),
-            ("DELETE", "/v1/responses/{id}", self.responses.delete),
-            ("GET", "/v1/responses/{id}/input_items", self.responses.items),
-            ("POST", "/v1/responses/{id}/cancel", self.responses.cancel),
-            ("POST", "/v1/messages", self.messages.handle),
-            ("POST", "/v1/messages/count_tokens", self.messages.count),
+            ("POST", "/generate", self._serving(GENERATE)),
+            ("PUT", "/generate", self._serving(GENERATE)),  # SGLang takes both
+            ("POST", "/v1/completions", self._serving(COMPLETIONS)),
+            ("POST", "/v1/responses", self._serving(responses(self.responses))),
+            ("GET", "/v1/responses/{id}", partial(stored.show, self.responses)),
+            ("DELETE", "/v1/responses/{id}", partial(stored.delete, self.responses)),
+            ("GET", "/v1/responses/{id}/input_items", partial(stored.list_items, self.responses)),
+            ("POST", "/v1/responses/{id}/cancel", partial(stored.cancel, self.responses)),
+            ("POST", "/v1/messages", self._serving(ANTHROPIC)),
+            (
+                "POST",
+                "/v1/messages/count_tokens",
+                partial(count_tokens, self.context, self._prompt_len),
+            ),
             ("POST", "/retrieve_from_text", retrieve.from_text),
             ("POST", "/retrieve_from_messages_template", retrieve.from_messages),
             ("POST", "/diagnose", DiagnoseDoor(doctor).handle),
             *model.routes(),
         ]
+
+    def _serving(self, dialect: Dialect[A]) -> Handler:
+        return partial(serve, dialect, self.context)
 
     def _session_routes(self) -> list[Route]:
         sessions = SessionDoor(
@@ -293,7 +311,7 @@ class Gateway:
         )
         joiner = self.joiner
         retries = {"joined": joiner.joined, "abandoned": joiner.abandoned, "open": joiner.running}
-        counted["router"]["media_passed"] = self.frame.media.passed
+        counted["router"]["media_passed"] = self.context.media.passed
         admission = {**asdict(self.admission.figures), "cut_clients": self.slow_clients.cut}
         fleet = self.fleet.figures()
         return {**counted, "fleet": fleet, "retries": retries, "admission": admission}
@@ -344,9 +362,9 @@ def _model(tokenizer: Tokenizer) -> Model:
     )
 
 
-def _model_names(config: Config) -> ModelNames:
-    """All of the one model's names count where any of them does."""
+def _served_names(config: Config) -> frozenset[str] | None:
+    """With `--strict-model` the names of the one model, all of them; else None."""
     if not config.strict_model:
-        return ModelNames()
+        return None
     names = (config.served_model_name, config.openai_default_model, config.hf_checkpoint)
-    return ModelNames(frozenset(name for name in names if name))
+    return frozenset(name for name in names if name)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import orjson
 from aiohttp import web
 
-from slime_router.api.anthropic.reply import messages_error
-from slime_router.api.errors import openai_error
-from slime_router.api.request import PayloadTooLarge, request_id
-from slime_router.errors import MethodNotSupported, RouterError
+from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS
+from slime_router.api.errors import OPENAI_ERRORS, ErrorStyle, our_fault
+from slime_router.api.request import PayloadTooLarge, reply_headers
+from slime_router.auth.access import IN_SESSION, Access
+from slime_router.errors import MethodNotSupported, RouterError, Unauthorized
 
 logger = logging.getLogger(__name__)
 
@@ -23,57 +24,86 @@ CLIENT_LEFT = 499  # nginx's word in its logs; no client reads it
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-@web.middleware
-async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The outermost HTTP middleware."""
-    started = time.monotonic()
-    status, outcome = CLIENT_LEFT, "the client left"
-    try:
-        response = await _answer(request, handler)
-        status, outcome = response.status, _outcome(response)
-        return response
-    except web.HTTPException as exc:  # a reply that a plug-in raised
-        status, outcome = exc.status, "-"
-        raise
-    finally:
-        logger.log(
-            logging.WARNING if status >= 500 else logging.INFO,
-            "%s %s %d %.0f ms %s",
-            request.method,
-            request.rel_url.raw_path,  # as it was sent: a decoded one could hold line ends
-            status,
-            (time.monotonic() - started) * 1e3,
-            outcome,
-        )
+class Boundary:
+    """Lets requests in, and turns errors into replies.
 
+    `styles` has those of the routes that do not write errors as OpenAI does. A path there is
+    written as in the routing table, and stands for the one in a session too.
+    """
 
-async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
+    def __init__(self, access: Access, styles: Mapping[str, ErrorStyle]) -> None:
+        self._access = access
+        self._styles = dict(styles)
+
+    @web.middleware
+    async def logged(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The outermost HTTP middleware."""
+        started = time.monotonic()
+        status, outcome = CLIENT_LEFT, "the client left"
+        try:
+            response = await self._answer(request, handler)
+            status, outcome = response.status, _outcome(response)
+            return response
+        except web.HTTPException as exc:  # a reply that a plug-in raised
+            status, outcome = exc.status, "-"
+            raise
+        except ConnectionError:  # the client's; a worker's was translated where it came up
+            return web.Response(status=CLIENT_LEFT)
+        finally:
+            logger.log(
+                logging.WARNING if status >= 500 else logging.INFO,
+                "%s %s %d %.0f ms %s",
+                request.method,
+                request.rel_url.raw_path,  # as it was sent: a decoded one could hold line ends
+                status,
+                (time.monotonic() - started) * 1e3,
+                outcome,
+            )
+
+    @web.middleware
+    async def guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The one before all that costs anything. Raises what `Access.admit` does."""
+        self._access.admit(request)
         return await handler(request)
-    except RouterError as exc:
-        return _error(request, exc)
-    except web.HTTPRequestEntityTooLarge as exc:
-        return _error(request, PayloadTooLarge(exc.text or "the body is too large"))
-    except web.HTTPException:
-        raise
-    except ConnectionError:  # the client's; a worker's was translated where it came up
-        return web.Response(status=CLIENT_LEFT)
-    except Exception:  # the edge of a request: a fault of ours must not end in silence
-        logger.exception("%s %s failed", request.method, request.rel_url.raw_path)
-        return _error(request, RouterError("internal error"))
 
+    @web.middleware
+    async def answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The innermost one, for plug-ins: they see an error as the reply that it becomes."""
+        return await self._answer(request, handler)
 
-def _error(request: web.Request, exc: RouterError) -> web.Response:
-    """What no door has answered, in the shape of the API whose path it is."""
-    given = request_id(request.headers)
-    is_anthropic = _ANTHROPIC.search(request.path) is not None
-    reply = messages_error(exc, request_id=given) if is_anthropic else openai_error(exc)
-    reply.headers["x-request-id"] = given
-    if is_anthropic:
-        reply.headers["request-id"] = given
-    if isinstance(exc, MethodNotSupported):
-        reply.headers["Allow"] = ", ".join(exc.allowed)
-    return reply
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except RouterError as exc:
+            return self._error(request, exc)
+        except web.HTTPRequestEntityTooLarge as exc:
+            return self._error(request, PayloadTooLarge(exc.text or "the body is too large"))
+        except (web.HTTPException, ConnectionError):
+            raise
+        except Exception:  # the edge of a request: a fault of ours must not end in silence
+            logger.exception("%s %s failed", request.method, request.rel_url.raw_path)
+            return self._error(request, our_fault())
+
+    def _error(self, request: web.Request, exc: RouterError) -> web.Response:
+        """In the shape of the API whose route it is."""
+        style = self._style(request)
+        headers = reply_headers(request, style.id_headers)
+        reply = style.write(exc, headers["x-request-id"])
+        reply.headers.update(headers)
+        if isinstance(exc, MethodNotSupported):
+            reply.headers["Allow"] = ", ".join(exc.allowed)
+        if isinstance(exc, Unauthorized):
+            reply.headers["www-authenticate"] = "Bearer"
+        return reply
+
+    def _style(self, request: web.Request) -> ErrorStyle:
+        resource = request.match_info.route.resource
+        if resource is not None:
+            found = self._styles.get(resource.canonical.removeprefix(IN_SESSION))
+            if found is not None:
+                return found
+        # No route: a path that ends like one of Anthropic's was meant for it.
+        return ANTHROPIC_ERRORS if _ANTHROPIC.search(request.path) is not None else OPENAI_ERRORS
 
 
 def _outcome(response: web.StreamResponse) -> str:

@@ -9,8 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.api.chat.messages import is_continued, read_messages
-from slime_router.api.faults import require
-from slime_router.api.request import read_object
+from slime_router.api.request import read_object, require
 from slime_router.api.retrieve import read_template_options
 from slime_router.api.token_ids import checked_ids
 from slime_router.errors import BadRequest, NotFound

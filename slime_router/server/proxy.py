@@ -15,6 +15,7 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from slime_router.api.request import PayloadTooLarge
+from slime_router.auth.keys import KEY_HEADERS
 from slime_router.engine.client import Answer, read_some
 from slime_router.errors import (
     MethodNotSupported,
@@ -44,7 +45,7 @@ _HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1: these speak of one connection, not 
 )
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 # Our server has answered `Expect` already; what a client is known by is for the router alone.
-OWN_REQUEST = frozenset({"host", "expect", "authorization", "x-api-key", "api-key", "cookie"})
+OWN_REQUEST = frozenset({"host", "expect", "cookie", *KEY_HEADERS})
 UNPACKED = frozenset({"content-encoding", "content-length"})
 OWN_ANSWER = frozenset(  # what our server says itself, or leaves unsaid
     {

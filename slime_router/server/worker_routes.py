@@ -9,8 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from slime_router.api.faults import require
-from slime_router.api.request import read_object
+from slime_router.api.request import read_object, require
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import KINDS, Worker
 

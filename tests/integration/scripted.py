@@ -12,9 +12,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
 from slime_router.api.delivery import Admission
-from slime_router.api.frame import Frame
+from slime_router.api.dialect import EndpointContext
 from slime_router.api.retries import Joiner
+from slime_router.auth.access import Access
 from slime_router.generation.router import Router
+from slime_router.server.app import ERROR_STYLES
+from slime_router.server.boundary import Boundary
 from slime_router.types import (
     Finish,
     GenerateCall,
@@ -110,14 +113,14 @@ class Scripted:
     def router(self) -> Router:
         return Router((), self.dispatch)
 
-    def frame(self, limit: int) -> Frame:
-        """For a door of so many requests at once."""
-        return framed(self.joiner(), limit)
+    def context(self, limit: int = 8) -> EndpointContext:
+        """For an endpoint of so many requests at once."""
+        return context_of(self.joiner(), limit)
 
 
-def framed(joiner: Joiner, limit: int) -> Frame:
+def context_of(joiner: Joiner, limit: int) -> EndpointContext:
     """Bytes for tokens, one model, no parsers."""
-    return Frame(
+    return EndpointContext(
         joiner=joiner,
         vocabulary=Bytes(),
         parsers=NO_PARSERS,
@@ -126,12 +129,18 @@ def framed(joiner: Joiner, limit: int) -> Frame:
     )
 
 
+def application(max_size: int = 100_000) -> web.Application:
+    """One without routes, whose errors become replies as in the router."""
+    boundary = Boundary(Access((), needs_key=False), ERROR_STYLES)
+    return web.Application(client_max_size=max_size, middlewares=[boundary.answered])
+
+
 @asynccontextmanager
 async def served(
     path: str, handle: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> AsyncIterator[Client]:
     """A client of a server on a free port; a client that leaves cancels its handler."""
-    app = web.Application(client_max_size=100_000)
+    app = application()
     app.router.add_post(path, handle)
     async with TestClient(TestServer(app)) as client:  # with handler_cancellation, by itself
         yield client

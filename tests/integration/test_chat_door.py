@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -14,7 +15,8 @@ import orjson
 import pytest
 from aiohttp import web
 
-from slime_router.api.chat.endpoint import ChatDoor
+from slime_router.api.chat.dialect import CHAT
+from slime_router.api.endpoint import serve
 from slime_router.errors import (
     ContextLengthExceeded,
     NoWorker,
@@ -49,8 +51,7 @@ def hello(*_: Any):
 @asynccontextmanager
 async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Client, Scripted]]:
     scripted = Scripted(script)
-    chat = ChatDoor(scripted.frame(limit))
-    async with served(PATH, chat.handle) as client:
+    async with served(PATH, partial(serve, CHAT, scripted.context(limit))) as client:
         yield client, scripted
 
 
@@ -483,13 +484,13 @@ async def test_each_event_leaves_at_once():
     release = asyncio.Event()
     options: list[int] = []
     scripted = Scripted(lambda *_: [first("a"), release, said("b"), last()])
-    chat = ChatDoor(scripted.frame(1))
+    context = scripted.context(1)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
         connection = request.transport.get_extra_info("socket")
         options.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-        return await chat.handle(request)
+        return await serve(CHAT, context, request)
 
     body = {**ASK, "stream": True}
     async with served(PATH, handle) as client, client.post(PATH, json=body) as response:

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from slime_router import errors
-from slime_router.api.request import SESSION_HEADERS, SESSION_KEY_PREFIX
+from slime_router.api.request import SESSION_HEADERS
 from slime_router.api.sessions.row_formats import FORMATS
+from slime_router.auth.access import IN_SESSION
+from slime_router.auth.keys import SESSION_KEY_PREFIX
 from slime_router.cli.flags import parser
 from slime_router.config import Config
 from slime_router.doctor.causes import Cause
 from slime_router.errors import RouterError
-from slime_router.server.access import IN_SESSION
 from slime_router.server.app import Gateway
 from slime_router.trajectory.session import SessionSpec
 from tests.integration.gateway import CHAT, Served, checkpoint, served, user

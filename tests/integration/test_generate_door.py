@@ -6,11 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
-from slime_router.api.generate.endpoint import GenerateDoor
+from slime_router.api.endpoint import serve
+from slime_router.api.generate.dialect import GENERATE
 from slime_router.api.generate.request import read_generate_request
 from slime_router.errors import BadRequest, NoWorker, WorkerFailed, WorkerRefused
 from slime_router.types import Finish, GenerateCall
@@ -63,8 +65,7 @@ def answer(call: GenerateCall, k: int):
 @asynccontextmanager
 async def door(script: Script = answer) -> AsyncIterator[tuple[Client, Scripted]]:
     scripted = Scripted(script)
-    generate = GenerateDoor(scripted.joiner(), Bytes())
-    async with served(PATH, generate.handle) as client:
+    async with served(PATH, partial(serve, GENERATE, scripted.context())) as client:
         yield client, scripted
 
 

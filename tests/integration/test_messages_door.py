@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anthropic
 import orjson
 import pytest
-from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from slime_router.api.anthropic.endpoint import MessagesDoor
+from slime_router.api.anthropic.dialect import ANTHROPIC, count_tokens
+from slime_router.api.endpoint import serve
 from slime_router.errors import (
     BadRequest,
     ContextLengthExceeded,
@@ -29,7 +30,16 @@ from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateCall, GenerateChunk, ToolDelta
 from tests.integration import gateway as gateways
 from tests.integration.gateway import CHAT, Served, user
-from tests.integration.scripted import STOP_ID, Client, Script, Scripted, first, last, said
+from tests.integration.scripted import (
+    STOP_ID,
+    Client,
+    Script,
+    Scripted,
+    application,
+    first,
+    last,
+    said,
+)
 from tests.stack import tiny_tokenizer
 
 PATH = "/v1/messages"
@@ -74,10 +84,10 @@ async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Cl
         return 7
 
     scripted = Scripted(script)
-    messages = MessagesDoor(scripted.frame(limit), prompt_len=prompt_len)
-    app = web.Application(client_max_size=100_000)
-    app.router.add_post(PATH, messages.handle)
-    app.router.add_post(COUNT, messages.count)
+    context = scripted.context(limit)
+    app = application()
+    app.router.add_post(PATH, partial(serve, ANTHROPIC, context))
+    app.router.add_post(COUNT, partial(count_tokens, context, prompt_len))
     async with TestClient(TestServer(app)) as client:
         yield client, scripted
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import openai
 import orjson
 import pytest
-from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from slime_router.api.responses.endpoint import ResponsesDoor
+from slime_router.api.endpoint import serve
+from slime_router.api.responses import stored
+from slime_router.api.responses.dialect import responses
+from slime_router.api.responses.store import ResponseStore
 from slime_router.api.sse import ClientLeft, EventStream
 from slime_router.errors import BadRequest, NoWorker, TooManyRequests, WorkerFailed
 from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateChunk, ToolDelta
 from tests.integration import gateway as gateways
 from tests.integration.gateway import CHAT, Served, user
-from tests.integration.scripted import Client, Script, Scripted, first, last, said
+from tests.integration.scripted import Client, Script, Scripted, application, first, last, said
 from tests.stack import tiny_tokenizer
 
 PATH = "/v1/responses"
@@ -73,13 +76,13 @@ def silent(*_: Any):
 @asynccontextmanager
 async def door(script: Script = hello, limit: int = 8) -> AsyncIterator[tuple[Client, Scripted]]:
     scripted = Scripted(script)
-    responses = ResponsesDoor(scripted.frame(limit), max_stored=4)
-    app = web.Application(client_max_size=100_000)
-    app.router.add_post(PATH, responses.handle)
-    app.router.add_get(PATH + "/{id}", responses.show)
-    app.router.add_delete(PATH + "/{id}", responses.delete)
-    app.router.add_get(PATH + "/{id}/input_items", responses.items)
-    app.router.add_post(PATH + "/{id}/cancel", responses.cancel)
+    context, kept = scripted.context(limit), ResponseStore(4)
+    app = application()
+    app.router.add_post(PATH, partial(serve, responses(kept), context))
+    app.router.add_get(PATH + "/{id}", partial(stored.show, kept))
+    app.router.add_delete(PATH + "/{id}", partial(stored.delete, kept))
+    app.router.add_get(PATH + "/{id}/input_items", partial(stored.list_items, kept))
+    app.router.add_post(PATH + "/{id}/cancel", partial(stored.cancel, kept))
     async with TestClient(TestServer(app)) as client:
         yield client, scripted
 

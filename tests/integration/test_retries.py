@@ -14,9 +14,10 @@ import orjson
 import pytest
 from aiohttp import web
 
-from slime_router.api.chat.endpoint import ChatDoor
+from slime_router.api.chat.dialect import CHAT as CHAT_DIALECT
+from slime_router.api.endpoint import serve
 from slime_router.api.fanout import Copies, NumberedChunk
-from slime_router.api.generate.endpoint import GenerateDoor
+from slime_router.api.generate.dialect import GENERATE as GENERATE_DIALECT
 from slime_router.api.retries import Joiner
 from slime_router.errors import NoWorker, WorkerFailed
 from slime_router.generation.router import Router
@@ -25,14 +26,13 @@ from slime_router.testing import FakeWorker
 from slime_router.types import Finish, GenerateCall, GenerateChunk
 from tests.integration import gateway
 from tests.integration.scripted import (
-    Bytes,
     Client,
     Script,
     Scripted,
     Step,
+    context_of,
     events,
     first,
-    framed,
     last,
     said,
     served,
@@ -153,13 +153,13 @@ async def serving(
 ) -> AsyncIterator[Door]:
     """Chat and /generate; on leaving, the joiner is closed and no task of it is left."""
     joiner = Joiner(router, retry_grace_s=grace_s)
-    chat = ChatDoor(framed(joiner, limit))
-    generate = GenerateDoor(joiner, Bytes())
+    context = context_of(joiner, limit)
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        is_chat = request.path.endswith(CHAT)
         try:
-            return await (chat if is_chat else generate).handle(request)
+            if request.path.endswith(CHAT):
+                return await serve(CHAT_DIALECT, context, request)
+            return await serve(GENERATE_DIALECT, context, request)
         except asyncio.CancelledError:
             door.left += 1
             raise

@@ -25,6 +25,7 @@ from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, VersionSpan, token_ids
 from tests.integration.gateway import assistant, served, user
+from tests.integration.scripted import application
 
 ROW_KEYS = {
     "row_id",
@@ -105,7 +106,7 @@ class Doors:
 async def doors() -> AsyncIterator[Doors]:
     store = TrajectoryStore(100_000)
     door = RowsDoor(store, realign_threshold=5)
-    app = web.Application()
+    app = application(2**20)
     app.router.add_get("/sessions/{session}/rows", door.of_session)
     app.router.add_post("/rows", door.of_many)
     async with TestClient(TestServer(app)) as client:

@@ -22,6 +22,7 @@ from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, Grammar, Receipt, Sampling, VersionSpan, token_ids
 from tests.integration.gateway import CHAT, served, user
+from tests.integration.scripted import application
 
 FOUR_KEYS = {"message", "type", "param", "code"}
 
@@ -81,7 +82,7 @@ async def _doors(**settings: Any) -> AsyncIterator[Doors]:
     store = TrajectoryStore(1_000, **settings)
     flights = Flights(store)
     door = SessionDoor(store, flights, Words())
-    app = web.Application()
+    app = application()
     app.router.add_post("/sessions", door.open)
     app.router.add_get("/sessions", door.list)
     app.router.add_get("/sessions/{session}", door.show)

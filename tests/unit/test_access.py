@@ -10,15 +10,15 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slime_router.auth import access
+from slime_router.auth.access import Access
 from slime_router.auth.caller import ANYBODY, Caller, caller, introduce
+from slime_router.auth.keys_file import read_keys_file
 from slime_router.auth.owners import owned, owner_of, shown
 from slime_router.cli.flags import parser, read_config
 from slime_router.config import Config
 from slime_router.errors import SetupError
-from slime_router.server import access
-from slime_router.server.access import Access
 from slime_router.server.cors import Cors
-from slime_router.server.keys_file import read_keys_file
 from slime_router.server.tls import tls_context
 
 OWNERS = st.sampled_from(["", "a", "b", "ab"])

@@ -9,7 +9,7 @@ import orjson
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from slime_router.api.anthropic.input import RAW, arguments_of, begins_object, input_json
+from slime_router.api.anthropic.messages import RAW, arguments_of, begins_object, input_json
 from slime_router.api.anthropic.request import read_messages_request
 from slime_router.api.chat.request import read_chat_request
 from slime_router.errors import BadRequest

@@ -5,12 +5,13 @@ from __future__ import annotations
 import orjson
 import pytest
 from aiohttp import ClientConnectionResetError, web
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_router.api import sse
-from slime_router.api.delivery import answered
-from slime_router.api.errors import openai_error
+from slime_router.auth.access import Access
+from slime_router.server.boundary import CLIENT_LEFT, Boundary
 
 
 @given(st.dictionaries(st.text(), st.text()))
@@ -40,8 +41,10 @@ async def test_a_write_to_nobody_says_that_the_client_left():
 async def test_a_client_that_left_before_the_status_line_is_no_fault_of_ours():
     """It must not become a 500 with a traceback in the log: the boundary says 499."""
 
-    async def reply():
+    async def reply(_):
         raise ClientConnectionResetError("Cannot write to closing transport")
 
+    boundary, request = Boundary(Access((), needs_key=False), {}), make_mocked_request("GET", "/")
     with pytest.raises(ConnectionError):
-        await answered(reply(), openai_error, {})
+        await boundary.answered(request, reply)
+    assert (await boundary.logged(request, reply)).status == CLIENT_LEFT

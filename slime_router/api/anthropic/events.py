@@ -5,7 +5,7 @@ the reply ended and what it cost; its stop.
 
 A block of thinking is signed with the turn's id: agents send it back as it is, so the turn is known
 again whatever else they spell anew. Arguments of a tool are passed on as they come, where they can
-become an object; what is known not to waits for its end (see `messages_input`).
+become an object; what is known not to waits for its end (see `messages`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from slime_router.api.anthropic.input import begins_object, input_json
+from slime_router.api.anthropic.messages import begins_object, input_json
 from slime_router.api.chat.reply import Tally
 from slime_router.types import Finish, GenerateChunk, ToolDelta
 

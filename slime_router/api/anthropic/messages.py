@@ -4,6 +4,10 @@ a user's tool results          one `tool` message each, before the user's text
 an assistant's thinking        `reasoning_content`; a signature of ours names the `turn`
 an assistant's uses of tools   `tool_calls` under the same ids, arguments as objects
 system, wherever it stands     a `system` message there
+
+A tool's input is the arguments that a model wrote, as the JSON object that Anthropic's API has.
+Arguments that are no object become `{"_raw": "<as the model wrote them>"}`, and that becomes them
+again when the agent sends it back.
 """
 
 from __future__ import annotations
@@ -12,11 +16,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from slime_router.api.anthropic.input import arguments_of
-from slime_router.api.faults import missing, require, wrong_type
+import orjson
+from pydantic_core import from_json
+
+from slime_router.api.request import missing, require, wrong_type
 from slime_router.errors import BadRequest
 from slime_router.types import Message
 
+RAW = "_raw"
 BILLING = "x-anthropic-billing-header:"  # Claude Code's: other words in every request
 
 _TURN_ID = re.compile(r"turn_[0-9a-f]{24}(-\d+)?")
@@ -158,3 +165,33 @@ def _content(texts: list[str]) -> str | list[dict[str, str]]:
     if len(texts) < 2:
         return "".join(texts)
     return [{"type": "text", "text": text} for text in texts]
+
+
+def input_json(arguments: str) -> str:
+    """The input as JSON text; an object is left as the model spelled it."""
+    if not arguments.strip():
+        return "{}"
+    return arguments if _is_object(arguments) else orjson.dumps({RAW: arguments}).decode()
+
+
+def arguments_of(given: dict[str, Any]) -> dict[str, Any] | str:
+    """The arguments that became this input."""
+    raw = given.get(RAW)
+    if len(given) == 1 and isinstance(raw, str) and raw.strip() and not _is_object(raw):
+        return raw
+    return given
+
+
+def begins_object(text: str) -> bool:
+    """Whether more text can make it a JSON object."""
+    try:
+        return isinstance(from_json(text, allow_partial=True), dict)
+    except ValueError:
+        return False
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(orjson.loads(text), dict)
+    except orjson.JSONDecodeError:
+        return False

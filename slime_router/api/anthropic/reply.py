@@ -9,8 +9,8 @@ import orjson
 from aiohttp import web
 
 from slime_router.api.anthropic.events import Event, MessageEvents, MessageStyle
-from slime_router.api.anthropic.input import input_json
-from slime_router.api.errors import openai_error
+from slime_router.api.anthropic.messages import input_json
+from slime_router.api.errors import ErrorStyle, openai_error
 from slime_router.errors import ContextLengthExceeded, RouterError
 from slime_router.types import GenerateChunk
 
@@ -102,11 +102,8 @@ class _FoldedBlock:
         return {**self._block, kind: text}
 
 
-def messages_error(exc: RouterError, *, request_id: str) -> web.Response:
-    """The reply to a request that failed before its first byte.
-
-    Its status, and whether to ask again, are what every door says.
-    """
+def messages_error(exc: RouterError, request_id: str) -> web.Response:
+    """Anthropic's reply; its status, and whether to ask again, are as in every API."""
     response = openai_error(exc)
     response.body = orjson.dumps(error_object(exc, request_id))
     return response
@@ -124,6 +121,9 @@ def error_object(exc: RouterError, request_id: str) -> dict[str, Any]:
     if exc.code == THREAD_UNSUPPORTED:  # the SDK reads it, and sends the whole conversation
         error["details"] = {"error_code": THREAD_UNSUPPORTED, "unsupported": [exc.param]}
     return {"type": "error", "error": error, "request_id": request_id}
+
+
+ANTHROPIC_ERRORS = ErrorStyle(messages_error, id_headers=("x-request-id", "request-id"))
 
 
 def _written(event: Event) -> bytes:

@@ -19,7 +19,7 @@ from slime_router.api.anthropic.messages import read_conversation
 from slime_router.api.anthropic.reply import THREAD_UNSUPPORTED
 from slime_router.api.chat.fields import MAX_STOPS
 from slime_router.api.chat.request import read_chat_request
-from slime_router.api.faults import missing, require
+from slime_router.api.request import missing, require
 from slime_router.api.token_ids import Vocabulary
 from slime_router.errors import BadRequest
 from slime_router.replies.parser import ReplyParsers
@@ -65,6 +65,11 @@ class MessagesRequest:
     call: GenerateCall
     style: MessageStyle
     stream: bool
+
+    @property
+    def calls(self) -> tuple[GenerateCall, ...]:
+        """The one call."""
+        return (self.call,)
 
 
 def read_messages_request(

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from slime_router.api.faults import require
+from slime_router.api.request import require
 from slime_router.errors import BadRequest
 
 RANK_HEADER = "x-data-parallel-rank"

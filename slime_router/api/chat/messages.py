@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slime_router.api.chat.tools import named_function
-from slime_router.api.faults import missing, require
+from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
 from slime_router.types import Message
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slime_router.api.chat.endless import check_schema
-from slime_router.api.faults import missing, require, wrong_type
+from slime_router.api.chat.grammar import check_schema
+from slime_router.api.request import missing, require, wrong_type
 from slime_router.errors import BadRequest
 
 

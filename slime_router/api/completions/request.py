@@ -14,10 +14,9 @@ from aiohttp import web
 
 from slime_router.api import request as http
 from slime_router.api.chat.aliases import in_our_words
-from slime_router.api.chat.endless import check_text
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
-from slime_router.api.chat.grammar import grammar
-from slime_router.api.faults import missing, require, wrong_type
+from slime_router.api.chat.grammar import check_text, grammar
+from slime_router.api.request import missing, require, wrong_type
 from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, TokenIds

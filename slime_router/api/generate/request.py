@@ -14,9 +14,9 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.api import request as http
-from slime_router.api.chat.endless import check_text
-from slime_router.api.chat.stop_regex import fault_of
-from slime_router.api.faults import require
+from slime_router.api.chat.fields import regex_fault
+from slime_router.api.chat.grammar import check_text
+from slime_router.api.request import require
 from slime_router.api.token_ids import Vocabulary, check_bias_keys, checked_ids
 from slime_router.errors import BadRequest
 from slime_router.types import GenerateCall
@@ -177,7 +177,7 @@ def _check_stop_regex(given: Any) -> None:
     patterns = [given] if isinstance(given, str) else given
     is_list = isinstance(patterns, list) and all(isinstance(each, str) for each in patterns)
     require(is_list, "stop_regex", "a string or a list of strings")
-    if (fault := fault_of(patterns)) is not None:
+    if (fault := regex_fault(patterns)) is not None:
         raise BadRequest(f"Invalid value for 'stop_regex': {fault}.", param="stop_regex")
 
 

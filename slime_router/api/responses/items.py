@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from slime_router.api.faults import missing, require, wrong_type
+from slime_router.api.request import missing, require, wrong_type
 from slime_router.errors import BadRequest
 from slime_router.types import Message
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from slime_router.api.faults import require
+from slime_router.api.request import require
 from slime_router.api.responses.store import Item, Stored
 from slime_router.errors import BadRequest
 

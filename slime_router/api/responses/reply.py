@@ -8,12 +8,12 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from slime_router.api.errors import openai_error, openai_error_object
+from slime_router.api.errors import ErrorStyle, openai_error, openai_error_object
 from slime_router.api.responses.events import Event, Keep, ResponseEvents, ResponseStyle
 from slime_router.errors import RouterError
 from slime_router.types import GenerateChunk
 
-__all__ = ["ResponseBody", "ResponseStream", "ResponseStyle", "responses_error"]
+__all__ = ["RESPONSES_ERRORS", "ResponseBody", "ResponseStream", "ResponseStyle"]
 
 _OWN_NAMES = (  # of fields that the rooms of the chat door name otherwise; the first that fits
     ("messages", "input"),
@@ -64,9 +64,12 @@ class ResponseBody:
         return orjson.dumps(self._response)
 
 
-def responses_error(exc: RouterError) -> web.Response:
-    """The reply to a request that failed before its first byte."""
+def responses_error(exc: RouterError, _: str = "") -> web.Response:
+    """OpenAI's reply, with the names that fields have in this API."""
     return openai_error(_in_own_words(exc))
+
+
+RESPONSES_ERRORS = ErrorStyle(responses_error)
 
 
 def _in_own_words(exc: RouterError) -> RouterError:

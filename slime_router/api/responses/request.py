@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,11 +13,11 @@ from aiohttp import web
 
 from slime_router.api.chat.reply import logprob_entries
 from slime_router.api.chat.request import read_chat_request
-from slime_router.api.faults import missing, require
+from slime_router.api.chat.tools import read_tools
+from slime_router.api.request import missing, require
 from slime_router.api.responses.items import Item, read_input, to_messages
 from slime_router.api.responses.reply import ResponseStyle
 from slime_router.api.responses.store import ResponseStore, Stored
-from slime_router.api.responses.tools import ResponseTool, chat_choice, response_tools
 from slime_router.api.token_ids import Vocabulary
 from slime_router.auth.caller import Caller, caller
 from slime_router.errors import BadRequest
@@ -37,6 +38,7 @@ _NOT_OF_CHAT = frozenset(  # other things under a name that the chat door knows,
     }
 )
 _LOGPROBS = "message.output_text.logprobs"  # in `include`
+_FUNCTION_KEYS = ("name", "description", "parameters", "strict")
 _ECHOED = (
     "max_output_tokens",
     "max_tool_calls",
@@ -51,6 +53,23 @@ _ECHOED = (
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseTool:
+    """One function, as a chat client would send it, and the namespace that it stood in."""
+
+    chat: dict[str, Any]
+    namespace: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The function's."""
+        return str(self.chat["function"]["name"])
+
+    def echo(self) -> dict[str, Any]:
+        """The tool as a response repeats it."""
+        return {"type": "function", "parameters": None, "strict": None, **self.chat["function"]}
+
+
+@dataclass(frozen=True, slots=True)
 class ResponsesRequest:
     """What a client asks for, and what of it is kept where the reply is to be stored."""
 
@@ -60,6 +79,12 @@ class ResponsesRequest:
     store: bool
     asked: tuple[Item, ...]
     previous: Stored | None
+    owner: str  # of what is stored
+
+    @property
+    def calls(self) -> tuple[GenerateCall, ...]:
+        """The one call."""
+        return (self.call,)
 
 
 def read_responses_request(
@@ -81,7 +106,7 @@ def read_responses_request(
     if body.get("previous_response_id") is not None:
         previous = kept.previous(body["previous_response_id"], by)
     asked = _asked(body, kept, previous, by)
-    tools = response_tools(body.get("tools"))
+    tools = _response_tools(body.get("tools"))
     chat = _chat_body(body, _messages(body, asked, previous), tools)
     made = read_chat_request(chat, request, vocabulary, default_model, parsers)
     style = ResponseStyle(
@@ -94,7 +119,7 @@ def read_responses_request(
     rid = body.get("rid") or style.id
     call = replace(made.calls[0], rid=rid, request_id=style.id)
     stores = body.get("store") is not False
-    return ResponsesRequest(call, style, made.stream, stores, asked, previous)
+    return ResponsesRequest(call, style, made.stream, stores, asked, previous, by.owner)
 
 
 def _check(body: dict[str, Any]) -> None:
@@ -147,7 +172,7 @@ def _chat_body(
         **plain,
         "messages": messages,
         "tools": [tool.chat for tool in tools],
-        "tool_choice": chat_choice(body.get("tool_choice")),
+        "tool_choice": _chat_choice(body.get("tool_choice")),
         "max_completion_tokens": body.get("max_output_tokens"),
         "reasoning_effort": (body.get("reasoning") or {}).get("effort"),
         "response_format": (body.get("text") or {}).get("format"),
@@ -176,3 +201,54 @@ def _echo(body: dict[str, Any], tools: tuple[ResponseTool, ...]) -> dict[str, An
         "top_logprobs": body.get("top_logprobs") or 0,
         "truncation": "disabled",
     }
+
+
+def _response_tools(given: Any) -> tuple[ResponseTool, ...]:
+    """The functions in `tools`; they stand flat there, or inside a namespace.
+
+    What only OpenAI's own servers can run (web search and the like) is dropped: agents send it to
+    every server.
+
+    Raises:
+        BadRequest: with the path of the field at fault, such as `tools[2].name`.
+    """
+    if given is None:
+        return ()
+    require(isinstance(given, list), "tools", "a list of tools")
+    return tuple(tool for i, each in enumerate(given) for tool in _functions(each, f"tools[{i}]"))
+
+
+def _chat_choice(choice: Any) -> Any:
+    """`tool_choice` as a chat client would write it; what has no such form is left as it is."""
+    match choice:
+        case {"type": "function", "name": str(name)}:
+            return {"type": "function", "function": {"name": name}}
+        case {"type": "allowed_tools", "mode": mode, "tools": list(tools)}:
+            known = [t for t in tools if not isinstance(t, dict) or t.get("type") == "function"]
+            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": known}}
+    return choice
+
+
+def _functions(tool: Any, path: str, namespace: str | None = None) -> Iterator[ResponseTool]:
+    require(isinstance(tool, dict), path, "an object")
+    require(isinstance(tool.get("type"), str), f"{path}.type", "a string")
+    if tool["type"] == "function":
+        yield ResponseTool(_chat_tool(tool, path), namespace)
+    elif tool["type"] == "namespace" and namespace is None:
+        nested = tool.get("tools") or []
+        require(isinstance(nested, list), f"{path}.tools", "a list of tools")
+        for k, each in enumerate(nested):
+            yield from _functions(each, f"{path}.tools[{k}]", str(tool.get("name") or ""))
+
+
+def _chat_tool(tool: dict[str, Any], path: str) -> dict[str, Any]:
+    """In the client's own key order, because templates print it; nulls say nothing."""
+    function = {k: v for k, v in tool.items() if k in _FUNCTION_KEYS and v is not None}
+    chat = {"type": "function", "function": function}
+    try:
+        read_tools({"tools": [chat]})
+    except BadRequest as exc:
+        exc.param = (exc.param or "").replace("tools[0].function", path)
+        exc.message = exc.message.replace("tools[0].function", path)
+        raise
+    return chat

@@ -10,8 +10,6 @@ from urllib.parse import quote
 import orjson
 from aiohttp import web
 
-from slime_router.api.delivery import answered
-from slime_router.api.errors import openai_error
 from slime_router.api.request import read_object
 from slime_router.api.sessions.request import read_close, read_filters, read_reward, read_spec
 from slime_router.api.token_ids import Vocabulary
@@ -49,34 +47,8 @@ class SessionDoor:
         self._flights = flights
         self._vocabulary = vocabulary
 
-    async def open(self, request: web.Request) -> web.StreamResponse:
+    async def open(self, request: web.Request) -> web.Response:
         """`POST /sessions`: a new session; 201 with its summary."""
-        return await answered(self._open(request), openai_error, {})
-
-    async def list(self, request: web.Request) -> web.StreamResponse:
-        """`GET /sessions?group_id=&rollout_id=&state=`: the summaries of those that fit.
-
-        They are the caller's own, or everybody's where it may see all.
-        """
-        return await answered(self._list(request), openai_error, {})
-
-    async def show(self, request: web.Request) -> web.StreamResponse:
-        """`GET /sessions/{session}`: the summary and the turns still held, oldest first."""
-        return await answered(self._show(request), openai_error, {})
-
-    async def delete(self, request: web.Request) -> web.StreamResponse:
-        """`DELETE /sessions/{session}`: forgotten, with its turns."""
-        return await answered(self._delete(request), openai_error, {})
-
-    async def close(self, request: web.Request) -> web.StreamResponse:
-        """`POST /sessions/{session}/close`: no new turns; the summary once nothing runs."""
-        return await answered(self._close(request), openai_error, {})
-
-    async def reward(self, request: web.Request) -> web.StreamResponse:
-        """`POST /sessions/{session}/reward`: what its rollout has earned."""
-        return await answered(self._reward(request), openai_error, {})
-
-    async def _open(self, request: web.Request) -> web.Response:
         body = await read_object(request) if request.body_exists else {}
         spec = read_spec(body, self._vocabulary)
         max_turns = self._default_max_turns if spec.max_turns is None else spec.max_turns
@@ -84,7 +56,11 @@ class SessionDoor:
         session = self._store.open_session(spec)
         return _reply(summary(session, request), status=201)
 
-    async def _list(self, request: web.Request) -> web.Response:
+    async def list(self, request: web.Request) -> web.Response:
+        """`GET /sessions?group_id=&rollout_id=&state=`: the summaries of those that fit.
+
+        They are the caller's own, or everybody's where it may see all.
+        """
         listed, by = self._store.sessions.list(**read_filters(request.query)), caller(request)
         found = [session for session in listed if by.sees(session.id)]
         summaries: list[dict[str, Any]] = []
@@ -93,25 +69,29 @@ class SessionDoor:
             await asyncio.sleep(0)
         return _reply({"sessions": summaries, "total": len(summaries)})
 
-    async def _show(self, request: web.Request) -> web.Response:
+    async def show(self, request: web.Request) -> web.Response:
+        """`GET /sessions/{session}`: the summary and the turns still held, oldest first."""
         session = self._store.sessions.get(session_in_path(request))
         turns = (self._store.get(turn_id) for turn_id in session.turns)
         listed = [_turn(turn, self._store.is_delivered(turn.id)) for turn in turns if turn]
         return _reply({**summary(session, request), "turn_list": listed})
 
-    async def _delete(self, request: web.Request) -> web.Response:
+    async def delete(self, request: web.Request) -> web.Response:
+        """`DELETE /sessions/{session}`: forgotten, with its turns."""
         session_id = session_in_path(request)
         await self._flights.delete(session_id)
         return _reply({"session_id": request.match_info["session"], "deleted": True})
 
-    async def _close(self, request: web.Request) -> web.Response:
+    async def close(self, request: web.Request) -> web.Response:
+        """`POST /sessions/{session}/close`: no new turns; the summary once nothing runs."""
         wanted = await read_close(request)
         session = await self._flights.close(
             session_in_path(request), cancel=wanted.cancel, timeout_s=wanted.timeout_s
         )
         return _reply(summary(session, request))
 
-    async def _reward(self, request: web.Request) -> web.Response:
+    async def reward(self, request: web.Request) -> web.Response:
+        """`POST /sessions/{session}/reward`: what its rollout has earned."""
         reward = read_reward(await read_object(request))
         session = self._store.sessions.set_reward(session_in_path(request), reward)
         return _reply(summary(session, request))

@@ -17,10 +17,10 @@ from multidict import MultiMapping
 
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling
 from slime_router.api.chat.grammar import grammar
-from slime_router.api.faults import missing, require
-from slime_router.api.request import MAX_SESSION_ID_LEN, read_object
+from slime_router.api.request import missing, read_object, require
 from slime_router.api.sessions.row_formats import OUR_METADATA_KEY
 from slime_router.api.token_ids import Vocabulary
+from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_dots, is_label
 from slime_router.errors import BadRequest
 from slime_router.trajectory.session import Reward, SessionSpec
 from slime_router.types import Sampling
@@ -169,9 +169,8 @@ def _read_session_id(body: Body) -> str:
     name = body.get("session_id")
     if name is None:
         return f"sess_{secrets.token_hex(12)}"
-    require(_is_name(name), "session_id", A_NAME)
-    # A URL that ends in these names another place, however it is written.
-    require(name not in (".", ".."), "session_id", "another name than '.' and '..'")
+    require(is_label(name), "session_id", A_NAME)
+    require(not is_dots(name), "session_id", "another name than '.' and '..'")
     return str(name)
 
 
@@ -180,12 +179,8 @@ def _read_name(body: Body, field: str) -> str | None:
     if name is None:
         return None
     name = str(name) if type(name) is int else name
-    require(_is_name(name), field, f"{A_NAME}, or an integer")
+    require(is_label(name), field, f"{A_NAME}, or an integer")
     return str(name)
-
-
-def _is_name(name: object) -> bool:
-    return isinstance(name, str) and 0 < len(name) <= MAX_SESSION_ID_LEN and name.isprintable()
 
 
 def _read_metadata(body: Body) -> dict[str, Any]:

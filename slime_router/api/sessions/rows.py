@@ -14,10 +14,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from slime_router.api.delivery import answered
-from slime_router.api.errors import openai_error, openai_error_object
-from slime_router.api.faults import require
-from slime_router.api.request import read_object
+from slime_router.api.errors import openai_error_object, our_fault
+from slime_router.api.request import read_object, require
 from slime_router.api.sessions import row_formats as rows_reply
 from slime_router.api.sessions.endpoints import session_in_path
 from slime_router.api.sessions.request import Body, check_known, read_count, read_query
@@ -47,25 +45,19 @@ class RowsDoor:
         self._store = store
         self._realign_threshold = realign_threshold
 
-    async def of_session(self, request: web.Request) -> web.StreamResponse:
+    async def of_session(self, request: web.Request) -> web.Response:
         """The rows of one session, in the format that the query or `Accept` names."""
-        return await answered(self._of_session(request), openai_error, {})
-
-    async def of_many(self, request: web.Request) -> web.StreamResponse:
-        """The rows of many sessions, line by line; a session that is not there has an error line.
-
-        A client that leaves ends it.
-        """
-        return await answered(self._of_many(request), openai_error, {})
-
-    async def _of_session(self, request: web.Request) -> web.Response:
         query = read_query(request.query, ("format", *_OPTIONS))
         form = rows_reply.FORMATS[_format(query, request.headers.get("accept", ""))]
         options = self._options({name: _number(text) for name, text in query.items()})
         session, rowset = self._export(session_in_path(request), options)
         return web.Response(body=form.encode(session, rowset), content_type=form.media_type)
 
-    async def _of_many(self, request: web.Request) -> web.StreamResponse:
+    async def of_many(self, request: web.Request) -> web.StreamResponse:
+        """The rows of many sessions, line by line; a session that is not there has an error line.
+
+        A client that leaves ends it.
+        """
         body = await read_object(request)
         check_known(body, (*_SELECTORS, *_OPTIONS))
         options = self._options(body)
@@ -90,7 +82,7 @@ class RowsDoor:
             yield _error_line(session_id, exc)
         except Exception:  # the edge of a request, told in a line
             logger.exception("rows of session %r failed", session_id)
-            yield _error_line(session_id, RouterError("The router failed; its log says why."))
+            yield _error_line(session_id, our_fault())
 
     def _export(self, session_id: str, options: RowOptions) -> tuple[Session, RowSet]:
         """The session as it is now and its rows."""

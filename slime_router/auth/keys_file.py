@@ -7,23 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from slime_router.api.request import SESSION_KEY_PREFIX
+from slime_router.auth.keys import check_key
 from slime_router.errors import SetupError
 
-MAX_KEY_LEN = 4096
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
-
-
-def check_key(key: object, where: str) -> None:
-    """Raises SetupError where no client could send this key, or would mean something else."""
-    if not isinstance(key, str) or not key:
-        raise SetupError(f"{where}: the key is empty, or no text")
-    is_fit = key.isascii() and key.isprintable() and " " not in key and len(key) <= MAX_KEY_LEN
-    if not is_fit:
-        raise SetupError(f"{where}: a key has up to {MAX_KEY_LEN} ASCII characters, no spaces")
-    if key.startswith(SESSION_KEY_PREFIX):
-        raise SetupError(f"{where}: what begins with '{SESSION_KEY_PREFIX}' names a session")
 
 
 def read_keys_file(path: Path) -> dict[str, str]:

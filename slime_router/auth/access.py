@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -17,14 +17,11 @@ from typing import TypeAlias
 
 from aiohttp import web
 
-from slime_router.api.anthropic.reply import messages_error
-from slime_router.api.errors import native_error, openai_error
-from slime_router.api.request import request_id
 from slime_router.auth.caller import Caller, introduce
+from slime_router.auth.keys import check_key, sent_keys
+from slime_router.auth.keys_file import read_keys_file
 from slime_router.config import Config
 from slime_router.errors import NotFound, SetupError, Unauthorized
-from slime_router.server.boundary import Handler
-from slime_router.server.keys_file import check_key, read_keys_file
 
 IN_SESSION = "/sessions/{session}"
 OWNER_HEADER = "x-slime-owner"  # whose things the admin means
@@ -55,7 +52,7 @@ NO_KEY = Key(b"")
 
 
 class Access:
-    """Lets requests in. Without any key everything is open; see `guard`.
+    """Lets requests in. Without any key everything is open; see `admit`.
 
     Where there is no admin key, a key without a name is the admin's.
     """
@@ -102,24 +99,21 @@ class Access:
             return None
         return f"{host} is open to others, and no API key is needed: give --api-key"
 
-    @web.middleware
-    async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The HTTP middleware behind the boundary: the request goes on, or is a 401."""
-        if not self._keys:
-            return await handler(request)
-        try:
-            introduce(request, self._admitted(request))
-        except (Unauthorized, NotFound) as exc:
-            return _refusal(request, exc)
-        return await handler(request)
+    @property
+    def is_on(self) -> bool:
+        """Whether there is any key."""
+        return bool(self._keys)
 
-    def _admitted(self, request: web.Request) -> Caller:
-        """Who asks, where the route is open to it.
+    def admit(self, request: web.Request) -> None:
+        """Finds out who asks (see `caller`), where the route is open to them.
 
         Raises:
             Unauthorized: it is not.
-            NotFound: the admin names an owner that there is not.
+            NotFound: the admin names an owner that does not exist.
         """
+        introduce(request, self._admitted(request))
+
+    def _admitted(self, request: web.Request) -> Caller:
         route = _route(request)
         if route in _OPEN:
             return Caller(sees_all=False)
@@ -133,7 +127,7 @@ class Access:
 
     def _known(self, request: web.Request) -> Key | None:
         """The key that the request shows; the admin's, where it shows several."""
-        shown = [_digest(text) for text in _shown(request)]
+        shown = [_digest(text) for text in sent_keys(request.headers)]
         found = [
             key
             for key in self._keys
@@ -171,15 +165,6 @@ def _canonical(path: str) -> str:
     return re.sub(r"\{(\w+):[^{}]*\}", r"{\1}", path)
 
 
-def _shown(request: web.Request) -> Iterator[str]:
-    for value in request.headers.getall("authorization", ()):
-        scheme, _, text = value.strip().partition(" ")
-        if scheme.lower() == "bearer":
-            yield text.strip()
-    for name in ("x-api-key", "api-key"):
-        yield from (value.strip() for value in request.headers.getall(name, ()))
-
-
 def _digest(text: str) -> bytes:
     return sha256(text.encode("utf-8", "surrogateescape")).digest()
 
@@ -195,18 +180,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _refusal(request: web.Request, exc: Unauthorized | NotFound) -> web.Response:
-    """In the shape of the API that was asked."""
-    path = _route(request)[1].removeprefix(IN_SESSION)
-    name = request_id(request.headers)
-    if path.startswith("/v1/messages"):
-        response = messages_error(exc, request_id=name)
-        response.headers["request-id"] = name
-    else:
-        response = native_error(exc) if path == "/generate" else openai_error(exc)
-    response.headers["x-request-id"] = name
-    if isinstance(exc, Unauthorized):
-        response.headers["www-authenticate"] = "Bearer"
-    return response

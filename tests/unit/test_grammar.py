@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from slime_router.api.chat.endless import check_schema, check_tag, check_text
+from slime_router.api.chat.grammar import check_schema, check_tag, check_text
 from slime_router.errors import BadRequest
 
 SELF: dict[str, Any] = {"$ref": "#"}

@@ -1,0 +1,72 @@
+"""Anthropic's messages: `POST /v1/messages` and `POST /v1/messages/count_tokens`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+from aiohttp import web
+
+from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS, MessageBody, MessageStream
+from slime_router.api.anthropic.request import MessagesRequest, read_messages_request
+from slime_router.api.dialect import Dialect, EndpointContext
+from slime_router.api.endpoint import read_text
+from slime_router.api.request import reply_headers
+from slime_router.types import GenerateCall
+
+PromptLength: TypeAlias = Callable[[GenerateCall], Awaitable[int]]  # in tokens; runs nothing
+
+PATH = "/v1/messages"
+COUNT_PATH = f"{PATH}/count_tokens"
+
+
+async def count_tokens(
+    context: EndpointContext, prompt_len: PromptLength, request: web.Request
+) -> web.StreamResponse:
+    """How many tokens the prompt of a request would have: `{"input_tokens": n}`.
+
+    Raises:
+        RouterError: as for a request that generates.
+    """
+    headers = reply_headers(request, ANTHROPIC_ERRORS.id_headers)
+    with context.admission:
+        body = await read_text(context, request, COUNT_PATH, headers)
+        if isinstance(body, web.StreamResponse):
+            return body
+        asked = _read(body, request, context, is_counted=True)
+        return web.json_response({"input_tokens": await prompt_len(asked.call)}, headers=headers)
+
+
+def _read(
+    body: dict[str, Any],
+    request: web.Request,
+    context: EndpointContext,
+    *,
+    is_counted: bool = False,
+) -> MessagesRequest:
+    return read_messages_request(
+        body,
+        request,
+        context.vocabulary,
+        context.default_model,
+        context.parsers,
+        is_counted=is_counted,
+    )
+
+
+def _write(asked: MessagesRequest, _: EndpointContext) -> MessageBody:
+    return MessageBody(asked.style)
+
+
+def _stream(asked: MessagesRequest, _: EndpointContext, request_id: str) -> MessageStream:
+    return MessageStream(asked.style, request_id)
+
+
+ANTHROPIC = Dialect(
+    read=_read,
+    write=_write,
+    stream=_stream,
+    errors=ANTHROPIC_ERRORS,
+    ending=b"",
+    media_path=PATH,
+)

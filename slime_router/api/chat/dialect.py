@@ -1,0 +1,37 @@
+"""OpenAI's chat completions: `POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import web
+
+from slime_router.api.chat.reply import ChatBody, ChatStream
+from slime_router.api.chat.request import ChatRequest, read_chat_request
+from slime_router.api.dialect import Dialect, EndpointContext
+
+
+def _read(body: dict[str, Any], request: web.Request, context: EndpointContext) -> ChatRequest:
+    asked = read_chat_request(
+        body, request, context.vocabulary, context.default_model, context.parsers
+    )
+    if not context.has_two_reasonings:
+        return asked
+    return replace(asked, style=replace(asked.style, two_reasonings=True))
+
+
+def _write(asked: ChatRequest, context: EndpointContext) -> ChatBody:
+    return ChatBody(asked.style, context.vocabulary, len(asked.calls))
+
+
+def _stream(asked: ChatRequest, context: EndpointContext, _: str) -> ChatStream:
+    return ChatStream(asked.style, context.vocabulary)
+
+
+CHAT = Dialect(
+    read=_read,
+    write=_write,
+    stream=_stream,
+    media_path="/v1/chat/completions",  # a worker's own; the router's may be another
+)

@@ -1,0 +1,28 @@
+"""OpenAI's text completions: `POST /v1/completions`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from slime_router.api.completions.reply import CompletionBody, CompletionStream
+from slime_router.api.completions.request import CompletionRequest, read_completion_request
+from slime_router.api.dialect import Dialect, EndpointContext
+
+
+def _read(
+    body: dict[str, Any], request: web.Request, context: EndpointContext
+) -> CompletionRequest:
+    return read_completion_request(body, request, context.vocabulary, context.default_model)
+
+
+def _write(asked: CompletionRequest, context: EndpointContext) -> CompletionBody:
+    return CompletionBody(asked.style, context.vocabulary, asked.calls)
+
+
+def _stream(asked: CompletionRequest, context: EndpointContext, _: str) -> CompletionStream:
+    return CompletionStream(asked.style, context.vocabulary, asked.calls)
+
+
+COMPLETIONS = Dialect(read=_read, write=_write, stream=_stream)

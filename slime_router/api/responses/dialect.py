@@ -1,0 +1,50 @@
+"""OpenAI's responses: `POST /v1/responses`. What is stored of them: `stored`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from slime_router.api.dialect import Dialect, EndpointContext
+from slime_router.api.responses.reply import RESPONSES_ERRORS, ResponseBody, ResponseStream
+from slime_router.api.responses.request import ResponsesRequest, read_responses_request
+from slime_router.api.responses.store import ResponseStore, Stored
+
+PATH = "/v1/responses"
+
+
+def responses(kept: ResponseStore) -> Dialect[ResponsesRequest]:
+    """The dialect of requests that may refer to what is `kept`, and add to it."""
+
+    def read(
+        body: dict[str, Any], request: web.Request, context: EndpointContext
+    ) -> ResponsesRequest:
+        return read_responses_request(
+            body, request, context.vocabulary, context.default_model, context.parsers, kept
+        )
+
+    def write(asked: ResponsesRequest, _: EndpointContext) -> ResponseBody:
+        return ResponseBody(asked.style, partial(_keep, kept, asked))
+
+    def stream(asked: ResponsesRequest, _: EndpointContext, __: str) -> ResponseStream:
+        return ResponseStream(asked.style, partial(_keep, kept, asked))
+
+    return Dialect(
+        read=read,
+        write=write,
+        stream=stream,
+        errors=RESPONSES_ERRORS,
+        ending=b"",
+        media_path=PATH,
+    )
+
+
+def _keep(
+    kept: ResponseStore, asked: ResponsesRequest, response: dict[str, Any], turn: str
+) -> None:
+    """Before the client can ask for what continues it."""
+    if asked.store:
+        said = tuple({**item, "turn": turn} for item in response["output"])
+        kept.put(Stored(response, asked.asked, said, asked.previous, asked.owner))
