@@ -26,6 +26,7 @@ from slime_router.chat.layout import (
     MAX_MARKS,
     Layout,
     Mark,
+    begin_of,
     compared_literals,
     holds,
     in_view,
@@ -212,7 +213,7 @@ class Suffixes:
         if not has_calls or drawing.form is Form.NO_CALLS:
             return self._seam.after_text(behind, last_id)
         closing = self._seam.closing(behind, last_id)
-        if closing is not None and _is_before(closing[0], behind, view.later):
+        if closing is not None and _is_before(closing[1], behind, view.later):
             return self._seam.after_call(behind, closing[0], last_id)
         alone = View(view.messages[: view.index + 1], view.index)
         options = replace(
@@ -272,12 +273,9 @@ def _later_start(question: Question) -> int:
     return 0
 
 
-def _is_before(start: int, behind: str, later: Sequence[Message]) -> bool:
-    """Whether `start` is certain to stand before the first later message's text."""
-    if not later or is_reply(later[0]):
-        return False
-    first = content_text(later[0].get("content")).strip()
-    return bool(first) and not holds(behind[:start], later[:1])
+def _is_before(end: int, behind: str, later: Sequence[Message]) -> bool:
+    """Whether `end` is certain to stand before the first later message's text."""
+    return bool(later) and not is_reply(later[0]) and begin_of(behind, later[0]) >= end
 
 
 def _common_len(left: str, right: str) -> int:
