@@ -11,10 +11,10 @@ Whatever the way, what a turn holds is compared with what is sent before it is c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Literal
 
 import numpy as np
@@ -39,6 +39,8 @@ from slime_router.types import (
     Receipt,
     TokenIds,
 )
+
+MAX_LEFT_OUT = 3  # messages that one receipt names
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class PromptMaker:
         date = self._date(talk.turn)
         text = self._template.render(call.messages, call.template, date=date)
         if has_failed:
-            reason += self._left_out(call.messages, text)
+            reason += _left_out(self._template.left_out(text, call.messages))
         if mode == "held" and not call.template.continue_final_message:
             layout = self._template.layout(text, call.messages, call.template, date)
             self._layouts.note(call.turn_id, layout)
@@ -208,7 +210,8 @@ class PromptMaker:
                 return None
             self._layouts.note(call.turn_id, suffix.layout)
             text, drop = suffix.text, suffix.drop
-            reason = "continues the turn"
+            shift = len(call.messages or ()) - len(talk.messages)
+            reason = "continues the turn" + _left_out(index + shift for index in suffix.left_out)
         if drop:
             reason += "; its stop token gives way"
         reason += self._choice(call, talk, turn)
@@ -332,11 +335,6 @@ class PromptMaker:
 
     # Shared
 
-    def _left_out(self, messages: tuple[Message, ...], text: str) -> str:
-        """What the receipt says of messages that the template did not print."""
-        lost = self._template.left_out(text, messages)
-        return "".join(f"; the template leaves out messages[{index}]" for index in lost[:3])
-
     def _date(self, turn: Turn | None) -> datetime | None:
         """The date to render with: the first turn's, or the prefix would die at midnight."""
         if not self._template.findings.prints_date:
@@ -381,6 +379,12 @@ def _joined(
         for piece, end in zip(pieces, ends, strict=True)
     )
     return ids, own, slices
+
+
+def _left_out(indexes: Iterable[int]) -> str:
+    """What the receipt says of messages that the template did not print."""
+    notes = (f"; the template leaves out messages[{index}]" for index in indexes)
+    return "".join(islice(notes, MAX_LEFT_OUT))
 
 
 def _was_joined(messages: tuple[Message, ...], index: int) -> bool:

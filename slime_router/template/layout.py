@@ -140,6 +140,12 @@ def reach(part: str, group: Sequence[Message]) -> int:
     return end
 
 
+def begin_of(text: str, message: Message) -> int:
+    """Where the message's text begins; -1 where it has none, or it is not found."""
+    content = content_text(message.get("content"))
+    return _span(text, content, 0)[0] if content.strip() else -1
+
+
 def in_view(view: View, drawing: Drawing) -> tuple[Mark, ...]:
     """The marks of all parts of a drawing, what follows its reply included."""
     return marks_of(drawing.parts, view.groups())
@@ -167,16 +173,21 @@ def _literals(tree: nodes.Template) -> Iterator[str]:
 
 def _find(text: str, content: str, start: int) -> int:
     """Where `content` ends in `text`, as it is or as JSON writes it; -1 where it is not there."""
-    content = content.strip()
-    at = text.find(content, start)
-    if at >= 0:
-        return at + len(content)
-    for is_ascii in (False, True):
-        escaped = json.dumps(content, ensure_ascii=is_ascii)[1:-1]
-        at = text.find(escaped, start)
+    return _span(text, content, start)[1]
+
+
+def _span(text: str, content: str, start: int) -> tuple[int, int]:
+    for spelling in _spellings(content.strip()):
+        at = text.find(spelling, start)
         if at >= 0:
-            return at + len(escaped)
-    return -1
+            return at, at + len(spelling)
+    return -1, -1
+
+
+def _spellings(content: str) -> Iterator[str]:
+    yield content
+    for is_ascii in (False, True):
+        yield json.dumps(content, ensure_ascii=is_ascii)[1:-1]
 
 
 def _digest(text: str) -> bytes:

@@ -6,7 +6,7 @@
 already; `seam.py` says where. It is used only where
 
 * the text before each reply is what the turn's own prompt had there (`layout.py`), and
-* the text of every later message stands in it.
+* the text of every later message stands in it, but for those that the template prints nowhere.
 
 Where that is not so, the answer is None and the caller renders everything: never a guess.
 
@@ -26,6 +26,7 @@ from slime_router.template.layout import (
     MAX_MARKS,
     Layout,
     Mark,
+    begin_of,
     compared_literals,
     holds,
     in_view,
@@ -57,11 +58,13 @@ class Suffix:
     """What follows a held turn: drop `drop` of its last tokens, then encode `text`.
 
     `drop` is 1 where the sampled stop token gives way to the one that the template puts there.
+    `left_out` are the messages, by their places, that the template does not print.
     `layout` is what the prompt looks like, for the turn that answers it.
     """
 
     text: str
     drop: int = 0
+    left_out: tuple[int, ...] = ()
     layout: Layout | None = field(default=None, compare=False)
 
 
@@ -113,11 +116,12 @@ class Suffixes:
             known = self._layout_before(view, drawing, question)
             if known is None or not known.agrees(drawing):
                 return None
-        if not self._holds_later(view, drawing, question):
+        left_out = self._left_out(view, drawing, question)
+        if left_out is None:
             return None
         cut = self._cut(view, drawing, question, last_id)
         after = self._after(known, view, drawing, question)
-        return Suffix(drawing.behind[cut.start :], cut.drop, after)
+        return Suffix(drawing.behind[cut.start :], cut.drop, left_out, after)
 
     def layout(self, question: Question, text: str) -> Layout | None:
         """That of a prompt which was rendered whole, as `text`; None where it takes more to know.
@@ -169,18 +173,37 @@ class Suffixes:
             parts = None if text is None else (text,)
         return None if parts is None else Layout(marks_of(parts, view.groups()[:-1]))
 
-    def _holds_later(self, view: View, drawing: Drawing, question: Question) -> bool:
-        """Whether every later message is in the text, or a word put in its place is."""
+    def _left_out(self, view: View, drawing: Drawing, question: Question) -> tuple[int, ...] | None:
+        """Which later messages the template prints nowhere; None where one is elsewhere.
+
+        Where their texts are not found, words in their places are looked for.
+        """
         if holds(drawing.behind, view.later):
-            return True
-        marked = [
-            message if is_reply(message) or not content_text(message.get("content")).strip()
-            else {**message, "content": f"Zq7later{number}7qZ"}
+            return ()
+        words = {
+            view.index + 1 + number: f"Zq7later{number}7qZ"
             for number, message in enumerate(view.later)
-        ]  # fmt: skip
-        messages = (*view.messages[: view.index + 1], *marked)
-        again = self._draw(View(messages, view.index), question, [drawing.form])
-        return again is not None and holds(again.behind, marked)
+            if not is_reply(message) and content_text(message.get("content")).strip()
+        }
+        marked = [
+            {**message, "content": words.get(index, message.get("content"))}
+            for index, message in enumerate(view.messages)
+        ]
+        again = self._draw(View(tuple(marked), view.index), question, [drawing.form])
+        if again is None:
+            return None
+        if holds(again.behind, marked[view.index + 1 :]):
+            return ()
+        if len(view.messages) < question.size:
+            return None
+        text = self._render(marked, question.options, question.date)  # with the replies themselves
+        lost = tuple(
+            index for index, word in words.items() if text is not None and word not in text
+        )
+        kept = [
+            each for index, each in enumerate(marked) if index > view.index and index not in lost
+        ]
+        return lost if holds(again.behind, kept) else None
 
     # The seam
 
@@ -190,7 +213,7 @@ class Suffixes:
         if not has_calls or drawing.form is Form.NO_CALLS:
             return self._seam.after_text(behind, last_id)
         closing = self._seam.closing(behind, last_id)
-        if closing is not None and _is_before(closing[0], behind, view.later):
+        if closing is not None and _is_before(closing[1], behind, view.later):
             return self._seam.after_call(behind, closing[0], last_id)
         alone = View(view.messages[: view.index + 1], view.index)
         options = replace(
@@ -250,12 +273,9 @@ def _later_start(question: Question) -> int:
     return 0
 
 
-def _is_before(start: int, behind: str, later: Sequence[Message]) -> bool:
-    """Whether `start` is certain to stand before the first later message's text."""
-    if not later or is_reply(later[0]):
-        return False
-    first = content_text(later[0].get("content")).strip()
-    return bool(first) and not holds(behind[:start], later[:1])
+def _is_before(end: int, behind: str, later: Sequence[Message]) -> bool:
+    """Whether `end` is certain to stand before the first later message's text."""
+    return bool(later) and not is_reply(later[0]) and begin_of(behind, later[0]) >= end
 
 
 def _common_len(left: str, right: str) -> int:
