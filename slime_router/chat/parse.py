@@ -14,11 +14,12 @@ from typing import Any
 
 import orjson
 
-from slime_router.chat import harmony
+from slime_router.chat import harmony, mistral_ids
 from slime_router.chat.call_ids import NewCallId, call_ids, random_call_id
 from slime_router.chat.calls import CallReader
 from slime_router.chat.harmony import HarmonyReader
 from slime_router.chat.leftovers import without_control_tokens
+from slime_router.chat.mistral_ids import MistralCalls
 from slime_router.chat.pieces import Pieces
 from slime_router.chat.sglang_parsers import SGLangParsers, mended
 from slime_router.errors import BadRequest, SetupError
@@ -174,7 +175,9 @@ class ReplyParsers:
         reader.enter(prompt_tail)
         return reader
 
-    def _call_reader(self, form: ReplyFormat, history: Sequence[Message]) -> CallReader | None:
+    def _call_reader(
+        self, form: ReplyFormat, history: Sequence[Message]
+    ) -> CallReader | MistralCalls | None:
         if not self._reads_calls(form):
             return None
         assert self._sglang is not None
@@ -182,7 +185,7 @@ class ReplyParsers:
         is_array = self._is_array(form)
         if self.tools == harmony.NAME and not is_array:
             return None
-        return CallReader(
+        reader = CallReader(
             self._sglang.JsonArrayParser
             if is_array
             else lambda: mended(self._calls_parser(form).detector),
@@ -190,6 +193,8 @@ class ReplyParsers:
             call_ids(self.tools, self._new_call_id, history),
             is_parallel=form.is_parallel,
         )
+        is_named = self.tools == mistral_ids.NAME and not is_array
+        return MistralCalls(reader) if is_named else reader
 
     def _calls_parser(self, form: ReplyFormat) -> Any:
         assert self._sglang is not None
@@ -233,7 +238,7 @@ class ReplyParser:
         self,
         reasoning: Any,
         messages: HarmonyReader | None,
-        calls: CallReader | None,
+        calls: CallReader | MistralCalls | None,
         *,
         ends: Collection[str] = (),
     ) -> None:
