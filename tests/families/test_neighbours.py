@@ -103,10 +103,11 @@ async def test_calls_that_the_model_does_not_tell_apart_have_random_ids(ids):
 
 async def test_a_call_that_is_cut_before_its_id_has_a_random_one():
     talk = FamilyTalk(family("built-in mistral_nemo"))
-    before = await talk.hear([ASK], nemo_calls(NEMO_ID)[:-20])
+    before = await talk.hear([ASK], nemo_calls(NEMO_ID)[:-6])
     [call] = before.reply["tool_calls"]
     assert len(call["id"]) == 9
     assert call["id"] != NEMO_ID
+    assert before.calls == [("get_weather", '{"city": "{x}", "id": "123456789"}')]
 
 
 async def test_a_call_that_cannot_be_read_shifts_no_ids():
@@ -115,3 +116,17 @@ async def test_a_call_that_cannot_be_read_shifts_no_ids():
     text = f"[TOOL_CALLS] [{unknown}, {nemo_call(NEMO_ID)}]"
     before = await talk.hear([ASK], text, "</s>")
     assert [call["id"] for call in before.reply.get("tool_calls") or ()] in ([NEMO_ID], [])
+
+
+NO_CALLS = (
+    "As [1] and [CALL_ID] say [2]",
+    '[TOOL_CALLS]unknown[CALL_ID]abCDE1234[ARGS]{"city": "Paris"}',
+    '[TOOL_CALLS]get_weather[CALL_ID]abCDE1234[ARGS]{"city": "Par',
+)
+
+
+@pytest.mark.parametrize("text", NO_CALLS)
+async def test_what_is_no_call_of_mistrals_is_content(text):
+    talk = FamilyTalk(family("mistral_small"))
+    before = await talk.hear([ASK], text)
+    assert before.reply == {"role": "assistant", "content": text}
