@@ -130,3 +130,20 @@ async def test_what_is_no_call_of_mistrals_is_content(text):
     talk = FamilyTalk(family("mistral_small"))
     before = await talk.hear([ASK], text)
     assert before.reply == {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(("sampled", "echo"), [("\ufeffYes\ufeff\n", "Yes"), ("\u00a0Yes ", "Yes")])
+async def test_a_reply_that_javascript_trims_is_the_same_turn(sampled, echo):
+    talk = FamilyTalk(family("qwen3"))
+    before = await talk.hear([user("Hi")], sampled, "<|im_end|>", tools=())
+    reply: Message = {"role": "assistant", "content": echo}
+    after = await talk.hear([user("Hi"), reply, user("More")], "Yes", "<|im_end|>", tools=())
+    talk.suffix(before, after)
+
+
+async def test_a_reply_with_a_space_of_no_width_stays_apart():
+    talk = FamilyTalk(family("qwen3"))
+    before = await talk.hear([user("Hi")], "Yes", "<|im_end|>", tools=())
+    reply: Message = {"role": "assistant", "content": "Yes\u200b"}
+    after = await talk.hear([user("Hi"), reply, user("More")], "Yes", "<|im_end|>", tools=())
+    assert after.ids[: len(before.held)] != before.held
