@@ -7,7 +7,7 @@ A generation is one `GenerateCall` that goes down through the middleware and a s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -67,8 +67,11 @@ class Receipt:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """One line of ASCII JSON, fit for an HTTP header."""
-        return orjson.dumps(self).decode("ascii", "replace")
+        """One line of ASCII JSON, fit for an HTTP header; notes only where there are any."""
+        fields = asdict(self)
+        if not self.notes:
+            del fields["notes"]
+        return orjson.dumps(fields).decode("ascii", "replace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,6 @@ def _receipt(reason: str) -> str:
         "encoded": 0,
         "turn": "",
         "reason": reason,
-        "notes": (),
     }
     return orjson.dumps(fields).decode("ascii")
 

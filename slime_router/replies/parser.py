@@ -15,10 +15,11 @@ from typing import Any
 import orjson
 
 from slime_router.errors import BadRequest, SetupError
-from slime_router.replies import harmony
+from slime_router.replies import harmony, mistral_ids
 from slime_router.replies.call_ids import NewCallId, call_ids
 from slime_router.replies.harmony import HarmonyReader
 from slime_router.replies.leftovers import without_control_tokens
+from slime_router.replies.mistral_ids import MistralCalls
 from slime_router.replies.pieces import Pieces
 from slime_router.replies.sglang_parsers import SGLangParsers, mended
 from slime_router.replies.tool_calls import CallReader
@@ -175,7 +176,9 @@ class ReplyParsers:
         reader.enter(prompt_tail)
         return reader
 
-    def _call_reader(self, form: ReplyFormat, history: Sequence[Message]) -> CallReader | None:
+    def _call_reader(
+        self, form: ReplyFormat, history: Sequence[Message]
+    ) -> CallReader | MistralCalls | None:
         if not self._reads_calls(form):
             return None
         assert self._sglang is not None
@@ -183,7 +186,7 @@ class ReplyParsers:
         is_array = self._is_array(form)
         if self.tools == harmony.NAME and not is_array:
             return None
-        return CallReader(
+        reader = CallReader(
             self._sglang.JsonArrayParser
             if is_array
             else lambda: mended(self._calls_parser(form).detector),
@@ -191,6 +194,8 @@ class ReplyParsers:
             call_ids(self.tools, self._new_call_id, history),
             is_parallel=form.is_parallel,
         )
+        is_named = self.tools == mistral_ids.NAME and not is_array
+        return MistralCalls(reader) if is_named else reader
 
     def _calls_parser(self, form: ReplyFormat) -> Any:
         assert self._sglang is not None
@@ -234,7 +239,7 @@ class ReplyParser:
         self,
         reasoning: Any,
         messages: HarmonyReader | None,
-        calls: CallReader | None,
+        calls: CallReader | MistralCalls | None,
         *,
         ends: Collection[str] = (),
     ) -> None:

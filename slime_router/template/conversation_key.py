@@ -35,6 +35,8 @@ from slime_router.types import Message, TemplateOptions
 
 Key = bytes  # 16 bytes
 
+# What Python strips, and what JavaScript does: the mark that some texts begin with, too.
+_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff"
 _SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
@@ -96,7 +98,7 @@ def _are_one(text: Message, calls: Message) -> bool:
 
 def _reply_text(content: str) -> str:
     """A reply without what agents add to it or take from it on the way."""
-    return content.replace("\r\n", "\n").strip()
+    return content.replace("\r\n", "\n").strip(_SPACE)
 
 
 def chain_keys(root: Key, messages: Sequence[Message], *, with_call_ids: bool) -> list[Key]:

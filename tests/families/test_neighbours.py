@@ -56,3 +56,94 @@ async def test_an_end_token_that_a_client_spells_ends_no_turn(role, text):
     suffix = talk.text(talk.suffix(before, after))
     assert text in suffix
     assert talk.rendered(messages, talk.ask(messages)).endswith(suffix)
+
+
+NEMO_ID, NEMO_IDS = "abCDE1234", ["abCDE1234", "xyZDE1234"]
+
+
+def nemo_call(call_id: str, name: str = "get_weather") -> str:
+    arguments = '{"city": "{x}", "id": "123456789"}'
+    return f'{{"name": "{name}", "arguments": {arguments}, "id": "{call_id}"}}'
+
+
+def nemo_calls(*ids: str) -> str:
+    return f"[TOOL_CALLS] [{', '.join(map(nemo_call, ids))}]"
+
+
+@pytest.mark.parametrize("ids", [NEMO_IDS[:1], NEMO_IDS])
+async def test_the_id_that_mistral_sampled_is_the_id_all_the_way(ids):
+    """It stands behind the arguments, which may have an id of their own."""
+    talk = FamilyTalk(family("built-in mistral_nemo"))
+    before = await talk.hear([ASK], nemo_calls(*ids), "</s>")
+    assert [call["id"] for call in before.reply["tool_calls"]] == ids
+    messages = [ASK, before.reply, *results(before.reply, *(f"SECRET-{each}" for each in ids))]
+    after = await talk.hear(messages, "Fine.", "</s>")
+    text = talk.text(talk.suffix(before, after))
+    assert all(f'"content": SECRET-{each}, "call_id": "{each}"' in text for each in ids)
+
+
+async def test_an_id_in_the_middle_of_a_call_is_read():
+    talk = FamilyTalk(family("mistral_small"))
+    calls = "".join(
+        f'[TOOL_CALLS]get_weather[CALL_ID]{each}[ARGS]{{"city": "Paris"}}' for each in NEMO_IDS
+    )
+    before = await talk.hear([ASK], calls, "</s>")
+    assert before.calls == [("get_weather", '{"city": "Paris"}')] * 2
+    assert [call["id"] for call in before.reply["tool_calls"]] == NEMO_IDS
+
+
+@pytest.mark.parametrize("ids", [("", ""), (NEMO_ID, NEMO_ID)], ids=["none", "twice the same"])
+async def test_calls_that_the_model_does_not_tell_apart_have_random_ids(ids):
+    talk = FamilyTalk(family("built-in mistral_nemo"))
+    before = await talk.hear([ASK], nemo_calls(*ids), "</s>")
+    made = [call["id"] for call in before.reply["tool_calls"]]
+    assert len(set(made)) == 2
+    assert all(len(each) == 9 for each in made)
+
+
+async def test_a_call_that_is_cut_before_its_id_has_a_random_one():
+    talk = FamilyTalk(family("built-in mistral_nemo"))
+    before = await talk.hear([ASK], nemo_calls(NEMO_ID)[:-6])
+    [call] = before.reply["tool_calls"]
+    assert len(call["id"]) == 9
+    assert call["id"] != NEMO_ID
+    assert before.calls == [("get_weather", '{"city": "{x}", "id": "123456789"}')]
+
+
+async def test_a_call_that_cannot_be_read_shifts_no_ids():
+    talk = FamilyTalk(family("built-in mistral_nemo"))
+    unknown = nemo_call("abCDE0000", name="unknown")
+    text = f"[TOOL_CALLS] [{unknown}, {nemo_call(NEMO_ID)}]"
+    before = await talk.hear([ASK], text, "</s>")
+    assert [call["id"] for call in before.reply.get("tool_calls") or ()] in ([NEMO_ID], [])
+
+
+NO_CALLS = (
+    "As [1] and [CALL_ID] say [2]",
+    '[TOOL_CALLS]unknown[CALL_ID]abCDE1234[ARGS]{"city": "Paris"}',
+    '[TOOL_CALLS]get_weather[CALL_ID]abCDE1234[ARGS]{"city": "Par',
+)
+
+
+@pytest.mark.parametrize("text", NO_CALLS)
+async def test_what_is_no_call_of_mistrals_is_content(text):
+    talk = FamilyTalk(family("mistral_small"))
+    before = await talk.hear([ASK], text)
+    assert before.reply == {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(("sampled", "echo"), [("\ufeffYes\ufeff\n", "Yes"), ("\u00a0Yes ", "Yes")])
+async def test_a_reply_that_javascript_trims_is_the_same_turn(sampled, echo):
+    talk = FamilyTalk(family("qwen3"))
+    before = await talk.hear([user("Hi")], sampled, "<|im_end|>", tools=())
+    reply: Message = {"role": "assistant", "content": echo}
+    after = await talk.hear([user("Hi"), reply, user("More")], "Yes", "<|im_end|>", tools=())
+    talk.suffix(before, after)
+
+
+async def test_a_reply_with_a_space_of_no_width_stays_apart():
+    talk = FamilyTalk(family("qwen3"))
+    before = await talk.hear([user("Hi")], "Yes", "<|im_end|>", tools=())
+    reply: Message = {"role": "assistant", "content": "Yes\u200b"}
+    after = await talk.hear([user("Hi"), reply, user("More")], "Yes", "<|im_end|>", tools=())
+    assert after.ids[: len(before.held)] != before.held

@@ -15,6 +15,7 @@ import pytest
 from slime_router.errors import BadRequest, SetupError
 from slime_router.replies.parser import ReplyParser, ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
+from slime_router.replies.tool_calls import CallReader
 from slime_router.types import Message, ReplyFormat
 from tests.unit.formats import FORMATS, HARMONY
 
@@ -566,7 +567,7 @@ def test_without_parsers_sglang_is_not_asked_for():
 
 def test_what_a_parser_raises_on_stays_text(monkeypatch, caplog):
     parser = parser_of("qwen25")
-    assert parser._calls is not None
+    assert isinstance(parser._calls, CallReader)
     increment = parser._calls._parser.parse_streaming_increment
 
     def raising(text: str, tools: Any) -> Any:
