@@ -13,8 +13,10 @@ from typing import Any
 
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.config import Config
 from slime_router.generation.admission import AdmissionQueue
 from slime_router.generation.middleware import Dispatch, Middleware
+from slime_router.generation.plugins import PluginContext
 from slime_router.generation.retrieval import Retriever
 from slime_router.generation.token_path import TokenPath
 from slime_router.replies.parser import ReplyParsers
@@ -123,6 +125,10 @@ class Stack:
         turn = self.store.get(call.turn_id)
         assert turn is not None
         return turn
+
+    def plugin_context(self) -> PluginContext:
+        """What a plug-in class would be given."""
+        return PluginContext(Config(hf_checkpoint=""), self.tokenizer, self.template, self.store)
 
     def rows(self, session_id: str, **options: Any) -> RowSet:
         """The training rows of a session."""

@@ -33,6 +33,13 @@ logger = logging.getLogger(__name__)
 PROMPT_TAIL_LEN = 32  # tokens; a template that opens the reasoning does it right at the end
 
 
+class RadixTreeMiddleware:
+    """The name of this step in `--middleware-paths`.
+
+    The step is built in: to name it, here or as slime's guide has it, adds nothing.
+    """
+
+
 class Filing:
     """One generation as the cache has it: its prompt, and the output that is to be filed after it.
 

@@ -34,7 +34,7 @@ from slime_router.errors import SetupError
 from slime_router.failover.greetings import GREETING_DELAYS_S
 from slime_router.generation.admission import AdmissionQueue
 from slime_router.generation.metrics import figures
-from slime_router.generation.plugins import load_plugins
+from slime_router.generation.plugins import PluginContext, load_plugins
 from slime_router.generation.retrieval import Retriever
 from slime_router.generation.token_path import TokenPath
 from slime_router.replies.formats import choose_formats
@@ -63,7 +63,7 @@ Route = tuple[str, str, Handler]
 
 
 class Gateway:
-    """One running router. Plug-in classes are constructed with it.
+    """One running router.
 
     Each delay before which a new worker is asked for its tokens stands in `greeting_delays_s`.
 
@@ -126,7 +126,10 @@ class Gateway:
             idle_s=config.session_idle_s,
             max_version_lag=config.max_version_lag,
         )
-        self.plugins = load_plugins(config.middleware_paths, self)
+        self.plugins = load_plugins(
+            config.middleware_paths,
+            PluginContext(config, self.tokenizer, self.template, self.store),
+        )
         self._wire_generations()
 
     def _wire_generations(self) -> None:
