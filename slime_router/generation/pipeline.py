@@ -63,7 +63,7 @@ class Pipeline:
             with (
                 slot,
                 self._sessions.admit(call) as flight,
-                self._recording.turn(flight.call, reply) as turn,
+                self._recording.turn(flight.call, flight.session, reply) as turn,
                 await self._caching.open(turn.call, reply) as filing,
             ):
                 sent = self._context_limit.fitted(filing.call)

@@ -18,6 +18,7 @@ from slime_router.errors import Conflict
 from slime_router.replies.reply import Reply
 from slime_router.template.conversation_key import next_link, reply_keys
 from slime_router.trajectory.routed_experts import RoutedExperts, decode
+from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Logprobs, Turn, logprob_array
 from slime_router.types import (
@@ -51,10 +52,13 @@ class RecordingCounts:
 class OpenTurn:
     """A generation that will be a turn. On leaving the block it is one, also when cut short."""
 
-    __slots__ = ("_recorder", "call", "is_committed", "is_read", "reply")
+    __slots__ = ("_recorder", "call", "is_committed", "is_read", "reply", "session")
 
-    def __init__(self, recorder: Recorder, call: GenerateCall, reply: Reply) -> None:
+    def __init__(
+        self, recorder: Recorder, call: GenerateCall, session: Session | None, reply: Reply
+    ) -> None:
         self.call = call
+        self.session = session
         self.reply = reply
         self.is_committed = False
         self.is_read = False  # whoever reads it has asked for more than its last chunk
@@ -100,9 +104,9 @@ class Recorder:
         self._open: set[str] = set()  # turn ids of generations under way
         self.counts = RecordingCounts()
 
-    def turn(self, call: GenerateCall, reply: Reply) -> OpenTurn:
-        """The turn that `reply` will be, under an id of its own."""
-        return OpenTurn(self, self._own_turn(call), reply)
+    def turn(self, call: GenerateCall, session: Session | None, reply: Reply) -> OpenTurn:
+        """The turn that `reply` will be, under an id of its own, in the session as admitted."""
+        return OpenTurn(self, self._own_turn(call), session, reply)
 
     def close(self, turn: OpenTurn) -> None:
         """The end of a generation, however it ended."""
@@ -145,7 +149,7 @@ class Recorder:
             if finish is not _LEFT:
                 self.counts.empty += 1
             return
-        if call.session is not None and not self._store.sessions.is_current(call.session):
+        if turn.session is not None and not self._store.sessions.is_current(turn.session):
             self.counts.late += 1
             logger.warning("turn %s is not recorded: its session was deleted", call.turn_id)
             return

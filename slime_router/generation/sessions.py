@@ -53,7 +53,7 @@ class Flight:
         self._was_cancelled = False
 
     def __enter__(self) -> Flight:
-        self._wait()
+        self.resume()
         return self
 
     def show(self, chunk: GenerateChunk) -> None:
@@ -76,9 +76,6 @@ class Flight:
         """
         if self.error is not None:
             raise self.error
-        self._wait()
-
-    def _wait(self) -> None:
         self._task = asyncio.current_task()
         self._is_waiting = True
 
@@ -236,7 +233,6 @@ def _prepared(call: GenerateCall, session: Session) -> GenerateCall:
     """The call with what its session adds to it."""
     return replace(
         call,
-        session=session,
         sampling=merged(call.sampling, session.sampling) if call.native is None else call.sampling,
         defaults=session.sampling,
         token_limit=session.tokens_left,

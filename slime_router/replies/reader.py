@@ -27,15 +27,17 @@ class ReplyReader:
             return [chunk]
         parts, start = [], 0
         # Token by token: from longer pieces some parsers lose text.
-        steps = [[token_id] for token_id in chunk.output_ids] or [[]]
-        for index, ids in enumerate(steps):
+        ids = chunk.output_ids
+        steps = [ids] if len(ids) < 2 else [[token_id] for token_id in ids]
+        for index, step in enumerate(steps):
             is_last = chunk.finish is not None and index == len(steps) - 1
-            text = self._visible.push(ids, chunk.finish if is_last else None)
+            text = self._visible.push(step, chunk.finish if is_last else None)
             if not (text or is_last):  # part of a character
                 chunk.reasoning_tokens += self._parser.is_thinking
                 continue
             delta = self._parser.push(text, is_last=is_last)
-            if _is_out_of_order(chunk, delta):
+            has_begun = bool(chunk.text or chunk.tool_calls)
+            if has_begun and _is_out_of_order(chunk, delta):
                 part, chunk = _cut(chunk, index - start)
                 parts.append(part)
                 start = index
