@@ -20,6 +20,7 @@ from benchmarks import (
     lookups,
     memory,
     next_turn,
+    path,
     routing,
     short_chat,
     streamed_tokens,
@@ -38,6 +39,7 @@ BENCHMARKS: Mapping[str, Callable[[Path], list[Measurement]]] = {
     "memory": lambda _: memory.run(),
     "export": lambda _: export.run(),
     "routing": lambda _: routing.run(),
+    "path": path.run,
 }
 
 

@@ -19,8 +19,6 @@ from benchmarks.report import Measurement
 from benchmarks.rounds import Rounds, interleave
 from benchmarks.server import Server, serving
 from slime_router.config import Config
-from slime_router.generation.caching import RadixTreeMiddleware
-from slime_router.generation.router import Router
 from slime_router.server.app import Gateway
 from slime_router.types import Finish, GenerateCall, GenerateChunk, History, Message
 
@@ -126,16 +124,7 @@ class InProcess:
         self._talk = [*talk, runner.run(self._recorded_reply(talk))]
 
     async def _recorded_reply(self, talk: list[Message]) -> Message:
-        parts = self._gateway
-        caching = RadixTreeMiddleware(
-            parts.maker,
-            parts.cache,
-            parts.tokenizer,
-            capture=parts.config.capture,
-            weights=parts.weights,
-            parsers=parts.parsers,
-        )
-        router = Router([parts.recording, caching], self._sample)
+        router = self._gateway.path.router(self._sample)
         text = ""
         async with router.generate(_call("first", talk, "held")) as chunks:
             async for chunk in chunks:

@@ -1,6 +1,6 @@
 """The words that all rooms share. Values only: frozen, no behaviour that does I/O.
 
-A generation is one `GenerateCall` that goes down through the middleware and a stream of
+A generation is one `GenerateCall` that goes down through the pipeline and a stream of
 `GenerateChunk`s that comes back. Token ids travel as read-only int32 arrays of shape `[tokens]`.
 """
 
@@ -181,7 +181,7 @@ class ToolDelta:
 class GenerateCall:
     """One generation asked for. Exactly one of `messages`, `text`, `input_ids` is given.
 
-    `prompt` is None until the caching middleware has made it. `native` is the body of a
+    `prompt` is None until the pipeline has made it. `native` is the body of a
     `/generate` request in the worker's own spelling; its fields reach the worker untouched.
     `scope` parts the caches (adapter, cache salt, extra key): prompts never cross it.
     """
@@ -205,7 +205,6 @@ class GenerateCall:
     reply: ReplyFormat = field(default_factory=ReplyFormat)
     request_id: str = ""  # shared by the samples of one prompt that were asked for together
     samples: int = 1  # how many those are
-    session: Any = None  # as it was admitted; only the store looks inside
     defaults: Sampling | None = None  # the session's; what a native body says itself wins
     token_limit: int | None = None  # at most so many output tokens, whatever the client says
     wants_routed_experts: bool = False  # the session does; the client need not
@@ -259,6 +258,5 @@ class GenerateChunk:
     weight_versions: tuple[VersionSpan, ...] = ()
     routed_experts: str | None = None  # base64 of int32, as the worker wrote it; on the last chunk
     routed_experts_start: int = 0  # the position of the first of them
-    output: TokenIds | None = None  # on the last chunk: all output ids, one array for all layers
     item: dict[str, Any] | None = None
     worker_url: str = ""

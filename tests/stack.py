@@ -13,20 +13,17 @@ from typing import Any
 
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.checkpoint.checkpoint import load_tokenizer
-from slime_router.generation.caching import RadixTreeMiddleware
+from slime_router.config import Config
+from slime_router.generation.admission import AdmissionQueue
 from slime_router.generation.middleware import Dispatch, Middleware
-from slime_router.generation.prompt import PromptMaker
-from slime_router.generation.recording import RecordingMiddleware
+from slime_router.generation.plugins import PluginContext
 from slime_router.generation.retrieval import Retriever
-from slime_router.generation.router import Router
-from slime_router.generation.sessions import SessionMiddleware
-from slime_router.generation.weight_versions import WeightVersions
+from slime_router.generation.token_path import TokenPath
 from slime_router.replies.parser import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.rows.rows import RowOptions, RowSet, build_rows
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.tokenizer import Tokenizer
-from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
 from slime_router.types import (
     Capture,
@@ -78,38 +75,26 @@ class Stack:
         plugins: Sequence[Middleware] = (),
         dispatch: Dispatch | None = None,
         parsers: ReplyParsers | None = None,
+        admission: AdmissionQueue | None = None,
     ) -> None:
         self.tokenizer = tokenizer or tiny_tokenizer()
         self.template = chat_template(self.tokenizer)
-        self.cache = PrefixCache(
-            budget_tokens,
-            is_anchor=self.tokenizer.is_anchor,
-            is_control=self.tokenizer.is_control,
-        )
-        self.store = TrajectoryStore(budget_tokens)
-        self.maker = PromptMaker(
-            self.tokenizer, self.template, self.cache, self.store, history=history
-        )
-        self.retriever = Retriever(self.maker, self.cache, self.store, self.tokenizer)
-        self.weights = WeightVersions()
-        self.sessions = SessionMiddleware(self.store)
-        self.recording = RecordingMiddleware(
-            self.store,
-            capture=capture,
-            prints_call_ids=self.template.findings.prints_call_ids,
-            epoch_of=self.weights.epoch_of,
-        )
-        caching = RadixTreeMiddleware(
-            self.maker,
-            self.cache,
+        path = TokenPath(
             self.tokenizer,
+            self.template,
+            parsers or NO_PARSERS,
+            history=history,
             capture=capture,
-            weights=self.weights,
-            parsers=parsers or NO_PARSERS,
+            max_cached_tokens=budget_tokens,
+            max_stored_tokens=budget_tokens,
+            admission=admission,
         )
-        self.router = Router(
-            [*plugins, self.sessions, self.recording, caching], dispatch or self._play
-        )
+        self.cache, self.store, self.weights = path.cache, path.store, path.weights
+        self.maker, self.sessions, self.recording = path.maker, path.sessions, path.recording
+        self.counting, self.admission = path.counting, path.admission
+        self.retriever = Retriever(self.maker, self.cache, self.store, self.tokenizer)
+        self.dispatch = dispatch or self._play  # a test may put another one here
+        self.router = path.router(lambda call: self.dispatch(call), plugins=plugins)
         self.samples: deque[Sample] = deque()
         self.sent: list[list[int]] = []  # the prompts that the worker got
         self._numbers = count()
@@ -140,6 +125,10 @@ class Stack:
         turn = self.store.get(call.turn_id)
         assert turn is not None
         return turn
+
+    def plugin_context(self) -> PluginContext:
+        """What a plug-in class would be given."""
+        return PluginContext(Config(hf_checkpoint=""), self.tokenizer, self.template, self.store)
 
     def rows(self, session_id: str, **options: Any) -> RowSet:
         """The training rows of a session."""

@@ -1,6 +1,6 @@
-"""The admission middleware: how many generations run at once, and who waits for how long.
+"""Admission: how many generations run at once, and who waits for how long.
 
-It stands inside the plug-ins and outside all else that is built in. What must hold: never more
+Each generation that a plug-in asks for waits for a slot of its own. What must hold: never more
 than `max_running` are inside; while one waits, that many are. A slot that is given back is handed
 to the next in the same step, so none is ever free while somebody waits, and none is lost with a
 waiter that left or was aborted. A generation gives its slot back with its last chunk, not with its
@@ -11,15 +11,15 @@ wait for a slot.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import sys
 from dataclasses import dataclass
 from itertools import chain
+from types import TracebackType
 from typing import Literal, TypeAlias
 
 from slime_router.errors import TooManyRequests
 from slime_router.failover.stitch import IN_QUEUE
 from slime_router.generation.fair_queue import FairQueue
-from slime_router.generation.middleware import CallNext
 from slime_router.types import Finish, GenerateCall, GenerateChunk
 
 RECENT = 0.1  # what the last generation counts beside all before it
@@ -39,7 +39,37 @@ class AdmissionFigures:
     queue_time_s: float = 0.0  # of all of them together
 
 
-class AdmissionMiddleware:
+class Slot:
+    """A place among those that run. It is given back once: by the last chunk, or on leaving."""
+
+    __slots__ = ("_admission", "_began", "_is_held")
+
+    def __init__(self, admission: AdmissionQueue, began: float) -> None:
+        self._admission = admission
+        self._began = began  # by the loop's clock, in seconds
+        self._is_held = True
+
+    def __enter__(self) -> Slot:
+        return self
+
+    def finish(self) -> None:
+        """The generation has finished, and may be kept open for a while."""
+        if self._is_held:
+            self._is_held = False
+            self._admission.finished(self._began)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._admission.leave()
+
+
+class AdmissionQueue:
     """Lets at most `max_running` generations in; at most `max_waiting` wait, `timeout_s` each."""
 
     def __init__(self, *, max_running: int, max_waiting: int, timeout_s: float) -> None:
@@ -50,8 +80,13 @@ class AdmissionMiddleware:
         self._took_s: float | None = None  # by one that has finished, of late
         self._tickets: dict[str, set[_Ticket]] = {}  # of those that wait, by rid
 
+    @classmethod
+    def unlimited(cls) -> AdmissionQueue:
+        """One in which nobody waits."""
+        return cls(max_running=sys.maxsize, max_waiting=0, timeout_s=0.0)
+
     def __repr__(self) -> str:
-        return f"<AdmissionMiddleware {self._counts.running}/{self._max_running} {self._queue!r}>"
+        return f"<AdmissionQueue {self._counts.running}/{self._max_running} {self._queue!r}>"
 
     @property
     def figures(self) -> AdmissionFigures:
@@ -59,30 +94,34 @@ class AdmissionMiddleware:
         self._counts.waiting = len(self._queue)
         return self._counts
 
-    async def __call__(
-        self, call: GenerateCall, call_next: CallNext
-    ) -> AsyncGenerator[GenerateChunk, None]:
-        """Middleware: see `generation/middleware.py`.
+    async def enter(self, call: GenerateCall) -> Slot | None:
+        """Waits for a slot; None where the abort of the call was asked for meanwhile.
 
         Raises:
             TooManyRequests: no slot came free in time, or there was no room to wait for one.
         """
-        if not await self._enter(call):
-            yield _aborted(call)
-            return
-        is_inside = True
         clock = asyncio.get_running_loop().time
-        began = clock()
-        try:
-            async for chunk in call_next(call):
-                if chunk.finish is not None and is_inside:
-                    is_inside = False
-                    self._note_time(clock() - began)
-                    self._leave()
-                yield chunk
-        finally:
-            if is_inside:
-                self._leave()
+        if self._counts.running < self._max_running:
+            self._counts.running += 1
+        elif not await self._wait(call):
+            return None
+        return Slot(self, clock())
+
+    def finished(self, began: float) -> None:
+        """A slot is given back by a generation that has come to its end."""
+        took_s = asyncio.get_running_loop().time() - began
+        before_s = took_s if self._took_s is None else self._took_s
+        self._took_s = before_s + RECENT * (took_s - before_s)
+        self.leave()
+
+    def leave(self) -> None:
+        """Hands the slot to the next; one who left, and was not seen off yet, is passed over."""
+        while self._queue:
+            ticket = self._queue.pop()
+            if not ticket.done():
+                ticket.set_result(None)
+                return
+        self._counts.running -= 1
 
     def cancel(self, rid: str) -> None:
         """What waits under this rid does not get in: it ends as aborted."""
@@ -94,11 +133,8 @@ class AdmissionMiddleware:
         for ticket in chain.from_iterable(self._tickets.values()):
             _abort(ticket)
 
-    async def _enter(self, call: GenerateCall) -> bool:
-        """Waits for a slot; False where the abort of the call was asked for meanwhile."""
-        if self._counts.running < self._max_running:
-            self._counts.running += 1
-            return True
+    async def _wait(self, call: GenerateCall) -> bool:
+        """Waits in the queue; whether a slot was handed over."""
         party = party_of(call)
         loop = asyncio.get_running_loop()
         ticket: _Ticket = loop.create_future()
@@ -112,7 +148,7 @@ class AdmissionMiddleware:
             answer = await ticket
         except asyncio.CancelledError:
             if ticket.done() and not ticket.cancelled() and ticket.result() is None:
-                self._leave()  # it was handed a slot that it has no use for any more
+                self.leave()  # it was handed a slot that it has no use for any more
             raise
         finally:
             timer.cancel()
@@ -130,24 +166,11 @@ class AdmissionMiddleware:
         if not tickets:
             del self._tickets[rid]
 
-    def _note_time(self, took_s: float) -> None:
-        before_s = took_s if self._took_s is None else self._took_s
-        self._took_s = before_s + RECENT * (took_s - before_s)
-
     def _again_s(self) -> float | None:
         """How long all those that wait now, and one more, may take to get in."""
         if self._took_s is None:
             return None
         return self._took_s * (len(self._queue) + 1) / max(self._max_running, 1)
-
-    def _leave(self) -> None:
-        """Hands the slot to the next; one who left, and was not seen off yet, is passed over."""
-        while self._queue:
-            ticket = self._queue.pop()
-            if not ticket.done():
-                ticket.set_result(None)
-                return
-        self._counts.running -= 1
 
     def _refuse(self, party: str, ticket: _Ticket, reason: str) -> None:
         self._queue.discard(party, ticket)
@@ -162,7 +185,7 @@ def _abort(ticket: _Ticket) -> None:
         ticket.set_result(False)
 
 
-def _aborted(call: GenerateCall) -> GenerateChunk:
+def aborted(call: GenerateCall) -> GenerateChunk:
     """The only chunk of one that waited: no prompt was made for it."""
     prompt_tokens = 0 if call.input_ids is None else len(call.input_ids)
     finish = Finish("abort", message=IN_QUEUE)

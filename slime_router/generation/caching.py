@@ -1,22 +1,20 @@
-"""The caching middleware: makes the prompt on the way down, files what came back on the way up.
-
-Every door gets the same prompt making from it, and plug-ins above it can still change messages.
-"""
+"""Caching: makes the prompt of a generation, and files prompt and output in the radix tree."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
 from dataclasses import replace
 from itertools import pairwise
+from types import TracebackType
 
 import numpy as np
 
 from slime_router.cache.prefix_cache import PrefixCache
-from slime_router.generation.middleware import CallNext
 from slime_router.generation.prompt import PromptMaker
 from slime_router.generation.weight_versions import WeightVersions
-from slime_router.replies.parser import ReplyDelta, ReplyParser, ReplyParsers
+from slime_router.replies.parser import ReplyParser, ReplyParsers
+from slime_router.replies.reader import ReplyReader
+from slime_router.replies.reply import Reply
 from slime_router.tokens.stop_strings import VisibleText
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import (
@@ -27,7 +25,7 @@ from slime_router.types import (
     Piece,
     Prompt,
     TokenIds,
-    token_ids,
+    WeightVersion,
 )
 
 logger = logging.getLogger(__name__)
@@ -35,82 +33,69 @@ logger = logging.getLogger(__name__)
 PROMPT_TAIL_LEN = 32  # tokens; a template that opens the reasoning does it right at the end
 
 
-class ReplyReader:
-    """Fills in what a chat client sees of each chunk: content, reasoning, tool calls."""
+class RadixTreeMiddleware:
+    """The name of this step in `--middleware-paths`.
 
-    def __init__(self, visible: VisibleText, parser: ReplyParser | None) -> None:
-        self._visible = visible
-        self._parser = parser
+    The step is built in: to name it, here or as slime's guide has it, adds nothing.
+    """
+
+
+class Filing:
+    """One generation as the cache has it: its prompt, and the output that is to be filed after it.
+
+    On leaving the block, what was sampled of a reply that was cut short is filed too, and the
+    prompt is released.
+    """
+
+    __slots__ = ("_cacher", "_epoch", "_prompt", "_reader", "_reply", "_version", "call")
+
+    def __init__(
+        self,
+        cacher: Cacher,
+        call: GenerateCall,
+        prompt: Prompt,
+        reply: Reply,
+        reader: ReplyReader | None,
+    ) -> None:
+        self.call = call  # with its prompt
+        self._cacher = cacher
+        self._prompt = prompt
+        self._reply = reply
+        self._reader = reader
+        self._version: WeightVersion | None = None
+        self._epoch = 0  # of the weights that sampled it
+
+    def __enter__(self) -> Filing:
+        return self
 
     def read(self, chunk: GenerateChunk) -> list[GenerateChunk]:
-        """The next chunk, filled in; the last one has `finish`.
+        """What the client sees of a chunk, in one part or several; the first has the prompt."""
+        version = chunk.weight_version
+        if version is not None and version != self._version:
+            self._version = version
+            self._epoch = max(self._epoch, self._cacher.weights.note(version))
+        chunk.prompt = self._prompt if self._reply.prompt is None else None
+        return [chunk] if self._reader is None else self._reader.read(chunk)
 
-        A chunk says reasoning, then text, then calls. Where it holds more than that, it is cut
-        in several, so that the order of what was said does not hang on how the tokens came.
-        """
-        if self._parser is None:
-            chunk.text = self._visible.push(chunk.output_ids, chunk.finish)
-            return [chunk]
-        parts, start = [], 0
-        # Token by token: from longer pieces some parsers lose text.
-        steps = [[token_id] for token_id in chunk.output_ids] or [[]]
-        for index, ids in enumerate(steps):
-            is_last = chunk.finish is not None and index == len(steps) - 1
-            text = self._visible.push(ids, chunk.finish if is_last else None)
-            if not (text or is_last):  # part of a character
-                chunk.reasoning_tokens += self._parser.is_thinking
-                continue
-            delta = self._parser.push(text, is_last=is_last)
-            if _is_out_of_order(chunk, delta):
-                part, chunk = _cut(chunk, index - start)
-                parts.append(part)
-                start = index
-            chunk.text += delta.content
-            chunk.reasoning += delta.reasoning
-            chunk.tool_calls += delta.tool_calls
-            chunk.reasoning_tokens += delta.is_thinking
-            chunk.hidden_calls += delta.hidden_calls
-        return [*parts, chunk]
+    def commit(self) -> None:
+        """Files the whole reply: before its end is handed on, so that the next turn finds it."""
+        self._cacher.file(self.call, self._prompt, self._reply, self._epoch)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._reply.finish is None:  # cut short: what was sampled was sampled
+                self.commit()
+        finally:
+            self._cacher.maker.release(self._prompt)
 
 
-def _is_out_of_order(chunk: GenerateChunk, delta: ReplyDelta) -> bool:
-    """Whether what is said now comes, in a chunk, before what was said already."""
-    if delta.reasoning and (chunk.text or chunk.tool_calls):
-        return True
-    return bool(delta.content and chunk.tool_calls)
-
-
-def _cut(chunk: GenerateChunk, count: int) -> tuple[GenerateChunk, GenerateChunk]:
-    """The first `count` tokens with all that was said, and the others, of which nothing is yet."""
-    logprobs, tops = chunk.logprobs, chunk.top_logprobs
-    before = replace(
-        chunk,
-        output_ids=chunk.output_ids[:count],
-        logprobs=logprobs and logprobs[:count],
-        top_logprobs=tops and tops[:count],
-        finish=None,
-        weight_versions=(),
-        routed_experts=None,
-        output=None,
-        item=None,
-    )
-    behind = replace(
-        chunk,
-        output_ids=chunk.output_ids[count:],
-        logprobs=logprobs and logprobs[count:],
-        top_logprobs=tops and tops[count:],
-        text="",
-        reasoning="",
-        tool_calls=(),
-        reasoning_tokens=0,
-        hidden_calls=0,
-        prompt=None,
-    )
-    return before, behind
-
-
-class RadixTreeMiddleware:
-    """Makes `call.prompt`, decodes the reply for chat doors, and inserts both into the tree."""
+class Cacher:
+    """Makes prompts, decodes replies for chat clients, and inserts both into the tree."""
 
     def __init__(
         self,
@@ -122,43 +107,32 @@ class RadixTreeMiddleware:
         weights: WeightVersions,
         parsers: ReplyParsers,
     ) -> None:
+        self.maker = maker
+        self.weights = weights
         self._parsers = parsers
-        self._weights = weights
-        self._maker = maker
         self._cache = cache
         self._tokenizer = tokenizer
         self._capture = capture
         self._has_warned = False  # of tools whose calls stay text
 
-    async def __call__(
-        self, call: GenerateCall, call_next: CallNext
-    ) -> AsyncGenerator[GenerateChunk, None]:
-        """Middleware: see `generation/middleware.py`."""
-        await self._cache.enforce_budget()  # those before may have been cut short behind `_file`
-        prompt = self._noted(call, await self._maker.make(call))
-        output: list[int] = []
-        finish: Finish | None = None
-        epoch = 0  # of the weights that sampled it
+    async def open(self, call: GenerateCall, reply: Reply) -> Filing:
+        """The prompt of `call`, and what will be filed after it: all that is added to `reply`.
+
+        Raises:
+            BadRequest: the template refuses the messages, or the prompt is empty.
+        """
+        await self.tidy()  # those before may have been cut short after they were filed
+        prompt = self._noted(call, await self.maker.make(call))
         try:
             reader = self._reader(call, prompt)
-            announced: Prompt | None = prompt
-            async for chunk in call_next(replace(call, prompt=prompt)):
-                output += chunk.output_ids
-                if chunk.weight_version is not None:
-                    epoch = max(epoch, self._weights.note(chunk.weight_version))
-                chunk.prompt, announced = announced, None
-                if chunk.finish is not None:
-                    # Filed before the client can ask for the next turn.
-                    finish = chunk.finish
-                    chunk.output = token_ids(output)
-                    self._file(call, prompt, chunk.output, finish, epoch)
-                for part in reader.read(chunk) if reader is not None else (chunk,):
-                    yield part
-            await self._cache.enforce_budget()
-        finally:
-            if finish is None and output:  # cut short: what was sampled was sampled
-                self._file(call, prompt, token_ids(output), None, epoch)
-            self._maker.release(prompt)
+        except BaseException:
+            self.maker.release(prompt)
+            raise
+        return Filing(self, replace(call, prompt=prompt), prompt, reply, reader)
+
+    async def tidy(self) -> None:
+        """Drops what is over the tree's budget."""
+        await self._cache.enforce_budget()
 
     def _noted(self, call: GenerateCall, prompt: Prompt) -> Prompt:
         """The prompt, whose receipt says it where the model is shown tools and no call is read."""
@@ -217,15 +191,9 @@ class RadixTreeMiddleware:
             if spelled(token_id).decode(errors="replace") in parser.ends
         )
 
-    def _file(
-        self,
-        call: GenerateCall,
-        prompt: Prompt,
-        output: TokenIds,
-        finish: Finish | None,
-        epoch: int,
-    ) -> None:
-        if self._capture == "off" or not len(output) or call.input_ids is not None:
+    def file(self, call: GenerateCall, prompt: Prompt, reply: Reply, epoch: int) -> None:
+        """Puts the prompt and the reply into the tree; `epoch` is 0 where no version was named."""
+        if self._capture == "off" or not reply.output_ids or call.input_ids is not None:
             return  # ids that the client chose are no tokenization of a text
         if prompt.tree_handle is None:
             if not self._cache.counts.lost_paths:  # said once; the receipts and /metrics go on
@@ -235,10 +203,10 @@ class RadixTreeMiddleware:
         self._cache.insert(
             prompt.tree_handle,
             prompt.pieces,
-            self._sampled_pieces(output, finish),
+            self._sampled_pieces(reply.output, reply.finish),
             session_id=call.session_id,
             turn_id=call.turn_id,
-            epoch=epoch or self._weights.epoch,
+            epoch=epoch or self.weights.epoch,
         )
 
     def _sampled_pieces(self, ids: TokenIds, finish: Finish | None) -> list[Piece]:

@@ -1,4 +1,4 @@
-"""The fitting middleware: nobody asks a worker for more than its context has room for.
+"""The context limit: nobody asks a worker for more than its context has room for.
 
 Agents name one number for every model (`max_tokens: 32000`), and a worker refuses what does not
 fit. What is left of the context is all that such a client can get, so that is what it gets: a
@@ -8,17 +8,16 @@ A prompt that has no room itself goes on, and the worker's refusal is the answer
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 
 from slime_router.engine.request import is_too_much
 from slime_router.errors import WorkerRefused
-from slime_router.generation.middleware import CallNext
-from slime_router.types import GenerateCall, GenerateChunk
+from slime_router.types import GenerateCall
 
 
-class FittingMiddleware:
-    """Limits `call` to the tokens that fit; stands below what makes the prompt.
+class ContextLimit:
+    """Limits calls, whose prompts are made, to the tokens that fit.
 
     `context_len()` is the shortest context of the workers, None while none has said.
     A body in the worker's own words is not touched.
@@ -27,23 +26,8 @@ class FittingMiddleware:
     def __init__(self, context_len: Callable[[], int | None]) -> None:
         self._context_len = context_len
 
-    async def __call__(
-        self, call: GenerateCall, call_next: CallNext
-    ) -> AsyncGenerator[GenerateChunk, None]:
-        """Middleware: see `generation/middleware.py`."""
-        has_begun = False
-        try:
-            async for chunk in call_next(self._fitted(call)):
-                has_begun = True
-                yield chunk
-            return
-        except WorkerRefused as exc:
-            if has_begun or call.native is not None or not is_too_much(exc):
-                raise
-        async for chunk in call_next(_to_the_end(call)):
-            yield chunk
-
-    def _fitted(self, call: GenerateCall) -> GenerateCall:
+    def fitted(self, call: GenerateCall) -> GenerateCall:
+        """The call with a limit where it asks for more than there is room for."""
         context_len = self._context_len()
         if call.native is not None or call.prompt is None or context_len is None:
             return call
@@ -55,6 +39,17 @@ class FittingMiddleware:
         if asked is not None and asked <= limit:
             return call
         return replace(call, token_limit=limit)
+
+    def after_refusal(self, call: GenerateCall, refusal: WorkerRefused) -> GenerateCall:
+        """The call to try after a worker refused this one, of which nothing came.
+
+        Raises:
+            WorkerRefused: the refusal, where it is not for what was asked for beyond the prompt.
+        """
+        was_tried = bool(call.asked_as)
+        if was_tried or call.native is not None or not is_too_much(refusal):
+            raise refusal
+        return _to_the_end(call)
 
 
 def _to_the_end(call: GenerateCall) -> GenerateCall:

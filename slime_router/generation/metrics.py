@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
+from types import TracebackType
 from typing import Any
 
 from slime_router.cache.prefix_cache import PrefixCache
@@ -31,33 +32,62 @@ class GenerationCounts:
     output_tokens: int = 0
 
 
-class CountingMiddleware:
-    """Counts generations; it uses the same seam as any plug-in."""
+class Count:
+    """One generation as it is counted, for the block."""
+
+    __slots__ = ("_counts", "_is_finished")
+
+    def __init__(self, counts: GenerationCounts) -> None:
+        self._counts = counts
+        self._is_finished = False
+
+    def __enter__(self) -> Count:
+        self._counts.started += 1
+        return self
+
+    def add(self, chunk: GenerateChunk) -> None:
+        """Counts what goes up."""
+        counts = self._counts
+        if chunk.prompt is not None:
+            receipt = chunk.prompt.receipt
+            setattr(counts, receipt.status, getattr(counts, receipt.status) + 1)
+            counts.reused_tokens += receipt.reused
+            counts.encoded_tokens += receipt.encoded
+        counts.output_tokens += len(chunk.output_ids)
+        self._is_finished = self._is_finished or chunk.finish is not None
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._counts.finished += self._is_finished
+        self._counts.failed += not self._is_finished
+
+
+class Counting:
+    """Counts generations, as clients ask for them.
+
+    What plug-ins ask for is counted apart: as they are called, they are inside of one generation.
+    """
 
     def __init__(self) -> None:
         self.chat = GenerationCounts()
         self.generate = GenerationCounts()
 
-    async def __call__(
+    def count(self, call: GenerateCall) -> Count:
+        """A generation that begins."""
+        return Count(self.chat if call.native is None else self.generate)
+
+    async def around(
         self, call: GenerateCall, call_next: CallNext
     ) -> AsyncGenerator[GenerateChunk, None]:
-        """Middleware: see `generation/middleware.py`."""
-        counts = self.chat if call.native is None else self.generate
-        counts.started += 1
-        is_finished = False
-        try:
+        """The same as a middleware, to count outside of plug-ins."""
+        with self.count(call) as count:
             async for chunk in call_next(call):
-                if chunk.prompt is not None:
-                    receipt = chunk.prompt.receipt
-                    setattr(counts, receipt.status, getattr(counts, receipt.status) + 1)
-                    counts.reused_tokens += receipt.reused
-                    counts.encoded_tokens += receipt.encoded
-                counts.output_tokens += len(chunk.output_ids)
-                is_finished = is_finished or chunk.finish is not None
+                count.add(chunk)
                 yield chunk
-        finally:
-            counts.finished += is_finished
-            counts.failed += not is_finished
 
 
 def figures(
@@ -67,7 +97,7 @@ def figures(
     store: TrajectoryStore,
     weights: WeightVersions,
     recorded: RecordingCounts,
-    counted: CountingMiddleware,
+    counted: Counting,
 ) -> dict[str, Any]:
     """Everything, since the start; ratios in [0, 1], sizes in tokens."""
     lookups = cache.counts.hits + cache.counts.misses

@@ -1,4 +1,4 @@
-"""The seam that plug-ins and built-ins share: a middleware wraps one generation.
+"""The seam for plug-ins: a middleware wraps one generation.
 
     async def middleware(call, call_next):
         async for chunk in call_next(call):

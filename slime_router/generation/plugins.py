@@ -3,20 +3,66 @@
 Three forms are taken:
 
 * an async generator function `(call, call_next)`: wraps generations;
-* a class: constructed with the running `Gateway`, its instances wrap generations;
+* a class: constructed with a `PluginContext`, its instances wrap generations;
 * a function marked with aiohttp's `@web.middleware`: wraps HTTP requests.
+
+The radix tree can be named too, as slime's guide has it. It is built in: that adds nothing.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from slime_router.errors import SetupError
+from slime_router.config import Config
+from slime_router.errors import NotFound, SetupError
+from slime_router.generation.caching import RadixTreeMiddleware
 from slime_router.generation.middleware import Middleware
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.tokens.tokenizer import Tokenizer
+from slime_router.trajectory.session import Session
+from slime_router.trajectory.store import TrajectoryStore
+from slime_router.trajectory.turn import Turn
+from slime_router.types import TokenIds
+
+logger = logging.getLogger(__name__)
+
+SLIMES_RADIX_TREE = "slime.router.middleware_hub.radix_tree_middleware.RadixTreeMiddleware"
+
+
+@dataclass(frozen=True, slots=True)
+class PluginContext:
+    """What a plug-in class is constructed with; all of it is ready to be used.
+
+    Sessions and turns are the router's own: look, and change nothing.
+    """
+
+    config: Config
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    _store: TrajectoryStore = field(repr=False)
+
+    def turn(self, turn_id: str) -> Turn | None:
+        """The recorded turn; None where there is none, or none any more."""
+        return self._store.get(turn_id)
+
+    def held_ids(self, turn_id: str) -> TokenIds:
+        """The prompt and output tokens of a turn, shape `[tokens]`.
+
+        Raises:
+            NotFound: there is no such turn.
+        """
+        if turn_id not in self._store:
+            raise NotFound(f"There is no turn '{turn_id}'.")
+        return self._store.held_ids(turn_id)
+
+    def session(self, session_id: str) -> Session | None:
+        """The session of a `call.session_id`; None where nothing was recorded in it yet."""
+        return self._store.sessions.find(session_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +73,7 @@ class Plugins:
     http: tuple[Any, ...] = ()
 
 
-def load_plugins(paths: Sequence[str], gateway: object) -> Plugins:
+def load_plugins(paths: Sequence[str], context: PluginContext) -> Plugins:
     """Import every plug-in.
 
     Raises:
@@ -36,12 +82,21 @@ def load_plugins(paths: Sequence[str], gateway: object) -> Plugins:
     generation: list[Middleware] = []
     http: list[Any] = []
     for path in paths:
-        found = _import(path)
+        found = _named(path)
+        if found is RadixTreeMiddleware:
+            logger.info("%s: the radix tree is built in, nothing is added", path)
+            continue
         if getattr(found, "__middleware_version__", 0) == 1:  # aiohttp's own mark
             http.append(found)
         else:
-            generation.append(_as_middleware(path, found, gateway))
+            generation.append(_as_middleware(path, found, context))
     return Plugins(tuple(generation), tuple(http))
+
+
+def _named(path: str) -> Any:
+    if path.replace(":", ".") == SLIMES_RADIX_TREE:  # slime need not be installed
+        return RadixTreeMiddleware
+    return _import(path)
 
 
 def _import(path: str) -> Any:
@@ -65,11 +120,11 @@ def _broken(path: str, exc: Exception) -> SetupError:
     return SetupError(f"plug-in {path!r}: {type(exc).__name__}: {reason}")
 
 
-def _as_middleware(path: str, found: Any, gateway: object) -> Middleware:
+def _as_middleware(path: str, found: Any, context: PluginContext) -> Middleware:
     if inspect.isclass(found):
-        construct: Callable[[object], Any] = found
+        construct: Callable[[PluginContext], Any] = found
         try:
-            found = construct(gateway)
+            found = construct(context)
         except Exception as exc:  # a plug-in's constructor may raise anything
             raise _broken(path, exc) from exc
     target: Callable[..., Any] = found if inspect.isfunction(found) else type(found).__call__

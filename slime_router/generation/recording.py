@@ -1,7 +1,6 @@
-"""The recording middleware: every generation becomes a turn, whole or not at all.
+"""Recording: every generation becomes a turn, whole or not at all.
 
-It stands outside the caching and inside the plug-ins: it sees the prompt that was sent and the
-tokens that were sampled, and no plug-in can change what it is told.
+It takes what the worker was sent and what was sampled; no plug-in can change that.
 
 A turn is recorded before its last chunk goes up, so that the next turn finds it. When the client
 leaves before it read that chunk, the turn stays and is marked undelivered.
@@ -10,14 +9,16 @@ leaves before it read that chunk, the turn stays and is marked undelivered.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from itertools import count
+from types import TracebackType
 
 from slime_router.errors import Conflict
-from slime_router.generation.middleware import CallNext
+from slime_router.replies.reply import Reply
 from slime_router.template.conversation_key import next_link, reply_keys
 from slime_router.trajectory.routed_experts import RoutedExperts, decode
+from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Logprobs, Turn, logprob_array
 from slime_router.types import (
@@ -25,13 +26,8 @@ from slime_router.types import (
     Finish,
     GenerateCall,
     GenerateChunk,
-    Message,
     Prompt,
-    Receipt,
-    TokenIds,
-    VersionSpan,
     WeightVersion,
-    token_ids,
 )
 
 logger = logging.getLogger(__name__)
@@ -53,87 +49,44 @@ class RecordingCounts:
     bad_routed_experts: int = 0  # turns whose routed experts could not be read
 
 
-@dataclass(slots=True)
-class _Draft:
-    """What a generation has given so far."""
+class OpenTurn:
+    """A generation that will be a turn. On leaving the block it is one, also when cut short."""
 
-    prompt: Prompt | None = None
-    output_ids: list[int] = field(default_factory=list)
-    logprobs: list[float | None] = field(default_factory=list)
-    has_logprobs: bool = True
-    text: str = ""
-    calls: dict[int, dict[str, str]] = field(default_factory=dict)  # id, name, arguments
-    handles: list[str] = field(default_factory=list)  # ids of calls that no other turn has
-    hidden_calls: int = 0
-    receipt: Receipt | None = None  # where it says more than the prompt's
-    versions: tuple[VersionSpan, ...] = ()  # as the worker says it
-    version: WeightVersion | None = None  # of the chunk that came last
-    observed: list[tuple[WeightVersion | None, int]] = field(default_factory=list)  # from where on
-    experts: str | None = None
-    experts_start: int = 0
-    output: TokenIds | None = None
+    __slots__ = ("_recorder", "call", "is_committed", "is_read", "reply", "session")
 
-    def note(self, chunk: GenerateChunk) -> None:
-        """Takes of a chunk what is said of it, whether or not it is recorded."""
-        self.prompt = self.prompt or chunk.prompt
-        self.hidden_calls += chunk.hidden_calls
-        if chunk.finish is not None and self.hidden_calls and self.prompt is not None:
-            calls = "call was" if self.hidden_calls == 1 else "calls were"
-            note = f"{self.hidden_calls} tool {calls} not shown: parallel_tool_calls is false"
-            receipt = self.prompt.receipt
-            self.receipt = replace(receipt, notes=(*receipt.notes, note))
-            chunk.receipt = self.receipt
+    def __init__(
+        self, recorder: Recorder, call: GenerateCall, session: Session | None, reply: Reply
+    ) -> None:
+        self.call = call
+        self.session = session
+        self.reply = reply
+        self.is_committed = False
+        self.is_read = False  # whoever reads it has asked for more than its last chunk
+        self._recorder = recorder
 
-    def add(self, chunk: GenerateChunk) -> None:
-        if chunk.weight_version != self.version and chunk.output_ids:
-            self.version = chunk.weight_version
-            self.observed.append((self.version, len(self.output_ids)))
-        self.output_ids += chunk.output_ids
-        if chunk.logprobs is not None:
-            self.logprobs += chunk.logprobs
-        elif chunk.output_ids:
-            self.has_logprobs = False
-        self.text += chunk.text
-        for delta in chunk.tool_calls:
-            made = self.calls.setdefault(delta.index, {"id": "", "name": "", "arguments": ""})
-            made["id"] += delta.id or ""
-            made["name"] += delta.name or ""
-            made["arguments"] += delta.arguments
-            if delta.id and delta.has_random_id:
-                self.handles.append(delta.id)
-        self.versions = chunk.weight_versions or self.versions
-        if chunk.finish is not None:
-            self.experts, self.experts_start = chunk.routed_experts, chunk.routed_experts_start
-            self.output = chunk.output
+    def __enter__(self) -> OpenTurn:
+        return self
 
-    def weight_versions(self) -> tuple[VersionSpan, ...]:
-        ends = [*(start for _, start in self.observed[1:]), len(self.output_ids)]
-        return self.versions or tuple(
-            VersionSpan(version, start, end)
-            for (version, start), end in zip(self.observed, ends, strict=False)
-            if version is not None
-        )
+    def commit(self, last: GenerateChunk) -> None:
+        """Records the finished reply, before its last chunk is handed on."""
+        reply = self.reply
+        if reply.hidden_calls:
+            self._recorder.note_hidden(self)
+            last.receipt = reply.receipt
+        if reply.finish is not None:
+            self._recorder.record(self, reply.finish)
+        self.is_committed = True
 
-    def reply(self, prefix: str) -> Message:
-        """The reply as a client has it; its reasoning is no part of what identifies it."""
-        reply: Message = {"role": "assistant", "content": prefix + self.text}
-        if self.calls:
-            reply["tool_calls"] = [
-                {
-                    "id": made["id"],
-                    "type": "function",
-                    "function": {"name": made["name"], "arguments": made["arguments"]},
-                }
-                for made in self.calls.values()
-            ]
-        return reply
-
-    def output_array(self) -> TokenIds:
-        """The caching middleware has made one already, where it files the output."""
-        return self.output if self.output is not None else token_ids(self.output_ids)
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._recorder.close(self)
 
 
-class RecordingMiddleware:
+class Recorder:
     """Records turns into the store."""
 
     def __init__(
@@ -151,37 +104,27 @@ class RecordingMiddleware:
         self._open: set[str] = set()  # turn ids of generations under way
         self.counts = RecordingCounts()
 
-    async def __call__(
-        self, call: GenerateCall, call_next: CallNext
-    ) -> AsyncGenerator[GenerateChunk, None]:
-        """Middleware: see `generation/middleware.py`."""
-        call = self._own_turn(call)
-        draft = _Draft()
-        has_ended = is_read = False
-        try:
-            async for chunk in call_next(call):
-                draft.note(chunk)
-                if chunk.receipt is not None:
-                    self._count_hidden(call, draft.hidden_calls)
-                if self._capture != "off":
-                    draft.add(chunk)
-                    if chunk.finish is not None:
-                        self._record(call, draft, chunk.finish)
-                        has_ended = True
-                yield chunk
-                is_read = has_ended  # who asks for more has it all; a cancellation may come now
-            is_read = True
-        finally:
-            self._open.discard(call.turn_id)
-            if not has_ended:
-                self._record(call, draft, _LEFT)
-            if not is_read and call.turn_id in self._store:
-                self.counts.undelivered += 1
-                self._store.mark_undelivered(call.turn_id)
+    def turn(self, call: GenerateCall, session: Session | None, reply: Reply) -> OpenTurn:
+        """The turn that `reply` will be, under an id of its own, in the session as admitted."""
+        return OpenTurn(self, self._own_turn(call), session, reply)
 
-    def _count_hidden(self, call: GenerateCall, count: int) -> None:
+    def close(self, turn: OpenTurn) -> None:
+        """The end of a generation, however it ended."""
+        turn_id = turn.call.turn_id
+        self._open.discard(turn_id)
+        if not turn.is_committed:
+            self.record(turn, _LEFT)
+        if not turn.is_read and turn_id in self._store:
+            self.counts.undelivered += 1
+            self._store.mark_undelivered(turn_id)
+
+    def note_hidden(self, turn: OpenTurn) -> None:
+        """Tool calls were not shown, as the client asked for one: the receipt says it."""
+        count = turn.reply.hidden_calls
+        calls = "call was" if count == 1 else "calls were"
+        turn.reply.note(f"{count} tool {calls} not shown: parallel_tool_calls is false")
         if not self.counts.hidden_calls:  # said once; the receipts and /metrics go on
-            logger.warning("turn %s: calls behind the first are not shown", call.turn_id)
+            logger.warning("turn %s: calls after the first are not shown", turn.call.turn_id)
         self.counts.hidden_calls += count
 
     def _own_turn(self, call: GenerateCall) -> GenerateCall:
@@ -197,16 +140,22 @@ class RecordingMiddleware:
             return call
         return replace(call, turn_id=turn_id, request_id=turn_id)
 
-    def _record(self, call: GenerateCall, draft: _Draft, finish: Finish) -> None:
-        prompt = draft.prompt
-        if prompt is None or not draft.output_ids:
+    def record(self, turn: OpenTurn, finish: Finish) -> None:
+        """Puts the turn into the store, where there is anything to put."""
+        if self._capture == "off":
+            return
+        call, reply, prompt = turn.call, turn.reply, turn.reply.prompt
+        if prompt is None or not reply.output_ids:
             if finish is not _LEFT:
                 self.counts.empty += 1
             return
-        if call.session is not None and not self._store.sessions.is_current(call.session):
+        if turn.session is not None and not self._store.sessions.is_current(turn.session):
             self.counts.late += 1
             logger.warning("turn %s is not recorded: its session was deleted", call.turn_id)
             return
+        self._add(self._made(call, prompt, reply, finish))
+
+    def _made(self, call: GenerateCall, prompt: Prompt, reply: Reply, finish: Finish) -> Turn:
         base, base_len = prompt.base, prompt.base_len
         if base is not None and base not in self._store:
             self.counts.rebased += 1
@@ -214,52 +163,54 @@ class RecordingMiddleware:
                 "the turn before %s was dropped: its tokens count as prompt", call.turn_id
             )
             base, base_len = None, 0
-        versions = draft.weight_versions()
-        turn = Turn(
+        versions = reply.weight_versions
+        return Turn(
             id=call.turn_id,
             base=base,
             base_len=base_len,
             prompt_ids=prompt.tail(base_len),
-            output_ids=draft.output_array(),
-            logprobs=self._logprobs(draft),
+            output_ids=reply.output,
+            logprobs=self._logprobs(reply),
             weight_versions=versions,
             finish=finish,
-            keys=self._keys(call, prompt, draft),
-            spelling=self._spelling(prompt, draft),
+            keys=self._keys(call, prompt, reply),
+            spelling=self._spelling(prompt, reply),
             asked=prompt.messages_key,
-            calls=tuple((made["id"], made["name"]) for made in draft.calls.values()),
-            handles=tuple(draft.handles),
+            calls=tuple((made.id, made.name) for made in reply.calls.values()),
+            handles=tuple(reply.handles),
             session_id=call.session_id,
             scope=call.scope,
             date=prompt.date,
             request_id=call.request_id,
-            receipt=draft.receipt or prompt.receipt,
-            routed_experts=self._experts(call, prompt, draft, base),
+            receipt=reply.receipt or prompt.receipt,
+            routed_experts=self._experts(call, prompt, reply, base),
             epoch=self._epoch_of(span.version for span in versions),
         )
+
+    def _add(self, turn: Turn) -> None:
         had_dropped = self._store.dropped_turns
         try:
             self._store.add(turn)
         except Conflict as exc:  # closed meanwhile
             self.counts.late += 1
-            logger.warning("turn %s is not recorded: %s", call.turn_id, exc.message)
+            logger.warning("turn %s is not recorded: %s", turn.id, exc.message)
             return
         self.counts.turns += 1
         if not had_dropped and self._store.dropped_turns:  # said once; /metrics counts on
             logger.warning("the store is full: its oldest turns are dropped from now on")
 
     def _experts(
-        self, call: GenerateCall, prompt: Prompt, draft: _Draft, base: str | None
+        self, call: GenerateCall, prompt: Prompt, reply: Reply, base: str | None
     ) -> RoutedExperts | None:
-        if draft.experts is None:
+        if reply.experts is None:
             return None
         before = self._store.get(base) if base is not None else None
         known = before.routed_experts if before is not None else None
         try:
             return decode(
-                draft.experts,
-                held_len=len(prompt.ids) + len(draft.output_ids),
-                start=draft.experts_start,
+                reply.experts,
+                held_len=len(prompt.ids) + len(reply.output_ids),
+                start=reply.experts_start,
                 width=known.ids.shape[1] if known is not None else None,
             )
         except ValueError as exc:
@@ -267,21 +218,21 @@ class RecordingMiddleware:
             logger.warning("turn %s has no routed experts: %s", call.turn_id, exc)
             return None
 
-    def _logprobs(self, draft: _Draft) -> Logprobs | None:
-        if not draft.has_logprobs:
+    def _logprobs(self, reply: Reply) -> Logprobs | None:
+        if not reply.has_logprobs:
             return None
-        missing = sum(value is None for value in draft.logprobs)
+        missing = sum(value is None for value in reply.logprobs)
         if missing:
             self.counts.missing_logprobs += missing
-            logger.warning("%d of %d logprobs are missing", missing, len(draft.logprobs))
-        return logprob_array(draft.logprobs)
+            logger.warning("%d of %d logprobs are missing", missing, len(reply.logprobs))
+        return logprob_array(reply.logprobs)
 
-    def _spelling(self, prompt: Prompt, draft: _Draft) -> bytes:
-        reply = draft.reply(prompt.reply_prefix)
-        return next_link(b"", prompt.spelling, reply, with_call_ids=self._with_call_ids)[1]
+    def _spelling(self, prompt: Prompt, reply: Reply) -> bytes:
+        message = reply.message(prompt.reply_prefix)
+        return next_link(b"", prompt.spelling, message, with_call_ids=self._with_call_ids)[1]
 
-    def _keys(self, call: GenerateCall, prompt: Prompt, draft: _Draft) -> tuple[bytes, ...]:
+    def _keys(self, call: GenerateCall, prompt: Prompt, reply: Reply) -> tuple[bytes, ...]:
         if prompt.messages_key is None or call.native is not None:
             return ()
-        reply = draft.reply(prompt.reply_prefix)
-        return reply_keys(prompt.messages_key, reply, with_call_ids=self._with_call_ids)
+        message = reply.message(prompt.reply_prefix)
+        return reply_keys(prompt.messages_key, message, with_call_ids=self._with_call_ids)

@@ -1,4 +1,4 @@
-"""The path of one generation: plug-ins, recording, caching, then a worker.
+"""The seam for plug-ins: what wraps the pipeline of a generation.
 
 The chain is composed once. Each request owns every stream that the layers open for it: a layer
 that stops reading early (or a client that leaves) would otherwise leave the worker's lease to the
@@ -17,7 +17,10 @@ _Streams: TypeAlias = list[AsyncGenerator[GenerateChunk, None]]
 
 
 class Router:
-    """Runs generations through the middleware, outermost first, down to `dispatch`."""
+    """Runs generations through the middleware, outermost first, down to `dispatch`.
+
+    `dispatch` is the pipeline; without plug-ins there is nothing else.
+    """
 
     def __init__(self, middlewares: Sequence[Middleware], dispatch: Dispatch) -> None:
         self._middlewares = tuple(middlewares)

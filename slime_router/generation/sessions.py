@@ -1,6 +1,5 @@
-"""The session middleware: who may begin a turn in a session, and the end of what is under way.
+"""Sessions: who may begin a turn in one, and the end of what is under way.
 
-It stands between the plug-ins and the recording. A call that names no session passes by at no cost.
 Closing and deleting a session end its flights: the generations that run in it. One that waits for
 its worker is woken by a cancellation, which becomes the error that the client is told.
 """
@@ -9,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
+from types import TracebackType
 
 from slime_router.auth.owners import shown
 from slime_router.errors import Conflict, NotFound, RouterError
-from slime_router.generation.middleware import CallNext
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.types import GenerateCall, GenerateChunk, Sampling
@@ -25,75 +24,112 @@ logger = logging.getLogger(__name__)
 LANDING_TIMEOUT_S = 10.0  # for a flight that was told to end; it closes what it holds and no more
 
 
-class _Flight:
-    """One generation in a session, and the error that it is to end with."""
+class Flight:
+    """One generation in a session, or in none, and the error that it is to end with."""
 
-    __slots__ = ("error", "is_waiting", "landed", "request_id", "task", "was_cancelled")
+    __slots__ = (
+        "_is_waiting",
+        "_sessions",
+        "_task",
+        "_was_cancelled",
+        "call",
+        "error",
+        "hides_experts",
+        "landed",
+        "request_id",
+        "session",
+    )
 
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
+    def __init__(self, sessions: Sessions, call: GenerateCall, session: Session | None) -> None:
+        self.call = call  # with what its session adds to it
+        self.session = session
+        self.request_id = call.request_id
+        self.hides_experts = False  # the trainer asked for them, not this client
         self.error: RouterError | None = None
-        self.task: asyncio.Task[object] | None = None
-        self.is_waiting = False  # for a worker, inside our own code
-        self.was_cancelled = False
         self.landed = asyncio.Event()
+        self._sessions = sessions
+        self._task: asyncio.Task[object] | None = None
+        self._is_waiting = False  # for a worker, inside our own code
+        self._was_cancelled = False
+
+    def __enter__(self) -> Flight:
+        self.resume()
+        return self
+
+    def show(self, chunk: GenerateChunk) -> None:
+        """The chunk goes to the client now; recorded by then, without what the client did not ask.
+
+        Raises:
+            RouterError: the session has ended the generation meanwhile.
+        """
+        self._is_waiting = False
+        if self.error is not None:
+            raise self.error
+        if self.hides_experts and chunk.routed_experts is not None:
+            _hide_experts(chunk)
+
+    def resume(self) -> None:
+        """The client asks for more; it may be another task.
+
+        Raises:
+            RouterError: the session has ended the generation meanwhile.
+        """
+        if self.error is not None:
+            raise self.error
+        self._task = asyncio.current_task()
+        self._is_waiting = True
 
     def end(self, error: RouterError) -> None:
         """Let it fail with `error`, at once where it waits, else at its next step."""
         if self.error is not None:
             return
         self.error = error
-        if self.is_waiting and self.task is not None:
-            self.was_cancelled = True
-            self.task.cancel()
+        if self._is_waiting and self._task is not None:
+            self._was_cancelled = True
+            self._task.cancel()
 
-    def reason(self) -> RouterError | None:
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if isinstance(exc, asyncio.CancelledError) and (error := self._reason()) is not None:
+                raise error from None
+        finally:
+            self._is_waiting = False
+            self.landed.set()
+            self._sessions.land(self)
+
+    def _reason(self) -> RouterError | None:
         """What the client is told of a cancellation that was ours, and nobody else's."""
-        if not self.was_cancelled or self.task is None or self.task.uncancel():
+        if not self._was_cancelled or self._task is None or self._task.uncancel():
             return None
         return self.error
 
 
-class SessionMiddleware:
+class Sessions:
     """Admits calls to their sessions; closes and deletes sessions."""
 
     def __init__(self, store: TrajectoryStore) -> None:
         self._store = store
-        self._flights: dict[str, set[_Flight]] = {}
+        self._flights: dict[str, set[Flight]] = {}
 
-    def __call__(
-        self, call: GenerateCall, call_next: CallNext
-    ) -> AsyncGenerator[GenerateChunk, None]:
-        """Middleware: see `generation/middleware.py`."""
+    def admit(self, call: GenerateCall) -> Flight:
+        """The stay of a generation in the session that it names, for the block.
+
+        Raises:
+            RouterError: the session does not let it in.
+        """
         if call.session_id is None:
-            return call_next(call)
-        return self._fly(call, call.session_id, call_next)
-
-    async def _fly(
-        self, call: GenerateCall, session_id: str, call_next: CallNext
-    ) -> AsyncGenerator[GenerateChunk, None]:
-        session, flight = self._take_off(call, session_id)
-        hides_experts = session.return_routed_experts and not _asks_for_experts(call)
-        try:
-            flight.task = asyncio.current_task()
-            flight.is_waiting = True
-            async for chunk in call_next(_prepared(call, session)):
-                flight.is_waiting = False
-                if flight.error is not None:
-                    raise flight.error
-                if chunk.routed_experts is not None and hides_experts:
-                    _hide_experts(chunk)
-                yield chunk
-                if flight.error is not None:
-                    raise flight.error
-                flight.task = asyncio.current_task()
-                flight.is_waiting = True
-        except asyncio.CancelledError:
-            if (error := flight.reason()) is None:
-                raise
-            raise error from None
-        finally:
-            self._land(session, flight)
+            return Flight(self, call, None)
+        session = self._take_off(call, call.session_id)
+        flight = Flight(self, _prepared(call, session), session)
+        flight.hides_experts = session.return_routed_experts and not _asks_for_experts(call)
+        self._flights.setdefault(session.id, set()).add(flight)
+        session.running += 1
+        return flight
 
     @asynccontextmanager
     async def flight(self, session_id: str | None) -> AsyncIterator[None]:
@@ -105,20 +141,10 @@ class SessionMiddleware:
         if session_id is None:
             yield
             return
-        call = GenerateCall(rid="", turn_id="", session_id=session_id)
-        session, flight = self._take_off(call, session_id)
-        flight.task = asyncio.current_task()
-        flight.is_waiting = True
-        try:
+        with self.admit(GenerateCall(rid="", turn_id="", session_id=session_id)):
             yield
-        except asyncio.CancelledError:
-            if (error := flight.reason()) is None:
-                raise
-            raise error from None
-        finally:
-            self._land(session, flight)
 
-    def _take_off(self, call: GenerateCall, session_id: str) -> tuple[Session, _Flight]:
+    def _take_off(self, call: GenerateCall, session_id: str) -> Session:
         session = self._store.sessions.name(session_id)
         flights = self._flights.get(session_id, set())
         others = sum(not f.request_id or f.request_id != call.request_id for f in flights)
@@ -129,10 +155,7 @@ class SessionMiddleware:
         except RouterError:
             self._store.leave_session(session)
             raise
-        flight = _Flight(call.request_id)
-        self._flights.setdefault(session_id, set()).add(flight)
-        session.running += 1
-        return session, flight
+        return session
 
     def _count_recorded(self, session: Session, call: GenerateCall) -> int:
         """How many samples of the same request are recorded: the request was let in as a whole."""
@@ -141,9 +164,11 @@ class SessionMiddleware:
         turns = (self._store.get(turn_id) for turn_id in session.turns)
         return sum(turn is not None and turn.request_id == call.request_id for turn in turns)
 
-    def _land(self, session: Session, flight: _Flight) -> None:
-        flight.is_waiting = False
-        flight.landed.set()
+    def land(self, flight: Flight) -> None:
+        """A generation has left its session."""
+        session = flight.session
+        if session is None:
+            return
         flights = self._flights[session.id]
         flights.discard(flight)
         if not flights:
@@ -208,7 +233,6 @@ def _prepared(call: GenerateCall, session: Session) -> GenerateCall:
     """The call with what its session adds to it."""
     return replace(
         call,
-        session=session,
         sampling=merged(call.sampling, session.sampling) if call.native is None else call.sampling,
         defaults=session.sampling,
         token_limit=session.tokens_left,
@@ -222,7 +246,7 @@ def _asks_for_experts(call: GenerateCall) -> bool:
 
 
 def _hide_experts(chunk: GenerateChunk) -> None:
-    """The trainer asked for them, not this client; they are recorded by now."""
+    """Takes the routed experts off a chunk; they are recorded by now."""
     chunk.routed_experts = None
     meta = chunk.item.get("meta_info") if chunk.item is not None else None
     if chunk.item is not None and isinstance(meta, dict):

@@ -1,6 +1,6 @@
 """The wiring: every part is made here, once, and handed what it needs.
 
-door -> [plug-ins] -> admission -> sessions -> recording -> caching -> fitting -> relay -> SGLang
+endpoint -> [plug-ins] -> pipeline (generation/pipeline.py) -> relay -> SGLang
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ from slime_router.config import Config
 from slime_router.doctor.doctor import Doctor
 from slime_router.errors import SetupError
 from slime_router.failover.greetings import GREETING_DELAYS_S
-from slime_router.generation.admission import AdmissionMiddleware
-from slime_router.generation.context_limit import FittingMiddleware
-from slime_router.generation.metrics import CountingMiddleware, figures
-from slime_router.generation.plugins import load_plugins
+from slime_router.generation.admission import AdmissionQueue
+from slime_router.generation.metrics import figures
+from slime_router.generation.plugins import PluginContext, load_plugins
 from slime_router.generation.retrieval import Retriever
 from slime_router.generation.token_path import TokenPath
 from slime_router.replies.formats import choose_formats
@@ -78,7 +77,7 @@ ERROR_STYLES = {  # of the routes that do not write errors as OpenAI does
 
 
 class Gateway:
-    """One running router. Plug-in classes are constructed with it.
+    """One running router.
 
     Each delay before which a new worker is asked for its tokens stands in `greeting_delays_s`.
 
@@ -123,10 +122,12 @@ class Gateway:
             max_cached_tokens=config.radix_tree_max_size,
             max_stored_tokens=config.max_stored_tokens or config.radix_tree_max_size,
             max_sessions=config.max_sessions,
+            admission=_admission(config),
         )
         self.cache, self.store, self.weights = self.path.cache, self.path.store, self.path.weights
         self.maker, self.sessions = self.path.maker, self.path.sessions
-        self.recording = self.path.recording
+        self.recording, self.counting = self.path.recording, self.path.counting
+        self.admission = self.path.admission
         self.slow_clients = SlowClients(config.client_timeout_s)
         self.fleet = Fleet(
             config, self.tokenizer, self.weights, greeting_delays_s=greeting_delays_s
@@ -139,23 +140,19 @@ class Gateway:
             idle_s=config.session_idle_s,
             max_version_lag=config.max_version_lag,
         )
-        self.plugins = load_plugins(config.middleware_paths, self)
+        self.plugins = load_plugins(
+            config.middleware_paths,
+            PluginContext(config, self.tokenizer, self.template, self.store),
+        )
         self._wire_generations()
 
     def _wire_generations(self) -> None:
         """Plug-ins were loaded: what follows may depend on them."""
         config = self.config
-        fitting = FittingMiddleware(self.pool.context_len)
-        self.counting = CountingMiddleware()
-        self.admission = AdmissionMiddleware(
-            max_running=config.max_concurrent_requests,
-            max_waiting=config.queue_size,
-            timeout_s=config.queue_timeout_s,
-        )
         self.router = self.path.router(
             self.relay.generate,
-            outer=[self.counting, *self.plugins.generation, self.admission],
-            inner=[fitting],
+            plugins=self.plugins.generation,
+            context_len=self.pool.context_len,
         )
         self.joiner = Joiner(self.router, retry_grace_s=config.retry_grace_s)
         self.others = PassThrough(self.relay, max_payload_size=config.max_payload_size)
@@ -350,6 +347,14 @@ def _add_chat(app: web.Application, path: str, handler: Handler) -> None:
         app.router.add_post(path, handler)
     except ValueError as exc:  # aiohttp reads a pattern in it
         raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
+
+
+def _admission(config: Config) -> AdmissionQueue:
+    return AdmissionQueue(
+        max_running=config.max_concurrent_requests,
+        max_waiting=config.queue_size,
+        timeout_s=config.queue_timeout_s,
+    )
 
 
 def _model(tokenizer: Tokenizer) -> Model:

@@ -23,7 +23,7 @@ from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import WorkerAnswer
 from slime_router.errors import NoWorker, RouterError
 from slime_router.failover.relay import Relay
-from slime_router.generation.admission import AdmissionMiddleware
+from slime_router.generation.admission import AdmissionQueue
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
 from slime_router.server.proxy import OWN_ANSWER, OWN_REQUEST, UNPACKED, end_to_end
@@ -102,7 +102,7 @@ class ControlRoutes:
         pool: WorkerPool,
         client: WorkerClient,
         relay: Relay,
-        admission: AdmissionMiddleware,
+        admission: AdmissionQueue,
         *,
         on_weights: OnWeights,
     ) -> None:

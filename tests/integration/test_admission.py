@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slime_router.errors import Conflict, TooManyRequests
-from slime_router.generation.admission import AdmissionMiddleware
+from slime_router.generation.admission import AdmissionQueue
 from slime_router.trajectory.session import SessionSpec
 from slime_router.types import Finish, GenerateCall, GenerateChunk
 from tests.integration.gateway import CHAT, FOUR_KEYS, served, until, user
@@ -32,7 +32,8 @@ class Room:
     """A place that is entered through an admission; whoever is inside waits to be told to end."""
 
     def __init__(self, n: int = 1, *, queue: int = 100, timeout_s: float = FOREVER_S) -> None:
-        self.admission = AdmissionMiddleware(max_running=n, max_waiting=queue, timeout_s=timeout_s)
+        self.admission = AdmissionQueue(max_running=n, max_waiting=queue, timeout_s=timeout_s)
+        self.stream = Stack(dispatch=self.dispatch, admission=self.admission).router._dispatch
         self.inside: dict[str, asyncio.Event] = {}
         self.entered: list[str] = []
         self.most = 0
@@ -49,12 +50,12 @@ class Room:
         yield GenerateChunk(output_ids=[2], finish=LENGTH)
 
     async def read(self, call: GenerateCall) -> None:
-        async for _ in self.admission(call, self.dispatch):
+        async for _ in self.stream(call):
             pass
 
     async def ask(self, rid: str, session: str | None = None) -> asyncio.Task[None]:
         """A generation that runs or waits; it has had all the steps it can use."""
-        call = GenerateCall(rid=rid, turn_id=rid, request_id=rid, text="", session_id=session)
+        call = GenerateCall(rid=rid, turn_id=rid, request_id=rid, text="Hi", session_id=session)
         task = asyncio.create_task(self.read(call))
         await steps()
         return task
@@ -103,7 +104,9 @@ async def test_samples_of_one_request_wait_as_one_party():
     room = Room()
     first = await room.ask("first")
     tasks = [
-        asyncio.create_task(room.read(GenerateCall(rid=rid, turn_id=rid, request_id=name, text="")))
+        asyncio.create_task(
+            room.read(GenerateCall(rid=rid, turn_id=rid, request_id=name, text="Hi"))
+        )
         for rid, name in [("k0", "k"), ("k1", "k"), ("other", "o")]
     ]
     await steps()
@@ -185,7 +188,7 @@ async def test_no_slot_is_lost_when_a_waiter_is_cancelled_at_any_step(before, af
     """While it waits, while it is handed the slot, when it runs: another always gets it."""
     room = Room()
     first = await room.ask("first")
-    call = GenerateCall(rid="gone", turn_id="", text="")
+    call = GenerateCall(rid="gone", turn_id="", text="Hi")
     gone = asyncio.create_task(room.read(call))
     await steps(before)
     last = await room.ask("last") if before % 2 else None
@@ -208,7 +211,7 @@ async def test_what_is_aborted_in_the_queue_ends_as_one_that_has_sampled_nothing
     first, waiting, other = [await room.ask(f"r{number}") for number in range(3)]
     room.admission.cancel("nobody")
     assert room.numbers() == (1, 2)
-    stream = room.admission(GenerateCall(rid="r1", turn_id="", text=""), room.dispatch)
+    stream = room.stream(GenerateCall(rid="r1", turn_id="", text="Hi"))
     chunk = asyncio.create_task(anext(stream))
     await steps()
     if rid is None:
@@ -267,7 +270,7 @@ async def test_a_slot_goes_past_all_those_that_left_in_the_same_step():
 async def test_one_that_leaves_as_it_is_refused_leaves_nothing():
     room = Room(timeout_s=0)
     first = await room.ask("first")
-    gone = asyncio.create_task(room.read(GenerateCall(rid="gone", turn_id="", text="")))
+    gone = asyncio.create_task(room.read(GenerateCall(rid="gone", turn_id="", text="Hi")))
     for _ in range(5):
         await asyncio.sleep(0)
         if room.admission.figures.refused:
@@ -281,7 +284,7 @@ async def test_one_that_leaves_as_it_is_refused_leaves_nothing():
 
 async def test_a_stream_that_is_left_in_the_middle_gives_its_slot_back():
     room = Room()
-    stream = room.admission(GenerateCall(rid="r", turn_id="", text=""), room.dispatch)
+    stream = room.stream(GenerateCall(rid="r", turn_id="", text="Hi"))
     await anext(stream)
     assert room.numbers() == (1, 0)
     await stream.aclose()
@@ -291,7 +294,7 @@ async def test_a_stream_that_is_left_in_the_middle_gives_its_slot_back():
 async def test_one_that_has_finished_needs_no_slot_though_it_is_still_open():
     """Samples are kept open until all have finished: the last ones may wait for the first."""
     room = Room()
-    stream = room.admission(GenerateCall(rid="r", turn_id="", text=""), room.dispatch)
+    stream = room.stream(GenerateCall(rid="r", turn_id="", text="Hi"))
     await anext(stream)
     waiting = await room.ask("next")
     room.inside["r"].set()
@@ -305,8 +308,8 @@ async def test_one_that_has_finished_needs_no_slot_though_it_is_still_open():
 
 
 async def test_what_cannot_run_gives_its_slot_back():
-    admission = AdmissionMiddleware(max_running=1, max_waiting=0, timeout_s=FOREVER_S)
-    stack = Stack(plugins=[admission])
+    admission = AdmissionQueue(max_running=1, max_waiting=0, timeout_s=FOREVER_S)
+    stack = Stack(admission=admission)
     stack.store.open_session(SessionSpec(id="s"))
     await stack.sessions.close("s", cancel=False, timeout_s=1)
     for _ in range(2):

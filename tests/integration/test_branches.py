@@ -149,7 +149,7 @@ async def test_four_at_once_continue_three_siblings_newest_first_and_share_the_n
     """Reservation: nobody re-encodes what was sampled, so the fourth shares a turn and says so."""
     turns, messages = await siblings(talk)
     worker = Held()
-    talk.router._dispatch = worker.dispatch
+    talk.dispatch = worker.dispatch
     calls = [talk.ask(messages, session_id="s") for _ in range(4)]
     running = [asyncio.create_task(talk.generate(call)) for call in calls]
     while len(worker.prompts) < 4:  # noqa: ASYNC110 - a poll needs nothing of the worker
@@ -168,7 +168,7 @@ async def test_four_at_once_continue_three_siblings_newest_first_and_share_the_n
 async def test_a_turn_is_free_again_when_its_continuation_ends_badly(talk, how, monkeypatch):
     turns, messages = await siblings(talk)
     worker = Held()
-    talk.router._dispatch = worker.dispatch
+    talk.dispatch = worker.dispatch
     call = talk.ask(messages, session_id="s")
     if how == "template":
         error = WorkerFailed("the encoder broke")
@@ -265,11 +265,11 @@ async def test_a_first_turn_that_fails_records_nothing_and_another_may_follow(ta
     worker = Held()
     worker.fails = True
     worker.go.set()
-    dispatch, talk.router._dispatch = talk.router._dispatch, worker.dispatch
+    dispatch, talk.dispatch = talk.dispatch, worker.dispatch
     with pytest.raises(WorkerFailed):
         await talk.generate(talk.ask([user("one")], session_id="s"))
     assert talk.store.sessions.find("s") is None, "not even the name is left"
-    talk.router._dispatch = dispatch
+    talk.dispatch = dispatch
     turn = await say(talk, [user("quite another")], said("fine"))
     assert list(talk.store.sessions.get("s").turns) == [turn.call.turn_id]
 

@@ -17,7 +17,7 @@ from yarl import URL
 
 from slime_router.api.errors import openai_error
 from slime_router.errors import RouterError
-from slime_router.generation.admission import AdmissionMiddleware
+from slime_router.generation.admission import AdmissionQueue
 from slime_router.pool.pool import WorkerPool
 from slime_router.server.control_routes import ControlRoutes
 from slime_router.testing import FakeWorker
@@ -46,7 +46,7 @@ class Router:
 
 
 def no_limit():
-    return AdmissionMiddleware(max_running=1000, max_waiting=0, timeout_s=5)
+    return AdmissionQueue(max_running=1000, max_waiting=0, timeout_s=5)
 
 
 @asynccontextmanager

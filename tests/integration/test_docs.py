@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from slime_router.cli.flags import parser
 from slime_router.config import Config
 from slime_router.doctor.causes import Cause
 from slime_router.errors import RouterError
+from slime_router.generation.pipeline import Pipeline
 from slime_router.server.app import Gateway
 from slime_router.trajectory.session import SessionSpec
 from tests.integration.gateway import CHAT, Served, checkpoint, served, user
@@ -434,11 +436,19 @@ def test_files_that_are_named_exist(name):
         assert (ROOT / "slime_router" / file).exists() or (ROOT / file).exists(), file
 
 
-def test_the_layers_stand_in_the_order_that_is_told():
-    gateway = Gateway(Config(hf_checkpoint=str(checkpoint())))
-    layers = re.findall(r"\w+(?=Middleware)", repr(gateway.router))
-    assert layers == ["Counting", "Admission", "Session", "Recording", "RadixTree", "Fitting"]
-    told = "counting ──► plug-ins ──► admission ──► sessions ──► recording ──► caching ──► fitting"
+def test_the_steps_stand_in_the_order_that_is_told():
+    taken = re.findall(r"self\._(\w+)", inspect.getsource(Pipeline.generate))
+    steps = list(dict.fromkeys(taken))
+    assert steps == [
+        "counting",
+        "admission",
+        "sessions",
+        "recording",
+        "caching",
+        "context_limit",
+        "relay",
+    ]
+    inside = " ──► ".join(step.replace("_", " ") for step in steps[1:-1])
+    told = f"counting ──► plug-ins ──► {inside}"
     assert told in page("docs/middleware.md")
     assert told in page("docs/architecture.md")
-    gateway.tokenizer.close()

@@ -265,7 +265,7 @@ async def test_a_call_without_a_session_passes_by(stack, worker):
     worker.go.set()
     call = stack.call("", text=None, input_ids=token_ids([1, 2]))
     await stack.generate(call, Sample([1]))
-    assert worker.calls[0].session is None
+    assert worker.calls[0].defaults is None
     assert len(stack.store.sessions) == 0
 
 

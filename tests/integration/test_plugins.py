@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from slime_router.cli.flags import read_config
-from slime_router.errors import SetupError
-from slime_router.generation.plugins import load_plugins
+from slime_router.errors import NotFound, SetupError
+from slime_router.generation.plugins import PluginContext, load_plugins
 from tests.integration.gateway import CHAT, FOUR_KEYS, assistant, served, user
-from tests.stack import tiny_tokenizer
+from tests.stack import Stack, tiny_tokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "middleware.md"
 STOP_ID = 514
@@ -68,8 +68,10 @@ async def broken(call, call_next):
 
 
 class Counting:
-    def __init__(self, gateway):
-        self.gateway = gateway
+    def __init__(self, context):
+        self.context = context
+        self.hello = context.tokenizer.encode("Hello").tolist()
+        self.is_known = context.session("nobody") is not None
         self.count = 0
         self.closed = 0
 
@@ -85,7 +87,7 @@ class Counting:
 class Marking:
     """Puts letters around the text: who stands outside of it sees them too."""
 
-    def __init__(self, gateway):
+    def __init__(self, context):
         pass
 
     async def __call__(self, call, call_next):
@@ -112,7 +114,7 @@ async def coroutine(call, call_next):
 
 
 class Unbuildable:
-    def __init__(self, gateway):
+    def __init__(self, context):
         raise OSError("two\\nlines")
 
 
@@ -191,14 +193,24 @@ async def test_a_plugin_that_fails_is_a_500_that_tells_no_secrets():
     assert "secret" not in str(body)
 
 
-async def test_a_class_is_constructed_once_with_the_gateway():
+async def test_a_class_is_constructed_once_with_what_it_may_use():
     async with served(middleware_paths=("team.plugins.Counting",)) as (router, _):
         await router.chat([user("hi")])
-        await router.chat([user("ho")], stream=True)
+        _, receipt = await router.chat([user("ho")], stream=True)
         plugin: Any
         (plugin,) = router.gateway.plugins.generation
-        assert plugin.gateway is router.gateway
+        context: PluginContext = plugin.context
+        turn = context.turn(receipt["turn"])
+        assert turn is not None
+        assert context.held_ids(turn.id).tolist() == router.gateway.store.held_ids(turn.id).tolist()
+        assert context.turn("nothing") is None
+        with pytest.raises(NotFound):
+            context.held_ids("nothing")
+        assert context.config is router.gateway.config
+        assert context.template is router.gateway.template
     assert (plugin.count, plugin.closed) == (2, 2)
+    assert plugin.hello == HELLO[:-1]
+    assert not plugin.is_known
 
 
 @pytest.mark.parametrize(
@@ -243,11 +255,40 @@ async def test_a_reply_that_a_plugin_raises_is_sent():
 )
 def test_what_cannot_be_loaded_is_named_in_one_line(path, reason):
     with pytest.raises(SetupError) as caught:
-        load_plugins([path], object())
+        load_plugins([path], Stack().plugin_context())
     message = caught.value.message
     assert message.startswith(f"plug-in {path!r}: ")
     assert reason in message
     assert "\n" not in message
+
+
+RADIX_TREES = (
+    "slime_router.generation.caching:RadixTreeMiddleware",
+    "slime_router.generation.caching.RadixTreeMiddleware",
+    "slime.router.middleware_hub.radix_tree_middleware.RadixTreeMiddleware",
+    "slime.router.middleware_hub.radix_tree_middleware:RadixTreeMiddleware",
+)
+
+
+@pytest.mark.parametrize("path", RADIX_TREES)
+async def test_the_radix_tree_can_be_named_and_nothing_is_doubled(path, caplog):
+    caplog.set_level("INFO", "slime_router")
+    arguments = ["--hf-checkpoint", "m", "--slime-router-middleware-paths", path]
+    named = read_config(arguments).middleware_paths
+    async with served(middleware_paths=(*named, "team.plugins:Counting")) as (router, worker):
+        worker.script(HELLO)
+        await router.chat([user("hi")])
+        assert len(router.gateway.plugins.generation) == 1, "the other plug-in"
+        assert len(router.gateway.store) == 1
+    [line] = [r.getMessage() for r in caplog.records if "built in" in r.getMessage()]
+    assert line == f"{path}: the radix tree is built in, nothing is added"
+
+
+async def test_generations_are_counted_as_clients_ask_for_them():
+    async with served(**paths("twice")) as (router, _):
+        await router.chat([user("hi")])
+        counts = router.gateway.counting.chat
+        assert (counts.started, counts.finished, counts.failed) == (1, 1, 0)
 
 
 async def test_the_plugin_of_the_documentation_works_as_it_is_shown(modules):

@@ -16,7 +16,7 @@ from yarl import URL
 
 from slime_router.api.sessions.endpoints import SessionDoor
 from slime_router.api.sessions.request import _SPEC_FIELDS
-from slime_router.generation.sessions import SessionMiddleware
+from slime_router.generation.sessions import Sessions
 from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
@@ -39,7 +39,7 @@ class Words:
         return False
 
 
-class Flights(SessionMiddleware):
+class Flights(Sessions):
     """The real one, which notes how it was asked to close."""
 
     def __init__(self, store: TrajectoryStore) -> None:

@@ -17,6 +17,7 @@ from benchmarks import (
     lookups,
     memory,
     next_turn,
+    path,
     report,
     routing,
     short_chat,
@@ -59,6 +60,10 @@ def test_next_turn(checkpoint):
 def test_streamed_tokens(checkpoint):
     size = streamed_tokens.Size(rounds=1, streams=1, reply_len=4, concurrencies=(1,), pause_ms=0)
     check(streamed_tokens.run(checkpoint, size), 2)
+
+
+def test_path(checkpoint):
+    check(path.run(checkpoint, path.Size(reply_len=12, skipped=4, pause_ms=5)), 3)
 
 
 def test_lookups():

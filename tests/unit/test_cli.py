@@ -160,6 +160,22 @@ def test_what_is_missing_ends_with_1_and_one_line_that_names_it(flags, named, ca
     assert line.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "slime_router.generation.caching:RadixTreeMiddleware",
+        "slime.router.middleware_hub.radix_tree_middleware.RadixTreeMiddleware",
+    ],
+)
+def test_whoever_names_the_radix_tree_as_slimes_guide_does_gets_a_router(path, capsys, caplog):
+    flags = ["--hf-checkpoint", str(checkpoint()), "--slime-router-middleware-paths", path]
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # it comes as far as listening
+        assert main([*flags, "--port", str(taken.getsockname()[1])]) == 1
+    _, line = capsys.readouterr()
+    assert line.startswith("slime-router: error: cannot listen on")
+    assert caplog.text.count(f"{path}: the radix tree is built in") == 1
+
+
 def test_all_entry_points_are_one():
     assert vars(module_entry)["main"] is main
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
