@@ -99,28 +99,28 @@ async def deliver_stream(
 async def _folded(reply: WholeReply, count: int, chunks: NumberedChunks) -> _Folded:
     receipt: dict[str, str] = {}
     left = count
-    while left:
-        index, chunk = await _next(chunks)
+    async for index, chunk in chunks:
         reply.add(index, chunk)
         if index == 0:
             receipt = _receipt_header(chunk) or receipt
         left -= chunk.finish is not None
-    return _Folded(reply.body(), receipt)
+        if not left:
+            return _Folded(reply.body(), receipt)
+    raise _ended()
 
 
 async def _opening(chunks: NumberedChunks) -> Sequence[NumberedChunk]:
     """All up to the first chunk of generation 0."""
-    opening = [await _next(chunks)]
-    while opening[-1][0] != 0:
-        opening.append(await _next(chunks))
-    return opening
+    opening = []
+    async for index, chunk in chunks:
+        opening.append((index, chunk))
+        if index == 0:
+            return opening
+    raise _ended()
 
 
-async def _next(chunks: NumberedChunks) -> NumberedChunk:
-    try:
-        return await anext(chunks)
-    except StopAsyncIteration:
-        raise WorkerFailed("The generation ended without saying why.") from None
+def _ended() -> WorkerFailed:
+    return WorkerFailed("The generation ended without saying why.")
 
 
 async def _send(
@@ -132,11 +132,15 @@ async def _send(
 ) -> None:
     for event in events:
         await stream.send(event)
-    while left:
-        index, chunk = await _next(chunks)
-        for event in reply.events(index, chunk):
-            await stream.send(event)
-        left -= chunk.finish is not None
+    if left:
+        async for index, chunk in chunks:
+            for event in reply.events(index, chunk):
+                await stream.send(event)
+            left -= chunk.finish is not None
+            if not left:
+                break
+        else:
+            raise _ended()
     for event in reply.closing():
         await stream.send(event)
     await _read_to_end(chunks)  # the client has it all; many hang up before the stream ends
