@@ -2,75 +2,29 @@
 
 The status line waits for the first chunk of the first generation: what fails before it is a real
 HTTP error, and the receipt stands in the header. The generations are read to their end only after
-the last byte is written. How long they outlive a client that left is not said here: see `joining`.
+the last byte is written. How long they outlive a client that left is not said here: see `retries`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from aiohttp import web
 
 from slime_router.api import sse
+from slime_router.api.context import EndpointContext
+from slime_router.api.dialect import Dialect, StreamedReply, WholeReply
 from slime_router.api.errors import our_fault
 from slime_router.api.fanout import NumberedChunk, NumberedChunks
-from slime_router.api.retries import Joiner
-from slime_router.errors import RouterError, TooManyRequests, WorkerFailed
-from slime_router.types import GenerateCall, GenerateChunk
+from slime_router.api.request import A
+from slime_router.errors import RouterError, WorkerFailed
+from slime_router.types import GenerateChunk
 
 _log = logging.getLogger(__name__)
-
-
-class StreamedReply(Protocol):
-    """Writes chunks as events."""
-
-    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
-        """What the chunk of generation `index` becomes. Raises RouterError to end the stream."""
-
-    def closing(self) -> Iterable[bytes]:
-        """What stands between the last chunk's events and the end of the stream."""
-
-    def failure(self, exc: RouterError) -> bytes:
-        """The event that tells of an error after the first byte."""
-
-
-class WholeReply(Protocol):
-    """Folds chunks into one body."""
-
-    def add(self, index: int, chunk: GenerateChunk) -> None:
-        """Takes the chunk of generation `index`. Raises RouterError where there is no reply."""
-
-    def body(self) -> bytes:
-        """The JSON body; every generation has finished."""
-
-
-class Admission:
-    """Counts the requests inside the doors that share it.
-
-    The one over the limit is turned away, unread, and `on_refusal` told.
-    """
-
-    def __init__(self, limit: int, on_refusal: Callable[[], None] = lambda: None) -> None:
-        self._limit = limit
-        self._on_refusal = on_refusal
-        self._inside = 0
-
-    def __repr__(self) -> str:
-        return f"<Admission {self._inside}/{self._limit}>"
-
-    def __enter__(self) -> None:
-        if self._inside >= self._limit:
-            self._on_refusal()
-            raise TooManyRequests(f"More than {self._limit} requests at once; try again later.")
-        self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._inside -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,29 +35,20 @@ class _Folded:
     receipt: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """The beginning of a stream: all up to the first chunk of generation 0, and how to write it."""
-
-    chunks: Sequence[NumberedChunk]
-    count: int  # of generations
-    make_reply: Callable[[], StreamedReply]
-
-
 async def deliver_whole(
+    dialect: Dialect[A],
+    context: EndpointContext,
     request: web.Request,
-    joiner: Joiner,
-    calls: Sequence[GenerateCall],
-    reply: WholeReply,
+    asked: A,
     headers: dict[str, str],
 ) -> web.StreamResponse:
-    """Runs the calls, or joins those of an earlier try, and sends the reply in one piece.
+    """Runs what is asked for, or joins an earlier try, and sends the reply in one piece.
 
     Raises:
         RouterError: before anything was sent.
     """
-    opening = partial(_folded, reply, len(calls))
-    async with joiner.attend(request, calls, opening, headers) as visit:
+    opening = partial(_folded, dialect.write(asked, context), len(asked.calls))
+    async with context.joiner.attend(request, asked, opening, headers) as visit:
         folded = await visit.opened()
         response = web.Response(
             body=folded.body,
@@ -120,30 +65,25 @@ async def deliver_whole(
 
 
 async def deliver_stream(
+    dialect: Dialect[A],
+    context: EndpointContext,
     request: web.Request,
-    joiner: Joiner,
-    calls: Sequence[GenerateCall],
-    make_reply: Callable[[], StreamedReply],
+    asked: A,
     headers: dict[str, str],
-    *,
-    ending: bytes = sse.DONE,
 ) -> web.StreamResponse:
-    """Runs the calls, or joins those of an earlier try; each event is sent as soon as it is there.
-
-    `ending` is the event behind the last one; empty for APIs that have none.
+    """Runs what is asked for, or joins an earlier try; each event is sent as soon as it is there.
 
     Raises:
         RouterError: before anything was sent. Later errors are events.
     """
-    opening = partial(_begun, make_reply, len(calls))
-    async with joiner.attend(request, calls, opening, headers) as visit:
+    async with context.joiner.attend(request, asked, _opening, headers) as visit:
         begun = await visit.opened()
         chunks = visit.rest()
-        reply = begun.make_reply()
-        events = [event for index, chunk in begun.chunks for event in reply.events(index, chunk)]
-        left = begun.count - sum(chunk.finish is not None for _, chunk in begun.chunks)
-        receipt = _receipt_header(begun.chunks[-1][1])
-        stream = await sse.EventStream.open(request, {**headers, **receipt}, ending=ending)
+        reply = dialect.stream(visit.asked, context, headers["x-request-id"])
+        events = [event for index, chunk in begun for event in reply.events(index, chunk)]
+        left = len(visit.asked.calls) - sum(chunk.finish is not None for _, chunk in begun)
+        receipt = _receipt_header(begun[-1][1])
+        stream = await sse.EventStream.open(request, {**headers, **receipt}, ending=dialect.ending)
         try:
             await _send(stream, events, chunks, reply, left)
         except sse.ClientLeft:
@@ -159,29 +99,28 @@ async def deliver_stream(
 async def _folded(reply: WholeReply, count: int, chunks: NumberedChunks) -> _Folded:
     receipt: dict[str, str] = {}
     left = count
-    while left:
-        index, chunk = await _next(chunks)
+    async for index, chunk in chunks:
         reply.add(index, chunk)
         if index == 0:
             receipt = _receipt_header(chunk) or receipt
         left -= chunk.finish is not None
-    return _Folded(reply.body(), receipt)
+        if not left:
+            return _Folded(reply.body(), receipt)
+    raise _ended()
 
 
-async def _begun(
-    make_reply: Callable[[], StreamedReply], count: int, chunks: NumberedChunks
-) -> _Begun:
-    opening = [await _next(chunks)]
-    while opening[-1][0] != 0:
-        opening.append(await _next(chunks))
-    return _Begun(opening, count, make_reply)
+async def _opening(chunks: NumberedChunks) -> Sequence[NumberedChunk]:
+    """All up to the first chunk of generation 0."""
+    opening = []
+    async for index, chunk in chunks:
+        opening.append((index, chunk))
+        if index == 0:
+            return opening
+    raise _ended()
 
 
-async def _next(chunks: NumberedChunks) -> NumberedChunk:
-    try:
-        return await anext(chunks)
-    except StopAsyncIteration:
-        raise WorkerFailed("The generation ended without saying why.") from None
+def _ended() -> WorkerFailed:
+    return WorkerFailed("The generation ended without saying why.")
 
 
 async def _send(
@@ -193,11 +132,15 @@ async def _send(
 ) -> None:
     for event in events:
         await stream.send(event)
-    while left:
-        index, chunk = await _next(chunks)
-        for event in reply.events(index, chunk):
-            await stream.send(event)
-        left -= chunk.finish is not None
+    if left:
+        async for index, chunk in chunks:
+            for event in reply.events(index, chunk):
+                await stream.send(event)
+            left -= chunk.finish is not None
+            if not left:
+                break
+        else:
+            raise _ended()
     for event in reply.closing():
         await stream.send(event)
     await _read_to_end(chunks)  # the client has it all; many hang up before the stream ends

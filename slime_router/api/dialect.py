@@ -5,60 +5,41 @@ Each API is a folder that has one; `slime_router.api.endpoint` serves them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol
 
 from aiohttp import web
 
 from slime_router.api import sse
-from slime_router.api.delivery import Admission, StreamedReply, WholeReply
+from slime_router.api.context import EndpointContext
 from slime_router.api.errors import OPENAI_ERRORS, ErrorStyle
-from slime_router.api.media import MediaPass
-from slime_router.api.retries import Joiner
-from slime_router.api.token_ids import Vocabulary
-from slime_router.replies.parser import ReplyParsers
-from slime_router.types import GenerateCall
+from slime_router.api.request import A
+from slime_router.errors import RouterError
+from slime_router.types import GenerateChunk
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndpointContext:
-    """What the endpoints of one router share.
+class StreamedReply(Protocol):
+    """Writes chunks as events."""
 
-    Attributes:
-        joiner: runs the generations that requests ask for.
-        vocabulary: of the model's tokens.
-        parsers: read tool calls and reasoning out of replies.
-        admission: how many requests the endpoints have at once.
-        default_model: the model's name for a request that has none.
-        served_names: the names of the one model; None serves it under any name.
-        media: where requests with pictures, audio or video go.
-        has_two_reasonings: in chat, reasoning stands under both of its names.
-    """
+    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
+        """What the chunk of generation `index` becomes. Raises RouterError to end the stream."""
 
-    joiner: Joiner
-    vocabulary: Vocabulary
-    parsers: ReplyParsers
-    admission: Admission
-    default_model: str
-    served_names: frozenset[str] | None = None
-    media: MediaPass = field(default_factory=MediaPass.off)
-    has_two_reasonings: bool = False
+    def closing(self) -> Iterable[bytes]:
+        """What stands between the last chunk's events and the end of the stream."""
+
+    def failure(self, exc: RouterError) -> bytes:
+        """The event that says of an error after the first byte."""
 
 
-class Asked(Protocol):
-    """What a request asks for."""
+class WholeReply(Protocol):
+    """Folds chunks into one body."""
 
-    @property
-    def calls(self) -> Sequence[GenerateCall]:
-        """One for each generation."""
+    def add(self, index: int, chunk: GenerateChunk) -> None:
+        """Takes the chunk of generation `index`. Raises RouterError where there is no reply."""
 
-    @property
-    def stream(self) -> bool:
-        """Whether the reply is a stream of events."""
-
-
-A = TypeVar("A", bound=Asked)
+    def body(self) -> bytes:
+        """The JSON body; every generation has finished."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from aiohttp import web
 
+from slime_router.api.context import EndpointContext
 from slime_router.api.delivery import deliver_stream, deliver_whole
-from slime_router.api.dialect import A, Dialect, EndpointContext
-from slime_router.api.request import read_object, reply_headers
+from slime_router.api.dialect import Dialect
+from slime_router.api.request import A, read_object, reply_headers
 from slime_router.errors import NotFound
 
 
@@ -56,11 +56,8 @@ async def _deliver(
     headers: dict[str, str],
 ) -> web.StreamResponse:
     asked = dialect.read(body, request, context)
-    joiner, calls = context.joiner, asked.calls
-    if asked.stream:
-        stream = partial(dialect.stream, asked, context, headers["x-request-id"])
-        return await deliver_stream(request, joiner, calls, stream, headers, ending=dialect.ending)
-    return await deliver_whole(request, joiner, calls, dialect.write(asked, context), headers)
+    deliver = deliver_stream if asked.stream else deliver_whole
+    return await deliver(dialect, context, request, asked, headers)
 
 
 def _check_model(served: frozenset[str] | None, body: Mapping[str, Any]) -> None:

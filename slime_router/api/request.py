@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from aiohttp import web
@@ -13,6 +13,7 @@ from slime_router.auth.caller import caller
 from slime_router.auth.keys import session_in_key
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_session_id
 from slime_router.errors import BadRequest
+from slime_router.types import GenerateCall
 
 SESSION_HEADERS = (  # of slime, of agents, of gateways
     "x-smg-routing-key",
@@ -33,6 +34,21 @@ _FORWARDED_PREFIX = "x-override-"
 _SCOPE_FIELDS = ("lora_path", "extra_key", "cache_salt")
 _SURROGATE_SIGNS = ("surrogate in string",)
 _SHALLOW_BRACKETS = 200  # fewer than orjson's depth limit: the text cannot nest too deep
+
+
+class Asked(Protocol):
+    """What a request asks for."""
+
+    @property
+    def calls(self) -> Sequence[GenerateCall]:
+        """One for each generation."""
+
+    @property
+    def stream(self) -> bool:
+        """Whether the reply is a stream of events."""
+
+
+A = TypeVar("A", bound=Asked)
 
 
 class PayloadTooLarge(BadRequest):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from hashlib import sha256
 from types import TracebackType
@@ -20,11 +20,11 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 from aiohttp import web
 
 from slime_router.api.fanout import Copies, NumberedChunks, generations
+from slime_router.api.request import A
 from slime_router.auth.caller import caller
 from slime_router.auth.keys import KEY_HEADERS
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.generation.router import Router
-from slime_router.types import GenerateCall
 
 RETRY_COUNT = "x-stainless-retry-count"
 JOINED = "x-slime-joined"
@@ -33,12 +33,17 @@ CLOSING_TIMEOUT_S = 10.0  # for handlers that the server has already told to end
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+A_co = TypeVar("A_co", covariant=True)
 T_co = TypeVar("T_co", covariant=True)
 Opening: TypeAlias = Callable[[NumberedChunks], Awaitable[T]]
 
 
-class Visit(Protocol[T_co]):
+class Visit(Protocol[A_co, T_co]):
     """A generation as one client's reply sees it."""
+
+    @property
+    def asked(self) -> A_co:
+        """What it answers: of a run, what its first try asked for."""
 
     async def opened(self) -> T_co:
         """What was read before the reply begins. Raises RouterError where the generation failed."""
@@ -68,7 +73,7 @@ class Joiner:
         self.abandoned = 0  # runs that no next try came for
         self._router = router
         self._grace_s = retry_grace_s
-        self._runs: dict[_Ask, list[_Run[Any]]] = {}
+        self._runs: dict[_Ask, list[_Run[Any, Any]]] = {}
         self._refusals = 0
 
     @classmethod
@@ -91,35 +96,35 @@ class Joiner:
     def attend(
         self,
         request: web.Request,
-        calls: Sequence[GenerateCall],
+        asked: A,
         opening: Opening[T],
         headers: dict[str, str],
-    ) -> AbstractAsyncContextManager[Visit[T]]:
+    ) -> AbstractAsyncContextManager[Visit[A, T]]:
         """The generation that answers `request`: its own, or the one that an earlier try began.
 
         `opening` reads what must be there before a reply begins; of a request that joins it is
-        not used, nor are its `calls`: the first try's are. `headers` stand on every reply to the
+        not used, nor is what it `asked`: the first try's is. `headers` stand on every reply to the
         request; one that joins takes over those of the first try. On leaving the block the
         generation is closed, where nobody else needs it and no next try can come.
         """
         tries = _tries(request.headers)
         if tries is None or not self._grace_s:
-            return _Own(generations(self._router, calls), opening)
-        return self._attend_run(request, calls, opening, headers, tries)
+            return _Own(asked, generations(self._router, asked.calls), opening)
+        return self._attend_run(request, asked, opening, headers, tries)
 
     @asynccontextmanager
     async def _attend_run(
         self,
         request: web.Request,
-        calls: Sequence[GenerateCall],
+        asked: A,
         opening: Opening[T],
         headers: dict[str, str],
         tries: int,
-    ) -> AsyncIterator[Visit[T]]:
-        ask = _ask(request, await request.read(), calls[0].session_id)
+    ) -> AsyncIterator[Visit[A, T]]:
+        ask = _ask(request, await request.read(), asked.calls[0].session_id)
         run = self._joinable(ask) if tries else None
         if run is None:
-            run = self._begin(ask, calls, opening, headers)
+            run = self._begin(ask, asked, opening, headers)
         else:
             self.joined += 1
             headers.update(run.headers, **{JOINED: "true"})
@@ -141,7 +146,7 @@ class Joiner:
             run.end()
         await asyncio.gather(*(run.task for run in runs), return_exceptions=True)
 
-    def _joinable(self, ask: _Ask) -> _Run[Any] | None:
+    def _joinable(self, ask: _Ask) -> _Run[Any, Any] | None:
         """The run whose next try this is: one whose client left, or the only one it can be."""
         runs = self._runs.get(ask, [])
         left = [run for run in runs if run.can_be_joined and not run.readers]
@@ -153,11 +158,12 @@ class Joiner:
     def _begin(
         self,
         ask: _Ask,
-        calls: Sequence[GenerateCall],
+        asked: A,
         opening: Opening[T],
         headers: Mapping[str, str],
-    ) -> _Run[T]:
-        run = _Run(generations(self._router, calls), opening, dict(headers), self._refusals)
+    ) -> _Run[A, T]:
+        stream = generations(self._router, asked.calls)
+        run = _Run(asked, stream, opening, dict(headers), self._refusals)
         runs = self._runs.setdefault(ask, [])
         runs.append(run)
         if len(runs) > 1:
@@ -166,13 +172,13 @@ class Joiner:
         run.task.add_done_callback(lambda _: self._forget(ask, run))
         return run
 
-    def _forget(self, ask: _Ask, run: _Run[Any]) -> None:
+    def _forget(self, ask: _Ask, run: _Run[Any, Any]) -> None:
         runs = self._runs[ask]
         runs.remove(run)
         if not runs:
             del self._runs[ask]
 
-    async def _leave(self, run: _Run[Any]) -> None:
+    async def _leave(self, run: _Run[Any, Any]) -> None:
         run.readers -= 1
         if run.readers:
             return
@@ -183,26 +189,30 @@ class Joiner:
         run.end()
         await asyncio.wait([run.task])
 
-    def _abandon(self, run: _Run[Any]) -> None:
+    def _abandon(self, run: _Run[Any, Any]) -> None:
         if run.can_be_joined:
             self.abandoned += 1
             run.end()
 
 
-class _Own(Generic[T]):
+class _Own(Generic[A, T]):
     """A generation that belongs to one request alone, and is open for the block."""
 
-    __slots__ = ("_chunks", "_opening", "_stream")
+    __slots__ = ("_chunks", "_opening", "_stream", "asked")
 
     _chunks: NumberedChunks
 
     def __init__(
-        self, stream: AbstractAsyncContextManager[NumberedChunks], opening: Opening[T]
+        self,
+        asked: A,
+        stream: AbstractAsyncContextManager[NumberedChunks],
+        opening: Opening[T],
     ) -> None:
+        self.asked = asked
         self._stream = stream
         self._opening = opening
 
-    async def __aenter__(self) -> _Own[T]:
+    async def __aenter__(self) -> _Own[A, T]:
         self._chunks = await self._stream.__aenter__()
         return self
 
@@ -221,7 +231,7 @@ class _Own(Generic[T]):
         return self._chunks
 
 
-class _Run(Generic[T]):
+class _Run(Generic[A, T]):
     """A generation that several requests can share. Its task reads the opening and closes all.
 
     A single reader reads the rest straight from the generation, in its own task.
@@ -229,11 +239,13 @@ class _Run(Generic[T]):
 
     def __init__(
         self,
+        asked: A,
         stream: AbstractAsyncContextManager[NumberedChunks],
         opening: Opening[T],
         headers: Mapping[str, str],
         refusals: int,
     ) -> None:
+        self.asked = asked
         self.headers = headers  # of the first try's reply
         self.refusals = refusals  # of the router, when the run began
         self.readers = 0

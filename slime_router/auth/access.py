@@ -24,12 +24,13 @@ from slime_router.config import Config
 from slime_router.errors import NotFound, SetupError, Unauthorized
 
 IN_SESSION = "/sessions/{session}"
+ANY_PATH = "/{path}"  # the route of what has none
 OWNER_HEADER = "x-slime-owner"  # whose things the admin means
 
 _OPEN = {("GET", "/health"), ("GET", "/liveness"), ("GET", "/readiness"), ("HEAD", "/")}
 _LISTING = ("GET", "/sessions")
 _TELLING = ("/server_info", "/get_server_info")  # a worker's flags, its own key among them
-_PASSED = ("/{path}", IN_SESSION + "/{path}")
+_PASSED = (ANY_PATH, IN_SESSION + ANY_PATH)
 # What SGLang serves to clients. All else that goes to a worker unread may be control.
 _CLIENTS_PATHS = re.compile(
     r"v[0-9]+/.+|embed|embeddings|encode|classify|pooling|rerank|score|ping|health(_generate)?"

@@ -18,13 +18,14 @@ from slime_router.api.anthropic.dialect import ANTHROPIC, count_tokens
 from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS
 from slime_router.api.chat.dialect import CHAT
 from slime_router.api.completions.dialect import COMPLETIONS
-from slime_router.api.delivery import Admission
+from slime_router.api.context import Admission, EndpointContext
 from slime_router.api.diagnose import DiagnoseDoor
-from slime_router.api.dialect import A, Dialect, EndpointContext
+from slime_router.api.dialect import Dialect
 from slime_router.api.endpoint import serve
 from slime_router.api.errors import NATIVE_ERRORS
 from slime_router.api.generate.dialect import GENERATE
 from slime_router.api.media import MediaPass
+from slime_router.api.request import A
 from slime_router.api.responses import stored
 from slime_router.api.responses.dialect import responses
 from slime_router.api.responses.reply import RESPONSES_ERRORS

@@ -13,7 +13,7 @@ from aiohttp import web
 from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS
 from slime_router.api.errors import OPENAI_ERRORS, ErrorStyle, our_fault
 from slime_router.api.request import PayloadTooLarge, reply_headers
-from slime_router.auth.access import IN_SESSION, Access
+from slime_router.auth.access import ANY_PATH, IN_SESSION, Access
 from slime_router.errors import MethodNotSupported, RouterError, Unauthorized
 
 logger = logging.getLogger(__name__)
@@ -98,10 +98,9 @@ class Boundary:
 
     def _style(self, request: web.Request) -> ErrorStyle:
         resource = request.match_info.route.resource
-        if resource is not None:
-            found = self._styles.get(resource.canonical.removeprefix(IN_SESSION))
-            if found is not None:
-                return found
+        path = ANY_PATH if resource is None else resource.canonical.removeprefix(IN_SESSION)
+        if path != ANY_PATH:
+            return self._styles.get(path, OPENAI_ERRORS)
         # No route: a path that ends like one of Anthropic's was meant for it.
         return ANTHROPIC_ERRORS if _ANTHROPIC.search(request.path) is not None else OPENAI_ERRORS
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -26,12 +26,12 @@ from slime_router.failover.relay import Relay
 from slime_router.generation.admission import AdmissionQueue
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
+from slime_router.server.boundary import Handler
 from slime_router.server.proxy import OWN_ANSWER, OWN_REQUEST, UNPACKED, end_to_end
 from slime_router.types import WeightVersion
 
 logger = logging.getLogger(__name__)
 
-Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 OnWeights: TypeAlias = Callable[[Worker, WeightVersion | None, bool], None]
 
 _LOADS = (  # bring weights, and empty the worker's cache unless told not to

@@ -15,13 +15,12 @@ from slime_router.api.token_ids import checked_ids
 from slime_router.errors import BadRequest, NotFound
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.pool.pool import WorkerPool
+from slime_router.server.boundary import Handler
 from slime_router.server.prometheus import exposition, wants_text
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ModelAdmin:

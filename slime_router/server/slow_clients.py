@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from slime_router.api.request import ClientTimeout
+from slime_router.server.boundary import Handler
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,7 @@ class SlowClients:
         return len(self._clients)
 
     @web.middleware
-    async def middleware(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """HTTP middleware."""
         if request.transport is None:
             return await handler(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -12,10 +12,9 @@ from aiohttp import web
 from slime_router.api.request import read_object, require
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import KINDS, Worker
+from slime_router.server.boundary import Handler
 
 logger = logging.getLogger(__name__)
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _URL_REQUIRED = "worker_url is required (use query ?url=... or JSON body)"
 _NAMES = {"worker_type": "kind"}  # our name of a field, where it is another

@@ -11,8 +11,7 @@ import orjson
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
-from slime_router.api.delivery import Admission
-from slime_router.api.dialect import EndpointContext
+from slime_router.api.context import Admission, EndpointContext
 from slime_router.api.retries import Joiner
 from slime_router.auth.access import Access
 from slime_router.generation.router import Router

@@ -259,6 +259,14 @@ async def test_the_chat_door_stands_where_it_is_put():
     assert len(worker.requests) == 1
 
 
+async def test_an_error_has_the_shape_of_its_route_whatever_the_path_is_called():
+    path = "/chat/v1/messages"
+    async with served(openai_chat_completion_path=path) as (router, _):
+        for prefix in ("", "/sessions/s"):
+            status, body = await router.post(prefix + path, {})
+            assert (status, body["error"]["param"]) == (400, "messages")
+
+
 async def test_the_model_is_listed_under_its_served_name():
     name = "team/my model"
     async with served(served_model_name=name) as (router, _):

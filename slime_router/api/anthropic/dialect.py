@@ -9,7 +9,8 @@ from aiohttp import web
 
 from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS, MessageBody, MessageStream
 from slime_router.api.anthropic.request import MessagesRequest, read_messages_request
-from slime_router.api.dialect import Dialect, EndpointContext
+from slime_router.api.context import EndpointContext
+from slime_router.api.dialect import Dialect
 from slime_router.api.endpoint import read_text
 from slime_router.api.request import reply_headers
 from slime_router.types import GenerateCall

@@ -9,7 +9,8 @@ from aiohttp import web
 
 from slime_router.api.chat.reply import ChatBody, ChatStream
 from slime_router.api.chat.request import ChatRequest, read_chat_request
-from slime_router.api.dialect import Dialect, EndpointContext
+from slime_router.api.context import EndpointContext
+from slime_router.api.dialect import Dialect
 
 
 def _read(body: dict[str, Any], request: web.Request, context: EndpointContext) -> ChatRequest:

@@ -8,7 +8,8 @@ from aiohttp import web
 
 from slime_router.api.completions.reply import CompletionBody, CompletionStream
 from slime_router.api.completions.request import CompletionRequest, read_completion_request
-from slime_router.api.dialect import Dialect, EndpointContext
+from slime_router.api.context import EndpointContext
+from slime_router.api.dialect import Dialect
 
 
 def _read(

@@ -6,7 +6,8 @@ from typing import Any
 
 from aiohttp import web
 
-from slime_router.api.dialect import Dialect, EndpointContext
+from slime_router.api.context import EndpointContext
+from slime_router.api.dialect import Dialect
 from slime_router.api.errors import NATIVE_ERRORS
 from slime_router.api.generate.reply import ItemBody, ItemStream
 from slime_router.api.generate.request import GenerateRequest, read_generate_request

@@ -7,7 +7,8 @@ from typing import Any
 
 from aiohttp import web
 
-from slime_router.api.dialect import Dialect, EndpointContext
+from slime_router.api.context import EndpointContext
+from slime_router.api.dialect import Dialect
 from slime_router.api.responses.reply import RESPONSES_ERRORS, ResponseBody, ResponseStream
 from slime_router.api.responses.request import ResponsesRequest, read_responses_request
 from slime_router.api.responses.store import ResponseStore, Stored
