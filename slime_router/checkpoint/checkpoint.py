@@ -127,7 +127,7 @@ def load_checkpoint(
 
 
 def _given_renderer(chat_template: str | None) -> Callable[[Vocabulary], Renderer] | None:
-    """What `--chat-template` asks for: a format by its name, or a template."""
+    """What `--chat-template` asks for: a format by name, or a template."""
     if not chat_template:
         return None
     if chat_template in encoders.NAMED:
@@ -152,7 +152,7 @@ def _load_vocabulary(files: CheckpointFiles, trusts: bool, renders_itself: bool)
 def _own_renderer(
     vocabulary: Vocabulary, config: Mapping[str, Any], tool_call_parser: str | None
 ) -> Renderer | None:
-    """What renders the checkpoint's conversations when nobody says otherwise."""
+    """What renders the checkpoint's conversations by default."""
     if vocabulary.renderer is not None:
         return vocabulary.renderer
     template = vocabulary.chat_template
@@ -225,7 +225,9 @@ def _wrap(backend: tokenizers.Tokenizer, named: Mapping[str, str]) -> Any:
 
 def _load_hf(path_or_id: str, trusts: bool) -> Any:
     with without_torch_advice():
-        from transformers import AutoTokenizer  # takes seconds: only who loads a tokenizer waits
+        from transformers import (
+            AutoTokenizer,
+        )  # takes seconds: only those who load a tokenizer wait
     try:
         return AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=trusts)
     except Exception as exc:  # broken files, no network, or whatever the checkpoint's code raises

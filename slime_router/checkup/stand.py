@@ -1,7 +1,7 @@
 """The test stand: the router's own path of a generation, with a worker that plays a script.
 
-Prompts are made, replies are read and turns are recorded by the parts that serve requests; only
-the worker is played. What is said on one stand is one store: nothing of it is seen on another.
+Prompts are made, replies are parsed and turns are recorded by the parts that serve requests; only
+the worker is simulated. Each stand has a store of its own: nothing said on one is seen on another.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Turn:
 
 
 class Stand:
-    """Everything between a door and a worker, without either."""
+    """Everything between an API and a worker, without either."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""`slime-router check CHECKPOINT`: is a checkpoint served exactly? Asked of it, not of its name.
+"""`slime-router check CHECKPOINT`: is a checkpoint served exactly? It is tried, not looked up.
 
-Exit codes: 0 all that its template supports is exact, 1 something is not, 2 wrong use.
+Exit codes: 0 all that its template supports is exact, 1 something is not, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EXIT_EXACT, EXIT_INEXACT, EXIT_WRONG_USE = 0, 1, 2
 WORKER_WAIT_S = 5.0  # for a worker that cannot be reached
 
 _DESCRIPTION = """\
-Holds scripted conversations with a checkpoint's tokenizer, chat template and parsers, and judges
+Runs scripted conversations with a checkpoint's tokenizer, chat template and parsers, and checks
 every prompt: does it begin with all tokens of the turn before, and is the rest what the template
 prints, token by token? No model is needed."""
 
@@ -39,9 +39,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def check_main(argv: Sequence[str]) -> int:
-    """Check a checkpoint up; returns the exit code. `argv` is without `check`."""
+    """Check a checkpoint; returns the exit code. `argv` does not include `check`."""
     asked = _parser().parse_args(argv)
-    logging.getLogger("slime_router").setLevel(logging.CRITICAL)  # what is wrong is in the report
+    logging.getLogger("slime_router").setLevel(logging.CRITICAL)  # problems are in the report
     try:
         report = asyncio.run(_report(_config(asked)))
     except RouterError as exc:
@@ -58,11 +58,11 @@ def _parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or an id of the hub")
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or an id on the hub")
     p.add_argument("--chat-template", metavar="FILE", help="used instead of the checkpoint's")
     p.add_argument("--tool-call-parser", metavar="NAME", default=AUTO, help="as the router's own")
     p.add_argument("--reasoning-parser", metavar="NAME", default=AUTO, help="as the router's own")
-    p.add_argument("--worker", metavar="URL", help="compare tokens and hold a chat with it, too")
+    p.add_argument("--worker", metavar="URL", help="also compare tokens and run a chat with it")
     p.add_argument("--json", action="store_true", help="the report as JSON, on one line")
     p.add_argument("--trust-remote-code", action="store_true")
     return p
@@ -89,7 +89,7 @@ async def _report(config: Config) -> Report:
     """
     model = Gateway(config)
     if model.tokenizer.chat_template is None:
-        raise SetupError(f"{config.hf_checkpoint}: has no chat template: give --chat-template")
+        raise SetupError(f"{config.hf_checkpoint}: has no chat template: set --chat-template")
     examination = Examination(model.tokenizer, model.template, model.parsers)
     report = await examination.report(config.hf_checkpoint)
     if not config.worker_urls:

@@ -1,6 +1,6 @@
 """`slime-router diagnose FILE`: the drift doctor without a server.
 
-Exit codes: 0 all the same, 1 something differs, 2 wrong use.
+Exit codes: 0 all the same, 1 something differs, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ EXIT_SAME, EXIT_DIFFERENT, EXIT_WRONG_USE = 0, 1, 2
 MARGIN_LEN = 28  # characters of the common text that are shown
 
 _DESCRIPTION = """\
-Do held tokens agree with what a text-in router would send? FILE holds a JSON object
+Do held tokens agree with what a text-in router would send? FILE is a JSON object
   {"tokens": [ids], "messages": [...], "tools": [...], ...}  or  {"tokens": [ids], "text": "..."}
-or several, one a line."""
+or several, one per line."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def diagnose_main(argv: Sequence[str]) -> int:
-    """Diagnose each object of a file; returns the exit code. `argv` is without `diagnose`."""
+    """Diagnose each object in a file; returns the exit code. `argv` does not include `diagnose`."""
     asked = _parser().parse_args(argv)
     try:
         bodies = _read_bodies(asked.file)
@@ -57,7 +57,7 @@ def diagnose_main(argv: Sequence[str]) -> int:
 
 
 def report(diagnosis: Diagnosis, *, title: str = "") -> str:
-    """What a person reads: a verdict, both sides with a caret where they part, and why."""
+    """For people: a verdict, both sides with a caret where they diverge, and why."""
     drift = diagnosis.drift
     lines = [f"== {title}"] if title else []
     parting = drift.parting
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("file", metavar="FILE", help="a path, or - for the standard input")
+    p.add_argument("file", metavar="FILE", help="a path, or - for standard input")
     p.add_argument(
         "--hf-checkpoint",
         "--model-path",
@@ -104,12 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--chat-template", metavar="FILE", help="used instead of the checkpoint's")
     p.add_argument("--trust-remote-code", action="store_true")
-    p.add_argument("--json", action="store_true", help="what POST /diagnose replies, one a line")
+    p.add_argument("--json", action="store_true", help="what POST /diagnose replies, one per line")
     return p
 
 
 def _load_model(asked: argparse.Namespace) -> Gateway:
-    """A router that is never started: it loads the tokenizer and the template."""
+    """A router that is never started: it only loads the tokenizer and the template."""
     return Gateway(
         Config(
             hf_checkpoint=asked.hf_checkpoint,
@@ -122,7 +122,7 @@ def _load_model(asked: argparse.Namespace) -> Gateway:
 
 
 def _read_bodies(path: str) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a file, each with the place where it stands."""
+    """The objects of a file, each with its place in it."""
     try:
         if path == "-":
             raw = sys.stdin.buffer.read()
@@ -174,7 +174,7 @@ def _row(held: str, rendered: str, cause: str = "") -> str:
 
 
 def _width(text: str) -> int:
-    """How many columns of a terminal it takes."""
+    """How many terminal columns it takes."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 

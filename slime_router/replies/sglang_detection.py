@@ -62,7 +62,7 @@ def detect(model: Model) -> Detected:
         )
     except (ImportError, AttributeError) as exc:
         raise SetupError(f"{MISSING} ({exc})") from exc
-    except Exception as exc:  # SGLang's rules raise what they like on a template
+    except Exception as exc:  # SGLang's rules may raise anything on a template
         raise SetupError(f"no format can be detected: {one_line(exc)}") from exc
 
 

@@ -1,13 +1,13 @@
-"""The forest of a session: which turn goes on from which, told by their tokens alone.
+"""The forest of a session: which turn continues which, known from their tokens alone.
 
     prompt(node)[: node.shared_len] == held(node.parent)[: node.shared_len]
 
-A turn goes on from the turn whose held tokens its prompt begins with wholly. Where a prompt leaves
-an answer shortly before its end (drift), it *realigns* that answer: it goes on from it all the
-same, and the tokens behind the common prefix are given up. Where too much would be given up, or
-another turn goes on from the same answer, the prompt is a fork and stands beside it.
+A turn continues the turn whose held tokens all begin its prompt. Where a prompt departs from an
+answer shortly before its end (drift), it *realigns* that answer: it continues it all the same, and
+the tokens after the common prefix are given up. Where too much would be given up, or another turn
+continues the same answer, the prompt is a fork beside it.
 
-Turns without output are no parents; what was sent to them counts as part of the next prompt.
+Turns without output are not parents; what was sent to them counts as part of the next prompt.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TurnSource(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """A turn with output, and the turn that it goes on from."""
+    """A turn with output, and the turn that it continues."""
 
     turn: Turn
     prompt_key: bytes  # equal for equal prompts
@@ -69,7 +69,8 @@ def plant(source: TurnSource, turns: Iterable[Turn], realign_threshold: int) -> 
     """The nodes of all turns that have output, oldest first.
 
     An answer is realigned where fewer than `realign_threshold` of its tokens are given up; the
-    length of the new turn is no matter. Time grows with the stored tokens, not with held lengths.
+    length of the new turn does not matter. Time grows with the stored tokens, not with held
+    lengths.
     """
     sites: dict[str, _Site] = {}
     for turn in sorted(turns, key=lambda turn: turn.seq):
@@ -85,15 +86,15 @@ def _prompt_len(turn: Turn) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Site:
-    """Where a prompt leaves the tokens of older turns: `base_len` tokens into `base`.
+    """Where a prompt departs from the tokens of older turns: `base_len` tokens into `base`.
 
-    That point lies behind the first output token of `base`, at its end at the most.
+    That point is after the first output token of `base`, and at most at its end.
     """
 
     turn: Turn
     base: _Site | None
     base_len: int
-    delta: TokenIds  # the prompt behind that point
+    delta: TokenIds  # the prompt after that point
     prompt_hash: hashlib.blake2b
     held_hash: hashlib.blake2b
 
@@ -221,7 +222,7 @@ class _Planter:
     def _cores(self, siblings: Sequence[_Site]) -> dict[str, _Core]:
         """For each of the siblings the cores that its prompt begins with.
 
-        Sorted, each text comes right behind its prefixes; so one pass finds them all, where
+        Sorted, each text comes right after its prefixes; so one pass finds them all, where
         comparing the siblings with one another would be quadratic.
         """
         longest = max(len(site.delta) for site in siblings)
@@ -246,7 +247,7 @@ class _Planter:
         return found
 
     def _core_len(self, site: _Site) -> int:
-        """One output token at least, and one less than all; else no prompt is long enough."""
+        """At least one output token, and at most all but one; else no prompt is long enough."""
         output_len = len(site.turn.output_ids)
         given_up = min(self._threshold - 1, output_len - 1)
         if given_up < 1 or site.turn.id in self._extended:

@@ -4,8 +4,8 @@
     stats.trained_tokens == sum(row.loss_mask.sum() for row in rows)
 
 A row is a sequence that a model really saw: the prompt and the output of one turn. Each sampled
-token is trained in one row at the most, the earliest that has it, and only behind the very tokens
-that it was sampled behind.
+token is trained in at most one row, the earliest that has it, and only after the very tokens that
+it was sampled after.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class _Span:
 
 
 class _RowBuilder:
-    """Builds one row after the other and counts what is not trained."""
+    """Builds one row after another and counts what is not trained."""
 
     def __init__(self, source: TurnSource, turns: Sequence[Turn], selection: Selection) -> None:
         self._source = source
@@ -144,7 +144,7 @@ class _RowBuilder:
                 self._leave_out(reason, len(node.turn.output_ids))
 
     def stats(self, rows: Sequence[Row]) -> RowStats:
-        """What became of all turns; `rows` are those that were built."""
+        """What happened to all turns; `rows` are those that were built."""
         return RowStats(
             turns=len(self._turns),
             sampled_tokens=sum(len(turn.output_ids) for turn in self._turns),

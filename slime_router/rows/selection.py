@@ -1,7 +1,7 @@
 """Selection: which turns of a forest are trained, and why the others are not.
 
-Decided from the leaves upwards: a turn counts as continued where a turn that is itself kept goes
-on from it. Each turn is kept or stands under exactly one reason.
+Decided from the leaves upwards: a turn counts as continued if a turn that is itself kept continues
+it. Each turn is kept, or left out for exactly one reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Selection:
     """The leaves of what is kept, oldest first, and the nodes left out by reason."""
 
     leaves: list[Node] = field(default_factory=list)
-    cut_ids: set[str] = field(default_factory=set)  # turns behind which others were too long
+    cut_ids: set[str] = field(default_factory=set)  # turns after which others were too long
     left_out: dict[str, list[Node]] = field(default_factory=dict)
 
     def leave_out(self, reason: str, nodes: Iterable[Node]) -> None:
@@ -34,10 +34,10 @@ def select(
 ) -> Selection:
     """What to train of a forest.
 
-    undelivered: nobody read the reply to its end, and nothing kept goes on from it
-    retry:       the same prompt was asked again, and the conversation went on from another reply
-                 (or from none: then the latest request counts)
-    over_length: ends behind `max_len` tokens, and so does everything kept behind it
+    undelivered: nobody read the reply to its end, and nothing kept continues it
+    retry:       the same prompt was sent again, and the conversation continued from another reply
+                 (or from neither: then the latest request counts)
+    over_length: ends after `max_len` tokens, and so does everything kept after it
     """
     selection = Selection()
     kept = _drop_unused(nodes, is_delivered, keeps_retries, selection)
@@ -71,9 +71,9 @@ def _drop_unused(
 
 
 def _last_requests(twins: Sequence[Node], continued: set[str]) -> list[Node]:
-    """Of turns with one prompt those whose request was used; else those of the latest request.
+    """Of turns with one prompt, those whose request was used; else those of the latest request.
 
-    Samples that one request asked for together are no retries of each other.
+    Samples that one request asked for together are not retries of each other.
     """
     requests: dict[tuple[str, str], list[Node]] = {}
     for node in twins:

@@ -43,7 +43,7 @@ TryRender = Callable[[Sequence[Message], TemplateOptions, datetime | None], str 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the self-test found out about a template. `GET /template` returns it."""
+    """What the self-test found out about a template, as `GET /template` returns it."""
 
     has_template: bool = False
     prints_date: bool = False

@@ -16,7 +16,7 @@ Rule: TypeAlias = Callable[[Mapping[str, Any]], web.Response]
 
 
 class Controls:
-    """Answers control requests, and does to the engine what they say."""
+    """Answers control requests, and applies them to the engine."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
         self._engine = engine

@@ -79,7 +79,7 @@ class Engine:
         return runs
 
     def drop(self, runs: Sequence[Run]) -> None:
-        """Forgets generations that nobody waits for any more."""
+        """Forgets generations that nobody waits for any longer."""
         for run in runs:
             if self.runs.get(run.rid) is run:
                 del self.runs[run.rid]
@@ -102,7 +102,7 @@ class Engine:
         self._wake()
 
     def release(self) -> None:
-        """Lets all generations go on that were held."""
+        """Lets all held generations continue."""
         self.held_after = None
         self._wake()
 
@@ -111,7 +111,7 @@ class Engine:
             run.woken.set()
 
     async def next_item(self, run: Run, body: Item, *, is_whole: bool = False) -> Item | None:
-        """What comes next of `run` (all of it, for `is_whole`); None behind its end."""
+        """What comes next of `run` (all of it, for `is_whole`); None after its end."""
         total = len(run.heard.ids)
         while not run.is_done:
             await self._wait(run)

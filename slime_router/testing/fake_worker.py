@@ -53,7 +53,7 @@ class FakeWorker:
         disconnected: the rids whose client went away before the end.
         running: the rids that are being answered.
         weight_version: what answers say, and `/update_weight_version` sets.
-        queued: the waiting requests that `/v1/loads` tells of.
+        queued: the waiting requests that `/v1/loads` reports.
     """
 
     def __init__(
@@ -196,16 +196,16 @@ class FakeWorker:
         self._answers.append((status, body, content_type))
 
     def drop_next(self, *, after_bytes: int = 0) -> None:
-        """Breaks the connection of the next generation after so many bytes of its answer's body.
+        """Breaks the next generation's connection after that many bytes of its answer's body.
 
         With 0 not even a status line is sent.
         """
         self._drops.append(after_bytes)
 
     def die_next(self, *, after_tokens: int = 0) -> None:
-        """Dies when the next generation has told that many tokens: every connection breaks.
+        """Dies when the next generation has sent that many tokens: every connection breaks.
 
-        Of a whole reply nothing is told then. `accept_connections` starts it anew.
+        Of a reply that is not streamed nothing is sent then. `accept_connections` restarts it.
         """
         self._deaths.append(after_tokens)
 
@@ -214,7 +214,7 @@ class FakeWorker:
         self._failure = status
 
     def hang(self) -> None:
-        """Takes connections and says nothing any more, until `recover`."""
+        """Takes connections and stays silent, until `recover`."""
         self._is_awake.clear()
         self._engine.held_after = 0
 
@@ -226,7 +226,7 @@ class FakeWorker:
             self._engine.release()
 
     async def refuse_connections(self) -> None:
-        """Breaks all connections and takes no new ones, as a dead worker."""
+        """Breaks all connections and takes no new ones, like a dead worker."""
         if self._site is not None:
             site, self._site = self._site, None
             await site.stop()
