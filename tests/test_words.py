@@ -213,3 +213,38 @@ def test_a_text_is_read_across_lines_and_in_every_form():
     source = 'x = 1  # it\n# stands\n# behind it\n"""Is\nno text."""\nf"shall {x}"\n'
     found = [*comments(source, "x.py"), *literals(source, "x.py")]
     assert sum(1 for text in found for _ in findings(text)) == 3
+
+
+# One name, one class
+
+# Names that two classes have until one of the two rooms is done; the list only becomes shorter.
+DOUBLES = {"Doctor", "Question", "Retriever", "_Choice"}
+# A trainer's side of the API stands on its own, and names what the router names, too.
+APART = "client"
+
+
+def test_no_two_classes_have_one_name():
+    places = defaultdict(list)
+    for file in sorted((ROOT / PACKAGE).rglob("*.py")):
+        if APART not in file.relative_to(ROOT / PACKAGE).parts:
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    places[node.name].append(str(file.relative_to(ROOT)))
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    assert len(places) > 200, "the test looks at something"
+    assert {name: where for name, where in twice.items() if name not in DOUBLES} == {}
+    assert DOUBLES - twice.keys() == set(), "single by now: take it off DOUBLES"
+
+
+# Rooms whose modules still call their logger otherwise; the list only becomes shorter.
+OTHER_LOGGERS = {"slime_router/api"}
+
+
+def test_every_module_calls_its_logger_logger():
+    others = set()
+    for file in sorted((ROOT / PACKAGE).rglob("*.py")):
+        source = file.read_text(encoding="utf-8")
+        for line in re.findall(r"^.*getLogger\(__name__\)", source, re.MULTILINE):
+            if line != "logger = logging.getLogger(__name__)":
+                others.add(room(str(file.relative_to(ROOT))))
+    assert others == OTHER_LOGGERS, "call it logger, or take a clean room off OTHER_LOGGERS"

@@ -9,7 +9,7 @@ from slime_router.checkup.judge import Judge, OfTemplate
 from slime_router.checkup.scenarios import CALL_ERROR, TOOLS, Said, Scenario, scenarios
 from slime_router.checkup.speech import Speech, Unsupported, Written, ideal, refusal
 from slime_router.checkup.split import odd_split
-from slime_router.checkup.stand import Sample, Stand, Turn
+from slime_router.checkup.stand import ObservedTurn, Sample, Stand
 from slime_router.checkup.verdict import Report, Verdict
 from slime_router.errors import RouterError
 from slime_router.replies.parser import ReplyParsers
@@ -43,7 +43,7 @@ class Examination:
 
     async def turns(
         self, stand: Stand, scenario: Scenario
-    ) -> AsyncIterator[tuple[Turn, list[Message]]]:
+    ) -> AsyncIterator[tuple[ObservedTurn, list[Message]]]:
         """The turns of one conversation, unjudged, each with the messages that it was asked with.
 
         None where the template does not take such a conversation.
@@ -67,7 +67,7 @@ class Examination:
         except Unsupported as unsupported:
             return Verdict(scenario.capability, "not supported", (str(unsupported),))
         faults: list[str] = []
-        turns: list[Turn] = []
+        turns: list[ObservedTurn] = []
         try:
             async for turn, _, found in self._hold(stand, scenario, script):
                 turns.append(turn)
@@ -102,11 +102,11 @@ class Examination:
 
     async def _hold(
         self, stand: Stand, scenario: Scenario, script: Sequence[Written]
-    ) -> AsyncIterator[tuple[Turn, list[Message], list[str]]]:
+    ) -> AsyncIterator[tuple[ObservedTurn, list[Message], list[str]]]:
         """Each turn with what it was asked with, and what is wrong with it."""
         options = _options(scenario)
         messages: list[Message] = []
-        before: Turn | None = None
+        before: ObservedTurn | None = None
         for exchange, written in zip(scenario.exchanges, script, strict=True):
             asks = answered(exchange.asks, messages)
             messages += asks

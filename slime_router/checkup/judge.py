@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from slime_router.checkup.scenarios import Said
-from slime_router.checkup.stand import Turn
+from slime_router.checkup.stand import ObservedTurn
 from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.messages import arguments_value
@@ -39,7 +39,7 @@ class Judge:
         self._end_ids = closer_ids | tokenizer.eos_ids
 
     def first_prompt(
-        self, turn: Turn, messages: Sequence[Message], options: TemplateOptions
+        self, turn: ObservedTurn, messages: Sequence[Message], options: TemplateOptions
     ) -> list[str]:
         """What is wrong with the prompt of a conversation's first turn."""
         faults = self._missing(list(turn.ids), messages)
@@ -50,8 +50,8 @@ class Judge:
 
     def next_prompt(
         self,
-        before: Turn,
-        turn: Turn,
+        before: ObservedTurn,
+        turn: ObservedTurn,
         messages: Sequence[Message],
         asks: Sequence[Message],
         options: TemplateOptions,
@@ -78,7 +78,7 @@ class Judge:
         faults += self._seam(held, suffix, asks)
         return faults + self._differing(held, suffix, turn, messages, asks, options)
 
-    def reply(self, turn: Turn, said: Said, *, reads_thinking: bool) -> list[str]:
+    def reply(self, turn: ObservedTurn, said: Said, *, reads_thinking: bool) -> list[str]:
         """What is wrong with a reply as a client gets it; one that was cut need not be whole."""
         faults = []
         content = turn.reply["content"] or ""
@@ -103,8 +103,8 @@ class Judge:
 
     def _moves(
         self,
-        before: Turn,
-        turn: Turn,
+        before: ObservedTurn,
+        turn: ObservedTurn,
         asked: Sequence[Message],
         messages: Sequence[Message],
         options: TemplateOptions,
@@ -122,7 +122,7 @@ class Judge:
         )
         return sent == printed
 
-    def _parting(self, held: tuple[int, ...], turn: Turn) -> str:
+    def _parting(self, held: tuple[int, ...], turn: ObservedTurn) -> str:
         pairs = zip(held, turn.ids, strict=False)
         index = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(held), len(turn.ids)))
         receipt = turn.prompt.receipt
@@ -158,7 +158,7 @@ class Judge:
         self,
         held: tuple[int, ...],
         suffix: list[int],
-        turn: Turn,
+        turn: ObservedTurn,
         messages: Sequence[Message],
         asks: Sequence[Message],
         options: TemplateOptions,
@@ -174,7 +174,7 @@ class Judge:
         return min(found, key=len) if found else self._foreign(held, suffix)
 
     def _printed(
-        self, turn: Turn, messages: Sequence[Message], options: TemplateOptions
+        self, turn: ObservedTurn, messages: Sequence[Message], options: TemplateOptions
     ) -> list[int] | None:
         """The tokens of what the template prints; None where it refuses these messages."""
         try:
@@ -253,7 +253,7 @@ def _common_end(first: Sequence[int], second: Sequence[int]) -> int:
     return count
 
 
-def _date(turn: Turn) -> datetime | None:
+def _date(turn: ObservedTurn) -> datetime | None:
     return datetime.fromisoformat(turn.prompt.date) if turn.prompt.date else None
 
 

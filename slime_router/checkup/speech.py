@@ -60,7 +60,7 @@ class Speech:
         spell = KIMI_IDS.get(tool_parser or "", SHORT_ID)
         self._spellings = PARSED_SPELLINGS.get(tool_parser or "", ())
         self.forms = tuple(
-            Form(has_parts=parts, has_text_arguments=text, empty=empty, call_id=spell)
+            CallForm(has_parts=parts, has_text_arguments=text, empty=empty, call_id=spell)
             for parts in (False, True)
             for text in (False, True)
             for empty in ("", None)
@@ -174,7 +174,7 @@ class Speech:
 
     def _found(
         self,
-        form: Form,
+        form: CallForm,
         before: Sequence[Message],
         reply: Message,
         said: Said,
@@ -202,7 +202,7 @@ class Speech:
             written = written or Written(rendered[start:], None, cut_at - start)
         return written
 
-    def _header_len(self, form: Form, text: str, options: TemplateOptions) -> int:
+    def _header_len(self, form: CallForm, text: str, options: TemplateOptions) -> int:
         """How much of a reply's text is the header of its turn, which no model writes.
 
         After a tool's result some templates print it, and have no generation prompt.
@@ -229,7 +229,7 @@ class Speech:
 
 def refusal(
     tokenizer: Tokenizer,
-    forms: Sequence[Form],
+    forms: Sequence[CallForm],
     messages: Sequence[Message],
     options: TemplateOptions,
 ) -> str | None:
@@ -306,7 +306,7 @@ def _reason(refusal: BadRequest) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class CallForm:
     """One of the forms in which templates want past calls."""
 
     has_parts: bool  # contents are lists of parts

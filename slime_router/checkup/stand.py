@@ -39,7 +39,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ObservedTurn:
     """What one generation showed: the prompt as sent, and the reply as a client gets it."""
 
     prompt: Prompt
@@ -89,7 +89,7 @@ class Stand:
         sampler: Callable[[Prompt], Sample] | None = None,
         *,
         sampling: Sampling | None = None,
-    ) -> Turn:
+    ) -> ObservedTurn:
         """One generation to its end, in which `sampler` plays the model, or `dispatch` asks one.
 
         Raises:
@@ -101,7 +101,7 @@ class Stand:
             reply, reasoning = await heard(chunks)
         assert self._prompt is not None
         ids = tuple(self._prompt.ids.tolist())
-        return Turn(self._prompt, ids, tuple(self._output_ids), reply, reasoning)
+        return ObservedTurn(self._prompt, ids, tuple(self._output_ids), reply, reasoning)
 
     def _call(
         self, messages: Sequence[Message], options: TemplateOptions, sampling: Sampling

@@ -11,31 +11,25 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NoReturn
 
 import orjson
 
 from slime_router.checkup.examination import Examination
 from slime_router.checkup.on_worker import OnWorker
 from slime_router.checkup.verdict import Report, Verdict, report_text
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
 from slime_router.config import Config
 from slime_router.errors import RouterError, SetupError
 from slime_router.replies.formats import AUTO
 from slime_router.server.app import Gateway
 
-EXIT_EXACT, EXIT_INEXACT, EXIT_WRONG_USE = 0, 1, 2
+EXIT_EXACT, EXIT_INEXACT = 0, 1
 WORKER_WAIT_S = 5.0  # for a worker that cannot be reached
 
 _DESCRIPTION = """\
 Runs scripted conversations with a checkpoint's tokenizer, chat template and parsers, and checks
 every prompt: does it begin with all tokens of the turn before, and is the rest what the template
 prints, token by token? No model is needed."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, then exit code 2."""
-        self.exit(EXIT_WRONG_USE, f"{self.prog}: error: {message}\n")
 
 
 def check_main(argv: Sequence[str]) -> int:
@@ -53,7 +47,7 @@ def check_main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = _Parser(
+    p = OneLineParser(
         prog="slime-router check",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

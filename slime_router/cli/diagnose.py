@@ -10,31 +10,26 @@ import asyncio
 import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 
 from slime_router.api.diagnose import diagnosis_body, read_question
 from slime_router.api.faults import missing
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
 from slime_router.config import Config
 from slime_router.doctor.doctor import Diagnosis, diagnose
 from slime_router.doctor.drift import Glimpse
 from slime_router.errors import BadRequest, RouterError
 from slime_router.server.app import Gateway
 
-EXIT_SAME, EXIT_DIFFERENT, EXIT_WRONG_USE = 0, 1, 2
+EXIT_SAME, EXIT_DIFFERENT = 0, 1
 MARGIN_LEN = 28  # characters of the common text that are shown
 
 _DESCRIPTION = """\
 Do held tokens agree with what a text-in router would send? FILE is a JSON object
   {"tokens": [ids], "messages": [...], "tools": [...], ...}  or  {"tokens": [ids], "text": "..."}
 or several, one per line."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, then exit code 2."""
-        self.exit(EXIT_WRONG_USE, f"{self.prog}: error: {message}\n")
 
 
 def diagnose_main(argv: Sequence[str]) -> int:
@@ -87,7 +82,7 @@ def report(diagnosis: Diagnosis, *, title: str = "") -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = _Parser(
+    p = OneLineParser(
         prog="slime-router diagnose",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,14 +6,14 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from slime_router.cli import flag_groups
+from slime_router.cli.one_line import OneLineParser
 from slime_router.config import Config
 from slime_router.launch.command import ROUTERS_OWN
 
 
-class _Parser(argparse.ArgumentParser):
+class _HintingParser(OneLineParser):
     """An argument parser that guesses what a wrong flag was meant to be."""
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse overloads it
@@ -29,14 +29,10 @@ class _Parser(argparse.ArgumentParser):
         name = flag.partition("=")[0]  # its value may be a key
         return f"unknown argument {name}" + (f": did you mean {close[0]}?" if close else "")
 
-    def error(self, message: str) -> NoReturn:
-        """One line, then exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
 
 def parser() -> argparse.ArgumentParser:
     """All flags. Names and aliases are those that users of slime and sglang-router know."""
-    p = _Parser(
+    p = _HintingParser(
         prog="slime-router",
         description="A token-exact gateway to SGLang workers.",
         usage="%(prog)s --hf-checkpoint PATH_OR_ID [FLAG ...] [-- SGLANG_FLAG ...]",

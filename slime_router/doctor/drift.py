@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from slime_router.doctor.alignment import Ends, common_len, meeting
 from slime_router.doctor.causes import Cause, explain, json_around, of_json, of_texts
 from slime_router.doctor.reasoning import reasoning_ends
-from slime_router.doctor.token_text import TokenText, Vocabulary
+from slime_router.doctor.token_text import TokenText, TokenVocabulary
 from slime_router.types import TokenIds
 
 MAX_REGIONS = 21  # the first difference and 20 more
@@ -90,7 +90,7 @@ class Drift:
 def compare(
     held: TokenIds,
     rendered: TokenIds,
-    vocabulary: Vocabulary,
+    vocabulary: TokenVocabulary,
     *,
     ends_turn: Callable[[int], bool],
 ) -> Drift:

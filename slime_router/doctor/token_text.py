@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from slime_router.types import TokenIds
 
 
-class Vocabulary(Protocol):
+class TokenVocabulary(Protocol):
     """What the ids of a model stand for."""
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -30,7 +30,7 @@ class TokenText:
         controls: indexes of the control tokens, ascending.
     """
 
-    def __init__(self, ids: TokenIds, vocabulary: Vocabulary) -> None:
+    def __init__(self, ids: TokenIds, vocabulary: TokenVocabulary) -> None:
         kinds, kind_of = np.unique(ids, return_inverse=True)
         spelled = [vocabulary.token_bytes(kind) for kind in kinds.tolist()]
         lengths = np.array([len(each) for each in spelled], np.int64)

@@ -21,7 +21,7 @@ from slime_router.pool.pool import Lease, WorkerPool
 from slime_router.pool.worker import Kind, Need, Worker
 from slime_router.types import Resume
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BUSY = (429, 503)  # a worker's queue is full: another's may not be
 MAX_BROKEN = 3  # workers that broke without a word: it may be the request that kills them
@@ -218,7 +218,7 @@ class Attempts:
     def _note_retry(self, level: int, worker: Worker, exc: Failure, sampled_len: int = 0) -> None:
         self._dispatcher.counts["moved" if sampled_len else "retried"] += 1
         line = "retrying: worker=%s tokens=%d reason=%s"
-        log.log(level, line, worker.url, sampled_len, exc)
+        logger.log(level, line, worker.url, sampled_len, exc)
 
     def _is_worth_another(self, exc: Failure, worker: Worker) -> bool:
         """Whether another try may end better; the worker's record is kept."""

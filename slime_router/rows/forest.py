@@ -42,12 +42,12 @@ class TurnSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Node:
+class TurnNode:
     """A turn with output, and the turn that it continues."""
 
     turn: Turn
     prompt_key: bytes  # equal for equal prompts
-    parent: Node | None
+    parent: TurnNode | None
     shared_len: int  # of the parent's held tokens; fewer than all where this turn realigns it
 
     @property
@@ -55,17 +55,17 @@ class Node:
         """Where the output begins."""
         return _prompt_len(self.turn)
 
-    def path(self) -> list[Node]:
+    def path(self) -> list[TurnNode]:
         """From the root to this node."""
-        nodes: list[Node] = []
-        node: Node | None = self
+        nodes: list[TurnNode] = []
+        node: TurnNode | None = self
         while node is not None:
             nodes.append(node)
             node = node.parent
         return nodes[::-1]
 
 
-def plant(source: TurnSource, turns: Iterable[Turn], realign_threshold: int) -> list[Node]:
+def plant(source: TurnSource, turns: Iterable[Turn], realign_threshold: int) -> list[TurnNode]:
     """The nodes of all turns that have output, oldest first.
 
     An answer is realigned where fewer than `realign_threshold` of its tokens are given up; the
@@ -158,11 +158,11 @@ class _Planter:
     def __init__(self, sites: Sequence[_Site], realign_threshold: int) -> None:
         self._sites = sites
         self._threshold = realign_threshold
-        self._nodes: dict[str, Node] = {}
+        self._nodes: dict[str, TurnNode] = {}
         self._extended = {site.base.turn.id for site in sites if site.base and site.is_whole}
         self._realigned: dict[str, bytes] = {}  # a turn, and the one prompt that realigns it
 
-    def plant(self) -> list[Node]:
+    def plant(self) -> list[TurnNode]:
         siblings: dict[tuple[str | None, int], list[_Site]] = {}
         for site in self._sites:
             base_id = site.base.turn.id if site.base is not None else None
@@ -174,10 +174,10 @@ class _Planter:
         for site in self._sites:
             key = site.prompt_hash.digest()
             parent, shared_len = self._parent(site, key, cores.get(site.turn.id))
-            self._nodes[site.turn.id] = Node(site.turn, key, parent, shared_len)
+            self._nodes[site.turn.id] = TurnNode(site.turn, key, parent, shared_len)
         return list(self._nodes.values())
 
-    def _parent(self, site: _Site, key: bytes, core: _Core | None) -> tuple[Node | None, int]:
+    def _parent(self, site: _Site, key: bytes, core: _Core | None) -> tuple[TurnNode | None, int]:
         drifted = self._drifted_from(site, key, core)
         if drifted is not None:
             answer, common = drifted

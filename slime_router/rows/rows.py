@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_router.rows.forest import Node, TurnSource, plant
+from slime_router.rows.forest import TurnNode, TurnSource, plant
 from slime_router.rows.selection import Selection, select
 from slime_router.trajectory.routed_experts import ExpertsSpan, find_misfit, line_up
 from slime_router.trajectory.turn import Turn
@@ -154,7 +154,7 @@ class _RowBuilder:
             routed_experts_missing=self._experts_missing,
         )
 
-    def build(self, leaf: Node) -> Row | None:
+    def build(self, leaf: TurnNode) -> Row | None:
         """The row that ends with this turn; None where it has nothing to train."""
         spans = self._spans(leaf.path())
         tokens = self._source.held_ids(leaf.turn.id)
@@ -191,7 +191,7 @@ class _RowBuilder:
             routed_experts=self._experts(spans),
         )
 
-    def _spans(self, path: Sequence[Node]) -> list[_Span]:
+    def _spans(self, path: Sequence[TurnNode]) -> list[_Span]:
         """The outputs along a path; each turn is trained in the first row that has it."""
         spans = []
         for node, child in zip(path, [*path[1:], None], strict=True):

@@ -40,7 +40,7 @@ from slime_router.generation.retrieval import Retriever
 from slime_router.generation.token_path import TokenPath
 from slime_router.replies.formats import choose_formats
 from slime_router.replies.parser import ReplyParsers
-from slime_router.replies.sglang_detection import Model, detect
+from slime_router.replies.sglang_detection import ModelTraits, detect
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.server.access import IN_SESSION, Access
 from slime_router.server.boundary import boundary
@@ -334,9 +334,9 @@ def _add_chat(app: web.Application, path: str, handler: Handler) -> None:
         raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
 
 
-def _model(tokenizer: Tokenizer) -> Model:
+def _model(tokenizer: Tokenizer) -> ModelTraits:
     """What the formats of its replies are known by."""
-    return Model(
+    return ModelTraits(
         template=tokenizer.jinja_template,
         tokens=tokenizer.token_names(),
         architectures=tokenizer.architectures,

@@ -22,9 +22,9 @@ from typing import Any, TypeAlias
 import orjson
 from aiohttp import web
 
-from slime_router.testing.controls import Controls
-from slime_router.testing.engine import Engine, Run
-from slime_router.testing.script import Numbers, Refusal, Script, Tokenizer, is_batch, parts
+from slime_router.testing.controls import ControlAnswers
+from slime_router.testing.engine import Engine, PlayedRun
+from slime_router.testing.script import Numbers, Refusal, Script, ScriptTokenizer, is_batch, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class FakeWorker:
         incremental: bool = False,
         chunk_tokens: int = 1,
         echo_len: int = 8,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: ScriptTokenizer | None = None,
         reply: Callable[[dict[str, Any]], Script] | None = None,
         weight_version: str | int = "default",
         notices_disconnect: bool = True,
@@ -87,7 +87,7 @@ class FakeWorker:
             reply=reply,
             weight_version=weight_version,
         )
-        self._controls = Controls(self._engine, tokenizer)
+        self._controls = ControlAnswers(self._engine, tokenizer)
         self._notices_disconnect = notices_disconnect
         self._aborts_open = asyncio.Event()
         self._aborts_open.set()
@@ -260,7 +260,7 @@ class FakeWorker:
         is_stream = bool(body.get("stream"))
         left = self._drops.popleft() if self._drops else None
         dies_after = self._deaths.popleft() if self._deaths else None
-        runs: list[Run] = []
+        runs: list[PlayedRun] = []
         try:
             if left == 0:
                 raise _Dropped
@@ -319,7 +319,7 @@ class FakeWorker:
         return response
 
     async def _events(
-        self, body: dict[str, Any], runs: list[Run], is_batch: bool
+        self, body: dict[str, Any], runs: list[PlayedRun], is_batch: bool
     ) -> AsyncIterator[tuple[bytes, int]]:
         """Every event of a stream, with how many tokens its generation has then."""
         playing = deque(enumerate(runs))

@@ -52,7 +52,7 @@ class Refusal(Exception):
         self.is_late = is_late
 
 
-class Tokenizer(Protocol):
+class ScriptTokenizer(Protocol):
     """Turns text into ids and back."""
 
     def encode(self, text: str) -> Sequence[int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import takewhile
 
 
-class WaitingTurns:
+class EvictionQueue:
     """Turn ids in the order in which they go."""
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class WaitingTurns:
         self._exported: OrderedDict[str, int] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"<WaitingTurns {len(self._idle)} idle, {len(self._exported)} exported>"
+        return f"<EvictionQueue {len(self._idle)} idle, {len(self._exported)} exported>"
 
     def __contains__(self, turn_id: object) -> bool:
         return turn_id in self._idle or turn_id in self._exported

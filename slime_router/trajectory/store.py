@@ -20,7 +20,7 @@ from dataclasses import replace
 from slime_router.errors import Conflict, StorageFull
 from slime_router.trajectory import held
 from slime_router.trajectory.conversations import Conversations
-from slime_router.trajectory.eviction import WaitingTurns
+from slime_router.trajectory.eviction import EvictionQueue
 from slime_router.trajectory.prefixes import deepest_prefix
 from slime_router.trajectory.session import Session, SessionSpec, SessionTable
 from slime_router.trajectory.turn import Trace, Turn
@@ -37,7 +37,7 @@ class TrajectoryStore:
         self._budget_tokens = budget_tokens
         self._turns: dict[str, Turn] = {}
         self._children: dict[str, dict[str, None]] = {}
-        self._waiting = WaitingTurns()
+        self._waiting = EvictionQueue()
         self._conversations = Conversations()
         self._by_handle: dict[tuple[str, str], str] = {}  # scope and id of a tool call: the turn
         self._undelivered: set[str] = set()
