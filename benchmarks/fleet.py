@@ -80,7 +80,7 @@ class Request:
 
 
 class Simulated:
-    """One worker. Decoding is told in steps: all running requests get a token in each."""
+    """One worker. Decoding is simulated in steps: all running requests get a token in each."""
 
     def __init__(self, state: Worker, engine: Engine) -> None:
         self.state = state

@@ -82,4 +82,4 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._whole.done():
             self._whole.set_exception(exc or ConnectionError("the server closed the connection"))
-            self._whole.exception()  # perhaps nobody waits for it: then it is no news
+            self._whole.exception()  # perhaps nobody waits for it: then it is not news

@@ -59,7 +59,7 @@ def run(size: Size = FULL) -> list[Measurement]:
 
 def _held_bytes(size: Size) -> tuple[int, int]:
     """Bytes still in use when all is recorded: in all, and without the store."""
-    prose(0, 1)  # its text is no part of it
+    prose(0, 1)  # its text is not part of it
     gc.collect()
     tracemalloc.start()
     try:

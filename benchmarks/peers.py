@@ -1,4 +1,4 @@
-"""How other routers choose, told in our words, with their default settings.
+"""How other routers choose, in our own terms, with their default settings.
 
 Both know at once what they have sent, and what they tell of requests is exact: better than life.
 """

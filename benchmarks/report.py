@@ -21,7 +21,7 @@ class Measurement:
     value: float
     unit: str  # "x" is a ratio of two things measured in the same run
     aim: float | None
-    detail: str  # what stands behind the figure, and how often it was repeated
+    detail: str  # what the figure is based on, and how often it was repeated
 
     @property
     def verdict(self) -> str:

@@ -1,4 +1,4 @@
-"""Traces of agents to route: who asks what after whose answer. Seeded; tokens are random numbers.
+"""Traces of agents to route: which request follows which answer. Seeded; tokens are random numbers.
 
 A chat's prompts and replies are the beginnings of one transcript, so all of them share its memory.
 """

@@ -25,7 +25,7 @@ from openai import APIStatusError, AsyncOpenAI
 from slime_router.client import AsyncClient, AsyncSession, ClientError, Export, group_advantages
 
 SYSTEM = (
-    "Solve the task with a calculator. Write CALC(<expression>) and you are told its value. "
+    "Solve the task with a calculator. Write CALC(<expression>) and you get its value. "
     "When you know the result, write ANSWER(<number>)."
 )
 TASKS = (("What is 12 * 7 + 5?", 89), ("What is 144 / 9?", 16), ("What is 3 * (8 + 14)?", 66))
@@ -43,7 +43,7 @@ REPLY_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One try at one task: what the agent said, and how many tokens it was told it had sampled."""
+    """One try at one task: what the agent said, and how many tokens the API reported to it."""
 
     session: AsyncSession
     replies: tuple[str, ...]
@@ -64,7 +64,7 @@ async def act(base_url: str, task: str, settings: Settings) -> tuple[list[str], 
     """The agent. It knows nothing of the router but a base URL.
 
     Returns:
-        Its replies, and the completion tokens that the API told of them.
+        Its replies, and the completion tokens that the API reported for them.
     """
     messages: list[Any] = [
         {"role": "system", "content": SYSTEM},
@@ -100,7 +100,7 @@ def observe(reply: str) -> str:
     try:
         return f"{asked[1]} = {evaluate(ast.parse(asked[1].strip(), mode='eval').body):g}"
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
-        return f"{asked[1]!r} is no sum. {NUDGE}"
+        return f"{asked[1]!r} is not a sum. {NUDGE}"
 
 
 def evaluate(node: ast.expr) -> float:
@@ -180,14 +180,14 @@ def show_batch(exports: Iterable[Export]) -> None:
 
 
 def show_proof(exports: Sequence[Export], rollouts: Sequence[Rollout]) -> bool:
-    """Whether each token that an agent was told was sampled is trained, once."""
-    told = sum(rollout.sampled_tokens for rollout in rollouts)
+    """Whether each sampled token that was reported to an agent is trained, once."""
+    reported = sum(rollout.sampled_tokens for rollout in rollouts)
     sampled = sum(export.stats.sampled_tokens for export in exports)
     trained = sum(row.trained_tokens for export in exports for row in export.rows)
     left_out = [(why, lost) for export in exports for why, lost in export.stats.left_out.items()]
-    print(f"\ntokens: {told} told to the agents, {sampled} sampled, {trained} trained", end="")
+    print(f"\ntokens: {reported} reported, {sampled} sampled, {trained} trained", end="")
     print("".join(f", {lost.tokens} left out ({why})" for why, lost in left_out if lost.tokens))
-    is_whole = told == sampled == trained
+    is_whole = reported == sampled == trained
     print("Every sampled token is trained, once." if is_whole else "DIFFERENT: see left_out.")
     return is_whole
 

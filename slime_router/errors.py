@@ -17,27 +17,28 @@
     ├── WorkerTimeout 504
     └── SetupError                at start: ends the process with one line
 
-`slime_router.server.boundary` turns them into the error body of the API that was asked; nobody else
-writes error bodies. `type` and `code` follow the OpenAI error object, whose four keys SDKs read.
+They become error bodies in one place, in the form of the API at hand
+(`slime_router.server.boundary`). `type` and `code` follow the OpenAI error object, whose four keys
+SDKs read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-MAX_REASON_LEN = 400  # characters of a foreign error message that are handed on
+MAX_REASON_LEN = 400  # characters of a foreign error message that are passed on
 
 
 class RouterError(Exception):
     """Base of all. `param` is the dotted path of the field at fault, where there is one.
 
-    `again_s`: after so many seconds another try may end better, where that is known.
+    `retry_after_s`: seconds after which a retry may succeed, where that is known.
     """
 
     status = 500
     type = "server_error"
     code: str | None = "internal_error"
-    is_final = False  # asking again cannot help: SDKs are told not to
+    is_final = False  # a retry cannot help: a header keeps SDKs from trying
 
     def __init__(
         self,
@@ -45,12 +46,12 @@ class RouterError(Exception):
         *,
         param: str | None = None,
         code: str | None = None,
-        again_s: float | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
-        self.again_s = again_s
+        self.retry_after_s = retry_after_s
         if code is not None:
             self.code = code
 
@@ -70,7 +71,7 @@ class ContextLengthExceeded(BadRequest):
 
 
 class Unauthorized(RouterError):
-    """The request has no key, or not one that opens this route. No message says a key."""
+    """The request has no key, or not one that opens this route. Messages never contain a key."""
 
     status = 401
     type = "authentication_error"
@@ -87,7 +88,7 @@ class NotFound(RouterError):
 
 
 class MethodNotSupported(RouterError):
-    """The path is served, but not with this method; `allowed` are those that are."""
+    """The path is served, but not with this method; `allowed` lists those that are."""
 
     status = 405
     type = "invalid_request_error"
@@ -99,7 +100,7 @@ class MethodNotSupported(RouterError):
 
 
 class NotSupported(RouterError):
-    """The router cannot do this, and no other try will change that."""
+    """The router cannot do this, and a retry will not change that."""
 
     status = 501
     type = "invalid_request_error"
@@ -116,7 +117,7 @@ class TooManyRequests(RouterError):
 
 
 class Conflict(RouterError):
-    """The thing is in a state in which this cannot be done."""
+    """The session, or whatever was asked for, is in a state in which this cannot be done."""
 
     status = 409
     type = "invalid_request_error"
@@ -142,7 +143,7 @@ class StorageFull(RouterError):
 class NoWorker(RouterError):
     """No worker is registered, or none can take a request.
 
-    `is_temporary`: this may change by itself; `is_paused`: when generation is continued.
+    `is_temporary`: this may change by itself; `is_paused`: it will when generation is continued.
     """
 
     status = 503
@@ -155,10 +156,10 @@ class NoWorker(RouterError):
         *,
         is_temporary: bool = False,
         is_paused: bool = False,
-        again_s: float | None = None,
+        retry_after_s: float | None = None,
         code: str | None = None,
     ) -> None:
-        super().__init__(message, code=code, again_s=again_s)
+        super().__init__(message, code=code, retry_after_s=retry_after_s)
         self.is_temporary = is_temporary
         self.is_paused = is_paused
 
@@ -166,7 +167,7 @@ class NoWorker(RouterError):
 class WorkerRefused(RouterError):
     """A worker answered with a 4xx (or 503 when its queue is full).
 
-    `body` is its answer as it came: `/generate` hands it on untouched.
+    `body` is its answer as it came: `/generate` passes it on untouched.
     """
 
     type = "invalid_request_error"
@@ -179,7 +180,7 @@ class WorkerRefused(RouterError):
 
 
 class WorkerFailed(RouterError):
-    """A worker died while it answered, or its answer cannot be read."""
+    """A worker died while answering, or its answer cannot be read."""
 
     status = 502
     code = "upstream_error"
@@ -197,6 +198,6 @@ class SetupError(RouterError):
 
 
 def one_line(exc: Exception) -> str:
-    """What a foreign error says, fit for a message of ours."""
+    """What a foreign error says, on one line and short enough for a message of ours."""
     text = " ".join(str(exc).split()) or type(exc).__name__
     return text if len(text) <= MAX_REASON_LEN else text[: MAX_REASON_LEN - 3] + "..."

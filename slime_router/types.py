@@ -1,7 +1,7 @@
-"""The words that all rooms share. Values only: frozen, no behaviour that does I/O.
+"""The vocabulary that all rooms share. Values only: frozen, and without I/O.
 
-A generation is one `GenerateCall` that goes down through the pipeline and a stream of
-`GenerateChunk`s that comes back. Token ids travel as read-only int32 arrays of shape `[tokens]`.
+A generation is one `GenerateCall` that goes down the pipeline and a stream of `GenerateChunk`s
+that comes back. Token ids travel as read-only int32 arrays of shape `[tokens]`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to sample. None means that the client did not say: the worker is not told either.
+    """How to sample. None means that the client did not say: then the worker is not sent it either.
 
     `max_tokens` None runs to the end of the context.
     """

@@ -102,8 +102,8 @@ def _reply(status: int, body: bytes, content_type: str = "application/json") -> 
 
 
 def _final(exc: RouterError, response: web.Response) -> web.Response:
-    if exc.again_s is not None and "retry-after" in response.headers:
-        wait_s = min(max(math.ceil(exc.again_s), _RETRY_AFTER_S[0]), _RETRY_AFTER_S[-1])
+    if exc.retry_after_s is not None and "retry-after" in response.headers:
+        wait_s = min(max(math.ceil(exc.retry_after_s), _RETRY_AFTER_S[0]), _RETRY_AFTER_S[-1])
         response.headers["retry-after"] = str(wait_s)
     if exc.is_final:
         response.headers.pop("retry-after", None)

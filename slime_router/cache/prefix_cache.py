@@ -19,12 +19,12 @@ from aiorwlock import RWLock
 from slime_router.cache.radix_tree import IsAnchor, Match, Node, RadixTree, SizeInfo
 from slime_router.types import Piece
 
-SLICE_NODES = 256  # handled between two chances for others to run; about a millisecond
+SLICE_NODES = 256  # handled before others get to run; about a millisecond
 
 
 @dataclass(slots=True)
 class CacheCounts:
-    """What the cache did since the start; tokens and nodes."""
+    """What the cache has done since the start, in tokens and nodes."""
 
     hits: int = 0
     misses: int = 0
@@ -134,7 +134,7 @@ class PrefixCache:
     async def enforce_budget(self) -> None:
         """Evict, in slices, until the tree is within its budget or all that is left is in use.
 
-        Cancelling it leaves a whole tree and a free lock; the next call goes on.
+        Cancelling it leaves the tree intact and the lock free; the next call continues.
         """
         if self._tree.tokens <= self._budget_tokens:
             return
@@ -144,21 +144,21 @@ class PrefixCache:
                 self.counts.evicted_nodes += dropped
                 if dropped < SLICE_NODES:
                     return
-                await asyncio.sleep(0)  # others may match and insert here: the tree is whole
+                await asyncio.sleep(0)  # others may match and insert here: the tree is intact
 
     async def drop_older(self, epoch: int, is_kept: Callable[[Node], bool]) -> None:
         """Drop, in slices, what no turn of `epoch` or later went through and is not in use.
 
-        `is_kept(node)` says that a node stays all the same; so does the path to it. Cancelling it
-        leaves a whole tree and a free lock.
+        `is_kept(node)` makes a node stay all the same, and the path to it with it. Cancelling it
+        leaves the tree intact and the lock free.
         """
         async with self._lock.writer:
             for dropped in self._tree.drop_older(epoch, is_kept=is_kept, max_nodes=SLICE_NODES):
                 self.counts.stale_nodes += dropped
-                await asyncio.sleep(0)  # others may match and insert here: the tree is whole
+                await asyncio.sleep(0)  # others may match and insert here: the tree is intact
 
     async def dump(self, limit: int) -> list[dict[str, Any]]:
-        """Up to `limit` nodes as JSON, for people. Nothing is evicted meanwhile."""
+        """Up to `limit` nodes as JSON, for people. Nothing is evicted while it runs."""
         async with self._lock.reader:
             nodes = []
             for count, node in enumerate(list(islice(self._tree.nodes(), limit))):

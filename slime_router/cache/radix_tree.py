@@ -8,10 +8,10 @@ Text and tokens do not cut at the same places, so there are two structures over 
   end at the same place.
 
 A look-up walks the text once, meets the places on its way, and takes the deepest node at which the
-text may be cut soundly.
+text may safely be cut.
 
-Who may reuse a node: `owners` is None where nobody sampled anything up to there; else the sessions
-that went through it. A session reuses its own nodes only, a call without a session any.
+Who may reuse a node: `owners` is None if nothing up to there was sampled; otherwise it is the
+sessions that passed through it. A session reuses only its own nodes, a call without a session any.
 
 Pure: no clock, no asyncio; recency is a counter.
 """
@@ -65,10 +65,10 @@ class Node:
         self.ids = ids
         self.end: int = len(ids) + (parent.end if parent else 0)  # tokens from the root
         self.is_sampled = is_sampled
-        self.is_anchor = is_anchor  # sound to cut after it, whatever text follows
+        self.is_anchor = is_anchor  # safe to cut after it, whatever text follows
         self.owners: set[str | None] | None = None
-        self.turn: str | None = None  # the newest turn that sampled this run
-        self.epoch = 0  # of the newest turn that went through; never newer than the parent's
+        self.turn: str | None = None  # of the newest turn that sampled this run
+        self.epoch = 0  # of the newest turn that passed through; never newer than the parent's
         self.child_count = 0
         self.pins = 0
         self.stamp = 0
@@ -250,12 +250,14 @@ class RadixTree:
     def drop_older(
         self, epoch: int, *, is_kept: Callable[[Node], bool], max_nodes: int
     ) -> Iterator[int]:
-        """Drop the idle leaves that are older than `epoch` and not kept, and what they leave bare.
+        """Drop the idle leaves that are older than `epoch` and not kept, and ancestors left bare.
 
         Looks at up to `max_nodes` in one step, and yields how many of them were dropped: between
         two steps others may use the tree.
         """
-        waiting = self._idle.copy()  # whole, stale entries too: picking them would be one long step
+        waiting = (
+            self._idle.copy()
+        )  # all of it, stale entries too: picking them out would be one long step
         while waiting:
             dropped = 0
             for _ in range(min(max_nodes, len(waiting))):
@@ -300,7 +302,7 @@ class RadixTree:
         self._offer(parent)
 
     def nodes(self) -> Iterator[Node]:
-        """Every node but the roots, in no order that one may rely on."""
+        """Every node but the roots, in no particular order."""
         for index in self._indexes.values():
             for place in index.places():
                 yield from place.marks

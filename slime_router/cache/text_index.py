@@ -83,7 +83,7 @@ class TextIndex(Generic[Mark]):
         return middle
 
     def prune(self, place: Place[Mark]) -> None:
-        """Take out `place` and those above it that no longer mark anything or part anything."""
+        """Remove `place`, and those above it that no longer mark or divide anything."""
         while place.parent is not None and not place.marks and len(place.children) < 2:
             parent = place.parent
             self.size -= 1
@@ -122,7 +122,7 @@ class TextIndex(Generic[Mark]):
 
 
 def _common_prefix_len(edge: str, text: str, start: int) -> int:
-    """How many characters of `edge` stand at `text[start:]`; by halving, not one by one."""
+    """How many characters of `edge` match `text[start:]`; by bisection, not one by one."""
     if text.startswith(edge, start):
         return len(edge)
     low, high = 0, min(len(edge), len(text) - start)

@@ -2,7 +2,7 @@
 
 tiktoken joins the two neighbours that together have the lowest rank; `tokenizers` joins by a list
 of merges. The list that does the same holds, for each token in the order of the ranks, all pairs
-of tokens that it can be joined from. Whether both then read every text alike is not taken for
+of tokens that it can be joined from. That both then read every text alike is not taken for
 granted: `prove` compares them before the backend is used.
 """
 
@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from slime_router.errors import SetupError
 from slime_router.tokens.decoder import byte_alphabet
 
-MAX_PROBES = 2000  # tokens of the vocabulary that are read in three surroundings each
+MAX_PROBES = 2000  # tokens of the vocabulary, each of which is read in three contexts
 
 _TEXTS = (
     "You are a helpful assistant.  What's 1 + 23 - 4567?\n\n    def f(x): return x  # it's\r\n\r\n",
@@ -30,7 +30,7 @@ _TEXTS = (
 
 @dataclass(frozen=True, slots=True)
 class Special:
-    """A token that is no piece of ordinary text: its id and how it is spelled."""
+    """A token that is not a piece of ordinary text: its id and how it is spelled."""
 
     id: int
     literal: str
@@ -40,7 +40,7 @@ class Special:
 def build_backend(
     ranks: Mapping[bytes, int], pattern: str, specials: Sequence[Special], first_id: int = 0
 ) -> tokenizers.Tokenizer:
-    """A backend that reads ordinary text by `ranks`, in the stretches that `pattern` matches.
+    """A backend that reads ordinary text by `ranks`, within the stretches that `pattern` matches.
 
     Args:
         ranks: The rank of each token; its id is `first_id` more.
@@ -49,7 +49,7 @@ def build_backend(
         first_id: The id of the token with rank 0.
 
     Raises:
-        SetupError: A special token is spelled like an ordinary one, or the vocabulary has holes.
+        SetupError: A special token is spelled like an ordinary one, or the vocabulary has gaps.
     """
     alphabet = {byte: character for character, byte in byte_alphabet().items()}
 

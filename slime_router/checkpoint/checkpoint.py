@@ -40,7 +40,7 @@ _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
+class LoadedVocabulary:
     """A fast tokenizer, whatever file it was made of.
 
     `hf` is one of `transformers`, with a backend of the library `tokenizers`. `chats` renders
@@ -126,8 +126,8 @@ def load_checkpoint(
     )
 
 
-def _given_renderer(chat_template: str | None) -> Callable[[Vocabulary], Renderer] | None:
-    """What `--chat-template` asks for: a format by its name, or a template."""
+def _given_renderer(chat_template: str | None) -> Callable[[LoadedVocabulary], Renderer] | None:
+    """What `--chat-template` asks for: a format by name, or a template."""
     if not chat_template:
         return None
     if chat_template in encoders.NAMED:
@@ -137,7 +137,9 @@ def _given_renderer(chat_template: str | None) -> Callable[[Vocabulary], Rendere
     return lambda found: JinjaRenderer(found.chats, template)
 
 
-def _load_vocabulary(files: CheckpointFiles, trusts: bool, renders_itself: bool) -> Vocabulary:
+def _load_vocabulary(
+    files: CheckpointFiles, trusts: bool, renders_itself: bool
+) -> LoadedVocabulary:
     if files.find(FAST) is None:
         if (tekken := files.find(TEKKEN)) is not None:
             return _load_tekken(tekken)
@@ -146,13 +148,13 @@ def _load_vocabulary(files: CheckpointFiles, trusts: bool, renders_itself: bool)
     hf = _load_hf(files.name, trusts)
     if not hf.is_fast:
         raise SetupError("has no fast tokenizer (tokenizer.json), nor a file that becomes one")
-    return Vocabulary(FAST, hf, hf, default_template(hf.chat_template))
+    return LoadedVocabulary(FAST, hf, hf, default_template(hf.chat_template))
 
 
 def _own_renderer(
-    vocabulary: Vocabulary, config: Mapping[str, Any], tool_call_parser: str | None
+    vocabulary: LoadedVocabulary, config: Mapping[str, Any], tool_call_parser: str | None
 ) -> Renderer | None:
-    """What renders the checkpoint's conversations when nobody says otherwise."""
+    """What renders the checkpoint's conversations by default."""
     if vocabulary.renderer is not None:
         return vocabulary.renderer
     template = vocabulary.chat_template
@@ -166,10 +168,10 @@ def _own_renderer(
     return None if template is None else JinjaRenderer(vocabulary.chats, template)
 
 
-def _load_tekken(path: Path) -> Vocabulary:
+def _load_tekken(path: Path) -> LoadedVocabulary:
     tekken = Tekken(path)
     hf = _wrap(tekken.backend, tekken.special_tokens)
-    return Vocabulary(
+    return LoadedVocabulary(
         TEKKEN, hf, hf, None, renderer=tekken.renderer(), takes_media=tekken.takes_media
     )
 
@@ -185,7 +187,7 @@ def _ranks_file(files: CheckpointFiles) -> Path | None:
 
 def _load_tiktoken(
     files: CheckpointFiles, path: Path, trusts: bool, renders_itself: bool
-) -> Vocabulary:
+) -> LoadedVocabulary:
     backend = tiktoken_file.load_tiktoken(files, path)
     code, template = tiktoken_file.read_code(files), files.chat_template()
     hf = chats = _wrap(backend, _named_tokens(files.json("tokenizer_config.json")))
@@ -195,7 +197,7 @@ def _load_tiktoken(
         template = default_template(chats.chat_template) or template
     elif code.renders and renders_itself:
         raise SetupError(f"{code.filename} renders chats: start with --trust-remote-code")
-    return Vocabulary(path.name, hf, chats, template)
+    return LoadedVocabulary(path.name, hf, chats, template)
 
 
 def _native(hf: Any) -> Callable[[str], Sequence[int]]:
@@ -225,7 +227,9 @@ def _wrap(backend: tokenizers.Tokenizer, named: Mapping[str, str]) -> Any:
 
 def _load_hf(path_or_id: str, trusts: bool) -> Any:
     with without_torch_advice():
-        from transformers import AutoTokenizer  # takes seconds: only who loads a tokenizer waits
+        from transformers import (
+            AutoTokenizer,
+        )  # takes seconds: only those who load a tokenizer wait
     try:
         return AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=trusts)
     except Exception as exc:  # broken files, no network, or whatever the checkpoint's code raises

@@ -16,11 +16,11 @@ from slime_router.errors import SetupError, one_line
 class CheckpointFiles:
     """Finds and reads a checkpoint's files by their names; a missing one is None or empty.
 
-    Its errors do not name the checkpoint: whoever loads it does.
+    Its errors do not name the checkpoint: the loader does.
     """
 
     def __init__(self, path_or_id: str) -> None:
-        """SetupError where the name is a path at which no directory is."""
+        """SetupError where the name is a path without a directory."""
         self.name = path_or_id
         is_path = path_or_id.startswith(("/", "./", "../"))
         if is_path and not Path(path_or_id).is_dir():
@@ -38,11 +38,11 @@ class CheckpointFiles:
         return None if path is None else Path(path)
 
     def find_ending(self, suffix: str) -> Path | None:
-        """The first file of a checkpoint's directory whose name ends so."""
+        """The first file in a checkpoint's directory whose name ends like this."""
         return next(iter(sorted(Path(self.name).glob(f"*{suffix}"))), None)
 
     def text(self, filename: str) -> str | None:
-        """What the file says; SetupError where it is not text."""
+        """The text of the file; SetupError where it is not text."""
         path = self.find(filename)
         if path is None:
             return None
@@ -76,7 +76,7 @@ class CheckpointFiles:
 
 @contextmanager
 def without_torch_advice() -> Iterator[None]:
-    """Without torch, `transformers` warns that there are no models. Nobody wants one here."""
+    """Without torch, `transformers` warns that it has no models. None is needed here."""
 
     def is_wanted(record: logging.LogRecord) -> bool:
         return "PyTorch was not found" not in record.getMessage()

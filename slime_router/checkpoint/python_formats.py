@@ -148,7 +148,7 @@ class PythonRenderer:
     is_jinja = False
 
     def __init__(self, encode: _Encode, *, source: str, has_developer_role: bool = False) -> None:
-        """`encode` may change the list that it is given, and raise what it likes."""
+        """`encode` may change the list that it is given, and may raise anything."""
         self._encode = encode
         self.source = source
         self.has_developer_role = has_developer_role
@@ -161,7 +161,7 @@ class PythonRenderer:
     ) -> str:
         """The text of `messages`; these formats know no date.
 
-        A final message that is continued is what it says, behind the header of its turn.
+        A final message that is continued is printed as it is, after the header of its turn.
 
         Raises:
             BadRequest: The format refused the messages; in its own words.
@@ -266,7 +266,8 @@ def _deepseek_recipe(
             raise ValueError(module._error_message(exc.body)) from exc
         rendered = recipe._encoding.render_conversation(converted.conversation)
         text: str = rendered.prompt
-        # What a message spells is ordinary letters for the package, and a control token as text.
+        # A control token spelled in a message is ordinary letters to the package, and a control
+        # token when the text is encoded.
         special = {start for start, _ in rendered.special_ranges}
         if strange := [m for m in literals.finditer(text) if m.start() not in special]:
             raise ValueError(f"a message spells the control token {strange[0].group()!r}")

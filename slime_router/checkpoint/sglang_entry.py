@@ -1,8 +1,8 @@
-"""The door to SGLang's pure modules: its parsers and encoders, without its engine.
+"""The way into SGLang's pure modules: its parsers and encoders, without its engine.
 
-They live in a package whose own `__init__` loads the whole engine: where torch is not installed
-its packages are entered by their paths, and `xgrammar`, of which only the shapes of its values are
-used, is stood in for.
+They live in a package whose own `__init__` loads the whole engine: where torch is not installed,
+its packages are entered by their paths, and a stand-in replaces `xgrammar`, of which only the
+shapes of its values are used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 _PACKAGES = ("sglang", "sglang.srt")
-_BUILDERS = ("get_model_structural_tag",)  # these compute: nothing can stand in for them
+_BUILDERS = ("get_model_structural_tag",)  # these compute: they cannot be replaced by stand-ins
 
 
 def import_from_sglang(name: str) -> Any:
@@ -32,7 +32,7 @@ def import_from_sglang(name: str) -> Any:
 
 
 def _enter_without_engine() -> None:
-    """Makes the packages known by their paths, and stands in for what needs torch."""
+    """Makes the packages known by their paths, with stand-ins for what needs torch."""
     if "sglang" in sys.modules:
         return
     found = PathFinder.find_spec("sglang")
@@ -54,7 +54,7 @@ class _Shape(BaseModel):
 
 
 class _Shapes(ModuleType):
-    """A module of which every name is a shape."""
+    """A module in which every name is a shape."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

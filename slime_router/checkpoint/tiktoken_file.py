@@ -1,6 +1,6 @@
 """Vocabularies in tiktoken's own file: Kimi's `tiktoken.model`, and others of that form.
 
-The file holds ranks only. The pattern by which a text is split, and the control tokens, stand in
+The file holds only ranks. The pattern by which a text is split, and the control tokens, are in
 the checkpoint's Python code and its configuration. The code is read, never run: the pattern is
 found where it is handed to `tiktoken.Encoding`, and it must be a constant.
 """
@@ -49,11 +49,11 @@ _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+")
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """What a checkpoint's tokenizer code says, as far as it says it in constants."""
+    """What a checkpoint's tokenizer code defines, as far as it does so in constants."""
 
     filename: str = ""
     pattern: str | None = None
-    reserved: int = 0  # ids behind the ordinary tokens that are control tokens without a name
+    reserved: int = 0  # ids after the ordinary tokens, for control tokens without a name
     renders: bool = False  # conversations, by a method of its own
 
 
@@ -86,7 +86,7 @@ def is_ranks(path: Path) -> bool:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """The rank of each ordinary token; they count from 0 without a hole."""
+    """The rank of each ordinary token; they count from 0 without gaps."""
     ranks: dict[bytes, int] = {}
     try:
         for line in path.read_bytes().splitlines():
@@ -101,7 +101,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def read_code(files: CheckpointFiles) -> Code:
-    """What the code says to which `tokenizer_config.json` hands the tokenizer."""
+    """What is defined by the code that `tokenizer_config.json` names for the tokenizer."""
     handed = (files.json("tokenizer_config.json").get("auto_map") or {}).get("AutoTokenizer")
     named = next((each for each in _listed(handed) if isinstance(each, str)), None)
     if named is None:

@@ -1,4 +1,4 @@
-"""The examination: every scenario is held on a stand of its own, and each turn of it judged."""
+"""The examination: every scenario runs on a stand of its own, and each of its turns is judged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from slime_router.checkup.judge import Judge, OfTemplate
 from slime_router.checkup.scenarios import CALL_ERROR, TOOLS, Said, Scenario, scenarios
 from slime_router.checkup.speech import Speech, Unsupported, Written, ideal, refusal
 from slime_router.checkup.split import odd_split
-from slime_router.checkup.stand import Sample, Stand, Turn
+from slime_router.checkup.stand import ObservedTurn, Sample, Stand
 from slime_router.checkup.verdict import Report, Verdict
 from slime_router.errors import RouterError
 from slime_router.replies.parser import ReplyParsers
@@ -38,15 +38,15 @@ class Examination:
         return Report(name, tuple(verdicts), self._parsers.tools, self._parsers.reasoning)
 
     def text(self, ids: Sequence[int]) -> str:
-        """What tokens spell, control tokens written out."""
+        """The text of tokens, with control tokens written out."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     async def turns(
         self, stand: Stand, scenario: Scenario
-    ) -> AsyncIterator[tuple[Turn, list[Message]]]:
+    ) -> AsyncIterator[tuple[ObservedTurn, list[Message]]]:
         """The turns of one conversation, unjudged, each with the messages that it was asked with.
 
-        None where the template takes no such conversation.
+        None where the template does not take such a conversation.
         """
         with suppress(Unsupported, OfTemplate):
             async for turn, asks, _ in self._hold(stand, scenario, self._script(scenario)):
@@ -57,17 +57,17 @@ class Examination:
         return Stand(self._tokenizer, self._template, self._parsers)
 
     async def verdict(self, scenario: Scenario) -> Verdict:
-        """Holds one conversation, on a stand of its own."""
+        """Runs one conversation, on a stand of its own."""
         return await self.held_on(self.stand(), scenario)
 
     async def held_on(self, stand: Stand, scenario: Scenario) -> Verdict:
-        """Holds one conversation on a stand, on which others may have been held."""
+        """Runs one conversation on a stand, on which others may have run before."""
         try:
             script = self._script(scenario)
         except Unsupported as unsupported:
             return Verdict(scenario.capability, "not supported", (str(unsupported),))
         faults: list[str] = []
-        turns: list[Turn] = []
+        turns: list[ObservedTurn] = []
         try:
             async for turn, _, found in self._hold(stand, scenario, script):
                 turns.append(turn)
@@ -85,7 +85,7 @@ class Examination:
         """What the model writes in each exchange.
 
         Raises:
-            Unsupported: the template takes no such conversation.
+            Unsupported: the template does not take such a conversation.
         """
         if self._parsers.tools is None and any(each.said.calls for each in scenario.exchanges):
             raise Unsupported("no parser reads tool calls")
@@ -102,11 +102,11 @@ class Examination:
 
     async def _hold(
         self, stand: Stand, scenario: Scenario, script: Sequence[Written]
-    ) -> AsyncIterator[tuple[Turn, list[Message], list[str]]]:
+    ) -> AsyncIterator[tuple[ObservedTurn, list[Message], list[str]]]:
         """Each turn with what it was asked with, and what is wrong with it."""
         options = _options(scenario)
         messages: list[Message] = []
-        before: Turn | None = None
+        before: ObservedTurn | None = None
         for exchange, written in zip(scenario.exchanges, script, strict=True):
             asks = answered(exchange.asks, messages)
             messages += asks
@@ -137,7 +137,7 @@ class Examination:
     def _sampler(
         self, written: Written, said: Said, options: TemplateOptions
     ) -> Callable[[Prompt], Sample]:
-        """What the model samples behind a prompt: in another split than the tokenizer's."""
+        """What the model samples after a prompt: in another split than the tokenizer's."""
 
         def sample(prompt: Prompt) -> Sample:
             is_control = self._tokenizer.is_control(int(prompt.ids[-1]))

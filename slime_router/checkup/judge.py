@@ -1,8 +1,8 @@
 """The judge: is a prompt what it must be, after the turn that it continues?
 
 A prompt begins with all tokens that the turn before holds. What follows is the template's own text
-behind that reply, as the tokenizer makes it of the whole: every later message in it, in order, and
-the end of the turn neither twice nor missing.
+after that reply, in the tokens that the tokenizer makes of the whole: it has every later message,
+in order, and the end of the turn exactly once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from slime_router.checkup.scenarios import Said
-from slime_router.checkup.stand import Turn
+from slime_router.checkup.stand import ObservedTurn
 from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.messages import arguments_value
@@ -26,7 +26,7 @@ SHOWN_LEN = 60  # characters of a text that are shown in a reason
 
 
 class OfTemplate(Exception):
-    """No prompt can be exact in this conversation; why, which is the template's own doing."""
+    """No prompt can be exact in this conversation, for a reason that lies in the template."""
 
 
 class Judge:
@@ -39,7 +39,7 @@ class Judge:
         self._end_ids = closer_ids | tokenizer.eos_ids
 
     def first_prompt(
-        self, turn: Turn, messages: Sequence[Message], options: TemplateOptions
+        self, turn: ObservedTurn, messages: Sequence[Message], options: TemplateOptions
     ) -> list[str]:
         """What is wrong with the prompt of a conversation's first turn."""
         faults = self._missing(list(turn.ids), messages)
@@ -50,8 +50,8 @@ class Judge:
 
     def next_prompt(
         self,
-        before: Turn,
-        turn: Turn,
+        before: ObservedTurn,
+        turn: ObservedTurn,
         messages: Sequence[Message],
         asks: Sequence[Message],
         options: TemplateOptions,
@@ -78,7 +78,7 @@ class Judge:
         faults += self._seam(held, suffix, asks)
         return faults + self._differing(held, suffix, turn, messages, asks, options)
 
-    def reply(self, turn: Turn, said: Said, *, reads_thinking: bool) -> list[str]:
+    def reply(self, turn: ObservedTurn, said: Said, *, reads_thinking: bool) -> list[str]:
         """What is wrong with a reply as a client gets it; one that was cut need not be whole."""
         faults = []
         content = turn.reply["content"] or ""
@@ -97,19 +97,19 @@ class Judge:
     def _drops(
         self, message: Message, messages: Sequence[Message], options: TemplateOptions
     ) -> bool:
-        """Whether the template prints the conversation without this message of it."""
+        """Whether the template prints the conversation without this message."""
         text = self._template.try_render(messages, options)
         return text is not None and message["content"] not in text
 
     def _moves(
         self,
-        before: Turn,
-        turn: Turn,
+        before: ObservedTurn,
+        turn: ObservedTurn,
         asked: Sequence[Message],
         messages: Sequence[Message],
         options: TemplateOptions,
     ) -> bool:
-        """Whether the template prints now otherwise what it printed before, and nobody sampled.
+        """Whether the template now prints unsampled text differently than before.
 
         Then no prompt can begin with what is held and be what the template prints.
         """
@@ -122,7 +122,7 @@ class Judge:
         )
         return sent == printed
 
-    def _parting(self, held: tuple[int, ...], turn: Turn) -> str:
+    def _parting(self, held: tuple[int, ...], turn: ObservedTurn) -> str:
         pairs = zip(held, turn.ids, strict=False)
         index = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(held), len(turn.ids)))
         receipt = turn.prompt.receipt
@@ -158,12 +158,12 @@ class Judge:
         self,
         held: tuple[int, ...],
         suffix: list[int],
-        turn: Turn,
+        turn: ObservedTurn,
         messages: Sequence[Message],
         asks: Sequence[Message],
         options: TemplateOptions,
     ) -> list[str]:
-        """Whether the suffix is other than what the template prints after the reply."""
+        """Whether the suffix differs from what the template prints after the reply."""
         at = len(messages) - len(asks) - 1
         silent = {**messages[at], "content": ""}  # some print it after what the calls gave
         found: list[list[str]] = []
@@ -174,20 +174,20 @@ class Judge:
         return min(found, key=len) if found else self._foreign(held, suffix)
 
     def _printed(
-        self, turn: Turn, messages: Sequence[Message], options: TemplateOptions
+        self, turn: ObservedTurn, messages: Sequence[Message], options: TemplateOptions
     ) -> list[int] | None:
         """The tokens of what the template prints; None where it refuses these messages."""
         try:
             text = self._template.render(messages, options, date=_date(turn))
         except BadRequest:
-            return None  # of a reply that it refuses, which is no reason to refuse the request
+            return None  # it refuses a reply, which is not a reason to refuse the request
         return [int(token_id) for token_id in self._tokenizer.encode(text)]
 
     def _foreign(self, held: tuple[int, ...], suffix: list[int]) -> list[str]:
-        """Whether the suffix is other tokens than the tokenizer makes of it at that place."""
+        """Whether the suffix has other tokens than the tokenizer makes of it in that place."""
         encode, decode = self._tokenizer.encode, self._tokenizer.decode
         if decode(encode("foo").tolist(), skip_special_tokens=False) != "foo":
-            return []  # SentencePiece: what text the tokens stand for hangs on what is before
+            return []  # SentencePiece: what text the tokens stand for depends on what is before
         text = decode(suffix, skip_special_tokens=False)
         whole = encode(self._tokenizer.token_bytes(held[-1]).decode(errors="replace") + text)
         is_marked = held[-1] in self._end_ids or self._tokenizer.is_control(held[-1])
@@ -198,7 +198,7 @@ class Judge:
         return [f"what follows is not canonical: {suffix[:8]}, the tokenizer makes {made}"]
 
     def _unprinted(self, held: tuple[int, ...], suffix: list[int], printed: list[int]) -> list[str]:
-        """Whether the suffix is other than the end of what the template prints of it all."""
+        """Whether the suffix differs from the end of what the template prints for all of it."""
         has_ended = held[-1] in self._end_ids
         body = suffix
         if not has_ended and suffix and suffix[0] in self._end_ids:
@@ -236,7 +236,7 @@ def _call_faults(reply: Message, said: Said) -> list[str]:
         for call in reply.get("tool_calls") or ()
     ]
     faults = [
-        f"a call has the arguments {arguments!r}, which is no JSON object"
+        f"a call has the arguments {arguments!r}, which are not a JSON object"
         for _, arguments in made
         if not arguments.strip() or not isinstance(arguments_value(arguments), dict)
     ]
@@ -253,7 +253,7 @@ def _common_end(first: Sequence[int], second: Sequence[int]) -> int:
     return count
 
 
-def _date(turn: Turn) -> datetime | None:
+def _date(turn: ObservedTurn) -> datetime | None:
     return datetime.fromisoformat(turn.prompt.date) if turn.prompt.date else None
 
 

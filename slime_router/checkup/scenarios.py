@@ -30,7 +30,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class ScriptedExchange:
     """Messages that are asked with, and the reply to them.
 
     A message of role `tool` answers the call before it of the same place: the first answers the
@@ -47,7 +47,7 @@ class Scenario:
     """A conversation that shows one capability."""
 
     capability: str
-    exchanges: tuple[Exchange, ...]
+    exchanges: tuple[ScriptedExchange, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)  # of the template
     has_tools: bool = False
 
@@ -96,11 +96,19 @@ _ANSWER = Said("Everything considered bring an Umbrella")
 _THOUGHT = "Considering whether Pedestrians prefer shadow"
 _ON, _OFF = (dict.fromkeys(("enable_thinking", "thinking"), each) for each in (True, False))
 
-_CHAT = (Exchange((_HELLO,), _FIRST), Exchange((_MORE,), _SECOND), Exchange((_LAST,), _THIRD))
+_CHAT = (
+    ScriptedExchange((_HELLO,), _FIRST),
+    ScriptedExchange((_MORE,), _SECOND),
+    ScriptedExchange((_LAST,), _THIRD),
+)
 
 
-def _cut(said: Said, asks: tuple[Message, ...]) -> tuple[Exchange, ...]:
-    return Exchange((_HELLO,), said), Exchange(asks, _SECOND), Exchange((_LAST,), _THIRD)
+def _cut(said: Said, asks: tuple[Message, ...]) -> tuple[ScriptedExchange, ...]:
+    return (
+        ScriptedExchange((_HELLO,), said),
+        ScriptedExchange(asks, _SECOND),
+        ScriptedExchange((_LAST,), _THIRD),
+    )
 
 
 def scenarios() -> tuple[Scenario, ...]:
@@ -112,7 +120,7 @@ def _plain() -> tuple[Scenario, ...]:
     system: Message = {"role": "system", "content": "Answering briefly matters SECRET55 here"}
     return (
         Scenario("chat", _CHAT),
-        Scenario("system", (Exchange((system, _HELLO), _FIRST), *_CHAT[1:])),
+        Scenario("system", (ScriptedExchange((system, _HELLO), _FIRST), *_CHAT[1:])),
     )
 
 
@@ -124,14 +132,14 @@ def _reasoning() -> tuple[Scenario, ...]:
     return (
         Scenario(
             "thinking",
-            (Exchange((_HELLO,), thoughtful), Exchange((_MORE,), again), _CHAT[2]),
+            (ScriptedExchange((_HELLO,), thoughtful), ScriptedExchange((_MORE,), again), _CHAT[2]),
             _ON,
         ),
         Scenario(
             "thinking returned",
             (
-                Exchange((_HELLO,), thoughtful, returns_thinking=True),
-                Exchange((_MORE,), again, returns_thinking=True),
+                ScriptedExchange((_HELLO,), thoughtful, returns_thinking=True),
+                ScriptedExchange((_MORE,), again, returns_thinking=True),
                 _CHAT[2],
             ),
             _ON,
@@ -140,9 +148,9 @@ def _reasoning() -> tuple[Scenario, ...]:
         Scenario(
             "thinking with tools",
             (
-                Exchange((_ASK,), calling),
-                Exchange((_SUN,), answering),
-                Exchange((_LAST,), _THIRD),
+                ScriptedExchange((_ASK,), calling),
+                ScriptedExchange((_SUN,), answering),
+                ScriptedExchange((_LAST,), _THIRD),
             ),
             _ON,
             has_tools=True,
@@ -152,30 +160,30 @@ def _reasoning() -> tuple[Scenario, ...]:
 
 def _tools() -> tuple[Scenario, ...]:
     loop = (
-        Exchange((_ASK,), _PARIS),
-        Exchange((_SUN,), _ROME),
-        Exchange((_RAIN,), _ANSWER),
+        ScriptedExchange((_ASK,), _PARIS),
+        ScriptedExchange((_SUN,), _ROME),
+        ScriptedExchange((_RAIN,), _ANSWER),
     )
     return (
         Scenario("tool loop", loop, has_tools=True),
         Scenario(
             "user after tools",
-            (*loop, Exchange((_MORE,), _SECOND), Exchange((_LAST,), _THIRD)),
+            (*loop, ScriptedExchange((_MORE,), _SECOND), ScriptedExchange((_LAST,), _THIRD)),
             has_tools=True,
         ),
         Scenario(
             "result and user",
-            (Exchange((_ASK,), _PARIS), Exchange((_SUN, _MORE), _ANSWER), _CHAT[2]),
+            (ScriptedExchange((_ASK,), _PARIS), ScriptedExchange((_SUN, _MORE), _ANSWER), _CHAT[2]),
             has_tools=True,
         ),
         Scenario(
             "parallel calls",
-            (Exchange((_ASK,), _BOTH), Exchange((_SUN, _RAIN), _ANSWER), _CHAT[2]),
+            (ScriptedExchange((_ASK,), _BOTH), ScriptedExchange((_SUN, _RAIN), _ANSWER), _CHAT[2]),
             has_tools=True,
         ),
         Scenario(
             "call without arguments",
-            (Exchange((_ASK,), _NOW), Exchange((_NOON,), _ANSWER), _CHAT[2]),
+            (ScriptedExchange((_ASK,), _NOW), ScriptedExchange((_NOON,), _ANSWER), _CHAT[2]),
             has_tools=True,
         ),
     )

@@ -1,8 +1,8 @@
-"""How a model of a family writes: read off its own chat template.
+"""How a model of a family writes: derived from its own chat template.
 
 The template prints the replies of the past in the form that the model was trained to write. So the
-text of a reply is what stands between the generation prompt and the token that ends the turn, in a
-rendering of the conversation with that reply in it. Nothing about a family is known here.
+text of a reply is whatever is between the generation prompt and the token that ends the turn, in a
+rendering of the conversation with that reply in it. Nothing here knows any family.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ KIMI_IDS = {"kimi_k2": "functions.{name}:{number}", "kimi_k3": "{name}:{number}"
 
 
 class Unsupported(Exception):
-    """The template has no form for such a reply; its own reason, or what it leaves out."""
+    """The template has no form for such a reply: its own error, or what it leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
     """A reply as the model writes it.
 
-    `text` stands behind the generation prompt, without its end; `end_id` is the token that ends
-    it, None where the model has none. The last word of what is said ends at `cut_at`.
+    `text` follows the generation prompt, without its end; `end_id` is the token that ends it, None
+    where the model has none. The last word of the reply's text ends at `cut_at`.
     """
 
     text: str
@@ -60,7 +60,7 @@ class Speech:
         spell = KIMI_IDS.get(tool_parser or "", SHORT_ID)
         self._spellings = PARSED_SPELLINGS.get(tool_parser or "", ())
         self.forms = tuple(
-            Form(has_parts=parts, has_text_arguments=text, empty=empty, call_id=spell)
+            CallForm(has_parts=parts, has_text_arguments=text, empty=empty, call_id=spell)
             for parts in (False, True)
             for text in (False, True)
             for empty in ("", None)
@@ -130,7 +130,7 @@ class Speech:
         raise Unsupported("the template prints no reasoning")
 
     def _prompt(self, before: Sequence[Message], options: TemplateOptions) -> str:
-        """The prompt that the reply stands behind, in the first form that the template takes."""
+        """The prompt that the reply follows, in the first form that the template takes."""
         refused: BadRequest | None = None
         for form in self.forms:
             try:
@@ -174,7 +174,7 @@ class Speech:
 
     def _found(
         self,
-        form: Form,
+        form: CallForm,
         before: Sequence[Message],
         reply: Message,
         said: Said,
@@ -202,7 +202,7 @@ class Speech:
             written = written or Written(rendered[start:], None, cut_at - start)
         return written
 
-    def _header_len(self, form: Form, text: str, options: TemplateOptions) -> int:
+    def _header_len(self, form: CallForm, text: str, options: TemplateOptions) -> int:
         """How much of a reply's text is the header of its turn, which no model writes.
 
         After a tool's result some templates print it, and have no generation prompt.
@@ -229,11 +229,11 @@ class Speech:
 
 def refusal(
     tokenizer: Tokenizer,
-    forms: Sequence[Form],
+    forms: Sequence[CallForm],
     messages: Sequence[Message],
     options: TemplateOptions,
 ) -> str | None:
-    """Why the template takes no such conversation, or which text of it it drops."""
+    """Why the template does not take such a conversation, or which of its text it drops."""
     reason: str | None = None
     for form in forms:
         try:
@@ -255,7 +255,7 @@ def _stands(message: Message, rendered: str) -> bool:
 
 
 def _mark(said: Said) -> str:
-    """The last word of what is said: behind it the reply ends."""
+    """The last word of the reply's text: the reply ends after it."""
     if said.calls:
         name, arguments = said.calls[-1]
         return list(arguments.values())[-1] if arguments else name
@@ -263,7 +263,7 @@ def _mark(said: Said) -> str:
 
 
 def ideal(said: Said, think_field: str = "") -> Message:
-    """The reply as a client has it that reads it well; one that was cut is a whole plain one."""
+    """The reply as a client gets it if parsed well; one that was cut is a plain one in full."""
     reply: Message = {"role": "assistant", "content": said.content}
     if think_field:
         reply[think_field] = said.thinking
@@ -292,7 +292,7 @@ def _after(said: Said) -> list[Message]:
 
 
 def _unprinted(said: Said, think_field: str) -> str:
-    """What a template leaves out in which the reply is not found."""
+    """What a template leaves out when the reply is not found in its text."""
     if think_field:
         return "the template prints no reasoning"
     if len(said.calls) > 1:
@@ -306,8 +306,8 @@ def _reason(refusal: BadRequest) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """One of the ways in which templates want the calls of the past."""
+class CallForm:
+    """One of the forms in which templates want past calls."""
 
     has_parts: bool  # contents are lists of parts
     has_text_arguments: bool
@@ -347,7 +347,7 @@ def _value(arguments: str) -> Any:
 
 
 def _start(prompt: str, head: str, rendered: str) -> int | None:
-    """Where the reply begins in a rendering that holds it; None where the past is printed anew."""
+    """Where the reply begins in a rendering that has it; None where the past is printed again."""
     if rendered.startswith(prompt):
         return len(prompt)
     if not rendered.startswith(head):

@@ -10,7 +10,7 @@ from slime_router.types import TokenIds
 MIN_LEN = 2  # characters of a token that can be cut in two
 
 
-class Vocabulary(Protocol):
+class SplitVocabulary(Protocol):
     """What the split needs of a tokenizer."""
 
     def encode(self, text: str, after: After = After.START) -> TokenIds:
@@ -20,7 +20,7 @@ class Vocabulary(Protocol):
         """The token's bytes in the middle of a text."""
 
 
-def odd_split(vocabulary: Vocabulary, text: str, after: After) -> list[int]:
+def odd_split(vocabulary: SplitVocabulary, text: str, after: After) -> list[int]:
     """Ids that spell `text`, in which plain words are cut where the tokenizer would not.
 
     Only tokens made of letters, with at most a space before them, are cut: control tokens and
@@ -32,7 +32,7 @@ def odd_split(vocabulary: Vocabulary, text: str, after: After) -> list[int]:
     return ids
 
 
-def _halves(vocabulary: Vocabulary, token_id: int) -> list[int]:
+def _halves(vocabulary: SplitVocabulary, token_id: int) -> list[int]:
     """Two tokens that spell the same; nothing where there are no such."""
     spelled = vocabulary.token_bytes(token_id)
     word = spelled.decode(errors="replace")

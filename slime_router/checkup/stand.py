@@ -1,7 +1,7 @@
 """The test stand: the router's own path of a generation, with a worker that plays a script.
 
-Prompts are made, replies are read and turns are recorded by the parts that serve requests; only
-the worker is played. What is said on one stand is one store: nothing of it is seen on another.
+Prompts are made, replies are parsed and turns are recorded by the parts that serve requests; only
+the worker is simulated. Each stand has a store of its own: nothing said on one is seen on another.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ObservedTurn:
     """What one generation showed: the prompt as sent, and the reply as a client gets it."""
 
     prompt: Prompt
@@ -55,7 +55,7 @@ class Turn:
 
 
 class Stand:
-    """Everything between a door and a worker, without either."""
+    """Everything between an API and a worker, without either."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Stand:
         sampler: Callable[[Prompt], Sample] | None = None,
         *,
         sampling: Sampling | None = None,
-    ) -> Turn:
+    ) -> ObservedTurn:
         """One generation to its end, in which `sampler` plays the model, or `dispatch` asks one.
 
         Raises:
@@ -101,7 +101,7 @@ class Stand:
             reply, reasoning = await heard(chunks)
         assert self._prompt is not None
         ids = tuple(self._prompt.ids.tolist())
-        return Turn(self._prompt, ids, tuple(self._output_ids), reply, reasoning)
+        return ObservedTurn(self._prompt, ids, tuple(self._output_ids), reply, reasoning)
 
     def _call(
         self, messages: Sequence[Message], options: TemplateOptions, sampling: Sampling

@@ -20,7 +20,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All verdicts about one checkpoint, in the order in which the scenarios stand."""
+    """All verdicts about one checkpoint, in the order of the scenarios."""
 
     name: str
     verdicts: tuple[Verdict, ...]
@@ -29,7 +29,7 @@ class Report:
 
     @property
     def is_exact(self) -> bool:
-        """Whether nothing is inexact; what a template does not support is no fault."""
+        """Whether nothing is inexact; what a template does not support is not a fault."""
         return all(verdict.kind != "not exact" for verdict in self.verdicts)
 
     @property
@@ -58,7 +58,7 @@ class Report:
 
 
 def report_text(report: Report) -> str:
-    """The report as a person reads it: a line for each capability, and why not where it is so."""
+    """The report for people: a line for each capability, with reasons where it is not exact."""
     flags = f"tool calls: {report.tool_parser or 'not parsed'}, "
     flags += f"reasoning: {report.reasoning_parser or 'not parsed'}"
     width = max((len(verdict.capability) for verdict in report.verdicts), default=0)

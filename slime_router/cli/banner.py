@@ -1,4 +1,4 @@
-"""What a person reads when the router is up."""
+"""What the router prints when it is up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def banner(gateway: Gateway) -> str:
 
 
 def _formats(formats: Formats) -> list[tuple[str, str]]:
-    """How replies are read; once, where nothing is for one reason."""
+    """How replies are parsed; in one line where neither is, for the same reason."""
     if formats.missing is not None and formats.tools == formats.reasoning:
         return [("parsers", str(formats.tools))]
     return [("tools", str(formats.tools)), ("reasoning", str(formats.reasoning))]

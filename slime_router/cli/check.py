@@ -1,6 +1,6 @@
-"""`slime-router check CHECKPOINT`: is a checkpoint served exactly? Asked of it, not of its name.
+"""`slime-router check CHECKPOINT`: is a checkpoint served exactly? It is tried, not looked up.
 
-Exit codes: 0 all that its template supports is exact, 1 something is not, 2 wrong use.
+Exit codes: 0 all that its template supports is exact, 1 something is not, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -11,37 +11,31 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NoReturn
 
 import orjson
 
 from slime_router.checkup.examination import Examination
 from slime_router.checkup.on_worker import OnWorker
 from slime_router.checkup.verdict import Report, Verdict, report_text
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
 from slime_router.config import Config
 from slime_router.errors import RouterError, SetupError
 from slime_router.replies.formats import AUTO
 from slime_router.server.app import Gateway
 
-EXIT_EXACT, EXIT_INEXACT, EXIT_WRONG_USE = 0, 1, 2
+EXIT_EXACT, EXIT_INEXACT = 0, 1
 WORKER_WAIT_S = 5.0  # for a worker that cannot be reached
 
 _DESCRIPTION = """\
-Holds scripted conversations with a checkpoint's tokenizer, chat template and parsers, and judges
+Runs scripted conversations with a checkpoint's tokenizer, chat template and parsers, and checks
 every prompt: does it begin with all tokens of the turn before, and is the rest what the template
 prints, token by token? No model is needed."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, then exit code 2."""
-        self.exit(EXIT_WRONG_USE, f"{self.prog}: error: {message}\n")
-
-
 def check_main(argv: Sequence[str]) -> int:
-    """Check a checkpoint up; returns the exit code. `argv` is without `check`."""
+    """Check a checkpoint; returns the exit code. `argv` does not include `check`."""
     asked = _parser().parse_args(argv)
-    logging.getLogger("slime_router").setLevel(logging.CRITICAL)  # what is wrong is in the report
+    logging.getLogger("slime_router").setLevel(logging.CRITICAL)  # problems are in the report
     try:
         report = asyncio.run(_report(_config(asked)))
     except RouterError as exc:
@@ -53,16 +47,16 @@ def check_main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = _Parser(
+    p = OneLineParser(
         prog="slime-router check",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or an id of the hub")
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or an id on the hub")
     p.add_argument("--chat-template", metavar="FILE", help="used instead of the checkpoint's")
     p.add_argument("--tool-call-parser", metavar="NAME", default=AUTO, help="as the router's own")
     p.add_argument("--reasoning-parser", metavar="NAME", default=AUTO, help="as the router's own")
-    p.add_argument("--worker", metavar="URL", help="compare tokens and hold a chat with it, too")
+    p.add_argument("--worker", metavar="URL", help="also compare tokens and run a chat with it")
     p.add_argument("--json", action="store_true", help="the report as JSON, on one line")
     p.add_argument("--trust-remote-code", action="store_true")
     return p
@@ -89,7 +83,7 @@ async def _report(config: Config) -> Report:
     """
     model = Gateway(config)
     if model.tokenizer.chat_template is None:
-        raise SetupError(f"{config.hf_checkpoint}: has no chat template: give --chat-template")
+        raise SetupError(f"{config.hf_checkpoint}: has no chat template: set --chat-template")
     examination = Examination(model.tokenizer, model.template, model.parsers)
     report = await examination.report(config.hf_checkpoint)
     if not config.worker_urls:

@@ -1,6 +1,6 @@
 """`slime-router diagnose FILE`: the drift doctor without a server.
 
-Exit codes: 0 all the same, 1 something differs, 2 wrong use.
+Exit codes: 0 all the same, 1 something differs, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -10,35 +10,30 @@ import asyncio
 import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 
 from slime_router.api.diagnose import diagnosis_body, read_question
 from slime_router.api.request import missing
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
 from slime_router.config import Config
 from slime_router.doctor.doctor import Diagnosis, diagnose
 from slime_router.doctor.drift import Glimpse
 from slime_router.errors import BadRequest, RouterError
 from slime_router.server.app import Gateway
 
-EXIT_SAME, EXIT_DIFFERENT, EXIT_WRONG_USE = 0, 1, 2
+EXIT_SAME, EXIT_DIFFERENT = 0, 1
 MARGIN_LEN = 28  # characters of the common text that are shown
 
 _DESCRIPTION = """\
-Do held tokens agree with what a text-in router would send? FILE holds a JSON object
+Do held tokens agree with what a text-in router would send? FILE is a JSON object
   {"tokens": [ids], "messages": [...], "tools": [...], ...}  or  {"tokens": [ids], "text": "..."}
-or several, one a line."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, then exit code 2."""
-        self.exit(EXIT_WRONG_USE, f"{self.prog}: error: {message}\n")
+or several, one per line."""
 
 
 def diagnose_main(argv: Sequence[str]) -> int:
-    """Diagnose each object of a file; returns the exit code. `argv` is without `diagnose`."""
+    """Diagnose each object in a file; returns the exit code. `argv` does not include `diagnose`."""
     asked = _parser().parse_args(argv)
     try:
         bodies = _read_bodies(asked.file)
@@ -57,7 +52,7 @@ def diagnose_main(argv: Sequence[str]) -> int:
 
 
 def report(diagnosis: Diagnosis, *, title: str = "") -> str:
-    """What a person reads: a verdict, both sides with a caret where they part, and why."""
+    """For people: a verdict, both sides with a caret where they diverge, and why."""
     drift = diagnosis.drift
     lines = [f"== {title}"] if title else []
     parting = drift.parting
@@ -87,12 +82,12 @@ def report(diagnosis: Diagnosis, *, title: str = "") -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = _Parser(
+    p = OneLineParser(
         prog="slime-router diagnose",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("file", metavar="FILE", help="a path, or - for the standard input")
+    p.add_argument("file", metavar="FILE", help="a path, or - for standard input")
     p.add_argument(
         "--hf-checkpoint",
         "--model-path",
@@ -104,12 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--chat-template", metavar="FILE", help="used instead of the checkpoint's")
     p.add_argument("--trust-remote-code", action="store_true")
-    p.add_argument("--json", action="store_true", help="what POST /diagnose replies, one a line")
+    p.add_argument("--json", action="store_true", help="what POST /diagnose replies, one per line")
     return p
 
 
 def _load_model(asked: argparse.Namespace) -> Gateway:
-    """A router that is never started: it loads the tokenizer and the template."""
+    """A router that is never started: it only loads the tokenizer and the template."""
     return Gateway(
         Config(
             hf_checkpoint=asked.hf_checkpoint,
@@ -122,7 +117,7 @@ def _load_model(asked: argparse.Namespace) -> Gateway:
 
 
 def _read_bodies(path: str) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a file, each with the place where it stands."""
+    """The objects of a file, each with its place in it."""
     try:
         if path == "-":
             raw = sys.stdin.buffer.read()
@@ -174,7 +169,7 @@ def _row(held: str, rendered: str, cause: str = "") -> str:
 
 
 def _width(text: str) -> int:
-    """How many columns of a terminal it takes."""
+    """How many terminal columns it takes."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 

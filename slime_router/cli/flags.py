@@ -1,4 +1,4 @@
-"""The arguments of the command line, to a `Config`; wrong ones end it with one line."""
+"""Command-line arguments to a `Config`; wrong ones end the program with one line."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from slime_router.cli import flag_groups
+from slime_router.cli.one_line import OneLineParser
 from slime_router.config import Config
 from slime_router.launch.command import ROUTERS_OWN
 
 
-class _Parser(argparse.ArgumentParser):
+class _HintingParser(OneLineParser):
     """An argument parser that guesses what a wrong flag was meant to be."""
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse overloads it
-        """Parse, or leave with exit code 2 and a hint."""
+        """Parse, or exit with code 2 and a hint."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(self._hint(unknown[0]))
@@ -26,25 +26,21 @@ class _Parser(argparse.ArgumentParser):
     def _hint(self, flag: str) -> str:
         known = [name for action in self._actions for name in action.option_strings]
         close = difflib.get_close_matches(flag.partition("=")[0], known, n=1)
-        said = flag.partition("=")[0]  # behind it may stand a key
-        return f"unknown argument {said}" + (f": did you mean {close[0]}?" if close else "")
-
-    def error(self, message: str) -> NoReturn:
-        """One line, then exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        name = flag.partition("=")[0]  # its value may be a key
+        return f"unknown argument {name}" + (f": did you mean {close[0]}?" if close else "")
 
 
 def parser() -> argparse.ArgumentParser:
-    """All flags. Names and their aliases are those that slime and sglang-router users type."""
-    p = _Parser(
+    """All flags. Names and aliases are those that users of slime and sglang-router know."""
+    p = _HintingParser(
         prog="slime-router",
         description="A token-exact gateway to SGLang workers.",
         usage="%(prog)s --hf-checkpoint PATH_OR_ID [FLAG ...] [-- SGLANG_FLAG ...]",
-        epilog="slime-router diagnose FILE: where held tokens and a text part, and why",
+        epilog="slime-router diagnose FILE: where held tokens and a text diverge, and why",
     )
     flag_groups.add_model_flags(p.add_argument_group("model"))
     flag_groups.add_worker_flags(p.add_argument_group("workers"))
-    flag_groups.add_retry_flags(p.add_argument_group("failures of workers"))
+    flag_groups.add_retry_flags(p.add_argument_group("worker failures"))
     flag_groups.add_launch_flags(p.add_argument_group("workers that the router starts"))
     flag_groups.add_server_flags(p.add_argument_group("server"))
     flag_groups.add_access_flags(p.add_argument_group("access"))
@@ -56,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_config(argv: Sequence[str] | None = None) -> Config:
-    """The configuration that the arguments ask for; leaves with exit code 2 on wrong ones."""
+    """The configuration that the arguments ask for; exits with code 2 on wrong ones."""
     p = parser()
     own, worker_flags = _split(sys.argv[1:] if argv is None else argv)
     given = vars(p.parse_args(own))
@@ -77,7 +73,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
 
 
 def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Our own arguments, and those behind `--`, which are SGLang's."""
+    """Our own arguments, and those after `--`, which are SGLang's."""
     end = argv.index("--") if "--" in argv else len(argv)
     return argv[:end], argv[end + 1 :]
 
@@ -86,7 +82,7 @@ def _check_worker_flags(
     p: argparse.ArgumentParser, flags: Sequence[str], *, is_launching: bool
 ) -> None:
     if flags and not is_launching:
-        p.error("flags behind -- are for workers: --launch-workers says how many to start")
+        p.error("flags after -- are for workers: --launch-workers sets how many to start")
     for flag in flags:
         if flag.partition("=")[0] in ROUTERS_OWN:
-            p.error(f"{flag} behind --: the router chooses where its workers listen")
+            p.error(f"{flag} after --: the router chooses where its workers listen")

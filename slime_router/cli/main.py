@@ -1,4 +1,4 @@
-"""The command: the server, until it is told to stop.
+"""The command: runs the server until a signal stops it.
 
 Exit codes: 0 stopped by a signal, 1 cannot start, 2 wrong arguments, 130 interrupted before it
 was up or while it was stopping.
@@ -33,7 +33,7 @@ AIOHTTP_WAITS = 2  # it waits that often, one after the other, before it cancels
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until SIGINT or SIGTERM, or do what a sub-command says; returns the exit code."""
+    """Run until SIGINT or SIGTERM, or run a sub-command; returns the exit code."""
     given = sys.argv[1:] if argv is None else list(argv)
     if given[:1] == ["check"]:
         return check_main(given[1:])
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(gateway: Gateway) -> int:
-    """Serve on the configured address. SIGTERM stops accepting, drains, then cancels.
+    """Serve on the configured address. On SIGTERM: stop accepting, drain, then cancel.
 
     A second signal cancels at once.
 
@@ -102,7 +102,7 @@ def _reason(exc: OSError) -> str:
 
 
 def _start_log(level: str) -> None:
-    """Our own log at `level`; of the libraries' only what is wrong."""
+    """Our own log at `level`; from libraries only warnings."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("slime_router").setLevel(level.upper())
     logging.getLogger("aiohttp.server").addFilter(_without_headers)
@@ -112,7 +112,7 @@ def _without_headers(record: logging.LogRecord) -> bool:
     """aiohttp shows the header that it cannot read: there may be a key in it."""
     exc = record.exc_info[1] if record.exc_info else None
     if isinstance(exc, HttpProcessingError):
-        record.msg, record.args, record.exc_info = "a request that is no HTTP", (), None
+        record.msg, record.args, record.exc_info = "a request that is not HTTP", (), None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
     return True
 

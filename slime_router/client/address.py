@@ -22,11 +22,11 @@ class Address:
         """The address that a URL names.
 
         Raises:
-            ValueError: it is no `http://` or `https://` URL.
+            ValueError: it is not an `http://` or `https://` URL.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise ValueError(f"{url!r} is no URL of a router, such as http://localhost:30001.")
+            raise ValueError(f"{url!r} is not the URL of a router, such as http://localhost:30001.")
         is_secure = parts.scheme == "https"
         return cls(url.rstrip("/"), parts.hostname, parts.port, parts.path.rstrip("/"), is_secure)
 

@@ -1,4 +1,4 @@
-"""GRPO's advantages, by rollout: a rollout that was cut into more rows weighs no more."""
+"""GRPO's advantages, by rollout: being cut into more rows gives a rollout no more weight."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ class AsyncClient:
         timeout_s: the longest that it may be silent in the middle of a call.
         headers: sent with every call.
 
-    All methods raise `ClientError`: Unreachable where no whole answer came (what only reads was
-    tried again), TimedOut where the router was silent for too long, Refused where it said no,
-    BadReply where it is no router.
+    All methods raise `ClientError`: Unreachable if no complete answer came (calls that only read
+    were retried), TimedOut if the router was silent for too long, Refused if it said no, BadReply
+    if it is not a router.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class AsyncClient:
         return AsyncSession(self, read_summary(await self.send(calls.open_session(options))))
 
     async def get_session(self, session_id: str) -> AsyncSession:
-        """A session that is there already."""
+        """A session that exists already."""
         return AsyncSession(self, read_summary(await self.send(calls.read_session(session_id))))
 
     async def list_sessions(
@@ -199,7 +199,7 @@ class AsyncSession:
         return await self._read(call)
 
     async def set_reward(self, reward: Reward) -> Summary:
-        """What the rollout earned: a number, or several by name.
+        """Set what the rollout earned: a number, or several by name.
 
         Raises:
             Conflict: another session of this rollout has another reward.
@@ -211,7 +211,7 @@ class AsyncSession:
         return read_npz(self.id, await self._client.send(calls.session_rows(self.id, options)))
 
     async def delete(self) -> None:
-        """Forget it and its turns; what is in flight is ended."""
+        """Delete it and its turns; generations in flight are ended."""
         await self._client.send(calls.delete_session(self.id))
         self._is_deleted = True
 

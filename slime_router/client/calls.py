@@ -19,9 +19,9 @@ JSON = "application/json"
 
 
 class SessionOptions(TypedDict, total=False):
-    """What a session is opened with. Whatever is not given, the router chooses.
+    """What a session is opened with. The router chooses whatever is not given.
 
-    `sampling` has OpenAI's field names; its values hold where a request says nothing.
+    `sampling` has OpenAI's field names; its values are defaults for the requests.
     `max_tokens` limits the tokens sampled in all. A `rollout_id` shared by several sessions makes
     them one rollout, with one reward.
     """
@@ -50,7 +50,7 @@ class RowOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One HTTP request. The router may be silent for `wait_s` longer than it is otherwise."""
+    """One HTTP request. The router may be silent for `wait_s` longer than usual."""
 
     method: str
     path: str
@@ -60,7 +60,7 @@ class Call:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether asking twice is as good as asking once."""
+        """Whether sending it twice has the same effect as sending it once."""
         return self.method == "GET"
 
     @property

@@ -38,7 +38,7 @@ class ClientError(Exception):
 
 
 class Unreachable(ClientError):
-    """No whole answer came. What was asked for may have been done all the same."""
+    """No complete answer came. The router may have done what was asked all the same."""
 
 
 class TimedOut(Unreachable):
@@ -46,7 +46,7 @@ class TimedOut(Unreachable):
 
 
 class BadReply(ClientError):
-    """The answer is not what a router answers: there may be something else at this URL."""
+    """The answer is not a router's: something else may be listening at this URL."""
 
 
 class Refused(ClientError):

@@ -43,7 +43,7 @@ class Row:
 
     `tokens`, `loss_mask`, `logprobs` and `weight_versions` have one length. Arrays are read-only.
     `loss_mask` is 1 where the policy sampled the token; every sampled token is 1 in one row only.
-    `logprobs` says nothing where the mask is 0, and is None where the router kept none.
+    `logprobs` is meaningless where the mask is 0, and None if the router kept none.
     The last `response_length` tokens are the response; those before it are prompt.
     `routed_experts`, where asked for, has shape `[positions, layers * top_k]`.
     """
@@ -98,7 +98,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Sampled turns and tokens that are in no row, for one reason."""
+    """Sampled turns and tokens that are not in any row, for one reason."""
 
     turns: int
     tokens: int
@@ -129,7 +129,7 @@ def read_npz(session_id: str, data: bytes) -> Export:
     """The export in an npz archive.
 
     Raises:
-        BadReply: it is none, or its parts do not fit together.
+        BadReply: it is not an npz archive, or its parts do not fit together.
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
@@ -143,7 +143,7 @@ def read_npz(session_id: str, data: bytes) -> Export:
 class ExportReader:
     """Reads exports off a stream of lines, as its bytes come in.
 
-    Sessions that the router could not export are told at the end, so that they cost no other.
+    Sessions that the router could not export are reported at the end, so that no other is lost.
     """
 
     def __init__(self) -> None:
@@ -207,7 +207,7 @@ def _export(session_id: str, rows: Sequence[Row], counted: Mapping[str, Any]) ->
 
 
 def _npz_rows(columns: Mapping[str, Array], meta: Mapping[str, Any]) -> list[Row]:
-    """The rows of columns that hold them one behind the other."""
+    """The rows of columns that hold them one after another."""
     offsets = columns["offsets"]
     count = len(meta["rows"])
     names = [*meta["versions"], None]  # -1, which stands for none, is the last
@@ -275,7 +275,7 @@ def _runs(versions: Sequence[WeightVersion | None]) -> list[WeightVersion]:
 
 
 def _cut(column: Array, offsets: Array) -> list[Array]:
-    """Row `i` of a column stands in `[offsets[i], offsets[i + 1])`."""
+    """Row `i` of a column is `[offsets[i], offsets[i + 1])`."""
     bounds = offsets.tolist()
     if bounds != sorted(bounds) or bounds[0] != 0 or bounds[-1] != len(column):
         raise ValueError("the offsets do not fit the columns")

@@ -15,7 +15,7 @@ class Summary:
     """A session at one moment.
 
     `turns` are held and can be exported; `recorded_turns` and `sampled_tokens` count from the
-    start, `dropped_turns` are those that the router had to let go, `running` those under way.
+    start, `dropped_turns` are those that the router had to drop, `running` those in progress.
     """
 
     session_id: str
@@ -50,7 +50,7 @@ def read_summaries(body: bytes) -> tuple[Summary, ...]:
     """The summaries in the router's list of sessions.
 
     Raises:
-        BadReply: it is no such list.
+        BadReply: it is not such a list.
     """
     try:
         return tuple(_summary(fields) for fields in json.loads(body)["sessions"])

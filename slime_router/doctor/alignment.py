@@ -1,4 +1,4 @@
-"""Meeting: where two sides that part go on with the same tokens again.
+"""Meeting: where two sides that have diverged continue with the same tokens.
 
 Nearest first, in windows that grow, so that the cost is that of the stretch that differs. Nothing
 quadratic is done: the tokens of a whole conversation can be on either side.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from slime_router.doctor.token_text import TokenText
 from slime_router.types import TokenIds
 
-GRAM_LEN = 8  # tokens in a row that tell that both sides are at the same place again
+GRAM_LEN = 8  # equal tokens in a row that show that both sides are at the same place again
 SIGHT_LEN = 64  # tokens that are searched first; four times as many when they do not meet there
 
 Ends: TypeAlias = tuple[int, int]  # where a stretch that differs ends, held and rendered
@@ -23,7 +23,7 @@ _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def common_len(one: TokenIds, other: TokenIds) -> int:
-    """How many tokens both begin with."""
+    """How many tokens both have in common at the start."""
     length = min(len(one), len(other))
     differs = one[:length] != other[:length]
     first = int(differs.argmax()) if length else 0
@@ -31,7 +31,7 @@ def common_len(one: TokenIds, other: TokenIds) -> int:
 
 
 def meeting(held: TokenText, i: int, rendered: TokenText, j: int) -> Ends:
-    """The nearest place behind `held[i] != rendered[j]` from which on the tokens agree.
+    """The nearest place after `held[i] != rendered[j]` from which the tokens agree.
 
     Where both sides have the same control tokens up to there, it is the first of these: turns are
     compared one by one. Where they never agree again, it is the end of both.
@@ -95,7 +95,7 @@ def _last_control(held: TokenText, i: int, rendered: TokenText, j: int) -> Ends 
 
 
 def _next_control(held: TokenText, i: int, rendered: TokenText, j: int) -> Ends:
-    """The end of the side that is within its last turn, and the end of that turn beside."""
+    """The end of the side that is in its last turn, and the end of that turn on the other."""
     ends = len(held), len(rendered)
     controls = held.controls_in(i, ends[0]), rendered.controls_in(j, ends[1])
     if len(controls[0]) and not len(controls[1]):

@@ -1,7 +1,7 @@
-"""The causes of drift: why two texts that should be one are not, and how to say it to a person.
+"""The causes of drift: why two texts that should be the same are not, and how to explain it.
 
 A cause is judged on a stretch of text in which both sides differ, with some text around it that
-they share: where a stretch begins and ends is a matter of tokens, and can be inside a word.
+they share: a stretch begins and ends at tokens, which can be inside a word.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _JSON = json.JSONDecoder()
 
 
 class Cause(StrEnum):
-    """Why the two sides part. What stands further up is looked for first."""
+    """Why the two sides diverge. Those listed first are looked for first."""
 
     SAME = "same"
     END_OF_TURN_NEWLINE = "end_of_turn_newline"
@@ -65,7 +65,7 @@ def of_texts(held: str, rendered: str) -> Cause:
 
 
 def of_json(held: Any, rendered: Any) -> Cause | None:
-    """The cause where one JSON value stands on either side; None where they say different things.
+    """The cause where both sides have the same JSON value; None where their values differ.
 
     `true` is not 1; 1.0 is 1; the order of keys does not count.
     """
@@ -98,7 +98,7 @@ def json_around(text: str, start: int, end: int) -> tuple[Any] | None:
 
 
 def explain(cause: Cause, held: str, rendered: str) -> str:
-    """One plain sentence. The texts are what each side has where the other has something else."""
+    """One plain sentence. The texts are what each side has where they differ."""
     return _SENTENCES[cause].format(held=_quoted(held), rendered=_quoted(rendered))
 
 
@@ -122,15 +122,14 @@ _SPELLINGS: tuple[tuple[Cause, Callable[[str], str]], ...] = (
 _SENTENCES = {
     Cause.SAME: "The held tokens are exactly what the messages render to.",
     Cause.END_OF_TURN_NEWLINE: (
-        "The held tokens end the turn with its stop token, and the template puts a newline behind"
-        " it, which no model samples; the rendered side goes on with {rendered}."
+        "The held tokens end the turn with its stop token, and the template puts a newline after"
+        " it, which no model samples; the rendered side continues with {rendered}."
     ),
     Cause.TRUNCATED: (
-        "One side is the beginning of the other: held goes on with {held}, rendered with"
-        " {rendered}."
+        "One side is a prefix of the other: held continues with {held}, rendered with {rendered}."
     ),
     Cause.DOUBLE_BOS: (
-        "The token that begins a text stands twice on one side: a rendered template has it"
+        "The token that begins a text is there twice on one side: a rendered template has it"
         " already, and encoding it with add_special_tokens adds another."
     ),
     Cause.SPECIAL_TOKEN_TEXT: (
@@ -146,7 +145,7 @@ _SENTENCES = {
     ),
     Cause.STOP_TOKEN: "The turn was ended by {held}, and the template ends it with {rendered}.",
     Cause.JSON_RESPACED: (
-        "The same JSON is written in another way (white space, order of keys, escapes): held has"
+        "The same JSON is written differently (white space, order of keys, escapes): held has"
         " {held}, rendered has {rendered}."
     ),
     Cause.SCHEMA_DEFAULT: (
@@ -154,11 +153,11 @@ _SENTENCES = {
         " {rendered}."
     ),
     Cause.UNICODE_NORMALISED: (
-        "The same characters are composed in another way (Unicode NFC): held has {held}, rendered"
+        "The same characters are composed differently (Unicode NFC): held has {held}, rendered"
         " has {rendered}."
     ),
     Cause.BOOLEAN_RESPELLED: (
-        "A constant is spelled in another way, as JSON and Python do: held has {held}, rendered"
+        "A constant is spelled differently, as in JSON and in Python: held has {held}, rendered"
         " has {rendered}."
     ),
     Cause.DATE_IN_TEMPLATE: (
@@ -167,7 +166,7 @@ _SENTENCES = {
     ),
     Cause.WHITESPACE: "Only white space differs: held has {held}, rendered has {rendered}.",
     Cause.CLIENT_REWRITE: (
-        "The text is another one, so the client or the template rewrote it: held has {held},"
+        "The text is different, so the client or the template rewrote it: held has {held},"
         " rendered has {rendered}."
     ),
 }

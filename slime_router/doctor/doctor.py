@@ -1,7 +1,7 @@
 """Diagnosis: do held tokens agree with what a router that forwards text would send?
 
-That router renders the messages as they came and encodes the whole: no history, today's date. This
-one compares, and explains; it reads the store and writes nothing.
+Such a router renders the messages as they came and encodes the whole: no history, today's date.
+This compares the two and explains; it reads the store and writes nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Doctor:
         """`held` beside the messages or the text of `call`.
 
         Raises:
-            BadRequest: the template refuses the messages, or makes no text of them.
+            BadRequest: the template refuses the messages, or makes no text from them.
         """
         return await diagnose(held, call, self._tokenizer, self._template)
 
@@ -106,7 +106,7 @@ async def diagnose(
     """`held` beside the messages or the text of `call`; no store is needed for that.
 
     Raises:
-        BadRequest: the template refuses the messages, or makes no text of them.
+        BadRequest: the template refuses the messages, or makes no text from them.
     """
     rendered = await _plain_ids(call, tokenizer, template)
     return Diagnosis(await _compare(held, rendered, tokenizer, template))

@@ -1,13 +1,13 @@
-"""Drift: where held tokens and the plain tokenization of the same conversation part, and why.
+"""Drift: where held tokens and the plain tokenization of a conversation diverge, and why.
 
 Both sides are walked from the left:
 
     held     | common | region | equal | region | ...
     rendered | common | region | equal | region | ...
 
-Where they part, the causes that show in the tokens themselves are tried first, since they know
-where both sides meet again. Else the nearest such place is searched, and the two texts up to there
-are judged. The cost is linear in the tokens, whatever differs.
+Where they diverge, the causes that show in the tokens themselves are tried first, since they know
+where both sides meet again. Otherwise the nearest such place is searched for, and the two texts up
+to there are judged. The cost is linear in the tokens, whatever differs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from slime_router.doctor.alignment import Ends, common_len, meeting
 from slime_router.doctor.causes import Cause, explain, json_around, of_json, of_texts
 from slime_router.doctor.reasoning import reasoning_ends
-from slime_router.doctor.token_text import TokenText, Vocabulary
+from slime_router.doctor.token_text import TokenText, TokenVocabulary
 from slime_router.types import TokenIds
 
 MAX_REGIONS = 21  # the first difference and 20 more
@@ -33,7 +33,7 @@ EXCERPT_LEN = 60  # characters
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Tokens `[start, end)` of either side, in whose place the other has something else."""
+    """Tokens `[start, end)` of each side, where the two differ."""
 
     held: tuple[int, int]
     rendered: tuple[int, int]
@@ -43,7 +43,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Glimpse:
-    """The first token of one side that differs, and how its text goes on."""
+    """The first token of one side that differs, and the text from there on."""
 
     id: int
     token: str
@@ -52,7 +52,7 @@ class Glimpse:
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """Where both sides part: None stands for a side that has ended."""
+    """Where the two sides diverge: None stands for a side that has ended."""
 
     index: int
     text_before: str
@@ -73,12 +73,12 @@ class Drift:
 
     @property
     def is_same(self) -> bool:
-        """Whether both sides are the same tokens."""
+        """Whether both sides have the same tokens."""
         return self.parting is None
 
     @property
     def cause(self) -> Cause:
-        """Of the first difference: what comes later is often its consequence."""
+        """The cause of the first difference: later ones are often its consequence."""
         return self.regions[0].cause if self.regions else Cause.SAME
 
     @property
@@ -90,7 +90,7 @@ class Drift:
 def compare(
     held: TokenIds,
     rendered: TokenIds,
-    vocabulary: Vocabulary,
+    vocabulary: TokenVocabulary,
     *,
     ends_turn: Callable[[int], bool],
 ) -> Drift:
@@ -143,7 +143,7 @@ class _Walk:
         self.held = held
         self.rendered = rendered
         self._ends_turn = ends_turn
-        # In this order: what is most special first.
+        # In this order: the most specific first.
         self._signs = (
             self._ended,
             self._doubled_start,
@@ -154,7 +154,7 @@ class _Walk:
         )
 
     def regions(self, common: int) -> Iterator[Region]:
-        """The differences from the left; both sides begin with `common` equal tokens."""
+        """The differences from the left; the first `common` tokens are equal."""
         i = j = lead = common
         while i < len(self.held) or j < len(self.rendered):
             cause, (i_end, j_end) = self._look(i, j, lead)
@@ -184,7 +184,7 @@ class _Walk:
         return (Cause.WHITESPACE if rest.isspace() else Cause.TRUNCATED), ends
 
     def _doubled_start(self, i: int, j: int) -> tuple[Cause, Ends] | None:
-        """The control token that begins the text stands there twice."""
+        """The control token that begins the text is there twice."""
         if (i, j) != (1, 1) or not self.held.has_control(0):
             return None
         first = self.held.ids[0]
@@ -193,7 +193,7 @@ class _Walk:
         return (Cause.DOUBLE_BOS, (1, 2)) if self.rendered.ids[1] == first else None
 
     def _missing_newline(self, i: int, j: int) -> tuple[Cause, Ends] | None:
-        """The template's newline behind a stop token was forgotten."""
+        """The template's newline after a stop token is missing on the held side."""
         is_newline = self.rendered.text(j, j + 1) == "\n"
         if not is_newline or not self._is_end(self.held, i - 1):
             return None
@@ -235,7 +235,7 @@ class _Walk:
     def _is_end(self, side: TokenText, index: int) -> bool:
         return index >= 0 and self._ends_turn(int(side.ids[index]))
 
-    # What the texts say
+    # Causes that show in the texts
 
     def _judge(self, i: int, j: int, ends: Ends, lead: int) -> Cause:
         held, rendered = self.held.text(i, ends[0]), self.rendered.text(j, ends[1])
@@ -261,14 +261,14 @@ def _common_bytes(one: bytes, other: bytes) -> int:
 
 
 def _ends_within(side: TokenText, index: int, length: int) -> NDArray[np.int64]:
-    """Where the tokens from `index` on end, in bytes from its begin, as far as `length`."""
+    """Where tokens end, as byte offsets from the start of token `index`, up to `length`."""
     first = index + 1
     ends: NDArray[np.int64] = side.starts[first : first + MERGE_LEN] - side.starts[index]
     return ends[: int(np.searchsorted(ends, length, side="right"))]
 
 
 def _value_around(side: TokenText, start: int, end: int) -> tuple[object] | None:
-    """The JSON value that holds tokens `[start, end)`, in a tuple."""
+    """The JSON value around tokens `[start, end)`, in a tuple."""
     first, last = side.stretch(start, end)
     before = side.text(first, start)
     region = side.text(start, end)

@@ -1,4 +1,4 @@
-"""Reasoning in tokens: where a span that one side has and the other has not comes to its end."""
+"""Reasoning in tokens: where a span that only one side has comes to its end."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SPACE = b" \n\r\t"
 
 
 def reasoning_ends(held: TokenText, i: int, rendered: TokenText, j: int) -> tuple[int, int] | None:
-    """Where both sides go on behind reasoning that the held side alone has at token `i`.
+    """Where both sides continue after reasoning that only the held side has at token `i`.
 
     Returns:
-        Indexes of tokens, held and rendered; None where no such reasoning stands there.
+        Indexes of tokens, held and rendered; None if there is no such reasoning.
     """
     for begin, end in MARKERS:
         found = _inside(held, i, rendered, j, begin, end) or _whole(

@@ -1,4 +1,4 @@
-"""Tokens and the bytes that they spell, side by side: which token stands at which byte."""
+"""Tokens and the bytes that they spell, side by side: which token is at which byte."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from slime_router.types import TokenIds
 
 
-class Vocabulary(Protocol):
+class TokenVocabulary(Protocol):
     """What the ids of a model stand for."""
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -26,11 +26,11 @@ class TokenText:
     Attributes:
         ids: int32 `[tokens]`.
         data: what they spell.
-        starts: int64 `[tokens + 1]`, the byte at which each begins.
+        starts: int64 `[tokens + 1]`, the first byte of each.
         controls: indexes of the control tokens, ascending.
     """
 
-    def __init__(self, ids: TokenIds, vocabulary: Vocabulary) -> None:
+    def __init__(self, ids: TokenIds, vocabulary: TokenVocabulary) -> None:
         kinds, kind_of = np.unique(ids, return_inverse=True)
         spelled = [vocabulary.token_bytes(kind) for kind in kinds.tolist()]
         lengths = np.array([len(each) for each in spelled], np.int64)
@@ -49,11 +49,11 @@ class TokenText:
         return int(self.starts[index])
 
     def index_at(self, byte: int) -> int:
-        """The first token that begins at `byte` or behind it."""
+        """The first token that begins at `byte` or after it."""
         return int(np.searchsorted(self.starts, byte))
 
     def text(self, start: int, end: int) -> str:
-        """What tokens `[start, end)` read; a cut character is U+FFFD."""
+        """The text of tokens `[start, end)`; a cut character is U+FFFD."""
         data = self.data[self.byte_at(max(start, 0)) : self.byte_at(min(end, len(self)))]
         return data.decode(errors="replace")
 

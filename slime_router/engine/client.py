@@ -32,7 +32,7 @@ from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 from slime_router.pool.worker import Worker
 from slime_router.types import Capture, GenerateCall, GenerateChunk, WeightVersion
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 KEEPALIVE_S = 3.0  # uvicorn, in the workers, closes an idle connection after 5 s
 READ_BUFFER_LEN = 256 * 2**10  # bytes; a backlog of cumulative items is read in one go
@@ -209,7 +209,7 @@ class WorkerClient:
             reply = orjson.loads(answer.body) if answer.status == 200 else {}
             return [int(token) for token in reply["tokens"]], reply.get("max_model_len")
         except (RouterError, AttributeError, KeyError, TypeError, ValueError) as exc:
-            log.debug("tokenize probe failed: worker=%s reason=%r", worker.url, exc)
+            logger.debug("tokenize probe failed: worker=%s reason=%r", worker.url, exc)
             return None
 
     async def ask(
@@ -241,7 +241,7 @@ class WorkerClient:
             except NotTaken as exc:
                 if not exc.is_stale or is_repeated:
                     raise WorkerFailed(f"The worker was not reached: {exc.reason}.") from exc
-                log.info("asked anew: worker=%s %s %s: %s", worker.url, method, path, exc.reason)
+                logger.info("asked anew: worker=%s %s %s: %s", worker.url, method, path, exc.reason)
                 is_repeated = True
 
     async def send(
@@ -309,7 +309,7 @@ class WorkerClient:
     def _abort_later(self, worker: Worker, call: GenerateCall) -> None:
         """Aborts behind the closed request: whoever leaves, a cancelled one too, need not wait."""
         if self._session is None:
-            log.warning("abort not sent, client closed: worker=%s rid=%s", worker.url, call.rid)
+            logger.warning("abort not sent, client closed: worker=%s rid=%s", worker.url, call.rid)
             return
         task = asyncio.get_running_loop().create_task(self._abort(worker, call))
         self._aborts.add(task)
@@ -332,7 +332,7 @@ class WorkerClient:
                 raise read_error(answer.status, b"")
         except RouterError as exc:
             self.aborts_failed += 1
-            log.warning("abort failed: worker=%s rid=%s reason=%s", worker.url, call.rid, exc)
+            logger.warning("abort failed: worker=%s rid=%s reason=%s", worker.url, call.rid, exc)
 
 
 async def _pieces(body: bytes) -> AsyncIterator[memoryview]:

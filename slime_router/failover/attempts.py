@@ -21,7 +21,7 @@ from slime_router.pool.pool import Lease, WorkerPool
 from slime_router.pool.worker import Kind, Need, Worker
 from slime_router.types import Resume
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BUSY = (429, 503)  # a worker's queue is full: another's may not be
 MAX_BROKEN = 3  # workers that broke without a word: it may be the request that kills them
@@ -167,7 +167,9 @@ class Attempts:
                 now = self._clock()
                 if not exc.is_temporary or now >= until:
                     raise
-                look_at = until if exc.again_s is None else min(until, now + exc.again_s)
+                look_at = (
+                    until if exc.retry_after_s is None else min(until, now + exc.retry_after_s)
+                )
             self._dispatcher.counts["waited"] += not has_waited
             has_waited = True
             try:
@@ -211,12 +213,12 @@ class Attempts:
         if not isinstance(exc, NotTaken):
             return exc
         words = f"No worker could be reached: {exc.reason}."
-        return NoWorker(words, is_temporary=True, again_s=self._pool.probe_s)
+        return NoWorker(words, is_temporary=True, retry_after_s=self._pool.probe_s)
 
     def _note_retry(self, level: int, worker: Worker, exc: Failure, sampled_len: int = 0) -> None:
         self._dispatcher.counts["moved" if sampled_len else "retried"] += 1
-        line = "tried anew: worker=%s tokens=%d reason=%s"
-        log.log(level, line, worker.url, sampled_len, exc)
+        line = "retrying: worker=%s tokens=%d reason=%s"
+        logger.log(level, line, worker.url, sampled_len, exc)
 
     def _is_worth_another(self, exc: Failure, worker: Worker) -> bool:
         """Whether another try may end better; the worker's record is kept."""

@@ -21,7 +21,7 @@ from slime_router.pool.pool import Lease
 from slime_router.pool.worker import Worker
 from slime_router.types import GenerateCall
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ROOMS = 2**63  # SGLang takes whole numbers below it
 
@@ -78,7 +78,7 @@ async def _prefill(
             async for _ in chunks:
                 pass
     except (NotTaken, RouterError) as exc:
-        log.warning("prefill failed: worker=%s rid=%s reason=%s", prefill.url, call.rid, exc)
+        logger.warning("prefill failed: worker=%s rid=%s reason=%s", prefill.url, call.rid, exc)
         on_failure(prefill)
     finally:
         lease.close()

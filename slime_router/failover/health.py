@@ -26,7 +26,7 @@ from slime_router.pool.backoff import Backoff
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Probe: TypeAlias = Literal["answers", "refuses", "silent"]
 
@@ -134,7 +134,7 @@ class Health:
                 await self._answered(worker, state)
                 continue
             if not state.was_seen and clock() - began > self._settings.startup_timeout_s:
-                log.error("worker %s did not come up in time; it is still asked", worker.url)
+                logger.error("worker %s did not come up in time; it is still asked", worker.url)
                 began = clock()
             if state.failed(probe) and worker.is_up:
                 self._lost(worker, probe, is_new=not state.was_seen)
@@ -157,7 +157,7 @@ class Health:
                 worker, "GET", endpoint, headers={}, timeout_s=self._settings.timeout_s
             )
         except RouterError as exc:
-            log.debug("probe failed: worker=%s reason=%s", worker.url, exc)
+            logger.debug("probe failed: worker=%s reason=%s", worker.url, exc)
             cause = exc.__cause__
             return "refuses" if isinstance(cause, NotTaken) and cause.is_refused else "silent"
         if answer.status >= 500:
@@ -174,7 +174,7 @@ class Health:
         if state.answered() and not worker.is_up:
             self._pool.mark_up(worker)
             self.recoveries += not is_new
-            log.info("worker %s is %s", worker.url, "up" if is_new else "back")
+            logger.info("worker %s is %s", worker.url, "up" if is_new else "back")
             is_new = True
         if is_new:
             self._on_up(worker)
@@ -202,11 +202,11 @@ class Health:
         self._pool.mark_down(worker)
         cut = self._client.give_up(worker)
         if is_new:
-            log.info("worker %s is not there yet", worker.url)
+            logger.info("worker %s is not there yet", worker.url)
             return
         self.deaths += 1
         words = "refuses connections" if probe == "refuses" else "answers no probe"
-        log.warning("worker %s is down: it %s; %d requests move on", worker.url, words, cut)
+        logger.warning("worker %s is down: it %s; %d requests move on", worker.url, words, cut)
 
 
 class _State:

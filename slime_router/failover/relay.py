@@ -44,7 +44,7 @@ from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Need, Worker
 from slime_router.types import GenerateCall, GenerateChunk
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Relay:
@@ -202,7 +202,7 @@ class Relay:
     def _note_dropped(self, call: GenerateCall, count: int) -> None:
         """A whole reply under a grammar begins anew: nobody is told what was sampled of it."""
         self.counts["dropped_tokens"] += count
-        log.warning("begins anew: rid=%s, %d tokens are dropped", call.rid, count)
+        logger.warning("begins anew: rid=%s, %d tokens are dropped", call.rid, count)
 
     def _finished(self, call: GenerateCall, worker: Worker, stitch: Stitch) -> None:
         assert call.prompt is not None

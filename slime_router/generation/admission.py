@@ -166,7 +166,7 @@ class AdmissionQueue:
         if not tickets:
             del self._tickets[rid]
 
-    def _again_s(self) -> float | None:
+    def _retry_after_s(self) -> float | None:
         """How long all those that wait now, and one more, may take to get in."""
         if self._took_s is None:
             return None
@@ -177,7 +177,7 @@ class AdmissionQueue:
         if not ticket.done():
             self._counts.refused += 1
             words = f"The router is full: {reason}. Try again later."
-            ticket.set_result(TooManyRequests(words, again_s=self._again_s()))
+            ticket.set_result(TooManyRequests(words, retry_after_s=self._retry_after_s()))
 
 
 def _abort(ticket: _Ticket) -> None:

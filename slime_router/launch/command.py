@@ -16,7 +16,7 @@ ROUTERS_OWN = ("--host", "--port")  # flags that the user of a router cannot giv
 _TP = ("--tp", "--tp-size", "--tensor-parallel-size")
 _PP = ("--pp", "--pp-size", "--pipeline-parallel-size")
 _DP = ("--dp", "--dp-size", "--data-parallel-size")
-# Who says one of these has chosen the devices.
+# With one of these the user has chosen the devices.
 _DEVICES = ("--base-gpu-id", "--device", "--nnodes")
 
 
@@ -24,7 +24,7 @@ _DEVICES = ("--base-gpu-id", "--device", "--nnodes")
 class WorkerCommand:
     """How one worker is started, wherever it is to listen. `gpus` None: it sees them all.
 
-    `api_key` is the one that it asks for, as its `args` say.
+    `api_key` is the one that it requires, according to its `args`.
     """
 
     args: tuple[str, ...] = field(repr=False)
@@ -37,7 +37,7 @@ class WorkerCommand:
 
     @property
     def env(self) -> dict[str, str]:
-        """Variables that it has besides the router's."""
+        """Environment variables that it gets besides the router's."""
         return {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": self.gpus}
 
 
@@ -95,13 +95,13 @@ def gpu_slices(gpus: Sequence[str], size: int, count: int) -> list[str | None]:
 
 
 def _number(flags: Sequence[str], names: Sequence[str]) -> int:
-    """The value of a flag; 1 where there is none, and SGLang itself says what is wrong."""
+    """The value of a flag; 1 if it is missing, or so wrong that SGLang itself complains."""
     text = _value(flags, names)
     return int(text) if text.isdecimal() and int(text) else 1
 
 
 def _value(flags: Sequence[str], names: Sequence[str]) -> str:
-    """What is said last of a flag; "" where there is nothing."""
+    """The last value given for a flag; "" if there is none."""
     text = ""
     for index, flag in enumerate(flags):
         name, is_said, value = flag.partition("=")

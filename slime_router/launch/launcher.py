@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # Before each new start of one that died early, several times in a row; then it is given up.
 RESTART_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-STEADY_S = 60.0  # who served so long did not die early
+STEADY_S = 60.0  # a worker that has served for this long did not die early
 POLL_S = 0.5
 GRACE_S = 15.0  # between SIGTERM and SIGKILL; an idle SGLang takes about seven
 WRONG_FLAGS = 2  # exit code: no new start would help
@@ -49,7 +49,7 @@ class Launched:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """How one process of a worker went: how it ended, and whether it did what it is for."""
+    """How one process of a worker ended, and whether it had come to serve."""
 
     end: str
     served_s: float = 0.0
@@ -103,7 +103,7 @@ class Launcher:
         return f"<Launcher {sum(w.is_up for w in self._workers)} of {len(self._workers)} up>"
 
     async def __aenter__(self) -> Launcher:
-        """Starts all.
+        """Starts all of them.
 
         Raises:
             SetupError: none of them came up.
@@ -144,7 +144,7 @@ class Launcher:
         raise SetupError(f"no worker came up: {reason}")
 
     async def _stop(self) -> None:
-        """All at once; they have the same time to end."""
+        """Ends all at once; they have the same time to do so."""
         for keeper in self._keepers:
             keeper.cancel()
         try:
@@ -179,7 +179,7 @@ class Launcher:
         """One process, from its start to its end."""
         clock = asyncio.get_running_loop().time
         try:
-            if not worker.was_up:  # nobody was told of its port
+            if not worker.was_up:  # nobody knows its port yet
                 worker.port = free_port({other.port for other in self._workers})
             async with running(
                 worker.command.at(worker.port),

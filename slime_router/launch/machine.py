@@ -21,7 +21,7 @@ _HAS_SGLANG = "import sys, importlib.util as u; sys.exit(not all(map(u.find_spec
 
 
 def free_port(taken: Collection[int] = ()) -> int:
-    """A port that nobody listens on now, and that is not in `taken`.
+    """A port on which nothing listens now, and that is not in `taken`.
 
     Raises:
         OSError: none was found.
@@ -37,7 +37,7 @@ def visible_gpus() -> tuple[str, ...]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return tuple(gpu.strip() for gpu in chosen.split(",") if gpu.strip())
-    with suppress(OSError, subprocess.SubprocessError):  # no driver is no GPU
+    with suppress(OSError, subprocess.SubprocessError):  # without a driver there is no GPU
         listed = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=True
         )
@@ -62,7 +62,7 @@ def require_sglang(python: str) -> None:
     if found.returncode:
         raise SetupError(
             f"--launch-workers: {python} has no SGLang with torch: "
-            "pip install 'slime-router[sglang]', or name a Python that has it by --worker-python"
+            "pip install 'slime-router[sglang]', or name a Python that has it with --worker-python"
         )
 
 

@@ -17,10 +17,10 @@ MAX_LINE_LEN = 16 * 2**10  # bytes; what is longer becomes several lines
 
 
 class Output:
-    """Takes bytes as they come. With a `log_dir` they go to `NAME.log` there, behind what is there.
+    """Takes bytes as they come. With a `log_dir` they are appended to `NAME.log` there.
 
-    Without one each line is logged at debug behind the worker's name. `secret` is the worker's key,
-    which SGLang prints with its arguments: `***` stands for it everywhere.
+    Without one each line is logged at debug level, after the worker's name. `secret` is the
+    worker's key, which SGLang prints with its arguments: it is replaced by `***` everywhere.
 
     Raises:
         SetupError: the file cannot be written.
@@ -43,11 +43,11 @@ class Output:
         return tuple(_text(line) for line in self._tail)
 
     def begin(self) -> None:
-        """A process starts; what the one before it said is over."""
+        """A process starts; the output of the one before it is forgotten."""
         self._tail.clear()
 
     def feed(self, data: bytes) -> None:
-        """Takes what was printed; nothing goes wrong here, or the worker would wait for us."""
+        """Takes what was printed; this must not fail, or the worker would wait for us."""
         self._keep(self._without_secret(data))
 
     def _without_secret(self, data: bytes) -> bytes:
@@ -72,7 +72,7 @@ class Output:
             self._rest = self._rest[MAX_LINE_LEN:]
 
     def end(self) -> None:
-        """The process has ended; what stands behind its last line end is a line too."""
+        """The process has ended; what follows its last line break is a line too."""
         held, self._held = self._held, b""
         self._keep(held)
         self._take(self._rest)

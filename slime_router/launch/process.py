@@ -23,13 +23,13 @@ REST_TIMEOUT_S = 1.0  # for what stands in the pipe of one that ended
 async def running(
     command: Sequence[str], *, env: Mapping[str, str], output: Output, grace_s: float
 ) -> AsyncIterator[Process]:
-    """Runs `command` for the length of the block; `env` is what it has besides the router's own.
+    """Runs `command` for the length of the block; `env` is added to the router's own.
 
-    On leaving the block its process group has `grace_s` to end after SIGTERM. Whoever is cancelled
-    in that time kills it at once.
+    On leaving the block its process group has `grace_s` to end after SIGTERM. A cancellation in
+    that time kills it at once.
 
     Raises:
-        OSError: the system starts no more processes.
+        OSError: the system cannot start more processes.
     """
     output.begin()
     process = await asyncio.create_subprocess_exec(

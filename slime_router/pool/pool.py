@@ -287,7 +287,9 @@ class WorkerPool:
             raise NoWorker("No worker left.")
         up = [w for w in there if w.is_up and not w.is_draining]
         if not up:
-            raise NoWorker("No worker can be reached.", is_temporary=True, again_s=self.probe_s)
+            raise NoWorker(
+                "No worker can be reached.", is_temporary=True, retry_after_s=self.probe_s
+            )
         running = [w for w in up if not (w.is_paused or w.is_asleep)]
         if not running:
             raise NoWorker("Generation is paused.", is_temporary=True, is_paused=True)
@@ -297,8 +299,10 @@ class WorkerPool:
         allowed = [w for w in current if self._breakers[w].allows(now)]
         if not allowed:
             waits_s = [self._breakers[worker].tries_in_s(now) for worker in current]
-            again_s = min((wait_s for wait_s in waits_s if wait_s > 0), default=None)
-            raise NoWorker("All workers failed too often.", is_temporary=True, again_s=again_s)
+            retry_after_s = min((wait_s for wait_s in waits_s if wait_s > 0), default=None)
+            raise NoWorker(
+                "All workers failed too often.", is_temporary=True, retry_after_s=retry_after_s
+            )
         return allowed
 
     def _target(self, name: str) -> Worker:

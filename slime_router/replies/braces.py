@@ -12,7 +12,7 @@ class Braces:
         self._is_escaped = False
 
     def end(self, text: str) -> int:
-        """The index behind the last brace; -1 where the object goes on."""
+        """The index after the last brace; -1 while the object continues."""
         for index, letter in enumerate(text):
             if self._is_escaped:
                 self._is_escaped = False

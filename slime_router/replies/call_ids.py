@@ -22,7 +22,7 @@ class CallIds(Protocol):
     """Names the calls of one reply, each once, in order."""
 
     def make(self, name: str, index: int, written: str, /) -> tuple[str, bool]:
-        """The id of a call, and whether it is random; `written` is what was read of it so far."""
+        """The id of a call, and whether it is random; `written` is what has been read so far."""
 
 
 class RandomIds:
@@ -55,7 +55,7 @@ class KimiIds:
 
 
 def call_ids(form: str, new_id: NewCallId, history: Sequence[Message]) -> CallIds:
-    """The ids of a reply in this format, behind `history`."""
+    """The ids of a reply in this format, after `history`."""
     if form not in _KIMI_HEADS:
         return RandomIds(new_id)
     before = sum(len(message.get("tool_calls") or ()) for message in history)

@@ -1,7 +1,7 @@
-"""The formats of a model's replies: which are read, and how that was decided.
+"""The formats of a model's replies: which are parsed, and how that was decided.
 
-Each flag names one of SGLang's formats, or says `auto` (detected from the template, as SGLang does
-it) or `none`. What comes after this knows names only.
+Each flag names one of SGLang's formats, or is `auto` (detected from the template, as SGLang does
+it) or `none`. Everything after this knows only names.
 """
 
 from __future__ import annotations

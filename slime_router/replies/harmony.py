@@ -1,13 +1,13 @@
-"""gpt-oss's replies, read by their marks: messages in channels, some of them calls of tools.
+"""gpt-oss's replies, parsed by their marks: messages in channels, some of them tool calls.
 
     <|channel|>analysis<|message|>...<|end|>
     <|start|>assistant<|channel|>final<|message|>...<|return|>
     <|start|>assistant<|channel|>commentary to=functions.NAME
         <|constrain|>json<|message|>{...}<|call|>
 
-The recipient of a call may stand in the role's part of a header or in the channel's, and the
-channel may be any. Marks are tokens: each comes in a piece of its own, and where a model spells one
-in other tokens it is text.
+The recipient of a call may be in the role's part of a header or in the channel's, and the channel
+may be any. Marks are tokens: each comes as a separate piece, and one that a model spells in other
+tokens is text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class HarmonyDelta:
 
 
 class HarmonyReader:
-    """Reads one reply, which begins behind `<|start|>assistant`.
+    """Reads one reply, which begins after `<|start|>assistant`.
 
     `tools` are the names that may be called, None where calls stay text. Reasoning is content
     where it is not to be `separate`.
@@ -68,11 +68,11 @@ class HarmonyReader:
 
     @property
     def is_thinking(self) -> bool:
-        """Whether reasoning goes on where the reply stands now."""
+        """Whether reasoning continues at this point of the reply."""
         return self._is_reasoning and self._is_separate
 
     def enter(self, written: str) -> None:
-        """Goes to where a prompt that ends with `written` leaves the reply."""
+        """Advances to where a prompt that ends with `written` leaves the reply."""
         last = written.rpartition("<|start|>assistant")[2]
         if last != written:
             self.push(_ENDED.split(last)[-1], is_last=False)
@@ -119,7 +119,7 @@ class HarmonyReader:
             self._header = mark if mark == "<|start|>" else ""
 
     def _open(self, delta: HarmonyDelta) -> None:
-        """A message begins: whom it is for says its header."""
+        """A message begins: its header says whom it is for."""
         header, self._header = self._header or "", None
         recipient = _RECIPIENT.search(header.replace("<|", " <|"))
         self._is_reasoning = recipient is None and "<|channel|>analysis" in header
@@ -138,7 +138,7 @@ class HarmonyReader:
             self.hidden += 1
 
     def _tool(self, recipient: str) -> str | None:
-        """The tool that is called; None where it is none that may be."""
+        """The tool that is called; None if it may not be called."""
         names = (recipient, recipient.removeprefix("functions."), recipient.rpartition(".")[2])
         return next((name for name in names if name in (self._tools or ())), None)
 
@@ -161,7 +161,7 @@ class HarmonyReader:
         self._call, self._is_reasoning, self._late = None, False, ""
 
     def _finish(self, delta: HarmonyDelta) -> None:
-        """The reply has ended, maybe in the middle of a message or of a header."""
+        """The reply has ended, perhaps in the middle of a message or of a header."""
         delta.reasoning += self._late
         self._late = ""
         if self._header and _RECIPIENT.search(self._header):

@@ -1,4 +1,4 @@
-"""What a parser of SGLang read and said nothing of: is it only the frame of a call, or lost text?
+"""What an SGLang parser read and did not return: is it only the frame of a call, or lost text?
 
 Pure: text in, text out. Frames are what formats put around calls and between them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-FRAME = re.compile(r"<[|｜][^<>]*[|｜]>")  # control tokens, which are no content
+FRAME = re.compile(r"<[|｜][^<>]*[|｜]>")  # control tokens, which are not content
 _CLOSING = r"</[^<>]*>|<\|close\|>\w+<\|sep\|>"
 _FRAME_PART = re.compile(
     rf"\s|{_CLOSING}|<[\w:|｜]*(?:tool|function)_calls?>|<[|｜][^<>]*[|｜]>|<\w+\|>|\]<\]minimax\[>\["
@@ -25,13 +25,13 @@ def without_control_tokens(text: str) -> str:
 
 
 def behind_call(text: str) -> str:
-    """What is said behind a call that has ended; empty where it is only the frame's end."""
+    """The text after a call that has ended; empty where it is only the end of the frame."""
     said = text[_FRAMES.match(text).end() :]  # type: ignore[union-attr] # it matches anything
     return _content(said)
 
 
 def between_calls(text: str, mark: str) -> str:
-    """What is said behind a call and before the `mark` of the next one, whose name was read."""
+    """The text after a call and before the `mark` of the next one, whose name was read."""
     at = text.rfind(mark) if mark else -1
     return behind_call(_HEADER.split(text[:at])[0]) if at > 0 else ""
 
@@ -42,7 +42,7 @@ def inside_call(text: str) -> str:
 
 
 def is_empty_call(text: str) -> bool:
-    """Whether a call has ended without arguments, where this is all that stands behind its name."""
+    """Whether a call has ended without arguments, where this is all that follows its name."""
     has_ended = _CLOSED.search(text) is not None or text.rstrip().endswith("}")
     return has_ended and not _WORD.search(_FRAME_PART.sub("", text))
 

@@ -1,8 +1,8 @@
 """Replies taken apart: reasoning, content and tool calls, piece by piece as the text comes.
 
-The formats are SGLang's (`sglang_parsers.py`). Its parsers are fed one token's text at a time: from
-longer pieces some of them lose text. What is held back is given at the end; what no parser can read
-stays content. The held tokens are what was sampled, whatever is read out of them here.
+The formats are SGLang's (`sglang_parsers.py`). Its parsers are fed one token's text at a time:
+some of them lose text when given longer pieces. What is held back is given at the end; what no
+parser can read stays content. The held tokens are what was sampled, whatever is parsed here.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class ReplyDelta:
     reasoning: str = ""
     tool_calls: tuple[ToolDelta, ...] = ()
     is_thinking: bool = False  # the piece was reasoning, tags included
-    hidden_calls: int = 0  # calls behind the first, where one was asked for
+    hidden_calls: int = 0  # calls after the first, where one was asked for
 
 
 class ReplyParsers:
-    """Makes the parser of each reply; knows the formats that the router was told.
+    """Makes the parser of each reply; knows the formats that were chosen at start.
 
     `presumes_thinking`: a reply begins as reasoning where the format has it so, even if the prompt
     does not show it.
@@ -83,11 +83,11 @@ class ReplyParsers:
         return f"<ReplyParsers tools={self.tools} reasoning={self.reasoning}>"
 
     def _try_out(self) -> None:
-        """Fails now where every reply would: some formats need what is not given here."""
+        """Fails now where every reply would: some formats need something that is missing here."""
         tool = {"type": "function", "function": {"name": "any"}}
         try:
             self.parser(ReplyFormat(tools=(tool,)), prompt_tail="", history=())
-        except Exception as exc:  # SGLang raises what it likes
+        except Exception as exc:  # SGLang may raise anything
             raise SetupError(f"{self!r} cannot be used here: {exc}") from exc
 
     def constraint(self, form: ReplyFormat) -> Grammar | None:
@@ -117,7 +117,7 @@ class ReplyParsers:
             )
             if found is None:
                 return "json_schema", self._sglang.json_schema(self._tools(form), choice, form)
-        except Exception as exc:  # SGLang raises what it likes on what tools describe
+        except Exception as exc:  # SGLang may raise anything on a tool's description
             logger.warning("no call can be forced with %s: %r", self.tools, exc)
             raise BadRequest("No call can be forced of these tools.", param="tool_choice") from exc
         kind, value = found
@@ -156,7 +156,7 @@ class ReplyParsers:
         return self._sglang is not None and self.tools is not None and bool(form.tools)
 
     def _is_array(self, form: ReplyFormat) -> bool:
-        """Whether calls come as a JSON array: they are forced, and their format cannot be."""
+        """Whether calls come as a JSON array: they are forced, and their own format cannot be."""
         constraint = self.constraint(form)
         return constraint is not None and constraint.kind == "json_schema"
 
@@ -225,7 +225,7 @@ class ReplyParsers:
         if is_open is None and not self._presumes_thinking:
             is_open = False
         if is_open is not None and hasattr(parser.detector, "_in_reasoning"):
-            parser.detector._in_reasoning = is_open  # some take no argument that says so
+            parser.detector._in_reasoning = is_open  # some do not take this argument
         return parser
 
 
@@ -254,7 +254,7 @@ class ReplyParser:
 
     @property
     def is_thinking(self) -> bool:
-        """Whether reasoning goes on where the reply stands now."""
+        """Whether reasoning continues at this point of the reply."""
         if self._messages is not None and self._messages.is_thinking:
             return True
         return bool(getattr(self._reasoning and self._reasoning.detector, "_in_reasoning", False))
@@ -273,7 +273,7 @@ class ReplyParser:
             return ReplyDelta(text)
         try:
             delta = self._push(text, is_last=is_last)
-        except Exception:  # SGLang's parsers raise what they like on what models write
+        except Exception:  # SGLang's parsers may raise anything on what models write
             logger.exception("a reply could not be taken apart: the rest of it stays text")
             self._is_broken = True
             return ReplyDelta(self._unread(text))
@@ -285,7 +285,7 @@ class ReplyParser:
         return delta
 
     def _without_marks(self, text: str) -> str:
-        """What is left to show of a text of which its format made nothing."""
+        """What is left to show of a text that its format made nothing of."""
         detector = self._reasoning and self._reasoning.detector
         for mark in (detector.think_start_token, detector.think_end_token) if detector else ():
             text = text.replace(mark, "")

@@ -1,7 +1,7 @@
-"""Text cut into what SGLang's parsers can be given, however it came.
+"""Text cut into pieces that SGLang's parsers can read, however it came.
 
-From pieces that hold more than one thing (text and the mark of a call, the end of one call and the
-beginning of the next) some of them lose text; others see no mark that comes in two pieces.
+Some of them lose text when a piece holds more than one thing (text and the mark of a call, the end
+of one call and the beginning of the next); others miss a mark that comes in two pieces.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _FLAGS = ("reasoning_parser", "tool_call_parser")
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelTraits:
     """What the formats of a model are known by. `tokens` are the names of all its tokens."""
 
     template: str | None
@@ -43,7 +43,7 @@ class Detected:
     reasoning: str | None
 
 
-def detect(model: Model) -> Detected:
+def detect(model: ModelTraits) -> Detected:
     """What SGLang takes for `auto` where it serves this model.
 
     Raises:
@@ -62,7 +62,7 @@ def detect(model: Model) -> Detected:
         )
     except (ImportError, AttributeError) as exc:
         raise SetupError(f"{MISSING} ({exc})") from exc
-    except Exception as exc:  # SGLang's rules raise what they like on a template
+    except Exception as exc:  # SGLang's rules may raise anything on a template
         raise SetupError(f"no format can be detected: {one_line(exc)}") from exc
 
 
@@ -76,7 +76,7 @@ class _Vocabulary:
         return {token: index for index, token in enumerate(self._tokens)}
 
 
-def _by_architecture(rules: Any, model: Model) -> Detected:
+def _by_architecture(rules: Any, model: ModelTraits) -> Detected:
     """SGLang would load the checkpoint's config; it is lent the one that is loaded already."""
     config = SimpleNamespace(architectures=list(model.architectures), model_type=model.model_type)
     loading = dict.fromkeys(("model_path", "trust_remote_code", "revision", "model_config_parser"))

@@ -1,8 +1,8 @@
 """Tool calls read out of a reply's text by one of SGLang's parsers, and what those leave out.
 
-What they drop is given as the model wrote it: text that only looked like a call, arguments that
-are no JSON, calls behind such arguments. Some read all of a call again with each piece of it, for
-seconds where the arguments are long: inside JSON they are given fewer and longer pieces.
+What they drop is returned as the model wrote it: text that only looked like a call, arguments that
+are not JSON, calls after such arguments. Some parse all of a call again with each piece of it,
+which takes seconds for long arguments: inside JSON they are given fewer and longer pieces.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from slime_router.types import ToolDelta
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
 _TAG = re.compile(r"<.{1,62}>")
 _CALL = re.compile(r'\{[^{}]*"name"\s*:\s*"')
-_SHORT_LEN = 256  # up to so much is read at once
+_SHORT_LEN = 256  # at most this much is read at once
 
 
 class CallReader:
@@ -52,15 +52,15 @@ class CallReader:
         self._indexes: dict[int, int] = {}  # of calls: the parser's, and ours
         self._count = 0  # of calls that the parser named
         self._begun: dict[int, str] = {}  # calls whose name was given: their arguments so far
-        self._raw = ""  # what is no content yet; in a call the text since its name
+        self._raw = ""  # what is not content yet; in a call the text since its name
         self._unsaid = ""  # what was read since the parser said something
-        self._behind = ""  # what the parser took for arguments, and is none
+        self._behind = ""  # what the parser wrongly took for arguments
         self._is_behind = False  # the frame of the last call has ended
-        self._space: str | None = None  # behind content that stands behind a call
+        self._space: str | None = None  # after content that follows a call
         self._held = ""  # what waits to be read together
         self._braces: Braces | None = None  # of the call that is read
         self._is_rewritten = False  # the parser gives other content than the model wrote
-        self._next: CallReader | None = None  # reads what is behind a broken call
+        self._next: CallReader | None = None  # reads what follows a broken call
 
     @property
     def hidden(self) -> int:
@@ -94,7 +94,7 @@ class CallReader:
         return content + rest, deltas + more
 
     def _boundary(self, text: str) -> int:
-        """Where what waits is read whatever its length: behind JSON, before a control token."""
+        """Where what waits is read whatever its length: after JSON, before a control token."""
         if self._braces is None:
             return 0 if self._held and FRAME.search(text) else -1
         end = self._braces.end(text)
@@ -134,7 +134,7 @@ class CallReader:
         return self._behind_calls(content, deltas) if had_begun else content, deltas
 
     def _said_behind(self) -> str:
-        """What stands behind the frame of the last call, of what was given as its arguments."""
+        """The part of what was given as the last call's arguments that follows its frame."""
         if self._is_behind:
             return self._behind
         said = leftovers.behind_call(self._behind)
@@ -160,7 +160,7 @@ class CallReader:
         return bool(self._begun) and not self._begun[max(self._begun)].strip()
 
     def _left(self) -> str:
-        """What the parser made nothing of, at the end."""
+        """What the parser has made nothing of, at the end."""
         if self._begun and _is_json(self._begun[max(self._begun)]):
             return leftovers.behind_call(self._unsaid)
         return leftovers.inside_call(self._unsaid)
@@ -190,7 +190,7 @@ class CallReader:
         return getattr(self._parser, "current_tool_id", -1) >= 0
 
     def _broken(self, *, is_lost: bool, is_last: bool) -> tuple[str, str] | None:
-        """A call behind another of which the parser makes none, and what is behind it.
+        """A call after another that the parser does not recognise, and what follows it.
 
         Of an unknown tool it forgets all it has read (`is_lost`), and would give what comes to the
         calls before; at other faults it stops, and keeps what it cannot read.
@@ -203,7 +203,7 @@ class CallReader:
         if getattr(self._parser, "current_tool_name_sent", True) or len(unread) > len(self._raw):
             return None  # it reads a call, or keeps what it has read
         if is_last and begin not in unread and _is_json(self._begun[max(self._begun)]):
-            begin = "{"  # behind a separator
+            begin = "{"  # after a separator
         if begin not in unread:
             return None
         broken = unread[unread.index(begin) :]
@@ -216,7 +216,7 @@ class CallReader:
     def _past(
         self, broken: str, behind: str, *, is_last: bool, deltas: tuple[ToolDelta, ...]
     ) -> tuple[str, tuple[ToolDelta, ...]]:
-        """What is broken is content; a fresh reader takes what is behind it."""
+        """What is broken is content; a fresh reader takes what follows it."""
         self._next = self._fresh(max(self._begun) + 1)
         content = without_control_tokens(broken)
         for index in range(len(behind) + is_last):
@@ -302,7 +302,7 @@ class CallReader:
         if index not in self._begun or not arguments:
             return ()
         if self._begun[index].endswith("}") and _is_json(self._begun[index]):
-            self._behind += arguments  # some give all that comes behind the last call
+            self._behind += arguments  # some return everything after the last call
             return ()
         self._begun[index] += arguments
         return (ToolDelta(index, None, None, arguments),)
@@ -324,7 +324,7 @@ class CallReader:
         self._raw = text
 
     def _rest(self) -> tuple[ToolDelta, ...]:
-        """What the parser left of the last call where it is no JSON, and the calls behind it."""
+        """What the parser left of a last call that is not JSON, and the calls after it."""
         index = max(self._begun)
         given = self._begun[index]
         if _is_json(given):
@@ -342,7 +342,7 @@ class CallReader:
         return deltas + self._later(behind, index + 1)
 
     def _later(self, text: str, first_index: int) -> tuple[ToolDelta, ...]:
-        """The calls behind one at which the parser stopped."""
+        """The calls after one at which the parser stopped."""
         if not self._parser.has_tool_call(text) or not self._is_parallel:
             return ()
         reader = self._fresh(first_index)
@@ -368,7 +368,7 @@ def _opened(written: str, *, has_ended: bool) -> str:
 
 
 def _behind(given: str, written: str) -> str:
-    """What is written behind `given`, which may be spaced otherwise."""
+    """What is written after `given`, which may be spaced differently."""
     at = 0
     for letter in "".join(given.split()):
         at += len(written[at:]) - len(written[at:].lstrip())

@@ -1,6 +1,6 @@
 """Calls of tools that were not offered, which some of SGLang's parsers drop from among others.
 
-Those are made to give every call; what is none of an offered tool is taken out here, as text.
+Those parsers are made to return every call; calls of other tools are taken out here, as text.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""The forest of a session: which turn goes on from which, told by their tokens alone.
+"""The forest of a session: which turn continues which, known from their tokens alone.
 
     prompt(node)[: node.shared_len] == held(node.parent)[: node.shared_len]
 
-A turn goes on from the turn whose held tokens its prompt begins with wholly. Where a prompt leaves
-an answer shortly before its end (drift), it *realigns* that answer: it goes on from it all the
-same, and the tokens behind the common prefix are given up. Where too much would be given up, or
-another turn goes on from the same answer, the prompt is a fork and stands beside it.
+A turn continues the turn whose held tokens all begin its prompt. Where a prompt departs from an
+answer shortly before its end (drift), it *realigns* that answer: it continues it all the same, and
+the tokens after the common prefix are given up. Where too much would be given up, or another turn
+continues the same answer, the prompt is a fork beside it.
 
-Turns without output are no parents; what was sent to them counts as part of the next prompt.
+Turns without output are not parents; what was sent to them counts as part of the next prompt.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class TurnSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Node:
-    """A turn with output, and the turn that it goes on from."""
+class TurnNode:
+    """A turn with output, and the turn that it continues."""
 
     turn: Turn
     prompt_key: bytes  # equal for equal prompts
-    parent: Node | None
+    parent: TurnNode | None
     shared_len: int  # of the parent's held tokens; fewer than all where this turn realigns it
 
     @property
@@ -55,21 +55,22 @@ class Node:
         """Where the output begins."""
         return _prompt_len(self.turn)
 
-    def path(self) -> list[Node]:
+    def path(self) -> list[TurnNode]:
         """From the root to this node."""
-        nodes: list[Node] = []
-        node: Node | None = self
+        nodes: list[TurnNode] = []
+        node: TurnNode | None = self
         while node is not None:
             nodes.append(node)
             node = node.parent
         return nodes[::-1]
 
 
-def plant(source: TurnSource, turns: Iterable[Turn], realign_threshold: int) -> list[Node]:
+def plant(source: TurnSource, turns: Iterable[Turn], realign_threshold: int) -> list[TurnNode]:
     """The nodes of all turns that have output, oldest first.
 
     An answer is realigned where fewer than `realign_threshold` of its tokens are given up; the
-    length of the new turn is no matter. Time grows with the stored tokens, not with held lengths.
+    length of the new turn does not matter. Time grows with the stored tokens, not with held
+    lengths.
     """
     sites: dict[str, _Site] = {}
     for turn in sorted(turns, key=lambda turn: turn.seq):
@@ -85,15 +86,15 @@ def _prompt_len(turn: Turn) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Site:
-    """Where a prompt leaves the tokens of older turns: `base_len` tokens into `base`.
+    """Where a prompt departs from the tokens of older turns: `base_len` tokens into `base`.
 
-    That point lies behind the first output token of `base`, at its end at the most.
+    That point is after the first output token of `base`, and at most at its end.
     """
 
     turn: Turn
     base: _Site | None
     base_len: int
-    delta: TokenIds  # the prompt behind that point
+    delta: TokenIds  # the prompt after that point
     prompt_hash: hashlib.blake2b
     held_hash: hashlib.blake2b
 
@@ -157,11 +158,11 @@ class _Planter:
     def __init__(self, sites: Sequence[_Site], realign_threshold: int) -> None:
         self._sites = sites
         self._threshold = realign_threshold
-        self._nodes: dict[str, Node] = {}
+        self._nodes: dict[str, TurnNode] = {}
         self._extended = {site.base.turn.id for site in sites if site.base and site.is_whole}
         self._realigned: dict[str, bytes] = {}  # a turn, and the one prompt that realigns it
 
-    def plant(self) -> list[Node]:
+    def plant(self) -> list[TurnNode]:
         siblings: dict[tuple[str | None, int], list[_Site]] = {}
         for site in self._sites:
             base_id = site.base.turn.id if site.base is not None else None
@@ -173,10 +174,10 @@ class _Planter:
         for site in self._sites:
             key = site.prompt_hash.digest()
             parent, shared_len = self._parent(site, key, cores.get(site.turn.id))
-            self._nodes[site.turn.id] = Node(site.turn, key, parent, shared_len)
+            self._nodes[site.turn.id] = TurnNode(site.turn, key, parent, shared_len)
         return list(self._nodes.values())
 
-    def _parent(self, site: _Site, key: bytes, core: _Core | None) -> tuple[Node | None, int]:
+    def _parent(self, site: _Site, key: bytes, core: _Core | None) -> tuple[TurnNode | None, int]:
         drifted = self._drifted_from(site, key, core)
         if drifted is not None:
             answer, common = drifted
@@ -221,7 +222,7 @@ class _Planter:
     def _cores(self, siblings: Sequence[_Site]) -> dict[str, _Core]:
         """For each of the siblings the cores that its prompt begins with.
 
-        Sorted, each text comes right behind its prefixes; so one pass finds them all, where
+        Sorted, each text comes right after its prefixes; so one pass finds them all, where
         comparing the siblings with one another would be quadratic.
         """
         longest = max(len(site.delta) for site in siblings)
@@ -246,7 +247,7 @@ class _Planter:
         return found
 
     def _core_len(self, site: _Site) -> int:
-        """One output token at least, and one less than all; else no prompt is long enough."""
+        """At least one output token, and at most all but one; else no prompt is long enough."""
         output_len = len(site.turn.output_ids)
         given_up = min(self._threshold - 1, output_len - 1)
         if given_up < 1 or site.turn.id in self._extended:

@@ -4,8 +4,8 @@
     stats.trained_tokens == sum(row.loss_mask.sum() for row in rows)
 
 A row is a sequence that a model really saw: the prompt and the output of one turn. Each sampled
-token is trained in one row at the most, the earliest that has it, and only behind the very tokens
-that it was sampled behind.
+token is trained in at most one row, the earliest that has it, and only after the very tokens that
+it was sampled after.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_router.rows.forest import Node, TurnSource, plant
+from slime_router.rows.forest import TurnNode, TurnSource, plant
 from slime_router.rows.selection import Selection, select
 from slime_router.trajectory.routed_experts import ExpertsSpan, find_misfit, line_up
 from slime_router.trajectory.turn import Turn
@@ -127,7 +127,7 @@ class _Span:
 
 
 class _RowBuilder:
-    """Builds one row after the other and counts what is not trained."""
+    """Builds one row after another and counts what is not trained."""
 
     def __init__(self, source: TurnSource, turns: Sequence[Turn], selection: Selection) -> None:
         self._source = source
@@ -144,7 +144,7 @@ class _RowBuilder:
                 self._leave_out(reason, len(node.turn.output_ids))
 
     def stats(self, rows: Sequence[Row]) -> RowStats:
-        """What became of all turns; `rows` are those that were built."""
+        """What happened to all turns; `rows` are those that were built."""
         return RowStats(
             turns=len(self._turns),
             sampled_tokens=sum(len(turn.output_ids) for turn in self._turns),
@@ -154,7 +154,7 @@ class _RowBuilder:
             routed_experts_missing=self._experts_missing,
         )
 
-    def build(self, leaf: Node) -> Row | None:
+    def build(self, leaf: TurnNode) -> Row | None:
         """The row that ends with this turn; None where it has nothing to train."""
         spans = self._spans(leaf.path())
         tokens = self._source.held_ids(leaf.turn.id)
@@ -191,7 +191,7 @@ class _RowBuilder:
             routed_experts=self._experts(spans),
         )
 
-    def _spans(self, path: Sequence[Node]) -> list[_Span]:
+    def _spans(self, path: Sequence[TurnNode]) -> list[_Span]:
         """The outputs along a path; each turn is trained in the first row that has it."""
         spans = []
         for node, child in zip(path, [*path[1:], None], strict=True):

@@ -1,7 +1,7 @@
 """Selection: which turns of a forest are trained, and why the others are not.
 
-Decided from the leaves upwards: a turn counts as continued where a turn that is itself kept goes
-on from it. Each turn is kept or stands under exactly one reason.
+Decided from the leaves upwards: a turn counts as continued if a turn that is itself kept continues
+it. Each turn is kept, or left out for exactly one reason.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from slime_router.rows.forest import Node
+from slime_router.rows.forest import TurnNode
 
 
 @dataclass(slots=True)
 class Selection:
     """The leaves of what is kept, oldest first, and the nodes left out by reason."""
 
-    leaves: list[Node] = field(default_factory=list)
-    cut_ids: set[str] = field(default_factory=set)  # turns behind which others were too long
-    left_out: dict[str, list[Node]] = field(default_factory=dict)
+    leaves: list[TurnNode] = field(default_factory=list)
+    cut_ids: set[str] = field(default_factory=set)  # turns after which others were too long
+    left_out: dict[str, list[TurnNode]] = field(default_factory=dict)
 
-    def leave_out(self, reason: str, nodes: Iterable[Node]) -> None:
+    def leave_out(self, reason: str, nodes: Iterable[TurnNode]) -> None:
         """Count nodes under `reason`."""
         self.left_out.setdefault(reason, []).extend(nodes)
 
 
 def select(
-    nodes: Sequence[Node],
+    nodes: Sequence[TurnNode],
     is_delivered: Callable[[str], bool],
     *,
     keeps_retries: bool,
@@ -34,10 +34,10 @@ def select(
 ) -> Selection:
     """What to train of a forest.
 
-    undelivered: nobody read the reply to its end, and nothing kept goes on from it
-    retry:       the same prompt was asked again, and the conversation went on from another reply
-                 (or from none: then the latest request counts)
-    over_length: ends behind `max_len` tokens, and so does everything kept behind it
+    undelivered: nobody read the reply to its end, and nothing kept continues it
+    retry:       the same prompt was sent again, and the conversation continued from another reply
+                 (or from neither: then the latest request counts)
+    over_length: ends after `max_len` tokens, and so does everything kept after it
     """
     selection = Selection()
     kept = _drop_unused(nodes, is_delivered, keeps_retries, selection)
@@ -47,16 +47,16 @@ def select(
 
 
 def _drop_unused(
-    nodes: Sequence[Node],
+    nodes: Sequence[TurnNode],
     is_delivered: Callable[[str], bool],
     keeps_retries: bool,
     selection: Selection,
-) -> list[Node]:
+) -> list[TurnNode]:
     """The nodes that are used, children before their parents."""
-    prompts: dict[bytes, list[Node]] = {}
+    prompts: dict[bytes, list[TurnNode]] = {}
     for node in nodes:
         prompts.setdefault(node.prompt_key, []).append(node)
-    kept: list[Node] = []
+    kept: list[TurnNode] = []
     continued: set[str] = set()
     # A child's prompt is longer than its parent's: so children come first.
     for twins in sorted(prompts.values(), key=lambda twins: -twins[0].prompt_len):
@@ -70,12 +70,12 @@ def _drop_unused(
     return kept
 
 
-def _last_requests(twins: Sequence[Node], continued: set[str]) -> list[Node]:
-    """Of turns with one prompt those whose request was used; else those of the latest request.
+def _last_requests(twins: Sequence[TurnNode], continued: set[str]) -> list[TurnNode]:
+    """Of turns with one prompt, those whose request was used; else those of the latest request.
 
-    Samples that one request asked for together are no retries of each other.
+    Samples that one request asked for together are not retries of each other.
     """
-    requests: dict[tuple[str, str], list[Node]] = {}
+    requests: dict[tuple[str, str], list[TurnNode]] = {}
     for node in twins:
         request_id = node.turn.request_id
         requests.setdefault((request_id, "" if request_id else node.turn.id), []).append(node)
@@ -86,14 +86,14 @@ def _last_requests(twins: Sequence[Node], continued: set[str]) -> list[Node]:
 
 
 def _leave_out_others(
-    selection: Selection, reason: str, nodes: Sequence[Node], kept: Sequence[Node]
+    selection: Selection, reason: str, nodes: Sequence[TurnNode], kept: Sequence[TurnNode]
 ) -> None:
     if len(kept) < len(nodes):
         kept_ids = {node.turn.id for node in kept}
         selection.leave_out(reason, (node for node in nodes if node.turn.id not in kept_ids))
 
 
-def _cut(kept: Sequence[Node], max_len: int | None, selection: Selection) -> None:
+def _cut(kept: Sequence[TurnNode], max_len: int | None, selection: Selection) -> None:
     """Finds the leaves; `kept` has children before their parents."""
     has_child: set[str] = set()
     for node in kept:

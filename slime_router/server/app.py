@@ -47,7 +47,7 @@ from slime_router.generation.retrieval import Retriever
 from slime_router.generation.token_path import TokenPath
 from slime_router.replies.formats import choose_formats
 from slime_router.replies.parser import ReplyParsers
-from slime_router.replies.sglang_detection import Model, detect
+from slime_router.replies.sglang_detection import ModelTraits, detect
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.server.boundary import Boundary, Handler
 from slime_router.server.control_routes import ControlRoutes
@@ -358,9 +358,9 @@ def _admission(config: Config) -> AdmissionQueue:
     )
 
 
-def _model(tokenizer: Tokenizer) -> Model:
+def _model(tokenizer: Tokenizer) -> ModelTraits:
     """What the formats of its replies are known by."""
-    return Model(
+    return ModelTraits(
         template=tokenizer.jinja_template,
         tokens=tokenizer.token_names(),
         architectures=tokenizer.architectures,

@@ -28,7 +28,7 @@ from slime_router.failover.relay import Relay
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Need
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1: these speak of one connection, not of the message
     {
@@ -161,7 +161,7 @@ async def _answered(
             await reply.write(data)
     except RouterError as exc:
         # The status line is out: only a broken connection still says that this is no end.
-        log.warning("answer broke off: path=%s reason=%s", request.path, exc)
+        logger.warning("answer broke off: path=%s reason=%s", request.path, exc)
         _break_off(request)
         return reply
     except asyncio.CancelledError:

@@ -62,8 +62,8 @@ def next_key(key: Key, message: Message, *, with_call_ids: bool) -> Key:
 def next_link(key: Key, spelling: Key, message: Message, *, with_call_ids: bool) -> tuple[Key, Key]:
     """The key and the spelling of a conversation with `message` appended.
 
-    The spelling says of replies what their keys do not tell; it stays what it was where a reply
-    has nothing to add to it.
+    The spelling records what keys leave out of replies; it stays what it was where a reply adds
+    nothing to it.
     """
     role = message["role"]
     content = content_text(message.get("content"))
@@ -97,7 +97,7 @@ def _are_one(text: Message, calls: Message) -> bool:
 
 
 def _reply_text(content: str) -> str:
-    """A reply without what agents add to it or take from it on the way."""
+    """A reply without what agents add to it or take from it in transit."""
     return content.replace("\r\n", "\n").strip(_SPACE)
 
 

@@ -1,8 +1,8 @@
 """What a template was seen to print around replies, and whether it prints the same again.
 
 Held tokens may be continued only where the template appends: what it printed before the reply, it
-prints there again, and nothing of it moves. (Mistral Nemo moves the system prompt to the last
-user's turn.) How it prints old replies is no matter, because their tokens are kept.
+prints there again, and nothing moves. (Mistral Nemo moves the system prompt to the last
+user's turn.) How it prints old replies does not matter, because their tokens are kept.
 
 A layout belongs to one recorded turn and says what its own prompt looked like. It is never used for
 another conversation, so no conversation changes what another gets.
@@ -51,7 +51,7 @@ class Mark:
 class Layout:
     """What the prompt of a turn looked like.
 
-    `start` is the message from which on it was rendered (0: all of it), which is enough as long as
+    `start` is the message from which it was rendered (0: all of it), which is enough as long as
     messages follow each other as in `pairs`, and there are fewer than twice `proved_len` of them.
     From `shift_len` messages in view on, a later start is tried.
     """

@@ -1,4 +1,4 @@
-"""Messages as templates need them: what clients spell in many ways becomes one.
+"""Messages as templates need them: the many spellings of clients become one.
 
 Templates crash on what clients send (content null, missing or in parts; arguments as a string), so
 every message passes here before it is rendered. The rules are those of SGLang's own chat route,
@@ -36,7 +36,7 @@ def without_reasoning(content: str) -> str:
 
 
 def arguments_value(arguments: Any) -> Any:
-    """A tool call's arguments as an object, or the string itself where it is none."""
+    """A tool call's arguments as an object, or the string itself if it does not hold one."""
     if not isinstance(arguments, str):
         return {} if arguments is None else arguments
     if not arguments.strip():
@@ -80,7 +80,7 @@ def _renderable(message: Message, *, has_developer_role: bool) -> Message:
         role = "system"
     elif role == "function":
         role = "tool"
-    # What is null is left out: templates take a name that is there for a value that is there.
+    # What is null is left out: to templates, a name that is present has a value.
     known = {name: value for name, value in message.items() if value is not None}
     known |= {"role": role, "content": content_text(message.get("content"))}
     reasoning = message.get("reasoning_content") or message.get("reasoning")

@@ -1,7 +1,7 @@
 """Rendering: messages to the prompt text that the model's format makes of them.
 
-The port, and its usual form: a Jinja template, which runs in the sandbox of `transformers` as it
-does on a worker. Formats that are written in Python stand in `encoders.py` and `tekken.py`.
+The usual form is a Jinja template, which runs in the sandbox of `transformers` as it does on a
+worker. Formats that are written in Python are in `checkpoint/`: `python_formats.py`, `tekken.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from slime_router.types import Message, TemplateOptions
 
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(?:(["'])(.*?)\1\s*\))?""")
 # A template sees plain values only, so its clock is pinned by a table of the formats it asks for.
-# The line's end is Jinja's to swallow; the template itself still begins at the begin of a line.
+# Jinja swallows the line break; the template itself still starts on a new line.
 _PINNED_DATES = "pinned_dates"
 _PIN = f"{{% set strftime_now = {_PINNED_DATES}.get %}}\n"
 
@@ -49,7 +49,7 @@ class JinjaRenderer:
     def render(
         self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
     ) -> str:
-        """Render `messages`; the template's clock stands at `date`, where one is given.
+        """Render `messages`; the template's clock shows `date`, if one is given.
 
         A clock whose format is not written out in the template is not pinned.
 
@@ -59,7 +59,7 @@ class JinjaRenderer:
         if refused := options.kwargs.keys() & self._reserved:
             name = min(refused)
             raise BadRequest(
-                f"{name!r} is no argument of a chat template.",
+                f"{name!r} is not an argument of a chat template.",
                 param=f"chat_template_kwargs.{name}",
             )
         template, kwargs = self._template, dict(options.kwargs)
@@ -108,6 +108,6 @@ class JinjaRenderer:
 
 
 def _base_method(hf: Any) -> Any:
-    """`apply_chat_template` as `transformers` defines it: what a subclass adds is a template's."""
+    """`apply_chat_template` as `transformers` defines it: more in a subclass is the template's."""
     owners = [each for each in type(hf).__mro__ if "apply_chat_template" in vars(each)]
     return vars(owners[-1])["apply_chat_template"]

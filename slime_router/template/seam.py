@@ -1,7 +1,7 @@
 """The seam between a held turn and what follows it, found by token ids.
 
 A model ends its turn with a token of its own choice, if it ends it at all. The template closes the
-same turn in its own way. One of the two must stand in the prompt: never both, never neither.
+same turn in its own way. Exactly one of the two must be in the prompt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TurnEnds:
 
     closers: frozenset[int] = frozenset()
     openers: Mapping[int, str] = field(default_factory=dict)
-    closer: str | None = None  # the token that stands after a reply when a user's turn follows
+    closer: str | None = None  # the token after a reply when a user's turn follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def leading(text: str, controls: Controls) -> Iterator[Control]:
 
 
 class Seam:
-    """Where a text that follows a reply goes on after the tokens that the model sampled."""
+    """Where a text that follows a reply continues after the tokens that the model sampled."""
 
     def __init__(self, controls: Controls, ends: TurnEnds) -> None:
         self._controls = controls
@@ -68,7 +68,7 @@ class Seam:
     def after_text(self, behind: str, last_id: int | None) -> Cut:
         """Where `behind`, the text that follows a reply's content, is entered.
 
-        What closes a turn stands right at its beginning, but for white space.
+        What closes a turn is right at its beginning, apart from white space.
         """
         run = list(leading(behind, self._controls))
         if not run:
@@ -78,7 +78,7 @@ class Seam:
         return self._at(behind, sampled or ending, last_id, own_start=0)
 
     def after_call(self, behind: str, tail_len: int, last_id: int | None) -> Cut:
-        """The same where the reply's last call goes on for `tail_len` characters."""
+        """The same where the reply's last call continues for `tail_len` characters."""
         closing = self.closing(behind, last_id)
         if closing is None or behind[tail_len : closing[0]].strip():
             return Cut(tail_len, self._drop(last_id))
@@ -111,7 +111,7 @@ class Seam:
         return Cut(start, self._drop(last_id))
 
     def _drop(self, last_id: int | None) -> int:
-        """A header that was sampled gives way to the one that comes."""
+        """A header that was sampled gives way to the one that follows."""
         return int(last_id in self._openers)
 
     def _closes(self, behind: str, control: Control) -> bool:

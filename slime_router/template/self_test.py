@@ -43,7 +43,7 @@ TryRender = Callable[[Sequence[Message], TemplateOptions, datetime | None], str 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the self-test found out about a template. `GET /template` returns it."""
+    """What the self-test found out about a template, as `GET /template` returns it."""
 
     has_template: bool = False
     prints_date: bool = False
@@ -76,7 +76,7 @@ class Findings:
         return ", ".join(words)
 
 
-class Controls(Protocol):
+class ProbedTokens(Protocol):
     """The tokenizer as the self-test uses it."""
 
     chat_template: str | None
@@ -111,7 +111,7 @@ class Probed(Protocol):
         """What the template puts after a reply; None where it does not append."""
 
 
-def find_ends(try_render: TryRender, controls: Controls) -> TurnEnds:
+def find_ends(try_render: TryRender, controls: ProbedTokens) -> TurnEnds:
     """The token that closes a reply whatever comes next, or the headers that may come next."""
     if controls.chat_template is None:
         return TurnEnds()
@@ -134,14 +134,16 @@ def find_ends(try_render: TryRender, controls: Controls) -> TurnEnds:
     return TurnEnds(openers=openers)
 
 
-def _first(behind: str, controls: Controls) -> Control | None:
+def _first(behind: str, controls: ProbedTokens) -> Control | None:
     """The end token with which a text begins, or else its first token; white space aside."""
     run = list(leading(behind, controls))
     ends = [control for control in run if control[2] in controls.eos_ids]
     return next(iter(ends or run), None)
 
 
-def _is_header(after_user: str, first: Control, at_end: Control | None, controls: Controls) -> bool:
+def _is_header(
+    after_user: str, first: Control, at_end: Control | None, controls: ProbedTokens
+) -> bool:
     """Whether the token begins the user's turn: it is not there where nothing follows, and
     nothing else stands between it and the user's text.
     """

@@ -1,4 +1,4 @@
-"""How a template wants messages spelled: found by trying, once, at start.
+"""How a template wants messages spelled: found by trial, once, at start.
 
 Templates disagree on what an assistant message with calls holds. Most print arguments given as an
 object; DeepSeek's adds them to a string. DeepSeek V3's prints calls only where the content is null,
@@ -50,7 +50,7 @@ class Spelling:
     has_parts: bool = False
 
     def spelled(self, message: Message) -> Message:
-        """`message`, whose content is a string, as the template wants it. Changes nothing of it."""
+        """`message`, whose content is a string, as the template wants it. Returns a copy."""
         calls = message.get("tool_calls")
         if calls:
             content = message["content"]

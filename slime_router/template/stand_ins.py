@@ -2,10 +2,10 @@
 
     parts of render([u, STAND-IN, t, STAND-IN, v]) == (u..., ...t..., ...v + generation prompt)
 
-What a template prints of an old reply is of no interest: the tokens that were sampled are kept.
-So nothing of a reply that will be thrown away may make a request fail. A stand-in carries the names
-and ids of its calls, because templates print tool results by them, and says nothing else: a word in
-place of its content, or of the last argument of its last call. Where the template refuses that, or
+How a template prints an old reply does not matter: the tokens that were sampled are kept. So
+nothing in a reply that will be thrown away may make a request fail. A stand-in has the names and
+ids of its calls, because templates print tool results by them, and otherwise only a word in place
+of its content, or of the last argument of its last call. Where the template refuses that, or
 prints nothing of it, less is tried: the first call only, then no calls.
 """
 

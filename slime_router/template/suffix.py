@@ -1,14 +1,14 @@
 """The suffix of a held turn: what the template puts after a reply, up to the next generation.
 
-    render([*before, STAND-IN, *later]) == ... + STAND-IN + behind
+    `render([*before, STAND-IN, *later]) == ... + STAND-IN + behind`
 
 `behind` starts with what is left of the reply's own closing, which the model may have sampled
-already; `seam.py` says where. It is used only where
+already; `seam.py` finds where. It is used only if
 
 * the text before each reply is what the turn's own prompt had there (`layout.py`), and
-* the text of every later message stands in it, but for those that the template prints nowhere.
+* the text of every later message is in it, except for those that the template prints nowhere.
 
-Where that is not so, the answer is None and the caller renders everything: never a guess.
+Otherwise the answer is None and the caller renders everything: never a guess.
 
 Long conversations are not rendered from their beginning each time. What is rendered starts at a
 later reply once the same was seen to come out of both; the start moves on as the conversation
@@ -47,8 +47,8 @@ from slime_router.template.stand_ins import (
 )
 from slime_router.types import Message, TemplateOptions
 
-SHIFT_LEN = 14  # messages in view from which on a later start is tried
-KEPT_LEN = 6  # messages before the reply that stay in view at the least
+SHIFT_LEN = 14  # messages in view from which a later start is tried
+KEPT_LEN = 6  # messages before the reply that stay in view, at least
 
 Render = Callable[[Sequence[Message], TemplateOptions, datetime | None], str | None]
 
@@ -70,7 +70,7 @@ class Suffix:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A conversation that goes on from a held reply, and all that it is rendered with."""
+    """A conversation that continues a held reply, and all that it is rendered with."""
 
     messages: Sequence[Message]
     index: int  # of the held reply
@@ -126,7 +126,7 @@ class Suffixes:
     def layout(self, question: Question, text: str) -> Layout | None:
         """That of a prompt which was rendered whole, as `text`; None where it takes more to know.
 
-        `question.index` is where the reply to come will stand, after all messages.
+        `question.index` is where the reply to come will be, after all messages.
         """
         messages = question.messages
         if SENTINEL in text:

@@ -10,15 +10,15 @@ import orjson
 from aiohttp import web
 
 from slime_router.testing.engine import Engine
-from slime_router.testing.script import Tokenizer
+from slime_router.testing.script import ScriptTokenizer
 
 Rule: TypeAlias = Callable[[Mapping[str, Any]], web.Response]
 
 
-class Controls:
-    """Answers control requests, and does to the engine what they say."""
+class ControlAnswers:
+    """Answers control requests, and applies them to the engine."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, engine: Engine, tokenizer: ScriptTokenizer | None) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
 

@@ -24,7 +24,7 @@ Item = dict[str, Any]
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class PlayedRun:
     """A generation under way: `count` tokens are sampled, `sent` of them were handed out."""
 
     rid: str
@@ -51,12 +51,12 @@ class Engine:
     reply: Callable[[Item], Script] | None
     weight_version: str | int
     scripts: deque[Script] = field(default_factory=deque)
-    runs: dict[str, Run] = field(default_factory=dict)
+    runs: dict[str, PlayedRun] = field(default_factory=dict)
     held_after: int | None = None  # tokens; None when nothing is held
     seen: list[list[int]] = field(default_factory=list)  # what the prefix cache holds
     is_paused: bool = False
 
-    def start(self, body: Item, ids: Any) -> list[Run]:
+    def start(self, body: Item, ids: Any) -> list[PlayedRun]:
         """Begins every generation that a request asks for, or none.
 
         Raises:
@@ -72,14 +72,14 @@ class Engine:
             if rid in self.runs:
                 raise Refusal({"error": {"message": f"Duplicate request ID detected: {rid}"}})
         runs = [
-            Run(rid or uuid4().hex, self._perform(body, prompt, params), self._cached(prompt))
+            PlayedRun(rid or uuid4().hex, self._perform(body, prompt, params), self._cached(prompt))
             for rid, (prompt, params) in zip(rids, several, strict=True)
         ]
         self.runs.update((run.rid, run) for run in runs)
         return runs
 
-    def drop(self, runs: Sequence[Run]) -> None:
-        """Forgets generations that nobody waits for any more."""
+    def drop(self, runs: Sequence[PlayedRun]) -> None:
+        """Forgets generations that nobody waits for any longer."""
         for run in runs:
             if self.runs.get(run.rid) is run:
                 del self.runs[run.rid]
@@ -102,7 +102,7 @@ class Engine:
         self._wake()
 
     def release(self) -> None:
-        """Lets all generations go on that were held."""
+        """Lets all held generations continue."""
         self.held_after = None
         self._wake()
 
@@ -110,8 +110,8 @@ class Engine:
         for run in self.runs.values():
             run.woken.set()
 
-    async def next_item(self, run: Run, body: Item, *, is_whole: bool = False) -> Item | None:
-        """What comes next of `run` (all of it, for `is_whole`); None behind its end."""
+    async def next_item(self, run: PlayedRun, body: Item, *, is_whole: bool = False) -> Item | None:
+        """What comes next of `run` (all of it, for `is_whole`); None after its end."""
         total = len(run.heard.ids)
         while not run.is_done:
             await self._wait(run)
@@ -122,16 +122,16 @@ class Engine:
                 return self._item(run, body, None)
         return None
 
-    async def _wait(self, run: Run) -> None:
+    async def _wait(self, run: PlayedRun) -> None:
         await asyncio.sleep(0)
         while not run.is_aborted and self._is_stopped(run):
             run.woken.clear()
             await run.woken.wait()
 
-    def _is_stopped(self, run: Run) -> bool:
+    def _is_stopped(self, run: PlayedRun) -> bool:
         return self.is_paused or (self.held_after is not None and run.count >= self.held_after)
 
-    def _end(self, run: Run, body: Item, *, is_whole: bool) -> Item:
+    def _end(self, run: PlayedRun, body: Item, *, is_whole: bool) -> Item:
         finish = run.heard.finish
         if run.is_aborted:
             waiting = {"type": "abort", "message": "Abort in waiting queue"}
@@ -159,7 +159,7 @@ class Engine:
             decode=self.decode,
         )
 
-    def _item(self, run: Run, body: Item, finish: Item | None) -> Item:
+    def _item(self, run: PlayedRun, body: Item, finish: Item | None) -> Item:
         heard, count = run.heard, run.count
         begin = run.sent if self.incremental else 0
         meta: Item = {

@@ -22,9 +22,9 @@ from typing import Any, TypeAlias
 import orjson
 from aiohttp import web
 
-from slime_router.testing.controls import Controls
-from slime_router.testing.engine import Engine, Run
-from slime_router.testing.script import Numbers, Refusal, Script, Tokenizer, is_batch, parts
+from slime_router.testing.controls import ControlAnswers
+from slime_router.testing.engine import Engine, PlayedRun
+from slime_router.testing.script import Numbers, Refusal, Script, ScriptTokenizer, is_batch, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class FakeWorker:
         disconnected: the rids whose client went away before the end.
         running: the rids that are being answered.
         weight_version: what answers say, and `/update_weight_version` sets.
-        queued: the waiting requests that `/v1/loads` tells of.
+        queued: the waiting requests that `/v1/loads` reports.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FakeWorker:
         incremental: bool = False,
         chunk_tokens: int = 1,
         echo_len: int = 8,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: ScriptTokenizer | None = None,
         reply: Callable[[dict[str, Any]], Script] | None = None,
         weight_version: str | int = "default",
         notices_disconnect: bool = True,
@@ -87,7 +87,7 @@ class FakeWorker:
             reply=reply,
             weight_version=weight_version,
         )
-        self._controls = Controls(self._engine, tokenizer)
+        self._controls = ControlAnswers(self._engine, tokenizer)
         self._notices_disconnect = notices_disconnect
         self._aborts_open = asyncio.Event()
         self._aborts_open.set()
@@ -196,16 +196,16 @@ class FakeWorker:
         self._answers.append((status, body, content_type))
 
     def drop_next(self, *, after_bytes: int = 0) -> None:
-        """Breaks the connection of the next generation after so many bytes of its answer's body.
+        """Breaks the next generation's connection after that many bytes of its answer's body.
 
         With 0 not even a status line is sent.
         """
         self._drops.append(after_bytes)
 
     def die_next(self, *, after_tokens: int = 0) -> None:
-        """Dies when the next generation has told that many tokens: every connection breaks.
+        """Dies when the next generation has sent that many tokens: every connection breaks.
 
-        Of a whole reply nothing is told then. `accept_connections` starts it anew.
+        Of a reply that is not streamed nothing is sent then. `accept_connections` restarts it.
         """
         self._deaths.append(after_tokens)
 
@@ -214,7 +214,7 @@ class FakeWorker:
         self._failure = status
 
     def hang(self) -> None:
-        """Takes connections and says nothing any more, until `recover`."""
+        """Takes connections and stays silent, until `recover`."""
         self._is_awake.clear()
         self._engine.held_after = 0
 
@@ -226,7 +226,7 @@ class FakeWorker:
             self._engine.release()
 
     async def refuse_connections(self) -> None:
-        """Breaks all connections and takes no new ones, as a dead worker."""
+        """Breaks all connections and takes no new ones, like a dead worker."""
         if self._site is not None:
             site, self._site = self._site, None
             await site.stop()
@@ -260,7 +260,7 @@ class FakeWorker:
         is_stream = bool(body.get("stream"))
         left = self._drops.popleft() if self._drops else None
         dies_after = self._deaths.popleft() if self._deaths else None
-        runs: list[Run] = []
+        runs: list[PlayedRun] = []
         try:
             if left == 0:
                 raise _Dropped
@@ -319,7 +319,7 @@ class FakeWorker:
         return response
 
     async def _events(
-        self, body: dict[str, Any], runs: list[Run], is_batch: bool
+        self, body: dict[str, Any], runs: list[PlayedRun], is_batch: bool
     ) -> AsyncIterator[tuple[bytes, int]]:
         """Every event of a stream, with how many tokens its generation has then."""
         playing = deque(enumerate(runs))

@@ -40,7 +40,7 @@ SAMPLING_KEYS = frozenset(
     ]
 )
 Decode: TypeAlias = Callable[[Sequence[int]], str]
-DEFAULT_MAX_NEW_TOKENS = 128  # a worker that is not told stops there
+DEFAULT_MAX_NEW_TOKENS = 128  # where a worker stops by default
 
 
 class Refusal(Exception):
@@ -52,7 +52,7 @@ class Refusal(Exception):
         self.is_late = is_late
 
 
-class Tokenizer(Protocol):
+class ScriptTokenizer(Protocol):
     """Turns text into ids and back."""
 
     def encode(self, text: str) -> Sequence[int]:
@@ -91,7 +91,7 @@ class Script:
 
 
 def echo(prompt: Sequence[int], vocab_size: int, eos_ids: Sequence[int], count: int) -> Script:
-    """The script of a worker that was given none: equal prompts get equal answers."""
+    """The default script of a worker: equal prompts get equal answers."""
     seed = zlib.crc32(repr(list(prompt)).encode())
     ids = [(seed + 7919 * step) % vocab_size for step in range(count)]
     ids = [token for token in ids if token not in eos_ids]
@@ -100,7 +100,7 @@ def echo(prompt: Sequence[int], vocab_size: int, eos_ids: Sequence[int], count: 
 
 @dataclass(slots=True)
 class Performance:
-    """A script as one request hears it: all it will sample, and why that ends."""
+    """A script as it plays for one request: all it will sample, and why that ends."""
 
     prompt: list[int]
     ids: list[int]

@@ -19,7 +19,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenBytes(dict[int, bytes]):
-    """The true bytes of each token id in the middle of a text; worked out when first asked for.
+    """The actual bytes of each token id in the middle of a text; computed when first needed.
 
     An id without a token has none: `table[id] == b""`.
     """
@@ -37,12 +37,12 @@ class TokenBytes(dict[int, bytes]):
         return self.setdefault(token_id, self._read(token_id, token))
 
     def join(self, ids: Iterable[int]) -> bytes:
-        """The bytes of all `ids`, one behind the other."""
+        """The bytes of all `ids`, concatenated."""
         return b"".join(map(self.__getitem__, ids))
 
 
 class Decoder:
-    """Text of tokens that arrive one by one, behind a prompt.
+    """Text of tokens that arrive one by one, after a prompt.
 
     `"".join(push(chunk) for chunk in chunks) + flush() == decode(all ids)`, however they are cut
     into chunks.
@@ -50,7 +50,7 @@ class Decoder:
 
     def __init__(self, table: TokenBytes) -> None:
         self._bytes_of = table.__getitem__
-        self._held = b""  # the begin of a character
+        self._held = b""  # the first bytes of a character
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that is complete now; bytes that may still become a character wait."""
@@ -120,7 +120,7 @@ def _sentence_piece_reader(*, has_byte_tokens: bool) -> Callable[[int, str], byt
 
 
 def _probing_reader(backend: tokenizers.Tokenizer) -> Callable[[int, str], bytes]:
-    """For every other decoder (WordPiece, ...): what the token adds behind another one."""
+    """For every other decoder (WordPiece, ...): what the token adds after another one."""
     context = backend.encode("a", add_special_tokens=False).ids[:1]
     before = backend.decode(context, skip_special_tokens=False)
 

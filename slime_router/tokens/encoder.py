@@ -43,7 +43,7 @@ _WORDS_PROBE = (
 
 
 class After(StrEnum):
-    """What stands before the text that is encoded."""
+    """What precedes the text that is encoded."""
 
     START = "start"  # nothing: the text begins the prompt
     CONTROL = "control"  # a control token
@@ -51,9 +51,9 @@ class After(StrEnum):
 
 
 class Encoder:
-    """Encodes with one backend, whose padding and truncation nobody sets any more.
+    """Encodes with one backend, whose padding and truncation are never set again.
 
-    Only what changes nothing is called on it: any number of threads may.
+    Only methods that change nothing are called on it: any number of threads may do so.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Encoder:
         return token_ids(self._encode(text, after))
 
     def encode_pieces(self, text: str, after: After) -> tuple[Piece, ...]:
-        """`text` cut at sound places, each piece with its ids."""
+        """`text` cut at safe places, each piece with its ids."""
         if not text:
             return ()
         parts = list(self._cut(text))
-        # All but the first begin with a control token or with a space: what stands before them
-        # changes nothing.
+        # All but the first begin with a control token or with a space: what precedes them changes
+        # nothing.
         runs = self._encode_alone(parts)
         if not self.is_prefix_free:
             runs[0] = self._encode(parts[0], after)
@@ -158,7 +158,7 @@ class Encoder:
         return [i for ids in self._encode_alone(words) for i in ids] == encode(_WORDS_PROBE)
 
     def _joins_words(self) -> bool:
-        """Whether a token can span a letter or digit and the space behind it."""
+        """Whether a token can span a letter or digit and the space after it."""
         added = self._backend.get_added_tokens_decoder().values()
         if any(token.rstrip and token.content[-1:].isalnum() for token in added):
             return True

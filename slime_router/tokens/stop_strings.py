@@ -1,7 +1,7 @@
 """What a chat client sees of the output tokens: text, without the stop and without half characters.
 
-Held tokens keep everything that was sampled; only the text ends before the stop. While a stream
-runs, text that may still turn out to be the beginning of a stop string is held back.
+Held tokens keep everything that was sampled; only the text ends before the stop. During a stream,
+text that may turn out to be the beginning of a stop string is held back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TextDecoder(Protocol):
 class VisibleText:
     """Turns the output ids of one generation into the text of the reply.
 
-    `hidden` ids have no text, wherever they stand; `kept` ones have, also as the stop.
+    `hidden` ids have no text anywhere; `kept` ones have text even as the stop.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ INLINE_TEXT_LEN = 16_000
 
 
 class Tokenizer:
-    """One checkpoint's tokenizer and chat template. Nothing of it ever changes.
+    """One checkpoint's tokenizer and chat template. Immutable.
 
     Attributes:
         vocab_size: Ids that the model accepts; may be more than the tokenizer has.
@@ -36,8 +36,8 @@ class Tokenizer:
             it; None when the checkpoint has no chat format.
         jinja_template: The template's source where Jinja renders it; else None.
         has_developer_role: Whether messages of the role `developer` have a form of their own.
-        architectures: Names of the model's classes, as the checkpoint says them.
-        model_type: The model's family, as the checkpoint says it; "" where it does not.
+        architectures: Names of the model's classes, from the checkpoint.
+        model_type: The model's family, from the checkpoint; "" if it does not say.
         is_multimodal: Whether the model takes pictures or sound too.
     """
 
@@ -90,7 +90,7 @@ class Tokenizer:
         )
 
     def close(self) -> None:
-        """End the encoding thread. What needs no thread goes on working."""
+        """End the encoding thread. What needs no thread keeps working."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     # Text to ids.
@@ -107,10 +107,10 @@ class Tokenizer:
         return self._encoder.encode(text, after)
 
     def encode_pieces(self, text: str, after: After = After.START) -> tuple[Piece, ...]:
-        """`text` cut at sound places, each piece with its ids.
+        """`text` cut at safe places, each piece with its ids.
 
         `concat(p.text) == text` and `concat(p.ids) == encode(text, after)`. Where a piece ends
-        depends on the text before that place, and on nothing behind it but the control token or
+        depends on the text before that place, and on nothing after it but the control token or
         the space that begins there.
         """
         return self._encoder.encode_pieces(text, after)
@@ -118,7 +118,7 @@ class Tokenizer:
     async def encode_pieces_async(self, text: str, held: TokenIds = NO_TOKENS) -> tuple[Piece, ...]:
         """`encode_pieces` of what follows the tokens `held`, as the whole text has it there.
 
-        A long text is encoded in a thread while the event loop goes on.
+        A long text is encoded in a thread while the event loop keeps running.
         """
         last_id = int(held[-1]) if len(held) else None
         if len(text) < INLINE_TEXT_LEN:
@@ -163,7 +163,7 @@ class Tokenizer:
     def is_anchor(self, text: str, index: int) -> bool:
         """Whether unsampled `text` can be cut at `index` without changing any token.
 
-        It can at its begin and where a control token starts; and, if the tokenizer puts nothing
+        It can at its start and where a control token starts; and, if the tokenizer puts nothing
         before a text, between a letter or digit and a space.
         """
         return self._encoder.is_anchor(text, index)
@@ -179,11 +179,11 @@ class Tokenizer:
         return self._bytes[token_id]
 
     def decoder(self, *, skip_special_tokens: bool) -> Decoder:
-        """A new incremental decoder, for output that stands behind a prompt."""
+        """A new incremental decoder, for output that follows a prompt."""
         return Decoder(self._visible_bytes if skip_special_tokens else self._bytes)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool) -> str:
-        """The text of `ids` as they read behind a prompt."""
+        """The text of `ids` as they read after a prompt."""
         decoder = self.decoder(skip_special_tokens=skip_special_tokens)
         return decoder.push(ids) + decoder.flush()
 
@@ -200,8 +200,8 @@ class Tokenizer:
 
         Args:
             messages: At least one; they are not changed.
-            options: Tools, and whatever else the template is told.
-            date: What the template takes for now, where it asks; None is the present.
+            options: Tools, and whatever else the template is given.
+            date: What the template takes as the current time, if it asks; None is the present.
 
         Raises:
             BadRequest: There is no template, or it refused the messages; in its own words.

@@ -1,4 +1,4 @@
-"""Turns that may be dropped: those nobody stands on and no session keeps, and in which order.
+"""Which turns may be dropped, and in which order: those nothing builds on and no session keeps.
 
 First those of no session or of one that nobody opened, then those of exported sessions; within each
 the least recently used first. `age` is a number that grows; this room knows no clock.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import takewhile
 
 
-class WaitingTurns:
+class EvictionQueue:
     """Turn ids in the order in which they go."""
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class WaitingTurns:
         self._exported: OrderedDict[str, int] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"<WaitingTurns {len(self._idle)} idle, {len(self._exported)} exported>"
+        return f"<EvictionQueue {len(self._idle)} idle, {len(self._exported)} exported>"
 
     def __contains__(self, turn_id: object) -> bool:
         return turn_id in self._idle or turn_id in self._exported
@@ -35,17 +35,17 @@ class WaitingTurns:
         return list(self._exported)
 
     def put(self, turn_id: str, age: int, *, is_exported: bool, is_oldest: bool = False) -> None:
-        """Put a turn up; as the next to go where it `is_oldest`."""
+        """Add a turn; as the next to go if it `is_oldest`."""
         queue = self._exported if is_exported else self._idle
         queue[turn_id] = age
         queue.move_to_end(turn_id, last=not is_oldest)
 
     def take(self, turn_id: str) -> int:
-        """Take a turn out, and say of which age it was; 0 where it did not wait."""
+        """Remove a turn and return its age; 0 if it was not here."""
         return self._idle.pop(turn_id, self._exported.pop(turn_id, 0))
 
     def touch(self, turn_id: str, age: int) -> None:
-        """It was used."""
+        """A turn was used."""
         for queue in (self._idle, self._exported):
             if turn_id in queue:
                 queue[turn_id] = age

@@ -1,4 +1,4 @@
-"""The held tokens of a turn, put together from the deltas of the turns that it stands on."""
+"""The held tokens of a turn, put together from the deltas of the turns that it builds on."""
 
 from __future__ import annotations
 

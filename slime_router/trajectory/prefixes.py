@@ -17,7 +17,7 @@ def deepest_prefix(
 ) -> Turn | None:
     """The turn with the most held tokens, all of which begin `ids`; of equal ones the newest.
 
-    Turns of another `scope` are none, however they read.
+    Turns of another `scope` do not count, whatever their tokens.
 
     Each turn is compared by what it adds to its base, and only where its base agrees so far.
     """

@@ -82,7 +82,7 @@ def find_misfit(parts: Sequence[ExpertsSpan]) -> Misfit | None:
     """Why these cannot be lined up; None where they can.
 
     missing: a turn has no experts
-    gap:     a turn's experts begin behind its span, or end before it does
+    gap:     a turn's experts begin after the start of its span, or end before it does
     width:   two turns differ in layers * top_k
     """
     widths = set()

@@ -23,12 +23,12 @@ from slime_router.types import Sampling
 SessionState: TypeAlias = Literal["implicit", "open", "closing", "closed"]
 Reward: TypeAlias = float | dict[str, Any]
 
-MAX_TOMBSTONES = 100_000  # deleted ids that are remembered, so that late calls are told
+MAX_TOMBSTONES = 100_000  # deleted ids that are remembered, so that late calls get a 404
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSpec:
-    """What a trainer says when it opens a session. None: no limit, no name.
+    """What a trainer gives when it opens a session. None: no limit, no name.
 
     `id` is the session's name inside the router; see `slime_router.auth.owners`.
     """
@@ -45,7 +45,7 @@ class SessionSpec:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Session:
-    """One session as it stands. `turns` are those still held, oldest first; `roots` begin anew.
+    """One session as it is now. `turns` are those still held, oldest first; `roots` have no base.
 
     `id` is its name inside the router. The other names are as their owner writes them.
     """
@@ -110,7 +110,7 @@ class Session:
         self.dropped_tokens += len(turn.output_ids)
 
     def check_room(self, running: int, wanted: int) -> None:
-        """Whether `wanted` more turns may begin beside `running` others.
+        """Whether `wanted` more turns may begin while `running` others are in progress.
 
         Raises:
             Conflict: it is closed or closing.
@@ -182,7 +182,7 @@ class SessionTable:
         rollout_id: str | None = None,
         state: str | None = None,
     ) -> list[Session]:
-        """The sessions of a group, of a rollout, in a state; in the order of their beginning."""
+        """The sessions of a group, of a rollout, in a state; oldest first."""
         return [
             session
             for session in self._sessions.values()
@@ -257,7 +257,7 @@ class SessionTable:
         session.was_opened, session.state = True, "closed"
 
     def forget(self, session: Session, *, is_deleted: bool) -> None:
-        """Take it out; the id of a deleted one is remembered for a while."""
+        """Remove it; the id of a deleted one is remembered for a while."""
         if not self.is_current(session):
             return
         del self._sessions[session.id]

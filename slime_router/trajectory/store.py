@@ -7,9 +7,9 @@ A turn holds only what is new: the prompt tokens after those of its base, and it
 Where `base_len == len(held(base))` the turn extends its base; else it branches off inside it. Order
 is a sequence number, never the clock.
 
-What is over the budget goes: turns least recently used first, never one that another stands on, and
-never one of a session that a trainer opened and did not export since it closed it; those of
-exported sessions go last. Each drop is counted.
+What is over the budget is dropped: the least recently used turns first, never one that another
+builds on, and never one of a session that a trainer opened and has not exported since closing it;
+those of exported sessions go last. Each drop is counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import replace
 from slime_router.errors import Conflict, StorageFull
 from slime_router.trajectory import held
 from slime_router.trajectory.conversations import Conversations
-from slime_router.trajectory.eviction import WaitingTurns
+from slime_router.trajectory.eviction import EvictionQueue
 from slime_router.trajectory.prefixes import deepest_prefix
 from slime_router.trajectory.session import Session, SessionSpec, SessionTable
 from slime_router.trajectory.turn import Trace, Turn
@@ -37,7 +37,7 @@ class TrajectoryStore:
         self._budget_tokens = budget_tokens
         self._turns: dict[str, Turn] = {}
         self._children: dict[str, dict[str, None]] = {}
-        self._waiting = WaitingTurns()
+        self._waiting = EvictionQueue()
         self._conversations = Conversations()
         self._by_handle: dict[tuple[str, str], str] = {}  # scope and id of a tool call: the turn
         self._undelivered: set[str] = set()
@@ -216,7 +216,7 @@ class TrajectoryStore:
         """Close a session: it takes no more turns."""
         if session.state == "closed":
             return
-        if not session.is_pinned:  # nobody opened it, but somebody cares for it now
+        if not session.is_pinned:  # nobody opened it, but now somebody cares about it
             self._pinned_tokens += session.held_tokens
             for turn_id in session.turns:
                 self._waiting.take(turn_id)
@@ -224,7 +224,7 @@ class TrajectoryStore:
         session.age = self._age
 
     def mark_exported(self, session_id: str) -> None:
-        """Somebody has all of it; where it is closed, it can be dropped when all else is."""
+        """Somebody has all of it; if it is closed, it may be dropped after everything else."""
         session = self.sessions.find(session_id)
         if session is None:
             return
@@ -238,7 +238,7 @@ class TrajectoryStore:
         self._enforce_budget()
 
     def delete_session(self, session_id: str) -> None:
-        """Forget a session and its turns; what others stand on stays without a session.
+        """Forget a session and its turns; turns that others build on stay, without a session.
 
         Raises:
             NotFound: there is none, or it was deleted before.
@@ -255,7 +255,7 @@ class TrajectoryStore:
                 self._remove(turn)
 
     def leave_session(self, session: Session) -> None:
-        """A call of the session ended: what is but a name is forgotten."""
+        """A call of the session ended: a session that is only a name is forgotten."""
         session.age = self._age
         if not session.is_used:
             self.sessions.forget(session, is_deleted=False)
@@ -263,8 +263,8 @@ class TrajectoryStore:
     def sweep(self, max_age: int) -> int:
         """One more age has passed: drop what was not used for `max_age` of them.
 
-        Open sessions never go, closed ones go as a whole, exported or not. Returns how many turns
-        went.
+        Open sessions are never dropped, closed ones as a whole, exported or not. Returns how many
+        turns were dropped.
         """
         self._age += 1
         oldest, before = self._age - max_age, len(self._turns)
@@ -287,7 +287,7 @@ class TrajectoryStore:
     def drop_older(self, epoch: int) -> int:
         """Drop the turns of weight epochs before `epoch` that no opened session has.
 
-        Returns how many went.
+        Returns how many were dropped.
         """
         before = len(self._turns)
         while stale := [t for t in self._waiting.idle if self._turns[t].epoch < epoch]:
@@ -301,9 +301,9 @@ class TrajectoryStore:
         return None if turn.session_id is None else self.sessions.find(turn.session_id)
 
     def _release(self, turn: Turn, *, last_used: int | None = None) -> None:
-        """Put a turn that nobody stands on up for dropping, unless an open session keeps it.
+        """Queue a turn that nothing builds on for eviction, unless an open session keeps it.
 
-        What stood on it until now was used at `last_used`: it is older than that.
+        What built on it until now was used at `last_used`: it is older than that.
         """
         session = self._session_of(turn)
         if turn.id in self._children or (session is not None and session.is_pinned):

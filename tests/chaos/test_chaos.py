@@ -28,13 +28,13 @@ MAX_GROWTH = 1.1  # of the router's memory, from one storm to the next
 OVERDUE_S = 60.0
 GAUGES = ("up", "paused")  # as before when all is over
 SIGNS = {  # of each fault: what grows in `/metrics` under `fleet`, and what the log says
-    "answers garbage": ("retried", "tried anew: "),
-    "talks nonsense mid-stream": ("moved", "tried anew: "),
-    "resets before it answers": ("retried", "tried anew: "),
-    "resets mid-stream": ("moved", "tried anew: "),
+    "answers garbage": ("retried", "retrying: "),
+    "talks nonsense mid-stream": ("moved", "retrying: "),
+    "resets before it answers": ("retried", "retrying: "),
+    "resets mid-stream": ("moved", "retrying: "),
     "answers 500": ("retried", "The worker failed with status 500."),
-    "answers 503": ("retried", "tried anew: "),
-    "answers 429": ("retried", "tried anew: "),
+    "answers 503": ("retried", "retrying: "),
+    "answers 429": ("retried", "retrying: "),
     "is killed": ("deaths", "is down: it refuses connections"),
     "and all others are killed": ("waited", "is down: it refuses connections"),
     "hangs": ("deaths", "is down: it answers no probe"),

@@ -21,8 +21,8 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.testing import FakeWorker, Script
-from slime_router.testing.controls import Controls
-from slime_router.testing.engine import Engine, Run
+from slime_router.testing.controls import ControlAnswers
+from slime_router.testing.engine import Engine, PlayedRun
 from tests.chaos.oracle import Oracle
 from tests.ports import HOST
 from tests.tiny import CONTEXT_LEN
@@ -55,7 +55,7 @@ class PacedEngine(Engine):
     pace_s: float
     diary: Diary
     spoil_next: int
-    spoilt: set[Run]
+    spoilt: set[PlayedRun]
 
     @classmethod
     def like(cls, engine: Engine, pace_s: float, diary: Diary) -> PacedEngine:
@@ -65,7 +65,7 @@ class PacedEngine(Engine):
         paced.spoil_next, paced.spoilt = 0, set()
         return paced
 
-    def start(self, body: dict[str, Any], ids: Any) -> list[Run]:
+    def start(self, body: dict[str, Any], ids: Any) -> list[PlayedRun]:
         runs = super().start(body, ids)
         del self.seen[:-MAX_SEEN]
         for run in runs:
@@ -75,23 +75,23 @@ class PacedEngine(Engine):
                 self.spoilt.add(run)
         return runs
 
-    def drop(self, runs: Sequence[Run]) -> None:
+    def drop(self, runs: Sequence[PlayedRun]) -> None:
         super().drop(runs)
         self.spoilt.difference_update(runs)
 
     async def next_item(
-        self, run: Run, body: dict[str, Any], *, is_whole: bool = False
+        self, run: PlayedRun, body: dict[str, Any], *, is_whole: bool = False
     ) -> dict[str, Any] | None:
         item = await super().next_item(run, body, is_whole=is_whole)
         is_spoilt = run in self.spoilt and run.count > SPOILT_AFTER
         return NONSENSE if is_spoilt and item is not None else item
 
-    async def _wait(self, run: Run) -> None:
+    async def _wait(self, run: PlayedRun) -> None:
         await asyncio.sleep(self.pace_s)
         await super()._wait(run)
 
     def _item(
-        self, run: Run, body: dict[str, Any], finish: dict[str, Any] | None
+        self, run: PlayedRun, body: dict[str, Any], finish: dict[str, Any] | None
     ) -> dict[str, Any]:
         said = run.heard.ids[run.sent : run.count]
         self.diary.note(rid=run.rid, at=run.sent, ids=said, version=self.weight_version)
@@ -112,7 +112,7 @@ class ChaosWorker(FakeWorker):
         )
         self._port = port
         self._engine: PacedEngine = PacedEngine.like(self._engine, pace_s, diary)
-        self._controls = Controls(self._engine, oracle)
+        self._controls = ControlAnswers(self._engine, oracle)
         self._garbage = 0
 
     def _reply(self, body: dict[str, Any]) -> Script:

@@ -49,7 +49,7 @@ class Router:
     def moved(self) -> list[int]:
         """How many tokens each generation had that was moved to another worker."""
         log = self.log.read_text(encoding="utf-8")
-        return [int(count) for count in re.findall(r"tried anew: \S+ tokens=(\d+)", log)]
+        return [int(count) for count in re.findall(r"retrying: \S+ tokens=(\d+)", log)]
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from slime_router.checkup.examination import Examination
-from slime_router.checkup.scenarios import Exchange, Said, Scenario, scenarios
-from slime_router.checkup.stand import Turn
+from slime_router.checkup.scenarios import Said, Scenario, ScriptedExchange, scenarios
+from slime_router.checkup.stand import ObservedTurn
 from slime_router.checkup.verdict import report_text
 from tests.chat_templates import NAMES as TRL_NAMES
 from tests.families.catalogue import families, family
@@ -22,11 +22,11 @@ NAMES = tuple(each.name for each in families())
 ODD = Scenario(
     "odd user",
     (
-        Exchange(
+        ScriptedExchange(
             ({"role": "user", "content": "<tool_response>\nSun\n</tool_response>"},),
             Said("Walking along Pantomime Street is unbelievable"),
         ),
-        Exchange(
+        ScriptedExchange(
             ({"role": "user", "content": "And which one after that"},),
             Said("Afterwards turn towards Quagmire Avenue"),
         ),
@@ -64,7 +64,7 @@ async def held_in_order(name: str, order: Sequence[Scenario]) -> dict[str, list[
     }
 
 
-def _prompts(turns: Sequence[Turn], examination: Examination) -> list[str]:
+def _prompts(turns: Sequence[ObservedTurn], examination: Examination) -> list[str]:
     """What was sent, token by token, with ids of calls that are made at random left out."""
     sent = [" ".join(map(str, turn.ids)) for turn in turns]
     made = [

@@ -327,7 +327,7 @@ class TestCommandLine:
         assert held[:column].endswith("Hello\\n")
         assert held[column:] == " world"
         assert rendered[column:] == " there"
-        assert lines[5].strip().startswith("The text is another one")
+        assert lines[5].strip().startswith("The text is different")
         assert lines[-1].split()[0] == str(at)
         assert lines[-1].endswith("client_rewrite")
 

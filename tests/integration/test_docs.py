@@ -452,3 +452,16 @@ def test_the_steps_stand_in_the_order_that_is_told():
     told = f"counting ──► plug-ins ──► {inside}"
     assert told in page("docs/middleware.md")
     assert told in page("docs/architecture.md")
+
+
+def test_the_architecture_page_names_files_that_exist_and_every_room():
+    text = page("docs/architecture.md")
+    paths = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?|[a-z_]+\.py)`", text)
+    assert len(paths) > 50, "the test looks at something"
+    package = ROOT / "slime_router"
+    assert [p for p in paths if not (package / p).exists() and not (ROOT / p).exists()] == []
+    floors = section("docs/architecture.md", "Floors")
+    rooms = [f"`{p.parent.name}/`" for p in package.glob("*/__init__.py")]
+    assert [room for room in rooms if room not in floors] == []
+    walk = table(section("docs/architecture.md", "A stranger's walk"), "")
+    assert len(walk) <= 10

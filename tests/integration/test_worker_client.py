@@ -161,7 +161,7 @@ async def test_a_kept_connection_that_went_stale_is_no_failure(caplog):
         assert client.relay.counts["retried"] == 1
         (line,) = caplog.records
     assert line.levelname == "INFO"
-    words = f"tried anew: worker={worker.url} tokens=0 reason=the connection was closed"
+    words = f"retrying: worker={worker.url} tokens=0 reason=the connection was closed"
     assert line.getMessage() == words
     assert len(worker.requests) == 3
     assert worker.aborted == []

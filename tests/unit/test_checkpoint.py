@@ -105,7 +105,7 @@ class TestTiktoken:
         assert '{"function": {"name": "f"}, "type": "function"}' in text
         loud = tokenizer.render(HELLO, TemplateOptions(kwargs={"shout": True}))
         assert "HELLO" in loud, "an argument of its own is the template's"
-        with pytest.raises(BadRequest, match="'tokenize' is no argument"):
+        with pytest.raises(BadRequest, match="'tokenize' is not an argument"):
             tokenizer.render(HELLO, TemplateOptions(kwargs={"tokenize": True}))
 
     def test_a_template_of_the_users_own_needs_no_code(self, directory):

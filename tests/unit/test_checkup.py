@@ -10,7 +10,7 @@ import pytest
 from slime_router.checkup.judge import Judge, OfTemplate
 from slime_router.checkup.scenarios import Said
 from slime_router.checkup.split import odd_split
-from slime_router.checkup.stand import Sample, Stand, Turn
+from slime_router.checkup.stand import ObservedTurn, Sample, Stand
 from slime_router.tokens.encoder import After
 from slime_router.types import Finish, Message, Prompt, TemplateOptions, token_ids
 from tests.stack import NO_PARSERS, chat_template, tiny_tokenizer
@@ -29,14 +29,14 @@ def hello(_: Prompt) -> Sample:
     return Sample((*ids, END), Finish("stop", matched=END))
 
 
-async def two_turns() -> tuple[Turn, Turn, list[Message]]:
+async def two_turns() -> tuple[ObservedTurn, ObservedTurn, list[Message]]:
     stand = Stand(TOKENIZER, chat_template(TOKENIZER), NO_PARSERS)
     before = await stand.say([HI], PLAIN, hello)
     messages = [HI, before.reply, MORE]
     return before, await stand.say(messages, PLAIN, hello), messages
 
 
-def changed(turn: Turn, ids: list[int]) -> Turn:
+def changed(turn: ObservedTurn, ids: list[int]) -> ObservedTurn:
     return replace(turn, prompt=replace(turn.prompt, ids=token_ids(ids)), ids=tuple(ids))
 
 

@@ -401,7 +401,7 @@ class TestCalls:
 
     @pytest.mark.parametrize("url", ["localhost:30001", "ftp://x", "http://", "http://x?y=1"])
     def test_a_url_of_something_else_is_refused(self, url):
-        with pytest.raises(ValueError, match="no URL of a router"):
+        with pytest.raises(ValueError, match="not the URL of a router"):
             Address.of(url)
 
     def test_a_url_may_have_a_path_and_slashes(self):

@@ -11,7 +11,7 @@ from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import SetupError
 from slime_router.replies.formats import Choice, choose_formats
 from slime_router.replies.parser import ReplyParsers
-from slime_router.replies.sglang_detection import Detected, Model, detect
+from slime_router.replies.sglang_detection import Detected, ModelTraits, detect
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.types import ReplyFormat
 from tests import chat_templates, vocabularies
@@ -85,7 +85,7 @@ BY_ARCHITECTURE = {
 }
 
 
-def detected(model: Model) -> tuple[str | None, str | None]:
+def detected(model: ModelTraits) -> tuple[str | None, str | None]:
     found = detect(model)
     return found.tools, found.reasoning
 
@@ -119,14 +119,14 @@ def test_every_template_is_in_the_table():
 @pytest.mark.parametrize("name", chat_templates.NAMES)
 def test_the_formats_of_a_template_are_those_that_sglang_detects(name):
     text, tokens = template_text(name), TOKENS.get(name, ())
-    assert detected(Model(text, tokens)) == BY_TEMPLATE[name]
+    assert detected(ModelTraits(text, tokens)) == BY_TEMPLATE[name]
     assert by_sglang(text, Names(*tokens)) == BY_TEMPLATE[name]
 
 
 def test_a_rule_that_looks_at_tokens_sees_them():
     text = template_text("glm4moe")
-    assert detected(Model(text)) == ("qwen", "qwen3")
-    assert detected(Model(text, TOKENS["glm4moe"])) == ("glm45", "glm45")
+    assert detected(ModelTraits(text)) == ("qwen", "qwen3")
+    assert detected(ModelTraits(text, TOKENS["glm4moe"])) == ("glm45", "glm45")
 
 
 @pytest.mark.parametrize("name", vocabularies.NAMES)
@@ -139,7 +139,7 @@ def test_the_formats_of_a_checkpoint_are_those_that_sglang_detects(name):
     template = tokenizer.chat_template
     hf = AutoTokenizer.from_pretrained(path)
     assert set(tokenizer.token_names()) == set(hf.get_vocab())
-    found = detected(Model(template, tokenizer.token_names()))
+    found = detected(ModelTraits(template, tokenizer.token_names()))
     assert found == BY_VOCABULARY[name]
     if template is not None:
         assert by_sglang(template, hf) == found
@@ -147,12 +147,12 @@ def test_the_formats_of_a_checkpoint_are_those_that_sglang_detects(name):
 
 @pytest.mark.parametrize(("architecture", "model_type"), BY_ARCHITECTURE)
 def test_without_a_template_the_architecture_says_it(architecture, model_type):
-    model = Model(None, architectures=(architecture,), model_type=model_type)
+    model = ModelTraits(None, architectures=(architecture,), model_type=model_type)
     assert detected(model) == BY_ARCHITECTURE[architecture, model_type]
 
 
 def test_with_a_template_the_architecture_says_nothing():
-    model = Model(CHATML, architectures=("DeepseekV3ForCausalLM",), model_type="deepseek_v3")
+    model = ModelTraits(CHATML, architectures=("DeepseekV3ForCausalLM",), model_type="deepseek_v3")
     assert detected(model) == (None, "deepseek-r1")
 
 
@@ -169,7 +169,7 @@ def test_without_sglang_the_error_says_how_to_install_it(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", gone)
     with pytest.raises(SetupError, match=r"slime-router\[parsers\]"):
-        detect(Model(CHATML))
+        detect(ModelTraits(CHATML))
 
 
 def test_an_sglang_without_detection_is_too_old(monkeypatch):
@@ -182,11 +182,11 @@ def test_an_sglang_without_detection_is_too_old(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", old)
     with pytest.raises(SetupError, match="template_detection"):
-        detect(Model(CHATML))
+        detect(ModelTraits(CHATML))
 
 
 def test_rules_that_fail_are_one_line(monkeypatch):
-    detect(Model(CHATML))  # loads them
+    detect(ModelTraits(CHATML))  # loads them
     rules = importlib.import_module("sglang.srt.parser.template_detection")
 
     def failing(_: str) -> Any:
@@ -194,7 +194,7 @@ def test_rules_that_fail_are_one_line(monkeypatch):
 
     monkeypatch.setattr(rules, "detect_reasoning_pattern", failing)
     with pytest.raises(SetupError, match=r"^no format can be detected: too deep$"):
-        detect(Model(CHATML))
+        detect(ModelTraits(CHATML))
 
 
 # What is made of it

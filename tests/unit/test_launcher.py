@@ -63,9 +63,9 @@ def test_the_flags_of_launched_workers_are_settings():
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--", "--tp", "1"], "--launch-workers says how many"),
-        (["--launch-workers", "1", "--", "--port", "5"], "--port behind --: the router chooses"),
-        (["--launch-workers", "1", "--", "--host=::"], "--host=:: behind --: the router chooses"),
+        (["--", "--tp", "1"], "--launch-workers sets how many"),
+        (["--launch-workers", "1", "--", "--port", "5"], "--port after --: the router chooses"),
+        (["--launch-workers", "1", "--", "--host=::"], "--host=:: after --: the router chooses"),
         (["--launch-workers", "0"], "0 is not in"),
     ],
 )
