@@ -105,7 +105,7 @@ class MistralCalls:
         return [piece for piece in pieces if piece]
 
     def _whole(self, content: str) -> str:
-        """The content with the id that was left out of it, where it is no call after all."""
+        """The content with the id that was left out of it, where it is not a call after all."""
         if self._left_out and _ARGUMENTS in content:
             content = content.replace(_ARGUMENTS, self._left_out + _ARGUMENTS, 1)
             self._left_out = ""
@@ -124,7 +124,7 @@ class MistralCalls:
 
 
 def _without_end(deltas: list[ToolDelta]) -> list[ToolDelta]:
-    """A call without what stands behind its arguments: the beginning of an id, where it was cut."""
+    """A call without what follows its arguments: the beginning of an id, where it was cut."""
     first, *rest = deltas
     arguments = "".join(delta.arguments for delta in rest)
     end = Braces().end(arguments)
