@@ -19,6 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from slime_router.diagnose_cli import diagnose_main
 from slime_router.errors import SetupError
 from slime_router.flags import read_config
+from slime_router.parsers_cli import install_parsers_main
 from slime_router.server.app import Gateway
 from slime_router.server.banner import banner
 from slime_router.server.stopping import StartUp, hurry_at_second_signal
@@ -32,10 +33,12 @@ AIOHTTP_WAITS = 2  # it waits that often, one after the other, before it cancels
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until SIGINT or SIGTERM, or diagnose a file; returns the exit code."""
+    """Run until SIGINT or SIGTERM, or do what a subcommand says; returns the exit code."""
     given = sys.argv[1:] if argv is None else list(argv)
     if given[:1] == ["diagnose"]:
         return diagnose_main(given[1:])
+    if given[:1] == ["install-parsers"]:
+        return install_parsers_main(given[1:])
     config = read_config(given)
     _start_log(config.log_level)
     try:

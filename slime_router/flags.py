@@ -8,9 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from slime_router import flag_groups
+from slime_router import __version__, flag_groups
 from slime_router.config import Config
 from slime_router.launch.command import ROUTERS_OWN
+
+
+_SUBCOMMANDS = """\
+slime-router diagnose FILE     where held tokens and a text part, and why
+slime-router install-parsers   what tool calls and reasoning are read with"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,8 +45,10 @@ def parser() -> argparse.ArgumentParser:
         prog="slime-router",
         description="A token-exact gateway to SGLang workers.",
         usage="%(prog)s --hf-checkpoint PATH_OR_ID [FLAG ...] [-- SGLANG_FLAG ...]",
-        epilog="slime-router diagnose FILE: where held tokens and a text part, and why",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_SUBCOMMANDS,
     )
+    p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     flag_groups.add_model_flags(p.add_argument_group("model"))
     flag_groups.add_worker_flags(p.add_argument_group("workers"))
     flag_groups.add_retry_flags(p.add_argument_group("failures of workers"))

@@ -47,6 +47,7 @@ FLOOR_OF = {
     "flags": "cli",
     "flag_groups": "cli",
     "diagnose_cli": "cli",
+    "parsers_cli": "cli",
     "__main__": "cli",
     "testing": "cli",  # beside the router: nothing of it may be used by the router
 }

@@ -2,8 +2,8 @@
 
 They are what the models' formats are described by (44 of tool calls, 36 of reasoning), so none of
 that is written here again. They live in a package whose own `__init__` loads the whole engine:
-where torch is not installed its packages are entered by their paths, and `xgrammar`, of which only
-the shapes of its values are used, is stood in for.
+where the engine is not installed its packages are entered by their paths, and `xgrammar`, of which
+only the shapes of its values are used, is stood in for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from slime_router.types import ReplyFormat
 
 _PACKAGES = ("sglang", "sglang.srt")
 _BUILDERS = ("get_model_structural_tag",)  # these compute: nothing can stand in for them
-MISSING = "tool-call and reasoning parsers need SGLang: pip install 'slime-router[parsers]'"
+MISSING = "tool-call and reasoning parsers need SGLang: run `slime-router install-parsers`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def load_parsers() -> SGLangParsers:
         SetupError: SGLang is not installed, or too old.
     """
     try:
-        if importlib.util.find_spec("torch") is None:
+        if not _has_engine():
             _enter_without_engine()
         protocol = importlib.import_module("sglang.srt.entrypoints.openai.protocol")
         calls = importlib.import_module("sglang.srt.function_call.function_call_parser")
@@ -75,6 +75,19 @@ def load_parsers() -> SGLangParsers:
         )
     except (ImportError, AttributeError) as exc:
         raise SetupError(f"{MISSING} ({exc})") from exc
+
+
+def _has_engine() -> bool:
+    """Whether SGLang itself can be imported. torch alone may be a trainer's."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    try:
+        importlib.import_module("sglang")
+    except ImportError:  # of what the engine needs, something is missing
+        for name in [name for name in sys.modules if name.partition(".")[0] == "sglang"]:
+            del sys.modules[name]
+        return False
+    return True
 
 
 def _enter_without_engine() -> None:

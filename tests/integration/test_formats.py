@@ -96,18 +96,18 @@ async def test_without_sglang_the_router_starts_and_says_what_parsers_need(monke
         said = lines(router)
         assert {"tools", "reasoning"}.isdisjoint(said)
         assert said["parsers"].startswith("off (")
-        assert "slime-router[parsers]" in said["parsers"]
+        assert "slime-router install-parsers" in said["parsers"]
         assert (
             await reason(router, tools=TOOLS)
             == f"no recorded turn matches; nothing cached{UNPARSED}"
         )
-    told = [line for line in caplog.messages if "slime-router[parsers]" in line]
+    told = [line for line in caplog.messages if "slime-router install-parsers" in line]
     assert len(told) == 1
 
 
 async def test_without_sglang_a_format_that_is_set_is_not_started_without(monkeypatch):
     without_sglang(monkeypatch)
-    with pytest.raises(SetupError, match=r"slime-router\[parsers\]"):
+    with pytest.raises(SetupError, match="slime-router install-parsers"):
         async with serving(tool_call_parser="qwen25", reasoning_parser="auto"):
             pass
 
