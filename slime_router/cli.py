@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from slime_router.check_cli import check_main
 from slime_router.diagnose_cli import diagnose_main
 from slime_router.errors import SetupError
 from slime_router.flags import read_config
@@ -33,8 +34,10 @@ AIOHTTP_WAITS = 2  # it waits that often, one after the other, before it cancels
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until SIGINT or SIGTERM, or do what a subcommand says; returns the exit code."""
+    """Run until SIGINT or SIGTERM, or do what a sub-command says; returns the exit code."""
     given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["check"]:
+        return check_main(given[1:])
     if given[:1] == ["diagnose"]:
         return diagnose_main(given[1:])
     if given[:1] == ["install-parsers"]:

@@ -55,6 +55,8 @@ class Receipt:
     extended: the prompt begins with all held tokens of a recorded turn
     branched: the conversation is known, but the prompt leaves the held tokens before their end
     fresh:    no recorded turn is continued
+
+    `notes` say what else the client should know: what was left out or not read.
     """
 
     status: Literal["extended", "branched", "fresh"]
@@ -62,6 +64,7 @@ class Receipt:
     encoded: int
     turn: str
     reason: str
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """One line of ASCII JSON, fit for an HTTP header."""
@@ -159,12 +162,16 @@ class ReplyFormat:
 
 @dataclass(frozen=True, slots=True)
 class ToolDelta:
-    """A piece of a tool call: first its id and name, then its arguments bit by bit."""
+    """A piece of a tool call: first its id and name, then its arguments bit by bit.
+
+    An id that is not random was written by the model, or counted: other samples have it, too.
+    """
 
     index: int
     id: str | None
     name: str | None
     arguments: str
+    has_random_id: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,8 +246,10 @@ class GenerateChunk:
     reasoning: str = ""
     tool_calls: tuple[ToolDelta, ...] = ()
     reasoning_tokens: int = 0
+    hidden_calls: int = 0  # that were sampled and are not shown: calls were not to be parallel
     finish: Finish | None = None
     prompt: Prompt | None = None
+    receipt: Receipt | None = None  # on the last chunk, where it says more than the prompt's
     prompt_tokens: int = 0
     cached_tokens: int = 0
     weight_version: WeightVersion | None = None

@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
+from slime_router.chat.parse import ReplyParsers
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.types import Finish, GenerateCall, History, Message, Prompt, TemplateOptions
 from tests.stack import Sample, Stack
@@ -63,8 +64,14 @@ class Turn:
 class Talk(Stack):
     """A stack whose clock stands still until it is set."""
 
-    def __init__(self, tokenizer: Tokenizer, *, history: History = "held") -> None:
-        super().__init__(tokenizer=tokenizer, history=history)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        history: History = "held",
+        parsers: ReplyParsers | None = None,
+    ) -> None:
+        super().__init__(tokenizer=tokenizer, history=history, parsers=parsers)
         self.now = NOON
         self.maker._now = lambda: self.now
         self._prompts: list[Prompt] = []

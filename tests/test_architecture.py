@@ -39,6 +39,8 @@ FLOOR_OF = {
     "diagnosis": "flow",
     "weights": "flow",
     "metrics": "flow",
+    "token_path": "flow",
+    "checkup": "flow",
     "middleware": "flow",
     "doors": "doors",
     "server": "server",
@@ -47,6 +49,7 @@ FLOOR_OF = {
     "flags": "cli",
     "flag_groups": "cli",
     "diagnose_cli": "cli",
+    "check_cli": "cli",
     "parsers_cli": "cli",
     "__main__": "cli",
     "testing": "cli",  # beside the router: nothing of it may be used by the router
@@ -74,7 +77,11 @@ AIOHTTP = {
     "doors": "reads requests and writes replies",
     "testing": "is a worker",
 }
-TRANSFORMERS = {"chat.tokenizer": "loads tokenizers", "chat.renderer": "renders templates"}
+TRANSFORMERS = {
+    "chat.checkpoint": "loads tokenizers",
+    "chat.checkpoint_files": "finds files of the hub",
+    "chat.renderer": "renders templates",
+}
 SPELLINGS = {"max_new_tokens", "sampling_seed", "output_token_logprobs", "no_stop_trim"}
 SPELLS_AS_SGLANG = {
     "workers": "speaks with SGLang",
@@ -273,7 +280,7 @@ def test_only_the_wiring_makes_the_parts():
                 made = made.value
             if isinstance(made, ast.Name) and made.id in PARTS:
                 makers.setdefault(made.id, set()).add(module)
-    wiring = {"server.app", "server.fleet"}
+    wiring = {"server.app", "server.fleet", "token_path"}
     assert {part: modules for part, modules in makers.items() if modules - wiring} == {}
     assert all(len(modules) == 1 for modules in makers.values()), "each part is made in one place"
     assert makers.keys() == PARTS, "a part has another name now"

@@ -13,66 +13,66 @@ from typing import Any
 
 import orjson
 
+from slime_router.chat import leftovers
+from slime_router.chat.braces import Braces
+from slime_router.chat.call_ids import CallIds
+from slime_router.chat.leftovers import FRAME, without_control_tokens
+from slime_router.chat.unknown_calls import UnknownCalls
 from slime_router.types import ToolDelta
 
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
+_TAG = re.compile(r"<.{1,62}>")
 _CALL = re.compile(r'\{[^{}]*"name"\s*:\s*"')
-_FRAME = re.compile(r"<[|｜][^<>]*[|｜]>")  # control tokens, which are no content
 _SHORT_LEN = 256  # up to so much is read at once
-
-
-class _Braces:
-    """Finds where a JSON object ends in text that comes in pieces."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = False
-        self._is_escaped = False
-
-    def end(self, text: str) -> int:
-        """The index behind the last brace; -1 where the object goes on."""
-        for index, letter in enumerate(text):
-            if self._is_escaped:
-                self._is_escaped = False
-            elif letter == '"':
-                self._in_string = not self._in_string
-            elif self._in_string:
-                self._is_escaped = letter == "\\"
-            elif letter in "{}":
-                self._depth += 1 if letter == "{" else -1
-                if not self._depth:
-                    return index + 1
-        return -1
 
 
 class CallReader:
     """Reads the calls of one reply.
 
-    `make` gives a fresh parser of SGLang's and `new_id` the id of a call by its name and index.
+    `make` gives a fresh parser of SGLang's and `ids` name the calls.
     """
 
     def __init__(
         self,
         make: Callable[[], Any],
         tools: list[Any],
-        new_id: Callable[[str, int], str],
+        ids: CallIds,
         *,
         is_parallel: bool,
         first_index: int = 0,
     ) -> None:
         self._make = make
         self._parser = make()
+        self._unknown = UnknownCalls(self._parser, tools)
         self._tools = tools
-        self._new_id = new_id
+        self._ids = ids
+        self._hidden = 0
         self._is_parallel = is_parallel
         self._first_index = first_index
         self._indexes: dict[int, int] = {}  # of calls: the parser's, and ours
+        self._count = 0  # of calls that the parser named
         self._begun: dict[int, str] = {}  # calls whose name was given: their arguments so far
         self._raw = ""  # what is no content yet; in a call the text since its name
+        self._unsaid = ""  # what was read since the parser said something
+        self._behind = ""  # what the parser took for arguments, and is none
+        self._is_behind = False  # the frame of the last call has ended
+        self._space: str | None = None  # behind content that stands behind a call
         self._held = ""  # what waits to be read together
-        self._braces: _Braces | None = None  # of the call that is read
+        self._braces: Braces | None = None  # of the call that is read
         self._is_rewritten = False  # the parser gives other content than the model wrote
         self._next: CallReader | None = None  # reads what is behind a broken call
+
+    @property
+    def hidden(self) -> int:
+        """Calls that were read and are not given: one was asked for."""
+        return self._hidden + (self._next.hidden if self._next is not None else 0)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Tags that the parser must be given in one piece."""
+        known = {**vars(type(self._parser)), **vars(self._parser)}.values()
+        texts = {value.strip() for value in known if isinstance(value, str)}
+        return tuple(sorted(filter(_TAG.fullmatch, texts)))
 
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         """Content and calls that one token's text adds; at the end also what was held back."""
@@ -96,7 +96,7 @@ class CallReader:
     def _boundary(self, text: str) -> int:
         """Where what waits is read whatever its length: behind JSON, before a control token."""
         if self._braces is None:
-            return 0 if self._held and _FRAME.search(text) else -1
+            return 0 if self._held and FRAME.search(text) else -1
         end = self._braces.end(text)
         if end >= 0:
             self._braces = None
@@ -106,7 +106,7 @@ class CallReader:
         """Inside JSON the pieces grow with what was read, so that all of them cost as one."""
         if not _SHORT_LEN < len(self._held) + len(self._raw) < 2 * len(self._raw):
             return False
-        return self._braces is not None or not (self._begun or _FRAME.search(text))
+        return self._braces is not None or not (self._begun or FRAME.search(text))
 
     def unread(self) -> str:
         """The text that neither content nor calls were made of yet."""
@@ -117,10 +117,63 @@ class CallReader:
     def _read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         if self._is_between() and text.lstrip().startswith(","):
             text = str(self._parser.bot_token) + text.lstrip()[1:]  # some forget the array
+        self._unsaid += text
+        had_begun = bool(self._begun)
+        content, deltas = self._read_on(text, is_last=is_last)
+        if self._next is not None:
+            return content, deltas
+        if any(delta.name for delta in deltas):
+            content += leftovers.between_calls(self._unsaid, self._mark())
+        if self._has_blank() and leftovers.is_empty_call(self._raw):
+            deltas += self._filled()
+        content, self._behind = content + self._said_behind(), ""
+        if deltas or content.strip():
+            self._unsaid = ""
+        elif is_last:
+            content = self._left()
+        return self._behind_calls(content, deltas) if had_begun else content, deltas
+
+    def _said_behind(self) -> str:
+        """What stands behind the frame of the last call, of what was given as its arguments."""
+        if self._is_behind:
+            return self._behind
+        said = leftovers.behind_call(self._behind)
+        self._is_behind = bool(said)
+        return said
+
+    def _behind_calls(self, content: str, deltas: tuple[ToolDelta, ...]) -> str:
+        """The content without line ends between calls; white space waits for what comes next."""
+        if deltas and not content.strip():
+            self._space = None
+            return ""
+        if not content.strip():
+            if self._space is not None:
+                self._space += content
+            return ""
+        content = content.lstrip() if self._space is None else self._space + content
+        kept = content.rstrip()
+        self._space = content[len(kept) :]
+        return kept
+
+    def _has_blank(self) -> bool:
+        """Whether the last call was given no arguments yet."""
+        return bool(self._begun) and not self._begun[max(self._begun)].strip()
+
+    def _left(self) -> str:
+        """What the parser made nothing of, at the end."""
+        if self._begun and _is_json(self._begun[max(self._begun)]):
+            return leftovers.behind_call(self._unsaid)
+        return leftovers.inside_call(self._unsaid)
+
+    def _read_on(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         had_begun, was_inside = bool(self._begun), self._is_inside()
         self._raw += text
         content, items = self._parse(text, is_last=is_last)
-        deltas = tuple(delta for item in items if (delta := self._delta(item, text)) is not None)
+        if is_last and had_begun and content not in self._unsaid:
+            content = ""  # some give at the end what they gave as arguments before
+        unknown, items = self._unknown.take(items, is_last=is_last)
+        content += unknown
+        deltas = tuple(delta for item in items for delta in self._deltas(item, text))
         if not self._begun:
             return self._as_written(content, is_last=is_last), deltas
         if had_begun:
@@ -130,8 +183,6 @@ class CallReader:
                 return self._past(*found, is_last=is_last, deltas=deltas)
         if is_last:
             deltas += self._rest()
-        if had_begun and not content.strip():
-            content = ""  # line ends between calls
         return content, deltas
 
     def _is_inside(self) -> bool:
@@ -151,7 +202,7 @@ class CallReader:
         unread = str(getattr(self._parser, "_buffer", ""))
         if getattr(self._parser, "current_tool_name_sent", True) or len(unread) > len(self._raw):
             return None  # it reads a call, or keeps what it has read
-        if is_last and begin not in unread:
+        if is_last and begin not in unread and _is_json(self._begun[max(self._begun)]):
             begin = "{"  # behind a separator
         if begin not in unread:
             return None
@@ -178,7 +229,7 @@ class CallReader:
         return CallReader(
             self._make,
             self._tools,
-            self._new_id,
+            self._ids,
             is_parallel=self._is_parallel,
             first_index=first_index,
         )
@@ -186,9 +237,19 @@ class CallReader:
     def _is_between(self) -> bool:
         """Whether a call of an array has ended and another may begin."""
         is_array = str(getattr(self._parser, "bot_token", "")).endswith("[")
-        if not is_array or not self._begun or "{" in str(getattr(self._parser, "_buffer", "")):
+        has_more = self._space is not None or self._unsaid.strip() not in ("", "}")
+        if (
+            not is_array
+            or has_more
+            or not self._begun
+            or "{" in str(getattr(self._parser, "_buffer", ""))
+        ):
             return False
         return _is_json(self._begun[max(self._begun)])
+
+    def _mark(self) -> str:
+        """What the first call begins with."""
+        return mark_of(self._parser)
 
     def _begin(self) -> str:
         """What each call begins with; those of an array have no mark of their own."""
@@ -197,7 +258,7 @@ class CallReader:
 
     def _as_written(self, content: str, *, is_last: bool) -> str:
         """The content before any call, with what the parser dropped from inside it."""
-        end = self._raw.find(content) + len(content)
+        end = self._raw.rfind(content) + len(content)
         if end < len(content):
             self._is_rewritten = True
         if is_last:
@@ -207,9 +268,9 @@ class CallReader:
         if self._is_rewritten:
             return content
         written, self._raw = self._raw[:end], self._raw[end:]
-        if _FRAME.search(written):
+        if FRAME.search(written):
             written = written.removeprefix(getattr(self._parser, "bot_token", "") or "")
-        return content if _FRAME.search(written) else written
+        return content if FRAME.search(written) else written
 
     def _parse(self, text: str, *, is_last: bool) -> tuple[str, list[Any]]:
         result = self._parser.parse_streaming_increment(text, self._tools)
@@ -223,26 +284,41 @@ class CallReader:
             content, items = content + (end.normal_text or ""), [*items, *(end.calls or ())]
         return content, items
 
-    def _delta(self, item: Any, text: str) -> ToolDelta | None:
+    def _deltas(self, item: Any, text: str) -> tuple[ToolDelta, ...]:
         arguments = item.parameters or ""
-        if item.name:  # some count calls that they do not give
-            self._indexes.setdefault(item.tool_index, self._first_index + len(self._indexes))
+        if item.name:  # some number calls by their tools, or count some that they do not give
+            self._indexes[item.tool_index] = self._first_index + self._count
+            self._count += 1
         index = self._indexes.get(item.tool_index, -1)
         if index > 0 and not self._is_parallel:
-            return None
-        if item.name and index not in self._begun:
+            self._hidden += bool(item.name)
+            return ()
+        if item.name:
+            before = self._filled()
             self._begun[index] = arguments
+            call_id, is_random = self._ids.make(item.name, index, self._unsaid)
             self._enter(text)
-            return ToolDelta(index, self._new_id(item.name, index), item.name, arguments)
+            return (*before, ToolDelta(index, call_id, item.name, arguments, is_random))
         if index not in self._begun or not arguments:
-            return None
+            return ()
+        if self._begun[index].endswith("}") and _is_json(self._begun[index]):
+            self._behind += arguments  # some give all that comes behind the last call
+            return ()
         self._begun[index] += arguments
-        return ToolDelta(index, None, None, arguments)
+        return (ToolDelta(index, None, None, arguments),)
+
+    def _filled(self) -> tuple[ToolDelta, ...]:
+        """What the last call lacks where it was given no arguments: they are an empty object."""
+        if not self._has_blank():
+            return ()
+        last = max(self._begun)
+        self._begun[last] += "{}"
+        return (ToolDelta(last, None, None, "{}"),)
 
     def _enter(self, text: str) -> None:
         """A call's name was read, in `text`: are its arguments in the same JSON object?"""
         calls = list(_CALL.finditer(self._raw))
-        braces = _Braces()
+        braces = Braces()
         is_open = bool(calls) and braces.end(self._raw[calls[-1].start() :]) < 0
         self._braces = braces if is_open else None
         self._raw = text
@@ -259,7 +335,7 @@ class CallReader:
         if len(mark) > 1:
             body, has_ended, behind = body.partition(mark)
         if key is None:  # a call without any
-            rest = "{}" if not given and body.rstrip().endswith("}") else ""
+            rest = ""
         else:
             rest = _behind(given, _opened(body[key.end() :], has_ended=bool(has_ended)))
         deltas = (ToolDelta(index, None, None, rest),) if rest else ()
@@ -274,9 +350,13 @@ class CallReader:
         return (*deltas, *reader.read("", is_last=True)[1])
 
 
-def without_control_tokens(text: str) -> str:
-    """The text without marks such as `<|end|>`."""
-    return _FRAME.sub("", text)
+def mark_of(parser: Any) -> str:
+    """The mark of a call, by whatever name a parser of SGLang has it; empty where it has none."""
+    for name in ("bot_token", "tool_call_start_token", "TOOL_CALL_START"):
+        mark = str(getattr(parser, name, "") or "").strip()
+        if mark:
+            return mark
+    return ""
 
 
 def _opened(written: str, *, has_ended: bool) -> str:

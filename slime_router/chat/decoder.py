@@ -90,7 +90,7 @@ def _token_reader(backend: tokenizers.Tokenizer) -> Callable[[int, str], bytes]:
 
 
 def _byte_level_reader() -> Callable[[int, str], bytes]:
-    byte_of = _byte_alphabet()
+    byte_of = byte_alphabet()
 
     def read(_token_id: int, token: str) -> bytes:
         try:
@@ -101,7 +101,7 @@ def _byte_level_reader() -> Callable[[int, str], bytes]:
     return read
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's spelling of bytes: visible Latin-1 as itself, the others from U+0100 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = sorted(set(range(0x100)) - set(visible))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from slime_router.chat.seam import Control, TurnEnds
+from slime_router.chat.seam import Control, TurnEnds, leading
 from slime_router.chat.spelling import PROBE_OPTIONS, Spelling
 from slime_router.chat.standins import SENTINEL, View, draw
 from slime_router.chat.suffix import Suffix
@@ -135,9 +135,10 @@ def find_ends(try_render: TryRender, controls: Controls) -> TurnEnds:
 
 
 def _first(behind: str, controls: Controls) -> Control | None:
-    """The added token with which a text begins, but for white space."""
-    first = next(controls.find_added(behind), None)
-    return first if first is not None and not behind[: first[0]].strip() else None
+    """The end token with which a text begins, or else its first token; white space aside."""
+    run = list(leading(behind, controls))
+    ends = [control for control in run if control[2] in controls.eos_ids]
+    return next(iter(ends or run), None)
 
 
 def _is_header(after_user: str, first: Control, at_end: Control | None, controls: Controls) -> bool:

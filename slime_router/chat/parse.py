@@ -8,21 +8,31 @@ stays content. The held tokens are what was sampled, whatever is read out of the
 from __future__ import annotations
 
 import logging
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
-from slime_router.chat.calls import CallReader, without_control_tokens
-from slime_router.chat.sglang_parsers import SGLangParsers
+from slime_router.chat import harmony
+from slime_router.chat.call_ids import NewCallId, call_ids, random_call_id
+from slime_router.chat.calls import CallReader
+from slime_router.chat.harmony import HarmonyReader
+from slime_router.chat.leftovers import without_control_tokens
+from slime_router.chat.pieces import Pieces
+from slime_router.chat.sglang_parsers import SGLangParsers, mended
 from slime_router.errors import BadRequest, SetupError
 from slime_router.types import Grammar, Message, ReplyFormat, ToolDelta
 
 logger = logging.getLogger(__name__)
 
-KIMI_FORMATS = ("kimi_k2", "kimi_k3")  # trained on ids that count the calls of the conversation
+# Tokens that may end a generation, and that a format reads.
+_ENDS = {
+    harmony.NAME: harmony.ENDS,
+    "beam": harmony.ENDS,
+    "inkling": ("<|end_message|>",),
+    "muse": ("<|eom|>", "<|eot|>"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,7 @@ class ReplyDelta:
     reasoning: str = ""
     tool_calls: tuple[ToolDelta, ...] = ()
     is_thinking: bool = False  # the piece was reasoning, tags included
+    hidden_calls: int = 0  # calls behind the first, where one was asked for
 
 
 class ReplyParsers:
@@ -40,6 +51,8 @@ class ReplyParsers:
 
     `presumes_thinking`: a reply begins as reasoning where the format has it so, even if the prompt
     does not show it.
+
+    `new_call_id` makes the ids of calls to which the model gives none.
 
     Raises:
         SetupError: SGLang is not installed, or has no such format.
@@ -52,7 +65,9 @@ class ReplyParsers:
         tools: str | None,
         reasoning: str | None,
         presumes_thinking: bool = True,
+        new_call_id: NewCallId = random_call_id,
     ) -> None:
+        self._new_call_id = new_call_id
         self.tools = tools
         self.reasoning = reasoning
         self._presumes_thinking = presumes_thinking
@@ -124,23 +139,55 @@ class ReplyParsers:
         `prompt_tail` is the end of the prompt's text: it may have opened the reasoning already, as
         may `written`, which the client wrote of the reply.
         """
-        reasoning = self._reasoning_parser(form, prompt_tail, written)
-        calls = self._call_reader(form, history)
-        if reasoning is None and calls is None:
+        stages = (
+            self._reasoning_parser(form, prompt_tail, written),
+            self._harmony_reader(form, prompt_tail, history),
+            self._call_reader(form, history),
+        )
+        if stages == (None, None, None):
             return None
-        return ReplyParser(reasoning, calls)
+        return ReplyParser(
+            *stages, ends=(*_ENDS.get(self.tools or "", ()), *_ENDS.get(self.reasoning or "", ()))
+        )
+
+    def _reads_calls(self, form: ReplyFormat) -> bool:
+        return self._sglang is not None and self.tools is not None and bool(form.tools)
+
+    def _is_array(self, form: ReplyFormat) -> bool:
+        """Whether calls come as a JSON array: they are forced, and their format cannot be."""
+        constraint = self.constraint(form)
+        return constraint is not None and constraint.kind == "json_schema"
+
+    def _harmony_reader(
+        self, form: ReplyFormat, prompt_tail: str, history: Sequence[Message]
+    ) -> HarmonyReader | None:
+        if not self.are_needed(form) or harmony.NAME not in (self.tools, self.reasoning):
+            return None
+        has_calls = self.tools == harmony.NAME and self._reads_calls(form)
+        reader = HarmonyReader(
+            {tool["function"]["name"] for tool in form.tools} if has_calls else (),
+            call_ids(harmony.NAME, self._new_call_id, history),
+            is_separate=self.reasoning == harmony.NAME and form.separates_reasoning,
+            is_parallel=form.is_parallel,
+            streams_reasoning=form.streams_reasoning,
+        )
+        reader.enter(prompt_tail)
+        return reader
 
     def _call_reader(self, form: ReplyFormat, history: Sequence[Message]) -> CallReader | None:
-        sglang = self._sglang
-        if sglang is None or self.tools is None or not form.tools:
+        if not self._reads_calls(form):
             return None
-        constraint = self.constraint(form)
-        is_array = constraint is not None and constraint.kind == "json_schema"
+        assert self._sglang is not None
+        assert self.tools is not None
+        is_array = self._is_array(form)
+        if self.tools == harmony.NAME and not is_array:
+            return None
         return CallReader(
-            # Forced calls come as a JSON array where the format cannot be forced.
-            sglang.JsonArrayParser if is_array else lambda: self._calls_parser(form).detector,
+            self._sglang.JsonArrayParser
+            if is_array
+            else lambda: mended(self._calls_parser(form).detector),
             self._tools(form),
-            self._call_ids(history),
+            call_ids(self.tools, self._new_call_id, history),
             is_parallel=form.is_parallel,
         )
 
@@ -161,6 +208,8 @@ class ReplyParsers:
     def _reasoning_parser(self, form: ReplyFormat, prompt_tail: str, written: str) -> Any:
         if self._sglang is None or self.reasoning is None or not form.separates_reasoning:
             return None
+        if self.reasoning == harmony.NAME:
+            return None
         parser = self._sglang.ReasoningParser(
             self.reasoning,
             form.streams_reasoning,
@@ -173,30 +222,47 @@ class ReplyParsers:
             parser.detector._in_reasoning = is_open  # some take no argument that says so
         return parser
 
-    def _call_ids(self, history: Sequence[Message]) -> Callable[[str, int], str]:
-        if self.tools not in KIMI_FORMATS:
-            return lambda _name, _index: f"call_{secrets.token_hex(12)}"
-        before = sum(len(message.get("tool_calls") or ()) for message in history)
-        head = "functions." if self.tools == "kimi_k2" else ""
-        return lambda name, index: f"{head}{name}:{before + index}"
-
 
 class ReplyParser:
-    """Takes one reply apart."""
+    """Takes one reply apart.
 
-    def __init__(self, reasoning: Any, calls: CallReader | None) -> None:
+    `ends` are control tokens that it must see although a generation may end with them.
+    """
+
+    def __init__(
+        self,
+        reasoning: Any,
+        messages: HarmonyReader | None,
+        calls: CallReader | None,
+        *,
+        ends: Collection[str] = (),
+    ) -> None:
+        self.ends = ends
         self._reasoning = reasoning
+        self._messages = messages
         self._calls = calls
         self._is_broken = False
-        self._silent: str | None = ""  # all text, until something is made of it
+        # All text, until something is made of it; of messages something always is.
+        self._silent: str | None = "" if messages is None else None
+        self._pieces = Pieces(calls.marks if calls is not None else ())
 
     @property
     def is_thinking(self) -> bool:
         """Whether reasoning goes on where the reply stands now."""
+        if self._messages is not None and self._messages.is_thinking:
+            return True
         return bool(getattr(self._reasoning and self._reasoning.detector, "_in_reasoning", False))
 
     def push(self, text: str, *, is_last: bool) -> ReplyDelta:
-        """What one token's text adds; at the end also what was held back."""
+        """What a piece of text adds; at the end also what was held back."""
+        pieces = self._pieces.cut(text, is_last=is_last) or ([""] if is_last else [])
+        whole = ReplyDelta()
+        for index, piece in enumerate(pieces):
+            delta = self._push_piece(piece, is_last=is_last and index == len(pieces) - 1)
+            whole = delta if index == 0 else _joined(whole, delta)
+        return whole if pieces else ReplyDelta(is_thinking=self.is_thinking)
+
+    def _push_piece(self, text: str, *, is_last: bool) -> ReplyDelta:
         if self._is_broken:
             return ReplyDelta(text)
         try:
@@ -231,11 +297,20 @@ class ReplyParser:
             if is_last:
                 more = _both(self._reasoning.parse_stream_end())
                 reasoning, text = reasoning + more[0], text + more[1]
-        is_thinking = was_thinking or self.is_thinking or bool(reasoning)
         calls: tuple[ToolDelta, ...] = ()
+        hidden = self._hidden()
+        if self._messages is not None:
+            read = self._messages.push(text, is_last=is_last)
+            text, reasoning, calls = read.content, reasoning + read.reasoning, read.tool_calls
+        is_thinking = was_thinking or self.is_thinking or bool(reasoning)
         if self._calls is not None:
-            text, calls = self._calls.read(text, is_last=is_last)
-        return ReplyDelta(text, reasoning, calls, is_thinking)
+            text, more_calls = self._calls.read(text, is_last=is_last)
+            calls += more_calls
+        return ReplyDelta(text, reasoning, calls, is_thinking, self._hidden() - hidden)
+
+    def _hidden(self) -> int:
+        readers = (self._messages, self._calls)
+        return sum(reader.hidden for reader in readers if reader is not None)
 
 
 def _is_thinking(detector: Any, prompt_tail: str, written: str) -> bool | None:
@@ -245,7 +320,8 @@ def _is_thinking(detector: Any, prompt_tail: str, written: str) -> bool | None:
         return bool(written.rfind(begin) > written.rfind(end))
     if prompt_tail.endswith(end):
         return False
-    return True if prompt_tail.endswith(begin) else None
+    label = str(getattr(detector, "think_start_self_label", "")).rstrip()  # Gemma's `thought`
+    return True if prompt_tail.endswith((begin, begin + label)) else None
 
 
 def _once(tag: dict[str, Any]) -> dict[str, Any]:
@@ -275,6 +351,16 @@ def _told(tool: dict[str, Any]) -> dict[str, Any]:
     """The tool without what is null: SGLang has defaults for it, but takes no null."""
     function = {name: value for name, value in tool["function"].items() if value is not None}
     return {**tool, "function": function}
+
+
+def _joined(first: ReplyDelta, then: ReplyDelta) -> ReplyDelta:
+    return ReplyDelta(
+        first.content + then.content,
+        first.reasoning + then.reasoning,
+        first.tool_calls + then.tool_calls,
+        first.is_thinking or then.is_thinking,
+        first.hidden_calls + then.hidden_calls,
+    )
 
 
 def _both(parts: tuple[str | None, str | None]) -> tuple[str, str]:

@@ -1,6 +1,7 @@
-"""Rendering: messages to the prompt text that a chat template makes of them.
+"""Rendering: messages to the prompt text that the model's format makes of them.
 
-The template runs in the sandbox of `transformers`, as it does on a worker.
+The port, and its usual form: a Jinja template, which runs in the sandbox of `transformers` as it
+does on a worker. Formats that are written in Python stand in `encoders.py` and `tekken.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from slime_router.errors import BadRequest, SetupError
 from slime_router.types import Message, TemplateOptions
@@ -23,12 +24,33 @@ _PINNED_DATES = "pinned_dates"
 _PIN = f"{{% set strftime_now = {_PINNED_DATES}.get %}}\n"
 
 
-class Renderer:
+class Renderer(Protocol):
+    """What makes the text of a conversation. Never changes."""
+
+    @property
+    def source(self) -> str:
+        """A template's source; for a format written in Python, which one it is."""
+
+    @property
+    def has_developer_role(self) -> bool:
+        """Whether messages of the role `developer` have a form of their own."""
+
+    def render(
+        self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
+    ) -> str:
+        """The text of `messages`; BadRequest, in the format's own words, where it refuses them."""
+
+    def check(self, name: str) -> None:
+        """SetupError that begins with `name` where it cannot render at all."""
+
+
+class JinjaRenderer:
     """One chat template, rendered by one tokenizer of `transformers`. Never changes."""
 
     def __init__(self, hf: Any, template: str) -> None:
+        """`hf` may render in a way of its own, as tokenizers with Python code do."""
         self._hf = hf
-        self._template = template
+        self._template = self.source = template
         # Takes seconds to import; whoever has a tokenizer has done so.
         from transformers import PreTrainedTokenizerBase
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -36,9 +58,10 @@ class Renderer:
         shared = PreTrainedTokenizerBase.apply_chat_template
         self._renders_itself = type(hf).apply_chat_template is not shared
         self._render_jinja = render_jinja_template
+        self.has_developer_role = "developer" in template
         # Through these, a client would steer the call itself; `documents` are the template's.
-        parameters = inspect.signature(hf.apply_chat_template).parameters.keys()
-        self._reserved = parameters - {"kwargs", "documents"} | {_PINNED_DATES}
+        parameters = inspect.signature(_base_method(hf)).parameters.keys()
+        self._reserved = parameters - {"self", "kwargs", "documents"} | {_PINNED_DATES}
         calls = _DATE_CALL.findall(template)
         self._date_formats = {date_format for _, date_format in calls}
         self._can_pin = bool(calls) and "" not in self._date_formats
@@ -69,7 +92,7 @@ class Renderer:
             reason = f"The chat template cannot render these messages: {one_line(exc)}"
             raise BadRequest(reason, param="messages") from exc
 
-    def check(self, template_name: str) -> None:
+    def check(self, name: str) -> None:
         """Compile the template; `SetupError` if it is not Jinja."""
         try:
             self._apply(
@@ -77,7 +100,7 @@ class Renderer:
             )
         except Exception as exc:  # it may refuse such messages; only its syntax matters here
             if type(exc).__name__ == "TemplateSyntaxError":
-                raise SetupError(f"{template_name}: bad chat template: {one_line(exc)}") from exc
+                raise SetupError(f"{name}: bad chat template: {one_line(exc)}") from exc
 
     def _apply(
         self,
@@ -102,6 +125,12 @@ class Renderer:
             text = self._render_jinja([list(messages)], **{**known, **settings})[0][0]
         text.encode()  # raises on a lone surrogate, which JSON can spell and no tokenizer takes
         return text
+
+
+def _base_method(hf: Any) -> Any:
+    """`apply_chat_template` as `transformers` defines it: what a subclass adds is a template's."""
+    owners = [each for each in type(hf).__mro__ if "apply_chat_template" in vars(each)]
+    return vars(owners[-1])["apply_chat_template"]
 
 
 def one_line(exc: Exception) -> str:

@@ -39,6 +39,16 @@ class Cut:
     drop: int = 0
 
 
+def leading(text: str, controls: Controls) -> Iterator[Control]:
+    """The added tokens with which a text begins, white space between them or not."""
+    end = 0
+    for control in controls.find_added(text):
+        if text[end : control[0]].strip():
+            return
+        yield control
+        end = control[1]
+
+
 class Seam:
     """Where a text that follows a reply goes on after the tokens that the model sampled."""
 
@@ -60,10 +70,12 @@ class Seam:
 
         What closes a turn stands right at its beginning, but for white space.
         """
-        first = next(self._controls.find_added(behind), None)
-        if first is None or behind[: first[0]].strip():
+        run = list(leading(behind, self._controls))
+        if not run:
             return Cut(0, self._drop(last_id))
-        return self._at(behind, first, last_id, own_start=0)
+        sampled = next((control for control in run if control[2] == last_id), None)
+        ending = next((control for control in run if self.ends_turn(control[2])), run[0])
+        return self._at(behind, sampled or ending, last_id, own_start=0)
 
     def after_call(self, behind: str, tail_len: int, last_id: int | None) -> Cut:
         """The same where the reply's last call goes on for `tail_len` characters."""

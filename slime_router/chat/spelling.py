@@ -18,6 +18,7 @@ from hashlib import blake2b
 from itertools import product
 from typing import Any, Literal
 
+from slime_router.chat.call_ids import random_call_id
 from slime_router.chat.messages import arguments_value
 from slime_router.types import Message, TemplateOptions
 
@@ -69,7 +70,7 @@ class Spelling:
         """An id, made at random, for a call that a model has sampled."""
         if self.has_short_ids:
             return "".join(secrets.choice(_LETTERS) for _ in range(SHORT_ID_LEN))
-        return f"call_{secrets.token_hex(12)}"
+        return random_call_id()
 
     def _call(self, call: dict[str, Any]) -> dict[str, Any]:
         function = call["function"]

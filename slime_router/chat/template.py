@@ -23,6 +23,8 @@ class TemplateTokenizer(Protocol):
     """What the template needs of the tokenizer."""
 
     chat_template: str | None
+    jinja_template: str | None
+    has_developer_role: bool
     eos_ids: frozenset[int]
 
     def render(
@@ -43,14 +45,14 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: TemplateTokenizer) -> None:
         self._tokenizer = tokenizer
-        self.has_developer_role = "developer" in (tokenizer.chat_template or "")
+        self.has_developer_role = tokenizer.has_developer_role
         self.spelling = Spelling()
         self.findings = Findings()
         if tokenizer.chat_template is not None:
             self.spelling = find_spelling(self._try_as_it_is)
         ends = find_ends(self.try_render, tokenizer)
         self._seam = Seam(tokenizer, ends)
-        self._suffixes = Suffixes(self.try_render, self._seam, tokenizer.chat_template)
+        self._suffixes = Suffixes(self.try_render, self._seam, tokenizer.jinja_template)
         if tokenizer.chat_template is not None:
             self.findings = self_test(self, ends)
 

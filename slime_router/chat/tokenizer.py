@@ -1,27 +1,22 @@
 """The model's own tokenizer: text to ids, ids to text, messages to text.
 
-The only module that imports `transformers`. It loads; encoder, decoder and renderer do the work.
+`checkpoint.py` loads what it is made of; encoder, decoder and renderer do the work.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 import tokenizers
 
+from slime_router.chat.checkpoint import Checkpoint, load_checkpoint
 from slime_router.chat.control import ControlTokens
 from slime_router.chat.decoder import Decoder, TokenBytes, components
 from slime_router.chat.encoder import After, Encoder
-from slime_router.chat.modalities import is_multimodal
-from slime_router.chat.renderer import Renderer, one_line
+from slime_router.chat.renderer import JinjaRenderer
 from slime_router.errors import BadRequest, SetupError
 from slime_router.types import NO_TOKENS, Message, Piece, TemplateOptions, TokenIds
 
@@ -38,23 +33,18 @@ class Tokenizer:
         vocab_size: Ids that the model accepts; may be more than the tokenizer has.
         context_len: Tokens that fit the model's context, where the checkpoint says it.
         eos_ids: Ids at which a generation ends by itself.
-        chat_template: The template's source; None when the checkpoint has none.
+        chat_template: The template's source, or the name of the format where Python code renders
+            it; None when the checkpoint has no chat format.
+        jinja_template: The template's source where Jinja renders it; else None.
+        has_developer_role: Whether messages of the role `developer` have a form of their own.
         architectures: Names of the model's classes, as the checkpoint says them.
         model_type: The model's family, as the checkpoint says it; "" where it does not.
         is_multimodal: Whether the model takes pictures or sound too.
     """
 
-    def __init__(
-        self,
-        hf: Any,
-        *,
-        name: str,
-        config: Mapping[str, Any],
-        generation_config: Mapping[str, Any],
-        chat_template: str | None,
-        is_multimodal: bool = False,
-    ) -> None:
-        """`hf` is a fast tokenizer as `transformers` loads it; `load` is the way to get one."""
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """`load` is the way to get one."""
+        hf, config = checkpoint.hf, checkpoint.config
         # Encoding goes past the wrapper of `transformers`: in every call that one sets padding
         # and truncation on the shared backend, and two threads in it fail with "Already
         # borrowed". Set once here, the backend is only read from now on.
@@ -68,15 +58,19 @@ class Tokenizer:
         )
         self.context_len: int | None = text_config.get("max_position_embeddings")
         self.eos_ids: frozenset[int] = (
-            _ids(generation_config.get("eos_token_id"))
+            _ids(checkpoint.generation_config.get("eos_token_id"))
             | _ids(text_config.get("eos_token_id"))
             | _ids(hf.eos_token_id)
         )
+        self._renderer = checkpoint.renderer
+        self.chat_template = None if self._renderer is None else self._renderer.source
+        is_jinja = isinstance(self._renderer, JinjaRenderer)
+        self.jinja_template = self.chat_template if is_jinja else None
+        self.has_developer_role = self._renderer is not None and self._renderer.has_developer_role
+        self.is_multimodal = checkpoint.is_multimodal
+        self._name = checkpoint.name
         self.architectures = tuple(config.get("architectures") or ())
         self.model_type = str(config.get("model_type") or "")
-        self.chat_template = chat_template
-        self.is_multimodal = is_multimodal
-        self._name = name
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         self._controls = ControlTokens(added, has_normalizer=bool(components(backend.normalizer)))
         literals = {
@@ -86,46 +80,44 @@ class Tokenizer:
         }
         self._bytes = TokenBytes(backend, literals)
         self._visible_bytes = TokenBytes(backend, literals | dict.fromkeys(self._special_ids, b""))
-        self._renderer = None if chat_template is None else Renderer(hf, chat_template)
         self._backend = backend
         self._encoder = Encoder(backend, self._controls, self._bytes)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
 
     @classmethod
     def load(
-        cls, path_or_id: str, *, trust_remote_code: bool = False, chat_template: str | None = None
+        cls,
+        path_or_id: str,
+        *,
+        trust_remote_code: bool = False,
+        chat_template: str | None = None,
+        tool_call_parser: str | None = None,
     ) -> Tokenizer:
         """Load a checkpoint's tokenizer.
 
         Args:
             path_or_id: A directory, or a repository of the Hugging Face hub.
             trust_remote_code: Run the checkpoint's own Python code where it has some.
-            chat_template: Used instead of the checkpoint's: a file's path, or the text itself.
+            chat_template: Used instead of the checkpoint's: a file's path, the text itself, or
+                the name of a format that is Python code (`glm-5.3`).
+            tool_call_parser: The parser that replies are read with: as in SGLang, some come with
+                the Python format of their model.
 
         Raises:
             SetupError: One line that names the checkpoint or the template, and the reason.
         """
-        own_template = _read_template(chat_template) if chat_template else None
-        hf = _load_fast(path_or_id, trust_remote_code)
-        config = _read_config(path_or_id, "config.json")
-        processors = {
-            **_read_config(path_or_id, "processor_config.json"),
-            **_read_config(path_or_id, "preprocessor_config.json"),
-        }
         tokenizer = cls(
-            hf,
-            name=path_or_id,
-            config=config,
-            generation_config=_read_config(path_or_id, "generation_config.json"),
-            chat_template=own_template or _default_template(hf.chat_template),
-            is_multimodal=is_multimodal(config, processors),
+            load_checkpoint(
+                path_or_id,
+                trust_remote_code=trust_remote_code,
+                chat_template=chat_template,
+                tool_call_parser=tool_call_parser,
+            )
         )
         # Some releases of `transformers` build the wrong tokenizer for a checkpoint that has no
         # config.json; it loses all spaces.
         if " " not in tokenizer.decode(tokenizer.encode("Hello world"), skip_special_tokens=False):
             raise SetupError(f"{path_or_id}: the tokenizer loses spaces; is config.json missing?")
-        if tokenizer._renderer is not None:
-            tokenizer._renderer.check(chat_template or path_or_id)
         return tokenizer
 
     def __repr__(self) -> str:
@@ -254,68 +246,6 @@ class Tokenizer:
         if self._renderer is None:
             raise BadRequest("This model has no chat template.", param="messages")
         return self._renderer.render(messages, options, date)
-
-
-def _load_fast(path_or_id: str, trust_remote_code: bool) -> Any:
-    """The checkpoint's tokenizer, which is one of the `tokenizers` library."""
-    if path_or_id.startswith(("/", "./", "../")) and not Path(path_or_id).is_dir():
-        raise SetupError(f"{path_or_id}: no such directory")
-    with _without_torch_advice():
-        from transformers import AutoTokenizer  # takes seconds: only who loads a tokenizer waits
-    try:
-        hf = AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=trust_remote_code)
-    except Exception as exc:  # broken files, no network, or whatever the checkpoint's code raises
-        raise SetupError(f"{path_or_id}: cannot load the tokenizer: {one_line(exc)}") from exc
-    if not hf.is_fast:
-        raise SetupError(f"{path_or_id}: has no fast tokenizer (tokenizer.json)")
-    return hf
-
-
-@contextmanager
-def _without_torch_advice() -> Iterator[None]:
-    """Without torch, `transformers` warns that there are no models. Nobody wants one here."""
-
-    def is_wanted(record: logging.LogRecord) -> bool:
-        return "PyTorch was not found" not in record.getMessage()
-
-    logger = logging.getLogger("transformers")
-    logger.addFilter(is_wanted)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_wanted)
-
-
-def _read_config(path_or_id: str, filename: str) -> dict[str, Any]:
-    """A JSON file of the checkpoint; empty where it has none."""
-    from transformers.utils.hub import cached_file
-
-    try:
-        path = cached_file(path_or_id, filename)
-    except OSError:
-        path = None
-    if path is None:
-        return {}
-    try:
-        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as exc:
-        raise SetupError(f"{path_or_id}: bad {filename}: {one_line(exc)}") from exc
-
-
-def _read_template(path_or_text: str) -> str:
-    if "{" in path_or_text:  # every template has a tag; a path has none
-        return path_or_text
-    try:
-        return Path(path_or_text).read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as exc:
-        reason = getattr(exc, "strerror", None) or str(exc)
-        raise SetupError(f"{path_or_text}: cannot read the chat template: {reason}") from exc
-
-
-def _default_template(template: str | dict[str, str] | None) -> str | None:
-    if isinstance(template, dict):
-        return template.get("default") or template.get("tool_use")
-    return template
 
 
 def _ids(value: int | list[int] | None) -> frozenset[int]:

@@ -6,7 +6,7 @@ runs, text that may still turn out to be the beginning of a stop string is held 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from slime_router.types import Finish, Sampling
@@ -23,10 +23,22 @@ class TextDecoder(Protocol):
 
 
 class VisibleText:
-    """Turns the output ids of one generation into the text of the reply."""
+    """Turns the output ids of one generation into the text of the reply.
 
-    def __init__(self, decoder: TextDecoder, sampling: Sampling) -> None:
+    `hidden` ids have no text, wherever they stand; `kept` ones have, also as the stop.
+    """
+
+    def __init__(
+        self,
+        decoder: TextDecoder,
+        sampling: Sampling,
+        *,
+        hidden: Collection[int] = (),
+        kept: Collection[int] = (),
+    ) -> None:
         self._decoder = decoder
+        self._hidden = hidden
+        self._kept = kept
         self._stops = () if sampling.keep_stop else sampling.stop
         self._longest_stop = max(map(len, self._stops), default=0)
         self._keeps_stop = sampling.keep_stop
@@ -34,14 +46,16 @@ class VisibleText:
 
     def push(self, ids: Sequence[int], finish: Finish | None) -> str:
         """The text that `ids` add; at the end (`finish`) all that is left."""
+        if finish is not None and self._is_stop(ids, finish.matched):
+            ids = ids[:-1]
+        if self._hidden:
+            ids = [token_id for token_id in ids if token_id not in self._hidden]
         if finish is None:
             if not self._stops:
                 return self._decoder.push(ids)
             self._pending += self._decoder.push(ids)
             return self._release(len(self._pending) - self._held_back())
         matched = finish.matched
-        if isinstance(matched, int) and not self._keeps_stop and ids and ids[-1] == matched:
-            ids = ids[:-1]
         self._pending += self._decoder.push(ids) + self._decoder.flush()
         end = len(self._pending)
         if isinstance(matched, str) and matched in self._stops:
@@ -50,6 +64,12 @@ class VisibleText:
         text = self._release(end)
         self._pending = ""
         return text
+
+    def _is_stop(self, ids: Sequence[int], matched: int | str | None) -> bool:
+        """Whether the last of `ids` is the stop, which is not shown."""
+        if not ids or not isinstance(matched, int) or ids[-1] != matched:
+            return False
+        return not self._keeps_stop and matched not in self._kept
 
     def _release(self, end: int) -> str:
         text, self._pending = self._pending[:end], self._pending[end:]

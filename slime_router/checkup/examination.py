@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 
 from slime_router.chat.encoder import After
 from slime_router.chat.parse import ReplyParsers
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
-from slime_router.checkup.judge import Judge
+from slime_router.checkup.judge import Judge, OfTemplate
 from slime_router.checkup.scenarios import CALL_ERROR, TOOLS, Said, Scenario, scenarios
 from slime_router.checkup.speech import Speech, Unsupported, Written, ideal, refusal
 from slime_router.checkup.split import odd_split
 from slime_router.checkup.stand import Sample, Stand, Turn
 from slime_router.checkup.verdict import Report, Verdict
 from slime_router.errors import RouterError
-from slime_router.types import Finish, Message, Prompt, TemplateOptions
+from slime_router.types import Finish, Message, Prompt, ReplyFormat, TemplateOptions
 
+TAIL_LEN = 32  # tokens of a prompt that may have begun the reasoning
 CUT_LEN = 3  # characters of the last word that a cut reply lacks
 
 
 class Examination:
     """One model family: its tokenizer, its template, and the parsers of its replies."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate, parsers: ReplyParsers
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, parsers: ReplyParsers) -> None:
         self._tokenizer = tokenizer
         self._template = template
         self._parsers = parsers
         self._speech = Speech(tokenizer, template.findings, parsers.tools)
-        self._judge = Judge(tokenizer, template, self._speech.end_ids)
+        self._judge = Judge(tokenizer, template)
 
     async def report(self, name: str) -> Report:
         """The verdicts of all scenarios."""
         verdicts = [await self.verdict(scenario) for scenario in scenarios()]
         return Report(name, tuple(verdicts), self._parsers.tools, self._parsers.reasoning)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What tokens spell, control tokens written out."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    async def turns(
+        self, stand: Stand, scenario: Scenario
+    ) -> AsyncIterator[tuple[Turn, list[Message]]]:
+        """The turns of one conversation, unjudged, each with the messages that it was asked with.
+
+        None where the template takes no such conversation.
+        """
+        with suppress(Unsupported, OfTemplate):
+            async for turn, asks, _ in self._hold(stand, scenario, self._script(scenario)):
+                yield turn, asks
 
     def stand(self) -> Stand:
         """A fresh store and cache; the template is the one that all share."""
@@ -54,13 +69,17 @@ class Examination:
         faults: list[str] = []
         turns: list[Turn] = []
         try:
-            async for turn, found in self._hold(stand, scenario, script):
+            async for turn, _, found in self._hold(stand, scenario, script):
                 turns.append(turn)
                 faults += [f"turn {len(turns)}: {fault}" for fault in found]
+        except OfTemplate as reason:
+            if not faults:
+                return Verdict(scenario.capability, "not supported", (str(reason),), len(turns))
         except RouterError as error:
             faults.append(f"turn {len(turns) + 1}: {error.message}")
-        kind = "not exact" if faults else "exact"
-        return Verdict(scenario.capability, kind, tuple(faults), len(turns))
+        return Verdict(
+            scenario.capability, "not exact" if faults else "exact", tuple(faults), len(turns)
+        )
 
     def _script(self, scenario: Scenario) -> list[Written]:
         """What the model writes in each exchange.
@@ -83,15 +102,17 @@ class Examination:
 
     async def _hold(
         self, stand: Stand, scenario: Scenario, script: Sequence[Written]
-    ) -> AsyncIterator[tuple[Turn, list[str]]]:
-        """Each turn with what is wrong with it."""
+    ) -> AsyncIterator[tuple[Turn, list[Message], list[str]]]:
+        """Each turn with what it was asked with, and what is wrong with it."""
         options = _options(scenario)
         messages: list[Message] = []
         before: Turn | None = None
         for exchange, written in zip(scenario.exchanges, script, strict=True):
             asks = answered(exchange.asks, messages)
             messages += asks
-            turn = await stand.say(messages, options, self._sampler(written, exchange.said))
+            turn = await stand.say(
+                messages, options, self._sampler(written, exchange.said, options)
+            )
             if before is None:
                 faults = self._judge.first_prompt(turn, messages, options)
             else:
@@ -99,26 +120,43 @@ class Examination:
             faults += self._judge.reply(
                 turn, exchange.said, reads_thinking=self._parsers.reasoning is not None
             )
-            yield turn, faults
+            yield turn, asks, faults
             if len(turn.reply.get("tool_calls") or ()) < _least_calls(exchange.said):
                 return  # nothing that can be answered
             before = turn
             thinking = {"reasoning_content": turn.reasoning} if exchange.returns_thinking else {}
             messages.append({**turn.reply, **thinking})
 
-    def _sampler(self, written: Written, said: Said) -> Callable[[Prompt], Sample]:
+    def _is_thought(self, prompt: Prompt, text: str, options: TemplateOptions) -> bool:
+        """Whether the parser takes a plain reply for reasoning: its models always think."""
+        tail = self._tokenizer.decode(prompt.ids[-TAIL_LEN:].tolist(), skip_special_tokens=False)
+        form = ReplyFormat(tools=options.tools)
+        parser = self._parsers.parser(form, prompt_tail=tail, history=())
+        return parser is not None and bool(parser.push(text, is_last=True).reasoning.strip())
+
+    def _sampler(
+        self, written: Written, said: Said, options: TemplateOptions
+    ) -> Callable[[Prompt], Sample]:
         """What the model samples behind a prompt: in another split than the tokenizer's."""
 
         def sample(prompt: Prompt) -> Sample:
             is_control = self._tokenizer.is_control(int(prompt.ids[-1]))
             after = After.CONTROL if is_control else After.TEXT
-            if said.ending == "length" or written.end_id is None:
+            if said.ending == "length":
                 ids = odd_split(self._tokenizer, written.text[: written.cut_at - CUT_LEN], after)
                 return Sample(tuple(ids), Finish("length"))
-            ids = [*odd_split(self._tokenizer, written.text, after), written.end_id]
+            end_id = written.end_id
+            if end_id is None:  # the template prints no end: any that the model has
+                end_id = min(self._speech.end_ids, default=None)
+            text = written.text
+            if not said.thinking and self._is_thought(prompt, text, options):
+                text = self._speech.thought_end + text.lstrip()
+            ids = odd_split(self._tokenizer, text, after)
+            if end_id is None:
+                return Sample(tuple(ids), Finish("stop"))
             is_last = said.ending == "last"
-            finish = Finish("length") if is_last else Finish("stop", matched=written.end_id)
-            return Sample(tuple(ids), finish)
+            finish = Finish("length") if is_last else Finish("stop", matched=end_id)
+            return Sample((*ids, end_id), finish)
 
         return sample
 

@@ -7,28 +7,36 @@ the end of the turn neither twice nor missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from slime_router.chat.encoder import After
+from slime_router.chat.messages import arguments_value
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
 from slime_router.checkup.scenarios import Said
 from slime_router.checkup.stand import Turn
-from slime_router.chat.messages import arguments_value
 from slime_router.errors import BadRequest
 from slime_router.types import Message, TemplateOptions
 
+MOVED = "the template prints the system prompt or the tools elsewhere in later turns"
+NEAR_LEN = 6  # tokens before a seam among which the end of the turn is looked for
 SHOWN_LEN = 60  # characters of a text that are shown in a reason
+
+
+class OfTemplate(Exception):
+    """No prompt can be exact in this conversation; why, which is the template's own doing."""
 
 
 class Judge:
     """Judges the turns of one tokenizer and template."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, end_ids: Set[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        self._end_ids = end_ids
+        closer_ids = {each for *_, each in tokenizer.find_added(template.findings.closer or "")}
+        self._end_ids = closer_ids | tokenizer.eos_ids
 
     def first_prompt(
         self, turn: Turn, messages: Sequence[Message], options: TemplateOptions
@@ -48,9 +56,19 @@ class Judge:
         asks: Sequence[Message],
         options: TemplateOptions,
     ) -> list[str]:
-        """What is wrong with a prompt that continues `before` with `asks`, the last messages."""
+        """What is wrong with a prompt that continues `before` with `asks`, the last messages.
+
+        Raises:
+            OfTemplate: the template drops a message, or moves what it printed before.
+        """
+        for message in asks:
+            if self._drops(message, messages, options):
+                raise OfTemplate(f"the template drops {message['role']} messages")
         held = before.held
         if turn.ids[: len(held)] != held:
+            asked = messages[: len(messages) - len(asks) - 1]
+            if self._moves(before, turn, asked, messages, options):
+                raise OfTemplate(MOVED)
             return [self._parting(held, turn)]
         faults = []
         if turn.prompt.receipt.status != "extended":
@@ -58,12 +76,7 @@ class Judge:
         suffix = list(turn.ids[len(held) :])
         faults += self._missing(suffix, asks)
         faults += self._seam(held, suffix, asks)
-        printed = self._printed(turn, messages, options)
-        if printed is None:
-            faults += self._foreign(held, suffix)
-        else:
-            faults += self._unprinted(held, suffix, printed)
-        return faults
+        return faults + self._differing(held, suffix, turn, messages, asks, options)
 
     def reply(self, turn: Turn, said: Said, *, reads_thinking: bool) -> list[str]:
         """What is wrong with a reply as a client gets it; one that was cut need not be whole."""
@@ -80,6 +93,34 @@ class Judge:
         if (reads_thinking or not said.thinking) and content.strip() != said.content:
             faults.append(f"the content was read as {_shown(content)}")
         return faults
+
+    def _drops(
+        self, message: Message, messages: Sequence[Message], options: TemplateOptions
+    ) -> bool:
+        """Whether the template prints the conversation without this message of it."""
+        text = self._template.try_render(messages, options)
+        return text is not None and message["content"] not in text
+
+    def _moves(
+        self,
+        before: Turn,
+        turn: Turn,
+        asked: Sequence[Message],
+        messages: Sequence[Message],
+        options: TemplateOptions,
+    ) -> bool:
+        """Whether the template prints now otherwise what it printed before, and nobody sampled.
+
+        Then no prompt can begin with what is held and be what the template prints.
+        """
+        whole = self._printed(turn, messages, options)
+        first = self._printed(before, asked, replace(options, add_generation_prompt=False))
+        if whole is None or first is None or whole[: len(first)] == first:
+            return False
+        sent, printed = (
+            self._tokenizer.decode(ids, skip_special_tokens=False) for ids in (turn.ids, whole)
+        )
+        return sent == printed
 
     def _parting(self, held: tuple[int, ...], turn: Turn) -> str:
         pairs = zip(held, turn.ids, strict=False)
@@ -101,9 +142,7 @@ class Judge:
                 at = found + len(message["content"])
         return faults
 
-    def _seam(
-        self, held: tuple[int, ...], suffix: list[int], asks: Sequence[Message]
-    ) -> list[str]:
+    def _seam(self, held: tuple[int, ...], suffix: list[int], asks: Sequence[Message]) -> list[str]:
         """Whether the turn ends once."""
         if held[-1] in self._end_ids:
             if not suffix or suffix[0] not in self._end_ids:
@@ -115,6 +154,25 @@ class Judge:
             return [f"the turn was cut, and is not closed: {self._text(suffix)}"]
         return []
 
+    def _differing(
+        self,
+        held: tuple[int, ...],
+        suffix: list[int],
+        turn: Turn,
+        messages: Sequence[Message],
+        asks: Sequence[Message],
+        options: TemplateOptions,
+    ) -> list[str]:
+        """Whether the suffix is other than what the template prints after the reply."""
+        at = len(messages) - len(asks) - 1
+        silent = {**messages[at], "content": ""}  # some print it after what the calls gave
+        found: list[list[str]] = []
+        for reply in (messages[at], silent) if messages[at].get("tool_calls") else (messages[at],):
+            printed = self._printed(turn, [*messages[:at], reply, *asks], options)
+            if printed is not None:
+                found.append(self._unprinted(held, suffix, printed))
+        return min(found, key=len) if found else self._foreign(held, suffix)
+
     def _printed(
         self, turn: Turn, messages: Sequence[Message], options: TemplateOptions
     ) -> list[int] | None:
@@ -123,7 +181,7 @@ class Judge:
             text = self._template.render(messages, options, date=_date(turn))
         except BadRequest:
             return None  # of a reply that it refuses, which is no reason to refuse the request
-        return self._tokenizer.encode(text).tolist()
+        return [int(token_id) for token_id in self._tokenizer.encode(text)]
 
     def _foreign(self, held: tuple[int, ...], suffix: list[int]) -> list[str]:
         """Whether the suffix is other tokens than the tokenizer makes of it at that place."""
@@ -139,9 +197,7 @@ class Judge:
         made = expected[:8].tolist()
         return [f"what follows is not canonical: {suffix[:8]}, the tokenizer makes {made}"]
 
-    def _unprinted(
-        self, held: tuple[int, ...], suffix: list[int], printed: list[int]
-    ) -> list[str]:
+    def _unprinted(self, held: tuple[int, ...], suffix: list[int], printed: list[int]) -> list[str]:
         """Whether the suffix is other than the end of what the template prints of it all."""
         has_ended = held[-1] in self._end_ids
         body = suffix
@@ -156,8 +212,8 @@ class Judge:
                 f"what follows is not what the template prints: sent {self._text(sent)}, "
                 f"printed {self._text(there)}"
             ]
-        before = printed[place - 1] if place > 0 else None
-        if has_ended and before != held[-1] and before not in self._end_ids:
+        near = printed[max(place - NEAR_LEN, 0) : place]
+        if has_ended and self._end_ids & set(near[:-1]) and near[-1] not in self._end_ids:
             there = printed[max(place - 4, 0) :][:8]
             return [
                 f"something is missing at the seam: printed {self._text(there)}, "
@@ -166,7 +222,9 @@ class Judge:
         return []
 
     def _end_literals(self) -> list[str]:
-        return [self._tokenizer.token_bytes(each).decode(errors="replace") for each in self._end_ids]
+        return [
+            self._tokenizer.token_bytes(each).decode(errors="replace") for each in self._end_ids
+        ]
 
     def _text(self, ids: Sequence[int]) -> str:
         return _shown(self._tokenizer.decode(ids, skip_special_tokens=False))

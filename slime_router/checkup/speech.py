@@ -30,6 +30,7 @@ THINK_MARKS = (
 )
 # SGLang's parsers read some formats in another spelling than the template prints the past in.
 PARSED_SPELLINGS = {"mistral": (("[TOOL_CALLS][{", "[TOOL_CALLS] [{"),)}
+PLAIN_ASK: Message = {"role": "user", "content": "Hello"}
 SHORT_ID = "call{number:05d}"  # some templates insist on nine letters and digits
 KIMI_IDS = {"kimi_k2": "functions.{name}:{number}", "kimi_k3": "{name}:{number}"}
 
@@ -54,9 +55,7 @@ class Written:
 class Speech:
     """What replies look like in one template."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, findings: Findings, tool_parser: str | None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, findings: Findings, tool_parser: str | None) -> None:
         self._tokenizer = tokenizer
         spell = KIMI_IDS.get(tool_parser or "", SHORT_ID)
         self._spellings = PARSED_SPELLINGS.get(tool_parser or "", ())
@@ -66,18 +65,17 @@ class Speech:
             for text in (False, True)
             for empty in ("", None)
         )
-        closer = tokenizer.control_id_at(findings.closer or "", 0)
         self._ends = {
             tokenizer.token_bytes(token_id).decode(errors="replace"): token_id
             for token_id in tokenizer.eos_ids
         }
-        if closer is not None and not self._ends:
-            self._ends = {closer[1]: closer[0]}
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """The tokens that end a reply."""
-        return frozenset(self._ends.values())
+        if not self._ends:
+            closer = findings.closer or ""
+            self._ends = {closer[a:b]: each for a, b, each in tokenizer.find_added(closer)}
+        source = tokenizer.chat_template or ""
+        ends = [end.lstrip() for _, end in THINK_MARKS if end.strip() in source]
+        self.thought_end = ends[0] if ends else ""  # ends a thought that the prompt has begun
+        self.end_ids = frozenset(self._ends.values())  # the tokens that end a reply
 
     def write(self, before: Sequence[Message], said: Said, options: TemplateOptions) -> Written:
         """The reply `said`, as it is written after the messages `before`.
@@ -151,16 +149,21 @@ class Speech:
         think_field: str = "",
     ) -> Written:
         reply = ideal(replace(said, ending="stop"), think_field)
-        reason = _unprinted(said, think_field)
-        for form in self.forms:
-            try:
-                found = self._found(form, before, reply, said, options, mark)
-            except BadRequest as refusal:
-                reason = _reason(refusal)
-                continue
-            if found is not None:
-                return self._as_parsed(found)
-        raise Unsupported(reason)
+        refused: BadRequest | None = None
+        is_printed = False
+        for asked in (before, [PLAIN_ASK]):  # some print late calls unlike the first
+            for form in self.forms:
+                try:
+                    found = self._found(form, asked, reply, said, options, mark)
+                except BadRequest as refusal:
+                    refused = refused or refusal
+                    continue
+                if found is not None:
+                    return self._as_parsed(found)
+                is_printed = True
+        raise Unsupported(
+            _unprinted(said, think_field) if is_printed or refused is None else _reason(refused)
+        )
 
     def _as_parsed(self, written: Written) -> Written:
         text, moved = written.text, 0
@@ -184,7 +187,9 @@ class Speech:
         written: Written | None = None
         for after in ((), _after(said)):
             rendered = self._render(form([*before, reply, *after]), options, generates=False)
-            start = _start(prompt, head, rendered, mark)
+            start = _start(prompt, head, rendered)
+            if start is None:
+                return None
             at = rendered.find(mark, start)
             names = [rendered.find(name, start) for name, _ in said.calls]
             if at < 0 or -1 in names or said.thinking not in rendered[start:]:
@@ -192,10 +197,9 @@ class Speech:
             cut_at = at + len(mark)
             start += self._header_len(form, rendered[start:], options)
             end, end_id = self._end(rendered, cut_at)
-            text = rendered[start : len(rendered) if end_id is None else end]
-            written = Written(text, end_id, cut_at - start)
             if end_id is not None:
-                return written
+                return Written(rendered[start:end], end_id, cut_at - start)
+            written = written or Written(rendered[start:], None, cut_at - start)
         return written
 
     def _header_len(self, form: Form, text: str, options: TemplateOptions) -> int:
@@ -203,7 +207,7 @@ class Speech:
 
         After a tool's result some templates print it, and have no generation prompt.
         """
-        asked = form([{"role": "user", "content": "Hello"}])
+        asked = form([PLAIN_ASK])
         prompt, head = (self._render(asked, options, generates=each) for each in (True, False))
         header = prompt[len(head) :] if prompt.startswith(head) else ""
         return len(header) if header and text.startswith(header) else 0
@@ -237,7 +241,9 @@ def refusal(
         except BadRequest as refused:
             reason = reason or _reason(refused)
             continue
-        dropped = [m["role"] for m in messages if m["role"] != "assistant" and not _stands(m, rendered)]
+        dropped = [
+            m["role"] for m in messages if m["role"] != "assistant" and not _stands(m, rendered)
+        ]
         if not dropped:
             return None
         reason = f"the template drops {dropped[0]} messages"
@@ -278,7 +284,7 @@ def _function(name: str, arguments: Mapping[str, str]) -> dict[str, Any]:
 def _after(said: Said) -> list[Message]:
     """What follows such a reply."""
     if not said.calls:
-        return [{"role": "user", "content": "Hello"}]
+        return [PLAIN_ASK]
     return [
         {"role": "tool", "content": "Hello", "tool_call_id": f"said{index}", "name": name}
         for index, (name, _) in enumerate(said.calls)
@@ -340,21 +346,16 @@ def _value(arguments: str) -> Any:
         return {}
 
 
-def _start(prompt: str, head: str, rendered: str, mark: str) -> int:
-    """Where the reply begins in a rendering of the conversation that holds it."""
+def _start(prompt: str, head: str, rendered: str) -> int | None:
+    """Where the reply begins in a rendering that holds it; None where the past is printed anew."""
     if rendered.startswith(prompt):
         return len(prompt)
-    if rendered.startswith(head):  # the generation prompt has more than the header of a reply
-        common = len(head)
-        while rendered[common : common + 1] == prompt[common : common + 1] != "":
-            common += 1
-        return _outside_marks(rendered, len(head), common)
-    until = rendered.find(mark)  # the template prints the past in another way
-    for length in range(min(len(prompt), len(rendered)), 0, -1):
-        at = rendered.rfind(prompt[-length:], 0, max(until, 0))
-        if at >= 0:
-            return at + length
-    return 0
+    if not rendered.startswith(head):
+        return None
+    common = len(head)  # the generation prompt has more than the header of a reply
+    while rendered[common : common + 1] == prompt[common : common + 1] != "":
+        common += 1
+    return _outside_marks(rendered, len(head), common)
 
 
 def _outside_marks(text: str, start: int, end: int) -> int:

@@ -6,19 +6,15 @@ the worker is played. What is said on one stand is one store: nothing of it is s
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.chat.parse import ReplyParsers
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
-from slime_router.middleware.caching import RadixTreeMiddleware
-from slime_router.middleware.recording import RecordingMiddleware
-from slime_router.prompt import PromptMaker
-from slime_router.router import Router
-from slime_router.trajectory.store import TrajectoryStore
+from slime_router.middleware.base import Dispatch
+from slime_router.token_path import TokenPath
 from slime_router.types import (
     Finish,
     GenerateCall,
@@ -27,9 +23,9 @@ from slime_router.types import (
     Message,
     Prompt,
     ReplyFormat,
+    Sampling,
     TemplateOptions,
 )
-from slime_router.weights import WeightVersions
 
 MAX_TOKENS = 1_000_000  # in the tree and in the store: a check-up fills neither
 
@@ -68,59 +64,48 @@ class Stand:
         parsers: ReplyParsers,
         *,
         history: History = "held",
+        dispatch: Dispatch | None = None,
     ) -> None:
-        cache = PrefixCache(
-            MAX_TOKENS, is_anchor=tokenizer.is_anchor, is_control=tokenizer.is_control
-        )
-        store, weights = TrajectoryStore(MAX_TOKENS), WeightVersions()
-        recording = RecordingMiddleware(
-            store,
-            capture="tokens",
-            prints_call_ids=template.findings.prints_call_ids,
-            epoch_of=weights.epoch_of,
-        )
-        caching = RadixTreeMiddleware(
-            PromptMaker(tokenizer, template, cache, store, history=history),
-            cache,
+        path = TokenPath(
             tokenizer,
+            template,
+            parsers,
+            history=history,
             capture="tokens",
-            weights=weights,
-            parsers=parsers,
+            max_cached_tokens=MAX_TOKENS,
+            max_stored_tokens=MAX_TOKENS,
         )
-        self._router = Router([recording, caching], self._play)
+        self._dispatch = dispatch or self._play
+        self._router = path.router(self._noted)
         self._sampler: Callable[[Prompt], Sample] | None = None
-        self._played: tuple[Prompt, Sample] | None = None
+        self._prompt: Prompt | None = None
+        self._output_ids: list[int] = []
         self._numbers = count()
 
     async def say(
         self,
         messages: Sequence[Message],
         options: TemplateOptions,
-        sampler: Callable[[Prompt], Sample],
+        sampler: Callable[[Prompt], Sample] | None = None,
+        *,
+        sampling: Sampling | None = None,
     ) -> Turn:
-        """One generation to its end, in which `sampler` plays the model.
+        """One generation to its end, in which `sampler` plays the model, or `dispatch` asks one.
 
         Raises:
             BadRequest: the template refuses the messages.
         """
-        self._sampler = sampler
-        call = self._call(messages, options)
-        text, reasoning, calls = "", "", dict[int, Message]()
+        self._sampler, self._prompt, self._output_ids = sampler, None, []
+        call = self._call(messages, options, sampling or Sampling())
         async with self._router.generate(call) as chunks:
-            async for chunk in chunks:
-                text += chunk.text
-                reasoning += chunk.reasoning
-                for delta in chunk.tool_calls:
-                    made = calls.setdefault(delta.index, _call())
-                    made["id"] += delta.id or ""
-                    made["function"]["name"] += delta.name or ""
-                    made["function"]["arguments"] += delta.arguments
-        assert self._played is not None
-        prompt, sample = self._played
-        ids = tuple(prompt.ids.tolist())
-        return Turn(prompt, ids, sample.ids, _reply(text, list(calls.values())), reasoning)
+            reply, reasoning = await heard(chunks)
+        assert self._prompt is not None
+        ids = tuple(self._prompt.ids.tolist())
+        return Turn(self._prompt, ids, tuple(self._output_ids), reply, reasoning)
 
-    def _call(self, messages: Sequence[Message], options: TemplateOptions) -> GenerateCall:
+    def _call(
+        self, messages: Sequence[Message], options: TemplateOptions, sampling: Sampling
+    ) -> GenerateCall:
         number = next(self._numbers)
         return GenerateCall(
             rid=f"checkup-{number}",
@@ -128,13 +113,19 @@ class Stand:
             messages=tuple(messages),
             template=options,
             reply=ReplyFormat(tools=options.tools),
+            sampling=sampling,
         )
+
+    async def _noted(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
+        self._prompt = call.prompt
+        async for chunk in self._dispatch(call):
+            self._output_ids += chunk.output_ids
+            yield chunk
 
     async def _play(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
         assert call.prompt is not None
         assert self._sampler is not None
         sample = self._sampler(call.prompt)
-        self._played = call.prompt, sample
         last = len(sample.ids) - 1
         for index, token_id in enumerate(sample.ids):
             yield GenerateChunk(
@@ -142,12 +133,25 @@ class Stand:
             )
 
 
+async def heard(chunks: AsyncIterable[GenerateChunk]) -> tuple[Message, str]:
+    """The reply as clients send it back, without its reasoning; and the reasoning."""
+    text, reasoning, calls = "", "", dict[int, Message]()
+    async for chunk in chunks:
+        text += chunk.text
+        reasoning += chunk.reasoning
+        for delta in chunk.tool_calls:
+            made = calls.setdefault(delta.index, _call())
+            made["id"] += delta.id or ""
+            made["function"]["name"] += delta.name or ""
+            made["function"]["arguments"] += delta.arguments
+    return _reply(text, list(calls.values())), reasoning
+
+
 def _call() -> Message:
     return {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
 
 
 def _reply(text: str, calls: list[Message]) -> Message:
-    """As clients send it back: without its reasoning, and with calls instead of no text."""
     if not calls:
         return {"role": "assistant", "content": text}
     return {"role": "assistant", "content": text or None, "tool_calls": calls}

@@ -55,3 +55,15 @@ class Report:
                 for verdict in self.verdicts
             ],
         }
+
+
+def report_text(report: Report) -> str:
+    """The report as a person reads it: a line for each capability, and why not where it is so."""
+    flags = f"tool calls: {report.tool_parser or 'not parsed'}, "
+    flags += f"reasoning: {report.reasoning_parser or 'not parsed'}"
+    width = max((len(verdict.capability) for verdict in report.verdicts), default=0)
+    lines = [f"{report.name}  ({flags})"]
+    for verdict in report.verdicts:
+        lines.append(f"  {verdict.capability:<{width}}  {verdict.kind}".rstrip())
+        lines += [f"  {'':<{width}}    {reason}" for reason in verdict.reasons]
+    return "\n".join([*lines, f"  {report.turns} turns were judged"])

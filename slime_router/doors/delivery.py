@@ -99,7 +99,7 @@ async def answered(
 
 @dataclass(frozen=True, slots=True)
 class _Folded:
-    """A whole reply: its body, and the headers that its first chunk gave."""
+    """A whole reply: its body, and the headers that its chunks gave."""
 
     body: bytes
     receipt: Mapping[str, str]
@@ -186,8 +186,8 @@ async def _folded(reply: WholeReply, count: int, chunks: NumberedChunks) -> _Fol
     while left:
         index, chunk = await _next(chunks)
         reply.add(index, chunk)
-        if index == 0 and not receipt:
-            receipt = _receipt_header(chunk)
+        if index == 0:
+            receipt = _receipt_header(chunk) or receipt
         left -= chunk.finish is not None
     return _Folded(reply.body(), receipt)
 
@@ -243,7 +243,8 @@ async def _read_to_end(chunks: NumberedChunks) -> None:
         _log.exception("reply.tail_failed")
 
 
-def _receipt_header(first: GenerateChunk) -> dict[str, str]:
-    if first.prompt is None:
-        return {}
-    return {"x-slime-receipt": first.prompt.receipt.to_json()}
+def _receipt_header(chunk: GenerateChunk) -> dict[str, str]:
+    receipt = chunk.receipt
+    if receipt is None and chunk.prompt is not None:
+        receipt = chunk.prompt.receipt
+    return {} if receipt is None else {"x-slime-receipt": receipt.to_json()}

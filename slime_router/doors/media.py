@@ -93,7 +93,14 @@ class MediaPass:
 
 def _receipt(reason: str) -> str:
     """The keys of every receipt: no token was reused, none encoded, no turn is continued."""
-    fields = {"status": STATUS, "reused": 0, "encoded": 0, "turn": "", "reason": reason}
+    fields = {
+        "status": STATUS,
+        "reused": 0,
+        "encoded": 0,
+        "turn": "",
+        "reason": reason,
+        "notes": (),
+    }
     return orjson.dumps(fields).decode("ascii")
 
 

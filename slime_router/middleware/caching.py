@@ -69,6 +69,7 @@ class ReplyReader:
             chunk.reasoning += delta.reasoning
             chunk.tool_calls += delta.tool_calls
             chunk.reasoning_tokens += delta.is_thinking
+            chunk.hidden_calls += delta.hidden_calls
         return [*parts, chunk]
 
 
@@ -102,6 +103,7 @@ def _cut(chunk: GenerateChunk, count: int) -> tuple[GenerateChunk, GenerateChunk
         reasoning="",
         tool_calls=(),
         reasoning_tokens=0,
+        hidden_calls=0,
         prompt=None,
     )
     return before, behind
@@ -172,7 +174,7 @@ class RadixTreeMiddleware:
         if call.native is not None:
             return None  # /generate hands on the worker's own text
         if not self._parsers.are_needed(call.reply):
-            return ReplyReader(self._visible(call, skips=True), None)
+            return ReplyReader(self._visible(call, None), None)
         tail = self._tokenizer.decode(
             prompt.ids[-PROMPT_TAIL_LEN:].tolist(), skip_special_tokens=False
         )
@@ -184,11 +186,36 @@ class RadixTreeMiddleware:
             written=prompt.reply_prefix if continues else "",
         )
         # Marks of calls and reasoning may be special tokens: a parser must see them.
-        return ReplyReader(self._visible(call, skips=parser is None), parser)
+        return ReplyReader(self._visible(call, parser), parser)
 
-    def _visible(self, call: GenerateCall, *, skips: bool) -> VisibleText:
-        skips = skips and call.sampling.skip_special_tokens
-        return VisibleText(self._tokenizer.decoder(skip_special_tokens=skips), call.sampling)
+    def _visible(self, call: GenerateCall, parser: ReplyParser | None) -> VisibleText:
+        skips = call.sampling.skip_special_tokens
+        if parser is None or not skips:
+            decoder = self._tokenizer.decoder(skip_special_tokens=skips)
+            return VisibleText(decoder, call.sampling, kept=self._kept(call, parser))
+        kept = self._kept(call, parser)
+        return VisibleText(
+            self._tokenizer.decoder(skip_special_tokens=False),
+            call.sampling,
+            hidden=self._stop_tokens(call) - kept,
+            kept=kept,
+        )
+
+    def _stop_tokens(self, call: GenerateCall) -> frozenset[int]:
+        """The control tokens that end a reply: no content, wherever they stand."""
+        stops = self._tokenizer.eos_ids.union(call.sampling.stop_token_ids)
+        return frozenset(filter(self._tokenizer.is_special, stops))
+
+    def _kept(self, call: GenerateCall, parser: ReplyParser | None) -> frozenset[int]:
+        """Those of them that the parser reads."""
+        if parser is None or not parser.ends:
+            return frozenset()
+        spelled = self._tokenizer.token_bytes
+        return frozenset(
+            token_id
+            for token_id in self._stop_tokens(call)
+            if spelled(token_id).decode(errors="replace") in parser.ends
+        )
 
     def _file(
         self,

@@ -27,6 +27,7 @@ from slime_router.types import (
     GenerateChunk,
     Message,
     Prompt,
+    Receipt,
     TokenIds,
     VersionSpan,
     WeightVersion,
@@ -48,6 +49,7 @@ class RecordingCounts:
     missing_logprobs: int = 0  # tokens
     rebased: int = 0  # turns whose base was dropped meanwhile: recorded with their whole prompt
     late: int = 0  # turns of a session that was closed or deleted meanwhile: not recorded
+    hidden_calls: int = 0  # tool calls that clients were not shown, as they asked for one
     bad_routed_experts: int = 0  # turns whose routed experts could not be read
 
 
@@ -61,6 +63,9 @@ class _Draft:
     has_logprobs: bool = True
     text: str = ""
     calls: dict[int, dict[str, str]] = field(default_factory=dict)  # id, name, arguments
+    handles: list[str] = field(default_factory=list)  # ids of calls that no other turn has
+    hidden_calls: int = 0
+    receipt: Receipt | None = None  # where it says more than the prompt's
     versions: tuple[VersionSpan, ...] = ()  # as the worker says it
     version: WeightVersion | None = None  # of the chunk that came last
     observed: list[tuple[WeightVersion | None, int]] = field(default_factory=list)  # from where on
@@ -68,8 +73,18 @@ class _Draft:
     experts_start: int = 0
     output: TokenIds | None = None
 
-    def add(self, chunk: GenerateChunk) -> None:
+    def note(self, chunk: GenerateChunk) -> None:
+        """Takes of a chunk what is said of it, whether or not it is recorded."""
         self.prompt = self.prompt or chunk.prompt
+        self.hidden_calls += chunk.hidden_calls
+        if chunk.finish is not None and self.hidden_calls and self.prompt is not None:
+            calls = "call was" if self.hidden_calls == 1 else "calls were"
+            note = f"{self.hidden_calls} tool {calls} not shown: parallel_tool_calls is false"
+            receipt = self.prompt.receipt
+            self.receipt = replace(receipt, notes=(*receipt.notes, note))
+            chunk.receipt = self.receipt
+
+    def add(self, chunk: GenerateChunk) -> None:
         if chunk.weight_version != self.version and chunk.output_ids:
             self.version = chunk.weight_version
             self.observed.append((self.version, len(self.output_ids)))
@@ -84,6 +99,8 @@ class _Draft:
             made["id"] += delta.id or ""
             made["name"] += delta.name or ""
             made["arguments"] += delta.arguments
+            if delta.id and delta.has_random_id:
+                self.handles.append(delta.id)
         self.versions = chunk.weight_versions or self.versions
         if chunk.finish is not None:
             self.experts, self.experts_start = chunk.routed_experts, chunk.routed_experts_start
@@ -143,6 +160,9 @@ class RecordingMiddleware:
         has_ended = is_read = False
         try:
             async for chunk in call_next(call):
+                draft.note(chunk)
+                if chunk.receipt is not None:
+                    self._count_hidden(call, draft.hidden_calls)
                 if self._capture != "off":
                     draft.add(chunk)
                     if chunk.finish is not None:
@@ -158,6 +178,11 @@ class RecordingMiddleware:
             if not is_read and call.turn_id in self._store:
                 self.counts.undelivered += 1
                 self._store.mark_undelivered(call.turn_id)
+
+    def _count_hidden(self, call: GenerateCall, count: int) -> None:
+        if not self.counts.hidden_calls:  # said once; the receipts and /metrics go on
+            logger.warning("turn %s: calls behind the first are not shown", call.turn_id)
+        self.counts.hidden_calls += count
 
     def _own_turn(self, call: GenerateCall) -> GenerateCall:
         """The call under a turn id of its own: a plug-in may ask several times.
@@ -203,11 +228,12 @@ class RecordingMiddleware:
             spelling=self._spelling(prompt, draft),
             asked=prompt.messages_key,
             calls=tuple((made["id"], made["name"]) for made in draft.calls.values()),
+            handles=tuple(draft.handles),
             session_id=call.session_id,
             scope=call.scope,
             date=prompt.date,
             request_id=call.request_id,
-            receipt=prompt.receipt,
+            receipt=draft.receipt or prompt.receipt,
             routed_experts=self._experts(call, prompt, draft, base),
             epoch=self._epoch_of(span.version for span in versions),
         )

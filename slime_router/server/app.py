@@ -13,7 +13,6 @@ from typing import Any
 
 from aiohttp import web
 
-from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.chat.formats import choose_formats
 from slime_router.chat.parse import ReplyParsers
 from slime_router.chat.sglang_detection import Model, detect
@@ -39,14 +38,9 @@ from slime_router.doors.sessions import SessionDoor
 from slime_router.errors import SetupError
 from slime_router.metrics import CountingMiddleware, figures
 from slime_router.middleware.admission import AdmissionMiddleware
-from slime_router.middleware.caching import RadixTreeMiddleware
 from slime_router.middleware.fitting import FittingMiddleware
 from slime_router.middleware.loading import load_plugins
-from slime_router.middleware.recording import RecordingMiddleware
-from slime_router.middleware.sessions import SessionMiddleware
-from slime_router.prompt import PromptMaker
 from slime_router.retrieval import Retriever
-from slime_router.router import Router
 from slime_router.server.access import IN_SESSION, Access
 from slime_router.server.admin import ModelAdmin
 from slime_router.server.boundary import boundary
@@ -60,9 +54,8 @@ from slime_router.server.strays import Strays
 from slime_router.server.tls import tls_context
 from slime_router.server.upkeep import Upkeep
 from slime_router.server.workers import WorkerAdmin
-from slime_router.trajectory.store import TrajectoryStore
+from slime_router.token_path import TokenPath
 from slime_router.types import GenerateCall
-from slime_router.weights import WeightVersions
 
 logger = logging.getLogger(__name__)
 
@@ -89,30 +82,9 @@ class Gateway:
             config.hf_checkpoint,
             trust_remote_code=config.trust_remote_code,
             chat_template=config.chat_template,
+            tool_call_parser=config.tool_call_parser,
         )
         self.template = ChatTemplate(self.tokenizer)
-        self.cache = PrefixCache(
-            config.radix_tree_max_size,
-            is_anchor=self.tokenizer.is_anchor,
-            is_control=self.tokenizer.is_control,
-        )
-        self.store = TrajectoryStore(
-            config.max_stored_tokens or config.radix_tree_max_size,
-            max_sessions=config.max_sessions,
-        )
-        self.weights = WeightVersions()
-        self.slow_clients = SlowClients(config.client_timeout_s)
-        self.fleet = Fleet(
-            config, self.tokenizer, self.weights, greeting_delays_s=greeting_delays_s
-        )
-        self.pool, self.client, self.relay = self.fleet.pool, self.fleet.client, self.fleet.relay
-        self.upkeep = Upkeep(
-            self.store,
-            self.cache,
-            self.weights,
-            idle_s=config.session_idle_s,
-            max_version_lag=config.max_version_lag,
-        )
         self.formats = choose_formats(
             config.tool_call_parser,
             config.reasoning_parser,
@@ -126,6 +98,32 @@ class Gateway:
             tools=self.formats.tools.name,
             reasoning=self.formats.reasoning.name,
             presumes_thinking=self.formats.presumes_thinking,
+            new_call_id=self.template.spelling.new_id,
+        )
+        self.path = TokenPath(
+            self.tokenizer,
+            self.template,
+            self.parsers,
+            history=config.history,
+            capture=config.capture,
+            max_cached_tokens=config.radix_tree_max_size,
+            max_stored_tokens=config.max_stored_tokens or config.radix_tree_max_size,
+            max_sessions=config.max_sessions,
+        )
+        self.cache, self.store, self.weights = self.path.cache, self.path.store, self.path.weights
+        self.maker, self.sessions = self.path.maker, self.path.sessions
+        self.recording = self.path.recording
+        self.slow_clients = SlowClients(config.client_timeout_s)
+        self.fleet = Fleet(
+            config, self.tokenizer, self.weights, greeting_delays_s=greeting_delays_s
+        )
+        self.pool, self.client, self.relay = self.fleet.pool, self.fleet.client, self.fleet.relay
+        self.upkeep = Upkeep(
+            self.store,
+            self.cache,
+            self.weights,
+            idle_s=config.session_idle_s,
+            max_version_lag=config.max_version_lag,
         )
         self.plugins = load_plugins(config.middleware_paths, self)
         self._wire_generations()
@@ -133,24 +131,6 @@ class Gateway:
     def _wire_generations(self) -> None:
         """Plug-ins were loaded: what follows may depend on them."""
         config = self.config
-        self.maker = PromptMaker(
-            self.tokenizer, self.template, self.cache, self.store, history=config.history
-        )
-        self.sessions = SessionMiddleware(self.store)
-        self.recording = RecordingMiddleware(
-            self.store,
-            capture=config.capture,
-            prints_call_ids=self.template.findings.prints_call_ids,
-            epoch_of=self.weights.epoch_of,
-        )
-        caching = RadixTreeMiddleware(
-            self.maker,
-            self.cache,
-            self.tokenizer,
-            capture=config.capture,
-            weights=self.weights,
-            parsers=self.parsers,
-        )
         fitting = FittingMiddleware(self.pool.context_len)
         self.counting = CountingMiddleware()
         self.admission = AdmissionMiddleware(
@@ -158,17 +138,10 @@ class Gateway:
             max_waiting=config.queue_size,
             timeout_s=config.queue_timeout_s,
         )
-        self.router = Router(
-            [
-                self.counting,
-                *self.plugins.generation,
-                self.admission,
-                self.sessions,
-                self.recording,
-                caching,
-                fitting,
-            ],
+        self.router = self.path.router(
             self.relay.generate,
+            outer=[self.counting, *self.plugins.generation, self.admission],
+            inner=[fitting],
         )
         self.joiner = Joiner(self.router, retry_grace_s=config.retry_grace_s)
         self.others = PassThrough(self.relay, max_payload_size=config.max_payload_size)
@@ -364,7 +337,7 @@ def _add_chat(app: web.Application, path: str, handler: Handler) -> None:
 def _model(tokenizer: Tokenizer) -> Model:
     """What the formats of its replies are known by."""
     return Model(
-        template=tokenizer.chat_template,
+        template=tokenizer.jinja_template,
         tokens=tokenizer.token_names(),
         architectures=tokenizer.architectures,
         model_type=tokenizer.model_type,

@@ -181,6 +181,7 @@ class ControlRoutes:
         if path in _STOPS:  # before it is done: nothing new is sent meanwhile
             self._note_stop(worker, path, order.body)
         if update is not None:
+            worker.updates += 1
             worker.weight_version = None  # until the worker says which weights it has in the end
         try:
             answer = await self._client.ask(

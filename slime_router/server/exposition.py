@@ -103,6 +103,7 @@ FAMILIES = (
     _recorded("missing_logprobs", "tokens without a logprob"),
     _recorded("rebased", "turns whose base was dropped"),
     _recorded("late", "turns of a session that had ended"),
+    _recorded("hidden_calls", "tool calls behind the first, where one was asked for"),
     _recorded("bad_routed_experts", "turns with unreadable routed experts"),
     _one("retries_open", "generations that a next try may join", "retries.open"),
     _one("retries_joined_total", "tries that joined one", "retries.joined"),

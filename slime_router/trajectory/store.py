@@ -121,8 +121,8 @@ class TrajectoryStore:
             self._children.setdefault(turn.base, {})[turn.id] = None
             self._waiting.take(turn.base)
         self._conversations.file(turn)
-        for call_id, _ in turn.calls:
-            self._by_handle[turn.scope, call_id] = turn.id
+        for handle in turn.handles:
+            self._by_handle[turn.scope, handle] = turn.id
         self._enforce_budget()
         return turn
 
@@ -156,7 +156,7 @@ class TrajectoryStore:
         return self._turns[turn_id]
 
     def of_handle(self, handle: str, session_id: str | None, scope: str = "") -> Turn | None:
-        """The turn whose reply made this tool call, or that has this id.
+        """The turn whose reply alone has this id of a tool call, or that has this id itself.
 
         It is one of this scope, and of this session where one is named.
         """
@@ -337,9 +337,9 @@ class TrajectoryStore:
         self._undelivered.discard(turn.id)
         self._tokens -= turn.own_len
         self._conversations.unfile(turn)
-        for call_id, _ in turn.calls:
-            if self._by_handle.get((turn.scope, call_id)) == turn.id:
-                del self._by_handle[turn.scope, call_id]
+        for handle in turn.handles:
+            if self._by_handle.get((turn.scope, handle)) == turn.id:
+                del self._by_handle[turn.scope, handle]
         if turn.base is None:
             return
         siblings = self._children[turn.base]
@@ -374,7 +374,7 @@ class TrajectoryStore:
         for (scope, handle), turn_id in self._by_handle.items():
             turn = self._turns[turn_id]
             assert turn.scope == scope, "a handle leads out of its scope"
-            assert handle in dict(turn.calls), "a handle leads nowhere"
+            assert handle in turn.handles, "a handle leads nowhere"
         pinned = sum(s.held_tokens for s in self.sessions if s.is_pinned)
         assert self._pinned_tokens == pinned, "pinned tokens miscounted"
         for session in self.sessions:

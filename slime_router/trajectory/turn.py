@@ -45,6 +45,7 @@ class Turn:
     spelling: bytes = b""  # how its replies are spelled, white space included
     asked: bytes | None = None  # the key of the conversation that it answered
     calls: tuple[tuple[str, str], ...] = ()  # id and name of the tool calls in the reply
+    handles: tuple[str, ...] = ()  # those of their ids that no other turn can have
     session_id: str | None = None
     scope: str = ""
     date: str | None = None  # pinned for the conversation

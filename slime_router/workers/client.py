@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -136,7 +136,7 @@ class WorkerClient:
                     raise read_error(answer.status, await _read(answer))
                 prompt = call.prompt
                 lines = _lines(answer)
-                reader = self._reader(call, exchange.weight_version)
+                reader = self._reader(call, exchange.version_before_update)
                 # The client of /generate is handed every item as the worker wrote it.
                 read = reader.read if call.native is not None else reader.read_together
                 data = b"-"
@@ -294,13 +294,15 @@ class WorkerClient:
         except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
             raise _translation(exc) from exc
 
-    def _reader(self, call: GenerateCall, version: WeightVersion | None) -> ChunkReader:
+    def _reader(
+        self, call: GenerateCall, version_before: Callable[[], WeightVersion | None]
+    ) -> ChunkReader:
         return ChunkReader(
             with_logprobs=wants_logprobs(call, self._capture),
             top_logprobs=call.top_logprobs,
             is_native=call.native is not None,
             is_stream=call.stream,
-            version_at_dispatch=version,
+            version_before=version_before,
             experts_start=experts_start(call),
         )
 

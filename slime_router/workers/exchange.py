@@ -55,12 +55,15 @@ class Exchange:
     `weight_version` is what that worker was known to run at dispatch, then what it said last.
     """
 
-    __slots__ = ("_answer", "_leash", "rid", "weight_version", "worker")
+    __slots__ = (
+        "_answer", "_at_dispatch", "_leash", "_updates", "rid", "weight_version", "worker",
+    )  # fmt: skip
 
     def __init__(self, worker: Worker, rid: str = "") -> None:
         self.worker = worker
         self.rid = rid  # of a generation
-        self.weight_version = worker.weight_version
+        self.weight_version = self._at_dispatch = worker.weight_version
+        self._updates = worker.updates
         self._leash: asyncio.Timeout | None = None
         self._answer: Closable | None = None
 
@@ -86,6 +89,10 @@ class Exchange:
             self._leash.reschedule(0.0)
         elif self._answer is not None:
             self._answer.close()
+
+    def version_before_update(self) -> WeightVersion | None:
+        """What the worker ran at dispatch, where it got new weights through the router since."""
+        return self._at_dispatch if self.worker.updates != self._updates else None
 
     def hear(self, version: WeightVersion | None) -> None:
         """The worker says what it runs; believed where nobody else changed that meanwhile.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -28,8 +28,9 @@ class ChunkReader:
     items tell: `completion_tokens` counts all output either way, so `len(output_ids)` equals it
     or equals its growth. The first item is both.
 
-    `version_at_dispatch` is what the worker was known to run when it was asked. A whole reply
-    names its version at its end only: without spans, that of an update in between would be wrong.
+    A whole reply names its version at its end only. Where the worker got new weights since it was
+    asked, `version_before` gives those it had then: without spans, the reply's would be wrong. What
+    the router knows else is older than what the worker says.
     `experts_start` is the position from which it was asked for routed experts.
     """
 
@@ -40,12 +41,13 @@ class ChunkReader:
         top_logprobs: int = 0,
         is_native: bool = False,
         is_stream: bool = True,
-        version_at_dispatch: WeightVersion | None = None,
+        version_before: Callable[[], WeightVersion | None] = lambda: None,
         experts_start: int = 0,
     ) -> None:
         self.is_finished = False
         self.weight_version: WeightVersion | None = None  # what the worker said last
-        self._version_at_dispatch = None if is_stream else version_at_dispatch
+        self._is_stream = is_stream
+        self._version_before = version_before
         self._experts_start = experts_start
         self._with_logprobs = with_logprobs
         self._with_top_logprobs = top_logprobs > 0
@@ -174,8 +176,9 @@ class ChunkReader:
         tops = meta.get("output_top_logprobs") if self._with_top_logprobs else None
         spans = _weight_versions(meta.get("weight_versions"))
         version = self.weight_version = meta.get("weight_version")
-        if version is not None and self._version_at_dispatch is not None and not spans:
-            version = self._version_at_dispatch
+        if version is not None and not self._is_stream and not spans:
+            before = self._version_before()
+            version = version if before is None else before
         return GenerateChunk(
             output_ids=ids,
             logprobs=_logprobs(entries, ids) if self._with_logprobs else None,

@@ -43,6 +43,7 @@ class Worker:
         context_len: tokens, where it said so.
         is_token_exact: None until its tokenizer was compared with ours.
         weight_version: what its replies say and control calls bring; None where that is unknown.
+        updates: how many weight updates it got through the router.
         is_up: False from its failure until a probe succeeds.
         is_paused: generation was paused through the router, and not continued.
         is_asleep: its memory was released through the router, and not resumed.
@@ -65,6 +66,7 @@ class Worker:
     context_len: int | None = None
     is_token_exact: bool | None = None
     weight_version: WeightVersion | None = None
+    updates: int = 0
     is_up: bool = True
     is_paused: bool = False
     is_asleep: bool = False

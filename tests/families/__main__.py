@@ -1,23 +1,25 @@
-"""Examines all families: `python -m tests.families [NAME ...]`; without names it writes the table."""
-import asyncio, sys, logging, time
-from slime_router.checkup.examination import Examination
-from tests.families.catalogue import families, family
-logging.disable(logging.WARNING)
-def main():
-    names = sys.argv[1:]
-    chosen = [family(n) for n in names] if names else families()
-    tot=bad=0
-    for f in chosen:
-        t=time.time()
-        try:
-            r = asyncio.run(Examination(f.tokenizer(), f.chat_template(), f.parsers()).report(f.name))
-        except Exception as e:
-            if names: raise
-            print("CRASH", f.name, repr(e)[:200], flush=True); continue
-        tot+=r.turns
-        print(f"== {f.name} {time.time()-t:.1f}s", "turns", r.turns, flush=True)
-        for v in r.verdicts:
-            if v.kind=="exact" and not names: continue
-            print("  ", v.capability, "|", v.kind, "|", " // ".join(v.reasons)[:400 if not names else 2000])
-    print(tot)
-main()
+"""Examines the families and writes the table: `python -m tests.families`.
+
+With names of families it prints what is found, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from slime_router.checkup.verdict import report_text
+from tests.families.table import PAGE, page, report_of
+
+
+def main(names: list[str]) -> int:
+    logging.disable(logging.WARNING)
+    for name in names:
+        sys.stdout.write(report_text(report_of(name)) + "\n")
+    if not names:
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

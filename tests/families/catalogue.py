@@ -1,8 +1,12 @@
-"""The families that are examined: what each is served with. Templates of `trl`, ours, and built in."""
+"""The families that are examined, and what each is served with.
+
+Their templates are those of `trl`, our own, and those that real vocabularies come with.
+"""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from tests.chat_templates import template_text
 from tests.families import templates
@@ -26,6 +30,7 @@ _DEEPSEEK = (
 )
 _GEMMA4 = (
     "<bos>",
+    "<eos>",
     "<|turn>",
     "<turn|>",
     "<|channel>",
@@ -38,12 +43,15 @@ _GEMMA4 = (
     "<tool_response|>",
     '<|"|>',
     "<|think|>",
+    "<|image>",
     "<|image|>",
+    "<image|>",
     "<|audio|>",
     "<|video|>",
 )
 _LLAMA = (
     "<|begin_of_text|>",
+    "<|end_of_text|>",
     "<|start_header_id|>",
     "<|end_header_id|>",
     "<|eot_id|>",
@@ -171,11 +179,19 @@ def _gemma4(name: str) -> Family:
 
 def _of_trl() -> tuple[Family, ...]:
     text = template_text
-    cohere = {"controls": _COHERE, "ends": ("<|END_OF_TURN_TOKEN|>",), "bos": "<BOS_TOKEN>"}
-    llama = {"controls": _LLAMA, "bos": "<|begin_of_text|>", "ends": ("<|eot_id|>", "<|eom_id|>")}
-    lfm2 = {"controls": _LFM2, "ends": ("<|im_end|>",), "bos": "<|startoftext|>"}
-    smol = {"controls": _SMOL, "ends": ("<end_of_utterance>",)}
-    gemma3 = {"controls": _GEMMA3, "ends": ("<end_of_turn>",), "bos": "<bos>"}
+    cohere: dict[str, Any] = {
+        "controls": _COHERE,
+        "ends": ("<|END_OF_TURN_TOKEN|>",),
+        "bos": "<BOS_TOKEN>",
+    }
+    llama: dict[str, Any] = {
+        "controls": _LLAMA,
+        "bos": "<|begin_of_text|>",
+        "ends": ("<|eot_id|>", "<|eom_id|>"),
+    }
+    lfm2: dict[str, Any] = {"controls": _LFM2, "ends": ("<|im_end|>",), "bos": "<|startoftext|>"}
+    smol: dict[str, Any] = {"controls": _SMOL, "ends": ("<end_of_utterance>",)}
+    gemma3: dict[str, Any] = {"controls": _GEMMA3, "ends": ("<end_of_turn>",), "bos": "<bos>"}
     return (
         Family("cohere", text("cohere"), **cohere),
         Family("cohere2", text("cohere2"), **cohere),

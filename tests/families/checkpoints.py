@@ -1,7 +1,7 @@
 """Checkpoints to examine families with: a real vocabulary, a family's control tokens, a template.
 
-The model's own vocabulary is seldom to be had. What matters of it is which of its tokens are control
-tokens: those are added to a real vocabulary, as special tokens, in a scratch directory.
+The model's own vocabulary is seldom to be had. What matters of it is which of its tokens are
+control tokens: those are added to a real vocabulary, as special tokens, in a scratch directory.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from slime_router.chat.parse import ReplyParsers
 from slime_router.chat.sglang_parsers import load_parsers
 from slime_router.chat.template import ChatTemplate
 from slime_router.chat.tokenizer import Tokenizer
+from tests.vocabularies import CACHE as VOCABULARIES
 from tests.vocabularies import vocabulary
+
+CACHE = VOCABULARIES.with_name("families")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +50,38 @@ class Family:
 
     def parsers(self) -> ReplyParsers:
         """The parsers of replies that the family is served with."""
-        return _parsers(self.tools, self.reasoning)
+        return _parsers(self)
 
 
 @cache
-def _parsers(tools: str | None, reasoning: str | None) -> ReplyParsers:
-    return ReplyParsers(load_parsers, tools=tools, reasoning=reasoning)
+def _parsers(family: Family) -> ReplyParsers:
+    return ReplyParsers(
+        load_parsers,
+        tools=family.tools,
+        reasoning=family.reasoning,
+        new_call_id=family.chat_template().spelling.new_id,
+    )
 
 
 @cache
 def _tokenizer(family: Family) -> Tokenizer:
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch, family.name)
-        directory.mkdir()
-        write_checkpoint(family, directory)
-        return Tokenizer.load(str(directory), chat_template=family.template)
+    return Tokenizer.load(str(_directory(family)), chat_template=family.template)
+
+
+def _directory(family: Family) -> Path:
+    """Where the files lie; those that differ in nothing but the template share them."""
+    made_of = [family.vocabulary, family.controls, family.ends, family.strips, family.bos]
+    code = Path(__file__).read_bytes()
+    directory = CACHE / sha256(code + repr(made_of).encode()).hexdigest()[:16]
+    if not directory.is_dir():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix=".new-") as scratch:
+            whole = Path(scratch, "whole")
+            whole.mkdir()
+            write_checkpoint(family, whole)
+            with suppress(OSError):  # another process was faster
+                whole.rename(directory)
+    return directory
 
 
 def write_checkpoint(family: Family, directory: Path) -> None:

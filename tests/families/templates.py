@@ -1,6 +1,6 @@
 """Compact templates of our own, in the style of families whose own are not to be had.
 
-Control tokens, the shape of a turn and the peculiarities are those of the family; the words are not.
+Control tokens, the shape of a turn and the peculiarities are the family's; the words are not.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ STEP3 = """\
 {%- if add_generation_prompt -%}{{ '<|BOT|>assistant\\n<think>\\n' }}{%- endif -%}
 """
 
-# The generation prompt opens or closes the thinking; the past has only its close. Arguments as text.
+# The generation prompt opens or closes the thinking; the past has only its close. Arguments are
+# text.
 DEEPSEEK_V31 = """\
 {{- '<｜begin▁of▁sentence｜>' -}}
 {%- set ns = namespace(system='', in_tool=false, waits=false) -%}
@@ -165,7 +166,8 @@ MISTRAL_SMALL = """\
 {{- raise_exception('Ids of tool calls have nine letters and digits.') -}}
 {%- endif -%}
 {{- '[TOOL_CALLS]' + call.function.name + '[ARGS]' -}}
-{{- call.function.arguments if call.function.arguments is string else call.function.arguments | tojson -}}
+{%- set given = call.function.arguments -%}
+{{- given if given is string else given | tojson -}}
 {%- endfor -%}
 {{- eos_token -}}
 {%- elif m.role == 'tool' -%}
@@ -177,7 +179,8 @@ MISTRAL_SMALL = """\
 {%- endfor -%}
 """
 
-# A space on both sides of a reply, before its end token too; the system prompt is in the first turn.
+# A space on both sides of a reply, before its end token too; the system prompt is in the first
+# turn.
 LLAMA_2 = """\
 {%- set system = messages[0].content if messages[0].role == 'system' else '' -%}
 {%- for m in messages if m.role != 'system' -%}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from slime_router.testing.script import Script
 from tests.integration.random_replies import COUNT, Answer, Reply, ask, replies, staged
+from tests.stack import tiny_tokenizer
+from tests.unit.formats import FORMATS
 
 
 def chat_whole(answer: Answer) -> Any:
@@ -265,3 +269,32 @@ async def test_a_stream_says_what_the_whole_reply_says(door, half):
             streamed = fold_stream(await ask(stage, door, reply, stream=True))
             assert streamed == whole, reply
             _is_told(door, reply, whole)
+
+
+FORMATS_ASKED = ("deepseekv3", "gemma4", "glm45", "kimi_k2", "llama3", "minimax-m2", "mistral")
+
+
+@pytest.mark.parametrize("form", FORMATS_ASKED)
+@pytest.mark.parametrize("door", ["chat", "messages", "responses"])
+async def test_a_stream_says_what_the_whole_reply_says_in_other_formats(door, form):
+    """As it ends by itself, and cut by the limit of tokens."""
+    spoken = FORMATS[form].write([("get_weather", {"city": "Paris"}), ("search", {})])
+    ids = [*tiny_tokenizer().encode(spoken).tolist(), max(tiny_tokenizer().eos_ids)]
+    fold_whole, fold_stream = FOLDS[door]
+    plain = replace(
+        next(replies(f"{door} {form}", 1)),
+        scripts=(Script(ids=ids),),
+        stops=(),
+        stop_ids=(),
+        has_tools=True,
+        is_parallel=True,
+        logprobs=None,
+    )
+    async with staged(tool_call_parser=form, reasoning_parser=None) as stage:
+        for limit in (len(ids), *range(1, len(ids), 31)):
+            reply = replace(plain, max_tokens=limit)
+            whole = await ask(stage, door, reply, stream=False)
+            assert fold_stream(await ask(stage, door, reply, stream=True)) == fold_whole(whole)
+            if limit == len(ids):
+                assert whole.raw.count(b"get_weather") >= 1
+                assert b"Paris" in whole.raw

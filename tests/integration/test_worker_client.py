@@ -316,6 +316,7 @@ async def test_a_whole_reply_that_an_update_overtakes_has_the_version_of_its_dis
         task = asyncio.create_task(collect(client, call(stream=False)))
         await worker.wait_running(1)
         worker.weight_version = known.weight_version = "v2"
+        known.updates += 1  # through the router
         worker.release()
         (chunk,) = await task
     assert (chunk.weight_version, chunk.weight_versions) == ("v1", ())

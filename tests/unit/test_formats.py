@@ -1,321 +1,205 @@
-"""Which formats replies are read in: SGLang's detection on real templates, and what comes of it."""
+"""All formats of tool calls: what SGLang reads in a whole reply comes out of any of its cuts.
+
+`gpt-oss` is read here without SGLang (`test_harmony.py`); `response_template` needs a checkpoint.
+"""
 
 from __future__ import annotations
 
-import importlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
 
-from slime_router.chat.formats import Choice, choose_formats
-from slime_router.chat.parse import ReplyParsers
-from slime_router.chat.sglang_detection import Detected, Model, detect
+from slime_router.chat.parse import ReplyParser, ReplyParsers
 from slime_router.chat.sglang_parsers import load_parsers
-from slime_router.chat.tokenizer import Tokenizer
-from slime_router.errors import SetupError
 from slime_router.types import ReplyFormat
-from tests import chat_templates, vocabularies
-from tests.chat_templates import template_text
-from tests.tiny import CHATML
+from tests.unit.formats import FORMATS, Call
 
-NOTHING = (None, None)
-# Tool calls and reasoning, by SGLang's names. Llama's, Cohere's, Qwen2.5's and Phi's formats of
-# calls have no rule; nor has Muse's, which SGLang knows by its architecture.
-BY_TEMPLATE = {
-    "cohere": NOTHING,
-    "cohere2": NOTHING,
-    "deepseek_r1_distill": ("deepseekv31", "deepseek-r1"),
-    "deepseekv3": ("deepseekv31", "deepseek-r1"),
-    "diffusion_gemma": ("gemma4", "gemma4"),
-    "gemma": NOTHING,
-    "gemma3": NOTHING,
-    "gemma4": ("gemma4", "gemma4"),
-    "gemma4_v2": ("gemma4", "gemma4"),
-    "gemma4_v3": ("gemma4", "gemma4"),
-    "gemma4_v4": ("gemma4", "gemma4"),
-    "gemma4_v5": ("gemma4", "gemma4"),
-    "glm4moe": ("glm45", "glm45"),
-    "gptoss": ("gpt-oss", "gpt-oss"),
-    "idefics3": NOTHING,
-    "lfm2": NOTHING,
-    "lfm2_2_5": ("lfm2", None),
-    "lfm2_2_5_v2": ("lfm2", None),
-    "lfm2_2_5_vl": ("lfm2", None),
-    "lfm2_v2": ("lfm2", None),
-    "llama3": NOTHING,
-    "llama3_1": NOTHING,
-    "llama3_2": NOTHING,
-    "llava_next": NOTHING,
-    "muse_glimmer": NOTHING,
-    "nemotron_3_5_lightning": ("qwen3_coder", "nemotron_3"),
-    "nemotron_3_nano": ("qwen3_coder", "nemotron_3"),
-    "nemotron_3_super": ("qwen3_coder", "nemotron_3"),
-    "nemotron_3_ultra": ("qwen3_coder", "nemotron_3"),
-    "phi3": NOTHING,
-    "phi3_5": NOTHING,
-    "qwen2_5": NOTHING,
-    "qwen2_5_vl": NOTHING,
-    "qwen3": ("qwen", "qwen3"),
-    "qwen3_5_nothink": ("qwen3_coder", "deepseek-r1"),
-    "qwen3_5_think": ("qwen3_coder", "qwen3"),
-    "qwen3_6": ("qwen3_coder", "qwen3"),
-    "qwen3_8": ("qwen3_coder", "qwen3"),
-    "qwen3_instruct_2507": NOTHING,
-    "qwen3_vl": NOTHING,
-    "smolvlm": NOTHING,
+# These are one token each, whatever the vocabulary.
+MARK = r"<[|｜][^|｜<>]*[|｜]>|<\|\"\|>|\]<\]minimax\[>\["
+CUTS = {"letters": MARK + r"|[\s\S]", "tokens": MARK + r"|</?\w+>|\w+|\s+|[^\w\s]"}
+LEAD = "I look. "
+PARIS: Call = ("get_weather", {"city": "Paris", "days": 3})
+ROME: Call = ("get_weather", {"city": "Köln am Rhein", "days": 4})
+SEARCH: Call = ("search", {"query": "東京 🙂 é", "deep": True, "filter": {"k": ["v", {"x": "ü"}]}})
+SHORT: Call = ("search", {"query": "a < b", "filter": {"k": ["ü"]}})
+NOW: Call = ("now", {})
+REPLIES: dict[str, list[Call]] = {
+    "call": [PARIS],
+    "nested": [SEARCH],
+    "none": [NOW],
+    "two": [PARIS, SEARCH],
+    "same": [PARIS, ROME],
+    "none first": [NOW, PARIS],
+    "none last": [PARIS, NOW],
+    "none twice": [NOW, NOW],
+    "one of each": [SHORT, PARIS],
 }
-# Where a rule looks at the names of tokens, those of the model's that it looks for.
-TOKENS = {"glm4moe": ("<tool_call>", "<|user|>", "<|endoftext|>", "<arg_key>", "<arg_value>")}
-BY_VOCABULARY = {
-    "qwen3": ("qwen", "qwen3"),
-    "deepseek_v3": ("deepseekv31", None),
-    "mistral_nemo": NOTHING,
-    "llama3_2": NOTHING,
-    "mistral_7b_sp": NOTHING,  # these two have no template
-    "gptoss": NOTHING,
-    "gemma3": NOTHING,
-}
-BY_ARCHITECTURE = {
-    ("DeepseekV3ForCausalLM", "deepseek_v3"): ("deepseekv32", "deepseek-v3"),
-    ("DeepseekV4ForCausalLM", "deepseek_v4"): ("deepseekv4", "deepseek-v4"),
-    ("KimiK3ForCausalLM", "kimi_k3"): ("kimi_k3", "kimi_k3"),
-    ("MiniMaxM2ForCausalLM", "minimax_m2"): ("minimax-m2", "minimax"),
-    ("LlamaForCausalLM", "llama"): NOTHING,
-    ("", ""): NOTHING,
-}
-
-
-def detected(model: Model) -> tuple[str | None, str | None]:
-    found = detect(model)
-    return found.tools, found.reasoning
-
-
-def by_sglang(template: str, hf: Any) -> tuple[str | None, str | None]:
-    """What SGLang's own functions say, called as its server calls them."""
-    rules = importlib.import_module("sglang.srt.parser.template_detection")
-    is_forced, toggle = rules.detect_reasoning_pattern(template)
-    context = rules.build_detection_context(template, hf, toggle, is_forced)
-    calls = rules.match_rules(context, rules.TOOL_CALL_PARSER_RULES, "calls")
-    return calls, rules.match_rules(context, rules.REASONING_PARSER_RULES, "reasoning")
-
-
-class Names:
-    """A tokenizer of `transformers`, as far as it is asked for names."""
-
-    def __init__(self, *names: str) -> None:
-        self._names = names
-
-    def get_vocab(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self._names)}
-
-
-# What is detected
-
-
-def test_every_template_is_in_the_table():
-    assert set(BY_TEMPLATE) == set(chat_templates.NAMES)
-
-
-@pytest.mark.parametrize("name", chat_templates.NAMES)
-def test_the_formats_of_a_template_are_those_that_sglang_detects(name):
-    text, tokens = template_text(name), TOKENS.get(name, ())
-    assert detected(Model(text, tokens)) == BY_TEMPLATE[name]
-    assert by_sglang(text, Names(*tokens)) == BY_TEMPLATE[name]
-
-
-def test_a_rule_that_looks_at_tokens_sees_them():
-    text = template_text("glm4moe")
-    assert detected(Model(text)) == ("qwen", "qwen3")
-    assert detected(Model(text, TOKENS["glm4moe"])) == ("glm45", "glm45")
-
-
-@pytest.mark.parametrize("name", vocabularies.NAMES)
-def test_the_formats_of_a_checkpoint_are_those_that_sglang_detects(name):
-    from transformers import AutoTokenizer
-
-    path = str(vocabularies.vocabulary(name))
-    tokenizer = Tokenizer.load(path)
-    tokenizer.close()
-    template = tokenizer.chat_template
-    hf = AutoTokenizer.from_pretrained(path)
-    assert set(tokenizer.token_names()) == set(hf.get_vocab())
-    found = detected(Model(template, tokenizer.token_names()))
-    assert found == BY_VOCABULARY[name]
-    if template is not None:
-        assert by_sglang(template, hf) == found
-
-
-@pytest.mark.parametrize(("architecture", "model_type"), BY_ARCHITECTURE)
-def test_without_a_template_the_architecture_says_it(architecture, model_type):
-    model = Model(None, architectures=(architecture,), model_type=model_type)
-    assert detected(model) == BY_ARCHITECTURE[architecture, model_type]
-
-
-def test_with_a_template_the_architecture_says_nothing():
-    model = Model(CHATML, architectures=("DeepseekV3ForCausalLM",), model_type="deepseek_v3")
-    assert detected(model) == (None, "deepseek-r1")
-
-
-@pytest.mark.parametrize("name", [name for name, found in BY_TEMPLATE.items() if any(found)])
-def test_what_is_detected_can_be_used_here(name):
-    tools, reasoning = BY_TEMPLATE[name]
-    parsers = ReplyParsers(load_parsers, tools=tools, reasoning=reasoning)
-    assert (parsers.tools, parsers.reasoning) == (tools, reasoning)
-
-
-def test_without_sglang_the_error_says_how_to_install_it(monkeypatch):
-    def gone(name: str) -> Any:
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(importlib, "import_module", gone)
-    with pytest.raises(SetupError, match="slime-router install-parsers"):
-        detect(Model(CHATML))
-
-
-def test_an_sglang_without_detection_is_too_old(monkeypatch):
-    load = importlib.import_module
-
-    def old(name: str) -> Any:
-        if name.endswith("template_detection"):
-            raise ModuleNotFoundError(f"No module named {name!r}")
-        return load(name)
-
-    monkeypatch.setattr(importlib, "import_module", old)
-    with pytest.raises(SetupError, match="template_detection"):
-        detect(Model(CHATML))
-
-
-def test_rules_that_fail_are_one_line(monkeypatch):
-    detect(Model(CHATML))  # loads them
-    rules = importlib.import_module("sglang.srt.parser.template_detection")
-
-    def failing(_: str) -> Any:
-        raise RecursionError("too\ndeep")
-
-    monkeypatch.setattr(rules, "detect_reasoning_pattern", failing)
-    with pytest.raises(SetupError, match=r"^no format can be detected: too deep$"):
-        detect(Model(CHATML))
-
-
-# What is made of it
-
-
-FOUND = Detected("qwen", "qwen3")
-
-
-def choose(
-    tools: str = "auto",
-    reasoning: str = "auto",
-    *,
-    found: Detected | SetupError = FOUND,
-    unusable: str = "",
-) -> tuple[Choice, Choice, str | None]:
-    tried: list[str | None] = []
-
-    def detecting() -> Detected:
-        assert "auto" in (tools, reasoning), "nobody asked for it"
-        if isinstance(found, SetupError):
-            raise found
-        return found
-
-    def try_out(*names: str | None) -> None:
-        tried.extend(names)
-        if unusable in names:
-            raise SetupError(f"{unusable} cannot be used here")
-
-    formats = choose_formats(tools, reasoning, detect=detecting, try_out=try_out)
-    assert not {tools, reasoning} & set(tried), "what is set is not tried out here"
-    return formats.tools, formats.reasoning, formats.missing
-
-
-def test_auto_takes_what_is_detected():
-    tools, reasoning, missing = choose()
-    assert (tools.name, reasoning.name, missing) == ("qwen", "qwen3", None)
-    assert (str(tools), str(reasoning)) == ("qwen (detected)", "qwen3 (detected)")
-
-
-def test_a_name_is_taken_as_it_is_and_none_is_off():
-    tools, reasoning, _ = choose("glm45", "none")
-    assert (tools, str(tools)) == (Choice("glm45", "set"), "glm45 (set)")
-    assert (reasoning.name, str(reasoning)) == (None, "off (--reasoning-parser none)")
-
-
-def test_each_flag_is_for_itself():
-    tools, reasoning, _ = choose("glm45", "auto")
-    assert (tools.name, reasoning.name) == ("glm45", "qwen3")
-    tools, reasoning, _ = choose("auto", "glm45")
-    assert (tools.name, reasoning.name) == ("qwen", "glm45")
-
-
-def test_what_no_rule_knows_is_off_and_says_how_to_set_it():
-    tools, reasoning, missing = choose(found=Detected(None, None))
-    assert (tools.name, reasoning.name, missing) == (None, None, None)
-    assert str(tools) == "off (no format detected; set --tool-call-parser)"
-    assert str(reasoning) == "off (no format detected; set --reasoning-parser)"
-
-
-@pytest.mark.parametrize("name", ["qwen", "qwen3"])
-def test_what_cannot_be_used_here_is_off_alone(name):
-    choices = choose(unusable=name)[:2]
-    [off] = [choice for choice in choices if choice.name is None]
-    [on] = [choice for choice in choices if choice.name is not None]
-    assert str(off).startswith(f"off ({name} is detected, but {name} cannot be used here; set --")
-    assert str(on).endswith("(detected)")
-
-
-def test_a_detection_that_fails_is_off_and_logged_once(caplog):
-    tools, reasoning, missing = choose(found=SetupError("no SGLang"))
-    assert tools == reasoning == Choice(None, "no SGLang")
-    assert missing == "no SGLang"
-    assert caplog.messages == ["replies are not taken apart: no SGLang"]
-
-
-def test_a_name_that_is_set_stands_where_detection_fails():
-    tools, reasoning, missing = choose("qwen25", found=SetupError("no SGLang"))
-    assert (tools.name, reasoning.name, missing) == ("qwen25", None, "no SGLang")
-
-
-# A model that SGLang takes for DeepSeek-R1 because its template says <think>
-
-
-def read(text: str, *, prompt_tail: str = "", presumes_thinking: bool) -> tuple[str, str]:
-    """Content and reasoning."""
-    parsers = ReplyParsers(
-        load_parsers, tools=None, reasoning="deepseek-r1", presumes_thinking=presumes_thinking
-    )
-    parser = parsers.parser(ReplyFormat(), prompt_tail=prompt_tail, history=())
-    assert parser is not None
-    deltas = [parser.push(each, is_last=False) for each in text] + [parser.push("", is_last=True)]
-    return "".join(d.content for d in deltas), "".join(d.reasoning for d in deltas)
-
-
-@pytest.mark.parametrize(
-    ("choice", "presumes"),
-    [
-        (Choice("deepseek-r1", "detected", is_detected=True), False),
-        (Choice("deepseek-r1", "set"), True),
-        (Choice("qwen3", "detected", is_detected=True), True),
-    ],
+CASES = [(name, kind) for name in FORMATS for kind in REPLIES]
+ALIASES = {"glm", "qwen", "step3p5", "nanbeige"}  # of glm45, qwen25 and qwen3_coder
+DISTINCT = sorted(FORMATS.keys() - ALIASES)
+NO_TEXT_BETWEEN = {"beam", "muse"}  # all their text is in channels
+LOSES_VALUES = ("step3", "one of each")  # SGLang does; here it is mended
+ONE_SECTION = {"gigachat35", "step3"}  # of calls in a reply
+DROPS_UNKNOWN = {"beam", "muse"}  # by a switch of the whole process
+
+
+def _tool(name: str, **kinds: str) -> dict[str, Any]:
+    properties = {key: {"type": kind} for key, kind in kinds.items()}
+    parameters = {"type": "object", "properties": properties}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+TOOLS = (
+    _tool("get_weather", city="string", days="integer"),
+    _tool("search", query="string", deep="boolean", filter="object"),
+    _tool("now"),
 )
-def test_only_the_last_resort_presumes_no_thinking(choice, presumes):
-    formats = choose_formats(
-        "none",
-        "auto" if choice.is_detected else choice.name,
-        detect=lambda: Detected(None, choice.name),
-        try_out=lambda *_: None,
-    )
-    assert formats.reasoning == choice
-    assert formats.presumes_thinking is presumes
 
 
-def test_a_model_that_is_taken_for_r1_thinks_where_it_is_shown():
-    assert read("Paris.", presumes_thinking=False) == ("Paris.", "")
-    assert read("<think>Hm.</think>Paris.", presumes_thinking=False) == ("Paris.", "Hm.")
-    opened = read("Hm.</think>Paris.", prompt_tail="<think>\n", presumes_thinking=False)
-    assert opened == ("Paris.", "Hm.")
-    closed = read("Paris.", prompt_tail="</think>\n\n", presumes_thinking=False)
-    assert closed == ("Paris.", "")
+@cache
+def _parsers(name: str) -> ReplyParsers:
+    return ReplyParsers(load_parsers, tools=name, reasoning=None)
 
 
-def test_r1_itself_thinks_until_it_says_that_it_is_over():
-    assert read("Hm.</think>Paris.", presumes_thinking=True) == ("Paris.", "Hm.")
+def parser_of(name: str) -> ReplyParser:
+    parser = _parsers(name).parser(ReplyFormat(tools=TOOLS), prompt_tail="", history=())
+    assert parser is not None
+    return parser
+
+
+def read(name: str, pieces: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    """Content, and names and arguments as they were written."""
+    parser = parser_of(name)
+    content, calls = "", list[tuple[str, str]]()
+    for index, piece in enumerate([*pieces, ""]):
+        delta = parser.push(piece, is_last=index == len(pieces))
+        content += delta.content
+        for call in delta.tool_calls:
+            if call.name is not None:
+                assert call.index == len(calls)
+                calls.append((call.name, ""))
+            assert call.index == len(calls) - 1, "calls come one after the other"
+            calls[-1] = (calls[-1][0], calls[-1][1] + call.arguments)
+    return content, calls
+
+
+def tokens(text: str) -> list[str]:
+    pieces = re.findall(CUTS["tokens"], text)
+    assert "".join(pieces) == text
+    return pieces
+
+
+def values(calls: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
+    return [(name, json.loads(arguments)) for name, arguments in calls]
+
+
+def ends(text: str) -> Iterator[int]:
+    """Places at which a token may end."""
+    marks = [match.span() for match in re.finditer(MARK, text)]
+    return (at for at in range(len(text)) if not any(a < at < b for a, b in marks))
+
+
+def written(name: str, kind: str, lead: str) -> tuple[str, list[Call]]:
+    form = FORMATS[name]
+    calls = REPLIES[kind][: form.most]
+    return form.write(calls, lead if form.speaks else ""), calls
+
+
+def test_every_format_of_sglang_is_here():
+    assert {*FORMATS, "gpt-oss", "response_template"} == set(load_parsers().tool_formats)
+
+
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case != LOSES_VALUES])
+def test_sglang_reads_the_whole_reply_as_it_is_meant(name, kind):
+    """The samples are right: what is compared with them is compared with SGLang."""
+    text, calls = written(name, kind, LEAD)
+    sglang = load_parsers()
+    tools = [sglang.Tool.model_validate(tool) for tool in TOOLS]
+    content, found = sglang.FunctionCallParser(tools, name).parse_non_stream(text)
+    assert [(call.name, json.loads(call.parameters)) for call in found] == calls
+    assert content.strip() == (LEAD.strip() if FORMATS[name].speaks else "")
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("lead", ["", LEAD])
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_reply_is_read_from_letters_and_from_tokens(name, kind, lead, cut):
+    text, calls = written(name, kind, lead)
+    content, found = read(name, re.findall(CUTS[cut], text))
+    assert values(found) == calls
+    assert content.strip() == (lead.strip() if FORMATS[name].speaks else "")
+
+
+@pytest.mark.parametrize("kind", ["one of each", "none last"])
+@pytest.mark.parametrize("name", DISTINCT)
+def test_a_reply_is_read_from_any_two_pieces(name, kind):
+    text, calls = written(name, kind, LEAD)
+    for at in ends(text):
+        content, found = read(name, [text[:at], text[at:]])
+        assert values(found) == calls, at
+        assert content.strip() == (LEAD.strip() if FORMATS[name].speaks else ""), at
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_what_was_said_before_the_cut_is_there(name):
+    """In the content or in a call, once, wherever the limit of tokens ends the reply."""
+    words = {"look", "Paris", "Köln", "Rhein", "東京", "ü"}
+    text, _ = written(name, "same", LEAD)
+    more, _ = written(name, "nested", "")
+    for whole in (text, more):
+        for at in ends(whole):
+            said = whole[:at]
+            content, calls = read(name, tokens(said))
+            shown = content + "".join(arguments for _, arguments in calls)
+            for word in words:
+                assert shown.count(word) == said.count(word), (said[-40:], shown)
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_a_call_cut_before_its_arguments_has_none(name):
+    """Where nothing says that it has ended, an empty object would be another call."""
+    text = FORMATS[name].write([PARIS])
+    for at in ends(text):
+        _, calls = read(name, tokens(text[:at]))
+        for _, arguments in calls:
+            assert arguments.strip() != "{}", text[:at]
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - NO_TEXT_BETWEEN))
+def test_text_behind_the_calls_is_content(name):
+    text, calls = written(name, "two", LEAD)
+    content, found = read(name, tokens(text + "\nThat is all, I think.\n"))
+    assert values(found) == calls
+    lead = LEAD.strip() if FORMATS[name].speaks else ""
+    assert content.split() == f"{lead} That is all, I think.".split()
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - NO_TEXT_BETWEEN - {"gigachat3"}))
+def test_text_between_calls_is_content(name):
+    form = FORMATS[name]
+    lead = LEAD if form.speaks else ""
+    text = form.write([PARIS], lead) + "\nAnd then, too.\n" + form.write([SEARCH])
+    content, found = read(name, tokens(text))
+    assert values(found[:1]) == [PARIS]
+    if name in ONE_SECTION:
+        assert "東京" in content
+        return
+    assert values(found[1:]) == [SEARCH]
+    assert content.split() == f"{lead} And then, too.".split()
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - DROPS_UNKNOWN))
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_a_call_of_an_unknown_tool_is_not_lost(name, order):
+    form = FORMATS[name]
+    unknown: Call = ("rm", {"query": "gamma"})
+    calls = [unknown, PARIS] if order == "first" else [PARIS, unknown]
+    content, found = read(name, tokens(form.write(calls[: form.most])))
+    shown = content + str(found)
+    for call in calls[: form.most]:
+        assert call[0] in shown
+        assert str(next(iter(call[1].values()))) in shown

@@ -16,6 +16,7 @@ from slime_router.chat.parse import ReplyParser, ReplyParsers
 from slime_router.chat.sglang_parsers import load_parsers
 from slime_router.errors import BadRequest, SetupError
 from slime_router.types import Message, ReplyFormat
+from tests.unit.formats import FORMATS, HARMONY
 
 MARK = r"<[|｜][^|｜<>]*[|｜]>"  # these are one token each, whatever the vocabulary
 CUTS = {"letters": MARK + r"|[\s\S]", "tokens": MARK + r"|</?\w+>|\w+|\s+|[^\w\s]"}
@@ -490,10 +491,42 @@ def test_call_ids_are_made_here():
     assert first != second
 
 
-def test_ids_of_kimi_count_the_calls_of_the_conversation():
+def test_ids_that_kimi_wrote_are_kept_whatever_was_called_before():
     before = {"role": "assistant", "tool_calls": [{"id": "functions.search:0"}, {"id": "x"}]}
     reply = read(parser_of("kimi_k2", history=[before]), "".join(WRITTEN["kimi_k2"]))
-    assert reply.ids == ["functions.get_weather:2", "functions.search:3"]
+    assert reply.ids == ["functions.get_weather:0", "functions.search:1"]
+
+
+def test_two_calls_of_one_reply_never_share_an_id():
+    first, _ = CALLS["kimi_k2"]
+    reply = read(parser_of("kimi_k2"), (first % A) + (first % A))
+    assert reply.ids == ["functions.get_weather:0", "functions.get_weather:1"]
+
+
+def test_ids_of_kimi_k3_count_the_calls_of_the_conversation():
+    """It writes a call's place in the reply, and no id."""
+    before = {"role": "assistant", "tool_calls": [{"id": "search:0"}, {"id": "x"}]}
+    text = FORMATS["kimi_k3"].write([("search", OTHER), ("search", OTHER)])
+    assert read(parser_of("kimi_k3", history=[before]), text).ids == ["search:2", "search:3"]
+
+
+@pytest.mark.parametrize("name", ["kimi_k2", "kimi_k3", "gpt-oss", "qwen25"])
+def test_only_ids_that_were_made_here_are_random(name):
+    text = {**FORMATS, "gpt-oss": HARMONY}[name].write([("search", OTHER), ("search", OTHER)])
+    parser = parser_of(name)
+    deltas = [parser.push(piece, is_last=False) for piece in re.findall(CUTS["tokens"], text)]
+    begun = [call for delta in deltas for call in delta.tool_calls if call.id]
+    assert [call.has_random_id for call in begun] == [not name.startswith("kimi")] * 2
+
+
+def test_ids_can_be_of_another_kind():
+    numbers = iter(range(10))
+    parsers = ReplyParsers(
+        load_parsers, tools="mistral", reasoning=None, new_call_id=lambda: f"{next(numbers):09}"
+    )
+    parser = parsers.parser(ReplyFormat(tools=TOOLS), prompt_tail="", history=())
+    assert parser is not None
+    assert read(parser, "".join(WRITTEN["mistral"])).ids == ["000000000", "000000001"]
 
 
 # What can be wrong

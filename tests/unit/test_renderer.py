@@ -56,6 +56,16 @@ def test_further_arguments_reach_the_template(directory: Path) -> None:
     assert tokenizer.render(HELLO, TemplateOptions(kwargs={"mood": "gay"})) == "gay"
 
 
+def test_content_that_is_null_reaches_the_template(directory: Path) -> None:
+    source = (
+        "{% for m in messages %}{{ 'null' if m['content'] is none else m.content }}"
+        "{{ m.thinking }}|{% endfor %}"
+    )
+    tokenizer = Tokenizer.load(str(directory), chat_template=source)
+    reply = {"role": "assistant", "content": None, "thinking": "Hm", "name": None}
+    assert tokenizer.render([*HELLO, reply], PLAIN) == "Hello|nullHm|"
+
+
 def test_date_is_pinned(directory: Path) -> None:
     source = (
         "  {%- if strftime_now is defined %}\n"

@@ -153,6 +153,8 @@ async def test_a_stop_token_that_is_the_next_header_is_dropped_or_gives_way(monk
 def test_a_checkpoint_without_a_template_serves_no_chat():
     class Bare:
         chat_template = None
+        jinja_template = None
+        has_developer_role = False
         eos_ids: frozenset[int] = frozenset()
 
     template = ChatTemplate(Bare())  # type: ignore[arg-type]  # nothing else of it is touched

@@ -1,0 +1,115 @@
+"""The files of a checkpoint: in a directory, or in a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from slime_router.chat.renderer import one_line
+from slime_router.errors import SetupError
+
+
+class CheckpointFiles:
+    """Finds and reads a checkpoint's files by their names; a missing one is None or empty.
+
+    Its errors do not name the checkpoint: whoever loads it does.
+    """
+
+    def __init__(self, path_or_id: str) -> None:
+        """SetupError where the name is a path at which no directory is."""
+        self.name = path_or_id
+        is_path = path_or_id.startswith(("/", "./", "../"))
+        if is_path and not Path(path_or_id).is_dir():
+            raise SetupError("no such directory")
+
+    def find(self, filename: str) -> Path | None:
+        """Where the file is on this machine; fetched first where it is not."""
+        with without_torch_advice():
+            from transformers.utils.hub import cached_file
+
+        try:
+            path = cached_file(self.name, filename)
+        except OSError:
+            return None
+        return None if path is None else Path(path)
+
+    def find_ending(self, suffix: str) -> Path | None:
+        """The first file of a checkpoint's directory whose name ends so."""
+        return next(iter(sorted(Path(self.name).glob(f"*{suffix}"))), None)
+
+    def text(self, filename: str) -> str | None:
+        """What the file says; SetupError where it is not text."""
+        path = self.find(filename)
+        if path is None:
+            return None
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as exc:
+            raise SetupError(f"bad {filename}: {one_line(exc)}") from exc
+
+    def json(self, filename: str) -> dict[str, Any]:
+        """The object that the file holds; SetupError where it holds another value."""
+        text = self.text(filename)
+        if text is None:
+            return {}
+        try:
+            return dict(json.loads(text))
+        except (TypeError, ValueError) as exc:
+            raise SetupError(f"bad {filename}: {one_line(exc)}") from exc
+
+    def config(self) -> dict[str, Any]:
+        """`config.json`, or what Mistral's own `params.json` says of the same."""
+        config = self.json("config.json")
+        return config or _config_of_params(self.json("params.json"))
+
+    def chat_template(self) -> str | None:
+        """The Jinja template in a file of its own, or in the tokenizer's configuration."""
+        own = self.text("chat_template.jinja")
+        if own is not None:
+            return own
+        return default_template(self.json("tokenizer_config.json").get("chat_template"))
+
+
+@contextmanager
+def without_torch_advice() -> Iterator[None]:
+    """Without torch, `transformers` warns that there are no models. Nobody wants one here."""
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return "PyTorch was not found" not in record.getMessage()
+
+    logger = logging.getLogger("transformers")
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)
+
+
+def default_template(template: Any) -> str | None:
+    """The one that is used, of all the templates that a checkpoint may have."""
+    if isinstance(template, list):  # as tokenizer_config.json spells several
+        template = {each["name"]: each["template"] for each in template}
+    if isinstance(template, dict):
+        template = template.get("default") or template.get("tool_use")
+    return template if isinstance(template, str) else None
+
+
+def _config_of_params(params: dict[str, Any]) -> dict[str, Any]:
+    if not params:
+        return {}
+    context_len = params.get("max_position_embeddings") or params.get("max_seq_len")
+    seen = params.get("multimodal") or {}
+    tower = params.get("vision_encoder") or next(
+        (part for name, part in seen.items() if re.search("vision|whisper", name)), None
+    )
+    return {
+        "model_type": "mistral",
+        "vocab_size": params.get("vocab_size"),
+        "max_position_embeddings": context_len,
+        "vision_config": tower,
+    }

@@ -1,0 +1,171 @@
+"""gpt-oss's replies, read by their marks: messages in channels, some of them calls of tools.
+
+    <|channel|>analysis<|message|>...<|end|>
+    <|start|>assistant<|channel|>final<|message|>...<|return|>
+    <|start|>assistant<|channel|>commentary to=functions.NAME
+        <|constrain|>json<|message|>{...}<|call|>
+
+The recipient of a call may stand in the role's part of a header or in the channel's, and the
+channel may be any. Marks are tokens: each comes in a piece of its own, and where a model spells one
+in other tokens it is text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from slime_router.chat.call_ids import CallIds
+from slime_router.types import ToolDelta
+
+NAME = "gpt-oss"  # of the parsers of both kinds
+ENDS = ("<|end|>", "<|return|>", "<|call|>")  # of a message
+
+_MARK = re.compile(r"<\|(?:start|channel|constrain|message|end|return|call)\|>")
+_RECIPIENT = re.compile(r"(?<!\S)to=(\S+)")
+_ENDED = re.compile(r"<\|(?:end|return|call)\|>")
+_START = re.compile(r"\s*(?:t|to|to=\S*\s*)?")  # how a header without a channel can begin
+
+
+@dataclass(slots=True)
+class HarmonyDelta:
+    """What a piece adds."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolDelta, ...] = ()
+
+
+class HarmonyReader:
+    """Reads one reply, which begins behind `<|start|>assistant`.
+
+    `tools` are the names that may be called, None where calls stay text. Reasoning is content
+    where it is not to be `separate`.
+    """
+
+    def __init__(
+        self,
+        tools: Collection[str] | None,
+        ids: CallIds,
+        *,
+        is_separate: bool,
+        is_parallel: bool,
+        streams_reasoning: bool,
+    ) -> None:
+        self._tools = tools
+        self._ids = ids
+        self._is_separate = is_separate
+        self._is_parallel = is_parallel
+        self._streams_reasoning = streams_reasoning
+        self._header: str | None = ""  # as it is read; None inside a message
+        self._is_reasoning = False
+        self._call: int | None = None  # the index of the call that is read
+        self._arguments = ""
+        self._count = 0
+        self._late = ""  # reasoning that waits for its end
+        self.hidden = 0  # calls that the client is not shown
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether reasoning goes on where the reply stands now."""
+        return self._is_reasoning and self._is_separate
+
+    def enter(self, written: str) -> None:
+        """Goes to where a prompt that ends with `written` leaves the reply."""
+        last = written.rpartition("<|start|>assistant")[2]
+        if last != written:
+            self.push(_ENDED.split(last)[-1], is_last=False)
+
+    def push(self, text: str, *, is_last: bool) -> HarmonyDelta:
+        """What the text of a token adds; at the end also what waits."""
+        delta = HarmonyDelta()
+        start = 0
+        for mark in _MARK.finditer(text):
+            self._text(text[start : mark.start()], delta)
+            self._mark(mark.group(), delta)
+            start = mark.end()
+        self._text(text[start:], delta)
+        if is_last:
+            self._finish(delta)
+        return delta
+
+    def _text(self, text: str, delta: HarmonyDelta) -> None:
+        if not text:
+            return
+        if self._header is not None:
+            self._header += text
+            if "<|" in self._header or _START.fullmatch(self._header):
+                return
+            text, self._header = self._header, None  # a text that no header begins
+        if self._call is not None:
+            self._add_arguments(text, delta)
+        elif not self.is_thinking:
+            delta.content += text
+        elif self._streams_reasoning:
+            delta.reasoning += text
+        else:
+            self._late += text
+
+    def _mark(self, mark: str, delta: HarmonyDelta) -> None:
+        if mark == "<|message|>":
+            self._open(delta)
+        elif mark in ("<|channel|>", "<|constrain|>"):
+            if self._header is None:  # a message that was not closed
+                self._close(delta)
+            self._header = (self._header or "") + mark
+        else:
+            self._close(delta)
+            self._header = mark if mark == "<|start|>" else ""
+
+    def _open(self, delta: HarmonyDelta) -> None:
+        """A message begins: whom it is for says its header."""
+        header, self._header = self._header or "", None
+        recipient = _RECIPIENT.search(header.replace("<|", " <|"))
+        self._is_reasoning = recipient is None and "<|channel|>analysis" in header
+        if recipient is None:
+            return
+        name = self._tool(recipient[1])
+        if name is None:
+            delta.content += " ".join(_MARK.sub(" ", header).split()) + " "
+            return
+        self._call, self._arguments = self._count, ""
+        self._count += 1
+        if self._is_shown():
+            call_id, is_random = self._ids.make(name, self._call, header)
+            delta.tool_calls += (ToolDelta(self._call, call_id, name, "", is_random),)
+        else:
+            self.hidden += 1
+
+    def _tool(self, recipient: str) -> str | None:
+        """The tool that is called; None where it is none that may be."""
+        names = (recipient, recipient.removeprefix("functions."), recipient.rpartition(".")[2])
+        return next((name for name in names if name in (self._tools or ())), None)
+
+    def _is_shown(self) -> bool:
+        return self._is_parallel or self._call == 0
+
+    def _add_arguments(self, text: str, delta: HarmonyDelta) -> None:
+        if not self._arguments:
+            text = text.lstrip()
+        self._arguments += text
+        if text and self._is_shown():
+            assert self._call is not None
+            delta.tool_calls += (ToolDelta(self._call, None, None, text),)
+
+    def _close(self, delta: HarmonyDelta) -> None:
+        """The message has ended."""
+        if self._call is not None and not self._arguments:
+            self._add_arguments("{}", delta)
+        delta.reasoning += self._late
+        self._call, self._is_reasoning, self._late = None, False, ""
+
+    def _finish(self, delta: HarmonyDelta) -> None:
+        """The reply has ended, maybe in the middle of a message or of a header."""
+        delta.reasoning += self._late
+        self._late = ""
+        if self._header and _RECIPIENT.search(self._header):
+            delta.content += " ".join(_MARK.sub(" ", self._header).split())
+        elif self._header and "<|" not in self._header:
+            delta.content += self._header
+        self._header = ""

@@ -1,0 +1,38 @@
+"""Text cut into what SGLang's parsers can be given, however it came.
+
+From pieces that hold more than one thing (text and the mark of a call, the end of one call and the
+beginning of the next) some of them lose text; others see no mark that comes in two pieces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_ATOM = r"<[|｜][^<>]*[|｜]>|\w+|\s+|[^\w\s]"
+
+
+class Pieces:
+    """Cuts one reply. `marks` are given whole; their beginning waits for the rest."""
+
+    def __init__(self, marks: Sequence[str]) -> None:
+        self._marks = marks
+        whole = sorted(map(re.escape, marks), key=len, reverse=True)
+        self._pattern = re.compile("|".join([*whole, _ATOM]))
+        self._heads = {mark[:length] for mark in marks for length in range(1, len(mark))}
+        self._longest = max(map(len, marks), default=0)
+        self.waiting = ""
+
+    def cut(self, text: str, *, is_last: bool) -> list[str]:
+        """The pieces that are complete with `text`; all of them at the end."""
+        text, self.waiting = self.waiting + text, ""
+        if not is_last:
+            text, self.waiting = self._split(text)
+        return self._pattern.findall(text)
+
+    def _split(self, text: str) -> tuple[str, str]:
+        """The text, and its end that may be the beginning of a mark."""
+        for length in range(min(self._longest - 1, len(text)), 0, -1):
+            if text[-length:] in self._heads:
+                return text[:-length], text[-length:]
+        return text, ""

@@ -1,0 +1,67 @@
+"""Calls of tools that were not offered, which some of SGLang's parsers drop from among others.
+
+Those are made to give every call; what is none of an offered tool is taken out here, as text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+_SILENT = {
+    "Apertus2509Detector",
+    "CohereCommand4Detector",
+    "DotsToolDetector",
+    "GigaChat35Detector",
+    "InternlmDetector",
+    "Lfm2Detector",
+    "MuseGlimmerDetector",
+    "PythonicDetector",
+    "Step3Detector",
+}
+
+
+class _AnyName(dict[str, int]):
+    """SGLang looks tools up by their names: here each is one."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+    def __missing__(self, _: str) -> int:
+        return -1
+
+
+class UnknownCalls:
+    """Takes the calls of unknown tools out of what one parser gives."""
+
+    def __init__(self, parser: Any, tools: list[Any]) -> None:
+        self._known = {tool.function.name for tool in tools}
+        self._is_needed = type(parser).__name__ in _SILENT
+        self._open: dict[str, str] | None = None  # name and arguments of the one that is read
+        if self._is_needed:
+            indices = _AnyName(parser._get_tool_indices(tools))
+            parser._get_tool_indices = lambda _tools: indices
+
+    def take(self, items: list[Any], *, is_last: bool) -> tuple[str, list[Any]]:
+        """The unknown calls that have ended, as JSON, and the items of the others."""
+        if not self._is_needed:
+            return "", items
+        text, known = "", []
+        for item in items:
+            if item.name:
+                text += self._ended()
+                if item.name not in self._known:
+                    self._open = {"name": item.name, "arguments": ""}
+            if self._open is None:
+                known.append(item)
+            else:
+                self._open["arguments"] += item.parameters or ""
+        return text + (self._ended() if is_last else ""), known
+
+    def _ended(self) -> str:
+        call, self._open = self._open, None
+        if call is None:
+            return ""
+        name = orjson.dumps(call["name"]).decode()
+        return f'{{"name": {name}, "arguments": {call["arguments"].strip() or "{}"}}}'

@@ -1,0 +1,327 @@
+"""What a checkpoint's directory holds decides how it is read, and what is refused, in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slime_router.chat import sglang_entry, tekken, tiktoken_file
+from slime_router.chat.tokenizer import Tokenizer
+from slime_router.errors import BadRequest, SetupError
+from slime_router.types import TemplateOptions
+from tests.checkpoints import (
+    KIMI_KEPT,
+    KIMI_TOKENS,
+    RENDERS,
+    SORTS_TOOLS,
+    build_deepseek_checkpoint,
+    build_glm_checkpoint,
+    build_tiktoken_checkpoint,
+    slow_code,
+    tiny_ranks,
+    write_json,
+)
+from tests.tiny import CHATML, VOCAB_LEN, build_tiny_checkpoint
+
+HELLO = [{"role": "user", "content": "Hello"}]
+PLAIN = TemplateOptions()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def hide(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a package one that is not installed."""
+    import importlib
+
+    real = importlib.import_module
+
+    def without(asked: str, package: str | None = None) -> object:
+        if asked.split(".")[0] == name:
+            raise ImportError(f"No module named {name!r}")
+        return real(asked, package)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+
+
+class TestTiktoken:
+    def test_is_read_as_the_package_reads_it(self, directory):
+        tokenizer = Tokenizer.load(str(build_tiktoken_checkpoint(directory)))
+        names = {name: VOCAB_LEN + i for i, name in enumerate(KIMI_TOKENS + KIMI_KEPT)}
+        for name, token_id in names.items():
+            assert tokenizer.encode(f"Hello{name}").tolist()[-1] == token_id
+            assert tokenizer.is_control(token_id)
+            assert tokenizer.is_special(token_id) == (name not in KIMI_KEPT)
+        assert tokenizer.eos_ids == {names["[EOS]"], names["<|im_end|>"]}
+        assert tokenizer.vocab_size == VOCAB_LEN + 16
+
+    def test_ids_without_a_name_are_control_tokens_as_far_as_the_model_has_them(self, directory):
+        tokenizer = Tokenizer.load(str(build_tiktoken_checkpoint(directory)))
+        last = VOCAB_LEN + 15
+        assert tokenizer.encode(f"<|reserved_token_{last}|>").tolist() == [last]
+        assert len(tokenizer.encode(f"<|reserved_token_{last + 1}|>")) > 1
+
+    def test_the_pattern_is_read_from_the_checkpoints_code_which_is_not_run(self, directory):
+        code = "raise RuntimeError('it was run')\n" + slow_code()
+        path = build_tiktoken_checkpoint(directory, code=code, model_type="other")
+        tokenizer = Tokenizer.load(str(path))
+        # Its pattern keeps a word apart from what stands before it, other than Kimi's own.
+        ids = tokenizer.encode("{Hello").tolist()
+        assert ids == [*tokenizer.encode("{"), *tokenizer.encode("Hello")]
+
+    @pytest.mark.parametrize(
+        "spelled",
+        [
+            "PATTERN = r'''\\p{L}+|[^\\p{L}]+'''\n",
+            "PATTERN: str = r'''\\p{L}+''' + '|' + r'''[^\\p{L}]+'''\n",
+            "PARTS = r'''\\p{L}+'''\nPATTERN = '|'.join((PARTS, r'''[^\\p{L}]+'''))\n",
+        ],
+    )
+    def test_a_pattern_of_the_module_is_found_too(self, directory, spelled):
+        code = spelled + "class Slow:\n    def build(self): return Encoding(pat_str=PATTERN)\n"
+        path = build_tiktoken_checkpoint(directory, code=code, model_type="other")
+        ids = Tokenizer.load(str(path)).encode("Hello, 1").tolist()
+        assert len(ids) >= 2
+
+    def test_with_trust_the_checkpoints_own_tokenizer_is_the_witness(self, directory):
+        path = build_tiktoken_checkpoint(directory, code=slow_code(), model_type="other")
+        Tokenizer.load(str(path), trust_remote_code=True)
+        lies = "    def encode(self, text, **kwargs):\n        return [7]\n"
+        code = directory / "tokenization_slow.py"
+        code.write_text(slow_code(lies), encoding="utf-8")
+        with pytest.raises(SetupError, match="cannot be reproduced exactly"):
+            Tokenizer.load(str(path), trust_remote_code=True)
+
+    def test_with_trust_its_own_code_renders(self, directory):
+        path = build_tiktoken_checkpoint(directory, code=slow_code(SORTS_TOOLS))
+        tokenizer = Tokenizer.load(str(path), trust_remote_code=True)
+        tool = {"type": "function", "function": {"name": "f"}}
+        text = tokenizer.render(HELLO, TemplateOptions(tools=(tool,)))
+        assert '{"function": {"name": "f"}, "type": "function"}' in text
+        loud = tokenizer.render(HELLO, TemplateOptions(kwargs={"shout": True}))
+        assert "HELLO" in loud, "an argument of its own is the template's"
+        with pytest.raises(BadRequest, match="'tokenize' is no argument"):
+            tokenizer.render(HELLO, TemplateOptions(kwargs={"tokenize": True}))
+
+    def test_a_template_of_the_users_own_needs_no_code(self, directory):
+        path = build_tiktoken_checkpoint(directory, code=slow_code(SORTS_TOOLS))
+        assert Tokenizer.load(str(path), chat_template=CHATML).chat_template == CHATML
+
+    def test_a_template_in_a_file_of_its_own_goes_first(self, directory):
+        path = build_tiktoken_checkpoint(directory)
+        (directory / "chat_template.jinja").write_text("own {{ messages }}", encoding="utf-8")
+        assert Tokenizer.load(str(path)).chat_template == "own {{ messages }}"
+
+    def test_a_model_that_has_code_in_the_place_of_a_template(self, directory):
+        path = build_tiktoken_checkpoint(
+            directory, code=slow_code(RENDERS), template=None, architecture="KimiK3ForCausalLM"
+        )
+        tokenizer = Tokenizer.load(str(path), trust_remote_code=True)
+        assert tokenizer.chat_template == "the checkpoint's own Slow"
+        text = tokenizer.render(HELLO, TemplateOptions(kwargs={"reasoning_effort": "low"}))
+        assert text == (
+            "<|im_middle|>low<|im_user|>user<|im_middle|>Hello<|im_end|>"
+            "<|im_assistant|>assistant<|im_middle|>"
+        )
+
+    def test_its_text_must_read_as_its_ids(self, directory):
+        code = slow_code(RENDERS.replace("return self.encode(text)", "return [7]"))
+        path = build_tiktoken_checkpoint(
+            directory, code=code, template=None, architecture="KimiK3ForCausalLM"
+        )
+        with pytest.raises(SetupError, match="renders token ids that no text stands for"):
+            Tokenizer.load(str(path), trust_remote_code=True)
+
+
+class TestGlm:
+    def test_a_format_can_be_asked_for_by_its_name(self, directory):
+        path = str(build_glm_checkpoint(directory))
+        assert Tokenizer.load(path).chat_template is None, "its name alone says too little"
+        tokenizer = Tokenizer.load(path, chat_template="glm-5.3")
+        assert tokenizer.render(HELLO, PLAIN).endswith("<|user|>Hello<|assistant|><think>")
+        assert tokenizer.chat_template == "SGLang's Python template glm-5.3"
+
+    def test_a_vocabulary_of_another_family_is_refused(self, directory):
+        path = str(build_tiny_checkpoint(directory))
+        with pytest.raises(SetupError, match=r"no vocabulary for glm-5.3: it has no token '\[gM"):
+            Tokenizer.load(path, chat_template="glm-5.3")
+
+
+def break_ranks(directory: Path, line: bytes) -> None:
+    path = directory / "tiktoken.model"
+    path.write_bytes(path.read_bytes() + line)
+
+
+def without_control_tokens(directory: Path) -> None:
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**config, "added_tokens_decoder": {}})
+
+
+def without_template(directory: Path) -> Path:
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**config, "chat_template": None})
+    return directory
+
+
+def two_ids(directory: Path) -> None:
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["added_tokens_decoder"][str(VOCAB_LEN)]["content"] = "the"
+    write_json(path, config)
+
+
+def only_sentence_piece(directory: Path) -> None:
+    (directory / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
+    write_json(directory / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"})
+    write_json(directory / "config.json", {"model_type": "llama"})
+
+
+def llama_ranks(directory: Path) -> None:
+    """`tokenizer.model` that is a file of tiktoken's: `transformers` would guess its pattern."""
+    build_tiktoken_checkpoint(directory, model_type="llama")
+    (directory / "tiktoken.model").rename(directory / "tokenizer.model")
+
+
+DYNAMIC = slow_code().replace('pat_str = "|".join', 'pat_str = str("|").join')
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing at all": (lambda path: None, "cannot load the tokenizer: "),
+    "only a SentencePiece file": (only_sentence_piece, "tokenizer"),
+    "ranks without code, of an unknown model": (
+        lambda path: build_tiktoken_checkpoint(path, model_type="other"),
+        r"tiktoken.model without a constant split pattern \(there is no tokenizer code\)",
+    ),
+    "ranks by another name": (llama_ranks, "tokenizer.model without a constant split pattern"),
+    "a pattern that is computed": (
+        lambda path: build_tiktoken_checkpoint(path, code=DYNAMIC),
+        r"without a constant split pattern \(tokenization_slow.py builds it\)",
+    ),
+    "code that is not Python": (
+        lambda path: build_tiktoken_checkpoint(path, code="class ("),
+        "bad tokenization_slow.py: ",
+    ),
+    "code that renders": (
+        lambda path: build_tiktoken_checkpoint(path, code=slow_code(SORTS_TOOLS)),
+        "tokenization_slow.py renders chats: start with --trust-remote-code",
+    ),
+    "a model whose format is its code": (
+        lambda path: build_tiktoken_checkpoint(
+            path, template=None, architecture="KimiK3ForCausalLM"
+        ),
+        "its own Python code renders chats: start with --trust-remote-code",
+    ),
+    "ranks with a hole": (
+        lambda path: break_ranks(build_tiktoken_checkpoint(path), b"enp6eg== 9999\n"),
+        "bad tiktoken.model: the ranks do not count from 0",
+    ),
+    "ranks that are not base64": (
+        lambda path: break_ranks(build_tiktoken_checkpoint(path), b"!!! 512\n"),
+        "bad tiktoken.model: ",
+    ),
+    "no control tokens": (
+        lambda path: without_control_tokens(
+            build_tiktoken_checkpoint(path, code=slow_code().replace("reserved_special", "other"))
+        ),
+        "tiktoken.model without control tokens in tokenizer_config.json",
+    ),
+    "a control token that is an ordinary one": (
+        lambda path: two_ids(build_tiktoken_checkpoint(path)),
+        "the token 'the' has two ids",
+    ),
+    "a broken tekken file": (
+        lambda path: write_json(path / "tekken.json", {"vocab": []}),
+        "bad tekken.json: ",
+    ),
+    "a vocabulary that is not DeepSeek's": (
+        lambda path: write_json(
+            build_tiny_checkpoint(path) / "config.json",
+            {"model_type": "deepseek_v4", "architectures": ["DeepseekV4ForCausalLM"]},
+        ),
+        "no vocabulary for DeepSeek-V4-Pro: ",
+    ),
+    "a vocabulary that is not that of DeepSeek V3.2": (
+        lambda path: write_json(
+            without_template(build_tiny_checkpoint(path)) / "config.json",
+            {"model_type": "deepseek_v32", "architectures": ["DeepseekV32ForCausalLM"]},
+        ),
+        "no vocabulary for DeepSeek-V3.2: it has no token '<｜begin",
+    ),
+    "a format of token ids": (
+        lambda path: write_json(
+            without_template(build_tiny_checkpoint(path)) / "config.json",
+            {"model_type": "inkling", "architectures": ["InklingForConditionalGeneration"]},
+        ),
+        "SGLang renders its chats by 'inkling', which the router cannot do as text",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_checkpoint_that_cannot_be_served_exactly_is_refused_in_one_line(directory, what):
+    build, message = REFUSED[what]
+    build(directory)
+    with pytest.raises(SetupError, match=message) as caught:
+        Tokenizer.load(str(directory))
+    assert str(caught.value).startswith(f"{directory}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "build", "hint"),
+    [
+        ("tiktoken", build_tiktoken_checkpoint, tiktoken_file.PACKAGE_HINT),
+        (
+            "mistral_common",
+            lambda path: write_json(path / "tekken.json", {}),
+            tekken.PACKAGE_HINT,
+        ),
+        ("sglang", build_deepseek_checkpoint, "run `slime-router install-parsers`"),
+        (
+            "deepseek_recipe",
+            lambda path: build_deepseek_checkpoint(path, "DeepseekV4ForCausalLM", "deepseek_v4"),
+            r"pip install 'slime-router\[deepseek\]'",
+        ),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_the_way_to_get_it(
+    directory, monkeypatch, package, build, hint
+):
+    build(directory)
+    if package == "deepseek_recipe":
+        module = sglang_entry.import_from_sglang("parser.deepseek_recipe_renderer")
+
+        def missing() -> object:
+            raise ImportError("no deepseek_recipe")
+
+        monkeypatch.setattr(module, "load_deepseek_recipe", missing)
+    else:
+        hide(package, monkeypatch)
+    pattern = hint.replace("[", r"\[") if "\\" not in hint else hint
+    with pytest.raises(SetupError, match=pattern) as caught:
+        Tokenizer.load(str(directory))
+    assert "\n" not in str(caught.value)
+
+
+def test_without_sglang_a_template_still_serves(directory, monkeypatch):
+    build_deepseek_checkpoint(directory)
+    (directory / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    hide("sglang", monkeypatch)
+    assert Tokenizer.load(str(directory)).chat_template == CHATML
+
+
+def test_a_fast_tokenizer_goes_before_the_other_files(directory):
+    build_tiny_checkpoint(directory)
+    (directory / "tekken.json").write_text("broken", encoding="utf-8")
+    (directory / "tiktoken.model").write_text("broken", encoding="utf-8")
+    assert Tokenizer.load(str(directory)).chat_template == CHATML
+
+
+def test_the_ranks_of_the_tiny_vocabulary_are_whole(directory):
+    ranks = tiny_ranks(directory)
+    assert sorted(ranks.values()) == list(range(VOCAB_LEN))

@@ -1,0 +1,76 @@
+"""What is seen of a template's text around replies."""
+
+from __future__ import annotations
+
+import pytest
+
+from slime_router.chat.layout import Layout, Layouts, Mark, compared_literals, holds, pairs_of
+from slime_router.chat.standins import Drawing, Form
+from slime_router.types import Message
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def result(text: str) -> Message:
+    return {"role": "tool", "content": text, "tool_call_id": "c"}
+
+
+@pytest.mark.parametrize(
+    ("text", "messages", "is_held"),
+    [
+        ("<u>one<u>two", [user("one"), user("two")], True),
+        ("<u>two<u>one", [user("one"), user("two")], False),
+        ("<t>two<t>one", [result("one"), result("two")], True),  # results may be sorted
+        ("<t>two<t>one<u>x", [result("one"), result("two"), user("x")], True),
+        ("<u>x<t>two<t>one", [result("one"), result("two"), user("x")], False),
+        ("<u>one", [user("  one\n")], True),  # templates trim
+        ("<u>", [user("  ")], True),
+        ('"a \\"b\\" ü"', [result('a "b" ü')], True),  # as JSON writes it
+        ('"a \\u00fc"', [result("a ü")], True),
+        ("<u>one", [user("one"), user("two")], False),
+        ("<a>never mind", [{"role": "assistant", "content": "sampled"}], True),
+    ],
+)
+def test_every_later_message_is_looked_for(text, messages, is_held):
+    assert holds(text, messages) is is_held
+
+
+def test_a_mark_ends_with_the_last_message_and_not_with_what_follows_it():
+    mark = Mark.of("<u>Hi<end><a><think></think>", [user("Hi")])
+    assert mark.fits("<u>Hi<end><a>")
+    assert not mark.fits("<u>Ho<end><a><think></think>")
+    assert not mark.fits("<u>H")
+
+
+def test_a_layout_counts_replies():
+    layout = Layout((Mark.of("a", []), Mark.of("b", [])))
+    assert layout.agrees(Drawing(("a", "b", "later"), Form.NO_CALLS))
+    assert not layout.agrees(Drawing(("a", "later"), Form.NO_CALLS))
+
+
+def test_the_words_that_a_template_looks_for():
+    source = (
+        "{% if '</think>' in m.content and not m.content.startswith('<tool_response>') %}"
+        "{{ m.content.split('<x>')[0] + 'printed' }}{% endif %}"
+    )
+    assert compared_literals(source) == ("</think>", "<tool_response>", "<x>")
+    assert compared_literals("{% generation %}") == ()
+    assert compared_literals(None) == ()
+
+
+def test_messages_are_of_one_kind_where_a_template_cannot_tell_them_apart():
+    plain = pairs_of([user("a"), user("b")], ("<x>",))
+    assert plain == pairs_of([user("c"), user("d")], ("<x>",))
+    assert plain != pairs_of([user("c"), user("d<x>")], ("<x>",))
+    assert plain != pairs_of([user("c"), result("d")], ("<x>",))
+    assert plain != pairs_of([user("c"), user("")], ("<x>",))
+
+
+def test_the_oldest_layouts_go():
+    layouts = Layouts(limit=2)
+    for name in ("a", "b", "c"):
+        layouts.note(name, Layout(()))
+    layouts.note("d", None)
+    assert [layouts.get(name) is not None for name in "abcd"] == [False, True, True, False]

@@ -1,0 +1,91 @@
+"""Where a suffix is entered: no end token stands twice, none is missing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from slime_router.chat.seam import Cut, Seam, TurnEnds
+
+NAMES = ("<end>", "<eos>", "<user>", "<tool>", "<call>", "</call>", "<resp>")
+LITERALS = {name: number for number, name in enumerate(NAMES, 1)}
+END, EOS, USER, TOOL, CALL, CLOSE, RESP = LITERALS.values()
+WORD = 99
+PATTERN = re.compile("|".join(LITERALS))
+
+
+class Controls:
+    """A tokenizer with a few control tokens."""
+
+    def __init__(self, *eos: int) -> None:
+        self.eos_ids = frozenset(eos)
+
+    def find_added(self, text: str) -> Iterator[tuple[int, int, int]]:
+        for match in PATTERN.finditer(text):
+            yield match.start(), match.end(), LITERALS[match.group()]
+
+
+CHATML = Seam(Controls(END, EOS), TurnEnds(closers=frozenset({END})))
+GLM = Seam(Controls(USER, TOOL, EOS), TurnEnds(openers={USER: "<user>", TOOL: "<tool>"}))
+GEMMA = Seam(Controls(END, RESP), TurnEnds(closers=frozenset({END})))
+TWO = Seam(Controls(END, EOS), TurnEnds(closers=frozenset({END})))
+HARMONY = Seam(Controls(EOS, CALL), TurnEnds(closers=frozenset({END, EOS})))
+
+
+@pytest.mark.parametrize(
+    ("seam", "behind", "last_id", "rest", "drop"),
+    [
+        (CHATML, "<end>\n<user>Hi", END, "\n<user>Hi", 0),
+        (CHATML, " <end><user>Hi", END, "<user>Hi", 0),  # Llama 2 puts a space before it
+        (CHATML, "<end>\n<user>Hi", EOS, "\n<user>Hi", 0),  # it closed the turn in its place
+        (CHATML, "<end>\n<user>Hi", WORD, "<end>\n<user>Hi", 0),
+        (CHATML, " <end>\n<user>Hi", None, " <end>\n<user>Hi", 0),
+        (CHATML, "[INST] Hi", END, "[INST] Hi", 0),  # the template closes with nothing
+        (CHATML, "[INST] say <end>", END, "[INST] say <end>", 0),  # a user's own text is no seam
+        (TWO, "<call><end>\n<user>Hi", END, "\n<user>Hi", 0),  # the end is a token of several
+        (TWO, "<call><end>\n<user>Hi", EOS, "\n<user>Hi", 0),
+        (TWO, "<call><end>\n<user>Hi", CALL, "<end>\n<user>Hi", 0),
+        (TWO, "<call><end>\n<user>Hi", WORD, "<call><end>\n<user>Hi", 0),
+        (GLM, "<user>Hi", USER, "Hi", 0),
+        (GLM, "<tool>5", USER, "<tool>5", 1),  # the header that was sampled gives way
+        (GLM, "<user>Hi", EOS, "<user>Hi", 0),
+        (GLM, "and more", USER, "and more", 1),
+    ],
+)
+def test_after_a_text(seam: Seam, behind: str, last_id: int | None, rest: str, drop: int) -> None:
+    cut = seam.after_text(behind, last_id)
+    assert (behind[cut.start :], cut.drop) == (rest, drop)
+
+
+@pytest.mark.parametrize(
+    ("seam", "tail", "behind", "last_id", "rest", "drop"),
+    [
+        (CHATML, '"}</call><end>', "\n<user>Hi", END, "\n<user>Hi", 0),
+        (CHATML, '"}</call><end>', "\n<user>Hi", WORD, "<end>\n<user>Hi", 0),  # cut in the call
+        (CHATML, '"}</call><end>', "\n<user>Hi", CLOSE, "<end>\n<user>Hi", 0),  # cut behind it
+        (CHATML, '"}</call>', "<resp>5<end>", END, "<resp>5<end>", 0),  # closed by nothing
+        (GLM, "</call>", "<tool>5", TOOL, "5", 0),
+        (GLM, "</call>", "<tool>5", USER, "<tool>5", 1),
+        (GLM, "</call>", "<tool>5", WORD, "<tool>5", 0),
+        (GEMMA, "}</call><resp>", "5", RESP, "5", 0),
+        (GEMMA, "}</call><resp>", "5", END, "<resp>5", 0),  # the text belongs to what opens it
+        (HARMONY, '"}<call>', "<user>5", CALL, "<user>5", 0),
+        (HARMONY, '"}<call>', "<user>5", EOS, "<user>5", 0),
+        (HARMONY, '"}<call>', "<user>5", WORD, "<call><user>5", 0),
+    ],
+)
+def test_after_a_call(
+    seam: Seam, tail: str, behind: str, last_id: int, rest: str, drop: int
+) -> None:
+    whole = tail + behind
+    cut = seam.after_call(whole, len(tail), last_id)
+    assert (whole[cut.start :], cut.drop) == (rest, drop)
+
+
+def test_a_cut_never_parts_a_token() -> None:
+    assert CHATML.boundary("a</call><end>", 4) == 1
+    assert CHATML.boundary("a</call><end>", 8) == 8
+    assert CHATML.boundary("abc", 2) == 2
+    assert CHATML.after_text("", END) == Cut(0)
