@@ -12,7 +12,6 @@ from slime_router import __version__, flag_groups
 from slime_router.config import Config
 from slime_router.launch.command import ROUTERS_OWN
 
-
 _SUBCOMMANDS = """\
 slime-router diagnose FILE     where held tokens and a text part, and why
 slime-router install-parsers   what tool calls and reasoning are read with"""

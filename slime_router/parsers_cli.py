@@ -46,7 +46,9 @@ def install_parsers_main(argv: Sequence[str]) -> int:
     except SetupError as exc:
         sys.stderr.write(f"slime-router install-parsers: error: {exc.message}\n")
         return 1
-    counts = f"{len(parsers.tool_formats)} of tool calls, {len(parsers.reasoning_formats)} of reasoning"
+    counts = (
+        f"{len(parsers.tool_formats)} of tool calls, {len(parsers.reasoning_formats)} of reasoning"
+    )
     sys.stdout.write(f"{SGLANG}: the router reads {counts}\n")
     return 0
 
@@ -70,7 +72,9 @@ def parser_packages() -> list[str]:
     try:
         wanted = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError as exc:
-        raise SetupError(f"{DISTRIBUTION} is not installed here: pip install {DISTRIBUTION}") from exc
+        raise SetupError(
+            f"{DISTRIBUTION} is not installed here: pip install {DISTRIBUTION}"
+        ) from exc
     split = (requirement.partition(";") for requirement in wanted)
     return [package.strip() for package, _, marker in split if _names_extra(marker)]
 

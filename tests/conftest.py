@@ -9,7 +9,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.needs import NEEDS, Need
+from tests.needs import NEEDS, skip_without, unmet
 
 ONE_PROCESS = {  # what tests share besides the file that they stand in
     "tests/e2e/test_sglang_launch.py": "the range in which launchers look for ports",
@@ -33,30 +33,29 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What CI asks for: that nothing is left out."""
+    """What `make test` and CI ask for: that nothing is left out."""
     parser.addoption(
-        "--require-all", action="store_true", help="fail where a test lacks what it needs"
+        "--require-all", action="store_true", help="refuse to start where a test would be skipped"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Each need is a marker."""
+    """Each need is a marker.
+
+    Raises:
+        pytest.UsageError: all are required, and one is not met.
+    """
     for name, need in NEEDS.items():
-        config.addinivalue_line("markers", f"{name}: {need.line}")
-    config.stash[_UNMET] = {name: need for name, need in NEEDS.items() if not need.is_met()}
-
-
-_UNMET = pytest.StashKey[dict[str, Need]]()
+        config.addinivalue_line("markers", f"{name}: {need}")
+    if config.getoption("--require-all") and (lacking := unmet()):
+        raise pytest.UsageError("; ".join(f"the suite {need}" for need in lacking))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Before its fixtures, a test without what it needs is skipped, from one line for all."""
-    lacking = [n.line for name, n in item.config.stash[_UNMET].items() if item.get_closest_marker(name)]
-    if lacking and item.config.getoption("--require-all"):
-        pytest.fail(lacking[0], pytrace=False)
-    if lacking:
-        pytest.skip(lacking[0])
+    """A test without what it needs is skipped before its fixtures are made."""
+    if names := [mark.name for mark in item.iter_markers() if mark.name in NEEDS]:
+        skip_without(*names)
 
 
 @pytest.fixture(autouse=True)

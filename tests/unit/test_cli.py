@@ -201,6 +201,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 async def test_sigterm_lets_a_running_reply_finish_and_takes_no_new_request():
     port = free_port()
@@ -249,6 +250,7 @@ def wait_closed(port: int) -> None:
     raise TimeoutError("it still takes connections")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 async def test_ctrl_c_ends_it_without_a_word_and_without_a_generation_left_behind():
     """No grace is no grace: what still runs is cancelled, and aborted on its worker."""
@@ -273,6 +275,7 @@ async def test_ctrl_c_ends_it_without_a_word_and_without_a_generation_left_behin
             process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 async def test_a_second_signal_ends_at_once_what_the_first_lets_run(second):
@@ -305,6 +308,7 @@ async def hold_a_reply(http: aiohttp.ClientSession, worker: FakeWorker) -> None:
     await asyncio.gather(asked, return_exceptions=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_ctrl_c_while_it_loads_ends_it_without_a_traceback(tmp_path):
     (tmp_path / "slow.py").write_text(
@@ -321,6 +325,7 @@ def test_ctrl_c_while_it_loads_ends_it_without_a_traceback(tmp_path):
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_a_port_in_use_is_told_in_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -331,6 +336,7 @@ def test_a_port_in_use_is_told_in_one_line():
     assert (code, err) == (1, f"slime-router: error: {expected}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_a_missing_checkpoint_is_told_in_one_line():
     process = started("--hf-checkpoint", "/no/such/checkpoint", port=1)
