@@ -1,8 +1,8 @@
 """The door to SGLang's pure modules: its parsers and encoders, without its engine.
 
-They live in a package whose own `__init__` loads the whole engine: where that is not installed, its
-packages are entered by their paths, and `xgrammar`, of which only the shapes of its values are used,
-is stood in for.
+They live in a package whose own `__init__` loads the whole engine. Where that is not installed, its
+packages are entered by their paths. `xgrammar`, of which only the shapes of its values are used, is
+then stood in for.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 
 import slime_router.__main__ as module_entry
+from slime_router import __version__
 from slime_router.cli import EXIT_INTERRUPTED, main
 from slime_router.config import Config
 from slime_router.flags import read_config
@@ -158,6 +159,14 @@ def test_what_is_missing_ends_with_1_and_one_line_that_names_it(flags, named, ca
     assert line.startswith("slime-router: error: ")
     assert named in line
     assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("asked", [["--version"], ["--version", "--port", "1"]])
+def test_the_version_is_said(asked, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(asked)
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"slime-router {__version__}\n"
 
 
 def test_all_entry_points_are_one():
