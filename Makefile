@@ -5,6 +5,7 @@ JOBS ?= 2  # processes that run tests
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-from-pyproject
+PARSERS := $(VENV)/.parsers-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 UV := $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
 PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS)
@@ -14,9 +15,9 @@ export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE :=  # what dozens of processes import is compiled once
 
 .DEFAULT_GOAL := help
-.PHONY: install install-with-pip demo test test-clients check bench chaos fuzz format format-check lint type worker clean help
+.PHONY: install install-with-pip demo test-fast test test-clients check dist package-check bench chaos fuzz format format-check lint type data worker clean help
 
-install: $(INSTALLED)  ## make .venv with the router and the tools to work on it
+install: $(PARSERS)  ## make .venv with the router and the tools to work on it
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make install PYTHON=python3.11")'
@@ -25,7 +26,10 @@ $(INSTALLED): pyproject.toml
 	@echo "install: the router, its dependencies and the tools (about a minute)"
 	@$(PIP) install "uv==0.13.8"
 	@$(UV) --editable . --group dev || $(MAKE) --no-print-directory install-with-pip
-	@$(PIP) install --no-compile --no-deps "sglang==0.5.23"  # its parsers; no engine, no torch
+	@touch $@
+
+$(PARSERS): $(INSTALLED) slime_router/cli/install_parsers.py
+	@$(BIN)/python -m slime_router install-parsers
 	@touch $@
 	@echo "install: done; try 'make demo', or $(BIN)/python -m slime_router --help"
 
@@ -37,17 +41,25 @@ install-with-pip:  # uv asks the index itself, whatever pip was told of others
 demo: install  ## hold a conversation through the router with a real SGLang on this CPU
 	@$(BIN)/python -m tests.sglang.demo
 
-test: install worker  ## run all tests: real vocabularies, real SGLang
-	@$(BIN)/python -m tests.vocabularies
-	@$(PYTEST)
+test-fast: $(INSTALLED)  ## run what needs no download and no SGLang, in about a minute
+	@$(PYTEST) -m "not slow and not sglang"
 
-test-clients: install  ## hold conversations through real SDKs, agent frameworks and agents
-	@$(BIN)/python -m tests.vocabularies
+test: install data worker  ## run all tests: real vocabularies, real SGLang
+	@$(PYTEST) --require-all
+
+test-clients: install data  ## hold conversations through real SDKs, agent frameworks and agents
 	@$(BIN)/python -m tests.clients.environment
 	@$(BIN)/python -m tests.clients.node
 	@$(PYTEST) tests/clients
 
 check: format-check lint type test  ## what CI runs
+
+dist: $(INSTALLED)  ## build the wheel and the source distribution in dist/
+	@rm -rf dist
+	@$(BIN)/python -m hatchling build
+
+package-check: dist  ## install what was built on each supported Python, and use it
+	@$(BIN)/python -m tests.package.check dist
 
 bench: install  ## measure, and print a table
 	@$(BIN)/python -m benchmarks
@@ -71,6 +83,9 @@ lint: install  ## find mistakes and bad habits
 type: install  ## check the types
 	@$(BIN)/mypy
 
+data: $(INSTALLED)  # real vocabularies and chat templates
+	@$(BIN)/python -m tests.vocabularies
+
 worker: install  # the worker's own environment, and its tiny models
 	@$(BIN)/python -m tests.sglang.server prepare
 
@@ -79,4 +94,4 @@ clean:  ## remove all that these commands made
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

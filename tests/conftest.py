@@ -1,4 +1,4 @@
-"""What all tests share: a log as it was, and who runs which tests where several processes do."""
+"""What all tests share: what they need, a log as it was, and which tests share a process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+from tests.needs import NEEDS, skip_without, unmet
 
 ONE_PROCESS = {  # what tests share besides the file that they stand in
     "tests/e2e/test_sglang_launch.py": "the range in which launchers look for ports",
@@ -28,6 +30,32 @@ class Shares(LoadScopeScheduling):  # type: ignore[misc]  # it brings no types
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
     """The hook of pytest-xdist by which it takes another scheduler."""
     return Shares(config, log)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `make test` and CI ask for: that nothing is left out."""
+    parser.addoption(
+        "--require-all", action="store_true", help="refuse to start where a test would be skipped"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each need is a marker.
+
+    Raises:
+        pytest.UsageError: all are required, and one is not met.
+    """
+    for name, need in NEEDS.items():
+        config.addinivalue_line("markers", f"{name}: {need}")
+    if config.getoption("--require-all") and (lacking := unmet()):
+        raise pytest.UsageError("; ".join(f"the suite {need}" for need in lacking))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test without what it needs is skipped before its fixtures are made."""
+    if names := [mark.name for mark in item.iter_markers() if mark.name in NEEDS]:
+        skip_without(*names)
 
 
 @pytest.fixture(autouse=True)

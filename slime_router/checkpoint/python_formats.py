@@ -16,7 +16,7 @@ from typing import Any
 
 import tokenizers
 
-from slime_router.checkpoint.sglang_entry import import_from_sglang
+from slime_router.checkpoint.sglang_entry import HOW_TO_INSTALL, import_from_sglang
 from slime_router.errors import BadRequest, SetupError, one_line
 from slime_router.tokens.model import Renderer
 from slime_router.types import Message, TemplateOptions
@@ -33,7 +33,7 @@ _DEEPSEEK_TOKENS = (
     "<｜Assistant｜>",
 )
 
-_NEEDS_SGLANG = "chats need SGLang's Python encoder: pip install 'slime-router[parsers]'"
+_NEEDS_SGLANG = f"chats need SGLang's Python encoder: {HOW_TO_INSTALL}"
 _NEEDS_RECIPE = "chats need the package deepseek-recipe: pip install 'slime-router[deepseek]'"
 _RECIPES = ("dsv4", "dsv41")
 REMOTE = "kimi_k3"  # the encoding that is a method of the checkpoint's own tokenizer

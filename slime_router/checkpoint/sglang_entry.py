@@ -1,6 +1,6 @@
 """The way into SGLang's pure modules: its parsers and encoders, without its engine.
 
-They live in a package whose own `__init__` loads the whole engine: where torch is not installed,
+They live in a package whose own `__init__` loads the whole engine: where that is not installed,
 its packages are entered by their paths, and a stand-in replaces `xgrammar`, of which only the
 shapes of its values are used.
 """
@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 _PACKAGES = ("sglang", "sglang.srt")
+HOW_TO_INSTALL = "run `slime-router install-parsers`"
 _BUILDERS = ("get_model_structural_tag",)  # these compute: they cannot be replaced by stand-ins
 
 
@@ -26,9 +27,22 @@ def import_from_sglang(name: str) -> Any:
     Raises:
         ImportError: SGLang is not installed, or too old to have it.
     """
-    if importlib.util.find_spec("torch") is None:
+    if not _has_engine():
         _enter_without_engine()
     return importlib.import_module(f"sglang.srt.{name}")
+
+
+def _has_engine() -> bool:
+    """Whether SGLang itself can be imported. torch alone may be a trainer's."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    try:
+        importlib.import_module("sglang")
+    except ImportError:  # something that the engine needs is missing
+        for name in [name for name in sys.modules if name.partition(".")[0] == "sglang"]:
+            del sys.modules[name]
+        return False
+    return True
 
 
 def _enter_without_engine() -> None:

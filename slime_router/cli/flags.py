@@ -7,10 +7,16 @@ import difflib
 import sys
 from collections.abc import Sequence
 
+from slime_router import __version__
 from slime_router.cli import flag_groups
 from slime_router.cli.one_line import OneLineParser
 from slime_router.config import Config
 from slime_router.launch.command import ROUTERS_OWN
+
+_SUBCOMMANDS = """\
+slime-router check CHECKPOINT  which capabilities of a checkpoint are served exactly
+slime-router diagnose FILE     where held tokens and a text diverge, and why
+slime-router install-parsers   installs what tool calls and reasoning are read with"""
 
 
 class _HintingParser(OneLineParser):
@@ -36,8 +42,10 @@ def parser() -> argparse.ArgumentParser:
         prog="slime-router",
         description="A token-exact gateway to SGLang workers.",
         usage="%(prog)s --hf-checkpoint PATH_OR_ID [FLAG ...] [-- SGLANG_FLAG ...]",
-        epilog="slime-router diagnose FILE: where held tokens and a text diverge, and why",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_SUBCOMMANDS,
     )
+    p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     flag_groups.add_model_flags(p.add_argument_group("model"))
     flag_groups.add_worker_flags(p.add_argument_group("workers"))
     flag_groups.add_retry_flags(p.add_argument_group("worker failures"))

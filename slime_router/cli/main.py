@@ -20,6 +20,7 @@ from slime_router.cli.banner import banner
 from slime_router.cli.check import check_main
 from slime_router.cli.diagnose import diagnose_main
 from slime_router.cli.flags import read_config
+from slime_router.cli.install_parsers import install_parsers_main
 from slime_router.errors import SetupError
 from slime_router.server.app import Gateway
 from slime_router.server.signals import StartUp, hurry_at_second_signal
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return check_main(given[1:])
     if given[:1] == ["diagnose"]:
         return diagnose_main(given[1:])
+    if given[:1] == ["install-parsers"]:
+        return install_parsers_main(given[1:])
     config = read_config(given)
     _start_log(config.log_level)
     try:

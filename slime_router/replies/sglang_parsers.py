@@ -10,14 +10,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from slime_router.checkpoint.sglang_entry import import_from_sglang
+from slime_router.checkpoint.sglang_entry import HOW_TO_INSTALL, import_from_sglang
 from slime_router.errors import SetupError
 from slime_router.types import ReplyFormat
 
 _STEP3_PARAMETER = re.compile(
     r'<steptml:parameter name="([^"]+)">(.*?)</steptml:parameter>', re.DOTALL
 )
-MISSING = "tool-call and reasoning parsers need SGLang: pip install 'slime-router[parsers]'"
+MISSING = f"tool-call and reasoning parsers need SGLang: {HOW_TO_INSTALL}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ SIGNS = {  # of each fault: what grows in `/metrics` under `fleet`, and what the
     "leaves and joins": ("up", "leaves, "),
 }
 
-pytestmark = pytest.mark.timeout(180 + 60 * SCALE)
+pytestmark = [pytest.mark.timeout(180 + 60 * SCALE), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

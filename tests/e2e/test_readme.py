@@ -6,19 +6,14 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from tests.readme import blocks, curl_commands
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(450)]
 
 # Nobody says max_tokens there: the random model may talk to the end of its context.
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-EXAMPLE_ADDRESS = "localhost:30001"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 def run(command: list[str]) -> str:
@@ -28,10 +23,9 @@ def run(command: list[str]) -> str:
 
 
 def test_the_curl_commands_work(router_url):
-    commands = [block for block in blocks("sh") if block.startswith("curl")]
+    commands = curl_commands(address=router_url.removeprefix("http://"))
     assert len(commands) == 2
-    address = router_url.removeprefix("http://")
-    chat, retrieval = (run(["sh", "-c", c.replace(EXAMPLE_ADDRESS, address)]) for c in commands)
+    chat, retrieval = (run(["sh", "-c", command]) for command in commands)
     head, _, body = chat.replace("\r\n", "\n").partition("\n\n")
     assert head.startswith("HTTP/1.1 200 OK")
     receipt = re.search("^x-slime-receipt: (.*)$", head, re.MULTILINE | re.IGNORECASE)
@@ -43,7 +37,7 @@ def test_the_curl_commands_work(router_url):
 
 
 def test_the_python_blocks_work(router_url):
-    programs = blocks("python")
+    programs = blocks("python", address=router_url.removeprefix("http://"))
     assert len(programs) == 2
     for program in programs:
-        assert run([sys.executable, "-c", program.replace(f"http://{EXAMPLE_ADDRESS}", router_url)])
+        assert run([sys.executable, "-c", program])

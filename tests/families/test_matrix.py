@@ -14,8 +14,9 @@ from slime_router.checkup.verdict import report_text
 from tests.chat_templates import NAMES as TRL_NAMES
 from tests.families.catalogue import families, family
 from tests.families.table import PAGE, page, report_of
+from tests.needs import skip_without
 
-pytestmark = pytest.mark.tokenizers
+skip_without("tokenizers", "parsers")
 
 NAMES = tuple(each.name for each in families())
 # A user may write what a template takes for something else.

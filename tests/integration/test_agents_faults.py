@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+import pytest
 
 from tests.integration.test_tool_calls import parsing, say
+
+pytestmark = pytest.mark.parsers
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 

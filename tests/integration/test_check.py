@@ -49,12 +49,14 @@ def test_json_holds_a_verdict_for_each_capability(capsys: pytest.CaptureFixture[
     assert found["tool loop"]["reasons"] == ["no parser reads tool calls"]
 
 
+@pytest.mark.parsers
 def test_calls_that_are_not_read_are_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
     """The parser is that of another family."""
     assert run("--tool-call-parser", "deepseekv3") == 1
     assert "the calls were read as []" in capsys.readouterr().out
 
 
+@pytest.mark.parsers
 def test_what_the_template_drops_is_its_own_fault(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +87,7 @@ async def test_a_worker_that_makes_other_tokens(capsys: pytest.CaptureFixture[st
     assert "the worker has" in out
 
 
+@pytest.mark.parsers
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

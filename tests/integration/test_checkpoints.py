@@ -82,6 +82,7 @@ def split_apart(tokenizer: Tokenizer, text: str) -> list[int]:
     return [ids[bytes([byte])] for byte in text.encode()]
 
 
+@pytest.mark.parsers
 async def test_held_tokens_are_extended_by_what_the_format_puts_behind(built, tokenizer):
     _, closer, question = built
     [end] = tokenizer.encode(closer).tolist()
@@ -100,6 +101,7 @@ async def test_held_tokens_are_extended_by_what_the_format_puts_behind(built, to
         messages += [turn.reply, user(f"and {index + 1}?")]
 
 
+@pytest.mark.parsers
 async def test_in_template_mode_the_prompt_is_what_the_format_renders(built, tokenizer):
     talk = Talk(tokenizer, history="template")
     [end] = tokenizer.encode(built[1]).tolist()
@@ -138,6 +140,7 @@ async def ask(router: Served, messages: list[Message], **fields: Any) -> tuple[s
     return await router.chat(messages, max_tokens=200, **fields)
 
 
+@pytest.mark.parsers
 @pytest.mark.parametrize("name", ["kimi_k2", "kimi_k3", "deepseek_v32"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_two_turns_through_the_whole_router(name, stream, tmp_path):

@@ -31,7 +31,13 @@ from tests.integration.gateway import CHAT, Served, checkpoint, served, user
 from tests.turns import Book
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+]
 EXAMPLE_URL = "localhost:30001"
 METHODS = "(?:GET|HEAD|POST|PUT|PATCH|DELETE)"
 NO_DEFAULT = {

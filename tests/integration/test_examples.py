@@ -21,6 +21,8 @@ from slime_router.testing import Script
 from tests.integration.gateway import Served, served
 from tests.stack import tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 

@@ -25,6 +25,8 @@ from tests.stack import tiny_tokenizer
 from tests.unit.formats import FORMATS
 from tests.vocabularies import vocabulary
 
+pytestmark = pytest.mark.parsers
+
 ARGUMENTS = '{"city":"Paris"}'
 WEATHER = {"name": "get_weather", "arguments": ARGUMENTS}
 ANALYSIS = "<|channel|>analysis<|message|>Need it.<|end|>"

@@ -15,6 +15,8 @@ from tests.integration.scripted import events
 from tests.integration.test_tool_calls import REPLIES, TOOLS, parsing, say
 from tests.stack import tiny_tokenizer
 
+pytestmark = pytest.mark.parsers
+
 USAGE = {"stream_options": {"include_usage": True}}
 ASKS: dict[str, dict[str, Any]] = {
     "chat": {"messages": [user("Hi")], "tools": TOOLS, **USAGE},

@@ -36,6 +36,8 @@ async def reason(router: Served, path: str = CHAT, **fields: Any) -> str:
     return found
 
 
+@pytest.mark.tokenizers
+@pytest.mark.parsers
 async def test_a_detected_format_reads_tool_calls_and_reasoning():
     template = template_text("qwen3")
     async with served(**AUTO, chat_template=template) as (router, worker):
@@ -53,12 +55,15 @@ async def test_a_detected_format_reads_tool_calls_and_reasoning():
     assert call["function"] == {"name": "get_weather", "arguments": '{"city": "Paris"}'}
 
 
+@pytest.mark.parsers
 async def test_what_is_set_and_what_is_off_is_said():
     async with serving(tool_call_parser="qwen25", reasoning_parser="none") as router:
         assert lines(router)["tools"] == "qwen25 (set)"
         assert lines(router)["reasoning"] == "off (--reasoning-parser none)"
 
 
+@pytest.mark.tokenizers
+@pytest.mark.parsers
 async def test_a_template_without_a_known_format_is_said():
     async with serving(**AUTO, chat_template=template_text("phi3")) as router:
         assert lines(router)["tools"] == "off (no format detected; set --tool-call-parser)"
@@ -67,6 +72,7 @@ async def test_a_template_without_a_known_format_is_said():
         assert not router.gateway.parsers.reasoning
 
 
+@pytest.mark.parsers
 async def test_a_reply_of_a_model_that_opens_no_reasoning_is_content():
     """The tiny checkpoint's template says <think>, so SGLang takes it for DeepSeek-R1's."""
     async with served(**AUTO) as (router, worker):
@@ -96,18 +102,18 @@ async def test_without_sglang_the_router_starts_and_says_what_parsers_need(monke
         said = lines(router)
         assert {"tools", "reasoning"}.isdisjoint(said)
         assert said["parsers"].startswith("off (")
-        assert "slime-router[parsers]" in said["parsers"]
+        assert "slime-router install-parsers" in said["parsers"]
         assert (
             await reason(router, tools=TOOLS)
             == f"no recorded turn matches; nothing cached{UNPARSED}"
         )
-    told = [line for line in caplog.messages if "slime-router[parsers]" in line]
+    told = [line for line in caplog.messages if "slime-router install-parsers" in line]
     assert len(told) == 1
 
 
 async def test_without_sglang_a_format_that_is_set_is_not_started_without(monkeypatch):
     without_sglang(monkeypatch)
-    with pytest.raises(SetupError, match=r"slime-router\[parsers\]"):
+    with pytest.raises(SetupError, match="slime-router install-parsers"):
         async with serving(tool_call_parser="qwen25", reasoning_parser="auto"):
             pass
 
@@ -142,6 +148,7 @@ async def test_every_chat_door_says_it(path, fields):
     assert receipt["reason"].endswith(UNPARSED)
 
 
+@pytest.mark.parsers
 @pytest.mark.parametrize(
     ("settings", "fields"),
     [

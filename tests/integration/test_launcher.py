@@ -27,6 +27,8 @@ from tests.integration.gateway import CHAT, checkpoint, user
 from tests.ports import free_port
 from tests.unit.test_cli import ended, ended_late, read_banner, started
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0  # on a busy machine
 LONG_S = 600.0

@@ -523,6 +523,7 @@ def result(use: Any, text: str = "sunny") -> Any:
     return {"type": "tool_result", "tool_use_id": use["id"], "content": text}
 
 
+@pytest.mark.parsers
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_a_tool_loop_keeps_every_sampled_token(stream):
     outputs = [letters(THOUGHT + "I look.\n" + CALL), letters("Sunny."), letters("Bye.")]
@@ -552,6 +553,7 @@ async def test_a_tool_loop_keeps_every_sampled_token(stream):
         assert extends(worker, outputs[1])
 
 
+@pytest.mark.parsers
 async def test_a_signed_reply_is_known_again_whatever_its_text_became():
     """The signature alone names the turn: the text around it came back in another spelling."""
     output = letters(THOUGHT + "Hello there")
@@ -568,6 +570,7 @@ async def test_a_signed_reply_is_known_again_whatever_its_text_became():
             worker.requests.pop()
 
 
+@pytest.mark.parsers
 async def test_a_conversation_begun_at_the_chat_door_goes_on_at_this_one_and_back():
     output, second = letters(THOUGHT + "I look.\n" + CALL), letters("Sunny.")
     tool = {"name": TOOL["name"], "description": TOOL["description"]}
@@ -600,6 +603,7 @@ async def test_a_conversation_begun_at_the_chat_door_goes_on_at_this_one_and_bac
         assert extends(worker, second)
 
 
+@pytest.mark.parsers
 async def test_the_billing_line_does_not_part_one_conversation():
     first_ids = letters("Hello.")
     async with parsing() as (router, worker):
@@ -614,6 +618,7 @@ async def test_the_billing_line_does_not_part_one_conversation():
     assert extends(worker, first_ids)
 
 
+@pytest.mark.parsers
 async def test_the_count_is_the_length_of_the_prompt_and_leaves_nothing_behind():
     async with parsing() as (router, worker):
         body = {**ASK, "tools": [TOOL]}
@@ -624,6 +629,7 @@ async def test_the_count_is_the_length_of_the_prompt_and_leaves_nothing_behind()
     assert counted == {"input_tokens": len(worker.requests[0].body["input_ids"])}
 
 
+@pytest.mark.parsers
 async def test_a_forced_choice_constrains_the_worker():
     async with parsing() as (router, worker):
         worker.script(letters(CALL))
@@ -634,6 +640,7 @@ async def test_a_forced_choice_constrains_the_worker():
     assert reply["stop_reason"] == "tool_use", reply
 
 
+@pytest.mark.parsers
 async def test_a_begun_reply_is_gone_on_with():
     async with parsing() as (router, worker):
         begun = {"role": "assistant", "content": "The answer is"}
@@ -642,6 +649,7 @@ async def test_a_begun_reply_is_gone_on_with():
     assert sent.endswith("<|im_start|>assistant\nThe answer is")
 
 
+@pytest.mark.parsers
 async def test_a_session_is_named_by_the_path_or_by_claude_codes_header():
     async with parsing() as (router, _):
         await asked(router, ASK["messages"], path=f"/sessions/mine{PATH}")

@@ -20,6 +20,8 @@ from tests.integration.gateway import FOUR_KEYS, served, user
 from tests.integration.random_replies import COUNT, PATHS, Answer, ask, replies, staged
 from tests.integration.test_tool_calls import CALL, TOOLS, say
 
+pytestmark = pytest.mark.parsers
+
 TOP = {"id", "object", "created", "model", "choices"}
 USAGE = {"prompt_tokens", "completion_tokens", "total_tokens"}
 RESPONSE = {  # the fields that the specification requires of a response

@@ -10,6 +10,8 @@ import pytest
 from tests.integration.gateway import CHAT, Served, user
 from tests.integration.test_tool_calls import REPLIES, TOOLS, ask, ask_stream, parsing, say
 
+pytestmark = pytest.mark.parsers
+
 THOUGHT = "the weather, 東京\n"
 
 

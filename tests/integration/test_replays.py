@@ -16,10 +16,11 @@ import pytest
 from slime_router.replies.parser import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.types import Message, Prompt, ReplyFormat, TemplateOptions
+from tests.needs import skip_without
 from tests.stack import Sample, Stack
 from tests.talk import NOON, real_tokenizer, stop, user
 
-pytestmark = pytest.mark.tokenizers
+skip_without("tokenizers", "parsers")
 
 IM_END = 151645
 PARSERS = ReplyParsers(load_parsers, tools="qwen25", reasoning="qwen3")

@@ -350,6 +350,7 @@ async def test_a_refusal_that_no_folding_helps_is_a_400_in_the_template_s_words(
     assert "Never." in reply["error"]["message"]
 
 
+@pytest.mark.parsers
 @pytest.mark.parametrize("stream", [False, True])
 async def test_each_sampled_token_has_a_logprob_those_that_are_hidden_too(stream):
     """Reasoning, calls and the stop token: a client may count on one entry per token."""

@@ -471,6 +471,7 @@ def extends(worker: FakeWorker, output: Sequence[int]) -> bool:
     return len(now) > len(held) and now[: len(held)] == held
 
 
+@pytest.mark.parsers
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("way", ["echoed", "no reasoning", "previous_response_id"])
 async def test_a_tool_loop_keeps_every_sampled_token(stream, way):
@@ -505,6 +506,7 @@ async def test_a_tool_loop_keeps_every_sampled_token(stream, way):
             assert extends(worker, output)
 
 
+@pytest.mark.parsers
 async def test_a_conversation_begun_at_the_chat_door_goes_on_at_this_one_and_back():
     output, second = letters(THOUGHT + "I look.\n" + CALL), letters("Sunny.")
     tool = {"type": "function", "function": {k: TOOL[k] for k in ("name", "parameters")}}

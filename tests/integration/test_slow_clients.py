@@ -112,6 +112,7 @@ async def note_unpacked(
         UNPACKED.append(request.content.total_bytes)
 
 
+@pytest.mark.slow
 async def test_a_bomb_is_not_unpacked_beyond_the_limit():
     """Of 256 MiB that come as 256 KiB only some are ever in memory."""
     UNPACKED.clear()
@@ -192,6 +193,7 @@ async def test_a_client_that_reads_no_more_of_its_stream_is_cut_and_its_generati
         assert len(router.gateway.slow_clients) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/sessions/big/rows", "/rows"])
 async def test_a_client_that_reads_slowly_is_never_cut(path):
     """As often as not it has taken nothing since the last look."""

@@ -14,6 +14,8 @@ from tests.integration.random_replies import COUNT, Answer, Reply, ask, replies,
 from tests.stack import tiny_tokenizer
 from tests.unit.formats import FORMATS
 
+pytestmark = pytest.mark.parsers
+
 
 def chat_whole(answer: Answer) -> Any:
     body = answer.body

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import ssl
 import subprocess
 from typing import Any
@@ -25,7 +24,6 @@ PREFLIGHT = {
     "Access-Control-Request-Method": "POST",
     "Access-Control-Request-Headers": "authorization, content-type, x-stainless-os",
 }
-openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +48,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 # TLS
 
 
-@openssl
+@pytest.mark.openssl
 async def test_the_router_serves_https_streams_too_and_says_so(certificate):
     trust = ssl.create_default_context(cafile=certificate["cert"])
     async with tiny_worker() as worker:
@@ -80,7 +78,7 @@ async def test_the_router_serves_https_streams_too_and_says_so(certificate):
     assert "https://127.0.0.1:30000" in banner(gateway)
 
 
-@openssl
+@pytest.mark.openssl
 @pytest.mark.parametrize(
     ("cert", "key", "told"),
     [
@@ -104,7 +102,7 @@ def test_a_bad_certificate_ends_with_1_and_one_line(cert, key, told, certificate
     assert told in said
 
 
-@openssl
+@pytest.mark.openssl
 def test_the_certificate_is_what_the_server_listens_with(certificate, monkeypatch, capsys):
     given: dict[str, Any] = {}
     monkeypatch.setattr(web, "run_app", lambda _, **settings: given.update(settings))

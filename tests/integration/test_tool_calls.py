@@ -16,6 +16,8 @@ from tests.integration.gateway import CHAT, Served, served, user
 from tests.integration.scripted import events
 from tests.stack import tiny_tokenizer
 
+pytestmark = pytest.mark.parsers
+
 ARGUMENTS = '{"city": "Paris", "days": 3}'
 CALL = f'<tool_call>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n</tool_call>'
 SECOND = '\n<tool_call>\n{"name": "search", "arguments": {"query": "🙂"}}\n</tool_call>'

@@ -14,6 +14,9 @@ from slime_router.template.layout import Layout
 from slime_router.types import Message, TemplateOptions
 from tests.families.catalogue import families
 from tests.families.checkpoints import Family
+from tests.needs import skip_without
+
+skip_without("tokenizers")
 
 TOOLS: tuple[dict[str, Any], ...] = (
     {
@@ -75,7 +78,6 @@ def turns(
         layout = found.layout if found is not None else None
 
 
-@pytest.mark.tokenizers
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 def test_a_window_says_what_the_whole_says(family: Family) -> None:
     template = family.chat_template()

@@ -32,6 +32,8 @@ from tests.checkpoints import (
 )
 from tests.tiny import CORPUS, VOCAB_LEN
 
+pytestmark = pytest.mark.slow
+
 FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 KIMI_K2_LEN = 163_584  # ordinary tokens of the real vocabulary
 SPELLED = [*KIMI_TOKENS, *KIMI_KEPT, "<|reserved_token_522|>", "<|im_", "|>", "[B"]

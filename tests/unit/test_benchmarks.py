@@ -30,6 +30,8 @@ from benchmarks.server import BenchmarkError, Server, serving
 from benchmarks.traces import TRACES
 from tests.tiny import build_tiny_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -117,6 +117,7 @@ class TestTiktoken:
         (directory / "chat_template.jinja").write_text("own {{ messages }}", encoding="utf-8")
         assert load_tokenizer(str(path)).chat_template == "own {{ messages }}"
 
+    @pytest.mark.parsers
     def test_a_model_that_has_code_in_the_place_of_a_template(self, directory):
         path = build_tiktoken_checkpoint(
             directory, code=slow_code(RENDERS), template=None, architecture="KimiK3ForCausalLM"
@@ -129,6 +130,7 @@ class TestTiktoken:
             "<|im_assistant|>assistant<|im_middle|>"
         )
 
+    @pytest.mark.parsers
     def test_its_text_must_read_as_its_ids(self, directory):
         code = slow_code(RENDERS.replace("return self.encode(text)", "return [7]"))
         path = build_tiktoken_checkpoint(
@@ -139,6 +141,7 @@ class TestTiktoken:
 
 
 class TestGlm:
+    @pytest.mark.parsers
     def test_a_format_can_be_asked_for_by_its_name(self, directory):
         path = str(build_glm_checkpoint(directory))
         assert load_tokenizer(path).chat_template is None, "its name alone says too little"
@@ -262,6 +265,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.parsers
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_checkpoint_that_cannot_be_served_exactly_is_refused_in_one_line(directory, what):
     build, message = REFUSED[what]
@@ -272,6 +276,7 @@ def test_a_checkpoint_that_cannot_be_served_exactly_is_refused_in_one_line(direc
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parsers
 @pytest.mark.parametrize(
     ("package", "build", "hint"),
     [
@@ -281,7 +286,7 @@ def test_a_checkpoint_that_cannot_be_served_exactly_is_refused_in_one_line(direc
             lambda path: write_json(path / "tekken.json", {}),
             tekken.PACKAGE_HINT,
         ),
-        ("sglang", build_deepseek_checkpoint, r"pip install 'slime-router\[parsers\]'"),
+        ("sglang", build_deepseek_checkpoint, "run `slime-router install-parsers`"),
         (
             "deepseek_recipe",
             lambda path: build_deepseek_checkpoint(path, "DeepseekV4ForCausalLM", "deepseek_v4"),

@@ -66,6 +66,7 @@ FORMATS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
 MOVES_TOOLS = {"tekken v7", "tekken v11"}
 
 
+@pytest.mark.parsers
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_later_message_is_in_the_suffix(form, tmp_path):
     build, kwargs = FORMATS[form]

@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 
 import slime_router.__main__ as module_entry
+from slime_router import __version__
 from slime_router.cli.flags import read_config
 from slime_router.cli.main import EXIT_INTERRUPTED, main
 from slime_router.config import Config
@@ -176,6 +177,14 @@ def test_whoever_names_the_radix_tree_as_slimes_guide_does_gets_a_router(path, c
     assert caplog.text.count(f"{path}: the radix tree is built in") == 1
 
 
+@pytest.mark.parametrize("asked", [["--version"], ["--version", "--port", "1"]])
+def test_the_version_is_said(asked, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(asked)
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"slime-router {__version__}\n"
+
+
 def test_all_entry_points_are_one():
     assert vars(module_entry)["main"] is main
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -217,6 +226,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 async def test_sigterm_lets_a_running_reply_finish_and_takes_no_new_request():
     port = free_port()
@@ -265,6 +275,7 @@ def wait_closed(port: int) -> None:
     raise TimeoutError("it still takes connections")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 async def test_ctrl_c_ends_it_without_a_word_and_without_a_generation_left_behind():
     """No grace is no grace: what still runs is cancelled, and aborted on its worker."""
@@ -289,6 +300,7 @@ async def test_ctrl_c_ends_it_without_a_word_and_without_a_generation_left_behin
             process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 async def test_a_second_signal_ends_at_once_what_the_first_lets_run(second):
@@ -321,6 +333,7 @@ async def hold_a_reply(http: aiohttp.ClientSession, worker: FakeWorker) -> None:
     await asyncio.gather(asked, return_exceptions=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_ctrl_c_while_it_loads_ends_it_without_a_traceback(tmp_path):
     (tmp_path / "slow.py").write_text(
@@ -337,6 +350,7 @@ def test_ctrl_c_while_it_loads_ends_it_without_a_traceback(tmp_path):
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_a_port_in_use_is_told_in_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -347,6 +361,7 @@ def test_a_port_in_use_is_told_in_one_line():
     assert (code, err) == (1, f"slime-router: error: {expected}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_a_missing_checkpoint_is_told_in_one_line():
     process = started("--hf-checkpoint", "/no/such/checkpoint", port=1)

@@ -116,6 +116,8 @@ def test_every_template_is_in_the_table():
     assert set(BY_TEMPLATE) == set(chat_templates.NAMES)
 
 
+@pytest.mark.tokenizers
+@pytest.mark.parsers
 @pytest.mark.parametrize("name", chat_templates.NAMES)
 def test_the_formats_of_a_template_are_those_that_sglang_detects(name):
     text, tokens = template_text(name), TOKENS.get(name, ())
@@ -123,12 +125,16 @@ def test_the_formats_of_a_template_are_those_that_sglang_detects(name):
     assert by_sglang(text, Names(*tokens)) == BY_TEMPLATE[name]
 
 
+@pytest.mark.tokenizers
+@pytest.mark.parsers
 def test_a_rule_that_looks_at_tokens_sees_them():
     text = template_text("glm4moe")
     assert detected(ModelTraits(text)) == ("qwen", "qwen3")
     assert detected(ModelTraits(text, TOKENS["glm4moe"])) == ("glm45", "glm45")
 
 
+@pytest.mark.tokenizers
+@pytest.mark.parsers
 @pytest.mark.parametrize("name", vocabularies.NAMES)
 def test_the_formats_of_a_checkpoint_are_those_that_sglang_detects(name):
     from transformers import AutoTokenizer
@@ -145,17 +151,20 @@ def test_the_formats_of_a_checkpoint_are_those_that_sglang_detects(name):
         assert by_sglang(template, hf) == found
 
 
+@pytest.mark.parsers
 @pytest.mark.parametrize(("architecture", "model_type"), BY_ARCHITECTURE)
 def test_without_a_template_the_architecture_says_it(architecture, model_type):
     model = ModelTraits(None, architectures=(architecture,), model_type=model_type)
     assert detected(model) == BY_ARCHITECTURE[architecture, model_type]
 
 
+@pytest.mark.parsers
 def test_with_a_template_the_architecture_says_nothing():
     model = ModelTraits(CHATML, architectures=("DeepseekV3ForCausalLM",), model_type="deepseek_v3")
     assert detected(model) == (None, "deepseek-r1")
 
 
+@pytest.mark.parsers
 @pytest.mark.parametrize("name", [name for name, found in BY_TEMPLATE.items() if any(found)])
 def test_what_is_detected_can_be_used_here(name):
     tools, reasoning = BY_TEMPLATE[name]
@@ -168,10 +177,11 @@ def test_without_sglang_the_error_says_how_to_install_it(monkeypatch):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", gone)
-    with pytest.raises(SetupError, match=r"slime-router\[parsers\]"):
+    with pytest.raises(SetupError, match="slime-router install-parsers"):
         detect(ModelTraits(CHATML))
 
 
+@pytest.mark.parsers
 def test_an_sglang_without_detection_is_too_old(monkeypatch):
     load = importlib.import_module
 
@@ -185,6 +195,7 @@ def test_an_sglang_without_detection_is_too_old(monkeypatch):
         detect(ModelTraits(CHATML))
 
 
+@pytest.mark.parsers
 def test_rules_that_fail_are_one_line(monkeypatch):
     detect(ModelTraits(CHATML))  # loads them
     rules = importlib.import_module("sglang.srt.parser.template_detection")
@@ -308,6 +319,7 @@ def test_only_the_last_resort_presumes_no_thinking(choice, presumes):
     assert formats.presumes_thinking is presumes
 
 
+@pytest.mark.parsers
 def test_a_model_that_is_taken_for_r1_thinks_where_it_is_shown():
     assert read("Paris.", presumes_thinking=False) == ("Paris.", "")
     assert read("<think>Hm.</think>Paris.", presumes_thinking=False) == ("Paris.", "Hm.")
@@ -317,5 +329,6 @@ def test_a_model_that_is_taken_for_r1_thinks_where_it_is_shown():
     assert closed == ("Paris.", "")
 
 
+@pytest.mark.parsers
 def test_r1_itself_thinks_until_it_says_that_it_is_over():
     assert read("Hm.</think>Paris.", presumes_thinking=True) == ("Paris.", "Hm.")

@@ -86,12 +86,14 @@ def v4(request, tmp_path_factory) -> Tokenizer:
 
 
 class TestDeepSeekV32:
+    @pytest.mark.parsers
     def test_a_chat_is_the_encoders_text(self, v32):
         text = v32.render([ASK, ANSWER, ASK], PLAIN)
         turn = f"{USER}Hi{REPLY}</think>"
         assert text == f"{BOS}{turn}Hello!{EOS}{turn}"
         assert v32.render([ASK], THINKS) == f"{BOS}{USER}Hi{REPLY}<think>"
 
+    @pytest.mark.parsers
     def test_tools_are_what_the_client_wrote_in_the_first_system_message(self, v32):
         text = v32.render([ASK], TemplateOptions(tools=(TOOL,)))
         assert json.dumps(TOOL["function"]) in text
@@ -99,6 +101,7 @@ class TestDeepSeekV32:
         asked = v32.render([{"role": "system", "content": "Be short"}, ASK], PLAIN)
         assert asked == f"{BOS}Be short{USER}Hi{REPLY}</think>"
 
+    @pytest.mark.parsers
     def test_a_call_and_its_result(self, v32):
         text = v32.render(LOOP, TemplateOptions(tools=(TOOL,), kwargs={"thinking": True}))
         assert "<think>Look it up.</think>\n\n<｜DSML｜function_calls>" in text
@@ -107,6 +110,7 @@ class TestDeepSeekV32:
             "\n\n<function_results>\n<result>Sunny</result>\n</function_results>\n\n<think>"
         )
 
+    @pytest.mark.parsers
     def test_it_is_what_sglang_encodes(self, v32):
         """Its route: an empty system message in front, which holds the tools."""
         encode = import_from_sglang("entrypoints.openai.encoding_dsv32").encode_messages
@@ -116,15 +120,18 @@ class TestDeepSeekV32:
             expected = encode([system, *LOOP], thinking_mode=mode)
             assert v32.render(LOOP, options) == expected
 
+    @pytest.mark.parsers
     def test_the_role_of_developers_is_its_own(self, v32):
         assert v32.has_developer_role
         text = v32.render([{"role": "developer", "content": "Do"}], PLAIN)
         assert "# The user's message is: Do" in text
 
+    @pytest.mark.parsers
     def test_a_final_message_is_continued(self, v32):
         options = TemplateOptions(continue_final_message=True, add_generation_prompt=False)
         assert v32.render([ASK, ANSWER], options) == v32.render([ASK], PLAIN) + "Hello!"
 
+    @pytest.mark.parsers
     def test_what_it_refuses_is_a_bad_request_in_its_own_words(self, v32):
         with pytest.raises(BadRequest, match="No tool calls but found tool output") as caught:
             v32.render([ASK, ANSWER, RESULT], PLAIN)
@@ -132,11 +139,13 @@ class TestDeepSeekV32:
         with pytest.raises(BadRequest):
             v32.render([{"role": "user", "content": "\ud800"}], PLAIN)
 
+    @pytest.mark.parsers
     def test_the_messages_stay_as_they_are(self, v32):
         messages = json.loads(json.dumps(LOOP))
         v32.render(messages, TemplateOptions(tools=(TOOL,)))
         assert messages == LOOP
 
+    @pytest.mark.parsers
     def test_the_self_test_finds_how_turns_close(self, v32):
         found = ChatTemplate(v32).findings
         assert found.has_template
@@ -164,6 +173,7 @@ class TestDeepSeekV32:
 
 
 class TestDeepSeekV4:
+    @pytest.mark.parsers
     def test_the_text_has_the_ids_that_sglang_would_send(self, v4):
         module = import_from_sglang("parser.deepseek_recipe_renderer")
         which, name = (
@@ -189,21 +199,25 @@ class TestDeepSeekV4:
                         ids = v4.encode(v4.render(messages, options)).tolist()
                         assert ids == recipe.encode(body)
 
+    @pytest.mark.parsers
     def test_a_message_that_spells_a_control_token_is_refused_not_changed(self, v4):
         for spelled in ("say <｜User｜>", "</think>", "x｜DSML｜"):
             with pytest.raises(BadRequest, match="spells the control token"):
                 v4.render([{"role": "user", "content": spelled}], PLAIN)
 
+    @pytest.mark.parsers
     def test_what_it_refuses_is_a_bad_request_in_its_own_words(self, v4):
         options = TemplateOptions(kwargs={"thinking": True, "reasoning_effort": "of sorts"})
         with pytest.raises(BadRequest, match="of sorts"):
             v4.render([ASK], options)
 
+    @pytest.mark.parsers
     def test_the_self_test_finds_how_turns_close(self, v4):
         found = ChatTemplate(v4).findings
         assert found.closer == EOS
         assert found.appends_after_user
 
+    @pytest.mark.parsers
     def test_it_goes_before_a_template(self, tmp_path):
         deepseek_v4(tmp_path)
         (tmp_path / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
@@ -218,6 +232,7 @@ class TestGlm:
         path = build_glm_checkpoint(tmp_path) / "tokenizer.json"
         return tokenizers.Tokenizer.from_file(str(path))
 
+    @pytest.mark.parsers
     def test_it_is_what_another_renderer_of_the_family_makes(self, glm):
         """`renderers` wrote this format again, by itself."""
         ours = named_renderer("glm-5.3", glm)
@@ -233,6 +248,7 @@ class TestGlm:
                 )
                 assert text == "".join(map(chr, ids)).translate(_CONTROLS)
 
+    @pytest.mark.parsers
     def test_efforts_and_names(self, glm):
         flash = named_renderer("glm-5.3-flash", glm)
         text = flash.render([ASK], TemplateOptions(kwargs={"reasoning_effort": "low"}), None)
@@ -269,6 +285,7 @@ class _Spelling:
         return 0xE000 + _NAMES.index(token)
 
 
+@pytest.mark.parsers
 @pytest.mark.parametrize(
     ("architecture", "template", "parser", "encoding"),
     [

@@ -18,6 +18,8 @@ from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.types import ReplyFormat
 from tests.unit.formats import FORMATS, Call
 
+pytestmark = pytest.mark.parsers
+
 # These are one token each, whatever the vocabulary.
 MARK = r"<[|｜][^|｜<>]*[|｜]>|<\|\"\|>|\]<\]minimax\[>\["
 CUTS = {"letters": MARK + r"|[\s\S]", "tokens": MARK + r"|</?\w+>|\w+|\s+|[^\w\s]"}

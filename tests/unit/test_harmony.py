@@ -15,6 +15,8 @@ from tests.unit.formats import HARMONY
 from tests.unit.test_formats import MARK, NOW, PARIS, REPLIES, ROME, TOOLS, ends, values
 from tests.unit.test_parse import CUTS, Reply, parser_of, read
 
+pytestmark = pytest.mark.parsers
+
 THOUGHT = "<|channel|>analysis<|message|>Is a < b?\n<|end|><|start|>assistant"
 FINAL = "<|channel|>final<|message|>It is [3].<|return|>"
 

@@ -19,6 +19,8 @@ from slime_router.replies.tool_calls import CallReader
 from slime_router.types import Message, ReplyFormat
 from tests.unit.formats import FORMATS, HARMONY
 
+pytestmark = pytest.mark.parsers
+
 MARK = r"<[|｜][^|｜<>]*[|｜]>"  # these are one token each, whatever the vocabulary
 CUTS = {"letters": MARK + r"|[\s\S]", "tokens": MARK + r"|</?\w+>|\w+|\s+|[^\w\s]"}
 ARGUMENTS = {"city": "Köln [a] {b}", "days": 3}

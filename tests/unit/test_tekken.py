@@ -21,6 +21,8 @@ from slime_router.types import Message, TemplateOptions
 from tests.checkpoints import build_tekken_checkpoint
 from tests.talk import real_tokenizer
 
+pytestmark = pytest.mark.slow
+
 WHOLE = "tekken_240911.json"
 FORMATS = (WHOLE, "v7", "v11", "v13", "v15")
 PLAIN = TemplateOptions()
