@@ -1,7 +1,7 @@
 """Sessions: who may begin a turn in one, and the end of what is under way.
 
 Closing and deleting a session end its flights: the generations that run in it. One that waits for
-its worker is woken by a cancellation, which becomes the error that the client is told.
+its worker is woken by a cancellation, which becomes the error that the client gets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from slime_router.types import GenerateCall, GenerateChunk, Sampling
 
 logger = logging.getLogger(__name__)
 
-LANDING_TIMEOUT_S = 10.0  # for a flight that was told to end; it closes what it holds and no more
+LANDING_TIMEOUT_S = 10.0  # for a flight that has to end; it only closes what it holds
 
 
 class Flight:
@@ -103,7 +103,7 @@ class Flight:
             self._sessions.release(self)
 
     def _reason(self) -> RouterError | None:
-        """What the client is told of a cancellation that was ours, and nobody else's."""
+        """The error in place of a cancellation that was ours, and nobody else's."""
         if not self._was_cancelled or self._task is None or self._task.uncancel():
             return None
         return self.error

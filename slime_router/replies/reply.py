@@ -121,7 +121,7 @@ class Reply:
         return message
 
     def note(self, words: str) -> Receipt | None:
-        """Adds a note to the receipt; None while there is no prompt that it could be of."""
+        """Adds a note to the receipt, and returns that; None before the first chunk."""
         if self.prompt is not None:
             receipt = self.receipt or self.prompt.receipt
             self.receipt = replace(receipt, notes=(*receipt.notes, words))
