@@ -3,7 +3,7 @@
     len(queue) <= max_len
     pop: the oldest item of the party whose turn is longest past; first come, first served within it
 
-A party that floods the queue waits behind itself alone. When the queue is full, a party that has
+A party that floods the queue delays only itself. When the queue is full, a party that has
 less in it takes the place of the newest item of the one that has the most. Every operation takes
 the same time, however much waits.
 """
@@ -34,7 +34,7 @@ class FairQueue(Generic[T]):
         return self._len
 
     def push(self, party: str, item: T) -> T | None:
-        """Puts `item` behind the others of its party; a new party has its turn after all others.
+        """Puts `item` after the others of its party; a new party has its turn after all others.
 
         Returns:
             None, or in a full queue the item that is out: the newest of the party with the most,

@@ -67,10 +67,7 @@ class Count:
 
 
 class Counting:
-    """Counts generations, as clients ask for them.
-
-    What plug-ins ask for is counted apart: as they are called, they are inside of one generation.
-    """
+    """Counts generations as clients ask for them: one, however often a plug-in asks."""
 
     def __init__(self) -> None:
         self.chat = GenerationCounts()
@@ -83,7 +80,7 @@ class Counting:
     async def around(
         self, call: GenerateCall, call_next: CallNext
     ) -> AsyncGenerator[GenerateChunk, None]:
-        """The same as a middleware, to count outside of plug-ins."""
+        """The same as a middleware, which counts outside the plug-ins."""
         with self.count(call) as count:
             async for chunk in call_next(call):
                 count.add(chunk)

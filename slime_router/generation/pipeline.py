@@ -2,8 +2,8 @@
 
     counting ──► admission ──► sessions ──► recording ──► caching ──► context limit ──► worker
 
-Each step is a block: whatever happens inside, also when the client leaves, it is left in the
-opposite order, and each step gives back what it holds.
+Each step is a block. However a generation ends, also when its client leaves, the blocks are left
+in reverse order, and each step gives back what it holds.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Pipeline:
     async def generate(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
         """Runs `call`; yields what comes, as it comes.
 
-        The last chunk is recorded and filed before it goes up, so that the next turn finds it.
-        Who asks for more than it has read the whole; a cancellation may come then.
+        The reply is recorded and filed before its last chunk is yielded, so that the next turn
+        finds it. A reader that asks for more has read it all; a cancellation may come then.
 
         Raises:
             RouterError: a step refuses the call, or no worker could answer it.
@@ -71,7 +71,7 @@ class Pipeline:
                     stream = self._relay(sent)
                     try:
                         async for came in stream:
-                            for chunk in _taken(came, filing, turn):
+                            for chunk in _added(came, filing, turn):
                                 flight.show(chunk)
                                 if chunk.finish is not None:
                                     slot.finish()
@@ -90,8 +90,8 @@ class Pipeline:
                 await self._caching.tidy()
 
 
-def _taken(came: GenerateChunk, filing: Filing, turn: OpenTurn) -> list[GenerateChunk]:
-    """What came, as it goes up. The reply has it by then; a whole one is filed and recorded."""
+def _added(came: GenerateChunk, filing: Filing, turn: OpenTurn) -> list[GenerateChunk]:
+    """A worker's chunk as the client sees it, added to the reply; a finished reply is kept."""
     chunks = filing.read(came)
     for chunk in chunks:
         turn.reply.add(chunk)

@@ -47,14 +47,14 @@ class PluginContext:
     _store: TrajectoryStore = field(repr=False)
 
     def turn(self, turn_id: str) -> Turn | None:
-        """The recorded turn; None where there is none, or none any more."""
+        """The recorded turn; None if it was never recorded, or has been dropped."""
         return self._store.get(turn_id)
 
     def held_ids(self, turn_id: str) -> TokenIds:
         """The prompt and output tokens of a turn, shape `[tokens]`.
 
         Raises:
-            NotFound: there is no such turn.
+            NotFound: it was never recorded, or has been dropped.
         """
         if turn_id not in self._store:
             raise NotFound(f"There is no turn '{turn_id}'.")

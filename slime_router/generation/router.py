@@ -73,7 +73,7 @@ class Generation:
 
 
 async def _close(streams: _Streams) -> None:
-    """Closes all, the last one first: also those behind one that fails at it."""
+    """Closes all, the last one first, even if closing one of them fails."""
     try:
         while streams:
             await streams.pop().aclose()

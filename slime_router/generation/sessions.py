@@ -1,7 +1,7 @@
 """Sessions: who may begin a turn in one, and the end of what is under way.
 
 Closing and deleting a session end its flights: the generations that run in it. One that waits for
-its worker is woken by a cancellation, which becomes the error that the client is told.
+its worker is woken by a cancellation, which becomes the error that the client gets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from slime_router.types import GenerateCall, GenerateChunk, Sampling
 
 logger = logging.getLogger(__name__)
 
-LANDING_TIMEOUT_S = 10.0  # for a flight that was told to end; it closes what it holds and no more
+LANDING_TIMEOUT_S = 10.0  # for a flight that has to end; it only closes what it holds
 
 
 class Flight:
@@ -100,10 +100,10 @@ class Flight:
         finally:
             self._is_waiting = False
             self.landed.set()
-            self._sessions.land(self)
+            self._sessions.release(self)
 
     def _reason(self) -> RouterError | None:
-        """What the client is told of a cancellation that was ours, and nobody else's."""
+        """The error in place of a cancellation that was ours, and nobody else's."""
         if not self._was_cancelled or self._task is None or self._task.uncancel():
             return None
         return self.error
@@ -124,7 +124,7 @@ class Sessions:
         """
         if call.session_id is None:
             return Flight(self, call, None)
-        session = self._take_off(call, call.session_id)
+        session = self._enter(call, call.session_id)
         flight = Flight(self, _prepared(call, session), session)
         flight.hides_experts = session.return_routed_experts and not _asks_for_experts(call)
         self._flights.setdefault(session.id, set()).add(flight)
@@ -144,7 +144,7 @@ class Sessions:
         with self.admit(GenerateCall(rid="", turn_id="", session_id=session_id)):
             yield
 
-    def _take_off(self, call: GenerateCall, session_id: str) -> Session:
+    def _enter(self, call: GenerateCall, session_id: str) -> Session:
         session = self._store.sessions.name(session_id)
         flights = self._flights.get(session_id, set())
         others = sum(not f.request_id or f.request_id != call.request_id for f in flights)
@@ -164,7 +164,7 @@ class Sessions:
         turns = (self._store.get(turn_id) for turn_id in session.turns)
         return sum(turn is not None and turn.request_id == call.request_id for turn in turns)
 
-    def land(self, flight: Flight) -> None:
+    def release(self, flight: Flight) -> None:
         """A generation has left its session."""
         session = flight.session
         if session is None:

@@ -82,7 +82,7 @@ class TokenPath:
         `context_len()` is the shortest context of the workers, None while none has said.
         """
         pipeline = Pipeline(
-            # Plug-ins may ask several times, or not at all: clients are counted outside of them.
+            # Plug-ins may ask several times, or not at all: counting is then outside of them.
             counting=Counting() if plugins else self.counting,
             admission=self.admission,
             sessions=self.sessions,

@@ -49,10 +49,10 @@ class WeightVersions:
         return self._begin(version) if known is None else known
 
     def set_current(self, version: WeightVersion) -> int:
-        """The epoch of a version that the workers were told to run.
+        """The epoch of a version that the workers were asked to run.
 
-        Told twice is told once: weights come in parts, and to every worker. Back to an older
-        version is an update too.
+        Naming it twice changes nothing: weights come in parts, and to every worker. Going back to
+        an older version is an update too.
         """
         return self._epoch if version == self._current else self._begin(version)
 

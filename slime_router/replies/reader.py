@@ -57,7 +57,7 @@ def _is_out_of_order(chunk: GenerateChunk, delta: ReplyDelta) -> bool:
 
 
 def _cut(chunk: GenerateChunk, count: int) -> tuple[GenerateChunk, GenerateChunk]:
-    """The first `count` tokens with all that was said, and the others, of which nothing is yet."""
+    """The first `count` tokens with all that was said; and the rest, not parsed yet."""
     logprobs, tops = chunk.logprobs, chunk.top_logprobs
     before = replace(
         chunk,
@@ -69,7 +69,7 @@ def _cut(chunk: GenerateChunk, count: int) -> tuple[GenerateChunk, GenerateChunk
         routed_experts=None,
         item=None,
     )
-    behind = replace(
+    after = replace(
         chunk,
         output_ids=chunk.output_ids[count:],
         logprobs=logprobs and logprobs[count:],
@@ -81,4 +81,4 @@ def _cut(chunk: GenerateChunk, count: int) -> tuple[GenerateChunk, GenerateChunk
         hidden_calls=0,
         prompt=None,
     )
-    return before, behind
+    return before, after

@@ -57,22 +57,26 @@ class Reply:
 
     def add(self, chunk: GenerateChunk) -> None:
         """Takes the next chunk in; none comes after the one with `finish`."""
-        if chunk.prompt is not None and self.prompt is None:
+        if self.prompt is None:
             self.prompt = chunk.prompt
-        if chunk.output_ids:
+        ids, logprobs = chunk.output_ids, chunk.logprobs
+        if ids:
             if chunk.weight_version != self.version:
                 self.version = chunk.weight_version
                 self._observed.append((self.version, len(self.output_ids)))
-            self.output_ids += chunk.output_ids
-            self.has_logprobs = self.has_logprobs and chunk.logprobs is not None
-        if chunk.logprobs is not None:
-            self.logprobs += chunk.logprobs
+            self.output_ids += ids
+            if logprobs is None:
+                self.has_logprobs = False
+        if logprobs:
+            self.logprobs += logprobs
         if chunk.text:
             self._texts.append(chunk.text)
         if chunk.tool_calls:
             self._add_calls(chunk)
-        self.hidden_calls += chunk.hidden_calls
-        self._exact = chunk.weight_versions or self._exact
+        if chunk.hidden_calls:
+            self.hidden_calls += chunk.hidden_calls
+        if chunk.weight_versions:
+            self._exact = chunk.weight_versions
         if chunk.finish is not None:
             self.finish = chunk.finish
             self.experts, self.experts_start = chunk.routed_experts, chunk.routed_experts_start
@@ -121,7 +125,7 @@ class Reply:
         return message
 
     def note(self, words: str) -> Receipt | None:
-        """Adds a note to the receipt; None while there is no prompt that it could be of."""
+        """Adds a note to the receipt, and returns that; None before the first chunk."""
         if self.prompt is not None:
             receipt = self.receipt or self.prompt.receipt
             self.receipt = replace(receipt, notes=(*receipt.notes, words))
