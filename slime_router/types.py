@@ -18,7 +18,7 @@ TokenIds: TypeAlias = NDArray[np.int32]
 Message: TypeAlias = dict[str, Any]  # one chat message, a JSON object
 History: TypeAlias = Literal["held", "template"]
 Capture: TypeAlias = Literal["full", "tokens", "off"]
-Resume: TypeAlias = Literal["chat", "all", "none"]  # whose aborted generations go on
+Resume: TypeAlias = Literal["chat", "all", "none"]  # which aborted generations are resumed
 PolicyName: TypeAlias = Literal[
     "cache_aware", "least_inflight", "consistent_hashing", "power_of_two", "round_robin", "random"
 ]
@@ -37,9 +37,9 @@ def token_ids(values: Any) -> TokenIds:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of tokens and the text it stands for.
+    """A run of tokens and its text.
 
-    Cutting is sound: where a text is cut into pieces that nobody sampled,
+    Cutting is safe: where a text is cut into pieces that nobody sampled,
     `concat(p.ids for p in pieces) == encode(concat(p.text for p in pieces))`.
     """
 
@@ -236,7 +236,7 @@ class GenerateChunk:
     """What came since the chunk before. The last chunk has `finish`.
 
     `logprobs`, where present, has one entry per output id; None stands for one that the worker
-    did not give or that is not finite. `prompt` stands on the first chunk. `text` is the content
+    did not give or that is not finite. `prompt` is on the first chunk. `text` is the content
     that a chat client sees, beside `reasoning` and `tool_calls`. `item` is the worker's own JSON
     object, as it came.
     """

@@ -108,7 +108,7 @@ async def wired() -> AsyncIterator[Wired]:
 @pytest.mark.parametrize("says", [ASK, ["Something else"]], ids=["extended", "fresh"])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 async def test_cancelled_at_every_step(stream, says):
-    """From the prompt over the worker to the eviction behind the last chunk."""
+    """From the prompt over the worker to the eviction after the last chunk."""
     outcomes = set()
     was_cancelled, step = True, 0
     while was_cancelled:
@@ -188,7 +188,7 @@ class Fault(Exception):
 
 @pytest.mark.parametrize("fails_after", [0, 1, 4])
 async def test_a_plug_in_that_fails_leaves_nothing_held(fails_after):
-    """Before it asks, in the middle, and behind the last chunk."""
+    """Before it asks, in the middle, and after the last chunk."""
 
     async def failing(call: GenerateCall, call_next: Any) -> AsyncGenerator[GenerateChunk, None]:
         count = 0
@@ -245,7 +245,7 @@ async def test_a_retrieval_that_is_cancelled_leaves_nothing_held():
 
 
 async def test_clients_that_always_leave_early_do_not_grow_the_tree_past_its_budget():
-    """The eviction behind a whole reply never comes then."""
+    """The eviction after a whole reply never comes then."""
     stack = Stack(budget_tokens=60)
     sizes = []
     for number in range(30):

@@ -23,7 +23,7 @@ def interpreter(directory: Path) -> Path:
 def make_venv(
     name: str, directory: Path, requirements: Path, *, log: Path, by_pip: Sequence[str] = ()
 ) -> None:
-    """Make the environment `name` in `directory` anew, of `requirements` and nothing they ask for.
+    """Make the environment `name` in `directory` again, of `requirements` and nothing they ask for.
 
     `by_pip` are those of them whose build is chosen by pip's own settings, which uv does not read.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _TOWERS = ("vision_config", "visual", "audio_config", "img_processor", "vq_config")
-_WRAPPERS = ("thinker_config", "llm_config")  # of models whose own config stands one deeper
+_WRAPPERS = ("thinker_config", "llm_config")  # of models whose own config is one level deeper
 
 
 def is_multimodal(config: Mapping[str, Any], processors: Mapping[str, Any]) -> bool:

@@ -112,7 +112,7 @@ def _cut(said: Said, asks: tuple[Message, ...]) -> tuple[ScriptedExchange, ...]:
 
 
 def scenarios() -> tuple[Scenario, ...]:
-    """All of them; each capability stands once."""
+    """All of them; each capability once."""
     return (*_plain(), *_reasoning(), *_tools(), *_endings())
 
 

@@ -181,7 +181,7 @@ class Speech:
         options: TemplateOptions,
         mark: str,
     ) -> Written | None:
-        """The reply in a rendering that ends with it, or in one that goes on."""
+        """The reply in a rendering that ends with it, or in one that continues."""
         prompt = self._render(form(before), options, generates=True)
         head = self._render(form(before), options, generates=False)
         written: Written | None = None
@@ -213,7 +213,7 @@ class Speech:
         return len(header) if header and text.startswith(header) else 0
 
     def _end(self, rendered: str, start: int) -> tuple[int, int | None]:
-        """Where the first end token stands, and its id."""
+        """Where the first end token is, and its id."""
         found = [
             (at, token_id)
             for literal, token_id in self._ends.items()

@@ -1,4 +1,4 @@
-"""`slime-router check CHECKPOINT`: is a checkpoint served exactly? It is tried, not looked up.
+"""`slime-router check CHECKPOINT`: is a checkpoint served exactly? Found by trial.
 
 Exit codes: 0 all that its template supports is exact, 1 something is not, 2 wrong usage.
 """

@@ -40,7 +40,7 @@ class RowOptions(TypedDict, total=False):
     """How rows are cut.
 
     Drift of fewer than `realign_threshold` tokens is masked; longer drift begins a new row. A row
-    has at most `max_len` tokens. `retries`: what becomes of replies that a later try replaced.
+    has at most `max_len` tokens. `retries`: what happens to replies that a later try replaced.
     """
 
     realign_threshold: int | None

@@ -210,7 +210,7 @@ def _npz_rows(columns: Mapping[str, Array], meta: Mapping[str, Any]) -> list[Row
     """The rows of columns that hold them one after another."""
     offsets = columns["offsets"]
     count = len(meta["rows"])
-    names = [*meta["versions"], None]  # -1, which stands for none, is the last
+    names = [*meta["versions"], None]  # -1, which means none, is the last
     logprobs: Sequence[Logprobs | None] = [None] * count
     if "logprobs" in columns:
         logprobs = _cut(columns["logprobs"], offsets)

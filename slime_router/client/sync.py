@@ -178,8 +178,8 @@ class Session:
         """Freeze it: no new turns. Closing it again changes nothing.
 
         Args:
-            in_flight: whether generations under way are waited for, or ended.
-            timeout_s: how long they are waited for; then they are ended.
+            in_flight: whether to wait for generations in progress, or to end them.
+            timeout_s: how long to wait for them; then they are ended.
         """
         return self._read(calls.close_session(self.id, in_flight=in_flight, timeout_s=timeout_s))
 

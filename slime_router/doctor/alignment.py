@@ -81,7 +81,7 @@ def _hashes(ids: TokenIds) -> NDArray[np.uint64]:
 
 
 def _last_control(held: TokenText, i: int, rendered: TokenText, j: int) -> Ends | None:
-    """Where the control token that ends the held side, and what follows it, stands in both."""
+    """Where both have the control token that ends the held side, and what follows it."""
     controls = held.controls_in(max(i, len(held) - GRAM_LEN), len(held))
     if not len(controls):
         return None

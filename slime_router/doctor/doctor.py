@@ -81,14 +81,14 @@ class Doctor:
         return None if turn is None else turn.id
 
     def _closest(self, session_id: str, ids: TokenIds) -> str:
-        """Each turn is compared from where its base ends: the cost is that of its own tokens."""
+        """Each turn is compared from where its base ends, at the cost of its own tokens."""
         shared: dict[str, int] = {}
         for turn_id in self._store.sessions.get(session_id).turns:
             turn = self._store.get(turn_id)
             if turn is None:
                 continue
             before = shared.get(turn.base) if turn.base is not None else 0
-            if before is None:  # its base belongs to nobody any more
+            if before is None:  # its base no longer belongs to anybody
                 shared[turn_id] = common_len(self._store.held_ids(turn_id), ids)
             elif before < turn.base_len:
                 shared[turn_id] = before

@@ -16,7 +16,7 @@ from slime_router.launch.output import Output
 LEASH = Path(__file__).with_name("leash.py")
 READ_LEN = 64 * 2**10  # bytes
 KILL_TIMEOUT_S = 10.0  # the kernel is slow to end one that sits in a driver
-REST_TIMEOUT_S = 1.0  # for what stands in the pipe of one that ended
+REST_TIMEOUT_S = 1.0  # for what is left in the pipe of one that ended
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from slime_router.trajectory.routed_experts import ExpertsSpan, find_misfit, lin
 from slime_router.trajectory.turn import Turn
 from slime_router.types import TokenIds, WeightVersion
 
-LOWEST_LOGPROB = -9999.0  # stands for one that is missing or not finite; its mask is 0
+LOWEST_LOGPROB = -9999.0  # in place of one that is missing or not finite; its mask is 0
 
 Status: TypeAlias = Literal["completed", "truncated", "aborted"]
 STATUS_OF: dict[str, Status] = {"stop": "completed", "length": "truncated", "abort": "aborted"}

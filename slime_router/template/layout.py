@@ -95,9 +95,9 @@ def marks_of(parts: Sequence[str], groups: Sequence[Sequence[Message]]) -> tuple
 
 
 def holds(text: str, messages: Sequence[Message]) -> bool:
-    """Whether the text of each message that nobody sampled stands in `text`, in order.
+    """Whether the text of each message that nobody sampled is in `text`, in order.
 
-    Results of tools that follow each other may stand in any order: some templates sort them.
+    Consecutive results of tools may be in any order: some templates sort them.
     """
     start = end = 0
     was_result = False

@@ -1,4 +1,4 @@
-"""The fake worker's engine: generations under way, token by token, without a model or HTTP."""
+"""The fake worker's engine: running generations, token by token, without a model or HTTP."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Item = dict[str, Any]
 
 @dataclass(slots=True, eq=False)
 class PlayedRun:
-    """A generation under way: `count` tokens are sampled, `sent` of them were handed out."""
+    """A running generation: `count` tokens are sampled, `sent` of them were handed out."""
 
     rid: str
     heard: Performance

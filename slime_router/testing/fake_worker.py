@@ -171,7 +171,7 @@ class FakeWorker:
         self._engine.held_after = after_tokens
 
     def release(self) -> None:
-        """Lets all generations go on."""
+        """Lets all generations continue."""
         self._engine.release()
         self._aborts_open.set()
 
@@ -219,7 +219,7 @@ class FakeWorker:
         self._engine.held_after = 0
 
     def recover(self) -> None:
-        """Answers again; generations that were under way go on."""
+        """Answers again; generations that were running continue."""
         self._failure = None
         if not self._is_awake.is_set():
             self._is_awake.set()

@@ -17,7 +17,7 @@ from slime_router.tokens.control_tokens import ControlTokens
 from slime_router.tokens.decoder import TokenBytes
 from slime_router.types import Piece, TokenIds, token_ids
 
-# Control tokens that stand closer together than this share a piece: `<|im_end|>\n<|im_start|>user`
+# Control tokens that are closer together than this share a piece: `<|im_end|>\n<|im_start|>user`
 # is one piece, not two of a token or three.
 MIN_PIECE_LEN = 16
 # From here on a piece may end at a space. Shorter pieces share more of two texts that part in the
@@ -146,7 +146,7 @@ class Encoder:
         return [encoding.ids for encoding in encodings]
 
     def _probe_prefix_free(self) -> bool:
-        """Whether text that is cut at an anchor is tokenized alike, whatever stands before."""
+        """Whether text cut at an anchor is tokenized the same, whatever precedes it."""
         encode, literal = self._encode_one, self._control_literal
         if literal and any(
             encode(literal + probe) != encode(literal) + encode(probe) for probe in _CONTROL_PROBES

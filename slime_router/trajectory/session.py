@@ -2,7 +2,7 @@
 
     implicit   a header, a body or a path named it; nobody opened it
     open       opened by a trainer: its turns are kept until it is closed
-    closing    takes no new turns and waits for those under way
+    closing    takes no new turns and waits for those in progress
     closed     frozen: it can be exported, rewarded and deleted; kept until it was exported
 
 Pure: no clock. `age` counts the sweeps of the store.

@@ -88,7 +88,7 @@ class Oracle:
         return known
 
     def next(self, prefix: Prefix) -> Said:
-        """What the model says behind `prefix`."""
+        """What the model says after `prefix`."""
         logprob = -(prefix.crc % 4096 + 1) / 256  # exact in JSON and in float32
         place = prefix.turn_len - self._header_len
         if place >= MIN_REPLY_LEN + prefix.turn_crc % (MAX_REPLY_LEN - MIN_REPLY_LEN):
@@ -98,7 +98,7 @@ class Oracle:
         return Said(self._words[prefix.crc % len(self._words)], logprob)
 
     def reply(self, prompt: Sequence[int]) -> Iterator[Said]:
-        """All that it says behind `prompt`, to the end of the turn."""
+        """All that it says after `prompt`, to the end of the turn."""
         prefix = self.read(prompt)
         while True:
             said = self.next(prefix)

@@ -1,7 +1,7 @@
 """The environments of the Python clients: `python -m tests.clients.environment` makes them.
 
 `python/NAME.txt` says exactly what is in one. Each lies in `.cache/clients/python-NAME/`, and its
-stamp is written last: without it, an environment is made anew.
+stamp is written last: without it, an environment is rebuilt.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def is_made(name: str) -> bool:
 
 
 def make(name: str) -> None:
-    """Make one environment anew."""
+    """Rebuild one environment."""
     directory = _directory(name)
     try:
         make_venv(name, directory, _requirements(name), log=CACHE / f"{directory.name}.log")

@@ -24,7 +24,7 @@ WAYS = [
         for verb in ("generate", "stream")
     ),
 ]
-# Odd spacing, escapes and signs: an SDK that spells a call anew spells it otherwise.
+# Odd spacing, escapes and signs: an SDK that writes a call again spells it differently.
 LINES = [
     call(
         "get_weather",

@@ -11,7 +11,7 @@ from tests.sglang.recorder import Exchange
 
 @dataclass(frozen=True)
 class Generation:
-    """What the worker says that it sampled, and behind which tokens."""
+    """What the worker says that it sampled, and after which tokens."""
 
     prompt: list[int]
     output: list[int]
@@ -33,7 +33,7 @@ class Generation:
         return cls(exchange.asked()["input_ids"], output, logprobs, versions)
 
     def sampled(self, tokens: list[int]) -> bool:
-        """Whether the last of these tokens was sampled here, behind exactly the others."""
+        """Whether the last of these tokens was sampled here, after exactly the others."""
         whole = self.prompt + self.output
         return len(self.prompt) < len(tokens) and whole[: len(tokens)] == tokens
 

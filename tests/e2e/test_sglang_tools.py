@@ -117,7 +117,7 @@ def with_results(messages: list[Any], message: Any) -> list[Any]:
 
 
 def one_row(session: Session, witness: RecordingProxy) -> list[Generation]:
-    """What was sampled: one conversation, each turn behind all tokens of the one before.
+    """What was sampled: one conversation, each turn after all tokens of the one before.
 
     Its one row trains each of these tokens, with the logprob that it was sampled with.
     """

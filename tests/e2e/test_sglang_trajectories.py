@@ -73,7 +73,7 @@ def user(text: str) -> Any:
 
 
 def go_on(session: Session, tokens: list[int]) -> bytes:
-    """Eight more tokens behind these, as a trainer asks for them."""
+    """Eight more tokens after these, as a trainer asks for them."""
     body = {"input_ids": tokens, "sampling_params": {"max_new_tokens": 8}}
     return fetch(f"{session.url}/generate", body)
 
@@ -204,7 +204,7 @@ def _all_formats_tell_the_same(session: Session, export: Any) -> None:
 
 
 def _same_columns(columns: Any, meta: Any, export: Any) -> None:
-    """Arrays: all rows one behind the other."""
+    """Arrays: all rows one after another."""
     rows = export["rows"]
     names = [*meta["versions"], None]
     assert meta["stats"] == export["stats"]

@@ -38,7 +38,7 @@ class Family:
     ends: tuple[str, ...] = ()  # end tokens; the vocabulary's own where none are named
     tools: str | None = None  # names of SGLang's parsers
     reasoning: str | None = None
-    strips: bool = False  # white space behind its control tokens (`rstrip`)
+    strips: bool = False  # white space after its control tokens (`rstrip`)
     bos: str | None = None
 
     def tokenizer(self) -> Tokenizer:

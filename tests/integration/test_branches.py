@@ -232,7 +232,7 @@ async def test_compaction_begins_a_path_of_its_own_and_both_are_kept(talk):
 
 
 async def test_an_assistant_carried_over_by_compaction_is_context(talk):
-    """Its text stands behind other tokens now: nobody sampled it there, so nothing trains on it."""
+    """Its text stands after other tokens now: nobody sampled it there, so nothing trains on it."""
     first = await say(talk, [SYSTEM, user("one")], said("first"))
     carried = [SYSTEM, user("Summary"), first.reply, user("two")]
     then = await say(talk, carried, said("second"))

@@ -451,7 +451,7 @@ async def test_the_last_generation_is_read_to_its_end_when_the_reply_is_written(
     """Recording takes a stream that was closed early for a reply that nobody got."""
     read_before: list[int] = []
     async with door() as (client, scripted):
-        # The last write with content; what ends a stream behind it, clients need not wait for.
+        # The last write with content; what ends a stream after it, clients need not wait for.
         name = "write" if stream else "write_eof"
         write = getattr(web.StreamResponse, name)
 

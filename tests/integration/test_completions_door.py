@@ -121,7 +121,7 @@ PROMPT_IDS = tiny_tokenizer().encode(PROMPT).tolist()
 
 
 def scored(choice: Any, *, count: int, top: int) -> Any:
-    """The legacy logprobs of an echoed prompt and `count` tokens behind it, checked for shape."""
+    """The legacy logprobs of an echoed prompt and `count` tokens after it, checked for shape."""
     logprobs = choice["logprobs"]
     size = len(PROMPT_IDS) + count
     assert [len(logprobs[name]) for name in logprobs] == [size] * 4

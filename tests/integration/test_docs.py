@@ -166,7 +166,7 @@ async def test_what_the_trajectories_page_shows_can_be_done_and_replies_as_it_sa
 
 
 def last_object(output: str) -> Any:
-    """The last of the JSON values that stand one behind the other."""
+    """The last of the JSON values that stand one after another."""
     decoder, value, at = json.JSONDecoder(), None, 0
     while at < len(output):
         value, at = decoder.raw_decode(output, at)
@@ -288,7 +288,7 @@ def test_the_defaults_of_the_flags_are_those_of_the_config():
             is_number = re.fullmatch(r"\d+(\.\d+)?", number)
             said: Any = float(number) * scale if is_number else WORDS.get(value, value)
             assert said == (default or None if default == () else default), dest
-    seen.add("worker_flags")  # they have no name: they stand behind `--`
+    seen.add("worker_flags")  # they have no name: they stand after `--`
     assert seen == {field.name for field in fields(Config)}
 
 
@@ -341,7 +341,7 @@ def test_the_names_of_sessions_are_all_told():
 
 
 async def test_a_session_is_named_in_the_order_that_is_told():
-    """Each hint beats all that stand behind it."""
+    """Each hint beats all that stand after it."""
     naming = table(section("docs/trajectories.md", "Naming a session"), "")
     headers = [n for row in naming if "headers" in row[1] for n in names(row[1])]
     in_body = [n for row in naming if "in the body" in row[1] for n in names(row[1])]

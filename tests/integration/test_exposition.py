@@ -15,7 +15,7 @@ from tests.integration.gateway import Served, served, user
 from tests.integration.test_docs import names, section, table
 
 PROMETHEUS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*"
-NO_SAMPLES = {("weights", "current")}  # a name is no number
+NO_SAMPLES = {("weights", "current")}  # a name is not a number
 
 
 async def fetched(router: Served, path: str, accept: str | None = None) -> tuple[str, str]:

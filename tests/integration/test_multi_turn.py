@@ -252,7 +252,7 @@ async def test_changed_tools_are_another_conversation(qwen):
     messages = [user("Hi"), first.reply, user("more")]
     same = {"function": {"parameters": {"type": "object"}, "name": "f"}, "type": "function"}
     again = await qwen.say(messages, [9707], LENGTH, tools=(same,))
-    assert again.prompt.receipt.status == "extended"  # the order of keys is no difference
+    assert again.prompt.receipt.status == "extended"  # the order of keys makes no difference
     strict = {"type": "function", "function": {**function, "strict": False}}
     other = await qwen.say(messages, [9707], LENGTH, tools=(strict,))
     assert other.prompt.receipt.status == "fresh"

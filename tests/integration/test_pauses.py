@@ -51,7 +51,7 @@ async def test_a_chat_goes_on_after_a_pause_with_new_weights(stream):
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 async def test_an_abort_with_the_last_token_is_no_abort(stream):
-    """A worker says `abort` though it has just sampled the end: nothing is sampled behind it."""
+    """A worker says `abort` though it has just sampled the end: nothing is sampled after it."""
     async with fleet(1) as (router, (worker,)):
         worker.hold(after_tokens=3)
         body = request_of(max_tokens=3, stream=stream)

@@ -1,7 +1,7 @@
 """What clients make of a turn with tool calls when they send it back: it is still that turn.
 
 The next prompt begins with all held tokens of the turn, however the client spells it; where it is
-another turn, with other calls or behind other messages, it is not taken for the held one.
+another turn, with other calls or after other messages, it is not taken for the held one.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class Doors:
         )
 
     def open(self, session_id: str, **fields: Any) -> None:
-        """A session with two rows: a path of two turns, and one that begins anew."""
+        """A session with two rows: a path of two turns, and one that begins again."""
         self.store.open_session(SessionSpec(id=session_id, **fields))
         self.add(f"{session_id}1", session_id, [1, 2], [3, 4])
         self.add(f"{session_id}2", session_id, [1, 2, 3, 4, 5], [6])

@@ -157,7 +157,7 @@ def messages_streamed(answer: Answer) -> Any:
 
 
 def _input(text: str) -> Any:
-    """Of what is no object a stream gives the text; the whole reply has it under a name."""
+    """Of what is not an object a stream gives the text; the whole reply has it under a name."""
     try:
         given = json.loads(text or "{}")
     except ValueError:

@@ -81,7 +81,7 @@ async def test_the_clients_headers_reach_the_worker():
 
 
 async def test_one_connection_serves_request_after_request():
-    """What comes behind the finish, and later, is read too: else every stream costs a connection.
+    """What comes after the finish, and later, is read too: else every stream costs a connection.
 
     The caller need not read beyond the finish for that.
     """

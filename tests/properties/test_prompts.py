@@ -1,7 +1,7 @@
 """Random conversations on real vocabularies, against slow and obvious rules.
 
 held mode       the next prompt begins with all that is held; what follows is the template's
-                own text behind the reply, encoded
+                own text after the reply, encoded
 template mode   the next prompt reads as the template renders it, and holds the sampled ids
                 wherever the whole sampled text stands in it
 both            without drift, the prompt is the tokenization of the whole text

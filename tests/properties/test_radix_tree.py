@@ -34,7 +34,7 @@ epochs = st.integers(0, 4)
 
 
 def is_anchor(text: str, index: int) -> bool:
-    """Any rule will do that depends on the text before `index` and one character behind it."""
+    """Any rule will do that depends on the text before `index` and one character after it."""
     return zlib.crc32(text[: index + 1].encode()) % 3 == 0
 
 

@@ -95,7 +95,7 @@ class Model:
         return next((span.version for span in spans if span.start <= index < span.end), None)
 
     def samplers(self, row: Row) -> dict[int, str]:
-        """Who of the row's turns sampled a token behind exactly the tokens before it."""
+        """Who of the row's turns sampled a token after exactly the tokens before it."""
         ids = row.tokens.tolist()
         return {
             position: name

@@ -75,7 +75,7 @@ class SessionMachine(RuleBasedStateMachine):
         epoch=st.integers(0, 3),
     )
     def add(self, name, number, is_root, cut, prompt, output, epoch) -> None:
-        """A turn extends one of its own session, branches off inside it, or begins anew."""
+        """A turn extends one of its own session, branches off inside it, or begins again."""
         own = [known for known in self.held() if known.session == name]
         base = None if is_root or not own else own[number % len(own)]
         base_len = cut % (len(base.held) + 1) if base else 0

@@ -236,7 +236,7 @@ def test_stream_decoding_equals_decoding(subject: Subject, data: st.DataObject) 
 def test_token_bytes_spell_the_text(subject: Subject, data: st.DataObject) -> None:
     """The bytes of a text's tokens are the text, as the tokenizer normalizes it."""
     ours, text = subject.ours, data.draw(subject.texts())
-    if subject.name == "mistral_7b_sp":  # puts a space behind each control token
+    if subject.name == "mistral_7b_sp":  # puts a space after each control token
         assume(not list(ours.find_controls(text)))
     spelled = b"".join(map(ours.token_bytes, encode(ours, text, After.TEXT)))
     assert spelled == normalized(subject, text).encode()
@@ -261,7 +261,7 @@ def normalized(subject: Subject, text: str) -> str:
 def test_a_tokenizer_that_adds_spaces_can_be_cut_at_control_tokens(
     parts: list[str], scheme: Literal["first", "always", "never"]
 ) -> None:
-    """Behind a control token is encoded what stands there in the whole text; begin or not."""
+    """After a control token is encoded what stands there in the whole text; begin or not."""
     alphabet = {char: index for index, char in enumerate("▁ab\n")}
     backend = tokenizers.Tokenizer(models.BPE(alphabet, []))
     backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme)

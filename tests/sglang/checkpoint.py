@@ -4,7 +4,7 @@
 
 Runs in the worker's own environment, which has torch. The tokenizer is a real byte-level BPE: it
 learns its merges from the Python files of the standard library. Another seed gives other weights
-behind the same tokenizer, as a trainer's next step does.
+after the same tokenizer, as a trainer's next step does.
 """
 
 from __future__ import annotations

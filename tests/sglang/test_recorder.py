@@ -1,4 +1,4 @@
-"""The recording proxy is no part of what it watches: bytes and hang-ups pass as they come."""
+"""The recording proxy is not part of what it watches: bytes and hang-ups pass as they come."""
 
 from __future__ import annotations
 

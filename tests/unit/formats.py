@@ -133,7 +133,7 @@ def _deepseek(spelling: str) -> Format:
     )
 
 
-HARMONY = Format(  # gpt-oss, behind `<|start|>assistant`
+HARMONY = Format(  # gpt-oss, after `<|start|>assistant`
     lambda _, name, arguments: (
         f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>"
         f"{_json(arguments)}<|call|>"

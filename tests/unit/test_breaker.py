@@ -31,7 +31,7 @@ def test_failures_in_a_row_open_it():
 
 
 def test_a_success_in_between_forgives():
-    """One bad request in a hundred is no reason to lose a worker."""
+    """One bad request in a hundred is not a reason to lose a worker."""
     made = breaker()
     for time in range(20):
         made.failed(float(time))

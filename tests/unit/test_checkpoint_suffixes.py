@@ -1,4 +1,4 @@
-"""What formats without a Jinja template put behind a held turn: every later message, in order."""
+"""What formats without a Jinja template put after a held turn: every later message, in order."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ FORMATS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "tekken v11": (tekken("v11"), {}),
     "tekken v13": (tekken("v13"), {}),
 }
-# These move the tools to the last question: they do not append behind a user message.
+# These move the tools to the last question: they do not append after a user message.
 MOVES_TOOLS = {"tekken v7", "tekken v11"}
 
 

@@ -225,7 +225,7 @@ class TestCausesOfAnyVocabulary:
         assert spans(drift) == [((end, end), (end, end + 1), "end_of_turn_newline")]
 
     def test_the_newline_that_was_forgotten_between_turns(self, qwen_or_tiny: Model) -> None:
-        """The next turn was put right behind the stop token."""
+        """The next turn was put right after the stop token."""
         model = qwen_or_tiny
         first = model.encode("<|im_start|>user\nHi<|im_end|>")
         second = model.encode("<|im_start|>assistant\n")
@@ -273,7 +273,7 @@ class TestCausesOfAnyVocabulary:
     def test_reasoning_may_share_its_first_letters_with_the_reply(
         self, qwen_or_tiny: Model
     ) -> None:
-        """Where the markers are plain text; the region begins and ends behind the letters."""
+        """Where the markers are plain text; the region begins and ends after the letters."""
         model = qwen_or_tiny
         thought = "[THINK]first this[/THINK]"
         held = model.encode("<|im_start|>[") + model.encode(f"{thought[1:]}[")

@@ -223,7 +223,7 @@ BROKEN = [(name, fault) for name in WRITTEN if name != "qwen3_coder" for fault i
 @pytest.mark.parametrize("ending", ["", "\nBye."])
 @pytest.mark.parametrize(("name", "fault"), BROKEN)
 def test_a_broken_call_behind_a_good_one_changes_nothing_of_it(name, fault, ending, cut):
-    """Whatever comes behind it: nothing, an answer, or another call."""
+    """Whatever comes after it: nothing, an answer, or another call."""
     first, second = WRITTEN[name]
     for more in (ending, second + ending):
         reply = read(parser_of(name), first + broken(name)[fault] + more, cut)

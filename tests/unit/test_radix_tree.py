@@ -188,7 +188,7 @@ async def test_half_characters_with_equal_text_stay_apart(stack):
 async def test_a_stop_string_behind_broken_bytes_never_splits_a_character(stack, broken_len):
     """U+FFFD has three bytes, the broken byte it stands for one: no cut may be reckoned by it.
 
-    Cut inside the emoji, the tree would hand out `X` with a part of an emoji behind it.
+    Cut inside the emoji, the tree would hand out `X` with a part of an emoji after it.
     """
     id_of = {stack.tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
     said = b"ab" + b"\x82" * broken_len + "X🙂".encode()

@@ -305,7 +305,7 @@ def test_a_compaction_may_carry_an_answer(book: Book):
 
 
 def test_an_answer_carried_into_another_prompt_is_context(book: Book):
-    """54: the same tokens behind other tokens were not sampled there."""
+    """54: the same tokens after other tokens were not sampled there."""
     book.add("a", P, [10, 11])
     book.add("compacted", [90, 10, 11, 91], [12])
     assert masks(book.rows()) == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]
@@ -370,7 +370,7 @@ def test_a_wobble_at_the_end_of_an_answer_is_realigned(book: Book):
     """Golden: `[10, 11]` came back as `[10, 12]`; the part before the drift stays trained.
 
     slime's 2.4 is the same shape. Its rewrite-merge (3.1) gives up the whole abandoned answer;
-    here no token that was sampled behind this very context is lost.
+    here no token that was sampled after this very context is lost.
     """
     book.add("a", P, [10, 11], versions=[1, 2])
     book.add("b", [*P, 10, 12], [30, 31])
@@ -734,7 +734,7 @@ def test_deep_sessions_do_not_recurse(book: Book):
 
 @pytest.mark.parametrize("is_drifting", [False, True])
 def test_siblings_are_not_compared_with_one_another(book: Book, is_drifting: bool):
-    """4,000 prompts behind one turn, 8 million pairs; half of them may leave another's answer."""
+    """4,000 prompts after one turn, 8 million pairs; half of them may leave another's answer."""
     root = book.add("root", P, [10])
     turns = [root]
     for number in range(4000):

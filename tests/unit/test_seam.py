@@ -43,7 +43,7 @@ HARMONY = Seam(Controls(EOS, CALL), TurnEnds(closers=frozenset({END, EOS})))
         (CHATML, "<end>\n<user>Hi", WORD, "<end>\n<user>Hi", 0),
         (CHATML, " <end>\n<user>Hi", None, " <end>\n<user>Hi", 0),
         (CHATML, "[INST] Hi", END, "[INST] Hi", 0),  # the template closes with nothing
-        (CHATML, "[INST] say <end>", END, "[INST] say <end>", 0),  # a user's own text is no seam
+        (CHATML, "[INST] say <end>", END, "[INST] say <end>", 0),  # a user's own text is not a seam
         (TWO, "<call><end>\n<user>Hi", END, "\n<user>Hi", 0),  # the end is a token of several
         (TWO, "<call><end>\n<user>Hi", EOS, "\n<user>Hi", 0),
         (TWO, "<call><end>\n<user>Hi", CALL, "<end>\n<user>Hi", 0),
@@ -64,7 +64,7 @@ def test_after_a_text(seam: Seam, behind: str, last_id: int | None, rest: str, d
     [
         (CHATML, '"}</call><end>', "\n<user>Hi", END, "\n<user>Hi", 0),
         (CHATML, '"}</call><end>', "\n<user>Hi", WORD, "<end>\n<user>Hi", 0),  # cut in the call
-        (CHATML, '"}</call><end>', "\n<user>Hi", CLOSE, "<end>\n<user>Hi", 0),  # cut behind it
+        (CHATML, '"}</call><end>', "\n<user>Hi", CLOSE, "<end>\n<user>Hi", 0),  # cut after it
         (CHATML, '"}</call>', "<resp>5<end>", END, "<resp>5<end>", 0),  # closed by nothing
         (GLM, "</call>", "<tool>5", TOOL, "5", 0),
         (GLM, "</call>", "<tool>5", USER, "<tool>5", 1),

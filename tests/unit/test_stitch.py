@@ -58,7 +58,7 @@ def test_chunks_of_the_first_part_are_told_as_they_came():
 
 
 def test_a_stop_string_may_span_the_cut():
-    """No worker sees it whole; what was sampled behind it is dropped, logprobs too."""
+    """No worker sees it whole; what was sampled after it is dropped, logprobs too."""
     stitch = after([B, A], sampling=Sampling(stop=("aba",)))
     stitch.next_call()
     chunk = said(B, AB, B, finish=Finish("length"))

@@ -64,7 +64,7 @@ def chat_template(source: str) -> ChatTemplate:
 
 
 def suffix(source: str, messages: list[Message], stop_token: str | None = END) -> Suffix | None:
-    """The suffix behind the last reply among `messages`."""
+    """The suffix after the last reply among `messages`."""
     ids = tokenizer(source)
     found = ids.control_id_at(stop_token, 0) if stop_token else None
     index = max(i for i, m in enumerate(messages) if m["role"] == "assistant")

@@ -228,7 +228,7 @@ def test_experts_that_nobody_wants_are_not_asked_for():
 
 
 def test_ids_in_strides_are_written_right():
-    """A slice with steps is no plain run of memory."""
+    """A slice with steps is not a plain run of memory."""
     receipt = Receipt("fresh", 0, 2, "t", "")
     prompt = Prompt(token_ids(range(8))[::4], receipt)
     assert body(GenerateCall(rid="r", turn_id="t", prompt=prompt))["input_ids"] == [0, 4]
