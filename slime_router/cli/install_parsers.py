@@ -1,6 +1,6 @@
 """`slime-router install-parsers`: SGLang's parsers of replies, without its engine.
 
-SGLang's distribution asks for torch, CUDA and about two hundred packages more. pip cannot be told
+SGLang's distribution asks for torch, CUDA and about two hundred packages more. pip has no way
 to leave those out: a constraints file chooses versions and removes nothing. So SGLang is installed
 here with `--no-deps`, and with it the few packages that its parsers import, which are those of the
 extra `parsers`.

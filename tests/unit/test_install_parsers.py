@@ -14,10 +14,10 @@ from unittest import mock
 
 import pytest
 
-from slime_router.cli import install_parsers
 from slime_router.checkpoint.sglang_entry import import_from_sglang
-from slime_router.cli.main import main
+from slime_router.cli import install_parsers
 from slime_router.cli.install_parsers import SGLANG
+from slime_router.cli.main import main
 from slime_router.errors import SetupError
 from slime_router.replies.sglang_parsers import MISSING
 
