@@ -150,6 +150,15 @@ def test_no_repr_says_a_key(tmp_path):
     assert "SECRET" not in repr([found, found._keys, vars(found)])
 
 
+@pytest.mark.parametrize("shown", [("k-client", "k-admin"), ("k-admin", "k-client")])
+def test_of_several_keys_the_admins_counts(shown):
+    guard = Access.of(config(api_key="k-client", admin_api_key="k-admin"))
+    headers = {"authorization": f"Bearer {shown[0]}", "x-api-key": shown[1]}
+    found = guard._known(make_mocked_request("GET", "/", headers=headers))
+    assert found is not None
+    assert found.is_admin
+
+
 def test_a_key_is_compared_in_constant_time_with_every_key(tmp_path, monkeypatch):
     path = keys_file(tmp_path, "".join(f"n{i}: k{i}\n" for i in range(5)))
     guard = Access.of(config(api_keys_file=str(path)))

@@ -1,0 +1,48 @@
+"""What is asked of a worker where its context ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from slime_router.generation.context_limit import ContextLimit
+from slime_router.types import GenerateCall, Prompt, Receipt, Sampling, token_ids
+
+CONTEXT_LEN = 10
+
+
+def call(prompt_len: int, max_tokens: int | None, token_limit: int | None = None) -> GenerateCall:
+    receipt = Receipt("fresh", 0, prompt_len, "turn", "")
+    return GenerateCall(
+        rid="r",
+        turn_id="turn",
+        text="x",
+        sampling=Sampling(max_tokens=max_tokens),
+        token_limit=token_limit,
+        prompt=Prompt(token_ids(range(prompt_len)), receipt),
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt_len", "max_tokens", "token_limit", "fitted"),
+    [
+        (4, 6, None, None),  # exactly what there is room for
+        (4, 7, None, 6),
+        (4, None, None, 6),
+        (4, 7, 3, 3),
+        (4, 7, 8, 6),
+        (9, 5, None, 1),
+        (10, 5, None, None),  # exactly no room left: the worker's refusal is the answer
+        (11, 5, None, None),
+    ],
+)
+def test_a_call_is_cut_to_what_fits(prompt_len, max_tokens, token_limit, fitted):
+    asked = call(prompt_len, max_tokens, token_limit)
+    expected = asked if fitted is None else replace(asked, token_limit=fitted)
+    assert ContextLimit(lambda: CONTEXT_LEN).fitted(asked) == expected
+
+
+def test_nothing_is_cut_until_a_worker_has_said_how_long_its_context_is():
+    asked = call(4, 1000)
+    assert ContextLimit(lambda: None).fitted(asked) is asked
