@@ -30,7 +30,6 @@ TO_DO = {
     "slime_router/failover",
     "slime_router/generation",
     "slime_router/pool",
-    "slime_router/server",
     "tests",
 }
 
