@@ -1,1 +1,1 @@
-"""Wire formats: what clients send, and what they are sent."""
+"""Wire formats: what clients send, and what they get back."""

@@ -15,7 +15,7 @@ from slime_router.replies.parser import ReplyParsers
 class Admission:
     """Counts the requests inside the endpoints that share it.
 
-    The one over the limit is turned away, unread, and `on_refusal` is called.
+    A request over the limit is turned away unread, and `on_refusal` is called.
     """
 
     def __init__(self, limit: int, on_refusal: Callable[[], None] = lambda: None) -> None:
@@ -42,13 +42,13 @@ class EndpointContext:
 
     Attributes:
         joiner: runs the generations that requests ask for.
-        vocabulary: of the model's tokens.
+        vocabulary: the model's tokens.
         parsers: read tool calls and reasoning out of replies.
-        admission: how many requests the endpoints have at once.
-        default_model: the model's name for a request that has none.
+        admission: limits how many requests the endpoints handle at once.
+        default_model: the model's name for a request that gives none.
         served_names: the names of the one model; None serves it under any name.
         media: where requests with pictures, audio or video go.
-        has_two_reasonings: in chat, reasoning stands under both of its names.
+        has_two_reasonings: chat replies give reasoning under both of its names.
     """
 
     joiner: Joiner

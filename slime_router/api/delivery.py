@@ -1,8 +1,8 @@
-"""How a reply goes out, in whichever API's words it is written.
+"""How a reply goes out, whichever API it is written for.
 
-The status line waits for the first chunk of the first generation: what fails before it is a real
-HTTP error, and the receipt stands in the header. The generations are read to their end only after
-the last byte is written. How long they outlive a client that left is not said here: see `retries`.
+The status line waits for the first chunk of the first generation: a failure before that is a real
+HTTP error, and the receipt goes in a header. The generations are read to their end only after the
+last byte is written. For how long they outlive a client that left, see `retries`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from slime_router.api.request import A
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.types import GenerateChunk
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Folded:
-    """A whole reply: its body, and the headers that its chunks gave."""
+    """A whole reply: its body, and the headers that came with its chunks."""
 
     body: bytes
     receipt: Mapping[str, str]
@@ -42,7 +42,7 @@ async def deliver_whole(
     asked: A,
     headers: dict[str, str],
 ) -> web.StreamResponse:
-    """Runs what is asked for, or joins an earlier try, and sends the reply in one piece.
+    """Runs the request, or joins an earlier try, and sends the reply in one piece.
 
     Raises:
         RouterError: before anything was sent.
@@ -71,7 +71,7 @@ async def deliver_stream(
     asked: A,
     headers: dict[str, str],
 ) -> web.StreamResponse:
-    """Runs what is asked for, or joins an earlier try; each event is sent as soon as it is there.
+    """Runs the request, or joins an earlier try; each event is sent as soon as it is ready.
 
     Raises:
         RouterError: before anything was sent. Later errors are events.
@@ -90,8 +90,8 @@ async def deliver_stream(
             pass  # the generations stay undelivered
         except RouterError as exc:
             await _send_failure(stream, reply.failure(exc))
-        except Exception:  # noqa: BLE001 - the edge of a request, told in an event
-            _log.exception("stream.failed")
+        except Exception:  # the edge of a request, reported in an event
+            logger.exception("stream.failed")
             await _send_failure(stream, reply.failure(our_fault()))
     return stream.response
 
@@ -110,7 +110,7 @@ async def _folded(reply: WholeReply, count: int, chunks: NumberedChunks) -> _Fol
 
 
 async def _opening(chunks: NumberedChunks) -> Sequence[NumberedChunk]:
-    """All up to the first chunk of generation 0."""
+    """All chunks up to and including the first of generation 0."""
     opening = []
     async for index, chunk in chunks:
         opening.append((index, chunk))
@@ -154,12 +154,12 @@ async def _send_failure(stream: sse.EventStream, event: bytes) -> None:
 
 
 async def _read_to_end(chunks: NumberedChunks) -> None:
-    """Lets every layer finish. The client has its whole reply: what fails here is only logged."""
+    """Lets every layer finish. The client has its whole reply: a failure here is only logged."""
     try:
         async for _ in chunks:
             pass
-    except Exception:  # noqa: BLE001 - the reply is out, nobody is left to be told
-        _log.exception("reply.tail_failed")
+    except Exception:  # the reply is out, there is nobody left to report to
+        logger.exception("reply.tail_failed")
 
 
 def _receipt_header(chunk: GenerateChunk) -> dict[str, str]:

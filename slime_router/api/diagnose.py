@@ -1,6 +1,6 @@
-"""The drift doctor's door: `POST /diagnose` tells where held and rendered tokens part, and why.
+"""The drift doctor's door: `POST /diagnose` shows where held and rendered tokens part, and why.
 
-It looks and never writes.
+It only reads.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Doctor(Protocol):
         """Ids are in `[0, vocab_size)`."""
 
     async def of_tokens(self, held: TokenIds, call: GenerateCall) -> Diagnosis:
-        """These tokens beside the call's messages or text."""
+        """Compares these tokens with the call's messages or text."""
 
     async def of_session(self, session_id: str, call: GenerateCall) -> Diagnosis:
-        """A turn of the session beside the call's messages or text."""
+        """Compares a turn of the session with the call's messages or text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is compared: `held`, or where that is None a turn of the session that `call` names."""
+    """What to compare: `held`, or without it a turn of the session that `call` names."""
 
     call: GenerateCall
     held: TokenIds | None
@@ -79,7 +79,7 @@ def read_question(
     session_id: str | None = None,
     by: Caller = ANYBODY,
 ) -> Question:
-    """What a body asks for; `session_id` is the session that the request names otherwise.
+    """What a body asks for; `session_id` is the session that the request names elsewhere.
 
     Raises:
         BadRequest: with the path of the field at fault.
@@ -108,7 +108,7 @@ def read_question(
 
 
 def diagnosis_body(diagnosis: Diagnosis) -> dict[str, Any]:
-    """The reply. Spans are half-open; a side that has ended has no token: it is null."""
+    """The reply. Spans are half-open; a side that has ended has no token there and is null."""
     drift = diagnosis.drift
     body: dict[str, Any] = {
         "is_same": drift.is_same,

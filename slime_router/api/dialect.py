@@ -1,6 +1,6 @@
 """A dialect: how one API's requests are read, and how its replies and errors are written.
 
-Each API is a folder that has one; `slime_router.api.endpoint` serves them all.
+Each API is a folder with one dialect; `slime_router.api.endpoint` serves them all.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ class StreamedReply(Protocol):
     """Writes chunks as events."""
 
     def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
-        """What the chunk of generation `index` becomes. Raises RouterError to end the stream."""
+        """The events for a chunk of generation `index`. Raises RouterError to end the stream."""
 
     def closing(self) -> Iterable[bytes]:
-        """What stands between the last chunk's events and the end of the stream."""
+        """The events between the last chunk's and the end of the stream."""
 
     def failure(self, exc: RouterError) -> bytes:
-        """The event that says of an error after the first byte."""
+        """The event that reports an error after the first byte."""
 
 
 class WholeReply(Protocol):
     """Folds chunks into one body."""
 
     def add(self, index: int, chunk: GenerateChunk) -> None:
-        """Takes the chunk of generation `index`. Raises RouterError where there is no reply."""
+        """Takes a chunk of generation `index`. Raises RouterError if there can be no reply."""
 
     def body(self) -> bytes:
-        """The JSON body; every generation has finished."""
+        """The JSON body, once every generation has finished."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +47,13 @@ class Dialect(Generic[A]):
     """One API.
 
     Attributes:
-        read: checks a body and says what it asks for. Raises RouterError.
-        write: makes what writes a reply in one piece.
-        stream: makes what writes a streamed reply; it is given the request's id.
-        errors: how a request is answered that failed before its first byte.
-        ending: the event after the last one of a stream; empty where there is none.
-        is_limited: the router's limit on requests at once, and its model's names, apply.
-        media_path: the worker's own path, which answers requests with media; "" where none does.
+        read: checks a body and returns what it asks for. Raises RouterError.
+        write: makes the writer of a reply in one piece.
+        stream: makes the writer of a streamed reply, given the request's id.
+        errors: how to answer a request that failed before its first byte.
+        ending: the event that ends a stream; empty if there is none.
+        is_limited: whether the router's limit on concurrent requests and its model names apply.
+        media_path: the worker's own path for requests with media; "" if there is none.
     """
 
     read: Callable[[dict[str, Any], web.Request, EndpointContext], A]

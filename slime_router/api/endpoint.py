@@ -35,10 +35,10 @@ async def serve(
 async def read_text(
     context: EndpointContext, request: web.Request, media_path: str, headers: Mapping[str, str]
 ) -> dict[str, Any] | web.StreamResponse:
-    """The body of a request without media; of another the answer of a worker's `media_path`.
+    """The request's body; if it has media, instead the answer from a worker's `media_path`.
 
     Raises:
-        RouterError: it is no JSON object, names another model, or no worker took its media.
+        RouterError: the body is not a JSON object or names another model, or no worker took it.
     """
     body = await read_object(request)
     _check_model(context.served_names, body)
@@ -61,9 +61,9 @@ async def _deliver(
 
 
 def _check_model(served: frozenset[str] | None, body: Mapping[str, Any]) -> None:
-    """Lets a request pass that names the model, or an adapter of it (`base:adapter`), or none."""
+    """Accepts a request that names the model, an adapter of it (`base:adapter`), or nothing."""
     name = body.get("model")
-    if served is None or not isinstance(name, str):  # another type is the dialect's to refuse
+    if served is None or not isinstance(name, str):  # other types are for the dialect to refuse
         return
     if name not in served and name.rpartition(":")[0] not in served:
         raise NotFound(f"The model '{name}' does not exist.", param="model", code="model_not_found")

@@ -1,7 +1,7 @@
 """The one place that writes error bodies; `slime_router.server.boundary` asks it to.
 
 OpenAI's SDKs read four keys, so all four are always there. SGLang's own clients read
-`error.message`, and what a worker said reaches them byte for byte.
+`error.message`, and a worker's own message reaches them byte for byte.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from aiohttp import web
 from slime_router.errors import NoWorker, RouterError, TooManyRequests, WorkerFailed, WorkerRefused
 from slime_router.types import Finish
 
-_RETRY_AFTER_S = range(1, 61)  # where nothing is known, the first
+_RETRY_AFTER_S = range(1, 61)  # the first, if nothing better is known
 _RETRY_LATER = frozenset({429, 503})
-_CONSUMED = frozenset({502, 504})  # a generation was paid for: an SDK must not pay again by itself
+_CONSUMED = frozenset({502, 504})  # a generation was paid for: an SDK must not pay again on its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class ErrorStyle:
     """How an API answers a request that failed before its first byte.
 
     Attributes:
-        write: makes the reply of an error and the request's id.
-        id_headers: the names under which every reply has the request's id.
+        write: makes the reply from an error and the request's id.
+        id_headers: the headers that carry the request's id in every reply.
     """
 
     write: Callable[[RouterError, str], web.Response]
@@ -36,7 +36,7 @@ class ErrorStyle:
 
 
 def our_fault() -> RouterError:
-    """What a client is told of an exception that nobody expected."""
+    """The error that a client gets for an unexpected exception."""
     return RouterError("The router failed; its log says why.")
 
 
@@ -46,7 +46,7 @@ def openai_error(exc: RouterError, _: str = "") -> web.Response:
 
 
 def openai_error_object(exc: RouterError) -> dict[str, Any]:
-    """OpenAI's error object, also for a stream that has begun."""
+    """OpenAI's error object, also used in a stream that has begun."""
     kind, code = _kind_and_code(exc)
     return {
         "error": {"message": exc.message, "type": kind, "param": exc.param, "code": code},
@@ -54,7 +54,7 @@ def openai_error_object(exc: RouterError) -> dict[str, Any]:
 
 
 def native_error(exc: RouterError, _: str = "") -> web.Response:
-    """The reply of `/generate`: the worker's own words if there are any, else in its shape."""
+    """The reply of `/generate`: the worker's own body if there is one, else one in its format."""
     if isinstance(exc, WorkerRefused) and exc.body:
         is_json = exc.body.lstrip()[:1] in (b"{", b"[")
         return _reply(exc.status, exc.body, "application/json" if is_json else "text/plain")
@@ -67,7 +67,7 @@ def native_error_object(exc: RouterError) -> dict[str, Any]:
 
 
 def abort_error(finish: Finish, *, has_begun: bool) -> RouterError:
-    """What a chat client is told of a generation that the worker gave up."""
+    """The error that a chat client gets for a generation that the worker aborted."""
     message = f"The worker aborted the generation: {finish.message or 'no reason given'}"
     status = finish.status_code
     if status is not None and 400 <= status < 500:
@@ -80,7 +80,7 @@ def abort_error(finish: Finish, *, has_begun: bool) -> RouterError:
 
 
 def _kind_and_code(exc: RouterError) -> tuple[str, str | None]:
-    """A worker's refusal has the type of its status, not of its class."""
+    """A worker's refusal takes its type from its status, not its class."""
     if not isinstance(exc, WorkerRefused) or exc.code != WorkerRefused.code:
         return exc.type, exc.code
     if exc.status == TooManyRequests.status:

@@ -1,8 +1,8 @@
 """Several generations read as one stream of numbered chunks, and one stream read by several.
 
-A generation is asked for its next chunk only when the reader has dealt with the one before; of
-several readers, when the fastest has; and for its end only when all have finished. So a stream
-that was read to its end was also delivered, which is what recording goes by.
+A generation is asked for its next chunk only once the reader has dealt with the previous one (with
+several readers, once the fastest has), and for its end only once all have finished. So a stream
+that was read to its end was also delivered, which is what recording relies on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def generations(
 ) -> AbstractAsyncContextManager[NumberedChunks]:
     """The chunks of all `calls` as they come, each with the index of its call.
 
-    On leaving the block every generation is closed.
+    Leaving the block closes every generation.
 
     Raises:
         RouterError: from the stream, when one of the generations fails.
@@ -71,7 +71,7 @@ class Copies:
         return _Reader(self)
 
     async def fill(self, chunks: NumberedChunks) -> None:
-        """Reads the stream, a chunk whenever a reader has dealt with all of those before."""
+        """Reads the stream, one chunk whenever a reader has dealt with all the previous ones."""
         try:
             while True:
                 await self._is_wanted.wait()
@@ -86,10 +86,10 @@ class Copies:
         self._tell()
 
     async def chunk(self, position: int) -> NumberedChunk:
-        """The chunk at `position`. Asking for it says that those before are dealt with.
+        """The chunk at `position`. Asking for it means that the ones before are dealt with.
 
         Raises:
-            StopAsyncIteration: the stream ended before.
+            StopAsyncIteration: the stream ended before that.
             RouterError: the generation failed there.
         """
         while position == len(self._chunks):
@@ -107,7 +107,7 @@ class Copies:
 
 
 class _Reader:
-    """A place in the copies. No generator: left half read, that would need somebody to close it."""
+    """A position in the copies. Not a generator: left half read, one would have to be closed."""
 
     def __init__(self, copies: Copies) -> None:
         self._copies = copies
@@ -133,7 +133,7 @@ class _Step:
 
 
 class _Numbered:
-    """The chunks of the one generation of a request, which is open for the block."""
+    """The chunks of a request's only generation, which is open for the block."""
 
     __slots__ = ("_chunks", "_generation")
 
@@ -165,14 +165,17 @@ async def _pump(
             async for chunk in chunks:
                 is_taken.clear()
                 steps.put_nowait(_Step(index, chunk, is_taken=is_taken))
-                await is_taken.wait()  # also bounds the queue: one step for each generation
+                await is_taken.wait()  # also bounds the queue: one step per generation
         steps.put_nowait(_Step(index))
     except Exception as exc:  # noqa: BLE001 - it is raised again where the stream is read
         steps.put_nowait(_Step(index, error=exc))
 
 
 async def _merged(steps: asyncio.Queue[_Step], count: int) -> AsyncGenerator[NumberedChunk, None]:
-    """One that has finished is asked for its end only when all have: no reply is whole before."""
+    """Merges the steps. A finished generation is asked for its end only once all have finished.
+
+    No reply is whole before that.
+    """
     held: list[asyncio.Event] = []  # of those that have finished
     running = count
     while running:
@@ -181,7 +184,7 @@ async def _merged(steps: asyncio.Queue[_Step], count: int) -> AsyncGenerator[Num
             raise step.error
         if step.chunk is None or step.is_taken is None:
             if len(held) < count:
-                return  # it ended and never finished: the reply cannot become whole
+                return  # it ended without finishing: the reply can never be whole
             running -= 1
             continue
         yield step.index, step.chunk

@@ -1,7 +1,7 @@
-"""Requests with pictures, sound or video: a worker answers them by itself, byte for byte.
+"""Requests with images, audio or video: a worker answers them itself, byte for byte.
 
-Their prompts hold what the router cannot make tokens of, so such a turn is not captured, and the
-receipt says so. A session lets them in as it does its turns.
+Their prompts hold what the router cannot tokenize, so such a turn is not captured, and the receipt
+says so. A session admits them as it does its own turns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from aiohttp import web
 from slime_router.api.request import session_id
 
 RECEIPT = "x-slime-receipt"
-STATUS = "passed"  # in the receipt, where a captured turn has how its prompt was made
+STATUS = "passed"  # in the receipt, where a captured turn shows how its prompt was made
 
 HandOn: TypeAlias = Callable[
     [web.Request, str, bytes, Mapping[str, str]], Awaitable[web.StreamResponse]
@@ -36,23 +36,23 @@ _KINDS = {
     "input_video": "video",
 }
 _CONVERSATIONS = ("messages", "input")
-_CONTENTS = ("content", "output")  # of messages and blocks; of a tool's result in Responses
+_CONTENTS = ("content", "output")  # of messages and blocks; of a tool's result in the Responses API
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Medium(NamedTuple):
-    """A part that is no text: `kind` is image, audio or video, `path` such as `input[3].output`."""
+    """A part that is not text: `kind` is image, audio or video; `path` like `input[3].output`."""
 
     kind: str
     path: str
 
 
 class MediaPass:
-    """Hands requests with media on to a worker; `passed` counts them.
+    """Passes requests with media on to a worker; `passed` counts them.
 
     `hand_on(request, target, body, headers)` sends one to a worker and its answer, with `headers`
-    on it, to the client; `flight(session_id)` is the stay of one in its session.
+    added, to the client; `flight(session_id)` keeps it in its session while it runs.
     """
 
     def __init__(self, hand_on: HandOn | None, flight: Flight | None) -> None:
@@ -62,7 +62,7 @@ class MediaPass:
 
     @classmethod
     def off(cls) -> MediaPass:
-        """Of a model that reads text alone: its doors refuse what is none."""
+        """For a text-only model: its doors refuse anything that is not text."""
         return cls(None, None)
 
     def __repr__(self) -> str:
@@ -71,10 +71,10 @@ class MediaPass:
     async def take(
         self, request: web.Request, body: Mapping[str, Any], path: str, headers: Mapping[str, str]
     ) -> web.StreamResponse | None:
-        """The answer of a worker's own `path`; None where the request holds nothing but text.
+        """The answer from a worker's own `path`; None if the request is text only.
 
         Raises:
-            RouterError: its session does not let it in, or no worker took it.
+            RouterError: its session does not admit it, or no worker took it.
         """
         if self._hand_on is None or self._flight is None:
             return None
@@ -83,7 +83,7 @@ class MediaPass:
             return None
         self.passed += 1
         session, reason = session_id(request, body), f"{medium.kind} at {medium.path}"
-        _log.info("not captured: path=%s session=%.100r reason=%s", path, session, reason)
+        logger.info("not captured: path=%s session=%.100r reason=%s", path, session, reason)
         target = f"{path}?{request.rel_url.raw_query_string}".rstrip("?")
         async with self._flight(session):
             return await self._hand_on(
@@ -92,7 +92,7 @@ class MediaPass:
 
 
 def _receipt(reason: str) -> str:
-    """The keys of every receipt: no token was reused, none encoded, no turn is continued."""
+    """With the keys of every receipt: no token reused, none encoded, no turn continued."""
     fields = {
         "status": STATUS,
         "reused": 0,
@@ -104,7 +104,7 @@ def _receipt(reason: str) -> str:
 
 
 def _media(body: Mapping[str, Any]) -> Iterator[Medium]:
-    """In the order of the conversation, whichever API's it is."""
+    """The media in the order of the conversation, whichever API it is for."""
     for name in _CONVERSATIONS:
         messages = body.get(name)
         if isinstance(messages, list):
@@ -113,7 +113,7 @@ def _media(body: Mapping[str, Any]) -> Iterator[Medium]:
 
 
 def _within(holder: Any, path: str) -> Iterator[Medium]:
-    """The media in a message; and in a tool's result, which is a part with parts of its own."""
+    """The media in a message, or in a tool's result, which is a part with parts of its own."""
     if not isinstance(holder, dict):
         return
     for name in _CONTENTS:

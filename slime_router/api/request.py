@@ -15,7 +15,7 @@ from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_sessi
 from slime_router.errors import BadRequest
 from slime_router.types import GenerateCall
 
-SESSION_HEADERS = (  # of slime, of agents, of gateways
+SESSION_HEADERS = (  # slime's, agents', gateways'
     "x-smg-routing-key",
     "x-session-id",
     "x-session-affinity",
@@ -26,14 +26,14 @@ SESSION_HEADERS = (  # of slime, of agents, of gateways
 )
 MAX_REQUEST_ID_LEN = 128
 
-# Older versions of aiohttp know no typed keys, newer ones warn of others.
+# Older versions of aiohttp lack typed keys; newer ones warn about any other kind.
 _HEADERS: Any = getattr(web, "RequestKey", lambda name, _: name)("slime_router.headers", dict)
 
 _FORWARDED_HEADERS = frozenset({"x-smg-routing-key", "x-smg-target-worker", "x-data-parallel-rank"})
 _FORWARDED_PREFIX = "x-override-"
 _SCOPE_FIELDS = ("lora_path", "extra_key", "cache_salt")
 _SURROGATE_SIGNS = ("surrogate in string",)
-_SHALLOW_BRACKETS = 200  # fewer than orjson's depth limit: the text cannot nest too deep
+_SHALLOW_BRACKETS = 200  # below orjson's depth limit, so the text cannot nest too deeply
 
 
 class Asked(Protocol):
@@ -41,7 +41,7 @@ class Asked(Protocol):
 
     @property
     def calls(self) -> Sequence[GenerateCall]:
-        """One for each generation."""
+        """One per generation."""
 
     @property
     def stream(self) -> bool:
@@ -59,10 +59,10 @@ class PayloadTooLarge(BadRequest):
 
 
 class ClientTimeout(BadRequest, TimeoutError):
-    """Nothing of the body came for `--client-timeout-secs`.
+    """No data of the body arrived for `--client-timeout-secs`.
 
-    Who reads the body gets it. It is a TimeoutError so that the server, which reads what is left of
-    a body, takes it for the end of that.
+    Whoever reads the body gets it. It is a TimeoutError so that the server, which reads the rest of
+    a body, takes that to have ended.
     """
 
     status = 408
@@ -73,9 +73,9 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """The JSON object in the body, whatever its Content-Type says.
 
     Raises:
-        BadRequest: it is not JSON, not an object, or cannot be written as JSON again.
-        PayloadTooLarge: it is over the server's limit, as it is or unpacked.
-        ClientTimeout: the client sends no more of it.
+        BadRequest: it is not JSON, not an object, or cannot be written back as JSON.
+        PayloadTooLarge: it is over the server's limit, as sent or decompressed.
+        ClientTimeout: the client stopped sending it.
     """
     try:
         raw = await request.read()
@@ -92,13 +92,13 @@ async def read_object(request: web.Request) -> dict[str, Any]:
 
 
 def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:
-    """The session that the client names; the path goes before headers, they before the body.
+    """The session that the client names: in the path, else in headers, else in the body.
 
-    A name in a header or in the body that is unfit is none. It is the caller's own session of that
-    name: what comes back is its name inside the router.
+    Invalid names in headers or the body are ignored. The session is the caller's own of that name;
+    the name inside the router is returned.
 
     Raises:
-        BadRequest: the path names a session that cannot be.
+        BadRequest: the path has a name that no session can have.
     """
     named = request.match_info.get("session")
     if named is not None:
@@ -112,13 +112,13 @@ def own_session_id(request: web.Request, name: object) -> str:
     """The caller's session of this name, as the router knows it.
 
     Raises:
-        BadRequest: nothing can have that name.
+        BadRequest: no session can have that name.
     """
     return caller(request).own(checked_session_id(name, "session_id"))
 
 
 def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Iterator[Any]:
-    """Where clients are known to say which conversation is theirs, the surest first."""
+    """The places where clients are known to identify their conversation, most reliable first."""
     yield from (headers.get(name) for name in SESSION_HEADERS)
     metadata = body.get("metadata")
     within = metadata if isinstance(metadata, dict) else {}
@@ -145,7 +145,7 @@ def checked_session_id(name: object, param: str) -> str:
 
 
 def request_id(headers: Mapping[str, str]) -> str:
-    """The client's own `x-request-id` if it is fit to be sent back, else a new one."""
+    """The client's own `x-request-id` if it is safe to send back, else a new one."""
     given = headers.get("x-request-id")
     if given is not None and given.isascii() and is_label(given, MAX_REQUEST_ID_LEN):
         return given
@@ -155,9 +155,9 @@ def request_id(headers: Mapping[str, str]) -> str:
 def reply_headers(
     request: web.Request, id_headers: tuple[str, ...] = ("x-request-id",)
 ) -> dict[str, str]:
-    """The headers of every reply to `request`, be it an error: its id, under each of these names.
+    """The headers of every reply to `request`, errors included: its id, under each of these names.
 
-    A request has one such dict, made when it is first asked for. Whoever answers may add to it.
+    A request has one such dict, made on first use. Whoever answers may add to it.
     """
     headers: dict[str, str] | None = request.get(_HEADERS)
     if headers is None:
@@ -175,12 +175,12 @@ def forwarded_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def scope(request: web.Request, body: Mapping[str, Any]) -> str:
-    """A name for what parts the caches: who asks, and what `parting` says. Mostly: ""."""
+    """A name for what separates the caches: the caller, and what `parting` returns. Mostly ""."""
     return caller(request).own(parting(body))
 
 
 def parting(body: Mapping[str, Any]) -> str:
-    """A name for the adapter, extra key and cache salt. Plain requests: ""."""
+    """A name for the adapter, extra key and cache salt; "" for plain requests."""
     values = [body.get(name) or None for name in _SCOPE_FIELDS]
     return orjson.dumps(values).decode() if any(values) else ""
 
@@ -192,12 +192,12 @@ def new_turn_id() -> str:
 
 def _not_json(exc: orjson.JSONDecodeError) -> str:
     if any(sign in exc.msg for sign in _SURROGATE_SIGNS):
-        return f"The request body holds a lone surrogate, which is no character: {exc}"
+        return f"The request body holds a lone surrogate, which is not a character: {exc}"
     return f"The request body is not valid JSON: {exc}"
 
 
 def _check_depth(raw: bytes, body: dict[str, Any]) -> None:
-    """What is parsed must be writable too: the writer's depth limit is below the reader's."""
+    """Parsed JSON must also be writable: the writer's depth limit is below the reader's."""
     if raw.count(b"[") + raw.count(b"{") <= _SHALLOW_BRACKETS:
         return
     try:

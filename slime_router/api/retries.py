@@ -1,10 +1,10 @@
-"""Joins a request that an SDK sends again to the generation that still runs for it.
+"""Joins a request that an SDK retries to the generation still running for it.
 
-SDKs send a request again after a time-out or a broken connection, and number their tries in a
-header. A request with that number is a *run*: it outlives the client that left, for a grace time
-in which the next try may come. What must hold: one run is one sample. So an equal body is never
-enough (agents ask for several samples of one prompt), and where it is in doubt whose next try this
-is, a new run is begun. A request without the header runs in its own handler and ends with it.
+SDKs send a request again after a timeout or a broken connection, and number their tries in a
+header. A request with that number is a *run*: it outlives the client that left by a grace period
+in which the next try may arrive. The invariant: one run is one sample. So an equal body is never
+enough (agents ask for several samples of one prompt), and if it is unclear whose next try this is,
+a new run is started. A request without the header runs in its own handler and ends with it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from slime_router.generation.router import Router
 
 RETRY_COUNT = "x-stainless-retry-count"
 JOINED = "x-slime-joined"
-CLOSING_TIMEOUT_S = 10.0  # for handlers that the server has already told to end
+CLOSING_TIMEOUT_S = 10.0  # for handlers that the server has already asked to stop
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 A_co = TypeVar("A_co", covariant=True)
@@ -43,13 +43,13 @@ class Visit(Protocol[A_co, T_co]):
 
     @property
     def asked(self) -> A_co:
-        """What it answers: of a run, what its first try asked for."""
+        """The request it answers; for a run, that of the first try."""
 
     async def opened(self) -> T_co:
-        """What was read before the reply begins. Raises RouterError where the generation failed."""
+        """What was read before the reply begins. Raises RouterError if the generation failed."""
 
     def rest(self) -> NumberedChunks:
-        """What comes after. From this call on the generation ends when its clients leave."""
+        """What comes after. From this call on, the generation ends when its clients leave."""
 
 
 class _Ask(NamedTuple):
@@ -58,19 +58,19 @@ class _Ask(NamedTuple):
     path: str
     session_id: str | None
     owner: str
-    api_keys: bytes  # a digest: nothing that can be printed says a key
+    api_keys: bytes  # a digest: nothing that may be printed contains a key
     body: bytes
 
 
 class Joiner:
-    """Owns the runs: those with clients, and those that wait for the next try of one that left.
+    """Owns the runs: those with clients, and those waiting for a client that left to try again.
 
-    With a grace of 0 s nothing outlives its client and nothing is joined.
+    With a grace period of 0 s, nothing outlives its client and nothing is joined.
     """
 
     def __init__(self, router: Router, *, retry_grace_s: float) -> None:
         self.joined = 0  # requests
-        self.abandoned = 0  # runs that no next try came for
+        self.abandoned = 0  # runs for which no next try came
         self._router = router
         self._grace_s = retry_grace_s
         self._runs: dict[_Ask, list[_Run[Any, Any]]] = {}
@@ -78,7 +78,7 @@ class Joiner:
 
     @classmethod
     def off(cls, router: Router) -> Joiner:
-        """One that keeps and joins nothing."""
+        """A joiner that keeps and joins nothing."""
         return cls(router, retry_grace_s=0)
 
     def __repr__(self) -> str:
@@ -90,7 +90,7 @@ class Joiner:
         return sum(map(len, self._runs.values()))
 
     def note_refusal(self) -> None:
-        """A request was turned away unread: its next try belongs to no run, whatever it equals."""
+        """A request was turned away unread: its next try belongs to no run, even an equal one."""
         self._refusals += 1
 
     def attend(
@@ -102,10 +102,10 @@ class Joiner:
     ) -> AbstractAsyncContextManager[Visit[A, T]]:
         """The generation that answers `request`: its own, or the one that an earlier try began.
 
-        `opening` reads what must be there before a reply begins; of a request that joins it is
-        not used, nor is what it `asked`: the first try's is. `headers` stand on every reply to the
-        request; one that joins takes over those of the first try. On leaving the block the
-        generation is closed, where nobody else needs it and no next try can come.
+        `opening` reads what must be there before a reply begins. A request that joins uses neither
+        its own `opening` nor its own `asked`, but those of the first try. `headers` go on every
+        reply to the request; a request that joins takes over the first try's. Leaving the block
+        closes the generation if nobody else needs it and no next try can come.
         """
         tries = _tries(request.headers)
         if tries is None or not self._grace_s:
@@ -147,7 +147,7 @@ class Joiner:
         await asyncio.gather(*(run.task for run in runs), return_exceptions=True)
 
     def _joinable(self, ask: _Ask) -> _Run[Any, Any] | None:
-        """The run whose next try this is: one whose client left, or the only one it can be."""
+        """The run that this is a next try of: one whose client left, or the only possible one."""
         runs = self._runs.get(ask, [])
         left = [run for run in runs if run.can_be_joined and not run.readers]
         if left:
@@ -232,7 +232,7 @@ class _Own(Generic[A, T]):
 
 
 class _Run(Generic[A, T]):
-    """A generation that several requests can share. Its task reads the opening and closes all.
+    """A generation that requests can share. Its task reads the opening and closes everything.
 
     A single reader reads the rest straight from the generation, in its own task.
     """
@@ -247,10 +247,10 @@ class _Run(Generic[A, T]):
     ) -> None:
         self.asked = asked
         self.headers = headers  # of the first try's reply
-        self.refusals = refusals  # of the router, when the run began
+        self.refusals = refusals  # the router's count, when the run began
         self.readers = 0
         self.has_begun = False  # the rest is being read
-        self.has_twin = False  # another run was asked for in the same words
+        self.has_twin = False  # another run was started by an identical request
         self.timer: asyncio.TimerHandle | None = None
         self._is_ending = False
         self._is_open = asyncio.Event()
@@ -268,14 +268,14 @@ class _Run(Generic[A, T]):
         return not (self.has_begun or self._is_ending or self.task.done())
 
     def enter(self) -> None:
-        """One reader more."""
+        """Adds a reader."""
         self.readers += 1
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
     def end(self) -> None:
-        """Lets the task close what it holds; only a cancellation reaches one that waits."""
+        """Lets the task close what it holds; while it waits, only a cancellation reaches it."""
         if not self._is_ending:
             self._is_ending = True
             self.task.cancel()
@@ -289,7 +289,7 @@ class _Run(Generic[A, T]):
         return self._opened
 
     def rest(self) -> NumberedChunks:
-        assert self._chunks is not None, "it is asked for when the opening was read"
+        assert self._chunks is not None, "only asked for once the opening was read"
         if not self.has_begun:
             self.has_begun = True
             if self.readers > 1:
@@ -308,16 +308,16 @@ class _Run(Generic[A, T]):
                 await self._is_shared.wait()
                 assert self._copies is not None
                 await self._copies.fill(chunks)
-                await asyncio.Event().wait()  # its readers are done when they end it
-        except Exception as exc:  # noqa: BLE001 - it is raised again for each reader
+                await asyncio.Event().wait()  # its readers end it when they are done
+        except Exception as exc:  # it is raised again for each reader
             self._failure = exc
             if self._is_open.is_set() or not self.readers:
                 is_ours = not isinstance(exc, RouterError)
-                _log.warning("run.failed_unseen error=%r", exc, exc_info=is_ours)
+                logger.warning("run.failed_unseen error=%r", exc, exc_info=is_ours)
 
 
 def _tries(headers: Mapping[str, str]) -> int | None:
-    """How often the SDK has asked before; None where it does not say."""
+    """How often the SDK has asked before; None if it does not say."""
     given = headers.get(RETRY_COUNT)
     return int(given) if given is not None and given.isdecimal() and len(given) < 10 else None
 

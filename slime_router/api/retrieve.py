@@ -1,7 +1,7 @@
 """The retrieval doors: the tokens of a text or of messages, as they were sent and sampled.
 
-They look and never write: a text that was never sampled is encoded, its loss mask is 0, and nothing
-of it enters the cache.
+They only read: a text that was never sampled is encoded, with a loss mask of 0, and none of it
+enters the cache.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class RetrieveDoor:
 def read_template_options(
     body: Mapping[str, Any], messages: tuple[Message, ...], *, continues: bool = False
 ) -> TemplateOptions:
-    """What messages are rendered with where no reply is asked for.
+    """The options to render messages with when no reply is asked for.
 
-    Unless the body says otherwise, the header of a reply follows what is no reply itself.
+    Unless the body says otherwise, a reply's header is added if the last message is not a reply.
 
     Raises:
         BadRequest: with the path of the field at fault.
@@ -88,8 +88,8 @@ def read_template_options(
 def trace_body(trace: Trace, text: str) -> dict[str, Any]:
     """The reply of both doors.
 
-    A log-probability is 0.0 for a token that nobody sampled, and null for a sampled one of which
-    none is known: 0.0 would pass for certainty.
+    A log-probability is 0.0 for a token that was not sampled, and null for a sampled one whose
+    log-probability is unknown: 0.0 would look like certainty.
     """
     known = np.isfinite(trace.logprobs)
     logprobs = [

@@ -1,8 +1,8 @@
 """Server-sent events as clients read them; for chat and `/generate`, `data:` lines only.
 
-No `id:`, `retry:` or `event:` line is ever sent to those: once openai-python has seen one, it takes
-the next comment frame for an event. APIs whose events have names write them themselves. Each event
-is one write; the server's sockets have Nagle's algorithm off (aiohttp does that), so each leaves at
+Those clients never get an `id:`, `retry:` or `event:` line: once openai-python has seen one, it
+takes the next comment frame for an event. APIs with named events write them themselves. Each event
+is one write, and aiohttp turns Nagle's algorithm off on the server's sockets, so each leaves at
 once.
 """
 
@@ -19,7 +19,7 @@ DONE = b"data: [DONE]\n\n"
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",  # nginx would hold events back otherwise
+    "X-Accel-Buffering": "no",  # otherwise nginx would buffer events
 }
 
 
@@ -29,7 +29,7 @@ def event(payload: Any) -> bytes:
 
 
 class ClientLeft(Exception):
-    """The connection to the client is gone: there is nobody to write to."""
+    """The connection to the client is closed: there is nobody to write to."""
 
 
 class EventStream:

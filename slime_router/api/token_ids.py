@@ -1,7 +1,7 @@
-"""What the doors know of the model's vocabulary, and the checks that keep workers alive.
+"""What the doors know about the model's vocabulary, and the checks that keep workers alive.
 
-A worker that is sent a token id outside its vocabulary dies with all it was doing, so every id
-that a client names is checked here, before anything else happens.
+A worker that is sent a token id outside its vocabulary dies, and all its work with it, so every id
+that a client sends is checked here before anything else happens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from slime_router.api.request import wrong_type
 from slime_router.errors import BadRequest
 from slime_router.types import TokenIds, token_ids
 
-_MAX_ID_DIGITS = 10  # int() of a text of any length is a way to burn a processor
+_MAX_ID_DIGITS = 10  # int() of an arbitrarily long string would burn CPU
 
 
 class Vocabulary(Protocol):
@@ -38,7 +38,7 @@ def checked_ids(values: Any, vocab_size: int, param: str) -> TokenIds:
     """`values` as token ids, int32 `[tokens]`.
 
     Raises:
-        BadRequest: it is not a list, has no entries, or holds something that is no token's id.
+        BadRequest: it is not a list, has no entries, or holds something that is not a token's id.
     """
     if type(values) is not list:
         raise wrong_type(param, "a list of token ids")
@@ -58,7 +58,7 @@ def checked_ids(values: Any, vocab_size: int, param: str) -> TokenIds:
 
 
 def check_bias_keys(bias: Mapping[str, object], vocab_size: int, param: str) -> None:
-    """Raises BadRequest where a key of a logit bias is not the id of a token."""
+    """Raises BadRequest if a key of a logit bias is not a token's id."""
     for key in bias:
         is_id = key.isascii() and key.isdigit() and len(key) <= _MAX_ID_DIGITS
         if not is_id or int(key) >= vocab_size:

@@ -1,7 +1,7 @@
-"""Who may ask what: keys of clients, the admin's key, and whose things a request is about.
+"""Who may ask for what: client keys, the admin's key, and whose things a request is about.
 
-A key is compared as a digest, in constant time, with every key there is. Nothing here holds, logs
-or says a key itself.
+A key is compared as a digest, in constant time, with every known key. Nothing here keeps, logs or
+returns a key itself.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from slime_router.config import Config
 from slime_router.errors import NotFound, SetupError, Unauthorized
 
 IN_SESSION = "/sessions/{session}"
-ANY_PATH = "/{path}"  # the route of what has none
+ANY_PATH = "/{path}"  # the catch-all route
 OWNER_HEADER = "x-slime-owner"  # whose things the admin means
 
 _OPEN = {("GET", "/health"), ("GET", "/liveness"), ("GET", "/readiness"), ("HEAD", "/")}
 _LISTING = ("GET", "/sessions")
 _TELLING = ("/server_info", "/get_server_info")  # a worker's flags, its own key among them
 _PASSED = (ANY_PATH, IN_SESSION + ANY_PATH)
-# What SGLang serves to clients. All else that goes to a worker unread may be control.
+# What SGLang serves to clients. Anything else passed to a worker unread may be control.
 _CLIENTS_PATHS = re.compile(
     r"v[0-9]+/.+|embed|embeddings|encode|classify|pooling|rerank|score|ping|health(_generate)?"
     r"|(get_)?model_info|api/(chat|generate|show|tags|version)|vertex_generate|invocations"
@@ -42,7 +42,7 @@ Route: TypeAlias = tuple[str, str]  # method, and path as the routing table has 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key. `name` is "" for keys that have none; what they make belongs to nobody."""
+    """One key. `name` is "" for an unnamed key; what it creates belongs to nobody."""
 
     digest: bytes = field(repr=False)
     name: str = ""
@@ -53,14 +53,14 @@ NO_KEY = Key(b"")
 
 
 class Access:
-    """Lets requests in. Without any key everything is open; see `admit`.
+    """Lets requests in. With no keys at all, everything is open; see `admit`.
 
-    Where there is no admin key, a key without a name is the admin's.
+    If there is no admin key, an unnamed key is the admin's.
     """
 
     def __init__(self, keys: Sequence[Key], *, needs_key: bool) -> None:
         self._keys = tuple(keys)
-        self._needs_key = needs_key  # for what clients do
+        self._needs_key = needs_key  # for client routes
         self._names = {key.name for key in keys if key.name}
         told = (prefix + path for prefix in ("", IN_SESSION) for path in _TELLING)
         self._admin_routes: set[Route] = {_LISTING, *(("GET", path) for path in told)}
@@ -70,7 +70,7 @@ class Access:
         """The keys of a configuration.
 
         Raises:
-            SetupError: a key cannot be used, is there twice, or the file of keys cannot be read.
+            SetupError: a key is unusable or given twice, or the key file cannot be read.
         """
         keys: list[Key] = []
         if config.api_key is not None:
@@ -91,11 +91,11 @@ class Access:
         return f"<Access {len(self._keys)} keys>"
 
     def reserve(self, routes: Iterable[Route]) -> None:
-        """These routes are the admin's; paths are written as for the routing table."""
+        """Reserves these routes for the admin; paths are written as in the routing table."""
         self._admin_routes |= {(method, _canonical(path)) for method, path in routes}
 
     def warning(self, host: str) -> str | None:
-        """What is to be said of a router that listens on `host`; None where all is well."""
+        """The warning for a router that listens on `host`; None if there is no need for one."""
         if self._needs_key or _is_loopback(host):
             return None
         return f"{host} is open to others, and no API key is needed: give --api-key"
@@ -106,7 +106,7 @@ class Access:
         return bool(self._keys)
 
     def admit(self, request: web.Request) -> None:
-        """Finds out who asks (see `caller`), where the route is open to them.
+        """Identifies the caller (see `caller`) and checks that the route is open to them.
 
         Raises:
             Unauthorized: it is not.
@@ -127,7 +127,7 @@ class Access:
         return self._caller(request, key)
 
     def _known(self, request: web.Request) -> Key | None:
-        """The key that the request shows; the admin's, where it shows several."""
+        """The key that the request presents; if it presents several, the admin's wins."""
         shown = [_digest(text) for text in sent_keys(request.headers)]
         found = [
             key
@@ -138,7 +138,7 @@ class Access:
 
     def _is_reserved(self, request: web.Request, route: Route, key: Key) -> bool:
         if route == _LISTING:
-            return not key.name  # a list of what is its own is no secret to a named key
+            return not key.name  # a named key may list its own sessions
         if route[1] in _PASSED:
             return not _is_for_clients(request.match_info["path"])
         return route in self._admin_routes
@@ -162,7 +162,7 @@ def _route(request: web.Request) -> Route:
 
 
 def _canonical(path: str) -> str:
-    """As aiohttp names a route: without the patterns of its variables."""
+    """The route as aiohttp names it: without the patterns of its variables."""
     return re.sub(r"\{(\w+):[^{}]*\}", r"{\1}", path)
 
 
@@ -171,7 +171,7 @@ def _digest(text: str) -> bytes:
 
 
 def _is_for_clients(path: str) -> bool:
-    """Whether a path that goes to a worker unread is one of those that SGLang's clients use."""
+    """Whether a path passed to a worker unread is one that SGLang's clients use."""
     has_dots = any(part in (".", "..") for part in path.split("/"))
     return not has_dots and _CLIENTS_PATHS.fullmatch(path) is not None
 

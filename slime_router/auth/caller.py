@@ -1,4 +1,4 @@
-"""Who asks: whose names a request means, and whose it may see. The server's edge found it out."""
+"""The caller: whose names a request uses, and whose it may see. Set at the server's edge."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from aiohttp import web
 
 from slime_router.auth.owners import owned, owner_of
 
-# Older versions of aiohttp know no typed keys, newer ones warn of others.
+# Older versions of aiohttp lack typed keys; newer ones warn about any other kind.
 _KEY: Any = getattr(web, "RequestKey", lambda name, _: name)("slime_router.caller", object)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The owner of what a request makes and names. Lists show all there is to one who `sees_all`.
+    """The owner of what a request creates and names. Lists show everything to one who `sees_all`.
 
-    `owner` is "" where the key that was given has no name, or none was needed.
+    `owner` is "" if the key has no name, or if no key was needed.
     """
 
     owner: str = ""
     sees_all: bool = True
 
     def own(self, name: str) -> str:
-        """What the caller calls `name`, as the router knows it."""
+        """The router's name for what the caller calls `name`."""
         return owned(self.owner, name)
 
     def sees(self, name: str) -> bool:
-        """Whether a thing with this name inside the router is there for the caller."""
+        """Whether the thing with this name inside the router is visible to the caller."""
         return self.sees_what_is_of(owner_of(name))
 
     def sees_what_is_of(self, owner: str) -> bool:
-        """Whether the things of this owner are there for the caller."""
+        """Whether this owner's things are visible to the caller."""
         return self.sees_all or owner == self.owner
 
 
@@ -40,12 +40,12 @@ ANYBODY = Caller()
 
 
 def caller(request: web.Request) -> Caller:
-    """Who asks; where the router asks nobody for a key, anybody."""
+    """The request's caller; `ANYBODY` if the router requires no key."""
     found = request.get(_KEY, ANYBODY)
     assert isinstance(found, Caller)
     return found
 
 
 def introduce(request: web.Request, who: Caller) -> None:
-    """From now on `who` asks."""
+    """Records `who` as the caller of this request."""
     request[_KEY] = who

@@ -1,4 +1,4 @@
-"""Keys as clients send them: in which headers, and what a key may look like."""
+"""Keys as clients send them: which headers carry them, and what a key may look like."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from multidict import MultiMapping
 from slime_router.errors import SetupError
 
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")
-SESSION_KEY_PREFIX = "session:"  # of an API key that is a session's name
+SESSION_KEY_PREFIX = "session:"  # of an API key that names a session
 MAX_KEY_LEN = 4096
 
 _BEARER, *_PLAIN = KEY_HEADERS
 
 
 def sent_keys(headers: MultiMapping[str]) -> Iterator[str]:
-    """Every key that a request shows, whichever header it stands in."""
+    """Every key that a request presents, whichever header carries it."""
     for value in headers.getall(_BEARER, ()):
         scheme, _, text = value.strip().partition(" ")
         if scheme.lower() == "bearer":
@@ -26,15 +26,15 @@ def sent_keys(headers: MultiMapping[str]) -> Iterator[str]:
 
 
 def session_in_key(headers: Mapping[str, str]) -> str | None:
-    """The session that a key names, for agents that take nothing but a key; None for real keys."""
+    """The session that a key names, for agents that can set only a key; None for real keys."""
     key = headers.get("x-api-key") or headers.get(_BEARER, "").removeprefix("Bearer ")
     return key.removeprefix(SESSION_KEY_PREFIX) if key.startswith(SESSION_KEY_PREFIX) else None
 
 
 def check_key(key: object, where: str) -> None:
-    """Raises SetupError where no client could send this key, or would mean something else."""
+    """Raises SetupError if no client could send this key, or if it would mean something else."""
     if not isinstance(key, str) or not key:
-        raise SetupError(f"{where}: the key is empty, or no text")
+        raise SetupError(f"{where}: the key is empty or not a string")
     is_fit = key.isascii() and key.isprintable() and " " not in key and len(key) <= MAX_KEY_LEN
     if not is_fit:
         raise SetupError(f"{where}: a key has up to {MAX_KEY_LEN} ASCII characters, no spaces")

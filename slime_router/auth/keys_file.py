@@ -1,4 +1,4 @@
-"""The file of named API keys: a JSON object, or lines `name: key`. No error says a key."""
+"""The file of named API keys: a JSON object, or lines `name: key`. No error contains a key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_keys_file(path: Path) -> dict[str, str]:
     """The keys by name.
 
     Raises:
-        SetupError: it cannot be read, has no keys, or something in it is no name or no key.
+        SetupError: the file cannot be read, has no keys, or holds an invalid name or key.
     """
     place = f"--api-keys-file {path}"
     try:
@@ -33,7 +33,7 @@ def read_keys_file(path: Path) -> dict[str, str]:
             raise SetupError(f"{where}: a name has up to 128 of the characters A-Za-z0-9._@-")
         check_key(key, where)
         if name in keys:
-            raise SetupError(f"{where}: the name {name!r} stands there twice")
+            raise SetupError(f"{where}: the name {name!r} is given twice")
         keys[name] = str(key)
     if not keys:
         raise SetupError(f"{place}: has no keys")
@@ -42,7 +42,7 @@ def read_keys_file(path: Path) -> dict[str, str]:
 
 def _json_pairs(text: str, place: str) -> list[tuple[str, object, str]]:
     try:
-        # Pairs, not a dict: a name that stands there twice must be found.
+        # Pairs, not a dict: a name given twice must be noticed.
         pairs = json.loads(text, object_pairs_hook=list)
     except json.JSONDecodeError as exc:
         raise SetupError(f"{place}: is not JSON: {exc}") from None  # its cause holds the text

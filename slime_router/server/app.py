@@ -1,4 +1,4 @@
-"""The wiring: every part is made here, once, and handed what it needs.
+"""The wiring: every part is created here, once, and given what it needs.
 
 endpoint -> [plug-ins] -> pipeline (generation/pipeline.py) -> relay -> SGLang
 """
@@ -66,7 +66,7 @@ from slime_router.types import GenerateCall
 logger = logging.getLogger(__name__)
 
 Route = tuple[str, str, Handler]
-ERROR_STYLES = {  # of the routes that do not write errors as OpenAI does
+ERROR_STYLES = {  # of the routes whose errors are not in OpenAI's format
     "/generate": NATIVE_ERRORS,
     "/v1/responses": RESPONSES_ERRORS,
     "/v1/responses/{id}": RESPONSES_ERRORS,
@@ -80,10 +80,10 @@ ERROR_STYLES = {  # of the routes that do not write errors as OpenAI does
 class Gateway:
     """One running router.
 
-    Each delay before which a new worker is asked for its tokens stands in `greeting_delays_s`.
+    `greeting_delays_s` holds the delays before each attempt to ask a new worker for its tokens.
 
     Raises:
-        SetupError: what the configuration names cannot be had.
+        SetupError: something that the configuration names is not available.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Gateway:
         self._wire_generations()
 
     def _wire_generations(self) -> None:
-        """Plug-ins were loaded: what follows may depend on them."""
+        """Runs once plug-ins are loaded: what it wires may depend on them."""
         config = self.config
         self.router = self.path.router(
             self.relay.generate,
@@ -174,14 +174,14 @@ class Gateway:
         self.responses = ResponseStore(config.max_stored_responses)
 
     def _media(self) -> MediaPass:
-        """The way of requests with media, where the model takes any."""
+        """Where requests with media go, if the model takes any."""
         asked = self.config.enable_multimodal
         if asked if asked is not None else self.tokenizer.is_multimodal:
             return MediaPass(self.others.hand_on, self.sessions.flight)
         return MediaPass.off()
 
     async def _prompt_len(self, call: GenerateCall) -> int:
-        """How many tokens the prompt of a call has; nothing is kept of it."""
+        """How many tokens a call's prompt has; nothing of it is kept."""
         prompt = await self.maker.make(call)
         try:
             return len(prompt.ids)
@@ -192,7 +192,7 @@ class Gateway:
         """The HTTP application; it starts and stops what the gateway owns.
 
         Raises:
-            SetupError: the chat path is no path, or has another use.
+            SetupError: the chat path is invalid or already in use.
         """
         boundary = Boundary(self.access, ERROR_STYLES)
         app = web.Application(
@@ -232,7 +232,7 @@ class Gateway:
         return app
 
     def _doors(self) -> list[Route]:
-        """What is served with and without a session in its path."""
+        """The routes served both with and without a session in the path."""
         retrieve = RetrieveDoor(Retriever(self.maker, self.cache, self.store, self.tokenizer))
         doctor = Doctor(self.maker, self.store, self.tokenizer, self.template)
         model = ModelAdmin(
@@ -297,7 +297,7 @@ class Gateway:
         return path
 
     def figures(self) -> dict[str, Any]:
-        """What `GET /metrics` shows."""
+        """What `GET /metrics` returns."""
         counted = figures(
             self.pool,
             self.client,
@@ -329,7 +329,7 @@ class Gateway:
 
 
 def _in_sessions(routes: Sequence[Route]) -> list[Route]:
-    """The same under the path of a session: an agent only needs another base URL."""
+    """The same routes under a session's path: an agent only has to change its base URL."""
     return [
         (method, IN_SESSION + path.rstrip("/"), handler)
         for method, path, handler in routes
@@ -346,7 +346,7 @@ def _add_route(app: web.Application, method: str, path: str, handler: Handler) -
 def _add_chat(app: web.Application, path: str, handler: Handler) -> None:
     try:
         app.router.add_post(path, handler)
-    except ValueError as exc:  # aiohttp reads a pattern in it
+    except ValueError as exc:  # aiohttp takes part of it for a pattern
         raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
 
 
@@ -359,7 +359,7 @@ def _admission(config: Config) -> AdmissionQueue:
 
 
 def _model(tokenizer: Tokenizer) -> ModelTraits:
-    """What the formats of its replies are known by."""
+    """What identifies the formats of the model's replies."""
     return ModelTraits(
         template=tokenizer.jinja_template,
         tokens=tokenizer.token_names(),
@@ -369,7 +369,7 @@ def _model(tokenizer: Tokenizer) -> ModelTraits:
 
 
 def _served_names(config: Config) -> frozenset[str] | None:
-    """With `--strict-model` the names of the one model, all of them; else None."""
+    """With `--strict-model`, every name of the one model; otherwise None."""
     if not config.strict_model:
         return None
     names = (config.served_model_name, config.openai_default_model, config.hf_checkpoint)

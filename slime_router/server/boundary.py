@@ -19,7 +19,7 @@ from slime_router.errors import MethodNotSupported, RouterError, Unauthorized
 logger = logging.getLogger(__name__)
 
 _ANTHROPIC = re.compile(r"/v1/messages(/count_tokens)?$")
-CLIENT_LEFT = 499  # nginx's word in its logs; no client reads it
+CLIENT_LEFT = 499  # what nginx logs; no client sees it
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -27,8 +27,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Boundary:
     """Lets requests in, and turns errors into replies.
 
-    `styles` has those of the routes that do not write errors as OpenAI does. A path there is
-    written as in the routing table, and stands for the one in a session too.
+    `styles` covers the routes whose errors are not in OpenAI's format. Its paths are written as in
+    the routing table, and also apply within a session.
     """
 
     def __init__(self, access: Access, styles: Mapping[str, ErrorStyle]) -> None:
@@ -47,14 +47,14 @@ class Boundary:
         except web.HTTPException as exc:  # a reply that a plug-in raised
             status, outcome = exc.status, "-"
             raise
-        except ConnectionError:  # the client's; a worker's was translated where it came up
+        except ConnectionError:  # the client's; a worker's was translated where it occurred
             return web.Response(status=CLIENT_LEFT)
         finally:
             logger.log(
                 logging.WARNING if status >= 500 else logging.INFO,
                 "%s %s %d %.0f ms %s",
                 request.method,
-                request.rel_url.raw_path,  # as it was sent: a decoded one could hold line ends
+                request.rel_url.raw_path,  # as sent: a decoded path could contain newlines
                 status,
                 (time.monotonic() - started) * 1e3,
                 outcome,
@@ -62,13 +62,13 @@ class Boundary:
 
     @web.middleware
     async def guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The one before all that costs anything. Raises what `Access.admit` does."""
+        """Runs before anything that costs time. Raises what `Access.admit` does."""
         self._access.admit(request)
         return await handler(request)
 
     @web.middleware
     async def answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The innermost one, for plug-ins: they see an error as the reply that it becomes."""
+        """The innermost middleware, so that plug-ins see an error as the reply it becomes."""
         return await self._answer(request, handler)
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -80,12 +80,12 @@ class Boundary:
             return self._error(request, PayloadTooLarge(exc.text or "the body is too large"))
         except (web.HTTPException, ConnectionError):
             raise
-        except Exception:  # the edge of a request: a fault of ours must not end in silence
+        except Exception:  # the edge of a request: a bug of ours must not go unnoticed
             logger.exception("%s %s failed", request.method, request.rel_url.raw_path)
             return self._error(request, our_fault())
 
     def _error(self, request: web.Request, exc: RouterError) -> web.Response:
-        """In the shape of the API whose route it is."""
+        """The error in the format of the API that the route belongs to."""
         style = self._style(request)
         headers = reply_headers(request, style.id_headers)
         reply = style.write(exc, headers["x-request-id"])
@@ -101,12 +101,12 @@ class Boundary:
         path = ANY_PATH if resource is None else resource.canonical.removeprefix(IN_SESSION)
         if path != ANY_PATH:
             return self._styles.get(path, OPENAI_ERRORS)
-        # No route: a path that ends like one of Anthropic's was meant for it.
+        # No route: a path that ends like one of Anthropic's was meant for that API.
         return ANTHROPIC_ERRORS if _ANTHROPIC.search(request.path) is not None else OPENAI_ERRORS
 
 
 def _outcome(response: web.StreamResponse) -> str:
-    """What the log says of a reply: how the prompt was made, or which error it is. No texts."""
+    """What the log reports about a reply: how the prompt was made, or which error. No texts."""
     try:
         if (receipt := response.headers.get("x-slime-receipt")) is not None:
             return "{status} reused={reused} encoded={encoded}".format(**orjson.loads(receipt))
@@ -114,5 +114,5 @@ def _outcome(response: web.StreamResponse) -> str:
             error = orjson.loads(response.text or "")["error"]
             return f"{error['code']} param={error['param']!r:.100}"
     except (KeyError, TypeError, ValueError):
-        pass  # a reply of another shape: a worker's, or a plug-in's
+        pass  # a reply in another format: a worker's, or a plug-in's
     return "-"

@@ -1,7 +1,7 @@
-"""Control routes: what RL code tells the workers through the router reaches all of them at once.
+"""Control routes: a control request that RL code sends to the router goes to all workers at once.
 
-Method, query, headers and body go to every worker as they came. Of a request nothing is read but
-the weight version that it brings; of an answer, where there are several, its JSON.
+Method, query, headers and body reach every worker unchanged. The router parses only the weight
+version in a request and, when there are several answers, their JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 OnWeights: TypeAlias = Callable[[Worker, WeightVersion | None, bool], None]
 
-_LOADS = (  # bring weights, and empty the worker's cache unless told not to
+_LOADS = (  # load weights, and empty the worker's cache unless the request says not to
     "/update_weights_from_disk",
     "/update_weights_from_tensor",
     "/update_weights_from_distributed",
@@ -66,13 +66,13 @@ _STOPS = ("/pause_generation", "/release_memory_occupation")
 _STARTS = ("/continue_generation", "/resume_memory_occupation")
 _FLUSHES = ("/flush_cache", "/release_memory_occupation")
 
-# Our server has unpacked the body, and reads it whole: these two no longer speak of it.
+# Our server has decompressed the body and reads it whole: neither header describes it any more.
 _NOT_SENT = OWN_REQUEST | UNPACKED
 
 
 @dataclass(frozen=True, slots=True)
 class _Update:
-    """What a weight update says of itself."""
+    """What a weight update says about itself."""
 
     version: WeightVersion | None
     flushes: bool
@@ -80,7 +80,7 @@ class _Update:
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """What every worker is told."""
+    """The request that every worker is sent."""
 
     method: str
     target: str
@@ -90,11 +90,11 @@ class _Order:
 
 
 class ControlRoutes:
-    """Sends control requests to all workers, and notes which weights they run then.
+    """Sends control requests to all workers, and records which weights they run afterwards.
 
-    `on_weights(worker, version, flushes)` is called for each worker that took a weight update, as
-    soon as it has: `version` is None where the request named none, `flushes` says whether the
-    worker's cache is empty now.
+    `on_weights(worker, version, flushes)` is called as soon as a worker has taken a weight update:
+    `version` is None if the request named none, and `flushes` says whether the worker's cache is
+    now empty.
     """
 
     def __init__(
@@ -129,12 +129,12 @@ class ControlRoutes:
         ]
 
     async def _handle(self, path: str, request: web.Request) -> web.Response:
-        """One worker's answer as it came, or what all of them said.
+        """One worker's answer unchanged, or the answers of all of them.
 
         Raises:
             NoWorker: none is registered.
-            WorkerFailed: the only one was not reached, or broke the connection.
-            WorkerTimeout: the only one did not answer in time.
+            WorkerFailed: the only worker could not be reached, or broke the connection.
+            WorkerTimeout: the only worker did not answer in time.
         """
         workers = self._pool.list()
         order = await _read(path, request, is_for_many=len(workers) > 1)
@@ -155,9 +155,9 @@ class ControlRoutes:
         return web.Response(status=answer.status, headers=headers, body=answer.body)
 
     def _aborts(self, order: _Order) -> list[tuple[Worker, _Order]]:
-        """Who has the generation, and under which name; nobody where all are to be told.
+        """The workers that run the generation, each with its name there; empty to abort on all.
 
-        What is aborted so does not go on.
+        A generation aborted this way is not resumed.
         """
         fields = _fields(order.body)
         if fields.get("abort_all"):
@@ -178,16 +178,16 @@ class ControlRoutes:
         before = worker.weight_version
         path = order.target.partition("?")[0]
         was_paused, was_asleep = worker.is_paused, worker.is_asleep
-        if path in _STOPS:  # before it is done: nothing new is sent meanwhile
+        if path in _STOPS:  # before it takes effect, so nothing new is sent in the meantime
             self._note_stop(worker, path, order.body)
         if update is not None:
             worker.updates += 1
-            worker.weight_version = None  # until the worker says which weights it has in the end
+            worker.weight_version = None  # until the worker reports which weights it ended up with
         try:
             answer = await self._client.ask(
                 worker, order.method, order.target, headers=order.headers, body=order.body or None
             )
-        except RouterError as exc:  # one worker's; the others are told all the same
+        except RouterError as exc:  # one worker's failure; the others still get the request
             logger.warning("%s failed: worker=%s reason=%s", order.target, worker.url, exc)
             if path in _STOPS:
                 self._pool.rest(worker, is_paused=was_paused, is_asleep=was_asleep)
@@ -202,7 +202,7 @@ class ControlRoutes:
         if update is not None and is_success:
             if update.version is not None:
                 worker.weight_version = update.version
-            elif worker.weight_version is None:  # no reply has said better meanwhile
+            elif worker.weight_version is None:  # no reply has reported a version meanwhile
                 worker.weight_version = before
             if update.flushes:
                 self._pool.flushed(worker)
@@ -211,20 +211,20 @@ class ControlRoutes:
         return answer
 
     def _note_stop(self, worker: Worker, path: str, body: bytes) -> None:
-        """The worker stops to generate, or begins to."""
+        """Notes that the worker stops or resumes generating."""
         is_paused, is_asleep = worker.is_paused, worker.is_asleep
         if path in ("/pause_generation", "/continue_generation"):
             is_paused = path == "/pause_generation"
         elif path == "/release_memory_occupation":
             is_asleep = True
         elif "kv_cache" in (_fields(body).get("tags") or ["kv_cache"]):
-            is_asleep = False  # weights come back first, where they come back by themselves
+            is_asleep = False  # if weights are resumed separately, they come first
         self._pool.rest(worker, is_paused=is_paused, is_asleep=is_asleep)
 
 
 async def _read(path: str, request: web.Request, *, is_for_many: bool) -> _Order:
     _, mark, query = request.raw_path.partition("?")
-    # An answer that is one of several is read: it must not come packed.
+    # One of several answers is parsed, so it must not be compressed.
     not_sent = _NOT_SENT | {"accept-encoding"} if is_for_many else _NOT_SENT
     body = await request.read()
     return _Order(
@@ -249,16 +249,16 @@ def _update(path: str, body: bytes) -> _Update | None:
 
 def _fields(body: bytes) -> dict[str, Any]:
     try:
-        given = json.loads(body)  # not orjson: it sets aside a dozen times the length of the body
+        given = json.loads(body)  # not orjson: it allocates a dozen times the body's length
     except (ValueError, RecursionError):
         return {}
     return given if isinstance(given, dict) else {}
 
 
 def _together(heard: Mapping[str, WorkerAnswer | RouterError]) -> web.Response:
-    """All answers by worker URL; at the top, what one worker alone would have said.
+    """All answers by worker URL; at the top level, what a single worker would have answered.
 
-    That is the first one's answer if all went well, else that of the first that failed.
+    That is the first answer if all succeeded, otherwise the first failure.
     """
     entries = {url: _entry(answer) for url, answer in heard.items()}
     failed = [e for e in entries.values() if not _is_success(e["status"], e["body"])]
@@ -284,7 +284,7 @@ def _is_success(status: int, body: Any) -> bool:
 
 
 def _parsed(body: bytes) -> Any:
-    """The JSON value in `body`, or else its text."""
+    """The JSON value in `body`, or its text if it is not JSON."""
     try:
         return orjson.loads(body)
     except ValueError:

@@ -1,6 +1,6 @@
-"""CORS: which web pages may read what the router answers. Off unless origins are given.
+"""CORS: which web pages may read the router's answers. Off unless origins are given.
 
-Browsers ask before they send a key, so what they ask is answered without one.
+Browsers send a preflight request before they send a key, so it is answered without one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from aiohttp import web
 from slime_router.errors import SetupError
 from slime_router.server.boundary import Handler
 
-MAX_AGE_S = 600  # how long a browser need not ask again
+MAX_AGE_S = 600  # how long a browser may go without asking again
 
 ANY = "*"
 EXPOSED = (
@@ -31,10 +31,10 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 
 
 class Cors:
-    """Answers browsers' questions, and says of every answer which origin may read it.
+    """Answers preflight requests, and marks every answer with the origin that may read it.
 
     Raises:
-        SetupError: an origin is none.
+        SetupError: an origin is invalid.
     """
 
     def __init__(self, origins: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ class Cors:
 
     @web.middleware
     async def preflight(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The HTTP middleware before the one that asks for keys."""
+        """The HTTP middleware that runs before the one that asks for keys."""
         headers = request.headers
         if request.method != "OPTIONS" or "origin" not in headers or _ASKED not in headers:
             return await handler(request)
@@ -63,13 +63,13 @@ class Cors:
         if self._allowed(request) is not None:
             response.headers["Access-Control-Allow-Methods"] = _METHODS
             asked = headers.get("access-control-request-headers")
-            if asked is not None:  # a star would not stand for `authorization`
+            if asked is not None:  # `*` would not cover `authorization`
                 response.headers["Access-Control-Allow-Headers"] = asked
             response.headers["Access-Control-Max-Age"] = str(MAX_AGE_S)
         return response
 
     async def on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        """aiohttp's signal: the head of any answer is about to be sent, of a stream too."""
+        """aiohttp's signal that an answer's headers are about to be sent, a stream's included."""
         if ANY not in self._origins:
             response.headers.add("Vary", "Origin")
         allowed = self._allowed(request)
@@ -78,7 +78,7 @@ class Cors:
             response.headers["Access-Control-Expose-Headers"] = ", ".join(EXPOSED)
 
     def _allowed(self, request: web.Request) -> str | None:
-        """What `Access-Control-Allow-Origin` says; None for an origin that may read nothing."""
+        """The value of `Access-Control-Allow-Origin`; None for an origin that may read nothing."""
         origin = request.headers.get("origin")
         if origin is None:
             return None

@@ -1,4 +1,4 @@
-"""The workers' side of the wiring: the pool, and all that sends to it, watches it or starts it."""
+"""The workers' side of the wiring: the pool, and what sends to it, watches it or starts it."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ PROBE_TIMEOUT_S = 10.0
 
 
 class LaunchedWorkers:
-    """Keeps the pool informed; `greet` is told of each worker that begins to serve.
+    """Keeps the pool informed; `greet` is called with each worker that starts serving.
 
-    `api_key` is the one that all of them ask for.
+    `api_key` is the key that all of them require.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class LaunchedWorkers:
         self._greet(worker)
 
     def note_down(self, url: str) -> None:
-        """It gets no request; its cache, its pause and its weights are gone with it."""
+        """Takes it out of service; its cache, its pause and its weights are lost with it."""
         try:
             worker = self._pool.get(url)
         except NotFound:  # a user has removed it
@@ -84,10 +84,10 @@ class LaunchedWorkers:
 
 
 class Fleet:
-    """What stands between the router and its workers; open while the router serves.
+    """Everything between the router and its workers; open while the router serves.
 
     Raises:
-        SetupError: a worker's URL is none.
+        SetupError: a worker's URL is invalid.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Fleet:
         return f"<Fleet {self.pool!r}>"
 
     def figures(self) -> dict[str, int]:
-        """How the workers are, and what became of requests that they failed."""
+        """The state of the workers, and what became of the requests they failed."""
         workers, counts = self.pool.list(), self.relay.counts
         return {
             "up": sum(worker.is_up for worker in workers),

@@ -1,4 +1,4 @@
-"""The operator's routes: workers, health, models, the tokenizer, the template, the figures."""
+"""The operator's routes: health, metrics, models, the tokenizer and the template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelAdmin:
-    """What the router says of itself and of the model."""
+    """What the router reports about itself and the model."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class ModelAdmin:
         ]
 
     async def health(self, _: web.Request) -> web.Response:
-        """The router runs. (Whether workers do, `GET /workers` says.)"""
+        """The router is running. (For the workers, see `GET /workers`.)"""
         return web.json_response({"status": "ok", "workers": len(self._pool)})
 
     async def readiness(self, _: web.Request) -> web.Response:
-        """Whether a request would find a worker now, be it one that is paused."""
+        """Whether a request would find a worker now, even a paused one."""
         healthy = sum(map(self._pool.is_healthy, self._pool.list()))
         counts = {"healthy_workers": healthy, "total_workers": len(self._pool)}
         if self._pool.can_serve():
@@ -85,26 +85,26 @@ class ModelAdmin:
         return web.json_response({"status": "not ready", "reason": reason, **counts}, status=503)
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """The figures since the start: JSON, or text for a Prometheus."""
+        """The metrics since the start: JSON, or text for Prometheus."""
         accept = ", ".join(request.headers.getall("Accept", ()))
         if wants_text(request.query.get("format"), accept):
             return await self.metrics_text(request)
         return web.json_response(self._figures())
 
     async def metrics_text(self, request: web.Request) -> web.Response:
-        """The same as Prometheus reads it."""
+        """The same metrics in Prometheus's format."""
         accept = ", ".join(request.headers.getall("Accept", ()))
         text, content_type = exposition(self._figures(), accept)
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def model_info(self, request: web.Request) -> web.StreamResponse:
-        """A worker's own answer; without one, what the router knows of the model."""
+        """A worker's own answer; with no workers, what the router knows about the model."""
         if len(self._pool):
             return await self._hand_on(request, f"/{request.rel_url.name}")
         return web.json_response({**self._paths(), "is_generation": True})
 
     async def server_info(self, request: web.Request) -> web.StreamResponse:
-        """A worker's own answer; without one, what the router knows of itself."""
+        """A worker's own answer; with no workers, what the router knows about itself."""
         if len(self._pool):
             return await self._hand_on(request, f"/{request.rel_url.name}")
         named = {"served_model_name": self._model_name, "internal_states": []}
@@ -144,13 +144,13 @@ class ModelAdmin:
         }
 
     async def template(self, _: web.Request) -> web.Response:
-        """What the self-test found out about the template, and its source."""
+        """The template's source, and what the self-test found out about it."""
         findings = self._template.findings
         fields = {name: getattr(findings, name) for name in findings.__slots__}
         return web.json_response({**fields, "source": self._tokenizer.chat_template})
 
     async def tokenize(self, request: web.Request) -> web.Response:
-        """`{"prompt"}` or `{"messages", "tools", ...}` to tokens, by the router's tokenizer."""
+        """`{"prompt"}` or `{"messages", "tools", ...}` to tokens, with the router's tokenizer."""
         body = await read_object(request)
         if ("prompt" in body) == ("messages" in body):
             raise BadRequest("Exactly one of 'prompt' and 'messages' is needed.", param="prompt")
@@ -181,7 +181,7 @@ class ModelAdmin:
         return [str(text) for text in texts]
 
     async def detokenize(self, request: web.Request) -> web.Response:
-        """`{"tokens"}` to text; under both of the names that clients read."""
+        """`{"tokens"}` to text, under both names that clients read."""
         body = await read_object(request)
         tokens = body.get("tokens")
         is_list = isinstance(tokens, list) and bool(tokens) and isinstance(tokens[0], list)

@@ -1,4 +1,4 @@
-"""The figures of `GET /metrics` in the text formats that Prometheus reads."""
+"""The metrics of `GET /metrics` in the text formats that Prometheus reads."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Figures = Mapping[str, Any]
 
 
 class _Family(NamedTuple):
-    """One metric; one whose name ends in `_total` is a counter.
+    """One metric; it is a counter if its name ends in `_total`.
 
-    `samples` maps the values of `labels` to the figure, a path such as `cache.cache_hits`.
+    `samples` maps the values of `labels` to a figure's path, such as `cache.cache_hits`.
     """
 
     name: str
@@ -64,7 +64,7 @@ FAMILIES = (
     _one("retries_total", "tries after a worker failed", "fleet.retried"),
     _one("moves_total", "generations that another worker took over", "fleet.moved"),
     _one("resumes_total", "aborted generations that went on", "fleet.resumed"),
-    _one("dropped_tokens_total", "tokens of replies that began anew", "fleet.dropped_tokens"),
+    _one("dropped_tokens_total", "tokens of replies that started over", "fleet.dropped_tokens"),
     _one("admission_running", "generations that have a slot", "admission.running"),
     _one("admission_waiting", "generations that wait for one", "admission.waiting"),
     _one("admission_waited_total", "generations that had to wait", "admission.waited"),
@@ -103,7 +103,7 @@ FAMILIES = (
     _recorded("missing_logprobs", "tokens without a logprob"),
     _recorded("rebased", "turns whose base was dropped"),
     _recorded("late", "turns of a session that had ended"),
-    _recorded("hidden_calls", "tool calls behind the first, where one was asked for"),
+    _recorded("hidden_calls", "tool calls after the first, where one was asked for"),
     _recorded("bad_routed_experts", "turns with unreadable routed experts"),
     _one("retries_open", "generations that a next try may join", "retries.open"),
     _one("retries_joined_total", "tries that joined one", "retries.joined"),
@@ -127,7 +127,7 @@ FAMILIES = (
 
 
 class _Figures(Collector):
-    """The figures of one moment, as `prometheus_client` collects them."""
+    """A snapshot of the figures, as `prometheus_client` collects them."""
 
     def __init__(self, figures: Figures) -> None:
         self._figures = figures
@@ -153,7 +153,7 @@ def _metric(
 
 
 def exposition(figures: Figures, accept: str) -> tuple[bytes, str]:
-    """The figures as text, and its Content-Type: OpenMetrics where `accept` takes it."""
+    """The figures as text, and its Content-Type: OpenMetrics if `accept` allows it."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(figures))
     encode, content_type = choose_encoder(accept)
@@ -161,7 +161,7 @@ def exposition(figures: Figures, accept: str) -> tuple[bytes, str]:
 
 
 def wants_text(query_format: str | None, accept: str) -> bool:
-    """Whether the asker is a Prometheus: it says `version=` of a text, or names OpenMetrics.
+    """Whether Prometheus is asking: it gives a `version=` for text, or names OpenMetrics.
 
     Raises:
         BadRequest: `?format=` is neither `json` nor `prometheus`.

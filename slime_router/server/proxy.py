@@ -1,6 +1,6 @@
-"""Hands a request that the router has no route for to a worker, byte for byte, both ways.
+"""Passes a request that the router has no route for to a worker, byte for byte, both ways.
 
-Unless no worker could make sense of it.
+A request that no worker could make sense of is refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from slime_router.pool.worker import Need
 
 logger = logging.getLogger(__name__)
 
-_HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1: these speak of one connection, not of the message
+_HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1: these describe one connection, not the message
     {
         "connection",
         "keep-alive",
@@ -44,10 +44,10 @@ _HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1: these speak of one connection, not 
     }
 )
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-# Our server has answered `Expect` already; what a client is known by is for the router alone.
+# Our server has already answered `Expect`; client credentials are for the router alone.
 OWN_REQUEST = frozenset({"host", "expect", "cookie", *KEY_HEADERS})
 UNPACKED = frozenset({"content-encoding", "content-length"})
-OWN_ANSWER = frozenset(  # what our server says itself, or leaves unsaid
+OWN_ANSWER = frozenset(  # what our server sets itself, or leaves out
     {
         "server",
         "date",
@@ -62,7 +62,7 @@ OWN_ANSWER = frozenset(  # what our server says itself, or leaves unsaid
 
 
 class PassThrough:
-    """A handler for any method and path. Nothing is parsed, kept or changed on the way."""
+    """A handler for any method and path. Nothing is parsed, kept or changed along the way."""
 
     def __init__(self, relay: Relay, *, max_payload_size: int) -> None:
         self._relay = relay
@@ -74,7 +74,7 @@ class PassThrough:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Sends `request` to the least loaded worker and its answer to the client.
 
-        A worker that cannot be reached is passed over; one that took the request is not.
+        A worker that cannot be reached is skipped; one that took the request is not.
 
         Raises:
             NoWorker: none is registered, or none could be reached.
@@ -86,7 +86,7 @@ class PassThrough:
         return await self.hand_on(request, _target(request))
 
     async def handle_in_session(self, request: web.Request) -> web.StreamResponse:
-        """The same for what stands behind the path of a session; the worker knows none."""
+        """The same for a path within a session; the worker gets the rest of the path."""
         _, _, _, rest = _target(request).split("/", 3)
         return await self.hand_on(request, f"/{rest}")
 
@@ -97,7 +97,7 @@ class PassThrough:
         body: bytes | None = None,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> web.StreamResponse:
-        """The same to `target`; `body` is that of the request where somebody has read it.
+        """The same, to `target`; `body` is the request's body if it has already been read.
 
         `headers` are added to the answer.
         """
@@ -126,7 +126,7 @@ class _Upload:
         self._content = request.content
         self._max_len = max_len
         self._len = 0
-        self.fault: RouterError | None = None  # of the client: why it did not come to its end
+        self.fault: RouterError | None = None  # the client's: why the upload broke off
         if (request.content_length or 0) > max_len:
             raise self._too_large()
 
@@ -148,7 +148,7 @@ class _Upload:
 async def _answered(
     request: web.Request, answer: Answer, headers: Mapping[str, str]
 ) -> web.StreamResponse:
-    """The answer on its way to the client, as fast as the client takes it."""
+    """Passes the answer to the client, as fast as the client takes it."""
     reply = web.StreamResponse(
         status=answer.status,
         reason=answer.reason,
@@ -160,7 +160,7 @@ async def _answered(
         while data := await read_some(answer):
             await reply.write(data)
     except RouterError as exc:
-        # The status line is out: only a broken connection still says that this is no end.
+        # The status line is out: only a broken connection can still show that this is not the end.
         logger.warning("answer broke off: path=%s reason=%s", request.path, exc)
         _break_off(request)
         return reply
@@ -177,7 +177,7 @@ def _break_off(request: web.Request) -> None:
 
 
 def _not_handed_on(request: web.Request) -> frozenset[str]:
-    """Our server unpacks a packed body: it is handed on unpacked, and without its old length."""
+    """Our server decompresses bodies: they are passed on that way, without their old length."""
     return OWN_REQUEST | UNPACKED if "content-encoding" in request.headers else OWN_REQUEST
 
 
@@ -205,7 +205,7 @@ def end_to_end(headers: CIMultiDictProxy[str], own: Iterable[str]) -> CIMultiDic
     )
 
 
-_OF_WORKERS = re.compile(  # what a worker serves: without one it is a worker that is missing
+_OF_WORKERS = re.compile(  # what workers serve: if there is no worker, that is what is missing
     r"/(v1/|v2/|api/)?(chat/completions|completions|responses|messages|embeddings|rerank|score"
     r"|classify|pooling|audio/\w+|encode|embed|invocations|vertex_generate|ping|health_generate"
     r"|get_load|generate_from_file|realtime|chat|generate|tags|show)"
@@ -213,7 +213,7 @@ _OF_WORKERS = re.compile(  # what a worker serves: without one it is a worker th
 
 
 class Fallback:
-    """A handler for any method and path behind all routes."""
+    """A handler for any method and path that no other route takes."""
 
     def __init__(self, pool: WorkerPool, others: PassThrough) -> None:
         self._pool = pool
@@ -223,7 +223,7 @@ class Fallback:
         return f"<Fallback to {self._others!r}>"
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Hands `request` on.
+        """Passes `request` on.
 
         Raises:
             NotSupported: it opens a websocket.
@@ -235,7 +235,7 @@ class Fallback:
         return await self._others.handle(request)
 
     async def handle_in_session(self, request: web.Request) -> web.StreamResponse:
-        """The same for what stands behind the path of a session."""
+        """The same for a path within a session."""
         await self._check(request, "/" + request.match_info["path"])
         return await self._others.handle_in_session(request)
 
@@ -253,7 +253,7 @@ class Fallback:
 
 
 async def _allowed_methods(request: web.Request) -> set[str]:
-    """What the router's own routes at this path take; empty for a path that is not its own."""
+    """The methods of the router's own routes at this path; empty if it has none there."""
     allowed: set[str] = set()
     for resource in request.app.router.resources():
         _, methods = await resource.resolve(request)

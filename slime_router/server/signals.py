@@ -1,6 +1,6 @@
-"""Signals: one that comes before the router is up, and the second one.
+"""Signals: one that arrives before the router is up, and a second one during shutdown.
 
-The second ends at once what the first one lets run on for the grace period.
+The second ends at once what the first lets run for the grace period.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from slime_router.server.slow_clients import SlowClients
 
 
 class StartUp:
-    """Until it `is_over`, SIGINT is an interruption; behind that it is an ordinary end."""
+    """Until it `is_over`, SIGINT is an interruption; after that it is an ordinary shutdown."""
 
     def __init__(self, app: web.Application) -> None:
         self.is_over = False
         self.was_interrupted = False
-        app.on_startup.insert(0, self._listen)  # before what may take minutes
+        app.on_startup.insert(0, self._listen)  # before anything that may take minutes
 
     async def _listen(self, _: web.Application) -> None:
         with suppress(NotImplementedError):  # on Windows
@@ -34,10 +34,10 @@ class StartUp:
 
 
 def hurry_at_second_signal(app: web.Application, clients: SlowClients) -> None:
-    """From the beginning of the shutdown on, SIGINT and SIGTERM cut all clients.
+    """Once shutdown has begun, SIGINT and SIGTERM cut off all clients.
 
-    Their generations end as if they had left. Where none is left to be cut, the signal interrupts
-    whatever else the shutdown waits for.
+    Their generations end as if they had left. If there is no client left to cut off, the signal
+    interrupts whatever else the shutdown is waiting for.
     """
 
     def hurry() -> None:

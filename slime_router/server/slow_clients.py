@@ -1,12 +1,12 @@
-"""Cuts clients that do not go on: with sending their request, or with reading their reply.
+"""Cuts off clients that stop sending their request or stop reading their reply.
 
-What must hold: a client that takes `UNSENT_LEN` bytes in `timeout_s` is never cut; one that stands
-still for so long is, and nothing of its request is left: its generation is aborted like that of a
-client who closed the connection. Meanwhile it costs little: a reply waits when the socket's buffer
+The invariant: a client that takes `UNSENT_LEN` bytes in `timeout_s` is never cut off; one that
+makes no progress for this long is, and nothing of its request is left: its generation is aborted as
+if it had closed the connection. Until then it costs little: a reply waits when the socket's buffer
 is full, and so does the worker that it comes from.
 
-Whether a client moves is looked at a few times in that time, and on its socket: the last of a reply
-is written when every handler and middleware has returned.
+Progress is checked a few times in that period, and on the socket: the last of a reply is written
+only after every handler and middleware has returned.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ from slime_router.server.boundary import Handler
 
 logger = logging.getLogger(__name__)
 
-LOOKS = 4  # without any progress, until a client is cut
-UNSENT_LEN = 128 * 2**10  # bytes in the kernel; it would take megabytes, and not say how it goes
+LOOKS = 4  # without any progress before a client is cut off
+UNSENT_LEN = (
+    128 * 2**10
+)  # bytes in the kernel; it would buffer megabytes, and hide the client's progress
 
 
 @dataclass(slots=True)
 class _Client:
-    """What was seen of one connection at the last look, and how often it stood still since."""
+    """What one connection looked like at the last check, and for how many checks it has stalled."""
 
     request: web.Request | None = None
     received: int = -1  # bytes of the body of `request`
-    unsent: int = 0  # bytes that the socket does not take
+    unsent: int = 0  # bytes that the socket has not taken
     silent: int = 0
     stuck: int = 0
 
 
 class SlowClients:
-    """Watches the connections whose requests went through its middleware."""
+    """Watches the connections whose requests pass through its middleware."""
 
     def __init__(self, timeout_s: float) -> None:
         self.cut = 0  # clients
@@ -68,13 +70,13 @@ class SlowClients:
             client.request = None
 
     async def run(self) -> None:
-        """Looks again and again, until it is cancelled."""
+        """Checks periodically until it is cancelled."""
         while True:
             await asyncio.sleep(self._timeout_s / LOOKS)
             self.look()
 
     def cut_all(self) -> int:
-        """Closes the connections of all requests under way; says how many those were."""
+        """Closes the connections of all requests in progress; returns how many there were."""
         busy = [
             transport
             for transport, client in self._clients.items()
@@ -85,7 +87,7 @@ class SlowClients:
         return len(busy)
 
     def look(self) -> None:
-        """Looks at every connection once; cuts those that have stood still for `LOOKS` looks."""
+        """Checks every connection once; cuts off those that have stalled for `LOOKS` checks."""
         for transport, client in tuple(self._clients.items()):
             unsent = 0 if transport.is_closing() else transport.get_write_buffer_size()
             if transport.is_closing() or (client.request is None and not unsent):
@@ -122,7 +124,7 @@ class SlowClients:
 
 
 def _keep_little_unsent(transport: asyncio.Transport) -> None:
-    """Lets the kernel keep no more than `UNSENT_LEN` bytes that the client does not take."""
+    """Lets the kernel hold at most `UNSENT_LEN` bytes that the client has not taken."""
     connection = transport.get_extra_info("socket")
     option = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # of Linux and macOS
     if connection is not None and option is not None and connection.family != socket.AF_UNIX:

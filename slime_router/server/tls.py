@@ -1,4 +1,4 @@
-"""TLS: the certificate that the router shows, and its key."""
+"""TLS: the certificate that the router presents, and its key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from slime_router.errors import SetupError
 
 
 def tls_context(cert_path: str | None, key_path: str | None) -> ssl.SSLContext | None:
-    """What the server is to listen with; None for plain HTTP.
+    """The context that the server listens with; None for plain HTTP.
 
     Raises:
         SetupError: one file is given without the other, or they do not make a certificate.
@@ -21,7 +21,7 @@ def tls_context(cert_path: str | None, key_path: str | None) -> ssl.SSLContext |
         try:
             with open(path, "rb"):
                 pass
-        except OSError as exc:  # the ssl module does not say which of the two it was
+        except OSError as exc:  # the ssl module does not say which of the two files it was
             raise SetupError(f"{flag} {path}: {exc.strerror}") from exc
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
@@ -37,5 +37,5 @@ def tls_context(cert_path: str | None, key_path: str | None) -> ssl.SSLContext |
 
 
 def _no_password() -> str:
-    """A server that waits for somebody to type would never be up."""
+    """A server that waits for somebody to type a password would never come up."""
     raise SetupError("--tls-key-path: the key is locked by a password; give one that is not")

@@ -1,4 +1,4 @@
-"""Upkeep: what is done beside the requests. Idle turns and stale tokens are dropped here."""
+"""Upkeep: background work. Idle turns and stale tokens are dropped here."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from slime_router.types import WeightVersion
 
 logger = logging.getLogger(__name__)
 
-MIN_AGES = 8  # sweeps in an idle time: what goes is at most an eighth of it too late
+MIN_AGES = 8  # sweeps per idle time: a turn is dropped at most an eighth of it too late
 MAX_PAUSE_S = 60.0
 
 
 class Upkeep:
-    """One task that sweeps the store, and drops what weight updates made stale."""
+    """One task that sweeps the store and drops what weight updates have made stale."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Upkeep:
         self._news.set()
 
     async def run(self) -> None:
-        """Until it is cancelled; what fails once is logged, and tried again the next time."""
+        """Runs until it is cancelled; a failure is logged, and the work retried the next time."""
         clock = asyncio.get_running_loop().time
         next_sweep = clock() + self._pause_s
         while True:
@@ -66,17 +66,17 @@ class Upkeep:
                 if is_due:
                     self.sweep()
                 await self.drop_stale()
-            except Exception:  # without upkeep memory would fill in silence
-                logger.exception("upkeep failed; it goes on")
+            except Exception:  # without upkeep, memory would silently fill up
+                logger.exception("upkeep failed; it continues")
 
     def sweep(self) -> None:
-        """Drop what was idle for too long."""
+        """Drop turns that have been idle for too long."""
         gone = self._store.sweep(self._max_age)
         if gone:
             logger.info("%d idle turns were dropped", gone)
 
     async def drop_stale(self) -> None:
-        """Drop what is more than `--max-version-lag` weight updates old, and no open session's."""
+        """Drop what is over `--max-version-lag` weight updates old, except for open sessions."""
         lag = self._max_version_lag
         if lag is None or self._weights.epoch - lag <= self._cleaned_epoch:
             return

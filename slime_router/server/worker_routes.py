@@ -1,4 +1,4 @@
-"""Registration of workers: `/workers`, as sglang-router has it, and slime's older routes."""
+"""Worker registration: `/workers`, as in sglang-router, and slime's older routes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from slime_router.server.boundary import Handler
 logger = logging.getLogger(__name__)
 
 _URL_REQUIRED = "worker_url is required (use query ?url=... or JSON body)"
-_NAMES = {"worker_type": "kind"}  # our name of a field, where it is another
+_NAMES = {"worker_type": "kind"}  # our name for a field, where it differs
 _MAX_LABELS = 100
 
 
 class WorkerAdmin:
-    """Workers come, change and go; a change holds for the next request."""
+    """Adds, changes and removes workers; a change takes effect with the next request."""
 
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
@@ -53,7 +53,7 @@ class WorkerAdmin:
         return web.json_response({"status": "success", "worker_urls": self._pool.loads})
 
     async def remove_worker(self, request: web.Request) -> web.Response:
-        """`POST /remove_worker?url=` or `{"url"}`: gone at once; what it runs goes on."""
+        """`POST /remove_worker?url=` or `{"url"}`: gone at once, but its generations finish."""
         url = await _named(request)
         if url is None:
             return web.json_response({"error": _URL_REQUIRED}, status=400)
@@ -66,7 +66,7 @@ class WorkerAdmin:
         return web.json_response({"urls": list(self._pool.loads)})
 
     async def create(self, request: web.Request) -> web.Response:
-        """`POST /workers {"url", ...}`: accepted, and there at once; a known URL keeps its id."""
+        """`POST /workers {"url", ...}`: accepted, and in use at once; a known URL keeps its id."""
         body = await read_object(request)
         url = body.get("url")
         require(isinstance(url, str) and bool(url), "url", "the worker's URL")
@@ -89,14 +89,14 @@ class WorkerAdmin:
         return web.json_response(self._json(self._pool.get(request.match_info["worker"])))
 
     async def change(self, request: web.Request) -> web.Response:
-        """`PUT` or `PATCH /workers/{id or URL}`: the fields that it names, and no others."""
+        """`PUT` or `PATCH /workers/{id or URL}`: changes only the fields in the body."""
         worker = self._pool.get(request.match_info["worker"])
         fields = _fields(await read_object(request))
         self._register(worker.url, fields)
         return self._accepted(worker, "Worker updated")
 
     async def delete(self, request: web.Request) -> web.Response:
-        """`DELETE /workers/{id or URL}`: it gets no new requests, and is gone after its last."""
+        """`DELETE /workers/{id or URL}`: gets no new requests, and leaves after its last."""
         worker = self._pool.drain(request.match_info["worker"])
         logger.info("worker %s leaves, %d in flight", worker.url, worker.in_flight)
         return self._accepted(worker, "Worker removed when it has answered what it has")
@@ -119,7 +119,7 @@ class WorkerAdmin:
         return web.json_response(reply, status=202, headers={"Location": location})
 
     def _json(self, worker: Worker) -> dict[str, Any]:
-        """A worker as operators see it; its key is not shown."""
+        """A worker as operators see it, without its key."""
         return {
             "id": worker.id,
             "url": worker.url,
@@ -149,7 +149,7 @@ def _status(worker: Worker) -> str:
 
 
 def _fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What a body says of a worker, checked, under our own names; what we do not know is left."""
+    """A body's fields about a worker, checked, under our names; unknown fields are ignored."""
     checks: dict[str, tuple[Callable[[Any], bool], str]] = {
         "worker_type": (lambda v: v in KINDS, " or ".join(KINDS)),
         "bootstrap_port": (lambda v: v is None or _is_port(v), "a port"),

@@ -1,11 +1,11 @@
 """A reply as the events of Anthropic's stream, before they are written.
 
-The start of the message; its blocks, one after the other, each with its start, deltas and stop; why
-the reply ended and what it cost; its stop.
+First comes the start of the message; then its blocks, one after the other, each with its start,
+deltas and stop; then why the reply ended and its usage; last the stop of the message.
 
-A block of thinking is signed with the turn's id: agents send it back as it is, so the turn is known
-again whatever else they spell anew. Arguments of a tool are passed on as they come, where they can
-become an object; what is known not to waits for its end (see `messages`).
+A thinking block is signed with the turn's id: agents send it back unchanged, so the turn can be
+recognized whatever else they rewrite. A tool's arguments are passed on as they come if they can
+still become an object; if it is known that they cannot, they wait for their end (see `messages`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Event: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class MessageStyle:
-    """What is the same in all of a reply."""
+    """What stays the same throughout a reply."""
 
     id: str
     model: str
@@ -31,11 +31,11 @@ class MessageStyle:
 
 @dataclass(slots=True)
 class _Block:
-    """One block: of text, of thinking, or the use of a tool."""
+    """One block: text, thinking, or a tool use."""
 
     index: int
     type: str
-    held: str = ""  # arguments that are not passed on yet
+    held: str = ""  # arguments not passed on yet
     is_flowing: bool = False  # they are
 
 
@@ -53,7 +53,7 @@ class MessageEvents:
         self._later: list[tuple[str, str]] = []  # what was said while a call was open
 
     def of_chunk(self, chunk: GenerateChunk) -> Sequence[Event]:
-        """The events of the next chunk. Raises RouterError where the worker gave up."""
+        """The events of the next chunk. Raises RouterError if the worker gave up."""
         self._tally.add(chunk)
         events = []
         if not self._has_begun:
@@ -73,7 +73,7 @@ class MessageEvents:
         return events
 
     def _say(self, kind: str, text: str) -> list[Event]:
-        """Text or thinking; blocks do not overlap, so behind an open call it waits."""
+        """Text or thinking; blocks do not overlap, so it waits until an open call has ended."""
         if self._open is not None and self._open.type == "tool_use":
             self._later.append((kind, text))
             return []
@@ -112,7 +112,7 @@ class MessageEvents:
         }
 
     def _close(self) -> list[Event]:
-        """The end of the open block, and what waited for it."""
+        """The end of the open block, and what was waiting for it."""
         block, self._open = self._open, None
         if block is None:
             return []
@@ -155,7 +155,7 @@ class MessageEvents:
         ]
 
     def _usage(self) -> dict[str, Any]:
-        """Anthropic's usage: tokens from the cache are no input tokens."""
+        """Anthropic's usage: cached tokens do not count as input tokens."""
         usage = self._tally.usage()
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         return {
@@ -167,7 +167,7 @@ class MessageEvents:
 
 
 def _arguments(block: _Block, text: str, *, is_last: bool) -> list[Event]:
-    """Passes on what can become an object; what is all there at the end is looked at as a whole."""
+    """Passes on what can become an object; arguments held to the end are checked as a whole."""
     if block.is_flowing:
         return [_input_delta(block, text)] if text else []
     is_broken = bool(block.held.strip())

@@ -6,8 +6,8 @@ an assistant's uses of tools   `tool_calls` under the same ids, arguments as obj
 system, wherever it stands     a `system` message there
 
 A tool's input is the arguments that a model wrote, as the JSON object that Anthropic's API has.
-Arguments that are no object become `{"_raw": "<as the model wrote them>"}`, and that becomes them
-again when the agent sends it back.
+Arguments that are not an object become `{"_raw": "<as the model wrote them>"}`, which is turned
+back into them when the agent returns it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from slime_router.errors import BadRequest
 from slime_router.types import Message
 
 RAW = "_raw"
-BILLING = "x-anthropic-billing-header:"  # Claude Code's: other words in every request
+BILLING = "x-anthropic-billing-header:"  # Claude Code's: differs in every request
 
 _TURN_ID = re.compile(r"turn_[0-9a-f]{24}(-\d+)?")
 

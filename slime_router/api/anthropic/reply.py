@@ -25,7 +25,7 @@ _ERROR_TYPES = {
     529: "overloaded_error",
 }
 THREAD_UNSUPPORTED = "thread_unsupported_request"
-_TOO_LONG = "prompt is too long"  # agents that read this make the conversation shorter
+_TOO_LONG = "prompt is too long"  # agents that see this shorten the conversation
 
 
 class MessageStream:
@@ -50,7 +50,7 @@ class MessageStream:
 
 
 class MessageBody:
-    """One message in one piece: what the stream would have said, folded."""
+    """One message in one piece: the events of the stream, folded together."""
 
     def __init__(self, style: MessageStyle) -> None:
         self._events = MessageEvents(style)

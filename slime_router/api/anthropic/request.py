@@ -54,7 +54,7 @@ _AS_IN_CHAT = (  # Anthropic's fields, hints of the session, and what the router
     "bootstrap_port",
     "bootstrap_room",
 )
-_THINKS = {"enabled": True, "disabled": False, "adaptive": None}  # None: as the template likes
+_THINKS = {"enabled": True, "disabled": False, "adaptive": None}  # None: up to the template
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -111,7 +111,7 @@ def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_threads(body: Mapping[str, Any]) -> None:
-    """A request that goes on in a thread holds only what is new: to ignore that loses the rest."""
+    """A request that continues a thread holds only what is new: ignoring it loses the rest."""
     if body.get("thread"):
         message = "'thread' is not supported: send all messages."
         raise BadRequest(message, param="thread", code=THREAD_UNSUPPORTED)
@@ -127,7 +127,7 @@ def _stops(stops: Any) -> list[str]:
 
 
 def _tools(tools: Any) -> list[dict[str, Any]]:
-    """The client's own tools; those of other types live in Anthropic's service."""
+    """The client's own tools; tools of other types run in Anthropic's service."""
     if tools is None:
         return []
     require(isinstance(tools, list), "tools", "a list of tools")

@@ -1,4 +1,4 @@
-"""What clients say in other words: one body in the words that the doors read.
+"""Fields that clients name differently, brought to the names that the doors read.
 
 Workers are asked through `/generate`, which reads no header, and knows neither `base:adapter` nor
 vLLM's names: what SGLang's own chat route makes of those is made here.
@@ -18,7 +18,7 @@ from slime_router.errors import BadRequest
 RANK_HEADER = "x-data-parallel-rank"
 KEY_HEADER = "x-smg-routing-key"
 
-_RENAMED = (  # the name that counts is first
+_RENAMED = (  # the name that wins comes first
     ("routed_dp_rank", "data_parallel_rank"),
     ("max_thinking_tokens", "thinking_token_budget"),
 )

@@ -1,7 +1,7 @@
 """The scalar fields of an OpenAI chat request, with their types and ranges.
 
-Types are strict: `true` is no number and `"1"` is none either. Unknown fields are ignored, because
-clients of every vendor send their own. Messages, tools and grammars have rooms of their own.
+Types are strict: neither `true` nor `"1"` is a number. Unknown fields are ignored, because clients
+of every vendor send their own. Messages, tools and grammars have modules of their own.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _Strings: TypeAlias = Annotated[
 
 
 class StreamOptions(BaseModel):
-    """What a stream says besides the text."""
+    """What a stream includes besides the text."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -91,7 +91,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatFields(BaseModel):
-    """One request's scalar fields. None means that the client did not say."""
+    """One request's scalar fields. None means that the client did not set it."""
 
     model_config = ConfigDict(
         strict=True, extra="ignore", frozen=True, allow_inf_nan=False, protected_namespaces=()
@@ -186,13 +186,13 @@ def worker_fields(fields: ChatFields, *more: str) -> dict[str, Any]:
     """What the client set of the fields that are the worker's own, and of those named `more`."""
     names = (*WORKER_FIELDS, *more)
     values = {name: value for name in names if (value := getattr(fields, name)) is not None}
-    if fields.cache_salt:  # older workers know no other way to part their caches
+    if fields.cache_salt:  # older workers have no other way to separate their caches
         values["extra_key"] = fields.cache_salt + (fields.extra_key or "")
     return values
 
 
 def sampling(fields: ChatFields, grammar: Grammar | None) -> Sampling:
-    """How to sample, in the router's words."""
+    """How to sample, in the router's terms."""
     return Sampling(
         max_tokens=_max_tokens(fields),
         min_tokens=fields.min_tokens,
@@ -250,7 +250,7 @@ def _check_vocabulary(fields: ChatFields, vocab_size: int) -> None:
 
 
 def _bad_request(error: ErrorDetails) -> BadRequest:
-    """Pydantic's first complaint in OpenAI's words."""
+    """Pydantic's first complaint in OpenAI's wording."""
     param = _path(error["loc"])
     return BadRequest(
         f"Invalid value for '{param}': {error['msg']}.", param=param, code=_code(error)
@@ -274,10 +274,10 @@ def _code(error: ErrorDetails) -> str:
 
 
 def regex_fault(patterns: Sequence[str]) -> str | None:
-    """What is wrong with the first pattern that no worker takes; None where all are good.
+    """What is wrong with the first pattern that no worker takes; None if all are good.
 
-    SGLang matches with Python's `re`; one that does not compile ends there as a 500, which says
-    nothing to the client.
+    SGLang matches with Python's `re`; a pattern that does not compile becomes a 500 there, which
+    tells the client nothing.
     """
     for pattern in patterns:
         if len(pattern.encode()) > MAX_STOP_REGEX_BYTES:

@@ -22,7 +22,7 @@ _MAX_PATTERN_LEN = 16 * 2**10  # bytes; compiling 160 kB took all of a worker's 
 
 
 def grammar(response_format: Any, *, regex: str | None, ebnf: str | None) -> Grammar | None:
-    """The grammar in whichever field it stands.
+    """The grammar, whichever field holds it.
 
     Raises:
         BadRequest: there are two, one is too long, or `response_format` is not one of its forms.
@@ -85,7 +85,7 @@ def _text(value: dict[str, Any]) -> str:
 
 
 def check_schema(schema: Any, param: str) -> None:
-    """Raises BadRequest where every way through the schema's references comes back to itself."""
+    """Raises BadRequest if every path through the schema's references leads back to itself."""
     ahead, seen = [schema], set[int]()
     while ahead:
         node = ahead.pop()
@@ -105,7 +105,7 @@ def check_tag(tag: Any, param: str) -> None:
 
 
 def check_text(text: Any, param: str) -> None:
-    """The same for a grammar's JSON as text. What is no JSON is the worker's to refuse."""
+    """The same for a grammar's JSON as text. Invalid JSON is left for the worker to refuse."""
     try:
         value = orjson.loads(text) if isinstance(text, str) else None
     except orjson.JSONDecodeError:

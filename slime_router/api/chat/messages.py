@@ -38,12 +38,12 @@ def read_messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def is_continued(messages: tuple[Message, ...], asked: bool) -> bool:
-    """Whether the reply goes on with the last message instead of beginning a new one.
+    """Whether the reply continues the last message instead of starting a new one.
 
     `asked` is the request's own flag; DeepSeek's clients mark the message with `prefix` instead.
 
     Raises:
-        BadRequest: there is no assistant message to go on with.
+        BadRequest: there is no assistant message to continue.
     """
     last = messages[-1]
     if not asked and last.get("prefix") is not True:
@@ -55,7 +55,7 @@ def is_continued(messages: tuple[Message, ...], asked: bool) -> bool:
 
 
 def _is_plain(message: Any) -> bool:
-    """Whether it is the commonest kind of message, a role and a text, in which nothing is wrong."""
+    """Whether it is the most common kind of message, a role and a text, and valid."""
     return (
         type(message) is dict
         and len(message) == 2

@@ -24,7 +24,7 @@ LOWEST_LOGPROB = -9999.0  # JSON has no infinity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatStyle:
-    """What stands in the reply besides the text; the first three are the same in all of it."""
+    """What the reply contains besides the text; the first three stay the same throughout."""
 
     id: str
     created: int
@@ -175,7 +175,7 @@ class ChatStream:
 
 @dataclass(slots=True)
 class _Choice:
-    """One choice as far as it has come."""
+    """One choice so far."""
 
     texts: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
@@ -190,7 +190,7 @@ class _Choice:
 
 
 class ChatBody:
-    """One chat completion in one piece: what the stream would have said, folded."""
+    """One chat completion in one piece: the events of the stream, folded together."""
 
     def __init__(self, style: ChatStyle, vocabulary: Vocabulary, n: int) -> None:
         self._style = style
@@ -264,7 +264,7 @@ class ChatBody:
 
 
 def _ending(finish: Finish | None, has_calls: bool) -> dict[str, Any]:
-    """Why a choice ended: a reply that stopped behind tool calls ended for them."""
+    """Why a choice ended: if it stopped after tool calls, it ended because of them."""
     if finish is None:
         return {"finish_reason": None, "matched_stop": None}
     if finish.type == "stop" and has_calls:

@@ -16,7 +16,7 @@ from slime_router.errors import BadRequest
 
 
 def read_tools(body: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The tools in `tools`; `null` and `[]` are none.
+    """The tools in `tools`; `null` and `[]` mean no tools.
 
     Raises:
         BadRequest: with the path of the field at fault, such as `tools[0].function.name`.
@@ -121,7 +121,7 @@ def _check_can_force(
             param="tool_choice",
         )
     for tool in picked:
-        if tool["function"].get("strict"):  # else its call may hold any JSON
+        if tool["function"].get("strict"):  # otherwise its call may hold any JSON
             path = f"tools[{tools.index(tool)}].function.parameters"
             check_schema(tool["function"].get("parameters"), path)
 

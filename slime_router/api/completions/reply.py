@@ -61,7 +61,7 @@ class Logprobs:
         """Those of a chunk; None where they were not asked for.
 
         Raises:
-            WorkerFailed: the worker gave none of the prompt.
+            WorkerFailed: the worker gave no logprobs of the prompt.
         """
         if self._top is None:
             return None
@@ -90,13 +90,13 @@ class Logprobs:
         return self._vocabulary.token_bytes(token_id).decode("utf-8", "replace")
 
     def _step(self, token_id: int) -> int:
-        """Where a token begins: behind the characters that are whole by then."""
+        """Where a token begins: after the characters that are complete by then."""
         begin = self._offset
         self._offset += len(self._decoder.decode(self._vocabulary.token_bytes(token_id)))
         return begin
 
     def _ranked(self, top: _Top | None) -> dict[str, float]:
-        """The likely tokens by their text; of two that read the same the likelier."""
+        """The likely tokens by their text; of two with the same text, the likelier."""
         ranked: dict[str, float] = {}
         for value, token_id in top or ():
             ranked.setdefault(self._text(token_id), _known(value))
@@ -181,7 +181,7 @@ class CompletionStream:
 
 @dataclass(slots=True)
 class _Choice:
-    """One choice as far as it has come."""
+    """One choice so far."""
 
     texts: list[str] = field(default_factory=list)
     output_ids: list[int] = field(default_factory=list)
@@ -191,7 +191,7 @@ class _Choice:
 
 
 class CompletionBody:
-    """One completion in one piece: what the stream would have said, folded."""
+    """One completion in one piece: the events of the stream, folded together."""
 
     def __init__(
         self,

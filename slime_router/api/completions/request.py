@@ -27,7 +27,7 @@ MAX_CHOICES = 16_384  # `n` is a number in a small body: it must not be able to 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionStyle:
-    """What stands in the reply besides the texts."""
+    """What the reply contains besides the texts."""
 
     id: str
     created: int

@@ -1,6 +1,6 @@
 """Chunks written as SGLang's `/generate` items.
 
-An item is handed on as the worker wrote it, an abort too: RL pipelines go by every field of it.
+An item is passed on as the worker wrote it, aborts included: RL pipelines rely on every field.
 Only logprobs that the router asked for and the client did not are left out.
 """
 
@@ -70,7 +70,7 @@ class _Writer:
 
 
 class ItemStream:
-    """One streamed reply; each item of several generations says whose it is."""
+    """One streamed reply; with several generations, each item carries the index of its own."""
 
     def __init__(self, calls: Sequence[GenerateCall], *, is_array: bool) -> None:
         self._writers = [_Writer(call) for call in calls]

@@ -48,7 +48,7 @@ _PER_PROMPT = (
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """What a client asks for. `is_array` tells whether the reply is a list of items."""
+    """What a client asks for. `is_array`: whether the reply is a list of items."""
 
     calls: tuple[GenerateCall, ...]
     is_array: bool
@@ -61,7 +61,7 @@ def read_generate_request(
     """Checks what must be checked and makes the calls.
 
     Raises:
-        BadRequest: something is wrong with it; nothing has happened.
+        BadRequest: something in it is invalid; nothing has happened yet.
     """
     stream = body.get("stream")
     require(stream is None or isinstance(stream, bool), "stream", "true or false")

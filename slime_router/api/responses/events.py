@@ -1,8 +1,8 @@
 """A reply as the events of a Responses stream, before they are written.
 
 The response is created; its items come one after the other, each with its beginning, its deltas
-and its end; the response ends with all of them. Reasoning carries the turn's id as what a client
-must send back untouched, so the turn is known again whatever else is spelled anew.
+and its end; the response ends with all of them. Reasoning carries the turn's id in the field that
+a client must return untouched, so the turn can be recognized whatever else is rewritten.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _DELTAS = {
 
 @dataclass(frozen=True, slots=True)
 class ResponseStyle:
-    """What is the same in all of a reply."""
+    """What stays the same throughout a reply."""
 
     id: str
     created: int  # in seconds since 1970
     echo: Mapping[str, Any]  # the request's own fields, which a response repeats
-    namespaces: Mapping[str, str]  # of the functions that stand in one
+    namespaces: Mapping[str, str]  # of the functions that are in one
     entries: Callable[[GenerateChunk], list[Entry]] | None = None  # its logprobs, where asked for
 
 
 @dataclass(slots=True)
 class _Item:
-    """One output item as far as it has come."""
+    """One output item so far."""
 
     kind: Kind
     index: int
@@ -52,7 +52,7 @@ class _Item:
     logprobs: list[Entry] = field(default_factory=list)
 
     def part(self) -> dict[str, Any]:
-        """Its one part as far as it has come; a call has none."""
+        """Its one part so far; a call has none."""
         text = "".join(self.texts)
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": text}
@@ -82,12 +82,12 @@ class ResponseEvents:
         self._turn = ""
         self._open: _Item | None = None
         self._calls: set[int] = set()
-        self._later: list[tuple[Kind, str]] = []  # said behind calls, which must not be torn apart
+        self._later: list[tuple[Kind, str]] = []  # said after calls, which must not be torn apart
         self._output: list[dict[str, Any]] = []
-        self._due: list[Entry] = []  # of tokens that no message has told yet
+        self._due: list[Entry] = []  # of tokens that no message has reported yet
 
     def of_chunk(self, chunk: GenerateChunk) -> list[Event]:
-        """The events of the next chunk. Raises RouterError where the worker gave up."""
+        """The events of the next chunk. Raises RouterError if the worker gave up."""
         self._tally.add(chunk)
         if self._style.entries is not None:
             self._due += self._style.entries(chunk)
@@ -108,7 +108,7 @@ class ResponseEvents:
         return events
 
     def failure(self, exc: RouterError, error: Mapping[str, Any]) -> list[Event]:
-        """The end of a stream that failed; `error` is what the client is told."""
+        """The end of a stream that failed; `error` is what the client gets."""
         is_busy = exc.status == 429
         code = "rate_limit_exceeded" if is_busy else "server_error"
         failed = self._response("failed", error={"code": code, "message": exc.message})
@@ -157,7 +157,7 @@ class ResponseEvents:
         return [self._of(item, f"{_DELTAS[item.kind]}.delta", delta=text, **extra)]
 
     def _tell_due(self, item: _Item) -> list[Entry]:
-        """The logprobs since the last that were told; those of hidden tokens too, as in chat."""
+        """The logprobs not reported yet, those of hidden tokens included, as in chat."""
         due, self._due = self._due, []
         item.logprobs += due
         return due

@@ -39,7 +39,7 @@ def read_input(given: Any, find_item: FindItem) -> tuple[Item, ...]:
 
 
 def to_messages(items: Sequence[Item], *, first: int = 0) -> list[Message]:
-    """The chat messages that say the same; `input[0]` of the request is `items[first]`.
+    """The equivalent chat messages; `input[0]` of the request is `items[first]`.
 
     Raises:
         BadRequest: with the path of the field at fault.
@@ -136,7 +136,7 @@ def _role(item: Item, path: str) -> str:
 
 
 def _call(item: Item, path: str) -> dict[str, Any]:
-    """A call as a chat client sends it back; tools that are no functions take one argument."""
+    """A call as a chat client sends it back; tools that are not functions take one argument."""
     call_id = _text(item, _id_key(item), path)
     match item["type"]:
         case "function_call":

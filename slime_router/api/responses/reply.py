@@ -15,7 +15,7 @@ from slime_router.types import GenerateChunk
 
 __all__ = ["RESPONSES_ERRORS", "ResponseBody", "ResponseStream", "ResponseStyle"]
 
-_OWN_NAMES = (  # of fields that the rooms of the chat door name otherwise; the first that fits
+_OWN_NAMES = (  # of fields that the chat modules name differently; the first match wins
     ("messages", "input"),
     ("max_completion_tokens", "max_output_tokens"),
     ("reasoning_effort", "reasoning.effort"),
@@ -46,7 +46,7 @@ class ResponseStream:
 
 
 class ResponseBody:
-    """One response in one piece: the one that its last event would have carried."""
+    """One response in one piece: the one that a stream's last event would have carried."""
 
     def __init__(self, style: ResponseStyle, keep: Keep) -> None:
         self._events = ResponseEvents(style, keep)

@@ -24,7 +24,7 @@ from slime_router.errors import BadRequest
 from slime_router.replies.parser import ReplyParsers
 from slime_router.types import GenerateCall
 
-_NOT_OF_CHAT = frozenset(  # other things under a name that the chat door knows, or not served here
+_NOT_OF_CHAT = frozenset(  # named like a chat field but different, or not supported here
     {
         "input_ids",
         "logprobs",

@@ -1,8 +1,8 @@
 """The responses that a client may refer to: `previous_response_id`, item references, `GET`.
 
-They live in memory only, and the one that was used least recently goes first. A response that
-continues another holds on to it, so a conversation stays whole when the name of its beginning goes,
-and each item is held once.
+They live in memory only, and the least recently used goes first. A response that continues another
+holds on to it, so a conversation stays whole when the id of its first response goes, and each item
+is held once.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Item: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A response, what was said to get it, and the response that it continues."""
+    """A response, its input, and the response that it continues."""
 
     response: Mapping[str, Any]
     asked: tuple[Item, ...]
     said: tuple[Item, ...]  # the output items, each with the `turn` that sampled it
     previous: Stored | None = None
-    owner: str = ""  # only this caller is told of it
+    owner: str = ""  # only this caller can see it
 
     def steps(self) -> list[Stored]:
         """This response and all that it continues, the oldest first."""
@@ -43,7 +43,7 @@ class Stored:
 
 
 class ResponseStore:
-    """At most `max_stored` responses, by id. What another owner stored is not there for one."""
+    """At most `max_stored` responses, by id. What another owner stored is not visible."""
 
     def __init__(self, max_stored: int) -> None:
         self._max_stored = max_stored

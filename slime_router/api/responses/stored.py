@@ -23,7 +23,7 @@ _TEXTS = ("input_text", "output_text", "text")
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """Which items are wanted: at most `limit` behind the one with the id `after`."""
+    """Which items are wanted: at most `limit`, following the one with the id `after`."""
 
     limit: int = DEFAULT_PAGE_LEN
     is_oldest_first: bool = False
@@ -41,7 +41,7 @@ async def list_items(kept: ResponseStore, request: web.Request) -> web.Response:
 
 
 async def cancel(kept: ResponseStore, request: web.Request) -> web.Response:
-    """`POST /v1/responses/{id}/cancel`: none that is stored still runs."""
+    """`POST /v1/responses/{id}/cancel`: refused, as no stored response is still running."""
     _stored(kept, request)
     raise BadRequest("Only a response that was made in the background can be cancelled.")
 
@@ -79,7 +79,7 @@ def _listing(stored: Stored, page: _Page) -> dict[str, Any]:
     """One page of the items, the whole conversation before the response among them.
 
     Raises:
-        BadRequest: `after` is the id of none.
+        BadRequest: no item has the id `after`.
     """
     items = list(_named(stored))
     if not page.is_oldest_first:

@@ -18,7 +18,7 @@ from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
 
-_SLICE = 1_000  # sessions that are listed at one go; then others have their turn
+_SLICE = 1_000  # sessions listed in one go before other tasks get their turn
 
 
 class Flights(Protocol):
@@ -103,7 +103,7 @@ def session_in_path(request: web.Request) -> str:
 
 
 def summary(session: Session, request: web.Request) -> dict[str, Any]:
-    """What every reply says of a session; its URL is on the host that this request was sent to.
+    """What every reply says about a session; its URL is on the host this request was sent to.
 
     `owner` is there where the session belongs to a named key.
     """

@@ -1,7 +1,7 @@
-"""What the bodies and queries of the session doors say, checked before anything happens.
+"""The bodies and queries of the session doors, checked before anything happens.
 
-These doors are our own, so a field that they do not know is refused: a misspelled `max_turn` would
-otherwise be a limit that nobody keeps.
+These doors are our own, so unknown fields are refused: a misspelled `max_turn` would otherwise be a
+limit that is never enforced.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Body: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class CloseRequest:
-    """What becomes of the generations under way, and how long they are waited for."""
+    """What to do with running generations, and how long to wait for them."""
 
     cancel: bool
     timeout_s: float
@@ -195,7 +195,7 @@ def _read_metadata(body: Body) -> dict[str, Any]:
 
 
 def _checked_object(value: Body, field: str) -> Body:
-    """An object that fits, and that can be written wherever the router tells it again."""
+    """An object that fits, and that can be written wherever the router returns it."""
     nested: Any = value
     for _ in range(_LISTING_LEVELS):
         nested = [nested]

@@ -1,7 +1,8 @@
 """How rows are written: JSON, JSON lines, slime's samples, and arrays (npz, safetensors).
 
-Pure: a session and its rows become bytes. All formats tell the same tokens, loss masks and
-log-probabilities. A row for which none were asked has null in JSON and NaN in arrays, never zeros.
+Pure: a session and its rows become bytes. All formats hold the same tokens, loss masks and
+log-probabilities. A row whose log-probabilities were not requested has null in JSON and NaN in
+arrays, never zeros.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ def as_json(session: Session, rowset: RowSet) -> bytes:
 
 
 def as_lines(session: Session, rowset: RowSet) -> bytes:
-    """One row a line, and the line of the stats."""
+    """One row per line, and a line with the stats."""
     return b"".join(lines(session, rowset))
 
 
 def lines(session: Session, rowset: RowSet) -> Iterator[bytes]:
-    """The lines one by one, each written when it is asked for."""
+    """The lines one by one, each written on demand."""
     for row in rowset.rows:
         yield _dumps(_json_row(session, row)) + b"\n"
     stats = {"session_id": session.name, "stats": _stats(session, rowset.stats)}
@@ -91,7 +92,7 @@ def _dumps(value: Any) -> bytes:
 
 
 def _fields(session: Session, row: Row) -> dict[str, Any]:
-    """What a row says besides its arrays."""
+    """What a row holds besides its arrays."""
     return {
         "row_id": row.row_id,
         "session_id": session.name,
@@ -120,7 +121,7 @@ def _json_row(session: Session, row: Row) -> dict[str, Any]:
 
 
 def _owner(session: Session) -> dict[str, str]:
-    """Two owners can give one name to their sessions."""
+    """Two owners can use the same name for their sessions."""
     return {"owner": session.owner} if session.owner else {}
 
 
@@ -168,7 +169,7 @@ def _stats(session: Session, stats: RowStats) -> dict[str, Any]:
 
 
 def _columns(session: Session, rowset: RowSet) -> tuple[dict[str, Array], bytes]:
-    """All rows one behind the other, row `i` in `[offsets[i], offsets[i + 1])`; and the meta."""
+    """All rows concatenated, row `i` in `[offsets[i], offsets[i + 1])`; and the meta."""
     rows = rowset.rows
     version_ids, versions = _version_column(rows)
     columns: dict[str, Array] = {

@@ -1,6 +1,6 @@
 """The rows doors: the turns of sessions as rows that are ready to train on.
 
-The rows of one session are one snapshot: nothing that comes meanwhile is half in them.
+The rows of one session are a snapshot: nothing that arrives meanwhile is half included.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_SESSIONS = 100_000  # in one request
 
 _OPTIONS = ("realign_threshold", "max_len", "retries")
 _SELECTORS = ("session_ids", "group_id", "rollout_id")
-_MAX_DIGITS = 18  # int() of a text of any length is a way to burn a processor
+_MAX_DIGITS = 18  # int() of an arbitrarily long string would burn CPU
 _FORMATS_BY_MEDIA_TYPE = {
     form.media_type: name for name, form in rows_reply.FORMATS.items() if name != "slime"
 }
@@ -68,19 +68,19 @@ class RowsDoor:
             for session_id in session_ids:
                 for line in self._lines(session_id, options):
                     await response.write(line)
-                await asyncio.sleep(0)  # one export after the other must not keep others waiting
+                await asyncio.sleep(0)  # a series of exports must not keep other tasks waiting
             await response.write_eof()
         except ConnectionError:
-            pass  # the client left: nobody is there to be told
+            pass  # the client left: there is nobody to report to
         return response
 
     def _lines(self, session_id: str, options: RowOptions) -> Iterator[bytes]:
-        """The status line is out: what fails becomes a line, and the next session has its turn."""
+        """The status line is out: a failure becomes a line, and the next session has its turn."""
         try:
             yield from rows_reply.lines(*self._export(session_id, options))
         except RouterError as exc:
             yield _error_line(session_id, exc)
-        except Exception:  # the edge of a request, told in a line
+        except Exception:  # the edge of a request, reported in a line
             logger.exception("rows of session %r failed", session_id)
             yield _error_line(session_id, our_fault())
 
