@@ -27,7 +27,6 @@ CODE = (PACKAGE, "benchmarks", "examples", "tests")
 TO_DO = {
     "slime_router/api",
     "slime_router/auth",
-    "slime_router/pool",
     "slime_router/server",
     "tests",
 }
