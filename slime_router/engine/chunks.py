@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from slime_router.engine.cumulative import Repeats
+from slime_router.engine.cumulative import CumulativeCutter
 from slime_router.engine.request import Item, read_error
 from slime_router.engine.sse import DONE
 from slime_router.errors import RouterError, WorkerFailed
@@ -56,7 +56,7 @@ class ChunkReader:
         self._output_len = 0
         self._last_id: int | None = None
         is_cut = is_stream and not is_native and not top_logprobs
-        self._repeats = Repeats() if is_cut else None
+        self._cutter = CumulativeCutter() if is_cut else None
 
     def read(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
         """The chunks in `payloads`, each parsed only when it is requested.
@@ -72,8 +72,8 @@ class ChunkReader:
             if self._is_cumulative and not self._is_native:
                 yield from self._read_newest(waiting[index:])
                 return
-            if self._repeats is not None and self._is_cumulative is not False:
-                self._repeats.cut(payload)  # parsed whole, but remembered for the next one
+            if self._cutter is not None and self._is_cumulative is not False:
+                self._cutter.cut(payload)  # parsed whole, but remembered for the next one
             yield self._chunk(_load(payload), payload)
 
     def read_together(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
@@ -121,7 +121,7 @@ class ChunkReader:
 
         None for anything but a plain item in the middle of a stream.
         """
-        new = self._repeats.cut(payload) if self._repeats is not None else None
+        new = self._cutter.cut(payload) if self._cutter is not None else None
         item = _load(new) if new is not None else {}
         meta, ids = item.get("meta_info"), item.get("output_ids")
         if not isinstance(meta, dict) or not isinstance(ids, list) or meta.get("finish_reason"):

@@ -13,7 +13,7 @@ from __future__ import annotations
 _LISTS = ((b'"output_ids":[', b"]"), (b'"output_token_logprobs":[', b"]]"))
 
 
-class Repeats:
+class CumulativeCutter:
     """Remembers the lists of the last item byte for byte, and cuts them from the next."""
 
     def __init__(self) -> None:

@@ -193,7 +193,7 @@ class Attempts:
         worker = self._worker
         can_go_on = stitch is None or stitch.can_go_on
         if worker is None or not self._is_worth_another(exc, worker) or not can_go_on:
-            raise self._told(exc) from exc
+            raise self._final_error(exc) from exc
         if isinstance(exc, NotTaken) and exc.is_stale and worker.url not in self._stale:
             self._stale.add(worker.url)
             self._note_retry(logging.INFO, worker, exc)  # idle connections get closed: no fault
@@ -202,14 +202,14 @@ class Attempts:
         has_others = self._pool.has_candidates(self._need, self._tried)
         if not (isinstance(exc, NotTaken) and has_others):
             if self._retries >= self._dispatcher.backoff.max_retries:
-                raise self._told(exc) from exc
+                raise self._final_error(exc) from exc
             self._retries += 1
         sampled_len = 0 if stitch is None else len(stitch.output_ids)
         self._note_retry(logging.WARNING, worker, exc, sampled_len)
         if not has_others:
             await self._back_off(self._retries - 1)
 
-    def _told(self, exc: Failure) -> RouterError:
+    def _final_error(self, exc: Failure) -> RouterError:
         if not isinstance(exc, NotTaken):
             return exc
         words = f"No worker could be reached: {exc.reason}."

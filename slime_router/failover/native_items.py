@@ -49,8 +49,8 @@ class Items:
         self._expects_cumulative = expects_cumulative
         self._lists: dict[str, list[Any]] = {}  # of all output tokens
         self._sampled_len = 0  # tokens of earlier parts, which the worker got as prompt
-        self._told_ids = 0
-        self._told_len = 0  # characters, if items do not repeat earlier output
+        self._emitted_ids = 0
+        self._emitted_len = 0  # characters, if items do not repeat earlier output
         self._reader: TextReader | None = None  # None in the first part: the worker's text is used
         self._text = ""  # everything the reader has returned
         self._held: list[tuple[GenerateChunk, int, int]] = []  # with the ends of ids and text
@@ -73,13 +73,13 @@ class Items:
                 end = len(entries) - (came_len - new_len)
                 self._lists.setdefault(name, []).extend(entries[end - new_len : end])
 
-    def told_as_it_came(self, chunk: GenerateChunk) -> None:
+    def emit_unchanged(self, chunk: GenerateChunk) -> None:
         """Passes the worker's own item to the client."""
         shown = len((chunk.item or {}).get("text") or "")
-        self._told_len = shown + (self._told_len if self.is_cumulative is False else 0)
-        self._told_ids += len(chunk.output_ids)
+        self._emitted_len = shown + (self._emitted_len if self.is_cumulative is False else 0)
+        self._emitted_ids += len(chunk.output_ids)
 
-    def told(self, chunk: GenerateChunk, output_ids: Sequence[int]) -> Sequence[GenerateChunk]:
+    def emit(self, chunk: GenerateChunk, output_ids: Sequence[int]) -> Sequence[GenerateChunk]:
         """The chunk with an item of the whole generation, `output_ids`.
 
         Held back until the next chunk if it is still unknown whether items repeat earlier output.
@@ -90,7 +90,7 @@ class Items:
             self._text = self._reader.push(known, None)
         self._text += self._reader.push(chunk.output_ids, chunk.finish)
         self._held.append((chunk, len(output_ids), len(self._text)))
-        if self.is_cumulative is None and self._told_ids:
+        if self.is_cumulative is None and self._emitted_ids:
             if self._expects_cumulative is None and chunk.finish is None:
                 return ()
             self.is_cumulative = self._expects_cumulative is not False
@@ -101,21 +101,21 @@ class Items:
 
     def _item(self, chunk: GenerateChunk, ids: Sequence[int], text: str) -> Item:
         """The worker's item with all output so far, or only the new part of it."""
-        ids_begin, text_begin = self._told_ids, self._told_len
+        ids_begin, text_begin = self._emitted_ids, self._emitted_len
         if self.is_cumulative:
             ids_begin = text_begin = 0
-        self._told_ids, self._told_len = len(ids), max(self._told_len, len(text))
+        self._emitted_ids, self._emitted_len = len(ids), max(self._emitted_len, len(text))
         item = chunk.item or {}
-        told: Item = {
+        fields: Item = {
             "output_ids": ids[ids_begin:],
             "meta_info": self._meta(item.get("meta_info") or {}, chunk, ids_begin, len(ids)),
         }
         if "text" in item:
-            told["text"] = text[text_begin:]
-        return {**item, **told}
+            fields["text"] = text[text_begin:]
+        return {**item, **fields}
 
     def _meta(self, meta: Item, chunk: GenerateChunk, begin: int, end: int) -> Item:
-        told = {
+        fields = {
             **{name: value for name, value in meta.items() if name != "weight_versions"},
             "id": self._call.rid,
             "finish_reason": finish_reason(meta.get("finish_reason"), chunk.finish, end),
@@ -123,18 +123,18 @@ class Items:
             **{name: entries[begin:end] for name, entries in self._lists.items()},
         }
         if chunk.prompt_tokens:
-            told |= {"prompt_tokens": chunk.prompt_tokens, "cached_tokens": chunk.cached_tokens}
+            fields |= {"prompt_tokens": chunk.prompt_tokens, "cached_tokens": chunk.cached_tokens}
         if "output_token_logprobs_length" in meta:
-            told["output_token_logprobs_length"] = end
+            fields["output_token_logprobs_length"] = end
         if chunk.weight_versions:
-            told["weight_versions"] = [
+            fields["weight_versions"] = [
                 {"version": span.version, "start": span.start, "end": span.end}
                 for span in chunk.weight_versions
             ]
         for name in _INPUT_LISTS:  # the worker got what was sampled before as prompt
             if self._sampled_len and meta.get(name):
-                told[name] = meta[name][: -self._sampled_len]
-        return told
+                fields[name] = meta[name][: -self._sampled_len]
+        return fields
 
 
 def finish_reason(said: Item | None, finish: Finish | None, output_len: int) -> Item | None:

@@ -144,8 +144,8 @@ class Relay:
                         attempts.progress(lease)
                     stitch.take(chunk)
                     if chunk.finish is None:
-                        for told in stitch.told(chunk):
-                            yield told
+                        for emitted in stitch.emit(chunk):
+                            yield emitted
                         continue
                     lease.answered()
                     self._pool.succeeded(lease.worker)
@@ -154,8 +154,8 @@ class Relay:
                         self._finished(part, lease.worker, stitch)
                     elif not stitch.can_go_on:
                         self._note_dropped(part, len(stitch.output_ids))
-                    for told in stitch.told(chunk, goes_on=goes_on):
-                        yield told
+                    for emitted in stitch.emit(chunk, goes_on=goes_on):
+                        yield emitted
                     return
 
     def _prefilled(

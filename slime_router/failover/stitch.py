@@ -29,7 +29,7 @@ _ALL_TEXT = Sampling(keep_stop=True, skip_special_tokens=False)
 class Stitch:
     """The parts of one generation so far, and the call for the next.
 
-    Every chunk goes through `take`, which may cut it short, and then through `told`.
+    Every chunk goes through `take`, which may cut it short, and then through `emit`.
     `is_cumulative`: whether a native stream's items are likely to repeat earlier output; the first
     items that show it decide.
     """
@@ -105,7 +105,7 @@ class Stitch:
         if self._cached_tokens is None and came_len:
             self._cached_tokens = chunk.cached_tokens
 
-    def told(self, chunk: GenerateChunk, *, goes_on: bool = False) -> Sequence[GenerateChunk]:
+    def emit(self, chunk: GenerateChunk, *, goes_on: bool = False) -> Sequence[GenerateChunk]:
         """The taken chunk as part of the whole generation: what the client gets now.
 
         `goes_on`: it was the last of its part, and another part will follow. If that cannot start
@@ -122,12 +122,12 @@ class Stitch:
             self.is_over = chunk.finish is not None
         if self._parts == 1 and not goes_on:
             if self._is_native:
-                self._items.told_as_it_came(chunk)
+                self._items.emit_unchanged(chunk)
             return (chunk,)
         if self._begin:
             self._tell_as_one(chunk)
         if self._is_native and chunk.item is not None:
-            return self._items.told(chunk, self.output_ids)
+            return self._items.emit(chunk, self.output_ids)
         return (chunk,)
 
     def _start_over(self) -> None:
@@ -174,7 +174,7 @@ class Stitch:
         chunk.item = self._items.last
         self._tell_as_one(chunk)
         if self._is_native and chunk.item is not None:
-            return self._items.told(chunk, self.output_ids)
+            return self._items.emit(chunk, self.output_ids)
         return (chunk,)
 
     def _part_spans(self) -> list[VersionSpan]:

@@ -25,13 +25,13 @@ Prefixes: TypeAlias = list[int]  # hashes of a prompt's first block, its first t
 _Words: TypeAlias = NDArray[np.uint64]
 
 
-class Holdings:
+class KVCacheModel:
     """The blocks that each worker holds, newest last.
 
     About 200 bytes a block: 1.6 MB for a worker with a cache of half a million tokens.
 
     Args:
-        seed: of the hash function; any two Holdings with the same seed behave alike.
+        seed: of the hash function; any two KVCacheModel with the same seed behave alike.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -42,7 +42,7 @@ class Holdings:
 
     def __repr__(self) -> str:
         blocks = sum(map(len, self._held.values()))
-        return f"<Holdings {blocks} blocks on {len(self._held)} workers>"
+        return f"<KVCacheModel {blocks} blocks on {len(self._held)} workers>"
 
     def prefixes(self, scope: str, ids: TokenIds) -> Prefixes:
         """One hash for each whole block of `ids`, over all tokens up to its end, within `scope`.

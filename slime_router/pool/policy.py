@@ -11,7 +11,7 @@ from random import Random
 from typing import Protocol, TypeAlias, assert_never
 
 from slime_router.pool.affinity import Affinity, Recent, load, most
-from slime_router.pool.kv_cache import Holdings, Prefixes
+from slime_router.pool.kv_cache import KVCacheModel, Prefixes
 from slime_router.pool.worker import Need, Worker
 from slime_router.types import PolicyName, TokenIds
 
@@ -142,17 +142,17 @@ class CacheAware:
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self._holdings = Holdings(seed)
+        self._kv_model = KVCacheModel(seed)
         self._affinity = Affinity()
         self._recent = Recent()
         self._last: tuple[Need, Prefixes] | None = None
 
     def __repr__(self) -> str:
-        return f"<CacheAware {self._holdings!r} {self._affinity!r}>"
+        return f"<CacheAware {self._kv_model!r} {self._affinity!r}>"
 
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
         """See `Policy`. At equal cost, the least recently leased worker."""
-        held_lens = self._holdings.held_lens(workers, self._prefixes(need))
+        held_lens = self._kv_model.held_lens(workers, self._prefixes(need))
         last, recent = self._affinity.last(need.key), self._recent.tokens
         prompt_len = len(need.ids)
         costs = [
@@ -173,8 +173,8 @@ class CacheAware:
     def sent(self, worker: Worker, need: Need) -> int:
         """See `Policy`. The prompt counts as held at once: it will be when an equal one starts."""
         prefixes = self._prefixes(need)
-        [held_len] = self._holdings.held_lens([worker], prefixes)
-        self._holdings.add(worker, prefixes)
+        [held_len] = self._kv_model.held_lens([worker], prefixes)
+        self._kv_model.add(worker, prefixes)
         self._affinity.keep(need.key, worker)
         computed = len(need.ids) - held_len
         self._recent.add(worker, computed)
@@ -182,18 +182,18 @@ class CacheAware:
 
     def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
         """See `Policy`."""
-        if self._holdings.knows(worker):
-            self._holdings.add(worker, self._holdings.prefixes(scope, ids))
+        if self._kv_model.knows(worker):
+            self._kv_model.add(worker, self._kv_model.prefixes(scope, ids))
 
     def forget(self, worker: Worker) -> None:
         """See `Policy`."""
-        self._holdings.forget(worker)
+        self._kv_model.forget(worker)
         self._recent.forget(worker)
 
     def _prefixes(self, need: Need) -> Prefixes:
         """Hashed once, for `choose` and for `sent` after it."""
         if self._last is None or self._last[0] is not need:
-            self._last = (need, self._holdings.prefixes(need.scope, need.ids))
+            self._last = (need, self._kv_model.prefixes(need.scope, need.ids))
         return self._last[1]
 
 
