@@ -67,11 +67,15 @@ class Receipt:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """One line of ASCII JSON, fit for an HTTP header; notes only where there are any."""
+        """One line of ASCII JSON, fit for an HTTP header."""
+        return orjson.dumps(self.to_dict()).decode("ascii", "replace")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields by name; the notes only where there are any."""
         fields = asdict(self)
         if not self.notes:
             del fields["notes"]
-        return orjson.dumps(fields).decode("ascii", "replace")
+        return fields
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""What comes back of a generation: a worker's JSON items to chunks. Pure: bytes in, values out.
+"""Turns a worker's JSON items of a generation into chunks. Pure: bytes in, values out.
 
-For every stream, however the worker cuts it and whether it repeats itself or not:
-`concat(chunk.output_ids) == the ids that were sampled`, with a logprob for each where asked.
-The tokens of one chunk are of one weight version, unless the worker gives exact spans.
+For every stream, however the worker splits it and whether or not it repeats itself:
+`concat(chunk.output_ids) == the ids that were sampled`, with a logprob for each if requested.
+All tokens of a chunk have one weight version, unless the worker gives exact spans.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from slime_router.engine.cumulative import Repeats
+from slime_router.engine.cumulative import CumulativeCutter
 from slime_router.engine.request import Item, read_error
 from slime_router.engine.sse import DONE
 from slime_router.errors import RouterError, WorkerFailed
@@ -24,14 +24,14 @@ from slime_router.types import Finish, GenerateChunk, VersionSpan, WeightVersion
 class ChunkReader:
     """Turns the payloads of one answer into chunks of what is new.
 
-    Workers repeat all output in each item (cumulative) or send what is new (incremental). The
-    items tell: `completion_tokens` counts all output either way, so `len(output_ids)` equals it
-    or equals its growth. The first item is both.
+    Workers either repeat all output in each item (cumulative) or send only what is new
+    (incremental). The items show which: `completion_tokens` counts all output either way, so
+    `len(output_ids)` equals either the count or its growth. For the first item both are true.
 
-    A whole reply names its version at its end only. Where the worker got new weights since it was
-    asked, `version_before` gives those it had then: without spans, the reply's would be wrong. What
-    the router knows else is older than what the worker says.
-    `experts_start` is the position from which it was asked for routed experts.
+    A whole reply names its version only at its end. If the worker got new weights since the
+    request, `version_before` gives the version it had then: without spans, the one in the reply
+    would be wrong. Anything else the router knows is older than what the worker reports.
+    `experts_start` is the position from which routed experts were requested.
     """
 
     def __init__(
@@ -45,25 +45,25 @@ class ChunkReader:
         experts_start: int = 0,
     ) -> None:
         self.is_finished = False
-        self.weight_version: WeightVersion | None = None  # what the worker said last
+        self.weight_version: WeightVersion | None = None  # as the worker reported it last
         self._is_stream = is_stream
         self._version_before = version_before
         self._experts_start = experts_start
         self._with_logprobs = with_logprobs
         self._with_top_logprobs = top_logprobs > 0
         self._is_native = is_native
-        self._is_cumulative: bool | None = None  # None until an item tells
+        self._is_cumulative: bool | None = None  # None until an item shows it
         self._output_len = 0
         self._last_id: int | None = None
         is_cut = is_stream and not is_native and not top_logprobs
-        self._repeats = Repeats() if is_cut else None
+        self._cutter = CumulativeCutter() if is_cut else None
 
     def read(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
-        """The chunks in `payloads`, each read when it is asked for.
+        """The chunks in `payloads`, each parsed only when it is requested.
 
         Raises:
-            WorkerRefused: the worker says inside its stream that it refuses the request.
-            WorkerFailed: an item cannot be read, or contradicts itself or those before.
+            WorkerRefused: the worker refuses the request inside its stream.
+            WorkerFailed: an item cannot be read, or contradicts itself or earlier items.
         """
         waiting = [payload for payload in payloads if payload and payload != DONE]
         for index, payload in enumerate(waiting):
@@ -72,15 +72,15 @@ class ChunkReader:
             if self._is_cumulative and not self._is_native:
                 yield from self._read_newest(waiting[index:])
                 return
-            if self._repeats is not None and self._is_cumulative is not False:
-                self._repeats.cut(payload)  # it is read whole, and remembered
+            if self._cutter is not None and self._is_cumulative is not False:
+                self._cutter.cut(payload)  # parsed whole, but remembered for the next one
             yield self._chunk(_load(payload), payload)
 
     def read_together(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
-        """The same as one chunk: what came in one piece costs the layers above one step.
+        """The same as one chunk: what came in one read costs the layers above only one step.
 
         Raises:
-            RouterError: as `read` does, behind the chunk of what could be read before.
+            RouterError: as `read` does, after the chunk of what could be read before it.
         """
         whole: GenerateChunk | None = None
         try:
@@ -97,7 +97,7 @@ class ChunkReader:
             yield whole
 
     def _read_newest(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
-        """Of items that each repeat the ones before, the last is enough, and parsing is dear."""
+        """Each item repeats the ones before: read only the last, as parsing is expensive."""
         chunk = self._new_part(payloads[-1])
         if chunk is not None:
             yield chunk
@@ -105,7 +105,7 @@ class ChunkReader:
         newest = _load(payloads[-1])
         before = payloads[:0] if _repeats_all(newest) else payloads[-2:-1]
         if self._is_under_new_weights(newest):
-            before = payloads[:-1]  # which of the tokens are from before, only these say
+            before = payloads[:-1]  # only these show which tokens the old weights sampled
         for payload in before:
             yield self._chunk(_load(payload), payload)
         yield self._chunk(newest, payloads[-1])
@@ -117,11 +117,11 @@ class ChunkReader:
         return bool(meta.get("weight_version") != self.weight_version)
 
     def _new_part(self, payload: bytes) -> GenerateChunk | None:
-        """The chunk of a cumulative item of which only the new entries are parsed.
+        """The chunk of a cumulative item, parsing only its new entries.
 
-        None for all but a plain item in the middle of a stream.
+        None for anything but a plain item in the middle of a stream.
         """
-        new = self._repeats.cut(payload) if self._repeats is not None else None
+        new = self._cutter.cut(payload) if self._cutter is not None else None
         item = _load(new) if new is not None else {}
         meta, ids = item.get("meta_info"), item.get("output_ids")
         if not isinstance(meta, dict) or not isinstance(ids, list) or meta.get("finish_reason"):
@@ -157,7 +157,7 @@ class ChunkReader:
         ids = item.get("output_ids")
         if ids is None:  # older workers
             ids = [entry[1] for entry in entries]
-        # A grammar is refused with a token that was never sampled, and so has no logprob.
+        # A refused grammar comes with a token that was never sampled, so it has no logprob.
         is_refusal = entries == [] and (meta.get("finish_reason") or {}).get("status_code")
         new_len = 0 if is_refusal else self._count(len(ids), meta.get("completion_tokens"))
         new_ids: list[int] = _last(ids, new_len)
@@ -195,7 +195,7 @@ class ChunkReader:
         )
 
     def _count(self, ids_len: int, total: int | None) -> int:
-        """How many of an item's ids are new; learns on the way how the stream is cut."""
+        """How many of an item's ids are new; also learns whether the stream is cumulative."""
         before = self._output_len
         if total is None:
             if before and ids_len and self._is_cumulative is None:
@@ -204,7 +204,7 @@ class ChunkReader:
         new_len = total - before
         if new_len < 0:
             raise WorkerFailed("The worker's output became shorter.")
-        if new_len == 0:  # an abort in the queue repeats its last id, whatever the stream's kind
+        if new_len == 0:  # an abort in the queue repeats its last id in either kind of stream
             return 0
         if ids_len not in (total, new_len):
             raise WorkerFailed(f"The worker sent {ids_len} ids of {total}, {before} known before.")
@@ -218,7 +218,7 @@ class ChunkReader:
 
 
 def _joined(first: GenerateChunk, then: GenerateChunk) -> GenerateChunk:
-    """Two chunks as one: their tokens one after the other, the rest as the later one says it."""
+    """Two chunks as one: their tokens concatenated, everything else from the later one."""
     then.output_ids = first.output_ids + then.output_ids
     if first.logprobs is not None and then.logprobs is not None:
         then.logprobs = first.logprobs + then.logprobs
@@ -243,7 +243,7 @@ def _load(payload: bytes) -> Item:
 
 
 def _load_lenient(payload: bytes) -> Any:
-    """Python's own reader, for workers that write `NaN` and `-Infinity`."""
+    """Python's own parser, for workers that write `NaN` and `-Infinity`."""
     try:
         return json.loads(payload)
     except ValueError as exc:

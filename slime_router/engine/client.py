@@ -1,7 +1,7 @@
-"""Talks to the workers: generations, aborts, and whatever else is sent to one of them.
+"""Talks to the workers: generations, aborts, and every other request to one of them.
 
-For every request, however it ends: its lease is given back, its connection is closed or kept for
-the next, and a generation that did not end by itself is aborted on the worker that runs it.
+For every request, however it ends: its lease is returned, its connection is closed or kept for the
+next, and a generation that did not end by itself is aborted on the worker that runs it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 KEEPALIVE_S = 3.0  # uvicorn, in the workers, closes an idle connection after 5 s
 READ_BUFFER_LEN = 256 * 2**10  # bytes; a backlog of cumulative items is read in one go
-DRAIN_TIMEOUT_S = 1.0  # for the few bytes behind the last item
+DRAIN_TIMEOUT_S = 1.0  # for the few bytes after the last item
 LONG_BODY_LEN = 2**20  # bytes; a longer one is written in pieces
 PIECE_LEN = 256 * 2**10  # bytes
 PROBE_TIMEOUT_S = 10.0
@@ -47,7 +47,7 @@ _JSON = {"Content-Type": "application/json"}
 
 
 class WorkerClient:
-    """Owns the connections to the workers, and the aborts that run behind closed requests."""
+    """Owns the connections to the workers, and the aborts still running after closed requests."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class WorkerClient:
 
     def __repr__(self) -> str:
         state = "closed" if self._session is None else "open"
-        return f"<WorkerClient {state}, {len(self._aborts)} aborts under way>"
+        return f"<WorkerClient {state}, {len(self._aborts)} aborts in progress>"
 
     async def __aenter__(self) -> WorkerClient:
         self._session = aiohttp.ClientSession(
@@ -107,20 +107,20 @@ class WorkerClient:
     async def generate(
         self, worker: Worker, call: GenerateCall, *, timeout_s: float
     ) -> AsyncGenerator[GenerateChunk, None]:
-        """Runs `call` on `worker`; yields what comes, as it comes. `call.prompt` has been made.
+        """Runs `call`, whose prompt has been made, on `worker`; yields chunks as they arrive.
 
-        `timeout_s` holds until the last chunk.
+        `timeout_s` applies until the last chunk.
 
         Raises:
             NotTaken: the worker did not take the request.
-            WorkerRefused: the worker's own answer to a bad request, or to one too many.
+            WorkerRefused: the worker's own answer to a bad request, or to one request too many.
             WorkerFailed: the worker died, or its answer cannot be read.
-            WorkerTimeout: the whole took longer than `timeout_s`.
+            WorkerTimeout: the whole generation took longer than `timeout_s`.
         """
         body = generate_body(call, capture=self._capture)
         headers = CIMultiDict(call.headers)
         headers["Content-Type"] = "application/json"
-        is_over = False  # the worker runs it no more
+        is_over = False  # the worker no longer runs it
         try:
             async with self.exchange(
                 worker,
@@ -137,7 +137,7 @@ class WorkerClient:
                 prompt = call.prompt
                 lines = _lines(answer)
                 reader = self._reader(call, exchange.version_before_update)
-                # The client of /generate is handed every item as the worker wrote it.
+                # A client of /generate gets every item exactly as the worker wrote it.
                 read = reader.read if call.native is not None else reader.read_together
                 data = b"-"
                 while data and not reader.is_finished:
@@ -171,9 +171,9 @@ class WorkerClient:
         timeout_s: float,
         rid: str = "",
     ) -> Opened[Answer]:
-        """Sends a request to `worker`; for the block it can be cut by `give_up`, or by its `rid`.
+        """Sends a request to `worker`; within the block, `give_up` or `cut` by `rid` can end it.
 
-        The answer may have any status; on leaving the block it is closed.
+        The answer may have any status, and is closed on leaving the block.
 
         Raises:
             NotTaken: the worker did not take the request.
@@ -184,22 +184,22 @@ class WorkerClient:
         return Opened(Exchange(worker, rid), sending, self._exchanges)
 
     def give_up(self, worker: Worker) -> int:
-        """Cuts what `worker` has under way; whoever waits for it gets WorkerFailed at once."""
+        """Cuts off everything `worker` runs; whoever waits for it gets WorkerFailed at once."""
         under_way = tuple(self._exchanges.get(worker, ()))
         for exchange in under_way:
             exchange.cut()
         return len(under_way)
 
     def cut(self, worker: Worker, rid: str) -> None:
-        """Cuts the one generation that `worker` has under this rid."""
+        """Cuts off the one generation that `worker` runs under this rid."""
         for exchange in tuple(self._exchanges.get(worker, ())):
             if exchange.rid == rid:
                 exchange.cut()
 
     async def tokenize(self, worker: Worker, text: str) -> tuple[list[int], int | None] | None:
-        """The ids that `worker` makes of `text`, and its context length where it says it.
+        """The ids that `worker` makes of `text`, and its context length if it reports one.
 
-        None where the worker has no such route or fails at it.
+        None if the worker has no such route or fails to answer.
         """
         body = orjson.dumps({"prompt": text, "add_special_tokens": False})
         try:
@@ -222,13 +222,13 @@ class WorkerClient:
         body: bytes | None = None,
         timeout_s: float | None = None,
     ) -> WorkerAnswer:
-        """The whole answer of `worker`, of any status; no lease is taken.
+        """The whole answer of `worker`, whatever its status; takes no lease.
 
-        `timeout_s` is the request timeout where it is not given.
+        Without `timeout_s`, the request timeout applies.
 
         Raises:
             WorkerFailed: the worker could not be reached, or broke the connection.
-            WorkerTimeout: the answer was not whole in time.
+            WorkerTimeout: the answer was not complete in time.
         """
         timeout_s = self._request_timeout_s if timeout_s is None else timeout_s
         is_repeated = False
@@ -241,7 +241,9 @@ class WorkerClient:
             except NotTaken as exc:
                 if not exc.is_stale or is_repeated:
                     raise WorkerFailed(f"The worker was not reached: {exc.reason}.") from exc
-                logger.info("asked anew: worker=%s %s %s: %s", worker.url, method, path, exc.reason)
+                logger.info(
+                    "asking again: worker=%s %s %s: %s", worker.url, method, path, exc.reason
+                )
                 is_repeated = True
 
     async def send(
@@ -254,10 +256,10 @@ class WorkerClient:
         body: Any = None,
         timeout_s: float,
     ) -> aiohttp.ClientResponse:
-        """Sends one request to `worker`; returns when the head of the answer is there.
+        """Sends one request to `worker`; returns once the head of the answer has arrived.
 
-        The caller closes the answer. `path` is sent as it is written; `timeout_s` holds until
-        the answer's last byte.
+        The caller closes the answer. `path` is sent exactly as written; `timeout_s` applies until
+        the last byte of the answer.
 
         Raises:
             NotTaken: the worker did not take the request.
@@ -307,7 +309,7 @@ class WorkerClient:
         )
 
     def _abort_later(self, worker: Worker, call: GenerateCall) -> None:
-        """Aborts behind the closed request: whoever leaves, a cancelled one too, need not wait."""
+        """Aborts after the request was closed: its caller, even a cancelled one, need not wait."""
         if self._session is None:
             logger.warning("abort not sent, client closed: worker=%s rid=%s", worker.url, call.rid)
             return
@@ -336,7 +338,7 @@ class WorkerClient:
 
 
 async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
-    """A long body, bit by bit: one huge write would stall the event loop. Nothing is copied."""
+    """A long body in pieces: one huge write would stall the event loop. Nothing is copied."""
     view = memoryview(body)
     for start in range(0, len(view), PIECE_LEN):
         yield view[start : start + PIECE_LEN]
@@ -348,7 +350,7 @@ def _lines(answer: aiohttp.ClientResponse) -> EventSplitter | BodyJoiner:
 
 
 async def read_some(answer: aiohttp.ClientResponse) -> bytes:
-    """What has come since the last read, at least a byte; nothing at the end."""
+    """What has arrived since the last read, at least one byte; empty at the end."""
     try:
         return await answer.content.readany()
     except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
@@ -363,7 +365,7 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
 
 
 async def _drain(answer: aiohttp.ClientResponse) -> None:
-    """Reads what stands behind the last item, so that the connection can be kept."""
+    """Reads what follows the last item, so that the connection can be kept."""
     if answer.content.at_eof():
         return
     try:
@@ -371,11 +373,11 @@ async def _drain(answer: aiohttp.ClientResponse) -> None:
             while await answer.content.readany():
                 pass
     except (TimeoutError, aiohttp.ClientError):
-        pass  # the generation is whole; only the connection is not kept
+        pass  # the generation is complete; only the connection is lost
 
 
 def _translation(exc: Exception) -> RouterError:
-    """An error of aiohttp in our own words; the URL of a worker is not the client's business."""
+    """An aiohttp error in our own words: a worker's URL is not the client's business."""
     if isinstance(exc, TimeoutError):
         return WorkerTimeout("The worker did not answer in time.")
     return WorkerFailed("The connection to the worker broke.")

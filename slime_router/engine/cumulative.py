@@ -1,20 +1,20 @@
-"""Cuts from an item of a cumulative stream what the item before it said already.
+"""Removes from an item of a cumulative stream what the item before it already contained.
 
-A worker that streams cumulatively repeats all ids and logprobs in every item, so that parsing a
-reply whole costs the square of its length. The lists of one item begin with the very bytes of the
-lists before it: comparing those bytes is hundreds of times cheaper than parsing them.
+A worker that streams cumulatively repeats all ids and logprobs in every item, so parsing every item
+in full is quadratic in the length of the reply. Each item's lists begin with exactly the bytes of
+the previous item's: comparing those bytes is hundreds of times cheaper than parsing them.
 
-Where anything looks otherwise the answer is None, and the item is parsed whole.
+If anything looks different the result is None, and the item is parsed in full.
 """
 
 from __future__ import annotations
 
-# In a JSON text no string can hold these: a quote inside a string is escaped.
+# No JSON string can contain these: a quote inside a string is escaped.
 _LISTS = ((b'"output_ids":[', b"]"), (b'"output_token_logprobs":[', b"]]"))
 
 
-class Repeats:
-    """What the lists of the last item held, byte for byte."""
+class CumulativeCutter:
+    """Remembers the lists of the last item byte for byte, and cuts them from the next."""
 
     def __init__(self) -> None:
         self._known = {marker: b"" for marker, _ in _LISTS}
@@ -22,7 +22,7 @@ class Repeats:
     def cut(self, payload: bytes) -> bytes | None:
         """`payload` with only the new entries in its lists.
 
-        Every payload of a stream passes here, also those that are parsed whole.
+        Every payload of a stream must pass through here, even those that are parsed in full.
         """
         parts: list[bytes] = []
         known: dict[bytes, bytes] = {}
@@ -30,7 +30,7 @@ class Repeats:
         for marker, closing in _LISTS:
             begin = payload.find(marker) + len(marker)
             if begin < len(marker):
-                continue  # nobody asked for logprobs
+                continue  # logprobs were not requested
             before = self._known[marker]
             seen = begin + len(before)
             if begin < done or not payload.startswith(before, begin):
@@ -38,11 +38,11 @@ class Repeats:
             follows = payload[seen : seen + 1]
             end = seen if follows == b"]" else payload.find(closing, seen) + len(closing) - 1
             if end < seen or (before and follows not in b",]"):
-                return None  # no end, or a number that only begins like the one before
+                return None  # no end, or a last number that only starts like the previous one
             known[marker] = payload[begin:end]
             new = payload[seen:end]
             if b'"' in new:
-                return None  # a text in an entry may hold brackets
+                return None  # a text in an entry may contain brackets
             parts += [payload[done:begin], new.removeprefix(b",")]
             done = end
         self._known |= known

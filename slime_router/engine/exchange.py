@@ -1,4 +1,4 @@
-"""One request to a worker: who has it, what the worker is known to run, and what may come of it."""
+"""One request to a worker: which worker has it, which weights it runs, and how it can fail."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ GIVEN_UP = "The worker was given up: it answers no probe."
 
 
 class Closable(Protocol):
-    """An answer that can be broken off from outside."""
+    """An answer that can be cut off from outside."""
 
     def close(self) -> object:
-        """Breaks the connection."""
+        """Closes the connection."""
 
 
 A = TypeVar("A", bound=Closable)
 
 
 class NotTaken(Exception):
-    """The worker did not take the request: another one may be asked.
+    """The worker did not take the request, so it may be sent to another one.
 
-    `is_stale`: a kept connection was closed under us; a fresh one to the same worker may do.
-    `is_refused`: nobody listens there.
+    `is_stale`: a kept connection had been closed; a fresh one to the same worker may work.
+    `is_refused`: nothing listens there.
     """
 
     def __init__(self, reason: str, *, is_stale: bool = False, is_refused: bool = False) -> None:
@@ -42,7 +42,7 @@ class NotTaken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WorkerAnswer:
-    """A worker's whole answer, as it came."""
+    """A worker's whole answer, unchanged."""
 
     status: int
     headers: CIMultiDictProxy[str]
@@ -50,9 +50,10 @@ class WorkerAnswer:
 
 
 class Exchange:
-    """One request under way at a worker; it can be cut from outside.
+    """One request in progress at a worker; it can be cut off from outside.
 
-    `weight_version` is what that worker was known to run at dispatch, then what it said last.
+    `weight_version` is the version the worker was known to run at dispatch, later the one that it
+    reported last.
     """
 
     __slots__ = (
@@ -68,10 +69,10 @@ class Exchange:
         self._answer: Closable | None = None
 
     async def opening(self, answer: Awaitable[A]) -> A:
-        """The head of the answer, for as long as nobody cuts the exchange.
+        """Waits for the head of the answer, unless the exchange is cut off first.
 
         Raises:
-            WorkerFailed: it was cut.
+            WorkerFailed: it was cut off.
         """
         try:
             async with asyncio.timeout(None) as self._leash:
@@ -84,20 +85,20 @@ class Exchange:
         return opened
 
     def cut(self) -> None:
-        """The worker is given up: whoever waits for its answer gets an error now."""
+        """Gives up on the worker: whoever waits for its answer gets an error now."""
         if self._leash is not None:
             self._leash.reschedule(0.0)
         elif self._answer is not None:
             self._answer.close()
 
     def version_before_update(self) -> WeightVersion | None:
-        """What the worker ran at dispatch, where it got new weights through the router since."""
+        """The version at dispatch, if the worker has got new weights through the router since."""
         return self._at_dispatch if self.worker.updates != self._updates else None
 
     def hear(self, version: WeightVersion | None) -> None:
-        """The worker says what it runs; believed where nobody else changed that meanwhile.
+        """The worker reports its version; believed unless something else changed it meanwhile.
 
-        Replies overtake each other and control calls: an old one must not set the worker back.
+        Replies and control calls overtake each other: an old one must not set the worker back.
         """
         worker, before = self.worker, self.weight_version
         self.weight_version = version
@@ -108,7 +109,7 @@ class Exchange:
 class Opened(Generic[A]):
     """An exchange and its answer, which is closed on leaving the block.
 
-    For as long as that takes, the exchange is one of those that are `under_way`.
+    Until then, the exchange is one of those `under_way`.
     """
 
     __slots__ = ("_answer", "_exchange", "_sending", "_under_way")
@@ -127,14 +128,14 @@ class Opened(Generic[A]):
         self._under_way.setdefault(exchange.worker, set()).add(exchange)
         try:
             self._answer = await exchange.opening(self._sending)
-        except BaseException:  # cancelled, too: nobody leaves a block that was not entered
+        except BaseException:  # or cancelled: a block that was not entered is never left
             self._forget()
             raise
         return exchange, self._answer
 
     async def __aexit__(self, *_: object) -> None:
         try:
-            self._answer.close()  # keeps the connection where all was read
+            self._answer.close()  # keeps the connection if all was read
         finally:
             self._forget()
 

@@ -1,6 +1,6 @@
-"""What goes to a worker, and the errors that come back, in SGLang's spelling. Pure.
+"""What is sent to a worker, and the errors that it returns, in SGLang's spelling. Pure.
 
-What comes back of a generation is read in `reader.py`.
+`chunks.py` reads what a generation returns.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import orjson
 from slime_router.errors import BadRequest, RouterError, WorkerFailed, WorkerRefused
 from slime_router.types import Capture, GenerateCall, Sampling, TokenIds
 
-Item: TypeAlias = dict[str, Any]  # one JSON object of a worker
+Item: TypeAlias = dict[str, Any]  # one JSON object from a worker
 
-_SPELLING = {  # a field of Sampling: SGLang's name; sent when somebody set it
+_SPELLING = {  # a field of Sampling: SGLang's name for it; sent only if it was set
     "max_tokens": "max_new_tokens",
     "min_tokens": "min_new_tokens",
     "temperature": "temperature",
@@ -36,8 +36,8 @@ _SPELLING = {  # a field of Sampling: SGLang's name; sent when somebody set it
     "logit_bias": "logit_bias",
     "custom_params": "custom_params",
 }
-_GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}  # a worker takes one at most
-_UNTOLD_LEN = 128  # tokens after which a worker stops that is told no number
+_GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}  # a worker takes at most one
+_DEFAULT_LEN = 128  # tokens: where a worker stops if it is given no limit
 _CONTEXT_LEN = re.compile(
     r"(?:longer than the model's context length \("
     r"|model's maximum context length of "
@@ -48,15 +48,15 @@ _TOO_MUCH = "Requested token count exceeds the model's maximum context length"
 
 
 def wants_logprobs(call: GenerateCall, capture: Capture) -> bool:
-    """Whether the worker is asked for logprobs: the trainer or the client reads them."""
+    """Whether the worker is asked for logprobs: the trainer or the client needs them."""
     return capture == "full" or call.top_logprobs > 0 or bool(_asked(call).get("return_logprob"))
 
 
 def experts_start(call: GenerateCall) -> int:
     """The position of the first token whose routed experts the worker is asked for.
 
-    A client is given what it asks for. The trainer needs no more than its store lacks: the last
-    token of what is held was never a model's input.
+    A client gets what it asks for. The trainer needs only what the store lacks; that includes the
+    last held token, which was never a model's input.
     """
     asked = _asked(call)
     if asked.get("return_routed_experts"):
@@ -93,13 +93,13 @@ def generate_body(call: GenerateCall, *, capture: Capture = "full") -> bytes:
 
 
 def is_constrained(call: GenerateCall) -> bool:
-    """Whether a grammar reads the output from its first token on: none can begin in the middle."""
+    """Whether a grammar constrains the output: it has to see it from the first token on."""
     params = _params(call)
     return any(params.get(key) for key in (*_GRAMMARS, "stop_regex"))
 
 
 def text_rules(call: GenerateCall) -> Sampling:
-    """What of the sampling says which text a worker shows for the output ids."""
+    """The part of the sampling that decides which text a worker shows for the output ids."""
     params = _params(call)
     stop = params.get("stop") or ()
     return Sampling(
@@ -117,8 +117,8 @@ def stop_ids(call: GenerateCall, eos_ids: Collection[int]) -> frozenset[int]:
 
 
 def length_limit(call: GenerateCall) -> int | None:
-    """How many output tokens there may be; None up to the end of the context."""
-    limit = _params(call).get("max_new_tokens", _UNTOLD_LEN)
+    """The most output tokens allowed; None for up to the end of the context."""
+    limit = _params(call).get("max_new_tokens", _DEFAULT_LEN)
     return limit if limit is None else int(limit)
 
 
@@ -128,7 +128,7 @@ def _input_ids(prompt: TokenIds, sampled: TokenIds) -> TokenIds:
 
 
 def _asked(call: GenerateCall) -> Mapping[str, Any]:
-    """What the client says in the worker's own words, at top level."""
+    """What the client asked for in the worker's own fields, at top level."""
     return call.worker_fields if call.native is None else call.native
 
 
@@ -145,7 +145,7 @@ def _params(call: GenerateCall) -> Item:
 
 
 def _sampling_params(sampling: Sampling) -> Item:
-    # Always said, null too (to the end of the context): a worker that is not told stops at 128.
+    # Always sent, even null (to the end of the context): without it a worker stops at 128.
     return {"max_new_tokens": None, "skip_special_tokens": True, **_spelled(sampling)}
 
 
@@ -158,7 +158,7 @@ def _over(defaults: Item, params: Item) -> Item:
 
 def _limited(params: Item, limit: int) -> Item:
     """`params` with at most `limit` output tokens."""
-    wanted = params.get("max_new_tokens", _UNTOLD_LEN)
+    wanted = params.get("max_new_tokens", _DEFAULT_LEN)
     if wanted is not None and wanted <= limit:
         return params
     least = params.get("min_new_tokens")
@@ -167,9 +167,9 @@ def _limited(params: Item, limit: int) -> Item:
 
 
 def _rest(params: Item, sampled_len: int) -> Item:
-    """`params` for what is left of an output of which the first tokens are there."""
+    """`params` for the rest of an output whose first tokens were sampled already."""
     rest = dict(params)
-    longest, least = params.get("max_new_tokens", _UNTOLD_LEN), params.get("min_new_tokens")
+    longest, least = params.get("max_new_tokens", _DEFAULT_LEN), params.get("min_new_tokens")
     rest["max_new_tokens"] = None if longest is None else max(longest - sampled_len, 0)
     if least is not None:
         rest["min_new_tokens"] = max(least - sampled_len, 0)
@@ -177,7 +177,7 @@ def _rest(params: Item, sampled_len: int) -> Item:
 
 
 def _spelled(sampling: Sampling) -> Item:
-    """The fields that somebody set, and no others."""
+    """Only the fields that were set."""
     params: Item = {}
     for name, spelling in _SPELLING.items():
         value = getattr(sampling, name)
@@ -193,11 +193,11 @@ def _spelled(sampling: Sampling) -> Item:
 
 
 def read_error(status: int, body: bytes) -> RouterError:
-    """The error that an answer with `status` stands for; reads all shapes that workers use."""
+    """The error that an answer with `status` means; reads every shape that workers use."""
     if status >= 500 and status != 503:
         return WorkerFailed(f"The worker failed with status {status}.")
     if status < 400:
-        return WorkerFailed(f"The worker answered with status {status}, which is no answer.")
+        return WorkerFailed(f"The worker answered with an unexpected status, {status}.")
     words = _words(body) or f"The worker refused the request with status {status}."
     if status == 503:
         busy = WorkerRefused(words, status=status, body=body)
@@ -214,7 +214,7 @@ def read_error(status: int, body: bytes) -> RouterError:
 
 
 def is_too_much(refusal: WorkerRefused) -> bool:
-    """Whether a prompt that fits the context was refused for what is wanted behind it."""
+    """Whether a prompt that fits was refused for the number of tokens requested after it."""
     return _TOO_MUCH in refusal.message
 
 

@@ -1,7 +1,7 @@
-"""A stream of server-sent events, cut into the payloads of its `data:` lines. Pure: bytes in, out.
+"""Splits server-sent events into the payloads of their `data:` lines. Pure: bytes in, bytes out.
 
-Workers send one JSON object a line, so lines are payloads; event names, ids and comments are
-skipped. What is not yet a whole line waits, at most `max_len` bytes of it.
+Workers send one JSON object per line, so each line is a payload; event names, ids and comments are
+skipped. An incomplete line is buffered, up to `max_len` bytes of it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ DONE = b"[DONE]"
 
 
 class EventSplitter:
-    """Reads `data:` lines. Line ends may be LF or CRLF, and fall anywhere in the network's cuts."""
+    """Reads `data:` lines. Line ends may be LF or CRLF, and may be split between reads."""
 
     def __init__(self, max_len: int = MAX_PAYLOAD_LEN) -> None:
         self._max_len = max_len
-        self._rest: list[bytes] = []  # the pieces of a line without its end
+        self._rest: list[bytes] = []  # the pieces of an incomplete line
         self._rest_len = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The payloads that became whole with `data`.
+        """The payloads that `data` completes.
 
         Raises:
             WorkerFailed: a line is longer than `max_len` bytes.
@@ -35,7 +35,7 @@ class EventSplitter:
         return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 
     def end(self) -> list[bytes]:
-        """The payload that stands in a last line without an end."""
+        """The payload of a last line without a line end."""
         return self.feed(b"\n")
 
     def _keep(self, piece: bytes) -> None:
@@ -47,7 +47,7 @@ class EventSplitter:
 
 
 class BodyJoiner:
-    """A body that is no stream: the same two methods, one payload at the end."""
+    """A body that is not a stream: the same two methods, with one payload at the end."""
 
     def __init__(self, max_len: int = MAX_PAYLOAD_LEN) -> None:
         self._max_len = max_len
@@ -55,7 +55,7 @@ class BodyJoiner:
         self._len = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Keeps `data`; gives nothing.
+        """Buffers `data`; returns nothing.
 
         Raises:
             WorkerFailed: the body is longer than `max_len` bytes.

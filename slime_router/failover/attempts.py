@@ -1,7 +1,7 @@
-"""The tries of one request: who is asked, how long it waits, when it is given up.
+"""The tries of one request: which worker is next, how long to wait, when to give up.
 
-A worker that could not be reached is passed over at once; one that is busy or broke is passed over
-too, but such tries are numbered. Only where nobody is left to be asked there is a delay.
+A worker that could not be reached is passed over at once. One that is busy or broke is passed over
+too, but the number of such tries is limited. There is a delay only when no other worker is left.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from slime_router.types import Resume
 logger = logging.getLogger(__name__)
 
 BUSY = (429, 503)  # a worker's queue is full: another's may not be
-MAX_BROKEN = 3  # workers that broke without a word: it may be the request that kills them
-MAX_ABORTS = 5  # by workers, in a row and without a token
+MAX_BROKEN = 3  # workers that broke before any output: the request itself may be killing them
+MAX_ABORTS = 5  # by workers, in a row and without a token in between
 
 Failure: TypeAlias = NotTaken | RouterError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelaySettings:
-    """How long and how often.
+    """Limits on waits and retries.
 
     Attributes:
-        request_timeout_s: of a whole generation, all its tries and waits.
+        request_timeout_s: for a whole generation, with all its tries and waits.
         worker_wait_s: how long a request waits while no worker can be reached.
         pause_wait_s: how long it waits while generation is paused.
-        resume_aborted: which doors' generations go on by themselves when a worker aborts them.
+        resume_aborted: which endpoints' generations resume by themselves if a worker aborts them.
     """
 
     request_timeout_s: float
@@ -49,19 +49,19 @@ class RelaySettings:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A generation under way: `worker` has it now under the name `rid`, or nobody has."""
+    """A generation in progress: `worker` runs it now as `rid`, or is None if no worker does."""
 
     worker: Worker | None = None
     rid: str = ""
-    is_cancelled: bool = False  # somebody asked for its abort: it does not go on
+    is_cancelled: bool = False  # its abort was requested: it must not continue
 
 
 class Cancelled(Exception):
-    """The abort of the generation was asked for while no worker had it."""
+    """The abort of the generation was requested while no worker had it."""
 
 
 class Dispatcher:
-    """Where requests find their workers, and wait for them; all requests share it.
+    """Where requests find workers and wait for them; shared by all requests.
 
     `on_suspicion(worker)` is called when a worker could not be reached or broke a connection.
     """
@@ -81,20 +81,20 @@ class Dispatcher:
         self.backoff = backoff
         self.on_suspicion = on_suspicion
         self.random = random
-        self.change = asyncio.Event()  # set when something changes; then there is a new one
+        self.change = asyncio.Event()  # set when something changes, and then replaced
         pool.subscribe(self.wake)
 
     def __repr__(self) -> str:
         return f"<Dispatcher to {self.pool!r}>"
 
     def wake(self) -> None:
-        """Whoever waits for a worker asks anew."""
+        """Makes everyone waiting for a worker look again."""
         self.change.set()
         self.change = asyncio.Event()
 
 
 class Attempts:
-    """The tries of one request: who was asked already, how long to wait, when to stop."""
+    """The tries of one request: which workers it tried, how long to wait, when to stop."""
 
     def __init__(self, dispatcher: Dispatcher, need: Need, run: Run) -> None:
         self._dispatcher = dispatcher
@@ -104,7 +104,7 @@ class Attempts:
         self._run = run
         self._clock = asyncio.get_running_loop().time
         self._deadline = self._clock() + self._settings.request_timeout_s
-        self._worker: Worker | None = None  # who was asked last
+        self._worker: Worker | None = None  # the latest one tried
         self._tried: set[str] = set()
         self._stale: set[str] = set()
         self._is_sampling = False
@@ -118,7 +118,7 @@ class Attempts:
         return max(self._deadline - self._clock(), 0.001)
 
     def lease(self, rid: str = "") -> Stay:
-        """A worker, waited for while there may be one soon; it has the request as `rid`.
+        """A worker, waiting while one may become available; it gets the request as `rid`.
 
         Raises:
             NoWorker: there is none, and none came in time.
@@ -128,19 +128,19 @@ class Attempts:
         return Stay(self, rid)
 
     async def enter(self, rid: str) -> Lease:
-        """Begins the stay at a worker."""
+        """Starts the stay at a worker."""
         lease = await self._found(self._need)
         self._worker, self._is_sampling = lease.worker, False
         self._run.worker, self._run.rid = lease.worker, rid
         return lease
 
     def leave(self, lease: Lease) -> None:
-        """Ends it."""
+        """Ends the stay."""
         self._run.worker = None
         lease.close()
 
     async def prefill(self) -> Lease:
-        """A worker that computes the prompt for the one that was leased; to be closed.
+        """Leases a worker to compute the prompt for the one leased before; the caller closes it.
 
         Raises:
             NoWorker: there is none, and none came in time.
@@ -176,40 +176,40 @@ class Attempts:
                 async with asyncio.timeout_at(look_at):
                     await change.wait()
             except TimeoutError:
-                pass  # asked once more, and then told why there is none
+                pass  # try once more; that raises the reason why there is none
 
     def progress(self, lease: Lease) -> None:
-        """The worker samples: the request is sound, and what fails from now on fails anew."""
+        """The worker samples: the request is fine, and failures are counted from zero again."""
         self._is_sampling = True
         self._retries = self._broken = self._aborts = 0
         lease.answered()
 
     async def failed(self, exc: Failure, stitch: Stitch | None = None) -> None:
-        """The try came to `exc`; returns when another is due.
+        """The try ended with `exc`; returns when the next one is due.
 
         Raises:
-            RouterError: no other try is to be made.
+            RouterError: there will be no other try.
         """
         worker = self._worker
         can_go_on = stitch is None or stitch.can_go_on
         if worker is None or not self._is_worth_another(exc, worker) or not can_go_on:
-            raise self._told(exc) from exc
+            raise self._final_error(exc) from exc
         if isinstance(exc, NotTaken) and exc.is_stale and worker.url not in self._stale:
             self._stale.add(worker.url)
-            self._note_retry(logging.INFO, worker, exc)  # idle connections end: no fault yet
+            self._note_retry(logging.INFO, worker, exc)  # idle connections get closed: no fault
             return
         self._tried.add(worker.url)
         has_others = self._pool.has_candidates(self._need, self._tried)
         if not (isinstance(exc, NotTaken) and has_others):
             if self._retries >= self._dispatcher.backoff.max_retries:
-                raise self._told(exc) from exc
+                raise self._final_error(exc) from exc
             self._retries += 1
         sampled_len = 0 if stitch is None else len(stitch.output_ids)
         self._note_retry(logging.WARNING, worker, exc, sampled_len)
         if not has_others:
             await self._back_off(self._retries - 1)
 
-    def _told(self, exc: Failure) -> RouterError:
+    def _final_error(self, exc: Failure) -> RouterError:
         if not isinstance(exc, NotTaken):
             return exc
         words = f"No worker could be reached: {exc.reason}."
@@ -221,7 +221,7 @@ class Attempts:
         logger.log(level, line, worker.url, sampled_len, exc)
 
     def _is_worth_another(self, exc: Failure, worker: Worker) -> bool:
-        """Whether another try may end better; the worker's record is kept."""
+        """Whether another try may succeed; also updates the worker's record."""
         if isinstance(exc, NotTaken):
             if not exc.is_stale:
                 self._dispatcher.on_suspicion(worker)
@@ -237,7 +237,7 @@ class Attempts:
         return isinstance(exc, WorkerFailed) and self._broken < MAX_BROKEN
 
     def may_resume(self) -> bool:
-        """An abort came: whether the generation goes on, which counts as one more."""
+        """Whether an aborted generation may resume; if so, this counts as one more resumption."""
         if self._run.is_cancelled or self._aborts >= MAX_ABORTS:
             return False
         self._aborts += 1
@@ -245,7 +245,7 @@ class Attempts:
         return True
 
     async def rest_after_abort(self) -> None:
-        """A worker that aborts again and again is not asked again and again at once."""
+        """A worker that keeps aborting is not asked again without a delay."""
         await self._back_off(self._aborts - 1)
 
     async def _back_off(self, retry: int) -> None:
@@ -254,7 +254,7 @@ class Attempts:
 
 
 class Stay:
-    """The stay of a request at the worker that it is leased, for the block."""
+    """For the block, the stay of a request at the worker leased to it."""
 
     __slots__ = ("_attempts", "_lease", "_rid")
 

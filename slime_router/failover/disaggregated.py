@@ -1,7 +1,7 @@
-"""Prefill and decode on workers of their own: both get the request, and meet in a room.
+"""Prefill and decode on separate workers: both get the request, and meet in a room.
 
 The prefill worker computes the prompt and hands its cache to the decode worker through its
-bootstrap server; the room is a number that both know. The decode worker's answer is the answer.
+bootstrap server; the room is a number that both know. The decode worker's answer is what counts.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from slime_router.types import GenerateCall
 
 logger = logging.getLogger(__name__)
 
-ROOMS = 2**63  # SGLang takes whole numbers below it
+ROOMS = 2**63  # SGLang takes integers below this
 
 _rooms = SystemRandom()
 
 
 def paired(call: GenerateCall, prefill: Worker) -> GenerateCall:
-    """The call as both workers of a pair get it; the room is new."""
+    """The call as both workers of a pair get it, with a new room."""
     fields = {
         "bootstrap_host": urlsplit(prefill.url).hostname,
         "bootstrap_port": prefill.bootstrap_port,
@@ -49,9 +49,9 @@ async def prefilling(
     timeout_s: float,
     on_failure: Callable[[Worker], None],
 ) -> AsyncIterator[None]:
-    """Has the leased worker compute the prompt of the `paired` call while the block runs.
+    """While the block runs, the leased worker computes the prompt of the `paired` call.
 
-    The lease ends when it has. A prefill worker that fails leaves the decode worker waiting: then
+    Then the lease ends. If the prefill worker fails, the decode worker is left waiting, so
     `on_failure(prefill)` is called.
     """
     task = asyncio.create_task(

@@ -1,4 +1,4 @@
-"""The greeting of a worker: do its tokens equal ours, and how long is its context?"""
+"""The greeting of a worker: does it tokenize as we do, and how long is its context?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slime_router.tokens.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Digits, spaces, capitals, quotes, accents, an emoji: where tokenizers that differ do differ.
+# Digits, spaces, capitals, quotes, accents, an emoji: this is where tokenizers differ, if they do.
 PROBE_TEXT = 'Héllo  WORLD 12345,\n\n{"name": "x"}\t🙂 e\u0301 ' + "don't"
 
 # A worker is often registered while it still loads its weights, which takes minutes.
@@ -21,7 +21,7 @@ GREETING_DELAYS_S = (0.0, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
 class Greetings:
-    """Asks new workers, beside everything else, until they answer or `delays_s` are over."""
+    """Asks new workers in the background, until they answer or `delays_s` run out."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Greetings:
         return len(self._tasks)
 
     def greet(self, worker: Worker) -> None:
-        """Compare tokenizers with a worker."""
+        """Compare our tokenizer with the worker's."""
         if worker in self._tasks:
             return
         task = asyncio.create_task(self._compare_tokens(worker), name=f"greeting {worker.url}")
@@ -54,7 +54,7 @@ class Greetings:
         task.add_done_callback(lambda _: self._tasks.pop(worker))
 
     async def stop(self) -> None:
-        """Give up on those who did not answer yet."""
+        """Give up on workers that have not answered yet."""
         tasks = tuple(self._tasks.values())
         for task in tasks:
             task.cancel()

@@ -1,10 +1,9 @@
-"""Finds out which workers can be reached, and tells the pool.
+"""Finds out which workers can be reached, and reports it to the pool.
 
-A paused worker hangs its own `/health`; so what is asked is whether its front end answers at all.
-Whoever answers, with whatever status below 500, is up. A worker that refuses connections is down
-at once; one that is silent, after `failure_threshold` probes: then what it runs is moved, too.
-A worker that is down is probed until it comes back, or is removed; one that is removed, until it
-has nothing in flight.
+A paused worker's own `/health` hangs, so a probe checks only whether the front end answers at all:
+any status below 500 means up. A worker that refuses connections is down at once; one that is silent
+is down after `failure_threshold` probes, and what it runs then moves to others. A worker that is
+down is probed until it comes back or is removed, a removed one until it has nothing in flight.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 Probe: TypeAlias = Literal["answers", "refuses", "silent"]
 
-ENDPOINT = "/model_info"  # answers while generation is paused, too
+ENDPOINT = "/model_info"  # answers even while generation is paused
 _AGAIN_S = 1.0  # between probes of a worker that may be dead
 
 
@@ -38,7 +37,7 @@ _AGAIN_S = 1.0  # between probes of a worker that may be dead
 class HealthSettings:
     """How workers are probed; flag names and meanings are those of sglang-router.
 
-    Without `is_enabled` only workers that failed a request are probed.
+    Without `is_enabled`, only workers that failed a request are probed.
     """
 
     is_enabled: bool = True
@@ -51,7 +50,7 @@ class HealthSettings:
 
 
 class Health:
-    """One watching task for each worker of the pool, as workers come and go.
+    """Runs one watching task for each worker of the pool, as workers come and go.
 
     `on_up(worker)` is called when a worker answers for the first time, or again.
     """
@@ -101,13 +100,13 @@ class Health:
             alarm.set()
 
     def _look(self) -> None:
-        """Watches begin with their workers; they end by themselves."""
+        """Starts watching new workers; watches end by themselves."""
         if not self._is_running:
             return
         for worker in self._pool.list():
             if worker not in self._watches:
                 self._alarms[worker] = asyncio.Event()
-                self._alarms[worker].set()  # who it is, and whether it is there
+                self._alarms[worker].set()  # probe at once: is it there?
                 task = asyncio.create_task(self._watch(worker), name=f"health {worker.url}")
                 self._watches[worker] = task
                 task.add_done_callback(partial(self._forget, worker))
@@ -134,7 +133,7 @@ class Health:
                 await self._answered(worker, state)
                 continue
             if not state.was_seen and clock() - began > self._settings.startup_timeout_s:
-                logger.error("worker %s did not come up in time; it is still asked", worker.url)
+                logger.error("worker %s did not come up in time; still probing it", worker.url)
                 began = clock()
             if state.failed(probe) and worker.is_up:
                 self._lost(worker, probe, is_new=not state.was_seen)
@@ -145,7 +144,7 @@ class Health:
             async with asyncio.timeout(rest_s):
                 await alarm.wait()
         except TimeoutError:
-            pass  # it is time
+            pass  # the next probe is due
         alarm.clear()
 
     async def _probe(self, worker: Worker) -> Probe:
@@ -163,7 +162,7 @@ class Health:
         if answer.status >= 500:
             return "silent"
         version = _parsed(answer.body).get("weight_version")
-        # Trainers update workers behind our back; what changed meanwhile is newer than the answer.
+        # Trainers update workers behind our back; a change made meanwhile is newer than the answer.
         if type(version) in (str, int) and known == worker.weight_version != version:
             worker.weight_version = version
             self._pool.note_versions()
@@ -182,13 +181,13 @@ class Health:
             await self._ask_load(worker)
 
     async def _ask_load(self, worker: Worker) -> None:
-        """What the worker says of its queue; older ones say nothing."""
+        """Asks the worker for the length of its queue; older workers do not report it."""
         try:
             answer = await self._client.ask(
                 worker, "GET", "/v1/loads", headers={}, timeout_s=self._settings.timeout_s
             )
         except RouterError:
-            return  # the next probe tells more
+            return  # the next probe will show why
         loads = _parsed(answer.body).get("loads") if answer.status == 200 else None
         ranks = [load for load in loads if isinstance(load, dict)] if loads else []
         worker.queued = sum(_count(rank.get("num_waiting_reqs")) for rank in ranks)
@@ -197,7 +196,7 @@ class Health:
 
     def _lost(self, worker: Worker, probe: Probe, *, is_new: bool) -> None:
         worker.weight_version = None
-        if probe == "refuses":  # it was stopped: its pause went with it
+        if probe == "refuses":  # it was stopped, and its pause ended with it
             self._pool.rest(worker, is_paused=False, is_asleep=False)
         self._pool.mark_down(worker)
         cut = self._client.give_up(worker)
@@ -210,7 +209,7 @@ class Health:
 
 
 class _State:
-    """What the probes of one worker came to so far."""
+    """The outcome of one worker's probes so far."""
 
     def __init__(
         self, settings: HealthSettings, backoff: Backoff, random: Callable[[], float]
@@ -223,7 +222,7 @@ class _State:
         self.was_seen = False
 
     def rest_s(self, worker: Worker) -> float | None:
-        """Seconds until the next probe; None until a request fails."""
+        """Seconds until the next probe; None to wait until a request fails."""
         if not worker.is_up:
             return self._backoff.delay_s(self._failures, self._random)
         if self._failures:
@@ -231,7 +230,7 @@ class _State:
         return self._settings.interval_s if self._settings.is_enabled else None
 
     def answered(self) -> bool:
-        """The worker answers; True if it may be trusted to."""
+        """The worker answered; True if it may be trusted to keep doing so."""
         self._failures = 0
         self._successes += 1
         is_trusted = not self.was_seen or self._successes >= self._settings.success_threshold
@@ -239,7 +238,7 @@ class _State:
         return is_trusted
 
     def failed(self, probe: Probe) -> bool:
-        """The worker did not answer; True if it counts as down."""
+        """The worker did not answer; True if it now counts as down."""
         self._successes = 0
         self._failures += 1
         return probe == "refuses" or self._failures >= self._settings.failure_threshold

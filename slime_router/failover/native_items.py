@@ -1,7 +1,7 @@
-"""A native generation's items: what `/generate` says of several parts, as if it were one.
+"""The items of a native generation (`/generate`): several parts, presented as one.
 
-The items of the first part are told as they came. From the first cut on each is written anew: its
-text, ids and lists are those of all output, or of what is new, as the worker's own were. Pure.
+Items of the first part are passed on unchanged. From the first cut on, each is rewritten: its text,
+ids and lists cover all output or only what is new, just as the worker's own items did. Pure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 from slime_router.engine.request import Item, text_rules
 from slime_router.types import Finish, GenerateCall, GenerateChunk, Sampling
 
-_OUTPUT_LISTS = (  # of meta_info, an entry for each output token
+_OUTPUT_LISTS = (  # of meta_info, with one entry per output token
     "output_token_logprobs",
     "output_top_logprobs",
     "output_token_ids_logprobs",
@@ -21,21 +21,21 @@ _INPUT_LISTS = ("input_token_logprobs", "input_top_logprobs", "input_token_ids_l
 
 
 class TextReader(Protocol):
-    """Turns output ids into the text that a worker shows of them, bit by bit."""
+    """Incrementally turns output ids into the text that a worker would show for them."""
 
     def push(self, ids: Sequence[int], finish: Finish | None) -> str:
-        """The text that `ids` add; at the end (`finish`) all that is left."""
+        """The text that `ids` add; at the end (`finish`), everything left."""
         ...
 
 
-OpenText: TypeAlias = Callable[[Sampling], TextReader]  # by the rules for stops in a Sampling
+OpenText: TypeAlias = Callable[[Sampling], TextReader]  # by the text rules in a Sampling
 
 
 class Items:
-    """What is told of one generation, item by item.
+    """Writes the client's items of one generation, one by one.
 
-    `expects_cumulative` says whether the items of a stream are likely to repeat what the ones
-    before said; the first ones that show it decide.
+    `expects_cumulative`: whether the items of a stream are likely to repeat earlier output; the
+    first items that show it decide.
     """
 
     def __init__(
@@ -48,18 +48,18 @@ class Items:
         self._open_text = open_text
         self._expects_cumulative = expects_cumulative
         self._lists: dict[str, list[Any]] = {}  # of all output tokens
-        self._sampled_len = 0  # tokens of the parts before, which the worker had as prompt
-        self._told_ids = 0
-        self._told_len = 0  # characters, where items do not repeat themselves
-        self._reader: TextReader | None = None  # None in the first part: the worker's text is told
-        self._text = ""  # all that the reader has read
+        self._sampled_len = 0  # tokens of earlier parts, which the worker got as prompt
+        self._emitted_ids = 0
+        self._emitted_len = 0  # characters, if items do not repeat earlier output
+        self._reader: TextReader | None = None  # None in the first part: the worker's text is used
+        self._text = ""  # everything the reader has returned
         self._held: list[tuple[GenerateChunk, int, int]] = []  # with the ends of ids and text
 
     def note(self, chunk: GenerateChunk, came_len: int, known_len: int, begin: int) -> None:
-        """Keeps what the item says of its new tokens, behind `known_len` others.
+        """Keeps the item's data on its new tokens, which follow `known_len` others.
 
-        The worker sent `came_len` of them, of which a stop string may have cut some off; its part
-        begins with token `begin`.
+        The worker sent `came_len` new tokens, some of which a stop string may have cut off; its
+        part starts at token `begin`.
         """
         item = self.last = chunk.item or {}
         self._sampled_len = begin
@@ -73,16 +73,16 @@ class Items:
                 end = len(entries) - (came_len - new_len)
                 self._lists.setdefault(name, []).extend(entries[end - new_len : end])
 
-    def told_as_it_came(self, chunk: GenerateChunk) -> None:
-        """The client is handed the worker's own item."""
+    def emit_unchanged(self, chunk: GenerateChunk) -> None:
+        """Passes the worker's own item to the client."""
         shown = len((chunk.item or {}).get("text") or "")
-        self._told_len = shown + (self._told_len if self.is_cumulative is False else 0)
-        self._told_ids += len(chunk.output_ids)
+        self._emitted_len = shown + (self._emitted_len if self.is_cumulative is False else 0)
+        self._emitted_ids += len(chunk.output_ids)
 
-    def told(self, chunk: GenerateChunk, output_ids: Sequence[int]) -> Sequence[GenerateChunk]:
+    def emit(self, chunk: GenerateChunk, output_ids: Sequence[int]) -> Sequence[GenerateChunk]:
         """The chunk with an item of the whole generation, `output_ids`.
 
-        Held back for one more where nothing shows yet whether items repeat the ones before.
+        Held back until the next chunk if it is still unknown whether items repeat earlier output.
         """
         if self._reader is None:
             self._reader = self._open_text(text_rules(self._call))
@@ -90,7 +90,7 @@ class Items:
             self._text = self._reader.push(known, None)
         self._text += self._reader.push(chunk.output_ids, chunk.finish)
         self._held.append((chunk, len(output_ids), len(self._text)))
-        if self.is_cumulative is None and self._told_ids:
+        if self.is_cumulative is None and self._emitted_ids:
             if self._expects_cumulative is None and chunk.finish is None:
                 return ()
             self.is_cumulative = self._expects_cumulative is not False
@@ -100,22 +100,22 @@ class Items:
         return [waiting for waiting, _, _ in ready]
 
     def _item(self, chunk: GenerateChunk, ids: Sequence[int], text: str) -> Item:
-        """The worker's item with the output so far, or with what is new of it."""
-        ids_begin, text_begin = self._told_ids, self._told_len
+        """The worker's item with all output so far, or only the new part of it."""
+        ids_begin, text_begin = self._emitted_ids, self._emitted_len
         if self.is_cumulative:
             ids_begin = text_begin = 0
-        self._told_ids, self._told_len = len(ids), max(self._told_len, len(text))
+        self._emitted_ids, self._emitted_len = len(ids), max(self._emitted_len, len(text))
         item = chunk.item or {}
-        told: Item = {
+        fields: Item = {
             "output_ids": ids[ids_begin:],
             "meta_info": self._meta(item.get("meta_info") or {}, chunk, ids_begin, len(ids)),
         }
         if "text" in item:
-            told["text"] = text[text_begin:]
-        return {**item, **told}
+            fields["text"] = text[text_begin:]
+        return {**item, **fields}
 
     def _meta(self, meta: Item, chunk: GenerateChunk, begin: int, end: int) -> Item:
-        told = {
+        fields = {
             **{name: value for name, value in meta.items() if name != "weight_versions"},
             "id": self._call.rid,
             "finish_reason": finish_reason(meta.get("finish_reason"), chunk.finish, end),
@@ -123,22 +123,22 @@ class Items:
             **{name: entries[begin:end] for name, entries in self._lists.items()},
         }
         if chunk.prompt_tokens:
-            told |= {"prompt_tokens": chunk.prompt_tokens, "cached_tokens": chunk.cached_tokens}
+            fields |= {"prompt_tokens": chunk.prompt_tokens, "cached_tokens": chunk.cached_tokens}
         if "output_token_logprobs_length" in meta:
-            told["output_token_logprobs_length"] = end
+            fields["output_token_logprobs_length"] = end
         if chunk.weight_versions:
-            told["weight_versions"] = [
+            fields["weight_versions"] = [
                 {"version": span.version, "start": span.start, "end": span.end}
                 for span in chunk.weight_versions
             ]
-        for name in _INPUT_LISTS:  # the worker had what was sampled before as prompt
+        for name in _INPUT_LISTS:  # the worker got what was sampled before as prompt
             if self._sampled_len and meta.get(name):
-                told[name] = meta[name][: -self._sampled_len]
-        return told
+                fields[name] = meta[name][: -self._sampled_len]
+        return fields
 
 
 def finish_reason(said: Item | None, finish: Finish | None, output_len: int) -> Item | None:
-    """What the worker said, where it knew the whole."""
+    """The worker's own reason, if it saw the whole generation."""
     if finish is None:
         return None
     if said is not None and said.get("type") == finish.type:

@@ -1,9 +1,9 @@
-"""Brings a generation to its end, whatever becomes of the workers on the way.
+"""Brings a generation to its end, whatever happens to the workers on the way.
 
-Before its first token a request goes to another worker when one cannot take it. After it, what is
-missing is sampled by another worker, from the prompt and the tokens so far: the client's stream
-goes on. What a worker aborts, for new weights, goes on likewise when it runs again. Tries, waits
-and the whole are bounded; then there is an error.
+Before its first token, a request that one worker cannot take goes to another. After it, another
+worker samples the rest from the prompt and the tokens so far, and the client's stream continues.
+What a worker aborts, to get new weights, continues likewise once it runs again. Tries, waits and
+the total time are bounded; beyond that there is an error.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class Relay:
-    """Leases workers, runs generations on them, and goes on elsewhere when they fail.
+    """Leases workers, runs generations on them, and continues on others when they fail.
 
     `on_suspicion(worker)` is called when a worker could not be reached or broke a connection.
     """
@@ -74,7 +74,7 @@ class Relay:
             pool, settings, backoff or Backoff(), on_suspicion=on_suspicion, random=random
         )
         self._runs: dict[str, list[Run]] = {}  # by the rid that the client knows
-        self._is_cumulative: bool | None = None  # whether native items repeat the ones before
+        self._is_cumulative: bool | None = None  # whether native items repeat earlier output
 
     def __repr__(self) -> str:
         return f"<Relay {self.running} runs>"
@@ -86,19 +86,19 @@ class Relay:
 
     @property
     def running(self) -> int:
-        """Generations under way, those that wait for a worker too."""
+        """Generations in progress, including those that wait for a worker."""
         return sum(map(len, self._runs.values()))
 
     # Generations
 
     async def generate(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
-        """Runs `call`; yields what comes, as it comes. `call.prompt` has been made.
+        """Runs `call`, whose prompt has been made; yields chunks as they arrive.
 
         Raises:
             NoWorker: none is registered, or none could be reached in time.
             WorkerRefused: the worker's own answer to a bad request.
             WorkerFailed: workers died, or their answers cannot be read.
-            WorkerTimeout: the whole took longer than the request timeout.
+            WorkerTimeout: the whole generation took longer than the request timeout.
         """
         stitch = Stitch(
             call, self._open_text, eos_ids=self._eos_ids, is_cumulative=self._is_cumulative
@@ -121,7 +121,7 @@ class Relay:
                         break
                     await attempts.failed(exc, stitch)
                     if isinstance(exc, NotTaken) and not exc.is_stale:
-                        continue  # nobody has seen its rid
+                        continue  # no worker has seen its rid
                 part = stitch.next_call()
             if not stitch.is_over:
                 for chunk in stitch.ended():
@@ -130,7 +130,7 @@ class Relay:
     async def _sample(
         self, part: GenerateCall, stitch: Stitch, attempts: Attempts
     ) -> AsyncGenerator[GenerateChunk, None]:
-        """Runs one part on one worker; yields what the client is told of it."""
+        """Runs one part on one worker; yields the chunks for the client."""
         async with (
             attempts.lease(part.rid) as lease,
             self._prefilled(part, lease.worker, attempts) as call,
@@ -144,8 +144,8 @@ class Relay:
                         attempts.progress(lease)
                     stitch.take(chunk)
                     if chunk.finish is None:
-                        for told in stitch.told(chunk):
-                            yield told
+                        for emitted in stitch.emit(chunk):
+                            yield emitted
                         continue
                     lease.answered()
                     self._pool.succeeded(lease.worker)
@@ -154,14 +154,14 @@ class Relay:
                         self._finished(part, lease.worker, stitch)
                     elif not stitch.can_go_on:
                         self._note_dropped(part, len(stitch.output_ids))
-                    for told in stitch.told(chunk, goes_on=goes_on):
-                        yield told
+                    for emitted in stitch.emit(chunk, goes_on=goes_on):
+                        yield emitted
                     return
 
     def _prefilled(
         self, part: GenerateCall, worker: Worker, attempts: Attempts
     ) -> AbstractAsyncContextManager[GenerateCall]:
-        """The call as `worker` gets it; a decode worker has another compute the prompt."""
+        """The call as `worker` gets it; for a decode worker, another one computes the prompt."""
         is_decode = worker.kind == "decode"
         return self._paired(part, worker, attempts) if is_decode else nullcontext(part)
 
@@ -175,7 +175,7 @@ class Relay:
             def failed(prefill: Worker) -> None:
                 self._pool.failed(prefill)
                 self._dispatcher.on_suspicion(prefill)
-                self._client.cut(worker, call.rid)  # it would wait for what never comes
+                self._client.cut(worker, call.rid)  # it would wait for a cache that never arrives
 
             async with prefilling(
                 self._client, lease, call, timeout_s=attempts.left_s(), on_failure=failed
@@ -185,7 +185,7 @@ class Relay:
     def _goes_on(
         self, call: GenerateCall, last: GenerateChunk, stitch: Stitch, attempts: Attempts
     ) -> bool:
-        """Whether what ended with this chunk is to be continued."""
+        """Whether to continue the part that ended with this chunk."""
         wanted, is_native = self._settings.resume_aborted, call.native is not None
         finish = last.finish
         if finish is None or finish.type != "abort" or finish.status_code:
@@ -196,13 +196,13 @@ class Relay:
         if ending is not None:
             stitch.settle(last, ending)
             return False
-        # Under a grammar nothing can go on in the middle; a whole reply can begin anew.
+        # Under a grammar no part can start in the middle; a whole reply can start over.
         return (stitch.can_go_on or not call.stream) and attempts.may_resume()
 
     def _note_dropped(self, call: GenerateCall, count: int) -> None:
-        """A whole reply under a grammar begins anew: nobody is told what was sampled of it."""
+        """A whole reply under a grammar starts over: the client never sees what was sampled."""
         self.counts["dropped_tokens"] += count
-        logger.warning("begins anew: rid=%s, %d tokens are dropped", call.rid, count)
+        logger.warning("starting over: rid=%s, %d tokens are dropped", call.rid, count)
 
     def _finished(self, call: GenerateCall, worker: Worker, stitch: Stitch) -> None:
         assert call.prompt is not None
@@ -224,7 +224,7 @@ class Relay:
                 del self._runs[rid]
 
     def cancel(self, rid: str) -> list[tuple[Worker, str]]:
-        """What runs under this rid is not to go on; says which workers have it under which name."""
+        """Stops whatever runs under this rid; returns the workers that have it and their rids."""
         runs = self._runs.get(rid, [])
         for run in runs:
             run.is_cancelled = True
@@ -232,7 +232,7 @@ class Relay:
         return [(run.worker, run.rid) for run in runs if run.worker is not None]
 
     def cancel_all(self) -> None:
-        """No generation that runs now is to go on when it is aborted."""
+        """No generation in progress is to be resumed after an abort."""
         for run in chain.from_iterable(self._runs.values()):
             run.is_cancelled = True
         self._dispatcher.wake()
@@ -250,10 +250,10 @@ class Relay:
         can_repeat: bool = True,
         need: Need,
     ) -> AsyncIterator[Answer]:
-        """Sends a request to the next worker that takes it, and leases that worker for the block.
+        """Sends a request to the next worker that takes it, leased for the block.
 
-        `can_repeat` says that `body` can be sent anew after a part of it was. The answer may have
-        any status; on leaving the block it is closed.
+        `can_repeat`: `body` can be sent again even after part of it was sent. The answer may have
+        any status, and is closed on leaving the block.
 
         Raises:
             NoWorker: none is registered, or none could be reached.
@@ -288,7 +288,7 @@ def _need(call: GenerateCall) -> Need:
     headers = {name.lower(): value for name, value in call.headers.items()}
     return Need(
         ids=call.prompt.ids,
-        scope=shown(call.scope),  # a worker's cache knows no owners
+        scope=shown(call.scope),  # a worker's cache does not distinguish owners
         key=headers.get("x-smg-routing-key") or call.session_id,
         target=headers.get("x-smg-target-worker"),
     )

@@ -1,8 +1,8 @@
-"""One generation out of parts that several workers sampled, or one worker before and after a pause.
+"""One generation out of parts from several workers, or from one worker before and after a pause.
 
-A part ends where its worker died or aborted it. The next part's prompt is the prompt and all that
-was sampled; its chunks are told as those of one generation. Nothing is repeated, nothing is lost:
-`concat(chunk.output_ids)` is what was sampled, part after part. Pure.
+A part ends where its worker died or aborted it. The next part's prompt is the original prompt plus
+all that was sampled; the client gets the chunks as those of one generation. Nothing is repeated or
+lost: `concat(chunk.output_ids)` is what was sampled, part by part. Pure.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from slime_router.types import (
     token_ids,
 )
 
-IN_QUEUE = "Abort in waiting queue"  # SGLang's words for one that has sampled nothing
+IN_QUEUE = "Abort in waiting queue"  # SGLang's message for a request that has sampled nothing
 _ALL_TEXT = Sampling(keep_stop=True, skip_special_tokens=False)
 
 
 class Stitch:
     """The parts of one generation so far, and the call for the next.
 
-    Every chunk goes through `take`, which may end it earlier, and then through `told`.
-    `is_cumulative` says whether a native stream's items are likely to repeat what the ones before
-    said; the first items that show it decide.
+    Every chunk goes through `take`, which may cut it short, and then through `emit`.
+    `is_cumulative`: whether a native stream's items are likely to repeat earlier output; the first
+    items that show it decide.
     """
 
     def __init__(
@@ -42,20 +42,20 @@ class Stitch:
         eos_ids: Collection[int] = (),
         is_cumulative: bool | None = None,
     ) -> None:
-        self.output_ids: list[int] = []  # all that was sampled
-        self.is_over = False  # the last chunk was told
+        self.output_ids: list[int] = []  # everything sampled so far
+        self.is_over = False  # the last chunk was emitted
         self._call = call
         self._open_text = open_text
         self._eos_ids = eos_ids
         self._is_native = call.native is not None
         self._parts = 0
-        self._begin = 0  # of the part that runs now
-        self._spans: list[VersionSpan] = []  # of the parts before it
-        self._versions: list[tuple[WeightVersion | None, int]] = []  # of its chunks, from where on
-        self._version: WeightVersion | None = None  # of the last of them
-        self._exact: tuple[VersionSpan, ...] = ()  # its own, where its worker gave them
-        self._cached_tokens: int | None = None  # of the prompt, as the first worker said it
-        self._seam: _Seam | None = None  # where a stop string may span the cut
+        self._begin = 0  # of the current part
+        self._spans: list[VersionSpan] = []  # of earlier parts
+        self._versions: list[tuple[WeightVersion | None, int]] = []  # of its chunks, and starts
+        self._version: WeightVersion | None = None  # of the latest chunk
+        self._exact: tuple[VersionSpan, ...] = ()  # its worker's own spans, if given
+        self._cached_tokens: int | None = None  # of the prompt, as the first worker reported it
+        self._seam: _Seam | None = None  # while a stop string may span the cut
         self._items = Items(call, open_text, is_cumulative)
 
     def __repr__(self) -> str:
@@ -63,16 +63,16 @@ class Stitch:
 
     @property
     def is_cumulative(self) -> bool | None:
-        """Whether native items repeat what the ones before said; None where they did not show."""
+        """Whether native items repeat earlier output; None if that is not known yet."""
         return self._items.is_cumulative
 
     @property
     def can_go_on(self) -> bool:
-        """Whether another worker can sample what is missing: no grammar begins in the middle."""
+        """Whether another worker can sample the rest: a grammar cannot start in the middle."""
         return not self.output_ids or not is_constrained(self._call)
 
     def next_call(self) -> GenerateCall:
-        """The call for the next part; each has a rid of its own, the first one the client's."""
+        """The call for the next part; each has its own rid, the first one the client's."""
         if self._parts:
             self._spans += self._part_spans()
         self._versions, self._version, self._exact = [(None, len(self.output_ids))], None, ()
@@ -87,9 +87,9 @@ class Stitch:
         )
 
     def take(self, chunk: GenerateChunk) -> None:
-        """Counts in a chunk of the part that runs.
+        """Adds a chunk of the current part.
 
-        It may be cut short and get a finish: a stop string can begin in one part and end in
+        The chunk may be cut short and get a finish: a stop string can start in one part and end in
         another, which no worker sees.
         """
         came_len = len(chunk.output_ids)
@@ -105,11 +105,11 @@ class Stitch:
         if self._cached_tokens is None and came_len:
             self._cached_tokens = chunk.cached_tokens
 
-    def told(self, chunk: GenerateChunk, *, goes_on: bool = False) -> Sequence[GenerateChunk]:
-        """The taken chunk as one of the whole generation: what the client is told of it now.
+    def emit(self, chunk: GenerateChunk, *, goes_on: bool = False) -> Sequence[GenerateChunk]:
+        """The taken chunk as part of the whole generation: what the client gets now.
 
-        `goes_on`: it was the last of its part, and another part will follow. Where none can begin
-        in the middle, the generation begins anew.
+        `goes_on`: it was the last of its part, and another part will follow. If that cannot start
+        in the middle, the generation starts over.
         """
         if goes_on:
             chunk.finish = None
@@ -122,16 +122,16 @@ class Stitch:
             self.is_over = chunk.finish is not None
         if self._parts == 1 and not goes_on:
             if self._is_native:
-                self._items.told_as_it_came(chunk)
+                self._items.emit_unchanged(chunk)
             return (chunk,)
         if self._begin:
             self._tell_as_one(chunk)
         if self._is_native and chunk.item is not None:
-            return self._items.told(chunk, self.output_ids)
+            return self._items.emit(chunk, self.output_ids)
         return (chunk,)
 
     def _start_over(self) -> None:
-        """Forgets what was sampled; of a whole reply the client was told nothing yet."""
+        """Forgets what was sampled; of a whole reply, the client has seen nothing yet."""
         self.output_ids.clear()
         self._spans.clear()
         self._versions, self._exact = [(None, 0)], ()
@@ -139,9 +139,9 @@ class Stitch:
         self._items = Items(self._call, self._open_text, None)
 
     def ending(self) -> Finish | None:
-        """How the generation has ended: its last token was sampled, whatever its worker said then.
+        """How the generation has ended, if its last token was sampled, whatever the worker said.
 
-        A worker that is told to abort says so, and not that the token was the last one anyhow.
+        A worker that is asked to abort reports an abort, even if that token was the last anyway.
         """
         if not self.output_ids:
             return None
@@ -157,7 +157,7 @@ class Stitch:
         return Finish("length") if limit is not None and len(self.output_ids) >= limit else None
 
     def settle(self, chunk: GenerateChunk, ending: Finish) -> None:
-        """The taken last chunk of an aborted part ends the generation as if nobody had aborted."""
+        """Lets the last chunk, already taken, end the generation as if there had been no abort."""
         chunk.finish = ending
         if self._is_native and chunk.item is not None:
             reason = finish_reason(None, ending, len(self.output_ids))
@@ -165,7 +165,7 @@ class Stitch:
             chunk.item = {**chunk.item, "meta_info": meta}
 
     def ended(self) -> Sequence[GenerateChunk]:
-        """The end that no worker told: `ending`, or else an abort, as a worker says it."""
+        """The end that no worker reported: `ending`, or else an abort as a worker reports it."""
         words = "Aborted" if self.output_ids else IN_QUEUE
         finish = self.ending() or Finish("abort", message=words)
         self.is_over = True
@@ -174,11 +174,11 @@ class Stitch:
         chunk.item = self._items.last
         self._tell_as_one(chunk)
         if self._is_native and chunk.item is not None:
-            return self._items.told(chunk, self.output_ids)
+            return self._items.emit(chunk, self.output_ids)
         return (chunk,)
 
     def _part_spans(self) -> list[VersionSpan]:
-        """Which weights sampled the tokens of the part that runs, as far as it was said."""
+        """Which weights sampled the tokens of the current part, as far as that was reported."""
         end = len(self.output_ids)
         if self._exact:
             shifted = ((s.version, s.start + self._begin, s.end + self._begin) for s in self._exact)
@@ -204,13 +204,13 @@ class Stitch:
 
 
 class _Seam:
-    """Looks for stop strings that begin before the cut and end behind it."""
+    """Looks for stop strings that start before the cut and end after it."""
 
     def __init__(self, stops: Sequence[str], reader: TextReader, text: str, reach: int) -> None:
         self._stops = stops
         self._reader = reader
         self._text = text
-        self._left = reach  # tokens, of a byte at least each
+        self._left = reach  # tokens, each at least one byte
 
     @classmethod
     def open(
@@ -223,7 +223,7 @@ class _Seam:
         return cls(stops, reader, reader.push(output_ids[-reach:], None), reach)
 
     def cross(self, chunk: GenerateChunk) -> bool:
-        """Ends the chunk where a stop string does; whether the next one must be looked at, too."""
+        """Ends the chunk where a stop string ends; returns whether to check the next one, too."""
         for count, token_id in enumerate(chunk.output_ids, 1):
             self._text += self._reader.push([token_id], None)
             found = next((stop for stop in self._stops if stop in self._text), None)
@@ -240,7 +240,7 @@ class _Seam:
         finish = chunk.finish
         is_last = count == len(chunk.output_ids)
         if is_last and finish is not None and isinstance(finish.matched, int):
-            return  # a stop token comes before a stop string
+            return  # a stop token takes precedence over a stop string
         chunk.output_ids = chunk.output_ids[:count]
         chunk.logprobs = chunk.logprobs and chunk.logprobs[:count]
         chunk.top_logprobs = chunk.top_logprobs and chunk.top_logprobs[:count]
@@ -248,7 +248,7 @@ class _Seam:
 
 
 def _extend(spans: list[VersionSpan], span: VersionSpan) -> None:
-    """Appends a span; one that goes on with the version of the last is part of it."""
+    """Appends a span, merged into the last one if it continues it with the same version."""
     last = spans[-1] if spans else None
     if last is not None and (last.version, last.end) == (span.version, span.start):
         spans[-1] = VersionSpan(last.version, last.start, span.end)

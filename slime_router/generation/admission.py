@@ -1,11 +1,11 @@
-"""Admission: how many generations run at once, and who waits for how long.
+"""Admission: how many generations run at once, and which ones wait, for how long.
 
-Each generation that a plug-in asks for waits for a slot of its own. What must hold: never more
-than `max_running` are inside; while one waits, that many are. A slot that is given back is handed
-to the next in the same step, so none is ever free while somebody waits, and none is lost with a
-waiter that left or was aborted. A generation gives its slot back with its last chunk, not with its
-end: a sample that has finished is kept open until the others of its request have, and they may
-wait for a slot.
+Each generation that a plug-in asks for waits for its own slot. Invariants: never more than
+`max_running` are inside; while any waits, exactly that many are. A returned slot is handed to the
+next in the same step, so no slot is free while somebody waits, and none is lost with a waiter that
+left or was aborted. A generation returns its slot with its last chunk, not when it is closed: a
+finished sample is kept open until the other samples of its request finish, and these may still be
+waiting for a slot.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from slime_router.failover.stitch import IN_QUEUE
 from slime_router.generation.fair_queue import FairQueue
 from slime_router.types import Finish, GenerateCall, GenerateChunk
 
-RECENT = 0.1  # what the last generation counts beside all before it
+RECENT = 0.1  # weight of the latest generation against all earlier ones
 
-# None: the slot is the waiter's; False: its abort was asked for.
+# None: the waiter has the slot; False: its abort was requested.
 _Ticket: TypeAlias = "asyncio.Future[TooManyRequests | Literal[False] | None]"
 
 
 @dataclass(slots=True)
 class AdmissionFigures:
-    """Of generations. `refused`: there was no room to wait, or the wait took too long."""
+    """Counts of generations. `refused`: no room to wait, or the wait took too long."""
 
     running: int = 0
     waiting: int = 0
-    waited: int = 0  # those that have waited, also those that left or were refused
+    waited: int = 0  # including those that left or were refused
     refused: int = 0
-    queue_time_s: float = 0.0  # of all of them together
+    queue_time_s: float = 0.0  # the total of all waits
 
 
 class Slot:
-    """A place among those that run. It is given back once: by the last chunk, or on leaving."""
+    """A place among the running generations. Returned once: with the last chunk, or on leaving."""
 
     __slots__ = ("_admission", "_began", "_is_held")
 
@@ -77,12 +77,12 @@ class AdmissionQueue:
         self._timeout_s = timeout_s
         self._queue: FairQueue[_Ticket] = FairQueue(max_waiting)
         self._counts = AdmissionFigures()
-        self._took_s: float | None = None  # by one that has finished, of late
+        self._took_s: float | None = None  # recent average, of those that finished
         self._tickets: dict[str, set[_Ticket]] = {}  # of those that wait, by rid
 
     @classmethod
     def unlimited(cls) -> AdmissionQueue:
-        """One in which nobody waits."""
+        """A queue in which nobody ever waits."""
         return cls(max_running=sys.maxsize, max_waiting=0, timeout_s=0.0)
 
     def __repr__(self) -> str:
@@ -90,15 +90,15 @@ class AdmissionQueue:
 
     @property
     def figures(self) -> AdmissionFigures:
-        """As they are now."""
+        """The current figures."""
         self._counts.waiting = len(self._queue)
         return self._counts
 
     async def enter(self, call: GenerateCall) -> Slot | None:
-        """Waits for a slot; None where the abort of the call was asked for meanwhile.
+        """Waits for a slot; None if the abort of the call was requested meanwhile.
 
         Raises:
-            TooManyRequests: no slot came free in time, or there was no room to wait for one.
+            TooManyRequests: no slot became free in time, or there was no room to wait for one.
         """
         clock = asyncio.get_running_loop().time
         if self._counts.running < self._max_running:
@@ -108,14 +108,14 @@ class AdmissionQueue:
         return Slot(self, clock())
 
     def finished(self, began: float) -> None:
-        """A slot is given back by a generation that has come to its end."""
+        """A generation that has finished returns its slot."""
         took_s = asyncio.get_running_loop().time() - began
         before_s = took_s if self._took_s is None else self._took_s
         self._took_s = before_s + RECENT * (took_s - before_s)
         self.leave()
 
     def leave(self) -> None:
-        """Hands the slot to the next; one who left, and was not seen off yet, is passed over."""
+        """Hands the slot to the next waiter, skipping any that left but are still queued."""
         while self._queue:
             ticket = self._queue.pop()
             if not ticket.done():
@@ -124,17 +124,17 @@ class AdmissionQueue:
         self._counts.running -= 1
 
     def cancel(self, rid: str) -> None:
-        """What waits under this rid does not get in: it ends as aborted."""
+        """Nothing waiting under this rid gets in: it ends as aborted."""
         for ticket in self._tickets.get(rid, ()):
             _abort(ticket)
 
     def cancel_all(self) -> None:
-        """Nothing that waits now gets in."""
+        """Nothing that is waiting now gets in."""
         for ticket in chain.from_iterable(self._tickets.values()):
             _abort(ticket)
 
     async def _wait(self, call: GenerateCall) -> bool:
-        """Waits in the queue; whether a slot was handed over."""
+        """Waits in the queue; returns whether it got a slot."""
         party = party_of(call)
         loop = asyncio.get_running_loop()
         ticket: _Ticket = loop.create_future()
@@ -148,7 +148,7 @@ class AdmissionQueue:
             answer = await ticket
         except asyncio.CancelledError:
             if ticket.done() and not ticket.cancelled() and ticket.result() is None:
-                self.leave()  # it was handed a slot that it has no use for any more
+                self.leave()  # it was handed a slot that it no longer needs
             raise
         finally:
             timer.cancel()
@@ -167,7 +167,7 @@ class AdmissionQueue:
             del self._tickets[rid]
 
     def _retry_after_s(self) -> float | None:
-        """How long all those that wait now, and one more, may take to get in."""
+        """How long it may take to admit everyone waiting now, plus one more."""
         if self._took_s is None:
             return None
         return self._took_s * (len(self._queue) + 1) / max(self._max_running, 1)
@@ -186,12 +186,12 @@ def _abort(ticket: _Ticket) -> None:
 
 
 def aborted(call: GenerateCall) -> GenerateChunk:
-    """The only chunk of one that waited: no prompt was made for it."""
+    """The only chunk of a generation aborted while it waited: no prompt was made for it."""
     prompt_tokens = 0 if call.input_ids is None else len(call.input_ids)
     finish = Finish("abort", message=IN_QUEUE)
     return GenerateChunk(output_ids=[], finish=finish, prompt_tokens=prompt_tokens)
 
 
 def party_of(call: GenerateCall) -> str:
-    """Whose turn a generation takes: its session's, or that of its request alone."""
+    """The party whose turn a generation uses: its session, or else its request alone."""
     return call.session_id or call.request_id or call.rid

@@ -36,14 +36,14 @@ PROMPT_TAIL_LEN = 32  # tokens; a template that opens the reasoning does it righ
 class RadixTreeMiddleware:
     """The name of this step in `--middleware-paths`.
 
-    The step is built in: to name it, here or as slime's guide has it, adds nothing.
+    The step is built in: naming it, by this path or the one in slime's guide, adds nothing.
     """
 
 
 class Filing:
-    """One generation as the cache has it: its prompt, and the output that is to be filed after it.
+    """One generation as the cache sees it: its prompt, and the output to be filed after it.
 
-    On leaving the block, what was sampled of a reply that was cut short is filed too, and the
+    On leaving the block, whatever was sampled of a reply that was cut short is filed too, and the
     prompt is released.
     """
 
@@ -63,13 +63,13 @@ class Filing:
         self._reply = reply
         self._reader = reader
         self._version: WeightVersion | None = None
-        self._epoch = 0  # of the weights that sampled it
+        self._epoch = 0  # the newest one of the weights that sampled it
 
     def __enter__(self) -> Filing:
         return self
 
     def read(self, chunk: GenerateChunk) -> list[GenerateChunk]:
-        """What the client sees of a chunk, in one part or several; the first has the prompt."""
+        """What the client sees of a chunk, in one or more parts; only the first has the prompt."""
         version = chunk.weight_version
         if version is not None and version != self._version:
             self._version = version
@@ -78,7 +78,7 @@ class Filing:
         return [chunk] if self._reader is None else self._reader.read(chunk)
 
     def commit(self) -> None:
-        """Files the whole reply: before its end is handed on, so that the next turn finds it."""
+        """Files the whole reply before its end is passed on, so that the next turn finds it."""
         self._cacher.file(self.call, self._prompt, self._reply, self._epoch)
 
     def __exit__(
@@ -116,12 +116,12 @@ class Cacher:
         self._has_warned = False  # of tools whose calls stay text
 
     async def open(self, call: GenerateCall, reply: Reply) -> Filing:
-        """The prompt of `call`, and what will be filed after it: all that is added to `reply`.
+        """The prompt of `call`, and whatever is added to `reply`, to be filed after it.
 
         Raises:
             BadRequest: the template refuses the messages, or the prompt is empty.
         """
-        await self.tidy()  # those before may have been cut short after they were filed
+        await self.tidy()  # an earlier one may have been cut short between filing and this
         prompt = self._noted(call, await self.maker.make(call))
         try:
             reader = self._reader(call, prompt)
@@ -131,14 +131,14 @@ class Cacher:
         return Filing(self, replace(call, prompt=prompt), prompt, reply, reader)
 
     async def tidy(self) -> None:
-        """Drops what is over the tree's budget."""
+        """Drops what exceeds the tree's budget."""
         await self._cache.enforce_budget()
 
     def _noted(self, call: GenerateCall, prompt: Prompt) -> Prompt:
-        """The prompt, whose receipt says it where the model is shown tools and no call is read."""
+        """The prompt; its receipt notes it if the model is shown tools but no calls are parsed."""
         if not call.reply.tools or self._parsers.tools is not None:
             return prompt
-        if not self._has_warned:  # said once; the receipts go on
+        if not self._has_warned:  # warn once; the receipts always note it
             logger.warning("a request has tools, but calls stay text: set --tool-call-parser NAME")
             self._has_warned = True
         reason = f"{prompt.receipt.reason}; tools not parsed"
@@ -146,7 +146,7 @@ class Cacher:
 
     def _reader(self, call: GenerateCall, prompt: Prompt) -> ReplyReader | None:
         if call.native is not None:
-            return None  # /generate hands on the worker's own text
+            return None  # /generate passes on the worker's own text
         if not self._parsers.are_needed(call.reply):
             return ReplyReader(self._visible(call, None), None)
         tail = self._tokenizer.decode(
@@ -159,7 +159,7 @@ class Cacher:
             history=call.messages or (),
             written=prompt.reply_prefix if continues else "",
         )
-        # Marks of calls and reasoning may be special tokens: a parser must see them.
+        # The markers of calls and reasoning may be special tokens: a parser must see them.
         return ReplyReader(self._visible(call, parser), parser)
 
     def _visible(self, call: GenerateCall, parser: ReplyParser | None) -> VisibleText:
@@ -176,12 +176,12 @@ class Cacher:
         )
 
     def _stop_tokens(self, call: GenerateCall) -> frozenset[int]:
-        """The control tokens that end a reply: no content, wherever they stand."""
+        """The control tokens that end a reply: never content, wherever they occur."""
         stops = self._tokenizer.eos_ids.union(call.sampling.stop_token_ids)
         return frozenset(filter(self._tokenizer.is_special, stops))
 
     def _kept(self, call: GenerateCall, parser: ReplyParser | None) -> frozenset[int]:
-        """Those of them that the parser reads."""
+        """Those of the stop tokens that the parser reads."""
         if parser is None or not parser.ends:
             return frozenset()
         spelled = self._tokenizer.token_bytes
@@ -192,11 +192,11 @@ class Cacher:
         )
 
     def file(self, call: GenerateCall, prompt: Prompt, reply: Reply, epoch: int) -> None:
-        """Puts the prompt and the reply into the tree; `epoch` is 0 where no version was named."""
+        """Puts the prompt and the reply into the tree; `epoch` is 0 if no version was named."""
         if self._capture == "off" or not reply.output_ids or call.input_ids is not None:
-            return  # ids that the client chose are no tokenization of a text
+            return  # ids chosen by the client are not the tokenization of a text
         if prompt.tree_handle is None:
-            if not self._cache.counts.lost_paths:  # said once; the receipts and /metrics go on
+            if not self._cache.counts.lost_paths:  # warn once; receipts and /metrics go on
                 logger.warning("a turn is not filed by text: the path before it left the cache")
             self._cache.counts.lost_paths += 1
             return
@@ -210,10 +210,10 @@ class Cacher:
         )
 
     def _sampled_pieces(self, ids: TokenIds, finish: Finish | None) -> list[Piece]:
-        """The output, cut where a later text may leave it and the rest still be kept.
+        """The output, cut where a later text may depart from it, to reuse what precedes the cut.
 
-        Cuts stand around control tokens, and where the visible text ends before a stop string.
-        The pieces are slices of `ids`: the store holds the same memory.
+        Cuts are around control tokens, and where the visible text ends before a stop string.
+        The pieces are slices of `ids`, sharing memory with the store.
         """
         is_control, output = self._tokenizer.is_control, ids.tolist()
         cuts = {0, len(output), *self._stop_cut(output, finish)}
@@ -231,7 +231,7 @@ class Cacher:
         return pieces
 
     def _stop_cut(self, output: list[int], finish: Finish | None) -> set[int]:
-        """The token index at which a matched stop string begins, where one begins there."""
+        """The token index at which a matched stop string starts, if it starts at a token."""
         if finish is None or not isinstance(finish.matched, str):
             return set()
         text = self._tokenizer.decode(output, skip_special_tokens=False)
@@ -241,6 +241,6 @@ class Cacher:
         before = text[:found].encode()
         lengths = [len(self._tokenizer.token_bytes(token_id)) for token_id in output]
         end = int(np.searchsorted(np.cumsum(lengths), len(before))) + 1
-        # Compared byte by byte: a broken byte reads as U+FFFD, which has three.
+        # Compared as bytes: a broken byte decodes to U+FFFD, which is three bytes.
         is_cut = b"".join(map(self._tokenizer.token_bytes, output[:end])) == before
         return {end} if is_cut else set()

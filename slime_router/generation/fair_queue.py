@@ -1,11 +1,10 @@
-"""A queue in which parties take turns, whatever each of them has waiting.
+"""A queue in which parties take turns, however much each has waiting.
 
     len(queue) <= max_len
-    pop: the oldest item of the party whose turn is longest past; first come, first served within it
+    pop: the oldest item of the party whose last turn is longest ago
 
-A party that floods the queue delays only itself. When the queue is full, a party that has
-less in it takes the place of the newest item of the one that has the most. Every operation takes
-the same time, however much waits.
+A party that floods the queue delays only itself. When the queue is full, an item of a party with
+less in it replaces the newest item of the party with the most. Every operation takes constant time.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ T = TypeVar("T", bound=Hashable)
 
 
 class FairQueue(Generic[T]):
-    """Items by party; an item waits at most once. A party is known while something of it waits."""
+    """Items by party; an item waits at most once. A party is known only while it has items."""
 
     def __init__(self, max_len: int) -> None:
         self._max_len = max_len
         self._len = 0
         self._parties: OrderedDict[str, OrderedDict[T, None]] = OrderedDict()  # the next one first
-        self._by_len: dict[int, OrderedDict[str, None]] = {}  # parties by how much of each waits
+        self._by_len: dict[int, OrderedDict[str, None]] = {}  # parties by number of items
         self._longest = 0
 
     def __repr__(self) -> str:
@@ -34,11 +33,11 @@ class FairQueue(Generic[T]):
         return self._len
 
     def push(self, party: str, item: T) -> T | None:
-        """Puts `item` after the others of its party; a new party has its turn after all others.
+        """Adds `item` after the others of its party; a new party has its turn after all others.
 
         Returns:
-            None, or in a full queue the item that is out: the newest of the party with the most,
-            where that has at least two more than this one; else `item` itself.
+            None, or if the queue is full the item that lost its place: the newest of the party with
+            the most, if that has at least two more than this party; else `item` itself.
         """
         out: T | None = None
         if self._len >= self._max_len:
@@ -52,7 +51,7 @@ class FairQueue(Generic[T]):
         return out
 
     def pop(self) -> T:
-        """Takes out the item whose turn it is; its party has the next turn after all others.
+        """Removes the item whose turn it is; its party's next turn comes after all others.
 
         Raises:
             KeyError: nothing waits.
@@ -66,7 +65,7 @@ class FairQueue(Generic[T]):
         return item
 
     def discard(self, party: str, item: T) -> None:
-        """Takes `item` out, if it is there."""
+        """Removes `item` if present."""
         items = self._parties.get(party)
         if items is None or item not in items:
             return
@@ -79,7 +78,7 @@ class FairQueue(Generic[T]):
         return len(self._parties.get(party, ()))
 
     def _recount(self, party: str, change: int) -> None:
-        """`party` has one more or one less: the longest can differ from before by one at most."""
+        """`party` gained or lost one item, so the longest length changes by at most one."""
         count = self._count(party)
         self._len += change
         if before := self._by_len.get(count - change):

@@ -1,4 +1,4 @@
-"""The figures of `GET /metrics`: what every part counted, as one JSON object."""
+"""The figures of `GET /metrics`: the counts of all parts, as one JSON object."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slime_router.types import GenerateCall, GenerateChunk
 
 @dataclass(slots=True)
 class GenerationCounts:
-    """Generations by what became of their prompts, and their tokens; all doors together."""
+    """Generations by how their prompts were made, and their tokens; over all endpoints."""
 
     started: int = 0
     finished: int = 0
@@ -33,7 +33,7 @@ class GenerationCounts:
 
 
 class Count:
-    """One generation as it is counted, for the block."""
+    """Counts one generation, for the block."""
 
     __slots__ = ("_counts", "_is_finished")
 
@@ -46,7 +46,7 @@ class Count:
         return self
 
     def add(self, chunk: GenerateChunk) -> None:
-        """Counts what goes up."""
+        """Counts a chunk on its way to the client."""
         counts = self._counts
         if chunk.prompt is not None:
             receipt = chunk.prompt.receipt
@@ -67,20 +67,20 @@ class Count:
 
 
 class Counting:
-    """Counts generations as clients ask for them: one, however often a plug-in asks."""
+    """Counts generations as clients see them: one, however often a plug-in asks again."""
 
     def __init__(self) -> None:
         self.chat = GenerationCounts()
         self.generate = GenerationCounts()
 
     def count(self, call: GenerateCall) -> Count:
-        """A generation that begins."""
+        """Starts counting a generation."""
         return Count(self.chat if call.native is None else self.generate)
 
     async def around(
         self, call: GenerateCall, call_next: CallNext
     ) -> AsyncGenerator[GenerateChunk, None]:
-        """The same as a middleware, which counts outside the plug-ins."""
+        """The same as a middleware, to count outside the plug-ins."""
         with self.count(call) as count:
             async for chunk in call_next(call):
                 count.add(chunk)
@@ -96,7 +96,7 @@ def figures(
     recorded: RecordingCounts,
     counted: Counting,
 ) -> dict[str, Any]:
-    """Everything, since the start; ratios in [0, 1], sizes in tokens."""
+    """All figures since the start; ratios in [0, 1], sizes in tokens."""
     lookups = cache.counts.hits + cache.counts.misses
     return {
         "router": {

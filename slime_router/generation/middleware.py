@@ -4,9 +4,9 @@
         async for chunk in call_next(call):
             yield chunk
 
-It may change the call, answer by itself, ask again, or change what the client sees. It runs on
-typed values, never on HTTP bytes. `call_next` may be used several times; every stream it opens is
-closed with the request, also when the client leaves.
+It may change the call, answer by itself, ask again, or change what the client sees. It works on
+typed values, never on HTTP bytes. `call_next` may be called several times; every stream it opens is
+closed with the request, even if the client leaves.
 """
 
 from __future__ import annotations

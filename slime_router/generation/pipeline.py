@@ -1,9 +1,9 @@
-"""The path of one generation: every call of every API comes through here.
+"""The path of one generation: every call of every API passes through here.
 
     counting ──► admission ──► sessions ──► recording ──► caching ──► context limit ──► worker
 
-Each step is a block. However a generation ends, also when its client leaves, the blocks are left
-in reverse order, and each step gives back what it holds.
+Each step is a `with` block. However a generation ends, even if its client leaves, the blocks are
+left in reverse order, and each step releases what it holds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from slime_router.types import GenerateCall, GenerateChunk
 
 
 class Pipeline:
-    """What a generation passes, in this order; `relay` runs it on a worker."""
+    """The steps of a generation, in this order; `relay` runs it on a worker."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class Pipeline:
         self._relay = relay
 
     async def generate(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
-        """Runs `call`; yields what comes, as it comes.
+        """Runs `call`; yields chunks as they arrive.
 
         The reply is recorded and filed before its last chunk is yielded, so that the next turn
-        finds it. A reader that asks for more has read it all; a cancellation may come then.
+        finds it. A reader that asks for more after that has read it all, even if cancelled then.
 
         Raises:
             RouterError: a step refuses the call, or no worker could answer it.
@@ -91,7 +91,7 @@ class Pipeline:
 
 
 def _added(came: GenerateChunk, filing: Filing, turn: OpenTurn) -> list[GenerateChunk]:
-    """A worker's chunk as the client sees it, added to the reply; a finished reply is kept."""
+    """A worker's chunk as the client sees it, added to the reply; keeps the reply once finished."""
     chunks = filing.read(came)
     for chunk in chunks:
         turn.reply.add(chunk)

@@ -6,7 +6,7 @@ Three forms are taken:
 * a class: constructed with a `PluginContext`, its instances wrap generations;
 * a function marked with aiohttp's `@web.middleware`: wraps HTTP requests.
 
-The radix tree can be named too, as slime's guide has it. It is built in: that adds nothing.
+The radix tree can be named too, as in slime's guide. It is built in, so that adds nothing.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ SLIMES_RADIX_TREE = "slime.router.middleware_hub.radix_tree_middleware.RadixTree
 
 @dataclass(frozen=True, slots=True)
 class PluginContext:
-    """What a plug-in class is constructed with; all of it is ready to be used.
+    """What a plug-in class is constructed with; all of it is ready to use.
 
-    Sessions and turns are the router's own: look, and change nothing.
+    Sessions and turns are the router's own: read them, but change nothing.
     """
 
     config: Config
@@ -61,13 +61,13 @@ class PluginContext:
         return self._store.held_ids(turn_id)
 
     def session(self, session_id: str) -> Session | None:
-        """The session of a `call.session_id`; None where nothing was recorded in it yet."""
+        """The session of a `call.session_id`; None if nothing was recorded in it yet."""
         return self._store.sessions.find(session_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Plugins:
-    """Loaded plug-ins, in the order in which they were named; the first is the outermost."""
+    """Loaded plug-ins, in the order they were named; the first is the outermost."""
 
     generation: tuple[Middleware, ...] = ()
     http: tuple[Any, ...] = ()
@@ -116,7 +116,7 @@ def _import(path: str) -> Any:
 
 
 def _broken(path: str, exc: Exception) -> SetupError:
-    reason = " ".join(str(exc).split())  # one line, whatever the exception says
+    reason = " ".join(str(exc).split())  # one line, even if the message has several
     return SetupError(f"plug-in {path!r}: {type(exc).__name__}: {reason}")
 
 

@@ -4,8 +4,8 @@
     B  reuse    render everything; the longest cached path up to a sound anchor + the rest, encoded
     C  fresh    render everything, encode everything (B with nothing found)
 
-A needs to see that the template appends (`template/suffix.py`); where it does not, B follows.
-Whatever the way, what a turn holds is compared with what is sent before it is called reused.
+A requires proof that the template appends (`template/suffix.py`); without it, B is next. In each
+case, what a turn holds is compared with what is sent before it counts as reused.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class Conversation:
 
     messages: tuple[Message, ...]
     keys: list[Key]  # of each prefix of the messages
-    spellings: list[Key]  # the same: how their replies are spelled
+    spellings: list[Key]  # likewise: how their replies are spelled
     turn: Turn | None = None
     reply_index: int = -1  # which message is the turn's reply
 
 
 class PromptMaker:
-    """Makes prompts from what the template, the cache and the store know."""
+    """Makes prompts, using the template, the cache and the store."""
 
     def __init__(
         self,
@@ -73,11 +73,11 @@ class PromptMaker:
         self._store = store
         self._history = history
         self._now = now
-        self._continued: Counter[str] = Counter()  # turns that prompts in use continue
+        self._continued: Counter[str] = Counter()  # turns that are continued by prompts in use
         self._layouts = Layouts()
 
     async def make(self, call: GenerateCall) -> Prompt:
-        """The prompt of a call. The caller owes `release`.
+        """The prompt of a call. The caller must `release` it.
 
         Raises:
             BadRequest: the template refuses the messages, or the prompt is empty.
@@ -106,7 +106,7 @@ class PromptMaker:
         return await self._from_text(call, text, talk=talk, date=date, reason=reason)
 
     def release(self, prompt: Prompt) -> None:
-        """Give back what the prompt keeps from eviction, and the turn that it continues."""
+        """Unpin what the prompt protects from eviction, and release the turn that it continues."""
         if prompt.tree_handle is not None:
             self._cache.unpin(prompt.tree_handle)
         if prompt.base is not None and prompt.is_reserved:
@@ -118,9 +118,9 @@ class PromptMaker:
             del self._continued[turn_id]
 
     def recognise(self, call: GenerateCall) -> Conversation:
-        """The deepest recorded turn whose messages and reply begin the messages of the call.
+        """The deepest recorded turn whose messages and reply are the start of the call's messages.
 
-        Of several that read the same the newest that no running request continues; else the
+        Of several that read the same, the newest that no running request continues; else the
         newest.
         """
         assert call.messages is not None
@@ -153,10 +153,10 @@ class PromptMaker:
     def _chain(
         self, call: GenerateCall, messages: tuple[Message, ...]
     ) -> tuple[list[Key], list[Key], dict[int, Turn]]:
-        """The key and the spelling of each prefix, and the turns that replies name by what they
-        hold.
+        """The key and the spelling of each prefix, and the turns that replies identify by their
+        content.
 
-        A reply that names its turn goes into the chain as it was recorded, however the client
+        A reply that identifies its turn enters the chain as it was recorded, however the client
         spells it now.
         """
         with_ids = self._template.findings.prints_call_ids
@@ -175,9 +175,9 @@ class PromptMaker:
         return keys, spellings, named
 
     def _named_turn(self, message: Message, asked: Key, call: GenerateCall) -> Turn | None:
-        """The turn that made the tool calls of this message, where the same was asked before it.
+        """The turn that made the tool calls of this message, if the messages before it match.
 
-        The calls are as many and of the same tools: an agent may mend arguments, not more.
+        Number and tools of the calls must match: an agent may repair arguments, nothing else.
         """
         calls = message.get("tool_calls")
         handle = message.get("turn") or (calls[0].get("id") if calls else None)
@@ -195,7 +195,7 @@ class PromptMaker:
         is_open = call.template.continue_final_message
         if is_open and talk.reply_index == len(talk.messages) - 1:
             has_ended = turn.last_id is not None and self._template.ends_turn(turn.last_id)
-            text, drop = "", int(has_ended)  # no model goes on after its own end
+            text, drop = "", int(has_ended)  # no model continues after its own end
             reason = "continues the open turn"
         else:
             suffix = self._template.suffix(
@@ -222,7 +222,7 @@ class PromptMaker:
         self._continued[turn.id] += 1
         try:
             pieces = await self._tokenizer.encode_pieces_async(text, held)
-        except BaseException:  # cancelled while a long text was encoded: the pin must go
+        except BaseException:  # or cancelled while a long text was encoded: unpin
             self._give_back(turn.id)
             if node is not None:
                 self._cache.unpin(node)
@@ -246,7 +246,7 @@ class PromptMaker:
         )
 
     def _choice(self, call: GenerateCall, talk: Conversation, turn: Turn) -> str:
-        """What the receipt says where several turns read the same."""
+        """The receipt's note if several turns read the same."""
         alike = self._store.count_alike(talk.keys[talk.reply_index + 1], call.session_id)
         reason = f"; the newest of {alike} that read the same" if alike > 1 else ""
         if self._continued[turn.id]:
@@ -290,14 +290,14 @@ class PromptMaker:
                 reply_prefix=written,
                 own_ids=own_ids,
             )
-        except BaseException:  # whatever ends it: the pin must go
+        except BaseException:  # whatever ends it: unpin
             self._cache.unpin(match.node)
             raise
 
     def _base(self, call: GenerateCall, node: Node, ids: TokenIds) -> Turn | None:
-        """The deepest recorded turn that the prompt begins with, token by token.
+        """The deepest recorded turn that the prompt starts with, token by token.
 
-        A named session looks among its own turns only, or its rows would lean on others.
+        A named session considers only its own turns, or its rows would depend on others.
         """
         if call.session_id is not None:
             return self._store.deepest_prefix(ids, call.session_id, call.scope)
@@ -336,14 +336,14 @@ class PromptMaker:
     # Shared
 
     def _date(self, turn: Turn | None) -> datetime | None:
-        """The date to render with: the first turn's, or the prefix would die at midnight."""
+        """The date to render with: the first turn's, or the prefix would change at midnight."""
         if not self._template.findings.prints_date:
             return None
         return _parsed(turn.date if turn else None) or self._now()
 
     @staticmethod
     def _identity(call: GenerateCall, talk: Conversation | None) -> tuple[Key | None, Key, str]:
-        """Under which key and spelling the reply is filed, and what the client wrote of it."""
+        """The key and the spelling to file the reply under, and the part that the client wrote."""
         if talk is None:
             return None, b"", ""
         if call.template.continue_final_message:
@@ -367,7 +367,7 @@ def _joined(
 ) -> tuple[TokenIds, TokenIds, tuple[Piece, ...]]:
     """All ids, those of the pieces, and the pieces as slices of these.
 
-    The tree keeps the slices and the store the whole, so both hold the same memory.
+    The tree keeps the slices and the store the whole array, so they share memory.
     """
     own: TokenIds = np.concatenate([piece.ids for piece in pieces]) if pieces else NO_TOKENS
     ids: TokenIds = np.concatenate((head, own))
@@ -382,13 +382,13 @@ def _joined(
 
 
 def _left_out(indexes: Iterable[int]) -> str:
-    """What the receipt says of messages that the template did not print."""
+    """The receipt's note on messages that the template did not print."""
     notes = (f"; the template leaves out messages[{index}]" for index in indexes)
     return "".join(islice(notes, MAX_LEFT_OUT))
 
 
 def _was_joined(messages: tuple[Message, ...], index: int) -> bool:
-    """Whether one of the first `index + 1` messages, as joined, was two of `messages`."""
+    """Whether one of the first `index + 1` joined messages was made of two of `messages`."""
     return len(joined(messages[: index + 2])) < len(messages[: index + 2])
 
 

@@ -1,9 +1,9 @@
-"""Recording: every generation becomes a turn, whole or not at all.
+"""Recording: every generation becomes a turn, completely or not at all.
 
-It takes what the worker was sent and what was sampled; no plug-in can change that.
+A turn contains what was sent to the worker and what was sampled; no plug-in can change that.
 
-A turn is recorded before its last chunk goes up, so that the next turn finds it. When the client
-leaves before it read that chunk, the turn stays and is marked undelivered.
+A turn is recorded before its last chunk is passed on, so that the next turn finds it. If the client
+leaves before it has read that chunk, the turn stays, marked undelivered.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _LEFT = Finish("abort", message="the generation was cut short")
 
 @dataclass(slots=True)
 class RecordingCounts:
-    """What recording did since the start."""
+    """What recording has done since the start."""
 
     turns: int = 0
     undelivered: int = 0
     empty: int = 0  # generations without a single token: nothing to record
     missing_logprobs: int = 0  # tokens
-    rebased: int = 0  # turns whose base was dropped meanwhile: recorded with their whole prompt
+    rebased: int = 0  # turns whose base was dropped meanwhile: recorded with all of their prompt
     late: int = 0  # turns of a session that was closed or deleted meanwhile: not recorded
-    hidden_calls: int = 0  # tool calls that clients were not shown, as they asked for one
+    hidden_calls: int = 0  # tool calls not shown to clients that asked for only one
     bad_routed_experts: int = 0  # turns whose routed experts could not be read
 
 
 class OpenTurn:
-    """A generation that will be a turn. On leaving the block it is one, also when cut short."""
+    """A generation that becomes a turn: at the latest on leaving the block, even if cut short."""
 
     __slots__ = ("_recorder", "call", "is_committed", "is_read", "reply", "session")
 
@@ -61,14 +61,14 @@ class OpenTurn:
         self.session = session
         self.reply = reply
         self.is_committed = False
-        self.is_read = False  # whoever reads it has asked for more than its last chunk
+        self.is_read = False  # asking for more than the last chunk means that it was consumed
         self._recorder = recorder
 
     def __enter__(self) -> OpenTurn:
         return self
 
     def commit(self, last: GenerateChunk) -> None:
-        """Records the finished reply, before its last chunk is handed on."""
+        """Records the finished reply, before its last chunk is passed on."""
         reply = self.reply
         if reply.hidden_calls:
             self._recorder.note_hidden(self)
@@ -101,15 +101,15 @@ class Recorder:
         self._epoch_of = epoch_of
         self._capture = capture
         self._with_call_ids = prints_call_ids
-        self._open: set[str] = set()  # turn ids of generations under way
+        self._open: set[str] = set()  # turn ids of generations in progress
         self.counts = RecordingCounts()
 
     def turn(self, call: GenerateCall, session: Session | None, reply: Reply) -> OpenTurn:
-        """The turn that `reply` will be, under an id of its own, in the session as admitted."""
+        """The turn that `reply` will become, with its own id, in the session that admitted it."""
         return OpenTurn(self, self._own_turn(call), session, reply)
 
     def close(self, turn: OpenTurn) -> None:
-        """The end of a generation, however it ended."""
+        """Ends a generation, however it went."""
         turn_id = turn.call.turn_id
         self._open.discard(turn_id)
         if not turn.is_committed:
@@ -119,18 +119,18 @@ class Recorder:
             self._store.mark_undelivered(turn_id)
 
     def note_hidden(self, turn: OpenTurn) -> None:
-        """Tool calls were not shown, as the client asked for one: the receipt says it."""
+        """Tool calls were hidden, as the client asked for only one: notes it on the receipt."""
         count = turn.reply.hidden_calls
         calls = "call was" if count == 1 else "calls were"
         turn.reply.note(f"{count} tool {calls} not shown: parallel_tool_calls is false")
-        if not self.counts.hidden_calls:  # said once; the receipts and /metrics go on
+        if not self.counts.hidden_calls:  # warn once; the receipts and /metrics always note it
             logger.warning("turn %s: calls after the first are not shown", turn.call.turn_id)
         self.counts.hidden_calls += count
 
     def _own_turn(self, call: GenerateCall) -> GenerateCall:
-        """The call under a turn id of its own: a plug-in may ask several times.
+        """The call with its own turn id: a plug-in may ask several times.
 
-        Another try is another request: for the trainer it is a retry of the one before.
+        Each further try is another request: to the trainer, a retry of the one before.
         """
         turn_id, tries = call.turn_id, count(2)
         while turn_id in self._open or turn_id in self._store:
@@ -141,7 +141,7 @@ class Recorder:
         return replace(call, turn_id=turn_id, request_id=turn_id)
 
     def record(self, turn: OpenTurn, finish: Finish) -> None:
-        """Puts the turn into the store, where there is anything to put."""
+        """Puts the turn into the store, unless it is empty."""
         if self._capture == "off":
             return
         call, reply, prompt = turn.call, turn.reply, turn.reply.prompt
@@ -196,7 +196,7 @@ class Recorder:
             logger.warning("turn %s is not recorded: %s", turn.id, exc.message)
             return
         self.counts.turns += 1
-        if not had_dropped and self._store.dropped_turns:  # said once; /metrics counts on
+        if not had_dropped and self._store.dropped_turns:  # warn once; /metrics keeps counting
             logger.warning("the store is full: its oldest turns are dropped from now on")
 
     def _experts(

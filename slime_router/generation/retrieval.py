@@ -1,6 +1,6 @@
-"""Retrieval: the tokens of a text or of messages with what training needs of each.
+"""Retrieval: the tokens of a text or of messages, with what training needs for each.
 
-Reads the cache and the store, writes nothing: a guess never becomes a fact.
+Reads the cache and the store but writes nothing: a guess never becomes a fact.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Retriever:
         self._tokenizer = tokenizer
 
     async def by_text(self, text: str, scope: str = "") -> Trace:
-        """The trace of the most recent path that reads `text`; what is not cached is encoded."""
+        """The trace of the most recent path that spells `text`; what is not cached is encoded."""
         node = self._cache.match_text(scope, text)
         if node is not None:
             return self._of_path(node, node.path_ids())
         return await self._of_call(GenerateCall(rid="", turn_id="", text=text, scope=scope))
 
     async def by_messages(self, call: GenerateCall) -> tuple[Trace, str]:
-        """The trace of a conversation and its text.
+        """The trace of a conversation, and its text.
 
-        Where its last message is the reply of a recorded turn and no new one is asked for, that is
-        what the turn holds: prompt and output, bit for bit.
+        If its last message is the reply of a recorded turn and no new reply is requested, the trace
+        is exactly what the turn holds: prompt and output, bit for bit.
         """
         talk = self._maker.recognise(call)
         is_whole = talk.turn is not None and talk.reply_index == len(talk.messages) - 1
@@ -67,7 +67,7 @@ class Retriever:
         return self._of_path(prompt.tree_handle, prompt.ids)
 
     def _of_path(self, node: Node, ids: TokenIds) -> Trace:
-        """Loss mask, logprobs and versions of a cached path; `ids` begins with the path's ids."""
+        """Loss mask, logprobs and versions of a cached path; `ids` starts with the path's ids."""
         trace = _unsampled(ids)
         versions = list(trace.weight_versions)
         for step in node.path():
@@ -94,7 +94,7 @@ def _unsampled(ids: TokenIds) -> Trace:
 
 
 def _padded(trace: Trace, ids: TokenIds) -> Trace:
-    """`trace` with the rest of `ids` appended as tokens that nobody sampled."""
+    """`trace` with the rest of `ids` appended as tokens that were not sampled."""
     rest = _unsampled(ids[len(trace.ids) :])
     return Trace(
         ids,

@@ -1,7 +1,7 @@
 """The seam for plug-ins: what wraps the pipeline of a generation.
 
-The chain is composed once. Each request owns every stream that the layers open for it: a layer
-that stops reading early (or a client that leaves) would otherwise leave the worker's lease to the
+The chain is composed once. Each request owns every stream that the layers open for it: otherwise, a
+layer that stops reading early (or a client that leaves) would leave the worker's lease to the
 garbage collector.
 """
 
@@ -19,7 +19,7 @@ _Streams: TypeAlias = list[AsyncGenerator[GenerateChunk, None]]
 class Router:
     """Runs generations through the middleware, outermost first, down to `dispatch`.
 
-    `dispatch` is the pipeline; without plug-ins there is nothing else.
+    `dispatch` is the pipeline; without plug-ins, it is all there is.
     """
 
     def __init__(self, middlewares: Sequence[Middleware], dispatch: Dispatch) -> None:
@@ -31,10 +31,10 @@ class Router:
         return f"<Router {' -> '.join([*names, 'dispatch'])}>"
 
     def generate(self, call: GenerateCall) -> Generation:
-        """The stream of one generation; on leaving the block every layer is closed.
+        """The stream of one generation; leaving the block closes every layer.
 
         Raises:
-            RouterError: what the layers raise, from the stream.
+            RouterError: from the stream, whatever the layers raise.
         """
         streams: _Streams = []
         return Generation(self._link(0, streams), call, streams)
@@ -53,9 +53,9 @@ class Router:
 
 
 class Generation:
-    """One generation under way, for the block: it owns the streams that the layers open for it.
+    """One generation in progress, for the block: owns the streams that the layers open for it.
 
-    No generator: every one costs, and each request has one of these.
+    Not a generator, as each of those costs time, and every request has one of these.
     """
 
     __slots__ = ("_begin", "_call", "_streams")
@@ -73,7 +73,7 @@ class Generation:
 
 
 async def _close(streams: _Streams) -> None:
-    """Closes all, the last one first, even if closing one of them fails."""
+    """Closes all streams, the last one first, even if closing one of them fails."""
     try:
         while streams:
             await streams.pop().aclose()

@@ -1,7 +1,7 @@
-"""Sessions: who may begin a turn in one, and the end of what is under way.
+"""Sessions: which calls may start a turn in one, and how running ones are ended.
 
-Closing and deleting a session end its flights: the generations that run in it. One that waits for
-its worker is woken by a cancellation, which becomes the error that the client gets.
+Closing or deleting a session ends its flights, the generations running in it. One that is waiting
+for its worker is woken by a cancellation, which becomes the error that the client gets.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from slime_router.types import GenerateCall, GenerateChunk, Sampling
 
 logger = logging.getLogger(__name__)
 
-LANDING_TIMEOUT_S = 10.0  # for a flight that has to end; it only closes what it holds
+LANDING_TIMEOUT_S = 10.0  # for a flight that must end; all it still does is close what it holds
 
 
 class Flight:
-    """One generation in a session, or in none, and the error that it is to end with."""
+    """One generation, in a session or without one, and the error that it must end with, if any."""
 
     __slots__ = (
         "_is_waiting",
@@ -41,7 +41,7 @@ class Flight:
     )
 
     def __init__(self, sessions: Sessions, call: GenerateCall, session: Session | None) -> None:
-        self.call = call  # with what its session adds to it
+        self.call = call  # including what its session adds to it
         self.session = session
         self.request_id = call.request_id
         self.hides_experts = False  # the trainer asked for them, not this client
@@ -49,7 +49,7 @@ class Flight:
         self.landed = asyncio.Event()
         self._sessions = sessions
         self._task: asyncio.Task[object] | None = None
-        self._is_waiting = False  # for a worker, inside our own code
+        self._is_waiting = False  # for a worker, within our own code
         self._was_cancelled = False
 
     def __enter__(self) -> Flight:
@@ -57,7 +57,7 @@ class Flight:
         return self
 
     def show(self, chunk: GenerateChunk) -> None:
-        """The chunk goes to the client now; recorded by then, without what the client did not ask.
+        """The chunk, recorded by now, goes to the client without what the client did not request.
 
         Raises:
             RouterError: the session has ended the generation meanwhile.
@@ -69,7 +69,7 @@ class Flight:
             _hide_experts(chunk)
 
     def resume(self) -> None:
-        """The client asks for more; it may be another task.
+        """The client asks for more, perhaps from another task.
 
         Raises:
             RouterError: the session has ended the generation meanwhile.
@@ -80,7 +80,7 @@ class Flight:
         self._is_waiting = True
 
     def end(self, error: RouterError) -> None:
-        """Let it fail with `error`, at once where it waits, else at its next step."""
+        """Make it fail with `error`: at once if it is waiting, else at its next step."""
         if self.error is not None:
             return
         self.error = error
@@ -103,7 +103,7 @@ class Flight:
             self._sessions.release(self)
 
     def _reason(self) -> RouterError | None:
-        """The error in place of a cancellation that was ours, and nobody else's."""
+        """The error to raise in place of a cancellation that was ours alone."""
         if not self._was_cancelled or self._task is None or self._task.uncancel():
             return None
         return self.error
@@ -117,7 +117,7 @@ class Sessions:
         self._flights: dict[str, set[Flight]] = {}
 
     def admit(self, call: GenerateCall) -> Flight:
-        """The stay of a generation in the session that it names, for the block.
+        """For the block, the stay of a generation in the session that it names.
 
         Raises:
             RouterError: the session does not let it in.
@@ -133,7 +133,7 @@ class Sessions:
 
     @asynccontextmanager
     async def flight(self, session_id: str | None) -> AsyncIterator[None]:
-        """The stay of a request that a worker answers by itself: admitted and ended like a turn.
+        """The stay of a request that a worker answers directly: admitted and ended like a turn.
 
         Raises:
             RouterError: the session does not let it in, or ended it.
@@ -158,7 +158,7 @@ class Sessions:
         return session
 
     def _count_recorded(self, session: Session, call: GenerateCall) -> int:
-        """How many samples of the same request are recorded: the request was let in as a whole."""
+        """How many samples of this request are recorded: requests are admitted as a whole."""
         if call.samples == 1 or not call.request_id:
             return 0
         turns = (self._store.get(turn_id) for turn_id in session.turns)
@@ -177,9 +177,9 @@ class Sessions:
         self._store.leave_session(session)
 
     async def close(self, session_id: str, *, cancel: bool, timeout_s: float) -> Session:
-        """Freeze a session: no new turns, and those under way are waited for, or cancelled.
+        """Freeze a session: no new turns; those in progress are awaited, or cancelled.
 
-        What still runs after `timeout_s` is cancelled too. Cut short, it has no effect.
+        What still runs after `timeout_s` is cancelled too. If interrupted, this has no effect.
 
         Raises:
             NotFound: there is no such session, or it was deleted meanwhile.
@@ -194,7 +194,7 @@ class Sessions:
             closed = f"The session '{session.name}' was closed."
             self._end_all(session_id, Conflict(closed, code="session_closed"))
             await self._landed(session_id, LANDING_TIMEOUT_S)
-        except BaseException:  # cut short: it had no effect
+        except BaseException:  # interrupted: undo
             session.state = before
             raise
         if not self._store.sessions.is_current(session):
@@ -203,7 +203,7 @@ class Sessions:
         return session
 
     async def delete(self, session_id: str) -> None:
-        """Forget a session with its turns; what runs in it ends with a 404.
+        """Forget a session and its turns; what runs in it ends with a 404.
 
         Raises:
             NotFound: there is no such session.
@@ -216,7 +216,7 @@ class Sessions:
             flight.end(error)
 
     async def _landed(self, session_id: str, timeout_s: float) -> None:
-        """Waits until nothing runs in the session, or for `timeout_s`."""
+        """Waits until nothing runs in the session, for up to `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 while flights := self._flights.get(session_id):
@@ -246,7 +246,7 @@ def _asks_for_experts(call: GenerateCall) -> bool:
 
 
 def _hide_experts(chunk: GenerateChunk) -> None:
-    """Takes the routed experts off a chunk; they are recorded by now."""
+    """Removes the routed experts from a chunk; they are already recorded."""
     chunk.routed_experts = None
     meta = chunk.item.get("meta_info") if chunk.item is not None else None
     if chunk.item is not None and isinstance(meta, dict):
@@ -255,7 +255,7 @@ def _hide_experts(chunk: GenerateChunk) -> None:
 
 
 def merged(asked: Sampling, defaults: Sampling) -> Sampling:
-    """What a client asked for, and the defaults where it did not say."""
+    """What a client asked for, with defaults for everything else."""
     empty = Sampling()
     unsaid = {
         f.name: getattr(defaults, f.name)

@@ -1,4 +1,4 @@
-"""The path of tokens: what makes a prompt, reads and records the reply, and what these share."""
+"""The path of tokens: what makes a prompt, and reads and records the reply, wired together."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from slime_router.types import Capture, History
 
 
 class TokenPath:
-    """The steps of a generation, wired; each running router has one, and each check-up some.
+    """The steps of a generation, wired up; a running router has one, a check-up several.
 
     `max_cached_tokens` and `max_stored_tokens` bound the tree and the store; without an
-    `admission` nobody waits.
+    `admission`, nobody waits.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class TokenPath:
     ) -> Router:
         """Generations along this path, down to `relay`, with `plugins` around each of them.
 
-        `context_len()` is the shortest context of the workers, None while none has said.
+        `context_len()` is the shortest context of the workers, None until one has reported it.
         """
         pipeline = Pipeline(
-            # Plug-ins may ask several times, or not at all: counting is then outside of them.
+            # Plug-ins may ask several times, or not at all, so counting goes outside them.
             counting=Counting() if plugins else self.counting,
             admission=self.admission,
             sessions=self.sessions,

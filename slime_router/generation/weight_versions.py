@@ -1,8 +1,8 @@
-"""Which weight updates the router has heard of: the names of versions, and the epoch each began.
+"""Which weight updates the router knows of: the names of versions, and the epoch each one started.
 
-Versions are names, strings or numbers, that need not be comparable: their order is the order in
-which they were first heard. An epoch is a place in that order: 0 before any version is known, 1
-from the first on, one more with each new one. Pure: no clock, no asyncio.
+Versions are names, strings or numbers, that need not be comparable: they are ordered by when they
+were first seen. An epoch is a position in that order: 0 before any version is known, 1 from the
+first on, one more with each new one. Pure: no clock, no asyncio.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterable
 
 from slime_router.types import WeightVersion
 
-MAX_KNOWN = 1024  # names; one that was forgotten counts as new when it is heard again
+MAX_KNOWN = 1024  # names; a forgotten one counts as new if it is seen again
 
 
 class WeightVersions:
-    """The current version and the epochs of those before. `epoch` never goes back.
+    """The current version, and the epochs of earlier ones. `epoch` never decreases.
 
     Always: `current is None` and `epoch == 0`, or `epoch_of([current]) == epoch`.
     """
@@ -31,19 +31,19 @@ class WeightVersions:
 
     @property
     def current(self) -> WeightVersion | None:
-        """The version that began the newest epoch; None before any is known."""
+        """The version that started the newest epoch; None before any is known."""
         return self._current
 
     @property
     def epoch(self) -> int:
-        """How many updates were heard of."""
+        """How many updates are known."""
         return self._epoch
 
     def note(self, version: WeightVersion) -> int:
         """The epoch of a version that a reply named.
 
         A new one becomes current. A known one does not become current again: replies of workers
-        that lag behind come in between.
+        that lag behind arrive in between.
         """
         known = self._epochs.get(version)
         return self._begin(version) if known is None else known
@@ -51,17 +51,17 @@ class WeightVersions:
     def set_current(self, version: WeightVersion) -> int:
         """The epoch of a version that the workers were asked to run.
 
-        Naming it twice changes nothing: weights come in parts, and to every worker. Going back to
+        Naming it twice changes nothing: weights arrive in parts, and at every worker. Going back to
         an older version is an update too.
         """
         return self._epoch if version == self._current else self._begin(version)
 
     def epoch_of(self, versions: Iterable[WeightVersion]) -> int:
-        """The newest epoch of `versions`, 0 for those nobody noted; the current one for none."""
+        """The newest epoch of `versions`, 0 for unknown ones; the current epoch if empty."""
         return max((self._epochs.get(version, 0) for version in versions), default=self._epoch)
 
     def lag(self, version: WeightVersion | None) -> int:
-        """How many updates `version` is behind; 0 where it is not known."""
+        """How many updates `version` lags behind; 0 if it is not known."""
         return self._epoch - self._epochs.get(version, self._epoch) if version is not None else 0
 
     def _begin(self, version: WeightVersion) -> int:

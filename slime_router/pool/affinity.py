@@ -1,4 +1,4 @@
-"""Which worker took a key's last request: equal keys go to one worker, while it keeps up."""
+"""Which worker took a key's last request: equal keys go to the same worker while it keeps up."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from slime_router.pool.worker import Worker
 
 MAX_KEYS = 100_000
 HALF_LIFE = 512  # requests
-SPILL_RATIO = 1.25  # a worker that keeps up has at most so many times the mean of the fleet,
-SPILL_SLACK = 8  # and so many requests more: a fleet with little to do need not be even
+SPILL_RATIO = 1.25  # a worker keeps up if its load is at most this x the mean of the fleet,
+SPILL_SLACK = 8  # plus this many requests: a fleet with little to do need not be balanced
 
 
 class Affinity:
-    """The last worker of each key. The keys that were used longest ago go first.
+    """The last worker of each key. The least recently used keys are dropped first.
 
-    A key outlives what its worker's cache held: a flushed fleet stays spread as it was.
+    A key outlives its worker's cache: after a flush, keys stay spread over the fleet as before.
     """
 
     def __init__(self, max_keys: int = MAX_KEYS) -> None:
@@ -28,7 +28,7 @@ class Affinity:
         return f"<Affinity {len(self._workers)} of {self._max_keys} keys>"
 
     def last(self, key: str | None) -> Worker | None:
-        """The worker that took the key's last request; it may be down or gone by now."""
+        """The worker that took the key's last request; it may be down or removed by now."""
         return None if key is None else self._workers.get(key)
 
     def keep(self, key: str | None, worker: Worker) -> None:
@@ -42,37 +42,37 @@ class Affinity:
 
 
 class Recent:
-    """The prompt tokens that each worker was given to compute of late.
+    """The prompt tokens that each worker was recently given to compute.
 
-    Tokens, not requests: they keep a worker busy and fill its cache. They count less and less: half
-    after every `half_life` requests to the fleet.
+    Tokens, not requests: tokens keep a worker busy and fill its cache. Their weight halves with
+    every `half_life` requests to the fleet.
     """
 
     def __init__(self, half_life: int = HALF_LIFE) -> None:
         self._half_life = half_life
         self._requests = 0  # so far
-        self._given: dict[Worker, tuple[float, int]] = {}  # tokens, as of so many requests
+        self._given: dict[Worker, tuple[float, int]] = {}  # tokens, and the request count then
 
     def tokens(self, worker: Worker) -> float:
-        """Those of `worker`, as they count now."""
+        """The tokens of `worker`, at their current weight."""
         tokens, requests = self._given.get(worker, (0.0, 0))
         return tokens * exp2((requests - self._requests) / self._half_life)
 
     def add(self, worker: Worker, tokens: int) -> None:
-        """A request went to `worker`, which is likely to compute so many tokens for it."""
+        """A request went to `worker`, which is likely to compute `tokens` tokens for it."""
         self._requests += 1
         self._given[worker] = (self.tokens(worker) + tokens, self._requests)
 
     def forget(self, worker: Worker) -> None:
-        """`worker` was given nothing."""
+        """Nothing given to `worker` counts any more."""
         self._given.pop(worker, None)
 
 
 def load(worker: Worker) -> int:
-    """Requests that `worker` has; those that wait in its own queue weigh twice."""
+    """Requests that `worker` has; those waiting in its own queue count twice."""
     return worker.in_flight + worker.queued
 
 
 def most(workers: Sequence[Worker]) -> float:
-    """The greatest load at which one of `workers` keeps up with the others."""
+    """The highest load at which one of `workers` still keeps up with the others."""
     return SPILL_RATIO * sum(map(load, workers)) / len(workers) + SPILL_SLACK

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """Delays that grow; the defaults are those of sglang-router.
+    """Growing delays; the defaults are those of sglang-router.
 
     Attributes:
         max_retries: tries after the first one.
-        initial_s: before the first of them.
-        factor: each further delay is longer by this.
-        max_s: no delay is longer, before jitter.
-        jitter: a delay is up to this share longer or shorter, so that crowds part.
+        initial_s: delay before the first retry.
+        factor: each further delay is this many times longer.
+        max_s: the longest delay, before jitter.
+        jitter: a delay is longer or shorter by up to this share, to spread out retries.
     """
 
     max_retries: int = 5

@@ -4,7 +4,7 @@
     open --after open_s--> half open: one request at a time is let through
     half open --success_threshold successes--> closed; --a failure--> open
 
-Pure: the time is handed in, in seconds of any clock that never goes back.
+Pure: the time is passed in, in seconds of any clock that never goes back.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ class BreakerSettings:
 
 
 class Breaker:
-    """Counts what becomes of a worker's requests, and says whether it may have another."""
+    """Counts how a worker's requests end, and decides whether it may have another."""
 
     def __init__(self, settings: BreakerSettings) -> None:
         self._settings = settings
         self._failures: deque[float] = deque(maxlen=settings.failure_threshold)
         self._opened_at: float | None = None
-        self._successes = 0  # since it was half open
-        self._trials = 0  # requests under way while it is half open
+        self._successes = 0  # since it became half open
+        self._trials = 0  # requests in progress while it is half open
 
     def __repr__(self) -> str:
         return f"<Breaker {'closed' if self._opened_at is None else 'open'}>"
 
     def state(self, now: float) -> State:
-        """What it is at `now`."""
+        """The state at `now`."""
         if self._opened_at is None:
             return "closed"
         return "open" if now < self._opened_at + self._settings.open_s else "half_open"
 
     def tries_in_s(self, now: float) -> float:
-        """Seconds until it lets a request through again, as far as that is a matter of time."""
+        """Seconds until it lets a request through again, as far as that depends on time."""
         return 0.0 if self._opened_at is None else self._opened_at + self._settings.open_s - now
 
     def allows(self, now: float) -> bool:
@@ -56,17 +56,17 @@ class Breaker:
         return state == "closed" or (state == "half_open" and not self._trials)
 
     def begin(self, now: float) -> bool:
-        """A request goes to the worker; returns whether it is a trial, which `end` must be told."""
+        """A request goes to the worker; returns whether it is a trial, to be passed to `end`."""
         is_trial = self.state(now) == "half_open"
         self._trials += is_trial
         return is_trial
 
     def end(self, *, is_trial: bool) -> None:
-        """A request has ended, however it did."""
+        """A request has ended, one way or another."""
         self._trials -= is_trial
 
     def succeeded(self, now: float) -> None:
-        """The worker answered, be it that the request was wrong."""
+        """The worker answered, if only to say that the request was wrong."""
         if self._opened_at is None:
             self._failures.clear()
         elif self.state(now) == "half_open":
@@ -75,7 +75,7 @@ class Breaker:
                 self.close()
 
     def failed(self, now: float) -> None:
-        """The worker failed at a request."""
+        """The worker failed a request."""
         if not self._settings.is_enabled:
             return
         state = self.state(now)
@@ -89,7 +89,7 @@ class Breaker:
             self._successes = 0
 
     def close(self) -> None:
-        """Forget all failures: the worker was started anew, or has proven itself."""
+        """Forget all failures: the worker was restarted, or has proven itself."""
         self._failures.clear()
         self._opened_at = None
         self._successes = 0

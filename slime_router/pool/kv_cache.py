@@ -1,8 +1,8 @@
-"""What the workers' KV caches hold, as far as the router can tell from what it sent and got back.
+"""What the workers' KV caches hold, as far as the router can infer it from its traffic.
 
-Tokens count in whole blocks, and each worker holds no more of them than its cache does: the blocks
-used longest ago go first, as they go there. A held prefix means that all shorter ones are held.
-This is a guess; where it is wrong, a prompt takes longer, and nothing else happens.
+Tokens count in whole blocks, and a worker's blocks are limited to what its cache can hold: the
+least recently used ones are dropped first, as in the real cache. If a prefix is held, so are all
+shorter ones. This is a guess; where it is wrong, a prompt takes longer, and nothing else happens.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 from slime_router.pool.worker import Worker
 from slime_router.types import TokenIds
 
-BLOCK_LEN = 64  # tokens: a worker saves at most one block less than we know of
-MAX_BLOCKS = 2**14  # a million tokens; what follows them does not count
-DEFAULT_KV_TOKENS = 2**19  # of a worker that did not say
+BLOCK_LEN = 64  # tokens: what we count as held is off by at most one block
+MAX_BLOCKS = 2**14  # a million tokens; later ones do not count
+DEFAULT_KV_TOKENS = 2**19  # of a worker that has not reported its size
 
-Prefixes: TypeAlias = list[int]  # a prompt's hashes: of its first block, of its first two, ...
+Prefixes: TypeAlias = list[int]  # hashes of a prompt's first block, its first two, ...
 _Words: TypeAlias = NDArray[np.uint64]
 
 
-class Holdings:
+class KVCacheModel:
     """The blocks that each worker holds, newest last.
 
     About 200 bytes a block: 1.6 MB for a worker with a cache of half a million tokens.
 
     Args:
-        seed: of the hash function; any two Holdings with one seed behave alike.
+        seed: of the hash function; any two KVCacheModel with the same seed behave alike.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -42,19 +42,20 @@ class Holdings:
 
     def __repr__(self) -> str:
         blocks = sum(map(len, self._held.values()))
-        return f"<Holdings {blocks} blocks on {len(self._held)} workers>"
+        return f"<KVCacheModel {blocks} blocks on {len(self._held)} workers>"
 
     def prefixes(self, scope: str, ids: TokenIds) -> Prefixes:
-        """One hash for each whole block of `ids`: of all tokens to the block's end, in `scope`.
+        """One hash for each whole block of `ids`, over all tokens up to its end, within `scope`.
 
-        The hash is a sum of the tokens, each times two random factors: one for its place in its
-        block, one for the block's. Nobody who does not know them makes two prompts collide.
+        The hash is a sum of the tokens, each multiplied by two random factors: one for its place in
+        the block, one for the block's place. Without knowing them, nobody can make two prompts
+        collide.
         """
         count = min(len(ids) // BLOCK_LEN, MAX_BLOCKS)
         if not count:
             return []
         blocks = ids[: count * BLOCK_LEN].reshape(count, BLOCK_LEN).astype(np.uint64)
-        blocks += np.uint64(1)  # a token 0 counts too
+        blocks += np.uint64(1)  # so that a token 0 counts too
         sums = np.cumsum((blocks @ self._token_factors) * self._block_factors[:count])
         if scope:
             sums += np.uint64(hash(scope) % 2**64)
@@ -62,9 +63,9 @@ class Holdings:
         return prefixes
 
     def held_lens(self, workers: Sequence[Worker], prefixes: Prefixes) -> list[int]:
-        """Tokens of the longest prefix that each of `workers` holds. A read: nothing gets newer.
+        """Tokens of the longest prefix that each of `workers` holds. A read: no block gets newer.
 
-        A worker costs two look-ups; one that holds any of `prefixes`, log2(len(prefixes)) more.
+        Each worker costs two look-ups, and log2(len(prefixes)) more if it holds any prefix.
         """
         if not prefixes:
             return [0] * len(workers)
@@ -78,11 +79,10 @@ class Holdings:
         return worker in self._held
 
     def add(self, worker: Worker, prefixes: Prefixes) -> None:
-        """`worker` holds all of `prefixes` now, or as many of the shorter ones as it can."""
+        """`worker` now holds all of `prefixes`, or as many of the shorter ones as fit."""
         held = self._held.setdefault(worker, OrderedDict())
         capacity = (worker.kv_tokens or DEFAULT_KV_TOKENS) // BLOCK_LEN
-        # The longest first: a prefix is always newer than those that begin with it, so it outlives
-        # them.
+        # The longest first: a prefix is then always newer than its extensions, and outlives them.
         for prefix in reversed(prefixes[:capacity]):
             held[prefix] = None
             held.move_to_end(prefix)
@@ -95,7 +95,7 @@ class Holdings:
 
 
 def _count(held: Container[int], prefixes: Prefixes) -> int:
-    """How many of `prefixes` are held: the first is, and all that are come first."""
+    """How many of `prefixes` are held: the first one is, and held ones precede all others."""
     if prefixes[-1] in held:
         return len(prefixes)
     low, high = 1, len(prefixes) - 1
@@ -109,4 +109,4 @@ def _count(held: Container[int], prefixes: Prefixes) -> int:
 
 
 def _odd(words: _Words) -> _Words:
-    return words | np.uint64(1)  # to multiply by it loses nothing
+    return words | np.uint64(1)  # odd: multiplying by it loses no information

@@ -1,6 +1,6 @@
 """Which worker takes the next request. No policy talks, waits or reads a clock.
 
-Every policy likes to send equal keys to one worker, and leaves it when it does not keep up.
+Every policy prefers to send equal keys to one worker, and leaves it when it does not keep up.
 """
 
 from __future__ import annotations
@@ -11,41 +11,40 @@ from random import Random
 from typing import Protocol, TypeAlias, assert_never
 
 from slime_router.pool.affinity import Affinity, Recent, load, most
-from slime_router.pool.kv_cache import Holdings, Prefixes
+from slime_router.pool.kv_cache import KVCacheModel, Prefixes
 from slime_router.pool.worker import Need, Worker
 from slime_router.types import PolicyName, TokenIds
 
-# The prices of `CacheAware`, in prompt tokens that wait. `benchmarks.routing` shows what they are
-# worth.
-TOKEN_PRICE = 3  # a token to compute delays this request and those behind it, and takes memory
-SHARED_PRICE = 0.1  # and it delays each request in flight there: all of them stand still meanwhile
+# The prices of `CacheAware`, in waiting prompt tokens. `benchmarks.routing` shows what they gain.
+TOKEN_PRICE = 3  # a token to compute delays this request and those after it, and takes memory
+SHARED_PRICE = 0.1  # and it delays each request in flight there: they all stall meanwhile
 REQUEST_PRICE = 192  # a request in flight slows the others
-RECENT_PRICE = 0.05  # a token that it was given of late: its chats come back, and need its memory
-QUEUED_PRICE = 1024  # a worker whose own queue stands has no room
-KEY_WORTH = 1024  # what the key's last worker may cost more
+RECENT_PRICE = 0.05  # a recently given token: its chat will come back, and needs memory
+QUEUED_PRICE = 1024  # for each request in a worker's own queue: a worker that queues has no room
+KEY_WORTH = 1024  # how much more the key's last worker may cost
 
 
 class Policy(Protocol):
-    """Chooses, and learns from what became of its choices."""
+    """Chooses workers, and learns from the outcome."""
 
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
         """One of `workers`, of which there is at least one."""
         ...
 
     def sent(self, worker: Worker, need: Need) -> int:
-        """The request went to `worker`. Returns the prompt tokens that it is likely to compute."""
+        """The request went to `worker`. Returns how many prompt tokens it is likely to compute."""
         ...
 
     def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
         """`worker` has computed `ids`: the prompt and the output of a generation that ended.
 
-        Ignored where nothing was sent to `worker` since it was forgotten: what it has computed
-        before that is gone.
+        Ignored if nothing was sent to `worker` since it was forgotten: what it computed before
+        that is gone.
         """
         ...
 
     def forget(self, worker: Worker) -> None:
-        """`worker` holds nothing any more: it was flushed or restarted, or it is gone."""
+        """`worker` no longer holds anything: it was flushed, restarted or removed."""
         ...
 
 
@@ -53,7 +52,7 @@ Pick: TypeAlias = Callable[[Sequence[Worker]], Worker]  # by load alone
 
 
 def make_policy(name: PolicyName, *, seed: int | None = None) -> Policy:
-    """A new policy that knows nothing yet; with a seed it does the same each time."""
+    """A new policy that knows nothing yet; with a seed, its choices are reproducible."""
     random = Random(seed)
     match name:
         case "cache_aware":
@@ -72,7 +71,7 @@ def make_policy(name: PolicyName, *, seed: int | None = None) -> Policy:
 
 
 def least_in_flight(workers: Sequence[Worker]) -> Worker:
-    """The worker with the least in flight; of several, the one that waited longest for a lease.
+    """The worker with the least in flight; of several, the one least recently leased.
 
     Raises:
         ValueError: `workers` is empty.
@@ -81,7 +80,7 @@ def least_in_flight(workers: Sequence[Worker]) -> Worker:
 
 
 class Sticky:
-    """The key's last worker while that keeps up; else one that `pick` finds."""
+    """The key's last worker while it keeps up; else the one that `pick` chooses."""
 
     def __init__(self, pick: Pick) -> None:
         self._pick = pick
@@ -107,10 +106,10 @@ class Sticky:
 
 
 class ConsistentHashing:
-    """The worker whose URL goes best with the key: any router finds the same, without a word.
+    """The worker whose URL ranks highest for the key: all routers agree without communicating.
 
     A worker that joins or leaves moves no keys but its own. One that does not keep up is passed
-    over. A request without a key goes where the least is in flight.
+    over. A request without a key goes to the worker with the least in flight.
     """
 
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
@@ -136,24 +135,24 @@ class ConsistentHashing:
 class CacheAware:
     """The worker that is likely to cost the fleet the least, counted in prompt tokens.
 
-    What it has yet to compute of those before this prompt, what to compute the rest of this one
-    costs it and all that it has in flight, and what it was given of late: that comes back. A worker
-    that holds the prompt's beginning is left when it costs more than to compute it elsewhere:
-    sooner for an idle worker, where that delays nobody, than for a busy one.
+    The cost is what it has yet to compute of earlier prompts, what computing the rest of this one
+    costs it and everything it has in flight, and what it was given recently, as those chats come
+    back. A worker that holds the beginning of the prompt loses it when it costs more than computing
+    that elsewhere: sooner to an idle worker, where that delays nobody, than to a busy one.
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self._holdings = Holdings(seed)
+        self._kv_model = KVCacheModel(seed)
         self._affinity = Affinity()
         self._recent = Recent()
         self._last: tuple[Need, Prefixes] | None = None
 
     def __repr__(self) -> str:
-        return f"<CacheAware {self._holdings!r} {self._affinity!r}>"
+        return f"<CacheAware {self._kv_model!r} {self._affinity!r}>"
 
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
-        """See `Policy`. The longest idle of those that cost the same."""
-        held_lens = self._holdings.held_lens(workers, self._prefixes(need))
+        """See `Policy`. At equal cost, the least recently leased worker."""
+        held_lens = self._kv_model.held_lens(workers, self._prefixes(need))
         last, recent = self._affinity.last(need.key), self._recent.tokens
         prompt_len = len(need.ids)
         costs = [
@@ -172,10 +171,10 @@ class CacheAware:
         return workers[min(costs)[2]]
 
     def sent(self, worker: Worker, need: Need) -> int:
-        """See `Policy`. The next equal prompt finds this one held: it is there when it starts."""
+        """See `Policy`. The prompt counts as held at once: it will be when an equal one starts."""
         prefixes = self._prefixes(need)
-        [held_len] = self._holdings.held_lens([worker], prefixes)
-        self._holdings.add(worker, prefixes)
+        [held_len] = self._kv_model.held_lens([worker], prefixes)
+        self._kv_model.add(worker, prefixes)
         self._affinity.keep(need.key, worker)
         computed = len(need.ids) - held_len
         self._recent.add(worker, computed)
@@ -183,18 +182,18 @@ class CacheAware:
 
     def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
         """See `Policy`."""
-        if self._holdings.knows(worker):
-            self._holdings.add(worker, self._holdings.prefixes(scope, ids))
+        if self._kv_model.knows(worker):
+            self._kv_model.add(worker, self._kv_model.prefixes(scope, ids))
 
     def forget(self, worker: Worker) -> None:
         """See `Policy`."""
-        self._holdings.forget(worker)
+        self._kv_model.forget(worker)
         self._recent.forget(worker)
 
     def _prefixes(self, need: Need) -> Prefixes:
-        """Hashed once for the choice and what follows it."""
+        """Hashed once, for `choose` and for `sent` after it."""
         if self._last is None or self._last[0] is not need:
-            self._last = (need, self._holdings.prefixes(need.scope, need.ids))
+            self._last = (need, self._kv_model.prefixes(need.scope, need.ids))
         return self._last[1]
 
 

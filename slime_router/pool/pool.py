@@ -1,6 +1,6 @@
-"""The workers that are registered, and which of them takes the next request.
+"""The registered workers, and which of them takes the next request.
 
-State and decisions only: everything is synchronous, nothing here talks to a worker or waits.
+State and decisions only: everything is synchronous, and nothing here talks to a worker or waits.
 `total_in_flight` is the number of open leases.
 """
 
@@ -21,7 +21,7 @@ ANY_NEED = Need()
 
 
 class Lease:
-    """A worker's promise to take one request; given back by `close`, once or more often."""
+    """A worker's promise to take one request; `close` returns it, and may be called repeatedly."""
 
     __slots__ = ("_is_open", "_is_trial", "_pending", "_pool", "worker")
 
@@ -33,13 +33,13 @@ class Lease:
         self._is_open = True
 
     def answered(self) -> None:
-        """The first token came, or whatever else shows that the worker does its work."""
+        """The first token arrived, or something else showed that the worker does its job."""
         self.worker.pending_tokens -= self._pending
         self._pending = 0
         self._end_trial()
 
     def close(self) -> None:
-        """The worker has the request no more."""
+        """The worker no longer has the request."""
         if self._is_open:
             self._is_open = False
             self.worker.pending_tokens -= self._pending
@@ -60,9 +60,9 @@ class Lease:
 class WorkerPool:
     """The fleet, keyed by URL.
 
-    `may_serve` says which workers may have requests besides those that cannot: by weight version.
-    `api_key` is sent to workers that are added without one. One that is down is probed every
-    `probe_s`, where that is known.
+    `may_serve` decides by weight version which of the available workers may have requests.
+    `api_key` is sent to workers that are added without one. A worker that is down is probed every
+    `probe_s`, if that is known.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class WorkerPool:
         self._clock = clock
         self._workers: dict[str, Worker] = {}
         self._breakers: dict[Worker, Breaker] = {}
-        self._leases = 0  # given so far: an order that no clock can turn back
+        self._leases = 0  # granted so far: an order that no clock can turn back
         self._total_in_flight = 0
         self._listeners: list[Callable[[], None]] = []
         for url in urls:
@@ -99,15 +99,15 @@ class WorkerPool:
     def __contains__(self, worker: Worker) -> bool:
         return self._workers.get(worker.url) is worker
 
-    # Who is there
+    # Membership
 
     def add(self, url: str, **fields: Any) -> Worker:
-        """Registers the worker at `url`; one that is there already only gets the `fields` anew.
+        """Registers the worker at `url`; for one already registered, only sets the `fields`.
 
-        One that was to leave stays. Fields are those of `Worker`.
+        One that was draining stays. Fields are those of `Worker`.
 
         Raises:
-            BadRequest: `url` is no http(s) URL.
+            BadRequest: `url` is not an http(s) URL.
         """
         url = _normalised(url)
         worker = self._workers.get(url)
@@ -121,7 +121,7 @@ class WorkerPool:
         return worker
 
     def remove(self, url_or_id: str) -> Worker:
-        """Takes a worker out of the fleet. Its open leases go on and are given back as ever.
+        """Takes a worker out of the fleet. Its open leases continue and are returned as usual.
 
         Raises:
             NotFound: no such worker.
@@ -133,7 +133,7 @@ class WorkerPool:
         return worker
 
     def drain(self, url_or_id: str) -> Worker:
-        """The worker gets nothing new, and is removed when its last lease comes back.
+        """The worker gets nothing new, and is removed when its last lease is returned.
 
         Raises:
             NotFound: no such worker.
@@ -144,7 +144,7 @@ class WorkerPool:
         return worker
 
     def get(self, url_or_id: str) -> Worker:
-        """The worker with this URL (in any spelling that `add` takes) or id.
+        """The worker with this id or this URL, in any spelling that `add` takes.
 
         Raises:
             NotFound: no such worker.
@@ -159,15 +159,15 @@ class WorkerPool:
             raise NotFound(f"No such worker: {url_or_id}", param="url") from None
 
     def list(self) -> tuple[Worker, ...]:
-        """All workers, in the order of their registration."""
+        """All workers, in order of registration."""
         return tuple(self._workers.values())
 
     def context_len(self) -> int | None:
-        """The shortest context of the workers that have said theirs, in tokens."""
+        """The shortest context of the workers that have reported theirs, in tokens."""
         known = (worker.context_len for worker in self._workers.values())
         return min((length for length in known if length is not None), default=None)
 
-    # How they are
+    # State
 
     def mark_down(self, worker: Worker) -> None:
         """The worker cannot be reached: nothing is sent to it, and its caches count as lost."""
@@ -185,21 +185,21 @@ class WorkerPool:
             self._changed()
 
     def rest(self, worker: Worker, *, is_paused: bool, is_asleep: bool) -> None:
-        """Generation on the worker was paused, its memory released, or it goes on."""
+        """Generation on the worker was paused or resumed, or its memory released or restored."""
         worker.is_paused, worker.is_asleep = is_paused, is_asleep
         self._changed()
 
     def flushed(self, worker: Worker) -> None:
-        """The worker's caches are empty now."""
+        """The worker's caches are now empty."""
         self._policy.forget(worker)
 
     def succeeded(self, worker: Worker) -> None:
-        """The worker answered, be it with a refusal."""
+        """The worker answered, if only with a refusal."""
         if worker in self._breakers:
             self._breakers[worker].succeeded(self._clock())
 
     def failed(self, worker: Worker) -> None:
-        """The worker failed at a request that it had taken."""
+        """The worker failed a request that it had taken."""
         if worker in self._breakers:
             self._breakers[worker].failed(self._clock())
 
@@ -208,25 +208,26 @@ class WorkerPool:
         return self._breakers[worker].state(self._clock()) if worker in self else "closed"
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """`listener` is called whenever a worker may have come, gone or changed its state."""
+        """Calls `listener` whenever a worker may have come, gone or changed its state."""
         self._listeners.append(listener)
 
     def note_versions(self) -> None:
-        """Weight versions changed: others may serve now."""
+        """Weight versions changed: other workers may serve now."""
         self._changed()
 
-    # Who serves
+    # Leases
 
     def lease(
         self, need: Need = ANY_NEED, exclude: Collection[str] = (), *, kind: Kind | None = None
     ) -> Lease:
-        """Counts one request to the worker that the policy chooses among those that can take it.
+        """Leases the worker that the policy chooses among those that can take the request.
 
-        Workers whose URL is in `exclude` are left out. `kind` None takes any but a prefill worker.
+        Workers whose URL is in `exclude` are left out. With `kind` None, any worker but a prefill
+        worker will do.
 
         Raises:
             NotFound: `need.target` names no worker.
-            NoWorker: nobody can take it now; it says whether that may change by itself.
+            NoWorker: no worker can take it now; `is_temporary` if that may change by itself.
         """
         candidates = self._candidates(need, exclude, kind)
         now = self._clock()
@@ -247,16 +248,16 @@ class WorkerPool:
             return False
 
     def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
-        """The worker's KV cache holds these tokens now."""
+        """The worker's KV cache now holds these tokens."""
         if worker in self and worker.is_up:
             self._policy.held(worker, scope, ids)
 
     def can_serve(self) -> bool:
-        """Whether a request would find a worker now, be it a paused one."""
+        """Whether a request would find a worker now, even a paused one."""
         return any(map(self.is_healthy, self._workers.values()))
 
     def is_healthy(self, worker: Worker) -> bool:
-        """Whether the worker serves, or will when generation goes on."""
+        """Whether the worker serves, or will once generation is resumed."""
         is_there = worker.is_up and not worker.is_draining
         return is_there and self.breaker_state(worker) != "open"
 
@@ -267,7 +268,7 @@ class WorkerPool:
 
     @property
     def total_in_flight(self) -> int:
-        """Open leases, those of removed workers too."""
+        """Open leases, including those of removed workers."""
         return self._total_in_flight
 
     def _candidates(
@@ -306,7 +307,7 @@ class WorkerPool:
         return allowed
 
     def _target(self, name: str) -> Worker:
-        """By place in the list, as sglang-router counts them; or by URL or id."""
+        """By index in the list, as in sglang-router; or by URL or id."""
         if name.isdecimal() and int(name) < len(self._workers):
             return self.list()[int(name)]
         return self.get(name)
@@ -321,7 +322,7 @@ class WorkerPool:
         worker.in_flight -= 1
         self._total_in_flight -= 1
         if worker not in self and not worker.in_flight:
-            self._changed()  # whoever watches it need not any more
+            self._changed()  # it need not be watched any longer
         self._leave(worker)
 
     def _leave(self, worker: Worker) -> None:

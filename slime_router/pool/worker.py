@@ -1,4 +1,4 @@
-"""One registered worker, as the router knows it. State only: nothing here decides or talks."""
+"""One registered worker, as the router knows it. State only: no decisions, no requests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ KINDS: tuple[Kind, ...] = ("regular", "prefill", "decode")
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a request wants of a worker. Only `ids` and `scope` say what a KV cache may hold of it.
+    """What a request needs of a worker. Only `ids` and `scope` tell what a KV cache may hold.
 
-    `key` is whose request it is (`X-SMG-Routing-Key`, or the session): equal keys like the same
-    worker. `target` names one worker, by URL, id or place in the list: nobody else may take it.
+    `key` tells whose request it is (`X-SMG-Routing-Key`, or the session): equal keys prefer the
+    same worker. `target` names one worker, by URL, id or index in the list: only it may take it.
     """
 
     ids: TokenIds = field(default_factory=lambda: NO_TOKENS)
@@ -29,25 +29,25 @@ class Need:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A worker and its state. `url` has no slash at its end.
+    """A worker and its state. `url` has no trailing slash.
 
     Attributes:
-        kind: what it does of a generation; prefill and decode workers serve in pairs.
+        kind: which part of a generation it does; prefill and decode workers serve in pairs.
         bootstrap_port: where a decode worker fetches what this prefill worker computed.
-        api_key: sent to it as a bearer; a client's own key never is.
-        in_flight: requests that it has now.
-        pending_tokens: prompt tokens that it has yet to compute: of requests without a first token.
-        last_lease: number of the lease that it got last; greater is later.
-        queued: requests that wait in its own queue, as it said last; other routers' too.
-        kv_tokens: tokens that its KV cache holds, where it said so.
-        context_len: tokens, where it said so.
-        is_token_exact: None until its tokenizer was compared with ours.
-        weight_version: what its replies say and control calls bring; None where that is unknown.
+        api_key: sent to it as a bearer token; a client's own key never is.
+        in_flight: requests that it has at the moment.
+        pending_tokens: prompt tokens yet to be computed: of requests without a first token.
+        last_lease: number of its latest lease; greater is later.
+        queued: requests waiting in its own queue, including other routers', by its last report.
+        kv_tokens: tokens that its KV cache can hold, if reported.
+        context_len: in tokens, if reported.
+        is_token_exact: whether its tokenizer equals ours; None until they were compared.
+        weight_version: by its replies and by control calls; None if unknown.
         updates: how many weight updates it got through the router.
         is_up: False from its failure until a probe succeeds.
-        is_paused: generation was paused through the router, and not continued.
-        is_asleep: its memory was released through the router, and not resumed.
-        is_draining: it gets nothing new, and leaves when it has nothing in flight.
+        is_paused: generation was paused through the router, and not yet resumed.
+        is_asleep: its memory was released through the router, and not yet restored.
+        is_draining: it gets nothing new, and is removed once it has nothing in flight.
     """
 
     url: str

@@ -399,7 +399,7 @@ async def test_a_broken_request_does_not_put_its_key_into_the_log(caplog, capsys
             writer.close()
             await writer.wait_closed()
     assert CLIENT not in Log(caplog, capsys).text()
-    assert caplog.text.count("a request that is no HTTP") == 3
+    assert caplog.text.count("a request that is not HTTP") == 3
 
 
 # What is said at the start

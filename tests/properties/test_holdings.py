@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from slime_router.pool.kv_cache import BLOCK_LEN, Holdings
+from slime_router.pool.kv_cache import BLOCK_LEN, KVCacheModel
 from slime_router.pool.worker import Worker
 from slime_router.types import token_ids
 
@@ -36,7 +36,7 @@ def blocks_of(scope: str, ids) -> list[Block]:
 class HoldingsMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.holdings = Holdings(seed=1)
+        self.holdings = KVCacheModel(seed=1)
         self.workers = [
             Worker(f"http://w{n}", kv_tokens=blocks * BLOCK_LEN + BLOCK_LEN // 2)
             for n, blocks in enumerate(CAPACITIES)
@@ -95,7 +95,7 @@ TestHoldings.settings = settings(
 def test_no_prefix_is_taken_for_another(seed, first, second):
     """Two blocks that change places, or one token that changes, are other prefixes from there."""
     ids = np.random.default_rng(seed).integers(0, 150_000, 6 * BLOCK_LEN, dtype=np.int32)
-    holdings = Holdings(seed)
+    holdings = KVCacheModel(seed)
     before = holdings.prefixes("", ids)
     other = ids.reshape(6, BLOCK_LEN).copy()
     other[[first, second]] = other[[second, first]]
@@ -108,12 +108,12 @@ def test_no_prefix_is_taken_for_another(seed, first, second):
 
 def test_scopes_share_nothing():
     ids = token_ids(range(10 * BLOCK_LEN))
-    holdings = Holdings()
+    holdings = KVCacheModel()
     assert not set(holdings.prefixes("", ids)) & set(holdings.prefixes("a", ids))
     assert not set(holdings.prefixes("a", ids)) & set(holdings.prefixes("b", ids))
 
 
 def test_the_beginning_of_a_prompt_has_the_same_prefixes():
     ids = token_ids(range(3 * BLOCK_LEN + 5))
-    holdings = Holdings()
+    holdings = KVCacheModel()
     assert holdings.prefixes("a", ids[: 2 * BLOCK_LEN]) == holdings.prefixes("a", ids)[:2]

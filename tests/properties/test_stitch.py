@@ -133,7 +133,7 @@ async def tell(
             stitch.take(chunk)
             versions += [part.version] * (len(stitch.output_ids) - before)
             finish = chunk.finish
-            told += stitch.told(chunk, goes_on=finish is not None and finish.type == "abort")
+            told += stitch.emit(chunk, goes_on=finish is not None and finish.type == "abort")
             if stitch.is_over:
                 return told, versions
     raise AssertionError("it comes to an end")

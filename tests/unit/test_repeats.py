@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_router.engine.chunks import ChunkReader
-from slime_router.engine.cumulative import Repeats
+from slime_router.engine.cumulative import CumulativeCutter
 from slime_router.errors import WorkerFailed
 
 
@@ -37,7 +37,7 @@ def item(ids: list[int], *, text: str = "", finish: Any = None, **meta: Any) -> 
 
 
 def test_only_new_entries_are_left():
-    repeats = Repeats()
+    repeats = CumulativeCutter()
     assert json.loads(repeats.cut(item([5, 1])) or b"")["output_ids"] == [5, 1]
     left = json.loads(repeats.cut(item([5, 1, 2, 9], text='"output_ids":[')) or b"")
     assert left["output_ids"] == [2, 9]
@@ -49,7 +49,7 @@ def test_only_new_entries_are_left():
 
 @pytest.mark.parametrize("second", [[5, 12], [5], [6, 1, 2], [5, 2, 1]])
 def test_what_does_not_begin_like_the_item_before_is_not_cut(second):
-    repeats = Repeats()
+    repeats = CumulativeCutter()
     assert repeats.cut(item([5, 1]))
     assert repeats.cut(item(second)) is None
     assert json.loads(repeats.cut(item([5, 1, 3])) or b"")["output_ids"] == [3]
@@ -57,7 +57,7 @@ def test_what_does_not_begin_like_the_item_before_is_not_cut(second):
 
 def test_a_number_that_only_begins_like_the_one_before_is_not_cut():
     """Without logprobs nothing else would tell 1 from 12."""
-    repeats = Repeats()
+    repeats = CumulativeCutter()
     assert repeats.cut(b'{"output_ids":[5,1]}') == b'{"output_ids":[5,1]}'
     assert repeats.cut(b'{"output_ids":[5,12]}') is None
     assert repeats.cut(b'{"output_ids":[5,1,2]}') == b'{"output_ids":[2]}'
@@ -65,7 +65,7 @@ def test_a_number_that_only_begins_like_the_one_before_is_not_cut():
 
 def test_entries_with_texts_are_not_cut():
     payload = item([1]).replace(b"1,null]", b'1,"]]"]')
-    assert Repeats().cut(payload) is None
+    assert CumulativeCutter().cut(payload) is None
 
 
 @given(
@@ -85,7 +85,7 @@ def test_a_stream_reads_the_same_with_and_without_cutting(ids, cuts, texts, with
     for cutting in (True, False):
         reader = ChunkReader(with_logprobs=with_logprobs)
         if not cutting:
-            reader._repeats = None
+            reader._cutter = None
         chunks = [chunk for payload in payloads for chunk in reader.read([payload])]
         assert [i for chunk in chunks for i in chunk.output_ids] == ids
         read.append([(c.output_ids, c.logprobs, c.finish, c.cached_tokens) for c in chunks])

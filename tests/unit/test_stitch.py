@@ -53,7 +53,7 @@ def test_chunks_of_the_first_part_are_told_as_they_came():
     stitch.next_call()
     chunk = said(A)
     stitch.take(chunk)
-    assert [*stitch.told(chunk)] == [chunk]
+    assert [*stitch.emit(chunk)] == [chunk]
     assert not stitch.is_over
 
 
@@ -63,7 +63,7 @@ def test_a_stop_string_may_span_the_cut():
     stitch.next_call()
     chunk = said(B, AB, B, finish=Finish("length"))
     stitch.take(chunk)
-    (told,) = stitch.told(chunk)
+    (told,) = stitch.emit(chunk)
     assert told.output_ids == [B, AB]
     assert told.logprobs == [-1.0, -1.0]
     assert told.finish == Finish("stop", "aba")
@@ -95,7 +95,7 @@ def test_the_last_chunk_has_the_versions_of_all_parts():
     chunk = said(B, EOS, weight_version="v2", finish=Finish("stop", EOS),
                  weight_versions=(VersionSpan("v2", 0, 2),))  # fmt: skip
     stitch.take(chunk)
-    (told,) = stitch.told(chunk)
+    (told,) = stitch.emit(chunk)
     assert told.weight_versions == (VersionSpan("v1", 0, 3), VersionSpan("v2", 3, 5))
     assert (told.prompt_tokens, told.cached_tokens) == (2, 1)
 
@@ -104,7 +104,7 @@ def test_an_abort_that_goes_on_is_no_end():
     stitch = after([A])
     chunk = said(B, finish=ABORT, weight_versions=(VersionSpan("v1", 0, 2),))
     stitch.take(chunk)
-    (told,) = stitch.told(chunk, goes_on=True)
+    (told,) = stitch.emit(chunk, goes_on=True)
     assert (told.finish, told.output_ids, told.weight_versions) == (None, [B], ())
     assert not stitch.is_over
 
@@ -113,7 +113,7 @@ def test_an_abort_without_a_token_that_goes_on_is_not_told():
     stitch = after([A])
     chunk = said(finish=ABORT)
     stitch.take(chunk)
-    assert [*stitch.told(chunk, goes_on=True)] == []
+    assert [*stitch.emit(chunk, goes_on=True)] == []
 
 
 @pytest.mark.parametrize("kind", ["json_schema", "regex", "ebnf", "structural_tag", "stop_regex"])
@@ -123,7 +123,7 @@ def test_what_a_grammar_rules_cannot_go_on_in_the_middle(kind):
     assert not stitch.can_go_on
     chunk = said(B, finish=ABORT)
     stitch.take(chunk)
-    assert [*stitch.told(chunk, goes_on=True)] == []
+    assert [*stitch.emit(chunk, goes_on=True)] == []
     assert stitch.output_ids == []
     assert stitch.can_go_on, "it begins anew"
     assert len(stitch.next_call().sampled) == 0
@@ -176,7 +176,7 @@ def test_an_abort_with_the_last_token_is_told_as_its_end():
     ending = stitch.ending()
     assert ending is not None
     stitch.settle(chunk, ending)
-    (told,) = stitch.told(chunk)
+    (told,) = stitch.emit(chunk)
     assert stitch.is_over
     assert told.finish == Finish("stop", EOS)
     assert told.item is not None
@@ -195,7 +195,7 @@ def test_input_logprobs_are_those_of_the_prompt_alone():
                 "input_token_logprobs": entries}  # fmt: skip
         chunk = said(A, item={"text": "a", "output_ids": [A], "meta_info": meta})
         stitch.take(chunk)
-        stitch.told(chunk)
+        stitch.emit(chunk)
     (*_, last) = stitch.ended()
     assert last.item is not None
     assert last.item["meta_info"]["input_token_logprobs"] == [[-1.0, 9, None]] * 2

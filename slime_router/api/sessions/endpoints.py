@@ -142,7 +142,7 @@ def _turn(turn: Turn, is_delivered: bool) -> dict[str, Any]:
         "is_delivered": is_delivered,
         "weight_versions": turn.weight_versions,
         "request_id": turn.request_id,
-        "receipt": turn.receipt,
+        "receipt": turn.receipt.to_dict() if turn.receipt is not None else None,
     }
 
 
