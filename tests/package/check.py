@@ -153,46 +153,42 @@ def find_python(version: str) -> str | None:
     return None
 
 
-def check_one(name: str, python: str, install: Sequence[Sequence[str]], checkpoint: Path) -> None:
-    """All of it in an environment of this name; `install` are the commands that fill it."""
+def check_one(name: str, python: str, install: Sequence[str], checkpoint: Path) -> None:
+    """All of it in an environment of this name; `install` is the command that fills it."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="package-") as scratch:
         env = Environment(name, python, Path(scratch))
-        for command in install:
-            env.run(*(part.replace("PYTHON", env.python) for part in command))
+        env.run(*(part.replace("PYTHON", env.python) for part in install))
         check_commands(env, checkpoint)
         check_parsers(env)
         check_serving(env, checkpoint)
     print(f"package: {name}: works ({time.monotonic() - start:.0f} s)", flush=True)
 
 
-def main(dist: Path) -> int:
-    """Check every Python that is here; returns the exit code."""
+def environments(dist: Path) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Name, interpreter and the command that fills it, for each that can be made here."""
     [wheel], [sdist] = dist.glob("*.whl"), dist.glob("*.tar.gz")
     by_pip = ("PYTHON", "-m", "pip", "install", "--quiet", "--no-compile")
     by_uv = (sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", "PYTHON")
-    oldest = (*by_uv, "--resolution", "lowest-direct", f"{wheel}[parsers]")
+    for version in PYTHONS:
+        name, python = f"Python {version}", find_python(version)
+        if python is None:
+            print(f"package: {name}: skipped, it is not on this machine", flush=True)
+            continue
+        yield name, python, (*by_pip, str(wheel))
+        if version == PYTHONS[0]:
+            yield f"{name}, from source", python, (*by_pip, str(sdist))
+            oldest = (*by_uv, "--resolution", "lowest-direct", f"{wheel}[parsers]")
+            yield f"{name}, oldest dependencies", python, oldest
+
+
+def main(dist: Path) -> int:
+    """Check every Python that is here; returns the exit code."""
     try:
         with tempfile.TemporaryDirectory(prefix="tiny-") as scratch:
             checkpoint = build_tiny_checkpoint(Path(scratch))
-            for version in PYTHONS:
-                python = find_python(version)
-                if python is None:
-                    print(
-                        f"package: Python {version}: skipped, it is not on this machine", flush=True
-                    )
-                    continue
-                check_one(f"Python {version}", python, [(*by_pip, str(wheel))], checkpoint)
-                if version == PYTHONS[0]:
-                    check_one(
-                        f"Python {version}, from source",
-                        python,
-                        [(*by_pip, str(sdist))],
-                        checkpoint,
-                    )
-                    check_one(
-                        f"Python {version}, oldest dependencies", python, [oldest], checkpoint
-                    )
+            for name, python, install in environments(dist):
+                check_one(name, python, install, checkpoint)
     except CheckFailed as exc:
         sys.stderr.write(f"package: {exc}\n")
         return 1
