@@ -552,7 +552,9 @@ def test_without_sglang_the_error_says_how_to_install_it(monkeypatch):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", gone)
-    with pytest.raises(SetupError, match=r"need SGLang: pip install") as caught:
+    with pytest.raises(
+        SetupError, match=r"need SGLang: run `slime-router install-parsers`"
+    ) as caught:
         ReplyParsers(load_parsers, tools="qwen25", reasoning=None)
     assert "\n" not in str(caught.value)
 
