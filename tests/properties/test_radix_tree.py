@@ -229,7 +229,8 @@ class TreeMachine(RuleBasedStateMachine):
         alive = {id(node) for node in self.tree.nodes()}
         for _ in range(dropped):
             assert self.tokens() > budget, "more was evicted than needed"
-            oldest = min(self.idle(), key=lambda k: (k.stamp, id(k.node) in alive))
+            # Of equally old leaves any may go first; an empty run frees nothing.
+            oldest = min(self.idle(), key=lambda k: (k.stamp, id(k.node) in alive, len(k.step[1])))
             assert id(oldest.node) not in alive, "not the least recently used was evicted"
             self.known.remove(oldest)
         assert dropped == max_nodes or self.tokens() <= budget or not self.idle()
