@@ -125,7 +125,7 @@ class Cacher:
         prompt = self._noted(call, await self.maker.make(call))
         try:
             reader = self._reader(call, prompt)
-        except BaseException:
+        except BaseException:  # whatever ends it: what the prompt keeps must go
             self.maker.release(prompt)
             raise
         return Filing(self, replace(call, prompt=prompt), prompt, reply, reader)
