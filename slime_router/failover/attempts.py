@@ -24,7 +24,9 @@ from slime_router.types import Resume
 logger = logging.getLogger(__name__)
 
 BUSY = (429, 503)  # a worker's queue is full: another's may not be
-MAX_BROKEN = 3  # workers that broke before any output: the request itself may be killing them
+# Workers that broke before any output: the request itself may be killing them. When all of a small
+# fleet is killed at once, an innocent request loses three.
+MAX_BROKEN = 4
 MAX_ABORTS = 5  # by workers, in a row and without a token in between
 
 Failure: TypeAlias = NotTaken | RouterError

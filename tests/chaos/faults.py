@@ -114,7 +114,7 @@ async def storm(fleet: Fleet, random: Random, events: list[str]) -> None:
     """One fault after the other, until it is cancelled; `events` grows by each.
 
     Of three workers one at a time is down or hangs, and another one answers badly: a request that
-    breaks on three workers in a row is taken for one that breaks workers.
+    breaks on four workers in a row is taken for one that breaks workers.
     """
     names = [name for name in HEAVY if name != "and all others are killed"]
     while True:

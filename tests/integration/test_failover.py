@@ -108,15 +108,15 @@ async def test_a_refusal_is_handed_on_at_once_and_counts_against_nobody():
         assert states == ["closed", "closed"]
 
 
-async def test_a_request_that_breaks_three_workers_is_given_up():
-    """It may be the request that kills them: the fourth is spared."""
-    async with fleet(4) as (router, workers):
+async def test_a_request_that_breaks_four_workers_is_given_up():
+    """It may be the request that kills them: the fifth is spared."""
+    async with fleet(5) as (router, workers):
         for worker in workers:
             worker.answer_next(500, b"")
         status, body = await router.post(CHAT, BODY)
         assert status == 502
         assert body["error"]["code"] == "upstream_error"
-        assert sum(len(worker.requests) for worker in workers) == 3
+        assert sum(len(worker.requests) for worker in workers) == 4
 
 
 async def test_retries_are_bounded_and_the_last_answer_is_told():
