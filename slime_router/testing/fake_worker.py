@@ -232,9 +232,11 @@ class FakeWorker:
             await site.stop()
         assert self._runner is not None
         assert self._runner.server is not None
-        for handler in self._runner.server.connections:
-            if handler.transport is not None:
-                handler.transport.abort()
+        for _ in range(3):  # those just accepted are connected in the loop's next rounds
+            for handler in self._runner.server.connections:
+                if handler.transport is not None:
+                    handler.transport.abort()
+            await asyncio.sleep(0)
 
     async def accept_connections(self) -> None:
         """Listens (again), on the same port."""
