@@ -365,8 +365,7 @@ class FakeWorker:
     async def _once_awake(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         await self._is_awake.wait()
         if self._site is None and request.transport is not None:
-            # Accepted while the door was closing: a dead worker answers nobody.
-            request.transport.abort()
+            request.transport.abort()  # accepted while it closed: a dead worker answers nobody
             raise asyncio.CancelledError
         return await handler(request)
 
