@@ -15,14 +15,24 @@ from pathlib import Path
 import orjson
 
 from benchmarks import (
+    crowd,
+    encoders,
     export,
     group,
+    growth,
+    journal,
+    long_ids,
+    long_stream,
     lookups,
     memory,
     next_turn,
+    parsed_tokens,
     path,
+    processes,
     routing,
+    same_reply,
     short_chat,
+    start,
     streamed_tokens,
 )
 from benchmarks.report import Measurement, headline, table, to_json
@@ -30,13 +40,27 @@ from benchmarks.server import BenchmarkError
 from tests import vocabularies
 
 CHECKPOINT = "qwen3"
-BENCHMARKS: Mapping[str, Callable[[Path], list[Measurement]]] = {
+Scenario = Callable[[Path], list[Measurement]]
+QUICK: Mapping[str, Scenario] = {  # under three minutes in all, on a machine with nothing else
     "short_chat": short_chat.run,
-    "next_turn": next_turn.run,
+    "same_reply": same_reply.run,
     "streamed_tokens": streamed_tokens.run,
+    "next_turn": next_turn.run,
+    "growth": growth.run,
+    "long_ids": long_ids.run,
+    "encoders": lambda checkpoint: encoders.run([checkpoint]),
     "lookups": lambda _: lookups.run(),
+}
+MORE: Mapping[str, Scenario] = {
+    "encoders_of_all": lambda _: encoders.run(_vocabularies()),
+    "long_stream": long_stream.run,
     "group": lambda _: group.run(),
     "memory": lambda _: memory.run(),
+    "journal": journal.run,
+    "parsed_tokens": parsed_tokens.run,
+    "crowd": crowd.run,
+    "start": start.run,
+    "processes": processes.run,
     "export": lambda _: export.run(),
     "routing": lambda _: routing.run(),
     "path": path.run,
@@ -46,10 +70,12 @@ BENCHMARKS: Mapping[str, Callable[[Path], list[Measurement]]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    if unknown := set(args.names) - BENCHMARKS.keys():
+    known = {**QUICK, **MORE}
+    if unknown := set(args.names) - known.keys():
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     try:
-        measurements = _measure(args.names or list(BENCHMARKS), _checkpoint())
+        chosen = {name: known[name] for name in args.names} or QUICK
+        measurements = measured(chosen, checkpoint_of_all())
     except (BenchmarkError, vocabularies.FetchError) as exc:
         sys.stderr.write(f"error: {exc}\n")
         return 1
@@ -60,25 +86,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(names: Sequence[str], checkpoint: Path) -> list[Measurement]:
+def scenarios() -> dict[str, Scenario]:
+    """All there are, each once."""
+    return {name: run for name, run in {**QUICK, **MORE}.items() if name != "encoders"}
+
+
+def measured(chosen: Mapping[str, Scenario], checkpoint: Path) -> list[Measurement]:
+    """Run them one after the other, and tell how long each took.
+
+    Raises:
+        BenchmarkError: one of them cannot be run.
+    """
     measurements: list[Measurement] = []
-    for name in names:
+    for name, run in chosen.items():
         started_s = time.monotonic()
-        measurements += BENCHMARKS[name](checkpoint)
+        measurements += run(checkpoint)
         sys.stderr.write(f"{name}: {time.monotonic() - started_s:.0f} s\n")
     return measurements
 
 
-def _checkpoint() -> Path:
+def checkpoint_of_all() -> Path:
+    """The checkpoint that all are measured with; it is fetched if need be."""
     if not vocabularies.is_fetched(CHECKPOINT):
         vocabularies.fetch(CHECKPOINT)
     return vocabularies.vocabulary(CHECKPOINT)
 
 
+def _vocabularies() -> list[Path]:
+    """Those that are fetched, at least the one of `checkpoint_of_all`."""
+    return [vocabularies.vocabulary(n) for n in vocabularies.NAMES if vocabularies.is_fetched(n)]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the router.")
-    known = ", ".join(BENCHMARKS)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all by default: {known}")
+    usual, more = ", ".join(QUICK), ", ".join(MORE)
+    told = f"by default {usual}; there are also {more}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=told)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return parser
 

@@ -182,7 +182,9 @@ class Fleet:
 
     def __init__(self, policy: Policy, size: int, engine: Engine) -> None:
         self._policy = policy
-        states = [Worker(f"http://worker-{i}", kv_tokens=engine.kv_tokens) for i in range(size)]
+        states = [Worker(f"http://worker-{i}") for i in range(size)]
+        for state in states:
+            state.reported(kv_tokens=engine.kv_tokens)
         self._workers = {state: Simulated(state, engine) for state in states}
         self._states = states
         self._coming: list[tuple[float, int, Chat, int]] = []
@@ -224,18 +226,16 @@ class Fleet:
         worker = self._workers[state]
         worker.put(request, now_s)
         request.expected = self._policy.sent(state, need)
-        state.in_flight += 1
-        state.pending_tokens += request.expected
-        state.last_lease = next(self._order)
+        state.leased(next(self._order), request.expected)
         self._sent += len(need.ids)
 
     def _report(self, worker: Simulated, request: Request, has_ended: bool, now_s: float) -> None:
         chat, index, state = request.chat, request.index, worker.state
         if not has_ended:
-            state.pending_tokens -= request.expected
+            state.computed(request.expected)
             self._waits_s.append(now_s - request.came_s)
             return
-        state.in_flight -= 1
+        state.returned()
         self._policy.held(state, "", chat.transcript[: request.turn.end])
         self._come(chat, index + 1, now_s)
         for after, branch in chat.branches:

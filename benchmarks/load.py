@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator
 
 import uvloop
@@ -17,33 +18,45 @@ def post(path: str, body: bytes) -> bytes:
     return head.encode() + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
-def send(port: int, requests: Iterable[bytes], connections: int) -> list[bytes]:
+def send(
+    port: int,
+    requests: Iterable[bytes],
+    connections: int,
+    seconds: list[float] | None = None,
+) -> list[bytes]:
     """Send all requests, at most one at a time on each connection; returns the answers' bodies.
 
-    The bodies come in the order of their ends; a chunked one is returned with its framing.
+    The bodies come in the order of their ends; a chunked one is returned with its framing. How
+    long each took is appended to `seconds`.
 
     Raises:
         ConnectionError: an answer is not a 200, or the connection broke.
         TimeoutError: the load took longer than `TIMEOUT_S`.
     """
-    return uvloop.run(_send(port, iter(requests), connections))
+    return uvloop.run(_send(port, iter(requests), connections, [] if seconds is None else seconds))
 
 
-async def _send(port: int, requests: Iterator[bytes], connections: int) -> list[bytes]:
+async def _send(
+    port: int, requests: Iterator[bytes], connections: int, seconds: list[float]
+) -> list[bytes]:
     answers: list[bytes] = []
     async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
         for _ in range(connections):
-            tasks.create_task(_converse(port, requests, answers))
+            tasks.create_task(_converse(port, requests, answers, seconds))
     return answers
 
 
-async def _converse(port: int, requests: Iterator[bytes], answers: list[bytes]) -> None:
+async def _converse(
+    port: int, requests: Iterator[bytes], answers: list[bytes], seconds: list[float]
+) -> None:
     loop = asyncio.get_running_loop()
     transport, connection = await loop.create_connection(_Connection, "127.0.0.1", port)
     try:
         for request in requests:
+            started_s = time.perf_counter()
             transport.write(request)
             answers.append(await connection.answer())
+            seconds.append(time.perf_counter() - started_s)
     finally:
         transport.close()
 

@@ -1,10 +1,11 @@
-"""Look-ups in the tree and in the store: what they cost when a thousand times as much is held."""
+"""Look-ups and insertions in tree and store: the cost where a thousand times as much is held."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count, islice
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class Size:
     rounds: int = 15
     lookups: int = 40  # a round, in the tree
     finds: int = 4_000  # a round, in the store
+    inserts: int = 200  # a round, in each
     few: int = 100
     many: int = 100_000
     prompt_len: int = 128_000  # characters
@@ -45,9 +47,13 @@ def run(size: Size = FULL) -> list[Measurement]:
     lookups = interleave({str(n): _lookup(trees[n], text, size) for n in trees}, size.rounds)
     stores = {n: filled_store(n) for n in (size.few, size.many)}
     finds = interleave({str(n): _find(stores[n], size) for n in stores}, size.rounds)
+    inserts = interleave({str(n): _insertion(trees[n], text, size) for n in trees}, size.rounds)
+    adds = interleave({str(n): _addition(stores[n], size) for n in stores}, size.rounds)
     return [
         _measurement(f"look-up of {len(text):,} characters in the tree", lookups, size),
         _measurement("look-up of a conversation in the store", finds, size),
+        _measurement("insertion of a turn into the tree", inserts, size),
+        _measurement("addition of a turn to the store", adds, size),
     ]
 
 
@@ -74,6 +80,37 @@ def _lookup(cache: PrefixCache, text: str, size: Size) -> Callable[[], float]:
         used_s = time.process_time() - before_s
         assert match.text_len == len(text), "the prompt was not found"
         return used_s / size.lookups
+
+    return one_round
+
+
+def _insertion(cache: PrefixCache, text: str, size: Size) -> Callable[[], float]:
+    """Turns that share a system prompt with all others, each with a task of its own."""
+    system = piece(text[:SYSTEM_PROMPT_LEN])
+    numbers = count()
+
+    def one_round() -> float:
+        turns = []
+        for number in islice(numbers, size.inserts):
+            task = piece(f"Another task {number}: {prose(83 * number, PIECE_LEN)}")
+            turns.append((task, piece(prose(79 * number, PIECE_LEN), is_sampled=True)))
+        before_s = time.process_time()
+        for number, (task, reply) in enumerate(turns):
+            _insert(cache, f"another turn {number}", [system, task], [reply])
+        return (time.process_time() - before_s) / size.inserts
+
+    return one_round
+
+
+def _addition(store: TrajectoryStore, size: Size) -> Callable[[], float]:
+    numbers = count(10 * size.many)
+
+    def one_round() -> float:
+        turns = [_turn(number) for number in islice(numbers, size.inserts)]
+        before_s = time.process_time()
+        for turn in turns:
+            store.add(turn)
+        return (time.process_time() - before_s) / size.inserts
 
     return one_round
 
@@ -126,21 +163,23 @@ def filled_store(trajectories: int) -> TrajectoryStore:
     """A store with one turn for each trajectory."""
     store = TrajectoryStore(BUDGET_TOKENS)
     for number in range(trajectories):
-        store.add(
-            Turn(
-                id=f"turn {number}",
-                base=None,
-                base_len=0,
-                prompt_ids=token_ids(np.arange(100)),
-                output_ids=token_ids(np.arange(20)),
-                logprobs=None,
-                weight_versions=(),
-                finish=Finish("length"),
-                keys=(_key(number),),
-                session_id=f"session {number}",
-            )
-        )
+        store.add(_turn(number))
     return store
+
+
+def _turn(number: int) -> Turn:
+    return Turn(
+        id=f"turn {number}",
+        base=None,
+        base_len=0,
+        prompt_ids=token_ids(np.arange(100)),
+        output_ids=token_ids(np.arange(20)),
+        logprobs=None,
+        weight_versions=(),
+        finish=Finish("length"),
+        keys=(_key(number),),
+        session_id=f"session {number}",
+    )
 
 
 def _key(number: int) -> bytes:

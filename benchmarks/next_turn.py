@@ -15,14 +15,16 @@ import orjson
 
 from benchmarks import load
 from benchmarks.conversation import messages, prose, reply_ids
+from benchmarks.native.stand_in import worker
 from benchmarks.report import Measurement
 from benchmarks.rounds import Rounds, interleave
-from benchmarks.server import Server, serving
+from benchmarks.server import Server, router
+from slime_router.choices import History
 from slime_router.config import Config
 from slime_router.server.app import Gateway
-from slime_router.types import Finish, GenerateCall, GenerateChunk, History, Message
+from slime_router.types import Finish, GenerateCall, GenerateChunk, Message
 
-AIM = 0.1
+AIM = 1 / 60
 REPLY_LEN = 200  # tokens
 CHAT = "/v1/chat/completions"
 MODES: tuple[History, ...] = ("held", "template")
@@ -45,10 +47,10 @@ def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
     """CPU seconds: of making the prompt, and of the router's process for the whole request."""
     ids = reply_ids(checkpoint, REPLY_LEN)
     plain = Plain(checkpoint)
-    with _router(checkpoint, ids) as router, asyncio.Runner() as runner:
+    with router_alone(checkpoint, ids) as ours, asyncio.Runner() as runner:
         talk = messages(size.messages - 2, size.text_len)
         maker = InProcess(checkpoint, runner, ids, talk)
-        through = Through(router, talk)
+        through = Through(ours, talk)
         sides = {"plain": _timed(plain.encode, maker.next_messages, size.repeats)}
         for mode in MODES:
             sides[f"make {mode}"] = _timed(maker.make(mode), maker.next_messages, size.repeats)
@@ -88,14 +90,10 @@ def _timed(
 
 
 @contextmanager
-def _router(checkpoint: Path, ids: list[int]) -> Iterator[Server]:
-    with (
-        serving("benchmarks.worker", "--ids", ",".join(map(str, ids))) as worker,
-        serving(
-            "slime_router", "--hf-checkpoint", str(checkpoint), "--worker-urls", worker.url
-        ) as router,
-    ):
-        yield router
+def router_alone(checkpoint: Path, ids: list[int]) -> Iterator[Server]:
+    """This router before one worker, which replies with `ids`."""
+    with worker(ids) as behind, router(checkpoint, "--worker-urls", behind.url) as ours:
+        yield ours
 
 
 class Plain:
@@ -109,6 +107,10 @@ class Plain:
     def encode(self, talk: list[Message]) -> None:
         text = self._hf.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
         self._hf(text, add_special_tokens=False)
+
+    def timed(self, talks: Iterator[list[Message]], repeats: int) -> Callable[[], float]:
+        """A side that encodes so many conversations a round; CPU seconds for each."""
+        return _timed(self.encode, lambda: next(talks), repeats)
 
 
 class InProcess:

@@ -85,9 +85,9 @@ def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
 async def _measured(checkpoint: Path, size: Size) -> list[Measurement]:
     ids = ",".join(map(str, reply_ids(checkpoint, size.reply_len)))
     pause = str(size.pause_ms)
-    with serving("benchmarks.worker", "--ids", ids, "--pause-ms", pause) as worker:
-        url = f"{worker.url}/incremental"
-        async with _router(checkpoint, url) as http:
+    flags = ("--ids", ids, "--pause-ms", pause, "--incremental")
+    with serving("benchmarks.worker", *flags) as worker:
+        async with _router(checkpoint, worker.url) as http:
             await _chat(http, "The first one makes what is made once.")
             await _stream(http, Walk(), size)
             chat = Walk()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from benchmarks.fleet import Ask, BlockCache
+from slime_router.pool.affinity import Affinity
 from slime_router.pool.policy import least_in_flight
 from slime_router.pool.worker import Need, Worker
 from slime_router.types import TokenIds
@@ -29,6 +30,8 @@ class SglangCacheAware:
     here it keeps tokens, which is to its good. It evicts each minute what is over its limit, and
     none of our traces get there; here it does so at once.)
     """
+
+    affinity: Affinity | None = None
 
     def __init__(self) -> None:
         self._tenants: dict[Worker, BlockCache] = {}
@@ -59,6 +62,8 @@ class SglangCacheAware:
 
 class SglangConsistentHashing:
     """The next worker on a ring from the key's place on it. It looks at no load."""
+
+    affinity: Affinity | None = None
 
     def __init__(self) -> None:
         self._ring: list[tuple[int, int]] = []

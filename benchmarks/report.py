@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -18,15 +19,15 @@ class Measurement:
     """One figure. `aim` is the most it should be; None where it only informs."""
 
     name: str
-    value: float
+    value: float  # NaN where it could not be measured; the detail says why
     unit: str  # "x" is a ratio of two things measured in the same run
     aim: float | None
     detail: str  # what the figure is based on, and how often it was repeated
 
     @property
     def verdict(self) -> str:
-        """`ok`, `over`, or `-` where nothing is aimed at."""
-        if self.aim is None:
+        """`ok`, `over`, or `-` where nothing is aimed at or measured."""
+        if self.aim is None or math.isnan(self.value):
             return "-"
         return "ok" if self.value <= self.aim else "over"
 
@@ -48,7 +49,7 @@ def headline() -> str:
 def table(measurements: Sequence[Measurement]) -> str:
     """One line for each figure, its detail indented below."""
     head = ("name", "measured", "aim", "")
-    rows = [(m.name, _figure(m.value, m.unit), _aim(m), m.verdict) for m in measurements]
+    rows = [(m.name, figure(m.value, m.unit), aim(m), m.verdict) for m in measurements]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(4)]
     lines = [_line(head, widths)]
     for row, measurement in zip(rows, measurements, strict=True):
@@ -68,13 +69,17 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cells).rstrip()
 
 
-def _figure(value: float, unit: str) -> str:
+def figure(value: float, unit: str) -> str:
+    """A value as the table shows it."""
+    if math.isnan(value):
+        return "none"
     number = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     return f"{number}{unit}" if unit == "x" else f"{number} {unit}"
 
 
-def _aim(measurement: Measurement) -> str:
-    return "-" if measurement.aim is None else f"<= {_figure(measurement.aim, measurement.unit)}"
+def aim(measurement: Measurement) -> str:
+    """What is aimed at, as the table shows it."""
+    return "-" if measurement.aim is None else f"<= {figure(measurement.aim, measurement.unit)}"
 
 
 def _commit() -> str:

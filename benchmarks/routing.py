@@ -25,9 +25,10 @@ from benchmarks.fleet import Engine, Fleet, Outcome
 from benchmarks.peers import SglangCacheAware, SglangConsistentHashing
 from benchmarks.report import Measurement, headline, table
 from benchmarks.traces import TRACES, VOCABULARY, Trace
+from slime_router.choices import PolicyName
 from slime_router.pool.policy import Policy, make_policy
 from slime_router.pool.worker import Need, Worker
-from slime_router.types import PolicyName, token_ids
+from slime_router.types import token_ids
 
 AIM = 1.0
 DEFAULT_ENGINE = Engine()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 import orjson
 
-from benchmarks import load
 from benchmarks.conversation import prose, reply_ids
+from benchmarks.driven import Driven
+from benchmarks.native.stand_in import worker
 from benchmarks.report import Measurement
-from benchmarks.rounds import interleave
-from benchmarks.server import Server, serving
+from benchmarks.rounds import Rounds, interleave
+from benchmarks.server import Server, router, serving
 
-AIM = 5.0
+AIM = 3.0  # of what the hop costs
+CROWD_AIM = 1.3  # most connections over fewest
+TAIL_AIM = 3.0  # p99 over p50
+RATE_AIM_MS = 1.0  # a thousand requests a second
+ADDED_AIM_MS = 10.0
 REQUEST_LEN = 300  # bytes
 REPLY_LEN = 16  # tokens
 CHAT = "/v1/chat/completions"
@@ -25,49 +31,118 @@ class Size:
     """How much is measured."""
 
     rounds: int = 5
-    requests: int = 160  # a round, for each side
-    concurrencies: tuple[int, ...] = (1, 16)
+    requests: int = 800  # a round, for each side and concurrency
+    concurrencies: tuple[int, ...] = (16, 256)
 
 
 FULL = Size()
 
 
 def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
-    """CPU seconds of the router's process, over those of the hop's."""
-    ids = ",".join(map(str, reply_ids(checkpoint, REPLY_LEN)))
+    """CPU seconds of the router's process, over those of the hop's; and latencies."""
     with (
-        serving("benchmarks.worker", "--ids", ids) as worker,
-        serving("benchmarks.hop", "--worker-url", worker.url) as hop,
-        serving(
-            "slime_router", "--hf-checkpoint", str(checkpoint), "--worker-urls", worker.url
-        ) as router,
+        worker(reply_ids(checkpoint, REPLY_LEN)) as behind,
+        serving("benchmarks.hop", "--worker-url", behind.url) as hop,
+        router(checkpoint, "--worker-urls", behind.url) as ours,
     ):
-        return [_measure(router, hop, concurrency, size) for concurrency in size.concurrencies]
+        sides = _sides({"router": ours, "hop": hop, "direct": behind}, size)
+        rounds = interleave(sides, size.rounds)
+    return [
+        *(_cpu(rounds, concurrency, size) for concurrency in size.concurrencies),
+        _crowd(rounds, size),
+        *(_tail(sides, concurrency) for concurrency in size.concurrencies),
+        *(_direct(sides, concurrency) for concurrency in size.concurrencies),
+        *_rate(sides, size.concurrencies[0]),
+    ]
 
 
-def _measure(router: Server, hop: Server, concurrency: int, size: Size) -> Measurement:
-    bodies = (_body(number) for number in count())
+def _sides(servers: Mapping[str, Server], size: Size) -> dict[str, Driven]:
+    given = bodies()
+    return {
+        f"{name} {concurrency}": Driven(server, CHAT, given, size.requests, concurrency)
+        for concurrency in size.concurrencies
+        for name, server in servers.items()
+    }
 
-    def round_of(server: Server) -> float:
-        requests = [load.post(CHAT, body) for body in islice(bodies, size.requests)]
-        before_s = server.cpu_s()
-        load.send(server.port, requests, concurrency)
-        return (server.cpu_s() - before_s) / size.requests
 
-    rounds = interleave(
-        {"router": lambda: round_of(router), "hop": lambda: round_of(hop)}, size.rounds
-    )
+def _cpu(rounds: Rounds, concurrency: int, size: Size) -> Measurement:
+    here, hop = f"router {concurrency}", f"hop {concurrency}"
     return Measurement(
         f"short chat c={concurrency}: CPU, router over bare hop",
-        rounds.ratio("router", to="hop"),
+        rounds.ratio(here, to=hop),
         "x",
         AIM,
-        f"{rounds.cost('router') * 1e6:.0f} us over {rounds.cost('hop') * 1e6:.0f} us a request; "
+        f"{rounds.cost(here) * 1e6:.0f} us over {rounds.cost(hop) * 1e6:.0f} us a request; "
         f"{size.rounds} rounds of {size.requests}",
     )
 
 
-def _body(number: int) -> bytes:
+def _crowd(rounds: Rounds, size: Size) -> Measurement:
+    few, many = (f"router {size.concurrencies[i]}" for i in (0, -1))
+    return Measurement(
+        f"short chat: CPU of the router, c={size.concurrencies[-1]} over c={size.concurrencies[0]}",
+        rounds.ratio(many, to=few),
+        "x",
+        CROWD_AIM,
+        f"{rounds.cost(many) * 1e6:.0f} us over {rounds.cost(few) * 1e6:.0f} us a request",
+    )
+
+
+def _tail(sides: Mapping[str, Driven], concurrency: int) -> Measurement:
+    here, hop = sides[f"router {concurrency}"], sides[f"hop {concurrency}"]
+    p50, p99 = (here.quantile_ms("latency", percent) for percent in (50, 99))
+    return Measurement(
+        f"short chat c={concurrency}: latency of the router, p99 over p50",
+        p99 / p50,
+        "x",
+        TAIL_AIM,
+        f"{p99:.1f} ms over {p50:.1f} ms; the hop's are {hop.quantile_ms('latency', 99):.1f} ms "
+        f"and {hop.quantile_ms('latency', 50):.1f} ms",
+    )
+
+
+def _direct(sides: Mapping[str, Driven], concurrency: int) -> Measurement:
+    """The direct line: it shows that neither the generator nor the worker limits the others."""
+    direct, here = sides[f"direct {concurrency}"], sides[f"router {concurrency}"]
+    return Measurement(
+        f"short chat c={concurrency}: generator straight to worker",
+        direct.per_second(),
+        "requests/s",
+        None,
+        f"the generator is busy for {direct.generator_share():.0%} of it; "
+        f"through the router {here.per_second():,.0f} requests/s",
+    )
+
+
+def _rate(sides: Mapping[str, Driven], concurrency: int) -> list[Measurement]:
+    """One process at full load: how long each request takes it, and what it adds to the slowest."""
+    here, direct = sides[f"router {concurrency}"], sides[f"direct {concurrency}"]
+    p99, p99_direct = (side.quantile_ms("latency", 99) for side in (here, direct))
+    name = f"short chat c={concurrency}: one process at full load"
+    return [
+        Measurement(
+            f"{name}, time for each request",
+            1e3 / here.per_second(),
+            "ms",
+            RATE_AIM_MS,
+            f"{here.per_second():,.0f} requests/s",
+        ),
+        Measurement(
+            f"{name}, added at p99",
+            p99 - p99_direct,
+            "ms",
+            ADDED_AIM_MS,
+            f"{p99:.1f} ms, without the router {p99_direct:.1f} ms",
+        ),
+    ]
+
+
+def bodies() -> Iterator[bytes]:
+    """Requests without end."""
+    return (body(number) for number in count())
+
+
+def body(number: int) -> bytes:
     """A request of `REQUEST_LEN` bytes; no two have the same text."""
     fields = {"model": "default", "max_tokens": REPLY_LEN, "temperature": 1.0}
     content = f"Question {number:08d}: "

@@ -1,6 +1,7 @@
 """A worker that costs next to nothing: fixed answers, made beforehand, on a bare protocol.
 
-Below `/incremental` a stream's items hold what is new; elsewhere each repeats all before it.
+Below `/incremental`, or everywhere with `--incremental`, a stream's items hold what is new;
+elsewhere each repeats all before it.
 """
 
 from __future__ import annotations
@@ -87,8 +88,9 @@ def _chunk(data: bytes) -> bytes:
 class _Connection(asyncio.Protocol):
     """Answers one request after the other."""
 
-    def __init__(self, answers: Answers, pause_s: float) -> None:
+    def __init__(self, answers: Answers, pause_s: float, *, is_incremental: bool) -> None:
         self._answers = answers
+        self._is_incremental = is_incremental
         self._pause_s = pause_s
         self._bytes = bytearray()
         self._transport: asyncio.Transport
@@ -123,7 +125,7 @@ class _Connection(asyncio.Protocol):
             self._transport.write(self._answers.generate)
         else:
             self._transport.write(_STREAM_HEAD)
-            is_new_only = path.startswith(b"/incremental/")
+            is_new_only = self._is_incremental or path.startswith(b"/incremental/")
             items = self._answers.incremental if is_new_only else self._answers.cumulative
             self._stream(items, 0)
 
@@ -135,9 +137,11 @@ class _Connection(asyncio.Protocol):
             self._next = loop.call_later(self._pause_s, self._stream, items, index + 1)
 
 
-async def _serve(port: int, answers: Answers, pause_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Connection(answers, pause_s), "127.0.0.1", port)
+async def _serve(port: int, answers: Answers, pause_s: float, *, is_incremental: bool) -> None:
+    def connect() -> _Connection:
+        return _Connection(answers, pause_s, is_incremental=is_incremental)
+
+    server = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", port)
     await server.serve_forever()
 
 
@@ -146,9 +150,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--ids", required=True, help="the output, as 1,2,3")
     parser.add_argument("--pause-ms", type=float, default=2.0)
+    parser.add_argument("--incremental", action="store_true")
     args = parser.parse_args()
     answers = Answers([int(each) for each in args.ids.split(",")])
-    uvloop.run(_serve(args.port, answers, args.pause_ms / 1000))
+    pause_s = args.pause_ms / 1000
+    uvloop.run(_serve(args.port, answers, pause_s, is_incremental=args.incremental))
 
 
 if __name__ == "__main__":

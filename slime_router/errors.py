@@ -2,8 +2,12 @@
 
     RouterError
     ├── BadRequest 400            the client's mistake; names the field; changes nothing
-    │   └── ContextLengthExceeded
+    │   ├── ContextLengthExceeded
+    │   ├── PayloadTooLarge 413
+    │   ├── UnsupportedCoding 415
+    │   └── HeadTooLarge      414 for a URL, 431 for headers
     ├── Unauthorized 401          no key, or not one that opens this
+    ├── Forbidden 403             a web page, or a host, that may not ask
     ├── NotFound 404
     ├── MethodNotSupported 405
     ├── Conflict 409              the session is closed, or has that name or reward already
@@ -12,6 +16,10 @@
     ├── StorageFull 507           sessions that were not exported fill the store
     ├── NotSupported 501
     ├── NoWorker 503              nobody can take the request
+    ├── OutOfDescriptors 503      the router has none for a connection to a worker
+    ├── ShuttingDown 503          the router ends, and with it what still runs
+    ├── StartingUp 503            the router still reads its journal
+    ├── NotDurable 503            the journal cannot be written, and must be
     ├── WorkerRefused (4xx)       the worker's own answer to a bad request
     ├── WorkerFailed 502          died, or replied with something that is not an answer
     ├── WorkerTimeout 504
@@ -24,8 +32,10 @@ SDKs read.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # of this process, of the system
 MAX_REASON_LEN = 400  # characters of a foreign error message that are passed on
 
 
@@ -38,6 +48,7 @@ class RouterError(Exception):
     status = 500
     type = "server_error"
     code: str | None = "internal_error"
+    is_answer = False  # of a worker: it is alive, and says itself that it failed
     is_final = False  # a retry cannot help: a header keeps SDKs from trying
 
     def __init__(
@@ -70,12 +81,55 @@ class ContextLengthExceeded(BadRequest):
     code = "context_length_exceeded"
 
 
+class PayloadTooLarge(BadRequest):
+    """The body is longer than `--max-payload-size`."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedCoding(BadRequest):
+    """The body is packed in a way that is not read; `read` lists those that are."""
+
+    status = 415
+    code = "unsupported_encoding"
+    is_final = True
+
+    def __init__(self, given: str, read: Sequence[str]) -> None:
+        self.read = tuple(read)
+        super().__init__(
+            f"A body cannot be read with Content-Encoding {given[:80]!r}, "
+            f"only with one of {', '.join(read)}.",
+            param="content-encoding",
+        )
+
+
+class HeadTooLarge(BadRequest):
+    """The URL (414) or the headers (431) are longer than the router reads."""
+
+    status = 431
+    code = "request_head_too_large"
+
+    def __init__(self, message: str, *, status: int = 431, param: str | None = None) -> None:
+        self.status = status
+        super().__init__(message, param=param)
+
+
 class Unauthorized(RouterError):
     """The request has no key, or not one that opens this route. Messages never contain a key."""
 
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+    is_final = True
+
+
+class Forbidden(RouterError):
+    """Nobody may ask this from where the request comes from, whatever its key."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden_origin"
     is_final = True
 
 
@@ -164,6 +218,38 @@ class NoWorker(RouterError):
         self.is_paused = is_paused
 
 
+class OutOfDescriptors(RouterError):
+    """The router has no file descriptor for a connection to a worker; that is no worker's fault."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "out_of_descriptors"
+
+
+class ShuttingDown(RouterError):
+    """The grace period of a shutdown is over. Another router, or this one later, may serve it."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "shutting_down"
+
+
+class StartingUp(RouterError):
+    """The router still reads its journal; the message says how far it is."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "starting_up"
+
+
+class NotDurable(RouterError):
+    """The journal cannot be written, and what is not in it may not go out."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "journal_failed"
+
+
 class WorkerRefused(RouterError):
     """A worker answered with a 4xx (or 503 when its queue is full).
 
@@ -177,6 +263,10 @@ class WorkerRefused(RouterError):
         super().__init__(message)
         self.status = status
         self.body = body
+
+
+class MasksRefused(WorkerRefused):
+    """A worker cannot say what it samples from; without being asked for that, it may serve."""
 
 
 class WorkerFailed(RouterError):

@@ -6,23 +6,20 @@ that comes back. Token ids travel as read-only int32 arrays of shape `[tokens]`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from slime_router.choices import History
+
 TokenIds: TypeAlias = NDArray[np.int32]
 Message: TypeAlias = dict[str, Any]  # one chat message, a JSON object
-History: TypeAlias = Literal["held", "template"]
-Capture: TypeAlias = Literal["full", "tokens", "off"]
-Resume: TypeAlias = Literal["chat", "all", "none"]  # which aborted generations are resumed
-PolicyName: TypeAlias = Literal[
-    "cache_aware", "least_inflight", "consistent_hashing", "power_of_two", "round_robin", "random"
-]
 WeightVersion: TypeAlias = str | int  # SGLang names them; they may not be comparable
+TurnKind: TypeAlias = Literal["main", "retry", "subagent", "compaction"]
 
 NO_TOKENS: TokenIds = np.zeros(0, np.int32)
 NO_TOKENS.setflags(write=False)
@@ -72,10 +69,14 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields by name; the notes only where there are any."""
-        fields = asdict(self)
-        if not self.notes:
-            del fields["notes"]
-        return fields
+        fields: dict[str, Any] = {
+            "status": self.status,
+            "reused": self.reused,
+            "encoded": self.encoded,
+            "turn": self.turn,
+            "reason": self.reason,
+        }
+        return {**fields, "notes": self.notes} if self.notes else fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ class Prompt:
 
     Slice equation: `ids[:base_len] == held(base)[:base_len]`, where `base` is the turn that the
     prompt continues (`base_len == len(held(base))`) or branches off (`base_len` is less).
-    `pieces` are the tokens after those the tree holds already under `tree_handle`. The reply will
-    be filed under `messages_key`; `reply_prefix` is what the client wrote of it already.
+    The reply will be filed under `messages_key`; `reply_prefix` is what the client wrote of it
+    already.
     """
 
     ids: TokenIds
@@ -93,16 +94,14 @@ class Prompt:
     base: str | None = None
     base_len: int = 0
     date: str | None = None
-    pieces: tuple[Piece, ...] = ()
-    tree_handle: Any = None  # a pinned node of the radix tree; only the cache looks inside
     messages_key: bytes | None = None
     spelling: bytes = b""  # how the replies among the messages are spelled
     reply_prefix: str = ""
-    is_reserved: bool = False  # `base` is this prompt's until it is released
-    own_ids: TokenIds | None = None  # the tokens of `pieces`, of which those are slices
+    own_ids: TokenIds | None = None  # its last tokens in memory of their own, where they have it
+    new_messages: int | None = None  # after those of `base` and its reply; None: they are not that
 
     def tail(self, start: int) -> TokenIds:
-        """The tokens from `start` on, in memory of their own or of `pieces`."""
+        """The tokens from `start` on, in memory of their own or in `own_ids`."""
         if self.own_ids is not None and len(self.ids) - len(self.own_ids) == start:
             return self.own_ids
         return token_ids(self.ids[start:])
@@ -143,6 +142,42 @@ class Sampling:
     keep_stop: bool = False  # a matched stop stays in the text
     grammar: Grammar | None = None
     custom_params: Mapping[str, Any] | None = None
+
+    def pinned(self, pins: Pins) -> Sampling:
+        """This, with what is pinned in place of its own."""
+        said = {name: getattr(pins.sampling, name) for name in pins.names}
+        longest = said.get("max_tokens")
+        if longest is not None and "min_tokens" not in said and (self.min_tokens or 0) > longest:
+            said["min_tokens"] = longest
+        return replace(self, **said)
+
+    def over(self, defaults: Sampling) -> Sampling:
+        """This, with `defaults` for everything that it does not say."""
+        empty = Sampling()
+        unsaid = {
+            each.name: getattr(defaults, each.name)
+            for each in fields(Sampling)
+            if getattr(self, each.name) == getattr(empty, each.name)
+            and getattr(defaults, each.name) != getattr(empty, each.name)
+        }
+        return replace(self, **unsaid) if unsaid else self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pins:
+    """Sampling that holds whatever a request says: the fields `names` of `sampling`.
+
+    Where it has None for one, the worker does what it does by itself.
+    """
+
+    names: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def over(self, others: Pins) -> Pins:
+        """These pins, and of `others` those that these do not name."""
+        names = tuple(name for name in others.names if name not in self.names)
+        rest = {name: getattr(others.sampling, name) for name in names}
+        return Pins(names=(*self.names, *names), sampling=replace(self.sampling, **rest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,23 +220,24 @@ class ToolDelta:
 class GenerateCall:
     """One generation asked for. Exactly one of `messages`, `text`, `input_ids` is given.
 
-    `prompt` is None until the pipeline has made it. `native` is the body of a
-    `/generate` request in the worker's own spelling; its fields reach the worker untouched.
-    `scope` parts the caches (adapter, cache salt, extra key): prompts never cross it.
+    `prompt` is None until the pipeline has made it. `scope` parts the caches (adapter, cache salt,
+    extra key): prompts never cross it. A client of `/generate` asks by a `NativeCall`.
     """
+
+    is_passed_on: ClassVar[bool] = False  # the client gets the worker's own items, as they are
 
     rid: str
     turn_id: str
     messages: tuple[Message, ...] | None = None
     text: str | None = None
     input_ids: TokenIds | None = None
+    ids_text: bytes = b""  # the JSON array that `input_ids` came as, if it was kept
     template: TemplateOptions = field(default_factory=TemplateOptions)
     history: History | None = None
     session_id: str | None = None
     scope: str = ""
     sampling: Sampling = field(default_factory=Sampling)
-    native: Mapping[str, Any] | None = None
-    worker_fields: Mapping[str, Any] = field(default_factory=dict)  # top level, chat doors only
+    worker_fields: Mapping[str, Any] = field(default_factory=dict)  # at top level
     headers: Mapping[str, str] = field(default_factory=dict)  # handed on to the worker
     stream: bool = False
     top_logprobs: int = 0
@@ -209,11 +245,64 @@ class GenerateCall:
     reply: ReplyFormat = field(default_factory=ReplyFormat)
     request_id: str = ""  # shared by the samples of one prompt that were asked for together
     samples: int = 1  # how many those are
-    defaults: Sampling | None = None  # the session's; what a native body says itself wins
     token_limit: int | None = None  # at most so many output tokens, whatever the client says
     wants_routed_experts: bool = False  # the session does; the client need not
+    wants_indexer_topk: bool = False  # likewise
+    mask_top_k: int | None = None  # the top_k of a truncated sampling that has none
+    masks_refused: bool = False  # a worker has refused to capture what it samples from
+    notes: tuple[str, ...] = ()  # for the receipt
     sampled: TokenIds = field(default_factory=lambda: NO_TOKENS)  # of this reply, by another worker
     asked_as: str = ""  # the rid that the client knows, where it is not `rid`
+    kv_session: str = ""  # what workers call its session, where they tag its KV
+    kind: TurnKind | None = None  # what the client says that its turn is
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """What the client asked for in the worker's own fields, at top level."""
+        return self.worker_fields
+
+    def asking(self, fields: Mapping[str, Any]) -> GenerateCall:
+        """The call with these for `asked`."""
+        return replace(self, worker_fields=fields)
+
+    def under(self, defaults: Sampling) -> GenerateCall:
+        """The call with a session's defaults for whatever it does not say itself."""
+        return replace(self, sampling=self.sampling.over(defaults))
+
+    def pinned(self, pins: Pins) -> GenerateCall:
+        """The call with these pins in place of what it says."""
+        return replace(self, sampling=self.sampling.pinned(pins))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeCall(GenerateCall):
+    """A `/generate` request: `body` is the client's, in the worker's own spelling.
+
+    Its fields reach the worker untouched; a session's `defaults` lie beneath them, `pins` above.
+    """
+
+    is_passed_on: ClassVar[bool] = True
+
+    body: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Sampling | None = None
+    pins: Pins | None = None
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """The client's own body."""
+        return self.body
+
+    def asking(self, fields: Mapping[str, Any]) -> NativeCall:
+        """The call with this body."""
+        return replace(self, body=fields)
+
+    def under(self, defaults: Sampling) -> NativeCall:
+        """The call with a session's defaults beneath its body."""
+        return replace(self, defaults=defaults)
+
+    def pinned(self, pins: Pins) -> NativeCall:
+        """The call with these pins above its body."""
+        return replace(self, pins=pins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,19 +324,42 @@ class VersionSpan:
     end: int
 
 
-@dataclass(slots=True, kw_only=True)
-class GenerateChunk:
+class Speculation(NamedTuple):
+    """What speculative decoding did for a generation.
+
+    verifications: forward passes in which drafts were verified
+    proposed:      draft tokens that were verified
+    accepted:      those of them that became output
+    """
+
+    verifications: int
+    proposed: int
+    accepted: int
+
+    def plus(self, other: Speculation | None) -> Speculation:
+        """Of two parts of one generation together."""
+        return self if other is None else Speculation(*map(sum, zip(self, other, strict=True)))
+
+
+class GenerateChunk(NamedTuple):
     """What came since the chunk before. The last chunk has `finish`.
+
+    A chunk holds still: `changed` makes another one. (A named tuple, as one is made for each
+    token: a frozen dataclass of this size takes three times as long to make.)
 
     `logprobs`, where present, has one entry per output id; None stands for one that the worker
     did not give or that is not finite. `prompt` is on the first chunk. `text` is the content
     that a chat client sees, beside `reasoning` and `tool_calls`. `item` is the worker's own JSON
-    object, as it came.
+    object, as it came. `sample` says which of the samples that were asked for together it is of.
+
+    `masks`, where present, has for each output id the ids that it was sampled from, and
+    `mask_logprobs` its log-probability among those. `uncaptured` says why there are none of tokens
+    that were sampled from a part of the vocabulary.
     """
 
-    output_ids: list[int]
-    logprobs: list[float | None] | None = None
-    top_logprobs: list[list[tuple[float, int]]] | None = None
+    output_ids: Sequence[int]
+    logprobs: Sequence[float | None] | None = None
+    top_logprobs: Sequence[Sequence[tuple[float, int]]] | None = None
     text: str = ""
     reasoning: str = ""
     tool_calls: tuple[ToolDelta, ...] = ()
@@ -262,5 +374,27 @@ class GenerateChunk:
     weight_versions: tuple[VersionSpan, ...] = ()
     routed_experts: str | None = None  # base64 of int32, as the worker wrote it; on the last chunk
     routed_experts_start: int = 0  # the position of the first of them
+    indexer_topk: str | None = None  # likewise, of all positions
+    masks: Sequence[Sequence[int]] | None = None
+    mask_logprobs: Sequence[float] | None = None
+    uncaptured: str = ""
     item: dict[str, Any] | None = None
     worker_url: str = ""
+    sample: int = 0
+    speculation: Speculation | None = None  # on the last chunk, where the worker reports it
+
+    def changed(self, **fields: Any) -> GenerateChunk:
+        """A copy with these fields changed."""
+        return self._replace(**fields)
+
+    def cut(self, start: int, end: int) -> GenerateChunk:
+        """A copy with the output tokens `[start, end)` alone; all else is as it was."""
+        part = slice(start, end)
+        logprobs, tops = self.logprobs, self.top_logprobs
+        return self._replace(
+            output_ids=self.output_ids[part],
+            logprobs=logprobs and logprobs[part],
+            top_logprobs=tops and tops[part],
+            masks=self.masks and self.masks[part],
+            mask_logprobs=self.mask_logprobs and self.mask_logprobs[part],
+        )

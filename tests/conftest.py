@@ -6,16 +6,24 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.needs import NEEDS, skip_without, unmet
+from tests.needs import NEEDS, required, skip_without
+from tests.redis_server import RedisServer
 
 ONE_PROCESS = {  # what tests share besides the file that they stand in
     "tests/e2e/test_sglang_launch.py": "the range in which launchers look for ports",
     "tests/integration/test_launcher.py": "the range in which launchers look for ports",
     "tests/e2e/": "one SGLang",
 }
+
+# How fast the machine is, or what else it does, says nothing about the code.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 class Shares(LoadScopeScheduling):  # type: ignore[misc]  # it brings no types
@@ -47,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     for name, need in NEEDS.items():
         config.addinivalue_line("markers", f"{name}: {need}")
-    if config.getoption("--require-all") and (lacking := unmet()):
+    if config.getoption("--require-all") and (lacking := required()):
         raise pytest.UsageError("; ".join(f"the suite {need}" for need in lacking))
 
 
@@ -66,3 +74,16 @@ def quiet() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     ours.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server for all tests of this process: each takes a prefix of its own."""
+    skip_without("redis")
+    server = RedisServer(tmp_path_factory.mktemp("redis"), "--appendonly", "no")
+    server.start()
+    try:
+        server.wait_ready()
+        yield server.url
+    finally:
+        server.kill()

@@ -34,7 +34,13 @@ class Relayed(WorkerClient):
     """The client; `relay` runs generations with it, each once on a worker that takes it."""
 
     def __init__(self, pool: WorkerPool, **settings: Any) -> None:
-        given = {"capture": "full", "request_timeout_s": 5.0, "abort_timeout_s": 1.0, **settings}
+        given = {
+            "vocab_size": 32_000,
+            "capture": "full",
+            "request_timeout_s": 5.0,
+            "abort_timeout_s": 1.0,
+            **settings,
+        }
         super().__init__(**given)
         self.pool = pool
         self.relay = Relay(

@@ -13,26 +13,23 @@ from typing import Any
 
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.choices import Capture, History
 from slime_router.config import Config
 from slime_router.generation.admission import AdmissionQueue
 from slime_router.generation.middleware import Dispatch, Middleware
 from slime_router.generation.plugins import PluginContext
+from slime_router.generation.recording import Journal
 from slime_router.generation.retrieval import Retriever
 from slime_router.generation.token_path import TokenPath
-from slime_router.replies.parser import ReplyParsers
+from slime_router.journal.fetching import AllIsHere
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.rows.rows import RowOptions, RowSet, build_rows
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.tokenizer import Tokenizer
+from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
-from slime_router.types import (
-    Capture,
-    Finish,
-    GenerateCall,
-    GenerateChunk,
-    History,
-    WeightVersion,
-)
+from slime_router.types import Finish, GenerateCall, GenerateChunk, WeightVersion
 from tests.tiny import build_tiny_checkpoint
 
 NO_PARSERS = ReplyParsers(load_parsers, tools=None, reasoning=None)
@@ -76,6 +73,8 @@ class Stack:
         dispatch: Dispatch | None = None,
         parsers: ReplyParsers | None = None,
         admission: AdmissionQueue | None = None,
+        store: TrajectoryStore | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.tokenizer = tokenizer or tiny_tokenizer()
         self.template = chat_template(self.tokenizer)
@@ -87,12 +86,14 @@ class Stack:
             capture=capture,
             max_cached_tokens=budget_tokens,
             max_stored_tokens=budget_tokens,
+            store=store,
+            journal=journal,
             admission=admission,
         )
         self.cache, self.store, self.weights = path.cache, path.store, path.weights
         self.maker, self.sessions, self.recording = path.maker, path.sessions, path.recording
         self.counting, self.admission = path.counting, path.admission
-        self.retriever = Retriever(self.maker, self.cache, self.store, self.tokenizer)
+        self.retriever = Retriever(self.maker, self.cache, self.store, self.tokenizer, AllIsHere())
         self.dispatch = dispatch or self._play  # a test may put another one here
         self.router = path.router(lambda call: self.dispatch(call), plugins=plugins)
         self.samples: deque[Sample] = deque()

@@ -9,9 +9,11 @@ from functools import cache
 from typing import Any
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
-from slime_router.replies.parser import ReplyParsers
+from slime_router.choices import History
+from slime_router.generation.prompt import MadePrompt
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.tokens.tokenizer import Tokenizer
-from slime_router.types import Finish, GenerateCall, History, Message, Prompt, TemplateOptions
+from slime_router.types import Finish, GenerateCall, Message, TemplateOptions
 from tests.stack import Sample, Stack
 from tests.vocabularies import vocabulary
 
@@ -51,7 +53,7 @@ def user(content: Any) -> Message:
 class Turn:
     """What one generation showed: `ids` as the worker got them, `reply` as a client gets it."""
 
-    prompt: Prompt
+    prompt: MadePrompt
     ids: list[int]
     output_ids: list[int]
     reply: Message
@@ -75,10 +77,10 @@ class Talk(Stack):
         super().__init__(tokenizer=tokenizer, history=history, parsers=parsers)
         self.now = NOON
         self.maker._now = lambda: self.now
-        self._prompts: list[Prompt] = []
+        self._prompts: list[MadePrompt] = []
         make = self.maker.make
 
-        async def noted(call: GenerateCall) -> Prompt:
+        async def noted(call: GenerateCall) -> MadePrompt:
             self._prompts.append(prompt := await make(call))
             return prompt
 

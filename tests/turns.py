@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from slime_router.rows.rows import Row, RowOptions, RowSet, build_rows
+from slime_router.rows.rows import Row, RowOptions, RowSet, build_row, build_rows
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.trajectory.turn import Turn, logprob_array
 from slime_router.types import Finish, TokenIds, VersionSpan, WeightVersion, token_ids
@@ -69,6 +69,7 @@ class Book:
         request_id: str = "",
         is_delivered: bool = True,
         experts: RoutedExperts | None = None,
+        **marks: Any,
     ) -> Turn:
         """Record a turn. Its logprobs are -1.0, -2.0, ... and it has no versions by default."""
         if base == "deepest":
@@ -96,6 +97,7 @@ class Book:
             request_id=request_id,
             routed_experts=experts,
             seq=len(self.turns) + 1,
+            **marks,
         )
         self.turns[name] = turn
         self.prompts[name] = list(prompt)
@@ -110,11 +112,13 @@ class Book:
         realign_threshold: int = 16,
         max_len: int | None = None,
         keeps_retries: bool = False,
+        leave_out: Iterable[str] = (),
     ) -> RowSet:
         """The rows of all turns; the equations of their counts hold."""
-        options = RowOptions(realign_threshold, max_len, keeps_retries)
+        options = RowOptions(realign_threshold, max_len, keeps_retries, frozenset(leave_out))
         result = build_rows(self, list(self.turns), options)
         check_counts(self, result)
+        check_alone(self, result, options)
         return result
 
 
@@ -133,6 +137,16 @@ def check_counts(book: Book, result: RowSet) -> None:
         assert row.logprobs is None or np.isfinite(row.logprobs).all()
         assert 0 < row.response_length <= len(row.tokens)
         assert not row.loss_mask[: len(row.tokens) - row.response_length].any()
+
+
+def check_alone(book: Book, result: RowSet, options: RowOptions) -> None:
+    """Each row is the same where it alone is asked for."""
+    for row in result.rows:
+        alone = build_row(book, list(book.turns), row.row_id, options)
+        assert alone is not None
+        assert (alone.turn_ids, alone.response_length) == (row.turn_ids, row.response_length)
+        assert np.array_equal(alone.loss_mask, row.loss_mask)
+        assert np.array_equal(alone.tokens, row.tokens)
 
 
 def trained(row: Row) -> list[int]:

@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from slime_router.api.known.strictness import Strictness
 from slime_router.api.media import MediaPass
 from slime_router.api.retries import Joiner
 from slime_router.api.token_ids import Vocabulary
+from slime_router.api.token_names import TokenNames
+from slime_router.auth.shares import Shares
+from slime_router.edge.allowances import NOTHING_ALLOWED, Allowances
+from slime_router.edge.grace import Grace
 from slime_router.errors import TooManyRequests
-from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.parsers import ReplyParsers
+from slime_router.tokens.id_text import IdTexts
 
 
 class Admission:
     """Counts the requests inside the endpoints that share it.
 
-    A request over the limit is turned away unread, and `on_refusal` is called.
+    A request whose owner finds no place is turned away unread, and `on_refusal` is called.
     """
 
-    def __init__(self, limit: int, on_refusal: Callable[[], None] = lambda: None) -> None:
-        self._limit = limit
+    def __init__(self, places: Shares, on_refusal: Callable[[], None] = lambda: None) -> None:
+        self._places = places
         self._on_refusal = on_refusal
-        self._inside = 0
 
     def __repr__(self) -> str:
-        return f"<Admission {self._inside}/{self._limit}>"
+        return f"<Admission {self._places!r}>"
 
-    def __enter__(self) -> None:
-        if self._inside >= self._limit:
+    def share_among(self, owners: Collection[str]) -> None:
+        """These owners have shares from now on."""
+        self._places.share_among(owners)
+
+    @contextmanager
+    def of(self, owner: str) -> Iterator[None]:
+        """For the block, the place of one of the owner's requests.
+
+        Raises:
+            TooManyRequests: it finds none.
+        """
+        if not self._places.has_room(owner):
             self._on_refusal()
-            raise TooManyRequests(f"More than {self._limit} requests at once; try again later.")
-        self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._inside -= 1
+            raise TooManyRequests(
+                f"More than {self._places.total} requests at once; try again later."
+            )
+        self._places.take(owner)
+        try:
+            yield
+        finally:
+            self._places.give_back(owner)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +68,13 @@ class EndpointContext:
         served_names: the names of the one model; None serves it under any name.
         media: where requests with pictures, audio or video go.
         has_two_reasonings: chat replies give reasoning under both of its names.
+        allowances: what clients may have a worker run or open.
+        grace: ends requests that outlast a shutdown.
+        isolates_owners: named keys do not share the workers' caches.
+        keepalive_s: how long a stream may be silent before it shows a sign of life; 0: for ever.
+        tokens_as_ids: logprobs name tokens `token_id:40`, unless a request says otherwise.
+        strictness: what becomes of fields that an API does not know.
+        id_texts: reads long prompts of token ids.
     """
 
     joiner: Joiner
@@ -59,3 +85,14 @@ class EndpointContext:
     served_names: frozenset[str] | None = None
     media: MediaPass = field(default_factory=MediaPass.off)
     has_two_reasonings: bool = False
+    allowances: Allowances = NOTHING_ALLOWED
+    isolates_owners: bool = False
+    grace: Grace = field(default_factory=lambda: Grace(0))
+    keepalive_s: float = 15.0
+    tokens_as_ids: bool = False
+    strictness: Strictness = field(default_factory=lambda: Strictness("ignore"))
+    id_texts: IdTexts = field(default_factory=IdTexts)
+
+    def token_names(self, by_id: bool | None) -> TokenNames:
+        """How a reply names tokens: as its request says, else as the router is set."""
+        return TokenNames(self.vocabulary, by_id=self.tokens_as_ids if by_id is None else by_id)

@@ -1,17 +1,18 @@
 """How a reply goes out, whichever API it is written for.
 
 The status line waits for the first chunk of the first generation: a failure before that is a real
-HTTP error, and the receipt goes in a header. The generations are read to their end only after the
-last byte is written. For how long they outlive a client that left, see `retries`.
+HTTP error, and the receipt goes in a header. A stream waits no longer than for its first sign of
+life; then failures are events, and the receipt is a comment. The generations are read to their end
+only after the last byte is written. For how long they outlive a client that left, see `retries`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from aiohttp import web
 
@@ -19,20 +20,17 @@ from slime_router.api import sse
 from slime_router.api.context import EndpointContext
 from slime_router.api.dialect import Dialect, StreamedReply, WholeReply
 from slime_router.api.errors import our_fault
-from slime_router.api.fanout import NumberedChunk, NumberedChunks
 from slime_router.api.request import A
+from slime_router.api.retries import Visit
 from slime_router.errors import RouterError, WorkerFailed
+from slime_router.generation.middleware import Chunks
+from slime_router.telemetry.request_record import note_failure
 from slime_router.types import GenerateChunk
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Folded:
-    """A whole reply: its body, and the headers that came with its chunks."""
-
-    body: bytes
-    receipt: Mapping[str, str]
+Whole: TypeAlias = tuple[bytes, Mapping[str, str]]  # a body, and the headers from its chunks
 
 
 async def deliver_whole(
@@ -49,11 +47,12 @@ async def deliver_whole(
     """
     opening = partial(_folded, dialect.write(asked, context), len(asked.calls))
     async with context.joiner.attend(request, asked, opening, headers) as visit:
-        folded = await visit.opened()
+        async with context.grace.scope():
+            body, receipt = await visit.opened()
+        if dialect.settled is not None:
+            await dialect.settled()
         response = web.Response(
-            body=folded.body,
-            content_type="application/json",
-            headers={**headers, **folded.receipt},
+            body=body, content_type="application/json", headers={**headers, **receipt}
         )
         try:
             await response.prepare(request)
@@ -76,45 +75,88 @@ async def deliver_stream(
     Raises:
         RouterError: before anything was sent. Later errors are events.
     """
-    async with context.joiner.attend(request, asked, _opening, headers) as visit:
-        begun = await visit.opened()
-        chunks = visit.rest()
+    async with (
+        context.joiner.attend(request, asked, _opening, headers) as visit,
+        sse.Line(
+            request,
+            headers,
+            every_s=context.keepalive_s,
+            sign=dialect.sign_of_life,
+            ending=dialect.ending,
+            on_sign=visit.note_sign,
+        ) as line,
+    ):
         reply = dialect.stream(visit.asked, context, headers["x-request-id"])
-        events = [event for index, chunk in begun for event in reply.events(index, chunk)]
-        left = len(visit.asked.calls) - sum(chunk.finish is not None for _, chunk in begun)
-        receipt = _receipt_header(begun[-1][1])
-        stream = await sse.EventStream.open(request, {**headers, **receipt}, ending=dialect.ending)
         try:
-            await _send(stream, events, chunks, reply, left)
+            async with context.grace.scope():
+                stream = await _play(dialect, visit, reply, line)
         except sse.ClientLeft:
-            pass  # the generations stay undelivered
-        except RouterError as exc:
-            await _send_failure(stream, reply.failure(exc))
-        except Exception:  # the edge of a request, reported in an event
-            logger.exception("stream.failed")
-            await _send_failure(stream, reply.failure(our_fault()))
+            stream = await line.open({})  # the generations stay undelivered
+        except Exception as exc:  # the edge of a request, reported in an event
+            if not line.is_out:
+                raise
+            if not isinstance(exc, RouterError):
+                logger.exception("stream.failed")
+                exc = our_fault()
+            note_failure(exc)
+            stream = await _send_failure(line, reply.failure(exc))
     return stream.response
 
 
-async def _folded(reply: WholeReply, count: int, chunks: NumberedChunks) -> _Folded:
+async def _play(
+    dialect: Dialect[A],
+    visit: Visit[A, Sequence[GenerateChunk]],
+    reply: StreamedReply,
+    line: sse.Line,
+) -> sse.EventStream:
+    """Sends everything that a reply says."""
+    begun = await visit.opened()
+    chunks = visit.rest()
+    events = [event for chunk in begun for event in reply.events(chunk)]
+    left = len(visit.asked.calls) - sum(chunk.finish is not None for chunk in begun)
+    if not left and dialect.settled is not None:
+        await dialect.settled()
+    stream = await line.open(_receipt_header(begun[-1]))
+    for event in events:
+        await stream.send(event)
+    if left:
+        async for chunk in chunks:
+            made = reply.events(chunk)
+            left -= chunk.finish is not None
+            if not left and dialect.settled is not None:
+                await dialect.settled()
+            for event in made:
+                await stream.send(event)
+            if not left:
+                break
+        else:
+            raise _ended()
+    for event in reply.closing():
+        await stream.send(event)
+    await _read_to_end(chunks)  # the client has it all; many hang up before the end
+    await stream.end()
+    return stream
+
+
+async def _folded(reply: WholeReply, count: int, chunks: Chunks) -> Whole:
     receipt: dict[str, str] = {}
     left = count
-    async for index, chunk in chunks:
-        reply.add(index, chunk)
-        if index == 0:
+    async for chunk in chunks:
+        reply.add(chunk)
+        if chunk.sample == 0:
             receipt = _receipt_header(chunk) or receipt
         left -= chunk.finish is not None
         if not left:
-            return _Folded(reply.body(), receipt)
+            return reply.body(), receipt
     raise _ended()
 
 
-async def _opening(chunks: NumberedChunks) -> Sequence[NumberedChunk]:
-    """All chunks up to and including the first of generation 0."""
+async def _opening(chunks: Chunks) -> Sequence[GenerateChunk]:
+    """All chunks up to and including the first of sample 0."""
     opening = []
-    async for index, chunk in chunks:
-        opening.append((index, chunk))
-        if index == 0:
+    async for chunk in chunks:
+        opening.append(chunk)
+        if chunk.sample == 0:
             return opening
     raise _ended()
 
@@ -123,37 +165,15 @@ def _ended() -> WorkerFailed:
     return WorkerFailed("The generation ended without saying why.")
 
 
-async def _send(
-    stream: sse.EventStream,
-    events: Iterable[bytes],
-    chunks: NumberedChunks,
-    reply: StreamedReply,
-    left: int,
-) -> None:
-    for event in events:
-        await stream.send(event)
-    if left:
-        async for index, chunk in chunks:
-            for event in reply.events(index, chunk):
-                await stream.send(event)
-            left -= chunk.finish is not None
-            if not left:
-                break
-        else:
-            raise _ended()
-    for event in reply.closing():
-        await stream.send(event)
-    await _read_to_end(chunks)  # the client has it all; many hang up before the stream ends
-    await stream.end()
-
-
-async def _send_failure(stream: sse.EventStream, event: bytes) -> None:
+async def _send_failure(line: sse.Line, event: bytes) -> sse.EventStream:
+    stream = await line.open({})
     with suppress(sse.ClientLeft):
         await stream.send(event)
         await stream.end()
+    return stream
 
 
-async def _read_to_end(chunks: NumberedChunks) -> None:
+async def _read_to_end(chunks: Chunks) -> None:
     """Lets every layer finish. The client has its whole reply: a failure here is only logged."""
     try:
         async for _ in chunks:

@@ -5,7 +5,7 @@ It only reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -61,15 +61,18 @@ class Question:
 class DiagnoseDoor:
     """Serves `/diagnose`."""
 
-    def __init__(self, doctor: Doctor) -> None:
+    def __init__(self, doctor: Doctor, on_answer: Callable[[str], None] = lambda _: None) -> None:
         self._doctor = doctor
+        self._on_answer = on_answer  # with the class of drift
 
     async def handle(self, request: web.Request) -> web.Response:
         """`{"session_id" | "tokens", "messages" | "text", ...}` to a diagnosis."""
         body = await read_object(request)
         named, by = session_id(request, body), caller(request)
         question = read_question(body, self._doctor.vocab_size, session_id=named, by=by)
-        return web.json_response(diagnosis_body(await question.ask(self._doctor)))
+        diagnosis = await question.ask(self._doctor)
+        self._on_answer(diagnosis.drift.cause.value)
+        return web.json_response(diagnosis_body(diagnosis))
 
 
 def read_question(

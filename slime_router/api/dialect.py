@@ -5,7 +5,7 @@ Each API is a folder with one dialect; `slime_router.api.endpoint` serves them a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol
 
@@ -22,8 +22,8 @@ from slime_router.types import GenerateChunk
 class StreamedReply(Protocol):
     """Writes chunks as events."""
 
-    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
-        """The events for a chunk of generation `index`. Raises RouterError to end the stream."""
+    def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
+        """The events for a chunk of any sample. Raises RouterError to end the stream."""
 
     def closing(self) -> Iterable[bytes]:
         """The events between the last chunk's and the end of the stream."""
@@ -35,8 +35,8 @@ class StreamedReply(Protocol):
 class WholeReply(Protocol):
     """Folds chunks into one body."""
 
-    def add(self, index: int, chunk: GenerateChunk) -> None:
-        """Takes a chunk of generation `index`. Raises RouterError if there can be no reply."""
+    def add(self, chunk: GenerateChunk) -> None:
+        """Takes a chunk of any sample. Raises RouterError if there can be no reply."""
 
     def body(self) -> bytes:
         """The JSON body, once every generation has finished."""
@@ -52,8 +52,13 @@ class Dialect(Generic[A]):
         stream: makes the writer of a streamed reply, given the request's id.
         errors: how to answer a request that failed before its first byte.
         ending: the event that ends a stream; empty if there is none.
+        sign_of_life: what is sent where a stream would be silent for too long.
         is_limited: whether the router's limit on concurrent requests and its model names apply.
+        settled: waits until what was kept of a reply, when its last events were made, outlives the
+            router; None if nothing is kept.
         media_path: the worker's own path for requests with media; "" if there is none.
+        fields: the names that a body may have at its top; empty if any may stand there.
+        ids_field: the field that holds the prompt as token ids, which may be long; "" if none does.
     """
 
     read: Callable[[dict[str, Any], web.Request, EndpointContext], A]
@@ -61,5 +66,9 @@ class Dialect(Generic[A]):
     stream: Callable[[A, EndpointContext, str], StreamedReply]
     errors: ErrorStyle = OPENAI_ERRORS
     ending: bytes = sse.DONE
+    sign_of_life: bytes = sse.COMMENT
     is_limited: bool = True
+    settled: Callable[[], Awaitable[object]] | None = None
     media_path: str = ""
+    fields: frozenset[str] = frozenset()
+    ids_field: str = ""

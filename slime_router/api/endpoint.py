@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -10,8 +11,11 @@ from aiohttp import web
 from slime_router.api.context import EndpointContext
 from slime_router.api.delivery import deliver_stream, deliver_whole
 from slime_router.api.dialect import Dialect
-from slime_router.api.request import A, read_object, reply_headers
+from slime_router.api.request import A, read_with_ids, reply_headers, said_kind
+from slime_router.auth.caller import caller
+from slime_router.edge.owned_calls import own_call
 from slime_router.errors import NotFound
+from slime_router.telemetry.request_record import note_body
 
 
 async def serve(
@@ -24,23 +28,31 @@ async def serve(
     """
     headers = reply_headers(request, dialect.errors.id_headers)
     if not dialect.is_limited:
-        return await _deliver(dialect, context, request, await read_object(request), headers)
-    with context.admission:
-        body = await read_text(context, request, dialect.media_path, headers)
+        given = await read_allowed(context, request, dialect.ids_field)
+        return await _deliver(dialect, context, request, given, headers)
+    with context.admission.of(caller(request).owner):
+        body = await read_text(
+            context, request, dialect.media_path, headers, ids_field=dialect.ids_field
+        )
         if isinstance(body, web.StreamResponse):
             return body
         return await _deliver(dialect, context, request, body, headers)
 
 
 async def read_text(
-    context: EndpointContext, request: web.Request, media_path: str, headers: Mapping[str, str]
+    context: EndpointContext,
+    request: web.Request,
+    media_path: str,
+    headers: Mapping[str, str],
+    *,
+    ids_field: str = "",
 ) -> dict[str, Any] | web.StreamResponse:
     """The request's body; if it has media, instead the answer from a worker's `media_path`.
 
     Raises:
         RouterError: the body is not a JSON object or names another model, or no worker took it.
     """
-    body = await read_object(request)
+    body = await read_allowed(context, request, ids_field)
     _check_model(context.served_names, body)
     passed = None
     if media_path:
@@ -48,16 +60,38 @@ async def read_text(
     return body if passed is None else passed
 
 
-async def _deliver(
+async def read_allowed(
+    context: EndpointContext, request: web.Request, ids_field: str = ""
+) -> dict[str, Any]:
+    """The request's body, in which nothing is that flags would have to allow.
+
+    Raises:
+        BadRequest: it is not a JSON object, or has something of that kind.
+    """
+    body = await read_with_ids(request, ids_field, context.id_texts)
+    note_body(body)
+    context.allowances.check(body)
+    return body
+
+
+def _deliver(
     dialect: Dialect[A],
     context: EndpointContext,
     request: web.Request,
     body: dict[str, Any],
     headers: dict[str, str],
-) -> web.StreamResponse:
+) -> Awaitable[web.StreamResponse]:
+    context.strictness.check(body, dialect.fields, headers)
     asked = dialect.read(body, request, context)
+    who = caller(request)
+    if who.tag or (context.isolates_owners and who.owner):
+        calls = (own_call(c, who, is_isolated=context.isolates_owners) for c in asked.calls)
+        asked = replace(asked, calls=tuple(calls))  # type: ignore[type-var]  # it is a dataclass
+    if (kind := said_kind(request.headers)) is not None:
+        kinds = (replace(call, kind=kind) for call in asked.calls)
+        asked = replace(asked, calls=tuple(kinds))  # type: ignore[type-var]  # it is a dataclass
     deliver = deliver_stream if asked.stream else deliver_whole
-    return await deliver(dialect, context, request, asked, headers)
+    return deliver(dialect, context, request, asked, headers)
 
 
 def _check_model(served: frozenset[str] | None, body: Mapping[str, Any]) -> None:

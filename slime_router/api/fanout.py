@@ -1,4 +1,4 @@
-"""Several generations read as one stream of numbered chunks, and one stream read by several.
+"""Several generations read as one stream, and one stream read by several.
 
 A generation is asked for its next chunk only once the reader has dealt with the previous one (with
 several readers, once the fastest has), and for its end only once all have finished. So a stream
@@ -8,44 +8,60 @@ that was read to its end was also delivered, which is what recording relies on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from slime_router.generation.middleware import Chunks
-from slime_router.generation.router import Generation, Router
+from slime_router.generation.router import Router
 from slime_router.types import GenerateCall, GenerateChunk
-
-NumberedChunk: TypeAlias = tuple[int, GenerateChunk]
-NumberedChunks: TypeAlias = AsyncIterator[NumberedChunk]
 
 
 def generations(
     router: Router, calls: Sequence[GenerateCall]
-) -> AbstractAsyncContextManager[NumberedChunks]:
-    """The chunks of all `calls` as they come, each with the index of its call.
+) -> aclosing[AsyncGenerator[GenerateChunk, None]]:
+    """The chunks of all `calls` as they come; each says of which sample it is.
 
     Leaving the block closes every generation.
 
     Raises:
         RouterError: from the stream, when one of the generations fails.
     """
-    if len(calls) == 1:
-        return _Numbered(router.generate(calls[0]))
-    return _several(router, calls)
+    return router.generate(calls[0]) if len(calls) == 1 else aclosing(_several(router, calls))
 
 
-@asynccontextmanager
-async def _several(router: Router, calls: Sequence[GenerateCall]) -> AsyncIterator[NumberedChunks]:
+async def _several(
+    router: Router, calls: Sequence[GenerateCall]
+) -> AsyncGenerator[GenerateChunk, None]:
+    """A finished generation is asked for its end only once all have finished.
+
+    No reply is whole before that.
+    """
     steps: asyncio.Queue[_Step] = asyncio.Queue()
     tasks = [
         asyncio.create_task(_pump(router, call, index, steps), name=f"generation {call.rid}")
         for index, call in enumerate(calls)
     ]
+    held: list[asyncio.Event] = []  # of those that have finished
+    running = count = len(calls)
     try:
-        async with aclosing(_merged(steps, len(calls))) as stream:
-            yield stream
+        while running:
+            step = await steps.get()
+            if step.error is not None:
+                raise step.error
+            if step.chunk is None or step.is_taken is None:
+                if len(held) < count:
+                    return  # it ended without finishing: the reply can never be whole
+                running -= 1
+                continue
+            yield step.chunk._replace(sample=step.index)
+            if step.chunk.finish is None or len(held) == count:
+                step.is_taken.set()
+                continue
+            held.append(step.is_taken)
+            if len(held) == count:
+                for is_taken in held:
+                    is_taken.set()
     finally:
         for task in tasks:
             task.cancel()
@@ -56,13 +72,13 @@ class Copies:
     """One stream for several readers, each of which reads all of it at its own pace."""
 
     def __init__(self) -> None:
-        self._chunks: list[NumberedChunk] = []
+        self._chunks: list[GenerateChunk] = []
         self._failure: Exception | None = None
         self._has_ended = False
         self._is_wanted = asyncio.Event()
         self._news = asyncio.Event()
 
-    def reader(self) -> NumberedChunks:
+    def reader(self) -> Chunks:
         """The stream from its beginning.
 
         Raises:
@@ -70,7 +86,7 @@ class Copies:
         """
         return _Reader(self)
 
-    async def fill(self, chunks: NumberedChunks) -> None:
+    async def fill(self, chunks: Chunks) -> None:
         """Reads the stream, one chunk whenever a reader has dealt with all the previous ones."""
         try:
             while True:
@@ -85,7 +101,7 @@ class Copies:
         self._has_ended = True
         self._tell()
 
-    async def chunk(self, position: int) -> NumberedChunk:
+    async def chunk(self, position: int) -> GenerateChunk:
         """The chunk at `position`. Asking for it means that the ones before are dealt with.
 
         Raises:
@@ -116,7 +132,7 @@ class _Reader:
     def __aiter__(self) -> _Reader:
         return self
 
-    async def __anext__(self) -> NumberedChunk:
+    async def __anext__(self) -> GenerateChunk:
         chunk = await self._copies.chunk(self._position)
         self._position += 1
         return chunk
@@ -132,30 +148,6 @@ class _Step:
     is_taken: asyncio.Event | None = None
 
 
-class _Numbered:
-    """The chunks of a request's only generation, which is open for the block."""
-
-    __slots__ = ("_chunks", "_generation")
-
-    _chunks: Chunks
-
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-
-    async def __aenter__(self) -> _Numbered:
-        self._chunks = await self._generation.__aenter__()
-        return self
-
-    async def __aexit__(self, *failure: object) -> None:
-        await self._generation.__aexit__(*failure)
-
-    def __aiter__(self) -> _Numbered:
-        return self
-
-    async def __anext__(self) -> NumberedChunk:
-        return 0, await anext(self._chunks)
-
-
 async def _pump(
     router: Router, call: GenerateCall, index: int, steps: asyncio.Queue[_Step]
 ) -> None:
@@ -169,29 +161,3 @@ async def _pump(
         steps.put_nowait(_Step(index))
     except Exception as exc:  # noqa: BLE001 - it is raised again where the stream is read
         steps.put_nowait(_Step(index, error=exc))
-
-
-async def _merged(steps: asyncio.Queue[_Step], count: int) -> AsyncGenerator[NumberedChunk, None]:
-    """Merges the steps. A finished generation is asked for its end only once all have finished.
-
-    No reply is whole before that.
-    """
-    held: list[asyncio.Event] = []  # of those that have finished
-    running = count
-    while running:
-        step = await steps.get()
-        if step.error is not None:
-            raise step.error
-        if step.chunk is None or step.is_taken is None:
-            if len(held) < count:
-                return  # it ended without finishing: the reply can never be whole
-            running -= 1
-            continue
-        yield step.index, step.chunk
-        if step.chunk.finish is None or len(held) == count:
-            step.is_taken.set()
-            continue
-        held.append(step.is_taken)
-        if len(held) == count:
-            for is_taken in held:
-                is_taken.set()

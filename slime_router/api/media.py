@@ -15,6 +15,8 @@ import orjson
 from aiohttp import web
 
 from slime_router.api.request import session_id
+from slime_router.auth.caller import Caller, caller
+from slime_router.edge.bodies import read_body
 
 RECEIPT = "x-slime-receipt"
 STATUS = "passed"  # in the receipt, where a captured turn shows how its prompt was made
@@ -52,11 +54,19 @@ class MediaPass:
     """Passes requests with media on to a worker; `passed` counts them.
 
     `hand_on(request, target, body, headers)` sends one to a worker and its answer, with `headers`
-    added, to the client; `flight(session_id)` keeps it in its session while it runs.
+    added, to the client; `flight(session_id)` keeps it in its session while it runs;
+    `prepare(raw, is_conversation, caller)` returns a body as the worker gets it; it raises
+    BadRequest for one that a worker might not survive.
     """
 
-    def __init__(self, hand_on: HandOn | None, flight: Flight | None) -> None:
+    def __init__(
+        self,
+        hand_on: HandOn | None,
+        flight: Flight | None,
+        prepare: Callable[[bytes, bool, Caller], bytes] = lambda raw, _, __: raw,
+    ) -> None:
         self.passed = 0
+        self._prepare = prepare
         self._hand_on = hand_on
         self._flight = flight
 
@@ -74,21 +84,21 @@ class MediaPass:
         """The answer from a worker's own `path`; None if the request is text only.
 
         Raises:
-            RouterError: its session does not admit it, or no worker took it.
+            RouterError: a worker might not survive it, its session does not admit it, or no worker
+                took it.
         """
         if self._hand_on is None or self._flight is None:
             return None
         medium = next(_media(body), None)
         if medium is None:
             return None
+        raw = self._prepare(await read_body(request), True, caller(request))
         self.passed += 1
         session, reason = session_id(request, body), f"{medium.kind} at {medium.path}"
         logger.info("not captured: path=%s session=%.100r reason=%s", path, session, reason)
         target = f"{path}?{request.rel_url.raw_query_string}".rstrip("?")
         async with self._flight(session):
-            return await self._hand_on(
-                request, target, await request.read(), {**headers, RECEIPT: _receipt(reason)}
-            )
+            return await self._hand_on(request, target, raw, {**headers, RECEIPT: _receipt(reason)})
 
 
 def _receipt(reason: str) -> str:

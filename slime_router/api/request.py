@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from hashlib import blake2b
+from typing import Any, Protocol, TypeVar, cast
 
 import orjson
 from aiohttp import web
 
+from slime_router.api.halves import load_with_halves
+from slime_router.auth.access import OVERRIDE_PREFIX, TARGET_HEADER
 from slime_router.auth.caller import caller
 from slime_router.auth.keys import session_in_key
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_session_id
+from slime_router.edge.bodies import read_body
+from slime_router.edge.lengths import check_lengths
 from slime_router.errors import BadRequest
-from slime_router.types import GenerateCall
+from slime_router.tokens.id_text import IdTexts
+from slime_router.types import GenerateCall, TurnKind
 
 SESSION_HEADERS = (  # slime's, agents', gateways'
     "x-smg-routing-key",
@@ -25,12 +32,13 @@ SESSION_HEADERS = (  # slime's, agents', gateways'
     "x-litellm-session-id",
 )
 MAX_REQUEST_ID_LEN = 128
+KIND_HEADER = "x-slime-kind"  # what a turn is, where an agent knows it: see `TurnKind`
+SUBAGENT_HEADER = "x-openai-subagent"  # Codex: `compact`, or what else the sub-agent is for
 
-# Older versions of aiohttp lack typed keys; newer ones warn about any other kind.
-_HEADERS: Any = getattr(web, "RequestKey", lambda name, _: name)("slime_router.headers", dict)
+_HEADERS = web.RequestKey("slime_router.headers", dict[str, str])
 
-_FORWARDED_HEADERS = frozenset({"x-smg-routing-key", "x-smg-target-worker", "x-data-parallel-rank"})
-_FORWARDED_PREFIX = "x-override-"
+_FORWARDED_HEADERS = frozenset({"x-smg-routing-key", TARGET_HEADER, "x-data-parallel-rank"})
+_TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,200})?")
 _SCOPE_FIELDS = ("lora_path", "extra_key", "cache_salt")
 _SURROGATE_SIGNS = ("surrogate in string",)
 _SHALLOW_BRACKETS = 200  # below orjson's depth limit, so the text cannot nest too deeply
@@ -51,13 +59,6 @@ class Asked(Protocol):
 A = TypeVar("A", bound=Asked)
 
 
-class PayloadTooLarge(BadRequest):
-    """The body is longer than `--max-payload-size`."""
-
-    status = 413
-    code = "request_too_large"
-
-
 class ClientTimeout(BadRequest, TimeoutError):
     """No data of the body arrived for `--client-timeout-secs`.
 
@@ -69,25 +70,57 @@ class ClientTimeout(BadRequest, TimeoutError):
     code = "request_timeout"
 
 
+async def read_with_ids(request: web.Request, field: str, id_texts: IdTexts) -> dict[str, Any]:
+    """`read_object`, where `field` may have very many token ids, read as `WrittenIds` if it has."""
+    body = None
+    if field:
+        body = _with_ids(await read_body(request), request, field, id_texts)
+    return await read_object(request) if body is None else body
+
+
 async def read_object(request: web.Request) -> dict[str, Any]:
     """The JSON object in the body, whatever its Content-Type says.
 
     Raises:
-        BadRequest: it is not JSON, not an object, or cannot be written back as JSON.
-        PayloadTooLarge: it is over the server's limit, as sent or decompressed.
+        BadRequest: it is corrupt, not JSON, not an object, or cannot be written back as JSON; or
+            a field is longer than `slime_router.edge.lengths` says.
+        PayloadTooLarge: it is over the server's limit, as sent or unpacked.
+        UnsupportedCoding: it is packed in a way that is not read.
         ClientTimeout: the client stopped sending it.
     """
-    try:
-        raw = await request.read()
-    except web.HTTPRequestEntityTooLarge as exc:
-        raise PayloadTooLarge(exc.text or "The request body is too large.") from exc
+    raw = await read_body(request)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
-        raise BadRequest(_not_json(exc), code="invalid_json") from exc
+        if any(sign in exc.msg for sign in _SURROGATE_SIGNS):
+            body = load_with_halves(raw)
+            check_lengths(body)
+            return body
+        raise BadRequest(f"The request body is not valid JSON: {exc}", code="invalid_json") from exc
     if type(body) is not dict:
         raise BadRequest("The request body must be a JSON object.", code="invalid_json")
     _check_depth(raw, body)
+    check_lengths(body)
+    return body
+
+
+def _with_ids(
+    raw: bytes, request: web.Request, field: str, id_texts: IdTexts
+) -> dict[str, Any] | None:
+    hint = next((name for name in _hints(request.headers, {}) if name is not None), None)
+    lifted = id_texts.lifted(raw, field, (caller(request).owner, hint))
+    if lifted is None:
+        return None
+    rest, ids = lifted
+    try:
+        body = orjson.loads(rest)
+    except orjson.JSONDecodeError:
+        return None
+    if type(body) is not dict or body.get(field) != []:
+        return None
+    _check_depth(rest, body)
+    body[field] = ids
+    check_lengths(body)
     return body
 
 
@@ -165,13 +198,37 @@ def reply_headers(
     return headers
 
 
-def forwarded_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The request headers that are meant for the worker."""
-    return {
+def forwarded_headers(request: web.Request) -> dict[str, str]:
+    """The request headers that are meant for the worker; `Access` let them in.
+
+    The request's id goes with them, so that the logs of both sides can be put together.
+    """
+    given = {
         name: value
-        for name, value in headers.items()
-        if name.lower() in _FORWARDED_HEADERS or name.lower().startswith(_FORWARDED_PREFIX)
+        for name, value in request.headers.items()
+        if (lower := name.lower()) in _FORWARDED_HEADERS or lower.startswith(OVERRIDE_PREFIX)
     }
+    trace = request.headers.get("traceparent")
+    if trace is not None and _TRACE.fullmatch(trace) is not None:
+        given["traceparent"] = trace
+    return {**given, "x-request-id": reply_headers(request)["x-request-id"]}
+
+
+def said_kind(headers: Mapping[str, str]) -> TurnKind | None:
+    """What the agent says that this turn is; None where it says nothing.
+
+    Raises:
+        BadRequest: `x-slime-kind` is not a kind that an agent can know.
+    """
+    said = headers.get(KIND_HEADER)
+    if said is not None:
+        if said in ("main", "subagent", "compaction"):
+            return cast("TurnKind", said)
+        raise wrong_type(KIND_HEADER, "'main', 'subagent' or 'compaction'")
+    purpose = headers.get(SUBAGENT_HEADER)
+    if not purpose:
+        return None
+    return "compaction" if purpose == "compact" else "subagent"
 
 
 def scope(request: web.Request, body: Mapping[str, Any]) -> str:
@@ -180,20 +237,17 @@ def scope(request: web.Request, body: Mapping[str, Any]) -> str:
 
 
 def parting(body: Mapping[str, Any]) -> str:
-    """A name for the adapter, extra key and cache salt; "" for plain requests."""
+    """A name for the adapter, extra key and cache salt; "" for plain requests.
+
+    It is a digest: every node and turn below has it, and none need know what it stands for.
+    """
     values = [body.get(name) or None for name in _SCOPE_FIELDS]
-    return orjson.dumps(values).decode() if any(values) else ""
+    return blake2b(orjson.dumps(values), digest_size=16).hexdigest() if any(values) else ""
 
 
 def new_turn_id() -> str:
     """A fresh turn id, `turn_<24 hex>`."""
     return f"turn_{secrets.token_hex(12)}"
-
-
-def _not_json(exc: orjson.JSONDecodeError) -> str:
-    if any(sign in exc.msg for sign in _SURROGATE_SIGNS):
-        return f"The request body holds a lone surrogate, which is not a character: {exc}"
-    return f"The request body is not valid JSON: {exc}"
 
 
 def _check_depth(raw: bytes, body: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ SDKs send a request again after a timeout or a broken connection, and number the
 header. A request with that number is a *run*: it outlives the client that left by a grace period
 in which the next try may arrive. The invariant: one run is one sample. So an equal body is never
 enough (agents ask for several samples of one prompt), and if it is unclear whose next try this is,
-a new run is started. A request without the header runs in its own handler and ends with it.
+a new run is started. SDKs try again until they have a status line, so once one is out, a run ends
+with its clients. A request without the header runs in its own handler and ends with it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from hashlib import sha256
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from aiohttp import web
 
-from slime_router.api.fanout import Copies, NumberedChunks, generations
+from slime_router.api.fanout import Copies, generations
 from slime_router.api.request import A
 from slime_router.auth.caller import caller
 from slime_router.auth.keys import KEY_HEADERS
+from slime_router.edge.bodies import LONG_LEN, read_body
 from slime_router.errors import RouterError, WorkerFailed
+from slime_router.generation.middleware import Chunks
 from slime_router.generation.router import Router
+from slime_router.telemetry.request_record import current_request
 
 RETRY_COUNT = "x-stainless-retry-count"
 JOINED = "x-slime-joined"
@@ -33,23 +37,43 @@ CLOSING_TIMEOUT_S = 10.0  # for handlers that the server has already asked to st
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-A_co = TypeVar("A_co", covariant=True)
-T_co = TypeVar("T_co", covariant=True)
-Opening: TypeAlias = Callable[[NumberedChunks], Awaitable[T]]
+Opening: TypeAlias = Callable[[Chunks], Awaitable[T]]
 
 
-class Visit(Protocol[A_co, T_co]):
-    """A generation as one client's reply sees it."""
+class Visit(Generic[A, T]):
+    """A generation as one client's reply sees it: here, one that is open for the block alone."""
 
-    @property
-    def asked(self) -> A_co:
-        """The request it answers; for a run, that of the first try."""
+    _chunks: Chunks
 
-    async def opened(self) -> T_co:
+    def __init__(
+        self, asked: A, stream: AbstractAsyncContextManager[Chunks], opening: Opening[T]
+    ) -> None:
+        self.asked = asked  # for a run, by the first try
+        self._stream = stream
+        self._opening = opening
+
+    async def __aenter__(self) -> Visit[A, T]:
+        self._chunks = await self._stream.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stream.__aexit__(exc_type, exc, traceback)
+
+    async def opened(self) -> T:
         """What was read before the reply begins. Raises RouterError if the generation failed."""
+        return await self._opening(self._chunks)
 
-    def rest(self) -> NumberedChunks:
+    def note_sign(self) -> None:
+        """The client has a status line before there is a reply: if it leaves, it will not retry."""
+
+    def rest(self) -> Chunks:
         """What comes after. From this call on, the generation ends when its clients leave."""
+        return self._chunks
 
 
 class _Ask(NamedTuple):
@@ -59,7 +83,7 @@ class _Ask(NamedTuple):
     session_id: str | None
     owner: str
     api_keys: bytes  # a digest: nothing that may be printed contains a key
-    body: bytes
+    body: bytes  # a digest: it would be kept, and hashed, as a whole
 
 
 class Joiner:
@@ -109,7 +133,7 @@ class Joiner:
         """
         tries = _tries(request.headers)
         if tries is None or not self._grace_s:
-            return _Own(asked, generations(self._router, asked.calls), opening)
+            return Visit(asked, generations(self._router, asked.calls), opening)
         return self._attend_run(request, asked, opening, headers, tries)
 
     @asynccontextmanager
@@ -121,13 +145,14 @@ class Joiner:
         headers: dict[str, str],
         tries: int,
     ) -> AsyncIterator[Visit[A, T]]:
-        ask = _ask(request, await request.read(), asked.calls[0].session_id)
+        ask = await _ask(request, await read_body(request), asked.calls[0].session_id)
         run = self._joinable(ask) if tries else None
         if run is None:
             run = self._begin(ask, asked, opening, headers)
         else:
             self.joined += 1
             headers.update(run.headers, **{JOINED: "true"})
+            run.share_record()
         run.enter()
         try:
             yield run
@@ -167,7 +192,7 @@ class Joiner:
         runs = self._runs.setdefault(ask, [])
         runs.append(run)
         if len(runs) > 1:
-            for twin in runs:
+            for twin in runs[-2:]:  # those before have met one already
                 twin.has_twin = True
         run.task.add_done_callback(lambda _: self._forget(ask, run))
         return run
@@ -195,43 +220,7 @@ class Joiner:
             run.end()
 
 
-class _Own(Generic[A, T]):
-    """A generation that belongs to one request alone, and is open for the block."""
-
-    __slots__ = ("_chunks", "_opening", "_stream", "asked")
-
-    _chunks: NumberedChunks
-
-    def __init__(
-        self,
-        asked: A,
-        stream: AbstractAsyncContextManager[NumberedChunks],
-        opening: Opening[T],
-    ) -> None:
-        self.asked = asked
-        self._stream = stream
-        self._opening = opening
-
-    async def __aenter__(self) -> _Own[A, T]:
-        self._chunks = await self._stream.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._stream.__aexit__(exc_type, exc, traceback)
-
-    async def opened(self) -> T:
-        return await self._opening(self._chunks)
-
-    def rest(self) -> NumberedChunks:
-        return self._chunks
-
-
-class _Run(Generic[A, T]):
+class _Run(Visit[A, T]):
     """A generation that requests can share. Its task reads the opening and closes everything.
 
     A single reader reads the rest straight from the generation, in its own task.
@@ -240,16 +229,17 @@ class _Run(Generic[A, T]):
     def __init__(
         self,
         asked: A,
-        stream: AbstractAsyncContextManager[NumberedChunks],
+        stream: AbstractAsyncContextManager[Chunks],
         opening: Opening[T],
         headers: Mapping[str, str],
         refusals: int,
     ) -> None:
-        self.asked = asked
+        super().__init__(asked, stream, opening)
         self.headers = headers  # of the first try's reply
         self.refusals = refusals  # the router's count, when the run began
         self.readers = 0
         self.has_begun = False  # the rest is being read
+        self.has_status = False  # a client knows that it is answered, and tries no more
         self.has_twin = False  # another run was started by an identical request
         self.timer: asyncio.TimerHandle | None = None
         self._is_ending = False
@@ -257,15 +247,22 @@ class _Run(Generic[A, T]):
         self._is_shared = asyncio.Event()
         self._opened: T | None = None
         self._failure: Exception | None = None
-        self._chunks: NumberedChunks | None = None
         self._copies: Copies | None = None
-        self.task = asyncio.create_task(self._live(stream, opening), name="run")
+        self._record = current_request()
+        self.task = asyncio.create_task(self._live(), name="run")
         self.task.add_done_callback(lambda _: self._is_open.set())
 
     @property
     def can_be_joined(self) -> bool:
         """Whether another client can still get all of the reply."""
-        return not (self.has_begun or self._is_ending or self.task.done())
+        is_settled = self.has_begun or self.has_status
+        return not (is_settled or self._is_ending or self.task.done())
+
+    def share_record(self) -> None:
+        """The request of this task is another try of the one that began it."""
+        record = current_request()
+        if record is not None and self._record is not None:
+            record.join(self._record)
 
     def enter(self) -> None:
         """Adds a reader."""
@@ -288,8 +285,10 @@ class _Run(Generic[A, T]):
             raise WorkerFailed("The router gave the generation up.")
         return self._opened
 
-    def rest(self) -> NumberedChunks:
-        assert self._chunks is not None, "only asked for once the opening was read"
+    def note_sign(self) -> None:
+        self.has_status = True
+
+    def rest(self) -> Chunks:
         if not self.has_begun:
             self.has_begun = True
             if self.readers > 1:
@@ -297,13 +296,11 @@ class _Run(Generic[A, T]):
                 self._is_shared.set()
         return self._copies.reader() if self._copies is not None else self._chunks
 
-    async def _live(
-        self, stream: AbstractAsyncContextManager[NumberedChunks], opening: Opening[T]
-    ) -> None:
+    async def _live(self) -> None:
         try:
-            async with stream as chunks:
+            async with self._stream as chunks:
                 self._chunks = chunks
-                self._opened = await opening(chunks)
+                self._opened = await self._opening(chunks)
                 self._is_open.set()
                 await self._is_shared.wait()
                 assert self._copies is not None
@@ -322,7 +319,8 @@ def _tries(headers: Mapping[str, str]) -> int | None:
     return int(given) if given is not None and given.isdecimal() and len(given) < 10 else None
 
 
-def _ask(request: web.Request, body: bytes, session_id: str | None) -> _Ask:
+async def _ask(request: web.Request, body: bytes, session_id: str | None) -> _Ask:
     keys = repr([request.headers.get(name) for name in KEY_HEADERS]).encode()
     digest = sha256(keys).digest()
-    return _Ask(request.path_qs, session_id, caller(request).owner, digest, body)
+    said = await asyncio.to_thread(sha256, body) if len(body) > LONG_LEN else sha256(body)
+    return _Ask(request.path_qs, session_id, caller(request).owner, digest, said.digest())

@@ -22,8 +22,11 @@ from slime_router.types import GenerateCall, Message, TemplateOptions
 class Retriever(Protocol):
     """Finds traces; `slime_router.generation.retrieval` does."""
 
-    async def by_text(self, text: str, scope: str = "") -> Trace:
+    async def by_text(self, text: str, scope: str = "", session_id: str | None = None) -> Trace:
         """The trace of a text in one part of the cache."""
+
+    def count_paths(self, text: str, scope: str = "", session_id: str | None = None) -> int:
+        """How many cached paths read so."""
 
     async def by_messages(self, call: GenerateCall) -> tuple[Trace, str]:
         """The trace of a conversation, and its text."""
@@ -36,12 +39,17 @@ class RetrieveDoor:
         self._retriever = retriever
 
     async def from_text(self, request: web.Request) -> web.Response:
-        """`{"text"}` to tokens."""
+        """`{"text"}` to tokens; `paths` says how many token paths read so.
+
+        A request that names a session gets that session's own, others the newest.
+        """
         body = await read_object(request)
         text = body.get("text")
         require(isinstance(text, str) and bool(text), "text", "a string that is not empty")
-        trace = await self._retriever.by_text(str(text), scope(request, body))
-        return web.json_response(trace_body(trace, str(text)))
+        place = str(text), scope(request, body), session_id(request, body)
+        trace = await self._retriever.by_text(*place)
+        paths = self._retriever.count_paths(*place)
+        return web.json_response({**trace_body(trace, str(text)), "paths": paths})
 
     async def from_messages(self, request: web.Request) -> web.Response:
         """`{"messages", "tools", "add_generation_prompt", "chat_template_kwargs"}` to tokens.

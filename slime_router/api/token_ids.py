@@ -15,6 +15,7 @@ import orjson
 
 from slime_router.api.request import wrong_type
 from slime_router.errors import BadRequest
+from slime_router.tokens.id_text import WrittenIds
 from slime_router.types import TokenIds, token_ids
 
 _MAX_ID_DIGITS = 10  # int() of an arbitrarily long string would burn CPU
@@ -35,11 +36,15 @@ class Vocabulary(Protocol):
 
 
 def checked_ids(values: Any, vocab_size: int, param: str) -> TokenIds:
-    """`values` as token ids, int32 `[tokens]`.
+    """`values` as token ids, int32 `[tokens]`, read-only.
 
     Raises:
         BadRequest: it is not a list, has no entries, or holds something that is not a token's id.
     """
+    if type(values) is WrittenIds:
+        if int(values.ids.max()) >= vocab_size:
+            raise _outside(param, vocab_size)
+        return values.ids
     if type(values) is not list:
         raise wrong_type(param, "a list of token ids")
     if not values:
@@ -55,6 +60,11 @@ def checked_ids(values: Any, vocab_size: int, param: str) -> TokenIds:
     if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
         raise _outside(param, vocab_size)
     return token_ids(ids)
+
+
+def written(values: Any) -> bytes:
+    """The JSON array that these ids were read from; empty where it was not kept."""
+    return values.text if type(values) is WrittenIds else b""
 
 
 def check_bias_keys(bias: Mapping[str, object], vocab_size: int, param: str) -> None:

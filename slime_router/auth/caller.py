@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from hashlib import sha256
 
 from aiohttp import web
 
 from slime_router.auth.owners import owned, owner_of
-
-# Older versions of aiohttp lack typed keys; newer ones warn about any other kind.
-_KEY: Any = getattr(web, "RequestKey", lambda name, _: name)("slime_router.caller", object)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """The owner of what a request creates and names. Lists show everything to one who `sees_all`.
 
-    `owner` is "" if the key has no name, or if no key was needed.
+    `owner` is "" if the key has no name, or if no key was needed. `is_admin`: the admin's key was
+    sent, or the router has no keys at all.
     """
 
     owner: str = ""
     sees_all: bool = True
+    is_admin: bool = True
+    tag: str = ""  # before its rids at workers; no other caller can make it
 
     def own(self, name: str) -> str:
         """The router's name for what the caller calls `name`."""
         return owned(self.owner, name)
+
+    def own_rid(self, rid: str) -> str:
+        """The rid at workers of what the caller calls `rid`."""
+        return f"{self.tag}{rid}"
+
+    @property
+    def partition(self) -> str:
+        """What parts a worker's cache from other owners'; the owner cannot be read from it."""
+        return sha256(self.owner.encode()).hexdigest()[:16]
 
     def sees(self, name: str) -> bool:
         """Whether the thing with this name inside the router is visible to the caller."""
@@ -37,12 +46,12 @@ class Caller:
 
 
 ANYBODY = Caller()
+_KEY = web.RequestKey("slime_router.caller", Caller)
 
 
 def caller(request: web.Request) -> Caller:
     """The request's caller; `ANYBODY` if the router requires no key."""
-    found = request.get(_KEY, ANYBODY)
-    assert isinstance(found, Caller)
+    found: Caller = request.get(_KEY, ANYBODY)
     return found
 
 

@@ -31,6 +31,12 @@ def session_in_key(headers: Mapping[str, str]) -> str | None:
     return key.removeprefix(SESSION_KEY_PREFIX) if key.startswith(SESSION_KEY_PREFIX) else None
 
 
+def check_header_value(value: str, where: str) -> None:
+    """Raises SetupError if the value cannot be sent as a header's: every request would fail."""
+    if not value or not value.isascii() or not value.isprintable() or len(value) > MAX_KEY_LEN:
+        raise SetupError(f"{where}: it has 1 to {MAX_KEY_LEN} printable ASCII characters")
+
+
 def check_key(key: object, where: str) -> None:
     """Raises SetupError if no client could send this key, or if it would mean something else."""
     if not isinstance(key, str) or not key:

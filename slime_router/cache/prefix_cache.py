@@ -9,6 +9,7 @@ in between: eviction and the clean-up after weight updates (writers), and the du
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +20,9 @@ from aiorwlock import RWLock
 from slime_router.cache.radix_tree import IsAnchor, Match, Node, RadixTree, SizeInfo
 from slime_router.types import Piece
 
-SLICE_NODES = 256  # handled before others get to run; about a millisecond
+SLICE_NODES = 128  # handled before others get to run; less than a millisecond
+SPARE_TURNS = 1024  # remembered beyond two per node
+TIDIED_TURNS = 4  # looked at per insertion
 
 
 @dataclass(slots=True)
@@ -32,6 +35,7 @@ class CacheCounts:
     evicted_nodes: int = 0
     stale_nodes: int = 0  # dropped because the weights have moved on since
     insertions: int = 0
+    failed_insertions: int = 0
     lost_paths: int = 0  # insertions left out because the path above was evicted
 
 
@@ -50,7 +54,7 @@ class PrefixCache:
         self._is_control = is_control
         self._tree = RadixTree()
         self._lock = RWLock()
-        self._turn_nodes: dict[str, Node] = {}
+        self._turn_nodes: OrderedDict[str, Node] = OrderedDict()
         self.counts = CacheCounts()
 
     def __repr__(self) -> str:
@@ -80,9 +84,16 @@ class PrefixCache:
             self.counts.misses += 1
         return match
 
-    def match_text(self, scope: str, text: str) -> Node | None:
-        """The most recent path that reads exactly `text`, cut anywhere."""
-        return self._tree.match_text(scope, text, None)
+    def match_text(self, scope: str, text: str, session_id: str | None = None) -> Node | None:
+        """The most recent path that reads exactly `text`, cut anywhere.
+
+        Of a named session its own only, and those that nobody sampled.
+        """
+        return self._tree.match_text(scope, text, session_id)
+
+    def count_text(self, scope: str, text: str, session_id: str | None = None) -> int:
+        """How many paths `match_text` could choose from."""
+        return sum(1 for _ in self._tree.alike(scope, text, session_id))
 
     def pin_turn(self, turn_id: str) -> Node | None:
         """The node at which a turn ends, pinned; None when it was evicted."""
@@ -127,9 +138,22 @@ class PrefixCache:
                 assert run.parent is not None
                 run = run.parent
         self.counts.insertions += 1
-        if len(self._turn_nodes) > 2 * len(self._tree) + 1024:
-            alive = {t: n for t, n in self._turn_nodes.items() if n in n.place.marks}
-            self._turn_nodes = alive
+        self._tidy_turns()
+
+    def _tidy_turns(self) -> None:
+        """Forget, a few per insertion, turns whose node is gone or ends a later turn as well.
+
+        One prompt with one reply, again and again, is one node with ever more turns.
+        """
+        turns = self._turn_nodes
+        for _ in range(TIDIED_TURNS):
+            if len(turns) <= 2 * len(self._tree) + SPARE_TURNS:
+                return
+            turn_id, node = next(iter(turns.items()))
+            if node in node.place.marks and node.turn == turn_id:
+                turns.move_to_end(turn_id)
+            else:
+                del turns[turn_id]
 
     async def enforce_budget(self) -> None:
         """Evict, in slices, until the tree is within its budget or all that is left is in use.
@@ -139,11 +163,10 @@ class PrefixCache:
         if self._tree.tokens <= self._budget_tokens:
             return
         async with self._lock.writer:
-            while True:
-                dropped = self._tree.evict(self._budget_tokens, max_nodes=SLICE_NODES)
-                self.counts.evicted_nodes += dropped
-                if dropped < SLICE_NODES:
-                    return
+            while self._tree.may_evict(self._budget_tokens):
+                self.counts.evicted_nodes += self._tree.evict(
+                    self._budget_tokens, max_nodes=SLICE_NODES
+                )
                 await asyncio.sleep(0)  # others may match and insert here: the tree is intact
 
     async def drop_older(self, epoch: int, is_kept: Callable[[Node], bool]) -> None:

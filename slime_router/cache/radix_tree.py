@@ -19,15 +19,19 @@ Pure: no clock, no asyncio; recency is a counter.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from slime_router.cache.text_index import Place, TextIndex
 from slime_router.types import NO_TOKENS, Piece, TokenIds
 
+MAX_OWNERS = 2**16  # sessions that passed through one node
+
 IsAnchor = Callable[[str, int], bool]
+_Entry: TypeAlias = "tuple[int, int, Node]"  # a stamp, the order among equal ones
 
 
 class Node:
@@ -39,6 +43,7 @@ class Node:
         "epoch",
         "ids",
         "is_anchor",
+        "is_queued",
         "is_sampled",
         "owners",
         "parent",
@@ -72,6 +77,7 @@ class Node:
         self.child_count = 0
         self.pins = 0
         self.stamp = 0
+        self.is_queued = False  # for eviction
 
     def path(self) -> list[Node]:
         """The nodes from below the root to this one."""
@@ -120,7 +126,8 @@ class RadixTree:
         self._tokens = 0
         self._nodes = 0
         self._clock = 0
-        self._idle: list[tuple[int, int, Node]] = []  # heap of (stamp, order, leaf); may be stale
+        self._idle: list[_Entry] = []  # a heap: the leaves that may go, by their last use or before
+        self._aside: list[_Entry] = []  # those of them that `drop_older` is still to look at
         self._order = 0
 
     def __repr__(self) -> str:
@@ -167,13 +174,14 @@ class RadixTree:
 
     def match_text(self, scope: str, text: str, session_id: str | None) -> Node | None:
         """The most recent node whose path reads exactly `text`."""
-        self.root(scope)
-        for place in self._indexes[scope].along(text):
+        return next(self.alike(scope, text, session_id), None)
+
+    def alike(self, scope: str, text: str, session_id: str | None) -> Iterator[Node]:
+        """The nodes whose paths read exactly `text`, the most recent first."""
+        index = self._indexes.get(scope)
+        for place in () if index is None else index.along(text):
             if place.depth == len(text):
-                return next(
-                    (n for n in reversed(place.marks) if n.may_be_reused_by(session_id)), None
-                )
-        return None
+                yield from (n for n in reversed(place.marks) if n.may_be_reused_by(session_id))
 
     def insert(
         self,
@@ -189,12 +197,13 @@ class RadixTree:
         `anchors[i]` says that any text may be cut after `pieces[i]`. The whole path from the root
         is at least as new as `epoch` then.
         """
+        if node.parent is None and pieces:
+            node = self.root(node.scope)  # an empty one may have been forgotten
         for piece, is_anchor in zip(pieces, anchors, strict=True):
             child = self._child(node, piece)
             child.is_anchor = child.is_anchor or is_anchor
             if piece.is_sampled or node.owners is not None:
-                child.owners = child.owners or set()
-                child.owners.add(owner)
+                child.owners = _with_owner(child.owners, owner)
             node = child
         _refresh(node, epoch)
         self._touch(node)
@@ -231,45 +240,61 @@ class RadixTree:
         node.pins -= 1
         self._offer(node)
 
+    def may_evict(self, budget_tokens: int) -> bool:
+        """Whether `evict` has something left to look at: it may all be in use."""
+        return self._tokens > budget_tokens and bool(self._idle)
+
     def evict(self, budget_tokens: int, *, max_nodes: int) -> int:
         """Drop the least recently used leaves until at most `budget_tokens` are held.
 
-        At most `max_nodes` go in one call, so that the caller can let others run in between.
+        Looks at up to `max_nodes` in one call, so that the caller can let others run in between;
+        `may_evict` says whether to call again.
 
         Returns:
-            How many nodes were dropped; 0 when all is within budget or what is left is in use.
+            How many nodes were dropped.
         """
         dropped = 0
-        while self._tokens > budget_tokens and self._idle and dropped < max_nodes:
-            stamp, _, node = heapq.heappop(self._idle)
-            if stamp == node.stamp and self._is_idle_leaf(node):
+        for _ in range(max_nodes):
+            if not self.may_evict(budget_tokens):
+                break
+            stamp, order, node = heapq.heappop(self._idle)
+            if not self._is_idle_leaf(node):
+                node.is_queued = False
+            elif stamp != node.stamp:  # used since: there may be older ones
+                heapq.heappush(self._idle, (node.stamp, order, node))
+            else:
                 dropped += 1
-                self._remove(node)
+                self._offer(self._remove(node))
         return dropped
 
     def drop_older(
         self, epoch: int, *, is_kept: Callable[[Node], bool], max_nodes: int
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Drop the idle leaves that are older than `epoch` and not kept, and ancestors left bare.
 
         Looks at up to `max_nodes` in one step, and yields how many of them were dropped: between
-        two steps others may use the tree.
+        two steps others may use the tree, but not evict.
         """
-        waiting = (
-            self._idle.copy()
-        )  # all of it, stale entries too: picking them out would be one long step
-        while waiting:
-            dropped = 0
-            for _ in range(min(max_nodes, len(waiting))):
-                stamp, order, node = waiting.pop()
-                if node.epoch < epoch and self._is_idle_leaf(node) and not is_kept(node):
-                    parent = node.parent
-                    assert parent is not None
-                    self._remove(node)
-                    dropped += 1
-                    if not parent.child_count:
-                        waiting.append((stamp, order, parent))
-            yield dropped
+        waiting = self._aside = self._idle
+        self._idle = []
+        try:
+            while waiting:
+                dropped = 0
+                for _ in range(min(max_nodes, len(waiting))):
+                    _, order, node = waiting.pop()
+                    if not self._is_idle_leaf(node):
+                        node.is_queued = False
+                    elif node.epoch >= epoch or is_kept(node):
+                        heapq.heappush(self._idle, (node.stamp, order, node))
+                    else:
+                        dropped += 1
+                        self._offer(self._remove(node), to=waiting)
+                yield dropped
+        finally:
+            self._aside = []
+            if waiting:  # cut short
+                self._idle += waiting
+                heapq.heapify(self._idle)
 
     @staticmethod
     def _is_idle_leaf(node: Node) -> bool:
@@ -280,26 +305,36 @@ class RadixTree:
         node.stamp = self._clock
         self._offer(node)
 
-    def _offer(self, node: Node) -> None:
-        """Put an idle leaf up for eviction."""
-        if node.parent is None or not self._is_idle_leaf(node):
-            return
-        self._order += 1
-        heapq.heappush(self._idle, (node.stamp, self._order, node))
-        if len(self._idle) > 4 * self._nodes + 1024:  # most entries are stale by now
-            fresh = (e for e in self._idle if e[0] == e[2].stamp and self._is_idle_leaf(e[2]))
-            self._idle = list({id(entry[2]): entry for entry in fresh}.values())
-            heapq.heapify(self._idle)
+    def _offer(self, node: Node, *, to: list[_Entry] | None = None) -> None:
+        """Put an idle leaf up for eviction; forget the root of an empty scope.
 
-    def _remove(self, node: Node) -> None:
+        A leaf is put up once: its entry may be older than its stamp, never newer.
+        """
+        if node.parent is None:
+            if not node.child_count and not node.pins and self._roots.get(node.scope) is node:
+                del self._roots[node.scope], self._indexes[node.scope]
+            return
+        if node.is_queued or not self._is_idle_leaf(node):
+            return
+        node.is_queued = True
+        self._order += 1
+        entry = (node.stamp, self._order, node)
+        if to is None:
+            heapq.heappush(self._idle, entry)
+        else:
+            to.append(entry)
+
+    def _remove(self, node: Node) -> Node:
+        """Take a leaf out, which is in no queue any more; returns its parent."""
         parent, place = node.parent, node.place
         assert parent is not None
+        node.is_queued = False
         parent.child_count -= 1
         place.marks = tuple(n for n in place.marks if n is not node)
         self._tokens -= len(node.ids)
         self._nodes -= 1
         self._indexes[node.scope].prune(place)
-        self._offer(parent)
+        return parent
 
     def nodes(self) -> Iterator[Node]:
         """Every node but the roots, in no particular order."""
@@ -313,19 +348,30 @@ class RadixTree:
         Raises:
             AssertionError: what is broken.
         """
-        offered = {id(leaf) for stamp, _, leaf in self._idle if stamp == leaf.stamp}
+        queued = {id(leaf) for _, _, leaf in (*self._idle, *self._aside)}
+        assert len(queued) == len(self._idle) + len(self._aside), "a leaf is queued twice"
+        assert all(stamp <= leaf.stamp for stamp, _, leaf in self._idle), "an entry is too new"
         children: dict[int, int] = {}
         tokens = count = 0
         for node in self.nodes():
             tokens, count = tokens + len(node.ids), count + 1
             children[id(node.parent)] = children.get(id(node.parent), 0) + 1
             _check_node(node)
-            assert not self._is_idle_leaf(node) or id(node) in offered, "an idle leaf is forgotten"
+            assert node.is_queued == (id(node) in queued), "a queue is not as its leaf says"
+            assert node.is_queued or not self._is_idle_leaf(node), "an idle leaf is forgotten"
         assert (tokens, count) == (self._tokens, self._nodes), "counts differ from the tree"
         for node in (*self.nodes(), *self._roots.values()):
             assert node.child_count == children.get(id(node), 0), "a child count is wrong"
         for index in self._indexes.values():
             index.check_integrity()
+
+
+def _with_owner(owners: set[str | None] | None, owner: str | None) -> set[str | None]:
+    owners = owners or set()
+    if owner not in owners and len(owners) >= MAX_OWNERS:
+        owners.pop()  # it may be encoded again for that session where no turn is found for it
+    owners.add(owner)
+    return owners
 
 
 def _refresh(node: Node | None, epoch: int) -> None:

@@ -18,6 +18,7 @@ import tokenizers
 
 from slime_router.checkpoint.sglang_entry import HOW_TO_INSTALL, import_from_sglang
 from slime_router.errors import BadRequest, SetupError, one_line
+from slime_router.json_text import escaped_halves
 from slime_router.tokens.model import Renderer
 from slime_router.types import Message, TemplateOptions
 
@@ -172,7 +173,7 @@ class PythonRenderer:
             continued = str(ready.pop().get("content") or "")
         try:
             text = self._encode(ready, options) + continued
-            text.encode()  # raises on a lone surrogate, which JSON can spell and no tokenizer takes
+            text = escaped_halves(text)  # of a call's arguments: no tokenizer takes them
         except Exception as exc:  # it is a program: on a client's messages it may raise anything
             reason = f"The chat format cannot render these messages: {one_line(exc)}"
             raise BadRequest(reason, param="messages") from exc
@@ -233,6 +234,9 @@ def _recipe_renderer(encoding: str, backend: tokenizers.Tokenizer) -> Renderer:
         raise SetupError(
             f"no vocabulary for {module.MODEL_NAMES[encoding]}: {one_line(exc)}"
         ) from exc
+    for owner, name in ((recipe, "_options"), (recipe, "_encoding"), (module, "_error_message")):
+        if not hasattr(owner, name):
+            raise SetupError(f"this version of deepseek-recipe or SGLang does not fit: no {name}")
     renderer = PythonRenderer(
         _deepseek_recipe(module, package, recipe, backend),
         source=f"deepseek-recipe {package.__version__}, {module.MODEL_NAMES[encoding]}",

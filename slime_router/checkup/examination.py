@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
+from typing import TypeAlias
 
 from slime_router.checkup.judge import Judge, OfTemplate
 from slime_router.checkup.scenarios import CALL_ERROR, TOOLS, Said, Scenario, scenarios
@@ -12,14 +13,19 @@ from slime_router.checkup.split import odd_split
 from slime_router.checkup.stand import ObservedTurn, Sample, Stand
 from slime_router.checkup.verdict import Report, Verdict
 from slime_router.errors import RouterError
-from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.encoder import After
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Finish, Message, Prompt, ReplyFormat, TemplateOptions
 
 TAIL_LEN = 32  # tokens of a prompt that may have begun the reasoning
+Tracked: TypeAlias = Callable[[Sequence[Scenario]], Iterable[Scenario]]
 CUT_LEN = 3  # characters of the last word that a cut reply lacks
+
+
+def _as_they_are(found: Sequence[Scenario]) -> Iterable[Scenario]:
+    return found
 
 
 class Examination:
@@ -32,9 +38,9 @@ class Examination:
         self._speech = Speech(tokenizer, template.findings, parsers.tools)
         self._judge = Judge(tokenizer, template)
 
-    async def report(self, name: str) -> Report:
-        """The verdicts of all scenarios."""
-        verdicts = [await self.verdict(scenario) for scenario in scenarios()]
+    async def report(self, name: str, tracked: Tracked = _as_they_are) -> Report:
+        """The verdicts of all scenarios; `tracked` is given them, and sees how far it has come."""
+        verdicts = [await self.verdict(scenario) for scenario in tracked(scenarios())]
         return Report(name, tuple(verdicts), self._parsers.tools, self._parsers.reasoning)
 
     def text(self, ids: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from slime_router.checkup.stand import Stand
 from slime_router.checkup.verdict import Verdict
 from slime_router.errors import BadRequest
 from slime_router.generation.middleware import Dispatch
-from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, Sampling, TemplateOptions

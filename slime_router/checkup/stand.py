@@ -10,16 +10,16 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from slime_router.choices import History
 from slime_router.generation.middleware import Dispatch
 from slime_router.generation.token_path import TokenPath
-from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import (
     Finish,
     GenerateCall,
     GenerateChunk,
-    History,
     Message,
     Prompt,
     ReplyFormat,

@@ -17,10 +17,11 @@ import orjson
 from slime_router.api.diagnose import diagnosis_body, read_question
 from slime_router.api.request import missing
 from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.cli.settings.shared import add_config, shared_settings
 from slime_router.config import Config
 from slime_router.doctor.doctor import Diagnosis, diagnose
 from slime_router.doctor.drift import Glimpse
-from slime_router.errors import BadRequest, RouterError
+from slime_router.errors import BadRequest, RouterError, SetupError
 from slime_router.server.app import Gateway
 
 EXIT_SAME, EXIT_DIFFERENT = 0, 1
@@ -30,11 +31,15 @@ _DESCRIPTION = """\
 Do held tokens agree with what a text-in router would send? FILE is a JSON object
   {"tokens": [ids], "messages": [...], "tools": [...], ...}  or  {"tokens": [ids], "text": "..."}
 or several, one per line."""
+_EPILOG = """\
+examples:
+  slime-router diagnose drift.json --hf-checkpoint Qwen/Qwen3-8B
+  jq -c '{tokens, messages}' held.jsonl | slime-router diagnose - --hf-checkpoint ./checkpoint"""
 
 
 def diagnose_main(argv: Sequence[str]) -> int:
     """Diagnose each object in a file; returns the exit code. `argv` does not include `diagnose`."""
-    asked = _parser().parse_args(argv)
+    asked = parser().parse_args(argv)
     try:
         bodies = _read_bodies(asked.file)
         model = _load_model(asked)
@@ -81,10 +86,12 @@ def report(diagnosis: Diagnosis, *, title: str = "") -> str:
     return "\n".join([*lines, ""])
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Its arguments."""
     p = OneLineParser(
         prog="slime-router diagnose",
         description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("file", metavar="FILE", help="a path, or - for standard input")
@@ -94,22 +101,25 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer-path",
         dest="hf_checkpoint",
         metavar="PATH_OR_ID",
-        required=True,
-        help="the checkpoint whose tokenizer and chat template are used",
+        help="the checkpoint whose tokenizer and chat template are used (default: the router's)",
     )
+    add_config(p)
     p.add_argument("--chat-template", metavar="FILE", help="used instead of the checkpoint's")
-    p.add_argument("--trust-remote-code", action="store_true")
+    p.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code from the checkpoint"
+    )
     p.add_argument("--json", action="store_true", help="what POST /diagnose replies, one per line")
     return p
 
 
 def _load_model(asked: argparse.Namespace) -> Gateway:
     """A router that is never started: it only loads the tokenizer and the template."""
+    given = shared_settings(asked, "hf_checkpoint", "chat_template", "trust_remote_code")
+    if "hf_checkpoint" not in given:
+        raise SetupError("--hf-checkpoint is required")
     return Gateway(
         Config(
-            hf_checkpoint=asked.hf_checkpoint,
-            chat_template=asked.chat_template,
-            trust_remote_code=asked.trust_remote_code,
+            **given,
             tool_call_parser="none",  # no reply is read
             reasoning_parser="none",
         )

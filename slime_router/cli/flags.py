@@ -1,22 +1,36 @@
-"""Command-line arguments to a `Config`; wrong ones end the program with one line."""
+"""Command line, environment and file to a `Config`; what is wrong ends the program with one line.
+
+A flag counts more than the environment, the environment more than the file.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from slime_router import __version__
-from slime_router.cli import flag_groups
+from slime_router.cli.commands import summaries
 from slime_router.cli.one_line import OneLineParser
+from slime_router.cli.settings.option import ENVIRONMENT, Option, options
+from slime_router.cli.settings.sources import (
+    CONFIG_VARIABLE,
+    BadSource,
+    from_environment,
+    from_file,
+)
 from slime_router.config import Config
+from slime_router.errors import SetupError
 from slime_router.launch.command import ROUTERS_OWN
 
-_SUBCOMMANDS = """\
-slime-router check CHECKPOINT  which capabilities of a checkpoint are served exactly
-slime-router diagnose FILE     where held tokens and a text diverge, and why
-slime-router install-parsers   installs what tool calls and reasoning are read with"""
+_SUBCOMMANDS = f"""\
+Each setting can also be a variable, such as {ENVIRONMENT}PORT, or stand in the file of --config.
+
+{summaries()}"""
+_HIDDEN = "***"
 
 
 class _HintingParser(OneLineParser):
@@ -37,47 +51,129 @@ class _HintingParser(OneLineParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """All flags. Names and aliases are those that users of slime and sglang-router know."""
+    """All flags. What is not given is not in the namespace."""
     p = _HintingParser(
         prog="slime-router",
         description="A token-exact gateway to SGLang workers.",
         usage="%(prog)s --hf-checkpoint PATH_OR_ID [FLAG ...] [-- SGLANG_FLAG ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
         epilog=_SUBCOMMANDS,
     )
     p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    flag_groups.add_model_flags(p.add_argument_group("model"))
-    flag_groups.add_worker_flags(p.add_argument_group("workers"))
-    flag_groups.add_retry_flags(p.add_argument_group("worker failures"))
-    flag_groups.add_launch_flags(p.add_argument_group("workers that the router starts"))
-    flag_groups.add_server_flags(p.add_argument_group("server"))
-    flag_groups.add_access_flags(p.add_argument_group("access"))
-    flag_groups.add_limit_flags(p.add_argument_group("limits"))
-    flag_groups.add_token_flags(p.add_argument_group("tokens"))
-    flag_groups.add_session_flags(p.add_argument_group("sessions"))
-    flag_groups.add_chat_flags(p.add_argument_group("chat completions"))
+    p.add_argument("--config", metavar="FILE", help="a .toml or .yaml file with settings")
+    p.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print all settings as TOML, without secrets, and where each comes from",
+    )
+    for title, group in options().items():
+        added = p.add_argument_group(title)
+        for option in group:
+            if option.flags:
+                added.add_argument(*option.flags, **_of_flag(option))
+            for flag, value, text in option.setting.shorthands:
+                added.add_argument(
+                    flag, dest=option.dest, action="store_const", const=value, help=text
+                )
     return p
 
 
-def read_config(argv: Sequence[str] | None = None) -> Config:
-    """The configuration that the arguments ask for; exits with code 2 on wrong ones."""
+def _of_flag(option: Option) -> dict[str, Any]:
+    """What `argparse` is to know of a flag."""
+    known: dict[str, Any] = {"dest": option.dest, "help": option.setting.help}
+    if not option.is_required:
+        known["help"] += f" (default: {option.default_in_words()})"
+    if option.kind is bool:
+        return {**known, "action": argparse.BooleanOptionalAction}
+    choices = f"{{{','.join(option.choices)}}}" if option.choices else None
+    if option.setting.is_repeated:
+        known |= {"nargs": "+", "action": "append"}
+    elif option.is_list:
+        known["nargs"] = "*"
+    return {**known, "type": option.argument, "metavar": option.setting.metavar or choices}
+
+
+class Settings:
+    """What the user gave on the command line, and the sources beside it, which may change.
+
+    Attributes:
+        config: all of it put together, as it was first read.
+    """
+
+    def __init__(self, given: Mapping[str, Any], path: str, environ: Mapping[str, str]) -> None:
+        self._given, self._path, self._environ = given, path, environ
+        self._known = [option for group in options().values() for option in group]
+        self._origins: dict[str, str] = {}
+        self.config = self._read()
+
+    def __repr__(self) -> str:
+        return f"<Settings of {len(self._origins)} values>"
+
+    def read_again(self) -> Config:
+        """The configuration as it is now: the file, and the files of secrets, are read again.
+
+        Raises:
+            SetupError: something in them cannot be used.
+        """
+        try:
+            return self._read()
+        except BadSource as exc:
+            raise SetupError(str(exc)) from None  # what it came from may hold a secret
+
+    def printed(self) -> str:
+        """The configuration as a file that `--config` reads, with the origin of each value."""
+        return _printed(self.config, self._origins)
+
+    def _read(self) -> Config:
+        in_file = from_file(self._known, self._path) if self._path else {}
+        in_environment = from_environment(self._known, self._environ)
+        values = {**in_file, **in_environment, **self._given}
+        if not values.get("hf_checkpoint"):  # argparse would say so before a misspelled flag
+            raise BadSource("--hf-checkpoint is required")
+        config = Config(**values)
+        _check(config)
+        self._origins = dict.fromkeys(in_file, self._path)
+        self._origins |= {o.dest: o.variable for o in self._known if o.dest in in_environment}
+        self._origins |= dict.fromkeys(self._given, "flag")
+        return config
+
+
+def read_settings(
+    argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """What the user asks for; exits with code 2 on wrong values.
+
+    With `--print-config`, it is printed instead, and the exit code is 0.
+    """
     p = parser()
+    environ = os.environ if environ is None else environ
     own, worker_flags = _split(sys.argv[1:] if argv is None else argv)
     given = vars(p.parse_args(own))
-    if not given["hf_checkpoint"]:  # argparse would say so before it names a misspelled flag
-        p.error("--hf-checkpoint is required")
-    if given.pop("verbose"):
-        given["log_level"] = "debug"
-    values = {name: value for name, value in given.items() if value is not None}
-    if values.get("version_policy") == -1:
-        del values["version_policy"]
-    for name in ("worker_urls", "middleware_paths", "cors_allowed_origins"):
-        if name in values:
-            values[name] = tuple(values[name])
-    _check_worker_flags(p, worker_flags, is_launching="launch_workers" in values)
-    if not str(values.get("openai_chat_completion_path", "/")).startswith("/"):
-        p.error("--openai-chat-completion-path must begin with /")
-    return Config(**values, worker_flags=tuple(worker_flags))
+    path = given.pop("config", None) or environ.get(CONFIG_VARIABLE) or ""
+    is_to_print = given.pop("print_config", False)
+    given = {name: _frozen(value) for name, value in given.items()}
+    if worker_flags:
+        given["worker_flags"] = tuple(worker_flags)
+    try:
+        settings = Settings(given, path, environ)
+    except BadSource as exc:
+        p.error(str(exc))
+    if is_to_print:
+        sys.stdout.write(settings.printed())
+        p.exit()
+    return settings
+
+
+def read_config(
+    argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None
+) -> Config:
+    """The configuration alone; see `read_settings`."""
+    return read_settings(argv, environ).config
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -86,11 +182,31 @@ def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     return argv[:end], argv[end + 1 :]
 
 
-def _check_worker_flags(
-    p: argparse.ArgumentParser, flags: Sequence[str], *, is_launching: bool
-) -> None:
-    if flags and not is_launching:
-        p.error("flags after -- are for workers: --launch-workers sets how many to start")
-    for flag in flags:
+def _check(config: Config) -> None:
+    """Refuses settings that do not go together."""
+    if config.worker_flags and not config.launch_workers:
+        raise BadSource("flags after -- are for workers: --launch-workers sets how many to start")
+    for flag in config.worker_flags:
         if flag.partition("=")[0] in ROUTERS_OWN:
-            p.error(f"{flag} after --: the router chooses where its workers listen")
+            raise BadSource(f"{flag} after --: the router chooses where its workers listen")
+    if not config.openai_chat_completion_path.startswith("/"):
+        raise BadSource("--openai-chat-completion-path must begin with /")
+
+
+def _printed(config: Config, origins: Mapping[str, str]) -> str:
+    """All settings, as a file that `--config` reads; those without a value are comments."""
+    lines = []
+    for title, group in options().items():
+        lines.append(f"# {title}")
+        for option in group:
+            value = getattr(config, option.dest)
+            shown = option.shown(value)
+            if shown is None:
+                line = f"# {option.key} is not set"
+            elif option.setting.is_secret:
+                line = f"# {option.key} = {_HIDDEN}"
+            else:
+                line = f"{option.key} = {shown}"
+            lines.append(f"{line}  # {origins.get(option.dest, 'default')}")
+        lines.append("")
+    return "\n".join(lines)

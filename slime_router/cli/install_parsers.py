@@ -31,9 +31,15 @@ Installs what the router reads tool calls and reasoning with, into the environme
 SGLang without its engine (no torch), and the few packages that its parsers import."""
 
 
+_EPILOG = """\
+examples:
+  slime-router install-parsers
+  slime-router install-parsers --dry-run"""
+
+
 def install_parsers_main(argv: Sequence[str]) -> int:
     """Install them and load them; returns the exit code. `argv` is without `install-parsers`."""
-    asked = _arguments().parse_args(argv)
+    asked = parser().parse_args(argv)
     try:
         commands = install_commands()
         if asked.dry_run:
@@ -101,7 +107,13 @@ def _run(command: Sequence[str]) -> None:
         raise SetupError(f"this failed: {shlex.join(command)}") from exc
 
 
-def _arguments() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="slime-router install-parsers", description=_DESCRIPTION)
+def parser() -> argparse.ArgumentParser:
+    """Its arguments."""
+    p = argparse.ArgumentParser(
+        prog="slime-router install-parsers",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     return p

@@ -27,9 +27,10 @@ from slime_router.client.errors import (
     TooManyRequests,
     Unreachable,
 )
-from slime_router.client.rows import Export, LeftOut, Row, RowStats
+from slime_router.client.rows import Export, LeftOut, Row, RowStats, RowTurn
 from slime_router.client.summary import Summary
 from slime_router.client.sync import Client, Session
+from slime_router.client.trees import Tree, TreeNode, expand, read_tree
 
 if TYPE_CHECKING:
     from slime_router.client.aio import AsyncClient, AsyncSession
@@ -51,14 +52,19 @@ __all__ = [
     "Row",
     "RowOptions",
     "RowStats",
+    "RowTurn",
     "Session",
     "SessionOptions",
     "StorageFull",
     "Summary",
     "TimedOut",
     "TooManyRequests",
+    "Tree",
+    "TreeNode",
     "Unreachable",
+    "expand",
     "group_advantages",
+    "read_tree",
 ]
 
 

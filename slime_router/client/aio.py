@@ -1,22 +1,22 @@
-"""The client for code that awaits. One client serves any number of tasks of one event loop."""
+"""The client for code that awaits. One client serves any number of tasks of one event loop.
+
+`make sync-client` makes `slime_router.client.sync` from this file.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self, Unpack
 
-import aiohttp
-from yarl import URL
-
 from slime_router.client import calls
 from slime_router.client.address import Address
-from slime_router.client.calls import Call, InFlight, Reward, RowOptions, SessionOptions
-from slime_router.client.errors import ClientError, TimedOut, Unreachable, refusal
+from slime_router.client.aio_transport import AsyncTransport
+from slime_router.client.calls import TRIES, Call, InFlight, Reward, RowOptions, SessionOptions
+from slime_router.client.errors import ClientError, TimedOut, Unreachable
 from slime_router.client.rows import Export, ExportReader, read_npz
 from slime_router.client.summary import Summary, read_summaries, read_summary
-from slime_router.client.sync import TRIES
+from slime_router.client.trees import Tree, read_tree
 
 
 class AsyncClient:
@@ -40,24 +40,17 @@ class AsyncClient:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._address = Address.of(url)
-        self._timeout_s = timeout_s
-        self._headers = dict(headers or {})
-        self._http: aiohttp.ClientSession | None = None
+        self._transport = AsyncTransport(self._address, timeout_s=timeout_s, headers=headers or {})
 
     def __repr__(self) -> str:
         return f"<AsyncClient of {self.url}>"
 
     async def __aenter__(self) -> Self:
-        # One connection per call: none can have gone stale, and no call waits for another's.
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        self._http = aiohttp.ClientSession(connector=connector, headers=self._headers)
-        self._http._retry_connection = False  # it would send a DELETE twice; `send` knows better
+        await self._transport.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        http, self._http = self._http, None
-        if http is not None:
-            await http.close()
+        await self._transport.close()
 
     @property
     def url(self) -> str:
@@ -101,6 +94,11 @@ class AsyncClient:
         )
         return self._exports(call)
 
+    async def detokenize(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Tokens as the model's own tokenizer reads them."""
+        call = calls.detokenize(tokens, skip_special_tokens=skip_special_tokens)
+        return calls.read_text(await self.send(call))
+
     async def send(self, call: Call) -> bytes:
         """The body of the answer."""
         for _ in range(TRIES - 1 if call.is_repeatable else 0):
@@ -113,41 +111,16 @@ class AsyncClient:
         return await self._send_once(call)
 
     async def _send_once(self, call: Call) -> bytes:
-        async with self._answer(call) as answer:
+        async with self._transport.answer(call) as answer:
             return await answer.read()
 
     async def _exports(self, call: Call) -> AsyncIterator[Export]:
         reader = ExportReader()
-        async with self._answer(call) as answer:
-            async for block in answer.content.iter_any():
+        async with self._transport.answer(call) as answer:
+            async for block in answer.blocks():
                 for export in reader.feed(block):
                     yield export
         reader.finish()
-
-    @asynccontextmanager
-    async def _answer(self, call: Call) -> AsyncIterator[aiohttp.ClientResponse]:
-        """An answer with a good status; the connection ends with the block."""
-        if self._http is None:
-            raise RuntimeError("Use the AsyncClient in an `async with` block.")
-        timeout_s = self._timeout_s + call.wait_s
-        silence = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
-        url = URL(self.url + call.path, encoded=True)
-        try:
-            async with self._http.request(
-                call.method,
-                url,
-                data=call.payload,
-                headers=call.headers,
-                timeout=silence,
-                allow_redirects=False,
-            ) as answer:
-                if answer.status >= 300:
-                    raise refusal(answer.status, await answer.read())
-                yield answer
-        except TimeoutError as error:
-            raise TimedOut(f"{self.url} was silent for {timeout_s:g} s.") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"No answer from {self.url}: {error!r}") from error
 
 
 class AsyncSession:
@@ -206,9 +179,21 @@ class AsyncSession:
         """
         return await self._read(calls.reward_session(self.id, reward))
 
+    async def reward_turn(self, turn_id: str, reward: float | None) -> None:
+        """Set what one of its turns earned by itself; None takes it back."""
+        await self._client.send(calls.reward_turn(turn_id, reward))
+
+    async def tag_turn(self, turn_id: str, *tags: str) -> None:
+        """Give one of its turns these tags, in place of those that it had."""
+        await self._client.send(calls.tag_turn(turn_id, tags))
+
     async def rows(self, **options: Unpack[RowOptions]) -> Export:
         """Its rows as they are now."""
         return read_npz(self.id, await self._client.send(calls.session_rows(self.id, options)))
+
+    async def tree(self, **options: Unpack[RowOptions]) -> Tree:
+        """Its rows as one tree; `slime_router.client.expand` makes rows of it again."""
+        return read_tree(await self._client.send(calls.session_tree(self.id, options)))
 
     async def delete(self) -> None:
         """Delete it and its turns; generations in flight are ended."""

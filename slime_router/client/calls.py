@@ -10,12 +10,15 @@ from urllib.parse import quote, urlencode
 
 import numpy as np
 
+from slime_router.client.errors import BadReply
+
 InFlight: TypeAlias = Literal["wait", "cancel"]
 Reward: TypeAlias = float | Mapping[str, Any]
 
 NPZ = "application/x-npz"
 NDJSON = "application/x-ndjson"
 JSON = "application/json"
+TRIES = 3  # of a call that only reads
 
 
 class SessionOptions(TypedDict, total=False):
@@ -41,11 +44,13 @@ class RowOptions(TypedDict, total=False):
 
     Drift of fewer than `realign_threshold` tokens is masked; longer drift begins a new row. A row
     has at most `max_len` tokens. `retries`: what happens to replies that a later try replaced.
+    `leave_out`: kinds of turns (`subagent,compaction`) and tags (`tag:draft`) that are not trained.
     """
 
     realign_threshold: int | None
     max_len: int | None
     retries: Literal["drop", "keep"] | None
+    leave_out: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +119,21 @@ def reward_session(session_id: str, reward: Reward) -> Call:
     return Call(method="POST", path=f"{session_path(session_id)}/reward", body={"reward": reward})
 
 
+def reward_turn(turn_id: str, reward: float | None) -> Call:
+    """Reward one turn; None takes it back."""
+    return Call(method="POST", path=f"{turn_path(turn_id)}/reward", body={"reward": reward})
+
+
+def tag_turn(turn_id: str, tags: Sequence[str]) -> Call:
+    """Give one turn these tags, in place of others."""
+    return Call(method="POST", path=f"{turn_path(turn_id)}/tags", body={"tags": list(tags)})
+
+
+def turn_path(turn_id: str) -> str:
+    """The path of a turn."""
+    return f"/turns/{quote(turn_id, safe='')}"
+
+
 def delete_session(session_id: str) -> Call:
     """Delete a session."""
     return Call(method="DELETE", path=session_path(session_id))
@@ -122,6 +142,11 @@ def delete_session(session_id: str) -> Call:
 def session_rows(session_id: str, options: RowOptions) -> Call:
     """Read a session's rows, as arrays."""
     return _get(f"{session_path(session_id)}/rows", {"format": "npz", **options}, accept=NPZ)
+
+
+def session_tree(session_id: str, options: RowOptions) -> Call:
+    """Read a session's rows as one tree."""
+    return _get(f"{session_path(session_id)}/rows", {"format": "tree", **options})
 
 
 def many_rows(
@@ -144,6 +169,24 @@ def many_rows(
     if sum(name is not None for name in names.values()) != 1:
         raise ValueError("Give one of session_ids, group_id and rollout_id.")
     return Call(method="POST", path="/rows", body=_given({**names, **options}), accept=NDJSON)
+
+
+def detokenize(tokens: Sequence[int], *, skip_special_tokens: bool) -> Call:
+    """Read tokens as text."""
+    body = {"tokens": list(tokens), "skip_special_tokens": skip_special_tokens}
+    return Call(method="POST", path="/detokenize", body=body)
+
+
+def read_text(data: bytes) -> str:
+    """The text that the router wrote.
+
+    Raises:
+        BadReply: it wrote something else.
+    """
+    try:
+        return str(json.loads(data)["text"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise BadReply(f"The text is unreadable: {error!r}") from error
 
 
 def _get(path: str, query: Mapping[str, Any], *, accept: str = JSON) -> Call:

@@ -8,12 +8,13 @@ import zipfile
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_router.client.columns import checked_masks, cut, cut_masks, cut_positions, frozen
 from slime_router.client.errors import BadReply, Refused, refusal_of
 
 WeightVersion: TypeAlias = str | int
@@ -37,6 +38,46 @@ PLAIN_FIELDS = (
 UNREADABLE = (ValueError, LookupError, TypeError, EOFError, OSError, zipfile.BadZipFile)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowTurn:
+    """A turn in a row: it sampled the tokens `[start, end)`.
+
+    kind:        `main`, `retry`, `subagent` or `compaction`
+    parent_turn: the turn that it continues, serves or summarizes; None for the first
+    speculation: `verifications`, `proposed`, `accepted`; None where no drafts were made
+    started:     Unix time; the other times are seconds from there
+    """
+
+    turn_id: str
+    start: int
+    end: int
+    kind: str = "main"
+    parent_turn: str | None = None
+    reward: float | None = None
+    tags: tuple[str, ...] = ()
+    speculation: Mapping[str, int] | None = None
+    started: float | None = None
+    duration_s: float | None = None
+    first_token_s: float | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)  # whatever else the router says of it
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> RowTurn:
+        """The turn as the router writes it."""
+        names = {each.name for each in fields(cls)} - {"others", "tags"}
+        return cls(
+            **{name: values[name] for name in names & values.keys()},
+            tags=tuple(values.get("tags", ())),
+            others={name: values[name] for name in values.keys() - names - {"tags"}},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As the router writes it."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        del own["others"]
+        return {**own, "tags": list(self.tags), **self.others}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Row:
     """One training sample.
@@ -45,7 +86,10 @@ class Row:
     `loss_mask` is 1 where the policy sampled the token; every sampled token is 1 in one row only.
     `logprobs` is meaningless where the mask is 0, and None if the router kept none.
     The last `response_length` tokens are the response; those before it are prompt.
-    `routed_experts`, where asked for, has shape `[positions, layers * top_k]`.
+    `routed_experts` and `indexer_topk`, where asked for, have shape `[positions, layers * top_k]`.
+    Token `i` was sampled from `mask_ids[mask_offsets[i] : mask_offsets[i + 1]]`, with the
+    log-probability `sampling_logprobs[i]` among those; where there are none, from the whole
+    vocabulary, unless `truncated_sampling` says that it is not known of some from what.
     """
 
     row_id: str
@@ -64,6 +108,12 @@ class Row:
     reward: float | Mapping[str, Any] | None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     routed_experts: NDArray[Any] | None = None
+    indexer_topk: NDArray[Any] | None = None
+    truncated_sampling: bool = False
+    mask_offsets: NDArray[np.int64] | None = None
+    mask_ids: NDArray[np.int32] | None = None
+    sampling_logprobs: NDArray[np.float32] | None = None
+    turns: tuple[RowTurn, ...] = ()
 
     @property
     def trained_tokens(self) -> int:
@@ -86,14 +136,32 @@ class Row:
             "weight_versions": [str(version) for version in self.turn_versions],
             "status": self.status,
             "session_id": self.session_id,
+            "truncated_sampling": self.truncated_sampling,
             "metadata": {
                 **self.metadata,
-                OUR_METADATA_KEY: {**ours, "turn_ids": list(self.turn_ids)},
+                OUR_METADATA_KEY: {
+                    **ours,
+                    "turn_ids": list(self.turn_ids),
+                    "turns": [turn.to_json() for turn in self.turns],
+                },
             },
         }
         if self.routed_experts is not None:
             sample["rollout_routed_experts"] = self.routed_experts
-        return sample
+        if self.indexer_topk is not None:
+            sample["rollout_indexer_topk"] = self.indexer_topk
+        return sample | self._masks(start)
+
+    def _masks(self, start: int) -> dict[str, Any]:
+        """Those of the tokens from `start` on, where they are known."""
+        if self.mask_offsets is None or self.mask_ids is None or self.sampling_logprobs is None:
+            return {}
+        offsets = self.mask_offsets[start:]
+        return {
+            "mask_offsets": (offsets - offsets[0]).tolist(),
+            "mask_ids": self.mask_ids[offsets[0] :].tolist(),
+            "sampling_logprobs": self.sampling_logprobs[start:].tolist(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +201,9 @@ def read_npz(session_id: str, data: bytes) -> Export:
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            columns = {name: _frozen(archive[name]) for name in archive.files}
+            columns = {name: frozen(archive[name]) for name in archive.files}
         meta = json.loads(columns["meta"].tobytes())
-        return _export(session_id, _npz_rows(columns, meta), meta["stats"])
+        return export_of(session_id, _npz_rows(columns, meta), meta["stats"])
     except UNREADABLE as error:
         raise BadReply(f"The rows of session '{session_id}' are unreadable: {error!r}") from error
 
@@ -186,14 +254,19 @@ class ExportReader:
                 self._refusals.append(refusal_of(values["error"], status))
             elif "stats" in values:
                 rows, self._rows = tuple(self._rows), []
-                yield _export(values["session_id"], rows, values["stats"])
+                yield export_of(values["session_id"], rows, values["stats"])
             else:
                 self._rows.append(_json_row(values))
         except UNREADABLE as error:
             raise BadReply(f"A line of the stream of rows is unreadable: {error!r}") from error
 
 
-def _export(session_id: str, rows: Sequence[Row], counted: Mapping[str, Any]) -> Export:
+def export_of(session_id: str, rows: Sequence[Row], counted: Mapping[str, Any]) -> Export:
+    """Rows with what the router counted of them.
+
+    Raises:
+        ValueError: others were counted.
+    """
     names = {field.name for field in fields(RowStats)} - {"left_out", "others"}
     stats = RowStats(
         **{name: counted[name] for name in names},
@@ -213,46 +286,67 @@ def _npz_rows(columns: Mapping[str, Array], meta: Mapping[str, Any]) -> list[Row
     names = [*meta["versions"], None]  # -1, which means none, is the last
     logprobs: Sequence[Logprobs | None] = [None] * count
     if "logprobs" in columns:
-        logprobs = _cut(columns["logprobs"], offsets)
-    experts: Sequence[Array | None] = [None] * count
-    if "routed_experts" in columns:
-        experts = _cut(columns["routed_experts"], columns["routed_experts_offsets"])
+        logprobs = cut(columns["logprobs"], offsets)
+    more = [
+        {**masks, "routed_experts": experts, "indexer_topk": indexer}
+        for masks, experts, indexer in zip(
+            cut_masks(columns, offsets),
+            cut_positions(columns, "routed_experts", count),
+            cut_positions(columns, "indexer_topk", count),
+            strict=True,
+        )
+    ]
     parts = zip(
         meta["rows"],
-        _cut(columns["tokens"], offsets),
-        _cut(columns["loss_mask"], offsets),
+        cut(columns["tokens"], offsets),
+        cut(columns["loss_mask"], offsets),
         logprobs,
-        _cut(columns["weight_version"], offsets),
-        experts,
+        cut(columns["weight_version"], offsets),
+        more,
         strict=True,
     )
     return [
-        _row(values, tokens, loss_mask, known, tuple(names[i] for i in versions.tolist()), routed)
-        for values, tokens, loss_mask, known, versions, routed in parts
+        row_of(values, tokens, loss_mask, known, tuple(names[i] for i in versions.tolist()), others)
+        for values, tokens, loss_mask, known, versions, others in parts
     ]
 
 
 def _json_row(values: Mapping[str, Any]) -> Row:
     logprobs = values["logprobs"]
-    experts = values.get("routed_experts")
-    return _row(
+    more: dict[str, Any] = {
+        name: _decoded(values[name])
+        for name in ("routed_experts", "indexer_topk")
+        if values.get(name) is not None
+    }
+    if values.get("mask_offsets") is not None:
+        more |= checked_masks(
+            np.array(values["mask_offsets"], np.int64),
+            np.array(values["mask_ids"], np.int32),
+            np.array(values["sampling_logprobs"], np.float32),
+        )
+    return row_of(
         values,
-        _frozen(np.array(values["tokens"], np.int32)),
-        _frozen(np.array(values["loss_mask"], np.uint8)),
-        None if logprobs is None else _frozen(np.array(logprobs, np.float64)),  # null: NaN
+        frozen(np.array(values["tokens"], np.int32)),
+        frozen(np.array(values["loss_mask"], np.uint8)),
+        None if logprobs is None else frozen(np.array(logprobs, np.float64)),  # null: NaN
         tuple(values["weight_versions"]),
-        None if experts is None else _decoded(experts),
+        more,
     )
 
 
-def _row(
+def row_of(
     values: Mapping[str, Any],
     tokens: Array,
     loss_mask: Array,
     logprobs: Logprobs | None,
     versions: tuple[WeightVersion | None, ...],
-    experts: Array | None,
+    more: Mapping[str, Any],
 ) -> Row:
+    """A row of its parts; `values` are those that are not arrays.
+
+    Raises:
+        ValueError: they do not fit together.
+    """
     lengths = {len(each) for each in (tokens, loss_mask, logprobs, versions) if each is not None}
     if len(lengths) > 1 or not 0 <= values["response_length"] <= len(tokens):
         raise ValueError(f"row {values['row_id']} has parts of different lengths")
@@ -264,7 +358,9 @@ def _row(
         logprobs=None if logprobs is None or np.isnan(logprobs).all() else logprobs,
         weight_versions=versions,
         turn_versions=tuple(values.get("turn_versions") or _runs(versions)),
-        routed_experts=experts if experts is not None and len(experts) else None,
+        truncated_sampling=bool(values.get("truncated_sampling")),
+        turns=tuple(map(RowTurn.of, values.get("turns", ()))),
+        **more,
     )
 
 
@@ -274,20 +370,7 @@ def _runs(versions: Sequence[WeightVersion | None]) -> list[WeightVersion]:
     return [version for version, _ in groupby(known)]
 
 
-def _cut(column: Array, offsets: Array) -> list[Array]:
-    """Row `i` of a column is `[offsets[i], offsets[i + 1])`."""
-    bounds = offsets.tolist()
-    if bounds != sorted(bounds) or bounds[0] != 0 or bounds[-1] != len(column):
-        raise ValueError("the offsets do not fit the columns")
-    return [column[start:end] for start, end in pairwise(bounds)]
-
-
 def _decoded(experts: Mapping[str, Any]) -> Array:
     """An array as the router writes it into JSON."""
     values: Array = np.frombuffer(b64decode(experts["data"]), np.dtype(experts["dtype"]))
     return values.reshape(experts["shape"])
-
-
-def _frozen(array: Array) -> Array:
-    array.setflags(write=False)
-    return array

@@ -1,22 +1,22 @@
-"""The client for code that blocks. Threads may share it: each call has its own connection."""
+"""The client for code that blocks. Threads may share it: each call has its own connection.
+
+Made from `slime_router.client.aio` by `make sync-client`: change that, not this.
+"""
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, Unpack
 
 from slime_router.client import calls
 from slime_router.client.address import Address
-from slime_router.client.calls import Call, InFlight, Reward, RowOptions, SessionOptions
-from slime_router.client.errors import ClientError, TimedOut, Unreachable, refusal
+from slime_router.client.calls import TRIES, Call, InFlight, Reward, RowOptions, SessionOptions
+from slime_router.client.errors import ClientError, TimedOut, Unreachable
 from slime_router.client.rows import Export, ExportReader, read_npz
 from slime_router.client.summary import Summary, read_summaries, read_summary
-
-TRIES = 3  # of a call that only reads
-BLOCK_BYTES = 2**16
+from slime_router.client.sync_transport import Transport
+from slime_router.client.trees import Tree, read_tree
 
 
 class Client:
@@ -40,17 +40,17 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._address = Address.of(url)
-        self._timeout_s = timeout_s
-        self._headers = dict(headers or {})
+        self._transport = Transport(self._address, timeout_s=timeout_s, headers=headers or {})
 
     def __repr__(self) -> str:
         return f"<Client of {self.url}>"
 
     def __enter__(self) -> Self:
+        self._transport.open()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is left open between calls."""
+        self._transport.close()
 
     @property
     def url(self) -> str:
@@ -94,6 +94,11 @@ class Client:
         )
         return self._exports(call)
 
+    def detokenize(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Tokens as the model's own tokenizer reads them."""
+        call = calls.detokenize(tokens, skip_special_tokens=skip_special_tokens)
+        return calls.read_text(self.send(call))
+
     def send(self, call: Call) -> bytes:
         """The body of the answer."""
         for _ in range(TRIES - 1 if call.is_repeatable else 0):
@@ -106,34 +111,15 @@ class Client:
         return self._send_once(call)
 
     def _send_once(self, call: Call) -> bytes:
-        with self._answer(call) as answer:
+        with self._transport.answer(call) as answer:
             return answer.read()
 
     def _exports(self, call: Call) -> Iterator[Export]:
         reader = ExportReader()
-        with self._answer(call) as answer:
-            while block := answer.read1(BLOCK_BYTES):
+        with self._transport.answer(call) as answer:
+            for block in answer.blocks():
                 yield from reader.feed(block)
         reader.finish()
-
-    @contextmanager
-    def _answer(self, call: Call) -> Iterator[http.client.HTTPResponse]:
-        """An answer with a good status; the connection ends with the block."""
-        timeout_s = self._timeout_s + call.wait_s
-        connection = self._address.connect(timeout_s)
-        headers = {**self._headers, **call.headers}
-        try:
-            connection.request(call.method, self._address.path + call.path, call.payload, headers)
-            answer = connection.getresponse()
-            if answer.status >= 300:
-                raise refusal(answer.status, answer.read())
-            yield answer
-        except TimeoutError as error:
-            raise TimedOut(f"{self.url} was silent for {timeout_s:g} s.") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise Unreachable(f"No answer from {self.url}: {error!r}") from error
-        finally:
-            connection.close()
 
 
 class Session:
@@ -181,7 +167,8 @@ class Session:
             in_flight: whether to wait for generations in progress, or to end them.
             timeout_s: how long to wait for them; then they are ended.
         """
-        return self._read(calls.close_session(self.id, in_flight=in_flight, timeout_s=timeout_s))
+        call = calls.close_session(self.id, in_flight=in_flight, timeout_s=timeout_s)
+        return self._read(call)
 
     def set_reward(self, reward: Reward) -> Summary:
         """Set what the rollout earned: a number, or several by name.
@@ -191,9 +178,21 @@ class Session:
         """
         return self._read(calls.reward_session(self.id, reward))
 
+    def reward_turn(self, turn_id: str, reward: float | None) -> None:
+        """Set what one of its turns earned by itself; None takes it back."""
+        self._client.send(calls.reward_turn(turn_id, reward))
+
+    def tag_turn(self, turn_id: str, *tags: str) -> None:
+        """Give one of its turns these tags, in place of those that it had."""
+        self._client.send(calls.tag_turn(turn_id, tags))
+
     def rows(self, **options: Unpack[RowOptions]) -> Export:
         """Its rows as they are now."""
         return read_npz(self.id, self._client.send(calls.session_rows(self.id, options)))
+
+    def tree(self, **options: Unpack[RowOptions]) -> Tree:
+        """Its rows as one tree; `slime_router.client.expand` makes rows of it again."""
+        return read_tree(self._client.send(calls.session_tree(self.id, options)))
 
     def delete(self) -> None:
         """Delete it and its turns; generations in flight are ended."""

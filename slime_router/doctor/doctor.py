@@ -16,6 +16,7 @@ from slime_router.doctor.alignment import common_len
 from slime_router.doctor.drift import Drift, compare
 from slime_router.errors import BadRequest, NotFound
 from slime_router.generation.prompt import PromptMaker
+from slime_router.journal.fetching import Fetch
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.store import TrajectoryStore
@@ -41,11 +42,13 @@ class Doctor:
         store: TrajectoryStore,
         tokenizer: Tokenizer,
         template: ChatTemplate,
+        fetch: Fetch,
     ) -> None:
         self._maker = maker
         self._store = store
         self._tokenizer = tokenizer
         self._template = template
+        self._fetch = fetch
 
     @property
     def vocab_size(self) -> int:
@@ -70,6 +73,10 @@ class Doctor:
             NotFound: there is no such session, or it holds no turns.
             BadRequest: as `of_tokens`.
         """
+        with await self._fetch.of_session(session_id):
+            return await self._of_session(session_id, call)
+
+    async def _of_session(self, session_id: str, call: GenerateCall) -> Diagnosis:
         self._store.sessions.get(session_id)  # before any work is done
         rendered = await _plain_ids(call, self._tokenizer, self._template)
         turn_id = self._recognised(call) or self._closest(session_id, rendered)

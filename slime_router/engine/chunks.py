@@ -7,18 +7,19 @@ All tokens of a chunk have one weight version, unless the worker gives exact spa
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 
+from slime_router.engine import answer
+from slime_router.engine.answer import MAX_LOGPROB, MIN_LOGPROB, Item
 from slime_router.engine.cumulative import CumulativeCutter
-from slime_router.engine.request import Item, read_error
+from slime_router.engine.masks import LOGPROBS, MASK, NO_MASKS, MaskPlan, without_masks
+from slime_router.engine.request import read_error
 from slime_router.engine.sse import DONE
-from slime_router.errors import RouterError, WorkerFailed
-from slime_router.types import Finish, GenerateChunk, VersionSpan, WeightVersion
+from slime_router.errors import MasksRefused, RouterError, WorkerFailed
+from slime_router.types import GenerateChunk, WeightVersion
 
 
 class ChunkReader:
@@ -31,84 +32,89 @@ class ChunkReader:
     A whole reply names its version only at its end. If the worker got new weights since the
     request, `version_before` gives the version it had then: without spans, the one in the reply
     would be wrong. Anything else the router knows is older than what the worker reports.
-    `experts_start` is the position from which routed experts were requested.
+    `masks` says whether the worker was asked what it samples from. `experts_start` is the position
+    from which routed experts were requested, and ids are in `[0, vocab_size)`.
     """
 
     def __init__(
         self,
         *,
+        vocab_size: int,
         with_logprobs: bool,
         top_logprobs: int = 0,
         is_native: bool = False,
         is_stream: bool = True,
         version_before: Callable[[], WeightVersion | None] = lambda: None,
         experts_start: int = 0,
+        masks: MaskPlan = NO_MASKS,
+        worker_url: str = "",
     ) -> None:
         self.is_finished = False
+        self.failure: RouterError | None = None  # after the chunks that were returned last
         self.weight_version: WeightVersion | None = None  # as the worker reported it last
+        self._vocab_size = vocab_size
         self._is_stream = is_stream
         self._version_before = version_before
         self._experts_start = experts_start
+        self._worker_url = worker_url
+        self._masks = masks
+        self._uncaptured = masks.uncaptured
         self._with_logprobs = with_logprobs
         self._with_top_logprobs = top_logprobs > 0
         self._is_native = is_native
         self._is_cumulative: bool | None = None  # None until an item shows it
-        self._output_len = 0
-        self._last_id: int | None = None
+        self._ids: list[int] = []  # all that came
+        self._entries: list[Any] = []  # the logprobs of the last item
+        self._usual: tuple[Any, ...] = ()  # what plain items repeat: version, counts of the prompt
         is_cut = is_stream and not is_native and not top_logprobs
         self._cutter = CumulativeCutter() if is_cut else None
+        self._is_incremental = False  # and its plain items can be read at once
 
-    def read(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
-        """The chunks in `payloads`, each parsed only when it is requested.
+    def feed(self, payloads: Sequence[bytes]) -> list[GenerateChunk]:
+        """The chunks in `payloads`, what came in one read.
+
+        They are one chunk, as far as they can be: it costs the layers above only one step. A client
+        of /generate gets every item by itself, exactly as the worker wrote it.
 
         Raises:
             WorkerRefused: the worker refuses the request inside its stream.
-            WorkerFailed: an item cannot be read, or contradicts itself or earlier items.
+            WorkerFailed: an item cannot be read, or contradicts itself or earlier items. If there
+                are chunks before it, these are returned, and it is kept as `failure`.
         """
-        waiting = [payload for payload in payloads if payload and payload != DONE]
-        for index, payload in enumerate(waiting):
-            if self.is_finished:
-                return
-            if self._is_cumulative and not self._is_native:
-                yield from self._read_newest(waiting[index:])
-                return
-            if self._cutter is not None and self._is_cumulative is not False:
-                self._cutter.cut(payload)  # parsed whole, but remembered for the next one
-            yield self._chunk(_load(payload), payload)
-
-    def read_together(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
-        """The same as one chunk: what came in one read costs the layers above only one step.
-
-        Raises:
-            RouterError: as `read` does, after the chunk of what could be read before it.
-        """
-        whole: GenerateChunk | None = None
+        chunks: list[GenerateChunk] = []
         try:
-            for chunk in self.read(payloads):
-                if whole is not None and _is_other_version(whole, chunk):
-                    yield whole
-                    whole = None
-                whole = chunk if whole is None else _joined(whole, chunk)
-        except RouterError:
-            if whole is not None:
-                yield whole
-            raise
-        if whole is not None:
-            yield whole
+            for index, payload in enumerate(payloads):
+                if self.is_finished or self.failure is not None:
+                    break
+                if not payload or payload == DONE:
+                    continue
+                if self._is_cumulative and not self._is_native:
+                    rest = [each for each in payloads[index:] if each and each != DONE]
+                    self._read_newest(rest, chunks)
+                    break
+                if self._cutter is not None and self._is_cumulative is not False:
+                    self._cutter.cut(payload)  # parsed whole, but remembered for the next one
+                item = answer.load_item(payload)
+                plain = self._plain(item) if self._is_incremental else None
+                chunks.append(self._chunk(item, payload) if plain is None else plain)
+        except RouterError as exc:
+            if not chunks:
+                raise
+            self.failure = exc
+        return chunks if len(chunks) < 2 or self._is_native else _together(chunks)
 
-    def _read_newest(self, payloads: Sequence[bytes]) -> Iterator[GenerateChunk]:
+    def _read_newest(self, payloads: Sequence[bytes], chunks: list[GenerateChunk]) -> None:
         """Each item repeats the ones before: read only the last, as parsing is expensive."""
         chunk = self._new_part(payloads[-1])
         if chunk is not None:
-            yield chunk
+            chunks.append(chunk)
             return
-        newest = _load(payloads[-1])
+        newest = answer.load_item(payloads[-1])
         before = payloads[:0] if _repeats_all(newest) else payloads[-2:-1]
         if self._is_under_new_weights(newest):
             before = payloads[:-1]  # only these show which tokens the old weights sampled
-        for payload in before:
-            yield self._chunk(_load(payload), payload)
-        yield self._chunk(newest, payloads[-1])
+        chunks.extend(self._chunk(answer.load_item(payload), payload) for payload in before)
+        chunks.append(self._chunk(newest, payloads[-1]))
 
     def _is_under_new_weights(self, item: Item) -> bool:
         meta = item.get("meta_info")
@@ -122,81 +128,168 @@ class ChunkReader:
         None for anything but a plain item in the middle of a stream.
         """
         new = self._cutter.cut(payload) if self._cutter is not None else None
-        item = _load(new) if new is not None else {}
+        return None if new is None else self._plain(answer.load_item(new))
+
+    def _plain(self, item: Item) -> GenerateChunk | None:
+        """The chunk of an item with nothing but new tokens, like the items before it.
+
+        Most items of a stream are such, so this is checked in one go. None for any other, which
+        are read step by step, and refused if they must be.
+        """
         meta, ids = item.get("meta_info"), item.get("output_ids")
-        if not isinstance(meta, dict) or not isinstance(ids, list) or meta.get("finish_reason"):
+        if type(meta) is not dict or type(ids) is not list or "error" in item:
             return None
-        entries = meta.get("output_token_logprobs")
-        total = self._output_len + len(ids)
-        if meta.get("completion_tokens") != total or len(entries or ids) != len(ids):
+        said = meta.get
+        total = said("completion_tokens")
+        if type(total) is not int or total != len(self._ids) + len(ids) or said("weight_versions"):
             return None
-        if self._is_under_new_weights(item):
+        if said("finish_reason") is not None or said("routed_experts") is not None:
             return None
-        self._output_len = total
-        self._last_id = ids[-1] if ids else self._last_id
-        return self._build(meta, ids, entries or [])
+        masks = said(MASK)
+        if masks is not None and not self._masks.asks:
+            return None
+        usual = (said("weight_version"), said("prompt_tokens"), said("cached_tokens"))
+        if usual != self._usual or type(item.get("text", "")) is not str:
+            return None
+        entries = said("output_token_logprobs")
+        logprobs: list[float] | None = None
+        if not self._with_logprobs:
+            if entries:
+                return None
+        else:
+            if type(entries) is not list or len(entries) != len(ids):
+                return None
+            logprobs = []
+            for entry, token in zip(entries, ids, strict=True):
+                if type(entry) is not list or len(entry) < 2 or entry[1] != token:
+                    return None
+                logprob = entry[0]
+                if type(logprob) is not float or not MIN_LOGPROB <= logprob <= MAX_LOGPROB:
+                    return None
+                logprobs.append(logprob)
+        vocab_size = self._vocab_size
+        for token in ids:
+            if type(token) is not int or not 0 <= token < vocab_size:
+                return None
+        mask_logprobs: list[float] | None = None
+        if masks is not None:
+            masks = answer.masks(masks, ids, vocab_size)
+            mask_logprobs = answer.mask_logprobs(said(LOGPROBS), ids)
+        self._ids += ids
+        return GenerateChunk(
+            ids,
+            logprobs,
+            masks=masks,
+            mask_logprobs=mask_logprobs,
+            uncaptured=self._uncaptured if masks is None else "",
+            prompt_tokens=self._usual[1] or 0,
+            cached_tokens=self._usual[2] or 0,
+            weight_version=self.weight_version,
+            routed_experts_start=self._experts_start,
+            worker_url=self._worker_url,
+        )
 
     def _chunk(self, item: Item, payload: bytes) -> GenerateChunk:
         if "error" in item:
             raise read_error(_error_status(item["error"]), payload)
-        try:
-            chunk = self._read_item(item)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
-            raise WorkerFailed("The worker's answer cannot be read.") from exc
+        chunk = self._read_item(item)
         finish = chunk.finish
-        if finish is not None and finish.status_code and not self._is_native:
+        if finish is not None and finish.status_code:
             # An abort with a status is a refusal (queue full, bad grammar), not a pause.
             words = orjson.dumps({"error": {"message": finish.message or "Aborted"}})
-            raise read_error(finish.status_code, words)
+            refusal = read_error(finish.status_code, words)
+            is_own = isinstance(refusal, MasksRefused) and not self._masks.is_clients
+            if is_own and chunk.output_ids:  # sampled before, and as good as those before them
+                self.failure = refusal
+                return _going_on(chunk)
+            if is_own or not self._is_native:
+                raise refusal
         self.is_finished = finish is not None
         return chunk
 
     def _read_item(self, item: Item) -> GenerateChunk:
-        meta = item["meta_info"]
-        entries = meta.get("output_token_logprobs")
+        meta = answer.check_shape(item)
+        entries = meta.get("output_token_logprobs") or []
         ids = item.get("output_ids")
         if ids is None:  # older workers
-            ids = [entry[1] for entry in entries]
+            ids = answer.ids_of(meta.get("output_token_logprobs"))
+        if type(ids) is not list or type(entries) is not list:
+            raise WorkerFailed("The worker's output is not a list of tokens.")
         # A refused grammar comes with a token that was never sampled, so it has no logprob.
-        is_refusal = entries == [] and (meta.get("finish_reason") or {}).get("status_code")
-        new_len = 0 if is_refusal else self._count(len(ids), meta.get("completion_tokens"))
-        new_ids: list[int] = _last(ids, new_len)
-        if new_ids:
-            if self._is_cumulative and ids[-new_len - 1] != self._last_id:
-                raise WorkerFailed("The worker changed output that it had sent before.")
-            self._last_id = new_ids[-1]
-        has_logprobs = self._with_logprobs and new_len > 0
-        if has_logprobs and entries is not None and len(entries) != len(ids):
+        reason = meta.get("finish_reason")
+        is_refusal = not entries and isinstance(reason, dict) and reason.get("status_code")
+        is_refusal = is_refusal and meta.get("output_token_logprobs") is not None
+        total = answer.count(meta, "completion_tokens")
+        new_len = 0 if is_refusal else self._count(len(ids), total)
+        if is_refusal:  # what it says of that token is about nothing
+            meta = {name: value for name, value in meta.items() if name != "weight_versions"}
+        if new_len and self._is_cumulative and ids[:-new_len] != self._ids:
+            raise WorkerFailed("The worker changed output that it had sent before.")
+        if self._with_logprobs and new_len and entries and len(entries) != len(ids):
             raise WorkerFailed(f"The worker sent {len(entries)} logprobs for {len(ids)} tokens.")
-        chunk = self._build(meta, new_ids, _last(entries, new_len))
-        chunk.item = item
-        return chunk
+        masks = meta.get(MASK) if self._masks.asks and new_len else None
+        if masks and (type(masks) is not list or len(masks) != len(ids)):
+            raise WorkerFailed(f"The worker's sampling masks are not those of {len(ids)} tokens.")
+        if self._is_native:
+            self._check_passed_on(item, meta, ids, entries, new_len)
+        return self._build(meta, _last(ids, new_len), _last(entries, new_len), item)
 
-    def _build(self, meta: Item, ids: list[int], entries: list[Any]) -> GenerateChunk:
+    def _check_passed_on(
+        self, item: Item, meta: Item, ids: list[int], entries: list[Any], new_len: int
+    ) -> None:
+        """A client of /generate gets the whole item, so what was sent before is checked as well."""
+        answer.check_writable(item, meta)
+        if not new_len:
+            answer.check_ids(ids, self._vocab_size)
+        elif self._is_cumulative:  # 8.0 equals 8, and is not an id: what was checked stays
+            ids[: len(self._ids)] = self._ids
+        known = entries[: len(entries) - new_len] if self._with_logprobs else []
+        if known == self._entries:
+            entries[: len(known)] = self._entries
+        elif self._is_cumulative:
+            answer.logprobs(known, ids[: len(known)])
+        self._entries = entries
+
+    def _build(self, meta: Item, ids: list[int], entries: list[Any], item: Item) -> GenerateChunk:
+        answer.check_ids(ids, self._vocab_size)
+        self._ids += ids
         tops = meta.get("output_top_logprobs") if self._with_top_logprobs else None
-        spans = _weight_versions(meta.get("weight_versions"))
-        version = self.weight_version = meta.get("weight_version")
+        masks = meta.get(MASK) if self._masks.asks and ids else None
+        spans = answer.version_spans(meta.get("weight_versions"), len(self._ids))
+        version = self.weight_version = answer.version(meta.get("weight_version"))
         if version is not None and not self._is_stream and not spans:
             before = self._version_before()
             version = version if before is None else before
+        prompt_tokens = answer.count(meta, "prompt_tokens")
+        cached_tokens = answer.count(meta, "cached_tokens")
+        self._usual = (self.weight_version, prompt_tokens, cached_tokens)
         return GenerateChunk(
             output_ids=ids,
-            logprobs=_logprobs(entries, ids) if self._with_logprobs else None,
+            logprobs=answer.logprobs(entries, ids) if self._with_logprobs else None,
             top_logprobs=(
-                _top_logprobs(_last(tops, len(ids)), len(ids)) if self._with_top_logprobs else None
+                answer.top_logprobs(_last(tops, len(ids)), ids, self._vocab_size)
+                if self._with_top_logprobs
+                else None
             ),
-            finish=_finish(meta.get("finish_reason")),
-            prompt_tokens=meta.get("prompt_tokens") or 0,
-            cached_tokens=meta.get("cached_tokens") or 0,
+            finish=answer.finish(meta.get("finish_reason")),
+            prompt_tokens=prompt_tokens or 0,
+            cached_tokens=cached_tokens or 0,
             weight_version=version,
             weight_versions=spans,
-            routed_experts=meta.get("routed_experts"),
+            routed_experts=answer.base64_text(meta, "routed_experts"),
             routed_experts_start=self._experts_start,
+            indexer_topk=answer.base64_text(meta, "indexer_topk"),
+            masks=masks and answer.masks(_last(masks, len(ids)), ids, self._vocab_size),
+            mask_logprobs=masks and answer.mask_logprobs(_last(meta.get(LOGPROBS), len(ids)), ids),
+            uncaptured="" if masks else self._uncaptured,
+            item=item if self._masks.is_clients or not self._masks.asks else without_masks(item),
+            worker_url=self._worker_url,
+            speculation=answer.speculation(meta) if "spec_verify_ct" in meta else None,
         )
 
     def _count(self, ids_len: int, total: int | None) -> int:
         """How many of an item's ids are new; also learns whether the stream is cumulative."""
-        before = self._output_len
+        before = len(self._ids)
         if total is None:
             if before and ids_len and self._is_cumulative is None:
                 raise WorkerFailed("The worker's stream does not say how long its output is.")
@@ -213,41 +306,53 @@ class ChunkReader:
             if self._is_cumulative not in (None, is_cumulative):
                 raise WorkerFailed("The worker's stream changed between whole and new output.")
             self._is_cumulative = is_cumulative
-        self._output_len = total
+            self._is_incremental = self._cutter is not None and not is_cumulative
         return new_len
 
 
-def _joined(first: GenerateChunk, then: GenerateChunk) -> GenerateChunk:
-    """Two chunks as one: their tokens concatenated, everything else from the later one."""
-    then.output_ids = first.output_ids + then.output_ids
-    if first.logprobs is not None and then.logprobs is not None:
-        then.logprobs = first.logprobs + then.logprobs
-    if first.top_logprobs is not None and then.top_logprobs is not None:
-        then.top_logprobs = first.top_logprobs + then.top_logprobs
-    then.routed_experts = then.routed_experts or first.routed_experts
-    return then
+def _going_on(chunk: GenerateChunk) -> GenerateChunk:
+    """A last chunk as if others followed."""
+    item = chunk.item or {}
+    meta = {**item.get("meta_info", {}), "finish_reason": None}
+    return chunk._replace(finish=None, item={**item, "meta_info": meta})
 
 
-def _is_other_version(first: GenerateChunk, then: GenerateChunk) -> bool:
-    return first.weight_version != then.weight_version and not then.weight_versions
+def _together(chunks: Sequence[GenerateChunk]) -> list[GenerateChunk]:
+    """Each run of chunks under the same weights as one."""
+    runs = [[chunks[0]]]
+    for chunk in chunks[1:]:
+        if runs[-1][-1].weight_version == chunk.weight_version or chunk.weight_versions:
+            runs[-1].append(chunk)
+        else:
+            runs.append([chunk])
+    return [run[0] if len(run) == 1 else _joined(run) for run in runs]
 
 
-def _load(payload: bytes) -> Item:
-    try:
-        item = orjson.loads(payload)
-    except ValueError:
-        item = _load_lenient(payload)
-    if not isinstance(item, dict):
-        raise WorkerFailed("The worker's answer is not one JSON object.")
-    return item
+def _joined(chunks: Sequence[GenerateChunk]) -> GenerateChunk:
+    """Chunks as one: their tokens concatenated, everything else from the last."""
+    lists: dict[str, Any] = {}
+    for name in ("output_ids", "logprobs", "top_logprobs"):
+        parts = [getattr(chunk, name) for chunk in chunks]
+        if parts[-1] is not None:
+            lists[name] = [each for part in parts if part is not None for each in part]
+    if any(chunk.masks is not None for chunk in chunks):
+        lists |= _joined_masks(chunks)
+    for name in ("routed_experts", "indexer_topk"):
+        found = (getattr(chunk, name) for chunk in reversed(chunks))
+        lists[name] = next((each for each in found if each is not None), None)
+    return chunks[-1]._replace(**lists)
 
 
-def _load_lenient(payload: bytes) -> Any:
-    """Python's own parser, for workers that write `NaN` and `-Infinity`."""
-    try:
-        return json.loads(payload)
-    except ValueError as exc:
-        raise WorkerFailed("The worker's answer is not JSON.") from exc
+def _joined_masks(chunks: Sequence[GenerateChunk]) -> dict[str, Any]:
+    """Those of all chunks; none where some lack them, which their worker has to explain."""
+    sampled = [chunk for chunk in chunks if chunk.output_ids]
+    if any(chunk.masks is None or chunk.mask_logprobs is None for chunk in sampled):
+        return {"masks": None, "mask_logprobs": None, "uncaptured": "not_given"}
+    return {
+        "masks": [mask for chunk in sampled for mask in chunk.masks or ()],
+        "mask_logprobs": [value for chunk in sampled for value in chunk.mask_logprobs or ()],
+        "uncaptured": "",
+    }
 
 
 def _repeats_all(item: Item) -> bool:
@@ -255,7 +360,7 @@ def _repeats_all(item: Item) -> bool:
     ids = item.get("output_ids")
     if not isinstance(meta, dict):
         return False
-    return ids is None or len(ids) == meta.get("completion_tokens", len(ids))
+    return not isinstance(ids, list) or len(ids) == meta.get("completion_tokens", len(ids))
 
 
 def _error_status(error: Any) -> int:
@@ -263,50 +368,5 @@ def _error_status(error: Any) -> int:
     return code if isinstance(code, int) and code >= 400 else 400
 
 
-def _weight_versions(spans: list[Item] | None) -> tuple[VersionSpan, ...]:
-    if not spans:
-        return ()
-    return tuple(VersionSpan(span["version"], span["start"], span["end"]) for span in spans)
-
-
-def _last(values: list[Any] | None, count: int) -> list[Any]:
-    return values[-count:] if values and count else []
-
-
-def _logprobs(entries: list[Any], ids: list[int]) -> list[float | None]:
-    if not entries:
-        return [None] * len(ids)
-    if [entry[1] for entry in entries] != ids:
-        raise WorkerFailed("The worker's logprobs belong to other tokens than its output.")
-    return [_finite(entry[0]) for entry in entries]
-
-
-def _finite(logprob: float | None) -> float | None:
-    return float(logprob) if logprob is not None and math.isfinite(logprob) else None
-
-
-def _top_logprobs(tokens: list[Any], count: int) -> list[list[tuple[float, int]]]:
-    if len(tokens) != count:
-        raise WorkerFailed(f"The worker sent top logprobs of {len(tokens)} tokens for {count}.")
-    return [
-        [
-            (float(logprob), token)
-            for logprob, token, *_ in top or ()
-            if _finite(logprob) is not None
-        ]
-        for top in tokens
-    ]
-
-
-def _finish(reason: Item | None) -> Finish | None:
-    if reason is None:
-        return None
-    if reason["type"] not in ("stop", "length", "abort"):
-        raise WorkerFailed(f"The worker ended with an unknown reason, {reason['type']!r}.")
-    matched = reason.get("matched")
-    return Finish(
-        type=reason["type"],
-        matched=matched if isinstance(matched, int | str) else None,
-        message=reason.get("message"),
-        status_code=reason.get("status_code"),
-    )
+def _last(values: Any, count: int) -> Any:
+    return values[-count:] if type(values) is list and count else []

@@ -9,28 +9,25 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import aiohttp
 import orjson
 from multidict import CIMultiDict
 from yarl import URL
 
+from slime_router.choices import Capture
 from slime_router.engine.chunks import ChunkReader
-from slime_router.engine.connector import Connector, note_use
-from slime_router.engine.exchange import Exchange, NotTaken, Opened, WorkerAnswer
-from slime_router.engine.request import (
-    experts_start,
-    generate_body,
-    read_error,
-    wants_logprobs,
-)
+from slime_router.engine.connector import Connector, Use, note_in
+from slime_router.engine.exchange import Body, Exchange, NotTaken, Opened, WorkerAnswer
+from slime_router.engine.masks import MaskPlan, mask_plan
+from slime_router.engine.request import experts_start, generate_body, read_error, wants_logprobs
 from slime_router.engine.sse import BodyJoiner, EventSplitter
 from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 from slime_router.pool.worker import Worker
-from slime_router.types import Capture, GenerateCall, GenerateChunk, WeightVersion
+from slime_router.types import GenerateCall, GenerateChunk
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +49,7 @@ class WorkerClient:
     def __init__(
         self,
         *,
+        vocab_size: int,
         capture: Capture,
         request_timeout_s: float,
         connect_timeout_s: float = 5.0,
@@ -59,6 +57,7 @@ class WorkerClient:
     ) -> None:
         self.aborts_sent = 0
         self.aborts_failed = 0
+        self._vocab_size = vocab_size
         self._capture = capture
         self._request_timeout_s = request_timeout_s
         self._connect_timeout_s = connect_timeout_s
@@ -117,7 +116,8 @@ class WorkerClient:
             WorkerFailed: the worker died, or its answer cannot be read.
             WorkerTimeout: the whole generation took longer than `timeout_s`.
         """
-        body = generate_body(call, capture=self._capture)
+        masks = mask_plan(call, self._capture, worker)
+        body = generate_body(call, capture=self._capture, more=masks.fields)
         headers = CIMultiDict(call.headers)
         headers["Content-Type"] = "application/json"
         is_over = False  # the worker no longer runs it
@@ -133,24 +133,28 @@ class WorkerClient:
             ) as (exchange, answer):
                 if answer.status != 200:
                     is_over = True
-                    raise read_error(answer.status, await _read(answer))
+                    raise read_error(answer.status, await read_whole(answer))
                 prompt = call.prompt
                 lines = _lines(answer)
-                reader = self._reader(call, exchange.version_before_update)
-                # A client of /generate gets every item exactly as the worker wrote it.
-                read = reader.read if call.native is not None else reader.read_together
+                reader = self._reader(call, exchange, masks)
                 data = b"-"
                 while data and not reader.is_finished:
-                    data = await read_some(answer)
-                    for chunk in read(lines.feed(data) if data else lines.end()):
-                        if reader.weight_version != exchange.weight_version:
-                            exchange.hear(reader.weight_version)
-                        chunk.worker_url = worker.url
-                        chunk.prompt, prompt = prompt, None
-                        if chunk.finish is not None:
-                            is_over = True
-                            await _drain(answer)
+                    try:
+                        data = await answer.content.readany()
+                    except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
+                        raise _translation(exc) from exc
+                    chunks = reader.feed(lines.feed(data) if data else lines.end())
+                    if chunks and reader.weight_version != exchange.weight_version:
+                        exchange.hear(reader.weight_version)
+                    if reader.is_finished:
+                        is_over = True
+                        await _drain(answer)
+                    for chunk in chunks:
+                        if prompt is not None:
+                            chunk, prompt = chunk._replace(prompt=prompt), None
                         yield chunk
+                    if reader.failure is not None:
+                        raise reader.failure
                 if not reader.is_finished:
                     raise WorkerFailed("The worker's answer ended before the generation did.")
         except NotTaken:
@@ -167,7 +171,7 @@ class WorkerClient:
         path: str,
         *,
         headers: Mapping[str, str],
-        body: Any = None,
+        body: Body | None = None,
         timeout_s: float,
         rid: str = "",
     ) -> Opened[Answer]:
@@ -180,8 +184,11 @@ class WorkerClient:
             WorkerFailed: it closed the connection without an answer, or was given up.
             WorkerTimeout: no answer within `timeout_s`.
         """
-        sending = self.send(worker, method, path, headers=headers, body=body, timeout_s=timeout_s)
-        return Opened(Exchange(worker, rid), sending, self._exchanges)
+        use = Use()
+        sending = self.send(
+            worker, method, path, headers=headers, body=body, timeout_s=timeout_s, use=use
+        )
+        return Opened(Exchange(worker, rid, use), sending, self._exchanges)
 
     def give_up(self, worker: Worker) -> int:
         """Cuts off everything `worker` runs; whoever waits for it gets WorkerFailed at once."""
@@ -237,7 +244,7 @@ class WorkerClient:
                 async with self.exchange(
                     worker, method, path, headers=headers, body=body, timeout_s=timeout_s
                 ) as (_, answer):
-                    return WorkerAnswer(answer.status, answer.headers, await _read(answer))
+                    return WorkerAnswer(answer.status, answer.headers, await read_whole(answer))
             except NotTaken as exc:
                 if not exc.is_stale or is_repeated:
                     raise WorkerFailed(f"The worker was not reached: {exc.reason}.") from exc
@@ -253,8 +260,9 @@ class WorkerClient:
         path: str,
         *,
         headers: Mapping[str, str],
-        body: Any = None,
+        body: Body | None = None,
         timeout_s: float,
+        use: Use | None = None,
     ) -> aiohttp.ClientResponse:
         """Sends one request to `worker`; returns once the head of the answer has arrived.
 
@@ -265,6 +273,7 @@ class WorkerClient:
             NotTaken: the worker did not take the request.
             WorkerFailed: it closed the connection without an answer.
             WorkerTimeout: no answer within `timeout_s`.
+            OutOfDescriptors: no connection could be opened.
         """
         if worker.api_key is not None:
             headers = CIMultiDict(headers)
@@ -273,7 +282,7 @@ class WorkerClient:
             headers = CIMultiDict(headers)
             headers["Content-Length"] = str(len(body))
             body = _pieces(body)
-        use = note_use()
+        note_in(use := use or Use())
         try:
             return await self.session.request(
                 method,
@@ -295,17 +304,20 @@ class WorkerClient:
             raise NotTaken("the connection was closed", is_stale=True) from exc
         except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
             raise _translation(exc) from exc
+        except ValueError as exc:  # of the address, such as a name that idna refuses
+            raise NotTaken("the worker's address cannot be used") from exc
 
-    def _reader(
-        self, call: GenerateCall, version_before: Callable[[], WeightVersion | None]
-    ) -> ChunkReader:
+    def _reader(self, call: GenerateCall, exchange: Exchange, masks: MaskPlan) -> ChunkReader:
         return ChunkReader(
+            vocab_size=self._vocab_size,
             with_logprobs=wants_logprobs(call, self._capture),
             top_logprobs=call.top_logprobs,
-            is_native=call.native is not None,
+            is_native=call.is_passed_on,
             is_stream=call.stream,
-            version_before=version_before,
+            version_before=exchange.version_before_update,
             experts_start=experts_start(call),
+            masks=masks,
+            worker_url=exchange.worker.url,
         )
 
     def _abort_later(self, worker: Worker, call: GenerateCall) -> None:
@@ -335,6 +347,9 @@ class WorkerClient:
         except RouterError as exc:
             self.aborts_failed += 1
             logger.warning("abort failed: worker=%s rid=%s reason=%s", worker.url, call.rid, exc)
+        except Exception:  # a fault of ours, and nobody waits for this task
+            self.aborts_failed += 1
+            logger.exception("abort failed: worker=%s rid=%s", worker.url, call.rid)
 
 
 async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
@@ -357,7 +372,8 @@ async def read_some(answer: aiohttp.ClientResponse) -> bytes:
         raise _translation(exc) from exc
 
 
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
+async def read_whole(answer: aiohttp.ClientResponse) -> bytes:
+    """All of it, up to a limit. Raises as `read_some` and `BodyJoiner.feed`."""
     joiner = BodyJoiner()
     while data := await read_some(answer):
         joiner.feed(data)

@@ -10,7 +10,12 @@ If anything looks different the result is None, and the item is parsed in full.
 from __future__ import annotations
 
 # No JSON string can contain these: a quote inside a string is escaped.
-_LISTS = ((b'"output_ids":[', b"]"), (b'"output_token_logprobs":[', b"]]"))
+_LISTS = (  # in the order in which a worker writes them
+    (b'"output_ids":[', b"]"),
+    (b'"output_token_logprobs":[', b"]]"),
+    (b'"output_token_sampling_mask":[', b"]]"),
+    (b'"output_token_sampling_logprobs":[', b"]"),
+)
 
 
 class CumulativeCutter:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import AsyncIterable, Awaitable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from multidict import CIMultiDictProxy
 
+from slime_router.engine.connector import Use
 from slime_router.errors import WorkerFailed
 from slime_router.pool.worker import Worker
 from slime_router.types import WeightVersion
+
+# Of a request: whole, or in pieces that are sent as they come.
+Body: TypeAlias = bytes | AsyncIterable[bytes | memoryview]
 
 GIVEN_UP = "The worker was given up: it answers no probe."
 
@@ -57,11 +61,12 @@ class Exchange:
     """
 
     __slots__ = (
-        "_answer", "_at_dispatch", "_leash", "_updates", "rid", "weight_version", "worker",
+        "_answer", "_at_dispatch", "_leash", "_updates", "_use", "rid", "weight_version", "worker",
     )  # fmt: skip
 
-    def __init__(self, worker: Worker, rid: str = "") -> None:
+    def __init__(self, worker: Worker, rid: str = "", use: Use | None = None) -> None:
         self.worker = worker
+        self._use = use or Use()  # of a connection
         self.rid = rid  # of a generation
         self.weight_version = self._at_dispatch = worker.weight_version
         self._updates = worker.updates
@@ -72,12 +77,15 @@ class Exchange:
         """Waits for the head of the answer, unless the exchange is cut off first.
 
         Raises:
+            NotTaken: it was cut off before anything was sent.
             WorkerFailed: it was cut off.
         """
         try:
             async with asyncio.timeout(None) as self._leash:
                 opened = await answer
         except TimeoutError:
+            if self._use.is_connecting:
+                raise NotTaken("it was given up before it was reached") from None
             raise WorkerFailed(GIVEN_UP) from None
         finally:
             self._leash = None
@@ -102,8 +110,8 @@ class Exchange:
         """
         worker, before = self.worker, self.weight_version
         self.weight_version = version
-        if version is not None and worker.weight_version == before:
-            worker.weight_version = version
+        if version is not None:
+            worker.observed(version, known=before)
 
 
 class Opened(Generic[A]):

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import orjson
 
-from slime_router.errors import BadRequest, RouterError, WorkerFailed, WorkerRefused
-from slime_router.types import Capture, GenerateCall, Sampling, TokenIds
-
-Item: TypeAlias = dict[str, Any]  # one JSON object from a worker
+from slime_router.choices import Capture
+from slime_router.engine.answer import Item
+from slime_router.errors import (
+    BadRequest,
+    MasksRefused,
+    RouterError,
+    WorkerFailed,
+    WorkerRefused,
+)
+from slime_router.types import GenerateCall, NativeCall, Pins, Sampling, TokenIds
 
 _SPELLING = {  # a field of Sampling: SGLang's name for it; sent only if it was set
     "max_tokens": "max_new_tokens",
@@ -36,7 +42,11 @@ _SPELLING = {  # a field of Sampling: SGLang's name for it; sent only if it was 
     "logit_bias": "logit_bias",
     "custom_params": "custom_params",
 }
+_GREEDY = 1e-6  # SGLang samples below this temperature as with a top_k of 1
+_ALL = 2**30  # a top_k that leaves every token
+_ABOUT_MASKS = re.compile(r"sampling[_-]mask|sampling_logprobs_mode|sampling support")
 _GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}  # a worker takes at most one
+NOT_SERVED = (404, 405)  # with 501: what answers is not an SGLang worker
 _DEFAULT_LEN = 128  # tokens: where a worker stops if it is given no limit
 _CONTEXT_LEN = re.compile(
     r"(?:longer than the model's context length \("
@@ -49,7 +59,11 @@ _TOO_MUCH = "Requested token count exceeds the model's maximum context length"
 
 def wants_logprobs(call: GenerateCall, capture: Capture) -> bool:
     """Whether the worker is asked for logprobs: the trainer or the client needs them."""
-    return capture == "full" or call.top_logprobs > 0 or bool(_asked(call).get("return_logprob"))
+    return (
+        capture in ("full", "distribution")
+        or call.top_logprobs > 0
+        or bool(call.asked.get("return_logprob"))
+    )
 
 
 def experts_start(call: GenerateCall) -> int:
@@ -58,34 +72,43 @@ def experts_start(call: GenerateCall) -> int:
     A client gets what it asks for. The trainer needs only what the store lacks; that includes the
     last held token, which was never a model's input.
     """
-    asked = _asked(call)
+    asked = call.asked
     if asked.get("return_routed_experts"):
         start = asked.get("routed_experts_start_len")
         return start if type(start) is int else 0
     return max(call.prompt.base_len - 1, 0) if call.prompt is not None else 0
 
 
-def generate_body(call: GenerateCall, *, capture: Capture = "full") -> bytes:
-    """The JSON body of `POST /generate`. `call.prompt` has been made.
+def generate_body(
+    call: GenerateCall, *, capture: Capture = "full", more: Mapping[str, Any] | None = None
+) -> bytes:
+    """The JSON body of `POST /generate`, with `more` fields. `call.prompt` has been made.
 
     Raises:
         BadRequest: a field of the client cannot be written as JSON.
     """
     assert call.prompt is not None, "the caching middleware makes the prompt"
-    body: Item = {name: value for name, value in _asked(call).items() if name != "text"}
+    body: Item = {name: value for name, value in call.asked.items() if name != "text"}
     body |= {
-        "input_ids": _input_ids(call.prompt.ids, call.sampled),
+        "input_ids": _input_ids(call, call.prompt.ids),
         "rid": call.rid,
         "return_logprob": wants_logprobs(call, capture),
         "stream": call.stream,
     }
-    params = _params(call)
-    if params or call.native is None:
+    if call.kv_session and not body.get("session_params"):  # SGLang takes one of the two
+        body["session_id"] = call.kv_session
+    params = sampling_params(call)
+    is_ours = not isinstance(call, NativeCall)
+    if params or is_ours:
         body["sampling_params"] = params
-    if call.native is None and call.top_logprobs:
+    if is_ours and call.top_logprobs:
         body["top_logprobs_num"] = call.top_logprobs
     if call.wants_routed_experts and not body.get("return_routed_experts"):
         body |= {"return_routed_experts": True, "routed_experts_start_len": experts_start(call)}
+    if call.wants_indexer_topk:
+        body["return_indexer_topk"] = True
+    if more:
+        body |= more
     try:
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as exc:
@@ -94,13 +117,13 @@ def generate_body(call: GenerateCall, *, capture: Capture = "full") -> bytes:
 
 def is_constrained(call: GenerateCall) -> bool:
     """Whether a grammar constrains the output: it has to see it from the first token on."""
-    params = _params(call)
+    params = sampling_params(call)
     return any(params.get(key) for key in (*_GRAMMARS, "stop_regex"))
 
 
 def text_rules(call: GenerateCall) -> Sampling:
     """The part of the sampling that decides which text a worker shows for the output ids."""
-    params = _params(call)
+    params = sampling_params(call)
     stop = params.get("stop") or ()
     return Sampling(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
@@ -111,37 +134,97 @@ def text_rules(call: GenerateCall) -> Sampling:
 
 def stop_ids(call: GenerateCall, eos_ids: Collection[int]) -> frozenset[int]:
     """The tokens that end the output; `eos_ids` are the model's own."""
-    params = _params(call)
+    params = sampling_params(call)
     own = () if params.get("ignore_eos") else eos_ids
     return frozenset(own).union(params.get("stop_token_ids") or ())
 
 
 def length_limit(call: GenerateCall) -> int | None:
     """The most output tokens allowed; None for up to the end of the context."""
-    limit = _params(call).get("max_new_tokens", _DEFAULT_LEN)
+    limit = sampling_params(call).get("max_new_tokens", _DEFAULT_LEN)
     return limit if limit is None else int(limit)
 
 
-def _input_ids(prompt: TokenIds, sampled: TokenIds) -> TokenIds:
-    whole = np.concatenate((prompt, sampled)) if len(sampled) else prompt
-    return np.ascontiguousarray(whole)
+def _input_ids(call: GenerateCall, prompt: TokenIds) -> TokenIds | orjson.Fragment:
+    """The client's own text of the ids, where nothing was made of them: it costs no writing."""
+    if len(call.sampled):
+        return np.concatenate((prompt, call.sampled))
+    if call.ids_text and prompt is call.input_ids:
+        return orjson.Fragment(call.ids_text)
+    return np.ascontiguousarray(prompt)
 
 
-def _asked(call: GenerateCall) -> Mapping[str, Any]:
-    """What the client asked for in the worker's own fields, at top level."""
-    return call.worker_fields if call.native is None else call.native
-
-
-def _params(call: GenerateCall) -> Item:
-    if call.native is None:
-        params = _sampling_params(call.sampling)
-    else:
-        params = call.native.get("sampling_params") or {}
+def sampling_params(call: GenerateCall) -> Item:
+    """How the worker is to sample: the one place where `sampling_params` are made."""
+    if isinstance(call, NativeCall):
+        params = call.body.get("sampling_params") or {}
         if call.defaults is not None:
             params = _over(_spelled(call.defaults), params)
+        if call.pins is not None:
+            params = pinned(params, call.pins)
+    else:
+        params = _sampling_params(call.sampling)
+    if call.mask_top_k and truncates(params) and not has_finite_top_k(params):
+        params = {**params, "top_k": call.mask_top_k}
     if call.token_limit is not None:
         params = _limited(params, call.token_limit)
     return _rest(params, len(call.sampled)) if len(call.sampled) else params
+
+
+def asked_for(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What these parameters say, by the fields of `Sampling`."""
+    said = {
+        name: params[spelling]
+        for name, spelling in _SPELLING.items()
+        if params.get(spelling) is not None
+    }
+    if params.get("no_stop_trim"):
+        said["keep_stop"] = True
+    if params.get("skip_special_tokens") is False:
+        said["skip_special_tokens"] = False
+    grammars = [params[name] for name in sorted(_GRAMMARS) if params.get(name)]
+    return {**said, "grammar": grammars[0]} if grammars else said
+
+
+def truncates(params: Mapping[str, Any]) -> bool:
+    """Whether these parameters leave only a part of the vocabulary to sample from."""
+    return (
+        has_finite_top_k(params)
+        or _number(params, "top_p", 1.0) < 1.0
+        or _number(params, "min_p", 0.0) > 0.0
+    )
+
+
+def has_finite_top_k(params: Mapping[str, Any]) -> bool:
+    """Whether so many tokens at most are sampled from; it is one where sampling is greedy."""
+    if 0.0 <= _number(params, "temperature", 1.0) < _GREEDY:
+        return True
+    return 0 < _number(params, "top_k", -1) < _ALL
+
+
+def _number(params: Mapping[str, Any], name: str, otherwise: float) -> float:
+    value = params.get(name)
+    return float(value) if isinstance(value, int | float) else otherwise
+
+
+def pinned(params: Item, pins: Pins) -> Item:
+    """`params` with what is pinned in place of its own."""
+    spelled = _spelled(pins.sampling)
+    names = {_SPELLING[name] for name in pins.names if name in _SPELLING}
+    if "keep_stop" in pins.names:
+        names.add("no_stop_trim")
+    if "skip_special_tokens" in pins.names:
+        names.add("skip_special_tokens")
+    if "grammar" in pins.names:
+        names |= _GRAMMARS
+    rest = {name: value for name, value in params.items() if name not in names}
+    result = {**rest, **{name: spelled[name] for name in names if name in spelled}}
+    if "max_tokens" in pins.names:
+        result.setdefault("max_new_tokens", None)  # to the end of the context
+        longest, least = result["max_new_tokens"], result.get("min_new_tokens")
+        if longest is not None and least is not None and least > longest:
+            result["min_new_tokens"] = longest
+    return result
 
 
 def _sampling_params(sampling: Sampling) -> Item:
@@ -194,8 +277,14 @@ def _spelled(sampling: Sampling) -> Item:
 
 def read_error(status: int, body: bytes) -> RouterError:
     """The error that an answer with `status` means; reads every shape that workers use."""
+    if status >= 400 and _ABOUT_MASKS.search(words := _words(body)):
+        return MasksRefused(words, status=status, body=body)
     if status >= 500 and status != 503:
-        return WorkerFailed(f"The worker failed with status {status}.")
+        failed = WorkerFailed(f"The worker failed with status {status}.")
+        failed.is_answer = True
+        return failed
+    if status in NOT_SERVED:  # no request could do better there
+        return WorkerFailed(f"The worker does not serve this route: it answers {status}.")
     if status < 400:
         return WorkerFailed(f"The worker answered with an unexpected status, {status}.")
     words = _words(body) or f"The worker refused the request with status {status}."

@@ -31,8 +31,13 @@ class EventSplitter:
             lines[0] = b"".join((*self._rest, lines[0]))
             self._rest.clear()
             self._rest_len = 0
-        self._keep(tail)
-        return [line[5:].strip() for line in lines if line.startswith(b"data:")]
+        if tail:
+            self._keep(tail)
+        payloads = []
+        for line in lines:
+            if line.startswith(b"data:"):
+                payloads.append(line[5:].strip())  # noqa: PERF401 - a comprehension is a call
+        return payloads
 
     def end(self) -> list[bytes]:
         """The payload of a last line without a line end."""
@@ -42,8 +47,7 @@ class EventSplitter:
         self._rest_len += len(piece)
         if self._rest_len > self._max_len:
             raise WorkerFailed("The worker sent a line that is too long.")
-        if piece:
-            self._rest.append(piece)
+        self._rest.append(piece)
 
 
 class BodyJoiner:

@@ -13,21 +13,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from slime_router.choices import Resume
 from slime_router.engine.exchange import NotTaken
 from slime_router.errors import NoWorker, RouterError, WorkerFailed, WorkerRefused, WorkerTimeout
 from slime_router.failover.stitch import Stitch
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.pool import Lease, WorkerPool
 from slime_router.pool.worker import Kind, Need, Worker
-from slime_router.types import Resume
+from slime_router.types import WeightVersion
 
 logger = logging.getLogger(__name__)
 
-BUSY = (429, 503)  # a worker's queue is full: another's may not be
+SHUTS_DOWN = 503  # or its queue is full
+BUSY = (429, SHUTS_DOWN)  # a worker's queue is full: another's may not be
 # Workers that broke before any output: the request itself may be killing them. When all of a small
 # fleet is killed at once, an innocent request loses three.
 MAX_BROKEN = 4
 MAX_ABORTS = 5  # by workers, in a row and without a token in between
+STEADY_S = 5.0  # a generation that ran for this long may resume at once: weights were updated
 
 Failure: TypeAlias = NotTaken | RouterError
 
@@ -108,12 +111,17 @@ class Attempts:
         self._deadline = self._clock() + self._settings.request_timeout_s
         self._worker: Worker | None = None  # the latest one tried
         self._tried: set[str] = set()
+        self._tried_prefills: set[str] = set()
         self._stale: set[str] = set()
-        self._is_sampling = False
+        self.is_sampling = False  # the worker, since it was leased
+        self._accused: dict[str, set[Worker]] = {}  # by what they answered; see `_settle`
+        self._entered_at = 0.0
+        self._short_stays = 0  # in a row, that ended with an abort
         # In a row, without a token in between:
         self._retries = 0
         self._broken = 0
         self._aborts = 0
+        self._resumed_at: tuple[WeightVersion | None, int] | None = None  # see `may_resume`
 
     def left_s(self) -> float:
         """How much of the request timeout is left."""
@@ -131,8 +139,9 @@ class Attempts:
 
     async def enter(self, rid: str) -> Lease:
         """Starts the stay at a worker."""
-        lease = await self._found(self._need)
-        self._worker, self._is_sampling = lease.worker, False
+        lease = await self._found(self._need, self._tried)
+        self._worker, self.is_sampling = lease.worker, False
+        self._entered_at = self._clock()
         self._run.worker, self._run.rid = lease.worker, rid
         return lease
 
@@ -148,9 +157,14 @@ class Attempts:
             NoWorker: there is none, and none came in time.
             Cancelled: the abort of the request was asked for meanwhile.
         """
-        return await self._found(replace(self._need, target=None), "prefill")
+        need = replace(self._need, target=None)
+        return await self._found(need, self._tried_prefills, "prefill")
 
-    async def _found(self, need: Need, kind: Kind | None = None) -> Lease:
+    def prefill_failed(self, prefill: Worker) -> None:
+        """The next try has another worker compute its prompt, where there is one."""
+        self._tried_prefills.add(prefill.url)
+
+    async def _found(self, need: Need, tried: set[str], kind: Kind | None = None) -> Lease:
         began = self._clock()
         has_waited = False
         while True:
@@ -158,10 +172,10 @@ class Attempts:
             if self._run.is_cancelled:
                 raise Cancelled
             try:
-                return self._pool.lease(need, self._tried, kind=kind)
+                return self._pool.lease(need, tried, kind=kind)
             except NoWorker as exc:
-                if self._tried:
-                    self._tried.clear()
+                if tried:
+                    tried.clear()
                     continue
                 settings = self._settings
                 wait_s = settings.pause_wait_s if exc.is_paused else settings.worker_wait_s
@@ -182,7 +196,8 @@ class Attempts:
 
     def progress(self, lease: Lease) -> None:
         """The worker samples: the request is fine, and failures are counted from zero again."""
-        self._is_sampling = True
+        self.is_sampling = True
+        self._settle(is_good=True)
         self._retries = self._broken = self._aborts = 0
         lease.answered()
 
@@ -209,9 +224,22 @@ class Attempts:
         sampled_len = 0 if stitch is None else len(stitch.output_ids)
         self._note_retry(logging.WARNING, worker, exc, sampled_len)
         if not has_others:
-            await self._back_off(self._retries - 1)
+            await self._back_off(self._retries - 1, at_least_s=self._pool.cooldown_s(self._need))
+
+    def _settle(self, *, is_good: bool) -> None:
+        """Counts the errors that workers gave as answers, once it is known whose fault they were.
+
+        A request that works elsewhere was not at fault. Nor is a worker whose error another gives
+        to the same request: otherwise one client's request could take all of them out of service.
+        """
+        for workers in self._accused.values():
+            if is_good or len(workers) == 1:
+                for worker in workers:
+                    self._pool.failed(worker)
+        self._accused.clear()
 
     def _final_error(self, exc: Failure) -> RouterError:
+        self._settle(is_good=False)
         if not isinstance(exc, NotTaken):
             return exc
         words = f"No worker could be reached: {exc.reason}."
@@ -229,29 +257,50 @@ class Attempts:
                 self._dispatcher.on_suspicion(worker)
             return True
         if isinstance(exc, WorkerRefused):
-            self._pool.succeeded(worker)
-            return exc.status in BUSY
+            if exc.status not in BUSY:
+                self._pool.succeeded(worker)
+                return False
+            self._pool.busy(worker)
+            if exc.status == SHUTS_DOWN:
+                self._dispatcher.on_suspicion(worker)
+            return True
         if not isinstance(exc, WorkerFailed | WorkerTimeout):
             return False  # it is not the worker's fault
-        self._pool.failed(worker)
+        if exc.is_answer and not self.is_sampling:
+            self._accused.setdefault(exc.message, set()).add(worker)
+        else:
+            self._pool.failed(worker)
         self._dispatcher.on_suspicion(worker)
-        self._broken += not self._is_sampling
+        self._broken += not self.is_sampling
         return isinstance(exc, WorkerFailed) and self._broken < MAX_BROKEN
 
-    def may_resume(self) -> bool:
-        """Whether an aborted generation may resume; if so, this counts as one more resumption."""
+    def may_resume(self, version: WeightVersion | None) -> bool:
+        """Whether an aborted generation may resume; if so, this counts as one more resumption.
+
+        `version` is what the worker ran. A second abort under the same weights and without a pause
+        in between has another reason: a trainer ends its surplus rollouts, and wants them.
+        """
         if self._run.is_cancelled or self._aborts >= MAX_ABORTS:
             return False
+        before, interruptions = self._resumed_at, self._pool.interruptions
+        if before is not None:
+            version = before[0] if version is None else version
+            if before == (version, interruptions):
+                return False
+        self._resumed_at = (version, interruptions)
         self._aborts += 1
         self._dispatcher.counts["resumed"] += 1
         return True
 
     async def rest_after_abort(self) -> None:
-        """A worker that keeps aborting is not asked again without a delay."""
-        await self._back_off(self._aborts - 1)
+        """A worker that keeps aborting is asked less and less often, even if tokens come."""
+        is_short = self._clock() - self._entered_at < STEADY_S
+        self._short_stays = self._short_stays + 1 if is_short else 1
+        await self._back_off(self._short_stays - 1)
 
-    async def _back_off(self, retry: int) -> None:
+    async def _back_off(self, retry: int, *, at_least_s: float = 0.0) -> None:
         delay_s = self._dispatcher.backoff.delay_s(retry, self._dispatcher.random)
+        delay_s = max(delay_s, at_least_s)
         await asyncio.sleep(min(delay_s, self.left_s()))
 
 

@@ -35,9 +35,7 @@ def paired(call: GenerateCall, prefill: Worker) -> GenerateCall:
         "bootstrap_port": prefill.bootstrap_port,
         "bootstrap_room": _rooms.randrange(ROOMS),
     }
-    if call.native is not None:
-        return replace(call, native={**call.native, **fields})
-    return replace(call, worker_fields={**call.worker_fields, **fields})
+    return call.asking({**call.asked, **fields})
 
 
 @asynccontextmanager
@@ -80,5 +78,8 @@ async def _prefill(
     except (NotTaken, RouterError) as exc:
         logger.warning("prefill failed: worker=%s rid=%s reason=%s", prefill.url, call.rid, exc)
         on_failure(prefill)
+    except Exception:  # a fault of ours: the decode worker must not wait for its cache
+        on_failure(prefill)
+        raise
     finally:
         lease.close()

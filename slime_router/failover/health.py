@@ -4,6 +4,7 @@ A paused worker's own `/health` hangs, so a probe checks only whether the front 
 any status below 500 means up. A worker that refuses connections is down at once; one that is silent
 is down after `failure_threshold` probes, and what it runs then moves to others. A worker that is
 down is probed until it comes back or is removed, a removed one until it has nothing in flight.
+One that says 503 at once shuts down or starts up: it gets nothing new meanwhile.
 """
 
 from __future__ import annotations
@@ -20,16 +21,21 @@ import orjson
 
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import NotTaken
-from slime_router.errors import RouterError
+from slime_router.errors import OutOfDescriptors, RouterError
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
+from slime_router.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
 Probe: TypeAlias = Literal["answers", "refuses", "silent"]
 
 ENDPOINT = "/model_info"  # answers even while generation is paused
+PING = "/ping"  # 200 unless the worker shuts down or starts up, or once failed its own check
+HEALTH = "/health"  # says 503 at once in the first two cases; else it may generate a token
+_DRAINS_TIMEOUT_S = 1.0  # a paused worker is silent at `/health`
+_OK, _REFUSES = 200, 503
 _AGAIN_S = 1.0  # between probes of a worker that may be dead
 
 
@@ -52,7 +58,8 @@ class HealthSettings:
 class Health:
     """Runs one watching task for each worker of the pool, as workers come and go.
 
-    `on_up(worker)` is called when a worker answers for the first time, or again.
+    `on_up(worker)` is called when a worker answers for the first time, again, or after a request
+    to it failed.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class Health:
         pool: WorkerPool,
         client: WorkerClient,
         settings: HealthSettings,
+        supervisor: Supervisor,
         *,
         on_up: Callable[[Worker], None] = lambda _: None,
         backoff: Backoff | None = None,
@@ -70,6 +78,7 @@ class Health:
         self._pool = pool
         self._client = client
         self._settings = settings
+        self._supervisor = supervisor
         self._on_up = on_up
         self._backoff = backoff or Backoff(initial_s=0.1, max_s=settings.interval_s)
         self._random = random
@@ -88,10 +97,7 @@ class Health:
 
     async def __aexit__(self, *_: object) -> None:
         self._is_running = False
-        tasks = tuple(self._watches.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._supervisor.stop(tuple(self._watches.values()))
 
     def suspect(self, worker: Worker) -> None:
         """A request to the worker failed: probe it now."""
@@ -107,7 +113,9 @@ class Health:
             if worker not in self._watches:
                 self._alarms[worker] = asyncio.Event()
                 self._alarms[worker].set()  # probe at once: is it there?
-                task = asyncio.create_task(self._watch(worker), name=f"health {worker.url}")
+                state = _State(self._settings, self._backoff, self._random)
+                watch = partial(self._watch, worker, state)
+                task = self._supervisor.start("health watch", watch, about=worker.url)
                 self._watches[worker] = task
                 task.add_done_callback(partial(self._forget, worker))
         for worker, alarm in self._alarms.items():
@@ -120,17 +128,19 @@ class Health:
     def _forget(self, worker: Worker, _: object) -> None:
         del self._watches[worker], self._alarms[worker]
 
-    async def _watch(self, worker: Worker) -> None:
-        state = _State(self._settings, self._backoff, self._random)
+    async def _watch(self, worker: Worker, state: _State) -> None:
         clock = asyncio.get_running_loop().time
         began = clock()
         while True:
-            await self._rest(worker, state.rest_s(worker))
+            is_suspected = await self._rest(worker, state.rest_s(worker))
             if self._is_gone(worker):
                 return
-            probe = await self._probe(worker)
+            try:
+                probe = await self._probe(worker)
+            except OutOfDescriptors:
+                continue
             if probe == "answers":
-                await self._answered(worker, state)
+                await self._answered(worker, state, is_suspected=is_suspected)
                 continue
             if not state.was_seen and clock() - began > self._settings.startup_timeout_s:
                 logger.error("worker %s did not come up in time; still probing it", worker.url)
@@ -138,45 +148,83 @@ class Health:
             if state.failed(probe) and worker.is_up:
                 self._lost(worker, probe, is_new=not state.was_seen)
 
-    async def _rest(self, worker: Worker, rest_s: float | None) -> None:
+    async def _rest(self, worker: Worker, rest_s: float | None) -> bool:
+        """Waits until the next probe is due. Returns whether a failed request is the reason."""
         alarm = self._alarms[worker]
         try:
             async with asyncio.timeout(rest_s):
                 await alarm.wait()
         except TimeoutError:
-            pass  # the next probe is due
+            return False
         alarm.clear()
+        return True
 
     async def _probe(self, worker: Worker) -> Probe:
         known = worker.weight_version
-        is_resting = worker.is_paused or worker.is_asleep
-        endpoint = ENDPOINT if is_resting else self._settings.endpoint
+        endpoint = ENDPOINT if worker.is_resting else self._settings.endpoint
         try:
             answer = await self._client.ask(
                 worker, "GET", endpoint, headers={}, timeout_s=self._settings.timeout_s
             )
+        except OutOfDescriptors:  # this says nothing of the worker
+            raise
         except RouterError as exc:
             logger.debug("probe failed: worker=%s reason=%s", worker.url, exc)
             cause = exc.__cause__
             return "refuses" if isinstance(cause, NotTaken) and cause.is_refused else "silent"
         if answer.status >= 500:
+            if answer.status == _REFUSES:
+                self._note_refusing(worker, True)
             return "silent"
         version = _parsed(answer.body).get("weight_version")
         # Trainers update workers behind our back; a change made meanwhile is newer than the answer.
-        if type(version) in (str, int) and known == worker.weight_version != version:
-            worker.weight_version = version
+        if isinstance(version, str | int) and not isinstance(version, bool):
+            is_news = worker.observed(version, known=known)
+        else:
+            is_news = False
+        if is_news:
             self._pool.note_versions()
         return "answers"
 
-    async def _answered(self, worker: Worker, state: _State) -> None:
+    async def _ask_whether_it_drains(self, worker: Worker) -> None:
+        """A worker that shuts down says so, and serves what it has; it may come back as well.
+
+        `/ping` costs a worker nothing. Only one that is not well there, or has no such route, is
+        asked for its `/health`, which tells a shutdown from a check that failed some time ago.
+        """
+        if worker.is_resting:
+            return
+        if await self._status(worker, PING) == _OK:
+            self._note_refusing(worker, False)
+            return
+        status = await self._status(worker, HEALTH)
+        if status is not None:
+            self._note_refusing(worker, status == _REFUSES)
+
+    async def _status(self, worker: Worker, path: str) -> int | None:
+        """What a worker answers at `path`; None if it is silent: somebody may have paused it."""
+        timeout_s = min(_DRAINS_TIMEOUT_S, self._settings.timeout_s)
+        try:
+            answer = await self._client.ask(worker, "GET", path, headers={}, timeout_s=timeout_s)
+        except RouterError:
+            return None
+        return answer.status
+
+    def _note_refusing(self, worker: Worker, is_refusing: bool) -> None:
+        if self._pool.refuses(worker, is_refusing):
+            words = "takes nothing new: it answers 503" if is_refusing else "takes requests again"
+            logger.warning("worker %s %s", worker.url, words)
+
+    async def _answered(self, worker: Worker, state: _State, *, is_suspected: bool) -> None:
         is_new = not state.was_seen
         if state.answered() and not worker.is_up:
             self._pool.mark_up(worker)
             self.recoveries += not is_new
             logger.info("worker %s is %s", worker.url, "up" if is_new else "back")
             is_new = True
-        if is_new:
+        if is_new or is_suspected or worker.misfit is not None:
             self._on_up(worker)
+        await self._ask_whether_it_drains(worker)
         if self._settings.is_enabled:
             await self._ask_load(worker)
 
@@ -190,21 +238,19 @@ class Health:
             return  # the next probe will show why
         loads = _parsed(answer.body).get("loads") if answer.status == 200 else None
         ranks = [load for load in loads if isinstance(load, dict)] if loads else []
-        worker.queued = sum(_count(rank.get("num_waiting_reqs")) for rank in ranks)
-        kv_tokens = sum(_count(rank.get("max_total_num_tokens")) for rank in ranks)
-        worker.kv_tokens = kv_tokens or worker.kv_tokens
+        worker.reported(
+            queued=sum(_count(rank.get("num_waiting_reqs")) for rank in ranks),
+            kv_tokens=sum(_count(rank.get("max_total_num_tokens")) for rank in ranks),
+        )
 
     def _lost(self, worker: Worker, probe: Probe, *, is_new: bool) -> None:
-        worker.weight_version = None
-        if probe == "refuses":  # it was stopped, and its pause ended with it
-            self._pool.rest(worker, is_paused=False, is_asleep=False)
-        self._pool.mark_down(worker)
+        words = "refuses connections" if probe == "refuses" else "answers no probe"
+        self._pool.mark_down(worker, f"it {words}", was_stopped=probe == "refuses")
         cut = self._client.give_up(worker)
         if is_new:
             logger.info("worker %s is not there yet", worker.url)
             return
         self.deaths += 1
-        words = "refuses connections" if probe == "refuses" else "answers no probe"
         logger.warning("worker %s is down: it %s; %d requests move on", worker.url, words, cut)
 
 
@@ -225,8 +271,10 @@ class _State:
         """Seconds until the next probe; None to wait until a request fails."""
         if not worker.is_up:
             return self._backoff.delay_s(self._failures, self._random)
-        if self._failures:
+        if self._failures or worker.is_refusing:
             return min(_AGAIN_S, self._settings.interval_s)
+        if worker.misfit is not None:
+            return self._settings.interval_s
         return self._settings.interval_s if self._settings.is_enabled else None
 
     def answered(self) -> bool:

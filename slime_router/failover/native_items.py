@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from slime_router.engine.request import Item, text_rules
+from slime_router.engine.answer import Item
+from slime_router.engine.request import text_rules
 from slime_router.types import Finish, GenerateCall, GenerateChunk, Sampling
 
 _OUTPUT_LISTS = (  # of meta_info, with one entry per output token
     "output_token_logprobs",
     "output_top_logprobs",
     "output_token_ids_logprobs",
+    "output_token_sampling_mask",
+    "output_token_sampling_logprobs",
 )
+_LENGTHS = ("output_token_logprobs_length", "output_token_sampling_mask_length")
 _INPUT_LISTS = ("input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs")
 
 
@@ -95,9 +99,10 @@ class Items:
                 return ()
             self.is_cumulative = self._expects_cumulative is not False
         ready, self._held = self._held, []
-        for waiting, ids_end, text_end in ready:
-            waiting.item = self._item(waiting, output_ids[:ids_end], self._text[:text_end])
-        return [waiting for waiting, _, _ in ready]
+        return [
+            waiting._replace(item=self._item(waiting, output_ids[:ids_end], self._text[:text_end]))
+            for waiting, ids_end, text_end in ready
+        ]
 
     def _item(self, chunk: GenerateChunk, ids: Sequence[int], text: str) -> Item:
         """The worker's item with all output so far, or only the new part of it."""
@@ -124,8 +129,7 @@ class Items:
         }
         if chunk.prompt_tokens:
             fields |= {"prompt_tokens": chunk.prompt_tokens, "cached_tokens": chunk.cached_tokens}
-        if "output_token_logprobs_length" in meta:
-            fields["output_token_logprobs_length"] = end
+        fields |= dict.fromkeys((name for name in _LENGTHS if name in meta), end)
         if chunk.weight_versions:
             fields["weight_versions"] = [
                 {"version": span.version, "start": span.start, "end": span.end}

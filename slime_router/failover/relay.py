@@ -18,6 +18,7 @@ from collections.abc import (
     Collection,
     Iterator,
     Mapping,
+    Sequence,
 )
 from contextlib import (
     AbstractAsyncContextManager,
@@ -26,23 +27,24 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
+from dataclasses import replace
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
 from slime_router.auth.owners import shown
 from slime_router.engine.client import Answer, WorkerClient
-from slime_router.engine.exchange import NotTaken
-from slime_router.errors import RouterError, WorkerFailed
+from slime_router.engine.exchange import Body, NotTaken
+from slime_router.errors import MasksRefused, RouterError, WorkerFailed
 from slime_router.failover.attempts import Attempts, Cancelled, Dispatcher, RelaySettings, Run
 from slime_router.failover.disaggregated import paired, prefilling
 from slime_router.failover.native_items import OpenText
 from slime_router.failover.stitch import Stitch
 from slime_router.pool.backoff import Backoff
-from slime_router.pool.pool import WorkerPool
+from slime_router.pool.pool import Lease, WorkerPool
 from slime_router.pool.worker import Need, Worker
-from slime_router.types import GenerateCall, GenerateChunk
+from slime_router.telemetry.request_record import Trace, current_request
+from slime_router.types import Finish, GenerateCall, GenerateChunk
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +110,25 @@ class Relay:
             part = stitch.next_call()
             while not (stitch.is_over or run.is_cancelled):
                 try:
-                    async with aclosing(self._sample(part, stitch, attempts)) as chunks:
-                        async for chunk in chunks:
-                            yield chunk
+                    async with (
+                        attempts.lease(part.rid) as lease,
+                        self._prefilled(part, lease.worker, attempts) as sent,
+                        aclosing(
+                            self._client.generate(lease.worker, sent, timeout_s=attempts.left_s())
+                        ) as came,
+                    ):
+                        async for chunk in came:
+                            if not attempts.is_sampling and chunk.output_ids:
+                                attempts.progress(lease)
+                            taken = stitch.take(chunk)
+                            if taken.finish is None:
+                                shown = stitch.emit(taken)
+                            else:
+                                shown = self._ended(part, taken, lease, stitch, attempts)
+                            for each in shown:
+                                yield each
+                            if taken.finish is not None:
+                                break
                     if stitch.is_over:
                         break
                     await attempts.rest_after_abort()
@@ -119,7 +137,11 @@ class Relay:
                 except (NotTaken, RouterError) as exc:
                     if run.is_cancelled or stitch.ending() is not None:
                         break
-                    await attempts.failed(exc, stitch)
+                    if isinstance(exc, MasksRefused) and stitch.give_up_masks():
+                        self.counts["masks_refused"] += 1
+                        logger.info("without sampling masks: rid=%s reason=%s", part.rid, exc)
+                    else:
+                        await attempts.failed(exc, stitch)
                     if isinstance(exc, NotTaken) and not exc.is_stale:
                         continue  # no worker has seen its rid
                 part = stitch.next_call()
@@ -127,43 +149,55 @@ class Relay:
                 for chunk in stitch.ended():
                     yield chunk
 
-    async def _sample(
-        self, part: GenerateCall, stitch: Stitch, attempts: Attempts
-    ) -> AsyncGenerator[GenerateChunk, None]:
-        """Runs one part on one worker; yields the chunks for the client."""
-        async with (
-            attempts.lease(part.rid) as lease,
-            self._prefilled(part, lease.worker, attempts) as call,
+    def _ended(
+        self,
+        part: GenerateCall,
+        last: GenerateChunk,
+        lease: Lease,
+        stitch: Stitch,
+        attempts: Attempts,
+    ) -> Sequence[GenerateChunk]:
+        """What the client gets of the chunk, already taken, that ended a part."""
+        lease.answered()
+        self._pool.succeeded(lease.worker)
+        may_go_on = self._may_go_on(part, last.finish)
+        ending = stitch.ending() if may_go_on else None
+        if ending is not None:
+            last = stitch.settled(last, ending)
+        # Under a grammar no part can start in the middle; a whole reply can start over.
+        elif (
+            may_go_on
+            and (stitch.can_go_on or not part.stream)
+            and attempts.may_resume(last.weight_version)
         ):
-            came = self._client.generate(lease.worker, call, timeout_s=attempts.left_s())
-            is_sampling = False
-            async with aclosing(came):
-                async for chunk in came:
-                    if chunk.output_ids and not is_sampling:
-                        is_sampling = True
-                        attempts.progress(lease)
-                    stitch.take(chunk)
-                    if chunk.finish is None:
-                        for emitted in stitch.emit(chunk):
-                            yield emitted
-                        continue
-                    lease.answered()
-                    self._pool.succeeded(lease.worker)
-                    goes_on = self._goes_on(part, chunk, stitch, attempts)
-                    if not goes_on:
-                        self._finished(part, lease.worker, stitch)
-                    elif not stitch.can_go_on:
-                        self._note_dropped(part, len(stitch.output_ids))
-                    for emitted in stitch.emit(chunk, goes_on=goes_on):
-                        yield emitted
-                    return
+            if not stitch.can_go_on:
+                self._note_dropped(part, len(stitch.output_ids))
+            return stitch.emit(last, goes_on=True)
+        self._finished(part, lease.worker, stitch)
+        return stitch.emit(last)
 
     def _prefilled(
         self, part: GenerateCall, worker: Worker, attempts: Attempts
     ) -> AbstractAsyncContextManager[GenerateCall]:
         """The call as `worker` gets it; for a decode worker, another one computes the prompt."""
+        request = current_request()
+        if request is not None and request.trace is not None:
+            return self._traced(part, worker, attempts, request.trace)
         is_decode = worker.kind == "decode"
         return self._paired(part, worker, attempts) if is_decode else nullcontext(part)
+
+    @asynccontextmanager
+    async def _traced(
+        self, part: GenerateCall, worker: Worker, attempts: Attempts, trace: Trace
+    ) -> AsyncIterator[GenerateCall]:
+        """The same, as a span of the request's trace, which the worker can continue."""
+        with trace.hop(worker.url) as headers:
+            part = replace(part, headers={**part.headers, **headers})
+            if worker.kind != "decode":
+                yield part
+                return
+            async with self._paired(part, worker, attempts) as call:
+                yield call
 
     @asynccontextmanager
     async def _paired(
@@ -174,6 +208,7 @@ class Relay:
 
             def failed(prefill: Worker) -> None:
                 self._pool.failed(prefill)
+                attempts.prefill_failed(prefill)
                 self._dispatcher.on_suspicion(prefill)
                 self._client.cut(worker, call.rid)  # it would wait for a cache that never arrives
 
@@ -182,22 +217,12 @@ class Relay:
             ):
                 yield call
 
-    def _goes_on(
-        self, call: GenerateCall, last: GenerateChunk, stitch: Stitch, attempts: Attempts
-    ) -> bool:
-        """Whether to continue the part that ended with this chunk."""
-        wanted, is_native = self._settings.resume_aborted, call.native is not None
-        finish = last.finish
+    def _may_go_on(self, call: GenerateCall, finish: Finish | None) -> bool:
+        """Whether a part that ended so is to be continued."""
         if finish is None or finish.type != "abort" or finish.status_code:
             return False
-        if wanted == "none" or (is_native and wanted != "all"):
-            return False
-        ending = stitch.ending()
-        if ending is not None:
-            stitch.settle(last, ending)
-            return False
-        # Under a grammar no part can start in the middle; a whole reply can start over.
-        return (stitch.can_go_on or not call.stream) and attempts.may_resume()
+        wanted = self._settings.resume_aborted
+        return wanted == "all" or (wanted == "chat" and not call.is_passed_on)
 
     def _note_dropped(self, call: GenerateCall, count: int) -> None:
         """A whole reply under a grammar starts over: the client never sees what was sampled."""
@@ -206,7 +231,7 @@ class Relay:
 
     def _finished(self, call: GenerateCall, worker: Worker, stitch: Stitch) -> None:
         assert call.prompt is not None
-        if call.native is not None and call.stream and stitch.is_cumulative is not None:
+        if call.is_passed_on and call.stream and stitch.is_cumulative is not None:
             self._is_cumulative = stitch.is_cumulative
         output = np.array(stitch.output_ids, np.int32)
         self._pool.held(worker, shown(call.scope), np.concatenate((call.prompt.ids, output)))
@@ -246,7 +271,7 @@ class Relay:
         path: str,
         *,
         headers: Mapping[str, str],
-        body: Any = None,
+        body: Body | None = None,
         can_repeat: bool = True,
         need: Need,
     ) -> AsyncIterator[Answer]:

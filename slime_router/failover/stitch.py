@@ -12,13 +12,13 @@ from dataclasses import replace
 
 from slime_router.engine.request import is_constrained, length_limit, stop_ids, text_rules
 from slime_router.failover.native_items import Items, OpenText, TextReader, finish_reason
+from slime_router.replies.reply import Versions
 from slime_router.types import (
     Finish,
     GenerateCall,
     GenerateChunk,
     Sampling,
-    VersionSpan,
-    WeightVersion,
+    Speculation,
     token_ids,
 )
 
@@ -47,14 +47,13 @@ class Stitch:
         self._call = call
         self._open_text = open_text
         self._eos_ids = eos_ids
-        self._is_native = call.native is not None
+        self._is_native = call.is_passed_on
         self._parts = 0
         self._begin = 0  # of the current part
-        self._spans: list[VersionSpan] = []  # of earlier parts
-        self._versions: list[tuple[WeightVersion | None, int]] = []  # of its chunks, and starts
-        self._version: WeightVersion | None = None  # of the latest chunk
-        self._exact: tuple[VersionSpan, ...] = ()  # its worker's own spans, if given
+        self._versions = Versions()
         self._cached_tokens: int | None = None  # of the prompt, as the first worker reported it
+        self._speculation: Speculation | None = None  # of the parts before
+        self._newest: Speculation | None = None  # of the current part, as reported last
         self._seam: _Seam | None = None  # while a stop string may span the cut
         self._items = Items(call, open_text, is_cumulative)
 
@@ -71,13 +70,19 @@ class Stitch:
         """Whether another worker can sample the rest: a grammar cannot start in the middle."""
         return not self.output_ids or not is_constrained(self._call)
 
+    def give_up_masks(self) -> bool:
+        """Asks for the next part without what it is sampled from; whether that changes anything."""
+        can = self.can_go_on and not self._call.masks_refused
+        self._call = replace(self._call, masks_refused=True)
+        return can
+
     def next_call(self) -> GenerateCall:
         """The call for the next part; each has its own rid, the first one the client's."""
-        if self._parts:
-            self._spans += self._part_spans()
-        self._versions, self._version, self._exact = [(None, len(self.output_ids))], None, ()
         self._begin = len(self.output_ids)
+        self._versions.begin_part(self._begin)
         self._parts += 1
+        if self._newest is not None:
+            self._speculation, self._newest = self._newest.plus(self._speculation), None
         if self._parts == 1:
             return self._call
         if self._begin:
@@ -86,24 +91,26 @@ class Stitch:
             self._call, rid=f"{self._call.rid}~{self._parts}", sampled=token_ids(self.output_ids)
         )
 
-    def take(self, chunk: GenerateChunk) -> None:
-        """Adds a chunk of the current part.
+    def take(self, chunk: GenerateChunk) -> GenerateChunk:
+        """Adds a chunk of the current part, and returns it.
 
         The chunk may be cut short and get a finish: a stop string can start in one part and end in
         another, which no worker sees.
         """
         came_len = len(chunk.output_ids)
-        if self._seam is not None and not self._seam.cross(chunk):
-            self._seam = None
+        self._newest = chunk.speculation or self._newest
+        if self._seam is not None:
+            chunk, is_open = self._seam.cross(chunk)
+            if not is_open:
+                self._seam = None
         if self._is_native and chunk.item is not None:
             self._items.note(chunk, came_len, len(self.output_ids), self._begin)
-        if chunk.weight_version != self._version and chunk.output_ids:
-            self._version = chunk.weight_version
-            self._versions.append((self._version, len(self.output_ids)))
-        self._exact = chunk.weight_versions or self._exact
+        if chunk.weight_version != self._versions.last or chunk.weight_versions:
+            self._versions.add(chunk, len(self.output_ids))
         self.output_ids += chunk.output_ids
         if self._cached_tokens is None and came_len:
             self._cached_tokens = chunk.cached_tokens
+        return chunk
 
     def emit(self, chunk: GenerateChunk, *, goes_on: bool = False) -> Sequence[GenerateChunk]:
         """The taken chunk as part of the whole generation: what the client gets now.
@@ -112,8 +119,7 @@ class Stitch:
         in the middle, the generation starts over.
         """
         if goes_on:
-            chunk.finish = None
-            chunk.weight_versions = ()
+            chunk = chunk._replace(finish=None, weight_versions=())
             if not self.can_go_on:
                 self._start_over()
             if not chunk.output_ids or not self.output_ids:
@@ -124,8 +130,9 @@ class Stitch:
             if self._is_native:
                 self._items.emit_unchanged(chunk)
             return (chunk,)
-        if self._begin:
-            self._tell_as_one(chunk)
+        return self._emitted(self._as_one(chunk) if self._begin else chunk)
+
+    def _emitted(self, chunk: GenerateChunk) -> Sequence[GenerateChunk]:
         if self._is_native and chunk.item is not None:
             return self._items.emit(chunk, self.output_ids)
         return (chunk,)
@@ -133,9 +140,8 @@ class Stitch:
     def _start_over(self) -> None:
         """Forgets what was sampled; of a whole reply, the client has seen nothing yet."""
         self.output_ids.clear()
-        self._spans.clear()
-        self._versions, self._exact = [(None, 0)], ()
-        self._cached_tokens = None
+        self._versions = Versions()
+        self._cached_tokens = self._speculation = self._newest = None
         self._items = Items(self._call, self._open_text, None)
 
     def ending(self) -> Finish | None:
@@ -156,51 +162,38 @@ class Stitch:
         limit = length_limit(self._call)
         return Finish("length") if limit is not None and len(self.output_ids) >= limit else None
 
-    def settle(self, chunk: GenerateChunk, ending: Finish) -> None:
-        """Lets the last chunk, already taken, end the generation as if there had been no abort."""
-        chunk.finish = ending
-        if self._is_native and chunk.item is not None:
+    def settled(self, chunk: GenerateChunk, ending: Finish) -> GenerateChunk:
+        """The last chunk, already taken, as if there had been no abort."""
+        item = chunk.item
+        if self._is_native and item is not None:
             reason = finish_reason(None, ending, len(self.output_ids))
-            meta = {**chunk.item["meta_info"], "finish_reason": reason}
-            chunk.item = {**chunk.item, "meta_info": meta}
+            item = {**item, "meta_info": {**item["meta_info"], "finish_reason": reason}}
+        return chunk._replace(finish=ending, item=item)
 
     def ended(self) -> Sequence[GenerateChunk]:
         """The end that no worker reported: `ending`, or else an abort as a worker reports it."""
         words = "Aborted" if self.output_ids else IN_QUEUE
         finish = self.ending() or Finish("abort", message=words)
         self.is_over = True
-        chunk = GenerateChunk(output_ids=[], finish=finish)
-        chunk.prompt = self._call.prompt
-        chunk.item = self._items.last
-        self._tell_as_one(chunk)
-        if self._is_native and chunk.item is not None:
-            return self._items.emit(chunk, self.output_ids)
-        return (chunk,)
+        chunk = GenerateChunk(
+            output_ids=[], finish=finish, prompt=self._call.prompt, item=self._items.last
+        )
+        return self._emitted(self._as_one(chunk))
 
-    def _part_spans(self) -> list[VersionSpan]:
-        """Which weights sampled the tokens of the current part, as far as that was reported."""
-        end = len(self.output_ids)
-        if self._exact:
-            shifted = ((s.version, s.start + self._begin, s.end + self._begin) for s in self._exact)
-            return [
-                VersionSpan(v, start, min(stop, end)) for v, start, stop in shifted if start < end
-            ]
-        ends = [start for _, start in self._versions[1:]] + [end]
-        return [
-            VersionSpan(version, start, stop)
-            for (version, start), stop in zip(self._versions, ends, strict=True)
-            if version is not None and start < stop
-        ]
-
-    def _tell_as_one(self, chunk: GenerateChunk) -> None:
+    def _as_one(self, chunk: GenerateChunk) -> GenerateChunk:
+        """The chunk with what holds of all parts together."""
         assert self._call.prompt is not None
-        chunk.prompt_tokens = len(self._call.prompt.ids)
-        chunk.cached_tokens = self._cached_tokens or 0
+        versions, speculation = chunk.weight_versions, self._speculation
+        if self._newest is not None:
+            speculation = self._newest.plus(speculation)
         if chunk.finish is not None:
-            spans: list[VersionSpan] = []
-            for span in (*self._spans, *self._part_spans()):
-                _extend(spans, span)
-            chunk.weight_versions = tuple(spans)
+            versions = self._versions.spans(len(self.output_ids))
+        return chunk._replace(
+            prompt_tokens=len(self._call.prompt.ids),
+            cached_tokens=self._cached_tokens or 0,
+            weight_versions=versions,
+            speculation=speculation,
+        )
 
 
 class _Seam:
@@ -222,35 +215,22 @@ class _Seam:
         reader = open_text(_ALL_TEXT)
         return cls(stops, reader, reader.push(output_ids[-reach:], None), reach)
 
-    def cross(self, chunk: GenerateChunk) -> bool:
-        """Ends the chunk where a stop string ends; returns whether to check the next one, too."""
+    def cross(self, chunk: GenerateChunk) -> tuple[GenerateChunk, bool]:
+        """The chunk up to where a stop string ends, and whether to check the next one, too."""
         for count, token_id in enumerate(chunk.output_ids, 1):
             self._text += self._reader.push([token_id], None)
             found = next((stop for stop in self._stops if stop in self._text), None)
             if found is not None:
-                self._end(chunk, count, found)
-                return False
+                return self._ended(chunk, count, found), False
             self._left -= 1
             if not self._left:
-                return False
-        return chunk.finish is None
+                return chunk, False
+        return chunk, chunk.finish is None
 
     @staticmethod
-    def _end(chunk: GenerateChunk, count: int, stop: str) -> None:
+    def _ended(chunk: GenerateChunk, count: int, stop: str) -> GenerateChunk:
         finish = chunk.finish
         is_last = count == len(chunk.output_ids)
         if is_last and finish is not None and isinstance(finish.matched, int):
-            return  # a stop token takes precedence over a stop string
-        chunk.output_ids = chunk.output_ids[:count]
-        chunk.logprobs = chunk.logprobs and chunk.logprobs[:count]
-        chunk.top_logprobs = chunk.top_logprobs and chunk.top_logprobs[:count]
-        chunk.finish = Finish("stop", stop)
-
-
-def _extend(spans: list[VersionSpan], span: VersionSpan) -> None:
-    """Appends a span, merged into the last one if it continues it with the same version."""
-    last = spans[-1] if spans else None
-    if last is not None and (last.version, last.end) == (span.version, span.start):
-        spans[-1] = VersionSpan(last.version, last.start, span.end)
-    else:
-        spans.append(span)
+            return chunk  # a stop token takes precedence over a stop string
+        return chunk.cut(0, count)._replace(finish=Finish("stop", stop))

@@ -17,9 +17,11 @@ from itertools import chain
 from types import TracebackType
 from typing import Literal, TypeAlias
 
+from slime_router.auth.owners import owner_of
+from slime_router.config import LimitSettings
 from slime_router.errors import TooManyRequests
 from slime_router.failover.stitch import IN_QUEUE
-from slime_router.generation.fair_queue import FairQueue
+from slime_router.generation.fair_queue import FairQueue, Party
 from slime_router.types import Finish, GenerateCall, GenerateChunk
 
 RECENT = 0.1  # weight of the latest generation against all earlier ones
@@ -79,6 +81,15 @@ class AdmissionQueue:
         self._counts = AdmissionFigures()
         self._took_s: float | None = None  # recent average, of those that finished
         self._tickets: dict[str, set[_Ticket]] = {}  # of those that wait, by rid
+
+    @classmethod
+    def of(cls, config: LimitSettings) -> AdmissionQueue:
+        """The queue that these settings ask for."""
+        return cls(
+            max_running=config.max_concurrent_requests,
+            max_waiting=config.queue_size,
+            timeout_s=config.queue_timeout_s,
+        )
 
     @classmethod
     def unlimited(cls) -> AdmissionQueue:
@@ -172,7 +183,7 @@ class AdmissionQueue:
             return None
         return self._took_s * (len(self._queue) + 1) / max(self._max_running, 1)
 
-    def _refuse(self, party: str, ticket: _Ticket, reason: str) -> None:
+    def _refuse(self, party: Party, ticket: _Ticket, reason: str) -> None:
         self._queue.discard(party, ticket)
         if not ticket.done():
             self._counts.refused += 1
@@ -192,6 +203,6 @@ def aborted(call: GenerateCall) -> GenerateChunk:
     return GenerateChunk(output_ids=[], finish=finish, prompt_tokens=prompt_tokens)
 
 
-def party_of(call: GenerateCall) -> str:
-    """The party whose turn a generation uses: its session, or else its request alone."""
-    return call.session_id or call.request_id or call.rid
+def party_of(call: GenerateCall) -> Party:
+    """The party whose turn a generation uses: its owner's session, or else its request alone."""
+    return Party(owner_of(call.scope), call.session_id or call.request_id or call.rid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from types import TracebackType
@@ -10,22 +11,21 @@ from types import TracebackType
 import numpy as np
 
 from slime_router.cache.prefix_cache import PrefixCache
-from slime_router.generation.prompt import PromptMaker
+from slime_router.choices import Capture
+from slime_router.generation.prompt import MadePrompt, PromptMaker
 from slime_router.generation.weight_versions import WeightVersions
-from slime_router.replies.parser import ReplyParser, ReplyParsers
+from slime_router.replies.parser import ReplyParser
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.reader import ReplyReader
 from slime_router.replies.reply import Reply
 from slime_router.tokens.stop_strings import VisibleText
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import (
-    Capture,
     Finish,
     GenerateCall,
     GenerateChunk,
     Piece,
-    Prompt,
     TokenIds,
-    WeightVersion,
 )
 
 logger = logging.getLogger(__name__)
@@ -47,13 +47,13 @@ class Filing:
     prompt is released.
     """
 
-    __slots__ = ("_cacher", "_epoch", "_prompt", "_reader", "_reply", "_version", "call")
+    __slots__ = ("_cacher", "_epoch", "_prompt", "_reader", "_reply", "call")
 
     def __init__(
         self,
         cacher: Cacher,
         call: GenerateCall,
-        prompt: Prompt,
+        prompt: MadePrompt,
         reply: Reply,
         reader: ReplyReader | None,
     ) -> None:
@@ -62,20 +62,20 @@ class Filing:
         self._prompt = prompt
         self._reply = reply
         self._reader = reader
-        self._version: WeightVersion | None = None
         self._epoch = 0  # the newest one of the weights that sampled it
 
     def __enter__(self) -> Filing:
         return self
 
-    def read(self, chunk: GenerateChunk) -> list[GenerateChunk]:
+    def read(self, chunk: GenerateChunk) -> Sequence[GenerateChunk]:
         """What the client sees of a chunk, in one or more parts; only the first has the prompt."""
         version = chunk.weight_version
-        if version is not None and version != self._version:
-            self._version = version
+        if version is not None and version != self._reply.versions.last:
             self._epoch = max(self._epoch, self._cacher.weights.note(version))
-        chunk.prompt = self._prompt if self._reply.prompt is None else None
-        return [chunk] if self._reader is None else self._reader.read(chunk)
+        prompt = self._prompt if self._reply.prompt is None else None
+        if chunk.prompt is not prompt:
+            chunk = chunk._replace(prompt=prompt)
+        return (chunk,) if self._reader is None else self._reader.read(chunk)
 
     def commit(self) -> None:
         """Files the whole reply before its end is passed on, so that the next turn finds it."""
@@ -134,8 +134,12 @@ class Cacher:
         """Drops what exceeds the tree's budget."""
         await self._cache.enforce_budget()
 
-    def _noted(self, call: GenerateCall, prompt: Prompt) -> Prompt:
-        """The prompt; its receipt notes it if the model is shown tools but no calls are parsed."""
+    def _noted(self, call: GenerateCall, prompt: MadePrompt) -> MadePrompt:
+        """The prompt; its receipt has the call's notes, and one if calls of tools stay text."""
+        if call.notes:
+            receipt = prompt.receipt
+            notes = (*receipt.notes, *call.notes)
+            prompt = replace(prompt, receipt=replace(receipt, notes=notes))
         if not call.reply.tools or self._parsers.tools is not None:
             return prompt
         if not self._has_warned:  # warn once; the receipts always note it
@@ -144,8 +148,8 @@ class Cacher:
         reason = f"{prompt.receipt.reason}; tools not parsed"
         return replace(prompt, receipt=replace(prompt.receipt, reason=reason))
 
-    def _reader(self, call: GenerateCall, prompt: Prompt) -> ReplyReader | None:
-        if call.native is not None:
+    def _reader(self, call: GenerateCall, prompt: MadePrompt) -> ReplyReader | None:
+        if call.is_passed_on:
             return None  # /generate passes on the worker's own text
         if not self._parsers.are_needed(call.reply):
             return ReplyReader(self._visible(call, None), None)
@@ -191,17 +195,28 @@ class Cacher:
             if spelled(token_id).decode(errors="replace") in parser.ends
         )
 
-    def file(self, call: GenerateCall, prompt: Prompt, reply: Reply, epoch: int) -> None:
-        """Puts the prompt and the reply into the tree; `epoch` is 0 if no version was named."""
+    def file(self, call: GenerateCall, prompt: MadePrompt, reply: Reply, epoch: int) -> None:
+        """Puts the prompt and the reply into the tree; `epoch` is 0 if no version was named.
+
+        A fault never fails the reply.
+        """
+        try:
+            self._file(call, prompt, reply, epoch)
+        except Exception:  # whatever it is: the client has its reply all the same
+            self._cache.counts.failed_insertions += 1
+            logger.exception("turn %s is not filed by text", call.turn_id)
+            reply.note("not cached: the router failed, its log says why")
+
+    def _file(self, call: GenerateCall, prompt: MadePrompt, reply: Reply, epoch: int) -> None:
         if self._capture == "off" or not reply.output_ids or call.input_ids is not None:
             return  # ids chosen by the client are not the tokenization of a text
-        if prompt.tree_handle is None:
+        if prompt.node is None:
             if not self._cache.counts.lost_paths:  # warn once; receipts and /metrics go on
                 logger.warning("a turn is not filed by text: the path before it left the cache")
             self._cache.counts.lost_paths += 1
             return
         self._cache.insert(
-            prompt.tree_handle,
+            prompt.node,
             prompt.pieces,
             self._sampled_pieces(reply.output, reply.finish),
             session_id=call.session_id,

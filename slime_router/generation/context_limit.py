@@ -29,7 +29,7 @@ class ContextLimit:
     def fitted(self, call: GenerateCall) -> GenerateCall:
         """The call, with a limit if it asks for more than there is room for."""
         context_len = self._context_len()
-        if call.native is not None or call.prompt is None or context_len is None:
+        if call.is_passed_on or call.prompt is None or context_len is None:
             return call
         room = context_len - len(call.prompt.ids)
         if room < 1:
@@ -48,7 +48,7 @@ class ContextLimit:
                 beyond the prompt.
         """
         was_tried = bool(call.asked_as)
-        if was_tried or call.native is not None or not is_too_much(refusal):
+        if was_tried or call.is_passed_on or not is_too_much(refusal):
             raise refusal
         return _to_the_end(call)
 

@@ -1,19 +1,29 @@
-"""A queue in which parties take turns, however much each has waiting.
+"""A queue in which owners take turns, and within each owner its parties, however much they have.
 
     len(queue) <= max_len
-    pop: the oldest item of the party whose last turn is longest ago
+    pop: of the owner whose last turn is longest ago, of its party whose last turn is longest ago,
+         the oldest item
 
-A party that floods the queue delays only itself. When the queue is full, an item of a party with
-less in it replaces the newest item of the party with the most. Every operation takes constant time.
+Who floods the queue delays only itself: an owner no other owner, whatever it calls its sessions,
+and a session no other session. When the queue is full, an item of an owner with less in it replaces
+one of the owner with the most; among the items of one owner, the same holds of its parties. What is
+replaced is the newest item. Every operation takes constant time.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T", bound=Hashable)
+
+
+class Party(NamedTuple):
+    """A name that waits, as its owner chose it."""
+
+    owner: str  # "" for nobody's
+    name: str
 
 
 class FairQueue(Generic[T]):
@@ -21,72 +31,143 @@ class FairQueue(Generic[T]):
 
     def __init__(self, max_len: int) -> None:
         self._max_len = max_len
-        self._len = 0
-        self._parties: OrderedDict[str, OrderedDict[T, None]] = OrderedDict()  # the next one first
-        self._by_len: dict[int, OrderedDict[str, None]] = {}  # parties by number of items
-        self._longest = 0
+        self._owners: OrderedDict[str, _Rota[T]] = OrderedDict()  # the next one first
+        self._lengths = _Lengths()  # of the owners
 
     def __repr__(self) -> str:
-        return f"<FairQueue {self._len}/{self._max_len} of {len(self._parties)} parties>"
+        return f"<FairQueue {len(self)}/{self._max_len} of {len(self._owners)} owners>"
 
     def __len__(self) -> int:
-        return self._len
+        return self._lengths.total
 
-    def push(self, party: str, item: T) -> T | None:
+    def push(self, party: Party, item: T) -> T | None:
         """Adds `item` after the others of its party; a new party has its turn after all others.
 
         Returns:
-            None, or if the queue is full the item that lost its place: the newest of the party with
+            None, or if the queue is full the item that lost its place: one of the owner with the
+            most, if that has at least two more than this owner; else one of this owner's party with
             the most, if that has at least two more than this party; else `item` itself.
         """
         out: T | None = None
-        if self._len >= self._max_len:
-            if not self._max_len or self._longest <= self._count(party) + 1:
+        if len(self) >= self._max_len:
+            out = self._make_room(party)
+            if out is None:
                 return item
-            longest = next(iter(self._by_len[self._longest]))
-            out = next(reversed(self._parties[longest]))
-            self.discard(longest, out)
-        self._parties.setdefault(party, OrderedDict())[item] = None
-        self._recount(party, +1)
+        self._owners.setdefault(party.owner, _Rota()).add(party.name, item)
+        self._lengths.change(party.owner, +1)
+        return out
+
+    def _make_room(self, party: Party) -> T | None:
+        """Removes and returns the item that gives way to one of `party`; None if none does."""
+        owner, lengths = party.owner, self._lengths
+        if lengths.longest > lengths.of(owner) + 1:
+            owner = lengths.name_of_longest()
+        elif owner not in self._owners or not self._owners[owner].has_longer(party.name):
+            return None
+        name, out = self._owners[owner].last_of_longest()
+        self.discard(Party(owner, name), out)
         return out
 
     def pop(self) -> T:
-        """Removes the item whose turn it is; its party's next turn comes after all others.
+        """Removes the item whose turn it is; its owner's next turn comes after all others.
 
         Raises:
             KeyError: nothing waits.
         """
-        party = next(iter(self._parties), None)
-        if party is None:
+        owner = next(iter(self._owners), None)
+        if owner is None:
             raise KeyError("nothing waits")
-        item = next(iter(self._parties[party]))
-        self._parties.move_to_end(party)
+        item = self._owners[owner].pop()
+        self._owners.move_to_end(owner)
+        self._lost(owner)
+        return item
+
+    def discard(self, party: Party, item: T) -> None:
+        """Removes `item` if present."""
+        rota = self._owners.get(party.owner)
+        if rota is not None and rota.discard(party.name, item):
+            self._lost(party.owner)
+
+    def _lost(self, owner: str) -> None:
+        self._lengths.change(owner, -1)
+        if not self._lengths.of(owner):
+            del self._owners[owner]
+
+
+class _Rota(Generic[T]):
+    """The parties of one owner, which take turns."""
+
+    __slots__ = ("lengths", "parties")
+
+    def __init__(self) -> None:
+        self.parties: OrderedDict[str, OrderedDict[T, None]] = OrderedDict()  # the next one first
+        self.lengths = _Lengths()
+
+    def add(self, party: str, item: T) -> None:
+        self.parties.setdefault(party, OrderedDict())[item] = None
+        self.lengths.change(party, +1)
+
+    def pop(self) -> T:
+        party = next(iter(self.parties))
+        item = next(iter(self.parties[party]))
+        self.parties.move_to_end(party)
         self.discard(party, item)
         return item
 
-    def discard(self, party: str, item: T) -> None:
-        """Removes `item` if present."""
-        items = self._parties.get(party)
+    def discard(self, party: str, item: T) -> bool:
+        """Removes `item`; returns whether it was there."""
+        items = self.parties.get(party)
         if items is None or item not in items:
-            return
+            return False
         del items[item]
-        self._recount(party, -1)
+        self.lengths.change(party, -1)
         if not items:
-            del self._parties[party]
+            del self.parties[party]
+        return True
 
-    def _count(self, party: str) -> int:
-        return len(self._parties.get(party, ()))
+    def has_longer(self, party: str) -> bool:
+        """Whether some party has at least two items more than this one."""
+        return self.lengths.longest > self.lengths.of(party) + 1
 
-    def _recount(self, party: str, change: int) -> None:
-        """`party` gained or lost one item, so the longest length changes by at most one."""
-        count = self._count(party)
-        self._len += change
-        if before := self._by_len.get(count - change):
-            del before[party]
-            if not before:
-                del self._by_len[count - change]
+    def last_of_longest(self) -> tuple[str, T]:
+        """The newest item of a party with the most."""
+        party = self.lengths.name_of_longest()
+        return party, next(reversed(self.parties[party]))
+
+
+class _Lengths:
+    """How many items each name has, and which has the most."""
+
+    __slots__ = ("_by_len", "_lens", "longest", "total")
+
+    def __init__(self) -> None:
+        self._lens: dict[str, int] = {}
+        self._by_len: dict[int, OrderedDict[str, None]] = {}
+        self.longest = 0
+        self.total = 0
+
+    def of(self, name: str) -> int:
+        return self._lens.get(name, 0)
+
+    def name_of_longest(self) -> str:
+        """Of equal ones the one that came to have as many last: the others have waited longer."""
+        return next(reversed(self._by_len[self.longest]))
+
+    def change(self, name: str, by: int) -> None:
+        """`name` gained or lost one item, so the longest length changes by at most one."""
+        before = self.of(name)
+        count = before + by
+        self.total += by
+        if before:
+            names = self._by_len[before]
+            del names[name]
+            if not names:
+                del self._by_len[before]
         if count:
-            self._by_len.setdefault(count, OrderedDict())[party] = None
-        self._longest = max(self._longest, count)
-        if self._longest not in self._by_len:
-            self._longest -= 1
+            self._lens[name] = count
+            self._by_len.setdefault(count, OrderedDict())[name] = None
+        else:
+            del self._lens[name]
+        self.longest = max(self.longest, count)
+        if self.longest not in self._by_len:
+            self.longest -= 1

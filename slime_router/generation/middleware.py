@@ -11,7 +11,7 @@ closed with the request, even if the client leaves.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeAlias
 
 from slime_router.types import GenerateCall, GenerateChunk
@@ -19,4 +19,5 @@ from slime_router.types import GenerateCall, GenerateChunk
 Chunks: TypeAlias = AsyncIterator[GenerateChunk]
 CallNext: TypeAlias = Callable[[GenerateCall], AsyncGenerator[GenerateChunk, None]]
 Middleware: TypeAlias = Callable[[GenerateCall, CallNext], AsyncGenerator[GenerateChunk, None]]
+HttpPlugin: TypeAlias = Callable[..., Awaitable[object]]  # aiohttp's kind; the server calls it
 Dispatch: TypeAlias = Callable[[GenerateCall], AsyncGenerator[GenerateChunk, None]]

@@ -1,6 +1,6 @@
 """The path of one generation: every call of every API passes through here.
 
-    counting ──► admission ──► sessions ──► recording ──► caching ──► context limit ──► worker
+    counting ─► admission ─► fetch ─► sessions ─► recording ─► caching ─► context limit ─► worker
 
 Each step is a `with` block. However a generation ends, even if its client leaves, the blocks are
 left in reverse order, and each step releases what it holds.
@@ -8,17 +8,19 @@ left in reverse order, and each step releases what it holds.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from slime_router.errors import WorkerRefused
 from slime_router.generation.admission import AdmissionQueue, aborted
 from slime_router.generation.caching import Cacher, Filing
 from slime_router.generation.context_limit import ContextLimit
-from slime_router.generation.metrics import Counting
+from slime_router.generation.counting import Counting
 from slime_router.generation.middleware import Dispatch
 from slime_router.generation.recording import OpenTurn, Recorder
 from slime_router.generation.sessions import Sessions
+from slime_router.journal.fetching import Fetch
 from slime_router.replies.reply import Reply
+from slime_router.telemetry.meters import Meters
 from slime_router.types import GenerateCall, GenerateChunk
 
 
@@ -31,14 +33,18 @@ class Pipeline:
         counting: Counting,
         admission: AdmissionQueue,
         sessions: Sessions,
+        fetch: Fetch,
         recording: Recorder,
         caching: Cacher,
         context_limit: ContextLimit,
         relay: Dispatch,
+        meters: Meters,
     ) -> None:
+        self._meters = meters
         self._counting = counting
         self._admission = admission
         self._sessions = sessions
+        self._fetch = fetch
         self._recording = recording
         self._caching = caching
         self._context_limit = context_limit
@@ -53,31 +59,46 @@ class Pipeline:
         Raises:
             RouterError: a step refuses the call, or no worker could answer it.
         """
-        reply = Reply()
+        reply, course = Reply(), self._meters.course()
         with self._counting.count(call) as count:
             slot = await self._admission.enter(call)
             if slot is None:
                 count.add(chunk := aborted(call))
                 yield chunk
                 return
+            course.admitted()
             with (
                 slot,
+                await self._fetch.of_call(call) as trouble,
                 self._sessions.admit(call) as flight,
-                self._recording.turn(flight.call, flight.session, reply) as turn,
+                self._recording.turn(flight.call, flight.session, reply, course) as turn,
                 await self._caching.open(turn.call, reply) as filing,
             ):
+                course.prompted()
                 sent = self._context_limit.fitted(filing.call)
+                turn.trouble = trouble
                 while True:
                     stream = self._relay(sent)
                     try:
                         async for came in stream:
-                            for chunk in _added(came, filing, turn):
-                                flight.show(chunk)
-                                if chunk.finish is not None:
+                            if came.output_ids:
+                                course.sampled(came.worker_url, len(came.output_ids))
+                            chunks = filing.read(came)
+                            for chunk in chunks:
+                                reply.add(chunk)
+                            if reply.finish is not None:
+                                chunks = await _kept(chunks, filing, turn)
+                            for chunk in chunks:
+                                shown = flight.shown(chunk) if flight.can_end else chunk
+                                if shown.finish is not None:
                                     slot.finish()
-                                count.add(chunk)
-                                yield chunk
-                                flight.resume()
+                                if shown.prompt is None and shown.finish is None:
+                                    count.counts.output_tokens += len(shown.output_ids)
+                                else:
+                                    count.add(shown)
+                                yield shown
+                                if flight.can_end:
+                                    flight.resume()
                             turn.is_read = turn.is_committed
                         break
                     except WorkerRefused as refusal:
@@ -90,12 +111,14 @@ class Pipeline:
                 await self._caching.tidy()
 
 
-def _added(came: GenerateChunk, filing: Filing, turn: OpenTurn) -> list[GenerateChunk]:
-    """A worker's chunk as the client sees it, added to the reply; keeps the reply once finished."""
-    chunks = filing.read(came)
-    for chunk in chunks:
-        turn.reply.add(chunk)
-    if turn.reply.finish is not None:
-        filing.commit()
-        turn.commit(chunks[-1])
-    return chunks
+async def _kept(
+    chunks: Sequence[GenerateChunk], filing: Filing, turn: OpenTurn
+) -> Sequence[GenerateChunk]:
+    """The last chunks of a reply, which is filed, recorded and durable before they go on."""
+    filing.commit()
+    turn.commit()
+    await turn.endure()
+    receipt = turn.reply.receipt
+    if receipt is None:
+        return chunks
+    return [*chunks[:-1], chunks[-1]._replace(receipt=receipt)]

@@ -21,7 +21,7 @@ from typing import Any
 from slime_router.config import Config
 from slime_router.errors import NotFound, SetupError
 from slime_router.generation.caching import RadixTreeMiddleware
-from slime_router.generation.middleware import Middleware
+from slime_router.generation.middleware import HttpPlugin, Middleware
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.session import Session
@@ -70,7 +70,7 @@ class Plugins:
     """Loaded plug-ins, in the order they were named; the first is the outermost."""
 
     generation: tuple[Middleware, ...] = ()
-    http: tuple[Any, ...] = ()
+    http: tuple[HttpPlugin, ...] = ()
 
 
 def load_plugins(paths: Sequence[str], context: PluginContext) -> Plugins:
@@ -80,7 +80,7 @@ def load_plugins(paths: Sequence[str], context: PluginContext) -> Plugins:
         SetupError: one line that names the plug-in and what is wrong with it.
     """
     generation: list[Middleware] = []
-    http: list[Any] = []
+    http: list[HttpPlugin] = []
     for path in paths:
         found = _named(path)
         if found is RadixTreeMiddleware:

@@ -10,48 +10,45 @@ case, what a turn holds is compared with what is sent before it counts as reused
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
+from slime_router.choices import History
 from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
-from slime_router.template.conversation_key import Key, joined, next_link, root_key
+from slime_router.template.conversation_key import Key
 from slime_router.template.layout import Layouts
 from slime_router.template.messages import content_text
+from slime_router.tokens.pieces import INLINE_PIECES, Whole, with_head
 from slime_router.tokens.tokenizer import Tokenizer
+from slime_router.trajectory.recognition import Conversation, Recogniser
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
-from slime_router.types import (
-    NO_TOKENS,
-    GenerateCall,
-    History,
-    Message,
-    Piece,
-    Prompt,
-    Receipt,
-    TokenIds,
-)
+from slime_router.types import GenerateCall, Piece, Prompt, Receipt, TokenIds
 
 MAX_LEFT_OUT = 3  # messages that one receipt names
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """The messages of a call, and the recorded turn that they continue."""
+class MadePrompt(Prompt):
+    """A prompt and what it keeps until it is released.
 
-    messages: tuple[Message, ...]
-    keys: list[Key]  # of each prefix of the messages
-    spellings: list[Key]  # likewise: how their replies are spelled
-    turn: Turn | None = None
-    reply_index: int = -1  # which message is the turn's reply
+    `pieces` are the tokens after those that the tree holds already up to `node`; they are slices of
+    `own_ids`.
+    """
+
+    pieces: tuple[Piece, ...] = ()
+    node: Node | None = None  # pinned; None where nothing can be filed after it
+    is_reserved: bool = False  # `base` is this prompt's until then
 
 
 class PromptMaker:
@@ -73,10 +70,11 @@ class PromptMaker:
         self._store = store
         self._history = history
         self._now = now
+        self._recogniser = Recogniser(template, store)
         self._continued: Counter[str] = Counter()  # turns that are continued by prompts in use
         self._layouts = Layouts()
 
-    async def make(self, call: GenerateCall) -> Prompt:
+    async def make(self, call: GenerateCall) -> MadePrompt:
         """The prompt of a call. The caller must `release` it.
 
         Raises:
@@ -97,18 +95,31 @@ class PromptMaker:
                 return prompt
             reason, has_failed = "the template is not shown to append here", True
         date = self._date(talk.turn)
-        text = self._template.render(call.messages, call.template, date=date)
+        messages = self._template.parts.whole(call.messages)
+        text, notes = self._template.render_noted(messages, call.template, date=date)
         if has_failed:
-            reason += _left_out(self._template.left_out(text, call.messages))
+            reason += _left_out(self._template.left_out(text, messages))
         if mode == "held" and not call.template.continue_final_message:
-            layout = self._template.layout(text, call.messages, call.template, date)
+            layout = self._template.layout(text, messages, call.template, date)
             self._layouts.note(call.turn_id, layout)
-        return await self._from_text(call, text, talk=talk, date=date, reason=reason)
+        prompt = await self._from_text(call, text, talk=talk, date=date, reason=reason)
+        if not notes:
+            return prompt
+        receipt = replace(prompt.receipt, notes=(*prompt.receipt.notes, *notes))
+        return replace(prompt, receipt=receipt)
 
-    def release(self, prompt: Prompt) -> None:
+    async def length(self, call: GenerateCall) -> int:
+        """How many tokens the prompt of a call has; nothing of it is kept."""
+        prompt = await self.make(call)
+        try:
+            return len(prompt.ids)
+        finally:
+            self.release(prompt)
+
+    def release(self, prompt: MadePrompt) -> None:
         """Unpin what the prompt protects from eviction, and release the turn that it continues."""
-        if prompt.tree_handle is not None:
-            self._cache.unpin(prompt.tree_handle)
+        if prompt.node is not None:
+            self._cache.unpin(prompt.node)
         if prompt.base is not None and prompt.is_reserved:
             self._give_back(prompt.base)
 
@@ -123,75 +134,13 @@ class PromptMaker:
         Of several that read the same, the newest that no running request continues; else the
         newest.
         """
-        assert call.messages is not None
-        whole = joined(call.messages)
-        talk = self._recognise(call, tuple(whole))
-        if whole is call.messages or (
-            talk.turn is not None and _was_joined(call.messages, talk.reply_index)
-        ):
-            return talk
-        return self._recognise(call, call.messages)
-
-    def _recognise(self, call: GenerateCall, messages: tuple[Message, ...]) -> Conversation:
-        try:
-            keys, spellings, named = self._chain(call, messages)
-        except RecursionError as exc:
-            raise BadRequest("the request is nested too deeply", param="messages") from exc
-        for index in range(len(messages) - 1, -1, -1):
-            if str(messages[index]["role"]).lower() != "assistant":
-                continue
-            turn = named.get(index) or self._store.find(
-                keys[index + 1],
-                call.session_id,
-                taken=self._continued,
-                spelling=spellings[index + 1],
-            )
-            if turn is not None:
-                return Conversation(messages, keys, spellings, turn, index)
-        return Conversation(messages, keys, spellings)
-
-    def _chain(
-        self, call: GenerateCall, messages: tuple[Message, ...]
-    ) -> tuple[list[Key], list[Key], dict[int, Turn]]:
-        """The key and the spelling of each prefix, and the turns that replies identify by their
-        content.
-
-        A reply that identifies its turn enters the chain as it was recorded, however the client
-        spells it now.
-        """
-        with_ids = self._template.findings.prints_call_ids
-        keys, spellings = [root_key(call.scope, call.template)], [b""]
-        named: dict[int, Turn] = {}
-        for index, message in enumerate(messages):
-            turn = self._named_turn(message, keys[-1], call)
-            if turn is not None:
-                named[index] = turn
-                keys.append(turn.keys[0])
-                spellings.append(turn.spelling)
-            else:
-                key, spelling = next_link(keys[-1], spellings[-1], message, with_call_ids=with_ids)
-                keys.append(key)
-                spellings.append(spelling)
-        return keys, spellings, named
-
-    def _named_turn(self, message: Message, asked: Key, call: GenerateCall) -> Turn | None:
-        """The turn that made the tool calls of this message, if the messages before it match.
-
-        Number and tools of the calls must match: an agent may repair arguments, nothing else.
-        """
-        calls = message.get("tool_calls")
-        handle = message.get("turn") or (calls[0].get("id") if calls else None)
-        if not isinstance(handle, str):
-            return None
-        turn = self._store.of_handle(handle, call.session_id, call.scope)
-        if turn is None or turn.asked != asked or not turn.keys:
-            return None
-        made = tuple((each.get("id"), each["function"]["name"]) for each in calls or ())
-        return turn if made == turn.calls else None
+        return self._recogniser.recognise(call, taken=self._continued)
 
     # A: extend a held turn
 
-    async def _extend(self, call: GenerateCall, talk: Conversation, turn: Turn) -> Prompt | None:
+    async def _extend(
+        self, call: GenerateCall, talk: Conversation, turn: Turn
+    ) -> MadePrompt | None:
         is_open = call.template.continue_final_message
         if is_open and talk.reply_index == len(talk.messages) - 1:
             has_ended = turn.last_id is not None and self._template.ends_turn(turn.last_id)
@@ -222,27 +171,28 @@ class PromptMaker:
         self._continued[turn.id] += 1
         try:
             pieces = await self._tokenizer.encode_pieces_async(text, held)
+            ids, own_ids, pieces = await _joined(held, pieces)
         except BaseException:  # or cancelled while a long text was encoded: unpin
             self._give_back(turn.id)
             if node is not None:
                 self._cache.unpin(node)
             raise
-        ids, own_ids, pieces = _joined(held, pieces)
         receipt = self._receipt(call, "branched" if drop else "extended", len(held), ids, reason)
         key, spelled, written = self._identity(call, talk)
-        return Prompt(
+        return MadePrompt(
             ids=ids,
             receipt=receipt,
             base=turn.id,
             base_len=len(held),
             date=turn.date,
             pieces=pieces,
-            tree_handle=node,
+            node=node,
             messages_key=key,
             spelling=spelled,
             reply_prefix=written,
             own_ids=own_ids,
             is_reserved=True,
+            new_messages=len(talk.messages) - 1 - talk.reply_index,
         )
 
     def _choice(self, call: GenerateCall, talk: Conversation, turn: Turn) -> str:
@@ -263,7 +213,7 @@ class PromptMaker:
         talk: Conversation | None = None,
         date: datetime | None = None,
         reason: str = "",
-    ) -> Prompt:
+    ) -> MadePrompt:
         if not text:
             raise BadRequest("the prompt is empty", param="messages" if talk else "text")
         match = self._cache.match_prefix(call.scope, text, call.session_id)
@@ -271,11 +221,11 @@ class PromptMaker:
             cached = match.node.path_ids()
             rest = text[match.text_len :]
             pieces = await self._tokenizer.encode_pieces_async(rest, cached)
-            ids, own_ids, pieces = _joined(cached, pieces)
+            ids, own_ids, pieces = await _joined(cached, pieces)
             base = self._base(call, match.node, ids)
             status, why = self._verdict(talk, base, match.node)
             key, spelled, written = self._identity(call, talk)
-            return Prompt(
+            return MadePrompt(
                 ids=ids,
                 receipt=self._receipt(
                     call, status, len(cached), ids, f"{reason}; {why}" if reason else why
@@ -284,7 +234,7 @@ class PromptMaker:
                 base_len=base.held_len if base else 0,
                 date=date.isoformat() if date else None,
                 pieces=pieces,
-                tree_handle=match.node,
+                node=match.node,
                 messages_key=key,
                 spelling=spelled,
                 reply_prefix=written,
@@ -320,7 +270,7 @@ class PromptMaker:
             return "branched", "leaves the held tokens before the end of the turn"
         return "fresh", "shares cached text" if node.end else "nothing cached"
 
-    def _from_ids(self, call: GenerateCall, ids: TokenIds) -> Prompt:
+    def _from_ids(self, call: GenerateCall, ids: TokenIds) -> MadePrompt:
         if not len(ids):
             raise BadRequest("the prompt is empty", param="input_ids")
         base = None
@@ -328,10 +278,10 @@ class PromptMaker:
             base = self._store.deepest_prefix(ids, call.session_id, call.scope)
         if base is None:
             receipt = self._receipt(call, "fresh", 0, ids, "the client gave token ids")
-            return Prompt(ids=ids, receipt=receipt)
+            return MadePrompt(ids=ids, receipt=receipt)
         why = "the client's token ids begin with a whole turn"
         receipt = self._receipt(call, "extended", base.held_len, ids, why)
-        return Prompt(ids=ids, receipt=receipt, base=base.id, base_len=base.held_len)
+        return MadePrompt(ids=ids, receipt=receipt, base=base.id, base_len=base.held_len)
 
     # Shared
 
@@ -362,34 +312,16 @@ class PromptMaker:
         return Receipt(status, reused, len(ids) - reused, call.turn_id, reason)
 
 
-def _joined(
-    head: TokenIds, pieces: tuple[Piece, ...]
-) -> tuple[TokenIds, TokenIds, tuple[Piece, ...]]:
-    """All ids, those of the pieces, and the pieces as slices of these.
-
-    The tree keeps the slices and the store the whole array, so they share memory.
-    """
-    own: TokenIds = np.concatenate([piece.ids for piece in pieces]) if pieces else NO_TOKENS
-    ids: TokenIds = np.concatenate((head, own))
-    own.setflags(write=False)
-    ids.setflags(write=False)
-    ends = accumulate(len(piece.ids) for piece in pieces)
-    slices = tuple(
-        Piece(piece.text, own[end - len(piece.ids) : end], piece.is_sampled)
-        for piece, end in zip(pieces, ends, strict=True)
-    )
-    return ids, own, slices
+async def _joined(head: TokenIds, pieces: tuple[Piece, ...]) -> Whole:
+    if len(pieces) <= INLINE_PIECES:
+        return with_head(head, pieces)
+    return await asyncio.to_thread(with_head, head, pieces)
 
 
 def _left_out(indexes: Iterable[int]) -> str:
     """The receipt's note on messages that the template did not print."""
     notes = (f"; the template leaves out messages[{index}]" for index in indexes)
     return "".join(islice(notes, MAX_LEFT_OUT))
-
-
-def _was_joined(messages: tuple[Message, ...], index: int) -> bool:
-    """Whether one of the first `index + 1` joined messages was made of two of `messages`."""
-    return len(joined(messages[: index + 2])) < len(messages[: index + 2])
 
 
 def _parsed(date: str | None) -> datetime | None:

@@ -13,22 +13,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import count
 from types import TracebackType
+from typing import Protocol
 
-from slime_router.errors import Conflict
+import numpy as np
+
+from slime_router.choices import Capture
+from slime_router.errors import Conflict, NotDurable
+from slime_router.generation.reports.account import account_of
+from slime_router.generation.reports.outcome import outcome_of
 from slime_router.replies.reply import Reply
+from slime_router.telemetry.course import Course
+from slime_router.telemetry.meters import Meters
 from slime_router.template.conversation_key import next_link, reply_keys
-from slime_router.trajectory.routed_experts import RoutedExperts, decode
+from slime_router.trajectory.measures.distribution import Distribution, distribution
+from slime_router.trajectory.routed_experts import RoutedExperts, decode, decode_whole
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Logprobs, Turn, logprob_array
-from slime_router.types import (
-    Capture,
-    Finish,
-    GenerateCall,
-    GenerateChunk,
-    Prompt,
-    WeightVersion,
-)
+from slime_router.types import Finish, GenerateCall, Prompt, WeightVersion, token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -44,38 +46,82 @@ class RecordingCounts:
     empty: int = 0  # generations without a single token: nothing to record
     missing_logprobs: int = 0  # tokens
     rebased: int = 0  # turns whose base was dropped meanwhile: recorded with all of their prompt
+    after_close: int = 0  # turns of a session that another router had closed: kept
     late: int = 0  # turns of a session that was closed or deleted meanwhile: not recorded
     hidden_calls: int = 0  # tool calls not shown to clients that asked for only one
     bad_routed_experts: int = 0  # turns whose routed experts could not be read
+    truncated_sampling: int = 0  # turns sampled from an unknown part of the vocabulary
+    not_durable: int = 0  # turns whose replies went out, or failed, without being in the journal
+    failed: int = 0  # turns that a fault of the router kept from being recorded
+
+
+class Journal(Protocol):
+    """Makes what the store holds durable; `slime_router.journal` does."""
+
+    @property
+    def must_be_written(self) -> bool:
+        """Whether a reply that is not in the journal may not go out."""
+
+    def was_closed(self, session_id: str | None) -> bool:
+        """Whether another router had closed the session before its last turn came."""
+
+    @property
+    def missing(self) -> str:
+        """What a receipt says of a turn that is not durable."""
+
+    @property
+    def refusal(self) -> str:
+        """What is said where a reply may not go out."""
+
+    async def written(self) -> str | None:
+        """Wait until all recorded so far is durable; why it is not, where it cannot be."""
 
 
 class OpenTurn:
     """A generation that becomes a turn: at the latest on leaving the block, even if cut short."""
 
-    __slots__ = ("_recorder", "call", "is_committed", "is_read", "reply", "session")
+    __slots__ = (
+        "_recorder", "call", "course", "is_committed", "is_read", "reply", "session", "trouble"
+    )  # fmt: skip
 
     def __init__(
-        self, recorder: Recorder, call: GenerateCall, session: Session | None, reply: Reply
+        self,
+        recorder: Recorder,
+        call: GenerateCall,
+        session: Session | None,
+        reply: Reply,
+        course: Course,
     ) -> None:
         self.call = call
         self.session = session
         self.reply = reply
+        self.course = course
         self.is_committed = False
+        self.trouble: str | None = None  # why what it may continue was perhaps not found
         self.is_read = False  # asking for more than the last chunk means that it was consumed
         self._recorder = recorder
 
     def __enter__(self) -> OpenTurn:
         return self
 
-    def commit(self, last: GenerateChunk) -> None:
+    def commit(self) -> None:
         """Records the finished reply, before its last chunk is passed on."""
-        reply = self.reply
-        if reply.hidden_calls:
+        if self.reply.hidden_calls:
             self._recorder.note_hidden(self)
-            last.receipt = reply.receipt
-        if reply.finish is not None:
-            self._recorder.record(self, reply.finish)
+        if self.reply.finish is not None:
+            self._recorder.record(self, self.reply.finish)
+        if self.trouble is not None:
+            self.reply.note(self.trouble)
         self.is_committed = True
+        self._recorder.note_outcome(self)
+
+    async def endure(self) -> None:
+        """Waits until the committed turn would outlive the router.
+
+        Raises:
+            NotDurable: it would not, and such a reply may not go out.
+        """
+        await self._recorder.endure(self)
 
     def __exit__(
         self,
@@ -96,17 +142,23 @@ class Recorder:
         capture: Capture,
         prints_call_ids: bool,
         epoch_of: Callable[[Iterable[WeightVersion]], int],
+        meters: Meters,
+        journal: Journal | None = None,
     ) -> None:
+        self._meters = meters
         self._store = store
         self._epoch_of = epoch_of
+        self._journal = journal
         self._capture = capture
         self._with_call_ids = prints_call_ids
         self._open: set[str] = set()  # turn ids of generations in progress
         self.counts = RecordingCounts()
 
-    def turn(self, call: GenerateCall, session: Session | None, reply: Reply) -> OpenTurn:
+    def turn(
+        self, call: GenerateCall, session: Session | None, reply: Reply, course: Course
+    ) -> OpenTurn:
         """The turn that `reply` will become, with its own id, in the session that admitted it."""
-        return OpenTurn(self, self._own_turn(call), session, reply)
+        return OpenTurn(self, self._own_turn(call), session, reply, course)
 
     def close(self, turn: OpenTurn) -> None:
         """Ends a generation, however it went."""
@@ -114,9 +166,37 @@ class Recorder:
         self._open.discard(turn_id)
         if not turn.is_committed:
             self.record(turn, _LEFT)
+            self.note_outcome(turn)
         if not turn.is_read and turn_id in self._store:
             self.counts.undelivered += 1
             self._store.mark_undelivered(turn_id)
+
+    async def endure(self, turn: OpenTurn) -> None:
+        """See `OpenTurn.endure`."""
+        journal = self._journal
+        if journal is None or turn.call.turn_id not in self._store:
+            return
+        course = turn.course
+        began = course.elapsed_s()
+        trouble = await journal.written()
+        self._meters.endured(course.elapsed_s() - began)
+        if journal.was_closed(turn.call.session_id):
+            self.counts.after_close += 1
+            logger.warning("turn %s came after its session was closed", turn.call.turn_id)
+            turn.reply.note("its session was closed meanwhile; it is kept")
+        if trouble is None:
+            return
+        self.counts.not_durable += 1
+        if journal.must_be_written:
+            raise NotDurable(journal.refusal)
+        turn.reply.note(f"{journal.missing}: {trouble:.200}")
+
+    def note_outcome(self, turn: OpenTurn) -> None:
+        """For the metrics, and for the line that the log has of its request."""
+        outcome = outcome_of(turn.call, turn.reply, turn.course)
+        self._meters.generated(turn.course, outcome)
+        if turn.course.request is not None:
+            turn.course.request.outcomes.append(outcome)
 
     def note_hidden(self, turn: OpenTurn) -> None:
         """Tool calls were hidden, as the client asked for only one: notes it on the receipt."""
@@ -141,7 +221,15 @@ class Recorder:
         return replace(call, turn_id=turn_id, request_id=turn_id)
 
     def record(self, turn: OpenTurn, finish: Finish) -> None:
-        """Puts the turn into the store, unless it is empty."""
+        """Puts the turn into the store, unless it is empty. A fault never fails the reply."""
+        try:
+            self._record(turn, finish)
+        except Exception:  # whatever it is: the client has its reply all the same
+            self.counts.failed += 1
+            logger.exception("turn %s is not recorded", turn.call.turn_id)
+            turn.reply.note("not recorded: the router failed, its log says why")
+
+    def _record(self, turn: OpenTurn, finish: Finish) -> None:
         if self._capture == "off":
             return
         call, reply, prompt = turn.call, turn.reply, turn.reply.prompt
@@ -153,9 +241,10 @@ class Recorder:
             self.counts.late += 1
             logger.warning("turn %s is not recorded: its session was deleted", call.turn_id)
             return
-        self._add(self._made(call, prompt, reply, finish))
+        self._add(self._made(turn, prompt, finish))
 
-    def _made(self, call: GenerateCall, prompt: Prompt, reply: Reply, finish: Finish) -> Turn:
+    def _made(self, turn: OpenTurn, prompt: Prompt, finish: Finish) -> Turn:
+        call, reply = turn.call, turn.reply
         base, base_len = prompt.base, prompt.base_len
         if base is not None and base not in self._store:
             self.counts.rebased += 1
@@ -184,7 +273,13 @@ class Recorder:
             request_id=call.request_id,
             receipt=reply.receipt or prompt.receipt,
             routed_experts=self._experts(call, prompt, reply, base),
+            indexer_topk=self._indexer(call, prompt, reply, base_len),
+            distribution=_distribution(reply),
+            uncaptured=reply.uncaptured,
             epoch=self._epoch_of(span.version for span in versions),
+            account=account_of(call, reply, prompt, turn.course, goes_on=base is not None),
+            said_kind=call.kind,
+            speculation=reply.speculation,
         )
 
     def _add(self, turn: Turn) -> None:
@@ -196,8 +291,22 @@ class Recorder:
             logger.warning("turn %s is not recorded: %s", turn.id, exc.message)
             return
         self.counts.turns += 1
+        if turn.uncaptured:
+            self._note_truncated(turn)
         if not had_dropped and self._store.dropped_turns:  # warn once; /metrics keeps counting
             logger.warning("the store is full: its oldest turns are dropped from now on")
+
+    def _note_truncated(self, turn: Turn) -> None:
+        """It was sampled from a part of the vocabulary, and nobody knows from which."""
+        self.counts.truncated_sampling += 1
+        session = None if turn.session_id is None else self._store.sessions.find(turn.session_id)
+        if session is not None and session.truncated_turns == 1:  # rows and /metrics always count
+            logger.warning(
+                "session %r: tokens are sampled under top_p, top_k, min_p or greedily, and their"
+                " rows have no masks (%s): full log-probabilities are not those of the sampler",
+                session.name,
+                turn.uncaptured,
+            )
 
     def _experts(
         self, call: GenerateCall, prompt: Prompt, reply: Reply, base: str | None
@@ -218,6 +327,19 @@ class Recorder:
             logger.warning("turn %s has no routed experts: %s", call.turn_id, exc)
             return None
 
+    def _indexer(
+        self, call: GenerateCall, prompt: Prompt, reply: Reply, base_len: int
+    ) -> RoutedExperts | None:
+        if reply.indexer is None:
+            return None
+        held_len = len(prompt.ids) + len(reply.output_ids)
+        try:
+            return decode_whole(reply.indexer, held_len=held_len, start=max(base_len - 1, 0))
+        except ValueError as exc:
+            self.counts.bad_routed_experts += 1
+            logger.warning("turn %s has no indexer top-k: %s", call.turn_id, exc)
+            return None
+
     def _logprobs(self, reply: Reply) -> Logprobs | None:
         if not reply.has_logprobs:
             return None
@@ -232,7 +354,22 @@ class Recorder:
         return next_link(b"", prompt.spelling, message, with_call_ids=self._with_call_ids)[1]
 
     def _keys(self, call: GenerateCall, prompt: Prompt, reply: Reply) -> tuple[bytes, ...]:
-        if prompt.messages_key is None or call.native is not None:
+        if prompt.messages_key is None or call.is_passed_on:
             return ()
         message = reply.message(prompt.reply_prefix)
-        return reply_keys(prompt.messages_key, message, with_call_ids=self._with_call_ids)
+        return reply_keys(
+            prompt.messages_key,
+            message,
+            with_call_ids=self._with_call_ids,
+            reasoning=reply.reasoning,
+        )
+
+
+def _distribution(reply: Reply) -> Distribution | None:
+    """What the tokens were sampled from; None where no worker said it of any."""
+    masks = reply.masks
+    if not masks.ids:
+        return None
+    masks.fill(len(reply.output_ids))
+    lengths, logprobs = np.array(masks.lengths, np.int32), np.array(masks.logprobs, np.float32)
+    return distribution(lengths, token_ids(masks.ids), logprobs)

@@ -9,11 +9,12 @@ import numpy as np
 
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
-from slime_router.generation.prompt import PromptMaker
+from slime_router.generation.prompt import MadePrompt, PromptMaker
+from slime_router.journal.fetching import Fetch
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Trace
-from slime_router.types import GenerateCall, Prompt, TokenIds, WeightVersion
+from slime_router.types import GenerateCall, TokenIds, WeightVersion
 
 
 class Retriever:
@@ -25,18 +26,29 @@ class Retriever:
         cache: PrefixCache,
         store: TrajectoryStore,
         tokenizer: Tokenizer,
+        fetch: Fetch,
     ) -> None:
         self._maker = maker
         self._cache = cache
         self._store = store
         self._tokenizer = tokenizer
+        self._fetch = fetch
 
-    async def by_text(self, text: str, scope: str = "") -> Trace:
-        """The trace of the most recent path that spells `text`; what is not cached is encoded."""
-        node = self._cache.match_text(scope, text)
+    async def by_text(self, text: str, scope: str = "", session_id: str | None = None) -> Trace:
+        """The trace of the most recent path that spells `text`; what is not cached is encoded.
+
+        A named session finds its own.
+        """
+        node = self._cache.match_text(scope, text, session_id)
         if node is not None:
-            return self._of_path(node, node.path_ids())
-        return await self._of_call(GenerateCall(rid="", turn_id="", text=text, scope=scope))
+            return self._of_path(node, node.path_ids(), session_id)
+        return await self._of_call(
+            GenerateCall(rid="", turn_id="", text=text, scope=scope, session_id=session_id)
+        )
+
+    def count_paths(self, text: str, scope: str = "", session_id: str | None = None) -> int:
+        """How many cached paths spell `text`."""
+        return self._cache.count_text(scope, text, session_id)
 
     async def by_messages(self, call: GenerateCall) -> tuple[Trace, str]:
         """The trace of a conversation, and its text.
@@ -44,30 +56,37 @@ class Retriever:
         If its last message is the reply of a recorded turn and no new reply is requested, the trace
         is exactly what the turn holds: prompt and output, bit for bit.
         """
+        with await self._fetch.of_call(call):
+            trace = await self._of_messages(call)
+        return trace, self._tokenizer.decode(trace.ids.tolist(), skip_special_tokens=False)
+
+    async def _of_messages(self, call: GenerateCall) -> Trace:
         talk = self._maker.recognise(call)
         is_whole = talk.turn is not None and talk.reply_index == len(talk.messages) - 1
         if talk.turn is not None and is_whole and not call.template.add_generation_prompt:
-            trace = self._store.trace(talk.turn.id)
-        else:
-            trace = await self._of_call(call)
-        return trace, self._tokenizer.decode(trace.ids.tolist(), skip_special_tokens=False)
+            return self._store.trace(talk.turn.id)
+        return await self._of_call(call)
 
     async def _of_call(self, call: GenerateCall) -> Trace:
-        prompt = await self._maker.make(call)
-        try:
-            return self._of_prompt(prompt)
-        finally:
-            self._maker.release(prompt)
+        with await self._fetch.of_call(call):
+            prompt = await self._maker.make(call)
+            try:
+                return self._of_prompt(prompt)
+            finally:
+                self._maker.release(prompt)
 
-    def _of_prompt(self, prompt: Prompt) -> Trace:
+    def _of_prompt(self, prompt: MadePrompt) -> Trace:
         if prompt.base is not None and prompt.base_len == prompt.receipt.reused:
             return _padded(self._store.trace(prompt.base, prompt.base_len), prompt.ids)
-        if prompt.tree_handle is None:
+        if prompt.node is None:
             return _padded(_unsampled(prompt.ids[:0]), prompt.ids)
-        return self._of_path(prompt.tree_handle, prompt.ids)
+        return self._of_path(prompt.node, prompt.ids, None)
 
-    def _of_path(self, node: Node, ids: TokenIds) -> Trace:
-        """Loss mask, logprobs and versions of a cached path; `ids` starts with the path's ids."""
+    def _of_path(self, node: Node, ids: TokenIds, session_id: str | None) -> Trace:
+        """Loss mask, logprobs and versions of a cached path; `ids` starts with the path's ids.
+
+        Turns of a named session are preferred to others that sampled the same tokens.
+        """
         trace = _unsampled(ids)
         versions = list(trace.weight_versions)
         for step in node.path():
@@ -85,7 +104,11 @@ class Retriever:
             if turn.logprobs is not None:
                 trace.logprobs[start : step.end] = turn.logprobs[run]
             versions[start : step.end] = turn.output_versions()[run]
-        return Trace(ids, trace.loss_mask, trace.logprobs, tuple(versions))
+        found = Trace(ids, trace.loss_mask, trace.logprobs, tuple(versions))
+        if session_id is None:
+            return found
+        own = self._store.deepest_prefix(ids, session_id, node.scope)
+        return found if own is None else _overlaid(found, self._store.trace(own.id))
 
 
 def _unsampled(ids: TokenIds) -> Trace:
@@ -101,4 +124,15 @@ def _padded(trace: Trace, ids: TokenIds) -> Trace:
         np.concatenate((trace.loss_mask, rest.loss_mask)),
         np.concatenate((trace.logprobs, rest.logprobs)),
         trace.weight_versions + rest.weight_versions,
+    )
+
+
+def _overlaid(trace: Trace, first: Trace) -> Trace:
+    """`trace` with what `first` says of its first tokens, which are the same."""
+    rest = slice(len(first.ids), None)
+    return Trace(
+        trace.ids,
+        np.concatenate((first.loss_mask, trace.loss_mask[rest])),
+        np.concatenate((first.logprobs, trace.logprobs[rest])),
+        first.weight_versions + trace.weight_versions[rest],
     )

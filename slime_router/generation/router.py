@@ -1,16 +1,17 @@
 """The seam for plug-ins: what wraps the pipeline of a generation.
 
-The chain is composed once. Each request owns every stream that the layers open for it: otherwise, a
-layer that stops reading early (or a client that leaves) would leave the worker's lease to the
-garbage collector.
+Without plug-ins, a generation is the pipeline itself. With them, each request owns every stream
+that the layers open for it: otherwise, a layer that stops reading early (or a client that leaves)
+would leave the worker's lease to the garbage collector.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import TypeAlias
 
-from slime_router.generation.middleware import CallNext, Chunks, Dispatch, Middleware
+from slime_router.generation.middleware import CallNext, Dispatch, Middleware
 from slime_router.types import GenerateCall, GenerateChunk
 
 _Streams: TypeAlias = list[AsyncGenerator[GenerateChunk, None]]
@@ -30,14 +31,21 @@ class Router:
         names = [getattr(m, "__name__", type(m).__name__) for m in self._middlewares]
         return f"<Router {' -> '.join([*names, 'dispatch'])}>"
 
-    def generate(self, call: GenerateCall) -> Generation:
+    def generate(self, call: GenerateCall) -> aclosing[AsyncGenerator[GenerateChunk, None]]:
         """The stream of one generation; leaving the block closes every layer.
 
         Raises:
             RouterError: from the stream, whatever the layers raise.
         """
+        return aclosing(self._wrapped(call) if self._middlewares else self._dispatch(call))
+
+    async def _wrapped(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
         streams: _Streams = []
-        return Generation(self._link(0, streams), call, streams)
+        try:
+            async for chunk in self._link(0, streams)(call):
+                yield chunk
+        finally:
+            await _close(streams)
 
     def _link(self, depth: int, streams: _Streams) -> CallNext:
         def call_next(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
@@ -50,26 +58,6 @@ class Router:
             return stream
 
         return call_next
-
-
-class Generation:
-    """One generation in progress, for the block: owns the streams that the layers open for it.
-
-    Not a generator, as each of those costs time, and every request has one of these.
-    """
-
-    __slots__ = ("_begin", "_call", "_streams")
-
-    def __init__(self, begin: CallNext, call: GenerateCall, streams: _Streams) -> None:
-        self._begin = begin
-        self._call = call
-        self._streams = streams
-
-    async def __aenter__(self) -> Chunks:
-        return self._begin(self._call)
-
-    async def __aexit__(self, *_: object) -> None:
-        await _close(self._streams)
 
 
 async def _close(streams: _Streams) -> None:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import TracebackType
+from typing import Protocol
 
 from slime_router.auth.owners import shown
+from slime_router.engine.rules import SamplingRules, with_fields
 from slime_router.errors import Conflict, NotFound, RouterError
+from slime_router.journal.fetching import AllIsHere, Fetch
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
-from slime_router.types import GenerateCall, GenerateChunk, Sampling
+from slime_router.types import GenerateCall, GenerateChunk
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +36,20 @@ class Flight:
         "_task",
         "_was_cancelled",
         "call",
+        "can_end",
         "error",
-        "hides_experts",
+        "hidden",
+        "key",
         "landed",
-        "request_id",
         "session",
     )
 
     def __init__(self, sessions: Sessions, call: GenerateCall, session: Session | None) -> None:
         self.call = call  # including what its session adds to it
         self.session = session
-        self.request_id = call.request_id
-        self.hides_experts = False  # the trainer asked for them, not this client
+        self.can_end = session is not None  # before its reply does, if the session is ended
+        self.key = (call.session_id or "", call.request_id)
+        self.hidden: tuple[str, ...] = ()  # what the trainer asked for, not this client
         self.error: RouterError | None = None
         self.landed = asyncio.Event()
         self._sessions = sessions
@@ -56,8 +61,8 @@ class Flight:
         self.resume()
         return self
 
-    def show(self, chunk: GenerateChunk) -> None:
-        """The chunk, recorded by now, goes to the client without what the client did not request.
+    def shown(self, chunk: GenerateChunk) -> GenerateChunk:
+        """The chunk, recorded by now, without what the client did not ask for.
 
         Raises:
             RouterError: the session has ended the generation meanwhile.
@@ -65,8 +70,9 @@ class Flight:
         self._is_waiting = False
         if self.error is not None:
             raise self.error
-        if self.hides_experts and chunk.routed_experts is not None:
-            _hide_experts(chunk)
+        if self.hidden and (chunk.routed_experts or chunk.indexer_topk):
+            return _without(chunk, self.hidden)
+        return chunk
 
     def resume(self) -> None:
         """The client asks for more, perhaps from another task.
@@ -109,12 +115,48 @@ class Flight:
         return self.error
 
 
+class Elsewhere(Protocol):
+    """The other processes of a router: a session may have flights there as well."""
+
+    async def land(self, session_id: str, *, cancel: bool, timeout_s: float) -> None:
+        """They let nothing new in; returns when nothing runs in it there, or as `close` has it."""
+
+    async def settle(self, session_id: str) -> None:
+        """The session was closed here, or it stays open after all."""
+
+    async def end(self, session_id: str) -> None:
+        """The session was deleted here."""
+
+
+class Nowhere:
+    """There are no other processes."""
+
+    async def land(self, session_id: str, *, cancel: bool, timeout_s: float) -> None:
+        """Nothing runs."""
+
+    async def settle(self, session_id: str) -> None:
+        """Nobody waits for that."""
+
+    async def end(self, session_id: str) -> None:
+        """Nothing runs."""
+
+
 class Sessions:
     """Admits calls to their sessions; closes and deletes sessions."""
 
-    def __init__(self, store: TrajectoryStore) -> None:
+    def __init__(
+        self,
+        store: TrajectoryStore,
+        fetch: Fetch | None = None,
+        rules: SamplingRules | None = None,
+    ) -> None:
+        self.elsewhere: Elsewhere = Nowhere()
         self._store = store
+        self._fetch = AllIsHere() if fetch is None else fetch
+        self.kv_name: Callable[[str], str] = lambda _: ""  # what workers call a session
+        self._rules = rules or SamplingRules()
         self._flights: dict[str, set[Flight]] = {}
+        self._of_request: dict[tuple[str, str], int] = {}  # flights of a session and a request
 
     def admit(self, call: GenerateCall) -> Flight:
         """For the block, the stay of a generation in the session that it names.
@@ -123,12 +165,17 @@ class Sessions:
             RouterError: the session does not let it in.
         """
         if call.session_id is None:
-            return Flight(self, call, None)
+            return Flight(self, self._rules.applied(call), None)
         session = self._enter(call, call.session_id)
-        flight = Flight(self, _prepared(call, session), session)
-        flight.hides_experts = session.return_routed_experts and not _asks_for_experts(call)
+        flight = Flight(self, self._prepared(call, session), session)
+        flight.hidden = tuple(
+            name
+            for name in ("routed_experts", "indexer_topk")
+            if getattr(session, f"return_{name}") and not call.asked.get(f"return_{name}")
+        )
         self._flights.setdefault(session.id, set()).add(flight)
-        session.running += 1
+        self._of_request[flight.key] = self._of_request.get(flight.key, 0) + 1
+        session.entered()
         return flight
 
     @asynccontextmanager
@@ -141,13 +188,27 @@ class Sessions:
         if session_id is None:
             yield
             return
-        with self.admit(GenerateCall(rid="", turn_id="", session_id=session_id)):
+        with (
+            await self._fetch.of_session(session_id),
+            self.admit(GenerateCall(rid="", turn_id="", session_id=session_id)),
+        ):
             yield
+
+    def _prepared(self, call: GenerateCall, session: Session) -> GenerateCall:
+        """The call with what its session adds to it."""
+        call = with_fields(call.under(session.sampling), session.worker_fields)
+        return replace(
+            self._rules.applied(call, session.sampling_pins),
+            token_limit=session.tokens_left,
+            kv_session=self.kv_name(session.id),
+            wants_routed_experts=session.return_routed_experts,
+            wants_indexer_topk=session.return_indexer_topk,
+        )
 
     def _enter(self, call: GenerateCall, session_id: str) -> Session:
         session = self._store.sessions.name(session_id)
-        flights = self._flights.get(session_id, set())
-        others = sum(not f.request_id or f.request_id != call.request_id for f in flights)
+        of_request = self._of_request.get((session_id, call.request_id), 0)
+        others = max(session.running - (of_request if call.request_id else 0), 0)
         try:
             session.check_room(others, call.samples - self._count_recorded(session, call))
             if session.is_pinned:
@@ -161,8 +222,7 @@ class Sessions:
         """How many samples of this request are recorded: requests are admitted as a whole."""
         if call.samples == 1 or not call.request_id:
             return 0
-        turns = (self._store.get(turn_id) for turn_id in session.turns)
-        return sum(turn is not None and turn.request_id == call.request_id for turn in turns)
+        return session.samples_of(call.request_id)
 
     def release(self, flight: Flight) -> None:
         """A generation has left its session."""
@@ -173,8 +233,10 @@ class Sessions:
         flights.discard(flight)
         if not flights:
             del self._flights[session.id]
-        session.running -= 1
-        self._store.leave_session(session)
+        self._of_request[flight.key] -= 1
+        if not self._of_request[flight.key]:
+            del self._of_request[flight.key]
+        self._store.leave_session(session, has_turn=True)
 
     async def close(self, session_id: str, *, cancel: bool, timeout_s: float) -> Session:
         """Freeze a session: no new turns; those in progress are awaited, or cancelled.
@@ -183,24 +245,35 @@ class Sessions:
 
         Raises:
             NotFound: there is no such session, or it was deleted meanwhile.
+            TooManyRequests: nobody opened it, and its owner has as many as it may have.
         """
         session = self._store.sessions.get(session_id)
         if session.state == "closed":
             return session
-        before, session.state = session.state, "closing"
+        self._store.sessions.check_closing(session)  # before anything is ended
+        here, there = self.land, self.elsewhere.land
         try:
-            if not cancel:
-                await self._landed(session_id, timeout_s)
-            closed = f"The session '{session.name}' was closed."
-            self._end_all(session_id, Conflict(closed, code="session_closed"))
-            await self._landed(session_id, LANDING_TIMEOUT_S)
-        except BaseException:  # interrupted: undo
-            session.state = before
-            raise
-        if not self._store.sessions.is_current(session):
-            raise _deleted(session_id)
-        self._store.freeze(session)
+            with session.closing():
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(there(session_id, cancel=cancel, timeout_s=timeout_s))
+                    group.create_task(
+                        here(session_id, session.name, cancel=cancel, timeout_s=timeout_s)
+                    )
+                with await self._fetch.of_session(session_id):  # what has landed elsewhere
+                    if not self._store.sessions.is_current(session):
+                        raise _deleted(session_id)
+                    self._store.freeze(session)
+        finally:
+            await self.elsewhere.settle(session_id)
         return session
+
+    async def land(self, session_id: str, name: str, *, cancel: bool, timeout_s: float) -> None:
+        """What runs in a session that takes no new turns is awaited, or ends with a conflict."""
+        if not cancel:
+            await self._landed(session_id, timeout_s)
+        closed = f"The session '{name}' was closed."
+        self.end(session_id, Conflict(closed, code="session_closed"))
+        await self._landed(session_id, LANDING_TIMEOUT_S)
 
     async def delete(self, session_id: str) -> None:
         """Forget a session and its turns; what runs in it ends with a 404.
@@ -209,9 +282,12 @@ class Sessions:
             NotFound: there is no such session.
         """
         self._store.delete_session(session_id)
-        self._end_all(session_id, _deleted(session_id))
+        self.end(session_id)
+        await self.elsewhere.end(session_id)
 
-    def _end_all(self, session_id: str, error: RouterError) -> None:
+    def end(self, session_id: str, error: RouterError | None = None) -> None:
+        """What runs in a session ends with `error`; None: the session was deleted."""
+        error = error or _deleted(session_id)
         for flight in tuple(self._flights.get(session_id, ())):
             flight.end(error)
 
@@ -229,38 +305,11 @@ def _deleted(session_id: str) -> NotFound:
     return NotFound(f"The session '{shown(session_id)}' was deleted.", code="session_not_found")
 
 
-def _prepared(call: GenerateCall, session: Session) -> GenerateCall:
-    """The call with what its session adds to it."""
-    return replace(
-        call,
-        sampling=merged(call.sampling, session.sampling) if call.native is None else call.sampling,
-        defaults=session.sampling,
-        token_limit=session.tokens_left,
-        wants_routed_experts=session.return_routed_experts,
-    )
-
-
-def _asks_for_experts(call: GenerateCall) -> bool:
-    fields = call.worker_fields if call.native is None else call.native
-    return bool(fields.get("return_routed_experts"))
-
-
-def _hide_experts(chunk: GenerateChunk) -> None:
-    """Removes the routed experts from a chunk; they are already recorded."""
-    chunk.routed_experts = None
-    meta = chunk.item.get("meta_info") if chunk.item is not None else None
-    if chunk.item is not None and isinstance(meta, dict):
-        shown = {name: value for name, value in meta.items() if name != "routed_experts"}
-        chunk.item = {**chunk.item, "meta_info": shown}
-
-
-def merged(asked: Sampling, defaults: Sampling) -> Sampling:
-    """What a client asked for, with defaults for everything else."""
-    empty = Sampling()
-    unsaid = {
-        f.name: getattr(defaults, f.name)
-        for f in fields(Sampling)
-        if getattr(asked, f.name) == getattr(empty, f.name)
-        and getattr(defaults, f.name) != getattr(empty, f.name)
-    }
-    return replace(asked, **unsaid) if unsaid else asked
+def _without(chunk: GenerateChunk, names: Collection[str]) -> GenerateChunk:
+    """The last chunk without its routed experts or the like, which are already recorded."""
+    item = chunk.item
+    meta = item.get("meta_info") if item is not None else None
+    if item is not None and isinstance(meta, dict):
+        shown = {name: value for name, value in meta.items() if name not in names}
+        item = {**item, "meta_info": shown}
+    return chunk.changed(**dict.fromkeys(names), item=item)

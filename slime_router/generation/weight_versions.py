@@ -64,6 +64,19 @@ class WeightVersions:
         """How many updates `version` lags behind; 0 if it is not known."""
         return self._epoch - self._epochs.get(version, self._epoch) if version is not None else 0
 
+    @property
+    def known(self) -> list[tuple[WeightVersion, int]]:
+        """Every version that is known and its epoch, the oldest first."""
+        return list(self._epochs.items())
+
+    def take_over(self, known: Iterable[tuple[WeightVersion, int]]) -> None:
+        """What another process of the router knows, where that is more than is known here."""
+        epochs = dict(known)
+        newest = max(epochs, key=epochs.__getitem__, default=None)
+        if newest is None or epochs[newest] < self._epoch:
+            return
+        self._epochs, self._epoch, self._current = epochs, epochs[newest], newest
+
     def _begin(self, version: WeightVersion) -> int:
         self._epochs.pop(version, None)  # a name that comes back moves to the end
         self._epoch += 1

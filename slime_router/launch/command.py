@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from slime_router.auth.keys import check_header_value
 from slime_router.errors import SetupError
 from slime_router.launch.machine import HOST, require_sglang, visible_gpus
 
@@ -56,13 +57,16 @@ def sglang_commands(
     they choose the devices themselves. Each asks for `api_key`, or for the one in its flags.
 
     Raises:
-        SetupError: `python` has no SGLang, or the machine has too few GPUs for one server.
+        SetupError: `python` has no SGLang, the machine has too few GPUs for one server, or a key
+            cannot be sent.
     """
     if not count:
         return ()
     require_sglang(python)
     trust = ("--trust-remote-code",) if trust_remote_code else ()
     own_key = _value(flags, (API_KEY,))
+    if own_key:
+        check_header_value(own_key, f"{API_KEY} after --")
     # One word: SGLang would take a key that begins with a dash for a flag.
     guard = () if own_key or api_key is None else (f"{API_KEY}={api_key}",)
     server = (python, "-m", "sglang.launch_server", "--model-path", checkpoint)

@@ -7,53 +7,48 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from slime_router.errors import SetupError
 from slime_router.launch.command import WorkerCommand
+from slime_router.launch.keeper import POLL_S, RESTART_DELAYS_S, STEADY_S, Keeper, Kept
 from slime_router.launch.machine import HOST, free_port
 from slime_router.launch.output import Output
-from slime_router.launch.process import ended, how_it_ended, running
+from slime_router.launch.process import KILL_TIMEOUT_S, REST_TIMEOUT_S
+from slime_router.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
-# Before each new start of one that died early, several times in a row; then it is given up.
-RESTART_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-STEADY_S = 60.0  # a worker that has served for this long did not die early
-POLL_S = 0.5
 GRACE_S = 15.0  # between SIGTERM and SIGKILL; an idle SGLang takes about seven
 WRONG_FLAGS = 2  # exit code: no new start would help
 
 
-@dataclass(slots=True, eq=False)
-class Launched:
-    """One worker: many processes, one after the other. `port` stays once it has answered there."""
+class Launched(Kept):
+    """One worker. `port` stays once it has answered there."""
 
-    name: str
-    command: WorkerCommand
-    output: Output
-    port: int = 0
-    was_up: bool = False
-    is_up: bool = False
+    def __init__(
+        self, name: str, command: WorkerCommand, output: Output, taken: Callable[[], set[int]]
+    ) -> None:
+        super().__init__(name, env=command.env, output=output)
+        self.printed = output
+        self.port = 0
+        self._command = command
+        self._taken = taken  # ports of all workers
 
     @property
     def url(self) -> str:
         """Where it listens."""
         return f"http://{HOST}:{self.port}"
 
-
-@dataclass(frozen=True, slots=True)
-class Life:
-    """How one process of a worker ended, and whether it had come to serve."""
-
-    end: str
-    served_s: float = 0.0
-    is_last: bool = False
+    def arguments(self) -> Sequence[str]:
+        """The command line of its next process. Raises OSError: there is no free port."""
+        if not self.was_up:  # nobody knows its port yet
+            self.port = free_port(self._taken())
+        return self._command.at(self.port)
 
 
 class Launcher:
@@ -61,6 +56,7 @@ class Launcher:
 
     Args:
         commands: one for each worker.
+        supervisor: keeps the tasks that keep the workers.
         answers: whether the worker at a URL serves by now.
         on_up: called with the URL of a worker when it begins to serve, after a new start too.
         on_down: called with the URL of one that served and died. It comes back under the same URL,
@@ -72,6 +68,7 @@ class Launcher:
     def __init__(
         self,
         commands: Sequence[WorkerCommand],
+        supervisor: Supervisor,
         *,
         answers: Callable[[str], Awaitable[bool]],
         on_up: Callable[[str], None],
@@ -83,17 +80,23 @@ class Launcher:
         poll_s: float = POLL_S,
         grace_s: float = GRACE_S,
     ) -> None:
-        self._answers = answers
+        self._supervisor = supervisor
         self._on_up = on_up
-        self._on_down = on_down
         self._startup_timeout_s = startup_timeout_s
-        self._restart_delays_s = tuple(restart_delays_s)
-        self._steady_s = steady_s
-        self._poll_s = poll_s
-        self._grace_s = grace_s
+        self._keeper = Keeper(
+            answers=answers,
+            on_up=self._note_up,
+            on_down=lambda worker: on_down(worker.url),
+            startup_timeout_s=startup_timeout_s,
+            grace_s=grace_s,
+            hopeless=(WRONG_FLAGS,),
+            restart_delays_s=restart_delays_s,
+            steady_s=steady_s,
+            poll_s=poll_s,
+        )
         names = [f"worker {number}" for number in range(1, len(commands) + 1)]
         self._workers = [
-            Launched(name, command, Output(name, log_dir, secret=command.api_key))
+            Launched(name, command, Output(name, log_dir, secret=command.api_key), self._ports)
             for name, command in zip(names, commands, strict=True)
         ]
         self._keepers: list[asyncio.Task[None]] = []
@@ -109,7 +112,10 @@ class Launcher:
             SetupError: none of them came up.
         """
         self._keepers = [
-            asyncio.create_task(self._keep(worker), name=worker.name) for worker in self._workers
+            self._supervisor.start(
+                "watch of", partial(self._keeper.keep, worker), about=worker.name
+            )
+            for worker in self._workers
         ]
         for keeper in self._keepers:
             keeper.add_done_callback(self._note_end)
@@ -129,6 +135,13 @@ class Launcher:
     ) -> None:
         await self._stop()
 
+    def hurry(self) -> None:
+        """From now on, nobody is given time to end."""
+        self._keeper.grace_s = 0.0
+
+    def _ports(self) -> set[int]:
+        return {worker.port for worker in self._workers}
+
     async def _first_is_up(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._startup_timeout_s):
@@ -145,82 +158,18 @@ class Launcher:
 
     async def _stop(self) -> None:
         """Ends all at once; they have the same time to do so."""
-        for keeper in self._keepers:
-            keeper.cancel()
         try:
-            await asyncio.gather(*self._keepers, return_exceptions=True)
+            # By then all have ended.
+            limit_s = self._keeper.grace_s + KILL_TIMEOUT_S + REST_TIMEOUT_S + 1.0
+            await self._supervisor.stop(self._keepers, timeout_s=limit_s)
         finally:
             for worker in self._workers:
-                worker.output.close()
+                worker.printed.close()
 
-    def _note_end(self, keeper: asyncio.Task[None]) -> None:
-        if not keeper.cancelled() and (failure := keeper.exception()) is not None:
-            logger.error("%s is watched no more", keeper.get_name(), exc_info=failure)
+    def _note_end(self, _: object) -> None:
         if all(other.done() for other in self._keepers):
             self._news.set()
 
-    async def _keep(self, worker: Launched) -> None:
-        """One life after the other, until too many in a row were short."""
-        early = 0
-        while True:
-            life = await self._live(worker)
-            early = 1 if life.served_s >= self._steady_s else early + 1
-            tail = "".join(f"\n  | {line}" for line in worker.output.tail)
-            logger.warning("%s %s; its last lines:%s", worker.name, life.end, tail or " none")
-            if life.is_last or early > len(self._restart_delays_s):
-                times = f"it died early {early} times in a row" if early > 1 else life.end
-                logger.error("%s is given up: %s", worker.name, times)
-                return
-            delay_s = self._restart_delays_s[early - 1]
-            logger.info("%s starts again in %g s", worker.name, delay_s)
-            await asyncio.sleep(delay_s)
-
-    async def _live(self, worker: Launched) -> Life:
-        """One process, from its start to its end."""
-        clock = asyncio.get_running_loop().time
-        try:
-            if not worker.was_up:  # nobody knows its port yet
-                worker.port = free_port({other.port for other in self._workers})
-            async with running(
-                worker.command.at(worker.port),
-                env=worker.command.env,
-                output=worker.output,
-                grace_s=self._grace_s,
-            ) as process:
-                logger.info("%s starts at %s (pid %d)", worker.name, worker.url, process.pid)
-                if not await self._comes_up(worker, process):
-                    return self._stillborn(worker, process)
-                start = clock()
-                self._note_up(worker)
-                code = await process.wait()
-                self._note_down(worker)
-                return Life(how_it_ended(code), served_s=clock() - start)
-        except OSError as exc:
-            return Life(f"cannot be started: {exc}")
-
-    async def _comes_up(self, worker: Launched, process: Process) -> bool:
-        """Whether it answers before it ends and before its time is over."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._startup_timeout_s):
-                while process.returncode is None:
-                    if await self._answers(worker.url) and process.returncode is None:
-                        return True
-                    await ended(process, within_s=self._poll_s)
-        return False
-
-    def _stillborn(self, worker: Launched, process: Process) -> Life:
-        code = process.returncode
-        if code is None:
-            return Life(f"did not answer within {self._startup_timeout_s:g} s")
-        is_last = code == WRONG_FLAGS and not worker.was_up
-        return Life(f"{how_it_ended(code)} before it answered", is_last=is_last)
-
-    def _note_up(self, worker: Launched) -> None:
-        worker.is_up = worker.was_up = True
-        logger.info("%s is up at %s", worker.name, worker.url)
+    def _note_up(self, worker: Kept) -> None:
         self._on_up(worker.url)
         self._news.set()
-
-    def _note_down(self, worker: Launched) -> None:
-        worker.is_up = False
-        self._on_down(worker.url)

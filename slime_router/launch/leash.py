@@ -3,8 +3,8 @@
     python leash.py COMMAND ...
 
 The router holds the other end of standard input. A byte from there is SIGTERM for the worker's
-process group, and the end of it is SIGKILL: the kernel closes a pipe however its owner ended, where
-no `finally` runs. The exit code is the worker's, as a shell says it.
+process group, an "h" is SIGHUP, and the end of it is SIGKILL: the kernel closes a pipe however its
+owner ended, where no `finally` runs. The exit code is the worker's, as a shell says it.
 
 A program of its own, without the rest of the package: it has to start at once and stay small.
 """
@@ -42,8 +42,8 @@ def main() -> None:
 
 
 def _obey(group: int) -> None:
-    while os.read(STDIN, 1):
-        _signal(group, signal.SIGTERM)
+    while byte := os.read(STDIN, 1):
+        _signal(group, signal.SIGHUP if byte == b"h" else signal.SIGTERM)
     _signal(group, signal.SIGKILL)
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -21,23 +21,30 @@ REST_TIMEOUT_S = 1.0  # for what is left in the pipe of one that ended
 
 @asynccontextmanager
 async def running(
-    command: Sequence[str], *, env: Mapping[str, str], output: Output, grace_s: float
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    output: Output | None,
+    grace_s: Callable[[], float],
 ) -> AsyncIterator[Process]:
     """Runs `command` for the length of the block; `env` is added to the router's own.
 
-    On leaving the block its process group has `grace_s` to end after SIGTERM. A cancellation in
+    What it prints goes to `output`, or where the router's own goes.
+
+    On leaving the block its process group has `grace_s()` to end after SIGTERM. A cancellation in
     that time kills it at once.
 
     Raises:
         OSError: the system cannot start more processes.
     """
-    output.begin()
+    if output is not None:
+        output.begin()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", str(LEASH), *command),
         env={**os.environ, **env},
         stdin=PIPE,
-        stdout=PIPE,
-        stderr=STDOUT,
+        stdout=None if output is None else PIPE,
+        stderr=None if output is None else STDOUT,
         start_new_session=True,  # Ctrl-C in a terminal is for the router alone
     )
     reading = asyncio.create_task(_read(process, output), name="output of a worker")
@@ -45,11 +52,18 @@ async def running(
         yield process
     finally:
         try:
-            await _end(process, grace_s)
+            await _end(process, grace_s())
             await asyncio.wait([reading], timeout=REST_TIMEOUT_S)
         finally:
             reading.cancel()
-            output.end()
+            if output is not None:
+                output.end()
+
+
+def ask_to_end(process: Process) -> None:
+    """SIGTERM, for the whole group; each call sends one."""
+    assert process.stdin is not None
+    process.stdin.write(b".")
 
 
 async def ended(process: Process, *, within_s: float) -> None:
@@ -67,8 +81,15 @@ def how_it_ended(code: int) -> str:
         return f"ended with exit code {code}"
 
 
-async def _read(process: Process, output: Output) -> None:
-    assert process.stdout is not None
+def ask_to_reload(process: Process) -> None:
+    """SIGHUP, for the whole group."""
+    assert process.stdin is not None
+    process.stdin.write(b"h")
+
+
+async def _read(process: Process, output: Output | None) -> None:
+    if process.stdout is None or output is None:
+        return
     while data := await process.stdout.read(READ_LEN):
         output.feed(data)
 
@@ -78,8 +99,22 @@ async def _end(process: Process, grace_s: float) -> None:
     assert leash is not None
     try:
         if process.returncode is None:
-            leash.write(b".")  # SIGTERM
+            ask_to_end(process)
             await ended(process, within_s=grace_s)
     finally:
         leash.close()  # SIGKILL, for all that is left
-        await ended(process, within_s=KILL_TIMEOUT_S)
+        await _killed(process)
+
+
+async def _killed(process: Process) -> None:
+    """Waits for the end of a process that is being killed; cancellations come after that."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + KILL_TIMEOUT_S
+    cancelled: asyncio.CancelledError | None = None
+    while process.returncode is None and (rest_s := deadline - clock()) > 0:
+        try:
+            await ended(process, within_s=rest_s)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        raise cancelled

@@ -9,6 +9,7 @@ from math import exp2
 from slime_router.pool.worker import Worker
 
 MAX_KEYS = 100_000
+MAX_MOVED = 10_000  # that are kept to be handed on
 HALF_LIFE = 512  # requests
 SPILL_RATIO = 1.25  # a worker keeps up if its load is at most this x the mean of the fleet,
 SPILL_SLACK = 8  # plus this many requests: a fleet with little to do need not be balanced
@@ -18,11 +19,13 @@ class Affinity:
     """The last worker of each key. The least recently used keys are dropped first.
 
     A key outlives its worker's cache: after a flush, keys stay spread over the fleet as before.
+    What has changed can be handed to other processes of the router, which `learn` it.
     """
 
     def __init__(self, max_keys: int = MAX_KEYS) -> None:
         self._max_keys = max_keys
         self._workers: OrderedDict[str, Worker] = OrderedDict()
+        self._moved: dict[str, Worker] = {}  # since they were taken
 
     def __repr__(self) -> str:
         return f"<Affinity {len(self._workers)} of {self._max_keys} keys>"
@@ -35,6 +38,17 @@ class Affinity:
         """The key's last request went to `worker`."""
         if key is None:
             return
+        if self._workers.get(key) is not worker and len(self._moved) < MAX_MOVED:
+            self._moved[key] = worker
+        self.learn(key, worker)
+
+    def take_moved(self) -> dict[str, Worker]:
+        """The keys that have another worker than when this was last called, up to `MAX_MOVED`."""
+        moved, self._moved = self._moved, {}
+        return moved
+
+    def learn(self, key: str, worker: Worker) -> None:
+        """The key's last request went to `worker`, in whichever process."""
         self._workers[key] = worker
         self._workers.move_to_end(key)
         if len(self._workers) > self._max_keys:
@@ -70,7 +84,7 @@ class Recent:
 
 def load(worker: Worker) -> int:
     """Requests that `worker` has; those waiting in its own queue count twice."""
-    return worker.in_flight + worker.queued
+    return worker.busy_with + worker.queued
 
 
 def most(workers: Sequence[Worker]) -> float:

@@ -1,65 +1,78 @@
 """What the workers' KV caches hold, as far as the router can infer it from its traffic.
 
-Tokens count in whole blocks, and a worker's blocks are limited to what its cache can hold: the
-least recently used ones are dropped first, as in the real cache. If a prefix is held, so are all
-shorter ones. This is a guess; where it is wrong, a prompt takes longer, and nothing else happens.
+Tokens count in whole blocks, short ones at first and long ones far into a prompt, so that a long
+conversation costs little. A worker's blocks are limited to what its cache can hold: the least
+recently used ones are dropped first, as in the real cache. If a prefix is held, so are all shorter
+ones. This is a guess; where it is wrong, a prompt takes longer, and nothing else happens.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
 
 from slime_router.pool.worker import Worker
 from slime_router.types import TokenIds
 
-BLOCK_LEN = 64  # tokens: what we count as held is off by at most one block
-MAX_BLOCKS = 2**14  # a million tokens; later ones do not count
+# Where the blocks of a prompt end: what counts as held is off by at most one. Later tokens do not
+# count.
+ENDS = (*range(64, 2**13 + 1, 64), *range(2**13 + 1024, 2**20 + 1, 1024))
 DEFAULT_KV_TOKENS = 2**19  # of a worker that has not reported its size
 
 Prefixes: TypeAlias = list[int]  # hashes of a prompt's first block, its first two, ...
-_Words: TypeAlias = NDArray[np.uint64]
+
+
+@dataclass(slots=True)
+class _Held:
+    """The blocks of one worker, by the prefix that each ends, newest last; and their tokens."""
+
+    blocks: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    tokens: int = 0
+
+    def put(self, prefix: int, length: int) -> None:
+        if prefix not in self.blocks:
+            self.blocks[prefix] = length
+            self.tokens += length
+        self.blocks.move_to_end(prefix)
+
+    def shrink(self, capacity: int) -> None:
+        while self.tokens > capacity:
+            self.tokens -= self.blocks.popitem(last=False)[1]
 
 
 class KVCacheModel:
-    """The blocks that each worker holds, newest last.
+    """The blocks that each worker holds, newest last: about 200 bytes a block.
 
-    About 200 bytes a block: 1.6 MB for a worker with a cache of half a million tokens.
-
-    Args:
-        seed: of the hash function; any two KVCacheModel with the same seed behave alike.
+    `ends`: where blocks end, counted in tokens.
     """
 
-    def __init__(self, seed: int | None = None) -> None:
-        random = np.random.default_rng(seed)
-        self._token_factors = _odd(random.integers(0, 2**64, BLOCK_LEN, np.uint64))
-        self._block_factors = _odd(random.integers(0, 2**64, MAX_BLOCKS, np.uint64))
-        self._held: dict[Worker, OrderedDict[int, None]] = {}
+    def __init__(self, ends: Sequence[int] = ENDS) -> None:
+        self._ends = ends
+        self._lens = [end - start for start, end in zip((0, *ends), ends, strict=False)]
+        self._held: dict[Worker, _Held] = {}
 
     def __repr__(self) -> str:
-        blocks = sum(map(len, self._held.values()))
+        blocks = sum(len(held.blocks) for held in self._held.values())
         return f"<KVCacheModel {blocks} blocks on {len(self._held)} workers>"
 
     def prefixes(self, scope: str, ids: TokenIds) -> Prefixes:
         """One hash for each whole block of `ids`, over all tokens up to its end, within `scope`.
 
-        The hash is a sum of the tokens, each multiplied by two random factors: one for its place in
-        the block, one for the block's place. Without knowing them, nobody can make two prompts
-        collide.
+        Each goes on from the one before. Python's hashes of bytes have a secret of the process:
+        nobody can make two prompts collide on purpose.
         """
-        count = min(len(ids) // BLOCK_LEN, MAX_BLOCKS)
-        if not count:
-            return []
-        blocks = ids[: count * BLOCK_LEN].reshape(count, BLOCK_LEN).astype(np.uint64)
-        blocks += np.uint64(1)  # so that a token 0 counts too
-        sums = np.cumsum((blocks @ self._token_factors) * self._block_factors[:count])
-        if scope:
-            sums += np.uint64(hash(scope) % 2**64)
-        prefixes: Prefixes = sums.tolist()
+        count = bisect_right(self._ends, len(ids))
+        data = ids[: self._ends[count - 1] if count else 0].tobytes()
+        prefixes: Prefixes = []
+        prefix, start = hash(scope), 0
+        for end in self._ends[:count]:
+            end *= ids.itemsize
+            prefix = hash((prefix, data[start:end]))
+            prefixes.append(prefix)
+            start = end
         return prefixes
 
     def held_lens(self, workers: Sequence[Worker], prefixes: Prefixes) -> list[int]:
@@ -70,9 +83,11 @@ class KVCacheModel:
         if not prefixes:
             return [0] * len(workers)
         first = prefixes[0]
-        nothing: OrderedDict[int, None] = OrderedDict()
-        helds = [self._held.get(worker, nothing) for worker in workers]
-        return [BLOCK_LEN * _count(held, prefixes) if first in held else 0 for held in helds]
+        nothing = _Held()
+        helds = [self._held.get(worker, nothing).blocks for worker in workers]
+        return [
+            self._ends[_count(blocks, prefixes) - 1] if first in blocks else 0 for blocks in helds
+        ]
 
     def knows(self, worker: Worker) -> bool:
         """Whether anything was added for `worker` since it was last forgotten."""
@@ -80,14 +95,13 @@ class KVCacheModel:
 
     def add(self, worker: Worker, prefixes: Prefixes) -> None:
         """`worker` now holds all of `prefixes`, or as many of the shorter ones as fit."""
-        held = self._held.setdefault(worker, OrderedDict())
-        capacity = (worker.kv_tokens or DEFAULT_KV_TOKENS) // BLOCK_LEN
+        held = self._held.setdefault(worker, _Held())
+        capacity = worker.kv_tokens or DEFAULT_KV_TOKENS
+        count = min(len(prefixes), bisect_right(self._ends, capacity))
         # The longest first: a prefix is then always newer than its extensions, and outlives them.
-        for prefix in reversed(prefixes[:capacity]):
-            held[prefix] = None
-            held.move_to_end(prefix)
-        for _ in range(len(held) - capacity):
-            held.popitem(last=False)
+        for index in range(count - 1, -1, -1):
+            held.put(prefixes[index], self._lens[index])
+        held.shrink(capacity)
 
     def forget(self, worker: Worker) -> None:
         """`worker` holds nothing."""
@@ -106,7 +120,3 @@ def _count(held: Container[int], prefixes: Prefixes) -> int:
         else:
             high = middle
     return low
-
-
-def _odd(words: _Words) -> _Words:
-    return words | np.uint64(1)  # odd: multiplying by it loses no information

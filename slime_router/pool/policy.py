@@ -10,10 +10,11 @@ from hashlib import blake2b
 from random import Random
 from typing import Protocol, TypeAlias, assert_never
 
+from slime_router.choices import PolicyName
 from slime_router.pool.affinity import Affinity, Recent, load, most
 from slime_router.pool.kv_cache import KVCacheModel, Prefixes
 from slime_router.pool.worker import Need, Worker
-from slime_router.types import PolicyName, TokenIds
+from slime_router.types import TokenIds
 
 # The prices of `CacheAware`, in waiting prompt tokens. `benchmarks.routing` shows what they gain.
 TOKEN_PRICE = 3  # a token to compute delays this request and those after it, and takes memory
@@ -47,6 +48,11 @@ class Policy(Protocol):
         """`worker` no longer holds anything: it was flushed, restarted or removed."""
         ...
 
+    @property
+    def affinity(self) -> Affinity | None:
+        """Which worker took a key's last request; None where that follows from the key."""
+        ...
+
 
 Pick: TypeAlias = Callable[[Sequence[Worker]], Worker]  # by load alone
 
@@ -56,7 +62,7 @@ def make_policy(name: PolicyName, *, seed: int | None = None) -> Policy:
     random = Random(seed)
     match name:
         case "cache_aware":
-            return CacheAware(seed)
+            return CacheAware()
         case "least_inflight":
             return Sticky(least_in_flight)
         case "consistent_hashing":
@@ -76,7 +82,7 @@ def least_in_flight(workers: Sequence[Worker]) -> Worker:
     Raises:
         ValueError: `workers` is empty.
     """
-    return min(workers, key=lambda worker: (worker.in_flight, worker.last_lease))
+    return min(workers, key=lambda worker: (worker.busy_with, worker.last_lease))
 
 
 class Sticky:
@@ -84,7 +90,8 @@ class Sticky:
 
     def __init__(self, pick: Pick) -> None:
         self._pick = pick
-        self._affinity = Affinity()
+        self.affinity: Affinity | None
+        self.affinity = self._affinity = Affinity()
 
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
         """See `Policy`."""
@@ -111,6 +118,8 @@ class ConsistentHashing:
     A worker that joins or leaves moves no keys but its own. One that does not keep up is passed
     over. A request without a key goes to the worker with the least in flight.
     """
+
+    affinity: Affinity | None = None
 
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
         """See `Policy`."""
@@ -141,9 +150,10 @@ class CacheAware:
     that elsewhere: sooner to an idle worker, where that delays nobody, than to a busy one.
     """
 
-    def __init__(self, seed: int | None = None) -> None:
-        self._kv_model = KVCacheModel(seed)
-        self._affinity = Affinity()
+    def __init__(self) -> None:
+        self._kv_model = KVCacheModel()
+        self.affinity: Affinity | None
+        self.affinity = self._affinity = Affinity()
         self._recent = Recent()
         self._last: tuple[Need, Prefixes] | None = None
 
@@ -158,8 +168,8 @@ class CacheAware:
         costs = [
             (
                 worker.pending_tokens
-                + (TOKEN_PRICE + SHARED_PRICE * worker.in_flight) * (prompt_len - held_len)
-                + REQUEST_PRICE * worker.in_flight
+                + (TOKEN_PRICE + SHARED_PRICE * worker.busy_with) * (prompt_len - held_len)
+                + REQUEST_PRICE * worker.busy_with
                 + RECENT_PRICE * recent(worker)
                 + QUEUED_PRICE * worker.queued
                 - KEY_WORTH * (worker is last),

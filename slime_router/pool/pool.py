@@ -7,17 +7,20 @@ State and decisions only: everything is synchronous, and nothing here talks to a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Unpack
 
 from slime_router.errors import BadRequest, NotFound, NoWorker, RouterError
+from slime_router.pool.address import worker_url
+from slime_router.pool.backoff import Backoff
 from slime_router.pool.breaker import Breaker, BreakerSettings
+from slime_router.pool.cooldown import Cooldown
 from slime_router.pool.policy import Policy, make_policy
-from slime_router.pool.worker import Kind, Need, Worker
+from slime_router.pool.worker import Kind, Need, RegistrationFields, Worker
 from slime_router.types import TokenIds
 
 ANY_NEED = Need()
+NO_COOLDOWN = Backoff(initial_s=0.0)
 
 
 class Lease:
@@ -34,7 +37,7 @@ class Lease:
 
     def answered(self) -> None:
         """The first token arrived, or something else showed that the worker does its job."""
-        self.worker.pending_tokens -= self._pending
+        self.worker.computed(self._pending)
         self._pending = 0
         self._end_trial()
 
@@ -42,7 +45,7 @@ class Lease:
         """The worker no longer has the request."""
         if self._is_open:
             self._is_open = False
-            self.worker.pending_tokens -= self._pending
+            self.worker.computed(self._pending)
             self._end_trial()
             self._pool._returned(self.worker)
 
@@ -62,7 +65,7 @@ class WorkerPool:
 
     `may_serve` decides by weight version which of the available workers may have requests.
     `api_key` is sent to workers that are added without one. A worker that is down is probed every
-    `probe_s`, if that is known.
+    `probe_s`, if that is known. `cooldown` gives the delays for workers that fail in a row.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class WorkerPool:
         *,
         policy: Policy | None = None,
         breaker: BreakerSettings | None = None,
+        cooldown: Backoff = NO_COOLDOWN,
         may_serve: Callable[[Worker], bool] = lambda _: True,
         api_key: str | None = None,
         probe_s: float | None = None,
@@ -78,12 +82,14 @@ class WorkerPool:
     ) -> None:
         self._policy = policy or make_policy("least_inflight")
         self._breaker_settings = breaker or BreakerSettings()
+        self._backoff = cooldown
         self._may_serve = may_serve
         self._api_key = api_key
         self.probe_s = probe_s
         self._clock = clock
         self._workers: dict[str, Worker] = {}
         self._breakers: dict[Worker, Breaker] = {}
+        self._cooldowns: dict[Worker, Cooldown] = {}
         self._leases = 0  # granted so far: an order that no clock can turn back
         self._total_in_flight = 0
         self._listeners: list[Callable[[], None]] = []
@@ -101,22 +107,21 @@ class WorkerPool:
 
     # Membership
 
-    def add(self, url: str, **fields: Any) -> Worker:
+    def add(self, url: str, **fields: Unpack[RegistrationFields]) -> Worker:
         """Registers the worker at `url`; for one already registered, only sets the `fields`.
 
-        One that was draining stays. Fields are those of `Worker`.
+        One that was draining stays. Fields are those of `Registration`.
 
         Raises:
-            BadRequest: `url` is not an http(s) URL.
+            BadRequest: no worker could be reached at `url`.
         """
-        url = _normalised(url)
+        url = worker_url(url)
         worker = self._workers.get(url)
         if worker is None:
             worker = self._workers[url] = Worker(url, api_key=self._api_key)
             self._breakers[worker] = Breaker(self._breaker_settings)
-        worker.is_draining = False
-        for name, value in fields.items():
-            setattr(worker, name, value)
+            self._cooldowns[worker] = Cooldown(self._backoff)
+        worker.register(**fields)
         self._changed()
         return worker
 
@@ -127,7 +132,7 @@ class WorkerPool:
             NotFound: no such worker.
         """
         worker = self._workers.pop(self.get(url_or_id).url)
-        del self._breakers[worker]
+        del self._breakers[worker], self._cooldowns[worker]
         self._policy.forget(worker)
         self._changed()
         return worker
@@ -139,7 +144,7 @@ class WorkerPool:
             NotFound: no such worker.
         """
         worker = self.get(url_or_id)
-        worker.is_draining = True
+        worker.asked_to_leave()
         self._leave(worker)
         return worker
 
@@ -154,7 +159,7 @@ class WorkerPool:
             if wanted in (worker.url, worker.id):
                 return worker
         try:
-            return self._workers[_normalised(url_or_id)]
+            return self._workers[worker_url(url_or_id)]
         except (BadRequest, KeyError):
             raise NotFound(f"No such worker: {url_or_id}", param="url") from None
 
@@ -169,25 +174,46 @@ class WorkerPool:
 
     # State
 
-    def mark_down(self, worker: Worker) -> None:
-        """The worker cannot be reached: nothing is sent to it, and its caches count as lost."""
-        if worker.is_up:
-            worker.is_up = False
+    def mark_down(self, worker: Worker, reason: str = "", *, was_stopped: bool = False) -> None:
+        """The worker cannot be reached: nothing is sent to it, and its caches count as lost.
+
+        If it `was_stopped`, its pause ended with it.
+        """
+        if worker.went_down(reason, was_stopped=was_stopped):
             self._policy.forget(worker)
-            self._changed()
+        self._changed()
 
     def mark_up(self, worker: Worker) -> None:
         """The worker answers, for the first time or again."""
-        if not worker.is_up:
-            worker.is_up = True
+        if worker.came_up():
             if worker in self._breakers:
                 self._breakers[worker].close()
+                self._cooldowns[worker].succeeded()
             self._changed()
+
+    @property
+    def interruptions(self) -> int:
+        """How often a trainer paused workers, or gave them new weights, through the router."""
+        return sum(worker.pauses + worker.updates for worker in self.list())
 
     def rest(self, worker: Worker, *, is_paused: bool, is_asleep: bool) -> None:
         """Generation on the worker was paused or resumed, or its memory released or restored."""
-        worker.is_paused, worker.is_asleep = is_paused, is_asleep
+        worker.rested(is_paused=is_paused, is_asleep=is_asleep)
         self._changed()
+
+    def refuses(self, worker: Worker, is_refusing: bool) -> bool:
+        """The worker says whether it takes new requests. Returns whether that is news."""
+        is_news = worker.refuses(is_refusing)
+        if is_news:
+            self._changed()
+        return is_news
+
+    def judge(self, worker: Worker, misfit: str | None) -> bool:
+        """Why the worker cannot serve the model, if it cannot. Returns whether that is news."""
+        is_news = worker.judged(misfit)
+        if is_news:
+            self._changed()
+        return is_news
 
     def flushed(self, worker: Worker) -> None:
         """The worker's caches are now empty."""
@@ -197,11 +223,19 @@ class WorkerPool:
         """The worker answered, if only with a refusal."""
         if worker in self._breakers:
             self._breakers[worker].succeeded(self._clock())
+            self._cooldowns[worker].succeeded()
+
+    def busy(self, worker: Worker) -> None:
+        """The worker is fine, but takes no request now: for a while, others are asked first."""
+        if worker in self._breakers:
+            self._breakers[worker].succeeded(self._clock())
+            self._cooldowns[worker].busy(self._clock())
 
     def failed(self, worker: Worker) -> None:
         """The worker failed a request that it had taken."""
         if worker in self._breakers:
             self._breakers[worker].failed(self._clock())
+            self._cooldowns[worker].failed(self._clock())
 
     def breaker_state(self, worker: Worker) -> str:
         """`closed`, `open` or `half_open`."""
@@ -229,14 +263,14 @@ class WorkerPool:
             NotFound: `need.target` names no worker.
             NoWorker: no worker can take it now; `is_temporary` if that may change by itself.
         """
-        candidates = self._candidates(need, exclude, kind)
         now = self._clock()
+        candidates = self._candidates(need, exclude, kind)
+        candidates = [w for w in candidates if w.was_greeted] or candidates
+        candidates = [w for w in candidates if not self._cooldowns[w].spares(now)] or candidates
         worker = self._policy.choose(candidates, need)
         pending = self._policy.sent(worker, need)
-        worker.pending_tokens += pending
-        worker.in_flight += 1
         self._leases += 1
-        worker.last_lease = self._leases
+        worker.leased(self._leases, pending)
         self._total_in_flight += 1
         return Lease(self, worker, pending, is_trial=self._breakers[worker].begin(now))
 
@@ -247,24 +281,51 @@ class WorkerPool:
         except RouterError:
             return False
 
+    def cooldown_s(self, need: Need) -> float:
+        """How long a request that failed on its last worker must wait, given who may take it."""
+        now = self._clock()
+        try:
+            candidates = self._candidates(need, (), None)
+        except RouterError:
+            return 0.0
+        return min(self._cooldowns[worker].left_s(now) for worker in candidates)
+
     def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
         """The worker's KV cache now holds these tokens."""
         if worker in self and worker.is_up:
             self._policy.held(worker, scope, ids)
 
     def can_serve(self) -> bool:
-        """Whether a request would find a worker now, even a paused one."""
+        """Whether a request would find a worker that is known to fit now, even a paused one."""
         return any(map(self.is_healthy, self._workers.values()))
 
     def is_healthy(self, worker: Worker) -> bool:
-        """Whether the worker serves, or will once generation is resumed."""
-        is_there = worker.is_up and not worker.is_draining
-        return is_there and self.breaker_state(worker) != "open"
+        """Whether the worker fits and serves, or will once generation is resumed."""
+        is_known = worker.is_there and worker.was_greeted
+        return is_known and self.breaker_state(worker) != "open"
 
     @property
     def loads(self) -> dict[str, int]:
         """Requests in flight by worker URL."""
         return {worker.url: worker.in_flight for worker in self._workers.values()}
+
+    def note_elsewhere(self, process: int, loads: Mapping[str, int]) -> None:
+        """What another process of the router has in flight, by worker URL; 0 where it has none."""
+        for worker in self._workers.values():
+            worker.has_elsewhere(process, loads.get(worker.url, 0))
+
+    def take_moved_keys(self) -> dict[str, str]:
+        """The keys whose last request went elsewhere than the one before, and to which URL."""
+        affinity = self._policy.affinity
+        moved = {} if affinity is None else affinity.take_moved()
+        return {key: worker.url for key, worker in moved.items()}
+
+    def learn_keys(self, urls: Mapping[str, str]) -> None:
+        """Where the last requests of these keys went, in another process of the router."""
+        affinity = self._policy.affinity
+        for key, url in urls.items():
+            if affinity is not None and url in self._workers:
+                affinity.learn(key, self._workers[url])
 
     @property
     def total_in_flight(self) -> int:
@@ -286,12 +347,15 @@ class WorkerPool:
         there = [w for w in there if w.url not in exclude]
         if not there:
             raise NoWorker("No worker left.")
-        up = [w for w in there if w.is_up and not w.is_draining]
+        up = [w for w in there if w.is_there]
         if not up:
+            misfits = [w.misfit for w in there if w.misfit]
+            if len(misfits) == len(there):
+                raise NoWorker(f"No worker can serve this model: {misfits[0]}.")
             raise NoWorker(
                 "No worker can be reached.", is_temporary=True, retry_after_s=self.probe_s
             )
-        running = [w for w in up if not (w.is_paused or w.is_asleep)]
+        running = [w for w in up if not w.is_resting]
         if not running:
             raise NoWorker("Generation is paused.", is_temporary=True, is_paused=True)
         current = [w for w in running if self._may_serve(w)]
@@ -319,7 +383,7 @@ class WorkerPool:
                 self._changed()
 
     def _returned(self, worker: Worker) -> None:
-        worker.in_flight -= 1
+        worker.returned()
         self._total_in_flight -= 1
         if worker not in self and not worker.in_flight:
             self._changed()  # it need not be watched any longer
@@ -332,17 +396,3 @@ class WorkerPool:
     def _changed(self) -> None:
         for listener in self._listeners:
             listener()
-
-
-def _normalised(url: str) -> str:
-    try:
-        parts = urlsplit(url.strip())
-        port = f":{parts.port}" if parts.port is not None else ""
-    except ValueError:
-        parts, port = urlsplit(""), ""
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BadRequest("A worker's URL looks like http://host:port", param="url")
-    if parts.query or parts.fragment or parts.username or any(c.isspace() for c in url.strip()):
-        raise BadRequest("A worker's URL has no query, fragment, user or space", param="url")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"

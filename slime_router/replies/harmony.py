@@ -13,19 +13,53 @@ tokens is text.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from slime_router.engine.structural_tag import ANY_TEXT, Json, any_of, json_of, tagged
 from slime_router.replies.call_ids import CallIds
 from slime_router.types import ToolDelta
 
 NAME = "gpt-oss"  # of the parsers of both kinds
 ENDS = ("<|end|>", "<|return|>", "<|call|>")  # of a message
 
+_NEXT = "<|start|>assistant"
+_REASONING = ("<|channel|>analysis<|message|>", "<|channel|>commentary<|message|>")  # or a preamble
+_CALLS = (  # how gpt-oss writes the head of a call, most often the first of them
+    "<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>",
+    "<|channel|>commentary to=functions.NAME<|constrain|>json<|message|>",
+    "<|channel|>commentary to=functions.NAME json<|message|>",
+    " to=functions.NAME<|channel|>commentary <|constrain|>json<|message|>",
+    " to=functions.NAME<|channel|>commentary json<|message|>",
+)
 _MARK = re.compile(r"<\|(?:start|channel|constrain|message|end|return|call)\|>")
 _RECIPIENT = re.compile(r"(?<!\S)to=(\S+)")
 _ENDED = re.compile(r"<\|(?:end|return|call)\|>")
 _START = re.compile(r"\s*(?:t|to|to=\S*\s*)?")  # how a header without a channel can begin
+
+
+def answers(schema: Any, arguments: Mapping[str, Any]) -> Json:
+    """What a whole reply may be: reasoning, then JSON that `schema` describes, or a call.
+
+    `arguments` has a schema for each tool. The token that ends a reply is its end here, too.
+    """
+    final = tagged("<|channel|>final<|message|>", json_of(schema))
+    calls = [
+        tagged(head.replace("NAME", name), json_of(wanted))
+        for name, wanted in arguments.items()
+        for head in _CALLS
+    ]
+    said = {
+        "type": "tags_with_separator",
+        "tags": [tagged(head, ANY_TEXT, "<|end|>") for head in _REASONING],
+        "separator": _NEXT,
+        "at_least_one": True,
+        "stop_after_first": False,
+    }
+    last = any_of(final, *calls)
+    after = {"type": "sequence", "elements": [said, {"type": "const_string", "value": _NEXT}, last]}
+    return any_of(last, after)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from slime_router.json_text import Braces
+
 FRAME = re.compile(r"<[|｜][^<>]*[|｜]>")  # control tokens, which are not content
 _CLOSING = r"</[^<>]*>|<\|close\|>\w+<\|sep\|>"
 _FRAME_PART = re.compile(
@@ -16,6 +18,8 @@ _FRAME_PART = re.compile(
 _FRAMES = re.compile(f"(?:{_FRAME_PART.pattern})*")
 _CLOSED = re.compile(_CLOSING)
 _HEADER = re.compile(r"<\|(?:start|message_model)\|>")  # of a message that is a call
+_BEFORE_VALUE = re.compile(r'(?:\{\s*(?:"(?:[^"\\]|\\.)*(?:"\s*(?::\s*)?)?)?)?')
+_NO_VALUE = re.compile(r'\{\s*(?:[^\s"}]|"(?:[^"\\]|\\.)*"\s*(?:[^\s:]|:\s*(?![\s"{\[tfn\d-])\S))')
 _WORD = re.compile(r"\w")
 
 
@@ -45,6 +49,22 @@ def is_empty_call(text: str) -> bool:
     """Whether a call has ended without arguments, where this is all that follows its name."""
     has_ended = _CLOSED.search(text) is not None or text.rstrip().endswith("}")
     return has_ended and not _WORD.search(_FRAME_PART.sub("", text))
+
+
+def opened(written: str, *, has_ended: bool) -> str:
+    """Arguments without the brace that closes the call around them, where there is one."""
+    written = written.strip()
+    if Braces().end(written) == len(written):
+        return written
+    if has_ended or written.count("}") > written.count("{"):
+        written = written.removesuffix("]").rstrip().removesuffix("}").rstrip()
+    return written
+
+
+def has_no_value(arguments: str) -> bool:
+    """Whether arguments end before their first value, or something else stands in its place."""
+    arguments = arguments.strip()
+    return bool(_BEFORE_VALUE.fullmatch(arguments) or _NO_VALUE.match(arguments))
 
 
 def _content(text: str) -> str:

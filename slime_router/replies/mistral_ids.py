@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import orjson
 
-from slime_router.replies.braces import Braces
+from slime_router.json_text import Braces
 from slime_router.replies.tool_calls import CallReader
 from slime_router.types import ToolDelta
 

@@ -25,8 +25,9 @@ class Pieces:
 
     def cut(self, text: str, *, is_last: bool) -> list[str]:
         """The pieces that are complete with `text`; all of them at the end."""
-        text, self.waiting = self.waiting + text, ""
-        if not is_last:
+        if self.waiting:
+            text, self.waiting = self.waiting + text, ""
+        if self._marks and not is_last:
             text, self.waiting = self._split(text)
         return self._pattern.findall(text)
 

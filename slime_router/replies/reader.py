@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 
-from slime_router.replies.parser import ReplyDelta, ReplyParser
+from slime_router.replies.parser import ReplyDelta, ReplyParser, joined
 from slime_router.tokens.stop_strings import VisibleText
 from slime_router.types import GenerateChunk
 
@@ -16,69 +16,76 @@ class ReplyReader:
         self._visible = visible
         self._parser = parser
 
-    def read(self, chunk: GenerateChunk) -> list[GenerateChunk]:
+    def read(self, chunk: GenerateChunk) -> Sequence[GenerateChunk]:
         """The next chunk, filled in; the last one has `finish`.
 
         A chunk says reasoning, then text, then calls. Where it holds more than that, it is cut
         in several, so that the order of what was said does not hang on how the tokens came.
         """
+        ids, finish = chunk.output_ids, chunk.finish
         if self._parser is None:
-            chunk.text = self._visible.push(chunk.output_ids, chunk.finish)
-            return [chunk]
-        parts, start = [], 0
-        # Token by token: from longer pieces some parsers lose text.
-        ids = chunk.output_ids
-        steps = [ids] if len(ids) < 2 else [[token_id] for token_id in ids]
-        for index, step in enumerate(steps):
-            is_last = chunk.finish is not None and index == len(steps) - 1
-            text = self._visible.push(step, chunk.finish if is_last else None)
-            if not (text or is_last):  # part of a character
-                chunk.reasoning_tokens += self._parser.is_thinking
+            text = self._visible.push(ids, finish)
+            return (chunk._replace(text=text),) if text else (chunk,)
+        if len(ids) > 1:
+            return self._read_each(chunk, self._parser)
+        text = self._visible.push(ids, finish)
+        if not text and finish is None:  # part of a character
+            return (chunk._replace(reasoning_tokens=int(self._parser.is_thinking)),)
+        delta = self._parser.push(text, is_last=finish is not None)
+        if delta.reasoning or delta.tool_calls or delta.is_thinking or delta.hidden_calls:
+            return (_filled(chunk, delta, int(delta.is_thinking)),)
+        return (chunk._replace(text=delta.content),)
+
+    def _read_each(self, chunk: GenerateChunk, parser: ReplyParser) -> Sequence[GenerateChunk]:
+        """Token by token: from longer pieces some parsers lose text."""
+        parts: list[GenerateChunk] = []
+        start, thoughts, said = 0, 0, ReplyDelta()
+        finish, last = chunk.finish, len(chunk.output_ids) - 1
+        for index, token_id in enumerate(chunk.output_ids):
+            is_last = finish is not None and index == last
+            text = self._visible.push((token_id,), finish if is_last else None)
+            if not (text or is_last):
+                thoughts += parser.is_thinking
                 continue
-            delta = self._parser.push(text, is_last=is_last)
-            has_begun = bool(chunk.text or chunk.tool_calls)
-            if has_begun and _is_out_of_order(chunk, delta):
-                part, chunk = _cut(chunk, index - start)
-                parts.append(part)
-                start = index
-            chunk.text += delta.content
-            chunk.reasoning += delta.reasoning
-            chunk.tool_calls += delta.tool_calls
-            chunk.reasoning_tokens += delta.is_thinking
-            chunk.hidden_calls += delta.hidden_calls
-        return [*parts, chunk]
+            delta = parser.push(text, is_last=is_last)
+            if _is_out_of_order(said, delta):
+                parts.append(_filled(_before(chunk, start, index), said, thoughts))
+                start, thoughts, said = index, 0, ReplyDelta()
+            said = joined(said, delta)
+            thoughts += delta.is_thinking
+        rest = _from(chunk, start) if start else chunk
+        return [*parts, _filled(rest, said, thoughts)]
 
 
-def _is_out_of_order(chunk: GenerateChunk, delta: ReplyDelta) -> bool:
+def _filled(chunk: GenerateChunk, said: ReplyDelta, thoughts: int) -> GenerateChunk:
+    return chunk._replace(
+        text=said.content,
+        reasoning=said.reasoning,
+        tool_calls=said.tool_calls,
+        reasoning_tokens=thoughts,
+        hidden_calls=said.hidden_calls,
+    )
+
+
+def _is_out_of_order(said: ReplyDelta, delta: ReplyDelta) -> bool:
     """Whether what is said now comes, in a chunk, before what was said already."""
-    if delta.reasoning and (chunk.text or chunk.tool_calls):
+    if delta.reasoning and (said.content or said.tool_calls):
         return True
-    return bool(delta.content and chunk.tool_calls)
+    return bool(delta.content and said.tool_calls)
 
 
-def _cut(chunk: GenerateChunk, count: int) -> tuple[GenerateChunk, GenerateChunk]:
-    """The first `count` tokens with all that was said; and the rest, not parsed yet."""
-    logprobs, tops = chunk.logprobs, chunk.top_logprobs
-    before = replace(
-        chunk,
-        output_ids=chunk.output_ids[:count],
-        logprobs=logprobs and logprobs[:count],
-        top_logprobs=tops and tops[:count],
+def _before(chunk: GenerateChunk, start: int, end: int) -> GenerateChunk:
+    """The tokens `[start, end)` alone: they do not end the chunk."""
+    return chunk.cut(start, end)._replace(
         finish=None,
+        prompt=None if start else chunk.prompt,
         weight_versions=(),
         routed_experts=None,
+        indexer_topk=None,
         item=None,
     )
-    after = replace(
-        chunk,
-        output_ids=chunk.output_ids[count:],
-        logprobs=logprobs and logprobs[count:],
-        top_logprobs=tops and tops[count:],
-        text="",
-        reasoning="",
-        tool_calls=(),
-        reasoning_tokens=0,
-        hidden_calls=0,
-        prompt=None,
-    )
-    return before, after
+
+
+def _from(chunk: GenerateChunk, start: int) -> GenerateChunk:
+    """The tokens from `start` on, with all that ends the chunk."""
+    return chunk.cut(start, len(chunk.output_ids))._replace(prompt=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from slime_router.types import (
@@ -10,6 +11,7 @@ from slime_router.types import (
     Message,
     Prompt,
     Receipt,
+    Speculation,
     TokenIds,
     VersionSpan,
     WeightVersion,
@@ -34,6 +36,90 @@ class ToolCall:
         }
 
 
+class Versions:
+    """Which weights sampled the tokens of a reply, as far as its workers said it.
+
+    A reply has one part, or several where other workers went on with it. Of each part its worker
+    names the version with every chunk, or gives exact spans, counted from the start of the part.
+    """
+
+    __slots__ = ("_begin", "_earlier", "_exact", "_runs", "last")
+
+    def __init__(self) -> None:
+        self.last: WeightVersion | None = None  # of the tokens that came last
+        self._earlier: tuple[VersionSpan, ...] = ()  # of the parts before
+        self._begin = 0  # of the current part
+        self._runs: list[tuple[WeightVersion | None, int]] = []  # version, and from where on
+        self._exact: tuple[VersionSpan, ...] = ()
+
+    def add(self, chunk: GenerateChunk, start: int) -> None:
+        """Takes in the chunk whose first token is at `start`.
+
+        One without spans whose version is `last` changes nothing: no need to call this.
+        """
+        if chunk.weight_version != self.last and chunk.output_ids:
+            self.last = chunk.weight_version
+            self._runs.append((self.last, start))
+        if chunk.weight_versions:
+            self._exact = chunk.weight_versions
+
+    def begin_part(self, start: int) -> None:
+        """Another worker goes on at `start`."""
+        self._earlier = self.spans(start)
+        self._begin, self.last, self._runs, self._exact = start, None, [], ()
+
+    def spans(self, end: int) -> tuple[VersionSpan, ...]:
+        """The spans of `end` tokens, in order, none of them empty; unnamed weights have none."""
+        found = list(self._earlier)
+        for version, start, stop in self._of_part(end):
+            if version is None or start >= stop:
+                continue
+            last = found[-1] if found else None
+            if last is not None and (last.version, last.end) == (version, start):
+                found[-1] = VersionSpan(version, last.start, stop)
+            else:
+                found.append(VersionSpan(version, start, stop))
+        return tuple(found)
+
+    def _of_part(self, end: int) -> Iterator[tuple[WeightVersion | None, int, int]]:
+        if self._exact:
+            begin = self._begin
+            for span in self._exact:
+                yield span.version, begin + span.start, min(begin + span.end, end)
+            return
+        ends = [*(start for _, start in self._runs[1:]), end]
+        for (version, start), stop in zip(self._runs, ends, strict=False):
+            yield version, start, stop
+
+
+class Masks:
+    """What the tokens of a reply were sampled from, as it comes; some may have no mask.
+
+    `lengths` has one entry per token, `ids` those of all masks, `logprobs` each token's own.
+    """
+
+    __slots__ = ("ids", "lengths", "logprobs")
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+
+    def add(self, start: int, masks: Sequence[Sequence[int]], logprobs: Sequence[float]) -> None:
+        """Those of the tokens from `start` on; the ones before without a mask have none."""
+        self.fill(start)
+        for mask in masks:
+            self.lengths.append(len(mask))
+            self.ids += mask
+        self.logprobs += logprobs
+
+    def fill(self, count: int) -> None:
+        """Empty masks for those of the first `count` tokens that have none."""
+        missing = count - len(self.lengths)
+        self.lengths += [0] * missing
+        self.logprobs += [float("nan")] * missing
+
+
 @dataclass(slots=True)
 class Reply:
     """One entry in `logprobs` for each of `output_ids`, as long as `has_logprobs`."""
@@ -49,10 +135,13 @@ class Reply:
     finish: Finish | None = None
     experts: str | None = None  # base64 of int32; they come with the finish
     experts_start: int = 0
-    version: WeightVersion | None = None  # of the tokens that came last
+    indexer: str | None = None  # likewise, what an indexer chose
+    masks: Masks = field(default_factory=Masks)  # what the tokens were sampled from
+    uncaptured: str = ""  # why some that were sampled from a part of the vocabulary have no mask
+    speculation: Speculation | None = None  # comes with the finish
+    versions: Versions = field(default_factory=Versions)
     _texts: list[str] = field(default_factory=list)
-    _observed: list[tuple[WeightVersion | None, int]] = field(default_factory=list)  # from where on
-    _exact: tuple[VersionSpan, ...] = ()  # as the worker says it
+    _thoughts: list[str] = field(default_factory=list)
     _output: TokenIds | None = None
 
     def add(self, chunk: GenerateChunk) -> None:
@@ -60,26 +149,31 @@ class Reply:
         if self.prompt is None:
             self.prompt = chunk.prompt
         ids, logprobs = chunk.output_ids, chunk.logprobs
+        if chunk.weight_version != self.versions.last or chunk.weight_versions:
+            self.versions.add(chunk, len(self.output_ids))
+        if chunk.masks is not None and chunk.mask_logprobs is not None:
+            self.masks.add(len(self.output_ids), chunk.masks, chunk.mask_logprobs)
         if ids:
-            if chunk.weight_version != self.version:
-                self.version = chunk.weight_version
-                self._observed.append((self.version, len(self.output_ids)))
             self.output_ids += ids
+            if chunk.uncaptured:
+                self.uncaptured = chunk.uncaptured
             if logprobs is None:
                 self.has_logprobs = False
         if logprobs:
             self.logprobs += logprobs
         if chunk.text:
             self._texts.append(chunk.text)
+        if chunk.reasoning:
+            self._thoughts.append(chunk.reasoning)
         if chunk.tool_calls:
             self._add_calls(chunk)
         if chunk.hidden_calls:
             self.hidden_calls += chunk.hidden_calls
-        if chunk.weight_versions:
-            self._exact = chunk.weight_versions
         if chunk.finish is not None:
             self.finish = chunk.finish
             self.experts, self.experts_start = chunk.routed_experts, chunk.routed_experts_start
+            self.indexer = chunk.indexer_topk
+            self.speculation = chunk.speculation
 
     @property
     def has_begun(self) -> bool:
@@ -101,6 +195,11 @@ class Reply:
         return "".join(self._texts)
 
     @property
+    def reasoning(self) -> str:
+        """What was separated from the content as reasoning."""
+        return "".join(self._thoughts)
+
+    @property
     def output(self) -> TokenIds:
         """All output ids, shape `[tokens]`; one array for everybody once the reply has finished."""
         if self._output is None or len(self._output) != len(self.output_ids):
@@ -110,12 +209,7 @@ class Reply:
     @property
     def weight_versions(self) -> tuple[VersionSpan, ...]:
         """Which weights sampled the tokens, as far as the worker said it."""
-        ends = [*(start for _, start in self._observed[1:]), len(self.output_ids)]
-        return self._exact or tuple(
-            VersionSpan(version, start, end)
-            for (version, start), end in zip(self._observed, ends, strict=False)
-            if version is not None
-        )
+        return self.versions.spans(len(self.output_ids))
 
     def message(self, prefix: str = "") -> Message:
         """The reply as a client has it, without its reasoning; `prefix` is what it wrote itself."""

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 from slime_router.errors import SetupError, one_line
 from slime_router.replies.sglang_parsers import MISSING, load_parsers
@@ -25,6 +25,17 @@ _HUB = "sglang.srt.utils.hf_transformers_utils"
 _FLAGS = ("reasoning_parser", "tool_call_parser")
 
 
+class Model(Protocol):
+    """What is known of a loaded model; `slime_router.tokens.tokenizer` has it."""
+
+    jinja_template: str | None
+    architectures: tuple[str, ...]
+    model_type: str
+
+    def token_names(self) -> Collection[str]:
+        """The names of all its tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelTraits:
     """What the formats of a model are known by. `tokens` are the names of all its tokens."""
@@ -33,6 +44,16 @@ class ModelTraits:
     tokens: Collection[str] = ()
     architectures: tuple[str, ...] = ()
     model_type: str = ""
+
+    @classmethod
+    def of(cls, model: Model) -> ModelTraits:
+        """Those of a loaded model."""
+        return cls(
+            template=model.jinja_template,
+            tokens=model.token_names(),
+            architectures=model.architectures,
+            model_type=model.model_type,
+        )
 
 
 @dataclass(frozen=True, slots=True)

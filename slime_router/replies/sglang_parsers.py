@@ -6,7 +6,6 @@ that is written here again. `sglang_entry.py` opens the package without its engi
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,6 @@ from slime_router.checkpoint.sglang_entry import HOW_TO_INSTALL, import_from_sgl
 from slime_router.errors import SetupError
 from slime_router.types import ReplyFormat
 
-_STEP3_PARAMETER = re.compile(
-    r'<steptml:parameter name="([^"]+)">(.*?)</steptml:parameter>', re.DOTALL
-)
 MISSING = f"tool-call and reasoning parsers need SGLang: {HOW_TO_INSTALL}"
 
 
@@ -44,13 +40,6 @@ class SGLangParsers:
     def reasoning_formats(self) -> list[str]:
         """The names that `--reasoning-parser` takes."""
         return sorted(self.ReasoningParser.DetectorMap)
-
-
-def mended(detector: Any) -> Any:
-    """The detector, without faults that lose what the model wrote."""
-    if type(detector).__name__ == "Step3Detector":  # it takes no value that holds a `<`
-        detector.param_regex = _STEP3_PARAMETER
-    return detector
 
 
 def load_parsers() -> SGLangParsers:

@@ -11,17 +11,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import orjson
-
+from slime_router.json_text import Braces, escaped_halves, is_json
 from slime_router.replies import leftovers
-from slime_router.replies.braces import Braces
 from slime_router.replies.call_ids import CallIds
+from slime_router.replies.detectors import CallDetector
 from slime_router.replies.leftovers import FRAME, without_control_tokens
 from slime_router.replies.unknown_calls import UnknownCalls
 from slime_router.types import ToolDelta
 
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
-_TAG = re.compile(r"<.{1,62}>")
 _CALL = re.compile(r'\{[^{}]*"name"\s*:\s*"')
 _SHORT_LEN = 256  # at most this much is read at once
 
@@ -29,12 +27,12 @@ _SHORT_LEN = 256  # at most this much is read at once
 class CallReader:
     """Reads the calls of one reply.
 
-    `make` gives a fresh parser of SGLang's and `ids` name the calls.
+    `make` gives a fresh detector of SGLang's and `ids` name the calls.
     """
 
     def __init__(
         self,
-        make: Callable[[], Any],
+        make: Callable[[], CallDetector],
         tools: list[Any],
         ids: CallIds,
         *,
@@ -59,6 +57,8 @@ class CallReader:
         self._space: str | None = None  # after content that follows a call
         self._held = ""  # what waits to be read together
         self._braces: Braces | None = None  # of the call that is read
+        self._doubted: tuple[ToolDelta, ...] | None = None  # of a call that may turn out to be text
+        self._written = ""  # all of that call
         self._is_rewritten = False  # the parser gives other content than the model wrote
         self._next: CallReader | None = None  # reads what follows a broken call
 
@@ -70,9 +70,7 @@ class CallReader:
     @property
     def marks(self) -> tuple[str, ...]:
         """Tags that the parser must be given in one piece."""
-        known = {**vars(type(self._parser)), **vars(self._parser)}.values()
-        texts = {value.strip() for value in known if isinstance(value, str)}
-        return tuple(sorted(filter(_TAG.fullmatch, texts)))
+        return self._parser.tags
 
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         """Content and calls that one token's text adds; at the end also what was held back."""
@@ -115,8 +113,10 @@ class CallReader:
         return self._held if self._begun else self._raw + self._held
 
     def _read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
+        if self._doubted is not None:
+            self._written += text
         if self._is_between() and text.lstrip().startswith(","):
-            text = str(self._parser.bot_token) + text.lstrip()[1:]  # some forget the array
+            text = self._parser.begin + text.lstrip()[1:]  # some forget the array
         self._unsaid += text
         had_begun = bool(self._begun)
         content, deltas = self._read_on(text, is_last=is_last)
@@ -131,7 +131,34 @@ class CallReader:
             self._unsaid = ""
         elif is_last:
             content = self._left()
-        return self._behind_calls(content, deltas) if had_begun else content, deltas
+        content = self._behind_calls(content, deltas) if had_begun else content
+        if self._doubted is None:
+            return content, deltas
+        return self._decided(content, deltas, is_last=is_last)
+
+    def _decided(
+        self, content: str, deltas: tuple[ToolDelta, ...], *, is_last: bool
+    ) -> tuple[str, tuple[ToolDelta, ...]]:
+        """A call once its first argument has begun. It is text where that is no value, and where
+        the call's own object has not ended with its frame.
+        """
+        assert self._doubted is not None
+        before, deltas = ("" if self._doubted else content), (*self._doubted, *deltas)
+        mark = self._parser.end.strip()
+        written, end, behind = self._written.partition(mark) if len(mark) > 1 else ("", "", "")
+        key = _ARGUMENTS.search(written)
+        is_undecided = key is None or leftovers.has_no_value(written[key.end() :])
+        if is_undecided and len(mark) > 1 and not (end or is_last):
+            self._doubted = deltas
+            return content, ()
+        self._doubted = None
+        if not end or key is None or not is_undecided or Braces().end(written) >= 0:
+            return content, deltas
+        index = max(self._begun)
+        kept = tuple(delta for delta in deltas if delta.index != index)
+        del self._begun[index]
+        text, more = self._past(written + end, behind, is_last=is_last, deltas=kept, index=index)
+        return before + text, more
 
     def _said_behind(self) -> str:
         """The part of what was given as the last call's arguments that follows its frame."""
@@ -161,7 +188,7 @@ class CallReader:
 
     def _left(self) -> str:
         """What the parser has made nothing of, at the end."""
-        if self._begun and _is_json(self._begun[max(self._begun)]):
+        if self._begun and is_json(self._begun[max(self._begun)]):
             return leftovers.behind_call(self._unsaid)
         return leftovers.inside_call(self._unsaid)
 
@@ -180,14 +207,15 @@ class CallReader:
             is_lost = was_inside and not self._is_inside()
             found = self._broken(is_lost=is_lost, is_last=is_last)
             if found is not None:
-                return self._past(*found, is_last=is_last, deltas=deltas)
+                index = max(self._begun) + 1
+                return self._past(*found, is_last=is_last, deltas=deltas, index=index)
         if is_last:
             deltas += self._rest()
         return content, deltas
 
     def _is_inside(self) -> bool:
         """Whether the parser counts calls, and has begun to."""
-        return getattr(self._parser, "current_tool_id", -1) >= 0
+        return self._parser.has_calls
 
     def _broken(self, *, is_lost: bool, is_last: bool) -> tuple[str, str] | None:
         """A call after another that the parser does not recognise, and what follows it.
@@ -199,25 +227,31 @@ class CallReader:
         if is_lost:
             at = self._raw.rfind(begin if begin in self._raw else "{")
             return "", self._raw[max(at, 0) :]
-        unread = str(getattr(self._parser, "_buffer", ""))
-        if getattr(self._parser, "current_tool_name_sent", True) or len(unread) > len(self._raw):
+        unread = self._parser.unread
+        if self._parser.has_named or len(unread) > len(self._raw):
             return None  # it reads a call, or keeps what it has read
-        if is_last and begin not in unread and _is_json(self._begun[max(self._begun)]):
+        if is_last and begin not in unread and is_json(self._begun[max(self._begun)]):
             begin = "{"  # after a separator
         if begin not in unread:
             return None
         broken = unread[unread.index(begin) :]
-        end = str(getattr(self._parser, "eot_token", "") or "").strip()
+        end = self._parser.end.strip()
         if len(end) > 1 and end in broken:
             head, _, behind = broken.partition(end)
             return head + end, behind
         return (broken, "") if is_last and len(broken) > len(begin) else None
 
     def _past(
-        self, broken: str, behind: str, *, is_last: bool, deltas: tuple[ToolDelta, ...]
+        self,
+        broken: str,
+        behind: str,
+        *,
+        is_last: bool,
+        deltas: tuple[ToolDelta, ...],
+        index: int,
     ) -> tuple[str, tuple[ToolDelta, ...]]:
-        """What is broken is content; a fresh reader takes what follows it."""
-        self._next = self._fresh(max(self._begun) + 1)
+        """What is broken is content; a fresh reader takes what follows it, from call `index` on."""
+        self._next = self._fresh(index)
         content = without_control_tokens(broken)
         for index in range(len(behind) + is_last):
             at_end = is_last and index == len(behind)
@@ -236,24 +270,19 @@ class CallReader:
 
     def _is_between(self) -> bool:
         """Whether a call of an array has ended and another may begin."""
-        is_array = str(getattr(self._parser, "bot_token", "")).endswith("[")
+        is_array = self._parser.begin.endswith("[")
         has_more = self._space is not None or self._unsaid.strip() not in ("", "}")
-        if (
-            not is_array
-            or has_more
-            or not self._begun
-            or "{" in str(getattr(self._parser, "_buffer", ""))
-        ):
+        if not is_array or has_more or not self._begun or "{" in self._parser.unread:
             return False
-        return _is_json(self._begun[max(self._begun)])
+        return is_json(self._begun[max(self._begun)])
 
     def _mark(self) -> str:
         """What the first call begins with."""
-        return mark_of(self._parser)
+        return self._parser.mark
 
     def _begin(self) -> str:
         """What each call begins with; those of an array have no mark of their own."""
-        mark = str(getattr(self._parser, "bot_token", "") or "").strip()
+        mark = self._parser.begin.strip()
         return "{" if mark.endswith("[") or not mark else mark
 
     def _as_written(self, content: str, *, is_last: bool) -> str:
@@ -269,23 +298,22 @@ class CallReader:
             return content
         written, self._raw = self._raw[:end], self._raw[end:]
         if FRAME.search(written):
-            written = written.removeprefix(getattr(self._parser, "bot_token", "") or "")
+            written = written.removeprefix(self._parser.begin)
         return content if FRAME.search(written) else written
 
     def _parse(self, text: str, *, is_last: bool) -> tuple[str, list[Any]]:
-        result = self._parser.parse_streaming_increment(text, self._tools)
-        content, items = result.normal_text or "", list(result.calls or ())
+        content, items = self._parser.read(text, self._tools)
         if is_last:
             more = items
             while more:  # some give a name only, and its arguments with the next piece
-                more = list(self._parser.parse_streaming_increment("", self._tools).calls or ())
+                _, more = self._parser.read("", self._tools)
                 items += more
-            end = self._parser.finish(self._tools)
-            content, items = content + (end.normal_text or ""), [*items, *(end.calls or ())]
+            rest, late = self._parser.finish(self._tools)
+            content, items = content + rest, [*items, *late]
         return content, items
 
     def _deltas(self, item: Any, text: str) -> tuple[ToolDelta, ...]:
-        arguments = item.parameters or ""
+        arguments = escaped_halves(item.parameters or "", self._raw)
         if item.name:  # some number calls by their tools, or count some that they do not give
             self._indexes[item.tool_index] = self._first_index + self._count
             self._count += 1
@@ -301,7 +329,7 @@ class CallReader:
             return (*before, ToolDelta(index, call_id, item.name, arguments, is_random))
         if index not in self._begun or not arguments:
             return ()
-        if self._begun[index].endswith("}") and _is_json(self._begun[index]):
+        if self._begun[index].endswith("}") and is_json(self._begun[index]):
             self._behind += arguments  # some return everything after the last call
             return ()
         self._begun[index] += arguments
@@ -321,50 +349,36 @@ class CallReader:
         braces = Braces()
         is_open = bool(calls) and braces.end(self._raw[calls[-1].start() :]) < 0
         self._braces = braces if is_open else None
+        if is_open:
+            begin = self._raw.rfind(self._begin(), 0, calls[-1].start() + 1)
+            self._written, self._doubted = self._raw[max(begin, 0) :], ()
         self._raw = text
 
     def _rest(self) -> tuple[ToolDelta, ...]:
         """What the parser left of a last call that is not JSON, and the calls after it."""
         index = max(self._begun)
         given = self._begun[index]
-        if _is_json(given):
+        if is_json(given):
             return ()
         key = _ARGUMENTS.search(self._raw)
-        mark = str(getattr(self._parser, "eot_token", "") or "").strip()
+        mark = self._parser.end.strip()
         body, has_ended, behind = self._raw, "", ""
         if len(mark) > 1:
             body, has_ended, behind = body.partition(mark)
         if key is None:  # a call without any
             rest = ""
         else:
-            rest = _behind(given, _opened(body[key.end() :], has_ended=bool(has_ended)))
+            rest = _behind(given, leftovers.opened(body[key.end() :], has_ended=bool(has_ended)))
         deltas = (ToolDelta(index, None, None, rest),) if rest else ()
         return deltas + self._later(behind, index + 1)
 
     def _later(self, text: str, first_index: int) -> tuple[ToolDelta, ...]:
         """The calls after one at which the parser stopped."""
-        if not self._parser.has_tool_call(text) or not self._is_parallel:
+        if not self._parser.finds_call(text) or not self._is_parallel:
             return ()
         reader = self._fresh(first_index)
         deltas = [delta for letter in text for delta in reader.read(letter, is_last=False)[1]]
         return (*deltas, *reader.read("", is_last=True)[1])
-
-
-def mark_of(parser: Any) -> str:
-    """The mark of a call, by whatever name a parser of SGLang has it; empty where it has none."""
-    for name in ("bot_token", "tool_call_start_token", "TOOL_CALL_START"):
-        mark = str(getattr(parser, name, "") or "").strip()
-        if mark:
-            return mark
-    return ""
-
-
-def _opened(written: str, *, has_ended: bool) -> str:
-    """Arguments without the brace that closes the call around them."""
-    written = written.strip()
-    if has_ended or written.count("}") > written.count("{"):
-        written = written.removesuffix("]").rstrip().removesuffix("}").rstrip()
-    return written
 
 
 def _behind(given: str, written: str) -> str:
@@ -375,12 +389,5 @@ def _behind(given: str, written: str) -> str:
         if not written.startswith(letter, at):
             return ""
         at += 1
-    return written[at:]
-
-
-def _is_json(text: str) -> bool:
-    try:
-        orjson.loads(text)
-    except ValueError:
-        return False
-    return True
+    space = given[len(given.rstrip()) :]  # inside a string it is a part of what was given
+    return written[at:].removeprefix(space)

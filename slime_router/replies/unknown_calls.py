@@ -9,39 +9,18 @@ from typing import Any
 
 import orjson
 
-_SILENT = {
-    "Apertus2509Detector",
-    "CohereCommand4Detector",
-    "DotsToolDetector",
-    "GigaChat35Detector",
-    "InternlmDetector",
-    "Lfm2Detector",
-    "MuseGlimmerDetector",
-    "PythonicDetector",
-    "Step3Detector",
-}
-
-
-class _AnyName(dict[str, int]):
-    """SGLang looks tools up by their names: here each is one."""
-
-    def __contains__(self, _: object) -> bool:
-        return True
-
-    def __missing__(self, _: str) -> int:
-        return -1
+from slime_router.replies.detectors import CallDetector
 
 
 class UnknownCalls:
     """Takes the calls of unknown tools out of what one parser gives."""
 
-    def __init__(self, parser: Any, tools: list[Any]) -> None:
+    def __init__(self, parser: CallDetector, tools: list[Any]) -> None:
         self._known = {tool.function.name for tool in tools}
-        self._is_needed = type(parser).__name__ in _SILENT
+        self._is_needed = parser.drops_unknown
         self._open: dict[str, str] | None = None  # name and arguments of the one that is read
         if self._is_needed:
-            indices = _AnyName(parser._get_tool_indices(tools))
-            parser._get_tool_indices = lambda _tools: indices
+            parser.take_any_tool(tools)
 
     def take(self, items: list[Any], *, is_last: bool) -> tuple[str, list[Any]]:
         """The unknown calls that have ended, as JSON, and the items of the others."""

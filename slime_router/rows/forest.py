@@ -49,6 +49,8 @@ class TurnNode:
     prompt_key: bytes  # equal for equal prompts
     parent: TurnNode | None
     shared_len: int  # of the parent's held tokens; fewer than all where this turn realigns it
+    base: Turn | None = None  # the turn in whose answer, or at whose end, the prompt departs
+    base_len: int = 0  # how many of its held tokens they share
 
     @property
     def prompt_len(self) -> int:
@@ -174,7 +176,10 @@ class _Planter:
         for site in self._sites:
             key = site.prompt_hash.digest()
             parent, shared_len = self._parent(site, key, cores.get(site.turn.id))
-            self._nodes[site.turn.id] = TurnNode(site.turn, key, parent, shared_len)
+            base = None if site.base is None else site.base.turn
+            self._nodes[site.turn.id] = TurnNode(
+                site.turn, key, parent, shared_len, base, site.base_len
+            )
         return list(self._nodes.values())
 
     def _parent(self, site: _Site, key: bytes, core: _Core | None) -> tuple[TurnNode | None, int]:

@@ -10,22 +10,30 @@ it was sampled after.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slime_router.rows.forest import TurnNode, TurnSource, plant
+from slime_router.rows.lineage import Lineage, trace_lineage
+from slime_router.rows.masks import LOWEST_LOGPROB, MaskedSpan, laid_out
 from slime_router.rows.selection import Selection, select
-from slime_router.trajectory.routed_experts import ExpertsSpan, find_misfit, line_up
-from slime_router.trajectory.turn import Turn
+from slime_router.trajectory.measures.distribution import Distribution
+from slime_router.trajectory.routed_experts import (
+    ExpertsSpan,
+    RoutedExperts,
+    find_misfit,
+    line_up,
+)
+from slime_router.trajectory.turn import Logprobs, Turn
 from slime_router.types import TokenIds, WeightVersion
 
-LOWEST_LOGPROB = -9999.0  # in place of one that is missing or not finite; its mask is 0
-
 Status: TypeAlias = Literal["completed", "truncated", "aborted"]
+TAG = "tag:"  # begins the rule that leaves out turns with a tag
 STATUS_OF: dict[str, Status] = {"stop": "completed", "length": "truncated", "abort": "aborted"}
 
 
@@ -36,11 +44,23 @@ class RowOptions:
     realign_threshold: an answer is realigned where fewer of its tokens are given up
     max_len:           rows are cut at the last turn that fits, in tokens
     keeps_retries:     turns of the same prompt are all trained
+    leave_out:         turns of these kinds (`retry`) or with these tags (`tag:draft`) are not
     """
 
     realign_threshold: int = 16
     max_len: int | None = None
     keeps_retries: bool = False
+    leave_out: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class RowTurn:
+    """A turn in a row: its output is the tokens `[start, end)`; the rest of it was given up."""
+
+    turn: Turn
+    start: int
+    end: int
+    lineage: Lineage
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +68,9 @@ class Row:
     """One training sample. Arrays have one entry per token; `response_length` counts the last.
 
     `logprobs` are 0.0 where nobody sampled, `LOWEST_LOGPROB` where one is missing, and None where
-    they were not asked for. `routed_experts` has shape `[tokens - 1, layers * top_k]`.
+    they were not asked for. `routed_experts` has shape `[tokens - 1, layers * top_k]`, and so has
+    `indexer_topk`. `distribution`, of all tokens, says from which ids the sampled ones come.
+    `uncaptured` says why it does not, though some come from a part of the vocabulary.
     """
 
     row_id: str  # that of the last turn
@@ -62,6 +84,10 @@ class Row:
     finish_reason: str
     turn_versions: tuple[WeightVersion, ...]  # one per turn that has any, that of its end
     routed_experts: NDArray[Any] | None = None
+    indexer_topk: NDArray[Any] | None = None
+    distribution: Distribution | None = None
+    uncaptured: str = ""
+    turns: tuple[RowTurn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +102,10 @@ class LeftOut:
 class RowStats:
     """Where each sampled token went.
 
-    Reasons in `left_out`: empty, undelivered, retry and over_length (whole turns), realigned and
-    missing_logprobs (some tokens of kept turns). `routed_experts_missing` counts the rows whose
-    experts could not be lined up, by reason.
+    Reasons in `left_out`: empty, undelivered, retry, over_length and what `leave_out` names (whole
+    turns), realigned and missing_logprobs (some tokens of kept turns). `routed_experts_missing`
+    counts the rows whose experts could not be lined up, by reason; `indexer_topk_missing` likewise.
+    `truncated_sampling` counts those with tokens from an unknown part of the vocabulary, by reason.
     """
 
     turns: int
@@ -87,6 +114,8 @@ class RowStats:
     trained_tokens: int
     left_out: dict[str, LeftOut]
     routed_experts_missing: dict[str, int]
+    indexer_topk_missing: dict[str, int] = field(default_factory=dict)
+    truncated_sampling: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +130,63 @@ def build_rows(
     source: TurnSource, turn_ids: Sequence[str], options: RowOptions | None = None
 ) -> RowSet:
     """The rows of these turns; ids that the source does not hold are skipped."""
-    options = options or RowOptions()
+    _, selection, builder = plan(source, turn_ids, options or RowOptions())
+    rows = tuple(row for leaf in selection.leaves if (row := builder.build(leaf)) is not None)
+    trained = sum(int(np.count_nonzero(row.loss_mask)) for row in rows)
+    return RowSet(rows, builder.stats(len(rows), trained))
+
+
+def build_row(
+    source: TurnSource, turn_ids: Sequence[str], row_id: str, options: RowOptions | None = None
+) -> Row | None:
+    """The one of these rows that has this id; None where there is no such row."""
+    _, selection, builder = plan(source, turn_ids, options or RowOptions())
+    for leaf in selection.leaves:
+        if leaf.turn.id == row_id:
+            return builder.build(leaf)
+        builder.spans(leaf.path())  # what an earlier row trains, this one does not
+    return None
+
+
+def plan(
+    source: TurnSource, turn_ids: Sequence[str], options: RowOptions
+) -> tuple[list[TurnNode], Selection, RowBuilder]:
+    """What rows are built from: the forest, what is kept of it, and who builds them in order."""
     found = (source.get(turn_id) for turn_id in dict.fromkeys(turn_ids))
     turns = [turn for turn in found if turn is not None]
     nodes = plant(source, turns, options.realign_threshold)
+    lineage = _find_lineage(source, nodes)
     selection = select(
         nodes,
         source.is_delivered,
         keeps_retries=options.keeps_retries,
         max_len=options.max_len,
+        rule_of=lambda node: _rule_of(node.turn, lineage, options.leave_out),
     )
-    builder = _RowBuilder(source, turns, selection)
-    rows = tuple(row for leaf in selection.leaves if (row := builder.build(leaf)) is not None)
-    return RowSet(rows, builder.stats(rows))
+    return nodes, selection, RowBuilder(source, turns, selection, lineage)
+
+
+def _find_lineage(source: TurnSource, nodes: Sequence[TurnNode]) -> dict[str, Lineage]:
+    """What each turn of a forest is, by its id."""
+    found = select(nodes, source.is_delivered).left_out.get("retry", ())
+    retries = {node.turn.id for node in found}
+
+    def prompt_of(node: TurnNode) -> TokenIds:
+        return source.held_ids(node.turn.id, node.prompt_len)
+
+    return trace_lineage(nodes, retries, prompt_of)
+
+
+def _rule_of(turn: Turn, lineage: Mapping[str, Lineage], leave_out: frozenset[str]) -> str | None:
+    """The first of the rules by which a turn is not trained."""
+    if not leave_out:
+        return None
+    names = (lineage[turn.id].kind, *(f"{TAG}{tag}" for tag in turn.tags))
+    return next((name for name in names if name in leave_out), None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
+class Span:
     """The output of one turn in a row: tokens `[start, end)`; the rest was given up."""
 
     turn: Turn
@@ -126,15 +195,25 @@ class _Span:
     is_trained: bool  # here; else in an earlier row
 
 
-class _RowBuilder:
+class RowBuilder:
     """Builds one row after another and counts what is not trained."""
 
-    def __init__(self, source: TurnSource, turns: Sequence[Turn], selection: Selection) -> None:
+    def __init__(
+        self,
+        source: TurnSource,
+        turns: Sequence[Turn],
+        selection: Selection,
+        lineage: Mapping[str, Lineage],
+    ) -> None:
         self._source = source
+        self._lineage = lineage
+        self._ruled_out = selection.ruled_out
         self._turns = turns
         self._cut_ids = selection.cut_ids
         self._spent: set[str] = set()  # turns that a row trains already
         self._experts_missing: dict[str, int] = {}
+        self._indexer_missing: dict[str, int] = {}
+        self._truncated: Counter[str] = Counter()
         self._left_out: dict[str, LeftOut] = {}
         for turn in turns:
             if not len(turn.output_ids):
@@ -143,20 +222,22 @@ class _RowBuilder:
             for node in nodes:
                 self._leave_out(reason, len(node.turn.output_ids))
 
-    def stats(self, rows: Sequence[Row]) -> RowStats:
-        """What happened to all turns; `rows` are those that were built."""
+    def stats(self, rows: int, trained_tokens: int) -> RowStats:
+        """What happened to all turns; so many rows were built, and train so many tokens."""
         return RowStats(
             turns=len(self._turns),
             sampled_tokens=sum(len(turn.output_ids) for turn in self._turns),
-            rows=len(rows),
-            trained_tokens=sum(int(np.count_nonzero(row.loss_mask)) for row in rows),
+            rows=rows,
+            trained_tokens=trained_tokens,
             left_out=self._left_out,
             routed_experts_missing=self._experts_missing,
+            indexer_topk_missing=self._indexer_missing,
+            truncated_sampling=dict(self._truncated),
         )
 
     def build(self, leaf: TurnNode) -> Row | None:
         """The row that ends with this turn; None where it has nothing to train."""
-        spans = self._spans(leaf.path())
+        spans = self.spans(leaf.path())
         tokens = self._source.held_ids(leaf.turn.id)
         trained = [span for span in spans if span.is_trained]
         has_logprobs = any(span.turn.logprobs is not None for span in trained)
@@ -169,9 +250,10 @@ class _RowBuilder:
             versions[span.start : span.end] = named[: span.end - span.start]
             last = next((version for version in reversed(named) if version is not None), None)
             turn_versions += [] if last is None else [last]
-            is_known = self._fill(logprobs[span.start : span.end], span) if has_logprobs else True
+            if has_logprobs:
+                logprobs[span.start : span.end] = _filled(span)
             if span.is_trained:
-                loss_mask[span.start : span.end] = is_known
+                loss_mask[span.start : span.end] = self._known(span) if has_logprobs else True
         start = next((s.start for s in trained if loss_mask[s.start : s.end].any()), None)
         if start is None:
             return None
@@ -188,50 +270,95 @@ class _RowBuilder:
             status="truncated" if is_cut else STATUS_OF[finish_reason],
             finish_reason=finish_reason,
             turn_versions=tuple(turn_versions),
-            routed_experts=self._experts(spans),
+            routed_experts=_lined_up(
+                spans, lambda turn: turn.routed_experts, self._experts_missing
+            ),
+            indexer_topk=_lined_up(spans, lambda turn: turn.indexer_topk, self._indexer_missing),
+            distribution=laid_out(tuple(map(_masked, spans)), len(tokens)),
+            uncaptured=self._uncaptured(trained),
+            turns=tuple(
+                RowTurn(span.turn, span.start, span.end, self._lineage[span.turn.id])
+                for span in spans
+            ),
         )
 
-    def _spans(self, path: Sequence[TurnNode]) -> list[_Span]:
+    def spans(self, path: Sequence[TurnNode]) -> list[Span]:
         """The outputs along a path; each turn is trained in the first row that has it."""
         spans = []
         for node, child in zip(path, [*path[1:], None], strict=True):
             turn = node.turn
             end = turn.held_len if child is None else child.shared_len
-            is_trained = turn.id not in self._spent
+            is_new, rule = turn.id not in self._spent, self._ruled_out.get(turn.id)
             self._spent.add(turn.id)
+            is_trained = is_new and rule is None
+            if is_new and rule is not None:
+                self._leave_out(rule, len(turn.output_ids))
             if is_trained and end < turn.held_len:
                 self._leave_out("realigned", turn.held_len - end)
-            spans.append(_Span(turn, node.prompt_len, end, is_trained))
+            spans.append(Span(turn, node.prompt_len, end, is_trained))
         return spans
 
-    def _fill(self, logprobs: NDArray[np.float64], span: _Span) -> NDArray[np.bool_]:
-        """Writes those of a span; says which of them are known, and counts the others."""
-        values = span.turn.logprobs
-        if values is None:
-            values = np.full(len(span.turn.output_ids), np.nan)
-        values = values[: len(logprobs)]
-        is_known = np.isfinite(values)
-        logprobs[:] = np.where(is_known, values, LOWEST_LOGPROB)
-        missing = len(values) - int(np.count_nonzero(is_known))
-        if span.is_trained and missing:
+    def count_trained(self, spans: Sequence[Span]) -> int:
+        """How many tokens the row of these spans trains, without building it."""
+        trained = [span for span in spans if span.is_trained]
+        if all(span.turn.logprobs is None for span in trained):
+            return sum(span.end - span.start for span in trained)
+        return sum(int(np.count_nonzero(self._known(span))) for span in trained)
+
+    def _known(self, span: Span) -> NDArray[np.bool_]:
+        """Which tokens of a trained span have a log-probability; counts the others."""
+        is_known = np.isfinite(_values(span))
+        if missing := len(is_known) - int(np.count_nonzero(is_known)):
             self._leave_out("missing_logprobs", missing)
         return is_known
 
-    def _experts(self, spans: Sequence[_Span]) -> NDArray[Any] | None:
-        """The experts of a row, where all its turns have them and they fit together."""
-        if all(span.turn.routed_experts is None for span in spans):
-            return None
-        parts, start = [], 0
-        for span in spans:
-            end = min(span.end, span.turn.held_len - 1)  # its last token was never an input
-            parts.append(ExpertsSpan(span.turn.routed_experts, start, end))
-            start = end
-        misfit = find_misfit(parts)
-        if misfit is None:
-            return line_up(parts)
-        self._experts_missing[misfit] = self._experts_missing.get(misfit, 0) + 1
-        return None
+    def _uncaptured(self, trained: Sequence[Span]) -> str:
+        """Why some tokens that a row trains have no masks, though they should; counts it."""
+        found = (span.turn.uncaptured for span in trained if span.turn.uncaptured)
+        reason = next(found, "")
+        if reason:
+            self._truncated[reason] += 1
+        return reason
 
     def _leave_out(self, reason: str, tokens: int) -> None:
         counted = self._left_out.get(reason, LeftOut())
         self._left_out[reason] = LeftOut(counted.turns + 1, counted.tokens + tokens)
+
+
+def _masked(span: Span) -> MaskedSpan:
+    turn = span.turn
+    known = None if turn.logprobs is None else turn.logprobs[: span.end - span.start]
+    return MaskedSpan(span.start, span.end, turn.distribution, known, is_cut=bool(turn.uncaptured))
+
+
+def _lined_up(
+    spans: Sequence[Span],
+    kept: Callable[[Turn], RoutedExperts | None],
+    missing: dict[str, int],
+) -> NDArray[Any] | None:
+    """What is kept for each position of a row, where all its turns have it and it fits together."""
+    if all(kept(span.turn) is None for span in spans):
+        return None
+    parts, start = [], 0
+    for span in spans:
+        end = min(span.end, span.turn.held_len - 1)  # its last token was never an input
+        parts.append(ExpertsSpan(kept(span.turn), start, end))
+        start = end
+    misfit = find_misfit(parts)
+    if misfit is None:
+        return line_up(parts)
+    missing[misfit] = missing.get(misfit, 0) + 1
+    return None
+
+
+def _values(span: Span) -> Logprobs:
+    """The log-probabilities of a span, NaN where one is missing."""
+    values = span.turn.logprobs
+    if values is None:
+        values = np.full(len(span.turn.output_ids), np.nan)
+    return values[: span.end - span.start]
+
+
+def _filled(span: Span) -> Logprobs:
+    values = _values(span)
+    return np.where(np.isfinite(values), values, LOWEST_LOGPROB)

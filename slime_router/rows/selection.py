@@ -19,6 +19,7 @@ class Selection:
     leaves: list[TurnNode] = field(default_factory=list)
     cut_ids: set[str] = field(default_factory=set)  # turns after which others were too long
     left_out: dict[str, list[TurnNode]] = field(default_factory=dict)
+    ruled_out: dict[str, str] = field(default_factory=dict)  # turns that only lead to others: why
 
     def leave_out(self, reason: str, nodes: Iterable[TurnNode]) -> None:
         """Count nodes under `reason`."""
@@ -29,10 +30,11 @@ def select(
     nodes: Sequence[TurnNode],
     is_delivered: Callable[[str], bool],
     *,
-    keeps_retries: bool,
-    max_len: int | None,
+    keeps_retries: bool = False,
+    max_len: int | None = None,
+    rule_of: Callable[[TurnNode], str | None] = lambda _: None,
 ) -> Selection:
-    """What to train of a forest.
+    """What to train of a forest. `rule_of` names the rule by which a turn is not.
 
     undelivered: nobody read the reply to its end, and nothing kept continues it
     retry:       the same prompt was sent again, and the conversation continued from another reply
@@ -41,7 +43,7 @@ def select(
     """
     selection = Selection()
     kept = _drop_unused(nodes, is_delivered, keeps_retries, selection)
-    _cut(kept, max_len, selection)
+    _cut(kept, max_len, rule_of, selection)
     selection.leaves.sort(key=lambda node: node.turn.seq)
     return selection
 
@@ -93,13 +95,29 @@ def _leave_out_others(
         selection.leave_out(reason, (node for node in nodes if node.turn.id not in kept_ids))
 
 
-def _cut(kept: Sequence[TurnNode], max_len: int | None, selection: Selection) -> None:
-    """Finds the leaves; `kept` has children before their parents."""
+def _cut(
+    kept: Sequence[TurnNode],
+    max_len: int | None,
+    rule_of: Callable[[TurnNode], str | None],
+    selection: Selection,
+) -> None:
+    """Finds the leaves; `kept` has children before their parents.
+
+    A turn that a rule leaves out stays where others continue it: they were sampled after it.
+    """
     has_child: set[str] = set()
     for node in kept:
         turn = node.turn
         is_inside = turn.id in has_child
         fits = is_inside or max_len is None or turn.held_len <= max_len
+        rule = rule_of(node)
+        if rule is not None and is_inside:
+            selection.ruled_out[turn.id] = rule
+        elif rule is not None:
+            selection.leave_out(rule, [node])
+            if turn.id in selection.cut_ids and node.parent is not None:
+                selection.cut_ids.add(node.parent.turn.id)
+            continue
         if not fits:
             selection.leave_out("over_length", [node])
         elif not is_inside:

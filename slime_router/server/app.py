@@ -7,89 +7,108 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
-from typing import Any
 
+import orjson
 from aiohttp import web
 
 from slime_router.api.anthropic.dialect import ANTHROPIC, count_tokens
-from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS
 from slime_router.api.chat.dialect import CHAT
 from slime_router.api.completions.dialect import COMPLETIONS
 from slime_router.api.context import Admission, EndpointContext
 from slime_router.api.diagnose import DiagnoseDoor
 from slime_router.api.dialect import Dialect
 from slime_router.api.endpoint import serve
-from slime_router.api.errors import NATIVE_ERRORS
 from slime_router.api.generate.dialect import GENERATE
+from slime_router.api.generate.worker_bodies import WorkerBodies
+from slime_router.api.inference.dialect import INFERENCE
+from slime_router.api.known.strictness import Strictness
 from slime_router.api.media import MediaPass
+from slime_router.api.openapi.description import ApiDescription
 from slime_router.api.request import A
 from slime_router.api.responses import stored
 from slime_router.api.responses.dialect import responses
-from slime_router.api.responses.reply import RESPONSES_ERRORS
+from slime_router.api.responses.journaled import JournaledResponses
 from slime_router.api.responses.store import ResponseStore
 from slime_router.api.retries import Joiner
 from slime_router.api.retrieve import RetrieveDoor
-from slime_router.api.sessions.endpoints import SessionDoor
-from slime_router.api.sessions.rows import RowsDoor
-from slime_router.auth.access import IN_SESSION, Access
+from slime_router.api.sessions.routes import Route, session_routes
+from slime_router.api.sessions.rules import sampling_rules
+from slime_router.archive.opening import opened
+from slime_router.auth.access import IN_SESSION, STRAYS, Access
+from slime_router.auth.shares import Shares
+from slime_router.auth.tls import tls_context
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.config import Config
+from slime_router.dashboard.page import Dashboard
 from slime_router.doctor.doctor import Doctor
+from slime_router.edge.allowances import Allowances
+from slime_router.edge.bodies import SERVER_ARGS
+from slime_router.edge.cors import Cors
+from slime_router.edge.descriptors import DescriptorWatch, raise_limit
+from slime_router.edge.grace import Grace
+from slime_router.edge.heads import PARSER_LIMITS
+from slime_router.edge.log_lines import keep_lines_apart
+from slime_router.edge.paths import TidyPaths, add_chat, add_route, in_sessions
+from slime_router.edge.plugin_guard import PluginGuard
 from slime_router.errors import SetupError
-from slime_router.failover.greetings import GREETING_DELAYS_S
+from slime_router.failover.greetings import GREETING_DELAYS_S, PROBE_TEXT
+from slime_router.failover.session_kv import SessionKv, kv_name
 from slime_router.generation.admission import AdmissionQueue
-from slime_router.generation.metrics import figures
 from slime_router.generation.plugins import PluginContext, load_plugins
 from slime_router.generation.retrieval import Retriever
 from slime_router.generation.token_path import TokenPath
+from slime_router.reload.reloader import Reloader
 from slime_router.replies.formats import choose_formats
-from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_detection import ModelTraits, detect
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.server.boundary import Boundary, Handler
 from slime_router.server.control_routes import ControlRoutes
-from slime_router.server.cors import Cors
-from slime_router.server.fleet import Fleet
+from slime_router.server.engine_metrics import engine_metrics
+from slime_router.server.fleet import Fleet, WorkerGroups
 from slime_router.server.model_routes import ModelAdmin
 from slime_router.server.proxy import Fallback, PassThrough
+from slime_router.server.signals import end_now
 from slime_router.server.slow_clients import SlowClients
-from slime_router.server.tls import tls_context
+from slime_router.server.stalls import StallWatch
+from slime_router.server.together.metrics import answer_figures, metrics, metrics_text
+from slime_router.server.together.responses import SharedResponses
+from slime_router.server.together.together import Together
 from slime_router.server.upkeep import Upkeep
-from slime_router.server.worker_routes import WorkerAdmin
+from slime_router.server.worker_routes import WorkerAdmin, register_again
+from slime_router.siblings.place import Place
+from slime_router.siblings.siblings import Siblings
+from slime_router.supervisor import Supervisor
+from slime_router.telemetry.meters import Meters
+from slime_router.telemetry.tracing import Tracing
 from slime_router.template.chat_template import ChatTemplate
-from slime_router.tokens.tokenizer import Tokenizer
-from slime_router.types import GenerateCall
+from slime_router.trajectory.store import TrajectoryStore
 
 logger = logging.getLogger(__name__)
 
-Route = tuple[str, str, Handler]
-ERROR_STYLES = {  # of the routes whose errors are not in OpenAI's format
-    "/generate": NATIVE_ERRORS,
-    "/v1/responses": RESPONSES_ERRORS,
-    "/v1/responses/{id}": RESPONSES_ERRORS,
-    "/v1/responses/{id}/input_items": RESPONSES_ERRORS,
-    "/v1/responses/{id}/cancel": RESPONSES_ERRORS,
-    "/v1/messages": ANTHROPIC_ERRORS,
-    "/v1/messages/count_tokens": ANTHROPIC_ERRORS,
-}
-
 
 class Gateway:
-    """One running router.
+    """One running router, or one process of a router that has several.
 
-    `greeting_delays_s` holds the delays before each attempt to ask a new worker for its tokens.
+    `greeting_delays_s` holds the delays before each attempt to ask a new worker for its tokens;
+    `read_again` gives the configuration as it is when somebody asks for a reload.
 
     Raises:
         SetupError: something that the configuration names is not available.
     """
 
     def __init__(
-        self, config: Config, *, greeting_delays_s: Sequence[float] = GREETING_DELAYS_S
+        self,
+        config: Config,
+        *,
+        greeting_delays_s: Sequence[float] = GREETING_DELAYS_S,
+        place: Place | None = None,
+        read_again: Callable[[], Config] | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.place, self.siblings = config, place, Siblings(place)
+        self.failure: str | None = None  # why it had to stop
         self.access, self.cors = Access.of(config), Cors(config.cors_allowed_origins)
         self.tls = tls_context(config.tls_cert_path, config.tls_key_path)
         self.tokenizer = load_tokenizer(
@@ -98,42 +117,80 @@ class Gateway:
             chat_template=config.chat_template,
             tool_call_parser=config.tool_call_parser,
         )
+        self.tokenizer.choose_encoder(config.encoder)
         self.template = ChatTemplate(self.tokenizer)
         self.formats = choose_formats(
             config.tool_call_parser,
             config.reasoning_parser,
-            detect=lambda: detect(_model(self.tokenizer)),
-            try_out=lambda tools, reasoning: ReplyParsers(
-                load_parsers, tools=tools, reasoning=reasoning
-            ),
+            detect=lambda: detect(ModelTraits.of(self.tokenizer)),
+            try_out=lambda t, r: ReplyParsers(load_parsers, tools=t, reasoning=r),
         )
         self.parsers = ReplyParsers(
             load_parsers,
             tools=self.formats.tools.name,
             reasoning=self.formats.reasoning.name,
             presumes_thinking=self.formats.presumes_thinking,
+            strips_newlines=config.strip_reasoning_newlines,
             new_call_id=self.template.spelling.new_id,
         )
-        self.path = TokenPath(
+        vocabulary = [self.tokenizer.vocab_size, self.tokenizer.encode(PROBE_TEXT).tolist()]
+        self.journal = opened(config, orjson.dumps(vocabulary), self.end)
+        room, owners = config.max_stored_tokens or config.radix_tree_max_size, self.access.owners
+        new_store = TrajectoryStore if self.journal is None else self.journal.new_store
+        path = self.path = TokenPath(
             self.tokenizer,
             self.template,
             self.parsers,
             history=config.history,
             capture=config.capture,
             max_cached_tokens=config.radix_tree_max_size,
-            max_stored_tokens=config.max_stored_tokens or config.radix_tree_max_size,
-            max_sessions=config.max_sessions,
-            admission=_admission(config),
+            store=new_store(room, max_sessions=config.max_sessions, owners=owners),
+            journal=self.journal,
+            fetch=None if self.journal is None else self.journal.fetching(self.template),
+            admission=AdmissionQueue.of(config),
+            rules=sampling_rules(config, self.tokenizer),
+            meters=Meters(config.model_name),
         )
-        self.cache, self.store, self.weights = self.path.cache, self.path.store, self.path.weights
-        self.maker, self.sessions = self.path.maker, self.path.sessions
-        self.recording, self.counting = self.path.recording, self.path.counting
-        self.admission = self.path.admission
+        self.cache, self.store, self.weights = path.cache, path.store, path.weights
+        self.maker, self.sessions, self.recording = path.maker, path.sessions, path.recording
+        self.counting, self.admission = path.counting, path.admission
+        self._wire_workers(greeting_delays_s)
+        self._wire_generations()
+        self.reloader = Reloader(self, read_again)
+
+    def _wire_workers(self, greeting_delays_s: Sequence[float]) -> None:
+        config = self.config
+        self.store.ledger.max_words_bytes = config.max_words_bytes
+        self.meters = self.path.meters
+        self.tracing = Tracing.of(config.otlp_endpoint, config.model_name)
         self.slow_clients = SlowClients(config.client_timeout_s)
-        self.fleet = Fleet(
-            config, self.tokenizer, self.weights, greeting_delays_s=greeting_delays_s
-        )
+        self.stalls = StallWatch(self.slow_clients.under_way)
+        self.descriptors = DescriptorWatch(raise_limit())
+        self.supervisor = Supervisor()
+        parts = (self.tokenizer, self.weights, self.supervisor)
+
+        def new_fleet(config: Config) -> Fleet:
+            return Fleet(config, *parts, greeting_delays_s=greeting_delays_s)
+
+        self.fleet = new_fleet(config)
+        self.groups = WorkerGroups(config, new_fleet, vocab_size=self.tokenizer.vocab_size)
         self.pool, self.client, self.relay = self.fleet.pool, self.fleet.client, self.fleet.relay
+        self.session_kv = SessionKv(self.pool, self.client)
+        if config.session_kv:
+            self.sessions.kv_name = kv_name
+            self.store.sessions.on_end = self.session_kv.ended
+        around = PluginContext(config, self.tokenizer, self.template, self.store)
+        self.plugins = load_plugins(config.middleware_paths, around)
+
+    def end(self, reason: str) -> None:
+        """Stops the router, as a signal does, because it cannot go on; `failure` says why."""
+        self.failure = reason
+        logger.critical("the router stops: %s", reason)
+        asyncio.get_running_loop().call_soon(end_now)
+
+    def _wire_generations(self) -> None:
+        """Runs once plug-ins are loaded: what it wires may depend on them."""
+        config = self.config
         self.upkeep = Upkeep(
             self.store,
             self.cache,
@@ -141,22 +198,25 @@ class Gateway:
             idle_s=config.session_idle_s,
             max_version_lag=config.max_version_lag,
         )
-        self.plugins = load_plugins(
-            config.middleware_paths,
-            PluginContext(config, self.tokenizer, self.template, self.store),
-        )
-        self._wire_generations()
-
-    def _wire_generations(self) -> None:
-        """Runs once plug-ins are loaded: what it wires may depend on them."""
-        config = self.config
+        self.together = Together(self.siblings, self.fleet, self.path, self.upkeep, self.journal)
+        keep_lines_apart()  # of plug-ins' parts of the package, too
+        self.guard = PluginGuard(config.plugin_timeout_s)
+        self.grace = Grace(config.shutdown_grace_period_s)
         self.router = self.path.router(
             self.relay.generate,
-            plugins=self.plugins.generation,
+            plugins=tuple(map(self.guard.generations, self.plugins.generation)),
             context_len=self.pool.context_len,
         )
         self.joiner = Joiner(self.router, retry_grace_s=config.retry_grace_s)
-        self.others = PassThrough(self.relay, max_payload_size=config.max_payload_size)
+        allowed = Allowances(config.allow_local_media, config.allow_custom_logit_processors)
+        vocab_size, isolates = self.tokenizer.vocab_size, config.isolate_tenants
+        self.bodies = WorkerBodies(vocab_size, allowed, isolates_owners=isolates)
+        self.others = PassThrough(
+            self.relay,
+            max_payload_size=config.max_payload_size,
+            grace=self.grace,
+            keepalive_s=config.sse_keepalive_s,
+        )
         self._wire_doors()
 
     def _wire_doors(self) -> None:
@@ -165,76 +225,85 @@ class Gateway:
             joiner=self.joiner,
             vocabulary=self.tokenizer,
             parsers=self.parsers,
-            admission=Admission(config.openai_max_concurrent_requests, self.joiner.note_refusal),
+            admission=Admission(
+                Shares(config.openai_max_concurrent_requests, self.access.owners),
+                self.joiner.note_refusal,
+            ),
             default_model=config.openai_default_model or config.model_name,
-            served_names=_served_names(config),
+            served_names=config.served_names,
             media=self._media(),
             has_two_reasonings=config.reasoning_field == "both",
+            allowances=self.bodies.allowances,
+            isolates_owners=config.isolate_tenants,
+            grace=self.grace,
+            keepalive_s=config.sse_keepalive_s,
+            tokens_as_ids=config.return_tokens_as_token_ids,
+            strictness=Strictness(config.strict_fields),
         )
         self.responses = ResponseStore(config.max_stored_responses)
+        if self.journal is not None:
+            self.responses = JournaledResponses(self.journal, config.max_stored_responses)
 
     def _media(self) -> MediaPass:
         """Where requests with media go, if the model takes any."""
         asked = self.config.enable_multimodal
         if asked if asked is not None else self.tokenizer.is_multimodal:
-            return MediaPass(self.others.hand_on, self.sessions.flight)
+            return MediaPass(self.others.hand_on, self.sessions.flight, self.bodies.prepared)
         return MediaPass.off()
-
-    async def _prompt_len(self, call: GenerateCall) -> int:
-        """How many tokens a call's prompt has; nothing of it is kept."""
-        prompt = await self.maker.make(call)
-        try:
-            return len(prompt.ids)
-        finally:
-            self.maker.release(prompt)
 
     def app(self) -> web.Application:
         """The HTTP application; it starts and stops what the gateway owns.
 
         Raises:
-            SetupError: the chat path is invalid or already in use.
+            SetupError: the chat path is invalid or already in use, or a proxy has no address.
         """
-        boundary = Boundary(self.access, ERROR_STYLES)
+        boundary = Boundary.of(
+            self.config, self.access, self.cors, self.grace, self.journal, self.meters, self.tracing
+        )
         app = web.Application(
+            handler_args={**SERVER_ARGS, **PARSER_LIMITS},
             client_max_size=self.config.max_payload_size,
             middlewares=[
                 boundary.logged,
+                boundary.checked,
                 self.slow_clients.middleware,
                 *([self.cors.preflight] if self.cors.is_on else []),
                 *([boundary.guarded] if self.access.is_on else []),
-                *([*self.plugins.http, boundary.answered] if self.plugins.http else []),
+                *([boundary.durable] if self.journal is not None else []),
+                *map(self.guard.http, self.plugins.http),
+                *([boundary.answered] if self.plugins.http else []),
             ],
         )
         of_sessions, anywhere = self._session_routes(), self._doors()
-        control = ControlRoutes(
-            self.pool,
-            self.client,
-            self.relay,
-            self.admission,
-            on_weights=self.upkeep.on_weights,
-        )
-        workers = WorkerAdmin(self.pool)
-        admins = [*control.routes(), *workers.routes()]
+        registry, aborts = self.together.registry, self.together.aborts
+        control = ControlRoutes(self.pool, self.client, aborts, registry)
+        workers = WorkerAdmin(self.pool, registry, self.siblings)
+        admins = [*control.routes(), *workers.routes(), *self.reloader.routes()]
         self.access.reserve((method, path) for method, path, _ in admins)
-        table = [*of_sessions, *anywhere, *admins]
+        table = [*of_sessions, *anywhere, *admins, *Dashboard(boundary.failures).routes()]
         chat_path = self._chat_path({path for _, path, _ in table})
-        for method, path, handler in [*of_sessions, *_in_sessions(anywhere), *table]:
-            _add_route(app, method, path, handler)
+        for method, path, handler in [*of_sessions, *in_sessions(anywhere), *table]:
+            add_route(app, method, path, handler)
         if chat_path is not None:
-            for path in (IN_SESSION + chat_path, chat_path):
-                _add_chat(app, path, self._serving(CHAT))
-        strays = Fallback(self.pool, self.others)
-        app.router.add_route("*", IN_SESSION + "/{path:(?s:.*)}", strays.handle_in_session)
-        app.router.add_route("*", "/{path:(?s:.*)}", strays.handle)
+            for path in {chat_path, "/invocations"}:  # the second is Amazon's, for the same body
+                add_chat(app, IN_SESSION + path, self._serving(CHAT))
+                add_chat(app, path, self._serving(CHAT))
+        strays = Fallback(self.pool, self.others, self.bodies.prepared)
+        for prefix, stray in ((IN_SESSION, strays.handle_in_session), ("", strays.handle)):
+            app.router.register_resource(TidyPaths(app.router, prefix or "/", STRAYS))
+            app.router.add_route("*", prefix + "/{path:(?s:.*)}", stray)
         app.cleanup_ctx.append(self._lifespan)
+        app.on_shutdown.append(self.grace.start)
         if self.cors.is_on:
             app.on_response_prepare.append(self.cors.on_prepare)
         return app
 
     def _doors(self) -> list[Route]:
         """The routes served both with and without a session in the path."""
-        retrieve = RetrieveDoor(Retriever(self.maker, self.cache, self.store, self.tokenizer))
-        doctor = Doctor(self.maker, self.store, self.tokenizer, self.template)
+        retrieve = RetrieveDoor(
+            Retriever(self.maker, self.cache, self.store, self.tokenizer, self.path.fetch)
+        )
+        doctor = Doctor(self.maker, self.store, self.tokenizer, self.template, self.path.fetch)
         model = ModelAdmin(
             self.tokenizer,
             self.template,
@@ -243,50 +312,54 @@ class Gateway:
             checkpoint=self.config.hf_checkpoint,
             weights=self.weights,
             hand_on=self.others.hand_on,
-            figures=self.figures,
+            siblings=self.siblings,
         )
+        answer_figures(self)
+        kept = self.responses
+        shared = SharedResponses(kept, self.siblings, self.journal).first
+        settled = None if self.journal is None else self.journal.written
         return [
             ("POST", "/generate", self._serving(GENERATE)),
             ("PUT", "/generate", self._serving(GENERATE)),  # SGLang takes both
             ("POST", "/v1/completions", self._serving(COMPLETIONS)),
-            ("POST", "/v1/responses", self._serving(responses(self.responses))),
-            ("GET", "/v1/responses/{id}", partial(stored.show, self.responses)),
-            ("DELETE", "/v1/responses/{id}", partial(stored.delete, self.responses)),
-            ("GET", "/v1/responses/{id}/input_items", partial(stored.list_items, self.responses)),
-            ("POST", "/v1/responses/{id}/cancel", partial(stored.cancel, self.responses)),
+            ("POST", "/inference/v1/generate", self._serving(INFERENCE)),
+            ("POST", "/v1/responses", shared(self._serving(responses(kept, settled)))),
+            ("GET", "/v1/responses/{id}", shared(partial(stored.show, kept))),
+            ("DELETE", "/v1/responses/{id}", shared(partial(stored.delete, kept))),
+            ("GET", "/v1/responses/{id}/input_items", shared(partial(stored.list_items, kept))),
+            ("POST", "/v1/responses/{id}/cancel", shared(partial(stored.cancel, kept))),
             ("POST", "/v1/messages", self._serving(ANTHROPIC)),
             (
                 "POST",
                 "/v1/messages/count_tokens",
-                partial(count_tokens, self.context, self._prompt_len),
+                partial(count_tokens, self.context, self.path.length),
             ),
             ("POST", "/retrieve_from_text", retrieve.from_text),
             ("POST", "/retrieve_from_messages_template", retrieve.from_messages),
-            ("POST", "/diagnose", DiagnoseDoor(doctor).handle),
+            ("POST", "/diagnose", DiagnoseDoor(doctor, self.path.meters.diagnosed).handle),
+            ("GET", "/engine_metrics", partial(engine_metrics, self.pool, self.client)),
+            ("GET", "/metrics", partial(metrics, self)),
+            ("GET", "/metrics/prometheus", partial(metrics_text, self)),
+            ("GET", "/prometheus/metrics", partial(metrics_text, self)),
             *model.routes(),
+            *ApiDescription(self.config.openai_chat_completion_path).routes(),
         ]
 
     def _serving(self, dialect: Dialect[A]) -> Handler:
         return partial(serve, dialect, self.context)
 
     def _session_routes(self) -> list[Route]:
-        sessions = SessionDoor(
+        return session_routes(
             self.store,
             self.sessions,
             self.tokenizer,
+            self.template,
+            self.path.fetch,
+            self.groups,
             default_max_turns=self.config.session_max_turns,
+            realign_threshold=self.config.realign_threshold,
+            on_left_out=self.path.meters.left_out,
         )
-        rows = RowsDoor(self.store, self.config.realign_threshold)
-        return [
-            ("POST", "/sessions", sessions.open),
-            ("GET", "/sessions", sessions.list),
-            ("GET", IN_SESSION, sessions.show),
-            ("DELETE", IN_SESSION, sessions.delete),
-            ("POST", f"{IN_SESSION}/close", sessions.close),
-            ("POST", f"{IN_SESSION}/reward", sessions.reward),
-            ("GET", f"{IN_SESSION}/rows", rows.of_session),
-            ("POST", "/rows", rows.of_many),
-        ]
 
     def _chat_path(self, used: Collection[str]) -> str | None:
         path = self.config.openai_chat_completion_path
@@ -296,81 +369,28 @@ class Gateway:
             raise SetupError(f"chat cannot be served at {path!r}: it has another use")
         return path
 
-    def figures(self) -> dict[str, Any]:
-        """What `GET /metrics` returns."""
-        counted = figures(
-            self.pool,
-            self.client,
-            self.cache,
-            self.store,
-            self.weights,
-            self.recording.counts,
-            self.counting,
-        )
-        joiner = self.joiner
-        retries = {"joined": joiner.joined, "abandoned": joiner.abandoned, "open": joiner.running}
-        counted["router"]["media_passed"] = self.context.media.passed
-        admission = {**asdict(self.admission.figures), "cut_clients": self.slow_clients.cut}
-        fleet = self.fleet.figures()
-        return {**counted, "fleet": fleet, "retries": retries, "admission": admission}
+    def _bring_back(self) -> None:
+        assert self.journal is not None  # which has more than turns and sessions
+        register_again(self.pool, self.journal)
+        if isinstance(self.responses, JournaledResponses):
+            self.responses.bring_back(self.journal.named("responses"))
 
     async def _lifespan(self, _: web.Application) -> AsyncIterator[None]:
-        async with self.fleet:
-            tasks = [
-                asyncio.create_task(self.upkeep.run(), name="upkeep"),
-                asyncio.create_task(self.slow_clients.run(), name="slow clients"),
-            ]
-            yield
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        if self.journal is not None:
+            self.journal.start(self.weights.note, self._bring_back)
+        async with self.supervisor, self.fleet, self.groups:
+            self.upkeep.start(self.supervisor)
+            self.session_kv.start(self.supervisor)
+            self.slow_clients.start(self.supervisor)
+            self.stalls.start(self.supervisor)
+            self.descriptors.start(self.supervisor)
+            self.supervisor.start("faster encoder", self.tokenizer.encoder_chosen)
+            async with self.siblings:
+                await self.together.start(self.supervisor)
+                yield
             await self.joiner.close()
+        if self.journal is not None:
+            await self.journal.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         self.tokenizer.close()
-
-
-def _in_sessions(routes: Sequence[Route]) -> list[Route]:
-    """The same routes under a session's path: an agent only has to change its base URL."""
-    return [
-        (method, IN_SESSION + path.rstrip("/"), handler)
-        for method, path, handler in routes
-        if path != "/"
-    ]
-
-
-def _add_route(app: web.Application, method: str, path: str, handler: Handler) -> None:
-    app.router.add_route(method, path, handler)
-    if method == "GET":
-        app.router.add_route("HEAD", path, handler)
-
-
-def _add_chat(app: web.Application, path: str, handler: Handler) -> None:
-    try:
-        app.router.add_post(path, handler)
-    except ValueError as exc:  # aiohttp takes part of it for a pattern
-        raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
-
-
-def _admission(config: Config) -> AdmissionQueue:
-    return AdmissionQueue(
-        max_running=config.max_concurrent_requests,
-        max_waiting=config.queue_size,
-        timeout_s=config.queue_timeout_s,
-    )
-
-
-def _model(tokenizer: Tokenizer) -> ModelTraits:
-    """What identifies the formats of the model's replies."""
-    return ModelTraits(
-        template=tokenizer.jinja_template,
-        tokens=tokenizer.token_names(),
-        architectures=tokenizer.architectures,
-        model_type=tokenizer.model_type,
-    )
-
-
-def _served_names(config: Config) -> frozenset[str] | None:
-    """With `--strict-model`, every name of the one model; otherwise None."""
-    if not config.strict_model:
-        return None
-    names = (config.served_model_name, config.openai_default_model, config.hf_checkpoint)
-    return frozenset(name for name in names if name)

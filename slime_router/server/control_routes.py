@@ -9,30 +9,31 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
 from aiohttp import web
 from multidict import CIMultiDict
 
 from slime_router.api.errors import openai_error_object
+from slime_router.auth.caller import Caller, caller
+from slime_router.edge.bodies import read_body
+from slime_router.edge.headers import to_client, to_worker
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import WorkerAnswer
 from slime_router.errors import NoWorker, RouterError
-from slime_router.failover.relay import Relay
-from slime_router.generation.admission import AdmissionQueue
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
 from slime_router.server.boundary import Handler
-from slime_router.server.proxy import OWN_ANSWER, OWN_REQUEST, UNPACKED, end_to_end
+from slime_router.server.proxy import check_answer
+from slime_router.server.together.aborts import Aborts
+from slime_router.server.together.registry import Registry
 from slime_router.types import WeightVersion
 
 logger = logging.getLogger(__name__)
-
-OnWeights: TypeAlias = Callable[[Worker, WeightVersion | None, bool], None]
 
 _LOADS = (  # load weights, and empty the worker's cache unless the request says not to
     "/update_weights_from_disk",
@@ -41,7 +42,7 @@ _LOADS = (  # load weights, and empty the worker's cache unless the request says
     "/update_weights_from_ipc",
 )
 _NAMES = ("/update_weight_version", "/end_weight_update")
-_POST_ONLY = (
+_POST_ONLY = (  # SGLang takes GET for some of them, which any link would send
     *_LOADS,
     *_NAMES,
     "/begin_weight_update",
@@ -53,8 +54,6 @@ _POST_ONLY = (
     "/load_lora_adapter",
     "/load_lora_adapter_from_tensors",
     "/unload_lora_adapter",
-)
-_ALSO_GET = (
     "/flush_cache",
     "/release_memory_occupation",
     "/resume_memory_occupation",
@@ -66,8 +65,8 @@ _STOPS = ("/pause_generation", "/release_memory_occupation")
 _STARTS = ("/continue_generation", "/resume_memory_occupation")
 _FLUSHES = ("/flush_cache", "/release_memory_occupation")
 
-# Our server has decompressed the body and reads it whole: neither header describes it any more.
-_NOT_SENT = OWN_REQUEST | UNPACKED
+# The body is read whole and unpacked: neither header describes it any more.
+_FRAMING = ("content-encoding", "content-length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +91,21 @@ class _Order:
 class ControlRoutes:
     """Sends control requests to all workers, and records which weights they run afterwards.
 
-    `on_weights(worker, version, flushes)` is called as soon as a worker has taken a weight update:
-    `version` is None if the request named none, and `flushes` says whether the worker's cache is
-    now empty.
+    `registry` is given what a worker is known to do by then. `aborts` ends what runs in any process
+    of the router.
     """
 
     def __init__(
         self,
         pool: WorkerPool,
         client: WorkerClient,
-        relay: Relay,
-        admission: AdmissionQueue,
-        *,
-        on_weights: OnWeights,
+        aborts: Aborts,
+        registry: Registry,
     ) -> None:
         self._pool = pool
         self._client = client
-        self._relay = relay
-        self._admission = admission
-        self._on_weights = on_weights
+        self._aborts = aborts
+        self._registry = registry
 
     def __repr__(self) -> str:
         return f"<ControlRoutes to {self._pool!r}>"
@@ -118,8 +113,7 @@ class ControlRoutes:
     def routes(self) -> list[tuple[str, str, Handler]]:
         """Method, path and handler of every control route."""
         methods = {
-            "POST": (*_POST_ONLY, *_ALSO_GET, *_ALSO_PUT),
-            "GET": _ALSO_GET,
+            "POST": (*_POST_ONLY, *_ALSO_PUT),
             "PUT": _ALSO_PUT,
         }
         return [
@@ -140,7 +134,7 @@ class ControlRoutes:
         order = await _read(path, request, is_for_many=len(workers) > 1)
         orders = [(worker, order) for worker in workers]
         if path == "/abort_request":
-            orders = self._aborts(order) or orders
+            orders = await self._abort(order, caller(request)) or orders
         if not orders:
             raise NoWorker("No worker is registered.")
         async with asyncio.TaskGroup() as group:
@@ -151,38 +145,35 @@ class ControlRoutes:
         (answer,) = heard.values()
         if isinstance(answer, RouterError):
             raise answer
-        headers = end_to_end(answer.headers, OWN_ANSWER | {"content-length"})
+        check_answer(answer.status)
+        headers = to_client(answer.headers, but=("content-length",))
         return web.Response(status=answer.status, headers=headers, body=answer.body)
 
-    def _aborts(self, order: _Order) -> list[tuple[Worker, _Order]]:
+    async def _abort(self, order: _Order, who: Caller) -> list[tuple[Worker, _Order]]:
         """The workers that run the generation, each with its name there; empty to abort on all.
 
-        A generation aborted this way is not resumed.
+        It is one of the caller's own, or of the owner that it names. A generation aborted this way
+        is not resumed.
         """
         fields = _fields(order.body)
         if fields.get("abort_all"):
-            self._admission.cancel_all()
-            self._relay.cancel_all()
+            await self._aborts.cancel_all()
             return []
         rid = fields.get("rid")
         if not isinstance(rid, str):
             return []
-        self._admission.cancel(rid)
         return [
             (worker, replace(order, body=orjson.dumps({**fields, "rid": name})))
-            for worker, name in self._relay.cancel(rid)
+            for worker, name in await self._aborts.cancel(who.own_rid(rid))
         ]
 
     async def _tell(self, worker: Worker, order: _Order) -> WorkerAnswer | RouterError:
         update = order.update
-        before = worker.weight_version
         path = order.target.partition("?")[0]
         was_paused, was_asleep = worker.is_paused, worker.is_asleep
         if path in _STOPS:  # before it takes effect, so nothing new is sent in the meantime
-            self._note_stop(worker, path, order.body)
-        if update is not None:
-            worker.updates += 1
-            worker.weight_version = None  # until the worker reports which weights it ended up with
+            await self._note_stop(worker, path, order.body)
+        before = await self._registry.update_started(worker) if update is not None else None
         try:
             answer = await self._client.ask(
                 worker, order.method, order.target, headers=order.headers, body=order.body or None
@@ -190,27 +181,22 @@ class ControlRoutes:
         except RouterError as exc:  # one worker's failure; the others still get the request
             logger.warning("%s failed: worker=%s reason=%s", order.target, worker.url, exc)
             if path in _STOPS:
-                self._pool.rest(worker, is_paused=was_paused, is_asleep=was_asleep)
+                await self._registry.rest(worker, is_paused=was_paused, is_asleep=was_asleep)
             return exc
         is_success = _is_success(answer.status, _parsed(answer.body))
         if path in _STARTS and is_success:
-            self._note_stop(worker, path, order.body)
+            await self._note_stop(worker, path, order.body)
         if path in _STOPS and not is_success:
-            self._pool.rest(worker, is_paused=was_paused, is_asleep=was_asleep)
+            await self._registry.rest(worker, is_paused=was_paused, is_asleep=was_asleep)
         if path in _FLUSHES and is_success:
-            self._pool.flushed(worker)
+            await self._registry.flushed(worker)
         if update is not None and is_success:
-            if update.version is not None:
-                worker.weight_version = update.version
-            elif worker.weight_version is None:  # no reply has reported a version meanwhile
-                worker.weight_version = before
-            if update.flushes:
-                self._pool.flushed(worker)
-            self._on_weights(worker, update.version, update.flushes)
-            self._pool.note_versions()
+            await self._registry.update_taken(
+                worker, update.version, before=before, flushes=update.flushes
+            )
         return answer
 
-    def _note_stop(self, worker: Worker, path: str, body: bytes) -> None:
+    async def _note_stop(self, worker: Worker, path: str, body: bytes) -> None:
         """Notes that the worker stops or resumes generating."""
         is_paused, is_asleep = worker.is_paused, worker.is_asleep
         if path in ("/pause_generation", "/continue_generation"):
@@ -219,18 +205,18 @@ class ControlRoutes:
             is_asleep = True
         elif "kv_cache" in (_fields(body).get("tags") or ["kv_cache"]):
             is_asleep = False  # if weights are resumed separately, they come first
-        self._pool.rest(worker, is_paused=is_paused, is_asleep=is_asleep)
+        await self._registry.rest(worker, is_paused=is_paused, is_asleep=is_asleep)
 
 
 async def _read(path: str, request: web.Request, *, is_for_many: bool) -> _Order:
     _, mark, query = request.raw_path.partition("?")
     # One of several answers is parsed, so it must not be compressed.
-    not_sent = _NOT_SENT | {"accept-encoding"} if is_for_many else _NOT_SENT
-    body = await request.read()
+    not_sent = (*_FRAMING, "accept-encoding") if is_for_many else _FRAMING
+    body = await read_body(request)
     return _Order(
         method=request.method,
         target=path + mark + query,
-        headers=end_to_end(request.headers, not_sent),
+        headers=to_worker(request, but=not_sent),
         body=body,
         update=_update(path, body),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -16,11 +17,15 @@ from slime_router.errors import BadRequest, NotFound
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.pool.pool import WorkerPool
 from slime_router.server.boundary import Handler
-from slime_router.server.prometheus import exposition, wants_text
+from slime_router.server.together.merging import silence
+from slime_router.siblings.siblings import GONE, Siblings
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+READY = "readiness"
+READY_TIMEOUT_S = 1.0
 
 
 class ModelAdmin:
@@ -36,7 +41,7 @@ class ModelAdmin:
         checkpoint: str,
         weights: WeightVersions,
         hand_on: Callable[[web.Request, str], Awaitable[web.StreamResponse]],
-        figures: Callable[[], Mapping[str, Any]],
+        siblings: Siblings,
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
@@ -45,7 +50,8 @@ class ModelAdmin:
         self._checkpoint = checkpoint
         self._weights = weights
         self._hand_on = hand_on
-        self._figures = figures
+        self._siblings = siblings
+        siblings.answer(READY, self._ready)
 
     def routes(self) -> list[tuple[str, str, Handler]]:
         """Method, path and handler of every route."""
@@ -55,13 +61,14 @@ class ModelAdmin:
             ("GET", "/liveness", self.health),
             ("GET", "/readiness", self.readiness),
             ("GET", "/health_generate", self.readiness),
-            ("GET", "/metrics", self.metrics),
-            ("GET", "/metrics/prometheus", self.metrics_text),
-            ("GET", "/prometheus/metrics", self.metrics_text),
-            ("GET", "/get_model_info", self.model_info),
-            ("GET", "/model_info", self.model_info),
-            ("GET", "/get_server_info", self.server_info),
-            ("GET", "/server_info", self.server_info),
+            *(
+                ("GET", path, partial(answer, path))
+                for answer, paths in (
+                    (self.model_info, ("/get_model_info", "/model_info")),
+                    (self.server_info, ("/get_server_info", "/server_info")),
+                )
+                for path in paths
+            ),
             ("GET", "/v1/models", self.models),
             ("GET", "/v1/models/{model:.+}", self.model),
             ("GET", "/template", self.template),
@@ -73,40 +80,52 @@ class ModelAdmin:
 
     async def health(self, _: web.Request) -> web.Response:
         """The router is running. (For the workers, see `GET /workers`.)"""
-        return web.json_response({"status": "ok", "workers": len(self._pool)})
+        reply: dict[str, Any] = {"status": "ok", "workers": len(self._pool)}
+        if self._siblings.others:
+            heard = await self._siblings.ask(READY, timeout_s=READY_TIMEOUT_S)
+            answering = {"count": self._siblings.count, "answering": 1 + len(heard.answers)}
+            reply |= {"processes": answering, **silence(heard)}
+        return web.json_response(reply)
 
     async def readiness(self, _: web.Request) -> web.Response:
-        """Whether a request would find a worker now, even a paused one."""
-        healthy = sum(map(self._pool.is_healthy, self._pool.list()))
-        counts = {"healthy_workers": healthy, "total_workers": len(self._pool)}
-        if self._pool.can_serve():
-            return web.json_response({"status": "ready", **counts})
-        reason = "insufficient healthy workers"
-        return web.json_response({"status": "not ready", "reason": reason, **counts}, status=503)
+        """Whether a request would find a worker now, even a paused one, wherever it arrives.
 
-    async def metrics(self, request: web.Request) -> web.Response:
-        """The metrics since the start: JSON, or text for Prometheus."""
-        accept = ", ".join(request.headers.getall("Accept", ()))
-        if wants_text(request.query.get("format"), accept):
-            return await self.metrics_text(request)
-        return web.json_response(self._figures())
+        A process that is dead gets no request; one that is there and does not answer may get some.
+        """
+        heard = await self._siblings.ask(READY, timeout_s=READY_TIMEOUT_S)
+        each = [await self._ready(), *heard.answers.values()]
+        counts = {
+            key: min(seen[key] for seen in each) for key in ("healthy_workers", "total_workers")
+        }
+        unready = next((seen for seen in each if not seen["is_ready"]), None)
+        if unready is not None:
+            told = {"reason": "insufficient healthy workers", **counts}
+            reply = {"status": "not ready", **told, "workers": unready["workers"]}
+            return web.json_response({**reply, **silence(heard)}, status=503)
+        if any(why != GONE for why in heard.silent.values()):
+            reply = {"status": "not ready", "reason": "a process does not answer", **counts}
+            return web.json_response({**reply, **silence(heard)}, status=503)
+        return web.json_response({"status": "ready", **counts, **silence(heard)})
 
-    async def metrics_text(self, request: web.Request) -> web.Response:
-        """The same metrics in Prometheus's format."""
-        accept = ", ".join(request.headers.getall("Accept", ()))
-        text, content_type = exposition(self._figures(), accept)
-        return web.Response(body=text, headers={"Content-Type": content_type})
+    async def _ready(self, _: object = None) -> dict[str, Any]:
+        workers = self._pool.list()
+        return {
+            "is_ready": self._pool.can_serve(),
+            "healthy_workers": sum(map(self._pool.is_healthy, workers)),
+            "total_workers": len(workers),
+            "workers": [{"id": w.id, "reason": w.reason} for w in workers if w.reason is not None],
+        }
 
-    async def model_info(self, request: web.Request) -> web.StreamResponse:
+    async def model_info(self, path: str, request: web.Request) -> web.StreamResponse:
         """A worker's own answer; with no workers, what the router knows about the model."""
         if len(self._pool):
-            return await self._hand_on(request, f"/{request.rel_url.name}")
+            return await self._hand_on(request, path)
         return web.json_response({**self._paths(), "is_generation": True})
 
-    async def server_info(self, request: web.Request) -> web.StreamResponse:
+    async def server_info(self, path: str, request: web.Request) -> web.StreamResponse:
         """A worker's own answer; with no workers, what the router knows about itself."""
         if len(self._pool):
-            return await self._hand_on(request, f"/{request.rel_url.name}")
+            return await self._hand_on(request, path)
         named = {"served_model_name": self._model_name, "internal_states": []}
         return web.json_response({**self._paths(), **named})
 
@@ -123,7 +142,7 @@ class ModelAdmin:
 
     async def model(self, request: web.Request) -> web.Response:
         """The card of one model, by its name."""
-        name = request.match_info["model"]
+        name = request.match_info["model"].rstrip("/")
         if name != self._model_name:
             raise NotFound(
                 f"The model '{name}' does not exist.", param="model", code="model_not_found"

@@ -1,4 +1,4 @@
-"""Passes a request that the router has no route for to a worker, byte for byte, both ways.
+"""Passes a request that the router has no route for to a worker, its body and answer as they are.
 
 A request that no worker could make sense of is refused.
 """
@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from http import HTTPStatus
 from types import MappingProxyType
+from typing import TypeAlias
 
 from aiohttp import hdrs, web
-from multidict import CIMultiDict, CIMultiDictProxy
 
-from slime_router.api.request import PayloadTooLarge
-from slime_router.auth.keys import KEY_HEADERS
+from slime_router.api import sse
+from slime_router.api.errors import openai_error_object
+from slime_router.api.request import reply_headers
+from slime_router.auth.caller import Caller, caller
+from slime_router.auth.surface import CONVERSATIONS, Served, is_of_an_api, served_at, tidy_path
+from slime_router.edge.bodies import read_body, unpacked, unpacker_of
+from slime_router.edge.grace import Grace
+from slime_router.edge.headers import to_client, to_worker
+from slime_router.edge.paths import tidied
 from slime_router.engine.client import Answer, read_some
 from slime_router.errors import (
     MethodNotSupported,
     NotFound,
     NotSupported,
     NoWorker,
+    PayloadTooLarge,
     RouterError,
+    ShuttingDown,
+    WorkerFailed,
 )
 from slime_router.failover.relay import Relay
 from slime_router.pool.pool import WorkerPool
@@ -30,65 +40,30 @@ from slime_router.pool.worker import Need
 
 logger = logging.getLogger(__name__)
 
-_HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1: these describe one connection, not the message
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-# Our server has already answered `Expect`; client credentials are for the router alone.
-OWN_REQUEST = frozenset({"host", "expect", "cookie", *KEY_HEADERS})
-UNPACKED = frozenset({"content-encoding", "content-length"})
-OWN_ANSWER = frozenset(  # what our server sets itself, or leaves out
-    {
-        "server",
-        "date",
-        "access-control-allow-origin",
-        "access-control-allow-credentials",
-        "access-control-allow-headers",
-        "access-control-allow-methods",
-        "access-control-expose-headers",
-        "access-control-max-age",
-    }
-)
+
+
+_LENGTH = ("content-length",)  # of a body that was read: it may be another one now
 
 
 class PassThrough:
-    """A handler for any method and path. Nothing is parsed, kept or changed along the way."""
+    """A handler for any method and path. Nothing is parsed or kept along the way."""
 
-    def __init__(self, relay: Relay, *, max_payload_size: int) -> None:
+    def __init__(
+        self,
+        relay: Relay,
+        *,
+        max_payload_size: int,
+        grace: Grace | None = None,
+        keepalive_s: float = 0.0,
+    ) -> None:
         self._relay = relay
+        self._keepalive_s = keepalive_s  # between signs of life in a worker's stream; 0: none
+        self._grace = grace or Grace(0)
         self._max_payload_size = max_payload_size  # bytes
 
     def __repr__(self) -> str:
         return f"<PassThrough to {self._relay!r}>"
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Sends `request` to the least loaded worker and its answer to the client.
-
-        A worker that cannot be reached is skipped; one that took the request is not.
-
-        Raises:
-            NoWorker: none is registered, or none could be reached.
-            WorkerFailed: the worker closed the connection without an answer.
-            WorkerTimeout: no answer within the request timeout.
-            PayloadTooLarge: the body is over the limit; no worker got all of it.
-            ClientTimeout: the client sends no more of the body; no worker got all of it.
-        """
-        return await self.hand_on(request, _target(request))
-
-    async def handle_in_session(self, request: web.Request) -> web.StreamResponse:
-        """The same for a path within a session; the worker gets the rest of the path."""
-        _, _, _, rest = _target(request).split("/", 3)
-        return await self.hand_on(request, f"/{rest}")
 
     async def hand_on(
         self,
@@ -97,9 +72,20 @@ class PassThrough:
         body: bytes | None = None,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> web.StreamResponse:
-        """The same, to `target`; `body` is the request's body if it has already been read.
+        """Sends `request` to the least loaded worker and its answer to the client.
 
-        `headers` are added to the answer.
+        A worker that cannot be reached is skipped; one that took the request is not. `target` is
+        the path, with the query, that the worker gets; `body` is the request's body if it has
+        already been read. `headers` are added to the answer.
+
+        Raises:
+            NoWorker: none is registered, or none could be reached.
+            WorkerFailed: the worker closed the connection without an answer, or it redirects.
+            WorkerTimeout: no answer within the request timeout.
+            BadRequest: the body is corrupt; no worker got all of it.
+            PayloadTooLarge: it is over the limit; no worker got all of it.
+            UnsupportedCoding: it is packed in a way that is not read.
+            ClientTimeout: the client sends no more of the body; no worker got all of it.
         """
         is_unread = body is None and request.body_exists
         upload = _Upload(request, self._max_payload_size) if is_unread else None
@@ -107,78 +93,89 @@ class PassThrough:
             async with self._relay.reach(
                 request.method,
                 target,
-                headers=end_to_end(request.headers, _not_handed_on(request)),
+                headers=to_worker(request, but=() if body is None else _LENGTH),
                 body=body if upload is None else upload,
                 can_repeat=upload is None,
                 need=_need(request),
             ) as answer:
-                return await _answered(request, answer, headers)
+                return await self._answered(request, answer, headers)
         except RouterError as exc:
             if upload is not None and upload.fault is not None:
                 raise upload.fault from exc
             raise
 
+    async def _answered(
+        self, request: web.Request, answer: Answer, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        """Passes the answer to the client, as fast as the client takes it."""
+        check_answer(answer.status)
+        reply = web.StreamResponse(
+            status=answer.status, reason=answer.reason, headers=to_client(answer.headers)
+        )
+        reply.headers.update({**reply_headers(request), **headers})
+        await reply.prepare(request)
+        stream = sse.PassedStream(reply)
+        write: Callable[[bytes], Awaitable[None]] = reply.write
+        every_s = 0.0
+        if _may_grow(reply):
+            every_s, write = self._keepalive_s, stream.pass_on
+        try:
+            async with (
+                self._grace.scope(),
+                sse.Line(request, {}, every_s=every_s, stream=stream),
+            ):
+                while data := await read_some(answer):
+                    await write(data)
+        except RouterError as exc:
+            if isinstance(exc, ShuttingDown) and reply.content_type == "text/event-stream":
+                await reply.write(sse.event(openai_error_object(exc)) + sse.DONE)
+                await reply.write_eof()
+                return reply
+            # The status line is out: only a broken connection can show that this is not the end.
+            logger.warning("answer broke off: path=%s reason=%s", request.rel_url.raw_path, exc)
+            _break_off(request)
+            return reply
+        except asyncio.CancelledError:
+            _break_off(request)
+            raise
+        await reply.write_eof()
+        return reply
+
 
 class _Upload:
-    """The body of a request on its way to a worker, up to `max_len` bytes."""
+    """The body of a request on its way to a worker, unpacked, up to `max_len` bytes."""
 
     def __init__(self, request: web.Request, max_len: int) -> None:
-        self._content = request.content
-        self._max_len = max_len
-        self._len = 0
         self.fault: RouterError | None = None  # the client's: why the upload broke off
         if (request.content_length or 0) > max_len:
-            raise self._too_large()
+            raise PayloadTooLarge(f"The request body is longer than {max_len} bytes.")
+        unpacker_of(request, max_len)  # one that is not read is refused before a worker is asked
+        self._pieces = unpacked(request, max_len)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for data in self._content.iter_any():
-                self._len += len(data)
-                if self._len > self._max_len:
-                    raise self._too_large()
+            async for data in self._pieces:
                 yield data
         except RouterError as exc:
             self.fault = exc
             raise
 
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"The request body is longer than {self._max_len} bytes.")
+
+def _may_grow(reply: web.StreamResponse) -> bool:
+    """Whether it is a stream of events that can take another one."""
+    is_fixed = "Content-Length" in reply.headers or "Content-Encoding" in reply.headers
+    return reply.content_type == "text/event-stream" and not is_fixed
 
 
-async def _answered(
-    request: web.Request, answer: Answer, headers: Mapping[str, str]
-) -> web.StreamResponse:
-    """Passes the answer to the client, as fast as the client takes it."""
-    reply = web.StreamResponse(
-        status=answer.status,
-        reason=answer.reason,
-        headers=end_to_end(answer.headers, OWN_ANSWER),
-    )
-    reply.headers.update(headers)
-    await reply.prepare(request)
-    try:
-        while data := await read_some(answer):
-            await reply.write(data)
-    except RouterError as exc:
-        # The status line is out: only a broken connection can still show that this is not the end.
-        logger.warning("answer broke off: path=%s reason=%s", request.path, exc)
-        _break_off(request)
-        return reply
-    except asyncio.CancelledError:
-        _break_off(request)
-        raise
-    await reply.write_eof()
-    return reply
+def check_answer(status: int) -> None:
+    """Raises WorkerFailed for a redirect: it names an address that no client should know."""
+    if 300 <= status < 400 and status != HTTPStatus.NOT_MODIFIED:
+        raise WorkerFailed(f"The worker answered with a redirect ({status}).")
 
 
 def _break_off(request: web.Request) -> None:
     if request.transport is not None:
         request.transport.abort()
-
-
-def _not_handed_on(request: web.Request) -> frozenset[str]:
-    """Our server decompresses bodies: they are passed on that way, without their old length."""
-    return OWN_REQUEST | UNPACKED if "content-encoding" in request.headers else OWN_REQUEST
 
 
 def _need(request: web.Request) -> Need:
@@ -192,32 +189,20 @@ def _target(request: web.Request) -> str:
     return raw if raw.startswith("/") else request.rel_url.raw_path_qs
 
 
-def end_to_end(headers: CIMultiDictProxy[str], own: Iterable[str]) -> CIMultiDict[str]:
-    """`headers` without those that belong to the connection; repeated ones stay repeated."""
-    named = {
-        name.strip().lower()
-        for value in headers.getall("Connection", ())
-        for name in value.split(",")
-    }
-    dropped = _HOP_BY_HOP.union(own, named)
-    return CIMultiDict(
-        (name, value) for name, value in headers.items() if name.lower() not in dropped
-    )
-
-
-_OF_WORKERS = re.compile(  # what workers serve: if there is no worker, that is what is missing
-    r"/(v1/|v2/|api/)?(chat/completions|completions|responses|messages|embeddings|rerank|score"
-    r"|classify|pooling|audio/\w+|encode|embed|invocations|vertex_generate|ping|health_generate"
-    r"|get_load|generate_from_file|realtime|chat|generate|tags|show)"
-)
+Prepare: TypeAlias = Callable[[bytes, bool, Caller], bytes]
 
 
 class Fallback:
-    """A handler for any method and path that no other route takes."""
+    """A handler for any method and path that no other route takes.
 
-    def __init__(self, pool: WorkerPool, others: PassThrough) -> None:
+    `prepare(raw, is_conversation, caller)` returns a body as a worker gets it; it raises BadRequest
+    for one that a worker might not survive.
+    """
+
+    def __init__(self, pool: WorkerPool, others: PassThrough, prepare: Prepare) -> None:
         self._pool = pool
         self._others = others
+        self._prepare = prepare
 
     def __repr__(self) -> str:
         return f"<Fallback to {self._others!r}>"
@@ -227,35 +212,66 @@ class Fallback:
 
         Raises:
             NotSupported: it opens a websocket.
-            MethodNotSupported: the path is the router's own, the method is not.
+            MethodNotSupported: the path is the router's own or a worker's, the method is not.
             NotFound: no worker is registered, and the path is not known to be a worker's.
+            BadRequest: a worker might not survive the body.
             RouterError: as `PassThrough` does.
         """
-        await self._check(request, request.path)
-        return await self._others.handle(request)
+        return await self._pass(request, request.path, _target(request))
 
     async def handle_in_session(self, request: web.Request) -> web.StreamResponse:
-        """The same for a path within a session."""
-        await self._check(request, "/" + request.match_info["path"])
-        return await self._others.handle_in_session(request)
+        """The same for a path within a session; the worker gets the rest of the path.
 
-    async def _check(self, request: web.Request, path: str) -> None:
-        if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
+        Only for what workers are known to serve: a client that asks for something else means the
+        session, and must not hear from a worker that all is well.
+        """
+        _, _, _, rest = _target(request).split("/", 3)
+        path = "/" + request.match_info["path"]
+        if served_at(path) is None and not await _allowed_methods(request):
+            raise NotFound(f"A session has nothing at {path[:200]!r}.", code="unknown_url")
+        return await self._pass(request, path, f"/{rest}")
+
+    async def _pass(self, request: web.Request, path: str, target: str) -> web.StreamResponse:
+        tidy, query = tidy_path(path), target.partition("?")[1:]
+        served = served_at(tidy)
+        await self._check(request, path, served)
+        if served is not None and tidy != path:
+            target = tidy + "".join(query)
+        if not _is_checked(request, path, served):
+            return await self._others.hand_on(request, target)
+        raw = await read_body(request)
+        raw = self._prepare(raw, tidy in CONVERSATIONS, caller(request))
+        return await self._others.hand_on(request, target, raw)
+
+    async def _check(self, request: web.Request, path: str, served: Served | None) -> None:
+        is_upgrade = request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+        if is_upgrade or (served is not None and served.how == "refused"):
             raise NotSupported("Websockets are not served; use HTTP, with 'stream' where needed.")
         allowed = await _allowed_methods(request)
+        if not allowed and served is not None and request.method not in served.methods:
+            allowed = set(served.methods)
         if allowed and (request.method != hdrs.METH_OPTIONS or not len(self._pool)):
             raise MethodNotSupported(request.method, sorted(allowed))
         if len(self._pool):
             return
-        if _OF_WORKERS.fullmatch(path) is None:
+        if served is None:
             raise NotFound(f"Nothing is served at {path[:200]!r}.", code="unknown_url")
         raise NoWorker("No worker is registered.")
+
+
+def _is_checked(request: web.Request, path: str, served: Served | None) -> bool:
+    if not request.body_exists:
+        return False
+    if served is None:
+        return is_of_an_api(path) and "json" in request.content_type
+    return served.how in ("checked", "door")
 
 
 async def _allowed_methods(request: web.Request) -> set[str]:
     """The methods of the router's own routes at this path; empty if it has none there."""
     allowed: set[str] = set()
+    asked = tidied(request) or request
     for resource in request.app.router.resources():
-        _, methods = await resource.resolve(request)
+        _, methods = await resource.resolve(asked)
         allowed |= methods
     return allowed - {hdrs.METH_ANY}

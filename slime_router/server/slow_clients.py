@@ -20,6 +20,7 @@ from aiohttp import web
 
 from slime_router.api.request import ClientTimeout
 from slime_router.server.boundary import Handler
+from slime_router.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +70,14 @@ class SlowClients:
         finally:
             client.request = None
 
-    async def run(self) -> None:
-        """Checks periodically until it is cancelled."""
-        while True:
-            await asyncio.sleep(self._timeout_s / LOOKS)
-            self.look()
+    def start(self, supervisor: Supervisor) -> None:
+        """Checks periodically, as long as the supervisor lasts."""
+        supervisor.every(self._timeout_s / LOOKS, "slow clients", self.look)
+
+    def under_way(self) -> list[str]:
+        """The requests being handled, each as method and path as sent."""
+        requests = (client.request for client in self._clients.values())
+        return [f"{r.method} {r.rel_url.raw_path:.100}" for r in requests if r is not None]
 
     def cut_all(self) -> int:
         """Closes the connections of all requests in progress; returns how many there were."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Iterable
 
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.pool.worker import Worker
+from slime_router.supervisor import Supervisor
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.types import WeightVersion
 
@@ -20,7 +22,7 @@ MAX_PAUSE_S = 60.0
 
 
 class Upkeep:
-    """One task that sweeps the store and drops what weight updates have made stale."""
+    """Sweeps the store, and drops what weight updates have made stale."""
 
     def __init__(
         self,
@@ -50,28 +52,26 @@ class Upkeep:
         logger.info("worker %s runs weights %r, flushed=%s", worker.url, version, flushes)
         self._news.set()
 
-    async def run(self) -> None:
-        """Runs until it is cancelled; a failure is logged, and the work retried the next time."""
-        clock = asyncio.get_running_loop().time
-        next_sweep = clock() + self._pause_s
+    def start(self, supervisor: Supervisor) -> None:
+        """Works in the background, as long as the supervisor lasts."""
+        supervisor.every(self._pause_s, "sweep", self.sweep)
+        supervisor.start("clean-up of stale tokens", self._clean_up)
+
+    async def _clean_up(self) -> None:
+        """Runs until it is cancelled or fails; what it was doing then is still to be done."""
         while True:
-            is_due = False
-            try:
-                async with asyncio.timeout_at(next_sweep):
-                    await self._news.wait()
-            except TimeoutError:
-                is_due, next_sweep = True, clock() + self._pause_s
+            await self._news.wait()
             self._news.clear()
             try:
-                if is_due:
-                    self.sweep()
                 await self.drop_stale()
-            except Exception:  # without upkeep, memory would silently fill up
-                logger.exception("upkeep failed; it continues")
+            except BaseException:  # whatever it was: what is left is for the next run
+                self._news.set()
+                raise
 
-    def sweep(self) -> None:
+    async def sweep(self) -> None:
         """Drop turns that have been idle for too long."""
-        gone = self._store.sweep(self._max_age)
+        self._news.set()  # an update may have been seen by the replies alone
+        gone = await _sliced(self._store.sweep(self._max_age))
         if gone:
             logger.info("%d idle turns were dropped", gone)
 
@@ -81,7 +81,7 @@ class Upkeep:
         if lag is None or self._weights.epoch - lag <= self._cleaned_epoch:
             return
         oldest = self._weights.epoch - lag
-        turns = self._store.drop_older(oldest)
+        turns = await _sliced(self._store.drop_older(oldest))
         before = self._cache.counts.stale_nodes
         await self._cache.drop_older(oldest, is_kept=self._is_kept)
         self._cleaned_epoch = oldest
@@ -92,3 +92,12 @@ class Upkeep:
         sessions = self._store.sessions
         named = (owner for owner in node.owners or () if owner is not None)
         return any((found := sessions.find(name)) and found.is_pinned for name in named)
+
+
+async def _sliced(steps: Iterable[int]) -> int:
+    """The sum of steps between which others get to run."""
+    total = 0
+    for dropped in steps:
+        total += dropped
+        await asyncio.sleep(0)
+    return total

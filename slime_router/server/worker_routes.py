@@ -5,27 +5,36 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
+import orjson
 from aiohttp import web
 
 from slime_router.api.request import read_object, require
+from slime_router.journal.keeping import Keeping
 from slime_router.pool.pool import WorkerPool
-from slime_router.pool.worker import KINDS, Worker
+from slime_router.pool.worker import KINDS, RegistrationFields, Worker
 from slime_router.server.boundary import Handler
+from slime_router.server.together.merging import merged_workers, silence
+from slime_router.server.together.registry import Registry
+from slime_router.siblings.siblings import Siblings
 
 logger = logging.getLogger(__name__)
 
 _URL_REQUIRED = "worker_url is required (use query ?url=... or JSON body)"
 _NAMES = {"worker_type": "kind"}  # our name for a field, where it differs
 _MAX_LABELS = 100
+LISTED = "workers"
 
 
 class WorkerAdmin:
     """Adds, changes and removes workers; a change takes effect with the next request."""
 
-    def __init__(self, pool: WorkerPool) -> None:
+    def __init__(self, pool: WorkerPool, registry: Registry, siblings: Siblings) -> None:
         self._pool = pool
+        self._registry = registry
+        self._siblings = siblings
+        siblings.answer(LISTED, self._listed)
 
     def __repr__(self) -> str:
         return f"<WorkerAdmin of {self._pool!r}>"
@@ -49,7 +58,7 @@ class WorkerAdmin:
         url = await _named(request)
         if url is None:
             return web.json_response({"error": _URL_REQUIRED}, status=400)
-        self._register(url, {})
+        await self._registry.add(url)
         return web.json_response({"status": "success", "worker_urls": self._pool.loads})
 
     async def remove_worker(self, request: web.Request) -> web.Response:
@@ -57,8 +66,7 @@ class WorkerAdmin:
         url = await _named(request)
         if url is None:
             return web.json_response({"error": _URL_REQUIRED}, status=400)
-        worker = self._pool.remove(url)
-        logger.info("worker %s is removed, %d in flight", worker.url, worker.in_flight)
+        await self._registry.remove(url)
         return web.json_response({"status": "success", "worker_urls": self._pool.loads})
 
     async def list_urls(self, _: web.Request) -> web.Response:
@@ -70,41 +78,42 @@ class WorkerAdmin:
         body = await read_object(request)
         url = body.get("url")
         require(isinstance(url, str) and bool(url), "url", "the worker's URL")
-        worker = self._register(str(url), _fields(body))
+        worker = await self._registry.add(str(url), **_fields(body))
         return self._accepted(worker, "Worker added")
 
     async def list_all(self, _: web.Request) -> web.Response:
         """`GET /workers`."""
-        workers = self._pool.list()
-        kinds = Counter(worker.kind for worker in workers)
+        heard = await self._siblings.ask(LISTED)
+        workers = merged_workers([await self._listed(), *heard.answers.values()])
+        kinds = Counter(worker["worker_type"] for worker in workers)
         reply = {
-            "workers": [self._json(worker) for worker in workers],
+            "workers": workers,
             "total": len(workers),
             "stats": {f"{kind}_count": kinds[kind] for kind in KINDS},
         }
-        return web.json_response(reply)
+        return web.json_response({**reply, **silence(heard)})
 
     async def show(self, request: web.Request) -> web.Response:
         """`GET /workers/{id or URL}`."""
-        return web.json_response(self._json(self._pool.get(request.match_info["worker"])))
+        worker = self._json(self._pool.get(request.match_info["worker"]))
+        heard = await self._siblings.ask(LISTED)
+        seen = merged_workers([[worker], *heard.answers.values()])
+        return web.json_response({**seen[0], **silence(heard)})
+
+    async def _listed(self, _: object = None) -> list[dict[str, Any]]:
+        return [self._json(worker) for worker in self._pool.list()]
 
     async def change(self, request: web.Request) -> web.Response:
         """`PUT` or `PATCH /workers/{id or URL}`: changes only the fields in the body."""
         worker = self._pool.get(request.match_info["worker"])
         fields = _fields(await read_object(request))
-        self._register(worker.url, fields)
+        await self._registry.add(worker.url, **fields)
         return self._accepted(worker, "Worker updated")
 
     async def delete(self, request: web.Request) -> web.Response:
         """`DELETE /workers/{id or URL}`: gets no new requests, and leaves after its last."""
-        worker = self._pool.drain(request.match_info["worker"])
-        logger.info("worker %s leaves, %d in flight", worker.url, worker.in_flight)
+        worker = await self._registry.drain(request.match_info["worker"])
         return self._accepted(worker, "Worker removed when it has answered what it has")
-
-    def _register(self, url: str, fields: Mapping[str, Any]) -> Worker:
-        worker = self._pool.add(url, **fields)
-        logger.info("worker %s is registered", worker.url)
-        return worker
 
     @staticmethod
     def _accepted(worker: Worker, message: str) -> web.Response:
@@ -126,39 +135,39 @@ class WorkerAdmin:
             "worker_type": worker.kind,
             "bootstrap_port": worker.bootstrap_port,
             "connection_mode": "HTTP",
-            "status": _status(worker),
+            "status": worker.state,
+            "reason": worker.reason,
             "is_healthy": self._pool.is_healthy(worker),
             "load": worker.in_flight,
             "queued": worker.queued,
             "circuit_breaker": self._pool.breaker_state(worker),
-            "priority": worker.priority,
-            "cost": worker.cost,
-            "labels": dict(worker.labels),
+            "priority": worker.registration.priority,
+            "cost": worker.registration.cost,
+            "labels": dict(worker.registration.labels),
             "context_len": worker.context_len,
             "is_token_exact": worker.is_token_exact,
             "weight_version": worker.weight_version,
         }
 
 
-def _status(worker: Worker) -> str:
-    if worker.is_draining:
-        return "draining"
-    if not worker.is_up:
-        return "not_ready"
-    return "paused" if worker.is_paused or worker.is_asleep else "ready"
+def register_again(pool: WorkerPool, journal: Keeping) -> None:
+    """The workers that were registered before a restart are registered again."""
+    for url, data in journal.named("workers"):
+        pool.add(url, **orjson.loads(data))
+        logger.info("worker %s is registered again", url)
 
 
-def _fields(body: Mapping[str, Any]) -> dict[str, Any]:
+def _fields(body: Mapping[str, Any]) -> RegistrationFields:
     """A body's fields about a worker, checked, under our names; unknown fields are ignored."""
-    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+    checks: dict[str, tuple[Callable[[object], bool], str]] = {
         "worker_type": (lambda v: v in KINDS, " or ".join(KINDS)),
         "bootstrap_port": (lambda v: v is None or _is_port(v), "a port"),
         "api_key": (lambda v: v is None or _is_key(v), "the worker's key, printable ASCII"),
         "priority": (lambda v: type(v) is int, "a whole number"),
-        "cost": (lambda v: type(v) in (int, float) and 0 <= v < 1e9, "a number, 0 or more"),
+        "cost": (_is_cost, "a number, 0 or more"),
         "labels": (_are_labels, f"at most {_MAX_LABELS} names with texts"),
     }
-    fields = {}
+    fields: dict[str, Any] = {}
     for name, (is_fine, wanted) in checks.items():
         if name in body:
             require(is_fine(body[name]), name, wanted)
@@ -169,7 +178,11 @@ def _fields(body: Mapping[str, Any]) -> dict[str, Any]:
         "bootstrap_port",
         "the port of a prefill worker's bootstrap server",
     )
-    return fields
+    return cast(RegistrationFields, fields)  # each was checked above
+
+
+def _is_cost(value: object) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and 0 <= value < 1e9
 
 
 def _is_port(value: object) -> bool:

@@ -9,7 +9,13 @@ from typing import Protocol
 
 from slime_router.errors import BadRequest
 from slime_router.template.layout import Layout, holds
-from slime_router.template.messages import renderable, without_late_systems
+from slime_router.template.messages import (
+    REFERENCE,
+    renderable,
+    with_whole_arguments,
+    without_late_systems,
+)
+from slime_router.template.parts import Parts, find_parts, prints_names
 from slime_router.template.seam import Control, Seam
 from slime_router.template.self_test import Findings, find_ends, self_test
 from slime_router.template.spelling import Spelling, find_spelling
@@ -17,6 +23,8 @@ from slime_router.template.suffix import Question, Suffix, Suffixes
 from slime_router.types import Message, TemplateOptions
 
 __all__ = ["ChatTemplate", "Suffix"]
+
+MAPPED = "arguments of a call that was cut are shown to the template as far as they are JSON"
 
 
 class TemplateTokenizer(Protocol):
@@ -46,10 +54,15 @@ class ChatTemplate:
     def __init__(self, tokenizer: TemplateTokenizer) -> None:
         self._tokenizer = tokenizer
         self.has_developer_role = tokenizer.has_developer_role
+        self._takes_references = REFERENCE in (tokenizer.jinja_template or "")
         self.spelling = Spelling()
         self.findings = Findings()
+        self.parts = Parts()
+        self.prints_names = False  # of users and systems
         if tokenizer.chat_template is not None:
             self.spelling = find_spelling(self._try_as_it_is)
+            self.parts = find_parts(self._try_as_it_is)
+            self.prints_names = prints_names(self.try_render)
         ends = find_ends(self.try_render, tokenizer)
         self._seam = Seam(tokenizer, ends)
         self._suffixes = Suffixes(self.try_render, self._seam, tokenizer.jinja_template)
@@ -68,6 +81,34 @@ class ChatTemplate:
         Raises:
             BadRequest: the template refuses these messages.
         """
+        return self.render_noted(messages, options, date=date)[0]
+
+    def render_noted(
+        self,
+        messages: Sequence[Message],
+        options: TemplateOptions,
+        *,
+        date: datetime | None = None,
+    ) -> tuple[str, tuple[str, ...]]:
+        """The same, with notes on what the template could not take as it was.
+
+        A call that was cut has arguments that are not an object; where the template refuses them,
+        it is given the object that they begin.
+
+        Raises:
+            BadRequest: the template refuses these messages.
+        """
+        try:
+            return self._render(messages, options, date), ()
+        except BadRequest:
+            mapped = with_whole_arguments(messages)
+            if mapped is None:
+                raise
+            return self._render(mapped, options, date), (MAPPED,)
+
+    def _render(
+        self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
+    ) -> str:
         if self._tokenizer.chat_template is None:
             raise BadRequest(
                 "this model has no chat template: use /generate, or start with --chat-template",
@@ -75,7 +116,11 @@ class ChatTemplate:
             )
         ready = [
             self.spelling.spelled(message)
-            for message in renderable(messages, has_developer_role=self.has_developer_role)
+            for message in renderable(
+                self.parts.whole(messages),
+                has_developer_role=self.has_developer_role,
+                takes_references=self._takes_references,
+            )
         ]
         try:
             return self._tokenizer.render(ready, options, date=date)

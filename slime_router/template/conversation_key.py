@@ -11,7 +11,8 @@ have the same conversation, as far as a client can be trusted to repeat it:
     no difference:  content None, "" and []; a string and its parts; arguments as JSON text in any
                     spelling, or as an object; reasoning, unknown fields, the order of keys; of an
                     assistant also its name, white space around its content, CRLF for LF, and its
-                    text and its calls as two messages
+                    text and its calls as two messages, and white space around thinking
+                    that stands in its content
     a difference:   case and white space inside of content; true and 1; "null" and null; the order
                     of lists and of calls; invalid JSON that is spelled otherwise; NFC and NFD
 
@@ -30,21 +31,32 @@ from typing import Any
 
 import orjson
 
-from slime_router.template.messages import content_text, without_reasoning
+from slime_router.template.messages import content_text, references, without_reasoning
 from slime_router.types import Message, TemplateOptions
 
 Key = bytes  # 16 bytes
 
 # What Python strips, and what JavaScript does: the mark that some texts begin with, too.
 _SPACE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff"
+_KEY_LEN = (16).to_bytes(8, "little")
+_THINK, _THOUGHT = "<think>", "</think>"
+_NAMED_BY_AGENTS = ("assistant", "tool", "function")  # who name them, or drop their names
 _SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def _digest(*parts: bytes) -> Key:
-    framed = b"".join(
-        [piece for part in parts for piece in (len(part).to_bytes(8, "little"), part)]
-    )
+    """A digest of all parts, each after its length."""
+    framed = b"".join([_framed(part) for part in parts])
     return blake2b(framed, digest_size=16).digest()
+
+
+def _framed(part: bytes) -> bytes:
+    return len(part).to_bytes(8, "little") + part
+
+
+def _linked(key: Key, data: bytes) -> Key:
+    """`_digest(key, data)`, at half its price: there is one for each message of each request."""
+    return blake2b(_KEY_LEN + key + len(data).to_bytes(8, "little") + data, digest_size=16).digest()
 
 
 def root_key(scope: str, options: TemplateOptions) -> Key:
@@ -68,11 +80,11 @@ def next_link(key: Key, spelling: Key, message: Message, *, with_call_ids: bool)
     role = message["role"]
     content = content_text(message.get("content"))
     if role != "assistant" and str(role).lower() != "assistant":
-        return _digest(key, _canonical(message, content, with_call_ids=with_call_ids)), spelling
+        return _linked(key, _canonical(message, content, with_call_ids=with_call_ids)), spelling
     told = _reply_text(content)
     if told is not content and told != content:
         spelling = _digest(spelling, content.encode("utf-8", "surrogatepass"))
-    return _digest(key, _canonical(message, told, with_call_ids=with_call_ids)), spelling
+    return _linked(key, _canonical(message, told, with_call_ids=with_call_ids)), spelling
 
 
 def joined(messages: Sequence[Message]) -> Sequence[Message]:
@@ -97,8 +109,17 @@ def _are_one(text: Message, calls: Message) -> bool:
 
 
 def _reply_text(content: str) -> str:
-    """A reply without what agents add to it or take from it in transit."""
-    return content.replace("\r\n", "\n").strip(_SPACE)
+    """A reply without what agents add to it or take from it in transit.
+
+    White space around its thinking is such a thing, and the mark before that, which a prompt may
+    have had already.
+    """
+    told = content.replace("\r\n", "\n").strip(_SPACE)
+    thought, mark, said = told.rpartition(_THOUGHT)
+    if not mark:
+        return told
+    thought = thought.removeprefix(_THINK).strip(_SPACE)
+    return f"{thought}{mark}{said.lstrip(_SPACE)}" if thought else said.lstrip(_SPACE)
 
 
 def chain_keys(root: Key, messages: Sequence[Message], *, with_call_ids: bool) -> list[Key]:
@@ -109,13 +130,20 @@ def chain_keys(root: Key, messages: Sequence[Message], *, with_call_ids: bool) -
     return keys
 
 
-def reply_keys(key: Key, reply: Message, *, with_call_ids: bool) -> tuple[Key, ...]:
-    """The keys under which a turn is found again: its reply as given, and without its thinking."""
+def reply_keys(
+    key: Key, reply: Message, *, with_call_ids: bool, reasoning: str = ""
+) -> tuple[Key, ...]:
+    """The keys under which a turn is found again: its reply as given, and without its thinking.
+
+    Where the thinking was separated from it, also with both in one text, as some clients keep them.
+    """
     forms = [reply]
     content = content_text(reply.get("content"))
     visible = without_reasoning(content)
     if visible != content:
         forms.append({**reply, "content": visible})
+    if reasoning.strip():
+        forms.append({**reply, "content": f"{_THINK}{reasoning}{_THOUGHT}{content}"})
     return tuple(next_key(key, form, with_call_ids=with_call_ids) for form in forms)
 
 
@@ -123,10 +151,14 @@ def _canonical(message: Message, content: str, *, with_call_ids: bool) -> bytes:
     """What counts of a message whose text, in the form that counts, is `content`."""
     role = str(message["role"]).lower()
     parts: list[Any] = [role, content]
-    if role not in ("assistant", "tool", "function"):  # agents name them, or drop their names
+    if len(message) == 2 and not with_call_ids and isinstance(message.get("content"), str):
+        return orjson.dumps(parts if role in _NAMED_BY_AGENTS else [*parts, ""])  # the usual case
+    if role not in _NAMED_BY_AGENTS:
         parts.append(message.get("name") or "")
     if with_call_ids:
         parts.append(message.get("tool_call_id") or "")
+    if found := references(message.get("content")):
+        parts.append({"refers": found})
     for call in message.get("tool_calls") or ():
         function = call.get("function") or {}
         parts += [

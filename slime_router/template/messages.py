@@ -11,10 +11,26 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import from_json
+
+from slime_router.json_text import without_halves
 from slime_router.types import Message
 
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
-PART_SEPARATOR = " "  # SGLang joins text parts with one space
+PART_SEPARATOR = " "  # SGLang's, for a template that takes no parts; see `parts`
+
+REFERENCE = "tool_reference"  # a part that names a tool; some templates print its description
+
+
+def references(content: Any) -> list[str]:
+    """The names in a content's parts that refer to tools."""
+    if not isinstance(content, list):
+        return []
+    return [
+        str(part.get("name"))
+        for part in content
+        if isinstance(part, dict) and part.get("type") == REFERENCE
+    ]
 
 
 def content_text(content: Any) -> str:
@@ -23,11 +39,18 @@ def content_text(content: Any) -> str:
         return content
     if not content:
         return ""
-    return PART_SEPARATOR.join(
-        part if isinstance(part, str) else str(part.get("text", ""))
-        for part in content
-        if isinstance(part, str) or part.get("type", "text") in TEXT_PARTS
-    )
+    texts = map(part_text, content)
+    return PART_SEPARATOR.join(text for text in texts if text is not None)
+
+
+def part_text(part: str | dict[str, Any]) -> str | None:
+    """The text of one part of a content; None where it has none."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text")
+    if kind in TEXT_PARTS:
+        return str(part.get("text", ""))
+    return str(part.get("refusal", "")) if kind == "refusal" else None
 
 
 def without_reasoning(content: str) -> str:
@@ -48,9 +71,49 @@ def arguments_value(arguments: Any) -> Any:
     return value if isinstance(value, dict) else arguments
 
 
-def renderable(messages: Sequence[Message], *, has_developer_role: bool) -> list[Message]:
+def with_whole_arguments(messages: Sequence[Message]) -> list[Message] | None:
+    """The messages, with an object where arguments are text; None if there are no such arguments.
+
+    It holds what of the text is JSON, or else all of it under `_raw`.
+    """
+    changed = False
+    copies = []
+    for message in messages:
+        calls = message.get("tool_calls")
+        if calls and any(_is_broken(call) for call in calls):
+            changed = True
+            message = {**message, "tool_calls": [_mended(call) for call in calls]}
+        copies.append(message)
+    return copies if changed else None
+
+
+def _is_broken(call: dict[str, Any]) -> bool:
+    return not isinstance(arguments_value(call["function"].get("arguments")), dict)
+
+
+def _mended(call: dict[str, Any]) -> dict[str, Any]:
+    if not _is_broken(call):
+        return call
+    function = call["function"]
+    text = str(function["arguments"])
+    try:
+        value = from_json(without_halves(text), allow_partial="trailing-strings")
+    except ValueError:
+        value = None
+    arguments = value if isinstance(value, dict) and value else {"_raw": text}
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def renderable(
+    messages: Sequence[Message], *, has_developer_role: bool, takes_references: bool = False
+) -> list[Message]:
     """Copies of `messages` that a template can render."""
-    return [_renderable(message, has_developer_role=has_developer_role) for message in messages]
+    ready = [_renderable(message, has_developer_role=has_developer_role) for message in messages]
+    if takes_references:
+        for message, copy in zip(messages, ready, strict=True):
+            if references(message.get("content")):
+                copy["content"] = message["content"]
+    return ready
 
 
 def without_late_systems(messages: Sequence[Message], *, joins: bool) -> list[Message]:

@@ -12,7 +12,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
 from slime_router.errors import BadRequest, SetupError, one_line
+from slime_router.json_text import escaped_halves
 from slime_router.types import Message, TemplateOptions
 
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(?:(["'])(.*?)\1\s*\))?""")
@@ -79,7 +82,7 @@ class JinjaRenderer:
                 self._template, [{"role": "user", "content": "Hello"}], TemplateOptions(), {}
             )
         except Exception as exc:  # it may refuse such messages; only its syntax matters here
-            if type(exc).__name__ == "TemplateSyntaxError":
+            if isinstance(exc, TemplateSyntaxError):
                 raise SetupError(f"{name}: bad chat template: {one_line(exc)}") from exc
 
     def _apply(
@@ -103,8 +106,7 @@ class JinjaRenderer:
         else:  # without the wrapper, which takes a content that is null from the messages
             known = self._hf.special_tokens_map
             text = self._render_jinja([list(messages)], **{**known, **settings})[0][0]
-        text.encode()  # raises on a lone surrogate, which JSON can spell and no tokenizer takes
-        return text
+        return escaped_halves(text)  # of a call's arguments: no tokenizer takes them otherwise
 
 
 def _base_method(hf: Any) -> Any:

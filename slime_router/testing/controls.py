@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import orjson
@@ -13,6 +14,15 @@ from slime_router.testing.engine import Engine
 from slime_router.testing.script import ScriptTokenizer
 
 Rule: TypeAlias = Callable[[Mapping[str, Any]], web.Response]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One request that a worker got."""
+
+    path: str
+    body: dict[str, Any]
+    headers: Mapping[str, str]
 
 
 class ControlAnswers:
@@ -31,11 +41,15 @@ class ControlAnswers:
         if path == "ping":
             return web.Response()
         if path in ("model_info", "get_model_info"):
-            return _json({"model_path": "fake", "weight_version": self._engine.weight_version})
+            said = {"weight_version": self._engine.weight_version}
+            preferred = self._engine.preferred or None
+            return json_reply(
+                {"model_path": "fake", "preferred_sampling_params": preferred, **said}
+            )
         rule = self._rules().get(path)
         if rule is not None:
             return rule(body)
-        return _json({"detail": "Not Found"}, 404)
+        return json_reply({"detail": "Not Found"}, 404)
 
     def _rules(self) -> dict[str, Rule]:
         rules: dict[str, Rule] = {
@@ -45,6 +59,7 @@ class ControlAnswers:
             "resume_memory_occupation": self._go_on,
             "flush_cache": self._flush,
             "update_weight_version": self._rename,
+            "close_session": lambda _: web.Response(),
         }
         if self._tokenizer is not None:
             rules |= {"tokenize": self._tokenize, "detokenize": self._detokenize}
@@ -52,9 +67,9 @@ class ControlAnswers:
 
     def _pause(self, body: Mapping[str, Any]) -> web.Response:
         if body.get("mode") not in ("abort", "retract", "in_place"):
-            return _json({"error": {"message": "mode"}}, 400)
+            return json_reply({"error": {"message": "mode"}}, 400)
         self._engine.pause(body["mode"])
-        return _json({"message": "Generation paused successfully.", "status": "ok"})
+        return json_reply({"message": "Generation paused successfully.", "status": "ok"})
 
     def _sleep(self, _: Mapping[str, Any]) -> web.Response:
         self._engine.pause("retract")
@@ -62,26 +77,50 @@ class ControlAnswers:
 
     def _go_on(self, _: Mapping[str, Any]) -> web.Response:
         self._engine.go_on()
-        return _json({"message": "Generation continued successfully.", "status": "ok"})
+        return json_reply({"message": "Generation continued successfully.", "status": "ok"})
 
     def _flush(self, _: Mapping[str, Any]) -> web.Response:
         self._engine.seen.clear()
         return web.Response(text="Cache flushed.\n")
 
     def _rename(self, body: Mapping[str, Any]) -> web.Response:
+        if not isinstance(body.get("new_version"), str | int):
+            return json_reply({"error": {"message": "new_version"}}, 400)
         self._engine.weight_version = body["new_version"]
-        return _json({"success": True, "new_version": self._engine.weight_version})
+        return json_reply({"success": True, "new_version": self._engine.weight_version})
 
     def _tokenize(self, body: Mapping[str, Any]) -> web.Response:
         assert self._tokenizer is not None
         ids = list(self._tokenizer.encode(body["prompt"]))
         counts = {"count": len(ids), "max_model_len": self._engine.context_len}
-        return _json({"tokens": ids, **counts})
+        return json_reply({"tokens": ids, **counts})
 
     def _detokenize(self, body: Mapping[str, Any]) -> web.Response:
         assert self._tokenizer is not None
-        return _json({"text": self._tokenizer.decode(body["tokens"])})
+        return json_reply({"text": self._tokenizer.decode(body["tokens"])})
 
 
-def _json(value: Any, status: int = 200) -> web.Response:
+def json_reply(value: Any, status: int = 200) -> web.Response:
+    """A value as JSON."""
     return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
+
+
+async def echo(request: web.Request) -> web.Response:
+    """Answers with what was received: method, target, header pairs, body."""
+    body = await request.read()
+    received = {
+        "method": request.method,
+        "target": request.raw_path,
+        "headers": [[name, value] for name, value in request.headers.items()],
+        "body": body.decode("latin-1"),
+    }
+    return json_reply(received)
+
+
+def json_object(raw: bytes) -> dict[str, Any] | None:
+    """The object that a body holds; None where it is something else."""
+    try:
+        body = orjson.loads(raw)
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from slime_router.testing.masks import mask_fields, mask_refusal
 from slime_router.testing.script import (
     Performance,
     Refusal,
@@ -30,6 +31,7 @@ class PlayedRun:
     rid: str
     heard: Performance
     cached: int
+    params: Item
     count: int = 0
     sent: int = 0
     is_aborted: bool = False
@@ -55,6 +57,8 @@ class Engine:
     held_after: int | None = None  # tokens; None when nothing is held
     seen: list[list[int]] = field(default_factory=list)  # what the prefix cache holds
     is_paused: bool = False
+    mask_cap: int | None = None  # None: it has not heard of sampling masks
+    preferred: Item = field(default_factory=dict)  # sampling parameters beneath those of requests
 
     def start(self, body: Item, ids: Any) -> list[PlayedRun]:
         """Begins every generation that a request asks for, or none.
@@ -69,10 +73,19 @@ class Engine:
             rids = [None] * len(several)  # SGLang makes its own for n > 1
         for rid, (prompt, params) in zip(rids, several, strict=True):
             check(prompt, params, self.context_len)
+            if self.mask_cap is not None:
+                refusal = mask_refusal(body, {**self.preferred, **params}, self.mask_cap)
+                if refusal is not None:
+                    raise refusal
             if rid in self.runs:
                 raise Refusal({"error": {"message": f"Duplicate request ID detected: {rid}"}})
         runs = [
-            PlayedRun(rid or uuid4().hex, self._perform(body, prompt, params), self._cached(prompt))
+            PlayedRun(
+                rid or uuid4().hex,
+                self._perform(body, prompt, params),
+                self._cached(prompt),
+                {**self.preferred, **params},
+            )
             for rid, (prompt, params) in zip(rids, several, strict=True)
         ]
         self.runs.update((run.rid, run) for run in runs)
@@ -175,7 +188,12 @@ class Engine:
         if body.get("return_logprob"):
             top = body.get("top_logprobs_num") or 0
             meta |= _logprobs(heard, begin, count, top)
-            meta |= _input_logprobs(heard.prompt, body.get("logprob_start_len"), top)
+            start = body.get("logprob_start_len")
+            meta |= _input_logprobs(heard.prompt, start, top, self.vocab_size)
+        if self.mask_cap is not None and count:
+            sampled = heard.ids[:count]
+            size = self.vocab_size
+            meta |= mask_fields(body, run.params, sampled, begin=begin, vocab_size=size)
         if finish is not None:
             spans = [{"version": self.weight_version, "start": 0, "end": count}] if count else []
             meta |= {"weight_versions": spans, **heard.meta}
@@ -203,12 +221,15 @@ def _logprobs(heard: Performance, begin: int, end: int, top: int) -> Item:
     return fields
 
 
-def _input_logprobs(prompt: Sequence[int], start: int | None, top: int) -> Item:
-    """Those of the prompt from `start` on (None, -1: none); its first token follows nothing."""
+def _input_logprobs(prompt: Sequence[int], start: int | None, top: int, vocab_size: int) -> Item:
+    """Those of the prompt from `start` on (None, -1: none); the first has none.
+
+    As in SGLang, the last id of the vocabulary is written as 0.
+    """
     begin = len(prompt) if start in (None, -1) else int(start or 0)
     entries: list[list[Any]] = [
-        [-0.25 * (index % 8 + 1) if index else None, token, None]
-        for index, token in enumerate(prompt)
+        [-0.25 * (n % 8 + 1) if n > begin else None, token % (vocab_size - 1), None]
+        for n, token in enumerate(prompt)
     ][begin:]
     fields: Item = {"input_token_logprobs": entries}
     if top:

@@ -13,29 +13,20 @@ real one it dies of token ids that are outside its vocabulary, stops at 128 toke
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import orjson
 from aiohttp import web
 
-from slime_router.testing.controls import ControlAnswers
+from slime_router.testing.controls import ControlAnswers, Received, echo, json_object, json_reply
 from slime_router.testing.engine import Engine, PlayedRun
 from slime_router.testing.script import Numbers, Refusal, Script, ScriptTokenizer, is_batch, parts
 
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One request that a worker got."""
-
-    path: str
-    body: dict[str, Any]
-    headers: Mapping[str, str]
-
-
+BAD_JSON = {"object": "error", "message": "JSON decode error", "code": 400}
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -69,6 +60,9 @@ class FakeWorker:
         reply: Callable[[dict[str, Any]], Script] | None = None,
         weight_version: str | int = "default",
         notices_disconnect: bool = True,
+        mask_cap: int | None = 4096,
+        preferred: Mapping[str, Any] | None = None,
+        port: int = 0,
     ) -> None:
         self.requests: list[Received] = []
         self.controls: list[Received] = []
@@ -86,6 +80,8 @@ class FakeWorker:
             echo_len=echo_len,
             reply=reply,
             weight_version=weight_version,
+            mask_cap=mask_cap,
+            preferred=dict(preferred or {}),
         )
         self._controls = ControlAnswers(self._engine, tokenizer)
         self._notices_disconnect = notices_disconnect
@@ -98,17 +94,19 @@ class FakeWorker:
         self._drops: deque[int] = deque()
         self._deaths: deque[int] = deque()
         self._runner: web.AppRunner | None = None
-        self._site: web.TCPSite | None = None
-        self._port = 0
+        self._listening: socket.socket  # while there is a site
+        self._site: web.SockSite | None = None
+        self._port = port  # 0: a free one
 
     def __repr__(self) -> str:
         return f"<FakeWorker {self.url}, {len(self.running)} running>"
 
-    async def __aenter__(self) -> FakeWorker:
+    async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=2**30, middlewares=[self._once_awake])
         app.router.add_route("*", "/generate", self._generate)
         app.router.add_post("/abort_request", self._abort_request)
-        app.router.add_route("*", "/echo{tail:.*}", _echo)
+        app.router.add_route("*", "/echo{tail:.*}", echo)
+        self.add_doors(app)
         app.router.add_route("*", "/{path:v1/loads|[^/]+}", self._control)
         self._runner = web.AppRunner(
             app,
@@ -152,6 +150,9 @@ class FakeWorker:
     @weight_version.setter
     def weight_version(self, version: str | int) -> None:
         self._engine.weight_version = version
+
+    def add_doors(self, app: web.Application) -> None:
+        """More routes, for a worker that serves more."""
 
     # What it says
 
@@ -227,32 +228,35 @@ class FakeWorker:
 
     async def refuse_connections(self) -> None:
         """Breaks all connections and takes no new ones, like a dead worker."""
-        if self._site is not None:
-            site, self._site = self._site, None
-            await site.stop()
+        site, self._site = self._site, None
+        if site is not None:  # asyncio leaks what it has just accepted when a server is closed
+            asyncio.get_running_loop().remove_reader(self._listening.fileno())
         assert self._runner is not None
         assert self._runner.server is not None
-        for _ in range(3):  # those just accepted are connected in the loop's next rounds
-            for handler in self._runner.server.connections:
-                if handler.transport is not None:
-                    handler.transport.abort()
-            await asyncio.sleep(0)
+        try:
+            for _ in range(20):  # those just accepted are connected in the loop's next rounds
+                for handler in self._runner.server.connections:
+                    if handler.transport is not None:
+                        handler.transport.abort()
+                await asyncio.sleep(0)
+        finally:  # a handler that calls this is cancelled with its connection
+            if site is not None:
+                await site.stop()
 
     async def accept_connections(self) -> None:
         """Listens (again), on the same port."""
         assert self._runner is not None
-        self._site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        self._listening = socket.create_server(("127.0.0.1", self._port))
+        self._site = web.SockSite(self._runner, self._listening)
         await self._site.start()
-        self._port = self._runner.addresses[0][1]
+        self._port = self._listening.getsockname()[1]
 
     # Routes
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        raw = await request.read()
-        try:
-            body = orjson.loads(raw)
-        except ValueError:
-            return _json({"object": "error", "message": "JSON decode error", "code": 400}, 400)
+        body = json_object(await request.read())
+        if body is None:
+            return json_reply(BAD_JSON, 400)
         self.requests.append(Received(request.path, body, dict(request.headers)))
         if self._failure is not None:
             return web.Response(status=self._failure)
@@ -278,13 +282,13 @@ class FakeWorker:
                 await self.refuse_connections()
                 raise _Dropped
             items = [await self._engine.next_item(run, body, is_whole=True) for run in runs]
-            whole = orjson.dumps(items if is_batch(body, ids) else items[0])
+            whole = self.write(items if is_batch(body, ids) else items[0])
             if left is not None:
                 await self._write_and_drop(request, whole[:left])
             return web.Response(body=whole, content_type="application/json")
         except Refusal as refusal:
             if not (is_stream and refusal.is_late):
-                return _json(refusal.body, 400)
+                return json_reply(refusal.body, 400)
             error = {**refusal.body["error"], "type": "invalid_request_error", "code": 400}
             events = b"data: %s\n\ndata: [DONE]\n\n" % orjson.dumps({"error": error})
             return web.Response(body=events, content_type="text/event-stream")
@@ -332,7 +336,11 @@ class FakeWorker:
                 continue
             playing.append((index, run))
             told = {**item, "index": index} if is_batch else item
-            yield b"data: %s\n\n" % orjson.dumps(told), run.count
+            yield b"data: %s\n\n" % self.write(told), run.count
+
+    def write(self, item: Any) -> bytes:
+        """An item, or the list of those of a batch, as it is sent."""
+        return orjson.dumps(item)
 
     async def _write_and_drop(self, request: web.Request, begin: bytes) -> None:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -341,9 +349,11 @@ class FakeWorker:
         raise _Dropped
 
     async def _abort_request(self, request: web.Request) -> web.Response:
-        body = orjson.loads(await request.read())
+        body = json_object(await request.read())
+        if body is None:
+            return json_reply(BAD_JSON, 400)
         await self._aborts_open.wait()
-        rids = self.running if body.get("abort_all") else [body.get("rid")]
+        rids: list[Any] = self.running if body.get("abort_all") else [body.get("rid")]
         for rid in rids:
             self.aborted.append(rid)
             self._engine.abort(rid)
@@ -351,14 +361,16 @@ class FakeWorker:
 
     async def _control(self, request: web.Request) -> web.Response:
         raw = await request.read()
-        body = orjson.loads(raw) if raw else {}
+        body = json_object(raw) if raw else {}
+        if body is None:
+            return json_reply(BAD_JSON, 400)
         path = request.match_info["path"]
         self.controls.append(Received(request.path, body, dict(request.headers)))
         if self._failure is not None:
             return web.Response(status=self._failure)
         if path == "v1/loads":
             waiting = {"num_running_reqs": len(self.running), "num_waiting_reqs": self.queued}
-            return _json({"loads": [{**waiting, "max_total_num_tokens": 100_000}]})
+            return json_reply({"loads": [{**waiting, "max_total_num_tokens": 100_000}]})
         return await self._controls.answer(path, body)
 
     @web.middleware
@@ -382,19 +394,3 @@ class FakeWorker:
         return (
             list(encode(text)) if isinstance(text, str) else [list(encode(part)) for part in text]
         )
-
-
-def _json(value: Any, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
-
-
-async def _echo(request: web.Request) -> web.Response:
-    """Says what was received: method, target, header pairs, body."""
-    body = await request.read()
-    heard = {
-        "method": request.method,
-        "target": request.raw_path,
-        "headers": [[name, value] for name, value in request.headers.items()],
-        "body": body.decode("latin-1"),
-    }
-    return _json(heard)

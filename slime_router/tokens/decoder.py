@@ -8,12 +8,12 @@ bytes of a stream spell is UTF-8.
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import tokenizers
+
+from slime_router.tokens.components import components
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -63,20 +63,6 @@ class Decoder:
         """What is held back; bytes that never became a character are U+FFFD."""
         text, self._held = self._held.decode(errors="replace"), b""
         return text
-
-
-def components(part: Any) -> list[dict[str, Any]]:
-    """The plain components of a backend's normalizer, decoder, ...: sequences are opened."""
-    if part is None:
-        return []
-    return _flatten(json.loads(part.__getstate__()))
-
-
-def _flatten(state: dict[str, Any]) -> list[dict[str, Any]]:
-    if state["type"] != "Sequence":
-        return [state]
-    [members] = [value for value in state.values() if isinstance(value, list)]
-    return [leaf for member in members for leaf in _flatten(member)]
 
 
 def _token_reader(backend: tokenizers.Tokenizer) -> Callable[[int, str], bytes]:

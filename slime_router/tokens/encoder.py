@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from copy import copy
 from enum import StrEnum
 
+import numpy as np
 import tokenizers
 
 from slime_router.errors import BadRequest
 from slime_router.tokens.control_tokens import ControlTokens
 from slime_router.tokens.decoder import TokenBytes
-from slime_router.types import Piece, TokenIds, token_ids
+from slime_router.tokens.libraries import SHORT_LEN, Library, TokenizersLibrary
+from slime_router.types import Piece, TokenIds
 
 # Control tokens that are closer together than this share a piece: `<|im_end|>\n<|im_start|>user`
 # is one piece, not two of a token or three.
@@ -23,8 +26,8 @@ MIN_PIECE_LEN = 16
 # From here on a piece may end at a space. Shorter pieces share more of two texts that part in the
 # middle of a message, longer ones cost less to keep: this is about a hundred tokens.
 LONG_PIECE_LEN = 512
-# Characters, from which on it pays to wake the threads in which the library encodes a batch.
-SHORT_LEN = 2048
+KNOWN_LEN = 64  # characters; ids of shorter texts are kept: templates put the same ones everywhere
+MAX_KNOWN = 1024
 
 _WORD_END = re.compile(r"[^\W_](?= )")  # a letter or digit (str.isalnum) before a space
 _JOINED_WORDS = re.compile(
@@ -51,23 +54,43 @@ class After(StrEnum):
 
 
 class Encoder:
-    """Encodes with one backend, whose padding and truncation are never set again.
+    """Encodes with one vocabulary: by `tokenizers`, or by a library that makes the same tokens.
 
-    Only methods that change nothing are called on it: any number of threads may do so.
+    Only methods that change nothing are called on `backend`: any number of threads may do so.
     """
 
     def __init__(
         self, backend: tokenizers.Tokenizer, controls: ControlTokens, table: TokenBytes
     ) -> None:
-        self._backend = backend
+        self._library: Library = TokenizersLibrary(backend)
         self._controls = controls
         self._table = table
+        self._known: dict[str, TokenIds] = {}  # what a template puts around each message
         self._control_literal = next(iter(controls.literals.values()), "")
-        self.is_prefix_free = self._probe_prefix_free()
+        self.is_prefix_free = self._probe_prefix_free(backend)
+
+    def over(self, library: Library) -> Encoder:
+        """The same rules with another library."""
+        other = copy(self)
+        other._library, other._known = library, {}
+        return other
 
     def encode(self, text: str, after: After) -> TokenIds:
         """The ids of `text`; read-only, int32, shape `[tokens]`."""
-        return token_ids(self._encode(text, after))
+        if after is After.START or self.is_prefix_free or self._controls.at(text, 0):
+            return self._encode_one(text)
+        if after is After.CONTROL and self._control_literal:
+            return self._encode_one(self._control_literal + text)[1:]
+        return self._encode_behind_text(text)
+
+    def encode_pieces_after(self, last_id: int | None, text: str) -> tuple[Piece, ...]:
+        """`text` as it follows a token, or begins the prompt: cut at safe places, with its ids."""
+        if last_id is None:
+            return self.encode_pieces(text, After.START)
+        if eater := self._controls.eater(last_id):
+            return self.encode_pieces_behind(eater, text)
+        after = After.CONTROL if last_id in self._controls else After.TEXT
+        return self.encode_pieces(text, after)
 
     def encode_pieces(self, text: str, after: After) -> tuple[Piece, ...]:
         """`text` cut at safe places, each piece with its ids."""
@@ -78,8 +101,8 @@ class Encoder:
         # nothing.
         runs = self._encode_alone(parts)
         if not self.is_prefix_free:
-            runs[0] = self._encode(parts[0], after)
-        return tuple(Piece(part, token_ids(ids)) for part, ids in zip(parts, runs, strict=True))
+            runs[0] = self.encode(parts[0], after)
+        return tuple(map(Piece, parts, runs))
 
     def encode_pieces_behind(self, literal: str, text: str) -> tuple[Piece, ...]:
         """The same right after an added token that is no anchor: it may eat white space."""
@@ -88,10 +111,10 @@ class Encoder:
         parts = list(self._cut(text))
         runs = self._encode_alone([literal + parts[0], *parts[1:]])
         before = self._encode_one(literal)
-        if runs[0][: len(before)] != before:  # the two overlap, and are another token together
+        if not _starts_with(runs[0], before):  # they overlap, and are another token together
             return self.encode_pieces(text, After.TEXT)
         runs[0] = runs[0][len(before) :]
-        return tuple(Piece(part, token_ids(ids)) for part, ids in zip(parts, runs, strict=True))
+        return tuple(map(Piece, parts, runs))
 
     def is_anchor(self, text: str, index: int) -> bool:
         """Whether unsampled `text` can be cut at `index` without changing any token."""
@@ -113,14 +136,7 @@ class Encoder:
             yield text[begin:end]
             begin = end
 
-    def _encode(self, text: str, after: After) -> list[int]:
-        if after is After.START or self.is_prefix_free or self._controls.at(text, 0):
-            return self._encode_one(text)
-        if after is After.CONTROL and self._control_literal:
-            return self._encode_one(self._control_literal + text)[1:]
-        return self._encode_behind_text(text)
-
-    def _encode_behind_text(self, text: str) -> list[int]:
+    def _encode_behind_text(self, text: str) -> TokenIds:
         """Without the space that SentencePiece puts before a text's first word."""
         first_control = self._controls.next_start(text, 0)
         head, rest = text[:first_control], text[first_control:]
@@ -128,43 +144,68 @@ class Encoder:
             before = self._encode_one(context)
             ids = self._encode_one(context + head)
             tail = ids[len(before) :]
-            if ids[: len(before)] == before and self._table.join(tail) == head.encode():
-                return tail + self._encode_one(rest)
+            if _starts_with(ids, before) and self._table.join(tail.tolist()) == head.encode():
+                return _joined(tail, self._encode_one(rest))
         return self._encode_one(text)
 
-    def _encode_one(self, text: str) -> list[int]:
+    def _encode_one(self, text: str) -> TokenIds:
         [ids] = self._encode_alone([text])
         return ids
 
-    def _encode_alone(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_alone(self, texts: Sequence[str]) -> list[TokenIds]:
         try:
             if sum(map(len, texts)) < SHORT_LEN:
-                return [self._backend.encode(text, add_special_tokens=False).ids for text in texts]
-            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+                return [self._encode_short(text) for text in texts]
+            return self._library.encode(texts)
         except (TypeError, UnicodeError) as exc:  # a lone surrogate, which JSON can spell
             raise BadRequest("The text is not valid Unicode.") from exc
-        return [encoding.ids for encoding in encodings]
 
-    def _probe_prefix_free(self) -> bool:
+    def _encode_short(self, text: str) -> TokenIds:
+        known = self._known.get(text)
+        if known is not None:
+            return known
+        [ids] = self._library.encode([text])
+        if len(text) <= KNOWN_LEN:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[text] = ids
+        return ids
+
+    def _probe_prefix_free(self, backend: tokenizers.Tokenizer) -> bool:
         """Whether text cut at an anchor is tokenized the same, whatever precedes it."""
-        encode, literal = self._encode_one, self._control_literal
+        literal = self._control_literal
+
+        def encode(text: str) -> list[int]:
+            ids: list[int] = self._encode_one(text).tolist()
+            return ids
+
         if literal and any(
             encode(literal + probe) != encode(literal) + encode(probe) for probe in _CONTROL_PROBES
         ):
             return False
-        if self._table.join(encode("foo")) != b"foo" or self._joins_words():
+        if self._table.join(encode("foo")) != b"foo" or self._joins_words(backend):
             return False
         words = re.split(r"(?<=[^\W_])(?= )", _WORDS_PROBE)
-        return [i for ids in self._encode_alone(words) for i in ids] == encode(_WORDS_PROBE)
+        return [i for word in words for i in encode(word)] == encode(_WORDS_PROBE)
 
-    def _joins_words(self) -> bool:
+    def _joins_words(self, backend: tokenizers.Tokenizer) -> bool:
         """Whether a token can span a letter or digit and the space after it."""
-        added = self._backend.get_added_tokens_decoder().values()
+        added = backend.get_added_tokens_decoder().values()
         if any(token.rstrip and token.content[-1:].isalnum() for token in added):
             return True
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        vocabulary = backend.get_vocab(with_added_tokens=True)
         return any(
             _JOINED_WORDS.search(self._table[token_id].decode(errors="replace"))
             for token, token_id in vocabulary.items()
             if _INNER_SPACE.search(token)
         )
+
+
+def _starts_with(ids: TokenIds, first: TokenIds) -> bool:
+    return np.array_equal(ids[: len(first)], first)
+
+
+def _joined(left: TokenIds, right: TokenIds) -> TokenIds:
+    ids: TokenIds = np.concatenate((left, right))
+    ids.setflags(write=False)
+    return ids

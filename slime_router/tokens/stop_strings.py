@@ -33,7 +33,7 @@ class VisibleText:
         decoder: TextDecoder,
         sampling: Sampling,
         *,
-        hidden: Collection[int] = (),
+        hidden: frozenset[int] = frozenset(),
         kept: Collection[int] = (),
     ) -> None:
         self._decoder = decoder
@@ -48,7 +48,7 @@ class VisibleText:
         """The text that `ids` add; at the end (`finish`) all that is left."""
         if finish is not None and self._is_stop(ids, finish.matched):
             ids = ids[:-1]
-        if self._hidden:
+        if self._hidden and not self._hidden.isdisjoint(ids):
             ids = [token_id for token_id in ids if token_id not in self._hidden]
         if finish is None:
             if not self._stops:

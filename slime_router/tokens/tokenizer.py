@@ -6,18 +6,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 
 import tokenizers
 
-from slime_router.errors import BadRequest
+from slime_router.choices import EncoderName
+from slime_router.errors import BadRequest, SetupError, one_line
+from slime_router.tokens.components import components
 from slime_router.tokens.control_tokens import ControlTokens
-from slime_router.tokens.decoder import Decoder, TokenBytes, components
+from slime_router.tokens.decoder import Decoder, TokenBytes
 from slime_router.tokens.encoder import After, Encoder
+from slime_router.tokens.encoder_switch import EncoderSwitch
+from slime_router.tokens.fast_encoder import load_fast_library
+from slime_router.tokens.libraries import Library, TokenizersLibrary
 from slime_router.tokens.model import Model
+from slime_router.tokens.proof import RENDERED, first_difference, probes
 from slime_router.types import NO_TOKENS, Message, Piece, TemplateOptions, TokenIds
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["After", "Decoder", "Tokenizer"]
 
@@ -81,7 +92,9 @@ class Tokenizer:
         self._visible_bytes = TokenBytes(backend, literals | dict.fromkeys(self._special_ids, b""))
         self._backend = backend
         self._encoder = Encoder(backend, self._controls, self._bytes)
+        self._switch = EncoderSwitch(self._encoder)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
+        self._loading: Future[None] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -92,6 +105,7 @@ class Tokenizer:
     def close(self) -> None:
         """End the encoding thread. What needs no thread keeps working."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._switch.close()
 
     # Text to ids.
 
@@ -104,7 +118,7 @@ class Tokenizer:
         Raises:
             BadRequest: The text is not valid Unicode.
         """
-        return self._encoder.encode(text, after)
+        return self._switch.encode(lambda encoder: encoder.encode(text, after))
 
     def encode_pieces(self, text: str, after: After = After.START) -> tuple[Piece, ...]:
         """`text` cut at safe places, each piece with its ids.
@@ -113,26 +127,84 @@ class Tokenizer:
         depends on the text before that place, and on nothing after it but the control token or
         the space that begins there.
         """
-        return self._encoder.encode_pieces(text, after)
+        return self._switch.encode(lambda encoder: encoder.encode_pieces(text, after))
 
     async def encode_pieces_async(self, text: str, held: TokenIds = NO_TOKENS) -> tuple[Piece, ...]:
         """`encode_pieces` of what follows the tokens `held`, as the whole text has it there.
 
-        A long text is encoded in a thread while the event loop keeps running.
+        A long text is encoded in a thread while the event loop keeps running, and so is one on
+        which a faster encoder is compared with `tokenizers`.
         """
         last_id = int(held[-1]) if len(held) else None
-        if len(text) < INLINE_TEXT_LEN:
-            return self._encode_after(last_id, text)
+        work: Callable[[int | None, str], tuple[Piece, ...]] = self._encode_after
+        if self._switch.is_check_due():
+            work = self._switch.encode_checked
+        elif len(text) < INLINE_TEXT_LEN:
+            return work(last_id, text)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._encode_after, last_id, text)
+        return await loop.run_in_executor(self._executor, work, last_id, text)
 
     def _encode_after(self, last_id: int | None, text: str) -> tuple[Piece, ...]:
-        if last_id is None:
-            return self._encoder.encode_pieces(text, After.START)
-        if eater := self._controls.eater(last_id):
-            return self._encoder.encode_pieces_behind(eater, text)
-        after = After.CONTROL if last_id in self._controls else After.TEXT
-        return self._encoder.encode_pieces(text, after)
+        return self._switch.encode(lambda encoder: encoder.encode_pieces_after(last_id, text))
+
+    # A faster encoder.
+
+    def use_faster_encoder(self, load: Callable[[str], Library] = load_fast_library) -> None:
+        """Encode by a faster library from now on, if it is there and makes the same tokens.
+
+        Takes seconds; other threads may encode in the meantime. `load` is given the vocabulary as
+        the text of a `tokenizer.json`.
+
+        Raises:
+            SetupError: One line that says why `tokenizers` goes on.
+        """
+        library = load(self._backend.to_str())
+        asked = list(probes(self._backend, list(self._renderings())))
+        try:
+            differs = first_difference(TokenizersLibrary(self._backend), library, asked)
+        except Exception as exc:  # whatever the library raises on a text
+            raise SetupError(f"fastokens failed on a probe: {one_line(exc)}") from exc
+        if differs is not None:
+            raise SetupError(f"fastokens makes other tokens than tokenizers of {differs!r}")
+        self._switch.switch_on(library)
+
+    def choose_encoder(self, name: EncoderName) -> None:
+        """Encode by the library of this name; with `auto`, the faster one is loaded in a thread.
+
+        Loading begins by holding the interpreter for some tenths of a second, so that is done
+        early, while nobody waits for a stream.
+
+        Raises:
+            SetupError: The faster one was asked for and cannot be used.
+        """
+        if name == "fastokens":
+            self.use_faster_encoder()
+        elif name == "auto":
+            loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="faster encoder")
+            self._loading = loader.submit(self.use_faster_encoder)
+            loader.shutdown(wait=False)
+
+    async def encoder_chosen(self) -> None:
+        """Waits until a faster encoder is loaded; where it cannot be used, the log says why."""
+        loading, self._loading = self._loading, None
+        if loading is None:
+            return
+        try:
+            await asyncio.wrap_future(loading)
+        except SetupError as exc:
+            logger.info("texts are encoded by tokenizers: %s", exc.message)
+        else:
+            logger.debug("texts are encoded by fastokens, which makes the tokens of tokenizers")
+
+    def encoder_figures(self) -> dict[str, int]:
+        """Whether a faster encoder is used, and how often it was compared and differed."""
+        return {"fast": int(self._switch.is_fast), **asdict(self._switch.counts)}
+
+    def _renderings(self) -> Iterator[str]:
+        """What the template writes around a text and a tool, where it takes them."""
+        for messages, options in RENDERED:
+            with suppress(BadRequest):
+                yield self.render(messages, options)
 
     # Control tokens and anchors.
 

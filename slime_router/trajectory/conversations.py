@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 
+from slime_router.trajectory.by_number import ByNumber, put_by_number
 from slime_router.trajectory.turn import Turn
 
 _OTHERS = b"~"  # turns of all other spellings
@@ -19,12 +20,12 @@ class Conversations:
     """The turns of each conversation, oldest first, in all sessions and in each."""
 
     def __init__(self) -> None:
-        self._turns: dict[Name, dict[str, None]] = {}
+        self._turns: dict[Name, ByNumber] = {}
 
     def file(self, turn: Turn) -> None:
         """Make a turn known under its keys."""
         for name in self._names(turn):
-            self._turns.setdefault(name, {})[turn.id] = None
+            put_by_number(self._turns.setdefault(name, {}), turn.id, turn.seq)
 
     def unfile(self, turn: Turn) -> None:
         """Forget a turn."""
@@ -54,19 +55,25 @@ class Conversations:
         """How many turns there are of a conversation, in all spellings."""
         return sum(len(self._of(name, session_id)) for name in (key, key + _OTHERS))
 
+    def turns(self, key: bytes) -> list[str]:
+        """All turns of a conversation, in all spellings."""
+        return [turn_id for name in (key, key + _OTHERS) for turn_id in self._of(name, None)]
+
     def check_integrity(self, turns: Mapping[str, Turn]) -> None:
         """Recount.
 
         Raises:
             AssertionError: what is broken.
         """
-        expected: dict[Name, dict[str, None]] = {}
+        expected: dict[Name, ByNumber] = {}
         for turn in turns.values():
             for name in self._names(turn):
-                expected.setdefault(name, {})[turn.id] = None
+                expected.setdefault(name, {})[turn.id] = turn.seq
         assert self._turns == expected, "turns are not found by their conversations"
+        for found in self._turns.values():
+            assert list(found.values()) == sorted(found.values()), "turns are out of order"
 
-    def _of(self, name: bytes, session_id: str | None) -> dict[str, None]:
+    def _of(self, name: bytes, session_id: str | None) -> ByNumber:
         return self._turns.get((name, session_id), {})
 
     def _take(self, name: Name, turn_id: str) -> None:

@@ -7,8 +7,12 @@ the least recently used first. `age` is a number that grows; this room knows no 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import takewhile
+from typing import TypeGuard
+
+from slime_router.trajectory.session import Session
+from slime_router.trajectory.turn import Turn
 
 
 class EvictionQueue:
@@ -24,15 +28,14 @@ class EvictionQueue:
     def __contains__(self, turn_id: object) -> bool:
         return turn_id in self._idle or turn_id in self._exported
 
+    def is_idle(self, turn_id: str | None) -> TypeGuard[str]:
+        """Whether it is one of those that go first."""
+        return turn_id in self._idle
+
     @property
     def idle(self) -> list[str]:
         """Those that go first, oldest first."""
         return list(self._idle)
-
-    @property
-    def exported(self) -> list[str]:
-        """Those of exported sessions, oldest first."""
-        return list(self._exported)
 
     def put(self, turn_id: str, age: int, *, is_exported: bool, is_oldest: bool = False) -> None:
         """Add a turn; as the next to go if it `is_oldest`."""
@@ -56,11 +59,47 @@ class EvictionQueue:
         queue = self._idle if len(self._idle) > 1 else self._exported
         return next(iter(queue), None)
 
-    def older_than(self, age: int, may_go: Callable[[str], bool]) -> list[str]:
-        """Those not used since `age` that may go; looks no further than to the first used since."""
+    def age(self, turn_id: str) -> int:
+        """When a turn that is here was last used."""
+        return self._idle[turn_id] if turn_id in self._idle else self._exported[turn_id]
+
+    def older_than(self, age: int) -> list[str]:
+        """Those not used since `age`; looks no further than to the first used since."""
         return [
             turn_id
             for queue in (self._idle, self._exported)
             for turn_id, _ in takewhile(lambda entry: entry[1] < age, queue.items())
-            if may_go(turn_id)
         ]
+
+    def check_integrity(self, *, idle: set[str], exported: set[str]) -> None:
+        """Raises AssertionError where these are not the turns that wait."""
+        assert self._idle.keys() == idle, "idle turns are wrong"
+        assert self._exported.keys() == exported, "turns of exported sessions are wrong"
+
+
+def check_tree(
+    turns: Mapping[str, Turn],
+    children: Mapping[str, Mapping[str, None]],
+    session_of: Callable[[Turn], Session | None],
+) -> tuple[set[str], set[str]]:
+    """Whether each turn has its base and its session; returns which may wait to be dropped.
+
+    The second set are those of exported sessions.
+
+    Raises:
+        AssertionError: what is broken.
+    """
+    found: dict[str, dict[str, None]] = {}
+    idle: set[str] = set()
+    exported: set[str] = set()
+    for turn in turns.values():
+        if turn.base is not None:
+            assert turn.base in turns, "a base was dropped under its turn"
+            found.setdefault(turn.base, {})[turn.id] = None
+    for turn in turns.values():
+        session = session_of(turn)
+        assert turn.session_id is None or (session and turn.id in session.turns)
+        if turn.id not in found and not (session and session.is_pinned):
+            (exported if session is not None and session.was_exported else idle).add(turn.id)
+    assert found == children, "the turns that stand on others are wrong"
+    return idle, exported

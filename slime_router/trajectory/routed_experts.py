@@ -65,6 +65,20 @@ def decode(text: str, *, held_len: int, start: int, width: int | None) -> Routed
     return RoutedExperts(start, _shrink(values.reshape(positions, width)))
 
 
+def decode_whole(text: str, *, held_len: int, start: int) -> RoutedExperts:
+    """What a turn adds to the positions of its base, from base64 of int32 of all positions.
+
+    A worker gives what an indexer chose for `[0, held_len - 1)`; those from `start` on are kept.
+
+    Raises:
+        ValueError: what does not fit.
+    """
+    whole = decode(text, held_len=held_len, start=0, width=None)
+    if not 0 <= start < len(whole.ids):
+        raise ValueError(f"no positions from {start} in {held_len} held tokens")
+    return RoutedExperts(start, _shrink(whole.ids[start:].astype(np.int32)))
+
+
 def _shrink(values: NDArray[np.int32]) -> NDArray[Any]:
     """A read-only copy in the smallest dtype that holds all values."""
     lowest, highest = int(values.min()), int(values.max())

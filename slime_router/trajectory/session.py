@@ -10,20 +10,20 @@ Pure: no clock. `age` counts the sweeps of the store.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from slime_router.auth.owners import owner_of, shown
-from slime_router.errors import Conflict, NotFound, SessionLimit, TooManyRequests
+from slime_router.errors import Conflict, SessionLimit
+from slime_router.trajectory.by_number import ByNumber, put_by_number
+from slime_router.trajectory.measures.scores import Scores
 from slime_router.trajectory.turn import Turn
-from slime_router.types import Sampling
+from slime_router.types import Pins, Sampling
 
 SessionState: TypeAlias = Literal["implicit", "open", "closing", "closed"]
 Reward: TypeAlias = float | dict[str, Any]
-
-MAX_TOMBSTONES = 100_000  # deleted ids that are remembered, so that late calls get a 404
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,39 +38,80 @@ class SessionSpec:
     rollout_id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
+    sampling_pins: Pins = field(default_factory=Pins)
+    lora_path: str | None = None
+    extra_key: str | None = None
+    priority: int | None = None
     return_routed_experts: bool = False
+    return_indexer_topk: bool = False
     max_turns: int | None = None
     max_tokens: int | None = None  # sampled, in all
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class Session:
-    """One session as it is now. `turns` are those still held, oldest first; `roots` have no base.
+    """One session as it is now.
 
-    `id` is its name inside the router. The other names are as their owner writes them.
+    What was said when it was opened never changes. What changes is a method that names what
+    happened; the state follows from what happened, so no other sequence of states is possible.
     """
 
-    id: str
-    rollout_id: str
-    state: SessionState = "implicit"
-    was_opened: bool = False  # or closed: it is kept until it is deleted
-    was_exported: bool = False  # since it was closed
-    group_id: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    sampling: Sampling = field(default_factory=Sampling)
-    return_routed_experts: bool = False
-    max_turns: int | None = None
-    max_tokens: int | None = None
-    reward: Reward | None = None
-    turns: dict[str, None] = field(default_factory=dict)
-    roots: dict[str, None] = field(default_factory=dict)
-    held_tokens: int = 0  # of the deltas
-    recorded_turns: int = 0
-    sampled_tokens: int = 0
-    dropped_turns: int = 0
-    dropped_tokens: int = 0  # sampled ones
-    running: int = 0
-    age: int = 0
+    __slots__ = (
+        "_age", "_closers", "_dropped_tokens", "_dropped_turns", "_held_tokens", "_is_closed",
+        "_last_active", "_recorded_turns", "_reward", "_running", "_sampled_tokens", "_samples",
+        "_scores", "_started", "_truncated_turns", "_turns", "_was_exported", "_was_opened",
+        "extra_key", "group_id", "id", "lora_path", "max_tokens", "max_turns", "metadata", "number",
+        "opener", "own_number", "priority", "return_indexer_topk", "return_routed_experts",
+        "rollout_id", "sampling", "sampling_pins",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        spec: SessionSpec,
+        *,
+        is_opened: bool,
+        age: int = 0,
+        numbers: tuple[int, int] = (0, 0),
+        opener: str = "",
+    ) -> None:
+        self.id: Final = spec.id  # its name inside the router; the others are as the owner has them
+        self._say(spec, opener)
+        self._was_opened = is_opened
+        self._closers = 0  # requests that are closing it
+        self._is_closed = False
+        self._was_exported = False
+        self._reward: Reward | None = None
+        self._scores: Mapping[str, Scores] = {}
+        self._turns: ByNumber = {}
+        self._samples: dict[str, int] = {}  # held turns of each request
+        self._held_tokens = 0
+        self._recorded_turns = self._sampled_tokens = 0
+        self._dropped_turns = self._dropped_tokens = 0
+        self._running = self._truncated_turns = 0
+        self._age = age
+        # In the order of their beginnings, among all those of its table and among its owner's.
+        self.number, self.own_number = numbers
+        self._started: float | None = None
+        self._last_active: float | None = None
+
+    def _say(self, spec: SessionSpec, opener: str) -> None:
+        self.rollout_id = spec.rollout_id or shown(spec.id)
+        self.group_id = spec.group_id
+        self.metadata = spec.metadata
+        self.sampling = spec.sampling
+        self.sampling_pins = spec.sampling_pins
+        self.lora_path = spec.lora_path
+        self.extra_key = spec.extra_key
+        self.priority = spec.priority
+        self.return_routed_experts = spec.return_routed_experts
+        self.return_indexer_topk = spec.return_indexer_topk
+        self.max_turns = spec.max_turns
+        self.max_tokens = spec.max_tokens
+        self.opener = opener  # a word that tells who opened it, where several routers can
+
+    def __repr__(self) -> str:
+        return f"<Session {self.name!r} {self.state}, {len(self._turns)} turns>"
+
+    # What it is
 
     @property
     def name(self) -> str:
@@ -83,31 +124,221 @@ class Session:
         return owner_of(self.id)
 
     @property
+    def worker_fields(self) -> dict[str, Any]:
+        """What workers are sent with each turn, whatever the agent says."""
+        named = {
+            "lora_path": self.lora_path,
+            "extra_key": self.extra_key,
+            "priority": self.priority,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def state(self) -> SessionState:
+        """Where it is on its way."""
+        if self._is_closed:
+            return "closed"
+        if self._closers:
+            return "closing"
+        return "open" if self._was_opened else "implicit"
+
+    @property
+    def was_opened(self) -> bool:
+        """Whether it was opened, or closed: it is kept until it is deleted."""
+        return self._was_opened
+
+    @property
+    def was_exported(self) -> bool:
+        """Whether somebody has fetched all of it since it was closed."""
+        return self._was_exported
+
+    @property
     def is_pinned(self) -> bool:
         """Whether its turns are kept whatever the pressure: nobody has exported the end of it."""
-        return self.was_opened and not self.was_exported
+        return self._was_opened and not self._was_exported
 
     @property
     def is_used(self) -> bool:
         """Whether it is more than a name."""
-        return self.state != "implicit" or bool(self.turns) or self.running > 0
+        return self.state != "implicit" or bool(self._turns) or self._running > 0
 
-    def gain(self, turn: Turn) -> None:
+    @property
+    def turns(self) -> KeysView[str]:
+        """The ids of the turns that are still held, oldest first."""
+        return self._turns.keys()
+
+    def samples_of(self, request_id: str) -> int:
+        """How many of its held turns one request asked for."""
+        return self._samples.get(request_id, 0)
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of the deltas of the held turns."""
+        return self._held_tokens
+
+    @property
+    def recorded_turns(self) -> int:
+        """Turns that it has had."""
+        return self._recorded_turns
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that were sampled in it."""
+        return self._sampled_tokens
+
+    @property
+    def dropped_turns(self) -> int:
+        """Turns that are no longer held."""
+        return self._dropped_turns
+
+    @property
+    def dropped_tokens(self) -> int:
+        """Sampled tokens of the dropped turns."""
+        return self._dropped_tokens
+
+    @property
+    def truncated_turns(self) -> int:
+        """Turns sampled from a part of the vocabulary that nobody knows."""
+        return self._truncated_turns
+
+    @property
+    def running(self) -> int:
+        """Turns in progress."""
+        return self._running
+
+    @property
+    def reward(self) -> Reward | None:
+        """As the trainer gave it."""
+        return self._reward
+
+    @property
+    def scores(self) -> Mapping[str, Scores]:
+        """What each worker group that was asked thinks of its rows."""
+        return self._scores
+
+    @property
+    def started(self) -> float | None:
+        """When it was opened, or its first turn began, in Unix time; None where nobody knows."""
+        return self._started
+
+    @property
+    def last_active(self) -> float | None:
+        """When its last turn had ended, or it was opened; likewise."""
+        return self._last_active
+
+    @property
+    def age(self) -> int:
+        """The store's age when it was last used."""
+        return self._age
+
+    # What happens to it
+
+    def opened_elsewhere(self, spec: SessionSpec, opener: str) -> None:
+        """Another router opened it, while here it was a name that calls had used."""
+        self._say(spec, opener)
+        self._was_opened = True
+
+    def entered(self) -> None:
+        """A turn starts in it.
+
+        Raises:
+            Conflict: it is closed or closing.
+        """
+        self._check_open()
+        self._running += 1
+
+    def left(self, age: int) -> None:
+        """A turn has ended, one way or another.
+
+        Raises:
+            ValueError: none is in progress.
+        """
+        if not self._running:
+            raise ValueError(f"no turn runs in {self!r}")
+        self._running -= 1
+        self._age = age
+
+    def used(self, age: int) -> None:
+        """Somebody asked for it when the store had that age."""
+        self._age = age
+
+    def gain(self, turn: Turn, age: int) -> None:
         """A turn was recorded."""
-        self.turns[turn.id] = None
-        if turn.base is None:
-            self.roots[turn.id] = None
-        self.held_tokens += turn.own_len
-        self.recorded_turns += 1
-        self.sampled_tokens += len(turn.output_ids)
+        put_by_number(self._turns, turn.id, turn.seq)
+        self._samples[turn.request_id] = self.samples_of(turn.request_id) + 1
+        self._held_tokens += turn.own_len
+        self._recorded_turns += 1
+        self._sampled_tokens += len(turn.output_ids)
+        self._truncated_turns += bool(turn.uncaptured)
+        self._age = age
+        if turn.account is not None:
+            self.was_active(turn.account.started, turn.account.duration_s)
+
+    def was_active(self, since: float, duration_s: float = 0.0) -> None:
+        """Something happened in it at that time."""
+        end = since + duration_s
+        self._started = since if self._started is None else min(self._started, since)
+        self._last_active = end if self._last_active is None else max(self._last_active, end)
 
     def lose(self, turn: Turn) -> None:
         """A turn was dropped."""
-        del self.turns[turn.id]
-        self.roots.pop(turn.id, None)
-        self.held_tokens -= turn.own_len
-        self.dropped_turns += 1
-        self.dropped_tokens += len(turn.output_ids)
+        del self._turns[turn.id]
+        self._samples[turn.request_id] -= 1
+        if not self._samples[turn.request_id]:
+            del self._samples[turn.request_id]
+        self._held_tokens -= turn.own_len
+        self._dropped_turns += 1
+        self._dropped_tokens += len(turn.output_ids)
+
+    def had_lost(self, turns: int, tokens: int) -> None:
+        """Before the restart that it survived, so many of its turns were dropped already."""
+        self._recorded_turns += turns
+        self._dropped_turns += turns
+        self._sampled_tokens += tokens
+        self._dropped_tokens += tokens
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """For the block it takes no new turns; without a `freeze` it is then as it was before.
+
+        Several requests may close it at once.
+        """
+        self._closers += 1
+        try:
+            yield
+        finally:
+            self._closers -= 1
+
+    def freeze(self, age: int) -> bool:
+        """It is closed for good. Returns whether that was the first word of a trainer about it.
+
+        Raises:
+            Conflict: it is closed already.
+        """
+        if self._is_closed:
+            raise Conflict(f"The session '{self.name}' is closed.", code="session_closed")
+        is_first = not self._was_opened
+        self._is_closed = self._was_opened = True
+        self._age = age
+        return is_first
+
+    def exported(self) -> bool:
+        """Somebody has fetched all of it. Returns whether that ends its keeping."""
+        ends = self._is_closed and not self._was_exported
+        self._was_exported = self._was_exported or ends
+        return ends
+
+    def rewarded(self, reward: Reward) -> None:
+        """A trainer rewards it, perhaps once more."""
+        self._reward = reward
+
+    def scored(self, group: str, scores: Scores) -> None:
+        """A worker group has scored its rows, perhaps once more."""
+        self._scores = {**self._scores, group: scores}
+
+    def _check_open(self) -> None:
+        if self.state in ("closing", "closed"):
+            raise Conflict(f"The session '{self.name}' is closed.", code="session_closed")
 
     def check_room(self, running: int, wanted: int) -> None:
         """Whether `wanted` more turns may begin while `running` others are in progress.
@@ -116,8 +347,7 @@ class Session:
             Conflict: it is closed or closing.
             SessionLimit: it has all the turns or tokens that it may have.
         """
-        if self.state in ("closing", "closed"):
-            raise Conflict(f"The session '{self.name}' is closed.", code="session_closed")
+        self._check_open()
         turns = self.recorded_turns + running
         if self.max_turns is not None and turns + wanted > self.max_turns:
             raise SessionLimit(
@@ -134,163 +364,3 @@ class Session:
     def tokens_left(self) -> int | None:
         """How many tokens may still be sampled; None without a limit."""
         return None if self.max_tokens is None else max(self.max_tokens - self.sampled_tokens, 0)
-
-
-class SessionTable:
-    """The sessions by id."""
-
-    def __init__(self, max_sessions: int) -> None:
-        self._max_sessions = max_sessions
-        self._sessions: dict[str, Session] = {}
-        self._by_rollout: dict[tuple[str, str], dict[str, None]] = {}  # of an owner
-        self._deleted: OrderedDict[str, None] = OrderedDict()
-        self._opened = 0  # sessions that `was_opened`
-
-    def __repr__(self) -> str:
-        return f"<SessionTable {len(self._sessions)} sessions, {self._opened} opened>"
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    def __iter__(self) -> Iterator[Session]:
-        return iter(tuple(self._sessions.values()))
-
-    @property
-    def opened(self) -> int:
-        """How many were opened, or closed, and not deleted since."""
-        return self._opened
-
-    def find(self, session_id: str) -> Session | None:
-        """The session, or None where nobody named it yet."""
-        return self._sessions.get(session_id)
-
-    def get(self, session_id: str) -> Session:
-        """The session.
-
-        Raises:
-            NotFound: there is none, or it was deleted.
-        """
-        session = self._sessions.get(session_id)
-        if session is None:
-            raise NotFound(f"There is no session '{shown(session_id)}'.", code="session_not_found")
-        return session
-
-    def list(
-        self,
-        *,
-        group_id: str | None = None,
-        rollout_id: str | None = None,
-        state: str | None = None,
-    ) -> list[Session]:
-        """The sessions of a group, of a rollout, in a state; oldest first."""
-        return [
-            session
-            for session in self._sessions.values()
-            if group_id in (None, session.group_id)
-            and rollout_id in (None, session.rollout_id)
-            and state in (None, session.state)
-        ]
-
-    def open(self, spec: SessionSpec, *, age: int = 0) -> Session:
-        """A new session.
-
-        Raises:
-            Conflict: there is one with this id.
-            TooManyRequests: there are as many as there may be.
-        """
-        if spec.id in self._sessions:
-            raise Conflict(
-                f"There is a session '{shown(spec.id)}' already.",
-                param="session_id",
-                code="session_exists",
-            )
-        if self._opened >= self._max_sessions:
-            raise TooManyRequests(
-                f"{self._opened} sessions are open or wait for their export; delete some.",
-                code="too_many_sessions",
-            )
-        session = Session(
-            id=spec.id,
-            rollout_id=spec.rollout_id or shown(spec.id),
-            state="open",
-            was_opened=True,
-            group_id=spec.group_id,
-            metadata=spec.metadata,
-            sampling=spec.sampling,
-            return_routed_experts=spec.return_routed_experts,
-            max_turns=spec.max_turns,
-            max_tokens=spec.max_tokens,
-            age=age,
-        )
-        self._deleted.pop(spec.id, None)
-        self._opened += 1
-        self._add(session)
-        return session
-
-    def name(self, session_id: str) -> Session:
-        """The session of a call that names it, made where there is none.
-
-        Raises:
-            NotFound: it was deleted.
-        """
-        session = self._sessions.get(session_id)
-        if session is None:
-            if session_id in self._deleted:
-                raise NotFound(
-                    f"The session '{shown(session_id)}' was deleted.", code="session_not_found"
-                )
-            session = Session(id=session_id, rollout_id=shown(session_id))
-            self._add(session)
-        return session
-
-    def _add(self, session: Session) -> None:
-        self._sessions[session.id] = session
-        self._by_rollout.setdefault(_rollout(session), {})[session.id] = None
-
-    def is_current(self, session: Session) -> bool:
-        """Whether it is still the one under its id: neither deleted nor replaced."""
-        return self._sessions.get(session.id) is session
-
-    def mark_closed(self, session: Session) -> None:
-        """Freeze it."""
-        self._opened += not session.was_opened
-        session.was_opened, session.state = True, "closed"
-
-    def forget(self, session: Session, *, is_deleted: bool) -> None:
-        """Remove it; the id of a deleted one is remembered for a while."""
-        if not self.is_current(session):
-            return
-        del self._sessions[session.id]
-        siblings = self._by_rollout[_rollout(session)]
-        del siblings[session.id]
-        if not siblings:
-            del self._by_rollout[_rollout(session)]
-        self._opened -= session.was_opened
-        if is_deleted:
-            self._deleted[session.id] = None
-            if len(self._deleted) > MAX_TOMBSTONES:
-                self._deleted.popitem(last=False)
-
-    def set_reward(self, session_id: str, reward: Reward) -> Session:
-        """Reward a session; all sessions of one rollout have one reward.
-
-        Raises:
-            NotFound: there is no such session.
-            Conflict: another session of its rollout has another reward.
-        """
-        session = self.get(session_id)
-        for other in map(self._sessions.__getitem__, self._by_rollout[_rollout(session)]):
-            if other is not session and other.reward not in (None, reward):
-                raise Conflict(
-                    f"The rollout '{session.rollout_id}' has another reward in session"
-                    f" '{other.name}'.",
-                    param="reward",
-                    code="reward_conflict",
-                )
-        session.reward = reward
-        return session
-
-
-def _rollout(session: Session) -> tuple[str, str]:
-    """Rollouts of two owners can have one name."""
-    return session.owner, session.rollout_id

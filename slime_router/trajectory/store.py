@@ -5,41 +5,53 @@ A turn holds only what is new: the prompt tokens after those of its base, and it
     held(turn) == concat(held(base)[:base_len], turn.prompt_ids, turn.output_ids)
 
 Where `base_len == len(held(base))` the turn extends its base; else it branches off inside it. Order
-is a sequence number, never the clock.
+is by number, not by clock.
 
-What is over the budget is dropped: the least recently used turns first, never one that another
-builds on, and never one of a session that a trainer opened and has not exported since closing it;
-those of exported sessions go last. Each drop is counted.
+What is over the budget is dropped, a part with each new turn: the least recently used turns first,
+never one that another builds on, and never one of a session that a trainer opened and has not
+exported since closing it; those of exported sessions go last. Each drop is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import replace
+from typing import Unpack
 
 from slime_router.errors import Conflict, StorageFull
-from slime_router.trajectory import held
 from slime_router.trajectory.conversations import Conversations
-from slime_router.trajectory.eviction import EvictionQueue
-from slime_router.trajectory.prefixes import deepest_prefix
-from slime_router.trajectory.session import Session, SessionSpec, SessionTable
-from slime_router.trajectory.turn import Trace, Turn
+from slime_router.trajectory.eviction import EvictionQueue, check_tree
+from slime_router.trajectory.handles import Handles
+from slime_router.trajectory.held import HeldTokens
+from slime_router.trajectory.ledger import Ledger
+from slime_router.trajectory.prefixes import PrefixIndex
+from slime_router.trajectory.session import Session, SessionSpec
+from slime_router.trajectory.session_table import SessionTable
+from slime_router.trajectory.turn import Marks, Trace, Turn
 from slime_router.types import TokenIds
 
 MAX_SESSIONS = 100_000
+SLICE_TURNS = 64  # dropped before others get to run: one to two milliseconds
+SLICE_SESSIONS = 4096  # looked at before others get to run
 
 
 class TrajectoryStore:
     """Turns by id and by conversation, and the sessions that they belong to."""
 
-    def __init__(self, budget_tokens: int, *, max_sessions: int = MAX_SESSIONS) -> None:
-        self.sessions = SessionTable(max_sessions)
+    def __init__(
+        self, budget_tokens: int, *, max_sessions: int = MAX_SESSIONS, owners: Collection[str] = ()
+    ) -> None:
+        self.sessions = SessionTable(max_sessions, owners)
         self._budget_tokens = budget_tokens
         self._turns: dict[str, Turn] = {}
         self._children: dict[str, dict[str, None]] = {}
         self._waiting = EvictionQueue()
         self._conversations = Conversations()
-        self._by_handle: dict[tuple[str, str], str] = {}  # scope and id of a tool call: the turn
+        self._held = HeldTokens(self._turns)
+        self._prefixes = PrefixIndex(self._held.ids)
+        self._handles = Handles()
+        self.ledger = Ledger(self._turns)
+        self._indexes = (self._conversations, self._handles, self.ledger)
         self._undelivered: set[str] = set()
         self._seq = 0
         self._age = 0
@@ -85,13 +97,18 @@ class TrajectoryStore:
         return self._turns.get(turn_id)
 
     def is_delivered(self, turn_id: str) -> bool:
-        """Whether the client read the reply to its end, as far as the router can know."""
+        """Whether the client read the reply to its end, as far as that can be known."""
         return turn_id in self._turns and turn_id not in self._undelivered
 
     def mark_undelivered(self, turn_id: str) -> None:
         """The client left before it had the whole reply."""
         if turn_id in self._turns:
             self._undelivered.add(turn_id)
+
+    def mark(self, turn_id: str, **marks: Unpack[Marks]) -> Turn:
+        """Give a turn other marks. Raises KeyError where there is no such turn."""
+        turn = self._turns[turn_id] = replace(self._turns[turn_id], **marks)
+        return turn
 
     # Recording
 
@@ -104,36 +121,39 @@ class TrajectoryStore:
             NotFound: its session was deleted.
             Conflict: its session is closed.
         """
-        self._check(turn)
+        if turn.id in self._turns:
+            raise ValueError(f"turn {turn.id} is recorded already")
+        turn.check(None if turn.base is None else self._turns[turn.base])
         session = None if turn.session_id is None else self.sessions.name(turn.session_id)
-        if session is not None and session.state == "closed":
-            raise Conflict(f"The session '{session.name}' is closed.", code="session_closed")
-        self._seq += 1
+        if session is not None:
+            self._check_open(session)
+        self._seq = self._next_seq()
         turn = replace(turn, seq=self._seq)
+        self._file(turn, session)
+        self._enforce_budget()
+        return turn
+
+    def _next_seq(self) -> int:
+        return self._seq + 1
+
+    def _check_open(self, session: Session) -> None:
+        if session.state == "closed":
+            raise Conflict(f"The session '{session.name}' is closed.", code="session_closed")
+
+    def _file(self, turn: Turn, session: Session | None) -> None:
+        """Make a turn with its number known."""
         self._turns[turn.id] = turn
         if session is not None:
-            session.gain(turn)
-            session.age = self._age
+            session.gain(turn, self._age)
             self._pinned_tokens += turn.own_len * session.is_pinned
         self._tokens += turn.own_len
         self._release(turn)
         if turn.base is not None:
             self._children.setdefault(turn.base, {})[turn.id] = None
             self._waiting.take(turn.base)
-        self._conversations.file(turn)
-        for handle in turn.handles:
-            self._by_handle[turn.scope, handle] = turn.id
-        self._enforce_budget()
-        return turn
-
-    def _check(self, turn: Turn) -> None:
-        if turn.id in self._turns:
-            raise ValueError(f"turn {turn.id} is recorded already")
-        if turn.logprobs is not None and len(turn.logprobs) != len(turn.output_ids):
-            raise ValueError(f"{len(turn.logprobs)} logprobs for {len(turn.output_ids)} tokens")
-        base_room = 0 if turn.base is None else self._turns[turn.base].held_len
-        if not 0 <= turn.base_len <= base_room:
-            raise ValueError(f"turn {turn.id} reuses more than its base holds")
+        self._prefixes.add(turn, None if turn.base is None else self._turns[turn.base])
+        for index in self._indexes:
+            index.file(turn)
 
     # Finding
 
@@ -149,22 +169,17 @@ class TrajectoryStore:
 
         Turns that are spelled otherwise, or are `taken`, are passed over where there is another.
         """
-        turn_id = self._conversations.find(key, session_id, taken, spelling)
-        if turn_id is None:
-            return None
-        self._touch(turn_id)
-        return self._turns[turn_id]
+        return self._used(self._conversations.find(key, session_id, taken, spelling))
 
     def of_handle(self, handle: str, session_id: str | None, scope: str = "") -> Turn | None:
         """The turn whose reply alone has this id of a tool call, or that has this id itself.
 
         It is one of this scope, and of this session where one is named.
         """
-        turn = self._turns.get(self._by_handle.get((scope, handle), handle))
+        turn = self._turns.get(self._handles.find(scope, handle) or handle)
         if turn is None or turn.scope != scope or session_id not in (None, turn.session_id):
             return None
-        self._touch(turn.id)
-        return turn
+        return self._used(turn.id)
 
     def count_alike(self, key: bytes, session_id: str | None) -> int:
         """How many turns `find` could choose from."""
@@ -172,16 +187,13 @@ class TrajectoryStore:
 
     def deepest_prefix(self, ids: TokenIds, session_id: str, scope: str = "") -> Turn | None:
         """The turn of this session and scope with the most held tokens that all begin `ids`."""
-        session = self.sessions.find(session_id)
-        if session is None:
-            return None
-        found = deepest_prefix(ids, session.roots, self._turns, self._children, scope)
-        if found is not None:
-            self._touch(found.id)
-        return found
+        return self._used(self._prefixes.deepest(ids, session_id, scope))
 
-    def _touch(self, turn_id: str) -> None:
+    def _used(self, turn_id: str | None) -> Turn | None:
+        if turn_id is None:
+            return None
         self._waiting.touch(turn_id, self._age)
+        return self._turns[turn_id]
 
     def held_ids(self, turn_id: str, length: int | None = None) -> TokenIds:
         """The first `length` held tokens of a turn (all by default); read-only.
@@ -189,20 +201,16 @@ class TrajectoryStore:
         Raises:
             KeyError: no such turn.
         """
-        return held.held_ids(self._turns, turn_id, length)
+        return self._held.ids(turn_id, length)
 
     def trace(self, turn_id: str, length: int | None = None) -> Trace:
-        """The held tokens with loss mask, logprobs and weight versions.
-
-        Raises:
-            KeyError: no such turn.
-        """
-        return held.trace(self._turns, turn_id, length)
+        """`held_ids` with loss mask, logprobs and weight versions; raises what that raises."""
+        return self._held.trace(turn_id, length)
 
     # Sessions
 
-    def open_session(self, spec: SessionSpec) -> Session:
-        """A new session whose turns are kept until it is closed and exported.
+    def open_session(self, spec: SessionSpec, *, at: float | None = None) -> Session:
+        """A new session whose turns are kept until it is closed and exported; `at` is Unix time.
 
         Raises:
             Conflict: there is one with this id.
@@ -210,29 +218,32 @@ class TrajectoryStore:
             StorageFull: what nothing can drop fills the store.
         """
         self.check_room()
-        return self.sessions.open(spec, age=self._age)
+        return self.sessions.open(spec, age=self._age, at=at)
 
     def freeze(self, session: Session) -> None:
-        """Close a session: it takes no more turns."""
+        """Close a session: it takes no more turns.
+
+        Raises:
+            TooManyRequests: nobody opened it, and its owner has as many as it may have.
+        """
         if session.state == "closed":
             return
-        if not session.is_pinned:  # nobody opened it, but now somebody cares about it
+        was_pinned = session.is_pinned
+        self.sessions.mark_closed(session, self._age)
+        if not was_pinned:  # nobody opened it, but now somebody cares about it
             self._pinned_tokens += session.held_tokens
             for turn_id in session.turns:
                 self._waiting.take(turn_id)
-        self.sessions.mark_closed(session)
-        session.age = self._age
 
     def mark_exported(self, session_id: str) -> None:
         """Somebody has all of it; if it is closed, it may be dropped after everything else."""
         session = self.sessions.find(session_id)
         if session is None:
             return
-        session.age = self._age
-        if session.state != "closed" or session.was_exported:
+        session.used(self._age)
+        if not session.exported():
             return
         self._pinned_tokens -= session.held_tokens
-        session.was_exported = True
         for turn_id in session.turns:
             self._release(self._turns[turn_id])
         self._enforce_budget()
@@ -247,53 +258,60 @@ class TrajectoryStore:
         if session.is_pinned:
             self._pinned_tokens -= session.held_tokens
         self.sessions.forget(session, is_deleted=True)
-        for turn_id in reversed(session.turns):
+        for turn_id in reversed(tuple(session.turns)):
             turn = self._turns[turn_id]
             self._conversations.leave_session(turn)
+            self._prefixes.remove(turn)
             self._turns[turn_id] = turn = replace(turn, session_id=None)
             if turn_id not in self._children:
                 self._remove(turn)
 
-    def leave_session(self, session: Session) -> None:
-        """A call of the session ended: a session that is only a name is forgotten."""
-        session.age = self._age
+    def leave_session(self, session: Session, *, has_turn: bool = False) -> None:
+        """A call of the session ended; a session that is only a name is forgotten.
+
+        `has_turn`: it had been let in.
+        """
+        if has_turn:
+            session.left(self._age)
+        else:
+            session.used(self._age)
         if not session.is_used:
             self.sessions.forget(session, is_deleted=False)
 
-    def sweep(self, max_age: int) -> int:
-        """One more age has passed: drop what was not used for `max_age` of them.
+    def sweep(self, max_age: int) -> Iterator[int]:
+        """One more age has passed: drop what was not used for `max_age` of them, but open sessions.
 
-        Open sessions are never dropped, closed ones as a whole, exported or not. Returns how many
-        turns were dropped.
+        Yields how many turns each step has dropped; others may use the store in between.
         """
         self._age += 1
-        oldest, before = self._age - max_age, len(self._turns)
+        oldest = self._age - max_age
 
-        def may_go(turn_id: str) -> bool:
-            session = self._session_of(self._turns[turn_id])
-            return session is None or (session.age < oldest and not session.running)
+        def may_go(turn: Turn) -> bool:
+            session = self._session_of(turn)
+            is_unused = session is None or (session.age < oldest and not session.running)
+            return is_unused and self._waiting.age(turn.id) < oldest
 
-        while waiting := self._waiting.older_than(oldest, may_go):
-            for turn_id in waiting:
-                self._drop(self._turns[turn_id])
-        for session in self.sessions:
-            if session.state == "closed" and session.age < oldest:
-                self.dropped_turns += len(session.turns)
+        for dropped in self._drop_in_steps(self._waiting.older_than(oldest), may_go):
+            self.expired_turns += dropped
+            yield dropped
+        for number, session in enumerate(self.sessions):
+            is_here = self.sessions.is_current(session)
+            if is_here and session.state == "closed" and session.age < oldest:
+                self.dropped_turns += (dropped := len(session.turns))
+                self.expired_turns += dropped
                 self.delete_session(session.id)
-        gone = before - len(self._turns)
-        self.expired_turns += gone
-        return gone
+                yield dropped
+            elif number % SLICE_SESSIONS == SLICE_SESSIONS - 1:
+                yield 0
+        while self._enforce_budget():
+            yield 0
 
-    def drop_older(self, epoch: int) -> int:
-        """Drop the turns of weight epochs before `epoch` that no opened session has.
-
-        Returns how many were dropped.
-        """
-        before = len(self._turns)
-        while stale := [t for t in self._waiting.idle if self._turns[t].epoch < epoch]:
-            for turn_id in stale:
-                self._drop(self._turns[turn_id])
-        return before - len(self._turns)
+    def drop_older(self, epoch: int) -> Iterator[int]:
+        """Drop, as `sweep` does, turns of weight epochs before `epoch` that no session keeps."""
+        return self._drop_in_steps(
+            self._waiting.idle,
+            lambda turn: turn.epoch < epoch and self._waiting.is_idle(turn.id),
+        )
 
     # Dropping
 
@@ -315,12 +333,29 @@ class TrajectoryStore:
             is_oldest=last_used is not None,
         )
 
-    def _enforce_budget(self) -> None:
-        while self._tokens > self._budget_tokens:
+    def _enforce_budget(self) -> bool:
+        """Drop what is over the budget, or a part of it; returns whether there may be more."""
+        for _ in range(SLICE_TURNS):
             turn_id = self._waiting.next_to_go()
-            if turn_id is None:
-                return
+            if self._tokens <= self._budget_tokens or turn_id is None:
+                return False
             self._drop(self._turns[turn_id])
+        return True
+
+    def _drop_in_steps(self, turn_ids: list[str], may_go: Callable[[Turn], bool]) -> Iterator[int]:
+        """Drop those of the waiting turns that may go, and then those that they were based on."""
+        turn_ids.reverse()  # the oldest first
+        while turn_ids:
+            dropped = 0
+            for _ in range(min(SLICE_TURNS, len(turn_ids))):
+                turn = self._turns.get(turn_ids.pop())
+                if turn is None or turn.id not in self._waiting or not may_go(turn):
+                    continue
+                self._drop(turn)
+                dropped += 1
+                if turn.base is not None:
+                    turn_ids.append(turn.base)
+            yield dropped
 
     def _drop(self, turn: Turn) -> None:
         self.dropped_turns += 1
@@ -336,49 +371,26 @@ class TrajectoryStore:
         del self._turns[turn.id]
         self._undelivered.discard(turn.id)
         self._tokens -= turn.own_len
-        self._conversations.unfile(turn)
-        for handle in turn.handles:
-            if self._by_handle.get((turn.scope, handle)) == turn.id:
-                del self._by_handle[turn.scope, handle]
+        for index in self._indexes:
+            index.unfile(turn)
+        self._prefixes.remove(turn)
+        self._held.forget(turn.id)
         if turn.base is None:
             return
-        siblings = self._children[turn.base]
-        del siblings[turn.id]
+        del (siblings := self._children[turn.base])[turn.id]
         if not siblings:
             del self._children[turn.base]
             self._release(self._turns[turn.base], last_used=last_used)
 
     def check_integrity(self) -> None:
-        """Recount everything.
-
-        Raises:
-            AssertionError: what is broken.
-        """
-        children: dict[str, dict[str, None]] = {}
-        waiting: dict[bool, set[str]] = {False: set(), True: set()}
-        for turn in self._turns.values():
-            if turn.base is not None:
-                assert turn.base in self._turns, "a base was dropped under its turn"
-                children.setdefault(turn.base, {})[turn.id] = None
-        for turn in self._turns.values():
-            session = self._session_of(turn)
-            assert turn.session_id is None or (session and turn.id in session.turns)
-            if turn.id not in children and not (session and session.is_pinned):
-                waiting[session is not None and session.was_exported].add(turn.id)
-        assert children == self._children, "the turns that stand on others are wrong"
-        assert set(self._waiting.idle) == waiting[False], "idle turns are wrong"
-        assert set(self._waiting.exported) == waiting[True], "turns of exported sessions are wrong"
+        """Recount everything. Raises AssertionError with what is broken."""
+        self._check_waiting(*check_tree(self._turns, self._children, self._session_of))
         assert self._tokens == sum(t.own_len for t in self._turns.values()), "tokens miscounted"
-        self._conversations.check_integrity(self._turns)
+        for index in (*self._indexes, self._prefixes):
+            index.check_integrity(self._turns)
+        self._held.check_integrity()
         assert self._undelivered <= self._turns.keys()
-        for (scope, handle), turn_id in self._by_handle.items():
-            turn = self._turns[turn_id]
-            assert turn.scope == scope, "a handle leads out of its scope"
-            assert handle in turn.handles, "a handle leads nowhere"
-        pinned = sum(s.held_tokens for s in self.sessions if s.is_pinned)
-        assert self._pinned_tokens == pinned, "pinned tokens miscounted"
-        for session in self.sessions:
-            own = [self._turns[turn_id] for turn_id in session.turns]
-            assert [t.seq for t in own] == sorted(t.seq for t in own), "turns are out of order"
-            assert session.held_tokens == sum(t.own_len for t in own), "a session is miscounted"
-            assert list(session.roots) == [t.id for t in own if t.base is None]
+        self.sessions.check_turns(self._turns, pinned_tokens=self._pinned_tokens)
+
+    def _check_waiting(self, idle: set[str], exported: set[str]) -> None:
+        self._waiting.check_integrity(idle=idle, exported=exported)

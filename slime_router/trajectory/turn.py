@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_router.trajectory.account import Account
+from slime_router.trajectory.measures.distribution import Distribution
 from slime_router.trajectory.routed_experts import RoutedExperts
-from slime_router.types import Finish, Receipt, TokenIds, VersionSpan, WeightVersion
+from slime_router.types import (
+    Finish,
+    Receipt,
+    Speculation,
+    TokenIds,
+    TurnKind,
+    VersionSpan,
+    WeightVersion,
+)
 
 Logprobs = NDArray[np.float32] | NDArray[np.float64]
 
@@ -52,8 +63,29 @@ class Turn:
     request_id: str = ""  # shared by the samples that one request asked for
     receipt: Receipt | None = None
     routed_experts: RoutedExperts | None = None
+    indexer_topk: RoutedExperts | None = None  # what a sparse attention's indexer chose, likewise
+    distribution: Distribution | None = None  # what output_ids were sampled from
+    uncaptured: str = ""  # why some have no mask, though only a part of the vocabulary was left
     epoch: int = 0  # counts weight updates; see `slime_router.generation.weight_versions`
     seq: int = 0  # set by the store
+    account: Account | None = None  # None: recorded by a router that kept none
+    said_kind: TurnKind | None = None  # by the client; see `slime_router.rows.lineage`
+    speculation: Speculation | None = None  # where the worker reported it
+    reward: float | None = None  # of this turn alone; a trainer may change it at any time
+    tags: tuple[str, ...] = ()  # likewise
+
+    def check(self, base: Turn | None) -> None:
+        """Whether its parts belong together, and to its base.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.logprobs is not None and len(self.logprobs) != len(self.output_ids):
+            raise ValueError(f"{len(self.logprobs)} logprobs for {len(self.output_ids)} tokens")
+        if self.distribution is not None:
+            self.distribution.check(len(self.output_ids))
+        if not 0 <= self.base_len <= (base.held_len if base else 0):
+            raise ValueError(f"turn {self.id} reuses more than its base holds")
 
     @property
     def held_len(self) -> int:
@@ -77,6 +109,13 @@ class Turn:
             start, end = max(span.start, 0), min(span.end, len(versions))
             versions[start:end] = [span.version] * max(end - start, 0)
         return versions
+
+
+class Marks(TypedDict, total=False):
+    """What a trainer says of a recorded turn; each may change at any time."""
+
+    reward: float | None
+    tags: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

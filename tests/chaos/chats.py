@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import orjson
@@ -65,6 +65,10 @@ def new_chats(name: str, count: int, turns: int) -> list[Chat]:
     ]
 
 
+class Unready(aiohttp.ClientError):
+    """The router cannot serve at present."""
+
+
 class Agents:
     """Hold chats with the router at `url`."""
 
@@ -80,7 +84,7 @@ class Agents:
             timeout=CHAT_TIMEOUT.total,
         )
 
-    async def __aenter__(self) -> Agents:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -99,10 +103,7 @@ class Agents:
 
     async def _hold(self, chat: Chat) -> None:
         if chat.is_opened:
-            async with self._http.post(
-                f"{self._url}/sessions", json={"session_id": chat.session_id}
-            ) as answer:
-                assert answer.status == 201, await answer.text()
+            await self._open(chat)
         messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
         for turn in range(chat.turns):
             words = " ".join(chat.random.choices(WORDS, k=6))
@@ -120,6 +121,12 @@ class Agents:
             messages.append({"role": "assistant", "content": text})
         chat.asked = messages
 
+    async def _open(self, chat: Chat) -> None:
+        async with self._http.post(
+            f"{self._url}/sessions", json={"session_id": chat.session_id}
+        ) as answer:
+            assert answer.status == 201, await answer.text()
+
     async def _ask(self, chat: Chat, fields: dict[str, Any], is_streamed: bool) -> tuple[str, str]:
         base, headers = f"{self._url}/v1", {"X-Session-ID": chat.session_id}
         if chat.is_opened:
@@ -128,6 +135,8 @@ class Agents:
         url = f"{base}/chat/completions"
         async with self._http.post(url, json=body, headers=headers) as answer:
             raw = await answer.read()
+        if answer.status == 503:
+            raise Unready(raw.decode())
         assert answer.status == 200, (chat.session_id, answer.status, raw)
         if not is_streamed:
             choice = orjson.loads(raw)["choices"][0]
@@ -203,10 +212,16 @@ def check(chat: Chat, found: dict[str, Any], oracle: Oracle, diaries: Diaries) -
     name = chat.session_id
     assert len(chat.texts) == chat.turns, name
     stats = found["stats"]
-    assert (stats["rows"], stats["turns"], stats["running"]) == (1, chat.turns, 0), (name, stats)
+    spare = [stats["left_out"].get(why) for why in ("retry", "undelivered")]  # was said again
+    spare_turns, spare_tokens = (
+        sum(left[what] for left in spare if left) for what in ("turns", "tokens")
+    )
+    turns = stats["turns"] - spare_turns
+    assert (stats["rows"], turns, stats["running"]) == (1, chat.turns, 0), (name, stats)
     [row] = found["rows"]
     assert len(row["tokens"]) == len(row["loss_mask"]) == len(row["logprobs"])
-    assert stats["trained_tokens"] == stats["sampled_tokens"] == sum(row["loss_mask"]), name
+    assert stats["trained_tokens"] == sum(row["loss_mask"]), name
+    assert stats["trained_tokens"] + spare_tokens == stats["sampled_tokens"], name
     prefix = oracle.read(())
     replies: list[list[int]] = []
     was_sampled = False

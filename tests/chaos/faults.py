@@ -76,7 +76,7 @@ async def updated(fleet: Fleet, _: WorkerProcess) -> None:
 
 
 async def left_and_joined(fleet: Fleet, worker: WorkerProcess) -> None:
-    """It is told to leave while it talks; it ends what it has, and comes again."""
+    """It is asked to leave while it talks; it ends what it has, and comes again."""
     await fleet.leave(worker)
     await asyncio.sleep(DOWN_S)
     await fleet.join(worker)

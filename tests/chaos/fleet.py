@@ -98,6 +98,13 @@ class Fleet:
         for session in (await self.router.get("/sessions"))["sessions"]:
             await self.router.delete(f"/sessions/{session['session_id']}")
 
+    async def wait_read(self) -> None:
+        """Until the router has read its journal."""
+        await eventually(self._is_read, "the journal read", process=self.router)
+
+    async def _is_read(self) -> None:
+        await self.router.get("/sessions")
+
     async def wait_whole(self) -> None:
         """Until the fleet is as it was: all serve, nobody does anything, nothing is kept."""
         await eventually(self._is_whole, "a whole fleet", process=self.router)

@@ -18,7 +18,7 @@ from slime_router.server.boundary import CLIENT_LEFT
 from tests.clients.node import program
 from tests.clients.world import MODEL, World, call, run, world
 
-TASK = "Pelican errand: write down what I told you, read it back and tell me the next number."
+TASK = "Pelican errand: write down what I say, read it back and tell me the next number."
 MORE = "Now add a line and tell me the sum."
 FILE = "grüße.txt"
 TEXT = 'une  clé "é" \\ → 41\n'

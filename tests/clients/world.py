@@ -100,7 +100,7 @@ class World:
         rest = self.tokenizer.decode(self.prompts[-1], skip_special_tokens=False)
         for text in texts:
             _, found, rest = rest.partition(text)
-            assert found, f"the worker was not told {text!r}"
+            assert found, f"the worker was not sent {text!r}"
 
     async def prove_rows(self, session: str) -> None:
         """The session is one row, and what it trains is what was sampled, token by token."""

@@ -23,7 +23,7 @@ from tests.sglang.server import SGLangServer, answers
 
 @pytest.fixture(scope="session")
 def sglang_server(pytestconfig: pytest.Config) -> Iterator[SGLangServer]:
-    """The worker itself. A person who waits for it is told so."""
+    """The worker itself. A person who waits for it sees that."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     assert capture is not None
     with ExitStack() as stack:

@@ -206,6 +206,27 @@ def test_a_json_schema_is_kept(session, agent, witness, brief, stream):
 
 
 @streamed_or_not
+@pytest.mark.parametrize("calls", [True, False])
+def test_a_json_schema_beside_tools_forbids_no_call(
+    session, agent, witness, brief, tokenizer, stream, calls
+):
+    """The model decides: a call, or the JSON that was asked for."""
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": PARAMETERS}}
+    first = tokenizer.encode("<tool_call>" if calls else "{", add_special_tokens=False).ids[0]
+    bias = {**brief, str(first): 99}
+    fields = {"tools": [tool("get_weather", strict=True)], "logit_bias": bias}
+    reply = ask(agent, [user("Where?")], stream=stream, response_format=form, **fields)
+    (choice,) = reply.choices
+    if calls:
+        (call, *_) = choice.message.tool_calls
+        assert json.loads(call.function.arguments) in [{"city": city} for city in CITIES]
+    else:
+        assert not choice.message.tool_calls
+        assert json.loads(choice.message.content) in [{"city": city} for city in CITIES]
+    one_row(session, witness)
+
+
+@streamed_or_not
 def test_a_json_object_is_one(session, agent, witness, brief, tokenizer, stream):
     bias = {**brief, str(tokenizer.token_to_id("}")): 99}
     fields = {"response_format": {"type": "json_object"}, "logit_bias": bias}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
-from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.tokenizer import Tokenizer

@@ -9,8 +9,9 @@ from typing import Any
 from slime_router.checkup.scenarios import TOOLS
 from slime_router.checkup.split import odd_split
 from slime_router.checkup.stand import heard
+from slime_router.choices import History
 from slime_router.tokens.encoder import After
-from slime_router.types import Finish, History, Message, Prompt, ReplyFormat
+from slime_router.types import Finish, Message, Prompt, ReplyFormat
 from tests.families.checkpoints import Family
 from tests.stack import Sample
 from tests.talk import Talk

@@ -72,7 +72,7 @@ def nemo_calls(*ids: str) -> str:
 
 @pytest.mark.parametrize("ids", [NEMO_IDS[:1], NEMO_IDS])
 async def test_the_id_that_mistral_sampled_is_the_id_all_the_way(ids):
-    """It stands behind the arguments, which may have an id of their own."""
+    """It follows the arguments, which may have an id of their own."""
     talk = FamilyTalk(family("built-in mistral_nemo"))
     before = await talk.hear([ASK], nemo_calls(*ids), "</s>")
     assert [call["id"] for call in before.reply["tool_calls"]] == ids

@@ -117,7 +117,7 @@ async def differences(name: str) -> dict[str, str]:
 
 
 def _switch(name: str, scenario: Scenario) -> dict[str, bool]:
-    """How the oracle is told whether the model thinks; as the template is, which may not ask."""
+    """How the oracle learns whether the model thinks; as the template is, which may not ask."""
     if "enable_thinking" not in RENDERERS[name].model_fields:  # type: ignore[attr-defined]
         return {}
     return {

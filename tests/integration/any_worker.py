@@ -1,4 +1,4 @@
-"""A worker that serves every path: it notes what it was sent, and answers as it is told."""
+"""A worker that serves every path: it notes what it was sent, and answers as a test wants."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+
+PROBES = (
+    "/ping",
+    "/tokenize",
+    "/model_info",
+    "/v1/loads",
+    "/health",
+    "/health_generate",
+    "/generate",
+)
 
 
 class Heard(NamedTuple):
@@ -37,9 +47,9 @@ class AnyWorker:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         # Greeting and probes; what a client asks comes with the headers of one.
-        is_ours = request.path in ("/tokenize", "/model_info", "/v1/loads")
+        is_ours = request.path in PROBES
         if is_ours and "Accept" not in request.headers:
-            return web.Response(status=404)
+            return web.Response(status=405 if request.path == "/generate" else 404)
         body = await request.read()
         self.heard.append(Heard(request.method, request.raw_path, {**request.headers}, body))
         response = web.StreamResponse(status=self.status, headers=self.headers)

@@ -17,8 +17,10 @@ import aiohttp
 import orjson
 from aiohttp import web
 
+from slime_router.cli.run import listener
 from slime_router.config import Config
 from slime_router.server.app import Gateway
+from slime_router.siblings.place import Place
 from slime_router.testing import FakeWorker
 from tests.integration.scripted import events
 from tests.stack import tiny_tokenizer
@@ -107,9 +109,12 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    *urls: str, greeting_delays_s: Sequence[float] = (0,), **settings: Any
+    *urls: str,
+    greeting_delays_s: Sequence[float] = (0,),
+    place: Place | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Served]:
-    """A gateway with these workers."""
+    """A gateway with these workers; `place`: one process of several."""
     config = Config(
         **{
             "hf_checkpoint": str(checkpoint()),
@@ -119,17 +124,19 @@ async def serving(
             "retry_initial_backoff_ms": 1.0,
             "tool_call_parser": "none",  # replies as the model wrote them
             "reasoning_parser": "none",
+            "encoder": "tokenizers",  # the faster one takes a second to load, and has its own tests
             **settings,
         }
     )
-    gateway = Gateway(config, greeting_delays_s=greeting_delays_s)
+    gateway = Gateway(config, greeting_delays_s=greeting_delays_s, place=place)
     runner = web.AppRunner(
         gateway.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
+        site = listener(gateway, runner)
+        await site.start()
+        [(host, port)] = site.addresses
         async with aiohttp.ClientSession(f"http://{host}:{port}") as http:
             yield Served(gateway, http)
     finally:

@@ -14,8 +14,8 @@ from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from slime_router.api.context import Admission, EndpointContext
 from slime_router.api.retries import Joiner
 from slime_router.auth.access import Access
+from slime_router.auth.shares import Shares
 from slime_router.generation.router import Router
-from slime_router.server.app import ERROR_STYLES
 from slime_router.server.boundary import Boundary
 from slime_router.types import (
     Finish,
@@ -123,14 +123,14 @@ def context_of(joiner: Joiner, limit: int) -> EndpointContext:
         joiner=joiner,
         vocabulary=Bytes(),
         parsers=NO_PARSERS,
-        admission=Admission(limit, joiner.note_refusal),
+        admission=Admission(Shares(limit), joiner.note_refusal),
         default_model="tiny",
     )
 
 
 def application(max_size: int = 100_000) -> web.Application:
     """One without routes, whose errors become replies as in the router."""
-    boundary = Boundary(Access((), needs_key=False), ERROR_STYLES)
+    boundary = Boundary(Access((), needs_key=False))
     return web.Application(client_max_size=max_size, middlewares=[boundary.answered])
 
 

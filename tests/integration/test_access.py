@@ -1,9 +1,10 @@
-"""Keys at the door: who is let in where, what a refusal looks like, and where keys never go."""
+"""Keys at the door: which key opens what, what a refusal looks like, and where keys never go."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -12,7 +13,10 @@ from aiohttp import web
 from yarl import URL
 
 from slime_router.cli import main as cli
+from slime_router.cli import run
 from slime_router.cli.banner import banner
+from slime_router.cli.log import start_log
+from slime_router.server.app import Gateway
 from slime_router.testing import FakeWorker
 from tests.integration.gateway import (
     CHAT,
@@ -161,9 +165,13 @@ async def test_every_route_but_the_open_ones_needs_a_key():
     """Whatever is added to the routing table later, too."""
     async with served(**BOTH) as (router, _):
         seen = set()
-        for route in router.gateway.app().router.routes():
+        gateway = Gateway(router.gateway.config)  # an application is made once of each
+        routes = list(gateway.app().router.routes())
+        gateway.tokenizer.close()
+        for route in routes:
             assert route.resource is not None
             path = route.resource.canonical.replace("{session}", "s").replace("{path}", "x")
+            path = path.replace("{file}", "main.js")
             seen.add((route.method, path))
             method = "POST" if route.method == "*" else route.method
             expected = (200, 404) if (method, path) in open_routes() else (401,)
@@ -172,7 +180,8 @@ async def test_every_route_but_the_open_ones_needs_a_key():
 
 
 def open_routes() -> set[tuple[str, str]]:
-    paths = ("/health", "/liveness", "/readiness")
+    probes = ("/health", "/liveness", "/readiness")
+    paths = (*probes, "/openapi.json", "/docs", "/dashboard", "/dashboard/main.js")
     return {("HEAD", "/"), *((method, path) for path in paths for method in ("GET", "HEAD"))}
 
 
@@ -388,7 +397,7 @@ async def test_a_broken_request_does_not_put_its_key_into_the_log(caplog, capsys
     """aiohttp would print the line of the header that it cannot read."""
     monkeypatch.setattr(logging.getLogger("aiohttp.server"), "filters", [])
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    cli._start_log("debug")
+    start_log("debug")
     caplog.set_level(logging.DEBUG)
     async with served(api_key=CLIENT) as (router, _):
         url = URL(url_of(router))
@@ -408,12 +417,11 @@ async def test_a_broken_request_does_not_put_its_key_into_the_log(caplog, capsys
 def started(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
     """Everything but the server itself is done."""
 
-    def run_app(*_: Any, print: Any, **__: Any) -> None:
-        print("")
+    async def serving(gateway: Any, app: Any, announce: Callable[[], None]) -> None:
+        announce()
 
-    monkeypatch.setattr(web, "run_app", run_app)
-    monkeypatch.setattr(cli, "_event_loop", lambda: None)
-    monkeypatch.setattr(cli, "_start_log", lambda _: None)
+    monkeypatch.setattr(run, "_serving", serving)
+    monkeypatch.setattr(run, "start_log", lambda *_: None)
     return cli.main(["--hf-checkpoint", str(checkpoint()), *flags])
 
 

@@ -52,7 +52,7 @@ async def test_a_served_name_with_a_colon_is_no_adapter():
 @pytest.mark.parametrize("headers", [{}, {"x-session-id": "s"}], ids=["alone", "in a session"])
 @pytest.mark.parametrize("history", ["held", "template"])
 async def test_a_conversation_under_one_is_not_found_under_another(history, headers):
-    """Tokens that one adapter sampled are no history of another."""
+    """Tokens that one adapter sampled are not the history of another."""
     turns = [user("Hi"), assistant("Hello"), user("More")]
     async with served(history=history) as (router, worker):
         for said in PARTS[1:]:

@@ -1,4 +1,4 @@
-"""How many generations run at once: who waits, who is refused, and that no slot is ever lost."""
+"""How many generations run at once, what waits or is refused, and that no slot is ever lost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from slime_router.auth.owners import owned
 from slime_router.errors import Conflict, TooManyRequests
 from slime_router.generation.admission import AdmissionQueue
 from slime_router.trajectory.session import SessionSpec
@@ -29,7 +30,7 @@ OPENAI_DOORS = [path for path in DOORS if path != "/generate"]
 
 
 class Room:
-    """A place that is entered through an admission; whoever is inside waits to be told to end."""
+    """A place that is entered through an admission; whoever is inside waits for a signal."""
 
     def __init__(self, n: int = 1, *, queue: int = 100, timeout_s: float = FOREVER_S) -> None:
         self.admission = AdmissionQueue(max_running=n, max_waiting=queue, timeout_s=timeout_s)
@@ -53,9 +54,18 @@ class Room:
         async for _ in self.stream(call):
             pass
 
-    async def ask(self, rid: str, session: str | None = None) -> asyncio.Task[None]:
+    async def ask(
+        self, rid: str, session: str | None = None, *, owner: str = ""
+    ) -> asyncio.Task[None]:
         """A generation that runs or waits; it has had all the steps it can use."""
-        call = GenerateCall(rid=rid, turn_id=rid, request_id=rid, text="Hi", session_id=session)
+        call = GenerateCall(
+            rid=rid,
+            turn_id=rid,
+            request_id=rid,
+            text="Hi",
+            session_id=session,
+            scope=owned(owner, ""),
+        )
         task = asyncio.create_task(self.read(call))
         await steps()
         return task
@@ -98,6 +108,22 @@ async def test_sessions_take_turns_and_a_request_without_one_is_a_party_of_its_o
         await room.end(next(iter(room.inside)))
     await asyncio.gather(*tasks)
     assert room.entered == ["x", "a0", "b0", "c", "d", "a1", "a2", "a3"]
+
+
+async def test_a_key_that_fills_the_queue_takes_no_place_of_another_key():
+    """Its requests have no session: each of them would be a party of its own."""
+    room = Room(queue=20)
+    flood = [await room.ask(f"a{n}", owner="ann") for n in range(21)]
+    assert room.numbers() == (1, 20)
+    other = [await room.ask(f"b{n}", owner="bob") for n in range(2)]
+    assert room.numbers() == (1, 20)
+    for lost in flood[-2:]:
+        with pytest.raises(TooManyRequests):
+            await lost
+    for _ in range(21):
+        await room.end(next(iter(room.inside)))
+    await asyncio.gather(*flood[:-2], *other)
+    assert room.entered[:5] == ["a0", "a1", "b0", "a2", "b1"]
 
 
 async def test_samples_of_one_request_wait_as_one_party():

@@ -1,4 +1,4 @@
-"""The chat door over real HTTP: shapes, order, errors, and who is told what when."""
+"""The chat door over real HTTP: shapes, order, errors, and what is sent when."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ async def test_without_usage_asked_for_there_is_none_in_a_stream():
 async def test_running_usage_stands_on_every_chunk():
     async with door() as (client, _):
         got = await streamed(client, stream_options={"continuous_usage_stats": True})
-    assert [event["usage"]["completion_tokens"] for event in got[:-1]] == [3, 3, 5, 6, 6]
+    assert [event["usage"]["completion_tokens"] for event in got[:-1]] == [0, 3, 5, 6, 6]
 
 
 async def test_the_model_is_the_default_one_where_the_client_names_none():

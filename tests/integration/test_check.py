@@ -1,4 +1,4 @@
-"""`slime-router check`: what a user is told about a checkpoint, alone and with a worker."""
+"""`slime-router check`: what a user learns about a checkpoint, alone and with a worker."""
 
 from __future__ import annotations
 
@@ -36,6 +36,26 @@ def test_all_that_the_template_supports_is_exact(capsys: pytest.CaptureFixture[s
     assert {name.strip() for name in verdicts} == {each.capability for each in scenarios()}
     assert set(verdicts.values()) <= {"exact", "not supported"}
     assert lines[-1].endswith(" turns were judged")
+
+
+def test_the_routers_own_file_and_variables_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Settings of the router that the command has no use for are left out."""
+    path = tmp_path / "router.toml"
+    path.write_text('hf_checkpoint = "nowhere"\ntool_call_parser = "none"\nqueue_size = 7\n')
+    monkeypatch.setenv("SLIME_ROUTER_HF_CHECKPOINT", str(checkpoint()))
+    assert main(["check", "--json", "--config", str(path)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["checkpoint"], report["tool_call_parser"]) == (str(checkpoint()), None)
+    path.write_text("queue_sise = 7\n")
+    assert main(["check", "--config", str(path)]) == 2
+    assert "did you mean 'queue_size'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"]) == 2
+    assert capsys.readouterr().err.startswith("slime-router check: error: CHECKPOINT is required")
 
 
 def test_json_holds_a_verdict_for_each_capability(capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,10 +138,3 @@ def test_a_worker_that_cannot_be_reached_is_wrong_use(
     assert captured.out == ""
     assert captured.err.startswith(f"slime-router check: error: worker {url}")
     assert captured.err.count("\n") == 1
-
-
-def test_a_checkpoint_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        check_main([])
-    assert left.value.code == 2
-    assert "CHECKPOINT" in capsys.readouterr().err

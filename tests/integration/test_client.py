@@ -222,7 +222,7 @@ class TestWithARouter:
         async with served() as (router, _), trainer(kind, url_of(router)) as it:
             session = await it.open()
             await it.do(session.close)
-            assert (await it.do(session.close)).state == "closed", "closing twice is no mistake"
+            assert (await it.do(session.close)).state == "closed", "closing twice is not a mistake"
             with pytest.raises(openai.ConflictError):
                 await converse(session.base_url, "Hello")
 
@@ -312,9 +312,9 @@ async def stub(handler: Handler) -> AsyncIterator[tuple[str, Stub]]:
     """A server that is no router; its URL has a path."""
     stubbed = Stub(handler)
     app = web.Application()
-    app.router.add_route("*", "/behind/{path:.*}", stubbed.answer)
+    app.router.add_route("*", "/prefix/{path:.*}", stubbed.answer)
     async with TestServer(app, shutdown_timeout=0.1) as server:
-        yield str(server.make_url("/behind/")), stubbed
+        yield str(server.make_url("/prefix/")), stubbed
 
 
 def summary() -> dict[str, Any]:
@@ -366,7 +366,7 @@ class TestWithoutARouter:
             stubbed.handler = third_time
             session = await it.do(lambda: it.client.get_session("s"))
             assert session.id == "s"
-            assert stubbed.asked == ["GET /behind/sessions/s"] * 3
+            assert stubbed.asked == ["GET /prefix/sessions/s"] * 3
 
     async def test_after_three_tries_it_is_told(self, kind):
         async with stub(drop) as (url, stubbed), trainer(kind, url) as it:

@@ -18,14 +18,18 @@ from yarl import URL
 from slime_router.api.errors import openai_error
 from slime_router.errors import RouterError
 from slime_router.generation.admission import AdmissionQueue
+from slime_router.generation.weight_versions import WeightVersions
 from slime_router.pool.pool import WorkerPool
 from slime_router.server.control_routes import ControlRoutes
+from slime_router.server.together.aborts import Aborts
+from slime_router.server.together.registry import Registry
+from slime_router.siblings.siblings import Siblings
 from slime_router.testing import FakeWorker
 from tests.relayed import Relayed
 
 
 class Router:
-    """The control routes on a server; `http` has its URL as base, `updates` is what they told."""
+    """The control routes on a server; `http` has its URL as base, `updates` what they reported."""
 
     def __init__(self, pool, http):
         self.pool = pool
@@ -65,9 +69,10 @@ async def router(*urls, request_timeout_s=5.0):
         await stack.enter_async_context(client)
         running = Router(pool, None)
         app = web.Application(client_max_size=2**30, middlewares=[boundary])
-        for method, path, handler in ControlRoutes(
-            pool, client, client.relay, no_limit(), on_weights=running.on_weights
-        ).routes():
+        alone = Siblings(None)
+        aborts = Aborts(pool, client.relay, no_limit(), alone)
+        registry = Registry(pool, WeightVersions(), alone, on_weights=running.on_weights)
+        for method, path, handler in ControlRoutes(pool, client, aborts, registry).routes():
             app.router.add_route(method, path, handler)
         server = await stack.enter_async_context(TestServer(app, handler_cancellation=True))
         running.http = await stack.enter_async_context(
@@ -106,7 +111,7 @@ DONE = {"success": True, "message": "Succeeded."}
 FAILED = {"success": False, "message": "no such path"}
 
 
-# Who is told what
+# Which workers get what
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -142,13 +147,13 @@ async def test_method_query_headers_and_bytes_reach_every_worker_as_they_came(co
 
 
 ROUTES = """
-    GET flush_cache, POST flush_cache, POST abort_request, POST pause_generation,
+    POST flush_cache, POST abort_request, POST pause_generation,
     POST continue_generation, POST update_weights_from_disk, POST update_weights_from_tensor,
     POST update_weights_from_distributed, POST update_weights_from_ipc,
     POST init_weights_update_group, POST destroy_weights_update_group, POST begin_weight_update,
     POST end_weight_update, POST update_weight_version, POST release_memory_occupation,
     POST resume_memory_occupation, POST load_lora_adapter, POST unload_lora_adapter,
-    POST start_profile, GET stop_profile, POST set_internal_state, PUT set_internal_state
+    POST start_profile, POST stop_profile, POST set_internal_state, PUT set_internal_state
 """
 
 
@@ -264,7 +269,7 @@ async def test_answers_that_are_no_objects_stand_in_the_list_only():
         running,
         (one, two),
     ):
-        status, reply = await running.tell("/flush_cache", None, "GET")
+        status, reply = await running.tell("/flush_cache")
     assert (status, reply) == (
         200,
         {
@@ -306,7 +311,7 @@ async def test_after_an_update_that_failed_nobody_knows_which_weights_a_worker_h
     """SGLang answers 400 where the weights were changed and the cache could not be flushed."""
     async with workers_saying((200, DONE), (400, FAILED)) as (running, _):
         for worker in running.pool.list():
-            worker.weight_version = "old"
+            worker.observed("old", known=None)
         await running.tell("/update_weights_from_disk", b'{"weight_version": "v2"}')
         assert [worker.weight_version for worker in running.pool.list()] == ["v2", None]
 
@@ -432,7 +437,7 @@ async def test_a_weight_update_is_told_for_each_worker_that_took_it(
 ):
     async with workers_saying(*[(200, DONE)] * count) as (running, urls):
         for worker in running.pool.list():
-            worker.weight_version = "old"
+            worker.observed("old", known=None)
         await running.tell(path, body.encode() if isinstance(body, str) else orjson.dumps(body))
         known = {worker.weight_version for worker in running.pool.list()}
     assert sorted(running.updates) == sorted((url, version, flushes) for url in urls)

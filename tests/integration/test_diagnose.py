@@ -17,6 +17,7 @@ from slime_router.api.diagnose import DiagnoseDoor
 from slime_router.cli.diagnose import diagnose_main
 from slime_router.doctor import doctor as diagnosis
 from slime_router.doctor.doctor import Doctor
+from slime_router.journal.fetching import AllIsHere
 from slime_router.types import Finish
 from tests.integration.gateway import FOUR_KEYS, assistant, checkpoint, served, user
 from tests.integration.scripted import Client
@@ -33,7 +34,7 @@ SUM = "What is 1+2?"
 
 @dataclass
 class Surgery:
-    """The doctor behind its door, and the router whose sessions it looks at."""
+    """The doctor at its door, and the router whose sessions it looks at."""
 
     talk: Talk
     http: Client
@@ -47,7 +48,7 @@ class Surgery:
 
 @asynccontextmanager
 async def surgery(talk: Talk) -> AsyncIterator[Surgery]:
-    doctor = Doctor(talk.maker, talk.store, talk.tokenizer, talk.template)
+    doctor = Doctor(talk.maker, talk.store, talk.tokenizer, talk.template, AllIsHere())
     async with served_door("/diagnose", DiagnoseDoor(doctor).handle) as http:
         yield Surgery(talk, http)
 
@@ -384,11 +385,15 @@ class TestCommandLine:
             err = capsys.readouterr().err
             assert (str(path) in err, err.count("\n")) == (True, 1)
 
+    def test_the_routers_own_file_is_read(self, file: Path, tmp_path: Path) -> None:
+        file.write_text(json.dumps({"tokens": self.IDS, "text": "Hello"}))
+        settings = tmp_path / "router.yaml"
+        settings.write_text(f"hf-checkpoint: {checkpoint()}\nport: 7\n")
+        assert diagnose_main([str(file), "--config", str(settings)]) in (0, 1)
+
     def test_a_checkpoint_is_needed(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file.write_text(json.dumps({"tokens": self.IDS, "text": "Hello"}))
-        with pytest.raises(SystemExit) as left:
-            diagnose_main([str(file)])
-        assert left.value.code == 2
+        assert diagnose_main([str(file)]) == 2
         assert diagnose_main([str(file), "--hf-checkpoint", "./nowhere"]) == 2
         err = capsys.readouterr().err
         assert "--hf-checkpoint" in err

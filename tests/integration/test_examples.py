@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slime_router.client import Export, Row, RowStats
+from slime_router.client import Row
+from slime_router.integrations import slime as integration
 from slime_router.testing import Script
 from tests.integration.gateway import Served, served
 from tests.stack import tiny_tokenizer
@@ -88,7 +89,7 @@ class TestGrpoRollout:
             assert len(router.gateway.store.sessions) == 0, "the trainer deletes what it has"
 
     async def test_the_calculator_is_used_and_the_right_answer_rewarded(self):
-        """It asks for the value, is told it, and answers: two turns, and a reward of 1."""
+        """It asks for the value, gets it, and answers: two turns, and a reward of 1."""
         async with served({"reply": solve_the_first}) as (router, worker):
             status, output, errors = await run(
                 *("grpo_rollout", "--router", url_of(router)),
@@ -179,14 +180,27 @@ class Sample:
         return self.reward if not args.reward_key else self.reward[args.reward_key]  # type: ignore[index] # a dict
 
 
+class State:
+    """slime's state of a rollout: one for the arguments, with the flag that an abort sets."""
+
+    def __init__(self, args: Namespace) -> None:
+        self._args = args
+
+    @property
+    def aborted(self) -> bool:
+        return bool(getattr(self._args, "is_aborted", False))
+
+
 @pytest.fixture
 def slime(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The example, with a slime whose samples are those above."""
-    types = ModuleType("slime.utils.types")
+    types, rollout = ModuleType("slime.utils.types"), ModuleType("slime.rollout.sglang_rollout")
     types.Sample = Sample  # type: ignore[attr-defined] # a module of its own
-    for name in ("slime", "slime.utils"):
+    rollout.GenerateState = State  # type: ignore[attr-defined]
+    for name in ("slime", "slime.utils", "slime.rollout"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "slime.utils.types", types)
+    monkeypatch.setitem(sys.modules, "slime.rollout.sglang_rollout", rollout)
     return example("slime_generate")
 
 
@@ -264,20 +278,61 @@ class TestSlimeGenerate:
         assert (sample.response_length, len(sample.tokens)) == (1, 2)
 
     async def test_a_rollout_that_starts_anew_is_several_samples_of_one_rollout(self, slime):
-        """All of what it sampled is trained, and slime is told that it is one rollout."""
+        """All of what it sampled is trained, and slime learns that it is one rollout."""
 
-        async def compact(base_url: str, prompt: str) -> list[str]:
+        async def compact(base_url: str, prompt: Any) -> None:
             """An agent that throws its history away."""
-            first = await slime.act(base_url, prompt, max_turns=1)
-            return [*first, *await slime.act(base_url, "In short?", max_turns=1)]
+            await slime.act(base_url, prompt, max_turns=1)
+            await slime.act(base_url, "In short?", max_turns=1)
 
         before = Sample(group_index=3, index=13, prompt="Hello")
         async with served() as (router, _):
-            samples = await slime.generate(slime_args(router), before, SAMPLING, agent=compact)
+            samples = await integration.roll_out(slime_args(router), before, SAMPLING, compact)
         assert len(samples) == 2
         assert [sample.rollout_id for sample in samples] == [13, 13]
         assert [sample.index for sample in samples] == [13, 13]
-        assert samples[0].response == samples[1].response, "one reward for both"
+        for sample in samples:
+            response = sample.tokens[-sample.response_length :]
+            assert sample.response == tiny_tokenizer().decode(response, skip_special_tokens=True)
+        assert samples[0].response != samples[1].response, "each has its own row's"
+
+    async def test_a_rollout_that_slime_aborts_ends_at_once_and_is_aborted(self, slime):
+        """Its worker does not have to be waited for, and the router resumes nothing."""
+        async with served() as (router, worker):
+            worker.hold()
+            args = slime_args(router)
+            rollout = slime.generate(args, Sample(index=0, prompt="Hi"), SAMPLING)
+            task = asyncio.create_task(rollout)
+            await worker.wait_running(1)
+            args.is_aborted = True
+            [sample] = await asyncio.wait_for(task, 10)
+            assert (sample.status, sample.remove_sample) == (Sample.Status.ABORTED, True)
+            assert len(router.gateway.store.sessions) == 0
+            assert len([r for r in worker.requests if r.path == "/generate"]) == 1
+
+    @pytest.mark.parametrize(
+        ("args", "params", "named"),
+        [
+            ({"apply_chat_template": True}, {}, "--apply-chat-template"),
+            ({"partial_rollout": True}, {}, "--partial-rollout"),
+        ],
+    )
+    async def test_what_an_agent_cannot_give_is_refused_in_one_line(
+        self, slime, args, params, named
+    ):
+        async with served() as (router, worker):
+            given = slime_args(router, **args)
+            before = len(worker.requests)
+            with pytest.raises(ValueError, match=named) as caught:
+                await slime.generate(given, Sample(index=0, prompt="Hi"), {**SAMPLING, **params})
+            assert "\n" not in str(caught.value)
+            assert len(worker.requests) == before
+
+    async def test_a_prompt_of_messages_may_stand_under_the_chat_templates_flag(self, slime):
+        prompt = [{"role": "user", "content": "Hi"}]
+        async with served() as (router, _):
+            given = slime_args(router, apply_chat_template=True)
+            assert await slime.generate(given, Sample(index=0, prompt=prompt), SAMPLING)
 
     async def test_a_rollout_that_slime_cancels_leaves_nothing_on_the_router(self, slime):
         async with served() as (router, worker):
@@ -309,13 +364,56 @@ class TestSlimeGenerate:
             reward=None,
             routed_experts=np.arange(12, dtype=np.uint8).reshape(2, 6),
         )
-        counted = {"turns": 1, "sampled_tokens": 1, "rows": 1, "trained_tokens": 1}
-        stats = RowStats(**counted, left_out={}, others={})
-        export = Export(session_id="s", rows=(row,), stats=stats)
         args = Namespace(num_layers=3, moe_router_topk=2)
-        [sample] = slime.to_samples(args, Sample(index=0), export, response="")
+        [sample] = integration.to_samples(args, Sample(index=0), [row], [""])
         assert sample.rollout_routed_experts.dtype == np.int32
         assert sample.rollout_routed_experts[1].tolist() == [[6, 7], [8, 9], [10, 11]]
+
+    @pytest.mark.parametrize("is_known", [True, False])
+    def test_under_top_p_a_sample_says_what_its_tokens_were_sampled_from(self, slime, is_known):
+        """slime renormalises over these ids; offsets begin with the response."""
+        known: dict[str, Any] = {
+            "mask_offsets": np.array([0, 0, 0, 2, 5], np.int64),
+            "mask_ids": np.array([7, 3, 4, 8, 9], np.int32),
+            "sampling_logprobs": np.array([0, 0, -0.5, -0.25], np.float32),
+        }
+        row = Row(
+            row_id="t",
+            session_id="s",
+            group_id=None,
+            rollout_id="s",
+            turn_ids=("t",),
+            tokens=np.array([1, 2, 3, 4], np.int32),
+            loss_mask=np.array([0, 0, 1, 1], np.uint8),
+            logprobs=None,
+            weight_versions=(None, None, "v", "v"),
+            turn_versions=("v",),
+            response_length=2,
+            status="completed",
+            finish_reason="stop",
+            reward=None,
+            truncated_sampling=not is_known,
+            **known,
+        )
+        given = (Namespace(), Sample(index=0), [row], [""])
+        if not is_known:
+            with pytest.raises(ValueError, match="--capture distribution"):
+                integration.to_samples(*given, replays_top_p=True)
+            return
+        [sample] = integration.to_samples(*given, replays_top_p=True)
+        assert sample.rollout_top_p_token_ids == [7, 3, 4, 8, 9]
+        assert sample.rollout_top_p_token_offsets == [0, 2, 5]
+
+    async def test_a_rollout_under_top_p_has_its_masks(self, slime):
+        """The router asks for them, as its flag says."""
+        async with served(capture="distribution") as (router, _):
+            sampling = {**SAMPLING, "top_p": 0.5}
+            [sample] = await slime.generate(
+                slime_args(router), Sample(index=0, prompt="Hi"), sampling
+            )
+        offsets = sample.rollout_top_p_token_offsets
+        assert len(offsets) == sample.response_length + 1
+        assert offsets[-1] == len(sample.rollout_top_p_token_ids) > 0
 
     def test_advantages_are_by_rollout(self, slime):
         """Three samples of one success weigh as one: 0.5, not 0.25."""

@@ -119,16 +119,48 @@ async def test_a_request_that_breaks_four_workers_is_given_up():
         assert sum(len(worker.requests) for worker in workers) == 4
 
 
+async def test_an_error_that_several_workers_give_counts_against_none():
+    """One client's bad requests must not take the workers out of service for all others."""
+    async with fleet(3, cb_failure_threshold=1) as (router, workers):
+        for _ in range(5):
+            for worker in workers:
+                for _ in range(2):
+                    worker.answer_next(500, b'{"error": {"message": "TypeError"}}')
+            assert (await router.post(CHAT, BODY))[0] == 502
+            for worker in workers:
+                worker._answers.clear()
+        known = router.gateway.pool.list()
+        assert [router.gateway.pool.breaker_state(w) for w in known] == ["closed"] * 3
+        assert (await router.post(CHAT, BODY))[0] == 200
+
+
+async def test_a_worker_alone_with_its_error_is_at_fault():
+    async with fleet(2, cb_failure_threshold=1, policy="round_robin") as (router, workers):
+        workers[0].fail_all(500)
+        for _ in range(4):
+            assert (await router.post(CHAT, BODY))[0] == 200
+        states = {w.url: router.gateway.pool.breaker_state(w) for w in router.gateway.pool.list()}
+        assert states == {workers[0].url: "open", workers[1].url: "closed"}
+
+
+async def test_errors_of_different_kinds_count_against_each():
+    async with fleet(2, cb_failure_threshold=1, retry_max_retries=1) as (router, workers):
+        workers[0].fail_all(500)
+        workers[1].fail_all(501)
+        assert (await router.post(CHAT, BODY))[0] == 502
+        known = router.gateway.pool.list()
+        assert [router.gateway.pool.breaker_state(w) for w in known] == ["open"] * 2
+
+
 async def test_retries_are_bounded_and_the_last_answer_is_told():
     async with fleet(2, retry_max_retries=3) as (router, workers):
         for worker in workers:
-            worker.fail_all(503)
+            for _ in range(2):
+                worker.answer_next(503, b"{}")
         status, body = await router.post(CHAT, BODY)
         assert status == 503
         assert body["error"]["type"] == "service_unavailable_error"
         assert sum(len(worker.requests) for worker in workers) == 4
-        for worker in workers:
-            worker.recover()
         await told(router, stream=False)
 
 
@@ -314,7 +346,7 @@ async def test_other_requests_are_passed_over_too():
 async def test_failures_of_the_last_hope_are_told_in_a_stream_too():
     """Before the first token the status line still says it."""
     async with served(retry_max_retries=0) as (router, worker):
-        worker.drop_next()
+        worker.answer_next(200, b"x")
         async with router.http.post(CHAT, json={**BODY, "stream": True}) as response:
             assert response.status == 502
 

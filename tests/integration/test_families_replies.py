@@ -113,6 +113,7 @@ async def both(
 # gpt-oss
 
 
+@pytest.mark.tokenizers
 @pytest.mark.parametrize(
     "text",
     [
@@ -127,7 +128,7 @@ async def both(
     ids=["channel", "role", "analysis", "respelled"],
 )
 async def test_a_call_of_gpt_oss_is_a_call(harmony_checkpoint, text):
-    """Wherever its recipient stands; case 9 and 10."""
+    """Wherever its recipient stands."""
     async with harmony(harmony_checkpoint) as (router, worker):
         reply = await both(router, worker, spell(text))
         turns = [*router.gateway.store._turns.values()]
@@ -137,6 +138,7 @@ async def test_a_call_of_gpt_oss_is_a_call(harmony_checkpoint, text):
     assert all(turn.output_ids.tolist() == spell(text) for turn in turns)
 
 
+@pytest.mark.tokenizers
 async def test_a_call_whose_recipient_opens_the_reply_is_a_call(harmony_checkpoint):
     text = (
         " to=functions.get_weather<|channel|>commentary <|constrain|>json<|message|>"
@@ -147,8 +149,8 @@ async def test_a_call_whose_recipient_opens_the_reply_is_a_call(harmony_checkpoi
     assert (reply["calls"], reply["content"]) == ([WEATHER], "")
 
 
+@pytest.mark.tokenizers
 async def test_a_preamble_comes_once(harmony_checkpoint):
-    """Case 11."""
     text = (
         f"{ANALYSIS}<|start|>assistant<|channel|>commentary<|message|>I look it up.<|end|>"
         f"<|start|>assistant{CALL}"
@@ -159,6 +161,7 @@ async def test_a_preamble_comes_once(harmony_checkpoint):
     assert reply["calls"] == [WEATHER]
 
 
+@pytest.mark.tokenizers
 async def test_an_answer_of_gpt_oss_is_content(harmony_checkpoint):
     text = f"{ANALYSIS}<|start|>assistant<|channel|>final<|message|>It is [3] < 4.<|return|>"
     async with harmony(harmony_checkpoint) as (router, worker):
@@ -171,6 +174,7 @@ async def test_an_answer_of_gpt_oss_is_content(harmony_checkpoint):
     assert reply["finish"] == "stop"
 
 
+@pytest.mark.tokenizers
 async def test_a_call_of_gpt_oss_without_arguments_has_an_empty_object(harmony_checkpoint):
     text = "<|channel|>commentary to=functions.now <|constrain|>json<|message|><|call|>"
     async with harmony(harmony_checkpoint) as (router, worker):
@@ -178,6 +182,7 @@ async def test_a_call_of_gpt_oss_without_arguments_has_an_empty_object(harmony_c
     assert reply["calls"] == [{"name": "now", "arguments": "{}"}]
 
 
+@pytest.mark.tokenizers
 async def test_gpt_oss_with_one_parser_alone(harmony_checkpoint):
     """What is not taken apart stays content, without the marks."""
     text = f"{ANALYSIS}<|start|>assistant{CALL}"
@@ -193,6 +198,7 @@ async def test_gpt_oss_with_one_parser_alone(harmony_checkpoint):
     assert "<|" not in thoughts["content"]
 
 
+@pytest.mark.tokenizers
 async def test_a_call_of_gpt_oss_of_an_unknown_tool_is_content(harmony_checkpoint):
     text = f"{ANALYSIS}<|start|>assistant{CALL.replace('get_weather', 'rm')}"
     async with harmony(harmony_checkpoint) as (router, worker):
@@ -202,6 +208,7 @@ async def test_a_call_of_gpt_oss_of_an_unknown_tool_is_content(harmony_checkpoin
     assert ARGUMENTS in reply["content"]
 
 
+@pytest.mark.tokenizers
 async def test_what_gpt_oss_said_before_the_limit_is_there(harmony_checkpoint):
     text = (
         f"{ANALYSIS}<|start|>assistant<|channel|>commentary<|message|>I look it up.<|end|>"
@@ -218,6 +225,7 @@ async def test_what_gpt_oss_said_before_the_limit_is_there(harmony_checkpoint):
             assert reply["finish"] == "length"
 
 
+@pytest.mark.tokenizers
 async def test_marks_that_are_spelled_in_other_tokens_are_text(harmony_checkpoint):
     ends = spell("<|channel|>final<|message|>Write ")
     ids = [*ends, *[each for letter in "<|call|>" for each in spell(letter)], *spell(" so.")]
@@ -231,7 +239,7 @@ async def test_marks_that_are_spelled_in_other_tokens_are_text(harmony_checkpoin
 
 @pytest.mark.parametrize("parsers", ["both", "tools", "reasoning"])
 async def test_an_end_token_at_the_limit_is_no_content(parsers):
-    """Case 7: the worker says `length`, and does not name it as matched."""
+    """The worker says `length`, and does not name it as matched."""
     end = max(tiny_tokenizer().eos_ids)
     ids = [*tiny_tokenizer().encode("It is sunny.").tolist(), end]
     names: dict[str, Any] = {"tool_call_parser": "qwen25", "reasoning_parser": "qwen3"}
@@ -266,7 +274,7 @@ def said(text: str) -> list[int]:
 
 
 async def test_the_id_that_kimi_sampled_is_the_clients():
-    """Case 2; it decides over no turn alone, as other samples have it, too."""
+    """By itself it identifies no turn, since other samples have the same one."""
     text = FORMATS["kimi_k2"].write([("get_weather", {"city": "Paris"})])
     async with served(tool_call_parser="kimi_k2") as (router, worker):
         worker.script(said(text))
@@ -296,7 +304,6 @@ async def test_an_id_that_was_made_here_leads_to_its_turn():
 
 @pytest.mark.parametrize("name", ["minimax-m2", "step3", "qwen25", "glm45", "mimo"])
 async def test_a_call_without_arguments_has_an_empty_object(name):
-    """Case 23."""
     text = FORMATS[name].write([("now", {})])
     async with served(tool_call_parser=name) as (router, worker):
         reply = await both(router, worker, said(text))
@@ -306,7 +313,7 @@ async def test_a_call_without_arguments_has_an_empty_object(name):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_call_that_is_not_shown_is_said(stream, caplog):
-    """Case 24: in the receipt, in a log line and in a counter."""
+    """In the receipt, in a log line and in a counter."""
     text = FORMATS["qwen25"].write([("get_weather", {"city": "Paris"}), ("now", {})])
     headers = {"X-Session-ID": "s"}
     asked = {"model": "tiny", "messages": [user("Hi")], "stream": stream}
@@ -336,7 +343,7 @@ async def test_a_call_that_is_not_shown_is_said(stream, caplog):
 
 @pytest.mark.parametrize("has_spans", [False, True])
 async def test_a_row_has_the_versions_that_the_worker_named(has_spans):
-    """Case 25: it was updated behind the router, which believed in version 5 all the while."""
+    """It was updated without the router, which believed in version 5 all the while."""
     meta = {} if has_spans else {"weight_versions": None}
     ids = tiny_tokenizer().encode("It is sunny there").tolist()[:4]
     parts = iter([Script(ids=ids, meta=meta), Script(ids=ids[2:], meta=meta)])
@@ -345,7 +352,7 @@ async def test_a_row_has_the_versions_that_the_worker_named(has_spans):
         serving(worker.url) as router,
     ):
         [known] = router.gateway.pool.list()
-        known.weight_version = "5"
+        known.observed("5", known=None)
         worker.weight_version = "6"
         worker.hold(after_tokens=2)
         body = {"model": "tiny", "messages": [user("Hi")], "max_tokens": 4}

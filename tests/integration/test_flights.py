@@ -17,7 +17,7 @@ LENGTH = Finish("length")
 
 
 class Worker:
-    """Says one token, then waits until it is told to go on, then says another and ends."""
+    """Says one token, then waits until it may go on, then says another and ends."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -95,7 +95,7 @@ async def test_closing_can_cancel_what_runs_and_keeps_what_was_sampled(stack, wo
     await stack.sessions.close("s", cancel=True, timeout_s=60)
     with pytest.raises(Conflict):
         await running
-    assert not running.cancelled(), "the client is told; its request is not torn down"
+    assert not running.cancelled(), "the client gets an answer; its request is not torn down"
     [turn_id] = session.turns
     turn = stack.store.get(turn_id)
     assert turn is not None
@@ -263,9 +263,10 @@ async def test_the_sampling_of_a_session_holds_where_the_client_does_not_say(sta
 
 async def test_a_call_without_a_session_passes_by(stack, worker):
     worker.go.set()
-    call = stack.call("", text=None, input_ids=token_ids([1, 2]))
+    asked = Sampling(temperature=0.25)
+    call = stack.call("", text=None, input_ids=token_ids([1, 2]), sampling=asked)
     await stack.generate(call, Sample([1]))
-    assert worker.calls[0].defaults is None
+    assert worker.calls[0].sampling is asked
     assert len(stack.store.sessions) == 0
 
 

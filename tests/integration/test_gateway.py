@@ -86,7 +86,7 @@ async def test_retrieval_gives_back_what_was_sent_and_sampled():
         "generation_versions": [None] * n + ["default"] * m,
     }
     assert by_messages == (200, expected)
-    assert by_text == (200, expected)
+    assert by_text == (200, {**expected, "paths": 1})
 
 
 async def test_retrieval_of_a_named_session_finds_the_turn_of_that_session():
@@ -106,6 +106,40 @@ async def test_retrieval_of_a_named_session_finds_the_turn_of_that_session():
                 t for t, m in zip(body["tokens"], body["loss_mask"], strict=True) if m
             ]
     assert found == {"a": UNUSUAL, "b": usual}
+
+
+@pytest.mark.parametrize("named_by", ["header", "path", "body"])
+async def test_the_tokens_of_a_text_are_those_of_the_named_session(named_by):
+    usual = [*ids_of("Hello there"), STOP_ID]
+    text = "<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\nHello there<|im_end|>"
+    path = "/retrieve_from_text"
+
+    async def retrieved(router: Served, session: str | None) -> dict[str, Any]:
+        where, headers, more = path, {}, {}
+        if session is not None:
+            where = f"/sessions/{session}{path}" if named_by == "path" else path
+            headers = {"x-session-id": session} if named_by == "header" else {}
+            more = {"session_id": session} if named_by == "body" else {}
+        status, body = await router.post(where, {"text": text, **more}, headers=headers)
+        assert status == 200
+        pairs = zip(body["tokens"], body["loss_mask"], strict=True)
+        return {"sampled": [t for t, m in pairs if m], **body}
+
+    async with served() as (router, worker):
+        sampled = (("a", UNUSUAL, -0.25), ("b", usual, -0.5), ("c", UNUSUAL, -0.75))
+        for session, output, logprob in sampled:
+            worker.script(output, logprobs=[logprob] * len(output))
+            await router.chat([user("Say hello.")], metadata={"session_id": session})
+        for session, output, logprob in sampled:
+            found = await retrieved(router, session)
+            assert found["sampled"] == output
+            assert found["rollout_logp"][-1] == logprob, "the tokens are c's too, the turn is not"
+            assert found["paths"] == 1
+        newest = await retrieved(router, None)
+        assert (newest["sampled"], newest["paths"]) == (UNUSUAL, 2)
+        assert newest["rollout_logp"][-1] == -0.75
+        stranger = await retrieved(router, "d")
+        assert (stranger["sampled"], stranger["paths"]) == ([], 0)
 
 
 async def test_retrieval_of_what_nobody_sampled_is_plain_encoding():
@@ -368,7 +402,7 @@ async def test_workers_are_registered_as_slime_does_it():
         assert await router.post(f"/add_worker?url={a}") == (200, reply)
         reply = {"status": "success", "worker_urls": {a: 0, b: 0}}
         assert await router.post("/add_worker", {"worker_url": b + "/"}) == (200, reply)
-        assert await router.post("/add_worker", {"url": b}) == (200, reply), "again is no harm"
+        assert await router.post("/add_worker", {"url": b}) == (200, reply), "again does no harm"
         assert await router.get("/list_workers") == (200, {"urls": [a, b]})
         reply = {"status": "success", "worker_urls": {b: 0}}
         assert await router.post(f"/remove_worker?url={a}") == (200, reply)

@@ -1,4 +1,4 @@
-"""Bad requests of every kind: each is told in four keys, names its field, and changes nothing."""
+"""Bad requests of every kind: the answer has four keys, names the field, and nothing changes."""
 
 from __future__ import annotations
 

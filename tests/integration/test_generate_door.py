@@ -82,11 +82,11 @@ async def streamed(client: Client, **body: Any) -> list[Any]:
 
 
 async def test_the_call_has_the_clients_own_body_and_rid():
-    body = {"text": "hi", "rid": "mine", "unknown": 1, "sampling_params": {"n": 0, "odd": None}}
+    body = {"text": "hi", "rid": "mine", "unknown": 1, "sampling_params": {"n": 0, "top_p": None}}
     async with door() as (client, scripted):
         await whole(client, **body)
     (call,) = scripted.calls
-    assert call.native == body
+    assert call.asked == body
     assert (call.rid, call.text, call.input_ids, call.messages) == ("mine", "hi", None, None)
     assert call.turn_id.startswith("turn_")
     assert not call.stream
@@ -169,7 +169,7 @@ async def test_a_batch_becomes_single_calls_with_their_own_entries():
     }
     async with door() as (client, scripted):
         reply = await whole(client, **body)
-    assert [call.native for call in scripted.calls] == [
+    assert [call.asked for call in scripted.calls] == [
         {
             "text": "a",
             "rid": "r1",
@@ -205,7 +205,7 @@ async def test_samples_stand_in_flat_prompt_major_order():
     rids = [call.rid for call in scripted.calls]
     assert len(set(rids)) == 4
     assert [each["meta_info"]["id"] for each in reply] == rids
-    natives = [call.native for call in scripted.calls if call.native is not None]
+    natives = [call.asked for call in scripted.calls if call.is_passed_on]
     assert [native["sampling_params"] for native in natives] == [{"top_k": 1}] * 4
 
 
@@ -289,6 +289,8 @@ BAD: list[dict[str, Any]] = [
     {"text": ["a", "b"], "sampling_params": [{}]},
     {"text": "a", "sampling_params": [{}]},
     {"text": "a", "sampling_params": "x"},
+    {"text": "a", "sampling_params": {"choice": ["a"]}},
+    {"text": "a", "sampling_params": {"is_normalized": True}},
     {"text": "a", "sampling_params": {"n": 1.5}},
     {"text": "a", "sampling_params": {"n": 10**9}},
     {"text": "a", "sampling_params": {"max_new_tokens": 1.5}},
@@ -326,6 +328,15 @@ async def test_a_stop_regex_that_is_none_is_named(pattern):
     assert scripted.calls == []
 
 
+async def test_the_patterns_of_a_batch_have_one_budget():
+    params = [{"stop_regex": [f"(?i)[Ā-￾]{n}", f"x{n}"]} for n in range(20)]
+    body = {"text": ["a"] * 20, "sampling_params": params}
+    async with door() as (client, scripted), client.post(PATH, json=body) as response:
+        assert response.status == 400
+        assert "'stop_regex'" in (await response.json())["error"]["message"]
+    assert scripted.calls == []
+
+
 @pytest.mark.parametrize("field", ["json_schema", "structural_tag"])
 async def test_a_schema_that_refers_to_itself_without_end_is_named(field):
     """SGLang answers with a 500."""
@@ -342,7 +353,7 @@ async def test_a_schema_that_refers_to_itself_without_end_is_named(field):
 async def test_a_stop_regex_goes_to_the_worker_as_it_is(pattern):
     async with door() as (client, scripted):
         await whole(client, text="a", sampling_params={"stop_regex": pattern})
-    assert (scripted.calls[0].native or {})["sampling_params"] == {"stop_regex": pattern}
+    assert (scripted.calls[0].asked or {})["sampling_params"] == {"stop_regex": pattern}
 
 
 async def test_a_body_that_is_not_json_is_a_400():
@@ -412,7 +423,8 @@ def test_a_session_is_named_as_at_the_chat_door():
         0
     ]
     assert call.session_id == "k"
-    assert call.headers == {"x-smg-routing-key": "k"}
+    assert call.headers["x-smg-routing-key"] == "k"
+    assert call.headers.keys() == {"x-smg-routing-key", "x-request-id"}
 
 
 def test_more_generations_than_a_router_can_run_are_refused():

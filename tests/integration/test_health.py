@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+from typing import Any
 
 import pytest
+from aiohttp import ClientConnectorError, ClientRequest, TCPConnector
 
 from slime_router.engine.client import WorkerClient
+from slime_router.engine.connector import Connector
 from slime_router.failover.health import Health, HealthSettings
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
+from slime_router.supervisor import Supervisor
 from slime_router.testing import FakeWorker
-from tests.integration.gateway import CHAT, serving, until
+from tests.integration.gateway import CHAT, serving, tiny_worker, until
 from tests.integration.storytellers import (
     QUICK,
     down,
@@ -73,6 +78,30 @@ async def test_a_worker_that_falls_silent_loses_what_it_runs():
         assert down(router) == [workers[0].url]
         workers[0].recover()
         await until(lambda: down(router) == [])
+
+
+async def test_a_router_without_descriptors_blames_no_worker(monkeypatch):
+    monkeypatch.setattr("slime_router.engine.client.KEEPALIVE_S", 1e-9)  # none is used again
+    opened, tries = TCPConnector._create_connection, []
+
+    async def none_left(self: TCPConnector, request: ClientRequest, *args: Any) -> Any:
+        if not isinstance(self, Connector):  # the test's own
+            return await opened(self, request, *args)
+        tries.append(request.url.path)
+        error = OSError(errno.EMFILE, "Too many open files")
+        raise ClientConnectorError(request.connection_key, error)
+
+    async with fleet(
+        1, health_check_interval_s=0.01, health_failure_threshold=1, cb_failure_threshold=1
+    ) as (router, _):
+        monkeypatch.setattr(TCPConnector, "_create_connection", none_left)
+        status, reply = await router.post(CHAT, request_of())
+        assert (status, reply["error"]["code"]) == (503, "out_of_descriptors")
+        await until(lambda: len(tries) > 3)  # probes, too
+        assert down(router) == []
+        monkeypatch.setattr(TCPConnector, "_create_connection", opened)
+        assert (await router.post(CHAT, request_of()))[0] == 200
+        assert router.gateway.fleet.health.deaths == 0
 
 
 async def test_one_silent_probe_is_no_death():
@@ -175,9 +204,11 @@ async def test_what_a_removed_worker_hangs_with_goes_on_elsewhere():
 async def test_without_health_checks_only_a_failure_is_looked_into():
     async with fleet(1, enable_health_check=False) as (router, (worker,)):
         seen = paths(worker).count("/model_info")
-        assert seen == 1, "who it is"
+        assert seen in (1, 2), "who it is"
+        await until(lambda: not len(router.gateway.fleet.greetings))
+        seen = paths(worker).count("/model_info")
         await router.post(CHAT, request_of())
-        assert paths(worker).count("/model_info") == 1
+        assert paths(worker).count("/model_info") == seen
         await worker.refuse_connections()
         asked = asyncio.create_task(router.post(CHAT, request_of()))
         await until(lambda: down(router) == [worker.url])
@@ -216,8 +247,36 @@ async def test_readiness_tells_the_truth_at_once():
             assert response.status == 200
         await workers[0].accept_connections()
         assert (await asked)[0] == 200
+        await until(router.gateway.pool.can_serve)
         assert (await router.get("/readiness"))[0] == 200
         assert (await router.get("/health_generate"))[0] == 200
+
+
+async def test_a_worker_is_not_ready_before_somebody_has_spoken_to_it():
+    async with tiny_worker() as worker:
+        worker.hang()
+        async with serving(worker.url, **QUICK, greeting_delays_s=[0] + [0.001] * 10_000) as router:
+            status, body = await router.get("/readiness")
+            assert (status, body["healthy_workers"]) == (503, 0)
+            [unready] = body["workers"]
+            assert "not looked at" in unready["reason"]
+            [card] = (await router.get("/workers"))[1]["workers"]
+            assert (card["status"], card["is_healthy"]) == ("not_ready", False)
+            worker.recover()
+            await until(router.gateway.pool.can_serve)
+            assert (await router.get("/readiness"))[0] == 200
+
+
+async def test_a_worker_that_was_started_anew_is_looked_at_anew():
+    async with fleet(1) as (router, (worker,)):
+        assert (await router.get("/readiness"))[0] == 200
+        await worker.refuse_connections()
+        await until(lambda: down(router) == [worker.url])
+        [known] = router.gateway.pool.list()
+        assert not known.was_greeted
+        await worker.accept_connections()
+        await until(lambda: known.was_greeted)
+        assert (await router.get("/readiness"))[0] == 200
 
 
 @pytest.mark.parametrize("steps", range(0, 40, 3))
@@ -227,9 +286,9 @@ async def test_no_task_outlives_the_watch(steps):
     async with FakeWorker() as worker, FakeWorker() as hung:
         hung.hang()
         pool = WorkerPool([worker.url, hung.url])
-        client = WorkerClient(capture="full", request_timeout_s=1.0)
+        client = WorkerClient(vocab_size=1000, capture="full", request_timeout_s=1.0)
         settings = HealthSettings(interval_s=0.001, timeout_s=1.0)
-        async with client, Health(pool, client, settings) as health:
+        async with client, Health(pool, client, settings, Supervisor()) as health:
             for _ in range(steps):
                 await asyncio.sleep(0)
         assert client._exchanges == {}

@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -22,10 +23,13 @@ import pytest
 
 from slime_router.errors import SetupError
 from slime_router.launch.command import WorkerCommand
-from slime_router.launch.launcher import Launcher
+from slime_router.launch.launcher import GRACE_S, Launcher
+from slime_router.launch.output import Output
+from slime_router.launch.process import running
+from slime_router.supervisor import Supervisor
 from tests.integration.gateway import CHAT, checkpoint, user
 from tests.ports import free_port
-from tests.unit.test_cli import ended, ended_late, read_banner, started
+from tests.unit.test_cli import SURE_TO_WAIT_S, ended, ended_late, read_banner, started
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0  # on a busy machine
 LONG_S = 600.0
 
-# Says who it is, and who its child is, then waits for the signal that it was made to heed.
+# Names itself and its child, then waits for the signal that it was made to heed.
 BEGIN = """
 import os, pathlib, signal, subprocess, sys, time
 book, port = pathlib.Path(sys.argv[1]), sys.argv[sys.argv.index("--port") + 1]
@@ -59,7 +63,7 @@ note(f"{{os.getpid()}} {{port}} {{gpus}}")
 
 
 class Book:
-    """What the processes of one test wrote of themselves, and what the launcher told."""
+    """What the processes of one test wrote of themselves, and what the launcher reported."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -77,7 +81,7 @@ class Book:
         return [int(line[0]) for line in self.lines() if line[0].isdecimal()]
 
     async def answers(self, url: str) -> bool:
-        """Who has written its port serves, while it lives."""
+        """One that has written its port serves, while it lives."""
         port = url.rpartition(":")[2]
         return any(line[1:2] == [port] and is_alive(int(line[0])) for line in self.lines())
 
@@ -86,7 +90,7 @@ class Book:
 def book(tmp_path):
     book = Book(tmp_path / "book")
     yield book
-    for pid in book.pids():  # a test that fails must not leave its processes behind
+    for pid in book.pids():  # a test that fails must not leave its processes running
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -102,7 +106,7 @@ def launcher(book: Book, *commands: WorkerCommand, **settings: Any) -> Launcher:
         "poll_s": 0.01,
         "grace_s": PATIENCE_S,
     }
-    return Launcher(commands, **{**given, **settings})
+    return Launcher(commands, Supervisor(), **{**given, **settings})
 
 
 def is_alive(pid: int) -> bool:
@@ -154,7 +158,8 @@ async def test_one_that_dies_comes_back_under_its_url_and_the_other_goes_on(book
         assert book.up[2] == url
         assert is_alive(other)
         assert is_alive(book.pids()[2])
-    assert "was ended by SIGKILL; its last lines:\n  | here I am" in caplog.text
+    assert "was ended by SIGKILL; its last lines:" in caplog.text
+    assert "| here I am" in caplog.text
     assert "starts again in 0 s" in caplog.text
 
 
@@ -186,7 +191,7 @@ async def test_who_served_long_enough_is_never_given_up(book):
 
 
 async def test_none_that_comes_up_is_an_error(book, caplog):
-    """Each start has another port: who listens on the first may be why it failed."""
+    """Each start has another port: whatever listens on the first may be why it failed."""
     dying = f"{BEGIN}\nprint('no such model', port)\nsys.exit(3)"
     with pytest.raises(SetupError, match="no worker came up: all were given up"):
         async with launcher(book, book.command(dying)):
@@ -194,7 +199,7 @@ async def test_none_that_comes_up_is_an_error(book, caplog):
     assert book.up == book.down == []
     deaths = [m for m in caplog.messages if "ended with exit code 3 before it answered" in m]
     assert len(deaths) == 3
-    assert len({m.rpartition("no such model ")[2] for m in deaths}) == 3
+    assert len({m for m in caplog.messages if "| no such model " in m}) == 3
 
 
 async def test_wrong_flags_are_not_tried_again(book, caplog):
@@ -284,7 +289,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing_behind(book):
 
 
 async def test_a_stop_that_is_cancelled_kills_at_once(book):
-    """Who presses Ctrl-C again does not wait for the grace."""
+    """Pressing Ctrl-C again ends the wait for the grace."""
 
     async def serve() -> None:
         async with launcher(book, book.command(STUBBORN), grace_s=LONG_S):
@@ -334,7 +339,7 @@ import asyncio, os, pathlib, sys
 from slime_router.testing import FakeWorker
 
 async def main(book, port):
-    worker = FakeWorker()
+    worker = FakeWorker(vocab_size=544)
     worker._port = port
     async with worker:
         with open(book, "a") as file: file.write(f"{os.getpid()} {port} {sys.argv[2:]}\\n")
@@ -391,7 +396,7 @@ def test_one_command_serves_and_goes_on_when_its_worker_dies(book):
 
 
 # One that has a key, and says it, as SGLang does.
-GUARDED = WORKER.replace("FakeWorker()", "Guarded()").replace(
+GUARDED = WORKER.replace("FakeWorker(", "Guarded(").replace(
     "async def main",
     """
 from aiohttp import web
@@ -439,7 +444,7 @@ def test_a_router_whose_workers_do_not_start_ends_with_1_and_says_why(book):
     *_, last = err.splitlines()
     assert (code, "Traceback" in err) == (1, False)
     assert last == "slime-router: error: no worker came up: all were given up, see the log above"
-    assert "  | unknown flag" in err
+    assert "worker 1 | unknown flag" in err
 
 
 @pytest.mark.timeout(180)
@@ -460,8 +465,89 @@ def test_a_signal_while_the_workers_start_ends_them_too(number, expected, book):
         process.wait()
 
 
+# One that serves, and does not mind SIGTERM.
+DEAF = WORKER.replace("import asyncio,", "import signal, asyncio,").replace(
+    "    async with worker:",
+    "    signal.signal(signal.SIGTERM, lambda *_: None)\n    worker.hold(after_tokens=1)\n"
+    "    async with worker:",
+)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("code", [DEAF, STUBBORN], ids=["serves", "starts"])
+def test_a_second_signal_kills_workers_that_do_not_end(code, book):
+    python = worker_python(book, code)
+    process = started("--launch-workers", "1", "--worker-python", python, port=free_port())
+    try:
+        wait(lambda: bool(book.pids()))
+        if code == DEAF:
+            read_banner(process)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):  # it waits for its workers
+            process.wait(SURE_TO_WAIT_S)
+        assert all(map(is_alive, book.pids()))
+        process.send_signal(signal.SIGINT)
+        process.wait(GRACE_S - SURE_TO_WAIT_S)
+        exit_code, err = ended(process)
+        assert exit_code == 130
+        assert "Traceback" not in err
+        assert not any(map(is_alive, book.pids()))
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.timeout(180)
+def test_a_second_signal_kills_them_also_while_a_client_is_served(book):
+    port = free_port()
+    flags = ("--launch-workers", "1", "--worker-python", worker_python(book, DEAF))
+    process = started(*flags, port=port)
+    try:
+        read_banner(process)
+        body = json.dumps({"messages": [user("hi")], "max_tokens": 5, "stream": True}).encode()
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{port}{CHAT}", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(asked, timeout=60) as reply:
+            reply.read(1)
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):  # it waits for the client
+                process.wait(SURE_TO_WAIT_S)
+            process.send_signal(signal.SIGINT)
+            process.wait(GRACE_S - SURE_TO_WAIT_S)
+        _, err = ended(process)
+        assert "Traceback" not in err
+        assert not any(map(is_alive, book.pids()))
+    finally:
+        process.kill()
+        process.wait()
+
+
 def wait(holds: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE_S
     while not holds():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.02)
+
+
+async def test_however_often_it_is_cancelled_the_end_of_the_process_is_awaited(tmp_path):
+    """What is left to wait for is a SIGKILL."""
+    book = Book(tmp_path / "book")
+    begun: list[Process] = []
+
+    async def run() -> None:
+        command = book.command(STUBBORN).at(free_port())
+        output = Output("worker", None)
+        async with running(command, env={}, output=output, grace_s=lambda: LONG_S) as process:
+            begun.append(process)
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(run())
+    async with asyncio.timeout(PATIENCE_S):
+        while len(book.pids()) < 2:  # noqa: ASYNC110 - a poll needs nothing of what is watched
+            await asyncio.sleep(0.01)
+        while not task.done():
+            task.cancel()
+            await asyncio.sleep(0)
+    assert task.cancelled()
+    assert begun[0].returncode is not None

@@ -76,7 +76,7 @@ async def test_a_context_that_nobody_has_told_is_found_out(path, stream):
 @pytest.mark.parametrize("is_told", [True, False])
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 async def test_nothing_said_runs_to_the_end_of_the_context(path, is_told):
-    """A worker that is told nothing stops at 128."""
+    """A worker that gets no limit stops at 128."""
     kwargs = {"tokenizer": Words()} if is_told else {"tokenizer": None}
     async with (
         tiny_worker(context_len=400, **kwargs) as worker,

@@ -190,7 +190,7 @@ async def test_a_session_that_closes_waits_for_it():
 
 @pytest.mark.parametrize("has_begun", [False, True])
 async def test_a_session_that_is_closed_at_once_ends_it(has_begun):
-    """Before the answer has begun the client is told why; then only a cut says that it is none."""
+    """Before the answer has begun the client learns why; then a cut shows that there is none."""
     async with (
         any_worker(pieces=[b"{", b"}"], hold_before=int(has_begun)) as worker,
         serving(worker.url, enable_multimodal=True) as router,

@@ -246,7 +246,7 @@ REPLIES: dict[str, Sequence[GenerateChunk]] = {
         call(0, name="f"),
         last(tool_calls=(ToolDelta(0, None, None, '{"city": "Ro'),)),
     ],
-    "text behind a call": [
+    "text after a call": [
         first(),
         call(0, '{"a"', name="f"),
         said("and "),
@@ -281,7 +281,7 @@ async def test_a_stream_says_what_the_whole_reply_says(name):
         ("a list", [{"_raw": "[1, 2]"}]),
         ("no JSON", [{"_raw": '{"city": Rome} '}]),
         ("no JSON at the end", [{"_raw": '{"city": "Ro'}]),
-        ("text behind a call", [{"a": 1}, {}]),
+        ("text after a call", [{"a": 1}, {}]),
     ],
 )
 async def test_an_input_is_always_an_object(name, inputs):

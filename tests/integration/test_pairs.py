@@ -92,6 +92,30 @@ async def test_a_prefill_worker_that_fails_does_not_leave_the_other_waiting():
         await until(lambda: not router.gateway.pool.total_in_flight)
 
 
+@pytest.mark.parametrize("number", range(4))
+async def test_the_next_try_has_another_prefill_worker_than_the_one_that_failed(number):
+    """This policy would choose the same one for a session again and again."""
+    async with (
+        paired(policy="consistent_hashing") as (router, prefill, decode),
+        tiny_worker() as second,
+    ):
+        named = {"url": second.url, "worker_type": "prefill", "bootstrap_port": 8999}
+        await router.post("/workers", named)
+        workers = router.gateway.pool.list
+        await until(lambda: len(workers()) == 3 and all(w.is_token_exact for w in workers()))
+        path = f"/sessions/s{number}/v1/chat/completions"
+        await router.chat([user("hi")], path=path, max_tokens=4)
+        chosen, other = (prefill, second) if prefill.requests else (second, prefill)
+        await until(lambda: not router.gateway.pool.total_in_flight)
+        chosen.answer_next(500, b"{}")
+        decode.hold()  # as one does that waits for a cache
+        asked = asyncio.create_task(router.chat([user("hello")], path=path, max_tokens=4))
+        await until(lambda: len(chosen.requests) + len(other.requests) == 3)
+        decode.release()
+        assert (await asked)[0]
+        assert (len(chosen.requests), len(other.requests)) == (2, 1)
+
+
 async def test_a_client_that_leaves_frees_both():
     async with paired() as (router, prefill, decode):
         prefill.hold()

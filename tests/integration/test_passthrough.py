@@ -29,7 +29,7 @@ async def router(*urls, seen=None):
 
         async def handle(request):
             try:
-                return await passthrough.handle(request)
+                return await passthrough.hand_on(request, request.raw_path)
             except RouterError as error:
                 return web.json_response({"code": error.code}, status=error.status)
             finally:
@@ -102,14 +102,14 @@ async def test_status_headers_and_packed_bytes_come_back_as_they_are():
     packed = gzip.compress(b"hello" * 100)
 
     async def handler(request):
-        headers = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("Server", "uvicorn")]
+        headers = [("X-Twice", "a=1"), ("X-Twice", "b=2"), ("Server", "uvicorn")]
         headers += [("Content-Encoding", "gzip"), ("X-Own", "y"), ("Content-Type", "x/y")]
         return web.Response(status=418, reason="Short", body=packed, headers=headers)
 
     async with serving(handler) as url, router(url) as http, http.get("/any") as answer:
         assert await answer.read() == packed
         assert (answer.status, answer.reason) == (418, "Short")
-        assert answer.headers.getall("Set-Cookie") == ["a=1", "b=2"]
+        assert answer.headers.getall("X-Twice") == ["a=1", "b=2"]
         assert answer.headers["Content-Length"] == str(len(packed))
         assert answer.headers["X-Own"] == "y"
         assert len(answer.headers.getall("Server")) == len(answer.headers.getall("Date")) == 1
@@ -131,16 +131,66 @@ async def test_a_packed_body_is_handed_on_unpacked_and_says_so():
     assert heard == [(b"hello", False)]
 
 
-async def test_a_redirect_is_the_clients_to_follow():
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+async def test_a_redirect_is_a_failure_of_the_worker(status):
+    """It names an address of the worker's, where a client would go past the router."""
+
     async def handler(request):
-        raise web.HTTPFound("http://elsewhere/")
+        return web.Response(status=status, headers={"Location": "http://elsewhere/"})
 
     async with (
         serving(handler) as url,
         router(url) as http,
         http.get("/x", allow_redirects=False) as answer,
     ):
-        assert (answer.status, answer.headers["Location"]) == (302, "http://elsewhere/")
+        assert (answer.status, await answer.json()) == (502, {"code": "upstream_error"})
+        assert "Location" not in answer.headers
+        assert "elsewhere" not in await answer.text()
+
+
+async def test_what_only_the_router_says_does_not_come_from_a_worker():
+    said = {
+        "Set-Cookie": "a=1",
+        "WWW-Authenticate": "Basic",
+        "X-Slime-Receipt": "{}",
+        "X-Slime-Joined": "true",
+        "X-Request-ID": "of the worker",
+        "Request-ID": "of the worker",
+        "X-Should-Retry": "true",
+        "Location": "http://10.0.0.1/",
+        "Access-Control-Allow-Origin": "*",
+        "Alt-Svc": 'h2="10.0.0.1:1"',
+        "X-Own": "y",
+    }
+
+    async def handler(request):
+        return web.Response(headers=said)
+
+    async with serving(handler) as url, router(url) as http, http.get("/x") as answer:
+        heard = {name: answer.headers.get(name) for name in said}
+    assert heard.pop("X-Own") == "y"
+    assert heard.pop("X-Request-ID").startswith("req_"), "the router's own"
+    assert set(heard.values()) == {None}
+
+
+async def test_who_the_client_is_does_not_go_to_a_worker():
+    sent = {
+        "Cookie": "a=1",
+        "Forwarded": "for=10.0.0.1",
+        "X-Forwarded-For": "10.0.0.1",
+        "X-Forwarded-Proto": "https",
+        "X-Real-IP": "10.0.0.1",
+        "X-Slime-Owner": "ann",
+        "X-Api-Key": "k",
+        "X-Own": "y",
+    }
+    async with (
+        FakeWorker() as worker,
+        router(worker.url) as http,
+        http.post("/echo", data=b"", headers=sent) as answer,
+    ):
+        heard = {name.lower() for name, _ in (await answer.json())["headers"]}
+    assert heard & {name.lower() for name in sent} == {"x-own"}
 
 
 async def test_head_has_a_length_and_no_body():

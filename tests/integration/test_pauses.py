@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import orjson
@@ -16,7 +17,7 @@ from tests.tiny import CONTEXT_LEN
 
 
 async def held_stream(router: Any, worker: Any, path: str, body: Any) -> asyncio.Task[Any]:
-    """A stream under way of which two tokens are told."""
+    """A stream under way of which two tokens are sent."""
     worker.hold(after_tokens=2)
     asked = asyncio.create_task(streamed(router, path, body))
     await until(lambda: any(run.count == 2 for run in worker._engine.runs.values()))
@@ -68,7 +69,7 @@ async def test_an_abort_with_the_last_token_is_no_abort(stream):
 
 
 async def test_what_a_reply_under_a_grammar_loses_is_counted_and_said(caplog):
-    """It cannot go on in the middle: it begins anew, and what was sampled is nobody's."""
+    """It cannot go on in the middle: it starts over, and what was sampled is nobody's."""
     async with fleet(1) as (router, (worker,)):
         worker.hold(after_tokens=2)
         grammar = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
@@ -139,7 +140,66 @@ async def test_a_worker_that_always_aborts_is_not_asked_for_ever():
             worker.script([], finish="abort")
         status, _ = await router.post(CHAT, request_of())
         assert status == 503
-        assert len(worker.requests) == 6
+        assert len(worker.requests) == 2
+
+
+def _has_one(run: Any) -> bool:
+    return bool(run.count == 1)
+
+
+def _is_idle(worker: Any) -> bool:
+    return not worker._engine.runs
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_second_abort_that_no_update_explains_is_handed_over(stream, workers):
+    """slime ends surplus rollouts at the engines themselves, every few seconds."""
+    async with fleet(workers) as (router, others):
+        for worker in others:
+            worker.hold(after_tokens=1)
+        body = request_of(max_tokens=COUNT, stream=stream)
+        asked = asyncio.create_task(router.http.post(CHAT, json=body))
+        for _ in range(2):
+            await until(lambda: any(w._engine.runs for w in others))
+            [run] = [run for w in others for run in w._engine.runs.values()]
+            await until(partial(_has_one, run))
+            [busy] = [w for w in others if w._engine.runs]
+            busy._engine.abort(run.rid)
+            await until(partial(_is_idle, busy))
+        async with await asked as response:
+            raw = await response.read()
+        assert b"aborted the generation" in raw
+        assert sum(len(w.requests) for w in others) == 2
+        assert router.gateway.relay.counts["resumed"] == 1
+        assert len(only_turn(router).output_ids) == 2, "what was sampled is kept"
+
+
+@pytest.mark.parametrize("by", ["a new version", "a pause"])
+async def test_an_abort_that_an_update_explains_is_resumed_each_time(by):
+    async with fleet(1, {"weight_version": "v1"}) as (router, (worker,)):
+        worker.hold(after_tokens=1)
+        body = request_of(max_tokens=COUNT, stream=False)
+        asked = asyncio.create_task(router.http.post(CHAT, json=body))
+        for number in range(4):
+            await until(lambda: bool(worker._engine.runs))
+            [run] = worker._engine.runs.values()
+            await until(partial(_has_one, run))
+            if by == "a pause":
+                await router.post("/pause_generation", {"mode": "abort"})
+            else:
+                worker._engine.abort(run.rid)
+            await until(lambda: not worker._engine.runs)
+            if by == "a pause":
+                await router.post("/continue_generation", {})
+            else:
+                worker.weight_version = f"v{number + 2}"
+        worker.release()
+        async with await asked as response:
+            assert response.status == 200, await response.read()
+        assert router.gateway.relay.counts["resumed"] == 4
+        ids, _ = story(only_turn(router).prompt_ids.tolist(), COUNT)
+        assert only_turn(router).output_ids.tolist() == ids
 
 
 @pytest.mark.parametrize("order", [{"rid": "mine"}, {"abort_all": True}], ids=["rid", "all"])
@@ -245,7 +305,7 @@ async def test_a_chat_that_is_aborted_in_the_admission_queue_is_told_as_any_othe
 async def test_an_abort_reaches_the_second_try_of_what_asked_for_too_much(order):
     """It runs under another rid, and the client knows but its own."""
     async with fleet(1) as (router, (worker,)):
-        router.gateway.pool.list()[0].context_len = None
+        router.gateway.pool.list()[0]._context_len = None
         worker.hold(after_tokens=2)
         body = request_of(rid="mine", max_tokens=10 * CONTEXT_LEN, stream=True)
         asked = asyncio.create_task(router.http.post(CHAT, json=body))

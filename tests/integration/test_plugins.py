@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import re
 import shlex
@@ -53,7 +54,7 @@ async def twice(call, call_next):
 async def loud(call, call_next):
     """Changes what the client sees."""
     async for chunk in call_next(call):
-        chunk.text = chunk.text.upper()
+        chunk = chunk.changed(text=chunk.text.upper())
         yield chunk
 
 
@@ -92,7 +93,7 @@ class Marking:
 
     async def __call__(self, call, call_next):
         async for chunk in call_next(call):
-            chunk.text = f"a{chunk.text}z" if chunk.text else ""
+            chunk = chunk.changed(text=f"a{chunk.text}z" if chunk.text else "")
             yield chunk
 
 
@@ -116,6 +117,60 @@ async def coroutine(call, call_next):
 class Unbuildable:
     def __init__(self, context):
         raise OSError("two\\nlines")
+
+
+async def ending(call, call_next):
+    """Would end the router."""
+    raise SystemExit(3)
+    yield
+
+
+async def ending_late(call, call_next):
+    async for chunk in call_next(call):
+        yield chunk
+        raise KeyboardInterrupt
+
+
+async def ending_at_its_end(call, call_next):
+    try:
+        async for chunk in call_next(call):
+            yield chunk
+    finally:
+        raise SystemExit("bye")
+
+
+async def sleeping(call, call_next):
+    import asyncio
+    await asyncio.Event().wait()
+    yield
+
+
+async def sleeping_late(call, call_next):
+    import asyncio
+    async for chunk in call_next(call):
+        yield chunk
+        await asyncio.Event().wait()
+
+
+@web.middleware
+async def ending_http(request, handler):
+    raise SystemExit(3)
+
+
+@web.middleware
+async def sleeping_http(request, handler):
+    import asyncio
+    await asyncio.Event().wait()
+
+
+@web.middleware
+async def silent_http(request, handler):
+    return None
+
+
+@web.middleware
+async def wordy_http(request, handler):
+    return "no response"
 
 
 number = 7
@@ -193,6 +248,57 @@ async def test_a_plugin_that_fails_is_a_500_that_tells_no_secrets():
     assert "secret" not in str(body)
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ending",
+        "ending_late",
+        "ending_at_its_end",
+        "sleeping",
+        "sleeping_late",
+        "ending_http",
+        "sleeping_http",
+    ],
+)
+async def test_a_plugin_can_neither_end_the_router_nor_keep_a_request(name, stream, caplog):
+    body = {"messages": [user("hi")], "stream": stream, "max_tokens": 3}
+    async with served({"chunk_tokens": 1}, plugin_timeout_s=0.2, **paths(name)) as (router, _):
+        async with router.http.post(CHAT, json=body) as response:
+            said = await response.text()
+        if "late" not in name and name != "ending_at_its_end":  # those see the whole reply first
+            assert response.status == 500, said
+        if stream and "late" in name:
+            assert "server_error" in said
+            assert said.endswith("data: [DONE]\n\n")
+        if not name.endswith("_http"):
+            _, figures = await router.get("/metrics")
+            assert figures["router"]["plugin_failures"] == 1
+        assert router.gateway.guard.failures >= 1
+        assert router.gateway.pool.total_in_flight == 0
+    assert f"plug-in failed: {name}" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "what"), [("silent_http", "nothing"), ("wordy_http", "a str")])
+async def test_a_plugin_that_returns_no_response_is_named_in_the_log(name, what, caplog):
+    async with served(**paths(name)) as (router, _):
+        status, body = await router.post(CHAT, {"messages": [user("hi")]})
+        assert (status, set(body["error"])) == (500, FOUR_KEYS)
+        assert router.gateway.guard.failures == 1
+    assert f"plug-in failed: {name}: it returned {what}" in caplog.text
+
+
+async def test_the_time_of_a_generation_is_not_its_plugins():
+    async with served(plugin_timeout_s=0.05, **paths("loud", "signed")) as (router, worker):
+        worker.hold(after_tokens=1)
+        task = asyncio.create_task(router.chat([user("hi")], max_tokens=3))
+        await worker.wait_running(1)
+        await asyncio.sleep(0.2)  # longer than a plug-in may take
+        worker.release()
+        await task
+        assert router.gateway.guard.failures == 0
+
+
 async def test_a_class_is_constructed_once_with_what_it_may_use():
     async with served(middleware_paths=("team.plugins.Counting",)) as (router, _):
         await router.chat([user("hi")])
@@ -251,7 +357,8 @@ async def test_a_reply_that_a_plugin_raises_is_sent():
         ("team.plugins:Unbuildable", "OSError: two lines"),
         ("team.plugins:coroutine", "expected an async generator"),
         ("team.plugins:number", "expected an async generator"),
-        ("team.plugins:GenerateChunk", "TypeError: "),
+        ("team.plugins:GenerateChunk", "expected an async generator"),
+        ("asyncio:Event", "TypeError: "),
     ],
 )
 def test_what_cannot_be_loaded_is_named_in_one_line(path, reason):

@@ -12,6 +12,7 @@ from slime_router.failover.health import Health, HealthSettings
 from slime_router.failover.relay import Relay
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.pool import WorkerPool
+from slime_router.supervisor import Supervisor
 from slime_router.testing import FakeWorker
 from slime_router.types import GenerateCall, Prompt, Receipt, Sampling, token_ids
 from tests.integration.gateway import until
@@ -40,8 +41,11 @@ async def one_run(step: int, *, stream: bool) -> tuple[bool, int]:
         FakeWorker(reply=tell, vocab_size=max(LETTERS) + 1, notices_disconnect=False) as other,
     ):
         pool = WorkerPool([dying.url, other.url])
-        client = WorkerClient(capture="full", request_timeout_s=5.0, abort_timeout_s=1.0)
-        health = Health(pool, client, HealthSettings(is_enabled=False, timeout_s=1.0))
+        client = WorkerClient(
+            vocab_size=1000, capture="full", request_timeout_s=5.0, abort_timeout_s=1.0
+        )
+        settings = HealthSettings(is_enabled=False, timeout_s=1.0)
+        health = Health(pool, client, settings, Supervisor())
         async with client, health:
             relay = Relay(
                 pool,

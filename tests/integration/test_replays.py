@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from slime_router.replies.parser import ReplyParsers
+from slime_router.generation.prompt import MadePrompt
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
-from slime_router.types import Message, Prompt, ReplyFormat, TemplateOptions
+from slime_router.types import GenerateCall, Message, ReplyFormat, TemplateOptions
 from tests.needs import skip_without
 from tests.stack import Sample, Stack
 from tests.talk import NOON, real_tokenizer, stop, user
@@ -45,11 +46,11 @@ class ToolTalk(Stack):
     def __init__(self) -> None:
         super().__init__(tokenizer=real_tokenizer("qwen3"), parsers=PARSERS)
         self.maker._now = lambda: NOON
-        self.prompts: list[Prompt] = []
+        self.prompts: list[MadePrompt] = []
         self.held: list[int] = []
         make = self.maker.make
 
-        async def noted(call: Any) -> Prompt:
+        async def noted(call: GenerateCall) -> MadePrompt:
             self.prompts.append(prompt := await make(call))
             return prompt
 
@@ -85,7 +86,7 @@ class ToolTalk(Stack):
         self.held = self.sent[-1] + ids
         return reply
 
-    async def goes_on(self, messages: Sequence[Message], reply: Message) -> Prompt:
+    async def goes_on(self, messages: Sequence[Message], reply: Message) -> MadePrompt:
         """The prompt of the next turn: the messages, the reply, the results of its calls."""
         calls = reply.get("tool_calls") or []
         results = [

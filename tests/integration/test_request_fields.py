@@ -1,4 +1,4 @@
-"""Every field that a chat client may send: where the worker is told of it, or which 400 it gets."""
+"""Every field that a chat client may send: where the worker gets it, or which 400 it gets."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"99999999": 1}}, "logit_bias"),
     ({"logit_bias": {"5": 101}}, "logit_bias.5"),
     ({"seed": 2**63}, "seed"),
-    ({"logprobs": 1}, "logprobs"),
+    ({"logprobs": 21}, "logprobs"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
@@ -150,6 +150,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"chat_template": "x"}, "chat_template"),
     ({"priority": "high"}, "priority"),
     ({"session_params": "x"}, "session_params"),
+    ({"session_params": {"foo": 1}}, "session_params.foo"),
+    ({"custom_logit_processor": "x"}, "custom_logit_processor"),
     ({"custom_labels": {"a": 1}}, "custom_labels.a"),
     ({"routed_dp_rank": -1}, "routed_dp_rank"),
     ({"bootstrap_port": 2**70}, "bootstrap_port"),
@@ -160,7 +162,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 async def sent(path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Any:
     """What the worker is asked when the door at `path` is asked this."""
-    async with served() as (router, worker):
+    async with served(allow_custom_logit_processors=True) as (router, worker):
         status, reply = await router.post(path, {**ASK[path], **body}, headers=headers or {})
         assert status == 200, reply
     [request] = worker.requests

@@ -541,7 +541,7 @@ def logprobs_of(events: list[Any], kind: str) -> list[Any]:
 
 @pytest.mark.parametrize("asks", [{"include": ["message.output_text.logprobs"]}, {}], ids=str)
 async def test_logprobs_stand_in_the_text_s_part_whole_and_streamed(asks):
-    """One for each sampled token; what the last event holds is what the deltas and the end told."""
+    """One for each sampled token; what the last event holds is what the deltas and the end held."""
     ids = tiny_tokenizer().encode("Hello").tolist()
     body = {"input": "Hi", "top_logprobs": 2, **asks}
     async with gateways.served() as (router, worker):

@@ -28,7 +28,7 @@ def native(**fields: Any) -> dict[str, Any]:
 
 
 def same(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Items without what says who sampled."""
+    """Items without what names the worker."""
     others = {"weight_version", "weight_versions", "cached_tokens"}
     return [
         {**item, "meta_info": {k: v for k, v in item["meta_info"].items() if k not in others}}

@@ -1,4 +1,4 @@
-"""Case 50: a request that an SDK sends again is joined to the generation that still runs for it."""
+"""A request that an SDK sends again is joined to the generation that still runs for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aiohttp import web
 
 from slime_router.api.chat.dialect import CHAT as CHAT_DIALECT
 from slime_router.api.endpoint import serve
-from slime_router.api.fanout import Copies, NumberedChunk
+from slime_router.api.fanout import Copies
 from slime_router.api.generate.dialect import GENERATE as GENERATE_DIALECT
 from slime_router.api.retries import Joiner
 from slime_router.errors import NoWorker, WorkerFailed
@@ -362,11 +362,11 @@ async def test_copies_ask_for_a_chunk_only_when_a_reader_has_dealt_with_those_be
     """Recording takes a stream that was asked for its end for a reply that was read to its end."""
     asked = 0
 
-    async def stream() -> AsyncGenerator[NumberedChunk, None]:
+    async def stream() -> AsyncGenerator[GenerateChunk, None]:
         nonlocal asked
         for chunk in (first("a"), said("b"), last()):
             asked += 1
-            yield 0, chunk
+            yield chunk
         asked += 1
 
     copies = Copies()
@@ -377,8 +377,8 @@ async def test_copies_ask_for_a_chunk_only_when_a_reader_has_dealt_with_those_be
         for _ in range(5):
             await asyncio.sleep(0)
         assert asked == count
-    assert [chunk.text async for _, chunk in fast] == []
-    assert [chunk.text async for _, chunk in slow] == ["a", "b", ""]
+    assert [chunk.text async for chunk in fast] == []
+    assert [chunk.text async for chunk in slow] == ["a", "b", ""]
     assert asked == 4
     await filling
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pyarrow.parquet
 import pytest
 import safetensors.numpy
 from aiohttp import web
@@ -19,6 +20,7 @@ from yarl import URL
 from slime_router.api.sessions import row_formats as rows_reply
 from slime_router.api.sessions import rows as rows_door
 from slime_router.api.sessions.rows import RowsDoor
+from slime_router.journal.fetching import AllIsHere
 from slime_router.rows.rows import build_rows
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
@@ -34,6 +36,7 @@ ROW_KEYS = {
     "rollout_id",
     "turn_ids",
     "turn_versions",
+    "turns",
     "tokens",
     "loss_mask",
     "logprobs",
@@ -42,6 +45,7 @@ ROW_KEYS = {
     "status",
     "reward",
     "finish_reason",
+    "truncated_sampling",
     "metadata",
 }
 
@@ -105,7 +109,7 @@ class Doors:
 @pytest.fixture
 async def doors() -> AsyncIterator[Doors]:
     store = TrajectoryStore(100_000)
-    door = RowsDoor(store, realign_threshold=5)
+    door = RowsDoor(store, AllIsHere(), realign_threshold=5)
     app = application(2**20)
     app.router.add_get("/sessions/{session}/rows", door.of_session)
     app.router.add_post("/rows", door.of_many)
@@ -145,6 +149,7 @@ async def test_a_session_becomes_rows_and_stats(doors):
         ("?format=slime", "*/*", "application/json"),
         ("?format=npz", "*/*", "application/x-npz"),
         ("?format=safetensors", "*/*", "application/x-safetensors"),
+        ("?format=parquet", "*/*", "application/vnd.apache.parquet"),
         ("", "application/x-npz", "application/x-npz"),
         ("", "text/html, Application/X-Safetensors;q=0.9, */*", "application/x-safetensors"),
     ],
@@ -158,6 +163,9 @@ async def test_the_format_is_named_by_the_query_or_else_accepted(doors, query, a
         assert np.load(io.BytesIO(raw))["tokens"].tolist() == tokens
     elif told == "application/x-safetensors":
         assert safetensors.numpy.load(raw)["tokens"].tolist() == tokens
+    elif told == "application/vnd.apache.parquet":
+        lists = pyarrow.parquet.read_table(io.BytesIO(raw))["tokens"].to_pylist()
+        assert [token for row in lists for token in row] == tokens
     elif told == "application/x-ndjson":
         assert [len(orjson.loads(line)) for line in raw.splitlines()] == [len(ROW_KEYS)] * 2 + [2]
     else:
@@ -195,7 +203,7 @@ async def test_options_reach_the_rows_from_either_door(doors, monkeypatch, asked
 @pytest.mark.parametrize(
     ("query", "param"),
     [
-        ("format=parquet", "format"),
+        ("format=arrow", "format"),
         ("format=json&format=npz", "format"),
         ("realign_threshold=-1", "realign_threshold"),
         ("realign_threshold=1.5", "realign_threshold"),
@@ -232,7 +240,7 @@ def shape(lines: list[Any]) -> list[Any]:
 
 
 async def test_many_sessions_come_one_after_the_other(doors):
-    """Rows, then their stats; what is not there is told in its place, and the rest goes on."""
+    """Rows, then their stats; what is not there has a line in its place, and the rest goes on."""
     doors.open("a")
     doors.open("b")
     lines = await doors.lines(session_ids=["b", "none", "a"])
@@ -389,7 +397,7 @@ async def test_the_rows_of_a_session_are_one_snapshot(doors, monkeypatch):
 
 
 async def test_a_session_is_walked_from_its_opening_to_its_end():
-    """Through the whole gateway: what an agent sampled under the session's URL is what is told."""
+    """Through the whole gateway: what an agent sampled there is in the rows."""
     async with served() as (router, _):
         status, opened = await router.post("/sessions", {"session_id": "a/b", "group_id": 1})
         assert status == 201

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from slime_router.api.sessions.endpoints import SessionDoor
-from slime_router.api.sessions.request import _SPEC_FIELDS
+from slime_router.api.sessions.request import SPEC_FIELDS
 from slime_router.generation.sessions import Sessions
+from slime_router.journal.fetching import AllIsHere
+from slime_router.trajectory.account import Account
 from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
@@ -25,6 +28,10 @@ from tests.integration.gateway import CHAT, served, user
 from tests.integration.scripted import application
 
 FOUR_KEYS = {"message", "type", "param", "code"}
+ACCOUNT_KEYS = (
+    "started", "duration_s", "first_token_s", "queued_s", "prompt_s", "workers", "door", "key",
+    "x_request_id", "rid",
+)  # fmt: skip
 
 
 class Words:
@@ -81,7 +88,9 @@ class Doors:
 async def _doors(**settings: Any) -> AsyncIterator[Doors]:
     store = TrajectoryStore(1_000, **settings)
     flights = Flights(store)
-    door = SessionDoor(store, flights, Words())
+    clock = count(1_000)
+    now = lambda: float(next(clock))  # noqa: E731
+    door = SessionDoor(store, flights, Words(), AllIsHere(), now=now)
     app = application()
     app.router.add_post("/sessions", door.open)
     app.router.add_get("/sessions", door.list)
@@ -142,6 +151,8 @@ async def test_an_opened_session_is_told_whole(doors):
         "sampled_tokens": 0,
         "dropped_turns": 0,
         "running": 0,
+        "started": 1_000.0,
+        "last_active": 1_000.0,
     }
     assert await doors.ask("GET", "/sessions/task-7") == (200, {**summary, "turn_list": []})
 
@@ -316,10 +327,99 @@ async def test_sessions_are_listed_by_group_rollout_and_state(doors):
 
 @pytest.mark.parametrize(
     ("query", "param"),
-    [("group=g", "group"), ("state=shut", "state"), ("state=open&state=closed", "state")],
+    [
+        ("group=g", "group"),
+        ("state=shut", "state"),
+        ("state=open&state=closed", "state"),
+        *((f"limit={bad}", "limit") for bad in ("0", "-1", "1001", "x", "1.5", "", "9" * 30)),
+        *((f"cursor={bad}", "cursor") for bad in ("-1", "x", "", "9" * 30)),
+        *((f"since={bad}", "since") for bad in ("x", "", "1e999", "2026-13-01", "-5")),
+        ("until=yesterday", "until"),
+        ("order=up", "order"),
+        (f"search={'x' * 513}", "search"),
+    ],
 )
 async def test_a_filter_that_is_not_known_is_refused(doors, query, param):
     assert (await doors.refused("GET", f"/sessions?{query}"))[:2] == (400, param)
+
+
+async def paged(doors: Doors, query: str, *, then: Callable[[int], None] = lambda _: None) -> str:
+    """The names on all pages, pages apart; `then` is called after each."""
+    pages: list[str] = []
+    cursor = ""
+    while True:
+        status, body = await doors.ask("GET", f"/sessions?{query}{cursor}")
+        assert status == 200
+        pages.append("".join(each["session_id"] for each in body["sessions"]))
+        if body["next_cursor"] is None:
+            return "|".join(pages)
+        cursor = f"&cursor={body['next_cursor']}"
+        then(len(pages))
+
+
+async def test_sessions_come_in_pages_of_either_order(doors):
+    for name in "abcde":
+        await doors.open(session_id=name)
+    assert await paged(doors, "limit=2") == "ab|cd|e"
+    assert await paged(doors, "limit=2&order=desc") == "ed|cb|a"
+    assert await paged(doors, "limit=5") == "abcde"
+    assert await paged(doors, "limit=1000&order=desc") == "edcba"
+    status, body = await doors.ask("GET", "/sessions?limit=2&cursor=3")
+    assert (status, body["total"]) == (200, 5), "the total is that of all pages"
+
+
+async def test_a_page_is_right_while_sessions_come_and_go(doors):
+    """What was there all the time is seen once, also where the last of a page is deleted."""
+    for name in "abcd":
+        await doors.open(session_id=name)
+
+    def then(page: int) -> None:
+        if page < 3:
+            doors.store.delete_session("ab"[page - 1])
+        if page == 1:
+            doors.store.open_session(SessionSpec(id="e"))
+
+    assert await paged(doors, "limit=1", then=then) == "a|b|c|d|e"
+    assert await paged(doors, "limit=1&order=desc") == "e|d|c"
+
+
+async def test_sessions_are_found_by_the_time_in_which_they_were_active(doors):
+    for name in "abc":  # at 1000, 1001 and 1002
+        await doors.open(session_id=name)
+    account = Account(started=1_010.0, duration_s=5.0)
+    doors.store.add(turn("t", "a", account=account))
+    doors.store.add(turn("u", "d"))  # nobody knows when
+
+    async def active(query: str) -> str:
+        return await paged(doors, query)
+
+    assert await active("since=1001") == "abc"
+    assert await active("since=1002.5") == "a"
+    assert await active("since=1015") == "a"
+    assert await active("since=1015.5") == ""
+    assert await active("until=1001") == "a"
+    assert await active("since=1001&until=1002") == "ab"
+    assert await active("since=1970-01-01T00:16:42") == "ac"
+    assert await active("until=1970-01-01T01:16:41%2B01:00") == "a"
+    _, shown = await doors.ask("GET", "/sessions/a")
+    assert (shown["started"], shown["last_active"]) == (1_000.0, 1_015.0)
+    _, shown = await doors.ask("GET", "/sessions/d")
+    assert (shown["started"], shown["last_active"]) == (None, None)
+
+
+async def test_sessions_are_searched_by_names_and_by_what_is_in_them(doors):
+    await doors.open(session_id="Task-7", group_id="blue", rollout_id="r1")
+    await doors.open(session_id="other")
+    account = Account(started=1.0, duration_s=1.0, request_id="req_1", rid="chatcmpl-9")
+    made = turn("turn_5", "other", account=account, request_id="asked", calls=(("call_3", "f"),))
+    doors.store.add(made)
+    for text in ("task", "TASK-7", "-7", "Blue", "r1"):
+        assert await paged(doors, f"search={text}") == "Task-7", text
+    for text in ("turn_5", "req_1", "chatcmpl-9", "asked", "call_3", "OTHER"):
+        assert await paged(doors, f"search={text}") == "other", text
+    assert await paged(doors, "search=chatcmpl-") == "", "of ids only whole ones"
+    assert await paged(doors, "search=none") == ""
+    assert await paged(doors, "search=r1&state=closed") == ""
 
 
 async def test_the_turns_of_a_session_are_told_oldest_first(doors):
@@ -340,6 +440,10 @@ async def test_the_turns_of_a_session_are_told_oldest_first(doors):
     doors.store.mark_undelivered("t2")
     status, shown = await doors.ask("GET", "/sessions/s")
     assert status == 200
+    unknown: dict[str, Any] = {  # as of turns that an earlier router has recorded
+        **dict.fromkeys(ACCOUNT_KEYS),
+        **{"reward": None, "tags": [], "speculation": None},
+    }
     counts = ("turns", "recorded_turns", "sampled_tokens", "dropped_turns")
     assert [shown[name] for name in counts] == [2, 2, 4, 0]
     assert shown["turn_list"] == [
@@ -356,6 +460,7 @@ async def test_the_turns_of_a_session_are_told_oldest_first(doors):
             "weight_versions": [{"version": "v1", "start": 0, "end": 2}],
             "request_id": "",
             "receipt": None,
+            **unknown,
         },
         {
             "turn_id": "t2",
@@ -373,6 +478,7 @@ async def test_the_turns_of_a_session_are_told_oldest_first(doors):
             ],
             "request_id": "req",
             "receipt": orjson.loads(receipt.to_json()),
+            **unknown,
         },
     ]
 
@@ -454,7 +560,7 @@ async def test_a_sessions_own_host_name_stands_in_its_url(doors):
 
 def test_the_specs_fields_are_those_that_the_door_reads():
     """A field that the table learns and the door does not would be refused for ever."""
-    assert {f.name for f in fields(SessionSpec)} == {*_SPEC_FIELDS, "id"} - {"session_id"}
+    assert {f.name for f in fields(SessionSpec)} == {*SPEC_FIELDS, "id"} - {"session_id"}
 
 
 async def test_a_session_that_says_nothing_has_the_turns_that_the_router_gives_it():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ import pytest
 
 from slime_router.testing import FakeWorker
 from slime_router.testing.script import Script
-from tests.integration.gateway import CHAT, Served, assistant, served, user
+from tests.integration.gateway import CHAT, Served, assistant, served, until, user
 
 Deed = Callable[["Tenant"], Awaitable[None]]
+Other = Callable[[Served], Coroutine[Any, Any, None]]
+
+SHORT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
 
 TEXT = "Say nothing"
 ADMIN = {"Authorization": "Bearer admin"}
@@ -29,7 +32,8 @@ _IDS = re.compile(
     r"\b((?:turn|resp|msg|rs|fc|req|sess|row|call|cmpl|chatcmpl)[_-])?[0-9a-f]{16,}\b"
 )
 _NOT_OURS = {"created", "created_at", "completed_at", "usage", "cached_tokens", "seq", "url"}
-_NOT_OURS |= {"base_url", "meta_info"}
+_NOT_OURS |= {"base_url", "meta_info", "started", "last_active", "duration_s", "first_token_s"}
+_NOT_OURS |= {"queued_s", "prompt_s"}
 
 
 @asynccontextmanager
@@ -121,6 +125,7 @@ class Tenant:
     async def look(self) -> None:
         await self.ask("GET", "/sessions")
         await self.ask("GET", "/sessions?group_id=g")
+        await self.ask("GET", "/sessions?limit=1")
         for name in ("s", "o", "ids"):
             await self.ask("GET", f"/sessions/{name}")
             await self.ask("GET", f"/sessions/{name}/rows")
@@ -141,7 +146,7 @@ DEEDS = tuple(
 
 
 async def told(tmp_path: Path, deeds: Sequence[Deed], *, beside: bool, seed: int) -> list[Any]:
-    """What ann is told, alone or with bob doing the same, now before her and now behind."""
+    """What ann gets, alone or with bob doing the same, now before her and now after."""
     order = random.Random(seed)
     async with tenants(tmp_path) as (router, _):
         ann, bob = Tenant(router, ANN), Tenant(router, BOB)
@@ -207,7 +212,11 @@ async def test_what_a_tenant_has_is_not_there_for_another(tmp_path):
             for name in ("s", "ann\x1fs"):
                 _, line = await ask(router, "POST", "/rows", who, {"session_ids": [name]})
                 assert line["error"]["code"] == "session_not_found"
-        assert (await ask(router, "GET", "/sessions", BOB))[1] == {"sessions": [], "total": 0}
+        assert (await ask(router, "GET", "/sessions", BOB))[1] == {
+            "sessions": [],
+            "total": 0,
+            "next_cursor": None,
+        }
         assert len(worker.requests) == 2
         status, shown = await ask(router, "GET", "/sessions/s", ANN)
         assert (status, shown["session_id"], shown["turns"]) == (200, "s", 1)
@@ -216,7 +225,7 @@ async def test_what_a_tenant_has_is_not_there_for_another(tmp_path):
 
 
 async def test_a_name_of_anothers_turn_opens_nothing(tmp_path):
-    """A turn's id stands in receipts; who learns it must not continue it."""
+    """A turn's id stands in receipts; whoever learns it must not continue it."""
     hello = {"messages": [user("Hi")], "max_tokens": 3}
     async with tenants(tmp_path) as (router, _):
         async with router.http.post(CHAT, json=hello, headers=ANN) as answer:
@@ -250,6 +259,149 @@ async def test_two_retries_of_two_tenants_are_two_generations(tmp_path):
         worker.release()
         assert [status for status, _ in await asyncio.gather(*both)] == [200, 200]
         assert router.gateway.joiner.joined == 0
+
+
+# Limits
+
+
+async def test_sessions_that_nobody_opened_count_once_they_are_closed(tmp_path):
+    """Closing pins them: without a limit one tenant could fill the store for all of them."""
+    chat = {"messages": [user("Hi")], "max_tokens": 3}
+    async with tenants(tmp_path, max_sessions=6) as (router, _):
+        statuses = []
+        for number in range(12):
+            assert (await ask(router, "POST", f"/sessions/i{number}{CHAT}", ANN, chat))[0] == 200
+            status, reply = await ask(router, "POST", f"/sessions/i{number}/close", ANN, {})
+            statuses.append(status)
+        assert statuses == [200] * 4 + [429] * 8, "two places are due to the two other owners"
+        assert reply["error"]["code"] == "too_many_sessions"
+        _, refused = await ask(router, "GET", "/sessions/i11", ANN)
+        assert refused["state"] == "implicit"
+        assert (await ask(router, "POST", f"/sessions/i11{CHAT}", ANN, chat))[0] == 200
+        assert (await ask(router, "POST", "/sessions", ANN, {}))[0] == 429
+        assert (await ask(router, "POST", "/sessions", BOB, {}))[0] == 201
+        assert (await ask(router, "POST", "/sessions", BOB, {}))[0] == 429
+        assert (await ask(router, "POST", "/sessions", PLAIN, {}))[0] == 201
+        assert (await ask(router, "DELETE", "/sessions/i0", ANN))[0] == 200
+        assert (await ask(router, "POST", "/sessions", BOB, {}))[0] == 201
+
+
+async def test_a_key_that_fills_the_endpoints_leaves_room_for_another(tmp_path):
+    chat = {"messages": [user("Hi")], "max_tokens": 3}
+    async with tenants(tmp_path, openai_max_concurrent_requests=6) as (router, worker):
+        worker.hold()
+        flood = [asyncio.create_task(ask(router, "POST", CHAT, ANN, chat)) for _ in range(6)]
+        done, waiting = await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+        while len(done) < 2:
+            more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done |= more
+        assert [task.result()[0] for task in done] == [429, 429]
+        other = asyncio.create_task(ask(router, "POST", CHAT, BOB, chat))
+        await asyncio.sleep(0)
+        worker.release()
+        assert (await other)[0] == 200
+        assert [(await task)[0] for task in waiting] == [200] * 4
+
+
+LIMITS: dict[str, Any] = {
+    "max_concurrent_requests": 1,
+    "queue_size": 6,
+    "max_sessions": 6,
+    "openai_max_concurrent_requests": 6,
+    "max_stored_responses": 12,
+}
+
+
+async def told_beside(tmp_path: Path, deeds: Sequence[Deed], other: Other | None) -> list[Any]:
+    """What ann gets of a router with limits, while another tenant does as it likes."""
+    async with tenants(tmp_path, **LIMITS) as (router, _):
+        ann = Tenant(router, ANN)
+        others: list[asyncio.Task[None]] = (
+            [] if other is None else [asyncio.create_task(other(router))]
+        )
+        for deed in deeds:
+            await deed(ann)
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others) if others else None
+        assert not [task for task in others if not task.cancelled() and task.exception()]
+        await until(lambda: router.gateway.pool.total_in_flight == 0)
+        router.gateway.store.check_integrity()
+        router.gateway.cache.check_integrity()
+        return ann.told
+
+
+async def in_lockstep(router: Served) -> None:
+    """Another tenant that does the same, under the same names, at the same time."""
+    order = random.Random(7)
+    bob = Tenant(router, BOB)
+    while True:
+        await order.choice(DEEDS)(bob)
+
+
+async def in_a_flood(router: Served) -> None:
+    """One that asks for more than it may have of everything, and keeps what it gets."""
+    chat = {"messages": [user("Hi")], "max_tokens": 3, "rid": "ids", "user": "o"}
+
+    async def flood(method: str, path: str, body: Any) -> None:
+        while True:
+            await ask(router, method, path, BOB, body)
+
+    await asyncio.gather(
+        *(flood("POST", CHAT, chat) for _ in range(12)),
+        flood("POST", "/sessions", {}),
+        flood("POST", f"/sessions/s{CHAT}", chat),
+        flood("POST", "/v1/responses", {"input": "Hi", "max_output_tokens": 3}),
+    )
+
+
+@pytest.mark.parametrize("other", [in_lockstep, in_a_flood])
+async def test_limits_and_queues_tell_a_tenant_nothing_of_another(other, tmp_path):
+    order = random.Random(1)
+    deeds = [*DEEDS, *order.choices(DEEDS, k=len(DEEDS))]
+    order.shuffle(deeds)
+    alone = await told_beside(tmp_path, deeds, None)
+    beside = await told_beside(tmp_path, deeds, other)
+    for one, another in zip(alone, beside, strict=True):
+        assert one == another
+    assert {entry[2] for entry in alone} >= {200, 404}
+
+
+async def test_a_tenant_that_stores_much_has_nothing_of_another_forgotten(tmp_path):
+    short = {"input": "Hi", "max_output_tokens": 3}
+    async with tenants(tmp_path, max_stored_responses=6) as (router, _):
+        mine = [(await ask(router, "POST", "/v1/responses", ANN, short))[1]["id"] for _ in range(3)]
+        for _ in range(12):
+            assert (await ask(router, "POST", "/v1/responses", BOB, short))[0] == 200
+        for made in mine:
+            assert (await ask(router, "GET", f"/v1/responses/{made}", ANN))[0] == 200
+            more = {**short, "previous_response_id": made, "store": False}
+            assert (await ask(router, "POST", "/v1/responses", ANN, more))[0] == 200
+        assert (await router.get("/health"))[0] == 200
+        assert len(router.gateway.responses) == 6
+
+
+async def test_a_tenant_waits_for_one_generation_of_another_and_not_for_its_queue(tmp_path):
+    """However many wait, in however many sessions: owners take turns."""
+    async with tenants(tmp_path, max_concurrent_requests=1, queue_size=60) as (router, worker):
+        worker.hold()
+        flood = [
+            asyncio.create_task(ask(router, "POST", f"/sessions/{n}{CHAT}", BOB, SHORT))
+            for n in range(40)
+        ]
+        figures = router.gateway.admission.figures
+        await until(lambda: (figures.running, router.gateway.admission.figures.waiting) == (1, 39))
+        mine = [
+            asyncio.create_task(ask(router, "POST", CHAT, ANN, {**SHORT, "user": f"ann-{n}"}))
+            for n in range(3)
+        ]
+        await until(lambda: router.gateway.admission.figures.waiting == 42)
+        worker.release()
+        assert [(await task)[0] for task in (*mine, *flood)] == [200] * 43
+    owners = [request.body["rid"].partition(".")[0] for request in worker.requests]
+    ann = next(owner for owner in owners if owner != owners[0])
+    places = [place for place, owner in enumerate(owners) if owner == ann]
+    assert places[-1] <= 6, "after the one that ran, they take turns"
 
 
 # The admin

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 
-import pytest
-
+from slime_router.pool.backoff import Backoff
+from slime_router.pool.worker import Worker
 from slime_router.server.upkeep import Upkeep
+from slime_router.supervisor import Supervisor
 from slime_router.trajectory.session import SessionSpec
 from tests.integration.gateway import served, until, user
 from tests.stack import Sample, Stack
@@ -74,20 +76,42 @@ async def test_a_failure_is_logged_and_upkeep_goes_on(monkeypatch, caplog):
     swept = asyncio.Event()
     outcomes = [RuntimeError("it broke")]
 
-    def sweep(max_age: int) -> int:
+    def sweep(max_age: int) -> Iterator[int]:
         if outcomes:
             raise outcomes.pop()
         swept.set()
-        return 0
+        return iter(())
 
     monkeypatch.setattr(stack.store, "sweep", sweep)
-    running = asyncio.create_task(upkeep(stack, idle_s=0.01).run())
-    with caplog.at_level(logging.ERROR):
-        await asyncio.wait_for(swept.wait(), 10)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    assert "upkeep failed" in caplog.text
+    at_once = Supervisor(backoff=Backoff(initial_s=0.0))
+    async with at_once:
+        upkeep(stack, idle_s=0.01).start(at_once)
+        with caplog.at_level(logging.ERROR):
+            await asyncio.wait_for(swept.wait(), 10)
+    assert "sweep failed" in caplog.text
+    assert at_once.failures == {"sweep": 1}
+
+
+async def test_a_clean_up_that_fails_is_tried_again(monkeypatch):
+    stack = Stack()
+    for version in ("v1", "v2", "v3"):
+        await say(stack, f"Under {version}", version)
+    keeping = upkeep(stack, lag=0)
+    drop_older = stack.store.drop_older
+    outcomes = [RuntimeError("it broke")]
+
+    def drop(oldest: int) -> Iterator[int]:
+        if outcomes:
+            raise outcomes.pop()
+        return drop_older(oldest)
+
+    monkeypatch.setattr(stack.store, "drop_older", drop)
+    at_once = Supervisor(backoff=Backoff(initial_s=0.0))
+    async with at_once:
+        keeping.start(at_once)
+        keeping.on_weights(Worker("http://a"), "v3", False)
+        await until(lambda: len(stack.store) == 1)
+    assert at_once.failures.total() == 1
 
 
 async def test_an_update_through_the_router_moves_the_version_and_old_turns_go():

@@ -5,22 +5,34 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from slime_router.engine.exchange import NotTaken
 from slime_router.errors import NoWorker, WorkerFailed, WorkerRefused, WorkerTimeout
 from slime_router.pool.pool import WorkerPool
 from slime_router.testing import FakeWorker
-from slime_router.types import Finish, GenerateCall, Prompt, Receipt, Sampling, token_ids
+from slime_router.types import (
+    Finish,
+    GenerateCall,
+    NativeCall,
+    Prompt,
+    Receipt,
+    Sampling,
+    token_ids,
+)
 from tests.relayed import Relayed
 
 PROMPT = (1, 5, 6)
+JSON = {"Content-Type": "application/json"}
 
 
 def call(ids=PROMPT, **fields):
     prompt = Prompt(token_ids(ids), Receipt("fresh", 0, len(ids), "t", ""))
-    return GenerateCall(**{"rid": "r", "turn_id": "t", "prompt": prompt, "stream": True, **fields})
+    given = {"rid": "r", "turn_id": "t", "prompt": prompt, "stream": True, **fields}
+    return NativeCall(**given) if "body" in fields else GenerateCall(**given)
 
 
 def client_of(*workers, **settings):
@@ -280,7 +292,7 @@ async def test_native_items_are_the_workers_own():
     native = {"input_ids": [1], "sampling_params": {"max_new_tokens": 2}, "extra": 1}
     async with FakeWorker() as worker, client_of(worker, capture="off") as client:
         worker.script([7, 8], routed_experts="abc")
-        chunks = await collect(client, call(native=native))
+        chunks = await collect(client, call(body=native))
     assert [chunk.item["output_ids"] for chunk in chunks] == [[7], [7, 8]]
     assert chunks[-1].item["meta_info"]["routed_experts"] == "abc"
     assert worker.requests[0].body["extra"] == 1
@@ -310,13 +322,13 @@ async def test_a_reply_tells_what_its_worker_runs(stream):
 async def test_a_whole_reply_that_an_update_overtakes_has_the_version_of_its_dispatch():
     async with FakeWorker() as worker, client_of(worker) as client:
         (known,) = client.pool.list()
-        known.weight_version = "v1"
+        known.observed("v1", known=None)
         answering(worker, "v1")
         worker.hold(after_tokens=1)
         task = asyncio.create_task(collect(client, call(stream=False)))
         await worker.wait_running(1)
-        worker.weight_version = known.weight_version = "v2"
-        known.updates += 1  # through the router
+        worker.weight_version = "v2"
+        known.update_taken("v2", before=known.update_started())  # through the router
         worker.release()
         (chunk,) = await task
     assert (chunk.weight_version, chunk.weight_versions) == ("v1", ())
@@ -340,14 +352,14 @@ async def test_a_stream_that_an_update_overtakes_has_the_version_of_each_chunk()
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_late_reply_does_not_set_its_worker_back(stream):
-    """It was sampled before the update that we were told of since."""
+    """It was sampled before the update that we learned of since."""
     async with FakeWorker() as worker, client_of(worker) as client:
         (known,) = client.pool.list()
         answering(worker, "v1")
         worker.hold(after_tokens=1)
         task = asyncio.create_task(collect(client, call(stream=stream)))
         await worker.wait_running(1)
-        known.weight_version = "v2"
+        known.observed("v2", known=known.weight_version)
         worker.release()
         await task
     assert known.weight_version == "v2"
@@ -425,3 +437,35 @@ async def test_tokenize_gives_ids_and_context_length_or_none():
         assert await client.tokenize(unable, "ab") is None
         await worker.refuse_connections()
         assert await client.tokenize(able, "ab") is None
+
+
+async def test_a_worker_that_is_given_up_before_it_is_reached_has_taken_nothing(monkeypatch):
+    """What nobody got may be sent to another, or wait."""
+    is_opening = asyncio.Event()
+
+    async def opens_never(*_, **__):
+        is_opening.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", opens_never)
+    async with FakeWorker() as worker, client_of(worker) as client:
+        [target] = client.pool.list()
+        asked = client.exchange(target, "GET", "/x", headers={}, timeout_s=60)
+        entering = asyncio.create_task(asked.__aenter__())
+        await is_opening.wait()
+        assert client.give_up(target) == 1
+        with pytest.raises(NotTaken, match="before it was reached"):
+            await entering
+
+
+async def test_a_worker_that_is_given_up_later_may_have_taken_it():
+    async with FakeWorker() as worker, client_of(worker) as client:
+        worker.hold()
+        [target] = client.pool.list()
+        body = b'{"input_ids": [5], "rid": "r"}'
+        asked = client.exchange(target, "POST", "/generate", headers=JSON, body=body, timeout_s=60)
+        entering = asyncio.create_task(asked.__aenter__())
+        await worker.wait_running(1)
+        client.give_up(target)
+        with pytest.raises(WorkerFailed, match="given up"):
+            await entering

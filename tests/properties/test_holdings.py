@@ -5,42 +5,50 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from slime_router.pool.kv_cache import BLOCK_LEN, KVCacheModel
+from slime_router.pool.kv_cache import ENDS as REAL_ENDS
+from slime_router.pool.kv_cache import KVCacheModel
 from slime_router.pool.worker import Worker
 from slime_router.types import token_ids
 
 FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 SCOPES = ("", "lora", "salt")
-CAPACITIES = (1, 3, 8)  # blocks
+ENDS = (2, 4, 7, 10, 13, 16)
+CAPACITIES = (2, 7, 16)  # tokens: one block, three, and six
 
 scopes = st.sampled_from(SCOPES)
 numbers = st.integers(0, len(CAPACITIES) - 1)
-prompts = st.tuples(st.lists(st.integers(0, 1), max_size=5), st.integers(0, BLOCK_LEN - 1))
+prompts = st.tuples(st.lists(st.integers(0, 1), max_size=len(ENDS)), st.integers(0, 1))
 Block = tuple[str, tuple[int, ...]]  # its scope, and all that stands before its end
 
 
 def ids_of(prompt):
     """Blocks of one repeated number each, and a rest that fills none."""
     blocks, rest = prompt
-    return token_ids([n for n in blocks for _ in range(BLOCK_LEN)] + [7] * rest)
+    starts = (0, *ENDS)
+    ids = [n for i, n in enumerate(blocks) for _ in range(starts[i], starts[i + 1])]
+    return token_ids(ids + [7] * rest)
 
 
 def blocks_of(scope: str, ids) -> list[Block]:
-    return [(scope, tuple(ids[:end])) for end in range(BLOCK_LEN, len(ids) + 1, BLOCK_LEN)]
+    return [(scope, tuple(ids[:end])) for end in ENDS if end <= len(ids)]
+
+
+def len_of(block: Block) -> int:
+    length = len(block[1])
+    return length - max((end for end in ENDS if end < length), default=0)
 
 
 class HoldingsMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.holdings = KVCacheModel(seed=1)
-        self.workers = [
-            Worker(f"http://w{n}", kv_tokens=blocks * BLOCK_LEN + BLOCK_LEN // 2)
-            for n, blocks in enumerate(CAPACITIES)
-        ]
+        self.holdings = KVCacheModel(ENDS)
+        self.workers = [Worker(f"http://w{n}") for n in range(len(CAPACITIES))]
+        for worker, tokens in zip(self.workers, CAPACITIES, strict=True):
+            worker.reported(kv_tokens=tokens)
         self.lists: list[list[Block]] = [[] for _ in CAPACITIES]
         self.asked: set[tuple[str, tuple[tuple[int, ...], int]]] = set()
 
@@ -49,9 +57,12 @@ class HoldingsMachine(RuleBasedStateMachine):
         """Its own blocks become the newest, the first the newest of all; the oldest go."""
         ids = ids_of(prompt)
         self.holdings.add(self.workers[number], self.holdings.prefixes(scope, ids))
-        blocks = blocks_of(scope, ids.tolist())[: CAPACITIES[number]]
-        others = [block for block in self.lists[number] if block not in blocks]
-        self.lists[number] = (others + blocks[::-1])[-CAPACITIES[number] :]
+        fitting = ids.tolist()[: CAPACITIES[number]]
+        blocks = blocks_of(scope, fitting)
+        held = [block for block in self.lists[number] if block not in blocks] + blocks[::-1]
+        while sum(map(len_of, held)) > CAPACITIES[number]:
+            held.pop(0)
+        self.lists[number] = held
         self.asked.update((s, (tuple(prompt[0]), prompt[1])) for s in SCOPES)
 
     @rule(scope=scopes, prompt=prompts)
@@ -70,34 +81,33 @@ class HoldingsMachine(RuleBasedStateMachine):
             ids = ids_of(prompt)
             found = self.holdings.held_lens(self.workers, self.holdings.prefixes(scope, ids))
             blocks = blocks_of(scope, ids.tolist())
-            wanted = [
-                BLOCK_LEN * sum(block in held for block in blocks)  # only a beginning can be held
-                for held in self.lists
+            wanted = [  # only a beginning can be held
+                sum(len_of(block) for block in blocks if block in held) for held in self.lists
             ]
             assert found == wanted
 
     @invariant()
     def a_held_prefix_means_that_the_shorter_ones_are_held(self):
         for held in self.lists:
-            assert all((s, p[:-BLOCK_LEN]) in held for s, p in held if len(p) > BLOCK_LEN)
+            for scope, ids in held:
+                shorter = ids[: len(ids) - len_of((scope, ids))]
+                assert not shorter or (scope, shorter) in held
 
 
 TestHoldings = HoldingsMachine.TestCase
 TestHoldings.settings = settings(
     max_examples=40 * FUZZ,
     stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
 )
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 5), st.integers(0, 5))
 def test_no_prefix_is_taken_for_another(seed, first, second):
     """Two blocks that change places, or one token that changes, are other prefixes from there."""
-    ids = np.random.default_rng(seed).integers(0, 150_000, 6 * BLOCK_LEN, dtype=np.int32)
-    holdings = KVCacheModel(seed)
+    ids = np.random.default_rng(seed).integers(0, 150_000, 6 * 64, dtype=np.int32)
+    holdings = KVCacheModel()
     before = holdings.prefixes("", ids)
-    other = ids.reshape(6, BLOCK_LEN).copy()
+    other = ids.reshape(6, 64).copy()
     other[[first, second]] = other[[second, first]]
     other[second, 0] ^= 1
     after = holdings.prefixes("", token_ids(other.ravel()))
@@ -107,13 +117,17 @@ def test_no_prefix_is_taken_for_another(seed, first, second):
 
 
 def test_scopes_share_nothing():
-    ids = token_ids(range(10 * BLOCK_LEN))
+    ids = token_ids(range(640))
     holdings = KVCacheModel()
     assert not set(holdings.prefixes("", ids)) & set(holdings.prefixes("a", ids))
     assert not set(holdings.prefixes("a", ids)) & set(holdings.prefixes("b", ids))
 
 
-def test_the_beginning_of_a_prompt_has_the_same_prefixes():
-    ids = token_ids(range(3 * BLOCK_LEN + 5))
+@given(st.integers(0, 40_000), st.integers(0, 40_000))
+def test_the_beginning_of_a_prompt_has_the_same_prefixes(length, cut):
+    ids = np.arange(length, dtype=np.int32)
     holdings = KVCacheModel()
-    assert holdings.prefixes("a", ids[: 2 * BLOCK_LEN]) == holdings.prefixes("a", ids)[:2]
+    prefixes = holdings.prefixes("a", ids)
+    beginning = holdings.prefixes("a", ids[:cut])
+    assert beginning == prefixes[: len(beginning)]
+    assert len(prefixes) == sum(end <= length for end in REAL_ENDS)

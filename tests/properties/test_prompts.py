@@ -163,12 +163,14 @@ def check_held(stack: Talk, previous: Turn, turn: Turn, rendered: str) -> None:
     assert turn.ids[: len(held)] == held
     assert receipt.reused == len(held)
     suffix = turn.ids[len(held) :]
-    text = stack.tokenizer.decode(suffix, skip_special_tokens=False)
-    if is_verbatim(stack, rendered):
-        assert rendered.endswith(text)
     after = After.CONTROL if stack.tokenizer.is_control(held[-1]) else After.TEXT
-    if reads_as(stack.tokenizer, suffix, text):
+    if is_verbatim(stack, rendered):
+        text = stack.tokenizer.decode(suffix, skip_special_tokens=False)
+        assert rendered.endswith(text)
         assert suffix == stack.tokenizer.encode(text, after).tolist()
+    else:  # what it reads as is not what it was made of: white space is eaten, or added
+        ends = (rendered[start:] for start in range(len(rendered), -1, -1))
+        assert any(suffix == stack.tokenizer.encode(end, after).tolist() for end in ends)
 
 
 def check_template(stack: Talk, previous: Turn, turn: Turn, rendered: str) -> None:
@@ -204,10 +206,6 @@ def is_verbatim(stack: Talk, text: str) -> bool:
     return stack.tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def reads_as(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
-    return tokenizer.decode(ids, skip_special_tokens=False) == text
-
-
 def is_sentencepiece(tokenizer: Tokenizer) -> bool:
     return "prefix_free=False" in repr(tokenizer)
 
@@ -230,7 +228,6 @@ def test_every_sampled_id_is_kept_and_the_rest_is_canonical(name, history):
 
     @settings(
         max_examples=25 * FUZZ,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         derandomize=FUZZ == 1,
     )
@@ -276,7 +273,6 @@ def test_a_conversation_without_drift_is_tokenized_as_the_whole_text(name):
 
     @settings(
         max_examples=25 * FUZZ,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         derandomize=FUZZ == 1,
     )

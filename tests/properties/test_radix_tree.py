@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -225,7 +225,13 @@ class TreeMachine(RuleBasedStateMachine):
     @rule(budget=st.integers(0, 20), max_nodes=st.integers(1, 4))
     def evict(self, budget: int, max_nodes: int) -> None:
         """The least recently used leaf goes first, until all is within budget or in use."""
-        dropped = self.tree.evict(budget, max_nodes=max_nodes)
+        dropped, in_all, looks = 0, len(self.idle()) + len(self.below_root()), 0
+        while self.tree.may_evict(budget):
+            step = self.tree.evict(budget, max_nodes=max_nodes)
+            assert step <= max_nodes
+            self.tree.check_integrity()
+            dropped, looks = dropped + step, looks + max_nodes
+            assert looks <= 3 * max_nodes * (in_all + 1), "eviction does not come to an end"
         alive = {id(node) for node in self.tree.nodes()}
         for _ in range(dropped):
             assert self.tokens() > budget, "more was evicted than needed"
@@ -233,7 +239,7 @@ class TreeMachine(RuleBasedStateMachine):
             oldest = min(self.idle(), key=lambda k: (k.stamp, id(k.node) in alive, len(k.step[1])))
             assert id(oldest.node) not in alive, "not the least recently used was evicted"
             self.known.remove(oldest)
-        assert dropped == max_nodes or self.tokens() <= budget or not self.idle()
+        assert self.tokens() <= budget or not self.idle()
 
     @rule(epoch=epochs, kept=st.sampled_from((*SESSIONS, "nobody")), max_nodes=st.integers(1, 4))
     def drop_older(self, epoch: int, kept: str | None, max_nodes: int) -> None:
@@ -284,6 +290,4 @@ TestRadixTree = TreeMachine.TestCase
 TestRadixTree.settings = settings(
     max_examples=100 * FUZZ,
     stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
 )

@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterator
 from itertools import pairwise
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_router.rows.rows import LOWEST_LOGPROB, STATUS_OF, Row, RowOptions, build_rows
+from slime_router.rows.masks import LOWEST_LOGPROB
+from slime_router.rows.rows import STATUS_OF, Row, RowOptions, build_rows
 from tests.turns import Book, check_counts, common_len
 
 FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
@@ -95,7 +96,7 @@ class Model:
         return next((span.version for span in spans if span.start <= index < span.end), None)
 
     def samplers(self, row: Row) -> dict[int, str]:
-        """Who of the row's turns sampled a token after exactly the tokens before it."""
+        """Which of the row's turns sampled a token after exactly the tokens before it."""
         ids = row.tokens.tolist()
         return {
             position: name
@@ -130,7 +131,7 @@ class Model:
                 yield other
 
 
-@settings(max_examples=150 * FUZZ, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150 * FUZZ)
 @given(book=sessions(has_gaps=True), how=options)
 def test_rows_hold_every_kept_token_once(book: Book, how: RowOptions):
     model = Model(book)
@@ -217,7 +218,7 @@ def check_untrained(model: Model, row: Row, name: str, position: int) -> None:
         assert any(map(model.is_silent, model.book.turns)), "all of this row is trained"
 
 
-@settings(max_examples=100 * FUZZ, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100 * FUZZ)
 @given(book=sessions(has_gaps=False), how=options)
 def test_whole_turns_are_left_out_for_a_reason_only(book: Book, how: RowOptions):
     """Undelivered and not continued; a retry of one that is kept; or too long."""

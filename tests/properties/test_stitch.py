@@ -1,4 +1,4 @@
-"""However a generation is cut into parts, what is told of it is what one worker would have said."""
+"""However a generation is cut into parts, what comes of it is what one worker would have said."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from slime_router.failover.stitch import Stitch
 from slime_router.testing.engine import Engine
 from slime_router.testing.script import Script
 from slime_router.tokens.stop_strings import VisibleText
-from slime_router.types import GenerateCall, GenerateChunk, Prompt, Receipt, Sampling, token_ids
+from slime_router.types import (
+    GenerateCall,
+    GenerateChunk,
+    NativeCall,
+    Prompt,
+    Receipt,
+    Sampling,
+    token_ids,
+)
 
 PIECES = ("a", "b", "ab", "ba", "aa", "ü", "🙂", "abc")
 EOS = len(PIECES)
@@ -90,9 +98,10 @@ async def chunks_of(case: Case, call: GenerateCall, part: Part) -> list[Generate
     engine = case.engine(part.version)
     (run,) = engine.start(body, body["input_ids"])
     reader = ChunkReader(
+        vocab_size=2**31,
         with_logprobs=True,
         top_logprobs=call.top_logprobs,
-        is_native=call.native is not None,
+        is_native=call.is_passed_on,
         is_stream=call.stream,
     )
     chunks: list[GenerateChunk] = []
@@ -103,23 +112,23 @@ async def chunks_of(case: Case, call: GenerateCall, part: Part) -> list[Generate
         elif part.items < LONGEST:
             return []  # it died: nothing of a whole reply was sent
         item = await engine.next_item(run, body, is_whole=True)
-        return [*reader.read([orjson.dumps(item)])]
+        return [*reader.feed([orjson.dumps(item)])]
     while len(chunks) < part.items:
         item = await engine.next_item(run, body)
         if item is None:
             return chunks
-        chunks += reader.read([orjson.dumps(item)])
+        chunks += reader.feed([orjson.dumps(item)])
     if part.is_abort:
         engine.abort(run.rid)
         item = await engine.next_item(run, body)
-        chunks += reader.read([orjson.dumps(item)]) if item is not None else ()
+        chunks += reader.feed([orjson.dumps(item)]) if item is not None else ()
     return chunks
 
 
 async def tell(
     case: Case, parts: Sequence[Part], expects: bool | None
 ) -> tuple[list[GenerateChunk], list[str]]:
-    """What the client is told, and under which version each token was sampled."""
+    """What the client gets, and under which version each token was sampled."""
     stitch = Stitch(case.call, open_text, is_cumulative=expects)
     told: list[GenerateChunk] = []
     versions: list[str] = []
@@ -130,7 +139,7 @@ async def tell(
         rids.add(call.rid)
         for chunk in await chunks_of(case, call, part):
             before = len(stitch.output_ids)
-            stitch.take(chunk)
+            chunk = stitch.take(chunk)
             versions += [part.version] * (len(stitch.output_ids) - before)
             finish = chunk.finish
             told += stitch.emit(chunk, goes_on=finish is not None and finish.type == "abort")
@@ -159,7 +168,7 @@ def cases(draw: st.DrawFn) -> Case:
         params = {"max_new_tokens": longest, "stop": stop, "stop_token_ids": stop_ids,
                   "no_stop_trim": keeps, "ignore_eos": ignores}  # fmt: skip
         params |= {} if least is None else {"min_new_tokens": least}
-        fields["native"] = native(stream, params, top)
+        fields["body"] = native(stream, params, top)
     else:
         fields["sampling"] = Sampling(
             max_tokens=longest,
@@ -172,7 +181,13 @@ def cases(draw: st.DrawFn) -> Case:
         fields["top_logprobs"] = top
     ids = draw(st.lists(st.integers(0, EOS), min_size=LONGEST, max_size=LONGEST))
     is_incremental = stream and draw(st.booleans())
-    return Case(ids, GenerateCall(**fields), is_incremental, draw(st.integers(1, 3)), top)
+    return Case(
+        ids,
+        (NativeCall if "body" in fields else GenerateCall)(**fields),
+        is_incremental,
+        draw(st.integers(1, 3)),
+        top,
+    )
 
 
 parts = st.lists(
@@ -207,7 +222,7 @@ def item_of(chunks: Sequence[GenerateChunk], *, is_incremental: bool) -> dict[st
     return {**item, "meta_info": meta}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(cases(), parts, st.none() | st.booleans())
 def test_parts_are_told_as_the_uncut_one(case, cuts, hint):
     """Tokens, logprobs, finish, versions; and for /generate each item to the letter."""
@@ -218,7 +233,7 @@ def test_parts_are_told_as_the_uncut_one(case, cuts, hint):
     assert [chunk.finish for chunk in told[:-1]] == [None] * (len(told) - 1)
     spans = [span.version for span in told[-1].weight_versions for _ in range(span.start, span.end)]
     assert spans == versions
-    if case.call.native is None:
+    if not case.call.is_passed_on:
         return
     # Where no part had two items, nothing tells; items that repeat are the rule then.
     lengths = [len((chunk.item or {})["output_ids"]) for chunk in told]

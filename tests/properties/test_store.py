@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from slime_router.trajectory.account import Account
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Trace, Turn, logprob_array
 from slime_router.types import Finish, VersionSpan, token_ids
@@ -46,10 +47,11 @@ class Known:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    @initialize(budget=st.integers(0, 40))
-    def open(self, budget: int) -> None:
+    @initialize(budget=st.integers(0, 40), kept=st.sampled_from((0, 12, 10**9)))
+    def open(self, budget: int, kept: int) -> None:
         self.budget = budget
         self.store = TrajectoryStore(budget)
+        self.store._held._kept_tokens = kept
         self.known: list[Known] = []
         self.gone: list[str] = []
         self.clock = 0
@@ -100,6 +102,7 @@ class StoreMachine(RuleBasedStateMachine):
             finish=Finish("length"),
             keys=tuple(keys),
             session_id=session,
+            account=Account(started=0.0, duration_s=0.0, rid=f"r{split}", words=bytes(split)),
         )
         recorded = self.store.add(turn)
         assert recorded.seq > max((known.seq for known in self.known), default=0)
@@ -222,6 +225,4 @@ TestStore = StoreMachine.TestCase
 TestStore.settings = settings(
     max_examples=60 * FUZZ,
     stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
 )

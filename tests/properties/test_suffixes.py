@@ -83,7 +83,7 @@ def test_a_window_says_what_the_whole_says(family: Family) -> None:
     template = family.chat_template()
     options = TemplateOptions(tools=TOOLS)
 
-    @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=8, suppress_health_check=list(HealthCheck))
     @given(exchanges())
     def check(said: list[tuple[Message, list[Message]]]) -> None:
         for messages, index, layout in turns(template, said, options):

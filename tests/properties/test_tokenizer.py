@@ -37,7 +37,6 @@ NFC = {"tiny", "qwen3"}
 def examples(number: int) -> settings:
     return settings(
         max_examples=number * FUZZ,
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 

@@ -12,7 +12,7 @@ import pytest
 import splintr
 import tiktoken
 import tokenizers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -42,9 +42,7 @@ PIECES = ["'s", "'LL", "1234", "\r\n", " \n ", "   "]
 WORDS = st.sampled_from([*SPELLED, *SCRIPTS, *PIECES])
 TEXTS = st.lists(st.one_of(WORDS, st.text(max_size=8)), max_size=12).map("".join)
 
-many = settings(
-    max_examples=200 * FUZZ, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+many = settings(max_examples=200 * FUZZ)
 
 
 @pytest.fixture(scope="module")

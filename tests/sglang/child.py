@@ -35,7 +35,7 @@ class Child:
         env: Mapping[str, str] | None = None,
         grace_s: float = 3.0,
     ) -> None:
-        """Start `command` in the repository's root; it has `grace_s` to end when it is told to."""
+        """Start `command` in the repository's root; it has `grace_s` to end when it is asked to."""
         self.name = name
         self.log = log
         self.grace_s = grace_s

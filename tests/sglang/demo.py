@@ -11,10 +11,11 @@ import json
 import signal
 import sys
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ SHOWN_TOKENS = 4
 RECEIPT_HEADER = "x-slime-receipt"
 
 TITLE = """
-Three turns through slime_router, with a real SGLang worker on this CPU.
+Three turns through slime_router, with a real SGLang worker on this CPU; before the last one the
+router is killed.
 The model is tiny and its weights are random: its replies are gibberish, its tokens are real.
 """
 TABLE_TITLE = """
@@ -88,26 +90,44 @@ def run() -> bool:
         router_url = f"http://{HOST}:{port}"
         command = [sys.executable, "-m", "slime_router", "--hf-checkpoint", str(worker.checkpoint)]
         command += ["--worker-urls", proxy.url, "--port", str(port)]
-        router = stack.enter_context(Child("router", command, log=CACHE / "router.log"))
-        router.wait_until(
-            lambda: answers(f"{router_url}/health"),
-            f"starting on port {port}",
-            timeout_s=ROUTER_TIMEOUT_S,
-        )
+        command += ["--journal", stack.enter_context(TemporaryDirectory(prefix="journal-"))]
+
+        def started() -> Child:
+            router = stack.enter_context(Child("router", command, log=CACHE / "router.log"))
+            doing = f"starting on port {port}"
+            router.wait_until(
+                lambda: answers(f"{router_url}/readiness"), doing, timeout_s=ROUTER_TIMEOUT_S
+            )
+            return router
+
+        router = started()
+
+        def restart() -> None:
+            say("\nThe router is killed (kill -9) and started again, with its journal.")
+            router.kill()
+            started()
+
         messages: list[dict[str, Any]] = []
-        turns = talk(router_url, proxy, messages)
+        turns = talk(router_url, proxy, messages, restart)
         kept = post_json(f"{router_url}/retrieve_from_messages_template", {"messages": messages})
         tokenizer = Tokenizer.from_file(str(worker.checkpoint / "tokenizer.json"))
         return compare(turns, kept, tokenizer)
 
 
-def talk(url: str, proxy: RecordingProxy, messages: list[dict[str, Any]]) -> list[Turn]:
-    """Ask the questions one after another; `messages` grows as a client's history does."""
+def talk(
+    url: str, proxy: RecordingProxy, messages: list[dict[str, Any]], restart: Callable[[], None]
+) -> list[Turn]:
+    """Ask the questions one after another; `messages` grows as a client's history does.
+
+    Before the last question the router is restarted.
+    """
     turns: list[Turn] = []
     with OpenAI(
         base_url=f"{url}/v1", api_key="none", timeout=REPLY_TIMEOUT_S, max_retries=0
     ) as client:
         for number, question in enumerate(QUESTIONS, 1):
+            if number == len(QUESTIONS):
+                restart()
             messages.append({"role": "user", "content": question})
             proxy.clear()
             is_streamed = number == STREAMED_TURN

@@ -115,7 +115,7 @@ def _checkpoint_of(url: str) -> Path:
         model_info: dict[str, Any] = json.load(response)
     directory = Path(model_info["model_path"])
     if not directory.is_dir():
-        raise ChildFailed(f"WORKER_URL serves {directory}, which is no folder on this machine")
+        raise ChildFailed(f"WORKER_URL serves {directory}, which is not a folder on this machine")
     return directory
 
 

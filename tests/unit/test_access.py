@@ -10,16 +10,16 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.auth import access
 from slime_router.auth.access import Access
 from slime_router.auth.caller import ANYBODY, Caller, caller, introduce
 from slime_router.auth.keys_file import read_keys_file
 from slime_router.auth.owners import owned, owner_of, shown
+from slime_router.auth.surface import is_for_clients
+from slime_router.auth.tls import tls_context
 from slime_router.cli.flags import parser, read_config
 from slime_router.config import Config
+from slime_router.edge.cors import Cors
 from slime_router.errors import SetupError
-from slime_router.server.cors import Cors
-from slime_router.server.tls import tls_context
 
 OWNERS = st.sampled_from(["", "a", "b", "ab"])
 NAMES = st.text(st.sampled_from("ab\x1f/ "), max_size=4)
@@ -159,6 +159,15 @@ def test_of_several_keys_the_admins_counts(shown):
     assert found.is_admin
 
 
+def test_the_admins_key_counts_before_a_named_one_too(tmp_path):
+    path = keys_file(tmp_path, "ann: k-ann")
+    guard = Access.of(config(admin_api_key="k-admin", api_keys_file=str(path)))
+    headers = {"authorization": "Bearer k-ann", "x-api-key": "k-admin"}
+    found = guard._known(make_mocked_request("GET", "/", headers=headers))
+    assert found is not None
+    assert found.is_admin
+
+
 def test_a_key_is_compared_in_constant_time_with_every_key(tmp_path, monkeypatch):
     path = keys_file(tmp_path, "".join(f"n{i}: k{i}\n" for i in range(5)))
     guard = Access.of(config(api_keys_file=str(path)))
@@ -168,7 +177,7 @@ def test_a_key_is_compared_in_constant_time_with_every_key(tmp_path, monkeypatch
         compared.append((len(one), len(other)))
         return hmac.compare_digest(one, other)
 
-    monkeypatch.setattr(access, "hmac", SimpleNamespace(compare_digest=compare))
+    monkeypatch.setattr("slime_router.auth.access.hmac", SimpleNamespace(compare_digest=compare))
     request = make_mocked_request("GET", "/", headers={"api-key": "k0"})
     found = guard._known(request)
     assert found is not None
@@ -197,18 +206,26 @@ def test_who_is_open_to_others_without_a_key_is_warned(host, settings, warns):
 
 @pytest.mark.parametrize(
     "path",
-    ["v1/embeddings", "v1/audio/transcriptions", "rerank", "get_model_info", "api/chat", "encode"],
+    [
+        "v1/embeddings",
+        "v1/audio/transcriptions",
+        "rerank",
+        "get_model_info",
+        "v1//score/",
+        "encode",
+    ],
 )
 def test_what_clients_of_a_worker_use_is_theirs(path):
-    assert access._is_for_clients(path)
+    assert is_for_clients(f"/{path}")
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "",
         "/flush_cache",
         "flush_cache/",
+        "api/chat",
+        "vertex_generate",
         "v1/../flush_cache",
         "v1/./x",
         "v1/",
@@ -220,7 +237,7 @@ def test_what_clients_of_a_worker_use_is_theirs(path):
     ],
 )
 def test_any_other_path_of_a_worker_may_be_control(path):
-    assert not access._is_for_clients(path)
+    assert not is_for_clients(f"/{path}")
 
 
 # Flags
@@ -282,3 +299,20 @@ def test_tls_needs_both_files_and_both_to_be_there(tmp_path):
             tls_context(cert and str(cert), key and str(key))
         assert "\n" not in caught.value.message
     assert tls_context(None, None) is None
+
+
+@pytest.mark.parametrize(
+    "value", ["a\nX: 1", "a\r\nX: 1", "", "\x00", "\u00e9", "a" * 5000, "\ud800"]
+)
+def test_what_cannot_be_a_header_is_an_error_at_the_start(value):
+    """Later, every request would fail, or carry a header that nobody asked for."""
+    with pytest.raises(SetupError, match="--worker-api-key"):
+        Access.of(config(worker_api_key=value))
+    with pytest.raises(SetupError, match="--health-check-endpoint"):
+        Access.of(config(health_check_endpoint=value))
+    with pytest.raises(SetupError, match="--cors-allowed-origins"):
+        Cors([f"https://{value}"])
+
+
+def test_a_workers_key_may_be_any_header():
+    Access.of(config(worker_api_key="sk-a b:c"))

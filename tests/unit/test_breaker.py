@@ -107,6 +107,25 @@ def test_a_request_that_began_before_it_opened_is_no_trial():
     assert not made.allows(10.0), "the trial is still under way"
 
 
+def test_a_trial_that_ends_after_it_closed_leaves_room_for_the_next_one():
+    made = opened()
+    is_trial = made.begin(10.0)
+    made.close()
+    assert made.begin(11.0) is False
+    made.end(is_trial=is_trial)
+    made.end(is_trial=False)
+    for _ in range(3):
+        made.failed(12.0)
+    assert made.allows(22.0)
+
+
+def test_it_says_how_long_until_the_next_trial():
+    made = breaker()
+    assert made.tries_in_s(5.0) == 0.0
+    made = opened(at=2.0)
+    assert made.tries_in_s(5.0) == 7.0
+
+
 def test_a_worker_that_was_started_anew_is_trusted():
     made = opened()
     made.close()

@@ -137,6 +137,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": ["a"] * 33}, "stop", "invalid_value"),
     ({"stop": {"a": 1}}, "stop", "invalid_type"),
     ({"stop_regex": "a" * 257}, "stop_regex", "invalid_value"),
+    (
+        {"stop_regex": ["(?i)x1" + "[Ā-￾]" * 20 + str(n) for n in range(20)]},
+        "stop_regex",
+        "invalid_value",
+    ),
     ({"stop_regex": ["a+", "("]}, "stop_regex", "invalid_value"),
     ({"stop_regex": "a{99999999999}"}, "stop_regex", "invalid_value"),
     ({"stop_token_ids": [260]}, "stop_token_ids", "invalid_value"),
@@ -149,7 +154,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"logit_bias": {"1": 101}}, "logit_bias.1", "decimal_above_max_value"),
     ({"logit_bias": {"1": "x"}}, "logit_bias.1", "invalid_type"),
     ({"logit_bias": [1]}, "logit_bias", "invalid_type"),
-    ({"logprobs": 1}, "logprobs", "invalid_type"),
+    ({"logprobs": 21}, "logprobs", "invalid_type"),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "integer_above_max_value"),
     ({"top_logprobs": -1, "logprobs": True}, "top_logprobs", "integer_below_min_value"),
@@ -265,12 +270,12 @@ def test_what_real_clients_send_is_taken(body):
 
 
 def test_nothing_said_is_nothing_told():
-    """A worker is told only what the client said; defaults are the worker's."""
+    """A worker gets only what the client said; defaults are the worker's."""
     call = call_of({})
     assert call.sampling == Sampling()
     assert call.template == TemplateOptions()
     assert call.worker_fields == {}
-    assert call.headers == {}
+    assert list(call.headers) == ["x-request-id"], "the router's own name for the request"
     assert (call.scope, call.session_id, call.history, call.top_logprobs) == ("", None, None, 0)
 
 
@@ -411,7 +416,9 @@ def test_an_unfit_session_name_is_none(name):
 
 def test_only_headers_meant_for_workers_are_forwarded():
     headers = {"X-SMG-Routing-Key": "k", "Authorization": "secret", "x-override-a": "1"}
-    assert call_of({}, headers).headers == {"X-SMG-Routing-Key": "k", "x-override-a": "1"}
+    sent = dict(call_of({}, headers).headers)
+    assert sent.pop("x-request-id")
+    assert sent == {"X-SMG-Routing-Key": "k", "x-override-a": "1"}
 
 
 def test_each_choice_is_a_call_of_its_own():

@@ -40,7 +40,7 @@ TALKS: dict[str, tuple[list[Message], int]] = {
     "a call and a question": ([ASK, call(ONE), result(ONE, "FIRST-77"), MORE], 1),
     "two calls": ([ASK, call(ONE, TWO), result(ONE, "FIRST-77"), result(TWO, "SECOND")], 1),
     "two loops": ([ASK, call(ONE), result(ONE, "a"), call(TWO), result(TWO, "FIRST-77")], 3),
-    "behind a loop": ([ASK, call(ONE), result(ONE, "a"), ANSWER, MORE], 3),
+    "after a loop": ([ASK, call(ONE), result(ONE, "a"), ANSWER, MORE], 3),
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: what users type, what they are told, and how the process ends."""
+"""The command line: what users type, what they see, and how the process ends."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -19,7 +21,8 @@ import pytest
 import slime_router.__main__ as module_entry
 from slime_router import __version__
 from slime_router.cli.flags import read_config
-from slime_router.cli.main import EXIT_INTERRUPTED, main
+from slime_router.cli.main import main
+from slime_router.cli.processes.exit_codes import EXIT_INTERRUPTED
 from slime_router.config import Config
 from slime_router.testing import FakeWorker
 from tests.integration.gateway import CHAT, checkpoint, tiny_worker, until, user
@@ -77,6 +80,8 @@ def test_the_checkpoint_has_three_names(flag):
         ("--queue-size 0", {"queue_size": 0}),
         ("--queue-timeout-secs 1.5", {"queue_timeout_s": 1.5}),
         ("--client-timeout-secs 1.5", {"client_timeout_s": 1.5}),
+        ("--sse-keepalive-secs 0", {"sse_keepalive_s": 0.0}),
+        ("--strip-reasoning-newlines", {"strip_reasoning_newlines": True}),
         ("--request-timeout-secs 1.5", {"request_timeout_s": 1.5}),
         ("--slime-router-timeout 1.5", {"request_timeout_s": 1.5}),
         ("--sglang-router-request-timeout-secs 1.5", {"request_timeout_s": 1.5}),
@@ -195,17 +200,28 @@ def test_all_entry_points_are_one():
 # In a process of its own
 
 
-def started(*flags: str, port: int, path: Path = ROOT) -> subprocess.Popen[str]:
+IN_TERMINAL = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from slime_router.cli.main import main
+sys.exit(main(["--hf-checkpoint", sys.argv[1], "--port", sys.argv[2]]))
+"""
+
+
+def started(
+    *flags: str, port: int, path: Path = ROOT, api_key_file: str | None = None
+) -> subprocess.Popen[str]:
     """The router as a process; `path` is where its plug-ins are found."""
+    secrets = {} if api_key_file is None else {"SLIME_ROUTER_API_KEY_FILE": api_key_file}
     command = [sys.executable, "-m", "slime_router", "--hf-checkpoint", str(checkpoint())]
     return subprocess.Popen(
         [*command, "--port", str(port), *flags],
         cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(path)},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(path), **secrets},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell may have told the tests to ignore Ctrl-C, and a child inherits that.
+        # A shell may have made the tests ignore Ctrl-C, and a child inherits that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
@@ -262,6 +278,136 @@ async def test_sigterm_lets_a_running_reply_finish_and_takes_no_new_request():
     assert f"POST {CHAT} 200 " in err
 
 
+@contextmanager
+def hang_ups(disposition: signal.Handlers) -> Iterator[None]:
+    """What a process that is started in the block does on SIGHUP, unless it says otherwise."""
+    before = signal.signal(signal.SIGHUP, disposition)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+async def test_when_the_grace_period_is_over_a_stream_ends_with_an_error():
+    port = free_port()
+    async with tiny_worker() as worker:
+        flags = ["--worker-urls", worker.url, "--shutdown-grace-period-secs", "0.5"]
+        process = started(*flags, port=port)
+        try:
+            await asyncio.to_thread(read_banner, process)
+            worker.hold(after_tokens=2)
+            body = {"messages": [user("hi")], "stream": True}
+            url = f"http://127.0.0.1:{port}"
+            async with aiohttp.ClientSession(url) as http, http.post(CHAT, json=body) as reply:
+                begin = await reply.content.readany()
+                process.send_signal(signal.SIGTERM)
+                whole = events(begin + await reply.read())
+            code, err = await asyncio.to_thread(ended, process)
+        finally:
+            process.kill()
+            process.wait()
+    assert whole[-1] == "[DONE]"
+    assert whole[-2]["error"]["code"] == "shutting_down"
+    assert code == 0
+    assert "Traceback" not in err
+    assert "SIGTERM: the router ends" in err
+    assert "grace period is over, 1 requests end" in err
+    assert " 499 " not in err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+async def test_a_hang_up_that_is_ignored_from_outside_stays_so():
+    """As `nohup` has it."""
+    port = free_port()
+    with hang_ups(signal.SIG_IGN):
+        process = started(port=port)
+    try:
+        await asyncio.to_thread(read_banner, process)
+        process.send_signal(signal.SIGHUP)
+        url = f"http://127.0.0.1:{port}"
+        async with aiohttp.ClientSession(url) as http, http.get("/health") as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGTERM)
+        assert (await asyncio.to_thread(ended, process))[0] == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+async def test_a_hang_up_reads_keys_and_workers_again(tmp_path):
+    port = free_port()
+    settings = tmp_path / "router.toml"
+    secret = tmp_path / "key"
+    settings.write_text("worker_urls = []\n")
+    secret.write_text("one")
+    async with tiny_worker() as worker:
+        with hang_ups(signal.SIG_DFL):  # these tests may be run by `nohup`
+            process = started("--config", str(settings), port=port, api_key_file=str(secret))
+        try:
+            await asyncio.to_thread(read_banner, process)
+            settings.write_text(f'worker_urls = ["{worker.url}"]\nqueue_size = 7\n')
+            secret.write_text("two")
+            process.send_signal(signal.SIGHUP)
+            url = f"http://127.0.0.1:{port}"
+            async with aiohttp.ClientSession(url) as http:
+                listed = await asyncio.wait_for(workers_of(http, key="two"), START_TIMEOUT_S)
+            process.send_signal(signal.SIGTERM)
+            code, err = await asyncio.to_thread(ended, process)
+        finally:
+            process.kill()
+            process.wait()
+    assert listed == [worker.url]
+    assert code == 0
+    assert "change only with a restart: --queue-size" in err
+
+
+async def workers_of(http: aiohttp.ClientSession, *, key: str) -> list[str]:
+    """The workers' URLs, once the key is one that the router knows."""
+    while True:
+        async with http.get("/list_workers", headers={"Authorization": f"Bearer {key}"}) as answer:
+            if answer.status == 200:
+                urls: list[str] = (await answer.json())["urls"]
+                return urls
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_a_terminal_that_is_closed_ends_the_router(tmp_path):
+    """As it does with everything that was started in it."""
+    port = free_port()
+    ours, theirs = os.openpty()
+    log = tmp_path / "log"
+    with hang_ups(signal.SIG_DFL), open(log, "wb") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-c", IN_TERMINAL, str(checkpoint()), str(port)],
+            cwd=ROOT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=err,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        os.close(theirs)
+        read_banner(process)
+        os.close(ours)
+        ours = -1
+        assert process.wait(STOP_TIMEOUT_S) == 0
+    finally:
+        process.kill()
+        process.communicate()
+        if ours >= 0:
+            os.close(ours)
+    assert "SIGHUP: the router ends" in log.read_text()
+
+
 def wait_closed(port: int) -> None:
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -278,7 +424,7 @@ def wait_closed(port: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(90)
 async def test_ctrl_c_ends_it_without_a_word_and_without_a_generation_left_behind():
-    """No grace is no grace: what still runs is cancelled, and aborted on its worker."""
+    """No grace means none: what still runs is cancelled, and aborted on its worker."""
     port = free_port()
     flags = ("--shutdown-grace-period-secs", "0", "--log-level", "error")
     async with tiny_worker() as worker:

@@ -267,6 +267,7 @@ class TestSamples:
             "reward": 1.0,
             "status": "completed",
             "session_id": "s",
+            "truncated_sampling": False,
             "metadata": {
                 "task": 4,
                 "slime_router": {
@@ -274,6 +275,7 @@ class TestSamples:
                     "rollout_id": "r",
                     "row_id": "t2",
                     "turn_ids": ["t1", "t2"],
+                    "turns": [],
                 },
             },
         }

@@ -1,4 +1,4 @@
-"""Drift: the first difference is found exactly, and each known cause is told from the others."""
+"""Drift: the first difference is found exactly, and known causes are kept apart."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from slime_router.replies.parser import ReplyParser, ReplyParsers
+from slime_router.replies.parser import ReplyParser
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.types import ReplyFormat
 from tests.unit.formats import FORMATS, Call

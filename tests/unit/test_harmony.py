@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.types import ReplyFormat
 from tests.unit.formats import HARMONY

@@ -10,6 +10,7 @@ import pytest
 from slime_router.failover.health import Health, HealthSettings, _count, _parsed, _State
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.worker import Worker
+from slime_router.supervisor import Supervisor
 
 
 def state(**settings: object) -> _State:
@@ -40,7 +41,8 @@ def test_the_first_answer_is_trusted_later_ones_after_a_failure_must_repeat():
 
 
 def test_probes_of_a_worker_that_is_down_come_further_and_further_apart():
-    made, worker = state(), Worker("http://a", is_up=False)
+    made, worker = state(), Worker("http://a")
+    worker.went_down()
     rests = []
     for _ in range(5):
         rests.append(made.rest_s(worker))
@@ -67,14 +69,14 @@ def test_odd_counts_are_none(value, count):
 
 
 class _Updated:
-    """A client whose worker is updated behind the router while it is asked for its version."""
+    """A client whose worker is updated without the router while it is asked for its version."""
 
     def __init__(self, seen: str | None) -> None:
         self._seen = seen
 
     async def ask(self, worker: Worker, *_: object, **__: object) -> Any:
         if self._seen is not None:
-            worker.weight_version = self._seen
+            worker.observed(self._seen, known=worker.weight_version)
         return SimpleNamespace(status=200, body=b'{"weight_version": "old"}')
 
 
@@ -82,8 +84,8 @@ class _Updated:
 async def test_an_answer_that_is_older_than_what_was_seen_meanwhile_counts_for_nothing(seen, known):
     pool: Any = SimpleNamespace(note_versions=lambda: None, subscribe=lambda look: None)
     client: Any = _Updated(seen)
-    health = Health(pool, client, HealthSettings())
+    health = Health(pool, client, HealthSettings(), Supervisor())
     worker = Worker("http://a")
-    worker.weight_version = "first"
+    worker.observed("first", known=None)
     assert await health._probe(worker) == "answers"
     assert worker.weight_version == known

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.template import suffix
+from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.layout import Layout, Layouts, Mark, compared_literals, holds, pairs_of
 from slime_router.template.stand_ins import Drawing, Form
-from slime_router.types import Message
+from slime_router.types import Message, TemplateOptions
+from tests.tiny import build_tiny_checkpoint
 
 
 def user(text: str) -> Message:
@@ -74,3 +78,22 @@ def test_the_oldest_layouts_go():
         layouts.note(name, Layout(()))
     layouts.note("d", None)
     assert [layouts.get(name) is not None for name in "abcd"] == [False, True, True, False]
+
+
+def test_a_layout_has_a_limited_number_of_marks(tmp_path, monkeypatch):
+    """Where it would have more, the next turn costs one more rendering, and says the same."""
+    monkeypatch.setattr(suffix, "MAX_MARKS", 3)
+    monkeypatch.setattr(suffix, "SHIFT_LEN", 1000)
+    template = ChatTemplate(load_tokenizer(str(build_tiny_checkpoint(tmp_path))))
+    options, messages = TemplateOptions(), [user("0")]
+    layout = template.layout(template.render(messages, options), messages, options, None)
+    counts = []
+    for number in range(1, 6):
+        index = len(messages)
+        messages = [*messages, {"role": "assistant", "content": "yes"}, user(str(number))]
+        found = template.suffix(messages, index, options, last_id=None, layout=layout)
+        assert found is not None
+        assert template.render(messages, options).endswith(found.text)
+        layout = found.layout
+        counts.append(None if layout is None else len(layout.marks))
+    assert counts == [2, 3, None, None, None]

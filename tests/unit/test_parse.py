@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from slime_router.errors import BadRequest, SetupError
-from slime_router.replies.parser import ReplyParser, ReplyParsers
+from slime_router.replies.parser import ReplyDelta, ReplyParser
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.replies.tool_calls import CallReader
 from slime_router.types import Message, ReplyFormat
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.parsers
 
 MARK = r"<[|｜][^|｜<>]*[|｜]>"  # these are one token each, whatever the vocabulary
 CUTS = {"letters": MARK + r"|[\s\S]", "tokens": MARK + r"|</?\w+>|\w+|\s+|[^\w\s]"}
+PLAIN = "Well, 1 < 2 </b> [x] and so on. <thin "
 ARGUMENTS = {"city": "Köln [a] {b}", "days": 3}
 OTHER = {"query": 'say "hi"\\n', "deep": True}
 A, B = json.dumps(ARGUMENTS, ensure_ascii=False), json.dumps(OTHER)
@@ -200,8 +202,38 @@ def test_a_call_behind_bad_json_is_found(name):
     assert len(set(reply.ids)) == 2
 
 
+WITHOUT_END = ['{"cmd": }', '{"cmd": ', '{"cmd" }', '{"cmd": ls}', "{cmd: 1}", "{", ""]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("bad", WITHOUT_END)
+@pytest.mark.parametrize("name", ["qwen25", "hermes"])
+def test_a_call_that_neither_has_a_value_nor_ends_is_text(name, bad, cut):
+    """Its own brace is missing, so it is not an object at all."""
+    first, second = CALLS[name]
+    text = (first % bad).replace(f"{bad}}}", bad)
+    assert text != first % bad
+    reply = read(parser_of(name), text, cut)
+    assert (reply.content.strip(), reply.names) == (text.strip(), [])
+    reply = read(parser_of(name), first % A + text.lstrip() + second % B, cut)
+    assert reply.calls == [("get_weather", ARGUMENTS), ("search", OTHER)]
+    assert reply.content.strip() == text.strip()
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", ["qwen25", "hermes"])
+@pytest.mark.parametrize("given", [A, '{"days": 1, "city": }', '{"city": "{"}', "{}"])
+def test_a_call_without_its_own_brace_keeps_its_arguments_whole(name, given, cut):
+    """Once an argument has begun it is a call: it was streamed as one."""
+    first, _ = CALLS[name]
+    reply = read(parser_of(name), (first % given).replace(f"{given}}}", given), cut)
+    assert reply.names == ["get_weather"]
+    assert reply.arguments == [given]
+    assert reply.content.strip() == ""
+
+
 def broken(name: str) -> dict[str, str]:
-    """Second calls of the format that are none, by what is wrong with them."""
+    """Second calls of the format that are not calls, by what is wrong with them."""
     second = WRITTEN[name][1] if name != "mistral" else WRITTEN[name][1].removesuffix("]")
     if name == "glm45":
         return {"no name": second.replace("search", "")}
@@ -353,6 +385,45 @@ def test_a_call_ends_reasoning_that_was_not_closed(end):
     assert reply.calls == [("get_weather", ARGUMENTS)]
     assert reply.reasoning.strip() == "Hm."
     assert reply.content.strip() == ""
+
+
+@pytest.mark.parametrize("shape", ["%s", "<b>hm<e>%s", "%s<b>hm<e>%s", "%s<b>%s", "%s<e>%s"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_plain_content_reads_the_same_past_a_parser_and_through_it(cut, shape):
+    """In every format, whatever comes later: a mark, or what only looks like one."""
+    for name in {*load_parsers().reasoning_formats} - {"response_template"}:  # it is a model's own
+        parsers = ReplyParsers(load_parsers, tools=None, reasoning=name)
+        told: list[list[ReplyDelta]] = []
+        for marks in (None, frozenset[str]()):
+            parsers._marks = marks
+            parser = parsers.parser(ReplyFormat(), prompt_tail="", history=())
+            assert parser is not None
+            begin, end = "<|channel|>analysis<|message|>", "<|end|>"
+            if parser._reasoning is not None:
+                begin, end = parser._reasoning.begin, parser._reasoning.end
+            text = shape.replace("%s", PLAIN).replace("<b>", begin).replace("<e>", end)
+            pieces = re.findall(CUTS[cut], text)
+            told.append([parser.push(piece, is_last=False) for piece in pieces])
+            told[-1].append(parser.push("", is_last=True))
+        assert told[0] == told[1], name
+
+
+def test_plain_content_does_not_pass_through_the_parser_of_reasoning():
+    parsers = ReplyParsers(load_parsers, tools=None, reasoning="qwen3")
+    parser = parsers.parser(ReplyFormat(), prompt_tail="", history=())
+    assert parser is not None
+    assert parser.push("First", is_last=False).content == "First"
+    seen: list[str] = []
+
+    def parse_stream_chunk(text: str) -> tuple[str, str]:
+        seen.append(text)
+        return "", text
+
+    assert parser._reasoning is not None
+    parser._reasoning._parser.parse_stream_chunk = parse_stream_chunk
+    for piece in (" and", " so", " on", "<"):
+        assert parser.push(piece, is_last=False).content == piece
+    assert seen == ["<"]
 
 
 def test_reasoning_that_is_not_separated_stays_content():
@@ -572,14 +643,15 @@ def test_without_parsers_sglang_is_not_asked_for():
 def test_what_a_parser_raises_on_stays_text(monkeypatch, caplog):
     parser = parser_of("qwen25")
     assert isinstance(parser._calls, CallReader)
-    increment = parser._calls._parser.parse_streaming_increment
+    detector = parser._calls._parser._detector
+    increment = detector.parse_streaming_increment
 
     def raising(text: str, tools: Any) -> Any:
         if text == "!":
             raise RuntimeError("boo")
         return increment(text, tools)
 
-    monkeypatch.setattr(parser._calls._parser, "parse_streaming_increment", raising)
+    monkeypatch.setattr(detector, "parse_streaming_increment", raising)
     text = "Hi <tool_ca! and <tool_call>\n{} more"
     assert read(parser, text).content == text
     assert "the rest of it stays text" in caplog.text

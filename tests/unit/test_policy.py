@@ -10,16 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slime_router.choices import PolicyName
 from slime_router.pool.affinity import Affinity, Recent
 from slime_router.pool.policy import KEY_WORTH, make_policy
 from slime_router.pool.worker import Need, Worker
-from slime_router.types import PolicyName, TokenIds, token_ids
+from slime_router.types import TokenIds, token_ids
+from tests.loads import load
 
 NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 def fleet(count: int) -> list[Worker]:
-    return [Worker(f"http://w{n}", last_lease=n - count) for n in range(count)]
+    return [load(Worker(f"http://w{n}"), last_lease=n - count) for n in range(count)]
 
 
 @cache
@@ -36,15 +38,13 @@ class Router:
 
     def send(self, workers: list[Worker], need: Need) -> Worker:
         worker = self.policy.choose(workers, need)
-        worker.pending_tokens += self.policy.sent(worker, need)
-        worker.in_flight += 1
         self.leases += 1
-        worker.last_lease = self.leases
+        worker.leased(self.leases, self.policy.sent(worker, need))
         return worker
 
     def end(self, worker: Worker) -> None:
-        worker.in_flight -= 1
-        worker.pending_tokens = 0
+        worker.returned()
+        worker.computed(worker.pending_tokens)
 
     def ask(self, workers: list[Worker], need: Need) -> Worker:
         worker = self.send(workers, need)
@@ -88,16 +88,16 @@ def test_a_key_goes_back_to_its_worker(name):
     router, workers = Router(name), fleet(8)
     first = router.ask(workers, Need(prompt(0), key="mine"))
     for n in range(1, 20):
-        first.in_flight = 1
+        load(first, in_flight=1, last_lease=first.last_lease)
         assert router.ask(workers, Need(prompt(n, 50), key="mine")) is first
-        first.in_flight = 0
+        load(first, last_lease=first.last_lease)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_key_leaves_a_worker_that_does_not_keep_up_and_stays_where_it_went(name):
     router, workers = Router(name), fleet(4)
     first = router.ask(workers, Need(prompt(0, 50), key="mine"))
-    first.in_flight = 50
+    load(first, in_flight=50, last_lease=first.last_lease)
     second = router.ask(workers, Need(prompt(0, 50), key="mine"))
     assert second is not first
     assert router.ask(workers, Need(prompt(0, 50), key="mine")) is second
@@ -107,7 +107,7 @@ def test_a_key_leaves_a_worker_that_does_not_keep_up_and_stays_where_it_went(nam
 def test_a_key_leaves_a_worker_whose_own_queue_stands(name):
     router, workers = Router(name), fleet(4)
     first = router.ask(workers, Need(prompt(0, 50), key="mine"))
-    first.queued = 50
+    first.reported(queued=50)
     assert router.ask(workers, Need(prompt(0, 50), key="mine")) is not first
 
 
@@ -128,13 +128,13 @@ def test_an_idle_fleet_is_spread(name):
 
 def test_round_robin_looks_at_no_load():
     router, workers = Router("round_robin"), fleet(3)
-    workers[1].in_flight = 100
+    load(workers[1], in_flight=100, last_lease=workers[1].last_lease)
     assert [router.ask(workers, Need()) for _ in range(3)] == workers
 
 
 def test_two_at_random_spare_the_busiest():
     router, workers = Router("power_of_two"), fleet(3)
-    workers[0].in_flight = 5
+    load(workers[0], in_flight=5, last_lease=workers[0].last_lease)
     chosen = {router.ask(workers, Need()).url for _ in range(50)}
     assert chosen == {"http://w1", "http://w2"}
     assert router.ask(workers[:1], Need()) is workers[0]
@@ -186,9 +186,9 @@ def test_a_worker_with_too_much_to_do_is_left_though_it_holds_the_prompt():
     router, workers = Router("cache_aware"), fleet(4)
     home = router.ask(workers, Need(prompt(0)))
     assert router.policy.choose(workers, Need(prompt(0))) is home
-    home.pending_tokens = 50_000
+    load(home, pending=50_000, last_lease=home.last_lease)
     assert router.policy.choose(workers, Need(prompt(0))) is not home
-    home.pending_tokens, home.in_flight = 0, 200
+    load(home, in_flight=200, last_lease=home.last_lease)
     assert router.policy.choose(workers, Need(prompt(0))) is not home
 
 
@@ -198,8 +198,8 @@ def test_a_prompt_is_computed_again_on_an_idle_worker_sooner_than_on_a_busy_one(
     router, workers = Router("cache_aware"), fleet(2)
     home = router.ask(workers, Need(prompt(0, 2_000)))
     for worker in workers:
-        worker.in_flight = in_flight
-    home.pending_tokens = 6_500
+        load(worker, in_flight=in_flight, last_lease=worker.last_lease)
+    load(home, in_flight=in_flight, pending=6_500, last_lease=home.last_lease)
     assert (router.policy.choose(workers, Need(prompt(0, 2_000))) is not home) is is_left
 
 

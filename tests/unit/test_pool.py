@@ -1,4 +1,4 @@
-"""The pool: who is registered, who is next, and that every lease comes back."""
+"""The pool: which workers are registered, which is next, and that every lease comes back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from slime_router.errors import BadRequest, NotFound, NoWorker
 from slime_router.pool.policy import least_in_flight
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
+from tests.loads import load
 
 A, B, C = "http://a:1", "http://b:2", "http://c:3"
 
@@ -24,7 +25,15 @@ def test_adding_twice_in_any_spelling_is_one_worker():
 @pytest.mark.parametrize(
     "url",
     ["", "a:1", "ftp://a:1", "http://", "http://a:x", "http://a:99999", "http://a/?q=1",
-     "http://a/#f", "http://me:pw@a", "http://a b", "http://[::1"],
+     "http://a/#f", "http://me:pw@a", "http://a b", "http://[::1", "http://a?", "http://a#",
+     "http://@a", "http://:@a", "http://a:0", "http://a/v1", "http://a/v1/", "http://a//x",
+     "http://a/..", "http://gpu7..cluster:30000", "http://.gpu7:1", "http://gpu7..", "http://.",
+     f"http://{'x' * 64}:1", f"http://a.{'x' * 64}.b:1", f"http://{'x.' * 130}x", "http://a\ufffd:1",
+     "http://\ufffd", "http://a\tb", "http://a\n:1", "http://a\x00", "http://a\u200b:1", "http://a%20b",
+     "http://a\\b", "http://-a:1", "http://a-:1", "http://1.2.3:1", "http://1.2.3.256",
+     "http://0x7f.1", "http://[1.2.3.4]:1", "http://[::g]:1", "http://[v1.x]:1", "http:///x", "file:///x",
+     "unix:/tmp/x", "//a:1", "http:a:1", "http://a:-1", "http://a:1.5", "http://a,b", "http://a;b",
+     "http://*:1", "http://a" + "/" * 3000],
 )  # fmt: skip
 def test_what_is_no_worker_url_is_refused_and_changes_nothing(url):
     pool = WorkerPool()
@@ -39,7 +48,13 @@ def test_what_is_no_worker_url_is_refused_and_changes_nothing(url):
     [
         ("https://A/", "https://a"),
         ("http://[::1]:9/", "http://[::1]:9"),
-        (" http://a/x/ ", "http://a/x"),
+        (" http://a/ ", "http://a"),
+        ("http://a//", "http://a"),
+        ("http://gpu-7.rack_2.cluster.:30000", "http://gpu-7.rack_2.cluster.:30000"),
+        ("http://127.0.0.1:1", "http://127.0.0.1:1"),
+        ("http://b\u00fccher.example:1", "http://xn--bcher-kva.example:1"),
+        (f"http://{'x' * 63}:65535", f"http://{'x' * 63}:65535"),
+        ("http://a:", "http://a"),
     ],
 )
 def test_a_url_keeps_what_counts(url, normalised):
@@ -56,6 +71,17 @@ def test_a_worker_is_found_and_removed_by_url_or_id():
     for unknown in (a.id, B, "nonsense"):
         with pytest.raises(NotFound):
             pool.remove(unknown)
+
+
+def test_a_worker_that_nobody_has_looked_at_is_asked_after_the_others():
+    pool = WorkerPool([A, B])
+    a, b = pool.list()
+    b.greeted()
+    with pool.lease() as first, pool.lease() as second, pool.lease(exclude={B}) as third:
+        assert [lease.worker for lease in (first, second, third)] == [b, b, a]
+    a.greeted()
+    with pool.lease() as fourth, pool.lease() as fifth:
+        assert {fourth.worker, fifth.worker} == {a, b}
 
 
 def test_the_least_loaded_takes_the_next_request():
@@ -113,7 +139,7 @@ def test_repr_tells_the_state():
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1))
 def test_the_policy_takes_the_least_loaded_then_the_longest_idle(loads):
     workers = [
-        Worker(f"http://w{i}", in_flight=n, last_lease=at) for i, (n, at) in enumerate(loads)
+        load(Worker(f"http://w{i}"), in_flight=n, last_lease=at) for i, (n, at) in enumerate(loads)
     ]
     chosen = least_in_flight(workers)
     assert (chosen.in_flight, chosen.last_lease) == min(loads)

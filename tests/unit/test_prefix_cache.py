@@ -8,9 +8,10 @@ from itertools import pairwise
 import pytest
 from aiorwlock import RWLock
 
-from slime_router.cache.prefix_cache import SLICE_NODES, PrefixCache
+from slime_router.cache.prefix_cache import SLICE_NODES, SPARE_TURNS, PrefixCache
 from slime_router.cache.radix_tree import Node
 from slime_router.types import Piece, token_ids
+from tests.effort import opcodes
 from tests.stack import is_free
 
 
@@ -40,7 +41,7 @@ async def steps(count: int) -> None:
 
 
 class Room:
-    """Who is inside a lock; says so when the wrong ones meet."""
+    """Notes what is inside a lock; says so when the wrong ones meet."""
 
     def __init__(self) -> None:
         self.lock = RWLock()
@@ -294,6 +295,42 @@ async def test_a_dump_has_at_most_as_many_nodes_as_asked_for():
     assert len(await cache.dump(3)) == 3
 
 
+async def test_a_dump_says_of_each_node_what_it_is():
+    cache = filled(0, budget_tokens=10)
+    root = cache.match_prefix("a scope", "nothing", None).node
+    question, answer = Piece("Hi", token_ids([7, 8])), Piece("yo", token_ids([9]), is_sampled=True)
+    cache.insert(root, (question,), (answer,), session_id="s", turn_id="t", epoch=3)
+    cache.unpin(root)
+    assert cache.pin_turn("t") is not None
+    first, second = sorted(await cache.dump(9), key=lambda node: node["start"])
+    assert first == {
+        "scope": "a scope", "start": 0, "end": 2, "tokens": [7, 8], "text": "Hi",
+        "is_sampled": False, "is_anchor": False, "turn": None, "epoch": 3, "children": 1, "pins": 0,
+    }  # fmt: skip
+    assert second == {
+        "scope": "a scope", "start": 2, "end": 3, "tokens": [9], "text": "yo",
+        "is_sampled": True, "is_anchor": True, "turn": "t", "epoch": 3, "children": 0, "pins": 1,
+    }  # fmt: skip
+
+
+def test_a_text_is_looked_up_for_a_session_among_its_own_samples():
+    cache = filled(0, budget_tokens=10)
+    for session, token_id in (("a", 7), ("b", 8)):
+        node = cache.match_prefix("", "nothing", None).node
+        sample = Piece("Hi", token_ids([token_id]), is_sampled=True)
+        cache.insert(node, (), (sample,), session_id=session, turn_id=session)
+        cache.unpin(node)
+    seen = {"a": ([7], 1), "b": ([8], 1), None: ([8], 2)}
+    for asking, (ids, count) in seen.items():
+        found = cache.match_text("", "Hi", asking)
+        assert found is not None
+        assert found.path_ids().tolist() == ids
+        assert cache.count_text("", "Hi", asking) == count
+    assert cache.match_text("", "Hi", "c") is None
+    assert cache.count_text("", "Hi", "c") == cache.count_text("", "H", None) == 0
+    assert cache.count_text("another scope", "Hi", None) == 0
+
+
 def test_what_has_no_path_above_it_is_told_from_what_was_evicted():
     """Hits, misses and their tokens are counted."""
     cache = filled(1, budget_tokens=10)
@@ -303,3 +340,44 @@ def test_what_has_no_path_above_it_is_told_from_what_was_evicted():
     cache.unpin(match.node)
     assert cache.match_prefix("", "other", None).text_len == 0
     assert cache.counts.misses == before + 1
+
+
+# What grows must not be walked
+
+
+def test_the_same_turn_again_costs_the_same_however_often_it_was_filed():
+    """Evaluations and probes ask one prompt thousands of times, and get one reply."""
+    cache = filled(0, budget_tokens=1000)
+    numbers = iter(range(10_000))
+
+    def again() -> None:
+        match = cache.match_prefix("", "nothing", None)
+        piece = Piece("x", token_ids([7]), is_sampled=True)
+        cache.insert(match.node, (), (piece,), session_id=None, turn_id=f"t{next(numbers)}")
+        cache.unpin(match.node)
+
+    for _ in range(SPARE_TURNS + 100):
+        again()
+    early = [opcodes(again) for _ in range(10)]
+    for _ in range(3 * SPARE_TURNS):
+        again()
+    late = [opcodes(again) for _ in range(10)]
+    assert max(late) <= 1.1 * max(early)
+    assert len(cache._turn_nodes) <= 2 * cache.size.nodes + SPARE_TURNS + 2
+    newest = cache.pin_turn(f"t{next(numbers) - 1}")
+    assert newest is not None
+    cache.unpin(newest)
+
+
+def test_turns_of_their_own_are_all_found_however_many_there_are():
+    cache = filled(0, budget_tokens=100_000)
+    count = 3 * SPARE_TURNS
+    for number in range(count):
+        add(cache, f"<{number}>", number)
+    for _ in range(3 * SPARE_TURNS):
+        add(cache, "<0>", 0)
+    for number in range(1, count):
+        node = cache.pin_turn(f"<{number}>")
+        assert node is not None
+        assert node.ids.tolist() == [number]
+        cache.unpin(node)

@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 
+from slime_router.cache import radix_tree
 from slime_router.cache.radix_tree import Node, RadixTree
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.types import Finish, Piece, token_ids
+from tests.effort import opcodes
 from tests.stack import Sample, Stack, pins
 
 H_AVING = [39, 374, 380, 38]  # how the tiny tokenizer writes it
@@ -94,6 +96,18 @@ async def test_a_text_is_retrieved_with_the_tokens_that_were_sampled_last(stack)
     assert trace.ids.tolist() == [*prompt, *HAV_ING]
     assert trace.loss_mask.tolist() == [0] * len(prompt) + [1] * len(HAV_ING)
     assert trace.logprobs[len(prompt) :].tolist() == [-2.0] * len(HAV_ING)
+
+
+def test_a_session_reads_back_its_own_sample_and_no_other_sessions():
+    tree = RadixTree()
+    first = insert(tree, piece("HAVING", 10, 11, is_sampled=True), owner="a")
+    second = insert(tree, piece("HAVING", 20, 21, is_sampled=True), owner="b")
+    assert tree.match_text("", "HAVING", "a") is first
+    assert tree.match_text("", "HAVING", "b") is second
+    assert tree.match_text("", "HAVING", "c") is None
+    assert tree.match_text("", "HAVING", None) is second
+    assert [*tree.alike("", "HAVING", "a")] == [first]
+    assert [*tree.alike("", "HAVING", None)] == [second, first]
 
 
 def test_siblings_share_their_prefix_once():
@@ -268,7 +282,7 @@ def test_a_matched_path_outlives_one_that_nobody_asks_for():
     for name in ("old", "new"):
         insert(tree, piece(name, 1, is_sampled=True))
     tree.match_prefix("", "old", None, never)
-    tree.evict(1, max_nodes=1)
+    tree.evict(1, max_nodes=2)  # looks at both
     assert tree.match_text("", "old", None) is not None
     assert tree.match_text("", "new", None) is None
 
@@ -398,3 +412,85 @@ def test_clean_up_goes_in_steps_between_which_the_tree_is_whole_and_in_use():
     assert sum(seen) == 10
     assert max(seen) == 3
     assert tree.size.nodes == len(seen)
+
+
+def test_a_scope_in_which_nothing_is_left_is_forgotten():
+    """Clients choose their cache salts, as many as they like."""
+    tree = RadixTree()
+    for number in range(100):
+        scope = f"salt {number}"
+        match = tree.match_prefix(scope, "Hello", None, lambda text, index: True)
+        tree.pin(match.node)
+        assert tree.match_text(f"other {number}", "Hello", None) is None
+        if number % 2:
+            tree.insert(match.node, [piece("x", 1, is_sampled=True)], owner=None, anchors=[True])
+        tree.unpin(match.node)
+    assert len(tree._roots) == len(tree._indexes) == 50
+    while tree.may_evict(0):
+        tree.evict(0, max_nodes=10)
+    assert len(tree._roots) == len(tree._indexes) == 0
+    end = tree.insert(match.node, [piece("y", 2, is_sampled=True)], owner=None, anchors=[True])
+    assert tree.match_text(scope, "y", None) is end
+    tree.check_integrity()
+
+
+def test_a_run_that_every_session_samples_knows_a_limited_number_of_them(monkeypatch):
+    monkeypatch.setattr(radix_tree, "MAX_OWNERS", 10)
+    tree = RadixTree()
+    for number in range(100):
+        run = [piece("x", 1, is_sampled=True)]
+        node = tree.insert(tree.root(""), run, owner=f"s{number}", anchors=[True])
+        assert node.may_be_reused_by(f"s{number}")
+        assert len(node.owners or ()) <= 10
+
+
+def test_using_a_leaf_costs_the_same_however_often_it_was_used():
+    """No look-up pays for those before it, at once or later."""
+    tree = RadixTree()
+    for number in range(50):
+        insert(tree, piece(f"<{number}>", number, is_sampled=True))
+
+    def use() -> None:
+        for number in range(50):
+            assert tree.match_prefix("", f"<{number}>", None, never).text_len
+
+    early = opcodes(use)
+    for _ in range(100):
+        use()
+    assert max(opcodes(use) for _ in range(20)) == early
+    assert len(tree._idle) == len(tree) == 50
+
+
+def test_a_step_of_eviction_costs_the_same_where_everything_was_used_since():
+    """Finding out what is oldest is done in steps, too."""
+
+    def work(leaves: int) -> int:
+        tree = RadixTree()
+        for number in range(leaves):
+            insert(tree, piece(f"<{number}>", 1, is_sampled=True))
+        for number in range(leaves):
+            tree.match_prefix("", f"<{number}>", None, never)
+        worst = 0
+        while tree.may_evict(leaves // 2):
+            worst = max(worst, opcodes(lambda: tree.evict(leaves // 2, max_nodes=8)))
+        assert tree.size.nodes == leaves // 2
+        assert tree.match_text("", "<0>", None) is None
+        return worst
+
+    assert work(2_000) <= 1.2 * work(100)
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_a_clean_up_that_is_cut_short_leaves_everything_up_for_eviction(steps):
+    tree = RadixTree()
+    for number in range(9):
+        insert(tree, piece(f"<{number}>", number), epoch=number % 2)
+    cleaning = tree.drop_older(1, is_kept=lambda node: False, max_nodes=3)
+    for _ in range(steps):
+        next(cleaning)
+        tree.check_integrity()
+    cleaning.close()
+    tree.check_integrity()
+    while tree.may_evict(0):
+        tree.evict(0, max_nodes=3)
+    assert tree.size.nodes == 0

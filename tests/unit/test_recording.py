@@ -19,7 +19,7 @@ from slime_router.types import (
     VersionSpan,
     token_ids,
 )
-from tests.stack import Sample, Stack
+from tests.stack import Sample, Stack, is_free
 
 
 async def read_one(stack: Stack, call, sample: Sample) -> None:
@@ -189,3 +189,39 @@ async def test_tokens_of_no_known_version_are_in_no_span():
     turn = stack.store.get(call.turn_id)
     assert turn is not None
     assert turn.weight_versions == (VersionSpan("v1", 1, 2), VersionSpan("v1", 3, 4))
+
+
+# Faults of our own
+
+
+async def test_a_fault_in_recording_never_fails_the_reply(monkeypatch, caplog):
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    stack = Stack()
+    monkeypatch.setattr(stack.store, "add", broken)
+    stack.samples.append(Sample([5, 6]))
+    async with stack.router.generate(stack.call("Hi")) as chunks:
+        last = [chunk async for chunk in chunks][-1]
+    assert last.finish is not None
+    assert last.receipt is not None
+    assert last.receipt.notes == ("not recorded: the router failed, its log says why",)
+    assert (stack.recording.counts.failed, stack.recording.counts.turns) == (1, 0)
+    assert "a fault" in caplog.text
+    assert is_free(stack.cache)
+
+
+async def test_a_fault_in_filing_never_fails_the_reply(monkeypatch, caplog):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault")
+
+    stack = Stack()
+    monkeypatch.setattr(stack.cache, "insert", broken)
+    stack.samples.append(Sample([5, 6]))
+    async with stack.router.generate(stack.call("Hi")) as chunks:
+        last = [chunk async for chunk in chunks][-1]
+    assert last.receipt is not None
+    assert last.receipt.notes == ("not cached: the router failed, its log says why",)
+    assert stack.cache.counts.failed_insertions == 1
+    assert stack.recording.counts.turns == 1
+    assert "a fault" in caplog.text

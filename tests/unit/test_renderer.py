@@ -59,7 +59,7 @@ def test_further_arguments_reach_the_template(directory: Path) -> None:
 
 def test_content_that_is_null_reaches_the_template(directory: Path) -> None:
     source = (
-        "{% for m in messages %}{{ 'null' if m['content'] is none else m.content }}"
+        "{% for m in messages %}{{ 'null' if m['content'] == none else m.content }}"
         "{{ m.thinking }}|{% endfor %}"
     )
     tokenizer = load_tokenizer(str(directory), chat_template=source)
@@ -101,7 +101,6 @@ def test_date_is_pinned_in_llama_3() -> None:
         [{}],
         [{"role": "user"}],
         [{"role": "user", "content": 3}],
-        [{"role": "user", "content": "a\ud800"}],
         [{"role": "assistant", "content": "", "tool_calls": [3]}],
     ],
 )

@@ -83,10 +83,10 @@ def test_a_stream_reads_the_same_with_and_without_cutting(ids, cuts, texts, with
     ]  # fmt: skip
     read = []
     for cutting in (True, False):
-        reader = ChunkReader(with_logprobs=with_logprobs)
+        reader = ChunkReader(vocab_size=2**31, with_logprobs=with_logprobs)
         if not cutting:
             reader._cutter = None
-        chunks = [chunk for payload in payloads for chunk in reader.read([payload])]
+        chunks = [chunk for payload in payloads for chunk in reader.feed([payload])]
         assert [i for chunk in chunks for i in chunk.output_ids] == ids
         read.append([(c.output_ids, c.logprobs, c.finish, c.cached_tokens) for c in chunks])
         assert chunks[-1].item == orjson.loads(payloads[-1])  # the end is the worker's own item
@@ -94,18 +94,18 @@ def test_a_stream_reads_the_same_with_and_without_cutting(ids, cuts, texts, with
 
 
 def test_a_worker_that_changes_what_it_said_fails_as_before():
-    reader = ChunkReader(with_logprobs=True)
-    list(reader.read([item([1])]))
-    list(reader.read([item([1, 2])]))
+    reader = ChunkReader(vocab_size=2**31, with_logprobs=True)
+    list(reader.feed([item([1])]))
+    list(reader.feed([item([1, 2])]))
     with pytest.raises(WorkerFailed):
-        list(reader.read([item([1, 9, 3])]))
+        list(reader.feed([item([1, 9, 3])]))
 
 
 def test_a_stream_that_is_not_cumulative_reads_the_same():
-    reader = ChunkReader(with_logprobs=True)
+    reader = ChunkReader(vocab_size=2**31, with_logprobs=True)
     chunks = [
         chunk
         for payload in (item([1]), item([2], completion_tokens=2), item([1], completion_tokens=3))
-        for chunk in reader.read([payload])
+        for chunk in reader.feed([payload])
     ]
     assert [chunk.output_ids for chunk in chunks] == [[1], [2], [1]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from slime_router.replies.reply import Reply
+import pytest
+
+from slime_router.replies.reply import Reply, Versions
 from slime_router.types import (
     Finish,
     GenerateChunk,
@@ -21,6 +23,14 @@ def replied(*chunks: GenerateChunk) -> Reply:
     for chunk in chunks:
         reply.add(chunk)
     return reply
+
+
+def test_a_chunk_holds_still():
+    chunk = GenerateChunk(output_ids=[5], text="a")
+    with pytest.raises(AttributeError):
+        chunk.text = "b"  # type: ignore[misc]
+    assert chunk.changed(text="b") == GenerateChunk(output_ids=[5], text="b")
+    assert chunk.text == "a"
 
 
 def test_nothing_has_come():
@@ -75,6 +85,29 @@ def test_the_workers_own_spans_win_over_what_its_chunks_said():
     exact = (VersionSpan("v2", 0, 2),)
     last = GenerateChunk(output_ids=[], weight_versions=exact, finish=Finish("length"))
     assert replied(*chunks, last).weight_versions == exact
+
+
+def test_a_worker_that_goes_on_counts_from_where_the_one_before_it_stopped():
+    def under(version: str | None, *ids: int, spans: tuple[VersionSpan, ...] = ()) -> GenerateChunk:
+        return GenerateChunk(output_ids=ids, weight_version=version, weight_versions=spans)
+
+    versions = Versions()
+    versions.add(under(None, 5), 0)
+    versions.add(under("v1", 6, 7), 1)
+    versions.begin_part(3)
+    versions.add(under("v1", 8), 3)
+    versions.add(under("v2", 9, 9), 4)
+    exact = (VersionSpan("v2", 0, 2), VersionSpan("v3", 2, 9))
+    versions.begin_part(6)
+    assert versions.last is None
+    versions.add(under("v3", 1, 2, 3, spans=exact), 6)
+    assert versions.last == "v3"
+    assert versions.spans(9) == (
+        VersionSpan("v1", 1, 4),
+        VersionSpan("v2", 4, 8),
+        VersionSpan("v3", 8, 9),
+    ), "merged where a part goes on under the same weights, and cut where the tokens end"
+    assert versions.spans(8)[-1] == VersionSpan("v2", 4, 8), "no span is empty"
 
 
 def test_notes_are_added_to_the_receipt_of_the_prompt():

@@ -151,8 +151,7 @@ def test_calls_of_other_kinds_become_calls_and_results():
 
 def test_unsupported_tools_are_dropped_and_namespaces_opened():
     nested = {"type": "namespace", "name": "mcp", "description": "", "tools": [FLAT]}
-    custom = {"type": "custom", "name": "patch", "format": {}}
-    got = read(tools=[{"type": "web_search"}, custom, nested])
+    got = read(tools=[{"type": "web_search"}, {"type": "mcp", "server_label": "x"}, nested])
     assert got.call.template.tools == (CHAT_TOOL,)
     assert got.style.namespaces == {"f": "mcp"}
     allowed = {"type": "allowed_tools", "mode": "auto"}
@@ -246,3 +245,41 @@ def test_the_store_forgets_the_oldest_but_keeps_what_others_continue():
     assert len(kept.get("resp_2").conversation()) == 6
     kept.delete("resp_2")
     assert len(kept) == 1
+
+
+def test_stored_bytes_have_a_budget_and_what_is_continued_counts_until_it_goes():
+    def response(name: str, length: int, previous: Stored | None = None) -> Stored:
+        item = {"type": "message", "role": "user", "content": "x" * length}
+        return Stored({"id": name}, (item,), (), previous)
+
+    kept = ResponseStore(100, 10_000)
+    first = response("resp_1", 4_000)
+    kept.put(first)
+    kept.put(response("resp_2", 2_000, first))
+    kept.delete("resp_1")
+    assert 6_000 < kept.size < 6_500, "the second continues it"
+    kept.put(response("resp_3", 3_000))
+    assert len(kept) == 2
+    kept.put(response("resp_4", 3_000))
+    with pytest.raises(NotFound):
+        kept.get("resp_2")
+    assert (len(kept), kept.forgotten) == (2, 1)
+    assert 6_000 < kept.size < 6_500
+    kept.put(response("resp_5", 20_000))
+    assert (len(kept), kept.size, kept.forgotten) == (0, 0, 4)
+
+
+def test_what_was_forgotten_while_it_was_continued_counts_again():
+    kept = ResponseStore(1, 10_000)
+    first = Stored({"id": "resp_1"}, ({"type": "message", "content": "x" * 1_000},), ())
+    kept.put(first)
+    kept.put(Stored({"id": "resp_2"}, (), ()))
+    assert kept.size < 100
+    kept.put(Stored({"id": "resp_3"}, (), (), first))
+    assert 1_000 < kept.size < 1_200
+
+
+def test_halves_of_emojis_have_a_size_too():
+    kept = ResponseStore(9)
+    kept.put(Stored({"id": "resp_1"}, ({"type": "message", "content": "\ud800" * 100},), ()))
+    assert kept.size >= 100

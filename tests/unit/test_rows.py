@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from slime_router.rows.forest import plant
-from slime_router.rows.rows import LOWEST_LOGPROB, LeftOut, build_rows
+from slime_router.rows.masks import LOWEST_LOGPROB
+from slime_router.rows.rows import LeftOut, build_rows
 from slime_router.types import VersionSpan, token_ids
 from tests.turns import Book, trained
 
@@ -450,7 +451,7 @@ def test_drift_in_an_earlier_turn_is_a_fork(book: Book):
 
 
 def test_a_sampled_stop_token_gives_way(book: Book):
-    """Case 18: the stop token is the next role's marker, another one than the client's turn has."""
+    """The stop token is the next role's marker, another one than the client's turn has."""
     book.add("a", P, [10, 77])
     book.add("b", [*P, 10, 78, 4], [11, 77], base="a")
     book.add("c", [*P, 10, 78, 4, 11, 78], [12], base="b")
@@ -681,7 +682,7 @@ def test_a_row_is_cut_at_the_last_turn_that_fits(book: Book):
 
 
 def test_a_first_turn_that_does_not_fit_gives_no_row(book: Book):
-    """85: all truncated, and the reason is told."""
+    """85: all truncated, and the reason is given."""
     book.add("a", P, [10, 11])
     book.add("b", [*P, 10, 11, 4], [12])
     result = book.rows(max_len=4)

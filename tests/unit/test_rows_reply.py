@@ -9,27 +9,62 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pyarrow.parquet
 import pytest
 import safetensors
 import safetensors.numpy
 
 from slime_router.api.sessions import row_formats as rows_reply
 from slime_router.errors import Conflict
-from slime_router.rows.rows import LeftOut, Row, RowSet, RowStats
-from slime_router.trajectory.session import Session
-from slime_router.types import token_ids
+from slime_router.rows.lineage import Lineage
+from slime_router.rows.rows import LeftOut, Row, RowSet, RowStats, RowTurn
+from slime_router.trajectory.session import Session, SessionSpec
+from slime_router.trajectory.turn import Turn
+from slime_router.types import Finish, Speculation, token_ids
 
-SESSION = Session(
-    id="s/1",
-    rollout_id="r",
-    group_id="g",
-    state="closed",
-    metadata={"task": "t", "rollout_id": "the agent's own"},
-    reward={"score": 0.5},
-    recorded_turns=7,
-    dropped_turns=2,
-    dropped_tokens=11,
-    running=1,
+
+def session() -> Session:
+    """Closed and rewarded; a turn still runs, and two of seven were dropped."""
+    metadata = {"task": "t", "rollout_id": "the agent's own"}
+    made = Session(
+        SessionSpec(id="s/1", rollout_id="r", group_id="g", metadata=metadata), is_opened=True
+    )
+    turns = [
+        Turn(
+            id=f"t{n}",
+            base=None,
+            base_len=0,
+            prompt_ids=token_ids([2]),
+            output_ids=token_ids([1] * length),
+            logprobs=None,
+            weight_versions=(),
+            finish=Finish("stop"),
+        )
+        for n, length in enumerate((5, 6, 1, 1, 1, 1, 1))
+    ]
+    for each in turns:
+        made.gain(each, 0)
+    for each in turns[:2]:
+        made.lose(each)
+    made.entered()
+    made.rewarded({"score": 0.5})
+    made.freeze(0)
+    return made
+
+
+SESSION = session()
+TURN = Turn(
+    id="a",
+    base=None,
+    base_len=0,
+    prompt_ids=token_ids([1, 2]),
+    output_ids=token_ids([3, 4, 5]),
+    logprobs=None,
+    weight_versions=(),
+    finish=Finish("stop"),
+    speculation=Speculation(3, 9, 4),
+    reward=0.25,
+    tags=("good",),
 )
 
 
@@ -40,7 +75,7 @@ def row(row_id: str, tokens: list[int], mask: list[int], **fields: Any) -> Row:
         "turn_ids": (f"{row_id}-first", row_id),
         "tokens": token_ids(tokens),
         "loss_mask": np.array(mask, np.int8),
-        "logprobs": np.where(mask, -0.1, 0.0),  # 0.1 is no float32
+        "logprobs": np.where(mask, -0.1, 0.0),  # 0.1 is not a float32
         "weight_versions": tuple("v1" if trained else None for trained in mask),
         "response_length": count - mask.index(1),
         "status": "completed",
@@ -64,7 +99,13 @@ def rowset(*rows: Row) -> RowSet:
 
 
 ROWS = rowset(
-    row("a", [1, 2, 3, 151_000, 5], [0, 0, 1, 0, 1], weight_versions=(None, None, "1", None, 1)),
+    row(
+        "a",
+        [1, 2, 3, 151_000, 5],
+        [0, 0, 1, 0, 1],
+        weight_versions=(None, None, "1", None, 1),
+        turns=(RowTurn(TURN, 2, 5, Lineage("subagent", "p")),),
+    ),
     row(
         "b",
         [1, 2, 9],
@@ -84,10 +125,16 @@ STATS = {
     "trained_tokens": 5,
     "left_out": {"retry": {"turns": 1, "tokens": 3}},
     "routed_experts_missing": {},
+    "indexer_topk_missing": {},
+    "truncated_sampling": {},
     "recorded_turns": 7,
     "dropped_turns": 2,
     "dropped_tokens": 11,
     "running": 1,
+}
+TEACHERS = {"teacher_logprobs", "teacher_top_ids", "teacher_top_logprobs"}
+UNKNOWN = {"owner", "mask_offsets", "mask_ids", "sampling_logprobs", *TEACHERS} | {
+    f"{name}{of}" for name in ("routed_experts", "indexer_topk") for of in ("", "_dtype", "_shape")
 }
 PER_TOKEN = ("tokens", "loss_mask", "logprobs", "weight_versions")
 
@@ -140,11 +187,24 @@ def from_columns(columns: dict[str, Any], meta: dict[str, Any]) -> Told:
     return rows, meta["stats"]
 
 
+def from_parquet(raw: bytes) -> Told:
+    table = pyarrow.parquet.read_table(io.BytesIO(raw))
+    rows = table.to_pylist()
+    for row in rows:
+        row["reward"] = orjson.loads(row.pop("reward_json"))
+        row["turns"] = orjson.loads(row["turns"])
+        row["metadata"] = orjson.loads(row["metadata"])
+        for name in UNKNOWN:
+            assert row.pop(name) is None
+    return rows, orjson.loads(table.schema.metadata[b"stats"])
+
+
 READERS: dict[str, Callable[[bytes], Told]] = {
     "json": from_json,
     "jsonl": from_lines,
     "npz": from_npz,
     "safetensors": from_safetensors,
+    "parquet": from_parquet,
 }
 
 
@@ -167,6 +227,21 @@ def test_json_tells_everything():
         "rollout_id": "r",
         "turn_ids": ["a-first", "a"],
         "turn_versions": ["v1"],
+        "turns": [
+            {
+                "turn_id": "a",
+                "start": 2,
+                "end": 5,
+                "kind": "subagent",
+                "parent_turn": "p",
+                "reward": 0.25,
+                "tags": ["good"],
+                "speculation": {"verifications": 3, "proposed": 9, "accepted": 4},
+                "started": None,
+                "duration_s": None,
+                "first_token_s": None,
+            }
+        ],
         "tokens": [1, 2, 3, 151_000, 5],
         "loss_mask": [0, 0, 1, 0, 1],
         "logprobs": [0.0, 0.0, -0.1, 0.0, -0.1],
@@ -175,6 +250,7 @@ def test_json_tells_everything():
         "status": "completed",
         "reward": {"score": 0.5},
         "finish_reason": "stop",
+        "truncated_sampling": False,
         "metadata": {"task": "t", "rollout_id": "the agent's own"},
     }
     assert [(r["row_id"], r["status"]) for r in rows[1:]] == [
@@ -190,6 +266,24 @@ def test_every_format_tells_what_json_tells(name):
     for row, same in zip(told(name)[0], told("json")[0], strict=True):
         kinds = [[type(v) for v in each["weight_versions"]] for each in (row, same)]
         assert kinds[0] == kinds[1]
+
+
+def test_parquet_tells_what_json_tells_with_versions_as_text():
+    rows, stats = told("parquet")
+    expected = told("json")
+    for row in expected[0]:
+        for name in ("weight_versions", "turn_versions"):
+            row[name] = [None if version is None else str(version) for version in row[name]]
+    assert (rows, stats) == expected
+
+
+def test_parquet_has_one_schema_whatever_the_rows_hold():
+    some = rowset(row("a", [1, 2], [0, 1], logprobs=None))
+    tables = [
+        pyarrow.parquet.read_table(io.BytesIO(rows_reply.as_parquet(SESSION, rows)))
+        for rows in (ROWS, rowset(), some)
+    ]
+    assert len({str(table.schema.remove_metadata()) for table in tables}) == 1
 
 
 def test_slime_tells_what_json_tells_of_the_response():
@@ -217,6 +311,7 @@ def test_a_slime_sample_has_the_fields_of_slime():
         "weight_versions": ["1", "v2"],
         "status": "truncated",
         "session_id": "s/1",
+        "truncated_sampling": False,
         "metadata": {
             "task": "t",
             "rollout_id": "the agent's own",
@@ -225,6 +320,7 @@ def test_a_slime_sample_has_the_fields_of_slime():
                 "rollout_id": "r",
                 "row_id": "b",
                 "turn_ids": ["b-first", "b"],
+                "turns": [],
             },
         },
     }
@@ -261,32 +357,41 @@ def test_a_session_without_rows_is_empty_in_every_format():
     assert slime(rowset())["samples"] == []
 
 
-def test_routed_experts_come_back_in_every_format():
+@pytest.mark.parametrize("name", ["routed_experts", "indexer_topk"])
+def test_what_is_kept_for_each_position_comes_back_in_every_format(name):
     """A row has one position less than tokens; a row that has none takes no room in the columns."""
     experts: list[Any] = [
         np.array([[0, 255], [3, 1]], np.uint8),
         np.array([[300, 1]], np.int16)[:, ::-1],
     ]
     rows = rowset(
-        row("a", [1, 2, 3], [0, 1, 1], routed_experts=experts[0]),
+        row("a", [1, 2, 3], [0, 1, 1], **{name: experts[0]}),
         row("b", [4, 5], [0, 1]),
-        row("c", [4, 5], [0, 1], routed_experts=experts[1]),
+        row("c", [4, 5], [0, 1], **{name: experts[1]}),
     )
     json_rows, _ = told("json", rows)
     samples = slime(rows)["samples"]
-    assert "routed_experts" not in json_rows[1]
-    assert "rollout_routed_experts" not in samples[1]
+    assert name not in json_rows[1]
+    assert f"rollout_{name}" not in samples[1]
     for index, whole in ((0, experts[0]), (2, experts[1])):
-        written = json_rows[index]["routed_experts"]
-        assert written == samples[index]["rollout_routed_experts"]
+        written = json_rows[index][name]
+        assert written == samples[index][f"rollout_{name}"]
         flat = np.frombuffer(b64decode(written["data"]), written["dtype"])
         assert flat.reshape(written["shape"]).tolist() == whole.tolist()
     columns = safetensors.numpy.load(rows_reply.as_safetensors(SESSION, rows))
-    assert columns["routed_experts"].tolist() == [[0, 255], [3, 1], [1, 300]]
-    assert columns["routed_experts_offsets"].tolist() == [0, 2, 2, 3]
+    assert columns[name].tolist() == [[0, 255], [3, 1], [1, 300]]
+    assert columns[f"{name}_offsets"].tolist() == [0, 2, 2, 3]
+    table = pyarrow.parquet.read_table(io.BytesIO(rows_reply.as_parquet(SESSION, rows)))
+    for index, written in enumerate(table.to_pylist()):
+        data, dtype = written[name], written[f"{name}_dtype"]
+        if index == 1:
+            assert (data, dtype) == (None, None)
+        else:
+            flat = np.frombuffer(data, dtype).reshape(written[f"{name}_shape"])
+            assert flat.tolist() == experts[index // 2].tolist()
     archive = np.load(io.BytesIO(rows_reply.as_npz(SESSION, rows)))
-    for name in ("routed_experts", "routed_experts_offsets"):
-        assert np.array_equal(archive[name], columns[name])
+    for column in (name, f"{name}_offsets"):
+        assert np.array_equal(archive[column], columns[column])
 
 
 def test_experts_of_two_models_are_no_column():

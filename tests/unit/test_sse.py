@@ -44,7 +44,7 @@ async def test_a_client_that_left_before_the_status_line_is_no_fault_of_ours():
     async def reply(_):
         raise ClientConnectionResetError("Cannot write to closing transport")
 
-    boundary, request = Boundary(Access((), needs_key=False), {}), make_mocked_request("GET", "/")
+    boundary, request = Boundary(Access((), needs_key=False)), make_mocked_request("GET", "/")
     with pytest.raises(ConnectionError):
         await boundary.answered(request, reply)
     assert (await boundary.logged(request, reply)).status == CLIENT_LEFT

@@ -11,9 +11,11 @@ from slime_router.types import (
     Finish,
     GenerateCall,
     GenerateChunk,
+    NativeCall,
     Prompt,
     Receipt,
     Sampling,
+    Speculation,
     VersionSpan,
     token_ids,
 )
@@ -25,7 +27,10 @@ ABORT = Finish("abort", message="Aborted")
 
 def call(**fields: Any) -> GenerateCall:
     prompt = Prompt(ids=token_ids([9, 9]), receipt=Receipt("fresh", 0, 2, "t", ""))
-    return GenerateCall(rid="r", turn_id="t", prompt=prompt, **{"stream": True, **fields})
+    given = {"rid": "r", "turn_id": "t", "prompt": prompt, "stream": True, **fields}
+    if "native" in given:
+        return NativeCall(body=given.pop("native"), **given)
+    return GenerateCall(**given)
 
 
 def said(*ids: int, **fields: Any) -> GenerateChunk:
@@ -52,7 +57,7 @@ def test_chunks_of_the_first_part_are_told_as_they_came():
     stitch = Stitch(call(), open_text)
     stitch.next_call()
     chunk = said(A)
-    stitch.take(chunk)
+    chunk = stitch.take(chunk)
     assert [*stitch.emit(chunk)] == [chunk]
     assert not stitch.is_over
 
@@ -62,7 +67,7 @@ def test_a_stop_string_may_span_the_cut():
     stitch = after([B, A], sampling=Sampling(stop=("aba",)))
     stitch.next_call()
     chunk = said(B, AB, B, finish=Finish("length"))
-    stitch.take(chunk)
+    chunk = stitch.take(chunk)
     (told,) = stitch.emit(chunk)
     assert told.output_ids == [B, AB]
     assert told.logprobs == [-1.0, -1.0]
@@ -74,7 +79,7 @@ def test_a_stop_token_comes_before_a_stop_string():
     stitch = after([A], sampling=Sampling(stop=("ab",), stop_token_ids=(B,)))
     stitch.next_call()
     chunk = said(B, finish=Finish("stop", B))
-    stitch.take(chunk)
+    chunk = stitch.take(chunk)
     assert chunk.finish == Finish("stop", B)
 
 
@@ -94,7 +99,7 @@ def test_the_last_chunk_has_the_versions_of_all_parts():
     stitch.next_call()
     chunk = said(B, EOS, weight_version="v2", finish=Finish("stop", EOS),
                  weight_versions=(VersionSpan("v2", 0, 2),))  # fmt: skip
-    stitch.take(chunk)
+    chunk = stitch.take(chunk)
     (told,) = stitch.emit(chunk)
     assert told.weight_versions == (VersionSpan("v1", 0, 3), VersionSpan("v2", 3, 5))
     assert (told.prompt_tokens, told.cached_tokens) == (2, 1)
@@ -103,7 +108,7 @@ def test_the_last_chunk_has_the_versions_of_all_parts():
 def test_an_abort_that_goes_on_is_no_end():
     stitch = after([A])
     chunk = said(B, finish=ABORT, weight_versions=(VersionSpan("v1", 0, 2),))
-    stitch.take(chunk)
+    chunk = stitch.take(chunk)
     (told,) = stitch.emit(chunk, goes_on=True)
     assert (told.finish, told.output_ids, told.weight_versions) == (None, [B], ())
     assert not stitch.is_over
@@ -112,7 +117,7 @@ def test_an_abort_that_goes_on_is_no_end():
 def test_an_abort_without_a_token_that_goes_on_is_not_told():
     stitch = after([A])
     chunk = said(finish=ABORT)
-    stitch.take(chunk)
+    chunk = stitch.take(chunk)
     assert [*stitch.emit(chunk, goes_on=True)] == []
 
 
@@ -122,10 +127,10 @@ def test_what_a_grammar_rules_cannot_go_on_in_the_middle(kind):
     stitch = after([A], native={"sampling_params": params}, stream=False)
     assert not stitch.can_go_on
     chunk = said(B, finish=ABORT)
-    stitch.take(chunk)
+    chunk = stitch.take(chunk)
     assert [*stitch.emit(chunk, goes_on=True)] == []
     assert stitch.output_ids == []
-    assert stitch.can_go_on, "it begins anew"
+    assert stitch.can_go_on, "it starts over"
     assert len(stitch.next_call().sampled) == 0
 
 
@@ -159,7 +164,7 @@ def test_an_abort_while_nobody_has_it_is_told_as_a_worker_tells_it(ids, words):
     ],
 )
 def test_a_part_that_was_cut_behind_its_last_token_is_the_whole(first, fields, finish):
-    """A worker that is told to abort says so, whatever it has just sampled."""
+    """A worker that is asked to abort says so, whatever it has just sampled."""
     stitch = Stitch(call(**fields), open_text, eos_ids=[EOS])
     stitch.next_call()
     stitch.take(said(*first))
@@ -172,11 +177,10 @@ def test_an_abort_with_the_last_token_is_told_as_its_end():
     meta: dict[str, Any] = {"id": "r", "finish_reason": {"type": "abort"}, "completion_tokens": 2}
     item: dict[str, Any] = {"text": "a", "output_ids": [A, EOS], "meta_info": meta}
     chunk = said(A, EOS, finish=ABORT, item=item)
-    stitch.take(chunk)
+    chunk = stitch.take(chunk)
     ending = stitch.ending()
     assert ending is not None
-    stitch.settle(chunk, ending)
-    (told,) = stitch.emit(chunk)
+    (told,) = stitch.emit(stitch.settled(chunk, ending))
     assert stitch.is_over
     assert told.finish == Finish("stop", EOS)
     assert told.item is not None
@@ -194,10 +198,25 @@ def test_input_logprobs_are_those_of_the_prompt_alone():
         meta = {"id": "r", "finish_reason": None, "completion_tokens": 1,
                 "input_token_logprobs": entries}  # fmt: skip
         chunk = said(A, item={"text": "a", "output_ids": [A], "meta_info": meta})
-        stitch.take(chunk)
+        chunk = stitch.take(chunk)
         stitch.emit(chunk)
     (*_, last) = stitch.ended()
     assert last.item is not None
     assert last.item["meta_info"]["input_token_logprobs"] == [[-1.0, 9, None]] * 2
     assert last.item["output_ids"] == [A, A]
     assert last.item["text"] == "aa"
+
+
+def test_the_drafts_of_all_parts_are_counted_together():
+    """Of a part whose worker died, what it reported last."""
+    stitch = after([A])
+    stitch.take(said(B, speculation=Speculation(2, 6, 3)))
+    stitch.next_call()
+    stitch.take(said(A, speculation=Speculation(1, 3, 1)))
+    [last] = stitch.emit(
+        stitch.take(said(B, speculation=Speculation(2, 6, 2), finish=Finish("stop")))
+    )
+    assert last.speculation == Speculation(4, 12, 5)
+    assert stitch.next_call().rid == "r~3"
+    [ended] = stitch.ended()
+    assert ended.speculation == Speculation(4, 12, 5), "a part without a chunk adds nothing"

@@ -199,7 +199,7 @@ class TestEncode:
 
 @pytest.mark.tokenizers
 class TestSentencePiece:
-    """A tokenizer that puts a space before each text, and is not told behind what it stands."""
+    """A tokenizer that puts a space before each text, and does not know what it follows."""
 
     @pytest.mark.parametrize("text", ["foo", " foo", "\nfoo", "1", "é", "foo</s>bar", "</s>foo"])
     def test_no_space_is_added_behind_text(self, mistral: Tokenizer, text: str) -> None:

@@ -15,17 +15,27 @@ from slime_router.types import (
     Finish,
     GenerateCall,
     Grammar,
+    NativeCall,
     Prompt,
     Receipt,
     Sampling,
+    Speculation,
     VersionSpan,
     token_ids,
 )
 
 
+def asked(*, native=None, **fields):
+    """A call with this body for /generate, or one of the other APIs."""
+    if native is not None:
+        return NativeCall(rid="r", turn_id="t", body=native, **fields)
+    fields.pop("defaults", None)
+    return GenerateCall(rid="r", turn_id="t", **fields)
+
+
 def call(ids=(1, 2, 3), **fields):
     receipt = Receipt("fresh", 0, len(ids), "t", "")
-    return GenerateCall(rid="r", turn_id="t", prompt=Prompt(token_ids(ids), receipt), **fields)
+    return asked(prompt=Prompt(token_ids(ids), receipt), **fields)
 
 
 def body(given_call, capture="full"):
@@ -177,7 +187,7 @@ def test_a_clients_own_object_is_not_changed_by_defaults():
     ],
 )
 def test_a_session_gets_no_more_tokens_than_it_has_left(wanted, sent):
-    """A worker that is told no number takes 128; null, and chat without a limit, know no end."""
+    """A worker that gets no number takes 128; null, and chat without a limit, know no end."""
     native = {"sampling_params": wanted}
     assert body(call(native=native, token_limit=10))["sampling_params"] == sent
     sampling = Sampling(
@@ -200,7 +210,7 @@ def test_a_default_length_is_limited_too():
 
 def continuing(base_len, **fields):
     prompt = Prompt(token_ids(range(9)), Receipt("extended", 0, 9, "t", ""), "b", base_len)
-    return GenerateCall(rid="r", turn_id="t", prompt=prompt, **fields)
+    return asked(prompt=prompt, **fields)
 
 
 @pytest.mark.parametrize("native", [None, {"return_routed_experts": False}])
@@ -278,6 +288,8 @@ def test_a_line_that_never_ends_is_cut_off():
 
 # Chunks
 
+VOCAB_SIZE = 100
+
 
 def item(ids, total=None, *, finish=None, logprobs=None, **meta):
     meta = {"finish_reason": finish, **meta}
@@ -296,9 +308,9 @@ LENGTH = {"type": "length", "length": 0}
 
 
 def read(items, **options):
-    options = {"with_logprobs": False, **options}
+    options = {"vocab_size": VOCAB_SIZE, "with_logprobs": False, **options}
     reader = ChunkReader(**options)
-    return [chunk for one in items for chunk in reader.read([orjson.dumps(one)])]
+    return [chunk for one in items for chunk in reader.feed([orjson.dumps(one)])]
 
 
 @given(st.data())
@@ -314,9 +326,9 @@ def test_both_kinds_of_stream_give_the_same_tokens(data):
         finish = LENGTH if index == len(cuts) - 1 else None
         items.append(orjson.dumps(item(new, end, finish=finish, logprobs=pairs(new))))
         begin = end
-    reader = ChunkReader(with_logprobs=True)
+    reader = ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=True)
     groups = [items[i : i + group] for i in range(0, len(items), group)]
-    chunks = [chunk for payloads in groups for chunk in reader.read([*payloads, b"[DONE]"])]
+    chunks = [chunk for payloads in groups for chunk in reader.feed([*payloads, b"[DONE]"])]
     assert [token for chunk in chunks for token in chunk.output_ids] == ids
     assert [lp for chunk in chunks for lp in chunk.logprobs or ()] == [
         -float(token) for token in ids
@@ -327,16 +339,16 @@ def test_both_kinds_of_stream_give_the_same_tokens(data):
 
 def test_a_backlog_of_cumulative_items_is_parsed_once():
     """Only the newest is needed; those between would cost their parse for nothing."""
-    reader = ChunkReader(with_logprobs=False)
-    list(reader.read([orjson.dumps(item([1], 1)), orjson.dumps(item([1, 2], 2))]))
-    (chunk,) = reader.read([b"not parsed", orjson.dumps(item([1, 2, 3, 4], 4))])
+    reader = ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False)
+    list(reader.feed([orjson.dumps(item([1], 1)), orjson.dumps(item([1, 2], 2))]))
+    (chunk,) = reader.feed([b"not parsed", orjson.dumps(item([1, 2, 3, 4], 4))])
     assert chunk.output_ids == [3, 4]
 
 
 def test_a_native_client_gets_every_item():
     items = [item([1], 1), item([1, 2], 2), item([1, 2, 3], 3), item([1, 2, 3, 4], 4)]
-    reader = ChunkReader(with_logprobs=False, is_native=True)
-    chunks = list(reader.read([orjson.dumps(one) for one in items]))
+    reader = ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False, is_native=True)
+    chunks = list(reader.feed([orjson.dumps(one) for one in items]))
     assert [chunk.item for chunk in chunks] == items
     assert [chunk.output_ids for chunk in chunks] == [[1], [2], [3], [4]]
 
@@ -344,23 +356,22 @@ def test_a_native_client_gets_every_item():
 def test_an_abort_in_the_queue_repeats_a_token_but_samples_none():
     """Also when it arrives together with an item that was not read yet."""
     abort = {"type": "abort", "message": "Abort in waiting queue"}
-    reader = ChunkReader(with_logprobs=False)
-    list(reader.read([orjson.dumps(item([1], 1)), orjson.dumps(item([1, 2], 2))]))
+    reader = ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False)
+    list(reader.feed([orjson.dumps(item([1], 1)), orjson.dumps(item([1, 2], 2))]))
     backlog = [item([1, 2, 3], 3), item([3], 3, finish=abort)]
-    chunks = list(reader.read([orjson.dumps(one) for one in backlog]))
-    assert [chunk.output_ids for chunk in chunks] == [[3], []]
-    assert chunks[-1].finish == Finish("abort", message="Abort in waiting queue")
+    (chunk,) = reader.feed([orjson.dumps(one) for one in backlog])
+    assert chunk.output_ids == [3]
+    assert chunk.finish == Finish("abort", message="Abort in waiting queue")
 
 
 def test_tokens_before_an_error_are_not_lost():
-    reader = ChunkReader(with_logprobs=False)
-    list(reader.read([orjson.dumps(item([1], 1)), orjson.dumps(item([1, 2], 2))]))
-    chunks = reader.read(
+    reader = ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False)
+    list(reader.feed([orjson.dumps(item([1], 1)), orjson.dumps(item([1, 2], 2))]))
+    (chunk,) = reader.feed(
         [orjson.dumps(item([1, 2, 3], 3)), b'{"error":{"message":"no","code":500}}']
     )
-    assert next(chunks).output_ids == [3]
-    with pytest.raises(WorkerFailed):
-        next(chunks)
+    assert chunk.output_ids == [3]
+    assert isinstance(reader.failure, WorkerFailed)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +398,7 @@ def test_a_stream_that_contradicts_itself_is_a_failed_worker(items, why):
 @pytest.mark.parametrize("payload", [b"{", b"null", b"hello"])
 def test_an_answer_that_is_no_json_object_is_a_failed_worker(payload):
     with pytest.raises(WorkerFailed):
-        list(ChunkReader(with_logprobs=False).read([payload]))
+        list(ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False).feed([payload]))
 
 
 @pytest.mark.parametrize(
@@ -402,7 +413,7 @@ def test_logprobs_that_do_not_belong_to_the_ids_are_a_failed_worker(logprobs):
 def test_a_logprob_that_is_missing_or_not_finite_is_none():
     raw = orjson.dumps(item([1, 2, 3, 4], 4, logprobs=[[-0.25, 1], [None, 2], ["?", 3], ["?", 4]]))
     raw = raw.replace(b'"?",3', b"-Infinity,3").replace(b'"?",4', b"NaN,4")
-    (chunk,) = ChunkReader(with_logprobs=True).read([raw])
+    (chunk,) = ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=True).feed([raw])
     assert chunk.logprobs == [-0.25, None, None, None]
 
 
@@ -448,6 +459,21 @@ def test_finish_versions_and_counts_are_read():
     assert chunk.finish == Finish("stop", matched="END")
     assert (chunk.prompt_tokens, chunk.cached_tokens, chunk.weight_version) == (8, 7, 2)
     assert chunk.weight_versions == (VersionSpan("v1", 0, 1), VersionSpan(2, 1, 2))
+
+
+def test_what_a_worker_counts_of_its_drafts_is_read():
+    counts = {
+        "spec_verify_ct": 3,
+        "spec_num_proposed_drafts": 9,
+        "spec_num_correct_drafts": 4,
+        "spec_accept_rate": 0.44,
+    }
+    (chunk,) = read([item([1], 1, **counts)])
+    assert chunk.speculation == Speculation(3, 9, 4)
+    (chunk,) = read([item([1], 1)])
+    assert chunk.speculation is None
+    with pytest.raises(WorkerFailed):
+        read([item([1], 1, spec_verify_ct="three")])
 
 
 # Weight versions
@@ -509,11 +535,11 @@ def test_tokens_of_two_versions_never_share_a_chunk(is_cumulative, group):
         )
         for n, version in enumerate(VERSIONS)
     ]
-    reader = ChunkReader(with_logprobs=True)
+    reader = ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=True)
     chunks = [
         chunk
         for start in range(0, len(items), group)
-        for chunk in reader.read_together(items[start : start + group])
+        for chunk in reader.feed(items[start : start + group])
     ]
     seen = [(token, chunk.weight_version) for chunk in chunks for token in chunk.output_ids]
     assert seen == list(enumerate(VERSIONS))
@@ -524,15 +550,15 @@ def test_tokens_of_two_versions_never_share_a_chunk(is_cumulative, group):
 def test_exact_spans_need_no_chunks_apart():
     """Nor a parse of the items between."""
     spans = [{"version": "v1", "start": 0, "end": 2}, {"version": "v2", "start": 2, "end": 3}]
-    reader = ChunkReader(with_logprobs=False)
+    reader = ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False)
     first, second = item([1], 1, weight_version="v1"), item([1, 2], 2, weight_version="v1")
-    assert len(list(reader.read_together([orjson.dumps(first), orjson.dumps(second)]))) == 1
+    assert len(list(reader.feed([orjson.dumps(first), orjson.dumps(second)]))) == 1
     last = item([1, 2, 3, 4], 4, finish=LENGTH, weight_version="v2", weight_versions=spans)
-    (chunk,) = reader.read_together([b"not parsed", orjson.dumps(last)])
+    (chunk,) = reader.feed([b"not parsed", orjson.dumps(last)])
     assert chunk.output_ids == [3, 4]
     assert len(chunk.weight_versions) == 2
-    reader = ChunkReader(with_logprobs=False)
-    (chunk,) = reader.read_together([orjson.dumps(first), orjson.dumps(last)])
+    reader = ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False)
+    (chunk,) = reader.feed([orjson.dumps(first), orjson.dumps(last)])
     assert chunk.output_ids == [1, 2, 3, 4]
 
 
@@ -543,8 +569,8 @@ def test_routed_experts_are_those_of_the_item_that_has_them():
     """A string as it came; also where that item is read together with others."""
     first, last = item([1], 1), item([1, 2], 2, finish=LENGTH, routed_experts="QUJD")
     assert [chunk.routed_experts for chunk in read([first, last])] == [None, "QUJD"]
-    reader = ChunkReader(with_logprobs=False)
-    (chunk,) = reader.read_together([orjson.dumps(first), orjson.dumps(last)])
+    reader = ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False)
+    (chunk,) = reader.feed([orjson.dumps(first), orjson.dumps(last)])
     assert chunk.routed_experts == "QUJD"
     (chunk,) = read([last], is_native=True, experts_start=4)
     assert (chunk.routed_experts, chunk.routed_experts_start) == ("QUJD", 4)
@@ -628,5 +654,5 @@ def test_a_full_queue_can_be_tried_again():
 def test_an_error_inside_a_stream_is_the_same_error():
     raw = b'{"error":{"message":"too hot","type":"invalid_request_error","code":400}}'
     with pytest.raises(WorkerRefused, match="too hot") as caught:
-        list(ChunkReader(with_logprobs=False).read([raw]))
+        list(ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False).feed([raw]))
     assert (caught.value.status, caught.value.body) == (400, raw)

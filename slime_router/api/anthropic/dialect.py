@@ -7,12 +7,14 @@ from typing import Any, TypeAlias
 
 from aiohttp import web
 
-from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS, MessageBody, MessageStream
+from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS, PING, MessageBody, MessageStream
 from slime_router.api.anthropic.request import MessagesRequest, read_messages_request
 from slime_router.api.context import EndpointContext
 from slime_router.api.dialect import Dialect
 from slime_router.api.endpoint import read_text
+from slime_router.api.known.names import MESSAGES_FIELDS
 from slime_router.api.request import reply_headers
+from slime_router.auth.caller import caller
 from slime_router.types import GenerateCall
 
 PromptLength: TypeAlias = Callable[[GenerateCall], Awaitable[int]]  # in tokens; runs nothing
@@ -30,7 +32,7 @@ async def count_tokens(
         RouterError: as for a request that generates.
     """
     headers = reply_headers(request, ANTHROPIC_ERRORS.id_headers)
-    with context.admission:
+    with context.admission.of(caller(request).owner):
         body = await read_text(context, request, COUNT_PATH, headers)
         if isinstance(body, web.StreamResponse):
             return body
@@ -67,7 +69,9 @@ ANTHROPIC = Dialect(
     read=_read,
     write=_write,
     stream=_stream,
+    fields=MESSAGES_FIELDS,
     errors=ANTHROPIC_ERRORS,
     ending=b"",
+    sign_of_life=PING,
     media_path=PATH,
 )

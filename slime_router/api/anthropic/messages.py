@@ -1,6 +1,6 @@
 """Anthropic's messages as the chat messages that a client of the chat door would send.
 
-a user's tool results          one `tool` message each, before the user's text
+a user's tool results          `tool` messages, in their place among the user's text
 an assistant's thinking        `reasoning_content`; a signature of ours names the `turn`
 an assistant's uses of tools   `tool_calls` under the same ids, arguments as objects
 system, wherever it stands     a `system` message there
@@ -12,15 +12,26 @@ back into them when the agent returns it.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any
 
 import orjson
 from pydantic_core import from_json
 
-from slime_router.api.request import missing, require, wrong_type
+from slime_router.api.anthropic.blocks import (
+    block_text,
+    is_service_call,
+    is_service_result,
+    result_text,
+    string_of,
+)
+from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
+from slime_router.json_text import is_json, without_halves
+from slime_router.template.messages import REFERENCE
 from slime_router.types import Message
 
 RAW = "_raw"
@@ -58,7 +69,7 @@ def _message(message: Any, path: str) -> list[Message]:
         case "user":
             return _user(content, f"{path}.content")
         case "assistant":
-            return [_assistant(content, f"{path}.content")]
+            return _assistant(content, f"{path}.content")
         case "system":
             return _system(content, f"{path}.content")
     raise BadRequest("'role' must be one of user, assistant, system.", param=f"{path}.role")
@@ -70,54 +81,103 @@ def _system(content: Any, path: str) -> list[Message]:
 
 
 def _user(content: Any, path: str) -> list[Message]:
-    chat, texts = [], []
+    chat: list[Message] = []
+    texts: list[str] = []
     for block, place in _blocks(content, path):
-        if block["type"] == "tool_result":
-            chat.append(_tool_result(block, place))
-        else:
-            texts.append(_text(block, place))
+        if block["type"] != "tool_result":
+            texts.append(block_text(block, place))
+            continue
+        if texts:
+            chat.append({"role": "user", "content": _content(texts)})
+            texts = []
+        chat += _tool_results(block, place)
     if texts or not chat:
         chat.append({"role": "user", "content": _content(texts)})
     return chat
 
 
-def _tool_result(block: Mapping[str, Any], path: str) -> Message:
-    texts = _texts(block.get("content"), f"{path}.content")
-    call_id = _string(block, "tool_use_id", path)
-    return {"role": "tool", "tool_call_id": call_id, "content": _content(texts)}
+def _tool_results(block: Mapping[str, Any], path: str) -> Iterator[Message]:
+    """One message; references to tools have their own, as templates look for them at its start."""
+    name = "id" if block.get("tool_use_id") is None and "id" in block else "tool_use_id"
+    head = {"role": "tool", "tool_call_id": string_of(block, name, path)}
+    content = block.get("content")
+    found = [] if content is None else _blocks(content, f"{path}.content")
+    runs = [[*run] for _, run in groupby(found, key=lambda each: each[0]["type"] == REFERENCE)]
+    for run in runs or [[]]:
+        if run and run[0][0]["type"] == REFERENCE:
+            parts = [{"type": REFERENCE, "name": _referred(*each)} for each in run]
+            yield {**head, "content": parts}
+        else:
+            yield {**head, "content": _content([block_text(*each) for each in run])}
 
 
-def _assistant(content: Any, path: str) -> Message:
-    """One reply. Its texts are joined as they are: the reply's writer parted them."""
-    texts, thoughts, calls, turn = [], [], [], None
+def _referred(block: Mapping[str, Any], path: str) -> str:
+    return string_of(block, "name" if block.get("tool_name") is None else "tool_name", path)
+
+
+class _Reply:
+    """A reply as far as its blocks have been read.
+
+    Its texts are joined as they are: the reply's writer parted them.
+    """
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._calls: list[dict[str, Any]] = []
+        self._turn: str | None = None
+
+    def add(self, block: Mapping[str, Any], path: str) -> None:
+        kind = str(block["type"])
+        if kind == "thinking":
+            self._thoughts.append(string_of(block, "thinking", path))
+            self._turn = self._turn or _turn_id(block.get("signature"))
+        elif kind == "tool_use" or is_service_call(kind):
+            self._calls.append(_call(block, path))
+        elif kind == "tool_result":
+            self._texts.append(f"Tool result: {result_text(block.get('content'), path)}")
+        elif kind != "redacted_thinking":  # only Anthropic can read that
+            self._texts.append(block_text(block, path))
+
+    def message(self) -> Message:
+        message: Message = {"role": "assistant", "content": "".join(self._texts)}
+        if self._thoughts:
+            message["reasoning_content"] = "".join(self._thoughts)
+        if self._calls:
+            message["tool_calls"] = self._calls
+        if self._turn is not None:
+            message["turn"] = self._turn
+        return message
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self._texts or self._thoughts or self._calls)
+
+
+def _assistant(content: Any, path: str) -> list[Message]:
+    """One reply, or several: the result of what Anthropic's service ran stands in the middle."""
+    chat: list[Message] = []
+    reply = _Reply()
     for block, place in _blocks(content, path):
-        match block["type"]:
-            case "thinking":
-                thoughts.append(_string(block, "thinking", place))
-                turn = turn or _turn_id(block.get("signature"))
-            case "redacted_thinking":
-                pass  # only Anthropic can read it
-            case "tool_use":
-                calls.append(_call(block, place))
-            case _:
-                texts.append(_text(block, place))
-    message: Message = {"role": "assistant", "content": "".join(texts)}
-    if thoughts:
-        message["reasoning_content"] = "".join(thoughts)
-    if calls:
-        message["tool_calls"] = calls
-    if turn is not None:
-        message["turn"] = turn
-    return message
+        kind = str(block["type"])
+        if kind == "tool_result" or not is_service_result(kind):
+            reply.add(block, place)
+            continue
+        chat.append(reply.message())
+        reply = _Reply()
+        text = result_text(block.get("content"), f"{place}.content")
+        call_id = string_of(block, "tool_use_id", place)
+        chat.append({"role": "tool", "tool_call_id": call_id, "content": text})
+    return chat if chat and reply.is_empty else [*chat, reply.message()]
 
 
 def _call(block: Mapping[str, Any], path: str) -> dict[str, Any]:
     given = block.get("input")
     require(given is None or isinstance(given, dict), f"{path}.input", "an object")
-    name = _string(block, "name", path)
+    name = string_of(block, "name", path)
     require(bool(name), f"{path}.name", "a string that is not empty")
     function = {"name": name, "arguments": arguments_of(given or {})}
-    return {"id": _string(block, "id", path), "type": "function", "function": function}
+    return {"id": string_of(block, "id", path), "type": "function", "function": function}
 
 
 def _turn_id(signature: Any) -> str | None:
@@ -139,25 +199,7 @@ def _blocks(content: Any, path: str) -> list[tuple[dict[str, Any], str]]:
 
 def _texts(content: Any, path: str) -> list[str]:
     """The texts of a content that can hold nothing else."""
-    return [] if content is None else [_text(*found) for found in _blocks(content, path)]
-
-
-def _text(block: Mapping[str, Any], path: str) -> str:
-    if block["type"] != "text":
-        raise BadRequest(
-            f"'{str(block['type'])[:40]}' blocks are not supported here for this model.",
-            param=f"{path}.type",
-        )
-    return _string(block, "text", path)
-
-
-def _string(block: Mapping[str, Any], name: str, path: str) -> str:
-    value = block.get(name)
-    if value is None:
-        raise missing(f"{path}.{name}")
-    if not isinstance(value, str):
-        raise wrong_type(f"{path}.{name}", "a string")
-    return value
+    return [] if content is None else [block_text(*found) for found in _blocks(content, path)]
 
 
 def _content(texts: list[str]) -> str | list[dict[str, str]]:
@@ -179,19 +221,20 @@ def arguments_of(given: dict[str, Any]) -> dict[str, Any] | str:
     raw = given.get(RAW)
     if len(given) == 1 and isinstance(raw, str) and raw.strip() and not _is_object(raw):
         return raw
+    try:
+        orjson.dumps(given)
+    except TypeError:  # half of a surrogate pair, as the model wrote it
+        return json.dumps(given)
     return given
 
 
 def begins_object(text: str) -> bool:
     """Whether more text can make it a JSON object."""
     try:
-        return isinstance(from_json(text, allow_partial=True), dict)
+        return isinstance(from_json(without_halves(text), allow_partial=True), dict)
     except ValueError:
         return False
 
 
 def _is_object(text: str) -> bool:
-    try:
-        return isinstance(orjson.loads(text), dict)
-    except orjson.JSONDecodeError:
-        return False
+    return is_json(text) and isinstance(json.loads(text), dict)

@@ -25,6 +25,7 @@ _ERROR_TYPES = {
     529: "overloaded_error",
 }
 THREAD_UNSUPPORTED = "thread_unsupported_request"
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 _TOO_LONG = "prompt is too long"  # agents that see this shorten the conversation
 
 
@@ -35,9 +36,9 @@ class MessageStream:
         self._events = MessageEvents(style)
         self._request_id = request_id
 
-    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
+    def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
         """The events of one chunk. Raises RouterError where the worker gave up."""
-        assert index == 0, "one message, one generation"
+        assert chunk.sample == 0, "one message, one generation"
         return [_written(event) for event in self._events.of_chunk(chunk)]
 
     def closing(self) -> Iterable[bytes]:
@@ -57,9 +58,9 @@ class MessageBody:
         self._message: dict[str, Any] = {}
         self._blocks: list[_FoldedBlock] = []
 
-    def add(self, index: int, chunk: GenerateChunk) -> None:
+    def add(self, chunk: GenerateChunk) -> None:
         """Takes a chunk. Raises RouterError where the worker gave up."""
-        assert index == 0, "one message, one generation"
+        assert chunk.sample == 0, "one message, one generation"
         for event in self._events.of_chunk(chunk):
             self._fold(event)
 

@@ -22,7 +22,7 @@ from slime_router.api.chat.request import read_chat_request
 from slime_router.api.request import missing, require
 from slime_router.api.token_ids import Vocabulary
 from slime_router.errors import BadRequest
-from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.types import GenerateCall
 
 _AS_IN_CHAT = (  # Anthropic's fields, hints of the session, and what the router itself adds
@@ -55,6 +55,7 @@ _AS_IN_CHAT = (  # Anthropic's fields, hints of the session, and what the router
     "bootstrap_room",
 )
 _THINKS = {"enabled": True, "disabled": False, "adaptive": None}  # None: up to the template
+_EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -62,14 +63,14 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 class MessagesRequest:
     """What a client asks for, and how it wants the reply."""
 
-    call: GenerateCall
+    calls: tuple[GenerateCall, ...]  # one
     style: MessageStyle
     stream: bool
 
     @property
-    def calls(self) -> tuple[GenerateCall, ...]:
+    def call(self) -> GenerateCall:
         """The one call."""
-        return (self.call,)
+        return self.calls[0]
 
 
 def read_messages_request(
@@ -92,7 +93,7 @@ def read_messages_request(
     reply_id = f"msg_{secrets.token_hex(16)}"
     rid = body.get("rid") or reply_id
     call = replace(asked.calls[0], rid=rid, request_id=reply_id)
-    return MessagesRequest(call, MessageStyle(reply_id, asked.style.model), asked.stream)
+    return MessagesRequest((call,), MessageStyle(reply_id, asked.style.model), asked.stream)
 
 
 def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,9 +105,35 @@ def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     chat["tools"] = _tools(body.get("tools"))
     chat.update(_tool_choice(body.get("tool_choice")))
     chat.update(_template_kwargs(body))
+    chat.update(_output_config(body))
     last = messages[-1]
     if last["role"] == "assistant" and last["content"] and "tool_calls" not in last:
         chat["continue_final_message"] = True  # the client wrote the beginning of the reply
+    return chat
+
+
+def _output_config(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the reply, which older SDKs send by itself, and the effort."""
+    config = body.get("output_config")
+    require(config is None or isinstance(config, dict), "output_config", "an object")
+    config = config or {}
+    chat: dict[str, Any] = {}
+    for name, asked in (
+        ("output_config.format", config.get("format")),
+        ("output_format", body.get("output_format")),
+    ):
+        if asked is None:
+            continue
+        require(isinstance(asked, dict), name, "an object")
+        if asked.get("type") != "json_schema":
+            raise BadRequest(f"'{name}.type' must be 'json_schema'.", param=f"{name}.type")
+        require(isinstance(asked.get("schema"), dict), f"{name}.schema", "an object")
+        schema = {"name": "response", "schema": asked["schema"], "strict": True}
+        chat["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if (effort := config.get("effort")) is not None:
+        is_known = isinstance(effort, str) and effort in _EFFORTS
+        require(is_known, "output_config.effort", f"one of {', '.join(_EFFORTS)}")
+        chat["reasoning_effort"] = "max" if effort == "xhigh" else effort  # as SGLang has it
     return chat
 
 

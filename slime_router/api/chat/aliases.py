@@ -17,6 +17,7 @@ from slime_router.errors import BadRequest
 
 RANK_HEADER = "x-data-parallel-rank"
 KEY_HEADER = "x-smg-routing-key"
+MAX_TOP_LOGPROBS = 20
 
 _RENAMED = (  # the name that wins comes first
     ("routed_dp_rank", "data_parallel_rank"),
@@ -84,6 +85,21 @@ def _hoist_spaces(said: dict[str, Any]) -> None:
     if said.get(name) is None and isinstance(kwargs, dict) and kwargs.get(name) is not None:
         require(type(kwargs[name]) is bool, f"chat_template_kwargs.{name}", "true or false")
         said[name] = kwargs[name]
+
+
+def count_logprobs(said: dict[str, Any]) -> None:
+    """In chat, a number of logprobs, as completions have it, is read as SGLang reads it.
+
+    Raises:
+        BadRequest: it is not a number of them.
+    """
+    count = said.get("logprobs")
+    if type(count) is not int:
+        return
+    require(0 <= count <= MAX_TOP_LOGPROBS, "logprobs", "true, false or the number of top logprobs")
+    said["logprobs"] = count > 0
+    if count and said.get("top_logprobs") is None:
+        said["top_logprobs"] = count
 
 
 def _hoist_effort(said: dict[str, Any]) -> None:

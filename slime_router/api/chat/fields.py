@@ -6,19 +6,18 @@ of every vendor send their own. Messages, tools and grammars have modules of the
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from slime_router.api.chat.stop_regex import regex_fault
 from slime_router.api.token_ids import Vocabulary, check_bias_keys, checked_ids
+from slime_router.choices import History
 from slime_router.errors import BadRequest
-from slime_router.types import Grammar, History, Sampling
+from slime_router.types import Grammar, Sampling
 
 MAX_STOPS = 32
-MAX_STOP_REGEX_BYTES = 256  # SGLang's
 WORKER_FIELDS = (  # handed on at the top level, under the worker's own names
     "lora_path",
     "extra_key",
@@ -65,6 +64,14 @@ def _no_audio(values: list[str]) -> list[str]:
     if "audio" in values:
         raise PydanticCustomError("audio", "audio output is not supported for this model")
     return values
+
+
+def _unset(value: Any) -> Any:
+    if value is not None and value is not False:
+        raise PydanticCustomError(
+            "unserved", "is not served; completions with 'echo' and 'logprobs' give those"
+        )
+    return value
 
 
 def _no_template(value: Any) -> Any:
@@ -128,7 +135,9 @@ class ChatFields(BaseModel):
 
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[Any, BeforeValidator(_unset)] = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     return_prompt_token_ids: bool | None = None
     return_meta_info: bool | None = None
 
@@ -271,20 +280,3 @@ def _code(error: ErrorDetails) -> str:
             limit = next(iter(error["ctx"].values()))
             return f"{'integer' if isinstance(limit, int) else 'decimal'}_{side}_value"
     return "invalid_value"
-
-
-def regex_fault(patterns: Sequence[str]) -> str | None:
-    """What is wrong with the first pattern that no worker takes; None if all are good.
-
-    SGLang matches with Python's `re`; a pattern that does not compile becomes a 500 there, which
-    tells the client nothing.
-    """
-    for pattern in patterns:
-        if len(pattern.encode()) > MAX_STOP_REGEX_BYTES:
-            return f"at most {MAX_STOP_REGEX_BYTES} bytes each"
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError):
-            return "not a regular expression"
-    return None

@@ -12,6 +12,7 @@ from typing import Any
 from slime_router.api.chat.tools import named_function
 from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
+from slime_router.template.messages import REFERENCE
 from slime_router.types import Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -104,6 +105,12 @@ def _check_part(part: Any, path: str) -> None:
     kind = part.get("type")
     if kind is None:
         raise missing(f"{path}.type")
+    if kind == REFERENCE:
+        require(isinstance(part.get("name"), str), f"{path}.name", "a string")
+        return
+    if kind == "refusal":
+        require(isinstance(part.get("refusal"), str), f"{path}.refusal", "a string")
+        return
     if kind not in _TEXT_PARTS:
         raise BadRequest(
             f"'{str(kind)[:40]}' input is not supported for this model; parts must be text.",

@@ -15,11 +15,13 @@ import orjson
 
 from slime_router.api import sse
 from slime_router.api.errors import abort_error, openai_error_object
-from slime_router.api.token_ids import Vocabulary
+from slime_router.api.token_names import TokenNames
 from slime_router.errors import RouterError
+from slime_router.replies.reply import Reply
 from slime_router.types import Finish, GenerateChunk, Prompt, ToolDelta, WeightVersion
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
+_TEXT_EVENT = b'%b{"index":%d,"delta":{"content":%b},"finish_reason":null}]}\n\n'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,7 @@ class ChatStyle:
     created: int
     model: str
     logprobs: bool = False
+    tokens_as_ids: bool | None = None  # None: as the server is set
     token_ids: bool = False
     prompt_token_ids: bool = False
     meta_info: bool = False
@@ -56,13 +59,22 @@ class Tally:
 
     def add(self, chunk: GenerateChunk) -> None:
         """Counts the chunk. Raises RouterError where it says that the worker gave up."""
+        if (
+            chunk.prompt is not None
+            or chunk.prompt_tokens > self._prompt
+            or self._cached < chunk.cached_tokens
+        ):
+            self.begin(chunk)
         self._completion += len(chunk.output_ids)
         self._reasoning += chunk.reasoning_tokens
+        if chunk.finish is not None and chunk.finish.type == "abort":
+            raise abort_error(chunk.finish, has_begun=self._completion > 0)
+
+    def begin(self, chunk: GenerateChunk) -> None:
+        """Counts the prompt alone."""
         prompt_len = len(chunk.prompt.ids) if chunk.prompt is not None else 0
         self._prompt = max(self._prompt, chunk.prompt_tokens, prompt_len)
         self._cached = max(self._cached, chunk.cached_tokens)
-        if chunk.finish is not None and chunk.finish.type == "abort":
-            raise abort_error(chunk.finish, has_begun=self._completion > 0)
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object."""
@@ -78,9 +90,9 @@ class Tally:
 class ChatStream:
     """One streamed chat completion."""
 
-    def __init__(self, style: ChatStyle, vocabulary: Vocabulary) -> None:
+    def __init__(self, style: ChatStyle, names: TokenNames) -> None:
         self._style = style
-        self._vocabulary = vocabulary
+        self._names = names
         self._tally = Tally()
         self._begun: set[int] = set()
         self._calling: set[int] = set()  # choices with a tool call
@@ -93,18 +105,21 @@ class ChatStream:
         self._is_plain = not (style.logprobs or style.token_ids or style.running_usage)
         self._text_head = sse.event({**self._head, "choices": []})[: -len(b"]}\n\n")]
 
-    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
+    def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
         """The events of one chunk. Raises RouterError where the worker gave up."""
-        self._tally.add(chunk)
+        index = chunk.sample
         events = []
         if index not in self._begun:
             self._begun.add(index)
+            self._tally.begin(chunk)  # a running usage counts no token before its event
             events.append(self._role(index, chunk.prompt))
+        self._tally.add(chunk)
         if self._is_plain:
             if chunk.reasoning:
                 events.append(self._piece(index, self._style.reasoning(chunk.reasoning)))
-            if chunk.text:
-                events.append(self._text(index, chunk.text))
+            if chunk.text:  # most events are just this, so only the text is encoded
+                text = orjson.dumps(chunk.text)
+                events.append(_TEXT_EVENT % (self._text_head, index, text))
         elif chunk.text or chunk.reasoning or chunk.output_ids:
             events.append(self._delta(index, chunk))
         for call in chunk.tool_calls:
@@ -123,14 +138,6 @@ class ChatStream:
         """An error after the first byte."""
         return sse.event(openai_error_object(exc))
 
-    def _text(self, index: int, text: str) -> bytes:
-        """A delta of text and nothing else: most events are these, so only the text is encoded."""
-        return b'%b{"index":%d,"delta":{"content":%b},"finish_reason":null}]}\n\n' % (
-            self._text_head,
-            index,
-            orjson.dumps(text),
-        )
-
     def _piece(self, index: int, delta: dict[str, Any]) -> bytes:
         return self._event({"index": index, "delta": delta, "finish_reason": None}, {})
 
@@ -148,7 +155,7 @@ class ChatStream:
             delta["content"] = chunk.text
         choice: dict[str, Any] = {"index": index, "delta": delta}
         if self._style.logprobs:
-            entries = logprob_entries(chunk, self._vocabulary)
+            entries = logprob_entries(chunk, self._names)
             choice["logprobs"] = {"content": entries, "refusal": None}
         choice["finish_reason"] = None
         if self._style.token_ids:
@@ -175,47 +182,34 @@ class ChatStream:
 
 @dataclass(slots=True)
 class _Choice:
-    """One choice so far."""
+    """One choice so far: its reply, and what only this API shows of it."""
 
-    texts: list[str] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
-    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
-    output_ids: list[int] = field(default_factory=list)
+    reply: Reply = field(default_factory=Reply)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
-    prompt: Prompt | None = None
-    finish: Finish | None = None
     meta_info: Any = None
-    routed_experts: str | None = None
     weight_version: WeightVersion | None = None
 
 
 class ChatBody:
     """One chat completion in one piece: the events of the stream, folded together."""
 
-    def __init__(self, style: ChatStyle, vocabulary: Vocabulary, n: int) -> None:
+    def __init__(self, style: ChatStyle, names: TokenNames, n: int) -> None:
         self._style = style
-        self._vocabulary = vocabulary
+        self._names = names
         self._tally = Tally()
         self._choices = [_Choice() for _ in range(n)]
 
-    def add(self, index: int, chunk: GenerateChunk) -> None:
+    def add(self, chunk: GenerateChunk) -> None:
         """Takes a chunk. Raises RouterError where the worker gave up."""
         self._tally.add(chunk)
-        choice = self._choices[index]
-        choice.texts.append(chunk.text)
-        choice.reasoning.append(chunk.reasoning)
-        for delta in chunk.tool_calls:
-            _gather(choice.calls, delta)
-        choice.output_ids += chunk.output_ids
+        choice = self._choices[chunk.sample]
+        choice.reply.add(chunk)
         if self._style.logprobs:
-            choice.logprobs += logprob_entries(chunk, self._vocabulary)
-        choice.prompt = choice.prompt or chunk.prompt
+            choice.logprobs += logprob_entries(chunk, self._names)
         if chunk.weight_version is not None:
             choice.weight_version = chunk.weight_version
         if chunk.finish is not None:
-            choice.finish = chunk.finish
             choice.meta_info = _meta_info(chunk)
-            choice.routed_experts = chunk.routed_experts
 
     def body(self) -> bytes:
         """The JSON of the whole reply."""
@@ -230,34 +224,35 @@ class ChatBody:
             "choices": [self._choice(i, choice) for i, choice in enumerate(self._choices)],
             "usage": self._tally.usage(),
             "metadata": _metadata(first.weight_version),
-            **_extension(first.routed_experts, self._style),
+            **_extension(first.reply.experts, self._style),
         }
-        if self._style.prompt_token_ids and first.prompt is not None:
-            payload["prompt_token_ids"] = first.prompt.ids.tolist()
+        if self._style.prompt_token_ids and first.reply.prompt is not None:
+            payload["prompt_token_ids"] = first.reply.prompt.ids.tolist()
         return orjson.dumps(payload)
 
     def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        reply = choice.reply
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": "".join(choice.texts),
-            **self._style.reasoning("".join(choice.reasoning) or None),
+            "content": reply.text,
+            **self._style.reasoning(reply.reasoning or None),
             "refusal": None,
         }
-        if choice.calls:
+        if reply.calls:
             message["content"] = message["content"] or None
-            message["tool_calls"] = list(choice.calls.values())
+            message["tool_calls"] = [call.to_json() for call in reply.calls.values()]
         written: dict[str, Any] = {
             "index": index,
             "message": message,
             "logprobs": None,
-            **_ending(choice.finish, bool(choice.calls)),
+            **_ending(reply.finish, bool(reply.calls)),
         }
         if self._style.logprobs:
             written["logprobs"] = {"content": choice.logprobs, "refusal": None}
-        if self._style.prompt_token_ids and choice.prompt is not None:
-            written["prompt_token_ids"] = choice.prompt.ids.tolist()
+        if self._style.prompt_token_ids and reply.prompt is not None:
+            written["prompt_token_ids"] = reply.prompt.ids.tolist()
         if self._style.token_ids:  # vLLM's name and SGLang's
-            written["token_ids"] = written["response_token_ids"] = choice.output_ids
+            written["token_ids"] = written["response_token_ids"] = reply.output_ids
         if self._style.meta_info:
             written["meta_info"] = choice.meta_info
         return written
@@ -280,34 +275,25 @@ def _call_delta(call: ToolDelta) -> dict[str, Any]:
     return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
-def _gather(calls: dict[int, dict[str, Any]], delta: ToolDelta) -> None:
-    """Adds a piece to the call that it belongs to."""
-    if delta.index not in calls:
-        function = {"name": delta.name, "arguments": ""}
-        calls[delta.index] = {"id": delta.id, "type": "function", "function": function}
-    calls[delta.index]["function"]["arguments"] += delta.arguments
-
-
-def logprob_entries(chunk: GenerateChunk, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+def logprob_entries(chunk: GenerateChunk, names: TokenNames) -> list[dict[str, Any]]:
     """OpenAI's logprob objects, one for each output id."""
     logprobs = chunk.logprobs if chunk.logprobs is not None else repeat(None)
     tops = chunk.top_logprobs if chunk.top_logprobs is not None else repeat([])
     return [
         {
-            **_token(vocabulary, token_id, logprob),
-            "top_logprobs": [_token(vocabulary, other, value) for value, other in top],
+            **_token(names, token_id, logprob),
+            "top_logprobs": [_token(names, other, value) for value, other in top],
         }
         for token_id, logprob, top in zip(chunk.output_ids, logprobs, tops, strict=False)
     ]
 
 
-def _token(vocabulary: Vocabulary, token_id: int, logprob: float | None) -> dict[str, Any]:
+def _token(names: TokenNames, token_id: int, logprob: float | None) -> dict[str, Any]:
     """The token's true bytes; they need not be whole characters, so its text may be lossy."""
-    raw = vocabulary.token_bytes(token_id)
     is_known = logprob is not None and logprob > LOWEST_LOGPROB
     return {
-        "token": raw.decode("utf-8", "replace"),
-        "bytes": list(raw),
+        "token": names.text(token_id),
+        "bytes": list(names.bytes_of(token_id)),
         "logprob": logprob if is_known else LOWEST_LOGPROB,
     }
 

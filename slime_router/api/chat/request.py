@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.api import request as http
-from slime_router.api.chat.aliases import in_our_words
+from slime_router.api.chat.aliases import count_logprobs, in_our_words
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
 from slime_router.api.chat.grammar import grammar
 from slime_router.api.chat.messages import is_continued, read_messages
@@ -18,7 +18,7 @@ from slime_router.api.chat.reply import ChatStyle
 from slime_router.api.chat.tools import ToolChoice, read_tools, tool_choice
 from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
-from slime_router.replies.parser import ReplyParsers
+from slime_router.replies.parsers import ReplyParsers
 from slime_router.types import (
     GenerateCall,
     Grammar,
@@ -54,10 +54,11 @@ def read_chat_request(
         BadRequest: with the path of the field at fault.
     """
     body = in_our_words(body, request.headers, default_model)
+    count_logprobs(body)
     fields = read_fields(body, vocabulary)
     ids = _input_ids(body, vocabulary.vocab_size)
     messages = None
-    if ids is None or body.get("messages") is not None:
+    if ids is None or body.get("messages") not in (None, []):  # SDKs insist on the field
         messages = read_messages(body)
     choice = tool_choice(
         read_tools(body), body.get("tool_choice"), can_force=parsers.tools is not None
@@ -74,9 +75,9 @@ def read_chat_request(
         history=fields.history,
         session_id=http.session_id(request, body),
         scope=http.scope(request, body),
-        sampling=sampling(fields, _grammar(body, fields, parsers.constraint(form))),
+        sampling=sampling(fields, _grammar(body, fields, parsers, form)),
         worker_fields=_worker_fields(fields),
-        headers=http.forwarded_headers(request.headers),
+        headers=http.forwarded_headers(request),
         stream=bool(fields.stream),
         top_logprobs=fields.top_logprobs or 0,
         request_id=f"chatcmpl-{secrets.token_hex(16)}",
@@ -102,14 +103,19 @@ def _reply_format(fields: ChatFields, choice: ToolChoice) -> ReplyFormat:
     )
 
 
-def _grammar(body: dict[str, Any], fields: ChatFields, forced: Grammar | None) -> Grammar | None:
-    """The client's own constraint, or the one that forces a tool call."""
+def _grammar(
+    body: dict[str, Any], fields: ChatFields, parsers: ReplyParsers, form: ReplyFormat
+) -> Grammar | None:
+    """The client's own constraint, which leaves room for calls, or the one that forces a call."""
     asked = grammar(body.get("response_format"), regex=fields.regex, ebnf=fields.ebnf)
-    if asked is not None and forced is not None:
+    forced = parsers.constraint(form)
+    if asked is None:
+        return forced
+    if forced is not None:
         raise BadRequest(
             "A forced tool call leaves no room for another constraint.", param="tool_choice"
         )
-    return asked or forced
+    return parsers.either(form, asked)
 
 
 def _template(
@@ -156,6 +162,7 @@ def _style(fields: ChatFields, default_model: str) -> ChatStyle:
         created=int(time.time()),
         model=default_model if fields.model is None else fields.model,
         logprobs=bool(fields.logprobs),
+        tokens_as_ids=fields.return_tokens_as_token_ids,
         token_ids=bool(fields.return_token_ids),
         prompt_token_ids=bool(fields.return_token_ids or fields.return_prompt_token_ids),
         meta_info=bool(fields.return_meta_info),

@@ -10,6 +10,7 @@ from slime_router.api.completions.reply import CompletionBody, CompletionStream
 from slime_router.api.completions.request import CompletionRequest, read_completion_request
 from slime_router.api.context import EndpointContext
 from slime_router.api.dialect import Dialect
+from slime_router.api.known.names import COMPLETION_FIELDS
 
 
 def _read(
@@ -19,11 +20,13 @@ def _read(
 
 
 def _write(asked: CompletionRequest, context: EndpointContext) -> CompletionBody:
-    return CompletionBody(asked.style, context.vocabulary, asked.calls)
+    return CompletionBody(asked.style, context.token_names(asked.style.tokens_as_ids), asked.calls)
 
 
 def _stream(asked: CompletionRequest, context: EndpointContext, _: str) -> CompletionStream:
-    return CompletionStream(asked.style, context.vocabulary, asked.calls)
+    return CompletionStream(
+        asked.style, context.token_names(asked.style.tokens_as_ids), asked.calls
+    )
 
 
-COMPLETIONS = Dialect(read=_read, write=_write, stream=_stream)
+COMPLETIONS = Dialect(read=_read, write=_write, stream=_stream, fields=COMPLETION_FIELDS)

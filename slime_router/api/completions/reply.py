@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, TypeAlias
 
@@ -14,8 +13,9 @@ from slime_router.api import sse
 from slime_router.api.chat.reply import LOWEST_LOGPROB, Tally
 from slime_router.api.completions.request import CompletionStyle
 from slime_router.api.errors import openai_error_object
-from slime_router.api.token_ids import Vocabulary
+from slime_router.api.token_names import TokenNames
 from slime_router.errors import RouterError, WorkerFailed
+from slime_router.replies.reply import Reply
 from slime_router.types import Finish, GenerateCall, GenerateChunk, Prompt
 
 _Top: TypeAlias = Sequence[tuple[float, int]]  # logprob and id of the likely tokens of a place
@@ -28,9 +28,9 @@ class CompletionTally:
         self._request_ids = [call.request_id for call in calls]
         self._tallies = {call.request_id: Tally() for call in calls}
 
-    def add(self, index: int, chunk: GenerateChunk) -> None:
+    def add(self, chunk: GenerateChunk) -> None:
         """Counts the chunk. Raises RouterError where it says that the worker gave up."""
-        self._tallies[self._request_ids[index]].add(chunk)
+        self._tallies[self._request_ids[chunk.sample]].add(chunk)
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object."""
@@ -50,10 +50,10 @@ class Logprobs:
     Those of an echoed prompt come first; nothing is known of its first token, which follows none.
     """
 
-    def __init__(self, style: CompletionStyle, vocabulary: Vocabulary) -> None:
+    def __init__(self, style: CompletionStyle, names: TokenNames) -> None:
         self._top = style.logprobs
         self._is_prompt_due = style.shows_prompt_logprobs
-        self._vocabulary = vocabulary
+        self._names = names
         self._decoder = getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
@@ -74,32 +74,34 @@ class Logprobs:
         return written if prompt is None else _folded([prompt, written])
 
     def _lists(
-        self, ids: list[int], values: Sequence[float | None], tops: Sequence[_Top | None]
+        self, ids: Sequence[int], values: Sequence[float | None], tops: Sequence[_Top | None]
     ) -> dict[str, Any]:
         return {
-            "tokens": [self._text(token_id) for token_id in ids],
+            "tokens": [self._names.key(token_id) for token_id in ids],
             "token_logprobs": values,
             "top_logprobs": [
-                None if value is None else self._ranked(top)
-                for value, top in zip(values, tops or repeat(()), strict=False)
+                None if value is None else self._ranked(top, token_id, value)
+                for token_id, value, top in zip(ids, values, tops or repeat(()), strict=False)
             ],
             "text_offset": [self._step(token_id) for token_id in ids],
         }
 
-    def _text(self, token_id: int) -> str:
-        return self._vocabulary.token_bytes(token_id).decode("utf-8", "replace")
-
     def _step(self, token_id: int) -> int:
         """Where a token begins: after the characters that are complete by then."""
         begin = self._offset
-        self._offset += len(self._decoder.decode(self._vocabulary.token_bytes(token_id)))
+        self._offset += len(self._decoder.decode(self._names.bytes_of(token_id)))
         return begin
 
-    def _ranked(self, top: _Top | None) -> dict[str, float]:
-        """The likely tokens by their text; of two with the same text, the likelier."""
+    def _ranked(self, top: _Top | None, sampled: int, logprob: float) -> dict[str, float]:
+        """The likely tokens by name; the sampled one is there however unlikely it was.
+
+        Of two with the same name, the likelier.
+        """
         ranked: dict[str, float] = {}
         for value, token_id in top or ():
-            ranked.setdefault(self._text(token_id), _known(value))
+            ranked.setdefault(self._names.key(token_id), _known(value))
+        if self._top:
+            ranked.setdefault(self._names.key(sampled), logprob)
         return ranked
 
 
@@ -131,23 +133,23 @@ class CompletionStream:
     def __init__(
         self,
         style: CompletionStyle,
-        vocabulary: Vocabulary,
+        names: TokenNames,
         calls: Sequence[GenerateCall],
     ) -> None:
         self._style = style
-        self._vocabulary = vocabulary
+        self._names = names
         self._calls = calls
         self._tally = CompletionTally(calls)
-        self._logprobs = [Logprobs(style, vocabulary) for _ in calls]
+        self._logprobs = [Logprobs(style, names) for _ in calls]
         self._begun: set[int] = set()
         self._head = _head(style)
 
-    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
+    def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
         """The events of one chunk. Raises RouterError where the worker gave up."""
-        self._tally.add(index, chunk)
-        text = chunk.text
+        self._tally.add(chunk)
+        index, text = chunk.sample, chunk.text
         if index not in self._begun and self._style.echo:
-            text = echoed(self._calls[index], self._vocabulary) + text
+            text = echoed(self._calls[index], self._names) + text
         is_new = index not in self._begun
         self._begun.add(index)
         if text or chunk.output_ids or chunk.finish is not None:
@@ -179,72 +181,58 @@ class CompletionStream:
         return sse.event(openai_error_object(exc))
 
 
-@dataclass(slots=True)
-class _Choice:
-    """One choice so far."""
-
-    texts: list[str] = field(default_factory=list)
-    output_ids: list[int] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-    prompt: Prompt | None = None
-    finish: Finish | None = None
-
-
 class CompletionBody:
     """One completion in one piece: the events of the stream, folded together."""
 
     def __init__(
         self,
         style: CompletionStyle,
-        vocabulary: Vocabulary,
+        names: TokenNames,
         calls: Sequence[GenerateCall],
     ) -> None:
         self._style = style
-        self._vocabulary = vocabulary
+        self._names = names
         self._calls = calls
         self._tally = CompletionTally(calls)
-        self._logprobs = [Logprobs(style, vocabulary) for _ in calls]
-        self._choices = [_Choice() for _ in calls]
+        self._logprobs = [Logprobs(style, names) for _ in calls]
+        self._replies = [Reply() for _ in calls]
+        self._given: list[list[dict[str, Any]]] = [[] for _ in calls]  # their logprobs
 
-    def add(self, index: int, chunk: GenerateChunk) -> None:
+    def add(self, chunk: GenerateChunk) -> None:
         """Takes a chunk. Raises RouterError where the worker gave up."""
-        self._tally.add(index, chunk)
-        choice = self._choices[index]
-        choice.texts.append(chunk.text)
-        choice.output_ids += chunk.output_ids
-        choice.prompt = choice.prompt or chunk.prompt
-        choice.finish = chunk.finish or choice.finish
-        if (logprobs := self._logprobs[index].of(chunk)) is not None:
-            choice.logprobs.append(logprobs)
+        self._tally.add(chunk)
+        self._replies[chunk.sample].add(chunk)
+        if (logprobs := self._logprobs[chunk.sample].of(chunk)) is not None:
+            self._given[chunk.sample].append(logprobs)
 
     def body(self) -> bytes:
         """The JSON of the whole reply."""
-        choices = [self._choice(index, choice) for index, choice in enumerate(self._choices)]
+        choices = [self._choice(index, reply) for index, reply in enumerate(self._replies)]
         return orjson.dumps(
             {**_head(self._style), "choices": choices, "usage": self._tally.usage()}
         )
 
-    def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
-        text = "".join(choice.texts)
+    def _choice(self, index: int, reply: Reply) -> dict[str, Any]:
+        text = reply.text
         if self._style.echo:
-            text = echoed(self._calls[index], self._vocabulary) + text
+            text = echoed(self._calls[index], self._names) + text
         written = {
             "index": index,
             "text": text,
-            "logprobs": _folded(choice.logprobs),
-            **_ending(choice.finish),
+            "logprobs": _folded(self._given[index]),
+            **_ending(reply.finish),
         }
-        if self._style.token_ids and choice.prompt is not None:
-            written["token_ids"] = choice.output_ids
-            written["prompt_token_ids"] = choice.prompt.ids.tolist()
+        if self._style.token_ids and reply.prompt is not None:
+            written["token_ids"] = reply.output_ids
+            written["prompt_token_ids"] = reply.prompt.ids.tolist()
         return written
 
 
-def echoed(call: GenerateCall, vocabulary: Vocabulary) -> str:
+def echoed(call: GenerateCall, names: TokenNames) -> str:
     """The prompt as the client wrote it, or what its ids read."""
     if call.input_ids is None:
         return call.text or ""
-    return b"".join(map(vocabulary.token_bytes, call.input_ids.tolist())).decode("utf-8", "replace")
+    return b"".join(map(names.bytes_of, call.input_ids.tolist())).decode("utf-8", "replace")
 
 
 def _folded(parts: list[dict[str, Any]]) -> dict[str, Any] | None:

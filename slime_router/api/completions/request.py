@@ -34,6 +34,7 @@ class CompletionStyle:
     model: str
     echo: bool = False
     logprobs: int | None = None  # how many of the most likely tokens beside the sampled one
+    tokens_as_ids: bool | None = None  # None: as the server is set
     token_ids: bool = False
     usage: bool = False
     running_usage: bool = False
@@ -92,7 +93,7 @@ def read_completion_request(
         sampling=sampling(_limited(fields, is_echo_alone), _grammar(body, fields)),
         reply=ReplyFormat(separates_reasoning=False),
         worker_fields=given,
-        headers=http.forwarded_headers(request.headers),
+        headers=http.forwarded_headers(request),
         # A stream would repeat the prompt's logprobs with each token: those come in one piece.
         stream=bool(fields.stream) and not style.shows_prompt_logprobs,
         top_logprobs=top or 0,
@@ -168,6 +169,7 @@ def _style(
         model=default_model if fields.model is None else fields.model,
         echo=echo,
         logprobs=logprobs,
+        tokens_as_ids=fields.return_tokens_as_token_ids,
         token_ids=bool(fields.return_token_ids),
         usage=options is not None and bool(options.include_usage),
         running_usage=options is not None and bool(options.continuous_usage_stats),

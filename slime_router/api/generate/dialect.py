@@ -18,11 +18,18 @@ def _read(body: dict[str, Any], request: web.Request, context: EndpointContext) 
 
 
 def _write(asked: GenerateRequest, _: EndpointContext) -> ItemBody:
-    return ItemBody(asked.calls, is_array=asked.is_array)
+    return ItemBody(asked.calls, is_array=asked.is_array, tag=asked.tag)
 
 
 def _stream(asked: GenerateRequest, _: EndpointContext, __: str) -> ItemStream:
-    return ItemStream(asked.calls, is_array=asked.is_array)
+    return ItemStream(asked.calls, is_array=asked.is_array, tag=asked.tag)
 
 
-GENERATE = Dialect(read=_read, write=_write, stream=_stream, errors=NATIVE_ERRORS, is_limited=False)
+GENERATE = Dialect(
+    read=_read,
+    write=_write,
+    stream=_stream,
+    errors=NATIVE_ERRORS,
+    is_limited=False,
+    ids_field="input_ids",
+)

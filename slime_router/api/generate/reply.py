@@ -14,6 +14,7 @@ import orjson
 from slime_router.api import sse
 from slime_router.api.errors import native_error_object
 from slime_router.errors import RouterError
+from slime_router.replies.reply import Reply
 from slime_router.types import Finish, GenerateCall, GenerateChunk
 
 _LOGPROB_KEYS = frozenset(
@@ -32,38 +33,42 @@ _LOGPROB_KEYS = frozenset(
 class _Writer:
     """Writes the item of each chunk of one generation."""
 
-    def __init__(self, call: GenerateCall) -> None:
-        self._rid = call.rid
-        self._shows_logprobs = bool((call.native or {}).get("return_logprob"))
-        self._text = ""
-        self._output_ids: list[int] = []
+    def __init__(self, call: GenerateCall, tag: str) -> None:
+        self._rid = call.rid.removeprefix(tag)
+        self._tag = tag
+        self._shows_logprobs = bool(call.asked.get("return_logprob"))
+        self._reply = Reply()  # of a plug-in
 
     def item(self, chunk: GenerateChunk) -> dict[str, Any]:
-        if chunk.item is None:
+        item = chunk.item
+        if item is None:
             return self._own_item(chunk)
-        meta = chunk.item.get("meta_info")
+        meta = item.get("meta_info")
+        if self._tag and isinstance(meta, dict) and isinstance(meta.get("id"), str):
+            meta = {**meta, "id": meta["id"].removeprefix(self._tag)}
+            item = {**item, "meta_info": meta}
         if (
             self._shows_logprobs
             or not isinstance(meta, dict)
             or meta.keys().isdisjoint(_LOGPROB_KEYS)
         ):
-            return chunk.item
+            return item
         shown = {key: value for key, value in meta.items() if key not in _LOGPROB_KEYS}
-        return {**chunk.item, "meta_info": shown}
+        return {**item, "meta_info": shown}
 
     def _own_item(self, chunk: GenerateChunk) -> dict[str, Any]:
         """A plug-in answered instead of a worker: an item like a worker's, all of it so far."""
-        self._text += chunk.text
-        self._output_ids += chunk.output_ids
+        reply = self._reply
+        reply.add(chunk)
         return {
-            "text": self._text,
-            "output_ids": self._output_ids,
+            "text": reply.text,
+            "output_ids": reply.output_ids,
             "meta_info": {
                 "id": self._rid,
-                "finish_reason": _finish_reason(chunk.finish, len(self._output_ids)),
+                "finish_reason": _finish_reason(chunk.finish, len(reply.output_ids)),
                 "prompt_tokens": chunk.prompt_tokens,
                 "weight_version": chunk.weight_version,
-                "completion_tokens": len(self._output_ids),
+                "completion_tokens": len(reply.output_ids),
                 "cached_tokens": chunk.cached_tokens,
             },
         }
@@ -72,14 +77,14 @@ class _Writer:
 class ItemStream:
     """One streamed reply; with several generations, each item carries the index of its own."""
 
-    def __init__(self, calls: Sequence[GenerateCall], *, is_array: bool) -> None:
-        self._writers = [_Writer(call) for call in calls]
+    def __init__(self, calls: Sequence[GenerateCall], *, is_array: bool, tag: str = "") -> None:
+        self._writers = [_Writer(call, tag) for call in calls]
         self._is_array = is_array
 
-    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
+    def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
         """The event of one chunk."""
-        item = self._writers[index].item(chunk)
-        return (sse.event({**item, "index": index} if self._is_array else item),)
+        item = self._writers[chunk.sample].item(chunk)
+        return (sse.event({**item, "index": chunk.sample} if self._is_array else item),)
 
     def closing(self) -> Iterable[bytes]:
         """Nothing stands before `[DONE]`."""
@@ -93,14 +98,14 @@ class ItemStream:
 class ItemBody:
     """One reply in one piece: the last item of each generation, which is the whole of it."""
 
-    def __init__(self, calls: Sequence[GenerateCall], *, is_array: bool) -> None:
-        self._writers = [_Writer(call) for call in calls]
+    def __init__(self, calls: Sequence[GenerateCall], *, is_array: bool, tag: str = "") -> None:
+        self._writers = [_Writer(call, tag) for call in calls]
         self._items: list[dict[str, Any]] = [{} for _ in calls]
         self._is_array = is_array
 
-    def add(self, index: int, chunk: GenerateChunk) -> None:
+    def add(self, chunk: GenerateChunk) -> None:
         """Takes a chunk."""
-        self._items[index] = self._writers[index].item(chunk)
+        self._items[chunk.sample] = self._writers[chunk.sample].item(chunk)
 
     def body(self) -> bytes:
         """The JSON of the whole reply."""

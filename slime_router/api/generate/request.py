@@ -1,6 +1,6 @@
 """From the body of a `/generate` request to the calls it asks for.
 
-SGLang's spellings are kept: a call's `native` is the client's own object, untouched for a single
+SGLang's spellings are kept: a call's `body` is the client's own object, untouched for a single
 prompt. A batch, and `n` samples of a prompt, become single calls in flat prompt-major order. What
 would kill a worker is refused here.
 """
@@ -9,20 +9,54 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from aiohttp import web
 
 from slime_router.api import request as http
-from slime_router.api.chat.fields import regex_fault
 from slime_router.api.chat.grammar import check_text
+from slime_router.api.chat.stop_regex import regex_fault
 from slime_router.api.request import require
-from slime_router.api.token_ids import Vocabulary, check_bias_keys, checked_ids
+from slime_router.api.token_ids import Vocabulary, check_bias_keys, checked_ids, written
+from slime_router.auth.caller import caller
 from slime_router.errors import BadRequest
-from slime_router.types import GenerateCall
+from slime_router.types import GenerateCall, NativeCall
 
 MAX_CALLS = 16_384  # `n` is a number in a small body: it must not be able to fill the router
 
+SAMPLING_PARAMS = frozenset(
+    {
+        "max_new_tokens",
+        "stop",
+        "stop_token_ids",
+        "stop_regex",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+        "min_new_tokens",
+        "n",
+        "beam_width",
+        "json_schema",
+        "regex",
+        "ebnf",
+        "ebnf_full_assistant",
+        "structural_tag",
+        "ignore_eos",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "no_stop_trim",
+        "stream_interval",
+        "logit_bias",
+        "sampling_seed",
+        "custom_params",
+        "watermark",
+    }
+)
 _PER_PROMPT = (
     "rid",
     "sampling_params",
@@ -53,6 +87,7 @@ class GenerateRequest:
     calls: tuple[GenerateCall, ...]
     is_array: bool
     stream: bool
+    tag: str = ""  # before rids at workers, and nowhere else
 
 
 def read_generate_request(
@@ -72,6 +107,7 @@ def read_generate_request(
     samples = [_check_native(native, vocabulary.vocab_size) for native in natives]
     if sum(samples) > MAX_CALLS:
         raise BadRequest(f"A request can ask for {MAX_CALLS} generations, not more.", param="n")
+    _check_stop_regex(natives)
     calls = tuple(
         replace(
             _call(_one_sample(native, n), name, request, vocabulary),
@@ -82,7 +118,7 @@ def read_generate_request(
         for native, rid, n in zip(natives, rids, samples, strict=True)
         for k in range(n)
     )
-    return GenerateRequest(calls, is_batch or len(calls) > 1, bool(stream))
+    return GenerateRequest(calls, is_batch or len(calls) > 1, bool(stream), tag=caller(request).tag)
 
 
 def _prompt_field(body: dict[str, Any]) -> str:
@@ -152,10 +188,21 @@ def _check_native(native: dict[str, Any], vocab_size: int) -> int:
     if params is None:
         return 1
     require(isinstance(params, dict), "sampling_params", "an object")
-    return _check_sampling(params, vocab_size)
+    return check_sampling(params, vocab_size)
 
 
-def _check_sampling(params: dict[str, Any], vocab_size: int) -> int:
+def check_sampling(params: dict[str, Any], vocab_size: int) -> int:
+    """Refuses sampling parameters that a worker might not survive, or does not know.
+
+    Returns the number of samples, at most one more than a request may ask for.
+
+    Raises:
+        BadRequest: one is not what it must be.
+    """
+    for key in params:
+        if key not in SAMPLING_PARAMS:  # SGLang's answer would be a 500, as if it had failed
+            path = f"sampling_params.{key}"[:200]
+            raise BadRequest(f"'{path}' is not a parameter.", param=path, code="unknown_parameter")
     for key in ("max_new_tokens", "min_new_tokens", "n"):
         value = params.get(key)
         require(value is None or type(value) is int, key, "an integer")
@@ -165,20 +212,26 @@ def _check_sampling(params: dict[str, Any], vocab_size: int) -> int:
     if bias is not None:
         require(isinstance(bias, dict), "logit_bias", "an object")
         check_bias_keys(bias, vocab_size, "logit_bias")
-    _check_stop_regex(params.get("stop_regex"))
     for key in ("json_schema", "structural_tag"):
         check_text(params.get(key), key)
     return min(max(params.get("n") or 1, 1), MAX_CALLS + 1)
 
 
-def _check_stop_regex(given: Any) -> None:
+def _check_stop_regex(natives: list[dict[str, Any]]) -> None:
+    """The patterns of all prompts together: they are compiled one after another."""
+    patterns = chain.from_iterable(map(_stop_regex, natives))
+    if (fault := regex_fault(patterns)) is not None:
+        raise BadRequest(f"Invalid value for 'stop_regex': {fault}.", param="stop_regex")
+
+
+def _stop_regex(native: dict[str, Any]) -> list[str]:
+    given = (native.get("sampling_params") or {}).get("stop_regex")
     if given is None:
-        return
+        return []
     patterns = [given] if isinstance(given, str) else given
     is_list = isinstance(patterns, list) and all(isinstance(each, str) for each in patterns)
     require(is_list, "stop_regex", "a string or a list of strings")
-    if (fault := regex_fault(patterns)) is not None:
-        raise BadRequest(f"Invalid value for 'stop_regex': {fault}.", param="stop_regex")
+    return list(patterns)
 
 
 def _one_sample(native: dict[str, Any], n: int) -> dict[str, Any]:
@@ -197,14 +250,17 @@ def _call(
         require(isinstance(prompt, str), "text", "a string")
         if not prompt:
             raise BadRequest("'text' cannot be empty.", param="text")
-    return GenerateCall(
+    ids = None if name == "text" else checked_ids(prompt, vocabulary.vocab_size, name)
+    text = written(prompt)
+    return NativeCall(
         rid="",
         turn_id=http.new_turn_id(),
         text=prompt if name == "text" else None,
-        input_ids=None if name == "text" else checked_ids(prompt, vocabulary.vocab_size, name),
+        input_ids=ids,
+        ids_text=text,
         session_id=http.session_id(request, native),
         scope=http.scope(request, native),
-        native=native,
-        headers=http.forwarded_headers(request.headers),
+        body={**native, name: ids} if text else native,
+        headers=http.forwarded_headers(request),
         stream=native.get("stream") is True,
     )

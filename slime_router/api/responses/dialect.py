@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from aiohttp import web
 
 from slime_router.api.context import EndpointContext
 from slime_router.api.dialect import Dialect
+from slime_router.api.known.names import RESPONSES_FIELDS
 from slime_router.api.responses.reply import RESPONSES_ERRORS, ResponseBody, ResponseStream
 from slime_router.api.responses.request import ResponsesRequest, read_responses_request
 from slime_router.api.responses.store import ResponseStore, Stored
@@ -16,8 +18,13 @@ from slime_router.api.responses.store import ResponseStore, Stored
 PATH = "/v1/responses"
 
 
-def responses(kept: ResponseStore) -> Dialect[ResponsesRequest]:
-    """The dialect of requests that may refer to what is `kept`, and add to it."""
+def responses(
+    kept: ResponseStore, settled: Callable[[], Awaitable[object]] | None = None
+) -> Dialect[ResponsesRequest]:
+    """The dialect of requests that may refer to what is `kept`, and add to it.
+
+    `settled` waits until that outlives the router, where it is to.
+    """
 
     def read(
         body: dict[str, Any], request: web.Request, context: EndpointContext
@@ -36,8 +43,10 @@ def responses(kept: ResponseStore) -> Dialect[ResponsesRequest]:
         read=read,
         write=write,
         stream=stream,
+        fields=RESPONSES_FIELDS,
         errors=RESPONSES_ERRORS,
         ending=b"",
+        settled=settled,
         media_path=PATH,
     )
 

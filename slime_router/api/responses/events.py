@@ -13,19 +13,26 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from slime_router.api.chat.reply import Tally
+from slime_router.api.responses.custom_tools import decode_input, input_so_far
 from slime_router.errors import RouterError
 from slime_router.types import Finish, GenerateChunk, ToolDelta
 
 Event: TypeAlias = dict[str, Any]
 Entry: TypeAlias = dict[str, Any]  # of a sampled token: its text, bytes and logprob
-Kind: TypeAlias = Literal["reasoning", "message", "function_call"]
+Kind: TypeAlias = Literal["reasoning", "message", "function_call", "custom_tool_call"]
 Keep: TypeAlias = Callable[[dict[str, Any], str], None]  # a response that ended, and its turn
 
-_ID_PREFIXES = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
+_ID_PREFIXES = {
+    "reasoning": "rs",
+    "message": "msg",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+}
 _DELTAS = {
     "reasoning": "response.reasoning_text",
     "message": "response.output_text",
     "function_call": "response.function_call_arguments",
+    "custom_tool_call": "response.custom_tool_call_input",
 }
 
 
@@ -37,6 +44,7 @@ class ResponseStyle:
     created: int  # in seconds since 1970
     echo: Mapping[str, Any]  # the request's own fields, which a response repeats
     namespaces: Mapping[str, str]  # of the functions that are in one
+    customs: frozenset[str] = frozenset()  # names of the tools that take free text
     entries: Callable[[GenerateChunk], list[Entry]] | None = None  # its logprobs, where asked for
 
 
@@ -50,6 +58,12 @@ class _Item:
     fields: dict[str, Any]
     texts: list[str] = field(default_factory=list)
     logprobs: list[Entry] = field(default_factory=list)
+    given: str = ""  # of a custom tool's input
+
+    @property
+    def is_call(self) -> bool:
+        """Whether it is a call: those have no parts."""
+        return self.kind in ("function_call", "custom_tool_call")
 
     def part(self) -> dict[str, Any]:
         """Its one part so far; a call has none."""
@@ -61,6 +75,8 @@ class _Item:
     def written(self, status: str, turn: str) -> dict[str, Any]:
         """The item as JSON; while it is in progress its content is empty."""
         text, has_begun = "".join(self.texts), status != "in_progress"
+        if self.kind == "custom_tool_call":
+            return {"id": self.id, "type": self.kind, **self.fields, "input": self.given}
         item = {"id": self.id, "type": self.kind, "status": status, **self.fields}
         if self.kind == "function_call":
             return {**item, "arguments": text}
@@ -94,9 +110,7 @@ class ResponseEvents:
         events: list[Event] = []
         if not self._count:
             self._turn = chunk.prompt.receipt.turn if chunk.prompt is not None else ""
-            begun = self._response("in_progress")
-            events += [self._event("response.created", response=begun)]
-            events += [self._event("response.in_progress", response=begun)]
+            events += self._created()
         if chunk.reasoning:
             events += self._say("reasoning", chunk.reasoning)
         if chunk.text:
@@ -109,11 +123,18 @@ class ResponseEvents:
 
     def failure(self, exc: RouterError, error: Mapping[str, Any]) -> list[Event]:
         """The end of a stream that failed; `error` is what the client gets."""
+        events = [] if self._count else self._created()  # clients refuse any other first event
         is_busy = exc.status == 429
         code = "rate_limit_exceeded" if is_busy else "server_error"
         failed = self._response("failed", error={"code": code, "message": exc.message})
         told = {name: error[name] for name in ("message", "param", "code")}
-        return [self._event("response.failed", response=failed), self._event("error", **told)]
+        events += [self._event("response.failed", response=failed)]
+        return [*events, self._event("error", **told)]
+
+    def _created(self) -> list[Event]:
+        begun = self._response("in_progress")
+        names = ("response.created", "response.in_progress")
+        return [self._event(name, response=begun) for name in names]
 
     def _say(self, kind: Kind, text: str) -> list[Event]:
         if self._calls:
@@ -132,7 +153,8 @@ class ResponseEvents:
             namespace = self._style.namespaces.get(call.name or "")
             if namespace is not None:
                 fields["namespace"] = namespace
-            events += self._begin("function_call", fields)
+            is_custom = call.name in self._style.customs
+            events += self._begin("custom_tool_call" if is_custom else "function_call", fields)
         return [*events, *self._delta(call.arguments)] if call.arguments else events
 
     def _begin(self, kind: Kind, fields: dict[str, Any]) -> list[Event]:
@@ -143,7 +165,7 @@ class ResponseEvents:
         events.append(
             self._event("response.output_item.added", output_index=item.index, item=begun)
         )
-        if kind != "function_call":
+        if not item.is_call:
             events.append(self._of(item, "response.content_part.added", part=item.part()))
         return events
 
@@ -151,10 +173,19 @@ class ResponseEvents:
         item = self._open
         assert item is not None
         item.texts.append(text)
+        if item.kind == "custom_tool_call":
+            return self._give(item, input_so_far("".join(item.texts)))
         extra: dict[str, Any] = {}
         if item.kind == "message":
             extra = {"logprobs": self._tell_due(item)}
         return [self._of(item, f"{_DELTAS[item.kind]}.delta", delta=text, **extra)]
+
+    def _give(self, item: _Item, text: str) -> list[Event]:
+        """The delta that makes a custom tool's input `text`, which begins with what was given."""
+        if not text.startswith(item.given) or text == item.given:
+            return []
+        delta, item.given = text[len(item.given) :], text
+        return [self._of(item, f"{_DELTAS[item.kind]}.delta", delta=delta)]
 
     def _tell_due(self, item: _Item) -> list[Entry]:
         """The logprobs not reported yet, those of hidden tokens included, as in chat."""
@@ -167,8 +198,11 @@ class ResponseEvents:
         if item is None:
             return []
         text, name = "".join(item.texts), f"{_DELTAS[item.kind]}.done"
-        events = []
-        if item.kind == "function_call":
+        events: list[Event] = []
+        if item.kind == "custom_tool_call":
+            events += self._give(item, decode_input(text))
+            events.append(self._of(item, name, input=item.given))
+        elif item.kind == "function_call":
             called = item.fields["name"]
             events.append(self._of(item, name, arguments=text, name=called))
         elif item.kind == "reasoning":
@@ -176,7 +210,7 @@ class ResponseEvents:
         else:
             self._tell_due(item)
             events.append(self._of(item, name, text=text, logprobs=item.logprobs))
-        if item.kind != "function_call":
+        if not item.is_call:
             events.append(self._of(item, "response.content_part.done", part=item.part()))
         written = item.written(status, self._turn)
         self._output.append(written)
@@ -230,7 +264,7 @@ class ResponseEvents:
 
     def _of(self, item: _Item, event_type: str, **fields: Any) -> Event:
         """An event inside an item; calls have no parts."""
-        place = {} if item.kind == "function_call" else {"content_index": 0}
+        place = {} if item.is_call else {"content_index": 0}
         return self._event(event_type, item_id=item.id, output_index=item.index, **place, **fields)
 
     def _event(self, event_type: str, **fields: Any) -> Event:

@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import orjson
-
 from slime_router.api.request import missing, require, wrong_type
+from slime_router.api.responses.custom_tools import encode_input
+from slime_router.api.responses.service_items import (
+    IGNORED,
+    is_service_item,
+    read_service_item,
+    unsupported,
+)
 from slime_router.errors import BadRequest
 from slime_router.types import Message
 
@@ -22,7 +27,7 @@ TURN_PREFIX = "turn_"  # of the handles in `encrypted_content`; what others encr
 
 _ROLES = ("user", "assistant", "system", "developer")
 _TEXT_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
-_OUTPUTS = ("function_call_output", "custom_tool_call_output", "local_shell_call_output")
+_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
 def read_input(given: Any, find_item: FindItem) -> tuple[Item, ...]:
@@ -62,18 +67,27 @@ class _Talk:
         kind = item["type"]
         if kind == "reasoning":
             self._reason(item, path)
-        elif kind in ("function_call", "custom_tool_call", "local_shell_call"):
+        elif kind in ("function_call", "custom_tool_call"):
             reply = self._growing(item, may_grow=True)
             reply.setdefault("tool_calls", []).append(_call(item, path))
         elif kind in _OUTPUTS:
             self._say({"role": "tool", **_result(item, path)})
         elif kind == "message":
             self._message(item, path)
-        else:
-            raise BadRequest(
-                f"Items of type '{str(kind)[:40]}' are not supported.", param=f"{path}.type"
-            )
+        elif isinstance(kind, str) and is_service_item(kind):
+            self._service(item, path)
+        elif kind not in IGNORED:
+            raise unsupported(kind, path)
         self._last = kind
+
+    def _service(self, item: Item, path: str) -> None:
+        read = read_service_item(item, path)
+        if read.name is not None:
+            function = {"name": read.name, "arguments": read.arguments}
+            call = {"id": read.call_id, "type": "function", "function": function}
+            self._growing(item, may_grow=True).setdefault("tool_calls", []).append(call)
+        if read.result is not None:
+            self._say({"role": "tool", "tool_call_id": read.call_id, "content": read.result})
 
     def _message(self, item: Item, path: str) -> None:
         role = _role(item, path)
@@ -137,30 +151,25 @@ def _role(item: Item, path: str) -> str:
 
 def _call(item: Item, path: str) -> dict[str, Any]:
     """A call as a chat client sends it back; tools that are not functions take one argument."""
-    call_id = _text(item, _id_key(item), path)
-    match item["type"]:
-        case "function_call":
-            name, arguments = _text(item, "name", path), item.get("arguments", "")
-            is_known = arguments is None or isinstance(arguments, str | dict)
-            require(is_known, f"{path}.arguments", "a string or an object")
-        case "custom_tool_call":
-            name = _text(item, "name", path)
-            arguments = orjson.dumps({"input": item.get("input")}).decode()
-        case _:
-            name, arguments = "local_shell", orjson.dumps(item.get("action")).decode()
-    function = {"name": name, "arguments": arguments}
-    return {"id": call_id, "type": "function", "function": function}
+    if item["type"] == "custom_tool_call":
+        arguments: Any = encode_input(_optional_text(item, "input", path))
+    else:
+        arguments = item.get("arguments", "")
+        is_known = arguments is None or isinstance(arguments, str | dict)
+        require(is_known, f"{path}.arguments", "a string or an object")
+    function = {"name": _text(item, "name", path), "arguments": arguments}
+    return {"id": _text(item, "call_id", path), "type": "function", "function": function}
+
+
+def _optional_text(item: Item, name: str, path: str) -> str:
+    value = item.get(name)
+    require(value is None or isinstance(value, str), f"{path}.{name}", "a string")
+    return value or ""
 
 
 def _result(item: Item, path: str) -> Message:
     output = _content(item.get("output"), f"{path}.output")
-    return {"tool_call_id": _text(item, _id_key(item), path), "content": output}
-
-
-def _id_key(item: Item) -> str:
-    """What names the call: a local shell's result has no other id than its own."""
-    is_bare = item["type"] == "local_shell_call_output" and item.get("call_id") is None
-    return "id" if is_bare else "call_id"
+    return {"tool_call_id": _text(item, "call_id", path), "content": output}
 
 
 def _text(item: Item, name: str, path: str) -> str:

@@ -30,9 +30,9 @@ class ResponseStream:
     def __init__(self, style: ResponseStyle, keep: Keep) -> None:
         self._events = ResponseEvents(style, keep)
 
-    def events(self, index: int, chunk: GenerateChunk) -> Iterable[bytes]:
+    def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
         """The events of one chunk. Raises RouterError where the worker gave up."""
-        assert index == 0, "one response, one generation"
+        assert chunk.sample == 0, "one response, one generation"
         return [_written(event) for event in self._events.of_chunk(chunk)]
 
     def closing(self) -> Iterable[bytes]:
@@ -52,9 +52,9 @@ class ResponseBody:
         self._events = ResponseEvents(style, keep)
         self._response: dict[str, Any] = {}
 
-    def add(self, index: int, chunk: GenerateChunk) -> None:
+    def add(self, chunk: GenerateChunk) -> None:
         """Takes a chunk. Raises RouterError where the worker gave up."""
-        assert index == 0, "one response, one generation"
+        assert chunk.sample == 0, "one response, one generation"
         events = self._events.of_chunk(chunk)
         if chunk.finish is not None:
             self._response = events[-1]["response"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,14 +15,16 @@ from slime_router.api.chat.reply import logprob_entries
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.tools import read_tools
 from slime_router.api.request import missing, require
+from slime_router.api.responses.custom_tools import as_function
 from slime_router.api.responses.items import Item, read_input, to_messages
 from slime_router.api.responses.reply import ResponseStyle
 from slime_router.api.responses.store import ResponseStore, Stored
 from slime_router.api.token_ids import Vocabulary
+from slime_router.api.token_names import TokenNames
 from slime_router.auth.caller import Caller, caller
 from slime_router.errors import BadRequest
-from slime_router.replies.parser import ReplyParsers
-from slime_router.types import GenerateCall
+from slime_router.replies.parsers import ReplyParsers
+from slime_router.types import GenerateCall, GenerateChunk
 
 _NOT_OF_CHAT = frozenset(  # named like a chat field but different, or not supported here
     {
@@ -58,6 +60,7 @@ class ResponseTool:
 
     chat: dict[str, Any]
     namespace: str | None = None
+    custom: dict[str, Any] | None = None  # as the client wrote it
 
     @property
     def name(self) -> str:
@@ -66,6 +69,8 @@ class ResponseTool:
 
     def echo(self) -> dict[str, Any]:
         """The tool as a response repeats it."""
+        if self.custom is not None:
+            return self.custom
         return {"type": "function", "parameters": None, "strict": None, **self.chat["function"]}
 
 
@@ -73,7 +78,7 @@ class ResponseTool:
 class ResponsesRequest:
     """What a client asks for, and what of it is kept where the reply is to be stored."""
 
-    call: GenerateCall
+    calls: tuple[GenerateCall, ...]  # one
     style: ResponseStyle
     stream: bool
     store: bool
@@ -82,9 +87,9 @@ class ResponsesRequest:
     owner: str  # of what is stored
 
     @property
-    def calls(self) -> tuple[GenerateCall, ...]:
+    def call(self) -> GenerateCall:
         """The one call."""
-        return (self.call,)
+        return self.calls[0]
 
 
 def read_responses_request(
@@ -114,12 +119,17 @@ def read_responses_request(
         created=int(time.time()),
         echo={"model": made.style.model, **_echo(body, tools)},
         namespaces={tool.name: tool.namespace for tool in tools if tool.namespace},
-        entries=partial(logprob_entries, vocabulary=vocabulary) if chat["logprobs"] else None,
+        customs=frozenset(tool.name for tool in tools if tool.custom is not None),
+        entries=_entries(vocabulary) if chat["logprobs"] else None,
     )
     rid = body.get("rid") or style.id
     call = replace(made.calls[0], rid=rid, request_id=style.id)
     stores = body.get("store") is not False
-    return ResponsesRequest(call, style, made.stream, stores, asked, previous, by.owner)
+    return ResponsesRequest((call,), style, made.stream, stores, asked, previous, by.owner)
+
+
+def _entries(vocabulary: Vocabulary) -> Callable[[GenerateChunk], list[dict[str, Any]]]:
+    return partial(logprob_entries, names=TokenNames(vocabulary))
 
 
 def _check(body: dict[str, Any]) -> None:
@@ -221,10 +231,11 @@ def _response_tools(given: Any) -> tuple[ResponseTool, ...]:
 def _chat_choice(choice: Any) -> Any:
     """`tool_choice` as a chat client would write it; what has no such form is left as it is."""
     match choice:
-        case {"type": "function", "name": str(name)}:
+        case {"type": "function" | "custom", "name": str(name)}:
             return {"type": "function", "function": {"name": name}}
         case {"type": "allowed_tools", "mode": mode, "tools": list(tools)}:
-            known = [t for t in tools if not isinstance(t, dict) or t.get("type") == "function"]
+            ours = ("function", "custom")
+            known = [t for t in tools if not isinstance(t, dict) or t.get("type") in ours]
             return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": known}}
     return choice
 
@@ -234,6 +245,8 @@ def _functions(tool: Any, path: str, namespace: str | None = None) -> Iterator[R
     require(isinstance(tool.get("type"), str), f"{path}.type", "a string")
     if tool["type"] == "function":
         yield ResponseTool(_chat_tool(tool, path), namespace)
+    elif tool["type"] == "custom":
+        yield ResponseTool(_chat_tool(as_function(tool, path), path), namespace, tool)
     elif tool["type"] == "namespace" and namespace is None:
         nested = tool.get("tools") or []
         require(isinstance(nested, list), f"{path}.tools", "a list of tools")

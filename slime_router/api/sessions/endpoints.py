@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -11,12 +13,14 @@ import orjson
 from aiohttp import web
 
 from slime_router.api.request import read_object
-from slime_router.api.sessions.request import read_close, read_filters, read_reward, read_spec
+from slime_router.api.sessions.listing import list_sessions, page_body, read_listing
+from slime_router.api.sessions.request import read_close, read_reward, read_spec
+from slime_router.api.sessions.turns import turn_body
 from slime_router.api.token_ids import Vocabulary
 from slime_router.auth.caller import caller
+from slime_router.journal.fetching import Fetch
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
-from slime_router.trajectory.turn import Turn
 
 _SLICE = 1_000  # sessions listed in one go before other tasks get their turn
 
@@ -39,13 +43,17 @@ class SessionDoor:
         store: TrajectoryStore,
         flights: Flights,
         vocabulary: Vocabulary,
+        fetch: Fetch,
         *,
         default_max_turns: int | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
+        self._now = now
         self._default_max_turns = default_max_turns
         self._store = store
         self._flights = flights
         self._vocabulary = vocabulary
+        self._fetch = fetch
 
     async def open(self, request: web.Request) -> web.Response:
         """`POST /sessions`: a new session; 201 with its summary."""
@@ -53,47 +61,59 @@ class SessionDoor:
         spec = read_spec(body, self._vocabulary)
         max_turns = self._default_max_turns if spec.max_turns is None else spec.max_turns
         spec = replace(spec, id=caller(request).own(spec.id), max_turns=max_turns)
-        session = self._store.open_session(spec)
+        with await self._fetch.of_session(spec.id):
+            session = self._store.open_session(spec, at=self._now())
+            await self._fetch.confirm_opened(session)
         return _reply(summary(session, request), status=201)
 
     async def list(self, request: web.Request) -> web.Response:
-        """`GET /sessions?group_id=&rollout_id=&state=`: the summaries of those that fit.
+        """`GET /sessions?limit=&cursor=...`: the summaries of those that fit, or a page of them.
 
         They are the caller's own, or everybody's where it may see all.
         """
-        listed, by = self._store.sessions.list(**read_filters(request.query)), caller(request)
-        found = [session for session in listed if by.sees(session.id)]
+        wanted, by = read_listing(request.query), caller(request)
         summaries: list[dict[str, Any]] = []
-        for start in range(0, len(found), _SLICE):
-            summaries += [summary(each, request) for each in found[start : start + _SLICE]]
-            await asyncio.sleep(0)
-        return _reply({"sessions": summaries, "total": len(summaries)})
+        with await self._fetch.of_sessions():
+            found, total, cursor = await list_sessions(self._store, wanted, by)
+            for start in range(0, len(found), _SLICE):
+                summaries += [summary(each, request) for each in found[start : start + _SLICE]]
+                await asyncio.sleep(0)
+        return _reply(page_body(summaries, total, cursor))
 
     async def show(self, request: web.Request) -> web.Response:
         """`GET /sessions/{session}`: the summary and the turns still held, oldest first."""
-        session = self._store.sessions.get(session_in_path(request))
-        turns = (self._store.get(turn_id) for turn_id in session.turns)
-        listed = [_turn(turn, self._store.is_delivered(turn.id)) for turn in turns if turn]
+        with await self._fetch.of_session(session_in_path(request)):
+            session = self._store.sessions.get(session_in_path(request))
+            turns = (self._store.get(turn_id) for turn_id in session.turns)
+            listed = [
+                turn_body(turn, caller(request), is_delivered=self._store.is_delivered(turn.id))
+                for turn in turns
+                if turn
+            ]
         return _reply({**summary(session, request), "turn_list": listed})
 
     async def delete(self, request: web.Request) -> web.Response:
         """`DELETE /sessions/{session}`: forgotten, with its turns."""
         session_id = session_in_path(request)
-        await self._flights.delete(session_id)
+        with await self._fetch.of_session(session_id):
+            await self._flights.delete(session_id)
         return _reply({"session_id": request.match_info["session"], "deleted": True})
 
     async def close(self, request: web.Request) -> web.Response:
         """`POST /sessions/{session}/close`: no new turns; the summary once nothing runs."""
         wanted = await read_close(request)
-        session = await self._flights.close(
-            session_in_path(request), cancel=wanted.cancel, timeout_s=wanted.timeout_s
-        )
+        session_id = session_in_path(request)
+        with await self._fetch.of_session(session_id):
+            session = await self._flights.close(
+                session_id, cancel=wanted.cancel, timeout_s=wanted.timeout_s
+            )
         return _reply(summary(session, request))
 
     async def reward(self, request: web.Request) -> web.Response:
         """`POST /sessions/{session}/reward`: what its rollout has earned."""
         reward = read_reward(await read_object(request))
-        session = self._store.sessions.set_reward(session_in_path(request), reward)
+        with await self._fetch.of_session(session_in_path(request)):
+            session = self._store.sessions.set_reward(session_in_path(request), reward)
         return _reply(summary(session, request))
 
 
@@ -126,23 +146,8 @@ def summary(session: Session, request: web.Request) -> dict[str, Any]:
         "sampled_tokens": session.sampled_tokens,
         "dropped_turns": session.dropped_turns,
         "running": session.running,
-    }
-
-
-def _turn(turn: Turn, is_delivered: bool) -> dict[str, Any]:
-    return {
-        "turn_id": turn.id,
-        "seq": turn.seq,
-        "base": turn.base,
-        "base_len": turn.base_len,
-        "prompt_tokens": turn.base_len + len(turn.prompt_ids),
-        "output_tokens": len(turn.output_ids),
-        "finish_reason": turn.finish.type,
-        "matched": turn.finish.matched,
-        "is_delivered": is_delivered,
-        "weight_versions": turn.weight_versions,
-        "request_id": turn.request_id,
-        "receipt": turn.receipt.to_dict() if turn.receipt is not None else None,
+        "started": session.started,
+        "last_active": session.last_active,
     }
 
 

@@ -23,16 +23,18 @@ from slime_router.api.token_ids import Vocabulary
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_dots, is_label
 from slime_router.errors import BadRequest
 from slime_router.trajectory.session import Reward, SessionSpec
-from slime_router.types import Sampling
+from slime_router.types import Pins, Sampling
 
 MAX_OBJECT_BYTES = 64 * 2**10  # of metadata, and of a reward
 MAX_LIMIT = 2**63 - 1
+MAX_PATH_LEN = 4096  # bytes
+MAX_KEY_LEN = 512  # bytes
 DEFAULT_CLOSE_TIMEOUT_S = 30.0
 MAX_CLOSE_TIMEOUT_S = 86_400.0
 A_NAME = f"a string of 1 to {MAX_SESSION_ID_LEN} printable characters"
 STATES = ("implicit", "open", "closing", "closed")
 
-_SPEC_FIELDS = (
+SPEC_FIELDS = (
     "session_id",
     "group_id",
     "rollout_id",
@@ -41,6 +43,11 @@ _SPEC_FIELDS = (
     "max_turns",
     "max_tokens",
     "return_routed_experts",
+    "return_indexer_topk",
+    "sampling_pins",
+    "lora_path",
+    "extra_key",
+    "priority",
 )
 _SAMPLING_FIELDS = {
     *({field.name for field in fields(Sampling)} & ChatFields.model_fields.keys()),
@@ -49,6 +56,13 @@ _SAMPLING_FIELDS = {
     "response_format",
     "regex",
     "ebnf",
+}
+_FIELD_OF = {  # a name in `sampling`: the field of Sampling that it sets, where that is another
+    "max_completion_tokens": "max_tokens",
+    "include_stop_str_in_output": "keep_stop",
+    "response_format": "grammar",
+    "regex": "grammar",
+    "ebnf": "grammar",
 }
 _LISTING_LEVELS = 8  # an object is written deeper inside a reply than it stood in the request
 
@@ -69,20 +83,53 @@ def read_spec(body: Body, vocabulary: Vocabulary) -> SessionSpec:
     Raises:
         BadRequest: with the path of the field at fault.
     """
-    check_known(body, _SPEC_FIELDS)
-    wants_experts = body.get("return_routed_experts")
-    is_flag = wants_experts is None or type(wants_experts) is bool
-    require(is_flag, "return_routed_experts", "true or false")
+    check_known(body, SPEC_FIELDS)
     return SessionSpec(
         id=_read_session_id(body),
         group_id=_read_name(body, "group_id"),
         rollout_id=_read_name(body, "rollout_id"),
         metadata=_read_metadata(body),
-        sampling=_read_sampling(body, vocabulary),
-        return_routed_experts=bool(wants_experts),
+        sampling=_read_sampling(body.get("sampling"), "sampling", vocabulary),
+        sampling_pins=read_pins(body.get("sampling_pins"), vocabulary),
+        lora_path=_read_text(body, "lora_path", MAX_PATH_LEN),
+        extra_key=_read_text(body, "extra_key", MAX_KEY_LEN),
+        priority=_read_priority(body),
+        return_routed_experts=_read_flag(body, "return_routed_experts"),
+        return_indexer_topk=_read_flag(body, "return_indexer_topk"),
         max_turns=read_count(body, "max_turns"),
         max_tokens=read_count(body, "max_tokens"),
     )
+
+
+def read_pins(wanted: Any, vocabulary: Vocabulary) -> Pins:
+    """`sampling_pins`: sampling that holds whatever a request says. Null pins a field to nothing.
+
+    Raises:
+        BadRequest: with the path of the field at fault.
+    """
+    sampling = _read_sampling(wanted, "sampling_pins", vocabulary)
+    names = dict.fromkeys(_FIELD_OF.get(name, name) for name in wanted or ())
+    return Pins(names=tuple(names), sampling=sampling)
+
+
+def _read_flag(body: Body, name: str) -> bool:
+    value = body.get(name)
+    require(value is None or type(value) is bool, name, "true or false")
+    return bool(value)
+
+
+def _read_text(body: Body, name: str, longest: int) -> str | None:
+    value = body.get(name)
+    is_text = value is None or (isinstance(value, str) and 0 < len(value.encode()) <= longest)
+    require(is_text, name, f"a string of 1 to {longest} bytes")
+    return value
+
+
+def _read_priority(body: Body) -> int | None:
+    priority = body.get("priority")
+    is_priority = priority is None or (type(priority) is int and abs(priority) < 2**31)
+    require(is_priority, "priority", "a 32-bit integer")
+    return priority
 
 
 async def read_close(request: web.Request) -> CloseRequest:
@@ -115,17 +162,6 @@ def read_reward(body: Body) -> Reward:
         return _checked_object(reward, "reward")
     require(type(reward) in (int, float), "reward", "a number or an object")
     return float(reward)
-
-
-def read_filters(query: MultiMapping[str]) -> dict[str, str]:
-    """The filters of `GET /sessions`, those that are given.
-
-    Raises:
-        BadRequest: with the name of the parameter at fault.
-    """
-    given = read_query(query, ("group_id", "rollout_id", "state"))
-    require(given.get("state", STATES[0]) in STATES, "state", f"one of {', '.join(STATES)}")
-    return given
 
 
 def read_query(query: MultiMapping[str], known: Collection[str]) -> dict[str, str]:
@@ -209,16 +245,15 @@ def _checked_object(value: Body, field: str) -> Body:
     return value
 
 
-def _read_sampling(body: Body, vocabulary: Vocabulary) -> Sampling:
-    wanted = body.get("sampling")
+def _read_sampling(wanted: Any, field: str, vocabulary: Vocabulary) -> Sampling:
     if wanted is None:
         return Sampling()
-    require(isinstance(wanted, dict), "sampling", "an object")
-    check_known(wanted, _SAMPLING_FIELDS, "sampling.")
+    require(isinstance(wanted, dict), field, "an object")
+    check_known(wanted, _SAMPLING_FIELDS, f"{field}.")
     try:
         chat = read_fields(wanted, vocabulary)
         constraint = grammar(wanted.get("response_format"), regex=chat.regex, ebnf=chat.ebnf)
     except BadRequest as exc:
-        path = f"sampling.{exc.param}"
-        raise BadRequest(f"In 'sampling': {exc.message}", param=path, code=exc.code) from exc
+        path = f"{field}.{exc.param}"
+        raise BadRequest(f"In '{field}': {exc.message}", param=path, code=exc.code) from exc
     return sampling(chat, constraint)

@@ -19,8 +19,13 @@ import orjson
 import safetensors.numpy
 from numpy.typing import DTypeLike, NDArray
 
+from slime_router.api.sessions.parquet import parquet_of
+from slime_router.api.sessions.row_turns import row_turn
+from slime_router.api.sessions.teachers import teacher_columns, teacher_versions, teachers
 from slime_router.errors import Conflict
 from slime_router.rows.rows import Row, RowSet, RowStats
+from slime_router.rows.tree import grow
+from slime_router.trajectory.measures.distribution import no_masks
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.turn import Logprobs, logprob_array
 from slime_router.types import WeightVersion
@@ -78,12 +83,54 @@ def as_safetensors(session: Session, rowset: RowSet) -> bytes:
     return safetensors.numpy.save(columns, metadata={"meta": meta.decode()})
 
 
+def as_parquet(session: Session, rowset: RowSet) -> bytes:
+    """A Parquet file. Raises NotSupported where pyarrow is missing."""
+    rows = [(session, row) for row in rowset.rows]
+    return parquet_of(rows, _dumps(_stats(session, rowset.stats)))
+
+
+def as_tree(session: Session, rowset: RowSet) -> bytes:
+    """One packed tree of all rows; see `slime_router.rows.tree`."""
+    tree = grow(rowset.rows)
+    turns = {each.turn.id: each for row in rowset.rows for each in row.turns}
+    places = ("start", "end")
+    return _dumps(
+        {
+            **_whose(session),
+            **_earned(session),
+            "tokens": tree.tokens,
+            "positions": tree.positions,
+            "parents": tree.parents,
+            "loss_mask": tree.loss_mask,
+            "logprobs": tree.logprobs,
+            "weight_versions": tree.weight_versions,
+            "nodes": tree.nodes,
+            "turns": [
+                {name: value for name, value in row_turn(each).items() if name not in places}
+                for each in turns.values()
+            ],
+            "rows": [
+                {
+                    "row_id": row.row_id,
+                    "node": node,
+                    **_of_row(row),
+                    "has_logprobs": row.logprobs is not None,
+                }
+                for row, node in zip(rowset.rows, tree.leaves, strict=True)
+            ],
+            "stats": _stats(session, rowset.stats),
+        }
+    )
+
+
 FORMATS: Mapping[str, RowFormat] = {
     "json": RowFormat("application/json", as_json),
     "jsonl": RowFormat("application/x-ndjson", as_lines),
     "slime": RowFormat("application/json", as_slime),
     "npz": RowFormat("application/x-npz", as_npz),
     "safetensors": RowFormat("application/x-safetensors", as_safetensors),
+    "parquet": RowFormat("application/vnd.apache.parquet", as_parquet),
+    "tree": RowFormat("application/json", as_tree),
 }
 
 
@@ -95,17 +142,34 @@ def _fields(session: Session, row: Row) -> dict[str, Any]:
     """What a row holds besides its arrays."""
     return {
         "row_id": row.row_id,
+        **_whose(session),
+        **_of_row(row),
+        "turns": [row_turn(each) for each in row.turns],
+        **_earned(session),
+    }
+
+
+def _whose(session: Session) -> dict[str, Any]:
+    return {
         "session_id": session.name,
         **_owner(session),
         "group_id": session.group_id,
         "rollout_id": session.rollout_id,
+    }
+
+
+def _earned(session: Session) -> dict[str, Any]:
+    return {"reward": session.reward, "metadata": session.metadata}
+
+
+def _of_row(row: Row) -> dict[str, Any]:
+    return {
         "turn_ids": row.turn_ids,
         "turn_versions": row.turn_versions,
         "response_length": row.response_length,
         "status": row.status,
         "finish_reason": row.finish_reason,
-        "reward": session.reward,
-        "metadata": session.metadata,
+        "truncated_sampling": bool(row.uncaptured),
     }
 
 
@@ -116,7 +180,22 @@ def _json_row(session: Session, row: Row) -> dict[str, Any]:
         "loss_mask": row.loss_mask,
         "logprobs": row.logprobs,
         "weight_versions": row.weight_versions,
-        **_json_experts(row, "routed_experts"),
+        **_masks(row, 0),
+        **teachers(session, row, 0),
+        **_json_array("routed_experts", row.routed_experts),
+        **_json_array("indexer_topk", row.indexer_topk),
+    }
+
+
+def _masks(row: Row, start: int) -> dict[str, Any]:
+    """What the tokens from `start` on were sampled from, where it is known."""
+    if row.distribution is None:
+        return {}
+    masks = row.distribution.last(start)
+    return {
+        "mask_offsets": masks.offsets,
+        "mask_ids": masks.ids,
+        "sampling_logprobs": masks.logprobs,
     }
 
 
@@ -133,6 +212,7 @@ def _slime_sample(session: Session, row: Row) -> dict[str, Any]:
         "rollout_id": session.rollout_id,
         "row_id": row.row_id,
         "turn_ids": row.turn_ids,
+        "turns": [row_turn(each) for each in row.turns],
     }
     return {
         "group_index": None,
@@ -145,17 +225,21 @@ def _slime_sample(session: Session, row: Row) -> dict[str, Any]:
         "weight_versions": [str(version) for version in row.turn_versions],
         "status": row.status,
         "session_id": session.name,
+        "truncated_sampling": bool(row.uncaptured),
         "metadata": {**session.metadata, OUR_METADATA_KEY: ours},
-        **_json_experts(row, "rollout_routed_experts"),
+        **_masks(row, start),
+        **teachers(session, row, start),
+        **_json_array("rollout_routed_experts", row.routed_experts),
+        **_json_array("rollout_indexer_topk", row.indexer_topk),
     }
 
 
-def _json_experts(row: Row, name: str) -> dict[str, Any]:
+def _json_array(name: str, array: Array | None) -> dict[str, Any]:
     """Base64 of the bytes in C order: as numbers in JSON they would be many times as long."""
-    if (experts := row.routed_experts) is None:
+    if array is None:
         return {}
-    data = b64encode(np.ascontiguousarray(experts).data).decode("ascii")
-    return {name: {"dtype": experts.dtype.name, "shape": experts.shape, "data": data}}
+    data = b64encode(np.ascontiguousarray(array).data).decode("ascii")
+    return {name: {"dtype": array.dtype.name, "shape": array.shape, "data": data}}
 
 
 def _stats(session: Session, stats: RowStats) -> dict[str, Any]:
@@ -178,10 +262,13 @@ def _columns(session: Session, rowset: RowSet) -> tuple[dict[str, Array], bytes]
         "weight_version": version_ids,
         "offsets": _offsets(len(row.tokens) for row in rows),
         **_logprob_column(rows),
-        **_expert_columns(rows),
+        **_mask_columns(rows),
+        **teacher_columns(session, rows),
+        **_position_columns("routed_experts", [row.routed_experts for row in rows]),
+        **_position_columns("indexer_topk", [row.indexer_topk for row in rows]),
     }
     meta = {
-        "rows": [_fields(session, row) for row in rows],
+        "rows": [{**_fields(session, row), **teacher_versions(session, row)} for row in rows],
         "versions": versions,
         "stats": _stats(session, rowset.stats),
     }
@@ -217,20 +304,33 @@ def _logprob_column(rows: Sequence[Row]) -> dict[str, Logprobs]:
     return {"logprobs": logprob_array(cast("Sequence[float]", np.concatenate(parts)))}
 
 
-def _expert_columns(rows: Sequence[Row]) -> dict[str, Array]:
+def _mask_columns(rows: Sequence[Row]) -> dict[str, Array]:
+    """None where no row has masks; a row without them among others has NaN logprobs throughout."""
+    if all(row.distribution is None for row in rows):
+        return {}
+    parts = [row.distribution or no_masks(len(row.tokens)) for row in rows]
+    return {
+        "mask_offsets": _offsets(chain.from_iterable(part.lengths.tolist() for part in parts)),
+        "mask_ids": _joined((part.ids for part in parts), np.int32),
+        "sampling_logprobs": _joined((part.logprobs for part in parts), np.float32),
+    }
+
+
+def _position_columns(name: str, arrays: Sequence[Array | None]) -> dict[str, Array]:
     """With offsets of their own: the last token of a row was never a model's input.
 
     Raises:
         Conflict: the rows come from models of different shapes.
     """
-    known = [row.routed_experts for row in rows if row.routed_experts is not None]
+    known = [array for array in arrays if array is not None]
     if not known:
         return {}
-    if len({experts.shape[1:] for experts in known}) > 1:
+    if len({array.shape[1:] for array in known}) > 1:
+        words = name.replace("_", " ")
         raise Conflict(
-            "The rows have routed experts of different shapes, which no one array holds:"
+            f"The rows have {words} of different shapes, which no one array holds:"
             " ask for format=json.",
             param="format",
         )
-    lengths = (0 if row.routed_experts is None else len(row.routed_experts) for row in rows)
-    return {"routed_experts": np.concatenate(known), "routed_experts_offsets": _offsets(lengths)}
+    lengths = (0 if array is None else len(array) for array in arrays)
+    return {name: np.concatenate(known), f"{name}_offsets": _offsets(lengths)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -22,7 +22,8 @@ from slime_router.api.sessions.request import Body, check_known, read_count, rea
 from slime_router.auth.caller import Caller, caller
 from slime_router.auth.owners import shown
 from slime_router.errors import BadRequest, NotFound, RouterError
-from slime_router.rows.rows import RowOptions, RowSet, build_rows
+from slime_router.journal.fetching import Fetch
+from slime_router.rows.rows import TAG, RowOptions, RowSet, build_rows
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
 
@@ -30,27 +31,43 @@ logger = logging.getLogger(__name__)
 
 MAX_SESSIONS = 100_000  # in one request
 
-_OPTIONS = ("realign_threshold", "max_len", "retries")
+ROW_OPTIONS = _OPTIONS = ("realign_threshold", "max_len", "retries", "leave_out")
+_KINDS = ("retry", "subagent", "compaction")  # that can be left out
 _SELECTORS = ("session_ids", "group_id", "rollout_id")
+_BY_NAME_ONLY = ("slime", "tree")  # formats that are JSON, but not the usual one
 _MAX_DIGITS = 18  # int() of an arbitrarily long string would burn CPU
 _FORMATS_BY_MEDIA_TYPE = {
-    form.media_type: name for name, form in rows_reply.FORMATS.items() if name != "slime"
+    form.media_type: name for name, form in rows_reply.FORMATS.items() if name not in _BY_NAME_ONLY
 }
 
 
 class RowsDoor:
     """Serves `GET /sessions/{session}/rows` and `POST /rows`."""
 
-    def __init__(self, store: TrajectoryStore, realign_threshold: int) -> None:
+    def __init__(
+        self,
+        store: TrajectoryStore,
+        fetch: Fetch,
+        realign_threshold: int,
+        on_left_out: Callable[[Mapping[str, int]], None] = lambda _: None,
+    ) -> None:
         self._store = store
+        self._fetch = fetch
+        self._on_left_out = on_left_out  # with tokens by reason, at each export
         self._realign_threshold = realign_threshold
+
+    @property
+    def options(self) -> RowOptions:
+        """Those of a request that gives none."""
+        return self._options({})
 
     async def of_session(self, request: web.Request) -> web.Response:
         """The rows of one session, in the format that the query or `Accept` names."""
         query = read_query(request.query, ("format", *_OPTIONS))
         form = rows_reply.FORMATS[_format(query, request.headers.get("accept", ""))]
         options = self._options({name: _number(text) for name, text in query.items()})
-        session, rowset = self._export(session_in_path(request), options)
+        with await self._fetch.of_session(session_in_path(request)):
+            session, rowset = self._export(session_in_path(request), options)
         return web.Response(body=form.encode(session, rowset), content_type=form.media_type)
 
     async def of_many(self, request: web.Request) -> web.StreamResponse:
@@ -61,18 +78,40 @@ class RowsDoor:
         body = await read_object(request)
         check_known(body, (*_SELECTORS, *_OPTIONS))
         options = self._options(body)
-        session_ids = self._selected(body, caller(request))
+        session_ids = await self._selected(body, caller(request))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         try:
             for session_id in session_ids:
-                for line in self._lines(session_id, options):
-                    await response.write(line)
+                with await self._fetch.of_session(session_id):
+                    for line in self._lines(session_id, options):
+                        await response.write(line)
                 await asyncio.sleep(0)  # a series of exports must not keep other tasks waiting
             await response.write_eof()
         except ConnectionError:
             pass  # the client left: there is nobody to report to
         return response
+
+    async def preview(self, session_id: str, given: Mapping[str, Any]) -> tuple[Session, RowSet]:
+        """The session and its rows, made with the options in `given`; it is not exported thereby.
+
+        Raises:
+            NotFound: there is no such session.
+        """
+        options = self._options(given)
+        with await self._fetch.of_session(session_id):
+            session = self._store.sessions.get(session_id)
+            return session, build_rows(self._store, tuple(session.turns), options)
+
+    async def export(self, session_id: str, given: Mapping[str, Any]) -> tuple[Session, RowSet]:
+        """The session as it is now and its rows, made with the options in `given`.
+
+        Raises:
+            NotFound: there is no such session.
+        """
+        options = self._options(given)
+        with await self._fetch.of_session(session_id):
+            return self._export(session_id, options)
 
     def _lines(self, session_id: str, options: RowOptions) -> Iterator[bytes]:
         """The status line is out: a failure becomes a line, and the next session has its turn."""
@@ -89,6 +128,8 @@ class RowsDoor:
         session = copy.copy(self._store.sessions.get(session_id))
         rowset = build_rows(self._store, tuple(session.turns), options)
         self._store.mark_exported(session_id)
+        left_out = rowset.stats.left_out
+        self._on_left_out({reason: each.tokens for reason, each in left_out.items()})
         return session, rowset
 
     def _options(self, given: Mapping[str, Any]) -> RowOptions:
@@ -99,9 +140,10 @@ class RowsDoor:
             realign_threshold=self._realign_threshold if threshold is None else threshold,
             max_len=read_count(given, "max_len"),
             keeps_retries=retries == "keep",
+            leave_out=_read_rules(given.get("leave_out")),
         )
 
-    def _selected(self, body: Body, by: Caller) -> Sequence[str]:
+    async def _selected(self, body: Body, by: Caller) -> Sequence[str]:
         """The sessions that are asked for in one of the three ways, as the router knows them."""
         given = [name for name in _SELECTORS if body.get(name) is not None]
         if len(given) != 1:
@@ -114,11 +156,30 @@ class RowsDoor:
         name = body[selector]
         name = str(name) if type(name) is int else name
         require(isinstance(name, str), selector, "a string")
-        listed = self._store.sessions.list(**{selector: name})
+        with await self._fetch.of_sessions():
+            listed = self._store.sessions.list(**{selector: name})
         found = [session.id for session in listed if by.sees(session.id)]
         if not found:
             raise NotFound(f"No session has the {selector} '{name:.100}'.", param=selector)
         return found
+
+
+def _read_rules(given: Any) -> frozenset[str]:
+    """`retry,subagent,tag:draft`, or a list of the same.
+
+    Raises:
+        BadRequest: one is not a rule.
+    """
+    if given is None:
+        return frozenset()
+    rules = given.split(",") if isinstance(given, str) else given
+    what = f"a list of {', '.join(_KINDS)} and {TAG}NAME"
+    is_list = type(rules) is list and all(isinstance(rule, str) for rule in rules)
+    require(is_list, "leave_out", what)
+    for rule in rules:
+        is_rule = rule in _KINDS or (rule.startswith(TAG) and len(rule) > len(TAG))
+        require(is_rule, "leave_out", what)
+    return frozenset(rules)
 
 
 def _checked_ids(ids: Any) -> Sequence[str]:

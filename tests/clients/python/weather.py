@@ -1,6 +1,6 @@
-"""The task that every client solves, its tools, and how a program tells what it found out.
+"""The task that every client solves, its tools, and how a program reports what it found out.
 
-A program is run as `PROGRAM URL WAY`: where the router is, and which of its ways it shall go.
+A program is run as `PROGRAM URL WAY`: where the router is, and which of its ways it takes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,60 @@
+"""How long a person waits: for `--help`, and until the router serves, with and without parsers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.report import ROOT, Measurement
+from benchmarks.rounds import interleave
+from benchmarks.server import serving
+
+WAYS: dict[str, tuple[float, tuple[str, ...]]] = {  # what is aimed at, in seconds; and the flags
+    "without parsers": (2.0, ("--tool-call-parser", "none", "--reasoning-parser", "none")),
+    "with parsers": (3.0, ("--tool-call-parser", "qwen25", "--reasoning-parser", "qwen3")),
+}
+HELP_AIM_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int = 5
+
+
+FULL = Size()
+
+
+def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
+    """Seconds on the clock: they depend on the machine, and on what else it does."""
+    given = ("--hf-checkpoint", str(checkpoint))
+    sides: dict[str, Callable[[], float]] = {"help": _help_s}
+    for way, (_, flags) in WAYS.items():
+        sides[way] = lambda flags=flags: _ready_s(*given, *flags)  # type: ignore[misc]
+    rounds = interleave(sides, size.rounds)
+    detail = f"median of {size.rounds} rounds"
+    return [
+        Measurement("start: --help", rounds.cost("help"), "s", HELP_AIM_S, detail),
+        *(
+            Measurement(f"start: until it serves, {way}", rounds.cost(way), "s", aim, detail)
+            for way, (aim, _) in WAYS.items()
+        ),
+    ]
+
+
+def _help_s() -> float:
+    command = [sys.executable, "-m", "slime_router", "--help"]
+    start_s = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start_s
+
+
+def _ready_s(*flags: str) -> float:
+    start_s = time.perf_counter()
+    with serving("slime_router", *flags):  # it listens when it can answer
+        return time.perf_counter() - start_s

@@ -1,0 +1,1 @@
+"""vLLM's token API: ids in, ids out."""

@@ -1,0 +1,30 @@
+"""vLLM's token API, which verifiers and prime-rl speak: `POST /inference/v1/generate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from slime_router.api.context import EndpointContext
+from slime_router.api.dialect import Dialect
+from slime_router.api.inference.reply import TokenBody, TokenStream
+from slime_router.api.inference.request import TokenRequest, read_token_request
+from slime_router.api.known.names import TOKEN_FIELDS
+
+
+def _read(body: dict[str, Any], request: web.Request, context: EndpointContext) -> TokenRequest:
+    return read_token_request(body, request, context.vocabulary, context.default_model)
+
+
+def _write(asked: TokenRequest, _: EndpointContext) -> TokenBody:
+    return TokenBody(asked)
+
+
+def _stream(asked: TokenRequest, _: EndpointContext, __: str) -> TokenStream:
+    return TokenStream(asked)
+
+
+INFERENCE = Dialect(
+    read=_read, write=_write, stream=_stream, fields=TOKEN_FIELDS, ids_field="token_ids"
+)

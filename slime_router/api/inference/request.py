@@ -1,0 +1,148 @@
+"""From the body of a token request to the call it asks for.
+
+`sampling_params` are vLLM's: their names are those of the chat fields, but for `logprobs`, which
+is a number, and for lengths, which may be absent.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from slime_router.api import request as http
+from slime_router.api.chat.aliases import in_our_words
+from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
+from slime_router.api.chat.grammar import grammar
+from slime_router.api.request import missing, require
+from slime_router.api.token_ids import Vocabulary, checked_ids, written
+from slime_router.errors import BadRequest
+from slime_router.types import GenerateCall, ReplyFormat, Sampling
+
+DEFAULT_MAX_TOKENS = 16  # vLLM's
+MAX_TOP_LOGPROBS = 20
+
+_WITHIN = "sampling_params."
+_OUTSIDE = ("model", "cache_salt", "priority", "lora_path", "extra_key")  # of the sampling
+_EXPERTS = ("return_routed_experts", "routed_experts_start_len")
+_UNSERVED = ("features", "content_parts", "kv_transfer_params")
+_UNSERVED_SAMPLING = ("bad_words", "allowed_token_ids", "prompt_logprobs", "logits_processors")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """What a client asks for: one generation from ids."""
+
+    calls: tuple[GenerateCall, ...]
+    stream: bool
+    request_id: str
+    has_logprobs: bool
+    has_experts: bool
+    has_usage: bool
+
+
+def read_token_request(
+    body: dict[str, Any], request: web.Request, vocabulary: Vocabulary, default_model: str
+) -> TokenRequest:
+    """Checks every field and makes the call.
+
+    Raises:
+        BadRequest: with the path of the field at fault.
+    """
+    if body.get("token_ids") is None:
+        raise missing("token_ids")
+    ids = checked_ids(body["token_ids"], vocabulary.vocab_size, "token_ids")
+    _refuse(body, _UNSERVED, "")
+    given = body.get("sampling_params")
+    require(given is None or isinstance(given, dict), "sampling_params", "an object")
+    given = dict(given or {})
+    _refuse(given, _UNSERVED_SAMPLING, _WITHIN)
+    top = given.pop("logprobs", None)
+    is_count = top is None or (type(top) is int and 0 <= top <= MAX_TOP_LOGPROBS)
+    require(is_count, f"{_WITHIN}logprobs", f"an integer in [0, {MAX_TOP_LOGPROBS}]")
+    top = None if top is None else min(top, vocabulary.vocab_size)
+    stream = body.get("stream")
+    require(stream is None or type(stream) is bool, "stream", "true or false")
+    outside = {name: body[name] for name in (*_OUTSIDE, *_EXPERTS) if name in body}
+    fields = _read(given, outside, request, vocabulary, default_model)
+    request_id = _request_id(body)
+    call = GenerateCall(
+        rid=request_id,
+        turn_id=http.new_turn_id(),
+        input_ids=ids,
+        ids_text=written(body["token_ids"]),
+        session_id=http.session_id(request, body),
+        scope=http.scope(request, body),
+        sampling=_sampling(given, fields),
+        reply=ReplyFormat(separates_reasoning=False),
+        worker_fields={
+            **worker_fields(fields, *_EXPERTS),
+            **({} if top is None else {"return_logprob": True}),
+        },
+        headers=http.forwarded_headers(request),
+        stream=bool(stream),
+        top_logprobs=top or 0,
+        request_id=f"gen-{secrets.token_hex(16)}",  # the client's own may be used again
+    )
+    return TokenRequest(
+        (call,),
+        stream=bool(stream),
+        request_id=request_id,
+        has_logprobs=top is not None,
+        has_experts=bool(fields.return_routed_experts),
+        has_usage=_wants_usage(body),
+    )
+
+
+def _read(
+    given: dict[str, Any],
+    outside: dict[str, Any],
+    request: web.Request,
+    vocabulary: Vocabulary,
+    default_model: str,
+) -> ChatFields:
+    """The sampling fields; complaints name them where the client wrote them."""
+    inside = {name: value for name, value in given.items() if name not in outside}
+    try:
+        return read_fields(
+            in_our_words({**inside, **outside}, request.headers, default_model), vocabulary
+        )
+    except BadRequest as exc:
+        name = exc.param or ""
+        if name.partition(".")[0].partition("[")[0] in inside:
+            exc.param = f"{_WITHIN}{name}"
+        raise
+
+
+def _sampling(given: dict[str, Any], fields: ChatFields) -> Sampling:
+    """vLLM stops after 16 tokens where no length is given, and runs to the end for null."""
+    if "max_tokens" not in given and fields.max_completion_tokens is None:
+        fields = fields.model_copy(update={"max_tokens": DEFAULT_MAX_TOKENS})
+    constraint = grammar(given.get("response_format"), regex=fields.regex, ebnf=fields.ebnf)
+    return sampling(fields, constraint)
+
+
+def _refuse(values: dict[str, Any], names: tuple[str, ...], within: str) -> None:
+    """What would change the output is not dropped in silence."""
+    for name in names:
+        if values.get(name):
+            path = f"{within}{name}"
+            raise BadRequest(f"'{path}' is not served.", param=path, code="unsupported_parameter")
+    samples = values.get("n")
+    if samples not in (None, 1):
+        raise BadRequest("A token request has one sample.", param=f"{within}n")
+
+
+def _request_id(body: dict[str, Any]) -> str:
+    given = body.get("request_id")
+    if given is None or given == "":
+        return secrets.token_hex(16)
+    require(isinstance(given, str) and len(given) <= 128, "request_id", "a short string")
+    return str(given)
+
+
+def _wants_usage(body: dict[str, Any]) -> bool:
+    options = body.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True

@@ -1,0 +1,1 @@
+"""Which fields each API knows, and what becomes of others."""

@@ -1,0 +1,70 @@
+"""Fields that an API does not know: ignored, named, or refused (`--strict-fields`)."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Collection, Mapping, MutableMapping
+from typing import Any
+
+from slime_router.choices import StrictFields
+from slime_router.errors import BadRequest
+
+logger = logging.getLogger(__name__)
+
+HEADER = "x-slime-unknown-fields"
+MAX_NAMED = 20  # in a header
+MAX_NAME_LEN = 80
+MAX_LOGGED = 200  # names: each is logged once
+
+
+class Strictness:
+    """Looks at the names of a body's fields.
+
+    With `warn`, a reply has a header that names the unknown ones, and the log names each once; with
+    `refuse`, the first one is a 400.
+    """
+
+    def __init__(self, mode: StrictFields) -> None:
+        self._mode = mode
+        self._logged: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Strictness {self._mode}>"
+
+    def check(
+        self, body: Mapping[str, Any], known: Collection[str], headers: MutableMapping[str, str]
+    ) -> None:
+        """Checks a body against the names that its API knows; an API without names takes any.
+
+        Raises:
+            BadRequest: a field is unknown, and that is not allowed.
+        """
+        if self._mode == "ignore" or not known:
+            return
+        unknown = [name for name in body if name not in known]
+        if not unknown:
+            return
+        if self._mode == "refuse":
+            raise _refusal(unknown[0], known)
+        shown = [_printable(name) for name in unknown[:MAX_NAMED]]
+        headers[HEADER] = ", ".join(shown)
+        new = [name for name in shown if name not in self._logged]
+        new = new[: MAX_LOGGED - len(self._logged)]
+        if new:
+            self._logged.update(new)
+            logger.warning("fields that nobody here knows are ignored: %s", ", ".join(new))
+
+
+def _refusal(name: str, known: Collection[str]) -> BadRequest:
+    close = difflib.get_close_matches(name[:MAX_NAME_LEN], known, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    shown = _printable(name)
+    return BadRequest(
+        f"The field '{shown}' is unknown.{hint}", param=shown, code="unknown_parameter"
+    )
+
+
+def _printable(name: str) -> str:
+    """As a header can have it."""
+    return name[:MAX_NAME_LEN].encode("unicode_escape").decode().replace(",", "\\x2c")

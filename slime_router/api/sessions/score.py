@@ -1,0 +1,72 @@
+"""`POST /sessions/{session}/score`: what a worker group thinks of the rows of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import orjson
+from aiohttp import web
+
+from slime_router.api.request import missing, read_object, require
+from slime_router.api.sessions.endpoints import session_in_path
+from slime_router.api.sessions.request import check_known
+from slime_router.api.sessions.rows import ROW_OPTIONS, RowsDoor
+from slime_router.errors import NotFound
+from slime_router.failover.scoring import Scored
+from slime_router.trajectory.measures.scores import TeacherScore
+from slime_router.trajectory.store import TrajectoryStore
+
+MAX_TOP = 128  # likeliest tokens at each position
+
+
+class Groups(Protocol):
+    """The worker groups; `slime_router.server.fleet` has them."""
+
+    async def score(
+        self, group: str, rows: Mapping[str, Scored], *, top: int
+    ) -> dict[str, TeacherScore]:
+        """The scores of the rows, by their names. Raises NotFound where there is no such group."""
+
+
+class ScoreDoor:
+    """Serves the route. The scores stay with the session: its rows have them from then on."""
+
+    def __init__(self, store: TrajectoryStore, rows: RowsDoor, groups: Groups) -> None:
+        self._store = store
+        self._rows = rows
+        self._groups = groups
+
+    async def score(self, request: web.Request) -> web.Response:
+        """`{"worker_group", "top_logprobs"}` and the options of rows; how much was scored."""
+        body = await read_object(request)
+        check_known(body, ("worker_group", "top_logprobs", *ROW_OPTIONS))
+        group, top = _group(body), body.get("top_logprobs") or 0
+        require(type(top) is int and 0 <= top <= MAX_TOP, "top_logprobs", f"from 0 to {MAX_TOP}")
+        session_id = session_in_path(request)
+        session, rowset = await self._rows.preview(session_id, body)
+        wanted = {
+            row.row_id: Scored(row.tokens, len(row.tokens) - row.response_length)
+            for row in rowset.rows
+        }
+        scores = await self._groups.score(group, wanted, top=top)
+        if not self._store.sessions.is_current(session):
+            name = session.name
+            raise NotFound(f"The session '{name}' was deleted.", code="session_not_found")
+        self._store.sessions.set_scores(session, group, scores)
+        reply = {
+            "session_id": session.name,
+            "worker_group": group,
+            "rows": len(scores),
+            "tokens": sum(row.response_length for row in rowset.rows),
+            "weight_versions": sorted({str(score.version) for score in scores.values()}),
+        }
+        return web.Response(body=orjson.dumps(reply), content_type="application/json")
+
+
+def _group(body: Mapping[str, Any]) -> str:
+    group = body.get("worker_group")
+    if group is None:
+        raise missing("worker_group")
+    require(isinstance(group, str), "worker_group", "a string")
+    return str(group)

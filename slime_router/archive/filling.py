@@ -1,0 +1,235 @@
+"""What a request will look for is fetched from the archive before it looks.
+
+So all that looks into the store stays synchronous. What was fetched stays in memory until the
+request lets it go. Where the archive does not answer, the request goes on
+with what is here, or fails where it must not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Container, Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+
+from slime_router.archive.homes import (
+    home_of_session,
+    name_of_handle,
+    name_of_id,
+    name_of_key,
+)
+from slime_router.archive.port import NOTHING_SEEN, Archive, ArchiveDown
+from slime_router.archive.store import ArchivedStore
+from slime_router.errors import BadRequest, Conflict, NotDurable
+from slime_router.journal.fetching import Fetched
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.trajectory.recognition import Recogniser
+from slime_router.trajectory.session import Session
+from slime_router.trajectory.turn import Turn
+from slime_router.types import GenerateCall, VersionSpan, WeightVersion
+
+logger = logging.getLogger(__name__)
+
+NO_ANSWER = "degraded: the store did not answer"
+MAX_ROUNDS = 8  # of looking, and finding what leads to more
+AT_ONCE = 100  # homes that are fetched at once
+RETRY_S = 1.0  # an archive that did not answer is not asked again before
+
+
+@dataclass(slots=True)
+class FillingCounts:
+    """What was asked of the archive since the start."""
+
+    lookups: int = 0
+    failures: int = 0  # the archive did not answer
+    unasked: int = 0  # nor was it asked, as it had not answered just before
+
+
+class Filler:
+    """Fetches what is in the archive and not, or not as it is now, in the store."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        store: ArchivedStore,
+        template: ChatTemplate,
+        written: Callable[[], Awaitable[object]],
+        *,
+        must_answer: bool = False,
+    ) -> None:
+        self._archive = archive
+        self._store = store
+        self._probe = _Probe(store)
+        self._recogniser = Recogniser(template, self._probe)
+        self._written = written
+        self.note: Callable[[WeightVersion], int] = lambda _: 0  # the epoch of a version
+        self._must_answer = must_answer
+        self.trouble: str | None = None  # why it did not answer the last time
+        self._down_until = 0.0
+        self._sessions: dict[str, None] = {}  # names, as far as they were listed
+        self._listed = NOTHING_SEEN
+        self.counts = FillingCounts()
+
+    def __repr__(self) -> str:
+        return f"<Filler of {self._store!r}>"
+
+    async def of_session(self, session_id: str) -> Fetched:
+        """Fetches a session; it stays in memory until the block is left."""
+        return await self._held(lambda held: self._sync(held, home_of_session(session_id)))
+
+    async def of_call(self, call: GenerateCall) -> Fetched:
+        """Fetches what a call may continue; it stays in memory until the block is left."""
+        if call.session_id is not None:
+            return await self.of_session(call.session_id)
+        if call.messages is None or call.input_ids is not None:
+            return nullcontext()  # found by text, in the tree
+        return await self._held(lambda held: self._conversation(held, call))
+
+    async def of_turn(self, name: str) -> Fetched:
+        """Fetches the turns that are known by this id; they stay until the block is left."""
+        return await self._held(lambda held: self._named(held, {name_of_id(name)}))
+
+    async def of_sessions(self) -> Fetched:
+        """Fetches all sessions; they stay in memory until the block is left."""
+        return await self._held(self._all_sessions)
+
+    async def confirm_opened(self, session: Session) -> None:
+        """Raises Conflict where another router had opened the session before."""
+        opener = session.opener
+        await self._written()
+        (await self.of_session(session.id)).__exit__(None, None, None)
+        now = self._store.sessions.find(session.id)
+        if now is None or now.opener != opener:
+            raise Conflict(
+                f"There is a session '{session.name}' already.",
+                param="session_id",
+                code="session_exists",
+            )
+
+    async def _held(self, fetch: Callable[[_Held], Awaitable[None]]) -> Fetched:
+        held = _Held(self._store)
+        now = asyncio.get_running_loop().time
+        if now() < self._down_until:
+            self.counts.unasked += 1
+            return self._without(held)
+        try:
+            await fetch(held)
+        except ArchiveDown as exc:
+            if not self.counts.failures:  # warn once; /metrics keeps counting
+                logger.warning("the archive does not answer: %s", exc)
+            self.counts.failures += 1
+            self.trouble = str(exc)
+            self._down_until = now() + RETRY_S
+            return self._without(held)
+        except BaseException:  # or cancelled: nothing stays held
+            held.let_go()
+            raise
+        self.trouble = None
+        return held
+
+    async def probe(self) -> None:
+        """Asks once more whether the archive answers; see `trouble`."""
+        with suppress(NotDurable):
+            await self._held(lambda held: self._named(held, {name_of_id("")}))
+
+    def _without(self, held: _Held) -> Fetched:
+        if self._must_answer:
+            held.let_go()
+            raise NotDurable("The store does not answer at present.")
+        held.trouble = NO_ANSWER
+        return held
+
+    async def _sync(self, held: _Held, home: str) -> None:
+        held.take(home)
+        for _ in range(MAX_ROUNDS):  # once, unless another request does the same
+            since = self._store.cursor(home)
+            if not self._archive.has_news(since):
+                return
+            self.counts.lookups += 1
+            news = await self._archive.news(home, since, self._store.__contains__)
+            if self._store.absorb(news, since, self._epoch_of):
+                return
+
+    async def _conversation(self, held: _Held, call: GenerateCall) -> None:
+        asked: set[bytes] = set()
+        for _ in range(MAX_ROUNDS):
+            self._probe.names = set()
+            try:
+                self._recogniser.recognise(call)
+            except BadRequest:  # it will be raised again where it is answered
+                return
+            names = self._probe.names - asked
+            if not names:
+                return
+            asked |= names
+            await self._named(held, names)
+
+    async def _named(self, held: _Held, names: set[bytes]) -> None:
+        self.counts.lookups += 1
+        homes = set(await self._archive.find(sorted(names)))
+        for name in names:  # what is here may have been deleted
+            homes |= self._store.homes_named(name)
+        await asyncio.gather(*(self._sync(held, home) for home in homes))
+
+    async def _all_sessions(self, held: _Held) -> None:
+        news, self._listed = await self._archive.sessions(self._listed)
+        self._sessions.update(dict.fromkeys(news))
+        self._sessions.update((each.id, None) for each in self._store.sessions)  # or deleted since
+        names = list(self._sessions)
+        for start in range(0, len(names), AT_ONCE):
+            homes = map(home_of_session, names[start : start + AT_ONCE])
+            await asyncio.gather(*(self._sync(held, home) for home in homes))
+        for name in names:
+            if self._store.sessions.find(name) is None:  # it was deleted
+                self._sessions.pop(name, None)
+
+    def _epoch_of(self, spans: Iterable[VersionSpan]) -> int:
+        return max((self.note(span.version) for span in spans), default=0)
+
+
+class _Held(AbstractContextManager["str | None"]):
+    """Homes that must not leave the memory."""
+
+    def __init__(self, store: ArchivedStore) -> None:
+        self._store = store
+        self._homes: set[str] = set()
+        self.trouble: str | None = None  # why not all may be here
+
+    def __enter__(self) -> str | None:
+        return self.trouble
+
+    def take(self, home: str) -> None:
+        if home not in self._homes:
+            self._homes.add(home)
+            self._store.hold(home)
+
+    def let_go(self) -> None:
+        while self._homes:
+            self._store.let_go(self._homes.pop())
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()
+
+
+class _Probe:
+    """Notes which names are looked for, while it finds what is here."""
+
+    def __init__(self, store: ArchivedStore) -> None:
+        self._store = store
+        self.names: set[bytes] = set()
+
+    def find(
+        self,
+        key: bytes,
+        session_id: str | None,
+        *,
+        taken: Container[str] = (),
+        spelling: bytes = b"",
+    ) -> Turn | None:
+        self.names.add(name_of_key(key))
+        return self._store.find(key, session_id, taken=taken, spelling=spelling)
+
+    def of_handle(self, handle: str, session_id: str | None, scope: str = "") -> Turn | None:
+        self.names |= {name_of_handle(scope, handle), name_of_id(handle)}
+        return self._store.of_handle(handle, session_id, scope)

@@ -1,0 +1,59 @@
+"""What a router has in memory of a home, and of the sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from slime_router.archive.homes import home_of_session
+from slime_router.archive.port import NOTHING_SEEN, Cursor
+from slime_router.journal.store import JournaledSessions, Tap
+from slime_router.trajectory.session import Session
+from slime_router.trajectory.turn import Turn
+
+OVERHEAD = 2_000  # bytes of a turn beside its arrays, about
+
+
+@dataclass(slots=True)
+class Home:
+    """What is in memory of a home."""
+
+    cursor: Cursor = NOTHING_SEEN
+    turns: dict[str, None] = field(default_factory=dict)
+    bytes: int = 0
+    users: int = 0  # requests that need it
+    changed: int = 0  # the position of its last change in the sink
+    age: int = 0
+    knows_opener: bool = False  # from the archive: a session that was opened stays so
+
+
+class ArchivedSessions(JournaledSessions):
+    """Says which session is written."""
+
+    def __init__(
+        self,
+        tap: Tap,
+        max_sessions: int,
+        owners: Collection[str],
+        on_write: Callable[[str], None],
+    ) -> None:
+        super().__init__(tap, max_sessions, owners)
+        self._on_write = on_write
+
+    def write(self, session: Session) -> None:
+        """As `JournaledSessions.write`."""
+        super().write(session)
+        self._on_write(home_of_session(session.id))
+
+
+def size_of(turn: Turn) -> int:
+    """The bytes that a turn takes, about."""
+    arrays: list[NDArray[Any] | None] = [turn.prompt_ids, turn.output_ids, turn.logprobs]
+    if turn.routed_experts is not None:
+        arrays.append(turn.routed_experts.ids)
+    if (masks := turn.distribution) is not None:
+        arrays += [masks.offsets, masks.ids, masks.logprobs]
+    return OVERHEAD + sum(each.nbytes for each in arrays if each is not None)

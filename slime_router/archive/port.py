@@ -1,0 +1,100 @@
+"""What every archive does: the durable home of turns and sessions, shared by all who open it.
+
+Turns live in homes. A home is all that a look-up can need at once: the turns of a session and what
+builds on them, or one tree of turns that no session has. A turn and its base have the same home.
+
+Whoever keeps a home in memory has a cursor: how much of its past it has seen. `news` gives what
+came since, so that what is known already is neither sent nor read again.
+
+Turns are found by names, each of them bytes: see `slime_router.archive.homes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from slime_router.journal.codec import SessionState
+from slime_router.journal.database import Change, Table
+
+Cursor: TypeAlias = str  # "": nothing was seen
+
+NOTHING_SEEN: Cursor = ""
+
+
+class ArchiveDown(Exception):
+    """The archive does not answer, or not in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A turn as it is in the archive; `data` is None for one that the reader has."""
+
+    id: str
+    seq: int
+    is_undelivered: bool
+    data: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What happened to a home since a cursor.
+
+    Attributes:
+        turns: those that came or changed, each after its base.
+        state: the session as it is, if anything but turns happened to it.
+        is_deleted: the session was deleted; what is in `turns` stays without it, and has its data.
+        is_gone: there was more before, and the archive has nothing of it any more.
+    """
+
+    home: str
+    cursor: Cursor
+    turns: tuple[Kept, ...] = ()
+    state: SessionState | None = None
+    is_deleted: bool = False
+    is_gone: bool = False
+
+
+class Archive(Protocol):
+    """An open archive. `apply` runs in a thread of its own, all else on the loop."""
+
+    def apply(self, changes: list[Change]) -> Collection[str]:
+        """Make these changes, in this order and for good.
+
+        Returns the sessions that were closed before turns of theirs were put.
+
+        Raises:
+            OSError, sqlite3.Error: they are not made, or nobody knows; they can be made again.
+        """
+
+    async def find(self, names: Sequence[bytes]) -> list[str]:
+        """The homes of turns with any of these names. Raises ArchiveDown."""
+
+    async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:
+        """What happened to a home; turns that the reader `knows` come without their data.
+
+        Raises:
+            ArchiveDown: it does not answer.
+        """
+
+    async def sessions(self, since: Cursor) -> tuple[list[str], Cursor]:
+        """The names of sessions to which anything happened since. Raises ArchiveDown."""
+
+    async def get(self, table: Table, name: str) -> bytes | None:
+        """Something that was kept by name. Raises ArchiveDown."""
+
+    async def named(self, table: Table) -> list[tuple[str, bytes]]:
+        """All that was kept by name, the oldest first. Raises ArchiveDown."""
+
+    def has_news(self, since: Cursor) -> bool:
+        """Whether anything may have happened since; False only where that is certain."""
+
+    async def number(self) -> int:
+        """A number from 0 to 65535 that no other router has had lately. Raises ArchiveDown."""
+
+    async def bind(self, name: str, value: bytes) -> bytes:
+        """What was first bound to a name: `value` now, if nothing was. Raises ArchiveDown."""
+
+    async def close(self) -> None:
+        """Let go of it; what was applied stays."""

@@ -1,0 +1,321 @@
+"""An archive in Redis or Valkey, for routers on any number of machines.
+
+Keys begin with the prefix and the schema's version, `slime:1:`; each home has a digest.
+
+    {digest}:log     a stream of what happened to a home, in order: see `_fold`
+    {digest}:closed  there where the session is closed
+    {digest}:turns   a hash, from turn ids to packed turns
+    name:HEX         a sorted set: the homes of turns with this name, by sequence number
+    sessions         a stream: names of sessions to which something happened
+    workers          a hash, by URL
+    response:ID      what `previous_response_id` may name
+    vocabulary, routers
+
+Each write renews the time after which a key expires, as does each look into a home. Both keys of a
+home are in one slot of a cluster; nothing needs two slots at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from redis.asyncio.client import Pipeline as AsyncPipeline
+from redis.exceptions import RedisError
+
+from slime_router.archive.homes import home_of_session
+from slime_router.archive.merging import merged
+from slime_router.archive.port import ArchiveDown, Cursor, Kept, News
+from slime_router.archive.redis_client import RedisClients
+from slime_router.journal.codec import Damaged, SessionState, unpacked_session
+from slime_router.journal.database import (
+    Change,
+    Drop,
+    DropTurn,
+    MarkUndelivered,
+    Put,
+    PutTurn,
+    Table,
+    as_blob,
+    as_text,
+)
+
+SCHEMA = 1
+MAX_HOMES = 16  # of one name: the newest
+MAX_LISTED = 1_000_000  # changes of sessions
+ROUTERS = 1 << 16
+RENEWALS = 20  # of a home that is looked at, in the time in which it would expire
+MAX_RENEWED = 100_000  # homes of which it is known when
+FIRST: Cursor = "0-0"  # of a home that nothing has happened to
+
+_KIND, _ID, _SEQ, _DATA = b"k", b"i", b"s", b"d"
+_TURN, _CHANGED, _UNDELIVERED, _STATE, _DELETED = b"t", b"c", b"u", b"s", b"d"
+
+
+class RedisArchive:
+    """Turns and sessions under one prefix of a server or a cluster."""
+
+    def __init__(self, clients: RedisClients, *, prefix: str, ttl_s: int) -> None:
+        self._clients = clients
+        self._prefix = f"{prefix}:{SCHEMA}:".encode()
+        self._ttl_s = ttl_s
+        self._renewed: dict[str, float] = {}  # homes, and when
+
+    def __repr__(self) -> str:
+        return f"<RedisArchive {self._clients!r} {self._prefix.decode()}>"
+
+    # Keys
+
+    def _key(self, name: bytes) -> bytes:
+        return self._prefix + name
+
+    def _log(self, home: str) -> bytes:
+        return self._key(b"{%b}:log" % _digest(home))
+
+    def _turns(self, home: str) -> bytes:
+        return self._key(b"{%b}:turns" % _digest(home))
+
+    def _closed(self, home: str) -> bytes:
+        return self._key(b"{%b}:closed" % _digest(home))
+
+    def _name(self, name: bytes) -> bytes:
+        return self._key(b"name:" + name.hex().encode())
+
+    # Writing, in a thread of its own
+
+    def apply(self, changes: list[Change]) -> Collection[str]:
+        """As `Archive.apply`: some of it may be made where it fails, and is then made again."""
+        try:
+            with self._clients.blocking.pipeline(transaction=False) as pipe:
+                put = {
+                    change.session_id: change.home
+                    for change in changes
+                    if isinstance(change, PutTurn) and change.session_id and not change.is_change
+                }
+                for home in put.values():
+                    pipe.exists(self._closed(home))
+                for change in changes:
+                    self._apply(pipe, change)
+                answers = pipe.execute()
+        except RedisError as exc:
+            raise OSError(str(exc)) from exc
+        return [name for name, is_closed in zip(put, answers, strict=False) if is_closed]
+
+    def _apply(self, pipe: Any, change: Change) -> None:
+        if isinstance(change, PutTurn):
+            self._put_turn(pipe, change)
+        elif isinstance(change, MarkUndelivered):
+            self._note(pipe, change.home, {_KIND: _UNDELIVERED, _ID: as_blob(change.id)})
+        elif isinstance(change, DropTurn):
+            return  # turns leave with their home
+        elif change.table == "sessions":
+            self._change_session(pipe, change)
+        elif change.table == "openings":
+            return  # the state of the session says it
+        elif change.table == "workers" and isinstance(change, Put):
+            pipe.hset(self._key(b"workers"), as_blob(change.id), change.data)
+        elif change.table == "workers":
+            pipe.hdel(self._key(b"workers"), as_blob(change.id))
+        elif isinstance(change, Put):
+            pipe.set(self._key(b"response:" + as_blob(change.id)), change.data, ex=self._ttl_s)
+        else:
+            pipe.delete(self._key(b"response:" + as_blob(change.id)))
+
+    def _put_turn(self, pipe: Any, turn: PutTurn) -> None:
+        turns = self._turns(turn.home)
+        pipe.hset(turns, as_blob(turn.id), turn.data)  # before anybody reads of it in the log
+        pipe.expire(turns, self._ttl_s)
+        kind = _CHANGED if turn.is_change else _TURN
+        self._note(pipe, turn.home, {_KIND: kind, _ID: as_blob(turn.id), _SEQ: turn.seq})
+        for name in turn.names:
+            pipe.zadd(self._name(name), {as_blob(turn.home): turn.seq})
+            pipe.expire(self._name(name), self._ttl_s)
+
+    def _note(self, pipe: Any, home: str, entry: dict[bytes, Any]) -> None:
+        pipe.xadd(self._log(home), entry)
+        pipe.expire(self._log(home), self._ttl_s)
+
+    def _change_session(self, pipe: Any, change: Put | Drop) -> None:
+        home = home_of_session(change.id)
+        if isinstance(change, Put):
+            self._note(pipe, home, {_KIND: _STATE, _DATA: change.data})
+            if unpacked_session(change.data).is_closed:
+                pipe.set(self._closed(home), b"1", ex=self._ttl_s)
+        elif not change.is_deleted:
+            return  # nothing but turns was known of it, and they are gone
+        else:
+            self._note(pipe, home, {_KIND: _DELETED})
+            pipe.xtrim(self._log(home), maxlen=1, approximate=False)
+            pipe.delete(self._turns(home), self._closed(home))
+        pipe.xadd(
+            self._key(b"sessions"), {_ID: as_blob(change.id)}, maxlen=MAX_LISTED, approximate=True
+        )
+        pipe.expire(self._key(b"sessions"), self._ttl_s)
+
+    # Reading
+
+    async def find(self, names: Sequence[bytes]) -> list[str]:
+        """As `Archive.find`."""
+
+        def ask(pipe: AsyncPipeline) -> None:
+            for name in names:
+                pipe.zrevrange(self._name(name), 0, MAX_HOMES - 1)
+
+        found = await self._asked(ask)
+        crowded = [name for name, homes in zip(names, found, strict=True) if len(homes) > 8]
+        if crowded:  # nobody looks for the others
+
+            def trim(pipe: AsyncPipeline) -> None:
+                for name in crowded:
+                    pipe.zremrangebyrank(self._name(name), 0, -MAX_HOMES - 1)
+
+            await self._asked(trim)
+        return list(dict.fromkeys(as_text(home) for homes in found for home in homes))
+
+    async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:
+        """As `Archive.news`: one round trip, and one more for turns that the reader lacks."""
+        after = since or FIRST
+        entries = await self._answered(  # the last one that was seen comes again, if it is there
+            self._clients.waiting.xrange(self._log(home), min=after)
+        )
+        is_gone = not entries and after != FIRST
+        if entries and entries[0][0].decode() == after:
+            del entries[0]
+        await self._renew(home)
+        told = _fold(entries)
+        wanted = [
+            name
+            for name in told.turns
+            if told.is_deleted or name in told.changed or not knows(name)
+        ]
+        data: dict[str, bytes | None] = {}
+        if wanted:
+            packed = await self._answered(
+                self._clients.waiting.hmget(self._turns(home), list(map(as_blob, wanted)))
+            )
+            data = dict(zip(wanted, packed, strict=True))
+        kept = tuple(
+            Kept(name, seq, name in told.undelivered, data.get(name))
+            for name, seq in sorted(told.turns.items(), key=lambda item: item[1])
+        )
+        marked = tuple(
+            Kept(name, 0, True, None) for name in told.undelivered if name not in told.turns
+        )
+        cursor = entries[-1][0].decode() if entries else after
+        return News(home, cursor, kept + marked, told.state, told.is_deleted, is_gone)
+
+    async def _renew(self, home: str) -> None:
+        """What is looked at does not expire; not with every look, though."""
+        now = asyncio.get_running_loop().time()
+        if self._renewed.get(home, float("-inf")) > now - self._ttl_s / RENEWALS:
+            return
+        self._renewed.pop(home, None)
+        self._renewed[home] = now
+        if len(self._renewed) > MAX_RENEWED:
+            del self._renewed[next(iter(self._renewed))]
+
+        def ask(pipe: AsyncPipeline) -> None:
+            for key in (self._log(home), self._turns(home), self._closed(home)):
+                pipe.expire(key, self._ttl_s)
+
+        await self._asked(ask)
+
+    async def sessions(self, since: Cursor) -> tuple[list[str], Cursor]:
+        """As `Archive.sessions`."""
+        after = since or FIRST
+        entries = await self._answered(
+            self._clients.waiting.xrange(self._key(b"sessions"), min=f"({after}")
+        )
+        names = dict.fromkeys(as_text(entry[_ID]) for _, entry in entries)
+        return list(names), entries[-1][0].decode() if entries else after
+
+    async def get(self, table: Table, name: str) -> bytes | None:
+        """As `Archive.get`."""
+        if table == "workers":
+            kept = self._clients.waiting.hget(self._key(b"workers"), as_blob(name))
+        else:
+            kept = self._clients.waiting.get(self._key(b"response:" + as_blob(name)))
+        found: bytes | None = await self._answered(kept)
+        return found
+
+    async def named(self, table: Table) -> list[tuple[str, bytes]]:
+        """As `Archive.named`; responses are asked for one by one."""
+        if table != "workers":
+            return []
+        kept = await self._answered(self._clients.waiting.hgetall(self._key(b"workers")))
+        return [(as_text(name), data) for name, data in kept.items()]
+
+    def has_news(self, _: Cursor) -> bool:
+        """As `Archive.has_news`: nobody knows without asking."""
+        return True
+
+    async def number(self) -> int:
+        """As `Archive.number`."""
+        count = await self._answered(self._clients.waiting.incr(self._key(b"routers")))
+        return int(count) % ROUTERS
+
+    async def bind(self, name: str, value: bytes) -> bytes:
+        """As `Archive.bind`."""
+        key = self._key(name.encode())
+        await self._answered(self._clients.waiting.set(key, value, nx=True))
+        return bytes(await self._answered(self._clients.waiting.get(key)))
+
+    async def close(self) -> None:
+        """As `Archive.close`."""
+        await self._clients.close()
+
+    async def _asked(self, ask: Callable[[AsyncPipeline], None]) -> list[Any]:
+        """The answers to several commands, sent at once. Raises ArchiveDown."""
+        pipe = self._clients.waiting.pipeline(transaction=False)
+        ask(pipe)
+        return list(await self._answered(pipe.execute()))
+
+    @staticmethod
+    async def _answered(answer: Awaitable[Any]) -> Any:
+        try:
+            return await answer
+        except (RedisError, OSError) as exc:
+            raise ArchiveDown(str(exc) or type(exc).__name__) from exc
+
+
+@dataclass(slots=True)
+class _Told:
+    """What a part of a log says."""
+
+    turns: dict[str, int] = field(default_factory=dict)  # and their numbers
+    changed: set[str] = field(default_factory=set)
+    undelivered: dict[str, None] = field(default_factory=dict)
+    state: SessionState | None = None
+    is_deleted: bool = False
+
+
+def _fold(entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> _Told:
+    """What all entries say together.
+
+    `t` a turn was recorded, `c` or marked, `u` its client left, `s` the session is so, `d` it was
+    deleted.
+    """
+    told = _Told()
+    for _, entry in entries:
+        kind = entry[_KIND]
+        if kind in (_TURN, _CHANGED):
+            told.turns[as_text(entry[_ID])] = int(entry[_SEQ])
+            if kind == _CHANGED:
+                told.changed.add(as_text(entry[_ID]))
+        elif kind == _UNDELIVERED:
+            told.undelivered[as_text(entry[_ID])] = None
+        elif kind == _DELETED:
+            told = _Told(is_deleted=True)
+        elif kind == _STATE:
+            try:
+                told.state = merged(told.state, unpacked_session(entry[_DATA]))
+            except Damaged:
+                continue
+    return told
+
+
+def _digest(home: str) -> bytes:
+    return blake2b(as_blob(home), digest_size=16).hexdigest().encode()

@@ -1,0 +1,79 @@
+"""Connections to Redis or Valkey: one server, a cluster, or whatever sentinels name.
+
+redis://HOST:PORT/DB, rediss:// (TLS), unix://PATH      as the `redis` package takes them
+redis+cluster://HOST:PORT                               any node of a cluster; rediss+cluster://
+redis+sentinel://HOST:PORT,HOST:PORT/NAME               the primary that they call NAME
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from slime_router.errors import SetupError
+
+_CLUSTER, _SENTINEL = "+cluster", "+sentinel"
+
+
+class RedisClients:
+    """A blocking client for the thread that writes, and one that waits on the loop.
+
+    Raises:
+        SetupError: the URL is not one of these.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, write_timeout_s: float) -> None:
+        self.shown = _without_secrets(url)
+        self.blocking = client_of(url, write_timeout_s)
+        self.waiting = _client(url, timeout_s, is_async=True)
+
+    def __repr__(self) -> str:
+        return f"<RedisClients {self.shown}>"
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        await self.waiting.aclose()
+        self.blocking.close()
+
+
+def client_of(url: str, timeout_s: float) -> Any:
+    """One blocking client.
+
+    Raises:
+        SetupError: the URL is not one of these.
+    """
+    try:
+        return _client(url, timeout_s, is_async=False)
+    except (ValueError, RedisError) as exc:
+        raise SetupError(f"--store {_without_secrets(url)} cannot be used: {exc}") from exc
+
+
+def _client(url: str, timeout_s: float, *, is_async: bool) -> Any:
+    module: Any = redis.asyncio if is_async else redis
+    settings: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    scheme, _, rest = url.partition("://")
+    if scheme.endswith(_CLUSTER):
+        plain = f"{scheme.removesuffix(_CLUSTER)}://{rest}"
+        return module.RedisCluster.from_url(plain, **settings)
+    if scheme.endswith(_SENTINEL):
+        hosts, _, name = rest.partition("/")
+        if not name:
+            raise ValueError("the name of the primary is missing")
+        addresses = [_address(host) for host in hosts.split(",")]
+        return module.sentinel.Sentinel(addresses, **settings).master_for(name)
+    return module.Redis.from_url(url, retry=None, **settings)
+
+
+def _address(host: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{host}")
+    return parts.hostname or "", parts.port or 26379
+
+
+def _without_secrets(url: str) -> str:
+    """The URL without what stands before its host."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

@@ -1,0 +1,219 @@
+"""The archive of a running router: opened, written until the end, and read when something is asked.
+
+open ──► starting: requests wait ──► serving ──► closed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+
+from slime_router.archive.filling import RETRY_S, Filler
+from slime_router.archive.port import Archive, ArchiveDown
+from slime_router.archive.store import ArchivedStore
+from slime_router.errors import StartingUp
+from slime_router.journal.database import Drop, Put, Table
+from slime_router.journal.writer import JournalWriter
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.types import WeightVersion
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1.0
+MAX_CLOSED = 10_000
+_TABLES: tuple[Table, ...] = ("workers", "responses")  # read at start
+
+
+class SharedArchive:
+    """One archive, as one of its routers has it.
+
+    Args:
+        vocabulary: what tells this vocabulary from others: ids of another mean nothing here.
+        must_be_there: whether a reply that is not in the archive may not go out.
+        max_bytes: what may be in memory, beside the budget in tokens.
+        on_end: called with the reason when the router must stop.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        *,
+        vocabulary: bytes,
+        must_be_there: bool,
+        on_end: Callable[[str], None],
+        max_bytes: int | None = None,
+    ) -> None:
+        self._archive = archive
+        self._vocabulary = vocabulary
+        self._must_be_there = must_be_there
+        self._on_end = on_end
+        self._max_bytes = max_bytes
+        self.writer = JournalWriter(archive, on_lost=self._lost, on_late=self._came_late)
+        self.store: ArchivedStore | None = None
+        self.fetch: Filler | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_starting = True
+        self._closed: dict[str | None, None] = {}  # sessions with late turns, the last ones
+        self._named: dict[Table, list[tuple[str, bytes]]] = {}
+
+    def __repr__(self) -> str:
+        return f"<SharedArchive {self._archive!r}, {self.writer!r}>"
+
+    def check_read(self) -> None:
+        """Raises StartingUp before the archive has answered once."""
+        if self._is_starting:
+            raise StartingUp("The router waits for its archive.", retry_after_s=RETRY_AFTER_S)
+
+    async def written(self) -> str | None:
+        """Wait until all that was put is durable; why it is not, where it cannot be."""
+        return await self.writer.written()
+
+    @property
+    def must_be_written(self) -> bool:
+        """Whether a reply that is not in the archive may not go out."""
+        return self._must_be_there
+
+    @property
+    def missing(self) -> str:
+        """What a receipt says of a turn that is not durable."""
+        return "degraded: not in the store"
+
+    @property
+    def refusal(self) -> str:
+        """What is said where a reply may not go out."""
+        return "The store cannot be written at present."
+
+    async def unready(self) -> str | None:
+        """Why the router should get no requests now: the store is away, and must not be."""
+        if not self._must_be_there or self.fetch is None:
+            return None
+        if self.fetch.trouble is not None:
+            await self.fetch.probe()
+        return self.writer.trouble or self.fetch.trouble
+
+    def new_store(
+        self, budget_tokens: int, *, max_sessions: int, owners: Collection[str]
+    ) -> ArchivedStore:
+        """The store that has a part of it in memory."""
+        self.store = ArchivedStore(
+            self.writer,
+            budget_tokens,
+            max_bytes=self._max_bytes,
+            max_sessions=max_sessions,
+            owners=owners,
+        )
+        return self.store
+
+    def fetching(self, template: ChatTemplate) -> Filler:
+        """What fetches before requests look."""
+        assert self.store is not None
+        self.fetch = Filler(
+            self._archive,
+            self.store,
+            template,
+            self.writer.written,
+            must_answer=self._must_be_there,
+        )
+        return self.fetch
+
+    def figures(self) -> dict[str, int]:
+        """What was written, what waits, what was fetched, and what could not be."""
+        assert self.store is not None
+        assert self.fetch is not None
+        counts = self.writer.counts
+        return {
+            "changes": counts.changes,
+            "commits": counts.commits,
+            "waiting": self.writer.waiting,
+            "failures": counts.failures,
+            "lost": counts.lost,
+            "skipped": self.store.skipped_turns,
+            "degraded": int(self.writer.trouble is not None),
+            "lookups": self.fetch.counts.lookups,
+            "failed_lookups": self.fetch.counts.failures + self.fetch.counts.unasked,
+            "fetched_turns": self.store.fetched_turns,
+            "evicted_turns": self.store.evicted_turns,
+        }
+
+    # Life
+
+    def start(
+        self, note: Callable[[WeightVersion], int], also: Callable[[], None] = lambda: None
+    ) -> None:
+        """Begin once the archive answers; `also` reads what else there is."""
+        self._task = asyncio.create_task(self._begin(note, also), name="archive")
+
+    async def read(self) -> None:
+        """Wait until it has begun."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def close(self) -> None:
+        """Write what is left."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self.writer.close()
+        await self._archive.close()
+
+    async def _begin(self, note: Callable[[WeightVersion], int], also: Callable[[], None]) -> None:
+        assert self.store is not None
+        assert self.fetch is not None
+        has_said = False
+        while True:
+            try:
+                if await self._archive.bind("vocabulary", self._vocabulary) != self._vocabulary:
+                    self._on_end(f"{self._archive!r} holds the tokens of another checkpoint")
+                    return
+                self.store.number = await self._archive.number()
+                for table in _TABLES:
+                    self._named[table] = await self._archive.named(table)
+                break
+            except ArchiveDown as exc:
+                if not has_said:
+                    logger.warning("the archive does not answer yet: %s", exc)
+                has_said = True
+            await asyncio.sleep(RETRY_S)
+        self.fetch.note = note
+        also()
+        self._named.clear()
+        self.writer.start()
+        self._is_starting = False
+
+    def _lost(self, reason: str) -> None:
+        if self._must_be_there:
+            self._on_end(f"the archive cannot be written: {reason}")
+
+    def _came_late(self, session_ids: Collection[str]) -> None:
+        """Turns were put into sessions that had been closed elsewhere."""
+        self._closed.update(dict.fromkeys(session_ids))
+        while len(self._closed) > MAX_CLOSED:
+            del self._closed[next(iter(self._closed))]
+
+    def was_closed(self, session_id: str | None) -> bool:
+        """Whether another router had closed the session when its last turn was put."""
+        return session_id in self._closed
+
+    # What else is kept
+
+    def put(self, table: Table, name: str, pack: Callable[[], bytes]) -> None:
+        """Keep something by name; packed later, so it must hold still."""
+        self.writer.put(lambda: Put(table, name, pack()))
+
+    def drop(self, table: Table, name: str) -> None:
+        """It is gone."""
+        self.writer.put(partial(Drop, table, name))
+
+    async def look(self, table: Table, name: str) -> bytes | None:
+        """See `Keeping`. An archive that does not answer has nothing."""
+        try:
+            return await self._archive.get(table, name)
+        except ArchiveDown as exc:
+            logger.warning("not looked up: %s %.100s: %s", table, name, exc)
+            return None
+
+    def named(self, table: Table) -> Iterator[tuple[str, bytes]]:
+        """What was kept, at the start."""
+        return iter(self._named[table])

@@ -1,0 +1,73 @@
+"""`slime-router store`: what a prefix of a shared Redis or Valkey holds.
+
+Exit codes: 0 fine, 1 the store does not answer, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import orjson
+
+from slime_router.archive.redis_listing import StoreStats, sessions_in, stats_of
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.errors import RouterError
+
+EXIT_AWAY = 1
+_DESCRIPTION = "Looks into a store that routers share; changes nothing."
+_EPILOG = """\
+examples:
+  slime-router store stats redis://10.0.0.5:6379/0 --json
+  slime-router store ls redis://10.0.0.5:6379/0"""
+
+
+def store_main(argv: Sequence[str]) -> int:
+    """Run one of the actions; returns the exit code. `argv` does not include `store`."""
+    asked = parser().parse_args(argv)
+    try:
+        if asked.action == "ls":
+            for name in sessions_in(asked.url, asked.prefix):
+                sys.stdout.write(orjson.dumps(name).decode() + "\n")
+            return 0
+        _tell(stats_of(asked.url, asked.prefix), is_json=asked.json)
+        return 0
+    except RouterError as exc:
+        return _failed(exc.message, EXIT_WRONG_USE)
+    except OSError as exc:
+        return _failed(f"the store does not answer: {exc}", EXIT_AWAY)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    p = OneLineParser(
+        prog="slime-router store",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, words in (
+        ("stats", "how many homes, turns, sessions and bytes it holds"),
+        ("ls", "the names of its sessions, one a line, as JSON"),
+    ):
+        action = actions.add_parser(name, help=words, description=words)
+        action.add_argument("url", metavar="URL", help="what --store names")
+        action.add_argument("--prefix", default="slime", help="(default: slime)")
+        if name == "stats":
+            action.add_argument("--json", action="store_true", help="as one JSON object")
+    return p
+
+
+def _tell(found: StoreStats, *, is_json: bool) -> None:
+    if is_json:
+        sys.stdout.write(orjson.dumps(found).decode() + "\n")
+        return
+    for name in ("homes", "turns", "sessions", "names", "responses", "workers", "bytes"):
+        sys.stdout.write(f"{name:<10} {getattr(found, name):>15,}\n")
+
+
+def _failed(message: str, code: int) -> int:
+    sys.stderr.write(f"slime-router store: error: {message}\n")
+    return code

@@ -1,0 +1,1 @@
+"""Workers that nobody registers: they stand in a file, or are the addresses of a name."""

@@ -1,0 +1,91 @@
+"""Reads the bodies of requests, for every route: one that is packed is unpacked here.
+
+The server's own parser would unpack as fast as data arrives, without letting anything else run.
+Here the loop is free after each step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from aiohttp import web
+
+from slime_router.edge.codings import Unpacker, coding_of
+from slime_router.errors import PayloadTooLarge
+
+SERVER_ARGS: Mapping[str, Any] = MappingProxyType({"auto_decompress": False})
+LONG_LEN = 2**23  # bytes that take long enough to copy for a thread to do it
+
+_BODY = web.RequestKey("slime_router.body", bytes)
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole body, unpacked. It can be asked for again.
+
+    Raises:
+        BadRequest: it is corrupt.
+        PayloadTooLarge: it is over the server's limit, as sent or unpacked.
+        UnsupportedCoding: it is packed in a way that is not read.
+        ClientTimeout: the client stopped sending it.
+    """
+    known: bytes | None = request.get(_BODY)
+    if known is not None:
+        return known
+    unpacker = unpacker_of(request, request.client_max_size)
+    try:
+        raw = await request.read()
+    except web.HTTPRequestEntityTooLarge as exc:
+        raise PayloadTooLarge(exc.text or "The request body is too large.") from exc
+    if unpacker is None:
+        return raw
+    pieces = []
+    for piece in unpacker.feed(raw):
+        pieces.append(piece)
+        await asyncio.sleep(0)
+    unpacker.finish()
+    is_long = sum(map(len, pieces)) > LONG_LEN
+    body = await asyncio.to_thread(b"".join, pieces) if is_long else b"".join(pieces)
+    request[_BODY] = body
+    return body
+
+
+async def unpacked(request: web.Request, max_len: int) -> AsyncIterator[bytes]:
+    """The body piece by piece as it arrives, unpacked, up to `max_len` bytes.
+
+    Raises:
+        BadRequest: it is corrupt.
+        PayloadTooLarge: there is more of it.
+        UnsupportedCoding: it is packed in a way that is not read.
+        ClientTimeout: the client stopped sending it.
+    """
+    unpacker = unpacker_of(request, max_len)
+    length = 0
+    async for data in request.content.iter_any():
+        length += len(data)
+        if length > max_len:
+            raise PayloadTooLarge(f"The request body is longer than {max_len} bytes.")
+        if unpacker is None:
+            yield data
+            continue
+        for piece in unpacker.feed(data):
+            if piece:
+                yield piece
+            await asyncio.sleep(0)
+    if unpacker is not None:
+        unpacker.finish()
+
+
+def unpacker_of(request: web.Request, max_len: int) -> Unpacker | None:
+    """What unpacks the body, to at most `max_len` bytes; None if it is not packed.
+
+    Raises:
+        UnsupportedCoding: it is packed in a way that is not read.
+    """
+    given = request.headers.getall("Content-Encoding", ())
+    if not given or getattr(request.content, "total_compressed_bytes", None) is not None:
+        return None  # the server's own parser has unpacked it, unless it is given `SERVER_ARGS`
+    coding = coding_of(", ".join(given))
+    return None if coding is None else Unpacker(coding, max_len)

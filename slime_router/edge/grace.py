@@ -1,0 +1,83 @@
+"""The end of a shutdown: what still runs after the grace period ends with words, not in silence.
+
+A handler that is simply cancelled leaves its client with half a stream, which looks like a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import TracebackType
+
+from aiohttp import web
+
+from slime_router.errors import ShuttingDown
+
+logger = logging.getLogger(__name__)
+
+
+class Grace:
+    """Ends the scopes that are open when the grace period is over.
+
+    `period_s` counts from the start of the shutdown.
+    """
+
+    def __init__(self, period_s: float) -> None:
+        self.is_over = False
+        self._period_s = period_s
+        self._open: set[asyncio.Timeout] = set()
+
+    def __repr__(self) -> str:
+        return f"<Grace {'over' if self.is_over else 'not over'}, {len(self._open)} scopes>"
+
+    def scope(self) -> Scope:
+        """A block that raises ShuttingDown once the grace period is over."""
+        return Scope(self, self._open)
+
+    async def start(self, _: web.Application) -> None:
+        """aiohttp's signal that the server takes no more requests."""
+        if self._open:
+            logger.info("shutdown: %d requests have %g s", len(self._open), self._period_s)
+        asyncio.get_running_loop().call_later(self._period_s, self.end)
+
+    def end(self) -> None:
+        """The grace period is over."""
+        self.is_over = True
+        if self._open:
+            logger.warning("shutdown: the grace period is over, %d requests end", len(self._open))
+        for timeout in tuple(self._open):
+            end_now(timeout)
+
+
+class Scope:
+    """See `Grace.scope`."""
+
+    __slots__ = ("_grace", "_open", "_timeout")
+
+    def __init__(self, grace: Grace, opened: set[asyncio.Timeout]) -> None:
+        self._grace = grace
+        self._open = opened
+        self._timeout = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._open.add(self._timeout)
+        if self._grace.is_over:
+            end_now(self._timeout)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open.discard(self._timeout)
+        try:
+            await self._timeout.__aexit__(kind, exc, traceback)
+        except TimeoutError:
+            raise ShuttingDown("The router is shutting down.") from None
+
+
+def end_now(timeout: asyncio.Timeout) -> None:
+    """Cancels the block of `timeout` with the next turn of the loop."""
+    timeout.reschedule(asyncio.get_running_loop().time())

@@ -1,0 +1,106 @@
+"""How long the fields of a request may be that are kept or passed on: limits in one place.
+
+What a client says (messages, prompts, token ids) may fill a body, and counts toward the budgets of
+what is held. The rest are names and settings: they are kept with a turn, in keys and in replies,
+and a long one is a mistake or an attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from slime_router.errors import BadRequest
+from slime_router.json_text import sizes
+
+NAME_LEN = 512
+PATH_LEN = 4096
+SETTINGS_LEN = 2**16
+GRAMMAR_LEN = 2**20
+
+# Bytes at most, of strings and of objects as JSON. `a.b` is a field of an object.
+MAX_LENGTHS: Mapping[str, int] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                "bootstrap_host",
+                "cache_salt",
+                "extra_key",
+                "model",
+                "previous_response_id",
+                "request_id",
+                "rid",
+                "routing_key",
+                "service_tier",
+            ),
+            NAME_LEN,
+        ),
+        **dict.fromkeys(("lora_path", "prompt_cache_key", "safety_identifier", "user"), PATH_LEN),
+        "stop": SETTINGS_LEN,
+        "stop_sequences": SETTINGS_LEN,
+        **dict.fromkeys(
+            (
+                "chat_template_kwargs",
+                "client_metadata",
+                "context_management",
+                "custom_labels",
+                "custom_params",
+                "include",
+                "metadata",
+                "output_config",
+                "reasoning",
+                "session_params",
+                "stream_options",
+                "text",
+                "thinking",
+                "tool_choice",
+            ),
+            SETTINGS_LEN,
+        ),
+        "custom_logit_processor": GRAMMAR_LEN,
+        "response_format": GRAMMAR_LEN,
+        "text.format": GRAMMAR_LEN,
+    }
+)
+
+
+def check_lengths(body: Mapping[str, Any]) -> None:
+    """Raises BadRequest, with the name of the field, if one is longer than `MAX_LENGTHS` says."""
+    for name, limit in MAX_LENGTHS.items():
+        value = _field(body, name)
+        if value is not None and is_longer(value, limit):
+            raise BadRequest(
+                f"'{name}' can have {limit} bytes of JSON, and has more.",
+                param=name,
+                code="string_above_max_length",
+            )
+
+
+def _field(body: Mapping[str, Any], name: str) -> Any:
+    outer, _, inner = name.partition(".")
+    value = body.get(outer)
+    if outer != "text":
+        return value
+    if type(value) is not dict:  # in other APIs it is the prompt
+        return None
+    return value.get(inner) if inner else {k: v for k, v in value.items() if k != "format"}
+
+
+def is_longer(value: Any, limit: int) -> bool:
+    """Whether a value has more bytes than `limit`, as JSON or a little less; takes no longer.
+
+    In a list, each entry may have as many: a batch has one for each prompt.
+    """
+    if type(value) is list:
+        return any(_exceeds(each, limit) for each in value)
+    return _exceeds(value, limit)
+
+
+def _exceeds(value: Any, limit: int) -> bool:
+    left = limit
+    for size in sizes(value):
+        left -= size
+        if left < 0:
+            return True
+    return False

@@ -1,0 +1,109 @@
+"""One route, however its path is written: a slash at its end or a doubled one changes nothing.
+
+aiohttp's own way is a redirect, which not every client follows with its body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+from aiohttp import web
+from aiohttp.abc import AbstractMatchInfo
+from yarl import URL
+
+from slime_router.auth.access import IN_SESSION
+from slime_router.auth.surface import tidy_path
+from slime_router.errors import SetupError
+
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def tidied(request: web.Request) -> web.Request | None:
+    """The request with its path as a route spells it; None if it is spelled so."""
+    raw = request.rel_url.raw_path
+    path = tidy_path(raw)
+    if path == raw:
+        return None
+    query = request.rel_url.raw_query_string
+    return request.clone(rel_url=URL(f"{path}?{query}" if query else path, encoded=True))
+
+
+def in_sessions(routes: Sequence[tuple[str, str, Handler]]) -> list[tuple[str, str, Handler]]:
+    """The same routes under a session's path: an agent only has to change its base URL."""
+    return [
+        (method, IN_SESSION + path.rstrip("/"), handler)
+        for method, path, handler in routes
+        if path != "/"
+    ]
+
+
+def add_route(app: web.Application, method: str, path: str, handler: Handler) -> None:
+    """Serves `path`; what answers GET answers HEAD too."""
+    app.router.add_route(method, path, handler)
+    if method == "GET":
+        app.router.add_route("HEAD", path, handler)
+
+
+def add_chat(app: web.Application, path: str, handler: Handler) -> None:
+    """Serves chat at a path that somebody chose.
+
+    Raises:
+        SetupError: it cannot be a path.
+    """
+    try:
+        app.router.add_post(path, handler)
+    except ValueError as exc:  # aiohttp takes part of it for a pattern
+        raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
+
+
+class TidyPaths(web.AbstractResource):
+    """Finds the route of a path with too many slashes.
+
+    It is registered after all routes and before the one that takes every path; `canonical` says
+    which paths it is asked about, and `strays` which routes do not count.
+    """
+
+    def __init__(self, router: web.UrlDispatcher, canonical: str, strays: frozenset[str]) -> None:
+        super().__init__()
+        self._router = router
+        self._canonical = canonical
+        self._strays = strays
+
+    @property
+    def canonical(self) -> str:
+        """Where aiohttp looks for it."""
+        return self._canonical
+
+    async def resolve(self, request: web.Request) -> tuple[Any, set[str]]:
+        """aiohttp's question: the route, and the methods that the path has."""
+        tidy = tidied(request)
+        if tidy is None:
+            return None, set()
+        found: AbstractMatchInfo = await self._router.resolve(tidy)
+        resource = getattr(getattr(found, "route", None), "resource", None)
+        if resource is None or resource.canonical in self._strays:
+            return None, set()
+        return found, {request.method}
+
+    def url_for(self, **_: str) -> URL:
+        """No URL leads here."""
+        raise RuntimeError("a path is tidied, not made")
+
+    def add_prefix(self, prefix: str) -> None:  # noqa: ARG002 - aiohttp's signature
+        """It is never part of a sub-application."""
+        raise RuntimeError("tidied paths have no prefix")
+
+    def get_info(self) -> Any:
+        """Nothing to show."""
+        return {}
+
+    def raw_match(self, path: str) -> bool:  # noqa: ARG002 - aiohttp's signature
+        """No path of a route is its own."""
+        return False
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[web.AbstractRoute]:
+        return iter(())

@@ -1,0 +1,172 @@
+"""What a plug-in can do to the router: fail one request, within a limited time, and no more.
+
+`SystemExit` and its like would end the process, and a plug-in that sleeps would keep a request for
+ever. The time that counts is the plug-in's own: while it waits for what it wraps, the clock stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias, TypeVar
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware as HttpMiddleware
+
+from slime_router.errors import RouterError
+from slime_router.generation.middleware import CallNext, HttpPlugin, Middleware
+from slime_router.types import GenerateCall, GenerateChunk
+
+logger = logging.getLogger(__name__)
+
+CLOSE_S = 5.0  # for what a plug-in does when its stream is closed
+
+T = TypeVar("T")
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _Clock:
+    """The time of one layer for one request; it stands while something inside runs."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._timeout: asyncio.Timeout | None = None
+        self._inside = 0
+
+    @contextmanager
+    def running(self, timeout: asyncio.Timeout) -> Iterator[None]:
+        """For the block, `timeout` is what ends the layer."""
+        self._timeout = timeout
+        self._set()
+        try:
+            yield
+        finally:
+            self._timeout = None
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """For the block, the layer waits for what it wraps."""
+        self._inside += 1
+        self._set()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            self._set()
+
+    def _set(self) -> None:
+        timeout = self._timeout
+        if timeout is None or timeout.expired():
+            return
+        now = asyncio.get_running_loop().time()
+        timeout.reschedule(None if self._inside else now + self._limit_s)
+
+
+class PluginGuard:
+    """Wraps plug-ins; `failures` counts the requests at which one of them failed."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.failures = 0
+        self._limit_s = limit_s
+
+    def __repr__(self) -> str:
+        return f"<PluginGuard {self._limit_s} s, {self.failures} failures>"
+
+    def generations(self, plugin: Middleware) -> Middleware:
+        """The plug-in, guarded."""
+
+        async def guarded(
+            call: GenerateCall, call_next: CallNext
+        ) -> AsyncGenerator[GenerateChunk, None]:
+            clock = _Clock(self._limit_s)
+            stream = plugin(call, _standing(call_next, clock))
+            try:
+                while True:
+                    chunk = await self._within(stream.__anext__, clock, plugin)
+                    if chunk is None:
+                        return
+                    yield chunk
+            finally:
+                await self._closed(stream, plugin)
+
+        guarded.__name__ = _name(plugin)
+        return guarded
+
+    def http(self, plugin: HttpPlugin) -> HttpMiddleware:
+        """The same for aiohttp's kind."""
+
+        @web.middleware
+        async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+            clock = _Clock(self._limit_s)
+
+            async def inside(request: web.Request) -> web.StreamResponse:
+                with clock.standing():
+                    return await handler(request)
+
+            async def ask() -> object:
+                return await plugin(request, inside)
+
+            response = await self._within(ask, clock, plugin)
+            if not isinstance(response, web.StreamResponse):
+                what = "nothing" if response is None else f"a {type(response).__name__}"
+                raise self._failed(plugin, f"it returned {what}")
+            return response
+
+        return guarded
+
+    async def _within(
+        self, ask: Callable[[], Awaitable[T]], clock: _Clock, plugin: object
+    ) -> T | None:
+        """What `ask` returns; None at the end of a stream."""
+        timeout = asyncio.timeout(None)
+        try:
+            async with timeout:
+                with clock.running(timeout):
+                    return await ask()
+        except StopAsyncIteration:
+            return None
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise self._failed(plugin, f"it took more than {self._limit_s:g} s") from None
+        except (Exception, asyncio.CancelledError, GeneratorExit):  # the boundary translates it
+            raise
+        except BaseException as exc:  # SystemExit and its like would end the process
+            raise self._failed(plugin, f"it raised {type(exc).__name__}") from exc
+
+    async def _closed(self, stream: AsyncGenerator[GenerateChunk, None], plugin: object) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await stream.aclose()
+        except (Exception, asyncio.CancelledError, GeneratorExit):  # as if there were no guard
+            raise
+        except BaseException as exc:  # see `_within`
+            raise self._failed(plugin, f"it raised {type(exc).__name__}") from exc
+
+    def _failed(self, plugin: object, reason: str) -> RouterError:
+        self.failures += 1
+        logger.error("plug-in failed: %s: %s", _name(plugin), reason)
+        return RouterError("A plug-in failed; the log says which.")
+
+
+def _standing(call_next: CallNext, clock: _Clock) -> CallNext:
+    async def inside(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
+        stream = call_next(call)
+        try:
+            while True:
+                with clock.standing():
+                    chunk = await anext(stream, None)
+                if chunk is None:
+                    return
+                yield chunk
+        finally:
+            with clock.standing():
+                await stream.aclose()
+
+    return inside
+
+
+def _name(plugin: object) -> str:
+    return str(getattr(plugin, "__name__", type(plugin).__name__))

@@ -1,0 +1,78 @@
+"""What the router and its sessions decide about a call, whatever its client asks. Pure.
+
+Every call of every API passes through here once, after all doors and plug-ins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from slime_router.auth.owners import owned, owner_of, shown
+from slime_router.engine.request import asked_for, has_finite_top_k, sampling_params, truncates
+from slime_router.types import GenerateCall, Pins
+
+_SHOWN_LEN = 40  # characters of a value in a receipt
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRules:
+    """What holds for all calls: `pins`, and the `top_k` of a truncated sampling without one.
+
+    Without a finite `top_k` no worker says what it samples from; None leaves it away.
+    """
+
+    pins: Pins = field(default_factory=Pins)
+    mask_top_k: int | None = None
+
+    def applied(self, call: GenerateCall, pins: Pins | None = None) -> GenerateCall:
+        """The call under these rules; a session's own `pins` go before those of all.
+
+        Its notes say what was replaced.
+        """
+        pins = self.pins if pins is None else pins.over(self.pins)
+        if pins.names:
+            replaced = ", ".join(_replaced(call, pins))
+            call = call.pinned(pins)
+            if replaced:
+                call = replace(call, notes=(*call.notes, f"pinned: {replaced}"))
+        if self.mask_top_k is None:
+            return call
+        params = sampling_params(call)
+        if not truncates(params) or has_finite_top_k(params):
+            return call
+        note = f"top_k {self.mask_top_k} added, so that the worker says what it samples from"
+        return replace(call, mask_top_k=self.mask_top_k, notes=(*call.notes, note))
+
+
+def _replaced(call: GenerateCall, pins: Pins) -> Iterator[str]:
+    """What the client asked for and does not get: each with the value that it gave."""
+    asked = asked_for(sampling_params(call))
+    pinned = asked_for(sampling_params(call.pinned(pins)))
+    for name in pins.names:
+        if name in asked and asked[name] != pinned.get(name):
+            yield f"{name} {orjson.dumps(asked[name]).decode()[:_SHOWN_LEN]}"
+
+
+def with_fields(call: GenerateCall, fields: Mapping[str, Any]) -> GenerateCall:
+    """The call with its session's own fields for the worker: adapter, extra key, priority.
+
+    The extra key is appended to the one that the call has. The caches are parted accordingly.
+    """
+    if not fields:
+        return call
+    asked, own = dict(call.asked), dict(fields)
+    if "extra_key" in own:
+        own["extra_key"] = f"{asked.get('extra_key') or ''}{own['extra_key']}"
+    lost = [name for name in ("lora_path", "priority") if name in own and asked.get(name)]
+    replaced = [name for name in lost if asked[name] != own[name]]
+    notes = (f"set by the session: {', '.join(replaced)}",) if replaced else ()
+    parting = [fields.get(name) for name in ("lora_path", "extra_key")]
+    if any(parting):
+        digest = blake2b(orjson.dumps([shown(call.scope), *parting]), digest_size=16)
+        call = replace(call, scope=owned(owner_of(call.scope), digest.hexdigest()))
+    return replace(call.asking({**asked, **own}), notes=(*call.notes, *notes))

@@ -1,0 +1,1 @@
+"""What is reported of a generation once it is over."""

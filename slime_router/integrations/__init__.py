@@ -1,0 +1,1 @@
+"""Adapters for trainers: each makes a framework's own samples of a session's rows."""

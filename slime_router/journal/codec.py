@@ -1,0 +1,297 @@
+"""Turns and sessions as bytes: little-endian, packed, with a checksum. Pure.
+
+A turn is
+
+    4 bytes   CRC-32 of everything after them
+    4 bytes   length of the head
+    head      JSON: every field that is not an array, and the type and shape of those that are;
+              names that this router does not know are passed over
+    arrays    prompt ids, output ids, logprobs, routed experts, one after the other; then, where
+              it has any of them, indexer top-k, and lengths, ids and logprobs of its masks
+    account   4 bytes: length of the JSON after them; that, and then the words; all of it may be
+              missing, and a router of before does not read it
+
+A session is JSON. Texts may hold halves of surrogate pairs, as models sample them: JSON escapes
+them, so they come back as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slime_router.trajectory.account import Account
+from slime_router.trajectory.measures.distribution import Distribution, distribution
+from slime_router.trajectory.routed_experts import RoutedExperts
+from slime_router.trajectory.session import Reward, Session, SessionSpec
+from slime_router.trajectory.turn import Turn
+from slime_router.types import Finish, Grammar, Pins, Receipt, Sampling, Speculation, VersionSpan
+
+_PREFIX = struct.Struct("<II")
+_MARKS = ("said_kind", "speculation", "reward", "tags")
+_KNOWN = {each.name for each in fields(Turn)}
+_ARRAYS = (  # in this order; an older journal has only the first four
+    "prompt_ids",
+    "output_ids",
+    "logprobs",
+    "experts",
+    "indexer",
+    "mask_lengths",
+    "mask_ids",
+    "mask_logprobs",
+)
+_OLD_ARRAYS = 4
+
+
+class Damaged(ValueError):
+    """The bytes are not those that were written."""
+
+
+def packed_turn(turn: Turn) -> bytes:
+    """A turn as bytes that `unpacked_turn` reads."""
+    experts, finish, receipt = turn.routed_experts, turn.finish, turn.receipt
+    indexer, masks = turn.indexer_topk, turn.distribution
+    arrays: list[NDArray[Any] | None] = [
+        turn.prompt_ids,
+        turn.output_ids,
+        turn.logprobs,
+        None if experts is None else experts.ids,
+        None if indexer is None else indexer.ids,
+        *((None,) * 3 if masks is None else (masks.lengths, masks.ids, masks.logprobs)),
+    ]
+    if indexer is None and masks is None:  # as an older router reads it, too
+        del arrays[_OLD_ARRAYS:]
+    blobs = [None if array is None else _little(array) for array in arrays]
+    head = {
+        "id": turn.id,
+        "base": turn.base,
+        "base_len": turn.base_len,
+        "weight_versions": [(each.version, each.start, each.end) for each in turn.weight_versions],
+        "finish": (finish.type, finish.matched, finish.message, finish.status_code),
+        "keys": [key.hex() for key in turn.keys],
+        "spelling": turn.spelling.hex(),
+        "asked": None if turn.asked is None else turn.asked.hex(),
+        "calls": turn.calls,
+        "handles": turn.handles,
+        "session_id": turn.session_id,
+        "scope": turn.scope,
+        "date": turn.date,
+        "request_id": turn.request_id,
+        "receipt": None if receipt is None else receipt.to_dict(),
+        "experts_start": None if experts is None else experts.start,
+        "seq": turn.seq,
+        **({"uncaptured": turn.uncaptured} if turn.uncaptured else {}),
+        **({} if indexer is None else {"indexer_start": indexer.start}),
+        **_marks(turn),
+        "arrays": [None if each is None else (each.dtype.str, each.shape) for each in blobs],
+    }
+    text = json.dumps(head, separators=(",", ":")).encode()
+    account = b"" if turn.account is None else _packed_account(turn.account)
+    body = b"".join([text, *(each.tobytes() for each in blobs if each is not None), account])
+    length = len(text).to_bytes(4, "little")
+    return _PREFIX.pack(zlib.crc32(body, zlib.crc32(length)), len(text)) + body
+
+
+def _marks(turn: Turn) -> dict[str, Any]:
+    """What few turns have: only where they have it."""
+    return {name: value for name in _MARKS if (value := getattr(turn, name)) not in (None, ())}
+
+
+def unpacked_turn(data: bytes) -> Turn:
+    """The turn that `packed_turn` made these bytes of; its epoch is 0.
+
+    Raises:
+        Damaged: they are not as they were written.
+    """
+    if len(data) < _PREFIX.size:
+        raise Damaged(f"a turn of {len(data)} bytes")
+    crc, length = _PREFIX.unpack_from(data)
+    body = memoryview(data)[_PREFIX.size :]
+    if zlib.crc32(body, zlib.crc32(data[4:8])) != crc:
+        raise Damaged("a turn with a wrong checksum")
+    head = json.loads(bytes(body[:length]))
+    arrays, end = _arrays(head.pop("arrays"), body[length:])
+    prompt_ids, output_ids = arrays["prompt_ids"], arrays["output_ids"]
+    assert prompt_ids is not None
+    assert output_ids is not None
+    start, experts = head.pop("experts_start"), arrays["experts"]
+    receipt = head.pop("receipt")
+    indexer_start, indexer = head.pop("indexer_start", 0), arrays.get("indexer")
+    speculation = head.pop("speculation", None)
+    return Turn(
+        **{
+            **{name: value for name, value in head.items() if name in _KNOWN},
+            "weight_versions": tuple(VersionSpan(*span) for span in head["weight_versions"]),
+            "finish": Finish(*head["finish"]),
+            "keys": tuple(map(bytes.fromhex, head["keys"])),
+            "spelling": bytes.fromhex(head["spelling"]),
+            "asked": None if head["asked"] is None else bytes.fromhex(head["asked"]),
+            "calls": tuple((call, name) for call, name in head["calls"]),
+            "handles": tuple(head["handles"]),
+            "tags": tuple(head.get("tags", ())),
+        },
+        prompt_ids=prompt_ids,
+        output_ids=output_ids,
+        logprobs=arrays["logprobs"],
+        receipt=None if receipt is None else _receipt(receipt),
+        speculation=None if speculation is None else Speculation(*speculation),
+        routed_experts=None if experts is None else RoutedExperts(start, experts),
+        indexer_topk=None if indexer is None else RoutedExperts(indexer_start, indexer),
+        distribution=_distribution(arrays),
+        account=_unpacked_account(bytes(body[length + end :])),
+    )
+
+
+def _packed_account(account: Account) -> bytes:
+    known = {each.name: getattr(account, each.name) for each in fields(Account)}
+    words = known.pop("words")
+    text = json.dumps({**known, "has_words": words is not None}, separators=(",", ":")).encode()
+    return len(text).to_bytes(4, "little") + text + (words or b"")
+
+
+def _unpacked_account(data: bytes) -> Account | None:
+    """The account at the end of a turn; what a newer router adds to it is left out."""
+    if not data:
+        return None
+    end = 4 + int.from_bytes(data[:4], "little")
+    known = json.loads(data[4:end])
+    words = data[end:] if known.pop("has_words") else None
+    known["workers"] = tuple(known["workers"])
+    names = {each.name for each in fields(Account)}
+    return Account(**{name: known[name] for name in names & known.keys()}, words=words)
+
+
+def _little(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def _arrays(kinds: list[Any], data: memoryview) -> tuple[dict[str, NDArray[Any] | None], int]:
+    """The arrays by name, read-only, each in memory of its own; and where they end."""
+    arrays: dict[str, NDArray[Any] | None] = {}
+    start = 0
+    for name, kind in zip(_ARRAYS, kinds, strict=False):
+        if kind is None:
+            arrays[name] = None
+            continue
+        dtype, shape = np.dtype(kind[0]), tuple(kind[1])
+        end = start + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        array = np.frombuffer(data[start:end], dtype).astype(dtype.newbyteorder("="))
+        arrays[name] = array = array.reshape(shape)
+        array.setflags(write=False)
+        start = end
+    return arrays, start
+
+
+def _distribution(arrays: Mapping[str, NDArray[Any] | None]) -> Distribution | None:
+    lengths, ids = arrays.get("mask_lengths"), arrays.get("mask_ids")
+    logprobs = arrays.get("mask_logprobs")
+    if lengths is None or ids is None or logprobs is None:
+        return None
+    return distribution(lengths, ids, logprobs)
+
+
+def _receipt(known: Mapping[str, Any]) -> Receipt:
+    return Receipt(**{**known, "notes": tuple(known.get("notes", ()))})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionState:
+    """A session without its turns."""
+
+    spec: SessionSpec
+    was_opened: bool
+    is_closed: bool
+    was_exported: bool
+    reward: Reward | None
+    dropped_turns: int
+    dropped_tokens: int
+    opener: str = ""
+    started: float | None = None
+
+    @classmethod
+    def of(cls, session: Session) -> SessionState:
+        """A session as it is now; one that is being closed is open until it is closed."""
+        return cls(
+            spec=SessionSpec(
+                id=session.id,
+                group_id=session.group_id,
+                rollout_id=session.rollout_id,
+                metadata=session.metadata,
+                sampling=session.sampling,
+                sampling_pins=session.sampling_pins,
+                lora_path=session.lora_path,
+                extra_key=session.extra_key,
+                priority=session.priority,
+                return_routed_experts=session.return_routed_experts,
+                return_indexer_topk=session.return_indexer_topk,
+                max_turns=session.max_turns,
+                max_tokens=session.max_tokens,
+            ),
+            was_opened=session.was_opened,
+            is_closed=session.state == "closed",
+            was_exported=session.was_exported,
+            reward=session.reward,
+            dropped_turns=session.dropped_turns,
+            dropped_tokens=session.dropped_tokens,
+            opener=session.opener,
+            started=session.started,
+        )
+
+
+def packed_session(state: SessionState) -> bytes:
+    """A session as bytes that `unpacked_session` reads."""
+    spec = {each.name: getattr(state.spec, each.name) for each in fields(SessionSpec)}
+    known = {each.name: getattr(state, each.name) for each in fields(SessionState)}
+    spec["metadata"], spec["sampling"] = dict(state.spec.metadata), asdict(state.spec.sampling)
+    spec["sampling_pins"] = asdict(state.spec.sampling_pins)
+    body = json.dumps({**known, "spec": spec}, separators=(",", ":")).encode()
+    return zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def unpacked_session(data: bytes) -> SessionState:
+    """The session that `packed_session` made these bytes of.
+
+    Raises:
+        Damaged: they are not as they were written.
+    """
+    body = data[4:]
+    if zlib.crc32(body) != int.from_bytes(data[:4], "little"):
+        raise Damaged("a session with a wrong checksum")
+    known = json.loads(body)
+    spec = known["spec"]
+    spec["sampling"] = _sampling(spec["sampling"])
+    pins = spec.pop("sampling_pins", None)  # an older journal has none
+    if pins is not None:
+        names, pinned = tuple(pins["names"]), _sampling(pins["sampling"])
+        spec["sampling_pins"] = Pins(names=names, sampling=pinned)
+    return SessionState(**{**known, "spec": SessionSpec(**spec)})
+
+
+def packed_opening(at: float) -> bytes:
+    """When a session was opened, as bytes that `unpacked_opening` reads."""
+    return json.dumps(at).encode()
+
+
+def unpacked_opening(data: bytes) -> float:
+    """The time that `packed_opening` made these bytes of.
+
+    Raises:
+        Damaged: they are not as they were written.
+    """
+    try:
+        return float(json.loads(data))
+    except (ValueError, TypeError) as exc:
+        raise Damaged(f"an opening: {exc}") from exc
+
+
+def _sampling(known: dict[str, Any]) -> Sampling:
+    grammar = known.pop("grammar")
+    tuples = {name: tuple(known[name]) for name in ("stop", "stop_token_ids", "stop_regex")}
+    return Sampling(**{**known, **tuples}, grammar=None if grammar is None else Grammar(**grammar))

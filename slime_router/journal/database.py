@@ -1,0 +1,316 @@
+"""The journal's file: SQLite in WAL mode, one writer, one schema version. Blocking.
+
+    turns      seq, id, session, is_undelivered, data       (see `slime_router.journal.codec`)
+               home, version                                where several routers share it
+    names      name, seq, home                              likewise; see `slime_router.archive`
+    sessions   id, data; version, born                      likewise
+    deleted    id                                           sessions that late calls must not revive
+    openings   id, data                                     when a session was opened: Unix time
+    workers    url, data                                    those that registered while it ran
+    responses  id, data                                     what `previous_response_id` may name
+    meta       name, value                                  the vocabulary that the ids belong to
+
+A router of before leaves `openings` alone: it was added without a new schema version.
+
+A change is one of `Change`; `apply` writes several as one transaction, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from slime_router.choices import JournalSync
+from slime_router.errors import SetupError
+
+FILE_NAME = "journal.sqlite"
+SCHEMA = 2
+MAX_DELETED = 100_000
+BUSY_TIMEOUT_S = 10.0  # for another process to end its transaction
+
+Table: TypeAlias = Literal["sessions", "openings", "workers", "responses"]
+
+_TABLES = """
+CREATE TABLE turns (
+    seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, session BLOB,
+    is_undelivered INTEGER NOT NULL DEFAULT 0, data BLOB NOT NULL
+);
+CREATE TABLE sessions (id BLOB PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE deleted (number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE);
+CREATE TABLE workers (id BLOB PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE responses (id BLOB PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+"""
+
+_ADDED = "CREATE TABLE IF NOT EXISTS openings (id BLOB PRIMARY KEY, data BLOB NOT NULL)"
+
+_FROM_1_TO_2 = """
+ALTER TABLE turns ADD COLUMN home BLOB;
+ALTER TABLE turns ADD COLUMN changed INTEGER NOT NULL DEFAULT -1;
+ALTER TABLE turns ADD COLUMN version INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sessions ADD COLUMN version INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sessions ADD COLUMN born INTEGER NOT NULL DEFAULT -1;
+ALTER TABLE sessions ADD COLUMN is_closed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE deleted ADD COLUMN version INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX homes ON turns (home, version) WHERE home IS NOT NULL;
+CREATE INDEX session_versions ON sessions (version);
+CREATE TABLE names (name BLOB NOT NULL, seq INTEGER NOT NULL, home BLOB NOT NULL,
+    PRIMARY KEY (name, seq)) WITHOUT ROWID;
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+INSERT INTO counters VALUES ('version', 0), ('router', 0)
+"""
+
+_PUT_TURN = """
+INSERT INTO turns (seq, id, session, data) VALUES (?, ?, ?, ?) ON CONFLICT (seq)
+DO UPDATE SET id = excluded.id, session = excluded.session, data = excluded.data
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PutTurn:
+    """A turn is recorded, or written again after a change."""
+
+    seq: int
+    id: str
+    session_id: str | None
+    data: bytes
+    home: str = ""  # in an archive: see `slime_router.archive.port`
+    names: tuple[bytes, ...] = ()
+    is_change: bool = False  # whoever has it, has it as it was before
+
+
+@dataclass(frozen=True, slots=True)
+class DropTurn:
+    """A turn is no longer held."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class MarkUndelivered:
+    """The client left before it had the whole reply."""
+
+    seq: int
+    id: str = ""
+    home: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Something with a name is as `data` says from now on."""
+
+    table: Table
+    id: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Something with a name is gone; a session's name may be remembered as deleted."""
+
+    table: Table
+    id: str
+    is_deleted: bool = False
+
+
+Change: TypeAlias = PutTurn | DropTurn | MarkUndelivered | Put | Drop
+Made: TypeAlias = Callable[[], Change]  # made where it is written, off the loop
+
+
+class Database:
+    """An open journal that nobody else has open, unless it is shared.
+
+    Args:
+        directory: where its files are; made if it is not there, for its owner alone.
+        sync: `full` survives a power failure, `normal` the end of the process.
+        is_new_allowed: whether one is made where there is none.
+        is_shared: whether other processes of this machine may have it open, too.
+
+    Raises:
+        SetupError: it cannot be opened, is in use, is damaged, or is of a newer router.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        sync: JournalSync = "normal",
+        is_new_allowed: bool = True,
+        is_shared: bool = False,
+    ) -> None:
+        self.path = directory / FILE_NAME
+        if not is_new_allowed and not self.path.is_file():
+            raise SetupError(f"{directory}: there is no journal")
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # made here, so that nobody else can read it
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            self._sql = sqlite3.connect(
+                self.path,
+                timeout=BUSY_TIMEOUT_S if is_shared else 0,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+        except (OSError, sqlite3.Error) as exc:
+            raise SetupError(f"the journal {directory} cannot be opened: {exc}") from exc
+        try:
+            self._open(sync, is_shared=is_shared)
+        except sqlite3.Error as exc:
+            self._sql.close()
+            raise SetupError(_explained(directory, exc)) from exc
+        except SetupError:
+            self._sql.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Database {self.path}>"
+
+    def _open(self, sync: JournalSync, *, is_shared: bool) -> None:
+        sql = self._sql
+        if not is_shared:
+            sql.execute("PRAGMA locking_mode = EXCLUSIVE")  # taken with the first transaction
+        sql.execute("PRAGMA journal_mode = WAL")
+        sql.execute(f"PRAGMA synchronous = {sync}")
+        sql.execute("BEGIN IMMEDIATE")
+        version = sql.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA:
+            raise SetupError(
+                f"{self.path} is of a newer router: it has schema {version}, and this one reads"
+                f" {SCHEMA}"
+            )
+        if not version:
+            for statement in _TABLES.split(";")[:-1]:
+                sql.execute(statement)
+        if version < SCHEMA:
+            for statement in _FROM_1_TO_2.split(";"):
+                sql.execute(statement)
+            sql.execute(f"PRAGMA user_version = {SCHEMA}")
+        sql.execute(_ADDED)
+        sql.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close it; what was applied stays."""
+        self._sql.close()
+
+    def bind(self, name: str, value: bytes) -> bytes:
+        """What was first bound to `name`: `value` now, if nothing was."""
+        self._sql.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, value))
+        row = self._sql.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return bytes(row[0])
+
+    # Writing
+
+    def apply(self, changes: Sequence[Change]) -> Collection[str]:
+        """Make these changes, in this order; all of them, or none where this fails.
+
+        Returns the sessions that another router had closed: none.
+
+        Raises:
+            sqlite3.Error: it cannot be written.
+        """
+        sql = self._sql
+        turns = [each for each in changes if isinstance(each, PutTurn)]
+        if len(turns) == len(changes) == 1:  # one statement is a transaction by itself
+            sql.execute(_PUT_TURN, _row(turns[0]))
+            return ()
+        sql.execute("BEGIN IMMEDIATE")
+        try:
+            if len(turns) == len(
+                changes
+            ):  # at one go: after each statement a thread waits its turn
+                sql.executemany(_PUT_TURN, map(_row, turns))
+            else:
+                for change in changes:
+                    self._apply(change)
+            sql.execute("COMMIT")
+        except BaseException:  # whatever it is, nothing of it may stay
+            with suppress(sqlite3.Error):  # it may have rolled back by itself
+                sql.execute("ROLLBACK")
+            raise
+        return ()
+
+    def _apply(self, change: Change) -> None:
+        run = self._sql.execute
+        if isinstance(change, PutTurn):
+            run(_PUT_TURN, _row(change))
+        elif isinstance(change, DropTurn):
+            run("DELETE FROM turns WHERE seq = ?", (change.seq,))
+        elif isinstance(change, MarkUndelivered):
+            run("UPDATE turns SET is_undelivered = 1 WHERE seq = ?", (change.seq,))
+        elif isinstance(change, Put):
+            run(
+                f"INSERT INTO {change.table} (id, data) VALUES (?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET data = excluded.data",
+                (as_blob(change.id), change.data),
+            )
+            if change.table == "sessions":
+                run("DELETE FROM deleted WHERE id = ?", (as_blob(change.id),))
+        else:
+            run(f"DELETE FROM {change.table} WHERE id = ?", (as_blob(change.id),))
+            if change.is_deleted:
+                run("INSERT OR REPLACE INTO deleted (id) VALUES (?)", (as_blob(change.id),))
+                run(
+                    "DELETE FROM deleted WHERE number <= (SELECT max(number) FROM deleted) - ?",
+                    (MAX_DELETED,),
+                )
+
+    def vacuum(self) -> None:
+        """Give the space of what was dropped back to the file system."""
+        self._sql.execute("VACUUM")
+        self._sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    # Reading
+
+    def count(self, table: Table | Literal["turns", "deleted"]) -> int:
+        """How many there are."""
+        return int(self._sql.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+    def turns(self) -> Iterator[tuple[int, bool, bytes]]:
+        """Sequence number, whether it is undelivered, and the bytes of each turn, oldest first."""
+        with closing(self._sql.cursor()) as rows:
+            rows.execute("SELECT seq, is_undelivered, data FROM turns ORDER BY seq")
+            for seq, is_undelivered, data in rows:
+                yield seq, bool(is_undelivered), data
+
+    def named(self, table: Table) -> Iterator[tuple[str, bytes]]:
+        """Names and bytes, in the order in which they came first."""
+        with closing(self._sql.cursor()) as rows:
+            rows.execute(f"SELECT id, data FROM {table} ORDER BY rowid")
+            for name, data in rows:
+                yield as_text(name), data
+
+    def deleted(self) -> Iterator[str]:
+        """Names of sessions that were deleted, the oldest first."""
+        for (name,) in self._sql.execute("SELECT id FROM deleted ORDER BY number").fetchall():
+            yield as_text(name)
+
+    def faults(self) -> list[str]:
+        """What SQLite finds wrong with the file; nothing for a sound one."""
+        found = [row[0] for row in self._sql.execute("PRAGMA integrity_check")]
+        return [] if found == ["ok"] else found
+
+
+def _row(turn: PutTurn) -> tuple[object, ...]:
+    session = None if turn.session_id is None else as_blob(turn.session_id)
+    return turn.seq, as_blob(turn.id), session, turn.data
+
+
+def as_blob(text: str) -> bytes:
+    """Names may hold halves of surrogate pairs, which SQLite's texts may not."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def as_text(blob: bytes) -> str:
+    """The name that `as_blob` made these bytes of."""
+    return blob.decode("utf-8", "surrogatepass")
+
+
+def _explained(directory: Path, exc: sqlite3.Error) -> str:
+    if "locked" in str(exc):
+        return f"the journal {directory} is in use by another router"
+    return f"the journal {directory} cannot be read ({exc}): restore it, or name another directory"

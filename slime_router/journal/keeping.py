@@ -1,0 +1,48 @@
+"""What keeps things beyond the life of a router: a journal of its own, or a shared archive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from slime_router.journal.database import Table
+
+
+class Keeping(Protocol):
+    """`slime_router.journal.journal` and `slime_router.archive.shared` have one each."""
+
+    def check_read(self) -> None:
+        """Raises StartingUp before requests can be answered."""
+
+    async def written(self) -> str | None:
+        """Wait until all that was put is durable; why it is not, where it cannot be."""
+
+    @property
+    def must_be_written(self) -> bool:
+        """Whether a reply that is not durable may not go out."""
+
+    @property
+    def missing(self) -> str:
+        """What a receipt says of a turn that is not durable."""
+
+    @property
+    def refusal(self) -> str:
+        """What is said where a reply may not go out."""
+
+    async def unready(self) -> str | None:
+        """Why the router should get no requests now; None where it should."""
+
+    def put(self, table: Table, name: str, pack: Callable[[], bytes]) -> None:
+        """Keep something by name; packed later, so it must hold still."""
+
+    def drop(self, table: Table, name: str) -> None:
+        """It is gone."""
+
+    def named(self, table: Table) -> Iterator[tuple[str, bytes]]:
+        """What was kept, at the start."""
+
+    async def look(self, table: Table, name: str) -> bytes | None:
+        """What others have kept by this name meanwhile; None where nothing can be had."""
+
+    def figures(self) -> dict[str, int]:
+        """What was written, what waits, and what could not be kept."""

@@ -1,0 +1,99 @@
+"""JSON as models write it, where a strict reader refuses it; and how many bytes a value takes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_HALVES = re.compile("[\ud800-\udfff]")
+_ESCAPES = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+
+
+def escaped_halves(text: str, source: str = "") -> str:
+    r"""The text with halves of surrogate pairs as the escapes they were read from: `\ud83d`.
+
+    A model may sample half of an escaped emoji. Python reads that as a character of its own, which
+    has no UTF-8: nothing could be sent, hashed or logged. `source` is what was sampled: escapes are
+    spelled as they are there.
+    """
+    if text.isascii() or not _HALVES.search(text):
+        return text
+    spelled: dict[str, str] = {escape.lower(): escape for escape in _ESCAPES.findall(source)}
+
+    def escape(half: re.Match[str]) -> str:
+        plain = f"\\u{ord(half[0]):04x}"
+        return spelled.get(plain, plain)
+
+    return _HALVES.sub(escape, text)
+
+
+def without_halves(text: str) -> str:
+    """JSON text with an x for each escaped half: a strict reader then takes what is left."""
+    return _ESCAPES.sub(r"\\u0078", text) if "\\u" in text else text
+
+
+def is_json(text: str) -> bool:
+    """Whether the text is JSON, as RFC 8259 has it: half a surrogate pair may be escaped in it."""
+    try:
+        json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+class Braces:
+    """Finds where a JSON object ends in text that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = False
+        self._is_escaped = False
+
+    def end(self, text: str) -> int:
+        """The index after the last brace; -1 while the object continues."""
+        for index, letter in enumerate(text):
+            if self._is_escaped:
+                self._is_escaped = False
+            elif letter == '"':
+                self._in_string = not self._in_string
+            elif self._in_string:
+                self._is_escaped = letter == "\\"
+            elif letter in "{}":
+                self._depth += 1 if letter == "{" else -1
+                if not self._depth:
+                    return index + 1
+        return -1
+
+
+def size_of(value: Any) -> int:
+    """The bytes of a value, as JSON or a little less."""
+    return sum(sizes(value))
+
+
+def sizes(value: Any) -> Iterator[int]:
+    """The bytes of each string and number inside a value; at least one for each.
+
+    A reader may stop where it has seen enough.
+    """
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if type(each) is str:
+            yield len(each) if each.isascii() else len(each.encode("utf-8", "surrogatepass"))
+        elif type(each) is dict:
+            for key, inner in each.items():
+                yield len(key) + 4
+                waiting.append(inner)
+        elif type(each) is list or type(each) is tuple:
+            yield 2
+            for inner in each:
+                yield 1
+                waiting.append(inner)
+        else:
+            yield 4

@@ -1,0 +1,223 @@
+"""SGLang's detectors of calls and of reasoning, as they are used here: all that is read of them.
+
+Some of it is not public there. Each adapter looks at a detector when it is made, which happens for
+the chosen formats at start: where it is not what was expected, it says so, instead of losing what
+models write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from slime_router.errors import SetupError
+
+_TAG = re.compile(r"<.{1,62}>")
+_MARKS = {  # what calls begin and end with, by three names
+    "bot_token": "eot_token",
+    "tool_call_start_token": "tool_call_end_token",
+    "TOOL_CALL_START": "TOOL_CALL_END",
+}
+_CALL_FIELDS: dict[str, type] = {
+    "_buffer": str,
+    "current_tool_id": int,
+    "current_tool_name_sent": bool,
+    "bot_token": str,
+    "eot_token": str,
+}
+_CALL_METHODS = ("parse_streaming_increment", "finish", "has_tool_call", "_get_tool_indices")
+_REASONING_FIELDS: dict[str, type] = {
+    "think_start_token": str,
+    "think_end_token": str,
+    "think_start_self_label": str,
+}
+_IN_REASONING = "_in_reasoning"
+_WITHOUT_STATE = ("BeamReasoningDetector",)  # its reply names each part
+_DROP_UNKNOWN = {
+    "Apertus2509Detector",
+    "CohereCommand4Detector",
+    "DotsToolDetector",
+    "GigaChat35Detector",
+    "InternlmDetector",
+    "Lfm2Detector",
+    "MuseGlimmerDetector",
+    "PythonicDetector",
+    "Step3Detector",
+}
+_STEP3 = "Step3Detector"
+_STEP3_FIELD = "param_regex"
+_STEP3_PARAMETER = re.compile(
+    r'<steptml:parameter name="([^"]+)">(.*?)</steptml:parameter>', re.DOTALL
+)
+
+
+class CallDetector:
+    """One reply's detector of calls; see `sglang.srt.function_call.base_format_detector`.
+
+    Raises:
+        SetupError: this version of SGLang does not fit.
+    """
+
+    __slots__ = ("_detector", "begin", "end", "name")
+
+    def __init__(self, detector: Any) -> None:
+        self._detector = detector
+        self.name = type(detector).__name__
+        _check(detector, _CALL_FIELDS, _CALL_METHODS)
+        if self.name == _STEP3:  # it takes no value that holds a `<`
+            _check(detector, {_STEP3_FIELD: re.Pattern}, ())
+            detector.param_regex = _STEP3_PARAMETER
+        self.begin: str = detector.bot_token  # of a call, or of the array of all
+        self.end: str = detector.eot_token
+
+    def __repr__(self) -> str:
+        return f"<CallDetector {self.name}>"
+
+    @property
+    def mark(self) -> str:
+        """The mark of a call, by whatever name it has; empty where it has none."""
+        return next(filter(None, map(self._text, _MARKS)), "")
+
+    @property
+    def frame(self) -> tuple[str, str] | None:
+        """What calls begin and end with; None for a format that has no such marks."""
+        pairs = ((self._text(begin), self._text(end)) for begin, end in _MARKS.items())
+        return next((pair for pair in pairs if all(len(mark) > 1 for mark in pair)), None)
+
+    def _text(self, name: str) -> str:
+        return str(getattr(self._detector, name, "") or "").strip()
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Tags that it must be given in one piece, in order."""
+        known = {**vars(type(self._detector)), **vars(self._detector)}.values()
+        texts = {value.strip() for value in known if isinstance(value, str)}
+        return tuple(sorted(filter(_TAG.fullmatch, texts)))
+
+    @property
+    def drops_unknown(self) -> bool:
+        """Whether it drops calls of tools that were not offered from among others."""
+        return self.name in _DROP_UNKNOWN
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether it counts calls, and has begun to."""
+        return bool(self._detector.current_tool_id >= 0)
+
+    @property
+    def has_named(self) -> bool:
+        """Whether it has given the name of the call that it reads."""
+        return bool(self._detector.current_tool_name_sent)
+
+    @property
+    def unread(self) -> str:
+        """The text that it has made nothing of yet."""
+        return str(self._detector._buffer)
+
+    def read(self, text: str, tools: list[Any]) -> tuple[str, list[Any]]:
+        """The content and the items of calls that `text` adds."""
+        return _found(self._detector.parse_streaming_increment(text, tools))
+
+    def finish(self, tools: list[Any]) -> tuple[str, list[Any]]:
+        """The same at the end of the reply."""
+        return _found(self._detector.finish(tools))
+
+    def finds_call(self, text: str) -> bool:
+        """Whether a call begins in `text`."""
+        return bool(self._detector.has_tool_call(text))
+
+    def take_any_tool(self, tools: list[Any]) -> None:
+        """Makes it return the calls of tools that were not offered, too."""
+        indices = _AnyName(self._detector._get_tool_indices(tools))
+        self._detector._get_tool_indices = lambda _tools: indices
+
+
+class _AnyName(dict[str, int]):
+    """SGLang looks tools up by their names: here each is one."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+    def __missing__(self, _: str) -> int:
+        return -1
+
+
+class ReasoningDetector:
+    """One reply's reader of reasoning; see `sglang.srt.parser.reasoning_parser`.
+
+    Raises:
+        SetupError: this version of SGLang does not fit.
+    """
+
+    __slots__ = ("_detector", "_has_state", "_parser", "begin", "end", "label")
+
+    def __init__(self, parser: Any) -> None:
+        _check(parser, {}, ("parse_stream_chunk", "parse_stream_end"))
+        self._parser = parser
+        self._detector = parser.detector
+        self._has_state = type(self._detector).__name__ not in _WITHOUT_STATE
+        fields = _REASONING_FIELDS | ({_IN_REASONING: bool} if self._has_state else {})
+        _check(self._detector, fields, ())
+        self.begin: str = self._detector.think_start_token
+        self.end: str = self._detector.think_end_token
+        self.label: str = self._detector.think_start_self_label  # follows `begin`: Gemma's
+
+    @property
+    def is_open(self) -> bool:
+        """Whether reasoning continues at this point of the reply."""
+        return self._has_state and bool(self._detector._in_reasoning)
+
+    @property
+    def is_past(self) -> bool:
+        """Whether what comes now is content, and nothing is held back."""
+        return not (self._detector._buffer or self._detector._in_reasoning)
+
+    def content_marks(self) -> frozenset[str]:
+        """The characters that may begin a mark of the format.
+
+        Text without any of them is content as it stands, once a reply is past its reasoning and
+        nothing of it is held back. Empty where the format has a way of its own to read a stream.
+        """
+        kinds = type(self._detector).__mro__
+        own = [each for each in kinds if "parse_streaming_increment" in vars(each)]
+        if len(own) != 1 or not (self._has_state and hasattr(self._detector, "_buffer")):
+            return frozenset()
+        marks = (self.begin, self.end, getattr(self._detector, "tool_start_token", None))
+        return frozenset(mark[0] for mark in marks if mark)
+
+    def start(self, *, is_open: bool) -> None:
+        """Whether the reply begins inside reasoning; not every format takes it as an argument."""
+        if self._has_state:
+            self._detector._in_reasoning = is_open
+
+    def read(self, text: str) -> tuple[str, str]:
+        """The reasoning and the rest that `text` adds."""
+        return _both(self._parser.parse_stream_chunk(text))
+
+    def finish(self) -> tuple[str, str]:
+        """The same at the end of the reply."""
+        return _both(self._parser.parse_stream_end())
+
+
+def _check(part: Any, fields: dict[str, type], methods: tuple[str, ...]) -> None:
+    """Whether a part of SGLang has what is used of it."""
+    name = type(part).__name__
+    for field, kind in fields.items():
+        value = getattr(part, field, None)
+        if not isinstance(value, kind):
+            found = "is missing" if value is None else f"is of type {type(value).__name__}"
+            raise SetupError(f"this version of SGLang does not fit: {name}.{field} {found}")
+    for method in methods:
+        found_method: Callable[..., Any] | None = getattr(part, method, None)
+        if not callable(found_method):
+            raise SetupError(f"this version of SGLang does not fit: {name}.{method}() is missing")
+
+
+def _found(result: Any) -> tuple[str, list[Any]]:
+    return result.normal_text or "", list(result.calls or ())
+
+
+def _both(pair: Any) -> tuple[str, str]:
+    reasoning, text = pair
+    return reasoning or "", text or ""

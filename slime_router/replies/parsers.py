@@ -1,0 +1,344 @@
+"""The formats of replies that were chosen at start, and the parser that each reply gets."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import orjson
+
+from slime_router.engine.structural_tag import (
+    Json,
+    any_of,
+    calls_format,
+    either,
+    ending_with_first,
+    framed,
+    grammar_of,
+    json_of,
+    matching,
+    tagged,
+)
+from slime_router.errors import BadRequest, SetupError, one_line
+from slime_router.replies import harmony, mistral_ids
+from slime_router.replies.call_ids import NewCallId, call_ids
+from slime_router.replies.detectors import CallDetector, ReasoningDetector
+from slime_router.replies.harmony import HarmonyReader
+from slime_router.replies.mistral_ids import MistralCalls
+from slime_router.replies.parser import ReplyParser
+from slime_router.replies.sglang_parsers import SGLangParsers
+from slime_router.replies.tool_calls import CallReader
+from slime_router.template.spelling import random_call_id
+from slime_router.types import Grammar, Message, ReplyFormat
+
+logger = logging.getLogger(__name__)
+
+# Tokens that may end a generation, and that a format reads.
+_ENDS = {
+    harmony.NAME: harmony.ENDS,
+    "beam": harmony.ENDS,
+    "inkling": ("<|end_message|>",),
+    "muse": ("<|eom|>", "<|eot|>"),
+}
+
+
+def _arguments(form: ReplyFormat) -> dict[str, Any]:
+    """A schema for the arguments of each tool; any object where it need not be kept to."""
+    functions = [tool["function"] for tool in form.tools]
+    return {
+        each["name"]: (each.get("strict") and each.get("parameters")) or {"type": "object"}
+        for each in functions
+    }
+
+
+def _object_calls(form: ReplyFormat) -> Json:
+    """GigaChat 3's: one object after a mark, to the end of the reply."""
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": name}, "arguments": wanted},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for name, wanted in _arguments(form).items()
+    ]
+    return tagged("<|function_call|>", any_of(*map(json_of, calls)))
+
+
+def _python_calls(form: ReplyFormat) -> Json:
+    """A list of Python's calls. What stands between the first name and the end is not looked at."""
+    names = "|".join(map(re.escape, _arguments(form)))
+    return matching(rf"\[({names})\((.|\n)*\)\]")
+
+
+# Calls without marks at both ends, which SGLang has no grammar for.
+_BARE: Mapping[str, Callable[[ReplyFormat], Json]] = MappingProxyType(
+    {"gigachat3": _object_calls, "pythonic": _python_calls}
+)
+
+
+class ReplyParsers:
+    """Makes the parser of each reply; knows the formats that were chosen at start.
+
+    `presumes_thinking`: a reply begins as reasoning where the format has it so, even if the prompt
+    does not show it.
+
+    `strips_newlines`: content does not begin with the line breaks that follow reasoning.
+
+    `new_call_id` makes the ids of calls to which the model gives none.
+
+    Raises:
+        SetupError: SGLang is not installed, or has no such format.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], SGLangParsers],
+        *,
+        tools: str | None,
+        reasoning: str | None,
+        presumes_thinking: bool = True,
+        strips_newlines: bool = False,
+        new_call_id: NewCallId = random_call_id,
+    ) -> None:
+        self._new_call_id = new_call_id
+        self.tools = tools
+        self.reasoning = reasoning
+        self._presumes_thinking = presumes_thinking
+        self._strips_newlines = strips_newlines
+        self._ends = (*_ENDS.get(tools or "", ()), *_ENDS.get(reasoning or "", ()))
+        self._marks: frozenset[str] | None = None  # None until a reply shows it
+        self._sglang = load() if tools or reasoning else None
+        if self._sglang is not None:
+            _check_name("--tool-call-parser", tools, self._sglang.tool_formats)
+            _check_name("--reasoning-parser", reasoning, self._sglang.reasoning_formats)
+            self._try_out()
+            if self.tools is not None:
+                self._array_detector()
+
+    def __repr__(self) -> str:
+        return f"<ReplyParsers tools={self.tools} reasoning={self.reasoning}>"
+
+    def _try_out(self) -> None:
+        """Fails now where every reply would: some formats need something that is missing here."""
+        tool = {"type": "function", "function": {"name": "any"}}
+        try:
+            self.parser(ReplyFormat(tools=(tool,)), prompt_tail="", history=())
+        except SetupError:
+            raise
+        except Exception as exc:  # SGLang may raise anything
+            raise SetupError(f"{self!r} cannot be used here: {one_line(exc)}") from exc
+
+    def constraint(self, form: ReplyFormat) -> Grammar | None:
+        """The grammar that makes the model call a tool where the request forces it to.
+
+        Raises:
+            BadRequest: the schemas of the tools contradict one another.
+        """
+        if not form.is_forced or self._sglang is None or self.tools is None:
+            return None
+        kind, value = self._written(form)
+        return Grammar(kind, value if isinstance(value, str) else orjson.dumps(value).decode())
+
+    def either(self, form: ReplyFormat, asked: Grammar) -> Grammar:
+        """A grammar for the JSON that the client asked for, or for calls in its place.
+
+        By itself, a schema would forbid every call. Patterns and tags of the client's own are left:
+        they spell the whole reply, calls too.
+
+        Raises:
+            BadRequest: the format of the calls has no grammar that can stand beside another.
+        """
+        may_call = form.tools and not form.is_forced and self.tools is not None
+        if not may_call or asked.kind != "json_schema":
+            return asked
+        if self.tools == harmony.NAME:
+            return grammar_of(harmony.answers(orjson.loads(asked.value), _arguments(form)))
+        if (bare := _BARE.get(self.tools or "")) is not None:
+            return either(asked, bare(form))
+        kind, value = self._written(replace(form, is_forced=True))
+        calls = None
+        frame = CallDetector(self._calls_parser(form).detector).frame
+        if kind == "structural_tag":
+            calls = calls_format(value, is_parallel=form.is_parallel)
+        elif frame is not None:
+            calls = framed(*frame, is_parallel=form.is_parallel)
+        if calls is None:
+            raise BadRequest(
+                f"With calls in the format '{self.tools}', a grammar forbids every call:"
+                " set 'tool_choice' to 'none' or 'required', or leave the grammar out.",
+                param="response_format",
+            )
+        return either(asked, calls)
+
+    def _written(self, form: ReplyFormat) -> tuple[Any, Any]:
+        """The kind and the value of the grammar that forces a call, the value as JSON."""
+        kind, value = self._constraint(form)
+        if value is None:
+            raise BadRequest("No call can be forced of these tools.", param="tools")
+        if hasattr(value, "model_dump"):
+            value = value.model_dump(mode="json", by_alias=True)
+            if not form.is_parallel and "structures" in value:
+                value = ending_with_first(value)
+        return kind, value
+
+    def _constraint(self, form: ReplyFormat) -> tuple[Any, Any]:
+        """The kind of a grammar, and the grammar in one of the shapes that SGLang has for it."""
+        assert self._sglang is not None
+        choice = self._choice(form)
+        try:
+            found = self._calls_parser(form).get_structure_constraint(
+                choice, parallel_tool_calls=form.is_parallel
+            )
+            if found is None:
+                return "json_schema", self._sglang.json_schema(self._tools(form), choice, form)
+        except Exception as exc:  # SGLang may raise anything on a tool's description
+            logger.warning("no call can be forced with %s: %r", self.tools, exc)
+            raise BadRequest("No call can be forced of these tools.", param="tool_choice") from exc
+        kind, value = found
+        return "ebnf" if kind == "full_assistant_ebnf" else kind, value
+
+    def are_needed(self, form: ReplyFormat) -> bool:
+        """Whether a reply of this form is taken apart at all."""
+        thinks = self.reasoning is not None and form.separates_reasoning
+        return thinks or (self.tools is not None and bool(form.tools))
+
+    def parser(
+        self,
+        form: ReplyFormat,
+        *,
+        prompt_tail: str,
+        history: Sequence[Message],
+        written: str = "",
+    ) -> ReplyParser | None:
+        """The parser of one reply; None where there is nothing to take apart.
+
+        `prompt_tail` is the end of the prompt's text: it may have opened the reasoning already, as
+        may `written`, which the client wrote of the reply.
+        """
+        stages = (
+            self._reasoning_parser(form, prompt_tail, written),
+            self._harmony_reader(form, prompt_tail, history),
+            self._call_reader(form, history),
+        )
+        if stages == (None, None, None):
+            return None
+        reasoning, *others = stages
+        if self._marks is None and reasoning is not None and others == [None, None]:
+            self._marks = reasoning.content_marks()  # the same for each such reply
+        return ReplyParser(
+            *stages,
+            ends=self._ends,
+            marks=self._marks or frozenset(),
+            strips_newlines=self._strips_newlines,
+        )
+
+    def _reads_calls(self, form: ReplyFormat) -> bool:
+        return self._sglang is not None and self.tools is not None and bool(form.tools)
+
+    def _is_array(self, form: ReplyFormat) -> bool:
+        """Whether calls come as a JSON array: they are forced, and their own format cannot be."""
+        constraint = self.constraint(form)
+        return constraint is not None and constraint.kind == "json_schema"
+
+    def _harmony_reader(
+        self, form: ReplyFormat, prompt_tail: str, history: Sequence[Message]
+    ) -> HarmonyReader | None:
+        if not self.are_needed(form) or harmony.NAME not in (self.tools, self.reasoning):
+            return None
+        has_calls = self.tools == harmony.NAME and self._reads_calls(form)
+        reader = HarmonyReader(
+            {tool["function"]["name"] for tool in form.tools} if has_calls else (),
+            call_ids(harmony.NAME, self._new_call_id, history),
+            is_separate=self.reasoning == harmony.NAME and form.separates_reasoning,
+            is_parallel=form.is_parallel,
+            streams_reasoning=form.streams_reasoning,
+        )
+        reader.enter(prompt_tail)
+        return reader
+
+    def _call_reader(
+        self, form: ReplyFormat, history: Sequence[Message]
+    ) -> CallReader | MistralCalls | None:
+        if not self._reads_calls(form):
+            return None
+        assert self._sglang is not None
+        assert self.tools is not None
+        is_array = self._is_array(form)
+        if self.tools == harmony.NAME and not is_array:
+            return None
+        reader = CallReader(
+            self._array_detector
+            if is_array
+            else lambda: CallDetector(self._calls_parser(form).detector),
+            self._tools(form),
+            call_ids(self.tools, self._new_call_id, history),
+            is_parallel=form.is_parallel,
+        )
+        is_named = self.tools == mistral_ids.NAME and not is_array
+        return MistralCalls(reader) if is_named else reader
+
+    def _array_detector(self) -> CallDetector:
+        """Reads the calls that a grammar forces a model to write."""
+        assert self._sglang is not None
+        return CallDetector(self._sglang.JsonArrayParser())
+
+    def _calls_parser(self, form: ReplyFormat) -> Any:
+        assert self._sglang is not None
+        return self._sglang.FunctionCallParser(self._tools(form), self.tools)
+
+    def _tools(self, form: ReplyFormat) -> list[Any]:
+        assert self._sglang is not None
+        return [self._sglang.Tool.model_validate(_told(tool)) for tool in form.tools]
+
+    def _choice(self, form: ReplyFormat) -> Any:
+        assert self._sglang is not None
+        if form.named is None:
+            return "required"
+        return self._sglang.ToolChoice(function={"name": form.named})
+
+    def _reasoning_parser(
+        self, form: ReplyFormat, prompt_tail: str, written: str
+    ) -> ReasoningDetector | None:
+        if self._sglang is None or self.reasoning is None or not form.separates_reasoning:
+            return None
+        if self.reasoning == harmony.NAME:
+            return None
+        detector = ReasoningDetector(
+            self._sglang.ReasoningParser(
+                self.reasoning,
+                form.streams_reasoning,
+                tool_call_parser_active=self.tools is not None and bool(form.tools),
+            )
+        )
+        is_open = _is_thinking(detector, prompt_tail.rstrip(), written)
+        if is_open is None and not self._presumes_thinking:
+            is_open = False
+        if is_open is not None:
+            detector.start(is_open=is_open)
+        return detector
+
+
+def _is_thinking(detector: ReasoningDetector, prompt_tail: str, written: str) -> bool | None:
+    """Whether the reply begins inside reasoning; None where the format's own default holds."""
+    begin, end = detector.begin, detector.end
+    if begin in written or end in written:
+        return bool(written.rfind(begin) > written.rfind(end))
+    if prompt_tail.endswith(end):
+        return False
+    return True if prompt_tail.endswith((begin, begin + detector.label.rstrip())) else None
+
+
+def _told(tool: dict[str, Any]) -> dict[str, Any]:
+    """The tool without what is null: SGLang has defaults for it, but takes no null."""
+    function = {name: value for name, value in tool["function"].items() if value is not None}
+    return {**tool, "function": function}
+
+
+def _check_name(flag: str, name: str | None, known: Sequence[str]) -> None:
+    if name is not None and name not in known:
+        raise SetupError(f"{flag} {name}: SGLang knows {', '.join(known)}")

@@ -1,0 +1,76 @@
+"""Notices when the event loop stands still: no stream moves then, whoever's request it is.
+
+A late tick shows that something ran for this long without letting anything else run. What
+it was cannot be known afterwards, but it is one of the requests under way: the log names them where
+they are few.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from slime_router.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.01
+STALL_S = 0.05  # a tick that comes later than this is counted
+LOG_PAUSE_S = 10.0  # between two lines
+MAX_NAMED = 3  # requests
+
+
+class StallWatch:
+    """Counts stalls of the loop. `under_way()` gives the requests that are being handled."""
+
+    def __init__(
+        self,
+        under_way: Callable[[], Sequence[str]],
+        *,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._under_way = under_way
+        self._clock = clock
+        self._last: float | None = None
+        self._log_after = 0.0
+        self._unlogged = 0
+        self.count = 0  # stalls
+        self.total_s = self.longest_s = 0.0  # how long they took
+        self.lag_s = 0.0  # how late the last look was
+
+    def __repr__(self) -> str:
+        return f"<StallWatch {self.count} stalls, {self.total_s:.3f} s>"
+
+    def start(self, supervisor: Supervisor) -> None:
+        """Watches as long as the supervisor lasts."""
+        supervisor.every(TICK_S, "stall watch", self.tick)
+
+    def tick(self) -> None:
+        """To be called every `TICK_S`."""
+        clock = self._clock or asyncio.get_running_loop().time
+        now = clock()
+        late_s = 0.0 if self._last is None else now - self._last - TICK_S
+        self._last = now
+        self.lag_s = max(late_s, 0.0)
+        if late_s <= STALL_S:
+            return
+        self.count += 1
+        self.total_s += late_s
+        self.longest_s = max(self.longest_s, late_s)
+        self._note(now, late_s)
+
+    def _note(self, now: float, late_s: float) -> None:
+        if now < self._log_after:
+            self._unlogged += 1
+            return
+        requests = self._under_way()
+        named = ", ".join(requests) if len(requests) <= MAX_NAMED else f"{len(requests)} requests"
+        logger.warning(
+            "the event loop stood still for %.0f ms; under way: %s; %d stalls before were not"
+            " logged",
+            late_s * 1e3,
+            named or "no request",
+            self._unlogged,
+        )
+        self._log_after, self._unlogged = now + LOG_PAUSE_S, 0

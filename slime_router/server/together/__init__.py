@@ -1,0 +1,1 @@
+"""One view of control, where several processes are one router."""

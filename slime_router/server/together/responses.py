@@ -1,0 +1,108 @@
+"""Stored responses of all processes and routers: what a request needs is fetched before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from aiohttp import web
+
+from slime_router.api.request import read_object
+from slime_router.api.responses.journaled import TABLE, JournaledResponses
+from slime_router.api.responses.store import ResponseStore
+from slime_router.errors import RouterError
+from slime_router.journal.keeping import Keeping
+from slime_router.siblings.siblings import Siblings
+
+SHOW, FORGET = "responses", "forget_response"
+MAX_NAMES = 1000  # of one request
+
+Door: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class SharedResponses:
+    """Wraps the doors that look for stored responses.
+
+    `keeping` has those of routers on other machines, by their ids.
+    """
+
+    def __init__(
+        self, responses: ResponseStore, siblings: Siblings, keeping: Keeping | None
+    ) -> None:
+        self._kept = responses if isinstance(responses, JournaledResponses) else None
+        self._keeping = keeping
+        self._siblings = siblings
+        siblings.answer(SHOW, self._shown)
+        siblings.answer(FORGET, self._forget)
+
+    def first(self, door: Door) -> Door:
+        """The door, to which a request comes when what it names is here, if anybody has it."""
+        if self._kept is None:
+            return door
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            named = request.match_info.get("id")
+            await self._bring([named] if named else await _names(request))
+            answer = await door(request)
+            if request.method == "DELETE" and self._siblings.others:
+                await self._siblings.ask(FORGET, {"id": named})
+            return answer
+
+        return handle
+
+    async def _bring(self, names: Iterable[str]) -> None:
+        assert self._kept is not None
+        missing = [name for name in names if not self._kept.holds(name)][:MAX_NAMES]
+        if not missing:
+            return
+        if self._siblings.others:
+            heard = await self._siblings.ask(SHOW, {"names": missing})
+            for lines in heard.answers.values():
+                for line in lines:
+                    self._put([(name, text.encode()) for name, text in line])
+        for name in missing:
+            if not self._kept.holds(name):
+                self._put(await self._line_of(name))
+
+    def _put(self, line: list[tuple[str, bytes]]) -> None:
+        """A response, after all that it continues."""
+        assert self._kept is not None
+        if line and not self._kept.holds(line[-1][0]):  # by another request, meanwhile
+            self._kept.bring_back(line)
+
+    async def _line_of(self, name: str) -> list[tuple[str, bytes]]:
+        """As `JournaledResponses.line_of`, of other routers; nothing where a part is gone."""
+        line: list[tuple[str, bytes]] = []
+        wanted: str | None = name
+        while wanted is not None and self._keeping is not None and len(line) < MAX_NAMES:
+            data = await self._keeping.look(TABLE, wanted)
+            if data is None:
+                return []
+            line.append((wanted, data))
+            wanted = json.loads(data)["previous"]
+        return line[::-1]
+
+    async def _shown(self, message: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
+        """Each with all that it continues, the oldest first."""
+        if self._kept is None:
+            return []
+        found = (self._kept.line_of(name) for name in message["names"])
+        return [[(name, data.decode()) for name, data in line] for line in found if line]
+
+    async def _forget(self, message: Mapping[str, Any]) -> None:
+        if self._kept is not None:
+            self._kept.forget_here(message["id"])
+
+
+async def _names(request: web.Request) -> list[str]:
+    """The responses and the items that a request names."""
+    try:
+        body = await read_object(request)
+    except RouterError:
+        return []  # the door says so
+    given = body.get("input")
+    items = given if isinstance(given, list) else []
+    named = [body.get("previous_response_id")]
+    named += [each.get("id") for each in items if isinstance(each, dict)]
+    return [name for name in named if isinstance(name, str)]

@@ -1,0 +1,109 @@
+"""The one line that the log has for each request: its fields, and how they read as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slime_router.errors import RouterError
+from slime_router.telemetry.request_record import RequestRecord
+
+MAX_CAUSE_LEN = 300
+_SERVERS_FAULT = 500
+
+
+class RequestLine:
+    """A message of the log that becomes text only where text is asked for.
+
+    `fields` are those of the line by name: texts and numbers, none of which a client has said, but
+    for its ids and names.
+    """
+
+    __slots__ = ("_text", "fields")
+    EVENT = "request"
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.fields = fields
+        self._text = ""
+
+    def __str__(self) -> str:
+        if not self._text:  # a filter and a formatter ask for it
+            self._text = self._written()
+        return self._text
+
+    def _written(self) -> str:
+        known = dict(self.fields)
+        begin = (known.pop("method"), known.pop("path"), known.pop("status"), known.pop("ms"))
+        said = [f"{name}={_shown(value)}" for name, value in known.items()]
+        return " ".join(["{} {} {} {:.0f} ms".format(*begin), *said])
+
+
+def request_line(
+    record: RequestRecord, method: str, path: str, status: int, seconds: float
+) -> RequestLine:
+    """What is known of a request that was answered with `status` after so many seconds."""
+    fields: dict[str, Any] = {
+        "method": method,
+        "path": path,
+        "status": status,
+        "ms": round(seconds * 1e3, 3),
+        "request": record.id,
+    }
+    if record.door:
+        fields["door"] = record.door
+    if record.key:
+        fields["key"] = record.key
+    if record.is_joined:
+        fields["joined"] = True
+    if record.outcomes:
+        _add_outcomes(fields, record)
+    if record.ending:
+        fields["ended"] = record.ending
+    if record.failure is not None:
+        _add_failure(fields, record.failure)
+    return RequestLine(fields)
+
+
+def _add_outcomes(fields: dict[str, Any], record: RequestRecord) -> None:
+    """Of several samples: the first one's names, and the tokens of all."""
+    first = record.outcomes[0]
+    if first.session is not None:
+        fields["session"] = first.session
+    if first.receipt is None:  # no worker has begun it
+        return
+    fields["turn"] = first.turn
+    if len(record.outcomes) > 1:
+        fields["samples"] = len(record.outcomes)
+    if first.worker:
+        fields["worker"] = first.worker
+    fields["receipt"] = first.receipt
+    fields["prompt"] = sum(each.prompt_tokens for each in record.outcomes)
+    fields["reused"] = sum(each.reused_tokens for each in record.outcomes)
+    fields["output"] = sum(each.output_tokens for each in record.outcomes)
+    if first.first_token_s is not None:
+        fields["first_token_ms"] = round(first.first_token_s * 1e3, 3)
+    if first.finish is not None:
+        fields["finish"] = first.finish
+
+
+def _add_failure(fields: dict[str, Any], failure: Exception) -> None:
+    """Which error; unless the fault is the request's, also its words and what led to it.
+
+    The words of other errors may repeat what a client has said.
+    """
+    if not isinstance(failure, RouterError):
+        fields["error"] = type(failure).__name__
+        return
+    fields["error"] = failure.code
+    if failure.param is not None:
+        fields["param"] = failure.param[:100]
+    if failure.status >= _SERVERS_FAULT:
+        fields["reason"] = failure.message[:MAX_CAUSE_LEN]
+        cause = failure.__cause__
+        if cause is not None and str(cause) not in ("", failure.message):
+            fields["cause"] = f"{type(cause).__name__}: {cause}"[:MAX_CAUSE_LEN]
+
+
+def _shown(value: Any) -> str:
+    """A value as text: in quotes where it could be taken for several fields."""
+    text = str(value)
+    return repr(text) if not text or " " in text or "=" in text or not text.isprintable() else text

@@ -1,0 +1,156 @@
+"""Which recorded turn the messages of a call continue."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Protocol
+
+from slime_router.errors import BadRequest
+from slime_router.template.chat_template import ChatTemplate
+from slime_router.template.conversation_key import Key, joined, next_link, root_key
+from slime_router.template.stand_ins import is_reply
+from slime_router.trajectory.known_links import KnownLinks, Link
+from slime_router.trajectory.turn import Turn
+from slime_router.types import GenerateCall, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The messages of a call, and the recorded turn that they continue."""
+
+    messages: tuple[Message, ...]
+    keys: list[Key]  # of each prefix of the messages
+    spellings: list[Key]  # likewise: how their replies are spelled
+    turn: Turn | None = None
+    reply_index: int = -1  # which message is the turn's reply
+
+
+class Recorded(Protocol):
+    """Where turns are looked for; `slime_router.trajectory.store` is one."""
+
+    def find(
+        self,
+        key: bytes,
+        session_id: str | None,
+        *,
+        taken: Container[str] = (),
+        spelling: bytes = b"",
+    ) -> Turn | None:
+        """The newest turn of a conversation."""
+
+    def of_handle(self, handle: str, session_id: str | None, scope: str = "") -> Turn | None:
+        """The turn that has this id of a tool call, or this id itself."""
+
+
+class Recogniser:
+    """Finds turns by the messages that came before them and by their replies."""
+
+    def __init__(self, template: ChatTemplate, store: Recorded) -> None:
+        self._template = template
+        self._store = store
+        self._known = KnownLinks(self._next)
+
+    def recognise(self, call: GenerateCall, *, taken: Container[str] = ()) -> Conversation:
+        """The deepest recorded turn whose messages and reply are the start of the call's messages.
+
+        Of several that read the same, the newest that no running request continues; else the
+        newest.
+        """
+        assert call.messages is not None
+        whole = joined(call.messages)
+        talk = self._recognise(call, tuple(whole), taken)
+        if whole is call.messages or (
+            talk.turn is not None and _was_joined(call.messages, talk.reply_index)
+        ):
+            return talk
+        return self._recognise(call, call.messages, taken)
+
+    def _recognise(
+        self, call: GenerateCall, messages: tuple[Message, ...], taken: Container[str]
+    ) -> Conversation:
+        try:
+            keys, spellings, named = self._chain(call, messages)
+        except RecursionError as exc:
+            raise BadRequest("the request is nested too deeply", param="messages") from exc
+        messages = tuple(self._template.parts.whole(messages))
+        for index in range(len(messages) - 1, -1, -1):
+            if not is_reply(messages[index]):
+                continue
+            turn = named.get(index) or self._store.find(
+                keys[index + 1],
+                call.session_id,
+                taken=taken,
+                spelling=spellings[index + 1],
+            )
+            if turn is not None:
+                return Conversation(messages, keys, spellings, turn, index)
+        return Conversation(messages, keys, spellings)
+
+    def _chain(
+        self, call: GenerateCall, messages: tuple[Message, ...]
+    ) -> tuple[list[Key], list[Key], dict[int, Turn]]:
+        """The key and the spelling of each prefix, and the turns that replies identify by their
+        content.
+
+        A reply that identifies its turn enters the chain as it was recorded, however the client
+        spells it now.
+        """
+        link = Link(root_key(call.scope, call.template), b"")
+        keys, spellings = [link.key], [link.spelling]
+        named: dict[int, Turn] = {}
+        for index, message in enumerate(messages):
+            turn = None
+            if "tool_calls" in message or "turn" in message:
+                turn = self._named_turn(message, link.key, call)
+            if turn is not None:
+                named[index] = turn
+                link = Link(turn.keys[0], turn.spelling)
+            elif "name" not in message and type(message.get("content")) is str:  # the usual case
+                link = self._known(link, message)
+            else:
+                link = self._after_parts(link, message, call.session_id)
+            keys.append(link.key)
+            spellings.append(link.spelling)
+        return keys, spellings, named
+
+    def _next(self, link: Link, message: Message) -> Link:
+        with_ids = self._template.findings.prints_call_ids
+        return Link(*next_link(link.key, link.spelling, message, with_call_ids=with_ids))
+
+    def _after_parts(self, link: Link, message: Message, session_id: str | None) -> Link:
+        """The next link for a message as the template sees it.
+
+        A reply in parts is the recorded one that reads so, whatever stands between its parts.
+        """
+        if not is_reply(message):
+            seen = self._template.parts.joined(message)
+            if "name" in seen and not self._template.prints_names:
+                seen = {name: value for name, value in seen.items() if name != "name"}
+            return self._next(link, seen)
+        links = [self._next(link, each) for each in self._template.parts.spellings(message)]
+        if len(links) > 1:
+            for each in links:
+                if self._store.find(each.key, session_id, spelling=each.spelling) is not None:
+                    return each
+        return links[0]
+
+    def _named_turn(self, message: Message, asked: Key, call: GenerateCall) -> Turn | None:
+        """The turn that made the tool calls of this message, if the messages before it match.
+
+        Number and tools of the calls must match: an agent may repair arguments, nothing else.
+        """
+        calls = message.get("tool_calls")
+        handle = message.get("turn") or (calls[0].get("id") if calls else None)
+        if not isinstance(handle, str):
+            return None
+        turn = self._store.of_handle(handle, call.session_id, call.scope)
+        if turn is None or turn.asked != asked or not turn.keys:
+            return None
+        made = tuple((each.get("id"), each["function"]["name"]) for each in calls or ())
+        return turn if made == turn.calls else None
+
+
+def _was_joined(messages: tuple[Message, ...], index: int) -> bool:
+    """Whether one of the first `index + 1` joined messages was made of two of `messages`."""
+    return len(joined(messages[: index + 2])) < len(messages[: index + 2])

@@ -1,0 +1,1 @@
+"""What every archive does, and routers that share one."""

@@ -1,0 +1,111 @@
+"""Packed bodies at every door and on their way to a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import resource
+import zlib
+
+import pytest
+from aiohttp import web
+
+from slime_router.edge.codings import CODINGS
+from tests.integration.gateway import CHAT, served, serving, user
+from tests.unit.test_codings import PACKERS
+
+DOORS = (CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/generate", "/tokenize")
+OTHERS = ("/sessions", "/rows", "/update_weight_version", "/workers", "/diagnose", "/echo")
+PATHS = [*DOORS, *OTHERS]
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_a_packed_chat_is_read(coding):
+    body = json.dumps({"messages": [user("hi")], "max_tokens": 2}).encode()
+    headers = {"Content-Encoding": coding}
+    async with served() as (router, worker):
+        packed = PACKERS[coding](body)
+        async with router.http.post(CHAT, data=packed, headers=headers) as response:
+            assert response.status == 200, await response.read()
+        async with router.http.post("/echo", data=packed, headers=headers) as response:
+            assert json.loads(await response.read())["body"].encode() == body
+    assert [r.path for r in worker.requests if r.path == "/generate"] == ["/generate"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("harm", ["other", "cut"])
+async def test_a_corrupt_body_is_a_400_that_changes_nothing(path, coding, harm):
+    packed = PACKERS[coding](json.dumps({"text": "x" * 500}).encode())
+    data = b"zzzz" if harm == "other" else packed[:-2]
+    async with served() as (router, worker):
+        before = router.footprint()
+        headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
+        async with router.http.post(path, data=data, headers=headers) as response:
+            assert response.status == 400, await response.read()
+            error = (await response.json())["error"]
+        assert coding in error["message"]
+        assert router.footprint() == before
+    assert [r for r in worker.requests if r.path == path] == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("coding", ["br", "gzip, gzip", "compress", "\xff"])
+async def test_a_coding_that_is_not_read_is_a_415_that_says_what_is(path, coding):
+    async with served() as (router, worker):
+        headers = {"Content-Encoding": coding}
+        async with router.http.post(path, data=b"{}", headers=headers) as response:
+            if coding == "\xff":
+                assert response.status in (400, 415)
+                return
+            assert response.status == 415, await response.read()
+            assert response.headers["Accept-Encoding"] == "gzip, deflate, zstd"
+            message = (await response.json())["error"]["message"]
+        assert all(name in message for name in CODINGS)
+    assert [r for r in worker.requests if r.path == path] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [CHAT, "/echo", "/flush_cache"])
+async def test_a_bomb_neither_stops_the_loop_nor_fills_the_memory(path):
+    """600 MB that come as 0.6 MB."""
+    packer = zlib.compressobj(9, wbits=16 + zlib.MAX_WBITS)
+    bomb = b"".join(packer.compress(b"\0" * 2**20) for _ in range(600)) + packer.flush()
+    loop = asyncio.get_running_loop()
+    stalls = []
+
+    async def watch() -> None:
+        while True:
+            before = loop.time()
+            await asyncio.sleep(0.005)
+            stalls.append(loop.time() - before)
+
+    async with served() as (router, _):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+        task = asyncio.create_task(watch())
+        headers = {"Content-Encoding": "gzip"}
+        async with router.http.post(path, data=bomb, headers=headers) as response:
+            assert response.status in (400, 413)
+        task.cancel()
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 150 * 2**10
+    assert sorted(stalls)[-1] < 0.5  # a busy machine adds to it; unpacked at once it is seconds
+
+
+async def test_a_plugin_sees_the_body_as_it_was_sent_and_the_door_can_still_read_it():
+    plugin = f"{__name__}:reads_first"
+    async with serving(middleware_paths=(plugin,)) as router:
+        packed = gzip.compress(b'{"prompt": "hi"}')
+        headers = {"Content-Encoding": "gzip"}
+        async with router.http.post("/tokenize", data=packed, headers=headers) as response:
+            assert response.status == 200
+            assert response.headers["X-Length"] == str(len(packed))
+
+
+@web.middleware
+async def reads_first(request, handler):
+    length = len(await request.read())
+    response = await handler(request)
+    response.headers["X-Length"] = str(length)
+    return response

@@ -1,0 +1,105 @@
+"""Replies that come back as other clients spell them: the turn goes on all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from slime_router.types import Message
+from tests.families.catalogue import family
+from tests.families.conversation import FamilyTalk
+from tests.integration.gateway import Served, user
+from tests.integration.test_tool_calls import TOOLS, ask, parsing, say
+
+pytestmark = pytest.mark.parsers
+
+THOUGHT = "<think>\nhm, 東京\n</think>\n\n"
+SAID = "It is sunny there."
+
+
+def said(content: Any, **fields: Any) -> Message:
+    return {"role": "assistant", "content": content, **fields}
+
+
+def text(value: str) -> dict[str, str]:
+    return {"type": "text", "text": value}
+
+
+def merged(message: Message) -> str:
+    return f"<think>{message['reasoning_content']}</think>{message['content']}"
+
+
+SPELLINGS: dict[str, Callable[[Message], Message]] = {
+    "named": lambda m: {**m, "name": "Agent"},
+    "named, no reasoning": lambda m: said(m["content"], name="Agent"),
+    "as sampled": lambda _: said(THOUGHT + SAID),
+    "merged": lambda m: said(merged(m)),
+    "merged, stripped": lambda _: said("<think>hm, 東京</think>" + SAID),
+    "merged without the mark before": lambda _: said("hm, 東京\n</think>\n\n" + SAID),
+    "merged in parts": lambda _: said([text(THOUGHT), text(SAID)]),
+    "CRLF": lambda _: said((THOUGHT + SAID).replace("\n", "\r\n")),
+    "parts": lambda _: said([text("It is"), text(" sunny"), text(" there.")]),
+    "parts between words": lambda _: said([text("It is"), text("sunny there.")]),
+    "parts and a line end": lambda _: said([text("It is"), text(" sunny there.\n")]),
+    "a line end": lambda m: said(m["content"] + "\n"),
+    "a refusal part": lambda _: said([text("It is "), {"type": "refusal", "refusal": SAID[6:]}]),
+}
+
+
+async def go_on(router: Served, reply: Message, *, question: str = "Hi") -> dict[str, Any]:
+    _, receipt = await router.chat([user(question), reply, user("So?")], tools=TOOLS)
+    return receipt
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+async def test_a_reply_is_recognised_however_it_is_spelled(spell):
+    async with parsing() as (router, worker):
+        say(worker, THOUGHT + SAID)
+        message = (await ask(router))["choices"][0]["message"]
+        receipt = await go_on(router, spell(message))
+        assert receipt["status"] == "extended"
+        assert receipt["reason"] == "continues the turn"
+        for other in (said("<think>no</think>" + SAID), said([text("It"), text("  is")])):
+            assert (await go_on(router, other))["reason"] != "continues the turn"
+
+
+async def test_of_two_that_say_the_same_the_thinking_in_the_content_chooses():
+    """Without it either may be meant; with it, one."""
+    async with parsing() as (router, worker):
+        for thought in ("one", "two"):
+            say(worker, f"<think>\n{thought}\n</think>\n\n{SAID}")
+            await ask(router)
+        first, second = router.gateway.store._turns.values()
+        await go_on(router, said(f"<think>\none\n</think>\n\n{SAID}"))
+        *_, third = router.gateway.store._turns.values()
+        assert third.base == first.id != second.id
+
+
+@pytest.mark.parametrize("has_name", [False, True])
+async def test_a_users_name_counts_only_where_it_is_printed(has_name):
+    """One that an agent adds later changes nothing that the model saw."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}"
+        + ("{{ m.name }}" if has_name else "")
+        + "\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    async with parsing(chat_template=template) as (router, worker):
+        say(worker, SAID)
+        message = (await ask(router))["choices"][0]["message"]
+        talk = [{**user("Hi"), "name": "Ann"}, message, user("So?")]
+        _, receipt = await router.chat(talk, tools=TOOLS)
+    assert ("continues the turn" in receipt["reason"]) != has_name
+
+
+@pytest.mark.tokenizers
+async def test_a_merged_reply_keeps_its_tokens_where_the_template_drops_its_thinking():
+    """Qwen3's own template prints no reasoning of earlier turns."""
+    talk = FamilyTalk(family("qwen3"))
+    ask_it = user("What is the weather?")
+    before = await talk.hear([ask_it], THOUGHT + SAID, "<|im_end|>")
+    for content in (THOUGHT + SAID, [text(THOUGHT + "It is"), text(" sunny there.")]):
+        after = await talk.hear([ask_it, said(content), user("So?")], "Yes.", "<|im_end|>")
+        talk.suffix(before, after)

@@ -1,0 +1,125 @@
+"""The conformance kit: what it says of this router, and of gateways that hand over less."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from slime_router.conformance.adapter import HandedRow
+from slime_router.conformance.judge import find_drift, find_faults
+from slime_router.conformance.kit import Report, examine, report_text
+from slime_router.conformance.worker import Exchange
+from tests.integration.gateway import Served, serving
+from tests.stack import tiny_tokenizer
+
+
+async def examined(router: Served, adapter: str) -> Report:
+    """The report on a router that uses the kit's workers."""
+    announced: asyncio.Future[Sequence[str]] = asyncio.get_running_loop().create_future()
+    task = asyncio.ensure_future(
+        examine(
+            str(router.http._base_url),
+            adapter,
+            tiny_tokenizer(),
+            announce=announced.set_result,
+        )
+    )
+    for url in await announced:
+        status, _ = await router.post("/workers", {"url": url})
+        assert status in (200, 201, 202)
+    return await task
+
+
+@pytest.mark.parametrize("adapter", ["slime-router", "miles"])
+async def test_this_router_passes_every_case(adapter: str):
+    async with serving() as router:
+        report = await examined(router, adapter)
+    assert report.is_exact, report_text(report)
+    assert [result.name for result in report.results] == [
+        "drift",
+        "twin",
+        "mask",
+        "kill",
+        "train once",
+    ]
+
+
+async def test_token_ids_in_chat_replies_are_enough_where_the_gateway_keeps_prompts_exact():
+    async with serving() as router:
+        report = await examined(router, "openai")
+    assert report.is_exact, report_text(report)
+
+
+async def test_a_gateway_that_passes_chats_on_and_ids_not_fails_what_depends_on_tokens():
+    """Its workers encode each conversation again, and so does the trainer."""
+    workers: list[str] = []
+
+    async def passed_on(request: web.Request) -> web.Response:
+        body = {**await request.json(), "return_token_ids": False}
+        url = f"{workers[0]}/v1/chat/completions" if workers else "http://127.0.0.1:1"
+        async with aiohttp.ClientSession() as http:
+            try:
+                async with http.post(url, json=body) as response:
+                    return web.Response(body=await response.read(), status=response.status)
+            except aiohttp.ClientError:
+                return web.Response(status=502)
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", passed_on)
+    async with TestServer(app) as server:
+        report = await examine(
+            str(server.make_url("")), "openai", tiny_tokenizer(), announce=workers.extend
+        )
+    outcomes = {result.name: result.outcome for result in report.results}
+    assert outcomes == {
+        "drift": "fail",
+        "twin": "fail",
+        "mask": "fail",
+        "kill": "error",
+        "train once": "fail",
+    }
+    text = report_text(report)
+    assert "the prompt of turn 2 departs from" in text
+    assert "were never sampled after the tokens before them" in text
+    assert "502" in text
+
+
+PROMPT, IDS = (1, 2), (3, 4, 5)
+SAMPLED = Exchange(PROMPT, IDS, (-0.1, -0.2, -0.3))
+GOOD = HandedRow([1, 2, 3, 4, 5], [0, 0, 1, 1, 1], [0, 0, -0.1, -0.2, -0.3])
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (GOOD, []),
+        (replace(GOOD, tokens=[1, 2, 3, 9, 5]), ["2 trained", "2 sampled tokens are not trained"]),
+        (replace(GOOD, loss_mask=[0, 0, 1, 1, 0]), ["1 sampled tokens are not trained"]),
+        (replace(GOOD, loss_mask=[0, 1, 1, 1, 1]), ["1 trained tokens were never sampled"]),
+        (replace(GOOD, logprobs=[0, 0, -0.1, -0.2, -0.9]), ["1 trained tokens lack", "1 sampled"]),
+        (replace(GOOD, logprobs=None), ["3 trained tokens lack", "3 sampled"]),
+    ],
+)
+def test_each_fault_of_a_row_is_found(row: HandedRow, said: list[str]):
+    faults = find_faults([row], [SAMPLED])
+    assert len(faults) == len(said)
+    assert all(fault.startswith(words) for fault, words in zip(faults, said, strict=True)), faults
+
+
+def test_a_token_that_two_rows_train_is_found():
+    assert find_faults([GOOD, GOOD], [SAMPLED]) == ["3 sampled tokens are trained twice"]
+    again = replace(SAMPLED, logprobs=(-0.1, -0.2, -0.3))
+    assert find_faults([GOOD, GOOD], [SAMPLED, again]) == [], "each was sampled by itself"
+
+
+def test_a_prompt_that_departs_from_what_was_held_is_found():
+    whole = Exchange((*PROMPT, *IDS, 6), (7,), (-1.0,))
+    assert find_drift([SAMPLED, whole]) == []
+    drifted = Exchange((*PROMPT, 3, 8, 5, 6), (7,), (-1.0,))
+    assert find_drift([SAMPLED, drifted]) == ["the prompt of turn 2 departs from 3 of 5 tokens"]

@@ -1,0 +1,177 @@
+"""Calls whose arguments have half of an escaped emoji: JSON, and not UTF-8."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.integration.gateway import CHAT, Served, user
+from tests.integration.random_replies import PATHS
+from tests.integration.scripted import events
+from tests.integration.test_tool_calls import TOOLS, folded, parsing, say, whole
+from tests.stack import tiny_tokenizer
+
+pytestmark = pytest.mark.parsers
+
+HALVES = {
+    "inside": r"a\ud83d b",
+    "end": r"echo \ud83d",
+    "beginning": r"\ud83d echo",
+    "alone": r"\ud83d",
+    "low": r"x\udc00",
+    "two": r"\ud83d\ud83d",
+    "turned": r"\ude00\ud83d",
+    "capitals": r"\uD83D x",
+    "emoji": r"\ud83d\ude00",
+    "spaces": r"echo \ud83d  ",
+    "escaped": r"\\ud83d",
+}
+
+
+def call_text(half: str) -> str:
+    return f'<tool_call>\n{{"name": "search", "arguments": {{"cmd": "{half}"}}}}\n</tool_call>'
+
+
+def arguments(half: str) -> str:
+    return f'{{"cmd": "{half}"}}'
+
+
+async def chat(router: Served, messages: list[Any], *, stream: bool) -> dict[str, Any]:
+    body = {"model": "m", "messages": messages, "tools": TOOLS, "stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    async with router.http.post(CHAT, json=body) as response:
+        raw = await response.read()
+        assert response.status == 200, raw
+    return folded(events(raw)) if stream else whole(orjson.loads(raw))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
+async def test_the_escape_comes_as_it_was_sampled_and_the_turn_goes_on(
+    half: str, stream: bool
+) -> None:
+    async with parsing() as (router, worker):
+        say(worker, call_text(half))
+        reply = await chat(router, [user("Hi")], stream=stream)
+        [call] = reply["calls"]
+        if half == HALVES["emoji"]:
+            assert json.loads(call["arguments"]) == json.loads(arguments(half))
+        else:
+            assert call["arguments"] == arguments(half)
+        assert len(router.gateway.store) == 1
+        called = {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c", "type": "function", "function": call}],
+        }
+        result = {"role": "tool", "tool_call_id": "c", "content": "done"}
+        say(worker, "Fine.")
+        _, receipt = await router.chat([user("Hi"), called, result], tools=TOOLS)
+        assert receipt["status"] == "extended", receipt
+
+
+PARTS = {name: half for name, half in HALVES.items() if name != "emoji"}
+
+
+def tools_of(door: str) -> list[dict[str, Any]]:
+    if door == "responses":
+        return [{"type": "function", "name": "search", "parameters": {"type": "object"}}]
+    return [{"name": "search", "input_schema": {"type": "object"}}]
+
+
+async def post(router: Served, door: str, stream: bool, **body: Any) -> tuple[bytes, Any]:
+    """The reply and its receipt."""
+    asked = {"model": "m", "tools": tools_of(door), "stream": stream, **body}
+    if door == "messages":
+        asked["max_tokens"] = 200
+    # As every SDK writes it: what is not ASCII is escaped.
+    async with router.http.post(PATHS[door], data=json.dumps(asked).encode()) as response:
+        raw = await response.read()
+        assert response.status == 200, raw
+        return raw, json.loads(response.headers.get("x-slime-receipt", "{}"))
+
+
+@pytest.mark.parametrize("half", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("is_held", [True, False])
+async def test_anthropics_input_comes_back_and_goes_on(half: str, is_held: bool) -> None:
+    async with parsing() as (router, worker):
+        say(worker, call_text(half))
+        raw, _ = await post(router, "messages", False, messages=[user("Hi")])
+        assert f'"input":{arguments(half)}'.encode() in raw
+        said = json.loads(raw)["content"]
+        [block] = [each for each in said if each["type"] == "tool_use"]
+        result = {"type": "tool_result", "tool_use_id": block["id"], "content": "done"}
+        first = user("Hi") if is_held else user("Hello, you")
+        say(worker, "Fine.")
+        talk = [first, {"role": "assistant", "content": said}, user([result])]
+        _, receipt = await post(router, "messages", False, messages=talk)
+        assert receipt["status"] == ("extended" if is_held else "fresh"), receipt
+
+
+@pytest.mark.parametrize("half", PARTS.values(), ids=PARTS)
+async def test_anthropics_input_is_streamed_as_it_was_sampled(half: str) -> None:
+    async with parsing() as (router, worker):
+        say(worker, call_text(half))
+        raw, _ = await post(router, "messages", True, messages=[user("Hi")])
+        lines = [line[6:] for line in raw.split(b"\n") if line.startswith(b"data: ")]
+        deltas = [orjson.loads(line).get("delta", {}) for line in lines]
+        assert "".join(delta.get("partial_json", "") for delta in deltas) == arguments(half)
+
+
+@pytest.mark.parametrize("half", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_responses_have_it_and_go_on(half: str, stream: bool) -> None:
+    async with parsing() as (router, worker):
+        say(worker, call_text(half))
+        raw, _ = await post(router, "responses", stream, input="Hi")
+        if stream:
+            [last] = [line for line in raw.split(b"\n") if b'"type":"response.completed"' in line]
+            reply = orjson.loads(last[6:])["response"]
+        else:
+            reply = orjson.loads(raw)
+        [call] = [item for item in reply["output"] if item["type"] == "function_call"]
+        assert call["arguments"] == arguments(half)
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": "done"}
+        say(worker, "Fine.")
+        _, receipt = await post(
+            router, "responses", False, input=[result], previous_response_id=reply["id"]
+        )
+        assert receipt["status"] == "extended", receipt
+        talk = [{"role": "user", "content": "Hi"}, call, result]
+        say(worker, "Fine.")
+        _, receipt = await post(router, "responses", False, input=talk)
+        assert receipt["status"] == "extended", receipt
+
+
+async def test_a_conversation_that_nobody_holds_is_rendered_with_the_escape() -> None:
+    async with parsing() as (router, worker):
+        call = {"name": "search", "arguments": arguments(HALVES["end"])}
+        called: dict[str, Any] = {"role": "assistant", "content": None}
+        called["tool_calls"] = [{"id": "c", "type": "function", "function": call}]
+        say(worker, "Fine.")
+        result = {"role": "tool", "tool_call_id": "c", "content": "done"}
+        _, receipt = await router.chat([user("Hi"), called, result], tools=TOOLS)
+        assert receipt["status"] == "fresh"
+        sent = worker.requests[0].body["input_ids"]
+        assert HALVES["end"] in tiny_tokenizer().decode(sent, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"messages": [{"role": "user", "content": "\ud83d"}]}',
+        rb'{"messages": [], "\ud83d": 1}',
+        rb'{"messages": [{"role": "user", "content": [{"type": "text", "input": "\udc00"}]}]}',
+        b'{"a": "\\ud83d", "b": ' + b"[" * 300 + b"]" * 300 + b"}",
+    ],
+)
+@pytest.mark.parametrize("door", ["chat", "messages", "responses", "generate"])
+async def test_anywhere_else_half_a_character_is_a_400(door: str, body: bytes) -> None:
+    async with parsing() as (router, worker):
+        async with router.http.post(PATHS[door], data=body) as response:
+            assert response.status == 400, await response.read()
+        assert not worker.requests

@@ -1,0 +1,100 @@
+"""A worker that sends what it cannot have sampled: it is left, and nothing of it gets anywhere."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from slime_router.testing.malformed import LyingWorker
+from tests.integration.gateway import Served, Words, serving, tiny_worker, user
+from tests.integration.random_replies import PATHS
+from tests.stack import tiny_tokenizer
+from tests.tiny import CONTEXT_LEN
+
+ROUNDS = 200
+SEEDS = (1, 2)
+ASKS: dict[str, dict[str, Any]] = {
+    "chat": {"messages": [user("Hi")], "logprobs": True, "top_logprobs": 2},
+    "completions": {"prompt": "Hi", "max_tokens": 8},
+    "generate": {
+        "text": "Hi",
+        "sampling_params": {"max_new_tokens": 8},
+        "return_logprob": True,
+    },
+    "messages": {"messages": [user("Hi")], "max_tokens": 8},
+    "responses": {"input": "Hi"},
+}
+RECKLESS: dict[str, Any] = {  # the liar stays in the rotation, so that every request meets it
+    "enable_circuit_breaker": False,
+    "policy": "round_robin",
+    "resume_aborted": "all",
+    "retry_max_retries": 50,
+    "retry_max_backoff_ms": 1.0,
+}
+
+
+def liar(seed: int, **settings: Any) -> LyingWorker:
+    tokenizer = tiny_tokenizer()
+    return LyingWorker(
+        Random(seed),
+        vocab_size=tokenizer.vocab_size,
+        context_len=CONTEXT_LEN,
+        eos_ids=sorted(tokenizer.eos_ids),
+        tokenizer=Words(),
+        **settings,
+    )
+
+
+async def ask(router: Served, door: str, *, stream: bool) -> tuple[int, bytes]:
+    body = {"model": "m", **ASKS[door], "stream": stream}
+    async with router.http.post(PATHS[door], json=body) as response:
+        return response.status, await response.read()
+
+
+def check_kept(router: Served) -> None:
+    """Every token that is stored is in the vocabulary, with a logprob that can be one."""
+    size = tiny_tokenizer().vocab_size
+    store = router.gateway.store
+    for turn in store._turns.values():
+        assert all(0 <= token < size for token in turn.output_ids)
+        assert turn.logprobs is not None
+        values = turn.logprobs
+        assert np.all((values > -100) & (values <= 0))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_good_worker_serves_all(seed: int, stream: bool) -> None:
+    random = Random(seed)
+    async with (
+        liar(seed, incremental=seed % 2 == 1) as bad,
+        tiny_worker(incremental=seed % 2 == 1) as good,
+        serving(bad.url, good.url, **RECKLESS) as router,
+    ):
+        for _ in range(ROUNDS):
+            door = random.choice(list(ASKS))
+            status, raw = await ask(router, door, stream=stream)
+            assert status == 200, (door, raw)
+            assert b"error" not in raw.replace(b'"error":null', b""), (door, raw)
+        assert bad.spoiled > ROUNDS // 3
+        check_kept(router)
+        for worker in (bad, good):
+            for request in worker.requests:
+                ids = request.body["input_ids"]
+                assert all(type(i) is int and 0 <= i < tiny_tokenizer().vocab_size for i in ids)
+
+
+async def test_no_good_worker_is_left() -> None:
+    """An error in the API's form, before the first byte; never a 500."""
+    async with liar(3) as bad, serving(bad.url, **RECKLESS) as router:
+        for door in ASKS:
+            status, raw = await ask(router, door, stream=False)
+            assert status == 502, (door, raw)
+            assert b"orjson" not in raw
+        assert len(router.gateway.store) == 0
+        counted = (await router.get("/metrics"))[1]
+        assert orjson.dumps(counted)

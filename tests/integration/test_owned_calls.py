@@ -1,0 +1,153 @@
+"""Two tenants at one worker: their rids and their parts of its cache are apart."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.integration.any_worker import any_worker
+from tests.integration.gateway import CHAT, served, serving, until, user
+
+ANN = {"Authorization": "Bearer ANN"}
+BOB = {"Authorization": "Bearer BOB"}
+ADMIN = {"Authorization": "Bearer ADMIN"}
+ASKED = [
+    (CHAT, {"messages": [user("hi")], "max_tokens": 3}),
+    ("/v1/completions", {"prompt": "hi", "max_tokens": 3}),
+    ("/generate", {"text": "hi", "sampling_params": {"max_new_tokens": 3}}),
+    ("/v1/responses", {"input": "hi", "max_output_tokens": 3}),
+    ("/v1/messages", {"messages": [user("hi")], "max_tokens": 3, "model": "m"}),
+    (
+        "/inference/v1/generate",
+        {"token_ids": [1, 2], "sampling_params": {"max_tokens": 3}, "request_id": "victim-1"},
+    ),
+]
+NAMED = [asked for asked in ASKED if asked[0] in (CHAT, "/v1/completions", "/generate")]
+
+
+@pytest.fixture
+def keys(tmp_path) -> dict[str, Any]:
+    path = tmp_path / "keys"
+    path.write_text("ann: ANN\nbob: BOB\n")
+    return {"api_keys_file": str(path), "admin_api_key": "ADMIN"}
+
+
+@pytest.mark.parametrize(("path", "body"), ASKED)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_every_door_serves_named_keys(keys, path, body, stream):
+    async with served(**keys) as (router, worker):
+        for headers in (ANN, BOB):
+            said = {**body, "stream": stream}
+            async with router.http.post(path, json=said, headers=headers) as answer:
+                raw = await answer.read()
+                assert answer.status == 200, raw
+        one, other = (r.body["rid"] for r in worker.requests)
+    assert one[:17] != other[:17]
+    assert one[:17] not in raw.decode()
+    assert other[:17] not in raw.decode()
+
+
+@pytest.mark.parametrize(("path", "body"), NAMED)
+async def test_equal_rids_of_two_tenants_are_two_at_the_worker(keys, path, body):
+    async with served(**keys) as (router, worker):
+        for headers in (ANN, BOB, ANN):
+            status, reply = await router.post(path, {**body, "rid": "victim-1"}, headers=headers)
+            assert status == 200
+            shown = reply["meta_info"]["id"] if path == "/generate" else reply["id"]
+            assert shown == "victim-1"
+    one, other, again = (r.body["rid"] for r in worker.requests)
+    assert one == again != other
+    assert one.endswith(".victim-1")
+    assert not other.startswith(one[:16])
+
+
+async def test_no_rid_of_one_tenant_begins_one_of_another(keys):
+    """A worker aborts whatever begins with the rid that it gets."""
+    async with served(**keys) as (router, worker):
+        await router.post("/generate", {"text": "hi", "rid": "v"}, headers=ANN)
+        rids = [worker.requests[-1].body["rid"]]
+        for rid in ("v1", rids[0], "0", "."):
+            await router.post("/generate", {"text": "hi", "rid": rid}, headers=BOB)
+            rids.append(worker.requests[-1].body["rid"])
+    assert [rid for rid in rids[1:] if rid.startswith(rids[0]) or rids[0].startswith(rid)] == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_every_item_shows_the_rid_as_it_was_sent(keys, stream):
+    body = {"text": ["a", "b"], "rid": ["x", "y"], "stream": stream}
+    async with (
+        served({"chunk_tokens": 1}, **keys) as (router, _),
+        router.http.post("/generate", json=body, headers=ANN) as answer,
+    ):
+        raw = await answer.read()
+    if stream:
+        events = [e.removeprefix(b"data: ") for e in raw.split(b"\n\n") if e.startswith(b"data: {")]
+        items = [orjson.loads(event) for event in events]
+    else:
+        items = orjson.loads(raw)
+    assert {item["meta_info"]["id"] for item in items} == {"x", "y"}
+
+
+async def test_who_hangs_up_ends_no_generation_of_another(keys):
+    body = {"text": "hi", "rid": "victim-1", "sampling_params": {"max_new_tokens": 3}}
+    async with served(**keys) as (router, worker):
+        worker.hold(after_tokens=1)
+        tasks = [asyncio.create_task(router.post("/generate", body, headers=h)) for h in (ANN, BOB)]
+        await worker.wait_running(2)
+        tasks[1].cancel()
+        await until(lambda: bool(worker.aborted))
+        worker.release()
+        status, reply = await tasks[0]
+        assert (status, reply["meta_info"]["finish_reason"]["type"]) == (200, "length")
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_an_abort_by_rid_is_for_the_owner_it_names(keys):
+    body = {"text": "hi", "rid": "r", "sampling_params": {"max_new_tokens": 3}}
+    async with served(**keys) as (router, worker):
+        worker.hold(after_tokens=1)
+        tasks = [asyncio.create_task(router.post("/generate", body, headers=h)) for h in (ANN, BOB)]
+        await worker.wait_running(2)
+        await router.post("/abort_request", {"rid": "r"}, headers={**ADMIN, "x-slime-owner": "bob"})
+        worker.release()
+        replies = [reply for _, reply in await asyncio.gather(*tasks)]
+    ends = [reply["meta_info"]["finish_reason"]["type"] for reply in replies]
+    assert ends == ["length", "abort"]
+
+
+async def test_without_names_a_rid_goes_as_it_is():
+    known: list[dict[str, Any]] = [{}, {"api_key": "ANN"}]
+    for settings in known:
+        async with served(**settings) as (router, worker):
+            await router.post("/generate", {"text": "hi", "rid": "mine"}, headers=ANN)
+            assert worker.requests[-1].body["rid"] == "mine"
+
+
+async def test_what_is_passed_on_has_no_rid_of_a_tenants_choice(keys):
+    async with any_worker() as worker, serving(worker.url, **keys) as router:
+        body = {"input": "a", "rid": "victim-1", "user": "u"}
+        for headers in (ANN, BOB):
+            async with router.http.post("/v1/embeddings", json=body, headers=headers) as answer:
+                assert answer.status == 200
+        assert [orjson.loads(h.body) for h in worker.heard] == [{"input": "a", "user": "u"}] * 2
+
+
+@pytest.mark.parametrize(("path", "body"), ASKED)
+async def test_isolated_tenants_have_parts_of_the_workers_cache(keys, path, body):
+    async with served(isolate_tenants=True, **keys) as (router, worker):
+        for headers in (ANN, BOB, ANN):
+            for more in ({}, {"extra_key": "k"}):
+                assert (await router.post(path, {**body, **more}, headers=headers))[0] == 200
+    ann, ann_k, bob, bob_k, again, _ = (r.body["extra_key"] for r in worker.requests)
+    assert ann == again != bob
+    assert (ann_k, bob_k) == (f"{ann}k", f"{bob}k")
+    assert "ann" not in ann
+
+
+async def test_tenants_share_caches_unless_told_otherwise(keys):
+    async with served(**keys) as (router, worker):
+        await router.post(*ASKED[0], headers=ANN)
+    assert "extra_key" not in worker.requests[-1].body

@@ -1,0 +1,285 @@
+"""Several routers that share one archive: any of them extends any turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from secrets import token_hex
+from typing import Any, TypeAlias
+
+import pytest
+
+from slime_router.archive.shared import SharedArchive
+from slime_router.archive.store import ArchivedStore
+from slime_router.errors import NotDurable
+from slime_router.testing import FakeWorker
+from tests.integration.gateway import CHAT, Served, assistant, serving, tiny_worker, until, user
+from tests.redis_server import RedisServer
+
+Routers: TypeAlias = list[Served]
+Opened: TypeAlias = Callable[..., Any]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+def shared(request, tmp_path) -> dict[str, Any]:
+    """The settings by which routers share an archive."""
+    if request.param == "sqlite":
+        return {"journal": str(tmp_path), "journal_shared": True}
+    return {"store": request.getfixturevalue("redis_url"), "store_prefix": token_hex(4)}
+
+
+@asynccontextmanager
+async def routers(
+    url: str, shared: dict[str, Any], count: int = 2, **settings: Any
+) -> AsyncIterator[Routers]:
+    async with AsyncExitStack() as stack:
+        opened = [
+            await stack.enter_async_context(serving(url, **shared, **settings))
+            for _ in range(count)
+        ]
+        for router in opened:
+            await archive_of(router).read()
+        yield opened
+        for router in opened:
+            store_of(router).check_integrity()
+
+
+def archive_of(router: Served) -> SharedArchive:
+    archive = router.gateway.journal
+    assert isinstance(archive, SharedArchive)
+    return archive
+
+
+def store_of(router: Served) -> ArchivedStore:
+    store = archive_of(router).store
+    assert store is not None
+    return store
+
+
+async def rows_of(router: Served, session: str) -> dict[str, Any]:
+    rows: dict[str, Any]
+    status, rows = await router.get(f"/sessions/{session}/rows")
+    assert status == 200, rows
+    return rows
+
+
+async def alternate(
+    worker: FakeWorker, routers: Routers, path: str, turns: int, *, stream: bool = False
+) -> list[dict[str, Any]]:
+    """A conversation that goes from router to router; each prompt begins with all held tokens."""
+    messages = [user("the weather?")]
+    held: list[int] = []
+    for number in range(turns):
+        router = routers[number % len(routers)]
+        text, receipt = await router.chat(messages, path=path, stream=stream, max_tokens=8)
+        prompt = worker.requests[-1].body["input_ids"]
+        if number:
+            assert (receipt["status"], receipt["reused"]) == ("extended", len(held)), number
+            assert prompt[: len(held)] == held
+        held = store_of(router).held_ids(receipt["turn"]).tolist()
+        assert held[: len(prompt)] == prompt
+        messages += [assistant(text), user(f"and then? {number}")]
+    return messages
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_session_alternates_between_routers_and_is_one_row(shared, stream):
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
+        status, _ = await one.post("/sessions", {"session_id": "s", "metadata": {"a": 1}})
+        assert status == 201
+        await alternate(worker, [two, one], f"/sessions/s{CHAT}", 6, stream=stream)
+        rows = await rows_of(one, "s")
+        assert [row["row_id"] for row in rows["rows"]] == [rows["rows"][0]["row_id"]]
+        assert await rows_of(two, "s") == rows
+        for router in (one, two):
+            _, found = await router.get("/sessions/s")
+            assert (found["turns"], found["metadata"]) == (6, {"a": 1})
+
+
+@pytest.mark.parametrize("count", [2, 3])
+async def test_a_conversation_without_a_session_alternates_between_routers(shared, count):
+    async with tiny_worker() as worker, routers(worker.url, shared, count) as opened:
+        await alternate(worker, opened, CHAT, 6)
+
+
+async def test_two_routers_that_extend_one_turn_at_once_make_two_branches(shared):
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
+        path = f"/sessions/s{CHAT}"
+        text, _ = await one.chat([user("hi")], path=path)
+        messages = [user("hi"), assistant(text), user("go on")]
+        receipts = await asyncio.gather(
+            *(router.chat(messages, path=path) for router in (one, two))
+        )
+        assert {receipt["status"] for _, receipt in receipts} == {"extended"}
+        assert await rows_of(one, "s") == await rows_of(two, "s")
+        _, found = await one.get("/sessions/s")
+        assert len({turn["seq"] for turn in found["turn_list"]}) == 3
+        assert len({turn["base"] for turn in found["turn_list"]}) == 2
+
+
+async def test_a_session_is_opened_once_closed_once_and_deleted_for_all(shared):
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
+        answers = await asyncio.gather(
+            *(
+                router.post("/sessions", {"session_id": "s", "metadata": {"by": number}})
+                for number, router in enumerate((one, two, one, two))
+            )
+        )
+        assert sorted(status for status, _ in answers) == [201, 409, 409, 409]
+        [opened] = [body for status, body in answers if status == 201]
+        for router in (one, two):
+            assert (await router.get("/sessions/s"))[1]["metadata"] == opened["metadata"]
+        await one.chat([user("hi")], path=f"/sessions/s{CHAT}")
+        await one.post("/sessions/s/reward", {"reward": 0.5})
+        await two.post("/sessions/s/close")
+        status, answer = await one.post(f"/sessions/s{CHAT}", {"messages": [user("more")]})
+        assert (status, answer["error"]["code"]) == (409, "session_closed")
+        _, found = await one.get("/sessions/s")
+        assert (found["state"], found["reward"]) == ("closed", 0.5)
+        listed = [(await router.get("/sessions"))[1]["total"] for router in (one, two)]
+        assert listed == [1, 1]
+        async with two.http.delete("/sessions/s") as reply:
+            assert reply.status == 200
+        for router in (one, two):
+            assert (await router.get("/sessions/s"))[0] == 404
+            status, answer = await router.post(f"/sessions/s{CHAT}", {"messages": [user("x")]})
+            assert (status, answer["error"]["code"]) == (404, "session_not_found")
+        assert (await one.post("/sessions", {"session_id": "s"}))[0] == 201
+        _, receipt = await two.chat([user("hi")], path=f"/sessions/s{CHAT}")
+        assert receipt["status"] != "extended"
+        assert (await one.get("/sessions/s"))[1]["turns"] == 1
+
+
+async def test_a_router_that_comes_later_reads_only_what_is_asked_for(shared):
+    async with tiny_worker() as worker:
+        async with routers(worker.url, shared) as opened:
+            for name in ("a", "b"):
+                await alternate(worker, opened, f"/sessions/{name}{CHAT}", 3)
+            messages = await alternate(worker, opened, CHAT, 3)
+            before = await rows_of(opened[0], "a")
+        async with routers(worker.url, shared, 1) as [late]:
+            assert len(store_of(late)) == 0
+            assert await rows_of(late, "a") == before
+            assert len(store_of(late)) == 3
+            _, receipt = await late.chat(messages)
+            assert receipt["status"] == "extended"
+            await until(lambda: archive_of(late).writer.waiting == 0)
+
+
+async def test_a_turn_of_a_session_that_was_closed_elsewhere_is_kept_and_said(shared):
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
+        worker.hold(after_tokens=2)
+        path = f"/sessions/s{CHAT}"
+        await one.post("/sessions", {"session_id": "s"})
+        call = asyncio.create_task(two.chat([user("hi")], path=path, max_tokens=12))
+        await worker.wait_running(1)
+        assert (await one.post("/sessions/s/close"))[0] == 200
+        worker.release()
+        _, receipt = await call
+        rows = await rows_of(one, "s")
+        assert rows["stats"]["turns"] == 1
+        _, figures = await two.get("/metrics")
+        assert figures["trajectories"]["recorded_after_close"] == 1
+        _, found = await two.get("/sessions/s")
+        [turn] = found["turn_list"]
+        assert turn["turn_id"] == receipt["turn"]
+        assert "closed meanwhile" in str(receipt["notes"])
+
+
+async def test_what_leaves_the_memory_is_fetched_again(shared):
+    async with tiny_worker() as worker, routers(worker.url, shared, 1, max_memory=1) as [router]:
+        names = [f"s{number}" for number in range(4)]
+        for name in names:
+            await router.post("/sessions", {"session_id": name})
+        held = {
+            name: await alternate(worker, [router], f"/sessions/{name}{CHAT}", 3) for name in names
+        }
+        assert store_of(router).evicted_turns > 0
+        for name in names:
+            rows = await rows_of(router, name)
+            assert len(rows["rows"]) == 1
+            _, receipt = await router.chat(held[name], path=f"/sessions/{name}{CHAT}")
+            assert receipt["status"] == "extended"
+        assert len(store_of(router)) <= 8
+        _, figures = await router.get("/metrics")
+        assert figures["journal"]["evicted_turns"] > 0
+        assert figures["journal"]["fetched_turns"] > 0
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("on_error", ["degrade", "stop"])
+async def test_a_store_that_goes_away_and_comes_back(tmp_path, on_error):
+    """Serving goes on from memory, and says so; what was said meanwhile is written later."""
+    server = RedisServer(tmp_path)
+    server.start()
+    shared = {
+        "store": server.url,
+        "store_on_error": on_error,
+        "store_timeout_s": 0.5,
+        "store_prefix": "p",
+    }
+    path = f"/sessions/s{CHAT}"
+    try:
+        await asyncio.to_thread(server.wait_ready)
+        async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
+            messages = await alternate(worker, [one, two], path, 2)
+            server.kill()
+            status, answer = await one.post(path, {"messages": messages, "model": "tiny"})
+            ready, _ = await one.get("/readiness")
+            if on_error == "stop":
+                assert (status, answer["error"]["code"]) == (503, "journal_failed")
+                assert ready == 503
+            else:
+                assert (status, ready) == (200, 200)
+                messages += [answer["choices"][0]["message"], user("and now?")]
+                _, receipt = await one.chat(messages)
+                assert "degraded: not in the store" in str(receipt["notes"])
+                figures = (await one.get("/metrics"))[1]["journal"]
+                assert figures["degraded"] == 1
+                assert figures["failed_lookups"] > 0
+                assert figures["waiting"] > 0
+            server.start()
+            await asyncio.to_thread(server.wait_ready)
+            await until(lambda: archive_of(one).writer.waiting == 0, timeout_s=10)
+            await until_answered(two)
+            assert (await one.get("/readiness"))[0] == 200
+            rows = [await rows_of(router, "s") for router in (one, two)]
+            assert rows[0] == rows[1]
+            assert rows[0]["stats"]["turns"] == (2 if on_error == "stop" else 3)
+            assert archive_of(one).writer.counts.lost == 0
+    finally:
+        server.kill()
+
+
+async def until_answered(router: Served) -> None:
+    """Until it asks its archive again, and gets an answer."""
+    fetch = archive_of(router).fetch
+    assert fetch is not None
+    async with asyncio.timeout(10):
+        while True:
+            with suppress(NotDurable), await fetch.of_session("s") as trouble:
+                if trouble is None:
+                    return
+            await asyncio.sleep(0.05)
+
+
+async def test_a_stored_response_is_continued_at_any_router(shared):
+    """With all that it continues; after a restart, too. Nobody invents what is gone."""
+    async with tiny_worker() as worker:
+        async with routers(worker.url, shared) as (one, two):
+            previous = None
+            for router, text in ((one, "first"), (two, "second"), (one, "third")):
+                given = {"input": text, "max_output_tokens": 4, "previous_response_id": previous}
+                status, reply = await router.post("/v1/responses", given)
+                assert status == 200, reply
+                previous = reply["id"]
+        async with routers(worker.url, shared, count=1) as (fresh,):
+            held = worker.requests[-1].body["input_ids"]
+            given = {"input": "fourth", "max_output_tokens": 4, "previous_response_id": previous}
+            status, reply = await fresh.post("/v1/responses", given)
+            assert status == 200, reply
+            assert worker.requests[-1].body["input_ids"][: len(held)] == held
+            assert (await fresh.get(f"/v1/responses/{previous}"))[0] == 200
+            given["previous_response_id"] = "resp_of_nobody"
+            assert (await fresh.post("/v1/responses", given))[0] == 400

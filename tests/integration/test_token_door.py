@@ -1,0 +1,145 @@
+"""vLLM's token API: ids in, ids out, each with its log-probability."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from slime_router.testing import FakeWorker
+from tests.integration.gateway import Served, serving, tiny_worker
+from tests.integration.scripted import events
+
+PATH = "/inference/v1/generate"
+PROMPT = [5, 6, 7]
+SAMPLED = [11, 12, 13]
+SAMPLING = {
+    "max_tokens": 8,
+    "temperature": 0.7,
+    "stop_token_ids": [3],
+    "logprobs": 1,
+    "skip_special_tokens": False,
+}
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": "tiny", "token_ids": PROMPT, "sampling_params": SAMPLING, **fields}
+
+
+async def ask(router: Served, worker: FakeWorker, **fields: Any) -> Any:
+    worker.script(SAMPLED, logprobs=[-0.5, -0.25, -0.125])
+    status, reply = await router.post(PATH, body(**fields), headers={"x-session-id": "s"})
+    assert status == 200, reply
+    return reply
+
+
+async def test_each_sampled_id_has_one_finite_logprob() -> None:
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        reply = await ask(router, worker)
+        (choice,) = reply["choices"]
+        assert choice["token_ids"] == SAMPLED
+        assert choice["finish_reason"] == "length"
+        entries = choice["logprobs"]["content"]
+        assert [entry["token"] for entry in entries] == [
+            "token_id:11",
+            "token_id:12",
+            "token_id:13",
+        ]
+        assert [entry["logprob"] for entry in entries] == [-0.5, -0.25, -0.125]
+        assert reply["usage"]["completion_tokens"] == 3
+        sent = worker.requests[0].body
+        assert sent["input_ids"] == PROMPT
+        assert sent["sampling_params"]["max_new_tokens"] == 8
+        assert sent["sampling_params"]["stop_token_ids"] == [3]
+
+
+async def test_it_is_recorded_as_a_turn_of_its_session() -> None:
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        await ask(router, worker)
+        _, rows = await router.get("/sessions/s/rows")
+        (row,) = rows["rows"]
+        assert row["tokens"] == PROMPT + SAMPLED
+        assert row["loss_mask"] == [0, 0, 0, 1, 1, 1]
+        assert row["logprobs"][3:] == [-0.5, -0.25, -0.125]
+        # The next prompt begins with what was sampled: the same trajectory goes on.
+        worker.script([14])
+        status, _ = await router.post(
+            PATH,
+            {**body(), "token_ids": [*PROMPT, *SAMPLED, 9]},
+            headers={"x-session-id": "s"},
+        )
+        assert status == 200
+        _, rows = await router.get("/sessions/s/rows")
+        (row,) = rows["rows"]
+        assert row["tokens"] == [*PROMPT, *SAMPLED, 9, 14]
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+async def test_streamed_it_is_the_same(incremental: bool) -> None:
+    async with tiny_worker(incremental=incremental) as worker, serving(worker.url) as router:
+        worker.script(SAMPLED, logprobs=[-0.5, -0.25, -0.125])
+        asked = body(stream=True, stream_options={"include_usage": True})
+        async with router.http.post(PATH, json=asked) as response:
+            read = events(await response.read())
+        assert read[-1] == "[DONE]"
+        choices = [event["choices"][0] for event in read[:-1] if event["choices"]]
+        assert [i for choice in choices for i in choice["token_ids"]] == SAMPLED
+        found = [e["logprob"] for choice in choices for e in choice["logprobs"]["content"]]
+        assert found == [-0.5, -0.25, -0.125]
+        assert choices[-1]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("capture", ["full", "tokens", "off"])
+async def test_logprobs_are_there_whatever_is_captured(capture: str) -> None:
+    async with tiny_worker() as worker, serving(worker.url, capture=capture) as router:
+        reply = await ask(router, worker)
+        entries = reply["choices"][0]["logprobs"]["content"]
+        assert [entry["logprob"] for entry in entries] == [-0.5, -0.25, -0.125]
+
+
+async def test_without_logprobs_there_are_none() -> None:
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        reply = await ask(router, worker, sampling_params={"max_tokens": 3})
+        assert reply["choices"][0]["logprobs"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"token_ids": None}, "token_ids"),
+        ({"token_ids": []}, "token_ids"),
+        ({"token_ids": "text"}, "token_ids"),
+        ({"token_ids": [1, -1]}, "token_ids"),
+        ({"token_ids": [10**6]}, "token_ids"),
+        ({"sampling_params": []}, "sampling_params"),
+        ({"sampling_params": {"logprobs": True}}, "sampling_params.logprobs"),
+        ({"sampling_params": {"logprobs": -1}}, "sampling_params.logprobs"),
+        ({"sampling_params": {"temperature": "hot"}}, "sampling_params.temperature"),
+        ({"sampling_params": {"stop_token_ids": [10**6]}}, "sampling_params.stop_token_ids"),
+        ({"sampling_params": {"n": 2}}, "sampling_params.n"),
+        ({"sampling_params": {"bad_words": ["x"]}}, "sampling_params.bad_words"),
+        ({"features": {"mm_hashes": {}}}, "features"),
+        ({"priority": "high"}, "priority"),
+        ({"stream": 1}, "stream"),
+    ],
+)
+async def test_what_is_wrong_is_named(fields: dict[str, Any], param: str) -> None:
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        before = router.footprint()
+        status, reply = await router.post(PATH, body(**fields))
+        assert (status, reply["error"]["param"]) == (400, param)
+        assert router.footprint() == before
+        assert not worker.requests
+
+
+async def test_routed_experts_come_where_they_are_asked_for() -> None:
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        worker.script([11], routed_experts="AQAAAAIAAAA=")
+        _, reply = await router.post(PATH, body(return_routed_experts=True))
+        assert reply["choices"][0]["routed_experts"] == {
+            "data": "AQAAAAIAAAA=",
+            "dtype": "int32",
+            "shape": [2],
+            "start": 0,
+        }
+        assert worker.requests[0].body["return_routed_experts"] is True

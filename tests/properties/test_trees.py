@@ -1,0 +1,99 @@
+"""Trees of random sessions: their paths are the rows, and nothing stands in them twice."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import orjson
+from hypothesis import given, settings
+
+from slime_router.api.sessions.row_formats import FORMATS
+from slime_router.client import expand, read_tree
+from slime_router.client.rows import Export, ExportReader
+from slime_router.rows.rows import Row, RowOptions, RowSet, build_rows
+from slime_router.rows.tree import ROOT, grow
+from slime_router.trajectory.session import Session, SessionSpec
+from tests.properties.test_rows import options, sessions
+from tests.turns import Book
+
+FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
+SESSION = Session(SessionSpec(id="s", group_id="g", metadata={"task": 1}), is_opened=True)
+
+
+def rows_of(book: Book, how: RowOptions) -> RowSet:
+    return build_rows(book, list(book.turns), how)
+
+
+def as_lines(rowset: RowSet) -> Export:
+    """The rows as a client reads them off the stream of lines."""
+    [export] = ExportReader().feed(FORMATS["jsonl"].encode(SESSION, rowset))
+    return export
+
+
+def fields(value: Any) -> Any:
+    """Arrays as lists, so that rows can be compared."""
+    names = [name for name in type(value).__slots__ if not name.startswith("_")]
+    found = {name: getattr(value, name) for name in names}
+    return {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in found.items()}
+
+
+def samplers(row: Row) -> list[str | None]:
+    """The turn that sampled each token of a row, if any did."""
+    found: list[str | None] = [None] * len(row.tokens)
+    for each in row.turns:
+        found[each.start : each.end] = [each.turn.id] * (each.end - each.start)
+    return found
+
+
+@settings(max_examples=200 * FUZZ)
+@given(book=sessions(has_gaps=True), how=options)
+def test_the_paths_of_a_tree_are_the_rows_bit_for_bit(book: Book, how: RowOptions):
+    rowset = rows_of(book, how)
+    tree = read_tree(FORMATS["tree"].encode(SESSION, rowset))
+    expanded, plain = expand(tree), as_lines(rowset)
+    assert [*map(fields, expanded.rows)] == [*map(fields, plain.rows)]
+    assert expanded.stats == plain.stats
+
+
+@settings(max_examples=200 * FUZZ)
+@given(book=sessions(has_gaps=True), how=options)
+def test_what_rows_share_stands_once(book: Book, how: RowOptions):
+    """A token is what it is, who sampled it, and all before it."""
+    rows = rows_of(book, how).rows
+    tree = grow(rows)
+    known: set[tuple[tuple[int, str | None], ...]] = set()
+    for row in rows:
+        path = list(zip(row.tokens.tolist(), samplers(row), strict=True))
+        known.update(tuple(path[: end + 1]) for end in range(len(path)))
+    assert len(tree.tokens) == len(known)
+    assert int(tree.loss_mask.sum()) == sum(int(row.loss_mask.sum()) for row in rows)
+
+
+@settings(max_examples=100 * FUZZ)
+@given(book=sessions(has_gaps=False), how=options)
+def test_each_token_knows_the_one_before_it(book: Book, how: RowOptions):
+    """Nodes are runs; a node ends only where the tree forks, a sampler changes or a row ends."""
+    rows = rows_of(book, how).rows
+    tree = grow(rows)
+    for row, leaf in zip(rows, tree.leaves, strict=True):
+        at, found = tree.nodes[leaf].end - 1, []
+        while at != ROOT:
+            found.append(at)
+            assert tree.positions[at] == len(row.tokens) - len(found)
+            at = int(tree.parents[at])
+        assert tree.tokens[found[::-1]].tolist() == row.tokens.tolist()
+    children = [node.parent for node in tree.nodes]
+    for index, node in enumerate(tree.nodes):
+        assert node.parent < index
+        is_alone = children.count(node.parent) == 1 and node.parent not in tree.leaves
+        if node.parent != ROOT and is_alone:
+            assert tree.nodes[node.parent].turn_id != node.turn_id
+
+
+def test_a_session_without_rows_is_an_empty_tree():
+    tree = read_tree(FORMATS["tree"].encode(SESSION, rows_of(Book(), RowOptions())))
+    assert (len(tree.tokens), tree.nodes, expand(tree).rows) == (0, (), ())
+    written = orjson.loads(FORMATS["tree"].encode(SESSION, rows_of(Book(), RowOptions())))
+    assert written["logprobs"] is None

@@ -1,0 +1,62 @@
+"""How soon a busy loop accepts the connections that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import cast
+
+import uvloop
+from aiohttp import web
+
+from slime_router.edge.descriptors import DescriptorWatch
+from slime_router.edge.listener import Listener
+from slime_router.supervisor import Supervisor
+
+WAITING = 120
+
+
+class Opened(asyncio.Protocol):
+    """Counts itself."""
+
+    def __init__(self, opened: list[asyncio.Transport]) -> None:
+        self._opened = opened
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._opened.append(cast(asyncio.Transport, transport))  # uvloop's is not a subclass
+
+
+async def turns_until_accepted() -> int:
+    """Turns of the loop until all connections that waited are open."""
+    opened: list[asyncio.Transport] = []
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    try:
+        async with Supervisor() as supervisor:
+            listener = Listener(
+                runner,
+                lambda: Opened(opened),
+                "127.0.0.1",
+                0,
+                tls=None,
+                descriptors=DescriptorWatch(None),
+                supervisor=supervisor,
+            )
+            await listener.start()
+            clients = [socket.create_connection(listener.addresses[0]) for _ in range(WAITING)]
+            turns = 0
+            while len(opened) < WAITING:
+                await asyncio.sleep(0)
+                turns += 1
+            for transport in opened:
+                transport.abort()
+            for client in clients:
+                client.close()
+            return turns
+    finally:
+        await runner.cleanup()
+
+
+def test_many_connections_are_accepted_in_one_turn():
+    """Where each took a turn of its own, clients of a busy router waited for seconds."""
+    assert uvloop.run(turns_until_accepted()) < WAITING / 4

@@ -1,0 +1,57 @@
+"""How many turns and tokens a session may have."""
+
+from __future__ import annotations
+
+import pytest
+
+from slime_router.errors import Conflict, SessionLimit
+from slime_router.trajectory.session import Session, SessionSpec
+from tests.unit.test_store import turn
+
+
+def session(**limits: int) -> Session:
+    return Session(SessionSpec(id="s", **limits), is_opened=True)  # type: ignore[arg-type]  # limits
+
+
+@pytest.mark.parametrize(
+    ("recorded", "running", "wanted", "has_room"),
+    [(0, 0, 3, True), (0, 0, 4, False), (1, 1, 1, True), (1, 1, 2, False), (2, 1, 1, False)],
+)
+def test_turns_that_are_recorded_running_and_wanted_count(recorded, running, wanted, has_room):
+    made = session(max_turns=3)
+    for number in range(recorded):
+        made.gain(turn(f"t{number}", [1], [2]), age=1)
+    if has_room:
+        made.check_room(running, wanted)
+        return
+    with pytest.raises(SessionLimit, match=f"it has {recorded + running}, and {wanted} more"):
+        made.check_room(running, wanted)
+
+
+def test_a_session_that_has_sampled_all_its_tokens_has_no_room():
+    made = session(max_tokens=3)
+    made.gain(turn("a", [1], [2, 2]), age=1)
+    made.check_room(0, 1)
+    assert made.tokens_left == 1
+    made.gain(turn("b", [1], [2]), age=1)
+    assert made.tokens_left == 0
+    with pytest.raises(SessionLimit, match="3 tokens"):
+        made.check_room(0, 1)
+
+
+def test_a_session_without_limits_has_room():
+    made = session()
+    made.gain(turn("a", [1], [2] * 99), age=1)
+    made.check_room(99, 99)
+    assert made.tokens_left is None
+
+
+def test_one_that_closes_or_is_closed_has_none():
+    made = session()
+    with made.closing(), pytest.raises(Conflict):
+        made.check_room(0, 1)
+    made.check_room(0, 1)
+    made.freeze(age=1)
+    with pytest.raises(Conflict) as refused:
+        made.check_room(0, 1)
+    assert refused.value.code == "session_closed"

@@ -1,0 +1,63 @@
+"""The watch that counts when the event loop stands still, on a clock of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from slime_router.server.stalls import LOG_PAUSE_S, STALL_S, TICK_S, StallWatch
+from tests.integration.gateway import CHAT, served, until, user
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_ticks_in_time_are_no_stalls_and_late_ones_are(caplog):
+    clock = Clock()
+    watch = StallWatch(lambda: ["POST /v1/x"], clock=clock)
+    for late_s in (0.0, 0.0, STALL_S / 2, STALL_S + 0.01, 0.0, 0.2):
+        clock.now += TICK_S + late_s
+        watch.tick()
+    assert watch.count == 2
+    assert watch.total_s == pytest.approx(STALL_S + 0.01 + 0.2)
+    assert watch.longest_s == pytest.approx(0.2)
+    (line,) = caplog.messages
+    assert "60 ms; under way: POST /v1/x; 0 stalls before" in line
+
+
+def test_the_log_is_not_filled_and_many_requests_are_a_number(caplog):
+    clock = Clock()
+    watch = StallWatch(lambda: ["POST /a"] * 40, clock=clock)
+    watch.tick()
+    for _ in range(5):
+        clock.now += 1.0
+        watch.tick()
+    clock.now += LOG_PAUSE_S
+    watch.tick()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert "under way: 40 requests; 4 stalls before were not logged" in caplog.messages[1]
+
+
+async def test_the_router_watches_its_loop_and_names_the_request():
+    async with served() as (router, worker):
+        clock = Clock()
+        router.gateway.stalls._clock = clock
+        router.gateway.stalls._last = clock.now
+        before = router.gateway.stalls.count
+        worker.hold()
+        asking = asyncio.create_task(router.chat([user("Hi")]))
+        await until(lambda: router.gateway.slow_clients.under_way() == [f"POST {CHAT}"])
+        clock.now += 1.0
+        await until(lambda: router.gateway.stalls.count == before + 1)
+        worker.release()
+        await asking
+        async with router.http.get("/metrics") as answer:
+            loop = (await answer.json())["loop"]
+        assert loop["longest_stall_s"] >= 0.9
