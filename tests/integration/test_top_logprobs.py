@@ -106,8 +106,8 @@ async def test_the_client_of_generate_gets_its_own_and_no_others(wanted):
         await opened(router, top_logprobs=3)
         worker.script([11, 12])
         meta = await generate(
-                router, return_logprob=True, top_logprobs_num=wanted, logprob_start_len=0
-            )
+            router, return_logprob=True, top_logprobs_num=wanted, logprob_start_len=0
+        )
         names = [name for name in meta if "top_logprobs" in name]
         if not wanted:
             assert names == []

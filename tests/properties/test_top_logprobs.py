@@ -51,7 +51,8 @@ def taught_sessions(draw: st.DrawFn) -> Book:
 
 def expected(book: Book, row: Row) -> Told | None:
     """By looking each token up; None where no token of the row has any."""
-    samplers, found = Model(book).samplers(row), []
+    samplers = Model(book).samplers(row)
+    found: Told = []
     for position in range(len(row.tokens)):
         name = samplers.get(position)
         tops = None if name is None else book.turns[name].top_logprobs
@@ -60,7 +61,9 @@ def expected(book: Book, row: Row) -> Told | None:
             continue
         index = position - len(book.prompts[name])
         place = slice(tops.offsets[index], tops.offsets[index + 1])
-        found.append(list(zip(tops.ids[place].tolist(), tops.logprobs[place].tolist(), strict=True)))
+        found.append(
+            list(zip(tops.ids[place].tolist(), tops.logprobs[place].tolist(), strict=True))
+        )
     return found if any(found) else None
 
 
@@ -83,7 +86,9 @@ def of_columns(columns: dict[str, Any], count: int) -> list[Told | None]:
     for start, end in pairwise(columns["offsets"].tolist()):
         part = offsets[start : end + 1]
         place = slice(part[0], part[-1])
-        found.append(of_fields(dict(zip(NAMES, (part - part[0], ids[place], values[place]), strict=True))))
+        found.append(
+            of_fields(dict(zip(NAMES, (part - part[0], ids[place], values[place]), strict=True)))
+        )
     return found
 
 
