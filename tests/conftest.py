@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.examples import examples
 from tests.needs import NEEDS, required, skip_without
 from tests.redis_server import RedisServer
 
@@ -21,7 +22,10 @@ ONE_PROCESS = {  # what tests share besides the file that they stand in
 
 # How fast the machine is, or what else it does, says nothing about the code.
 settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "any machine",
+    max_examples=examples(settings().max_examples),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("any machine")
 
