@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from slime_router.trajectory.account import Account
 from slime_router.trajectory.measures.distribution import Distribution
+from slime_router.trajectory.measures.scores import Scores
 from slime_router.trajectory.measures.top_logprobs import TopLogprobs
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.types import (
@@ -75,6 +76,7 @@ class Turn:
     speculation: Speculation | None = None  # where the worker reported it
     reward: float | None = None  # of this turn alone; a trainer may change it at any time
     tags: tuple[str, ...] = ()  # likewise
+    scores: Scores = field(default_factory=dict)  # of the row that ends with it; likewise
 
     def check(self, base: Turn | None) -> None:
         """Whether its parts belong together, and to its base.
@@ -120,6 +122,7 @@ class Marks(TypedDict, total=False):
 
     reward: float | None
     tags: tuple[str, ...]
+    scores: Scores
 
 
 @dataclass(frozen=True, slots=True)
