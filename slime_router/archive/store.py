@@ -258,8 +258,11 @@ class ArchivedStore(TrajectoryStore):
                     self._pinned_tokens -= session.held_tokens
                 self.sessions.forget(session, is_deleted=False)
             for turn_id in sorted(home.turns, key=lambda each: -self._turns[each].seq):
-                self._remove(self._turns[turn_id])
+                turn = self._turns[turn_id]
+                self._remove(turn)
                 self.evicted_turns += 1
+                if session_id is None:
+                    self.sessions.lose(None, turn)
         del self._homes[name]
 
     def _remove(self, turn: Turn) -> None:

@@ -40,7 +40,7 @@ from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, Grammar, Pins, Receipt, Sampling, Speculation, VersionSpan
 
 _PREFIX = struct.Struct("<II")
-_MARKS = ("said_kind", "speculation", "reward", "tags")
+_MARKS = ("conversation", "said_kind", "speculation", "reward", "tags")
 _KNOWN = {each.name for each in fields(Turn)}
 _ARRAYS = (  # in this order; an older journal has only the first four
     "prompt_ids",
@@ -114,7 +114,7 @@ def packed_turn(turn: Turn) -> bytes:
 
 def _marks(turn: Turn) -> dict[str, Any]:
     """What few turns have: only where they have it."""
-    return {name: value for name in _MARKS if (value := getattr(turn, name)) not in (None, ())}
+    return {name: value for name in _MARKS if (value := getattr(turn, name)) not in (None, (), "")}
 
 
 def unpacked_turn(data: bytes) -> Turn:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 
-from slime_router.auth.owners import owner_of, shown
+from slime_router.auth.owners import name_of_root, owner_of, shown
 from slime_router.auth.shares import Shares
 from slime_router.errors import Conflict, NotFound, StorageFull, TooManyRequests
 from slime_router.json_text import size_of
@@ -27,7 +27,8 @@ class SessionTable:
     """
 
     def __init__(self, max_sessions: int, owners: Collection[str] = ()) -> None:
-        self.on_end: Callable[[str], None] = lambda _: None  # no more turns come of a session
+        # With the name of a session, or of a conversation without one, once no more comes of it.
+        self.on_end: Callable[[str], None] = lambda _: None
         self._sessions: dict[str, Session] = {}
         self._by_rollout: dict[tuple[str, str], dict[str, None]] = {}  # of an owner
         self._deleted: OrderedDict[str, None] = OrderedDict()
@@ -261,8 +262,12 @@ class SessionTable:
         session.gain(turn, age)
         self._resize(session, nbytes(turn.scores))
 
-    def lose(self, session: Session, turn: Turn) -> None:
-        """A turn of it was dropped."""
+    def lose(self, session: Session | None, turn: Turn) -> None:
+        """A turn was dropped, of it where it has one; else perhaps the first of a conversation."""
+        if session is None:
+            if turn.conversation == name_of_root(turn.id):
+                self.on_end(name_of_root(turn.id))
+            return
         session.lose(turn)
         self._resize(session, -nbytes(turn.scores))
 

@@ -363,10 +363,9 @@ class TrajectoryStore:
         self.dropped_turns += 1
         session = self._session_of(turn)
         self._remove(turn)
-        if session is not None:
-            self.sessions.lose(session, turn)
-            if not session.is_used:
-                self.sessions.forget(session, is_deleted=False)
+        self.sessions.lose(session, turn)
+        if session is not None and not session.is_used:
+            self.sessions.forget(session, is_deleted=False)
 
     def _remove(self, turn: Turn) -> None:
         last_used = self._waiting.take(turn.id)

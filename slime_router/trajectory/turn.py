@@ -60,6 +60,7 @@ class Turn:
     calls: tuple[tuple[str, str], ...] = ()  # id and name of the tool calls in the reply
     handles: tuple[str, ...] = ()  # those of their ids that no other turn can have
     session_id: str | None = None
+    conversation: str = ""  # without a session: what the turns of a conversation go together by
     scope: str = ""
     date: str | None = None  # pinned for the conversation
     request_id: str = ""  # shared by the samples that one request asked for

@@ -198,6 +198,7 @@ def same_array(a: Any, b: Any) -> bool:
         replace(TURN, distribution=MASKS, uncaptured="refused"),
         replace(TURN, indexer_topk=RoutedExperts(2, np.array([[-1, 300]], np.int16))),
         replace(TURN, uncaptured="no_top_k"),
+        replace(TURN, session_id=None, conversation="\x1eturn_1"),
         replace(TURN, top_logprobs=TOPS),
         replace(TURN, top_logprobs=TOPS, distribution=MASKS),
         replace(TURN, scores={"teacher": SCORE, "\ud800": replace(SCORE, version=7)}),
