@@ -73,8 +73,9 @@ class ArchivedSessions(JournaledSessions):
 def size_of(turn: Turn) -> int:
     """The bytes that a turn takes, about."""
     arrays: list[NDArray[Any] | None] = [turn.prompt_ids, turn.output_ids, turn.logprobs]
-    if turn.routed_experts is not None:
-        arrays.append(turn.routed_experts.ids)
+    arrays += [each.ids for each in (turn.routed_experts, turn.indexer_topk) if each is not None]
+    if (tops := turn.top_logprobs) is not None:
+        arrays += [tops.offsets, tops.ids, tops.logprobs]
     if (masks := turn.distribution) is not None:
         arrays += [masks.offsets, masks.ids, masks.logprobs]
     return OVERHEAD + sum(each.nbytes for each in arrays if each is not None)
