@@ -289,7 +289,7 @@ class JournalSettings:
     )
     max_memory: int | None = count(
         None,
-        "what the turns in memory may take; the others stay in the store, or the shared journal",
+        "what the turns in memory may take; the others stay in the journal or the store",
         metavar="BYTES",
         default_help="no limit of its own",
     )
