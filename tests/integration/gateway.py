@@ -19,7 +19,7 @@ import orjson
 from aiohttp import web
 
 from slime_router.checkpoint import checkpoint as checkpoints
-from slime_router.checkpoint.checkpoint import Model, load_checkpoint
+from slime_router.checkpoint.checkpoint import load_checkpoint
 from slime_router.cli.run import listener
 from slime_router.config import Config
 from slime_router.server.app import Gateway
@@ -27,6 +27,7 @@ from slime_router.siblings.place import Place
 from slime_router.template import suffix
 from slime_router.template.layout import compared_literals
 from slime_router.testing import FakeWorker
+from slime_router.tokens.model import Model
 from tests.integration.scripted import events
 from tests.stack import tiny_tokenizer
 from tests.tiny import CONTEXT_LEN, build_tiny_checkpoint

@@ -140,21 +140,21 @@ def test_an_open_breaker_says_when_it_lets_the_next_request_through():
 
 
 def test_a_half_open_breaker_lets_one_request_through_at_a_time():
-    """While it is under way nobody can say when the next may go: that depends on it, not on time."""
+    """While that is under way, nobody can say when the next may go: time alone does not help."""
     pool, clock = timed(A, breaker=ONE_FAILURE)
     [a] = pool.list()
     pool.failed(a)
     clock.now += 10.5
-    told: list[str] = []
+    heard: list[str] = []
     trial = pool.lease()
-    pool.subscribe(lambda: told.append("changed"))
+    pool.subscribe(lambda: heard.append("changed"))
     assert pool.breaker_state(a) == "half_open"
     assert refusal(pool).retry_after_s is None
     trial.answered()
-    assert told == ["changed"]  # whoever waits may try now
+    assert heard == ["changed"]  # whoever waits may try now
     trial.close()
     trial.close()
-    assert told == ["changed"]  # its trial had ended
+    assert heard == ["changed"]  # its trial had ended
     with pool.lease():
         refusal(pool)
         pool.succeeded(a)
