@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.memory import Size, new_turn
 from benchmarks.report import Measurement
+from slime_router.archive.home import size_of
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.port import NOTHING_SEEN
 from slime_router.archive.sqlite import SqliteArchive
@@ -39,7 +40,7 @@ class _Straight:
         return position <= self.position
 
 
-def run(*, limit: int = 8 * MIB) -> list[Measurement]:
+def run(*, limit: int = 16 * MIB) -> list[Measurement]:
     """The most that is in use while opened sessions are recorded, and then read again."""
     size = Size()
     turns = TIMES * limit // _bytes_of_a_turn(size)
@@ -61,8 +62,6 @@ def run(*, limit: int = 8 * MIB) -> list[Measurement]:
 
 def _bytes_of_a_turn(size: Size) -> int:
     """As the store counts them."""
-    from slime_router.archive.home import size_of
-
     return size_of(new_turn("s", 0, None, size))
 
 
