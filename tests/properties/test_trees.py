@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +17,11 @@ from slime_router.rows.rows import Row, RowOptions, RowSet, build_rows
 from slime_router.rows.tree import ROOT, grow
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.trajectory.session import Session, SessionSpec
+from tests.examples import examples
 from tests.properties.test_rows import options, sessions
 from tests.properties.test_top_logprobs import taught_sessions
 from tests.turns import Book
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 SESSION = Session(SessionSpec(id="s", group_id="g", metadata={"task": 1}), is_opened=True)
 
 
@@ -51,7 +50,7 @@ def samplers(row: Row) -> list[str | None]:
     return found
 
 
-@settings(max_examples=200 * FUZZ)
+@settings(max_examples=examples(200))
 @given(book=sessions(has_gaps=True), how=options)
 def test_the_paths_of_a_tree_are_the_rows_bit_for_bit(book: Book, how: RowOptions):
     rowset = rows_of(book, how)
@@ -61,7 +60,7 @@ def test_the_paths_of_a_tree_are_the_rows_bit_for_bit(book: Book, how: RowOption
     assert expanded.stats == plain.stats
 
 
-@settings(max_examples=100 * FUZZ, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(book=taught_sessions(), how=options)
 def test_masks_and_likeliest_tokens_are_those_of_the_rows_bit_for_bit(book: Book, how: RowOptions):
     rowset = rows_of(book, how)
@@ -69,7 +68,7 @@ def test_masks_and_likeliest_tokens_are_those_of_the_rows_bit_for_bit(book: Book
     assert [*map(fields, expanded.rows)] == [*map(fields, plain.rows)]
 
 
-@settings(max_examples=100 * FUZZ, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(book=sessions(has_gaps=True), how=options, data=st.data())
 def test_experts_are_those_of_the_first_row_that_has_the_token(book, how, data):
     for name, turn in book.turns.items():
@@ -94,7 +93,7 @@ def test_experts_are_those_of_the_first_row_that_has_the_token(book, how, data):
     assert [None if each is None else each.tolist() for each in found] == wanted
 
 
-@settings(max_examples=200 * FUZZ)
+@settings(max_examples=examples(200))
 @given(book=sessions(has_gaps=True), how=options)
 def test_what_rows_share_stands_once(book: Book, how: RowOptions):
     """A token is what it is, who sampled it, and all before it."""
@@ -108,7 +107,7 @@ def test_what_rows_share_stands_once(book: Book, how: RowOptions):
     assert int(tree.loss_mask.sum()) == sum(int(row.loss_mask.sum()) for row in rows)
 
 
-@settings(max_examples=100 * FUZZ)
+@settings(max_examples=examples(100))
 @given(book=sessions(has_gaps=False), how=options)
 def test_each_token_knows_the_one_before_it(book: Book, how: RowOptions):
     """Nodes are runs; a node ends only where the tree forks, a sampler changes or a row ends."""
