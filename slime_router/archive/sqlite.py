@@ -25,6 +25,7 @@ from slime_router.journal.codec import (
     unpacked_turn,
 )
 from slime_router.journal.database import (
+    FILE_NAME,
     MAX_DELETED,
     Change,
     Database,
@@ -189,6 +190,15 @@ class SharedDatabase(Database):
             "DELETE FROM deleted WHERE number <= (SELECT max(number) FROM deleted) - ?",
             (MAX_DELETED,),
         )
+
+
+def is_shared(directory: Path) -> bool:
+    """Whether routers have shared the journal there; False also where nobody can tell."""
+    address = f"file:{quote(str((directory / FILE_NAME).absolute()))}?mode=ro"
+    with suppress(sqlite3.Error), closing(sqlite3.connect(address, uri=True, timeout=1.0)) as sql:
+        found = sql.execute("SELECT 1 FROM turns WHERE home IS NOT NULL LIMIT 1")
+        return found.fetchone() is not None
+    return False
 
 
 class SqliteArchive:

@@ -93,10 +93,15 @@ def read_store(directory: Path) -> tuple[JournaledStore, Progress]:
     """
     database = Database(directory, is_new_allowed=False)
     try:
-        store = JournaledStore(Nowhere(), ROOM)
-        progress = Progress(0, database.count("turns"))
-        for _ in read_into(store, database, lambda _: 0, progress):
-            pass
+        return read_all(database)
     finally:
         database.close()
+
+
+def read_all(database: Database) -> tuple[JournaledStore, Progress]:
+    """As `read_store`, of an open journal."""
+    store = JournaledStore(Nowhere(), ROOM)
+    progress = Progress(0, database.count("turns"))
+    for _ in read_into(store, database, lambda _: 0, progress):
+        pass
     return store, progress

@@ -19,6 +19,7 @@ from slime_router.api.sessions.turns import turn_body
 from slime_router.api.token_ids import Vocabulary
 from slime_router.auth.caller import caller
 from slime_router.journal.fetching import Fetch
+from slime_router.rows.revision import revision_of
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
 
@@ -76,7 +77,10 @@ class SessionDoor:
         with await self._fetch.of_sessions():
             found, total, cursor = await list_sessions(self._store, wanted, by)
             for start in range(0, len(found), _SLICE):
-                summaries += [summary(each, request) for each in found[start : start + _SLICE]]
+                for each in found[start : start + _SLICE]:
+                    revision = revision_of(self._store, each) if wanted.has_revisions else None
+                    known = {} if revision is None else {"revision": revision}
+                    summaries.append({**summary(each, request), **known})
                 await asyncio.sleep(0)
         return _reply(page_body(summaries, total, cursor))
 
