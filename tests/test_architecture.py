@@ -141,7 +141,7 @@ PARTS = {
     "Fleet",
     "Greetings",
     "Health",
-    "Journal",
+    "SharedArchive",
     "LaunchedWorkers",
     "Launcher",
     "LookDoor",

@@ -92,6 +92,14 @@ class ArchivedStore(TrajectoryStore):
     def _check_open(self, session: Session) -> None:
         """A turn of a session that was closed meanwhile is kept all the same."""
 
+    def number_after(self, seq: int) -> None:
+        """Turns get numbers after this one."""
+        self._seq = max(self._seq, seq)
+
+    def number_sessions(self, names: Iterable[str]) -> None:
+        """Sessions that are not here get the next numbers, in this order."""
+        self._written.number_in_order(names)
+
     def add(self, turn: Turn) -> Turn:
         """As `TrajectoryStore.add`; also where the session was closed meanwhile."""
         turn = super().add(turn)
@@ -254,7 +262,7 @@ class ArchivedStore(TrajectoryStore):
             if session is not None:
                 if session.is_pinned:
                     self._pinned_tokens -= session.held_tokens
-                self.sessions.forget(session, is_deleted=False)
+                self._written.leave(session)
             for turn_id in sorted(home.turns, key=lambda each: -self._turns[each].seq):
                 self._remove(self._turns[turn_id])
                 self.evicted_turns += 1

@@ -20,7 +20,7 @@ from multidict import MultiDict
 from slime_router.api.sessions.listing import read_listing
 from slime_router.api.sessions.request import STATES
 from slime_router.archive.port import Archive
-from slime_router.archive.sqlite import SqliteArchive, is_shared
+from slime_router.archive.sqlite import SqliteArchive
 from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
 from slime_router.cli.terminal.progress import bar
 from slime_router.cli.terminal.remote import ABOUT_KEYS, BadPlace, Remote, add_url
@@ -33,7 +33,8 @@ from slime_router.export.export import FILE_BYTES, Export, ExportCounts
 from slime_router.export.formats import FORMATS, check_installed
 from slime_router.export.manifest import NAME
 from slime_router.export.remote import RouterSource
-from slime_router.export.source import ArchiveSource, JournalSource, Source, SourceFailed
+from slime_router.export.source import ArchiveSource, Source, SourceFailed
+from slime_router.journal.database import FILE_NAME
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 STORE_TIMEOUT_S = 30.0
@@ -154,9 +155,9 @@ def _source(asked: argparse.Namespace, query: dict[str, str]) -> Source:
     if asked.journal is None:
         return RouterSource(Remote(asked.url), query)
     directory = Path(asked.journal)
-    if is_shared(directory):
-        return ArchiveSource(SqliteArchive(directory))
-    return JournalSource(directory)
+    if not (directory / FILE_NAME).is_file():
+        raise SetupError(f"{directory}: there is no journal")
+    return ArchiveSource(SqliteArchive(directory))
 
 
 def _redis(url: str, prefix: str, ttl_s: int) -> Archive:

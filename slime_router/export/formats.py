@@ -83,6 +83,7 @@ def as_safetensors(records: Sequence[Record]) -> bytes:
     logprobs, sampling_logprobs         float64, float32; NaN in rows without; absent where all are
     teacher_logprobs.GROUP              likewise, float32
     mask_ids, mask_ends                 int32, and int64: one per token, the end of its ids
+    top_ids, top_logprobs, top_ends     likewise
     routed_experts, indexer_topk        bytes, with `NAME_offsets` by row
     teacher_top_ids.GROUP, ...          int32 and float32, flat, with `NAME_offsets` by row
 
@@ -97,6 +98,7 @@ def as_safetensors(records: Sequence[Record]) -> bytes:
         "weight_version": ids,
         **_per_token("logprobs", records, [each["logprobs"] for each in records], np.float64),
         **_masks(records),
+        **_of_tokens("top", ("top_ids", "top_logprobs"), records),
         **_teachers(records),
         **_bytes("routed_experts", records),
         **_bytes("indexer_topk", records),
@@ -147,24 +149,27 @@ def _per_token(
 
 
 def _masks(records: Sequence[Record]) -> dict[str, Array]:
-    if all(each["mask_ids"] is None for each in records):
+    logprobs = [each["sampling_logprobs"] for each in records]
+    return {
+        **_of_tokens("mask", ("mask_ids",), records),
+        **_per_token("sampling_logprobs", records, logprobs, np.float32),
+    }
+
+
+def _of_tokens(kind: str, names: Sequence[str], records: Sequence[Record]) -> dict[str, Array]:
+    """What any number of belongs to each token, and where that of each ends."""
+    known = [each for each in records if each[f"{kind}_offsets"] is not None]
+    if not known:
         return {}
     lengths = (
         np.zeros(len(each["tokens"]), np.int64)
-        if each["mask_offsets"] is None
-        else np.diff(each["mask_offsets"])
+        if each[f"{kind}_offsets"] is None
+        else np.diff(each[f"{kind}_offsets"])
         for each in records
     )
-    found = (each["mask_ids"] for each in records if each["mask_ids"] is not None)
     return {
-        "mask_ids": _joined(found, np.int32),
-        "mask_ends": np.cumsum(_joined(lengths, np.int64), dtype=np.int64),
-        **_per_token(
-            "sampling_logprobs",
-            records,
-            [each["sampling_logprobs"] for each in records],
-            np.float32,
-        ),
+        f"{kind}_ends": np.cumsum(_joined(lengths, np.int64), dtype=np.int64),
+        **{name: _joined((e[name] for e in known), known[0][name].dtype) for name in names},
     }
 
 

@@ -1,4 +1,4 @@
-"""Where rows come from: what every source does, and those that are asked without a router.
+"""Where rows come from: what every source does, and an archive as one.
 
 All give rows as JSON has them in `GET /sessions/{id}/rows`: so an export is the same from each.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import orjson
@@ -18,11 +17,11 @@ from slime_router.api.sessions.row_formats import as_json
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.port import NOTHING_SEEN, Archive, ArchiveDown, Cursor, News
 from slime_router.archive.store import ArchivedStore
-from slime_router.auth.owners import owned
 from slime_router.export.manifest import Key
 from slime_router.journal.codec import SessionState, packed_session
-from slime_router.journal.database import Change, Database, Made, Put
-from slime_router.journal.reading import ROOM, read_all
+from slime_router.journal.database import Change, Made, Put
+from slime_router.journal.progress import Progress
+from slime_router.journal.reading import ROOM
 from slime_router.rows.revision import revision_of
 from slime_router.rows.rows import build_rows
 from slime_router.trajectory.session import Session
@@ -72,56 +71,21 @@ class Source(Protocol):
         """Let go of it."""
 
 
-class JournalSource:
-    """A journal that no router has open meanwhile. All of it is read at the start.
+class ArchiveSource:
+    """An archive that routers may have open meanwhile; one session after the other is read.
 
     Raises:
-        SetupError: there is none, or it cannot be opened.
-        sqlite3.Error: it is damaged.
+        SourceFailed: it does not answer, or it is damaged.
     """
-
-    def __init__(self, directory: Path) -> None:
-        self._database = Database(directory, is_new_allowed=False)
-        try:
-            self._store, progress = read_all(self._database)
-        except BaseException:  # whatever it is: it must not stay open
-            self._database.close()
-            raise
-        self.skipped = progress.skipped
-
-    def __repr__(self) -> str:
-        return f"<JournalSource {self._database!r}>"
-
-    def __len__(self) -> int:
-        return len(self._store.sessions)
-
-    def sessions(self, wanted: Listing, min_reward: float | None) -> Iterator[Found]:
-        """As `Source.sessions`."""
-        for session in tuple(self._store.sessions):
-            if _fits(session, wanted, min_reward):
-                yield _found(self._store, session)
-
-    def exported(self, keys: Collection[Key]) -> None:
-        """As `Source.exported`."""
-        changes: list[Change] = []
-        for key in keys:
-            session = self._store.sessions.get(owned(*key))
-            if session.exported():
-                changes.append(_put(SessionState.of(session)))
-        if changes:
-            self._database.apply(changes)
-
-    def close(self) -> None:
-        """As `Source.close`."""
-        self._database.close()
-
-
-class ArchiveSource:
-    """An archive that routers may have open meanwhile; one session after the other is read."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._runner = asyncio.Runner()
+        try:
+            self._asked(archive.prepare(Progress(0, 0)))
+        except BaseException:  # whatever it is: it must not stay open
+            self.close()
+            raise
         self._names: list[str] | None = None
         self._unmarked: dict[Key, tuple[SessionState, Cursor]] = {}
         self.skipped = 0
@@ -178,7 +142,7 @@ class ArchiveSource:
         try:
             return self._runner.run(answer)
         except ArchiveDown as exc:
-            raise SourceFailed(f"the store does not answer: {exc}") from exc
+            raise SourceFailed(f"the store or journal cannot be read: {exc}") from exc
 
 
 def _put(state: SessionState) -> Put:

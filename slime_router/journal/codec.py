@@ -7,7 +7,8 @@ A turn is
     head      JSON: every field that is not an array, and the type and shape of those that are;
               names that this router does not know are passed over
     arrays    prompt ids, output ids, logprobs, routed experts, one after the other; then, where
-              it has any of them, indexer top-k, and lengths, ids and logprobs of its masks
+              it has any of them, indexer top-k, and lengths, ids and logprobs of its masks; then,
+          where it has them, lengths, ids and logprobs of the likeliest tokens
     account   4 bytes: length of the JSON after them; that, and then the words; all of it may be
               missing, and a router of before does not read it
 
@@ -28,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slime_router.trajectory.account import Account
-from slime_router.trajectory.measures.distribution import Distribution, distribution
+from slime_router.trajectory.measures.distribution import distribution
+from slime_router.trajectory.measures.top_logprobs import top_logprobs
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.trajectory.session import Reward, Session, SessionSpec
 from slime_router.trajectory.turn import Turn
@@ -46,8 +48,12 @@ _ARRAYS = (  # in this order; an older journal has only the first four
     "mask_lengths",
     "mask_ids",
     "mask_logprobs",
+    "top_lengths",
+    "top_ids",
+    "top_logprobs",
 )
-_OLD_ARRAYS = 4
+_OLD_ARRAYS = 4  # of the first routers
+_LATER_ARRAYS = 8  # of those before top logprobs
 
 
 class Damaged(ValueError):
@@ -57,7 +63,7 @@ class Damaged(ValueError):
 def packed_turn(turn: Turn) -> bytes:
     """A turn as bytes that `unpacked_turn` reads."""
     experts, finish, receipt = turn.routed_experts, turn.finish, turn.receipt
-    indexer, masks = turn.indexer_topk, turn.distribution
+    indexer, masks, tops = turn.indexer_topk, turn.distribution, turn.top_logprobs
     arrays: list[NDArray[Any] | None] = [
         turn.prompt_ids,
         turn.output_ids,
@@ -65,9 +71,10 @@ def packed_turn(turn: Turn) -> bytes:
         None if experts is None else experts.ids,
         None if indexer is None else indexer.ids,
         *((None,) * 3 if masks is None else (masks.lengths, masks.ids, masks.logprobs)),
+        *((None,) * 3 if tops is None else (tops.lengths, tops.ids, tops.logprobs)),
     ]
-    if indexer is None and masks is None:  # as an older router reads it, too
-        del arrays[_OLD_ARRAYS:]
+    if tops is None:  # as an older router reads it, too
+        del arrays[_LATER_ARRAYS if indexer is not None or masks is not None else _OLD_ARRAYS :]
     blobs = [None if array is None else _little(array) for array in arrays]
     head = {
         "id": turn.id,
@@ -144,7 +151,8 @@ def unpacked_turn(data: bytes) -> Turn:
         speculation=None if speculation is None else Speculation(*speculation),
         routed_experts=None if experts is None else RoutedExperts(start, experts),
         indexer_topk=None if indexer is None else RoutedExperts(indexer_start, indexer),
-        distribution=_distribution(arrays),
+        distribution=None if (masks := _csr(arrays, "mask")) is None else distribution(*masks),
+        top_logprobs=None if (tops := _csr(arrays, "top")) is None else top_logprobs(*tops),
         account=_unpacked_account(bytes(body[length + end :])),
     )
 
@@ -189,12 +197,15 @@ def _arrays(kinds: list[Any], data: memoryview) -> tuple[dict[str, NDArray[Any] 
     return arrays, start
 
 
-def _distribution(arrays: Mapping[str, NDArray[Any] | None]) -> Distribution | None:
-    lengths, ids = arrays.get("mask_lengths"), arrays.get("mask_ids")
-    logprobs = arrays.get("mask_logprobs")
+def _csr(
+    arrays: Mapping[str, NDArray[Any] | None], name: str
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None:
+    """Lengths, ids and logprobs; None where there are none."""
+    lengths, ids = arrays.get(f"{name}_lengths"), arrays.get(f"{name}_ids")
+    logprobs = arrays.get(f"{name}_logprobs")
     if lengths is None or ids is None or logprobs is None:
         return None
-    return distribution(lengths, ids, logprobs)
+    return lengths, ids, logprobs
 
 
 def _receipt(known: Mapping[str, Any]) -> Receipt:
@@ -231,6 +242,7 @@ class SessionState:
                 priority=session.priority,
                 return_routed_experts=session.return_routed_experts,
                 return_indexer_topk=session.return_indexer_topk,
+                top_logprobs=session.top_logprobs,
                 max_turns=session.max_turns,
                 max_tokens=session.max_tokens,
             ),

@@ -44,6 +44,7 @@ class SessionSpec:
     priority: int | None = None
     return_routed_experts: bool = False
     return_indexer_topk: bool = False
+    top_logprobs: int | None = None  # kept of each token; None: as of all sessions
     max_turns: int | None = None
     max_tokens: int | None = None  # sampled, in all
 
@@ -61,7 +62,7 @@ class Session:
         "_scores", "_started", "_truncated_turns", "_turns", "_was_exported", "_was_opened",
         "extra_key", "group_id", "id", "lora_path", "max_tokens", "max_turns", "metadata", "number",
         "opener", "own_number", "priority", "return_indexer_topk", "return_routed_experts",
-        "rollout_id", "sampling", "sampling_pins",
+        "rollout_id", "sampling", "sampling_pins", "top_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -104,6 +105,7 @@ class Session:
         self.priority = spec.priority
         self.return_routed_experts = spec.return_routed_experts
         self.return_indexer_topk = spec.return_indexer_topk
+        self.top_logprobs = spec.top_logprobs
         self.max_turns = spec.max_turns
         self.max_tokens = spec.max_tokens
         self.opener = opener  # a word that tells who opened it, where several routers can

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 
@@ -77,11 +77,15 @@ class SessionTable:
         group_id: str | None = None,
         rollout_id: str | None = None,
         state: str | None = None,
+        among: Iterable[Session] | None = None,
     ) -> list[Session]:
-        """The sessions of a group, of a rollout, in a state; oldest first."""
+        """The sessions of a group, of a rollout, in a state; oldest first.
+
+        `among`: all that there are, where that is more than those in memory.
+        """
         return [
             session
-            for session in self._sessions.values()
+            for session in (self._sessions.values() if among is None else among)
             if group_id in (None, session.group_id)
             and rollout_id in (None, session.rollout_id)
             and state in (None, session.state)

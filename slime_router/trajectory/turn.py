@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from slime_router.trajectory.account import Account
 from slime_router.trajectory.measures.distribution import Distribution
+from slime_router.trajectory.measures.top_logprobs import TopLogprobs
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.types import (
     Finish,
@@ -65,6 +66,7 @@ class Turn:
     routed_experts: RoutedExperts | None = None
     indexer_topk: RoutedExperts | None = None  # what a sparse attention's indexer chose, likewise
     distribution: Distribution | None = None  # what output_ids were sampled from
+    top_logprobs: TopLogprobs | None = None  # the likeliest tokens at each of output_ids
     uncaptured: str = ""  # why some have no mask, though only a part of the vocabulary was left
     epoch: int = 0  # counts weight updates; see `slime_router.generation.weight_versions`
     seq: int = 0  # set by the store
@@ -84,6 +86,8 @@ class Turn:
             raise ValueError(f"{len(self.logprobs)} logprobs for {len(self.output_ids)} tokens")
         if self.distribution is not None:
             self.distribution.check(len(self.output_ids))
+        if self.top_logprobs is not None:
+            self.top_logprobs.check(len(self.output_ids))
         if not 0 <= self.base_len <= (base.held_len if base else 0):
             raise ValueError(f"turn {self.id} reuses more than its base holds")
 

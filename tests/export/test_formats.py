@@ -39,6 +39,9 @@ def full() -> dict[str, Any]:
         "mask_offsets": [0, 0, 0, 0, 2],
         "mask_ids": [5, 6],
         "sampling_logprobs": [None, None, None, -0.25],
+        "top_offsets": [0, 0, 0, 0, 1],
+        "top_ids": [9],
+        "top_logprobs": [-0.5],
         "routed_experts": data,
         "teacher_logprobs": {"big": [None, -1.5, -0.5, -0.125]},
         "teacher_versions": {"big": 3},
@@ -107,6 +110,8 @@ def test_safetensors_are_flat_with_offsets():
     assert np.isnan(tensors["logprobs"][4:]).all()
     assert tensors["mask_ends"].tolist() == [0, 0, 0, 2, 2, 2, 2]
     assert tensors["mask_ids"].tolist() == [5, 6]
+    assert tensors["top_ends"].tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert (tensors["top_ids"].tolist(), tensors["top_logprobs"].tolist()) == ([9], [-0.5])
     assert tensors["routed_experts"].tobytes() == EXPERTS.tobytes()
     assert tensors["routed_experts_offsets"].tolist() == [0, 6, 6]
     assert tensors["teacher_top_ids.big_offsets"].tolist() == [0, 8, 8]

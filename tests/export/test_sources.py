@@ -214,7 +214,7 @@ async def test_what_is_wrong_is_one_line(export, tmp_path, monkeypatch):
     for argv, words, wanted in (
         (["--url", "http://127.0.0.1:1"], "127.0.0.1:1", 1),
         (["--journal", str(tmp_path / "none")], "there is no journal", 2),
-        (["--store", "redis://127.0.0.1:1"], "the store does not answer", 1),
+        (["--store", "redis://127.0.0.1:1"], "the store or journal cannot be read", 1),
         (["--store", "http://h"], "--store http://h cannot be used", 2),
         (["--since", "tomorrow"], "'since' must be a Unix time", 2),
     ):

@@ -42,6 +42,7 @@ from slime_router.journal.database import (
 from slime_router.journal.writer import JournalWriter
 from slime_router.trajectory.account import Account, packed_words
 from slime_router.trajectory.measures.distribution import Distribution, distribution
+from slime_router.trajectory.measures.top_logprobs import TopLogprobs, of_nested
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.turn import Turn, logprob_array
@@ -108,6 +109,7 @@ OF_BEFORE = base64.b64decode(
 MASKS = distribution(
     np.array([2, 0, 1], np.int32), token_ids([6, 9, 8]), np.array([-0.5, np.nan, 0.0], np.float32)
 )
+TOPS = of_nested([[(-0.5, 6), (-1.5, 7)], [], [(-2.0, 8)]])
 CSR = ("offsets", "ids", "logprobs")
 SESSION = SessionState(
     spec=SessionSpec(
@@ -128,6 +130,7 @@ SESSION = SessionState(
         priority=-3,
         return_routed_experts=True,
         return_indexer_topk=True,
+        top_logprobs=8,
         max_turns=4,
         max_tokens=5,
     ),
@@ -148,7 +151,7 @@ def same(left: Turn, right: Turn) -> bool:
             if a.start != b.start:
                 return False
             a, b = a.ids, b.ids
-        if isinstance(a, Distribution) and isinstance(b, Distribution):
+        if isinstance(a, Distribution | TopLogprobs) and isinstance(b, type(a)):
             if not all(same_array(getattr(a, name), getattr(b, name)) for name in CSR):
                 return False
         elif isinstance(a, np.ndarray):
@@ -176,6 +179,8 @@ def same_array(a: Any, b: Any) -> bool:
         replace(TURN, distribution=MASKS, uncaptured="refused"),
         replace(TURN, indexer_topk=RoutedExperts(2, np.array([[-1, 300]], np.int16))),
         replace(TURN, uncaptured="no_top_k"),
+        replace(TURN, top_logprobs=TOPS),
+        replace(TURN, top_logprobs=TOPS, distribution=MASKS),
         replace(TURN, account=None),
         replace(TURN, account=Account(started=0.0, duration_s=0.0)),
         replace(TURN, account=replace(ACCOUNT, words=b"", first_token_s=None)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -74,15 +75,23 @@ class SessionDoor:
         """
         wanted, by = read_listing(request.query), caller(request)
         summaries: list[dict[str, Any]] = []
-        with await self._fetch.of_sessions():
-            found, total, cursor = await list_sessions(self._store, wanted, by)
-            for start in range(0, len(found), _SLICE):
-                for each in found[start : start + _SLICE]:
-                    revision = revision_of(self._store, each) if wanted.has_revisions else None
-                    known = {} if revision is None else {"revision": revision}
-                    summaries.append({**summary(each, request), **known})
-                await asyncio.sleep(0)
+        named = await self._fetch.of_turn(wanted.search) if wanted.search else nullcontext()
+        with named:  # it is found in memory
+            sessions = await self._fetch.of_sessions()
+            found, total, cursor = await list_sessions(self._store, wanted, by, sessions)
+        for start in range(0, len(found), _SLICE):
+            summaries += [summary(each, request) for each in found[start : start + _SLICE]]
+            await asyncio.sleep(0)
+        if wanted.has_revisions:
+            for each, said in zip(found, summaries, strict=True):
+                said["revision"] = await self._revision(each.id)
         return _reply(page_body(summaries, total, cursor))
+
+    async def _revision(self, session_id: str) -> str | None:
+        """None where it was deleted meanwhile."""
+        with await self._fetch.of_session(session_id):
+            session = self._store.sessions.find(session_id)
+            return None if session is None else revision_of(self._store, session)
 
     async def show(self, request: web.Request) -> web.Response:
         """`GET /sessions/{session}`: the summary and the turns still held, oldest first."""
