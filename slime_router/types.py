@@ -92,6 +92,7 @@ class Prompt:
     spelling: bytes = b""  # how the replies among the messages are spelled
     reply_prefix: str = ""
     own_ids: TokenIds | None = None  # its last tokens in memory of their own, where they have it
+    conversation: str = ""  # where no session is named: what its turns go together by
     new_messages: int | None = None  # after those of `base` and its reply; None: they are not that
 
     def tail(self, start: int) -> TokenIds:

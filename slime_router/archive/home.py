@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.port import NOTHING_SEEN, Cursor
 from slime_router.journal.store import JournaledSessions, Tap
+from slime_router.trajectory.measures.scores import nbytes
 from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.trajectory.turn import Turn
 
@@ -78,4 +79,5 @@ def size_of(turn: Turn) -> int:
         arrays += [tops.offsets, tops.ids, tops.logprobs]
     if (masks := turn.distribution) is not None:
         arrays += [masks.offsets, masks.ids, masks.logprobs]
-    return OVERHEAD + sum(each.nbytes for each in arrays if each is not None)
+    own = sum(each.nbytes for each in arrays if each is not None)
+    return OVERHEAD + own + nbytes(turn.scores)

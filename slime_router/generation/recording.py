@@ -269,6 +269,7 @@ class Recorder:
             calls=tuple((made.id, made.name) for made in reply.calls.values()),
             handles=tuple(reply.handles),
             session_id=call.session_id,
+            conversation=prompt.conversation,
             scope=call.scope,
             date=prompt.date,
             request_id=call.request_id,

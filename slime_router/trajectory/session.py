@@ -18,7 +18,6 @@ from typing import Any, Final, Literal, TypeAlias
 from slime_router.auth.owners import owner_of, shown
 from slime_router.errors import Conflict, SessionLimit
 from slime_router.trajectory.by_number import ByNumber, put_by_number
-from slime_router.trajectory.measures.scores import Scores
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Pins, Sampling
 
@@ -59,7 +58,7 @@ class Session:
     __slots__ = (
         "_age", "_closers", "_dropped_tokens", "_dropped_turns", "_held_tokens", "_is_closed",
         "_last_active", "_recorded_turns", "_reward", "_running", "_sampled_tokens", "_samples",
-        "_scores", "_started", "_truncated_turns", "_turns", "_was_exported", "_was_opened",
+        "_started", "_truncated_turns", "_turns", "_was_exported", "_was_opened",
         "extra_key", "group_id", "id", "lora_path", "max_tokens", "max_turns", "metadata", "number",
         "opener", "own_number", "priority", "return_indexer_topk", "return_routed_experts",
         "rollout_id", "sampling", "sampling_pins", "top_logprobs",
@@ -81,7 +80,6 @@ class Session:
         self._is_closed = False
         self._was_exported = False
         self._reward: Reward | None = None
-        self._scores: Mapping[str, Scores] = {}
         self._turns: ByNumber = {}
         self._samples: dict[str, int] = {}  # held turns of each request
         self._held_tokens = 0
@@ -214,11 +212,6 @@ class Session:
         return self._reward
 
     @property
-    def scores(self) -> Mapping[str, Scores]:
-        """What each worker group that was asked thinks of its rows."""
-        return self._scores
-
-    @property
     def started(self) -> float | None:
         """When it was opened, or its first turn began, in Unix time; None where nobody knows."""
         return self._started
@@ -333,10 +326,6 @@ class Session:
     def rewarded(self, reward: Reward) -> None:
         """A trainer rewards it, perhaps once more."""
         self._reward = reward
-
-    def scored(self, group: str, scores: Scores) -> None:
-        """A worker group has scored its rows, perhaps once more."""
-        self._scores = {**self._scores, group: scores}
 
     def _check_open(self) -> None:
         if self.state in ("closing", "closed"):

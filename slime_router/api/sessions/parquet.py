@@ -127,7 +127,7 @@ def _columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
 
 def _teacher_columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
     """Each a list by the name of a worker group; null where none has scored the row."""
-    found = [teachers(session, row, 0) for session, row in rows]
+    found = [teachers(row, 0) for _, row in rows]
     kinds = {
         "teacher_logprobs": "float32s by group",
         "teacher_top_ids": "int32s of each by group",

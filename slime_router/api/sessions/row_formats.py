@@ -182,7 +182,7 @@ def _json_row(session: Session, row: Row) -> dict[str, Any]:
         "weight_versions": row.weight_versions,
         **_masks(row, 0),
         **_tops(row, 0),
-        **teachers(session, row, 0),
+        **teachers(row, 0),
         **_json_array("routed_experts", row.routed_experts),
         **_json_array("indexer_topk", row.indexer_topk),
     }
@@ -238,7 +238,7 @@ def _slime_sample(session: Session, row: Row) -> dict[str, Any]:
         "metadata": {**session.metadata, OUR_METADATA_KEY: ours},
         **_masks(row, start),
         **_tops(row, start),
-        **teachers(session, row, start),
+        **teachers(row, start),
         **_json_array("rollout_routed_experts", row.routed_experts),
         **_json_array("rollout_indexer_topk", row.indexer_topk),
     }
@@ -274,12 +274,12 @@ def _columns(session: Session, rowset: RowSet) -> tuple[dict[str, Array], bytes]
         **_logprob_column(rows),
         **_mask_columns(rows),
         **_top_columns(rows),
-        **teacher_columns(session, rows),
+        **teacher_columns(rows),
         **_position_columns("routed_experts", [row.routed_experts for row in rows]),
         **_position_columns("indexer_topk", [row.indexer_topk for row in rows]),
     }
     meta = {
-        "rows": [{**_fields(session, row), **teacher_versions(session, row)} for row in rows],
+        "rows": [{**_fields(session, row), **teacher_versions(row)} for row in rows],
         "versions": versions,
         "stats": _stats(session, rowset.stats),
     }
