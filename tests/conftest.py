@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.examples import examples
 from tests.needs import NEEDS, required, skip_without
 from tests.redis_server import RedisServer
 
@@ -19,9 +21,18 @@ ONE_PROCESS = {  # what tests share besides the file that they stand in
     "tests/e2e/": "one SGLang",
 }
 
-# How fast the machine is, or what else it does, says nothing about the code.
+# How fast the machine is, or what else it does, says nothing about the code. The same examples are
+# drawn each time, so that a change fails by what it changes; `make fuzz` draws others.
 settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "any machine",
+<<<<<<< HEAD
+    max_examples=examples(settings().max_examples),
+    deadline=None,
+=======
+    deadline=None,
+    derandomize="SLIME_ROUTER_FUZZ" not in os.environ,
+>>>>>>> main
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("any machine")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ from slime_router.client.rows import Export, ExportReader
 from slime_router.rows.rows import Row, RowOptions, RowSet, build_rows
 from slime_router.rows.tree import ROOT, grow
 from slime_router.trajectory.session import Session, SessionSpec
+from tests.examples import examples
 from tests.properties.test_rows import options, sessions
 from tests.turns import Book
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 SESSION = Session(SessionSpec(id="s", group_id="g", metadata={"task": 1}), is_opened=True)
 
 
@@ -47,7 +46,7 @@ def samplers(row: Row) -> list[str | None]:
     return found
 
 
-@settings(max_examples=200 * FUZZ)
+@settings(max_examples=examples(200))
 @given(book=sessions(has_gaps=True), how=options)
 def test_the_paths_of_a_tree_are_the_rows_bit_for_bit(book: Book, how: RowOptions):
     rowset = rows_of(book, how)
@@ -57,7 +56,7 @@ def test_the_paths_of_a_tree_are_the_rows_bit_for_bit(book: Book, how: RowOption
     assert expanded.stats == plain.stats
 
 
-@settings(max_examples=200 * FUZZ)
+@settings(max_examples=examples(200))
 @given(book=sessions(has_gaps=True), how=options)
 def test_what_rows_share_stands_once(book: Book, how: RowOptions):
     """A token is what it is, who sampled it, and all before it."""
@@ -71,7 +70,7 @@ def test_what_rows_share_stands_once(book: Book, how: RowOptions):
     assert int(tree.loss_mask.sum()) == sum(int(row.loss_mask.sum()) for row in rows)
 
 
-@settings(max_examples=100 * FUZZ)
+@settings(max_examples=examples(100))
 @given(book=sessions(has_gaps=False), how=options)
 def test_each_token_knows_the_one_before_it(book: Book, how: RowOptions):
     """Nodes are runs; a node ends only where the tree forks, a sampler changes or a row ends."""
