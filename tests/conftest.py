@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.examples import examples
+from tests.examples import SCALE, examples
 from tests.needs import NEEDS, required, skip_without
 from tests.redis_server import RedisServer
 
@@ -25,13 +24,9 @@ ONE_PROCESS = {  # what tests share besides the file that they stand in
 # drawn each time, so that a change fails by what it changes; `make fuzz` draws others.
 settings.register_profile(
     "any machine",
-<<<<<<< HEAD
     max_examples=examples(settings().max_examples),
     deadline=None,
-=======
-    deadline=None,
-    derandomize="SLIME_ROUTER_FUZZ" not in os.environ,
->>>>>>> main
+    derandomize=SCALE <= 1,
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("any machine")

@@ -77,7 +77,7 @@ from slime_router.server.together.metrics import answer_figures, metrics, metric
 from slime_router.server.together.responses import SharedResponses
 from slime_router.server.together.together import Together
 from slime_router.server.upkeep import Upkeep
-from slime_router.server.worker_routes import WorkerAdmin, register_again
+from slime_router.server.worker_routes import WorkerAdmin
 from slime_router.siblings.place import Place
 from slime_router.siblings.siblings import Siblings
 from slime_router.supervisor import Supervisor
@@ -371,9 +371,9 @@ class Gateway:
 
     def _bring_back(self) -> None:
         assert self.journal is not None  # which has more than turns and sessions
-        register_again(self.pool, self.journal)
+        self.together.enrolment.register_again()
         if isinstance(self.responses, JournaledResponses):
-            self.responses.bring_back(self.journal.named("responses"))
+            self.responses.bring_back_all(self.journal.named("responses"))
 
     async def _lifespan(self, _: web.Application) -> AsyncIterator[None]:
         if self.journal is not None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import orjson
 from aiohttp import web
 
 from slime_router.api.request import read_object, require
-from slime_router.journal.keeping import Keeping
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import KINDS, RegistrationFields, Worker
 from slime_router.server.boundary import Handler
 from slime_router.server.together.merging import merged_workers, silence
 from slime_router.server.together.registry import Registry
 from slime_router.siblings.siblings import Siblings
-
-logger = logging.getLogger(__name__)
 
 _URL_REQUIRED = "worker_url is required (use query ?url=... or JSON body)"
 _NAMES = {"worker_type": "kind"}  # our name for a field, where it differs
@@ -148,13 +143,6 @@ class WorkerAdmin:
             "is_token_exact": worker.is_token_exact,
             "weight_version": worker.weight_version,
         }
-
-
-def register_again(pool: WorkerPool, journal: Keeping) -> None:
-    """The workers that were registered before a restart are registered again."""
-    for url, data in journal.named("workers"):
-        pool.add(url, **orjson.loads(data))
-        logger.info("worker %s is registered again", url)
 
 
 def _fields(body: Mapping[str, Any]) -> RegistrationFields:
