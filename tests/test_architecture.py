@@ -91,6 +91,8 @@ CLOCKS = {
     "server.boundary": "the log says how long a request took",
     "telemetry.course": "what happened when; handed in by tests",
     "api.sessions.endpoints": "a session says when it was opened; handed in by tests",
+    "archive.sqlite": "a session says when it was closed; handed in by tests",
+    "journal.writer": "says when upkeep is due",
     "pool.pool": "a breaker opens and closes with time; handed in by tests",
     "integrations.trl": "TRL counts how long a rollout took",
     "integrations.verl": "verl counts how long a rollout took",
