@@ -16,7 +16,7 @@ export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE :=  # what dozens of processes import is compiled once
 
 .DEFAULT_GOAL := help
-.PHONY: install install-with-pip demo test-fast test test-clients test-frameworks check docs dist package-check audit bench bench-full bench-micro bench-compare chaos soak fuzz mutants format format-check lint type sync-client data worker redis browser clean help
+.PHONY: install install-with-pip demo test-fast test test-again test-clients test-frameworks check docs dist package-check audit bench bench-full bench-micro bench-compare chaos soak fuzz mutants format format-check lint type sync-client data worker redis browser clean help
 
 install: $(PARSERS)  ## make .venv with the router and the tools to work on it
 
@@ -47,6 +47,9 @@ test-fast: $(INSTALLED)  ## run what needs no download and no SGLang, in about a
 
 test: install data worker redis  ## run all tests: real vocabularies, real SGLang
 	@$(PYTEST) --require-all
+
+test-again:  # one by one, what has failed: a few may have met a machine that was busy
+	@$(BIN)/python -m tests.again
 
 test-clients: install data  ## hold conversations through real SDKs, agent frameworks and agents
 	@$(BIN)/python -m tests.clients.environment

@@ -140,7 +140,7 @@ PARTS = {
     "Fleet",
     "Greetings",
     "Health",
-    "Journal",
+    "SharedArchive",
     "LaunchedWorkers",
     "Launcher",
     "LookDoor",

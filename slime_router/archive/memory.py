@@ -19,6 +19,7 @@ from slime_router.journal.database import (
     PutTurn,
     Table,
 )
+from slime_router.journal.progress import Progress
 
 MAX_HOMES = 16  # of one name: the newest
 
@@ -53,6 +54,9 @@ class MemoryArchive:
 
     def __repr__(self) -> str:
         return f"<MemoryArchive {len(self._homes)} homes>"
+
+    async def prepare(self, _: Progress) -> None:
+        """As `Archive.prepare`: nothing."""
 
     def apply(self, changes: list[Change]) -> Collection[str]:
         """As `Archive.apply`."""
@@ -154,6 +158,10 @@ class MemoryArchive:
         self._check_here()
         self._routers += 1
         return self._routers
+
+    async def last_seq(self) -> int:
+        """As `Archive.last_seq`: whoever extends a turn has seen its number."""
+        return 0
 
     async def bind(self, name: str, value: bytes) -> bytes:
         """As `Archive.bind`."""

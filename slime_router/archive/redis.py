@@ -42,6 +42,7 @@ from slime_router.journal.database import (
     as_blob,
     as_text,
 )
+from slime_router.journal.progress import Progress
 
 SCHEMA = 1
 MAX_HOMES = 16  # of one name: the newest
@@ -85,6 +86,9 @@ class RedisArchive:
         return self._key(b"name:" + name.hex().encode())
 
     # Writing, in a thread of its own
+
+    async def prepare(self, _: Progress) -> None:
+        """As `Archive.prepare`: nothing."""
 
     def apply(self, changes: list[Change]) -> Collection[str]:
         """As `Archive.apply`: some of it may be made where it fails, and is then made again."""
@@ -256,6 +260,10 @@ class RedisArchive:
         """As `Archive.number`."""
         count = await self._answered(self._clients.waiting.incr(self._key(b"routers")))
         return int(count) % ROUTERS
+
+    async def last_seq(self) -> int:
+        """As `Archive.last_seq`: whoever extends a turn has seen its number."""
+        return 0
 
     async def bind(self, name: str, value: bytes) -> bytes:
         """As `Archive.bind`."""

@@ -177,7 +177,7 @@ class Gateway:
         self.pool, self.client, self.relay = self.fleet.pool, self.fleet.client, self.fleet.relay
         self.session_kv = SessionKv(self.pool, self.client)
         if config.session_kv:
-            self.sessions.kv_name = kv_name
+            self.sessions.kv_name = self.path.caching.kv_name = kv_name
             self.store.sessions.on_end = self.session_kv.ended
         around = PluginContext(config, self.tokenizer, self.template, self.store)
         self.plugins = load_plugins(config.middleware_paths, around)

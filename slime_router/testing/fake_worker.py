@@ -61,6 +61,7 @@ class FakeWorker:
         weight_version: str | int = "default",
         notices_disconnect: bool = True,
         mask_cap: int | None = 4096,
+        lays_tops_flat: bool = True,
         preferred: Mapping[str, Any] | None = None,
         port: int = 0,
     ) -> None:
@@ -81,6 +82,7 @@ class FakeWorker:
             reply=reply,
             weight_version=weight_version,
             mask_cap=mask_cap,
+            lays_tops_flat=lays_tops_flat,
             preferred=dict(preferred or {}),
         )
         self._controls = ControlAnswers(self._engine, tokenizer)

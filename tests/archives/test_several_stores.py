@@ -273,8 +273,15 @@ class SeveralStores(RuleBasedStateMachine):
     @rule(at=routers)
     def list_sessions(self, at: int) -> None:
         router = self.routers[at]
-        with self.run(router.fetch.of_sessions()):
-            assert {each.id for each in router.store.sessions} == set(self.sessions)
+        listed = self.run(router.fetch.of_sessions())
+        assert [each.id for each in listed] == list({each.id: None for each in listed})
+        assert {each.id for each in listed} == set(self.sessions)
+        for session in listed:
+            own = [turn for turn in self.turns.values() if turn.session_id == session.id]
+            assert set(session.turns) == {turn.id for turn in own}
+            assert session.state == (
+                "closed" if self.sessions[session.id].is_closed else "open"
+            ) or (not self.sessions[session.id].was_opened)
 
     @rule(at=routers, name=names)
     def look_at_a_session(self, at: int, name: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import math
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +18,7 @@ import safetensors.numpy
 
 from slime_router.errors import SetupError
 from slime_router.testing import FakeWorker
-from tests.integration.gateway import Served, serving, tiny_worker
+from tests.integration.gateway import Served, serving, tiny_worker, until
 from tests.stack import tiny_tokenizer
 
 SCORE = "/sessions/s/score"
@@ -279,3 +281,72 @@ async def test_groups_that_cannot_be_keep_the_router_from_starting(groups):
     with pytest.raises(SetupError):
         async with serving(worker_group=groups):
             pass
+
+
+async def told(router: Served) -> list[dict[str, Any]]:
+    """What the rows say of teachers."""
+    _, body = await router.get("/sessions/s/rows")
+    names = ("teacher_logprobs", "teacher_top_ids", "teacher_top_logprobs", "teacher_versions")
+    return [{name: row[name] for name in names} for row in body["rows"]]
+
+
+async def test_scores_outlive_the_router(tmp_path):
+    settings = {"journal": str(tmp_path)}
+    async with taught(**settings) as (router, worker, teacher):
+        await play(router, worker)
+        await router.post(SCORE, {**TEACHER, "top_logprobs": 2})
+        before = await told(router)
+        taken = router.gateway.store.sessions._bytes.taken("")
+        assert taken > 0
+        group = (("teacher", teacher.url),)
+        copy = tmp_path.with_name("copy")  # as it is when the router is killed now
+        shutil.copytree(tmp_path, copy)
+        async with serving(worker.url, worker_group=group, journal=str(copy)) as again:
+            while (await again.get("/readiness"))[0] == 503:
+                pass
+            assert await told(again) == before
+            assert again.gateway.store.sessions._bytes.taken("") == taken
+            await again.http.delete("/sessions/s")
+            assert again.gateway.store.sessions._bytes.taken("") == 0
+
+
+@pytest.mark.parametrize("max_memory", [None, 1])
+async def test_scores_are_those_of_all_routers_that_share_a_journal(tmp_path, max_memory):
+    settings = {"journal": str(tmp_path), "journal_shared": True, "max_memory": max_memory}
+    async with taught(**settings) as (one, worker, teacher):
+        group = (("teacher", teacher.url),)
+        async with serving(worker.url, worker_group=group, **settings) as two:
+            for router in (one, two):
+                archive = router.gateway.journal
+                assert archive is not None
+                await archive.read()
+            await play(one, worker)
+            await told_nothing(two)
+            await one.post(SCORE, {**TEACHER, "top_logprobs": 2})
+            assert await told(two) == await told(one)
+            teacher.weight_version = "wiser"
+            await two.post(SCORE, TEACHER)
+            await two.post("/sessions/other/generate", {"input_ids": [3]})  # its home may leave
+            versions = [
+                row["teacher_versions"] for row in (await one.get("/sessions/s/rows"))[1]["rows"]
+            ]
+            assert versions == [{"teacher": "wiser"}] * 2
+            for router in (one, two):
+                router.gateway.store.check_integrity()
+
+
+async def told_nothing(router: Served) -> None:
+    _, body = await router.get("/sessions/s/rows")
+    assert not [name for row in body["rows"] for name in row if name.startswith("teacher")]
+
+
+async def test_a_session_that_is_deleted_while_it_is_scored_gets_a_404():
+    async with taught() as (router, worker, teacher):
+        await play(router, worker)
+        teacher.hold()
+        asked = asyncio.create_task(router.post(SCORE, TEACHER))
+        await until(lambda: len(teacher.requests) == 2)
+        await router.http.delete("/sessions/s")
+        teacher.release()
+        status, reply = await asked
+        assert (status, reply["error"]["code"]) == (404, "session_not_found")

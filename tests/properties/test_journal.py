@@ -18,7 +18,8 @@ from hypothesis.stateful import initialize, rule
 
 from slime_router.errors import SetupError
 from slime_router.journal.database import FILE_NAME, Database, Made
-from slime_router.journal.journal import Progress, read_into
+from slime_router.journal.progress import Progress
+from slime_router.journal.reading import read_into
 from slime_router.journal.store import JournaledStore
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import TrajectoryStore

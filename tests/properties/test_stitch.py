@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.request import generate_body
+from slime_router.engine.top_logprobs import top_plan
 from slime_router.failover.stitch import Stitch
 from slime_router.testing.engine import Engine
 from slime_router.testing.script import Script
@@ -100,7 +101,7 @@ async def chunks_of(case: Case, call: GenerateCall, part: Part) -> list[Generate
     reader = ChunkReader(
         vocab_size=2**31,
         with_logprobs=True,
-        top_logprobs=call.top_logprobs,
+        tops=top_plan(call, "full"),
         is_native=call.is_passed_on,
         is_stream=call.stream,
     )

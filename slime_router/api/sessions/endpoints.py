@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -73,11 +74,13 @@ class SessionDoor:
         """
         wanted, by = read_listing(request.query), caller(request)
         summaries: list[dict[str, Any]] = []
-        with await self._fetch.of_sessions():
-            found, total, cursor = await list_sessions(self._store, wanted, by)
-            for start in range(0, len(found), _SLICE):
-                summaries += [summary(each, request) for each in found[start : start + _SLICE]]
-                await asyncio.sleep(0)
+        named = await self._fetch.of_turn(wanted.search) if wanted.search else nullcontext()
+        with named:  # it is found in memory
+            sessions = await self._fetch.of_sessions()
+            found, total, cursor = await list_sessions(self._store, wanted, by, sessions)
+        for start in range(0, len(found), _SLICE):
+            summaries += [summary(each, request) for each in found[start : start + _SLICE]]
+            await asyncio.sleep(0)
         return _reply(page_body(summaries, total, cursor))
 
     async def show(self, request: web.Request) -> web.Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -128,11 +128,17 @@ def _iso(text: str) -> float:
 
 
 async def list_sessions(
-    store: TrajectoryStore, wanted: Listing, by: Caller
+    store: TrajectoryStore,
+    wanted: Listing,
+    by: Caller,
+    sessions: Sequence[Session] | None = None,
 ) -> tuple[list[Session], int, int | None]:
-    """The sessions of one page, how many fit in all, and the cursor of the next page, if any."""
+    """The sessions of one page, how many fit in all, and the cursor of the next page, if any.
+
+    `sessions`: all that there are, where that is more than what the store has.
+    """
     found = _searched(store, wanted.search)
-    sessions = tuple(store.sessions)
+    sessions = tuple(store.sessions) if sessions is None else sessions
     if wanted.newest_first:
         sessions = sessions[::-1]
     page: list[Session] = []

@@ -18,6 +18,7 @@
     truncated_sampling                                   bool
     mask_offsets, mask_ids                               list of int64, of int32; null: no masks
     sampling_logprobs                                    list of float32; null: no masks
+    top_offsets, top_ids, top_logprobs                   list of int64, int32, float32; null: none
     teacher_logprobs                                     map: group to list of float32
     teacher_top_ids, teacher_top_logprobs                map: group to list of lists
 
@@ -91,7 +92,7 @@ def parquet_of(rows: Sequence[tuple[Session, Row]], stats: bytes) -> bytes:
 
 def _columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
     sessions, made = [session for session, _ in rows], [row for _, row in rows]
-    masks = [row.distribution for row in made]
+    masks, tops = [row.distribution for row in made], [row.top_logprobs for row in made]
     return [
         ("row_id", "string", [row.row_id for row in made]),
         ("session_id", "string", [session.name for session in sessions]),
@@ -116,6 +117,9 @@ def _columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
         ("truncated_sampling", "bool", [bool(row.uncaptured) for row in made]),
         ("mask_offsets", "int64s", [None if m is None else m.offsets for m in masks]),
         ("mask_ids", "int32s", [None if m is None else m.ids for m in masks]),
+        ("top_offsets", "int64s", [None if t is None else t.offsets for t in tops]),
+        ("top_ids", "int32s", [None if t is None else t.ids for t in tops]),
+        ("top_logprobs", "float32s", [None if t is None else t.logprobs for t in tops]),
         *_teacher_columns(rows),
         ("sampling_logprobs", "float32s", [None if m is None else m.logprobs for m in masks]),
     ]
@@ -123,7 +127,7 @@ def _columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
 
 def _teacher_columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
     """Each a map from the name of a worker group; null where none has scored the row."""
-    found = [teachers(session, row, 0) for session, row in rows]
+    found = [teachers(row, 0) for _, row in rows]
     kinds = {
         "teacher_logprobs": "float32s by group",
         "teacher_top_ids": "int32s of each by group",

@@ -181,7 +181,8 @@ def _json_row(session: Session, row: Row) -> dict[str, Any]:
         "logprobs": row.logprobs,
         "weight_versions": row.weight_versions,
         **_masks(row, 0),
-        **teachers(session, row, 0),
+        **_tops(row, 0),
+        **teachers(row, 0),
         **_json_array("routed_experts", row.routed_experts),
         **_json_array("indexer_topk", row.indexer_topk),
     }
@@ -197,6 +198,14 @@ def _masks(row: Row, start: int) -> dict[str, Any]:
         "mask_ids": masks.ids,
         "sampling_logprobs": masks.logprobs,
     }
+
+
+def _tops(row: Row, start: int) -> dict[str, Any]:
+    """The likeliest tokens at those from `start` on, where they are kept."""
+    if row.top_logprobs is None:
+        return {}
+    tops = row.top_logprobs.between(start, len(row.tokens))
+    return {"top_offsets": tops.offsets, "top_ids": tops.ids, "top_logprobs": tops.logprobs}
 
 
 def _owner(session: Session) -> dict[str, str]:
@@ -228,7 +237,8 @@ def _slime_sample(session: Session, row: Row) -> dict[str, Any]:
         "truncated_sampling": bool(row.uncaptured),
         "metadata": {**session.metadata, OUR_METADATA_KEY: ours},
         **_masks(row, start),
-        **teachers(session, row, start),
+        **_tops(row, start),
+        **teachers(row, start),
         **_json_array("rollout_routed_experts", row.routed_experts),
         **_json_array("rollout_indexer_topk", row.indexer_topk),
     }
@@ -263,12 +273,13 @@ def _columns(session: Session, rowset: RowSet) -> tuple[dict[str, Array], bytes]
         "offsets": _offsets(len(row.tokens) for row in rows),
         **_logprob_column(rows),
         **_mask_columns(rows),
-        **teacher_columns(session, rows),
+        **_top_columns(rows),
+        **teacher_columns(rows),
         **_position_columns("routed_experts", [row.routed_experts for row in rows]),
         **_position_columns("indexer_topk", [row.indexer_topk for row in rows]),
     }
     meta = {
-        "rows": [{**_fields(session, row), **teacher_versions(session, row)} for row in rows],
+        "rows": [{**_fields(session, row), **teacher_versions(row)} for row in rows],
         "versions": versions,
         "stats": _stats(session, rowset.stats),
     }
@@ -313,6 +324,24 @@ def _mask_columns(rows: Sequence[Row]) -> dict[str, Array]:
         "mask_offsets": _offsets(chain.from_iterable(part.lengths.tolist() for part in parts)),
         "mask_ids": _joined((part.ids for part in parts), np.int32),
         "sampling_logprobs": _joined((part.logprobs for part in parts), np.float32),
+    }
+
+
+def _top_columns(rows: Sequence[Row]) -> dict[str, Array]:
+    """None where no row has any likeliest tokens; a row without them has none at each token."""
+    known = [row.top_logprobs for row in rows if row.top_logprobs is not None]
+    if not known:
+        return {}
+    lengths = (
+        np.zeros(len(row.tokens), np.int32)
+        if row.top_logprobs is None
+        else row.top_logprobs.lengths
+        for row in rows
+    )
+    return {
+        "top_offsets": _offsets(chain.from_iterable(each.tolist() for each in lengths)),
+        "top_ids": _joined((tops.ids for tops in known), np.int32),
+        "top_logprobs": _joined((tops.logprobs for tops in known), np.float32),
     }
 
 
