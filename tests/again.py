@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FAILED = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"  # written by pytest
 MOST = 5
-"""More than these are no accident."""
+"""Where more fail, the code is at fault."""
 
 
 def failed() -> list[str]:

@@ -149,6 +149,11 @@ class MemoryArchive:
         self._check_here()
         return list(self._tables[table].items())
 
+    async def workers_version(self) -> str:
+        """As `Archive.workers_version`."""
+        self._check_here()
+        return str(self._version)
+
     def has_news(self, since: Cursor) -> bool:
         """As `Archive.has_news`."""
         return since == NOTHING_SEEN or since != str(self._version)

@@ -58,7 +58,7 @@ def _in_a_file(
         vocabulary=vocabulary,
         must_be_there=must_be_there,
         stops_on_error=must_be_there and not is_shared,
-        lists_at_start=not is_shared,
+        is_shared=is_shared,
         on_end=on_end,
         max_bytes=config.max_memory,
         wording=replace(STORE if is_shared else JOURNAL, broken=advice),

@@ -95,6 +95,9 @@ class Archive(Protocol):
     async def named(self, table: Table) -> list[tuple[str, bytes]]:
         """All that was kept by name, the oldest first. Raises ArchiveDown."""
 
+    async def workers_version(self) -> str:
+        """What changes whenever a worker is registered or removed. Raises ArchiveDown."""
+
     def has_news(self, since: Cursor) -> bool:
         """Whether anything may have happened since; False only where that is certain."""
 

@@ -7,7 +7,7 @@ Keys begin with the prefix and the schema's version, `slime:1:`; each home has a
     {digest}:turns   a hash, from turn ids to packed turns
     name:HEX         a sorted set: the homes of turns with this name, by sequence number
     sessions         a stream: names of sessions to which something happened
-    workers          a hash, by URL
+    workers          a hash, by URL; at "" a number that grows with each change
     response:ID      what `previous_response_id` may name
     vocabulary, routers
 
@@ -53,6 +53,7 @@ MAX_RENEWED = 100_000  # homes of which it is known when
 FIRST: Cursor = "0-0"  # of a home that nothing has happened to
 
 _KIND, _ID, _SEQ, _DATA = b"k", b"i", b"s", b"d"
+_VERSION = b""  # of the workers
 _TURN, _CHANGED, _UNDELIVERED, _STATE, _DELETED = b"t", b"c", b"u", b"s", b"d"
 
 
@@ -119,10 +120,12 @@ class RedisArchive:
             self._change_session(pipe, change)
         elif change.table == "openings":
             return  # the state of the session says it
-        elif change.table == "workers" and isinstance(change, Put):
-            pipe.hset(self._key(b"workers"), as_blob(change.id), change.data)
         elif change.table == "workers":
-            pipe.hdel(self._key(b"workers"), as_blob(change.id))
+            if isinstance(change, Put):
+                pipe.hset(self._key(b"workers"), as_blob(change.id), change.data)
+            else:
+                pipe.hdel(self._key(b"workers"), as_blob(change.id))
+            pipe.hincrby(self._key(b"workers"), _VERSION, 1)
         elif isinstance(change, Put):
             pipe.set(self._key(b"response:" + as_blob(change.id)), change.data, ex=self._ttl_s)
         else:
@@ -250,7 +253,12 @@ class RedisArchive:
         if table != "workers":
             return []
         kept = await self._answered(self._clients.waiting.hgetall(self._key(b"workers")))
-        return [(as_text(name), data) for name, data in kept.items()]
+        return [(as_text(name), data) for name, data in kept.items() if name != _VERSION]
+
+    async def workers_version(self) -> str:
+        """As `Archive.workers_version`."""
+        version = await self._answered(self._clients.waiting.hget(self._key(b"workers"), _VERSION))
+        return "" if version is None else str(version.decode())
 
     def has_news(self, _: Cursor) -> bool:
         """As `Archive.has_news`: nobody knows without asking."""

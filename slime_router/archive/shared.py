@@ -55,8 +55,8 @@ class SharedArchive:
         vocabulary: what tells this vocabulary from others: ids of another mean nothing here.
         must_be_there: whether a reply that is not in the archive may not go out.
         stops_on_error: whether the router ends where it cannot be written once.
-        lists_at_start: whether the names of all sessions are read first: they are listed in the
-            order in which they began, and so is a page after another.
+        is_shared: whether other routers have it, too. One that nobody shares is listed first, so
+            that sessions are in the order of their beginnings.
         max_bytes: what may be in memory, beside the budget in tokens.
         on_end: called with the reason when the router must stop.
     """
@@ -70,12 +70,12 @@ class SharedArchive:
         on_end: Callable[[str], None],
         max_bytes: int | None = None,
         stops_on_error: bool = False,
-        lists_at_start: bool = False,
+        is_shared: bool = True,
         wording: Wording = STORE,
     ) -> None:
         self._archive = archive
         self._wording = wording
-        self._lists_at_start = lists_at_start
+        self._is_shared = is_shared
         self._vocabulary = vocabulary
         self._must_be_there = must_be_there
         self._on_end = on_end
@@ -95,6 +95,11 @@ class SharedArchive:
 
     def __repr__(self) -> str:
         return f"<SharedArchive {self._archive!r}, {self.writer!r}>"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other routers have it, too."""
+        return self._is_shared
 
     def check_read(self) -> None:
         """Raises StartingUp before the archive has answered once."""
@@ -232,7 +237,7 @@ class SharedArchive:
         await archive.prepare(progress)
         self.store.number = await archive.number()
         self.store.number_after(await archive.last_seq())
-        if self._lists_at_start:
+        if not self._is_shared:
             await self.fetch.list_sessions()
         for table in _TABLES:
             self._named[table] = await archive.named(table)
@@ -264,6 +269,17 @@ class SharedArchive:
     def drop(self, table: Table, name: str) -> None:
         """It is gone."""
         self.writer.put(partial(Drop, table, name))
+
+    async def news_of_workers(self, seen: str) -> tuple[str, list[tuple[str, bytes]]] | None:
+        """See `Keeping`."""
+        try:
+            version = await self._archive.workers_version()
+            if version == seen:
+                return None
+            return version, await self._archive.named("workers")
+        except ArchiveDown as exc:
+            logger.info("workers of other routers are not known: %s", exc)
+            return None
 
     async def look(self, table: Table, name: str) -> bytes | None:
         """See `Keeping`. An archive that does not answer has nothing."""

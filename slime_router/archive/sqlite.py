@@ -71,6 +71,9 @@ INSERT INTO sessions (id, data, version, born, is_closed) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET data = excluded.data, version = excluded.version,
     is_closed = excluded.is_closed
 """
+_COUNT_WORKERS = """
+INSERT INTO counters VALUES ('workers', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
+"""
 _IS_CLOSED = "SELECT is_closed FROM sessions WHERE id = ?"
 _STATE = """
 SELECT sessions.data, born, openings.data FROM sessions LEFT JOIN openings USING (id)
@@ -142,6 +145,8 @@ class SharedDatabase(Database):
             self._drop_session(change, version)
         else:
             self._apply(change)
+            if change.table == "workers":
+                run(_COUNT_WORKERS)
 
     def _put_session(self, change: Put, version: int) -> None:
         run, name = self._sql.execute, as_blob(change.id)
@@ -279,6 +284,12 @@ class SqliteArchive:
         with self._reading() as run:
             rows = run(f"SELECT id, data FROM {table} ORDER BY rowid")
             return [(as_text(name), data) for name, data in rows]
+
+    async def workers_version(self) -> str:
+        """As `Archive.workers_version`."""
+        with self._reading() as run:
+            row = run("SELECT value FROM counters WHERE name = 'workers'").fetchone()
+            return "" if row is None else str(row[0])
 
     def has_news(self, since: Cursor) -> bool:
         """As `Archive.has_news`: what nobody wrote to since the cursor has no news."""

@@ -64,7 +64,7 @@ def stats(database: Database) -> JournalStats:
         turns=database.count("turns"),
         sessions=database.count("sessions"),
         deleted_sessions=database.count("deleted"),
-        workers=database.count("workers"),
+        workers=sum(data != b"null" for _, data in database.named("workers")),  # or removed
         sampled_tokens=sampled,
         bytes=sum(path.stat().st_size for path in directory.glob(f"{database.path.name}*")),
     )

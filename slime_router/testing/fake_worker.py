@@ -355,10 +355,12 @@ class FakeWorker:
         if body is None:
             return json_reply(BAD_JSON, 400)
         await self._aborts_open.wait()
-        rids: list[Any] = self.running if body.get("abort_all") else [body.get("rid")]
-        for rid in rids:
-            self.aborted.append(rid)
-            self._engine.abort(rid)
+        rid = body.get("rid") or ""
+        if not isinstance(rid, str):
+            return json_reply({"detail": [{"loc": ["body", "rid"]}]}, 422)
+        for each in self.running if body.get("abort_all") else [rid]:
+            self.aborted.append(each)
+            self._engine.abort(each)
         return web.Response()
 
     async def _control(self, request: web.Request) -> web.Response:

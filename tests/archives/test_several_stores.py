@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import tempfile
 from collections.abc import Awaitable
@@ -27,10 +26,10 @@ from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, token_ids
 from tests.archives.archives import Straight
+from tests.examples import examples
 from tests.stack import chat_template, tiny_tokenizer
 from tests.unit.test_journal import same
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 NAMES = ("s", "t")
 KEYS = (b"k", b"l")
 ROUTERS = 3
@@ -331,6 +330,6 @@ class SeveralStoresInAFile(SeveralStores):
 
 
 TestSeveralStores = SeveralStores.TestCase
-TestSeveralStores.settings = settings(max_examples=60 * FUZZ, stateful_step_count=30)
+TestSeveralStores.settings = settings(max_examples=examples(60), stateful_step_count=30)
 TestSeveralStoresInAFile = SeveralStoresInAFile.TestCase
-TestSeveralStoresInAFile.settings = settings(max_examples=30 * FUZZ, stateful_step_count=25)
+TestSeveralStoresInAFile.settings = settings(max_examples=examples(30), stateful_step_count=25)

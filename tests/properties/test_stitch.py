@@ -27,6 +27,7 @@ from slime_router.types import (
     Sampling,
     token_ids,
 )
+from tests.examples import examples
 
 PIECES = ("a", "b", "ab", "ba", "aa", "ü", "🙂", "abc")
 EOS = len(PIECES)
@@ -223,7 +224,7 @@ def item_of(chunks: Sequence[GenerateChunk], *, is_incremental: bool) -> dict[st
     return {**item, "meta_info": meta}
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(cases(), parts, st.none() | st.booleans())
 def test_parts_are_told_as_the_uncut_one(case, cuts, hint):
     """Tokens, logprobs, finish, versions; and for /generate each item to the letter."""

@@ -6,7 +6,6 @@ The model looks up each token of a row in the turn that sampled it.
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -24,12 +23,12 @@ from slime_router.journal.codec import packed_turn, unpacked_turn
 from slime_router.rows.rows import Row, RowSet, build_rows
 from slime_router.trajectory.measures.top_logprobs import of_nested
 from slime_router.trajectory.session import Session, SessionSpec
+from tests.examples import examples
 from tests.properties.test_masks import Letters, masked_sessions
 from tests.properties.test_rows import Model, options
 from tests.turns import Book
 from tests.unit.test_journal import same
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 SESSION = Session(SessionSpec(id="s"), is_opened=True)
 NAMES = ("top_offsets", "top_ids", "top_logprobs")
 
@@ -131,7 +130,7 @@ def _fields(row: Any) -> dict[str, Any]:
     return {name: getattr(row, name) for name in NAMES}
 
 
-@settings(max_examples=60 * FUZZ, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(taught_sessions(), options)
 def test_they_line_up_with_their_tokens_in_every_format(book, chosen):
     rowset = build_rows(book, list(book.turns), chosen)
@@ -145,7 +144,7 @@ def test_they_line_up_with_their_tokens_in_every_format(book, chosen):
             assert part == cut, name
 
 
-@settings(max_examples=50 * FUZZ, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(taught_sessions())
 def test_they_survive_a_journal(book):
     for turn in book.turns.values():
