@@ -88,7 +88,7 @@ def quiet() -> Iterator[None]:
 def light() -> Iterator[None]:
     """What a file's tests leave can be collected: without this, a process grows to 5 GB.
 
-    aiohttp remembers the last thousand applications by `_cached_build_middleware`, and a router that
+    aiohttp remembers a thousand applications by `_cached_build_middleware`, and a router that
     runs in the test's process sets the collector for a long life.
     """
     threshold = gc.get_threshold()
