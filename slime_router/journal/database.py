@@ -29,7 +29,8 @@ from typing import Literal, TypeAlias
 
 from slime_router.choices import JournalSync
 from slime_router.errors import SetupError
-from slime_router.journal import closings
+from slime_router.journal.closings import TABLES as CLOSINGS
+from slime_router.journal.closings import dropped
 
 FILE_NAME = "journal.sqlite"
 SCHEMA = 2
@@ -52,7 +53,7 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 
 _ADDED = (
     "CREATE TABLE IF NOT EXISTS openings (id BLOB PRIMARY KEY, data BLOB NOT NULL)",
-    *closings.TABLES,
+    *CLOSINGS,
 )
 
 _FROM_1_TO_2 = """
@@ -279,7 +280,7 @@ class Database:
 
     def dropped(self) -> tuple[int, ...]:
         """See `slime_router.journal.closings.dropped`."""
-        return closings.dropped(self._sql)
+        return dropped(self._sql)
 
     def count(self, table: Table | Literal["turns", "deleted"]) -> int:
         """How many there are."""

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from slime_router.errors import SetupError
+from slime_router.journal import writer as writer_module
 from slime_router.journal.codec import (
     Damaged,
     SessionState,
@@ -39,7 +40,6 @@ from slime_router.journal.database import (
     Put,
     PutTurn,
 )
-from slime_router.journal import writer as writer_module
 from slime_router.journal.writer import JournalWriter
 from slime_router.trajectory.account import Account, packed_words
 from slime_router.trajectory.measures.distribution import Distribution, distribution
