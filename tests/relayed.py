@@ -21,6 +21,9 @@ class Spelled:
     def push(self, ids: Iterable[int]) -> str:
         return Numbers().decode([*ids])
 
+    def preview(self, ids: Iterable[int]) -> str:
+        return self.push(ids)
+
     def flush(self) -> str:
         return ""
 

@@ -17,6 +17,8 @@ FLOORS = ("words", "pure", "async", "flow", "api", "server", "cli")
 FLOOR_OF = {
     "": "words",
     "types": "words",
+    "values": "words",
+    "cancel_scope": "async",
     "errors": "words",
     "json_text": "words",
     "choices": "words",

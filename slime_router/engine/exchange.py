@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable, Awaitable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from multidict import CIMultiDictProxy
 
+from slime_router.cancel_scope import CancelScope, Cut
 from slime_router.engine.connector import Use
 from slime_router.errors import WorkerFailed
 from slime_router.pool.worker import Worker
@@ -61,7 +61,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_answer", "_at_dispatch", "_leash", "_updates", "_use", "rid", "weight_version", "worker",
+        "_answer", "_at_dispatch", "_scope", "_updates", "_use", "rid", "weight_version", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, rid: str = "", use: Use | None = None) -> None:
@@ -70,7 +70,7 @@ class Exchange:
         self.rid = rid  # of a generation
         self.weight_version = self._at_dispatch = worker.weight_version
         self._updates = worker.updates
-        self._leash: asyncio.Timeout | None = None
+        self._scope: CancelScope | None = None
         self._answer: Closable | None = None
 
     async def opening(self, answer: Awaitable[A]) -> A:
@@ -81,21 +81,21 @@ class Exchange:
             WorkerFailed: it was cut off.
         """
         try:
-            async with asyncio.timeout(None) as self._leash:
+            with CancelScope() as self._scope:
                 opened = await answer
-        except TimeoutError:
+        except Cut:
             if self._use.is_connecting:
                 raise NotTaken("it was given up before it was reached") from None
             raise WorkerFailed(GIVEN_UP) from None
         finally:
-            self._leash = None
+            self._scope = None
         self._answer = opened
         return opened
 
     def cut(self) -> None:
         """Gives up on the worker: whoever waits for its answer gets an error now."""
-        if self._leash is not None:
-            self._leash.reschedule(0.0)
+        if self._scope is not None:
+            self._scope.cut()
         elif self._answer is not None:
             self._answer.close()
 

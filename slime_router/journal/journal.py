@@ -10,7 +10,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -29,6 +29,7 @@ from slime_router.journal.fetching import AllIsHere
 from slime_router.journal.store import JournaledStore
 from slime_router.journal.writer import JournalWriter
 from slime_router.types import WeightVersion
+from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 

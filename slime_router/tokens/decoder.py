@@ -59,6 +59,11 @@ class Decoder:
         self._held = spelled[used_len:]
         return text
 
+    def preview(self, ids: Iterable[int]) -> str:
+        """What `push` would return; nothing is taken in."""
+        spelled = self._held + b"".join(map(self._bytes_of, ids))
+        return codecs.utf_8_decode(spelled, "replace", False)[0]
+
     def flush(self) -> str:
         """What is held back; bytes that never became a character are U+FFFD."""
         text, self._held = self._held.decode(errors="replace"), b""

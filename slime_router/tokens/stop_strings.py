@@ -18,6 +18,9 @@ class TextDecoder(Protocol):
     def push(self, ids: Iterable[int]) -> str:
         """The text that is complete now."""
 
+    def preview(self, ids: Iterable[int]) -> str:
+        """What `push` would return; nothing is taken in."""
+
     def flush(self) -> str:
         """What was held back."""
 
@@ -43,6 +46,10 @@ class VisibleText:
         self._longest_stop = max(map(len, self._stops), default=0)
         self._keeps_stop = sampling.keep_stop
         self._pending = ""
+
+    def preview(self, ids: Sequence[int]) -> str:
+        """All that `ids` may add, with the text of hidden ones; nothing is taken in."""
+        return self._pending + self._decoder.preview(ids)
 
     def push(self, ids: Sequence[int], finish: Finish | None) -> str:
         """The text that `ids` add; at the end (`finish`) all that is left."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -21,6 +20,7 @@ from slime_router.types import (
     VersionSpan,
     WeightVersion,
 )
+from slime_router.values import value
 
 Logprobs = NDArray[np.float32] | NDArray[np.float64]
 
@@ -40,7 +40,7 @@ def logprob_array(values: Sequence[float | None]) -> Logprobs:
     return result
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One generation as it was sampled."""
 
@@ -118,7 +118,7 @@ class Marks(TypedDict, total=False):
     tags: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Trace:
     """Tokens with what training needs of each; all of one length."""
 

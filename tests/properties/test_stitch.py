@@ -43,6 +43,9 @@ class Pieces:
     def push(self, ids: Iterable[int]) -> str:
         return decode(ids)
 
+    def preview(self, ids: Iterable[int]) -> str:
+        return decode(ids)
+
     def flush(self) -> str:
         return ""
 

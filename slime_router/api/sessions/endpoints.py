@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -21,6 +20,7 @@ from slime_router.auth.caller import caller
 from slime_router.journal.fetching import Fetch
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
+from slime_router.values import replace
 
 _SLICE = 1_000  # sessions listed in one go before other tasks get their turn
 
