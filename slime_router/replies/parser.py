@@ -63,16 +63,11 @@ class ReplyParser:
         if reasoning is not None and reasoning.is_open:
             self.is_thinking = True
         self._marks = marks if messages is None and calls is None else frozenset()
+        # The bytes that a mark may begin with: content without them may come in longer pieces.
+        self.leads = frozenset(mark.encode()[0] for mark in self._marks)
         self._may_strip = strips_newlines  # until the content has begun
         self._has_thought = self.is_thinking
         self.is_content = False  # from here on all text is, up to a mark
-
-    def is_plain(self, text: str) -> bool:
-        """Whether no mark can begin in `text`: where all is content, it may then come in one piece.
-
-        Otherwise it may not: a mark has to come token by token.
-        """
-        return self._marks.isdisjoint(text)
 
     def push(self, text: str, *, is_last: bool) -> ReplyDelta:
         """What a piece of text adds; at the end also what was held back."""

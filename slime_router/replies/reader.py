@@ -37,17 +37,18 @@ class ReplyReader:
         return (chunk._replace(text=delta.content),)
 
     def _read_each(self, chunk: GenerateChunk, parser: ReplyParser) -> Sequence[GenerateChunk]:
-        """Token by token: from longer pieces some parsers lose text. But for content at the end."""
+        """Token by token: from longer pieces some parsers lose text.
+
+        But for runs of content: in tens of tokens, a mark is rare.
+        """
         parts: list[GenerateChunk] = []
         start, thoughts, said = 0, 0, ReplyDelta()
         finish, ids = chunk.finish, chunk.output_ids
-        index, last, seen = 0, len(ids) - 1, 0
+        index, last = 0, len(ids) - 1
         while index <= last:
             end = index + 1
-            if parser.is_content and seen <= index < last:
-                seen = last  # which may be the stop; nothing is looked at twice
-                if parser.is_plain(self._visible.preview(ids[index:last])):
-                    end = last
+            if parser.is_content:
+                end = max(end, self._visible.end_without(parser.leads, ids, index))
             is_last = finish is not None and end > last
             text = self._visible.push(ids[index:end], finish if is_last else None)
             if text or is_last:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import tokenizers
 
@@ -59,10 +59,17 @@ class Decoder:
         self._held = spelled[used_len:]
         return text
 
-    def preview(self, ids: Iterable[int]) -> str:
-        """What `push` would return; nothing is taken in."""
-        spelled = self._held + b"".join(map(self._bytes_of, ids))
-        return codecs.utf_8_decode(spelled, "replace", False)[0]
+    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
+        """Where the first of `ids` from `start` on is that has one of these bytes.
+
+        The last of `ids` at the latest, and `start` itself while a part of a character is held.
+        """
+        if not self._held:
+            for index in range(start, len(ids) - 1):
+                if not leads.isdisjoint(self._bytes_of(ids[index])):
+                    return index
+            return max(len(ids) - 1, start)
+        return start
 
     def flush(self) -> str:
         """What is held back; bytes that never became a character are U+FFFD."""

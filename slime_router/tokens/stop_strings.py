@@ -18,8 +18,8 @@ class TextDecoder(Protocol):
     def push(self, ids: Iterable[int]) -> str:
         """The text that is complete now."""
 
-    def preview(self, ids: Iterable[int]) -> str:
-        """What `push` would return; nothing is taken in."""
+    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
+        """Where the first of `ids` from `start` on is that has one of these bytes, or the last."""
 
     def flush(self) -> str:
         """What was held back."""
@@ -47,9 +47,12 @@ class VisibleText:
         self._keeps_stop = sampling.keep_stop
         self._pending = ""
 
-    def preview(self, ids: Sequence[int]) -> str:
-        """All that `ids` may add, with the text of hidden ones; nothing is taken in."""
-        return self._pending + self._decoder.preview(ids)
+    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
+        """The end of those from `start` on that have no such byte, nor come last.
+
+        That is `start` where something is held back, which may have one.
+        """
+        return start if self._pending else self._decoder.end_without(leads, ids, start)
 
     def push(self, ids: Sequence[int], finish: Finish | None) -> str:
         """The text that `ids` add; at the end (`finish`) all that is left."""
