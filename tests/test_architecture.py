@@ -49,6 +49,7 @@ FLOOR_OF = {
     "discovery": "async",
     "engine.client": "async",
     "engine.connector": "async",
+    "engine.kept": "async",
     "engine.exchange": "async",
     "engine.identity": "async",
     "failover.attempts": "async",
@@ -100,6 +101,7 @@ CLOCKS = {
 AIOHTTP = {
     "engine.client": "talks to the workers",
     "engine.connector": "opens the connections to them",
+    "engine.kept": "writes to them what is short",
     "server": "serves",
     "reload": "replies what it changed",
     "cli": "serves",

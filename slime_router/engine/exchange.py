@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from slime_router.cancel_scope import CancelScope, Cut
 from slime_router.engine.connector import Use
@@ -18,6 +18,26 @@ from slime_router.types import WeightVersion
 Body: TypeAlias = bytes | AsyncIterable[bytes | memoryview]
 
 GIVEN_UP = "The worker was given up: it answers no probe."
+
+
+LONG_BODY_LEN = 2**20  # bytes; a longer one is written in pieces
+PIECE_LEN = 256 * 2**10  # bytes
+
+
+def framed(headers: Mapping[str, str], body: Body | None) -> tuple[Mapping[str, str], Body | None]:
+    """Headers and body as they are sent: a long body in pieces, with its length in a header."""
+    if not isinstance(body, bytes) or len(body) <= LONG_BODY_LEN:
+        return headers, body
+    sized = CIMultiDict(headers)
+    sized["Content-Length"] = str(len(body))
+    return sized, _pieces(body)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
+    """One huge write would stall the event loop. Nothing is copied."""
+    view = memoryview(body)
+    for start in range(0, len(view), PIECE_LEN):
+        yield view[start : start + PIECE_LEN]
 
 
 class Closable(Protocol):
