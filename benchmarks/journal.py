@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 from benchmarks.conversation import reply_ids
@@ -13,9 +15,13 @@ from benchmarks.report import Measurement
 from benchmarks.rounds import interleave
 from benchmarks.server import router
 from benchmarks.short_chat import CHAT, REPLY_LEN, bodies
+from slime_router.archive.homes import home_of_session
+from slime_router.archive.port import NOTHING_SEEN
+from slime_router.archive.sqlite import SqliteArchive
+from slime_router.archive.store import ArchivedStore
 from slime_router.journal.database import Database, Made
-from slime_router.journal.journal import Progress, read_into
-from slime_router.journal.reading import Nowhere
+from slime_router.journal.progress import Progress
+from slime_router.journal.reading import Nowhere, read_into
 from slime_router.journal.store import JournaledStore
 from slime_router.trajectory.turn import Turn, logprob_array
 from slime_router.types import Finish, VersionSpan, token_ids
@@ -68,32 +74,82 @@ def run(
                 f"at {CONNECTIONS} connections, as fast as they go",
             ),
         ]
-    return [*found, restart(turns)]
+    return [*found, *restart(turns), *restart(10 * turns)]
 
 
-def restart(turns: int) -> Measurement:
-    """How long a journal takes to read, for each million tokens in it."""
+def restart(turns: int) -> list[Measurement]:
+    """How long a journal of so many turns keeps a router from serving, and then a request."""
     with tempfile.TemporaryDirectory() as folder:
-        database = Database(Path(folder))
-        sink = _Gathering()
-        store = JournaledStore(sink, 2**62)
-        for number in range(turns):
-            store.add(_turn(number))
-        database.apply([made() for made in sink.waiting])
+        directory = Path(folder)
+        with closing(Database(directory)) as database:  # as a router of before wrote it
+            sink = _Gathering()
+            store = JournaledStore(sink, 2**62)
+            for number in range(turns):
+                store.add(_turn(number))
+            tokens = store.tokens
+            database.apply([made() for made in sink.waiting])
+        seconds = asyncio.run(_opened(directory, turns))
+        with closing(Database(directory)) as database:
+            started_s = time.monotonic()
+            progress = Progress(0, turns)
+            for _ in read_into(JournaledStore(Nowhere(), 2**62), database, lambda _: 0, progress):
+                pass
+            whole_s = time.monotonic() - started_s
+    size = f"{tokens / 1e6:g} M tokens"
+    what = f"{turns:,} turns, {tokens:,} tokens with logprobs"
+    return [
+        Measurement(
+            f"journal of {size}: until it can be asked, after a restart",
+            seconds["ready"] * 1e3,
+            "ms",
+            None,
+            what,
+        ),
+        Measurement(
+            f"journal of {size}: a session of {CHAIN} turns that is not in memory",
+            seconds["session"] * 1e3,
+            "ms",
+            None,
+            what,
+        ),
+        Measurement(
+            f"journal of {size}: the first start after a router that kept no index",
+            seconds["indexed"] / (tokens / 1e6),
+            "s a million tokens",
+            None,
+            f"{what}, in {seconds['indexed']:.2f} s",
+        ),
+        Measurement(
+            f"journal of {size}: all of it read, as `journal export` does, and routers did",
+            whole_s / (tokens / 1e6),
+            "s a million tokens",
+            None,
+            f"{what}, in {whole_s:.2f} s",
+        ),
+    ]
+
+
+async def _opened(directory: Path, turns: int) -> dict[str, float]:
+    """Seconds until an index is made, until a router with one is ready, and to fetch a session."""
+    seconds = {}
+    for name in ("indexed", "ready"):
         started_s = time.monotonic()
-        again = JournaledStore(Nowhere(), 2**62)
-        for _ in read_into(again, database, lambda _: 0, Progress(0, turns)):
-            pass
-        seconds = time.monotonic() - started_s
-        database.close()
-    millions = again.tokens / 1e6
-    return Measurement(
-        "journal: reading it at the start",
-        seconds / millions,
-        "s a million tokens",
-        None,
-        f"{turns:,} turns, {again.tokens:,} tokens with logprobs, in {seconds:.2f} s",
-    )
+        archive = SqliteArchive(directory, is_shared=False)
+        await archive.prepare(Progress(0, 0))
+        await archive.number()
+        await archive.last_seq()
+        await archive.sessions(NOTHING_SEEN)
+        seconds[name] = time.monotonic() - started_s
+        if name == "ready":
+            started_s = time.monotonic()
+            session = home_of_session(f"s{turns // CHAIN // 2}")
+            store = ArchivedStore(_Gathering(), 2**62)
+            news = await archive.news(session, NOTHING_SEEN, store.__contains__)
+            store.absorb(news, NOTHING_SEEN, lambda _: 0)
+            assert len(store) == CHAIN
+            seconds["session"] = time.monotonic() - started_s
+        await archive.close()
+    return seconds
 
 
 class _Gathering:
@@ -101,6 +157,13 @@ class _Gathering:
 
     def __init__(self) -> None:
         self.waiting: list[Made] = []
+
+    @property
+    def position(self) -> int:
+        return len(self.waiting)
+
+    def has_written(self, _: int) -> bool:
+        return True
 
     def put(self, made: Made) -> None:
         self.waiting.append(made)

@@ -180,6 +180,12 @@ class TokenSettings:
         low=0,
         high=2**30 - 1,
     )
+    keep_top_logprobs: int = count(
+        0,
+        "keep so many of the likeliest tokens at each sampled one, in sessions that do not say it",
+        low=0,
+        high=128,
+    )
     sampling_pins: str | None = setting(
         None,
         "sampling that holds for all requests, whatever they ask for; OpenAI's names",
@@ -283,7 +289,7 @@ class JournalSettings:
     )
     max_memory: int | None = count(
         None,
-        "what the turns in memory may take; the others stay in the store, or the shared journal",
+        "what the turns in memory may take; the others stay in the journal or the store",
         metavar="BYTES",
         default_help="no limit of its own",
     )

@@ -70,14 +70,8 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields by name; the notes only where there are any."""
-        fields: dict[str, Any] = {
-            "status": self.status,
-            "reused": self.reused,
-            "encoded": self.encoded,
-            "turn": self.turn,
-            "reason": self.reason,
-        }
-        return {**fields, "notes": self.notes} if self.notes else fields
+        names = ("status", "reused", "encoded", "turn", "reason", "notes")
+        return {name: getattr(self, name) for name in names if name != "notes" or self.notes}
 
 
 @value(frozen=True, slots=True)
@@ -99,6 +93,7 @@ class Prompt:
     spelling: bytes = b""  # how the replies among the messages are spelled
     reply_prefix: str = ""
     own_ids: TokenIds | None = None  # its last tokens in memory of their own, where they have it
+    conversation: str = ""  # where no session is named: what its turns go together by
     new_messages: int | None = None  # after those of `base` and its reply; None: they are not that
 
     def tail(self, start: int) -> TokenIds:
@@ -249,6 +244,7 @@ class GenerateCall:
     token_limit: int | None = None  # at most so many output tokens, whatever the client says
     wants_routed_experts: bool = False  # the session does; the client need not
     wants_indexer_topk: bool = False  # likewise
+    kept_tops: int = 0  # likeliest tokens at each position that are recorded; likewise
     mask_top_k: int | None = None  # the top_k of a truncated sampling that has none
     masks_refused: bool = False  # a worker has refused to capture what it samples from
     notes: tuple[str, ...] = ()  # for the receipt

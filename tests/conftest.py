@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.examples import SCALE, examples
 from tests.needs import NEEDS, required, skip_without
 from tests.redis_server import RedisServer
 
@@ -19,9 +20,14 @@ ONE_PROCESS = {  # what tests share besides the file that they stand in
     "tests/e2e/": "one SGLang",
 }
 
-# How fast the machine is, or what else it does, says nothing about the code.
+# How fast the machine is, or what else it does, says nothing about the code. The same examples are
+# drawn each time, so that a change fails by what it changes; `make fuzz` draws others.
 settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "any machine",
+    max_examples=examples(settings().max_examples),
+    deadline=None,
+    derandomize=SCALE <= 1,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("any machine")
 

@@ -72,6 +72,7 @@ FLOOR_OF = {
     "dashboard": "api",
     "server": "server",
     "client": "cli",  # beside the router: a trainer's side of its API
+    "export": "cli",  # likewise, or it reads what a router has kept
     "conformance": "cli",  # likewise: it asks any gateway
     "integrations": "cli",  # likewise, inside a trainer
     "cli": "cli",
@@ -144,7 +145,7 @@ PARTS = {
     "Fleet",
     "Greetings",
     "Health",
-    "Journal",
+    "SharedArchive",
     "LaunchedWorkers",
     "Launcher",
     "LookDoor",
@@ -191,6 +192,12 @@ def sources() -> dict[str, tuple[Path, ast.Module]]:
     return found
 
 
+@cache
+def nodes(tree: ast.AST) -> list[ast.AST]:
+    """All of a module, walked once for all tests."""
+    return list(ast.walk(tree))
+
+
 def listed(module: str, names: dict[str, str]) -> str | None:
     """The longest of `names` that is the module or holds it."""
     fitting = [n for n in names if module == n or (n and module.startswith(f"{n}."))]
@@ -205,7 +212,7 @@ def floor(module: str) -> int:
 
 def imports(tree: ast.AST) -> Iterator[str]:
     """Full names of what is imported anywhere in a module; `from a import b` is `a` and `a.b`."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -230,7 +237,7 @@ def users_of(package: str) -> set[str]:
 def strings(tree: ast.AST) -> set[str]:
     """Strings and the names of keyword arguments and attributes: where a wire's words stand."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             found.add(node.value)
         elif isinstance(node, ast.keyword) and node.arg:
@@ -287,7 +294,7 @@ def test_the_pure_floor_knows_no_event_loop():
         module
         for module, (_, tree) in sources().items()
         if FLOORS[floor(module)] in ("words", "pure")
-        and any(isinstance(n, ast.AsyncFunctionDef | ast.Await) for n in ast.walk(tree))
+        and any(isinstance(n, ast.AsyncFunctionDef | ast.Await) for n in nodes(tree))
     }
     assert uncovered(awaiting, ASYNCIO_ON_THE_PURE_FLOOR) == (set(), set())
 
@@ -296,7 +303,7 @@ def test_clocks_are_few():
     readers = users_of("time") | {
         module
         for module, (_, tree) in sources().items()
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("now", "today", "utcnow")
     }
     assert uncovered(readers, CLOCKS) == (set(), set())
@@ -318,7 +325,7 @@ def test_only_those_who_speak_with_sglang_spell_as_it_does():
 def test_only_the_wiring_makes_the_parts():
     makers: dict[str, set[str]] = {}
     for module, (_, tree) in sources().items():
-        for node in ast.walk(tree):
+        for node in nodes(tree):
             if not isinstance(node, ast.Call):
                 continue
             made = node.func
@@ -350,7 +357,7 @@ def test_modules_have_no_state():
             is_constant = all(name.isupper() or name == "__all__" for name in names)
             if (isinstance(value, MUTABLE) or is_call) and not is_constant:
                 wrong.append(f"{module}: {', '.join(names)}")
-        wrong += [f"{module}: global" for n in ast.walk(tree) if isinstance(n, ast.Global)]
+        wrong += [f"{module}: global" for n in nodes(tree) if isinstance(n, ast.Global)]
     assert wrong == []
 
 
@@ -360,7 +367,7 @@ def test_files_and_functions_are_short():
         length = len(path.read_text(encoding="utf-8").splitlines())
         if length > MAX_FILE_LEN:
             wrong.append(f"{module}: {length} lines")
-        for node in ast.walk(tree):
+        for node in nodes(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno is not None
                 length = node.end_lineno - node.lineno + 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Container, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from slime_router.archive.homes import (
     name_of_id,
     name_of_key,
 )
-from slime_router.archive.port import NOTHING_SEEN, Archive, ArchiveDown
+from slime_router.archive.port import NOTHING_SEEN, Archive, ArchiveBroken, ArchiveDown
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import BadRequest, Conflict, NotDurable
 from slime_router.journal.fetching import Fetched
@@ -57,7 +57,9 @@ class Filler:
         written: Callable[[], Awaitable[object]],
         *,
         must_answer: bool = False,
+        on_broken: Callable[[ArchiveBroken], None] = lambda _: None,
     ) -> None:
+        self._on_broken = on_broken
         self._archive = archive
         self._store = store
         self._probe = _Probe(store)
@@ -90,9 +92,13 @@ class Filler:
         """Fetches the turns that are known by this id; they stay until the block is left."""
         return await self._held(lambda held: self._named(held, {name_of_id(name)}))
 
-    async def of_sessions(self) -> Fetched:
-        """Fetches all sessions; they stay in memory until the block is left."""
-        return await self._held(self._all_sessions)
+    async def of_sessions(self) -> Sequence[Session]:
+        """All sessions as they are now; they need not stay in memory."""
+        found: dict[str, Session] = {}
+        held = await self._held(lambda _: self._all_sessions(found))
+        with held:  # nothing
+            found |= {each.id: each for each in self._store.sessions}
+        return sorted(found.values(), key=lambda session: session.number)
 
     async def confirm_opened(self, session: Session) -> None:
         """Raises Conflict where another router had opened the session before."""
@@ -119,6 +125,8 @@ class Filler:
             if not self.counts.failures:  # warn once; /metrics keeps counting
                 logger.warning("the archive does not answer: %s", exc)
             self.counts.failures += 1
+            if isinstance(exc, ArchiveBroken):
+                self._on_broken(exc)
             self.trouble = str(exc)
             self._down_until = now() + RETRY_S
             return self._without(held)
@@ -172,17 +180,28 @@ class Filler:
             homes |= self._store.homes_named(name)
         await asyncio.gather(*(self._sync(held, home) for home in homes))
 
-    async def _all_sessions(self, held: _Held) -> None:
+    async def list_sessions(self) -> None:
+        """Learns which sessions there are, in the order of their beginnings. Raises ArchiveDown."""
         news, self._listed = await self._archive.sessions(self._listed)
         self._sessions.update(dict.fromkeys(news))
+        self._store.number_sessions(news)
+
+    async def _all_sessions(self, found: dict[str, Session]) -> None:
+        """Some at a time: all of them need not find room in memory."""
+        await self.list_sessions()
         self._sessions.update((each.id, None) for each in self._store.sessions)  # or deleted since
         names = list(self._sessions)
         for start in range(0, len(names), AT_ONCE):
-            homes = map(home_of_session, names[start : start + AT_ONCE])
-            await asyncio.gather(*(self._sync(held, home) for home in homes))
-        for name in names:
-            if self._store.sessions.find(name) is None:  # it was deleted
-                self._sessions.pop(name, None)
+            some = names[start : start + AT_ONCE]
+            held = _Held(self._store)
+            with held:
+                await asyncio.gather(*(self._sync(held, home_of_session(name)) for name in some))
+                for name in some:
+                    session = self._store.sessions.find(name)
+                    if session is None:  # it was deleted
+                        self._sessions.pop(name, None)
+                    else:
+                        found[name] = session
 
     def _epoch_of(self, spans: Iterable[VersionSpan]) -> int:
         return max((self.note(span.version) for span in spans), default=0)

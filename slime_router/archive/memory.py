@@ -19,6 +19,7 @@ from slime_router.journal.database import (
     PutTurn,
     Table,
 )
+from slime_router.journal.progress import Progress
 
 MAX_HOMES = 16  # of one name: the newest
 
@@ -53,6 +54,9 @@ class MemoryArchive:
 
     def __repr__(self) -> str:
         return f"<MemoryArchive {len(self._homes)} homes>"
+
+    async def prepare(self, _: Progress) -> None:
+        """As `Archive.prepare`: nothing."""
 
     def apply(self, changes: list[Change]) -> Collection[str]:
         """As `Archive.apply`."""
@@ -145,6 +149,11 @@ class MemoryArchive:
         self._check_here()
         return list(self._tables[table].items())
 
+    async def workers_version(self) -> str:
+        """As `Archive.workers_version`."""
+        self._check_here()
+        return str(self._version)
+
     def has_news(self, since: Cursor) -> bool:
         """As `Archive.has_news`."""
         return since == NOTHING_SEEN or since != str(self._version)
@@ -154,6 +163,10 @@ class MemoryArchive:
         self._check_here()
         self._routers += 1
         return self._routers
+
+    async def last_seq(self) -> int:
+        """As `Archive.last_seq`: whoever extends a turn has seen its number."""
+        return 0
 
     async def bind(self, name: str, value: bytes) -> bytes:
         """As `Archive.bind`."""

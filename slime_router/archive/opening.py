@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from slime_router.archive.shared import SharedArchive
+from slime_router.archive.shared import STORE, SharedArchive, Wording
 from slime_router.archive.sqlite import SqliteArchive
 from slime_router.config import JournalSettings
 from slime_router.errors import SetupError
-from slime_router.journal.journal import Journal
 
 WRITE_TIMEOUT_S = 5.0  # many changes at once
+JOURNAL = Wording(
+    "journal", "not in the journal", "The journal cannot be written; the router stops."
+)
 
 
 def opened(
     config: JournalSettings, vocabulary: bytes, on_end: Callable[[str], None]
-) -> Journal | SharedArchive | None:
+) -> SharedArchive | None:
     """What these settings ask for, if they do.
 
     `vocabulary` tells this vocabulary from others: ids of another one mean nothing here.
@@ -29,25 +33,35 @@ def opened(
         return _in_redis(config, config.store, vocabulary, on_end)
     if config.journal is None:
         return None
-    directory = Path(config.journal)
-    if not config.journal_shared and config.max_memory is None:
-        return Journal(
-            directory,
-            sync=config.journal_sync,
-            on_error=config.journal_on_error,
-            vocabulary=vocabulary,
-            on_end=on_end,
-        )
-    archive = SqliteArchive(directory, sync=config.journal_sync)
-    if archive.database.bind("vocabulary", vocabulary) != vocabulary:
-        archive.database.close()
+    return _in_a_file(config, Path(config.journal), vocabulary, on_end)
+
+
+def _in_a_file(
+    config: JournalSettings, directory: Path, vocabulary: bytes, on_end: Callable[[str], None]
+) -> SharedArchive:
+    is_shared, must_be_there = config.journal_shared, config.journal_on_error == "stop"
+    archive = SqliteArchive(directory, sync=config.journal_sync, is_shared=is_shared)
+    try:
+        bound = archive.database.bind("vocabulary", vocabulary)
+    except sqlite3.Error as exc:
+        archive.let_go()
+        raise SetupError(f"the journal {directory} cannot be read: {exc}") from exc
+    if bound != vocabulary:
+        archive.let_go()
         raise SetupError(f"the journal {directory} holds the tokens of another checkpoint")
+    advice = (
+        f" in {directory}: restore it, or see what `slime-router journal verify` and `export`"
+        " find in it"
+    )
     return SharedArchive(
         archive,
         vocabulary=vocabulary,
-        must_be_there=config.journal_on_error == "stop",
+        must_be_there=must_be_there,
+        stops_on_error=must_be_there and not is_shared,
+        is_shared=is_shared,
         on_end=on_end,
         max_bytes=config.max_memory,
+        wording=replace(STORE if is_shared else JOURNAL, broken=advice),
     )
 
 

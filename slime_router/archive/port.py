@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias
 
 from slime_router.journal.codec import SessionState
 from slime_router.journal.database import Change, Table
+from slime_router.journal.progress import Progress
 
 Cursor: TypeAlias = str  # "": nothing was seen
 
@@ -25,6 +26,10 @@ NOTHING_SEEN: Cursor = ""
 
 class ArchiveDown(Exception):
     """The archive does not answer, or not in time."""
+
+
+class ArchiveBroken(ArchiveDown):
+    """The archive is damaged, and will not answer again by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,9 @@ class News:
 class Archive(Protocol):
     """An open archive. `apply` runs in a thread of its own, all else on the loop."""
 
+    async def prepare(self, progress: Progress) -> None:
+        """What must be done before it can be asked; says how far it is. Raises ArchiveDown."""
+
     def apply(self, changes: list[Change]) -> Collection[str]:
         """Make these changes, in this order and for good.
 
@@ -87,11 +95,17 @@ class Archive(Protocol):
     async def named(self, table: Table) -> list[tuple[str, bytes]]:
         """All that was kept by name, the oldest first. Raises ArchiveDown."""
 
+    async def workers_version(self) -> str:
+        """What changes whenever a worker is registered or removed. Raises ArchiveDown."""
+
     def has_news(self, since: Cursor) -> bool:
         """Whether anything may have happened since; False only where that is certain."""
 
     async def number(self) -> int:
         """A number from 0 to 65535 that no other router has had lately. Raises ArchiveDown."""
+
+    async def last_seq(self) -> int:
+        """A number that no turn exceeds, where one can be known; else 0. Raises ArchiveDown."""
 
     async def bind(self, name: str, value: bytes) -> bytes:
         """What was first bound to a name: `value` now, if nothing was. Raises ArchiveDown."""

@@ -7,7 +7,7 @@ Keys begin with the prefix and the schema's version, `slime:1:`; each home has a
     {digest}:turns   a hash, from turn ids to packed turns
     name:HEX         a sorted set: the homes of turns with this name, by sequence number
     sessions         a stream: names of sessions to which something happened
-    workers          a hash, by URL
+    workers          a hash, by URL; at "" a number that grows with each change
     response:ID      what `previous_response_id` may name
     vocabulary, routers
 
@@ -42,6 +42,7 @@ from slime_router.journal.database import (
     as_blob,
     as_text,
 )
+from slime_router.journal.progress import Progress
 
 SCHEMA = 1
 MAX_HOMES = 16  # of one name: the newest
@@ -52,6 +53,7 @@ MAX_RENEWED = 100_000  # homes of which it is known when
 FIRST: Cursor = "0-0"  # of a home that nothing has happened to
 
 _KIND, _ID, _SEQ, _DATA = b"k", b"i", b"s", b"d"
+_VERSION = b""  # of the workers
 _TURN, _CHANGED, _UNDELIVERED, _STATE, _DELETED = b"t", b"c", b"u", b"s", b"d"
 
 
@@ -86,6 +88,9 @@ class RedisArchive:
 
     # Writing, in a thread of its own
 
+    async def prepare(self, _: Progress) -> None:
+        """As `Archive.prepare`: nothing."""
+
     def apply(self, changes: list[Change]) -> Collection[str]:
         """As `Archive.apply`: some of it may be made where it fails, and is then made again."""
         try:
@@ -115,10 +120,12 @@ class RedisArchive:
             self._change_session(pipe, change)
         elif change.table == "openings":
             return  # the state of the session says it
-        elif change.table == "workers" and isinstance(change, Put):
-            pipe.hset(self._key(b"workers"), as_blob(change.id), change.data)
         elif change.table == "workers":
-            pipe.hdel(self._key(b"workers"), as_blob(change.id))
+            if isinstance(change, Put):
+                pipe.hset(self._key(b"workers"), as_blob(change.id), change.data)
+            else:
+                pipe.hdel(self._key(b"workers"), as_blob(change.id))
+            pipe.hincrby(self._key(b"workers"), _VERSION, 1)
         elif isinstance(change, Put):
             pipe.set(self._key(b"response:" + as_blob(change.id)), change.data, ex=self._ttl_s)
         else:
@@ -246,7 +253,12 @@ class RedisArchive:
         if table != "workers":
             return []
         kept = await self._answered(self._clients.waiting.hgetall(self._key(b"workers")))
-        return [(as_text(name), data) for name, data in kept.items()]
+        return [(as_text(name), data) for name, data in kept.items() if name != _VERSION]
+
+    async def workers_version(self) -> str:
+        """As `Archive.workers_version`."""
+        version = await self._answered(self._clients.waiting.hget(self._key(b"workers"), _VERSION))
+        return "" if version is None else str(version.decode())
 
     def has_news(self, _: Cursor) -> bool:
         """As `Archive.has_news`: nobody knows without asking."""
@@ -256,6 +268,10 @@ class RedisArchive:
         """As `Archive.number`."""
         count = await self._answered(self._clients.waiting.incr(self._key(b"routers")))
         return int(count) % ROUTERS
+
+    async def last_seq(self) -> int:
+        """As `Archive.last_seq`: whoever extends a turn has seen its number."""
+        return 0
 
     async def bind(self, name: str, value: bytes) -> bytes:
         """As `Archive.bind`."""

@@ -50,7 +50,7 @@ def stats_of(url: str, prefix: str) -> StoreStats:
             elif name.startswith(b"response:"):
                 counts["responses"] += 1
             elif name == b"workers":
-                counts["workers"] += int(client.hlen(key))
+                counts["workers"] += sum(map(_is_registered, client.hgetall(key).items()))
     except RedisError as exc:
         raise OSError(str(exc)) from exc
     finally:
@@ -79,3 +79,9 @@ def sessions_in(url: str, prefix: str) -> Iterator[str]:
         raise OSError(str(exc)) from exc
     finally:
         client.close()
+
+
+def _is_registered(entry: tuple[bytes, bytes]) -> bool:
+    """Whether it is a worker, and was not removed."""
+    name, data = entry
+    return bool(name) and data != b"null"

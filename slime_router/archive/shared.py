@@ -1,6 +1,7 @@
 """The archive of a running router: opened, written until the end, and read when something is asked.
 
 open ──► starting: requests wait ──► serving ──► closed
+              └─ of another checkpoint, or damaged: the router stops, in one line
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from slime_router.archive.filling import RETRY_S, Filler
-from slime_router.archive.port import Archive, ArchiveDown
+from slime_router.archive.port import Archive, ArchiveBroken, ArchiveDown
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import StartingUp
 from slime_router.journal.database import Drop, Put, Table
+from slime_router.journal.progress import Progress
 from slime_router.journal.writer import JournalWriter
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.types import WeightVersion
@@ -26,12 +29,34 @@ MAX_CLOSED = 10_000
 _TABLES: tuple[Table, ...] = ("workers", "responses")  # read at start
 
 
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What is said of an archive where something is wrong with it.
+
+    Attributes:
+        missing: what a receipt says of a turn that is not durable.
+        refusal: what is said where a reply may not go out.
+        broken: what to do where it is damaged.
+    """
+
+    name: str
+    missing: str
+    refusal: str
+    broken: str = ""
+
+
+STORE = Wording("archive", "degraded: not in the store", "The store cannot be written at present.")
+
+
 class SharedArchive:
     """One archive, as one of its routers has it.
 
     Args:
         vocabulary: what tells this vocabulary from others: ids of another mean nothing here.
         must_be_there: whether a reply that is not in the archive may not go out.
+        stops_on_error: whether the router ends where it cannot be written once.
+        is_shared: whether other routers have it, too. One that nobody shares is listed first, so
+            that sessions are in the order of their beginnings.
         max_bytes: what may be in memory, beside the budget in tokens.
         on_end: called with the reason when the router must stop.
     """
@@ -44,27 +69,45 @@ class SharedArchive:
         must_be_there: bool,
         on_end: Callable[[str], None],
         max_bytes: int | None = None,
+        stops_on_error: bool = False,
+        is_shared: bool = True,
+        wording: Wording = STORE,
     ) -> None:
         self._archive = archive
+        self._wording = wording
+        self._is_shared = is_shared
         self._vocabulary = vocabulary
         self._must_be_there = must_be_there
         self._on_end = on_end
         self._max_bytes = max_bytes
-        self.writer = JournalWriter(archive, on_lost=self._lost, on_late=self._came_late)
+        self.writer = JournalWriter(
+            archive,
+            stops_on_error=stops_on_error,
+            on_lost=self._lost,
+            on_late=self._came_late,
+        )
         self.store: ArchivedStore | None = None
         self.fetch: Filler | None = None
         self._task: asyncio.Task[None] | None = None
-        self._is_starting = True
+        self.progress: Progress | None = Progress(0, 0)  # None once it has begun
         self._closed: dict[str | None, None] = {}  # sessions with late turns, the last ones
         self._named: dict[Table, list[tuple[str, bytes]]] = {}
 
     def __repr__(self) -> str:
         return f"<SharedArchive {self._archive!r}, {self.writer!r}>"
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other routers have it, too."""
+        return self._is_shared
+
     def check_read(self) -> None:
         """Raises StartingUp before the archive has answered once."""
-        if self._is_starting:
-            raise StartingUp("The router waits for its archive.", retry_after_s=RETRY_AFTER_S)
+        if self.progress is not None:
+            what = f"The router waits for its {self._wording.name}."
+            if self.progress.of:
+                what = f"The router indexes its {self._wording.name}: {self.progress}."
+            raise StartingUp(what, retry_after_s=RETRY_AFTER_S)
 
     async def written(self) -> str | None:
         """Wait until all that was put is durable; why it is not, where it cannot be."""
@@ -78,12 +121,12 @@ class SharedArchive:
     @property
     def missing(self) -> str:
         """What a receipt says of a turn that is not durable."""
-        return "degraded: not in the store"
+        return self._wording.missing
 
     @property
     def refusal(self) -> str:
         """What is said where a reply may not go out."""
-        return "The store cannot be written at present."
+        return self._wording.refusal
 
     async def unready(self) -> str | None:
         """Why the router should get no requests now: the store is away, and must not be."""
@@ -115,6 +158,7 @@ class SharedArchive:
             template,
             self.writer.written,
             must_answer=self._must_be_there,
+            on_broken=self._broken,
         )
         return self.fetch
 
@@ -161,30 +205,50 @@ class SharedArchive:
     async def _begin(self, note: Callable[[WeightVersion], int], also: Callable[[], None]) -> None:
         assert self.store is not None
         assert self.fetch is not None
+        assert self.progress is not None
         has_said = False
         while True:
             try:
-                if await self._archive.bind("vocabulary", self._vocabulary) != self._vocabulary:
-                    self._on_end(f"{self._archive!r} holds the tokens of another checkpoint")
+                if not await self._read(self.progress):
                     return
-                self.store.number = await self._archive.number()
-                for table in _TABLES:
-                    self._named[table] = await self._archive.named(table)
                 break
+            except ArchiveBroken as exc:
+                self._broken(exc)
+                return
             except ArchiveDown as exc:
                 if not has_said:
-                    logger.warning("the archive does not answer yet: %s", exc)
+                    logger.warning("the %s does not answer yet: %s", self._wording.name, exc)
                 has_said = True
             await asyncio.sleep(RETRY_S)
         self.fetch.note = note
         also()
         self._named.clear()
         self.writer.start()
-        self._is_starting = False
+        self.progress = None
+
+    async def _read(self, progress: Progress) -> bool:
+        """What must be known at the start; False where it is of no use. Raises ArchiveDown."""
+        archive = self._archive
+        assert self.store is not None
+        assert self.fetch is not None
+        if await archive.bind("vocabulary", self._vocabulary) != self._vocabulary:
+            self._on_end(f"{archive!r} holds the tokens of another checkpoint")
+            return False
+        await archive.prepare(progress)
+        self.store.number = await archive.number()
+        self.store.number_after(await archive.last_seq())
+        if not self._is_shared:
+            await self.fetch.list_sessions()
+        for table in _TABLES:
+            self._named[table] = await archive.named(table)
+        return True
+
+    def _broken(self, exc: ArchiveBroken) -> None:
+        self._on_end(f"the {self._wording.name} is damaged ({exc}){self._wording.broken}")
 
     def _lost(self, reason: str) -> None:
         if self._must_be_there:
-            self._on_end(f"the archive cannot be written: {reason}")
+            self._on_end(f"the {self._wording.name} cannot be written: {reason}")
 
     def _came_late(self, session_ids: Collection[str]) -> None:
         """Turns were put into sessions that had been closed elsewhere."""
@@ -205,6 +269,17 @@ class SharedArchive:
     def drop(self, table: Table, name: str) -> None:
         """It is gone."""
         self.writer.put(partial(Drop, table, name))
+
+    async def news_of_workers(self, seen: str) -> tuple[str, list[tuple[str, bytes]]] | None:
+        """See `Keeping`."""
+        try:
+            version = await self._archive.workers_version()
+            if version == seen:
+                return None
+            return version, await self._archive.named("workers")
+        except ArchiveDown as exc:
+            logger.info("workers of other routers are not known: %s", exc)
+            return None
 
     async def look(self, table: Table, name: str) -> bytes | None:
         """See `Keeping`. An archive that does not answer has nothing."""

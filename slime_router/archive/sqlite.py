@@ -6,21 +6,34 @@ number of the last one that was seen.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
 from slime_router.archive.homes import home_of_session, names_of, session_of
+from slime_router.archive.indexing import indexed, put_names
 from slime_router.archive.merging import merged
-from slime_router.archive.port import NOTHING_SEEN, ArchiveDown, Cursor, Kept, News
+from slime_router.archive.port import (
+    NOTHING_SEEN,
+    ArchiveBroken,
+    ArchiveDown,
+    Cursor,
+    Kept,
+    News,
+)
+from slime_router.archive.writing import writing
 from slime_router.choices import JournalSync
 from slime_router.errors import SetupError
 from slime_router.journal.codec import (
     Damaged,
     SessionState,
     packed_session,
+    unpacked_opening,
     unpacked_session,
     unpacked_turn,
 )
@@ -37,10 +50,15 @@ from slime_router.journal.database import (
     as_blob,
     as_text,
 )
+from slime_router.journal.lock import JournalLock
+from slime_router.journal.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 MAX_HOMES = 16  # of one name: the newest
 ROUTERS = 1 << 16
 SLICE = 200  # turns that are read in one statement
+_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _PUT_TURN = """
 INSERT INTO turns (seq, id, session, data, home, version, changed) VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -53,7 +71,14 @@ INSERT INTO sessions (id, data, version, born, is_closed) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET data = excluded.data, version = excluded.version,
     is_closed = excluded.is_closed
 """
+_COUNT_WORKERS = """
+INSERT INTO counters VALUES ('workers', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
+"""
 _IS_CLOSED = "SELECT is_closed FROM sessions WHERE id = ?"
+_STATE = """
+SELECT sessions.data, born, openings.data FROM sessions LEFT JOIN openings USING (id)
+WHERE id = ? AND version > ?
+"""
 _FIND = """
 SELECT home FROM names WHERE name = ? GROUP BY home ORDER BY max(seq) DESC LIMIT ?
 """
@@ -64,46 +89,10 @@ class SharedDatabase(Database):
 
     def __init__(self, directory: Path, *, sync: JournalSync = "normal") -> None:
         super().__init__(directory, sync=sync, is_shared=True)
-        try:
-            self._index()
-        except sqlite3.Error as exc:
-            self.close()
-            raise SetupError(f"the journal {directory} cannot be read: {exc}") from exc
 
-    def _index(self) -> None:
-        """Gives homes and names to what a router wrote that had the journal to itself."""
-        with self._writing():
-            homes: dict[str, str] = {}
-            rows = self._sql.execute("SELECT seq, data FROM turns WHERE home IS NULL ORDER BY seq")
-            for seq, data in rows.fetchall():
-                with suppress(Damaged):  # it stays where it is, for `journal verify`
-                    turn = unpacked_turn(data)
-                    home = home_of_session(turn.session_id or "")
-                    if turn.session_id is None:
-                        home = "t" + turn.id if turn.base is None else homes.get(turn.base, "")
-                        home = home or self._home_of(turn.base or "")
-                    homes[turn.id] = home
-                    self._sql.execute(
-                        "UPDATE turns SET home = ? WHERE seq = ?", (as_blob(home), seq)
-                    )
-                    self._name(names_of(turn), seq, as_blob(home))
-
-    def _home_of(self, turn_id: str) -> str:
-        row = self._sql.execute(
-            "SELECT home FROM turns WHERE id = ?", (as_blob(turn_id),)
-        ).fetchone()
-        return "t" + turn_id if row is None or row[0] is None else as_text(row[0])
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        self._sql.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._sql.execute("COMMIT")
-        except BaseException:  # whatever it is, nothing of it may stay
-            with suppress(sqlite3.Error):  # it may have rolled back by itself
-                self._sql.execute("ROLLBACK")
-            raise
+    def indexed(self, progress: Progress) -> Iterator[None]:
+        """See `slime_router.archive.indexing`."""
+        return indexed(self._sql, progress)
 
     def count_up(self, name: str) -> int:
         """The next number of a counter; within a transaction."""
@@ -114,13 +103,17 @@ class SharedDatabase(Database):
 
     def new_router(self) -> int:
         """See `slime_router.archive.port`."""
-        with self._writing():
+        with writing(self._sql):
             return self.count_up("router") % ROUTERS
+
+    def last_seq(self) -> int:
+        """The highest number of a turn; 0 where there is none."""
+        return int(self._sql.execute("SELECT coalesce(max(seq), 0) FROM turns").fetchone()[0])
 
     def apply(self, changes: Sequence[Change]) -> Collection[str]:
         """As `Archive.apply`."""
         late: set[str] = set()
-        with self._writing():
+        with writing(self._sql):
             version = self.count_up("version")
             for change in changes:
                 if isinstance(change, PutTurn) and change.session_id and not change.is_change:
@@ -138,7 +131,7 @@ class SharedDatabase(Database):
             changed = version if change.is_change else -1
             row = (change.seq, as_blob(change.id), session, change.data, home, version, changed)
             run(_PUT_TURN, row)
-            self._name(change.names, change.seq, home)
+            put_names(self._sql, change.names, change.seq, home)
         elif isinstance(change, DropTurn):
             run("DELETE FROM turns WHERE seq = ?", (change.seq,))
         elif isinstance(change, MarkUndelivered):
@@ -152,11 +145,8 @@ class SharedDatabase(Database):
             self._drop_session(change, version)
         else:
             self._apply(change)
-
-    def _name(self, names: Iterable[bytes], seq: int, home: bytes) -> None:
-        self._sql.executemany(
-            "INSERT OR REPLACE INTO names VALUES (?, ?, ?)", ((name, seq, home) for name in names)
-        )
+            if change.table == "workers":
+                run(_COUNT_WORKERS)
 
     def _put_session(self, change: Put, version: int) -> None:
         run, name = self._sql.execute, as_blob(change.id)
@@ -192,14 +182,21 @@ class SharedDatabase(Database):
 
 
 class SqliteArchive:
-    """A journal that several processes of one machine share.
+    """A journal of one router, or one that several processes of one machine share.
 
     Raises:
         SetupError: it cannot be opened, one router has it to itself, or it is of a newer one.
     """
 
-    def __init__(self, directory: Path, *, sync: JournalSync = "normal") -> None:
+    def __init__(
+        self, directory: Path, *, sync: JournalSync = "normal", is_shared: bool = True
+    ) -> None:
         self.database = SharedDatabase(directory, sync=sync)
+        try:
+            self._lock = JournalLock(directory, is_shared=is_shared)
+        except SetupError:
+            self.database.close()
+            raise
         address = f"file:{quote(str(self.database.path.absolute()))}?mode=ro"
         self._reader = sqlite3.connect(address, uri=True, isolation_level=None, timeout=1.0)
         self._data_version = -1
@@ -207,6 +204,15 @@ class SqliteArchive:
 
     def __repr__(self) -> str:
         return f"<SqliteArchive {self.database.path}>"
+
+    async def prepare(self, progress: Progress) -> None:
+        """As `Archive.prepare`: an index for what an older router wrote."""
+        steps = self.database.indexed(progress)
+        try:
+            while await asyncio.to_thread(next, steps, steps) is not steps:
+                pass
+        except sqlite3.Error as exc:
+            raise _trouble(exc) from exc
 
     def apply(self, changes: list[Change]) -> Collection[str]:
         """As `Archive.apply`."""
@@ -240,6 +246,8 @@ class SqliteArchive:
             ]
             data = dict(_data_of(run, wanted))
         kept = tuple(Kept(name, seq, lost, data.get(seq)) for seq, name, lost in listed)
+        if wanted:  # who looks into many homes must not keep all others waiting
+            await asyncio.sleep(0)
         return News(home, str(cursor), kept, state, is_deleted)
 
     def _state(
@@ -248,15 +256,14 @@ class SqliteArchive:
         if session_id is None:
             return None, False
         name = as_blob(session_id)
-        row = run(
-            "SELECT data, born FROM sessions WHERE id = ? AND version > ?", (name, after)
-        ).fetchone()
+        row = run(_STATE, (name, after)).fetchone()
         if row is None:
             found = run("SELECT 1 FROM deleted WHERE id = ? AND version > ?", (name, after))
             return None, found.fetchone() is not None
         try:
-            return unpacked_session(row[0]), row[1] > after
-        except Damaged:
+            return _state_of(row[0], row[2]), row[1] > after
+        except Damaged as exc:
+            logger.error("session %r of the journal: %s", session_id, exc)
             return None, False
 
     async def sessions(self, since: Cursor) -> tuple[list[str], Cursor]:
@@ -278,6 +285,12 @@ class SqliteArchive:
             rows = run(f"SELECT id, data FROM {table} ORDER BY rowid")
             return [(as_text(name), data) for name, data in rows]
 
+    async def workers_version(self) -> str:
+        """As `Archive.workers_version`."""
+        with self._reading() as run:
+            row = run("SELECT value FROM counters WHERE name = 'workers'").fetchone()
+            return "" if row is None else str(row[0])
+
     def has_news(self, since: Cursor) -> bool:
         """As `Archive.has_news`: what nobody wrote to since the cursor has no news."""
         if since == NOTHING_SEEN:
@@ -296,19 +309,31 @@ class SqliteArchive:
         try:
             return self.database.new_router()
         except sqlite3.Error as exc:
-            raise ArchiveDown(str(exc)) from exc
+            raise _trouble(exc) from exc
+
+    async def last_seq(self) -> int:
+        """As `Archive.last_seq`."""
+        try:
+            return self.database.last_seq()
+        except sqlite3.Error as exc:
+            raise _trouble(exc) from exc
 
     async def bind(self, name: str, value: bytes) -> bytes:
         """As `Archive.bind`."""
         try:
             return self.database.bind(name, value)
         except sqlite3.Error as exc:
-            raise ArchiveDown(str(exc)) from exc
+            raise _trouble(exc) from exc
 
     async def close(self) -> None:
         """As `Archive.close`."""
+        self.let_go()
+
+    def let_go(self) -> None:
+        """As `close`, at once."""
         self._reader.close()
         self.database.close()
+        self._lock.let_go()
 
     @contextmanager
     def _reading(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
@@ -324,7 +349,7 @@ class SqliteArchive:
             finally:
                 self._reader.execute("COMMIT")
         except sqlite3.Error as exc:
-            raise ArchiveDown(str(exc)) from exc
+            raise _trouble(exc) from exc
 
     @staticmethod
     def _version(run: Callable[..., sqlite3.Cursor]) -> int:
@@ -339,3 +364,18 @@ def _data_of(
         marks = ",".join("?" * len(some))
         with closing(run(f"SELECT seq, data FROM turns WHERE seq IN ({marks})", some)) as rows:
             yield from rows
+
+
+def _state_of(data: bytes, opening: bytes | None) -> SessionState:
+    """A session; an older router wrote elsewhere when it was opened."""
+    state = unpacked_session(data)
+    if state.started is None and opening is not None:
+        with suppress(Damaged):  # then its first turn says it
+            state = replace(state, started=unpacked_opening(opening))
+    return state
+
+
+def _trouble(exc: sqlite3.Error) -> ArchiveDown:
+    """A file that is damaged stays so; everything else may pass."""
+    is_broken = (getattr(exc, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
+    return ArchiveBroken(str(exc)) if is_broken else ArchiveDown(str(exc))

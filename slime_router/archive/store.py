@@ -92,6 +92,14 @@ class ArchivedStore(TrajectoryStore):
     def _check_open(self, session: Session) -> None:
         """A turn of a session that was closed meanwhile is kept all the same."""
 
+    def number_after(self, seq: int) -> None:
+        """Turns get numbers after this one."""
+        self._seq = max(self._seq, seq)
+
+    def number_sessions(self, names: Iterable[str]) -> None:
+        """Sessions that are not here get the next numbers, in this order."""
+        self._written.number_in_order(names)
+
     def add(self, turn: Turn) -> Turn:
         """As `TrajectoryStore.add`; also where the session was closed meanwhile."""
         turn = super().add(turn)
@@ -142,7 +150,11 @@ class ArchivedStore(TrajectoryStore):
 
     def mark(self, turn_id: str, **marks: Unpack[Marks]) -> Turn:
         """As `TrajectoryStore.mark`."""
+        before = size_of(self._turns[turn_id])
         turn = super().mark(turn_id, **marks)
+        more = size_of(turn) - before
+        self._homes[self._home_of[turn_id]].bytes += more
+        self._bytes += more
         self._write(turn, is_change=True)
         return turn
 
@@ -196,7 +208,7 @@ class ArchivedStore(TrajectoryStore):
         self._age += 1
         oldest = self._age - max_age
         for name, home in tuple(self._homes.items()):
-            if home.age < oldest and self._may_leave(name, home) and self._homes.get(name) is home:
+            if home.age < oldest and self._may_leave(home) and self._homes.get(name) is home:
                 count = len(home.turns)
                 self._leave(name)
                 self.expired_turns += count
@@ -230,17 +242,15 @@ class ArchivedStore(TrajectoryStore):
         is_over = self._max_bytes is not None and self._bytes > self._max_bytes
         return is_over or self._tokens > self._budget_tokens
 
-    def _may_leave(self, name: str, home: Home) -> bool:
-        session = self.sessions.find(session_of(name) or "")
-        has_scores = session is not None and bool(session.scores)  # which are here alone
-        return not home.users and not has_scores and self._sink.has_written(home.changed)
+    def _may_leave(self, home: Home) -> bool:
+        return not home.users and self._sink.has_written(home.changed)
 
     def _evict(self) -> None:
         for _ in range(min(LOOKED_AT, len(self._homes) - 1)):  # the last one is in use
             if not self._is_over():
                 return
             name, home = next(iter(self._homes.items()))
-            if self._may_leave(name, home):
+            if self._may_leave(home):
                 self._leave(name)
             else:
                 self._homes.move_to_end(name)
@@ -254,10 +264,13 @@ class ArchivedStore(TrajectoryStore):
             if session is not None:
                 if session.is_pinned:
                     self._pinned_tokens -= session.held_tokens
-                self.sessions.forget(session, is_deleted=False)
+                self._written.leave(session)
             for turn_id in sorted(home.turns, key=lambda each: -self._turns[each].seq):
-                self._remove(self._turns[turn_id])
+                turn = self._turns[turn_id]
+                self._remove(turn)
                 self.evicted_turns += 1
+                if session_id is None:
+                    self.sessions.lose(None, turn)
         del self._homes[name]
 
     def _remove(self, turn: Turn) -> None:
@@ -363,7 +376,7 @@ class ArchivedStore(TrajectoryStore):
         elif kept.data is not None:  # a trainer's marks changed
             with suppress(Damaged):
                 turn = unpacked_turn(kept.data)
-                super().mark(kept.id, reward=turn.reward, tags=turn.tags)
+                self.mark(kept.id, reward=turn.reward, tags=turn.tags, scores=turn.scores)
         if kept.is_undelivered and kept.id in self:
             self._undelivered.add(kept.id)
 

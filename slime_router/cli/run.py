@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from slime_router import __version__
+from slime_router.archive.shared import SharedArchive
 from slime_router.cli.banner import banner
 from slime_router.cli.log import start_log
 from slime_router.cli.processes.exit_codes import EXIT_FAILED, EXIT_GAVE_UP, EXIT_INTERRUPTED
@@ -20,7 +21,6 @@ from slime_router.cli.terminal.progress import bar
 from slime_router.config import Config
 from slime_router.edge.listener import Listener, reason_of
 from slime_router.errors import SetupError
-from slime_router.journal.journal import Journal
 from slime_router.server.app import Gateway
 from slime_router.server.boundary import protocols
 from slime_router.server.signals import StartUp, hurry_at_second_signal
@@ -136,14 +136,14 @@ async def _serving(gateway: Gateway, app: web.Application, announce: Callable[[]
     try:
         await listener(gateway, runner).start()
         announce()
-        if isinstance(gateway.journal, Journal):
+        if gateway.journal is not None:
             await _watch(gateway.journal)
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
 
 
-async def _watch(journal: Journal) -> None:
+async def _watch(journal: SharedArchive) -> None:
     """Shows how far the journal is read, where somebody looks at a terminal."""
     if not sys.stderr.isatty():
         return

@@ -63,6 +63,63 @@ def checked_masks(offsets: Array, ids: Array, logprobs: Array) -> dict[str, Arra
     }
 
 
+def cut_tops(columns: Mapping[str, Array], offsets: Array) -> Iterator[dict[str, Array]]:
+    """The likeliest tokens row by row; empty for a row that has none."""
+    bounds = list(pairwise(offsets.tolist()))
+    if "top_offsets" not in columns:
+        yield from ({} for _ in bounds)
+        return
+    ends, ids, logprobs = (columns[name] for name in ("top_offsets", "top_ids", "top_logprobs"))
+    if len(ends) != offsets[-1] + 1:
+        raise ValueError("the top logprobs do not fit the tokens")
+    for start, end in bounds:
+        place = slice(ends[start], ends[end])
+        yield checked_tops(ends[start : end + 1] - ends[start], ids[place], logprobs[place])
+
+
+def checked_tops(offsets: Array, ids: Array, logprobs: Array) -> dict[str, Array]:
+    """The likeliest tokens of one row, by its fields; empty where it has none.
+
+    Raises:
+        ValueError: they do not belong together.
+    """
+    if offsets[-1] != len(ids) or (np.diff(offsets) < 0).any() or len(ids) != len(logprobs):
+        raise ValueError("the top logprobs do not fit together")
+    if not len(ids):
+        return {}
+    return {
+        "top_offsets": frozen(offsets),
+        "top_ids": frozen(ids),
+        "top_logprobs": frozen(logprobs),
+    }
+
+
+def masks_from(
+    start: int, offsets: Array | None, ids: Array | None, logprobs: Array | None
+) -> dict[str, Any]:
+    """The masks of the tokens from `start` on, as lists; empty where there are none."""
+    if offsets is None or ids is None or logprobs is None:
+        return {}
+    return {
+        "mask_offsets": (offsets[start:] - offsets[start]).tolist(),
+        "mask_ids": ids[offsets[start] :].tolist(),
+        "sampling_logprobs": logprobs[start:].tolist(),
+    }
+
+
+def tops_from(
+    start: int, offsets: Array | None, ids: Array | None, logprobs: Array | None
+) -> dict[str, Any]:
+    """The likeliest tokens at those from `start` on, likewise."""
+    if offsets is None or ids is None or logprobs is None:
+        return {}
+    return {
+        "top_offsets": (offsets[start:] - offsets[start]).tolist(),
+        "top_ids": ids[offsets[start] :].tolist(),
+        "top_logprobs": logprobs[offsets[start] :].tolist(),
+    }
+
+
 def frozen(array: Array) -> Array:
     """The array, read-only from now on."""
     array.setflags(write=False)

@@ -14,7 +14,17 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_router.client.columns import checked_masks, cut, cut_masks, cut_positions, frozen
+from slime_router.client.columns import (
+    checked_masks,
+    checked_tops,
+    cut,
+    cut_masks,
+    cut_positions,
+    cut_tops,
+    frozen,
+    masks_from,
+    tops_from,
+)
 from slime_router.client.errors import BadReply, Refused, refusal_of
 
 WeightVersion: TypeAlias = str | int
@@ -90,6 +100,7 @@ class Row:
     Token `i` was sampled from `mask_ids[mask_offsets[i] : mask_offsets[i + 1]]`, with the
     log-probability `sampling_logprobs[i]` among those; where there are none, from the whole
     vocabulary, unless `truncated_sampling` says that it is not known of some from what.
+    The likeliest tokens there, where kept, are `top_ids[top_offsets[i] : top_offsets[i + 1]]`.
     """
 
     row_id: str
@@ -113,6 +124,9 @@ class Row:
     mask_offsets: NDArray[np.int64] | None = None
     mask_ids: NDArray[np.int32] | None = None
     sampling_logprobs: NDArray[np.float32] | None = None
+    top_offsets: NDArray[np.int64] | None = None
+    top_ids: NDArray[np.int32] | None = None
+    top_logprobs: NDArray[np.float32] | None = None
     turns: tuple[RowTurn, ...] = ()
 
     @property
@@ -150,18 +164,9 @@ class Row:
             sample["rollout_routed_experts"] = self.routed_experts
         if self.indexer_topk is not None:
             sample["rollout_indexer_topk"] = self.indexer_topk
-        return sample | self._masks(start)
-
-    def _masks(self, start: int) -> dict[str, Any]:
-        """Those of the tokens from `start` on, where they are known."""
-        if self.mask_offsets is None or self.mask_ids is None or self.sampling_logprobs is None:
-            return {}
-        offsets = self.mask_offsets[start:]
-        return {
-            "mask_offsets": (offsets - offsets[0]).tolist(),
-            "mask_ids": self.mask_ids[offsets[0] :].tolist(),
-            "sampling_logprobs": self.sampling_logprobs[start:].tolist(),
-        }
+        masks = masks_from(start, self.mask_offsets, self.mask_ids, self.sampling_logprobs)
+        tops = tops_from(start, self.top_offsets, self.top_ids, self.top_logprobs)
+        return sample | masks | tops
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +293,10 @@ def _npz_rows(columns: Mapping[str, Array], meta: Mapping[str, Any]) -> list[Row
     if "logprobs" in columns:
         logprobs = cut(columns["logprobs"], offsets)
     more = [
-        {**masks, "routed_experts": experts, "indexer_topk": indexer}
-        for masks, experts, indexer in zip(
+        {**masks, **tops, "routed_experts": experts, "indexer_topk": indexer}
+        for masks, tops, experts, indexer in zip(
             cut_masks(columns, offsets),
+            cut_tops(columns, offsets),
             cut_positions(columns, "routed_experts", count),
             cut_positions(columns, "indexer_topk", count),
             strict=True,
@@ -313,24 +319,41 @@ def _npz_rows(columns: Mapping[str, Array], meta: Mapping[str, Any]) -> list[Row
 
 def _json_row(values: Mapping[str, Any]) -> Row:
     logprobs = values["logprobs"]
-    more: dict[str, Any] = {
-        name: _decoded(values[name])
-        for name in ("routed_experts", "indexer_topk")
-        if values.get(name) is not None
-    }
-    if values.get("mask_offsets") is not None:
-        more |= checked_masks(
-            np.array(values["mask_offsets"], np.int64),
-            np.array(values["mask_ids"], np.int32),
-            np.array(values["sampling_logprobs"], np.float32),
-        )
     return row_of(
         values,
         frozen(np.array(values["tokens"], np.int32)),
         frozen(np.array(values["loss_mask"], np.uint8)),
         None if logprobs is None else frozen(np.array(logprobs, np.float64)),  # null: NaN
         tuple(values["weight_versions"]),
-        more,
+        {**positions_of(values), **masks_of(values), **tops_of(values)},
+    )
+
+
+def positions_of(values: Mapping[str, Any]) -> dict[str, Array]:
+    """Experts and the like, as JSON has them; empty where there are none."""
+    names = ("routed_experts", "indexer_topk")
+    return {name: _decoded(values[name]) for name in names if values.get(name) is not None}
+
+
+def masks_of(values: Mapping[str, Any]) -> dict[str, Array]:
+    """Masks, likewise."""
+    if values.get("mask_offsets") is None:
+        return {}
+    return checked_masks(
+        np.array(values["mask_offsets"], np.int64),
+        np.array(values["mask_ids"], np.int32),
+        np.array(values["sampling_logprobs"], np.float32),
+    )
+
+
+def tops_of(values: Mapping[str, Any]) -> dict[str, Array]:
+    """The likeliest tokens, likewise."""
+    if values.get("top_offsets") is None:
+        return {}
+    return checked_tops(
+        np.array(values["top_offsets"], np.int64),
+        np.array(values["top_ids"], np.int32),
+        np.array(values["top_logprobs"], np.float32),
     )
 
 

@@ -18,6 +18,7 @@ from slime_router.engine.cumulative import CumulativeCutter
 from slime_router.engine.masks import LOGPROBS, MASK, NO_MASKS, MaskPlan, without_masks
 from slime_router.engine.request import read_error
 from slime_router.engine.sse import DONE
+from slime_router.engine.top_logprobs import NO_TOPS, TopPlan
 from slime_router.errors import MasksRefused, RouterError, WorkerFailed
 from slime_router.types import GenerateChunk, WeightVersion
 
@@ -32,8 +33,9 @@ class ChunkReader:
     A whole reply names its version only at its end. If the worker got new weights since the
     request, `version_before` gives the version it had then: without spans, the one in the reply
     would be wrong. Anything else the router knows is older than what the worker reports.
-    `masks` says whether the worker was asked what it samples from. `experts_start` is the position
-    from which routed experts were requested, and ids are in `[0, vocab_size)`.
+    `masks` says whether the worker was asked what it samples from, `tops` the same of the likeliest
+    tokens. `experts_start` is the position from which routed experts were requested, and ids are in
+    `[0, vocab_size)`.
     """
 
     def __init__(
@@ -41,12 +43,12 @@ class ChunkReader:
         *,
         vocab_size: int,
         with_logprobs: bool,
-        top_logprobs: int = 0,
         is_native: bool = False,
         is_stream: bool = True,
         version_before: Callable[[], WeightVersion | None] = lambda: None,
         experts_start: int = 0,
         masks: MaskPlan = NO_MASKS,
+        tops: TopPlan = NO_TOPS,
         worker_url: str = "",
     ) -> None:
         self.is_finished = False
@@ -60,13 +62,13 @@ class ChunkReader:
         self._masks = masks
         self._uncaptured = masks.uncaptured
         self._with_logprobs = with_logprobs
-        self._with_top_logprobs = top_logprobs > 0
+        self._tops = tops
         self._is_native = is_native
         self._is_cumulative: bool | None = None  # None until an item shows it
         self._ids: list[int] = []  # all that came
         self._entries: list[Any] = []  # the logprobs of the last item
         self._usual: tuple[Any, ...] = ()  # what plain items repeat: version, counts of the prompt
-        is_cut = is_stream and not is_native and not top_logprobs
+        is_cut = is_stream and not is_native and not tops.asked
         self._cutter = CumulativeCutter() if is_cut else None
         self._is_incremental = False  # and its plain items can be read at once
 
@@ -253,7 +255,6 @@ class ChunkReader:
     def _build(self, meta: Item, ids: list[int], entries: list[Any], item: Item) -> GenerateChunk:
         answer.check_ids(ids, self._vocab_size)
         self._ids += ids
-        tops = meta.get("output_top_logprobs") if self._with_top_logprobs else None
         masks = meta.get(MASK) if self._masks.asks and ids else None
         spans = answer.version_spans(meta.get("weight_versions"), len(self._ids))
         version = self.weight_version = answer.version(meta.get("weight_version"))
@@ -266,11 +267,7 @@ class ChunkReader:
         return GenerateChunk(
             output_ids=ids,
             logprobs=answer.logprobs(entries, ids) if self._with_logprobs else None,
-            top_logprobs=(
-                answer.top_logprobs(_last(tops, len(ids)), ids, self._vocab_size)
-                if self._with_top_logprobs
-                else None
-            ),
+            top_logprobs=self._tops.read(meta, ids, self._vocab_size),
             finish=answer.finish(meta.get("finish_reason")),
             prompt_tokens=prompt_tokens or 0,
             cached_tokens=cached_tokens or 0,
@@ -282,7 +279,9 @@ class ChunkReader:
             masks=masks and answer.masks(_last(masks, len(ids)), ids, self._vocab_size),
             mask_logprobs=masks and answer.mask_logprobs(_last(meta.get(LOGPROBS), len(ids)), ids),
             uncaptured="" if masks else self._uncaptured,
-            item=item if self._masks.is_clients or not self._masks.asks else without_masks(item),
+            item=self._tops.shown_of(
+                item if self._masks.is_clients or not self._masks.asks else without_masks(item)
+            ),
             worker_url=self._worker_url,
             speculation=answer.speculation(meta) if "spec_verify_ct" in meta else None,
         )

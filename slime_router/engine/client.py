@@ -26,6 +26,7 @@ from slime_router.engine.kept import KeptAnswer, KeptConnections
 from slime_router.engine.masks import MaskPlan, mask_plan
 from slime_router.engine.request import experts_start, generate_body, read_error, wants_logprobs
 from slime_router.engine.sse import BodyJoiner, EventSplitter
+from slime_router.engine.top_logprobs import top_plan
 from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 from slime_router.pool.worker import Worker
 from slime_router.types import GenerateCall, GenerateChunk
@@ -315,7 +316,7 @@ class WorkerClient:
         return ChunkReader(
             vocab_size=self._vocab_size,
             with_logprobs=wants_logprobs(call, self._capture),
-            top_logprobs=call.top_logprobs,
+            tops=top_plan(call, self._capture),
             is_native=call.is_passed_on,
             is_stream=call.stream,
             version_before=exchange.version_before_update,

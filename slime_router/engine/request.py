@@ -15,6 +15,7 @@ import orjson
 
 from slime_router.choices import Capture
 from slime_router.engine.answer import Item
+from slime_router.engine.top_logprobs import top_plan
 from slime_router.errors import (
     BadRequest,
     MasksRefused,
@@ -64,6 +65,7 @@ def wants_logprobs(call: GenerateCall, capture: Capture) -> bool:
     return (
         capture in ("full", "distribution")
         or call.top_logprobs > 0
+        or (call.kept_tops > 0 and capture != "off")
         or bool(call.asked.get("return_logprob"))
     )
 
@@ -100,11 +102,9 @@ def generate_body(
     if call.kv_session and not body.get("session_params"):  # SGLang takes one of the two
         body["session_id"] = call.kv_session
     params = sampling_params(call)
-    is_ours = not isinstance(call, NativeCall)
-    if params or is_ours:
+    if params or not isinstance(call, NativeCall):
         body["sampling_params"] = params
-    if is_ours and call.top_logprobs:
-        body["top_logprobs_num"] = call.top_logprobs
+    body |= top_plan(call, capture).fields
     if call.wants_routed_experts and not body.get("return_routed_experts"):
         body |= {"return_routed_experts": True, "routed_experts_start_len": experts_start(call)}
     if call.wants_indexer_topk:

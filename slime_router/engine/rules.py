@@ -24,11 +24,13 @@ _SHOWN_LEN = 40  # characters of a value in a receipt
 class SamplingRules:
     """What holds for all calls: `pins`, and the `top_k` of a truncated sampling without one.
 
-    Without a finite `top_k` no worker says what it samples from; None leaves it away.
+    Without a finite `top_k` no worker says what it samples from; None leaves it away. So many
+    `top_logprobs` of each token are kept in sessions that do not say it themselves.
     """
 
     pins: Pins = field(default_factory=Pins)
     mask_top_k: int | None = None
+    top_logprobs: int = 0
 
     def applied(self, call: GenerateCall, pins: Pins | None = None) -> GenerateCall:
         """The call under these rules; a session's own `pins` go before those of all.

@@ -314,6 +314,6 @@ def _need(call: GenerateCall) -> Need:
     return Need(
         ids=call.prompt.ids,
         scope=shown(call.scope),  # a worker's cache does not distinguish owners
-        key=headers.get("x-smg-routing-key") or call.session_id,
+        key=headers.get("x-smg-routing-key") or call.session_id or call.prompt.conversation or None,
         target=headers.get("x-smg-target-worker"),
     )

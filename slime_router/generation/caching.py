@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from types import TracebackType
 
 import numpy as np
 
+from slime_router.auth.owners import is_of_root
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.choices import Capture
 from slime_router.generation.prompt import MadePrompt, PromptMaker
@@ -109,6 +110,7 @@ class Cacher:
     ) -> None:
         self.maker = maker
         self.weights = weights
+        self.kv_name: Callable[[str], str] = lambda _: ""  # what workers call a conversation
         self._parsers = parsers
         self._cache = cache
         self._tokenizer = tokenizer
@@ -128,7 +130,13 @@ class Cacher:
         except BaseException:  # whatever ends it: what the prompt keeps must go
             self.maker.release(prompt)
             raise
-        return Filing(self, replace(call, prompt=prompt), prompt, reply, reader)
+        if self._capture == "off":  # nobody will find the conversation again
+            prompt = replace(prompt, conversation="")
+        kv_session = call.kv_session
+        if is_of_root(prompt.conversation):
+            kv_session = self.kv_name(prompt.conversation)
+        sent = replace(call, prompt=prompt, kv_session=kv_session)
+        return Filing(self, sent, prompt, reply, reader)
 
     async def tidy(self) -> None:
         """Drops what exceeds the tree's budget."""

@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 
+from slime_router.auth.owners import name_of_root
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
 from slime_router.choices import History
@@ -191,6 +192,7 @@ class PromptMaker:
             spelling=spelled,
             reply_prefix=written,
             own_ids=own_ids,
+            conversation=_name_of(call, talk),
             is_reserved=True,
             new_messages=len(talk.messages) - 1 - talk.reply_index,
         )
@@ -239,6 +241,7 @@ class PromptMaker:
                 spelling=spelled,
                 reply_prefix=written,
                 own_ids=own_ids,
+                conversation=_name_of(call, talk),
             )
         except BaseException:  # whatever ends it: unpin
             self._cache.unpin(match.node)
@@ -316,6 +319,20 @@ async def _joined(head: TokenIds, pieces: tuple[Piece, ...]) -> Whole:
     if len(pieces) <= INLINE_PIECES:
         return with_head(head, pieces)
     return await asyncio.to_thread(with_head, head, pieces)
+
+
+def _name_of(call: GenerateCall, talk: Conversation | None) -> str:
+    """What the turns of a conversation without a session go together by: the name of the first.
+
+    One that continues a session's turns goes with that session. "" for a call that names one, and
+    where nobody would find the conversation again.
+    """
+    if talk is None or call.session_id is not None:
+        return ""
+    turn = talk.turn
+    if turn is None:
+        return name_of_root(call.turn_id)
+    return turn.session_id or turn.conversation or name_of_root(turn.id)
 
 
 def _left_out(indexes: Iterable[int]) -> str:

@@ -26,6 +26,7 @@ from slime_router.telemetry.course import Course
 from slime_router.telemetry.meters import Meters
 from slime_router.template.conversation_key import next_link, reply_keys
 from slime_router.trajectory.measures.distribution import Distribution, distribution
+from slime_router.trajectory.measures.top_logprobs import TopLogprobs, of_nested
 from slime_router.trajectory.routed_experts import RoutedExperts, decode, decode_whole
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
@@ -269,6 +270,7 @@ class Recorder:
             calls=tuple((made.id, made.name) for made in reply.calls.values()),
             handles=tuple(reply.handles),
             session_id=call.session_id,
+            conversation=prompt.conversation,
             scope=call.scope,
             date=prompt.date,
             request_id=call.request_id,
@@ -276,6 +278,7 @@ class Recorder:
             routed_experts=self._experts(call, prompt, reply, base),
             indexer_topk=self._indexer(call, prompt, reply, base_len),
             distribution=_distribution(reply),
+            top_logprobs=_top_logprobs(call, reply),
             uncaptured=reply.uncaptured,
             epoch=self._epoch_of(span.version for span in versions),
             account=account_of(call, reply, prompt, turn.course, goes_on=base is not None),
@@ -374,3 +377,12 @@ def _distribution(reply: Reply) -> Distribution | None:
     masks.fill(len(reply.output_ids))
     lengths, logprobs = np.array(masks.lengths, np.int32), np.array(masks.logprobs, np.float32)
     return distribution(lengths, token_ids(masks.ids), logprobs)
+
+
+def _top_logprobs(call: GenerateCall, reply: Reply) -> TopLogprobs | None:
+    """The likeliest tokens at each one; None where the session keeps none, or none came."""
+    tops = reply.tops
+    if not call.kept_tops or not any(tops.tokens):
+        return None
+    tops.fill(len(reply.output_ids))
+    return of_nested(tops.tokens)

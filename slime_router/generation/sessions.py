@@ -24,6 +24,7 @@ from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 
+_TOPS = "top_logprobs"
 LANDING_TIMEOUT_S = 10.0  # for a flight that must end; all it still does is close what it holds
 
 
@@ -71,8 +72,8 @@ class Flight:
         self._is_waiting = False
         if self.error is not None:
             raise self.error
-        if self.hidden and (chunk.routed_experts or chunk.indexer_topk):
-            return _without(chunk, self.hidden)
+        if self.hidden and (chunk.routed_experts or chunk.indexer_topk or chunk.top_logprobs):
+            return _without(chunk, self.hidden, self.call.top_logprobs)
         return chunk
 
     def resume(self) -> None:
@@ -174,6 +175,8 @@ class Sessions:
             for name in ("routed_experts", "indexer_topk")
             if getattr(session, f"return_{name}") and not call.asked.get(f"return_{name}")
         )
+        if flight.call.kept_tops:
+            flight.hidden += (_TOPS,)
         self._flights.setdefault(session.id, set()).add(flight)
         self._of_request[flight.key] = self._of_request.get(flight.key, 0) + 1
         session.entered()
@@ -198,12 +201,14 @@ class Sessions:
     def _prepared(self, call: GenerateCall, session: Session) -> GenerateCall:
         """The call with what its session adds to it."""
         call = with_fields(call.under(session.sampling), session.worker_fields)
+        kept = session.top_logprobs
         return replace(
             self._rules.applied(call, session.sampling_pins),
             token_limit=session.tokens_left,
             kv_session=self.kv_name(session.id),
             wants_routed_experts=session.return_routed_experts,
             wants_indexer_topk=session.return_indexer_topk,
+            kept_tops=self._rules.top_logprobs if kept is None else kept,
         )
 
     def _enter(self, call: GenerateCall, session_id: str) -> Session:
@@ -306,11 +311,17 @@ def _deleted(session_id: str) -> NotFound:
     return NotFound(f"The session '{shown(session_id)}' was deleted.", code="session_not_found")
 
 
-def _without(chunk: GenerateChunk, names: Collection[str]) -> GenerateChunk:
-    """The last chunk without its routed experts or the like, which are already recorded."""
-    item = chunk.item
+def _without(chunk: GenerateChunk, names: Collection[str], top: int) -> GenerateChunk:
+    """The chunk without routed experts or the like, which are already recorded.
+
+    Of the likeliest tokens at each one, the client gets the `top` that it has asked for.
+    """
+    item, tops = chunk.item, chunk.top_logprobs
     meta = item.get("meta_info") if item is not None else None
     if item is not None and isinstance(meta, dict):
         shown = {name: value for name, value in meta.items() if name not in names}
         item = {**item, "meta_info": shown}
-    return chunk.changed(**dict.fromkeys(names), item=item)
+    fewer = tops and [each[:top] for each in tops] if top else None
+    return chunk._replace(top_logprobs=fewer, item=item).changed(
+        **{name: None for name in names if name != _TOPS}
+    )

@@ -7,7 +7,9 @@ A turn is
     head      JSON: every field that is not an array, and the type and shape of those that are;
               names that this router does not know are passed over
     arrays    prompt ids, output ids, logprobs, routed experts, one after the other; then, where
-              it has any of them, indexer top-k, and lengths, ids and logprobs of its masks
+              it has any of them, indexer top-k, and lengths, ids and logprobs of its masks; then,
+          where it has them, lengths, ids and logprobs of the likeliest tokens; then, of each
+          worker group that scored its row, the logprobs, and ids and logprobs of the likeliest
     account   4 bytes: length of the JSON after them; that, and then the words; all of it may be
               missing, and a router of before does not read it
 
@@ -20,22 +22,25 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slime_router.trajectory.account import Account
-from slime_router.trajectory.measures.distribution import Distribution, distribution
+from slime_router.trajectory.measures.distribution import distribution
+from slime_router.trajectory.measures.scores import TeacherScore
+from slime_router.trajectory.measures.top_logprobs import top_logprobs
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.trajectory.session import Reward, Session, SessionSpec
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, Grammar, Pins, Receipt, Sampling, Speculation, VersionSpan
 
 _PREFIX = struct.Struct("<II")
-_MARKS = ("said_kind", "speculation", "reward", "tags")
+_MARKS = ("conversation", "said_kind", "speculation", "reward", "tags")
 _KNOWN = {each.name for each in fields(Turn)}
 _ARRAYS = (  # in this order; an older journal has only the first four
     "prompt_ids",
@@ -46,8 +51,12 @@ _ARRAYS = (  # in this order; an older journal has only the first four
     "mask_lengths",
     "mask_ids",
     "mask_logprobs",
+    "top_lengths",
+    "top_ids",
+    "top_logprobs",
 )
-_OLD_ARRAYS = 4
+_OLD_ARRAYS = 4  # of the first routers
+_LATER_ARRAYS = 8  # of those before top logprobs
 
 
 class Damaged(ValueError):
@@ -57,7 +66,8 @@ class Damaged(ValueError):
 def packed_turn(turn: Turn) -> bytes:
     """A turn as bytes that `unpacked_turn` reads."""
     experts, finish, receipt = turn.routed_experts, turn.finish, turn.receipt
-    indexer, masks = turn.indexer_topk, turn.distribution
+    indexer, masks, tops = turn.indexer_topk, turn.distribution, turn.top_logprobs
+    scores = turn.scores
     arrays: list[NDArray[Any] | None] = [
         turn.prompt_ids,
         turn.output_ids,
@@ -65,9 +75,11 @@ def packed_turn(turn: Turn) -> bytes:
         None if experts is None else experts.ids,
         None if indexer is None else indexer.ids,
         *((None,) * 3 if masks is None else (masks.lengths, masks.ids, masks.logprobs)),
+        *((None,) * 3 if tops is None else (tops.lengths, tops.ids, tops.logprobs)),
+        *(part for each in scores.values() for part in _parts(each)),
     ]
-    if indexer is None and masks is None:  # as an older router reads it, too
-        del arrays[_OLD_ARRAYS:]
+    if tops is None and not scores:  # as an older router reads it, too
+        del arrays[_LATER_ARRAYS if indexer is not None or masks is not None else _OLD_ARRAYS :]
     blobs = [None if array is None else _little(array) for array in arrays]
     head = {
         "id": turn.id,
@@ -90,6 +102,7 @@ def packed_turn(turn: Turn) -> bytes:
         **({"uncaptured": turn.uncaptured} if turn.uncaptured else {}),
         **({} if indexer is None else {"indexer_start": indexer.start}),
         **_marks(turn),
+        **({"scores": [(name, each.version) for name, each in scores.items()]} if scores else {}),
         "arrays": [None if each is None else (each.dtype.str, each.shape) for each in blobs],
     }
     text = json.dumps(head, separators=(",", ":")).encode()
@@ -101,7 +114,7 @@ def packed_turn(turn: Turn) -> bytes:
 
 def _marks(turn: Turn) -> dict[str, Any]:
     """What few turns have: only where they have it."""
-    return {name: value for name in _MARKS if (value := getattr(turn, name)) not in (None, ())}
+    return {name: value for name in _MARKS if (value := getattr(turn, name)) not in (None, (), "")}
 
 
 def unpacked_turn(data: bytes) -> Turn:
@@ -124,7 +137,7 @@ def unpacked_turn(data: bytes) -> Turn:
     start, experts = head.pop("experts_start"), arrays["experts"]
     receipt = head.pop("receipt")
     indexer_start, indexer = head.pop("indexer_start", 0), arrays.get("indexer")
-    speculation = head.pop("speculation", None)
+    speculation, scorers = head.pop("speculation", None), head.pop("scores", ())
     return Turn(
         **{
             **{name: value for name, value in head.items() if name in _KNOWN},
@@ -144,7 +157,9 @@ def unpacked_turn(data: bytes) -> Turn:
         speculation=None if speculation is None else Speculation(*speculation),
         routed_experts=None if experts is None else RoutedExperts(start, experts),
         indexer_topk=None if indexer is None else RoutedExperts(indexer_start, indexer),
-        distribution=_distribution(arrays),
+        distribution=None if (masks := _csr(arrays, "mask")) is None else distribution(*masks),
+        top_logprobs=None if (tops := _csr(arrays, "top")) is None else top_logprobs(*tops),
+        scores=_scores(scorers, arrays),
         account=_unpacked_account(bytes(body[length + end :])),
     )
 
@@ -176,7 +191,8 @@ def _arrays(kinds: list[Any], data: memoryview) -> tuple[dict[str, NDArray[Any] 
     """The arrays by name, read-only, each in memory of its own; and where they end."""
     arrays: dict[str, NDArray[Any] | None] = {}
     start = 0
-    for name, kind in zip(_ARRAYS, kinds, strict=False):
+    names = chain(_ARRAYS, map(str, count()))  # those of scores have numbers
+    for name, kind in zip(names, kinds, strict=False):
         if kind is None:
             arrays[name] = None
             continue
@@ -189,12 +205,33 @@ def _arrays(kinds: list[Any], data: memoryview) -> tuple[dict[str, NDArray[Any] 
     return arrays, start
 
 
-def _distribution(arrays: Mapping[str, NDArray[Any] | None]) -> Distribution | None:
-    lengths, ids = arrays.get("mask_lengths"), arrays.get("mask_ids")
-    logprobs = arrays.get("mask_logprobs")
+def _parts(score: TeacherScore) -> tuple[NDArray[Any], ...]:
+    return score.logprobs, score.top_ids, score.top_logprobs
+
+
+def _scores(
+    scorers: Sequence[Sequence[Any]], arrays: Mapping[str, NDArray[Any] | None]
+) -> dict[str, TeacherScore]:
+    """The scores of these groups and versions, three arrays of each."""
+    found = {}
+    for index, (group, version) in enumerate(scorers):
+        logprobs, ids, tops = (arrays[str(3 * index + each)] for each in range(3))
+        assert logprobs is not None
+        assert ids is not None
+        assert tops is not None
+        found[group] = TeacherScore(logprobs, ids, tops, version)
+    return found
+
+
+def _csr(
+    arrays: Mapping[str, NDArray[Any] | None], name: str
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None:
+    """Lengths, ids and logprobs; None where there are none."""
+    lengths, ids = arrays.get(f"{name}_lengths"), arrays.get(f"{name}_ids")
+    logprobs = arrays.get(f"{name}_logprobs")
     if lengths is None or ids is None or logprobs is None:
         return None
-    return distribution(lengths, ids, logprobs)
+    return lengths, ids, logprobs
 
 
 def _receipt(known: Mapping[str, Any]) -> Receipt:
@@ -231,6 +268,7 @@ class SessionState:
                 priority=session.priority,
                 return_routed_experts=session.return_routed_experts,
                 return_indexer_topk=session.return_indexer_topk,
+                top_logprobs=session.top_logprobs,
                 max_turns=session.max_turns,
                 max_tokens=session.max_tokens,
             ),

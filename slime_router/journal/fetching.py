@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeAlias
 
@@ -24,8 +24,8 @@ class Fetch(Protocol):
     def of_turn(self, name: str) -> Awaitable[Fetched]:
         """The turns that are known by this id: their own, or one of their request's."""
 
-    def of_sessions(self) -> Awaitable[Fetched]:
-        """All sessions."""
+    def of_sessions(self) -> Awaitable[Sequence[Session] | None]:
+        """All sessions as they are now; None where the store has them all."""
 
     def confirm_opened(self, session: Session) -> Awaitable[None]:
         """Raises Conflict where another router opened it first."""
@@ -46,9 +46,8 @@ class AllIsHere:
         """Nothing is fetched."""
         return nullcontext()
 
-    async def of_sessions(self) -> Fetched:
-        """Nothing is fetched."""
-        return nullcontext()
+    async def of_sessions(self) -> None:
+        """The store has them all."""
 
     async def confirm_opened(self, _: Session) -> None:
         """Nobody else can open any."""

@@ -1,4 +1,4 @@
-"""What keeps things beyond the life of a router: a journal of its own, or a shared archive."""
+"""What keeps things beyond the life of a router: its journal, or an archive that it shares."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from slime_router.journal.database import Table
 
 
 class Keeping(Protocol):
-    """`slime_router.journal.journal` and `slime_router.archive.shared` have one each."""
+    """`slime_router.archive.shared` has one."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other routers keep things there, too."""
 
     def check_read(self) -> None:
         """Raises StartingUp before requests can be answered."""
@@ -40,6 +44,12 @@ class Keeping(Protocol):
 
     def named(self, table: Table) -> Iterator[tuple[str, bytes]]:
         """What was kept, at the start."""
+
+    async def news_of_workers(self, seen: str) -> tuple[str, list[tuple[str, bytes]]] | None:
+        """Which workers are registered, and the version of that; `null` for one that was removed.
+
+        None where `seen` is that version, or where nothing can be had.
+        """
 
     async def look(self, table: Table, name: str) -> bytes | None:
         """What others have kept by this name meanwhile; None where nothing can be had."""

@@ -112,9 +112,10 @@ class JournaledSessions(SessionTable):
         if not self._tap.is_shut:  # what was let in once stays, whatever the limits are now
             super()._check_room(owner)
 
-    def _check_bytes(self, owner: str, more: int) -> None:
+    def check_bytes(self, owner: str, more: int) -> None:
+        """As `SessionTable.check_bytes`; what was let in once stays."""
         if not self._tap.is_shut:
-            super()._check_bytes(owner, more)
+            super().check_bytes(owner, more)
 
 
 class JournaledStore(TrajectoryStore):

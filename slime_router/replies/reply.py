@@ -121,6 +121,24 @@ class Masks:
         self.logprobs += [float("nan")] * missing
 
 
+class Tops:
+    """The likeliest tokens at each token of a reply, as they come; some may have none."""
+
+    __slots__ = ("tokens",)
+
+    def __init__(self) -> None:
+        self.tokens: list[Sequence[tuple[float, int]]] = []
+
+    def add(self, start: int, tokens: Sequence[Sequence[tuple[float, int]]]) -> None:
+        """Those of the tokens from `start` on; the ones before without any have none."""
+        self.fill(start)
+        self.tokens += tokens
+
+    def fill(self, count: int) -> None:
+        """None for those of the first `count` tokens that have not got any."""
+        self.tokens += [()] * (count - len(self.tokens))
+
+
 @dataclass(slots=True)
 class Reply:
     """One entry in `logprobs` for each of `output_ids`, as long as `has_logprobs`."""
@@ -138,6 +156,7 @@ class Reply:
     experts_start: int = 0
     indexer: str | None = None  # likewise, what an indexer chose
     masks: Masks = field(default_factory=Masks)  # what the tokens were sampled from
+    tops: Tops = field(default_factory=Tops)
     uncaptured: str = ""  # why some that were sampled from a part of the vocabulary have no mask
     speculation: Speculation | None = None  # comes with the finish
     versions: Versions = field(default_factory=Versions)
@@ -154,6 +173,8 @@ class Reply:
             self.versions.add(chunk, len(self.output_ids))
         if chunk.masks is not None and chunk.mask_logprobs is not None:
             self.masks.add(len(self.output_ids), chunk.masks, chunk.mask_logprobs)
+        if chunk.top_logprobs is not None:
+            self.tops.add(len(self.output_ids), chunk.top_logprobs)
         if ids:
             self.output_ids += ids
             if chunk.uncaptured:

@@ -23,6 +23,8 @@ from slime_router.rows.lineage import Lineage, trace_lineage
 from slime_router.rows.masks import LOWEST_LOGPROB, MaskedSpan, laid_out
 from slime_router.rows.selection import Selection, select
 from slime_router.trajectory.measures.distribution import Distribution
+from slime_router.trajectory.measures.top_logprobs import TopLogprobs
+from slime_router.trajectory.measures.top_logprobs import laid_out as tops_laid_out
 from slime_router.trajectory.routed_experts import (
     ExpertsSpan,
     RoutedExperts,
@@ -71,6 +73,7 @@ class Row:
     they were not asked for. `routed_experts` has shape `[tokens - 1, layers * top_k]`, and so has
     `indexer_topk`. `distribution`, of all tokens, says from which ids the sampled ones come.
     `uncaptured` says why it does not, though some come from a part of the vocabulary.
+    `top_logprobs` has the likeliest tokens at the place of each sampled one, where they are kept.
     """
 
     row_id: str  # that of the last turn
@@ -87,6 +90,7 @@ class Row:
     indexer_topk: NDArray[Any] | None = None
     distribution: Distribution | None = None
     uncaptured: str = ""
+    top_logprobs: TopLogprobs | None = None
     turns: tuple[RowTurn, ...] = ()
 
 
@@ -276,6 +280,9 @@ class RowBuilder:
             indexer_topk=_lined_up(spans, lambda turn: turn.indexer_topk, self._indexer_missing),
             distribution=laid_out(tuple(map(_masked, spans)), len(tokens)),
             uncaptured=self._uncaptured(trained),
+            top_logprobs=tops_laid_out(
+                [(span.start, span.end, span.turn.top_logprobs) for span in spans], len(tokens)
+            ),
             turns=tuple(
                 RowTurn(span.turn, span.start, span.end, self._lineage[span.turn.id])
                 for span in spans

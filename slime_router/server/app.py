@@ -77,7 +77,7 @@ from slime_router.server.together.metrics import answer_figures, metrics, metric
 from slime_router.server.together.responses import SharedResponses
 from slime_router.server.together.together import Together
 from slime_router.server.upkeep import Upkeep
-from slime_router.server.worker_routes import WorkerAdmin, register_again
+from slime_router.server.worker_routes import GroupAdmin, WorkerAdmin
 from slime_router.siblings.place import Place
 from slime_router.siblings.siblings import Siblings
 from slime_router.supervisor import Supervisor
@@ -177,7 +177,7 @@ class Gateway:
         self.pool, self.client, self.relay = self.fleet.pool, self.fleet.client, self.fleet.relay
         self.session_kv = SessionKv(self.pool, self.client)
         if config.session_kv:
-            self.sessions.kv_name = kv_name
+            self.sessions.kv_name = self.path.caching.kv_name = kv_name
             self.store.sessions.on_end = self.session_kv.ended
         around = PluginContext(config, self.tokenizer, self.template, self.store)
         self.plugins = load_plugins(config.middleware_paths, around)
@@ -278,7 +278,9 @@ class Gateway:
         registry, aborts = self.together.registry, self.together.aborts
         control = ControlRoutes(self.pool, self.client, aborts, registry)
         workers = WorkerAdmin(self.pool, registry, self.siblings)
-        admins = [*control.routes(), *workers.routes(), *self.reloader.routes()]
+        groups = GroupAdmin(self.groups.pools, self.config.policy)
+        shown = [*workers.routes(), *groups.routes(), *self.reloader.routes()]
+        admins = [*control.routes(), *shown]
         self.access.reserve((method, path) for method, path, _ in admins)
         table = [*of_sessions, *anywhere, *admins, *Dashboard(boundary.failures).routes()]
         chat_path = self._chat_path({path for _, path, _ in table})
@@ -371,9 +373,9 @@ class Gateway:
 
     def _bring_back(self) -> None:
         assert self.journal is not None  # which has more than turns and sessions
-        register_again(self.pool, self.journal)
+        self.together.enrolment.register_again()
         if isinstance(self.responses, JournaledResponses):
-            self.responses.bring_back(self.journal.named("responses"))
+            self.responses.bring_back_all(self.journal.named("responses"))
 
     async def _lifespan(self, _: web.Application) -> AsyncIterator[None]:
         if self.journal is not None:

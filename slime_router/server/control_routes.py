@@ -24,7 +24,7 @@ from slime_router.edge.bodies import read_body
 from slime_router.edge.headers import to_client, to_worker
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import WorkerAnswer
-from slime_router.errors import NoWorker, RouterError
+from slime_router.errors import BadRequest, NoWorker, RouterError
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
 from slime_router.server.boundary import Handler
@@ -127,6 +127,7 @@ class ControlRoutes:
         """One worker's answer unchanged, or the answers of all of them.
 
         Raises:
+            BadRequest: the body cannot be read, or a field that the router reads is invalid.
             NoWorker: none is registered.
             WorkerFailed: the only worker could not be reached, or broke the connection.
             WorkerTimeout: the only worker did not answer in time.
@@ -155,13 +156,19 @@ class ControlRoutes:
 
         It is one of the caller's own, or of the owner that it names. A generation aborted this way
         is not resumed.
+
+        Raises:
+            BadRequest: `rid` is not a string, or `abort_all` not a boolean.
         """
         fields = _fields(order.body)
-        if fields.get("abort_all"):
-            await self._aborts.cancel_all()
-            return []
-        rid = fields.get("rid")
+        rid, is_for_all = fields.get("rid") or "", fields.get("abort_all") or False
         if not isinstance(rid, str):
+            raise BadRequest("rid must be a string.", param="rid")
+        if not isinstance(is_for_all, bool):
+            raise BadRequest("abort_all must be a boolean.", param="abort_all")
+        if is_for_all:
+            await self._aborts.cancel_all()
+        if is_for_all or not rid:
             return []
         return [
             (worker, replace(order, body=orjson.dumps({**fields, "rid": name})))
@@ -204,7 +211,7 @@ class ControlRoutes:
             is_paused = path == "/pause_generation"
         elif path == "/release_memory_occupation":
             is_asleep = True
-        elif "kv_cache" in (_fields(body).get("tags") or ["kv_cache"]):
+        elif _names_the_cache(_fields(body).get("tags")):
             is_asleep = False  # if weights are resumed separately, they come first
         await self._registry.rest(worker, is_paused=is_paused, is_asleep=is_asleep)
 
@@ -232,6 +239,11 @@ def _update(path: str, body: bytes) -> _Update | None:
         version=version if type(version) in (str, int) else None,
         flushes=path in _LOADS and bool(fields.get("flush_cache", True)),
     )
+
+
+def _names_the_cache(tags: object) -> bool:
+    """Whether the KV cache is among what is resumed: without tags, SGLang resumes all."""
+    return not tags or (isinstance(tags, list) and "kv_cache" in tags)
 
 
 def _fields(body: bytes) -> dict[str, Any]:

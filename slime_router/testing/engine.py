@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from slime_router.testing.flat_tops import flat_tops, lays_flat
 from slime_router.testing.masks import mask_fields, mask_refusal
 from slime_router.testing.script import (
     Performance,
@@ -58,6 +59,7 @@ class Engine:
     seen: list[list[int]] = field(default_factory=list)  # what the prefix cache holds
     is_paused: bool = False
     mask_cap: int | None = None  # None: it has not heard of sampling masks
+    lays_tops_flat: bool = True  # where it is asked to; older workers nest them
     preferred: Item = field(default_factory=dict)  # sampling parameters beneath those of requests
 
     def start(self, body: Item, ids: Any) -> list[PlayedRun]:
@@ -73,6 +75,8 @@ class Engine:
             rids = [None] * len(several)  # SGLang makes its own for n > 1
         for rid, (prompt, params) in zip(rids, several, strict=True):
             check(prompt, params, self.context_len)
+            if self.lays_tops_flat and body.get("stream") and lays_flat(body):
+                raise Refusal({"error": {"message": "flat top logprobs do not support stream"}})
             if self.mask_cap is not None:
                 refusal = mask_refusal(body, {**self.preferred, **params}, self.mask_cap)
                 if refusal is not None:
@@ -187,7 +191,14 @@ class Engine:
             del meta["prompt_tokens"], meta["cached_tokens"]
         if body.get("return_logprob"):
             top = body.get("top_logprobs_num") or 0
-            meta |= _logprobs(heard, begin, count, top)
+            meta |= _logprobs(heard, begin, count)
+            if top:
+                tops = [
+                    [[logprob, token + rank, None] for rank in range(top)]
+                    for logprob, token, _ in meta["output_token_logprobs"]
+                ]
+                is_flat = self.lays_tops_flat and finish is not None and lays_flat(body)
+                meta |= flat_tops(tops, top) if is_flat else {"output_top_logprobs": tops}
             start = body.get("logprob_start_len")
             meta |= _input_logprobs(heard.prompt, start, top, self.vocab_size)
         if self.mask_cap is not None and count:
@@ -208,17 +219,12 @@ class Engine:
         return min(longest, len(prompt) - 1)
 
 
-def _logprobs(heard: Performance, begin: int, end: int, top: int) -> Item:
+def _logprobs(heard: Performance, begin: int, end: int) -> Item:
     entries: list[list[Any]] = [
         [logprob, token, None]
         for logprob, token in zip(heard.logprobs[begin:end], heard.ids[begin:end], strict=False)
     ]
-    fields: Item = {"output_token_logprobs": entries, "output_token_logprobs_length": end}
-    if top:
-        fields["output_top_logprobs"] = [
-            [[logprob, token + rank, None] for rank in range(top)] for logprob, token, _ in entries
-        ]
-    return fields
+    return {"output_token_logprobs": entries, "output_token_logprobs_length": end}
 
 
 def _input_logprobs(prompt: Sequence[int], start: int | None, top: int, vocab_size: int) -> Item:

@@ -61,6 +61,7 @@ class FakeWorker:
         weight_version: str | int = "default",
         notices_disconnect: bool = True,
         mask_cap: int | None = 4096,
+        lays_tops_flat: bool = True,
         preferred: Mapping[str, Any] | None = None,
         port: int = 0,
     ) -> None:
@@ -81,6 +82,7 @@ class FakeWorker:
             reply=reply,
             weight_version=weight_version,
             mask_cap=mask_cap,
+            lays_tops_flat=lays_tops_flat,
             preferred=dict(preferred or {}),
         )
         self._controls = ControlAnswers(self._engine, tokenizer)
@@ -353,10 +355,12 @@ class FakeWorker:
         if body is None:
             return json_reply(BAD_JSON, 400)
         await self._aborts_open.wait()
-        rids: list[Any] = self.running if body.get("abort_all") else [body.get("rid")]
-        for rid in rids:
-            self.aborted.append(rid)
-            self._engine.abort(rid)
+        rid = body.get("rid") or ""
+        if not isinstance(rid, str):
+            return json_reply({"detail": [{"loc": ["body", "rid"]}]}, 422)
+        for each in self.running if body.get("abort_all") else [rid]:
+            self.aborted.append(each)
+            self._engine.abort(each)
         return web.Response()
 
     async def _control(self, request: web.Request) -> web.Response:

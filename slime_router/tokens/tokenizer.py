@@ -59,8 +59,10 @@ class Tokenizer:
         # and truncation on the shared backend, and two threads in it fail with "Already
         # borrowed". Set once here, the backend is only read from now on.
         backend: tokenizers.Tokenizer = hf.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
         added = backend.get_added_tokens_decoder()
         text_config = {**config, **(config.get("text_config") or {})}
         self.vocab_size: int = max(

@@ -18,7 +18,6 @@ from typing import Any, Final, Literal, TypeAlias
 from slime_router.auth.owners import owner_of, shown
 from slime_router.errors import Conflict, SessionLimit
 from slime_router.trajectory.by_number import ByNumber, put_by_number
-from slime_router.trajectory.measures.scores import Scores
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Pins, Sampling
 
@@ -44,6 +43,7 @@ class SessionSpec:
     priority: int | None = None
     return_routed_experts: bool = False
     return_indexer_topk: bool = False
+    top_logprobs: int | None = None  # kept of each token; None: as of all sessions
     max_turns: int | None = None
     max_tokens: int | None = None  # sampled, in all
 
@@ -58,10 +58,10 @@ class Session:
     __slots__ = (
         "_age", "_closers", "_dropped_tokens", "_dropped_turns", "_held_tokens", "_is_closed",
         "_last_active", "_recorded_turns", "_reward", "_running", "_sampled_tokens", "_samples",
-        "_scores", "_started", "_truncated_turns", "_turns", "_was_exported", "_was_opened",
+        "_started", "_truncated_turns", "_turns", "_was_exported", "_was_opened",
         "extra_key", "group_id", "id", "lora_path", "max_tokens", "max_turns", "metadata", "number",
         "opener", "own_number", "priority", "return_indexer_topk", "return_routed_experts",
-        "rollout_id", "sampling", "sampling_pins",
+        "rollout_id", "sampling", "sampling_pins", "top_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -80,7 +80,6 @@ class Session:
         self._is_closed = False
         self._was_exported = False
         self._reward: Reward | None = None
-        self._scores: Mapping[str, Scores] = {}
         self._turns: ByNumber = {}
         self._samples: dict[str, int] = {}  # held turns of each request
         self._held_tokens = 0
@@ -104,6 +103,7 @@ class Session:
         self.priority = spec.priority
         self.return_routed_experts = spec.return_routed_experts
         self.return_indexer_topk = spec.return_indexer_topk
+        self.top_logprobs = spec.top_logprobs
         self.max_turns = spec.max_turns
         self.max_tokens = spec.max_tokens
         self.opener = opener  # a word that tells who opened it, where several routers can
@@ -210,11 +210,6 @@ class Session:
     def reward(self) -> Reward | None:
         """As the trainer gave it."""
         return self._reward
-
-    @property
-    def scores(self) -> Mapping[str, Scores]:
-        """What each worker group that was asked thinks of its rows."""
-        return self._scores
 
     @property
     def started(self) -> float | None:
@@ -331,10 +326,6 @@ class Session:
     def rewarded(self, reward: Reward) -> None:
         """A trainer rewards it, perhaps once more."""
         self._reward = reward
-
-    def scored(self, group: str, scores: Scores) -> None:
-        """A worker group has scored its rows, perhaps once more."""
-        self._scores = {**self._scores, group: scores}
 
     def _check_open(self) -> None:
         if self.state in ("closing", "closed"):

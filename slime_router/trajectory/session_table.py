@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 
-from slime_router.auth.owners import owner_of, shown
+from slime_router.auth.owners import name_of_root, owner_of, shown
 from slime_router.auth.shares import Shares
 from slime_router.errors import Conflict, NotFound, StorageFull, TooManyRequests
 from slime_router.json_text import size_of
-from slime_router.trajectory.measures.scores import Scores, nbytes
+from slime_router.trajectory.measures.scores import nbytes
 from slime_router.trajectory.session import Reward, Session, SessionSpec
 from slime_router.trajectory.turn import Turn
 
@@ -27,7 +27,8 @@ class SessionTable:
     """
 
     def __init__(self, max_sessions: int, owners: Collection[str] = ()) -> None:
-        self.on_end: Callable[[str], None] = lambda _: None  # no more turns come of a session
+        # With the name of a session, or of a conversation without one, once no more comes of it.
+        self.on_end: Callable[[str], None] = lambda _: None
         self._sessions: dict[str, Session] = {}
         self._by_rollout: dict[tuple[str, str], dict[str, None]] = {}  # of an owner
         self._deleted: OrderedDict[str, None] = OrderedDict()
@@ -77,11 +78,15 @@ class SessionTable:
         group_id: str | None = None,
         rollout_id: str | None = None,
         state: str | None = None,
+        among: Iterable[Session] | None = None,
     ) -> list[Session]:
-        """The sessions of a group, of a rollout, in a state; oldest first."""
+        """The sessions of a group, of a rollout, in a state; oldest first.
+
+        `among`: all that there are, where that is more than those in memory.
+        """
         return [
             session
-            for session in self._sessions.values()
+            for session in (self._sessions.values() if among is None else among)
             if group_id in (None, session.group_id)
             and rollout_id in (None, session.rollout_id)
             and state in (None, session.state)
@@ -110,7 +115,7 @@ class SessionTable:
         if spec.sampling_pins.names:
             said.append(asdict(spec.sampling_pins))
         size = size_of(said)
-        self._check_bytes(owner_of(spec.id), size)
+        self.check_bytes(owner_of(spec.id), size)
         numbers = self._numbers(spec)
         session = Session(spec, is_opened=True, age=age, numbers=numbers, opener=opener)
         self._deleted.pop(spec.id, None)
@@ -190,7 +195,12 @@ class SessionTable:
                 code="too_many_sessions",
             )
 
-    def _check_bytes(self, owner: str, more: int) -> None:
+    def check_bytes(self, owner: str, more: int) -> None:
+        """Whether so many bytes more may be kept.
+
+        Raises:
+            StorageFull: metadata, rewards and scores take as many as they may.
+        """
         if not self._bytes.has_room(owner, more):
             raise StorageFull(
                 f"Metadata, rewards and scores of your sessions take {self._bytes.taken(owner)}"
@@ -198,6 +208,8 @@ class SessionTable:
             )
 
     def _resize(self, session: Session, more: int) -> None:
+        if not more:
+            return
         self._sizes[session.id] = self._sizes.get(session.id, 0) + more
         self._bytes.take(session.owner, more)
 
@@ -249,17 +261,24 @@ class SessionTable:
         pinned = sum(session.held_tokens for session in self if session.is_pinned)
         assert pinned_tokens == pinned, "pinned tokens miscounted"
 
-    def set_scores(self, session: Session, group: str, scores: Scores) -> None:
-        """What a worker group thinks of the rows of a session.
+    def gain(self, session: Session, turn: Turn, age: int) -> None:
+        """A turn of it was recorded, or came back."""
+        session.gain(turn, age)
+        self._resize(session, nbytes(turn.scores))
 
-        Raises:
-            StorageFull: metadata, rewards and scores take as many bytes as they may.
-        """
-        more = nbytes(scores) - nbytes(session.scores.get(group, {}))
-        if more > 0:
-            self._check_bytes(session.owner, more)
-        self._resize(session, more)
-        session.scored(group, scores)
+    def lose(self, session: Session | None, turn: Turn) -> None:
+        """A turn was dropped, of it where it has one; else perhaps the first of a conversation."""
+        if session is None:
+            if turn.conversation == name_of_root(turn.id):
+                self.on_end(name_of_root(turn.id))
+            return
+        session.lose(turn)
+        self._resize(session, -nbytes(turn.scores))
+
+    def remarked(self, session: Session | None, before: Turn, turn: Turn) -> None:
+        """A turn, of it where it has one, has other marks."""
+        if session is not None:
+            self._resize(session, nbytes(turn.scores) - nbytes(before.scores))
 
     def set_reward(self, session_id: str, reward: Reward) -> Session:
         """Reward a session; all sessions of one rollout have one reward.
@@ -281,7 +300,7 @@ class SessionTable:
                 )
         more = size_of(reward) - (0 if session.reward is None else size_of(session.reward))
         if more > 0:
-            self._check_bytes(session.owner, more)
+            self.check_bytes(session.owner, more)
         self._reward(session, reward)
         return session
 

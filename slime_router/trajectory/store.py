@@ -107,7 +107,9 @@ class TrajectoryStore:
 
     def mark(self, turn_id: str, **marks: Unpack[Marks]) -> Turn:
         """Give a turn other marks. Raises KeyError where there is no such turn."""
-        turn = self._turns[turn_id] = replace(self._turns[turn_id], **marks)
+        before = self._turns[turn_id]
+        turn = self._turns[turn_id] = replace(before, **marks)
+        self.sessions.remarked(self._session_of(turn), before, turn)
         return turn
 
     # Recording
@@ -144,7 +146,7 @@ class TrajectoryStore:
         """Make a turn with its number known."""
         self._turns[turn.id] = turn
         if session is not None:
-            session.gain(turn, self._age)
+            self.sessions.gain(session, turn, self._age)
             self._pinned_tokens += turn.own_len * session.is_pinned
         self._tokens += turn.own_len
         self._release(turn)
@@ -361,10 +363,9 @@ class TrajectoryStore:
         self.dropped_turns += 1
         session = self._session_of(turn)
         self._remove(turn)
-        if session is not None:
-            session.lose(turn)
-            if not session.is_used:
-                self.sessions.forget(session, is_deleted=False)
+        self.sessions.lose(session, turn)
+        if session is not None and not session.is_used:
+            self.sessions.forget(session, is_deleted=False)
 
     def _remove(self, turn: Turn) -> None:
         last_used = self._waiting.take(turn.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import field
 from typing import TypedDict
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from slime_router.trajectory.account import Account
 from slime_router.trajectory.measures.distribution import Distribution
+from slime_router.trajectory.measures.scores import Scores
+from slime_router.trajectory.measures.top_logprobs import TopLogprobs
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.types import (
     Finish,
@@ -58,6 +61,7 @@ class Turn:
     calls: tuple[tuple[str, str], ...] = ()  # id and name of the tool calls in the reply
     handles: tuple[str, ...] = ()  # those of their ids that no other turn can have
     session_id: str | None = None
+    conversation: str = ""  # without a session: what the turns of a conversation go together by
     scope: str = ""
     date: str | None = None  # pinned for the conversation
     request_id: str = ""  # shared by the samples that one request asked for
@@ -65,6 +69,7 @@ class Turn:
     routed_experts: RoutedExperts | None = None
     indexer_topk: RoutedExperts | None = None  # what a sparse attention's indexer chose, likewise
     distribution: Distribution | None = None  # what output_ids were sampled from
+    top_logprobs: TopLogprobs | None = None  # the likeliest tokens at each of output_ids
     uncaptured: str = ""  # why some have no mask, though only a part of the vocabulary was left
     epoch: int = 0  # counts weight updates; see `slime_router.generation.weight_versions`
     seq: int = 0  # set by the store
@@ -73,6 +78,7 @@ class Turn:
     speculation: Speculation | None = None  # where the worker reported it
     reward: float | None = None  # of this turn alone; a trainer may change it at any time
     tags: tuple[str, ...] = ()  # likewise
+    scores: Scores = field(default_factory=dict)  # of the row that ends with it; likewise
 
     def check(self, base: Turn | None) -> None:
         """Whether its parts belong together, and to its base.
@@ -84,6 +90,8 @@ class Turn:
             raise ValueError(f"{len(self.logprobs)} logprobs for {len(self.output_ids)} tokens")
         if self.distribution is not None:
             self.distribution.check(len(self.output_ids))
+        if self.top_logprobs is not None:
+            self.top_logprobs.check(len(self.output_ids))
         if not 0 <= self.base_len <= (base.held_len if base else 0):
             raise ValueError(f"turn {self.id} reuses more than its base holds")
 
@@ -116,6 +124,7 @@ class Marks(TypedDict, total=False):
 
     reward: float | None
     tags: tuple[str, ...]
+    scores: Scores
 
 
 @value(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from slime_router.archive.redis import RedisArchive
 from slime_router.archive.redis_client import RedisClients
 from slime_router.archive.sqlite import SqliteArchive
 from slime_router.journal.database import Made
+from slime_router.journal.writer import Target
 
 Opened: TypeAlias = Callable[[], Archive]  # one more router's view of the same archive
 
@@ -24,7 +25,7 @@ KINDS = ("memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis))
 class Straight:
     """Writes each change at once, where the router's writer gathers them."""
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: Target) -> None:
         self._archive = archive
         self.position = 0
 

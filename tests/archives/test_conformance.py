@@ -219,6 +219,21 @@ async def test_things_are_kept_by_name(two):
     assert await other.get("responses", "no") is None
 
 
+async def test_whoever_looks_sees_that_the_workers_have_changed(two):
+    one, other = two
+    versions = [await other.workers_version()]
+    for change in (
+        Put("workers", "http://w", b"1"),
+        Put("workers", "http://w", b"2"),
+        Drop("workers", "http://w"),
+    ):
+        one.apply([change])
+        versions.append(await other.workers_version())
+    assert len(set(versions)) == 4
+    assert await other.named("workers") == []
+    assert await other.workers_version() == versions[-1]
+
+
 async def test_where_nothing_was_written_there_may_be_no_news_and_where_something_was_there_are(
     two,
 ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import tempfile
 from collections.abc import Awaitable
@@ -27,10 +26,10 @@ from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, token_ids
 from tests.archives.archives import Straight
+from tests.examples import examples
 from tests.stack import chat_template, tiny_tokenizer
 from tests.unit.test_journal import same
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 NAMES = ("s", "t")
 KEYS = (b"k", b"l")
 ROUTERS = 3
@@ -273,8 +272,15 @@ class SeveralStores(RuleBasedStateMachine):
     @rule(at=routers)
     def list_sessions(self, at: int) -> None:
         router = self.routers[at]
-        with self.run(router.fetch.of_sessions()):
-            assert {each.id for each in router.store.sessions} == set(self.sessions)
+        listed = self.run(router.fetch.of_sessions())
+        assert [each.id for each in listed] == list({each.id: None for each in listed})
+        assert {each.id for each in listed} == set(self.sessions)
+        for session in listed:
+            own = [turn for turn in self.turns.values() if turn.session_id == session.id]
+            assert set(session.turns) == {turn.id for turn in own}
+            assert session.state == (
+                "closed" if self.sessions[session.id].is_closed else "open"
+            ) or (not self.sessions[session.id].was_opened)
 
     @rule(at=routers, name=names)
     def look_at_a_session(self, at: int, name: str) -> None:
@@ -324,6 +330,6 @@ class SeveralStoresInAFile(SeveralStores):
 
 
 TestSeveralStores = SeveralStores.TestCase
-TestSeveralStores.settings = settings(max_examples=60 * FUZZ, stateful_step_count=30)
+TestSeveralStores.settings = settings(max_examples=examples(60), stateful_step_count=30)
 TestSeveralStoresInAFile = SeveralStoresInAFile.TestCase
-TestSeveralStoresInAFile.settings = settings(max_examples=30 * FUZZ, stateful_step_count=25)
+TestSeveralStoresInAFile.settings = settings(max_examples=examples(30), stateful_step_count=25)

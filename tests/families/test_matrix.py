@@ -17,6 +17,7 @@ from tests.families.table import PAGE, page, report_of
 from tests.needs import skip_without
 
 skip_without("tokenizers", "parsers")
+pytestmark = [pytest.mark.tokenizers, pytest.mark.parsers]
 
 NAMES = tuple(each.name for each in families())
 # A user may write what a template takes for something else.

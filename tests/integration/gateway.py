@@ -6,22 +6,28 @@ import asyncio
 import atexit
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 import orjson
 from aiohttp import web
 
+from slime_router.checkpoint import checkpoint as checkpoints
+from slime_router.checkpoint.checkpoint import load_checkpoint
 from slime_router.cli.run import listener
 from slime_router.config import Config
 from slime_router.server.app import Gateway
 from slime_router.siblings.place import Place
+from slime_router.template import suffix
+from slime_router.template.layout import compared_literals
 from slime_router.testing import FakeWorker
+from slime_router.tokens.model import Model
 from tests.integration.scripted import events
 from tests.stack import tiny_tokenizer
 from tests.tiny import CONTEXT_LEN, build_tiny_checkpoint
@@ -36,6 +42,30 @@ def checkpoint() -> Path:
     directory = Path(tempfile.mkdtemp(prefix="tiny-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return build_tiny_checkpoint(directory)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Gateways that are made in it share what they would all read from the tiny checkpoint."""
+    with (
+        patch.object(checkpoints, "load_checkpoint", _load),
+        patch.object(suffix, "compared_literals", _literals),
+    ):
+        yield
+
+
+@cache
+def _tiny_model(**options: Any) -> Model:
+    return load_checkpoint(str(checkpoint()), **options)
+
+
+def _load(path: str, **options: Any) -> Model:
+    if path == str(checkpoint()) and options["chat_template"] is None:  # that may be any file
+        return _tiny_model(**options)
+    return load_checkpoint(path, **options)
+
+
+_literals = cache(compared_literals)
 
 
 class Words:
@@ -128,7 +158,8 @@ async def serving(
             **settings,
         }
     )
-    gateway = Gateway(config, greeting_delays_s=greeting_delays_s, place=place)
+    with read_once():
+        gateway = Gateway(config, greeting_delays_s=greeting_delays_s, place=place)
     runner = web.AppRunner(
         gateway.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
     )

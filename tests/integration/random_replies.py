@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,11 +14,12 @@ import orjson
 
 from slime_router.testing import FakeWorker
 from slime_router.testing.script import Script
+from tests.examples import examples
 from tests.integration.gateway import CHAT, Served, served, user
 from tests.integration.scripted import events
 from tests.stack import tiny_tokenizer
 
-COUNT = 200 * int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
+COUNT = examples(200)
 PATHS = {
     "chat": CHAT,
     "completions": "/v1/completions",

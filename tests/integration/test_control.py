@@ -146,6 +146,32 @@ async def test_method_query_headers_and_bytes_reach_every_worker_as_they_came(co
         assert "X-Hop" not in names
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rid", ["a"]), ("rid", {"a": 1}), ("rid", 5), ("abort_all", "yes"), ("abort_all", [1])],
+)
+async def test_an_abort_of_a_wrong_type_is_refused_before_it_reaches_a_worker(field, value):
+    heard = []
+
+    async def handler(request):
+        heard.append(request.path)
+        return web.Response()
+
+    async with serving(handler) as url, router(url) as running:
+        status, answer = await running.tell("/abort_request", orjson.dumps({field: value}))
+    assert (status, answer["error"]["param"]) == (400, field)
+    assert not heard
+
+
+@pytest.mark.parametrize("tags", [5, True, {"kv_cache": 1}, "kv", ["weights"], [["kv_cache"]]])
+async def test_tags_that_do_not_name_the_cache_wake_nobody(tags):
+    async with workers_saying((200, DONE)) as (running, _):
+        await running.tell("/release_memory_occupation", b"{}")
+        status, _ = await running.tell("/resume_memory_occupation", orjson.dumps({"tags": tags}))
+        assert status == 200
+        assert [worker.is_asleep for worker in running.pool.list()] == [True]
+
+
 ROUTES = """
     POST flush_cache, POST abort_request, POST pause_generation,
     POST continue_generation, POST update_weights_from_disk, POST update_weights_from_tensor,

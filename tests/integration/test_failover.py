@@ -135,7 +135,12 @@ async def test_an_error_that_several_workers_give_counts_against_none():
 
 
 async def test_a_worker_alone_with_its_error_is_at_fault():
-    async with fleet(2, cb_failure_threshold=1, policy="round_robin") as (router, workers):
+    async with fleet(
+        2, cb_failure_threshold=1, policy="round_robin", health_check_interval_s=60.0
+    ) as (
+        router,
+        workers,
+    ):
         workers[0].fail_all(500)
         for _ in range(4):
             assert (await router.post(CHAT, BODY))[0] == 200
@@ -144,7 +149,9 @@ async def test_a_worker_alone_with_its_error_is_at_fault():
 
 
 async def test_errors_of_different_kinds_count_against_each():
-    async with fleet(2, cb_failure_threshold=1, retry_max_retries=1) as (router, workers):
+    async with fleet(
+        2, cb_failure_threshold=1, retry_max_retries=1, health_check_interval_s=60.0
+    ) as (router, workers):
         workers[0].fail_all(500)
         workers[1].fail_all(501)
         assert (await router.post(CHAT, BODY))[0] == 502
@@ -165,7 +172,7 @@ async def test_retries_are_bounded_and_the_last_answer_is_told():
 
 
 async def test_without_retries_the_first_failure_is_told():
-    async with fleet(2, retry_max_retries=0) as (router, workers):
+    async with fleet(2, retry_max_retries=0, health_check_interval_s=60.0) as (router, workers):
         workers[0].fail_all(503)
         workers[1].fail_all(503)
         status, _ = await router.post(CHAT, BODY)

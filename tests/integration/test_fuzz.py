@@ -7,7 +7,6 @@ expect. `make fuzz` draws fifty times as many as `make test`: 37,000.
 from __future__ import annotations
 
 import asyncio
-import os
 import typing
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
@@ -27,9 +26,10 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 from slime_router.api.chat.fields import ChatFields
 from slime_router.auth.surface import SURFACE
 from slime_router.testing import FakeWorker
+from tests.examples import examples
 from tests.integration.gateway import Served, serving, tiny_worker
 
-EXAMPLES = 6 * int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
+EXAMPLES = examples(6)
 T = TypeVar("T")
 
 TEXT = {"messages": [{"role": "user", "content": "Hi"}]}

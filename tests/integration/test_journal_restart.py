@@ -11,9 +11,10 @@ from typing import Any
 import orjson
 import pytest
 
+from slime_router.archive.shared import SharedArchive
 from slime_router.errors import SetupError
-from slime_router.journal.database import FILE_NAME
-from slime_router.journal.journal import Journal, Progress
+from slime_router.journal.database import FILE_NAME, Database
+from slime_router.journal.progress import Progress
 from tests.integration.gateway import CHAT, Served, assistant, serving, tiny_worker, until, user
 from tests.integration.scripted import events
 
@@ -28,9 +29,9 @@ async def journaled(url: str, directory: Path, **settings):
         yield router
 
 
-def journal_of(router: Served) -> Journal:
+def journal_of(router: Served) -> SharedArchive:
     journal = router.gateway.journal
-    assert isinstance(journal, Journal)
+    assert isinstance(journal, SharedArchive)
     return journal
 
 
@@ -39,6 +40,10 @@ async def rows_of(router: Served, session: str) -> dict[str, Any]:
     status, rows = await router.get(f"/sessions/{session}/rows")
     assert status == 200, rows
     return rows
+
+
+def without_urls(summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in summary.items() if not name.endswith("url")}
 
 
 async def summary(router: Served, session: str) -> dict[str, Any]:
@@ -213,8 +218,8 @@ async def test_a_journal_that_cannot_be_written_is_said_in_receipts_and_caught_u
         _, receipt = await router.chat(QUESTION)
         assert "notes" not in receipt
         held = len(router.gateway.store)
-    async with tiny_worker() as worker, journaled(worker.url, tmp_path) as router:
-        assert len(router.gateway.store) == held == 3
+    with closing(Database(tmp_path)) as database:
+        assert database.count("turns") == held == 3
 
 
 async def test_where_it_must_be_written_the_reply_fails_and_the_router_stops(tmp_path):
@@ -243,6 +248,65 @@ class Broken:
         if self.is_broken:
             raise sqlite3.OperationalError("database or disk is full")
         self._target.apply(changes)
+
+
+async def test_a_restart_reads_no_turn_before_somebody_asks_for_it(tmp_path):
+    names = [f"s{number}" for number in range(5)]
+    async with tiny_worker() as worker:
+        async with journaled(worker.url, tmp_path) as router:
+            for name in names:
+                await router.post("/sessions", {"session_id": name})
+                await router.chat(QUESTION, path=f"/sessions/{name}{CHAT}")
+            before = (await router.get("/sessions"))[1]["sessions"]
+        async with journaled(worker.url, tmp_path) as router:
+            assert len(router.gateway.store) == 0
+            await rows_of(router, "s3")  # this one comes first, and stays the fourth
+            assert len(router.gateway.store) == 1
+            found: list[dict[str, Any]] = []
+            page: dict[str, Any] = {"next_cursor": ""}
+            while (cursor := page["next_cursor"]) is not None:
+                path = "/sessions?limit=2" + (f"&cursor={cursor}" if cursor else "")
+                _, page = await router.get(path)
+                found += page["sessions"]
+            assert [without_urls(each) for each in found] == [without_urls(e) for e in before]
+
+
+async def test_what_is_listed_and_searched_need_not_find_room_in_memory(tmp_path):
+    async with tiny_worker() as worker, journaled(worker.url, tmp_path, max_memory=1) as router:
+        turns = {}
+        for number in range(6):
+            path = f"/sessions/s{number}{CHAT}"
+            turns[f"s{number}"] = (await router.chat(QUESTION, path=path))[1]["turn"]
+        store = router.gateway.store
+        assert len(store) < 3
+        pages = [(await router.get(f"/sessions?limit=3{more}"))[1] for more in ("", "&cursor=3")]
+        names = [each["session_id"] for page in pages for each in page["sessions"]]
+        assert names == list(turns)
+        assert {each["turns"] for page in pages for each in page["sessions"]} == {1}
+        assert len(store) < 3
+        for name, turn in turns.items():
+            _, found = await router.get(f"/sessions?search={turn}")
+            assert [each["session_id"] for each in found["sessions"]] == [name]
+
+
+async def test_a_damaged_page_ends_the_router_once_it_is_read(tmp_path):
+    async with tiny_worker() as worker:
+        async with journaled(worker.url, tmp_path) as router:
+            await router.chat(QUESTION, path=f"/sessions/s{CHAT}")
+        with closing(sqlite3.connect(tmp_path / FILE_NAME)) as sql:
+            sql.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            page = sql.execute("SELECT rootpage FROM sqlite_master WHERE name = 'turns'").fetchone()
+        with (tmp_path / FILE_NAME).open("r+b") as file:
+            file.seek(4096 * (page[0] - 1))
+            file.write(bytes(4096))
+        ended: list[str] = []
+        async with serving(worker.url, journal=str(tmp_path)) as router:
+            journal_of(router)._on_end = ended.append
+            await journal_of(router).read()
+            await router.get("/sessions/s/rows")
+        assert ended
+        assert "the journal is damaged" in ended[0]
+        assert "restore it" in ended[0]
 
 
 # What cannot be opened

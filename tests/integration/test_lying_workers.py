@@ -66,6 +66,7 @@ def check_kept(router: Served) -> None:
         assert np.all((values > -100) & (values <= 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_good_worker_serves_all(seed: int, stream: bool) -> None:

@@ -22,6 +22,7 @@ from tests.stack import Sample, Stack
 from tests.talk import NOON, real_tokenizer, stop, user
 
 skip_without("tokenizers", "parsers")
+pytestmark = [pytest.mark.tokenizers, pytest.mark.parsers]
 
 IM_END = 151645
 PARSERS = ReplyParsers(load_parsers, tools="qwen25", reasoning="qwen3")

@@ -283,3 +283,113 @@ async def test_a_stored_response_is_continued_at_any_router(shared):
             assert (await fresh.get(f"/v1/responses/{previous}"))[0] == 200
             given["previous_response_id"] = "resp_of_nobody"
             assert (await fresh.post("/v1/responses", given))[0] == 400
+
+
+async def answered(router: Served, text: str, previous: str | None = None) -> str:
+    """The id of a response."""
+    given = {"input": text, "max_output_tokens": 4, "previous_response_id": previous}
+    status, reply = await router.post("/v1/responses", given)
+    assert status == 200, reply
+    name: str = reply["id"]
+    return name
+
+
+async def deleted(router: Served, name: str) -> int:
+    async with router.http.delete(f"/v1/responses/{name}") as reply:
+        return reply.status
+
+
+async def test_a_response_that_is_deleted_at_one_router_is_gone_at_all(shared):
+    """Also where they have it in memory; what continues it goes on, wherever that was made."""
+    async with tiny_worker() as worker:
+        async with routers(worker.url, shared) as (one, two):
+            first = await answered(one, "first")
+            status, shown = await two.get(f"/v1/responses/{first}")
+            assert status == 200
+            second = await answered(two, "second", first)
+            assert await deleted(one, first) == 200
+            item: dict[str, Any] = {"type": "item_reference", "id": shown["output"][-1]["id"]}
+            for router in (one, two):
+                assert (await router.get(f"/v1/responses/{first}"))[0] == 404
+                assert (await router.get(f"/v1/responses/{first}/input_items"))[0] == 404
+                given: dict[str, Any] = {"input": "x", "previous_response_id": first}
+                assert (await router.post("/v1/responses", given))[0] == 400
+                given = {"input": [item, user("x")]}
+                assert (await router.post("/v1/responses", given))[0] == 404
+                assert await deleted(router, first) == 404
+            await answered(two, "third", second)
+            held = worker.requests[-1].body["input_ids"]
+        async with routers(worker.url, shared, count=1) as (fresh,):
+            assert (await fresh.get(f"/v1/responses/{first}"))[0] == 404
+            await answered(fresh, "third", second)
+            assert worker.requests[-1].body["input_ids"] == held
+
+
+async def test_what_one_router_forgets_for_want_of_room_others_continue(shared):
+    async with tiny_worker() as worker:
+        async with routers(worker.url, shared, max_stored_responses=2) as (one, two):
+            first = await answered(one, "first")
+            second = await answered(two, "second", first)
+            for number in range(3):  # one has room for two of them
+                await answered(one, str(number))
+            await answered(two, "third", second)
+            held = worker.requests[-1].body["input_ids"]
+        async with routers(worker.url, shared, count=1) as (fresh,):
+            await answered(fresh, "third", second)
+            assert worker.requests[-1].body["input_ids"] == held
+
+
+def workers_of(router: Served) -> dict[str, str]:
+    return {worker.url: worker.state for worker in router.gateway.pool.list()}
+
+
+async def test_workers_come_and_go_at_all_routers(shared):
+    """Whoever was asked to add or remove one; what is asked last holds."""
+    async with tiny_worker() as worker, tiny_worker() as more:
+        async with routers(worker.url, shared) as (one, two):
+            look = two.gateway.together.enrolment.look
+            body = {"url": more.url, "priority": 7, "api_key": "k"}
+            assert (await one.post("/workers", body))[0] == 202
+            await until(lambda: more.url in workers_of(two))  # in the background
+            [found] = [each for each in two.gateway.pool.list() if each.url == more.url]
+            assert (found.registration.priority, found.api_key) == (7, "k")
+            for remover, other in ((two, one), (one, two)):
+                assert (await remover.post(f"/remove_worker?url={more.url}"))[0] == 200
+                await other.gateway.together.enrolment.look()
+                assert workers_of(other).keys() == {worker.url}
+                assert (await other.post(f"/add_worker?url={more.url}"))[0] == 200
+                await remover.gateway.together.enrolment.look()
+                assert workers_of(remover).keys() == {worker.url, more.url}
+            assert (await one.post(f"/remove_worker?url={worker.url}"))[0] == 200
+            await look()  # also one that all were started with
+            assert workers_of(two).keys() == {more.url}
+        async with routers(worker.url, shared, 1) as [late]:
+            assert workers_of(late).keys() == {worker.url, more.url}
+            assert (await late.post(f"/remove_worker?url={more.url}"))[0] == 200
+        async with routers(worker.url, shared, 1) as [later]:
+            assert workers_of(later).keys() == {worker.url}
+
+
+async def test_a_worker_that_was_removed_here_does_not_come_back(shared):
+    async with (
+        tiny_worker() as worker,
+        tiny_worker() as more,
+        routers(worker.url, shared) as (one, two),
+    ):
+        assert (await two.post(f"/add_worker?url={more.url}"))[0] == 200
+        archive = archive_of(one)
+        told = archive.news_of_workers
+
+        async def late(seen: str) -> Any:  # it is removed while the answer is on its way
+            news = await told(seen)
+            await one.gateway.together.registry.remove(more.url)
+            return news
+
+        await one.gateway.together.registry.add(more.url)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(archive, "news_of_workers", late)
+            await one.gateway.together.enrolment.look()
+        assert workers_of(one).keys() == {worker.url}
+        for router in (one, two):
+            await router.gateway.together.enrolment.look()
+            assert workers_of(router).keys() == {worker.url}

@@ -232,6 +232,17 @@ async def test_a_stored_response_is_continued_shown_and_deleted_at_either():
         assert (await one.get(f"/v1/responses/{second['id']}"))[0] == 404
 
 
+async def test_a_response_is_deleted_at_a_process_that_could_not_be_told():
+    async with two() as (one, other, _):
+        _, first = await one.post("/v1/responses", {"input": "hi"})
+        path = f"/v1/responses/{first['id']}"
+        assert (await other.get(path))[0] == 200
+        one.gateway.siblings._sessions.clear()  # it hears nothing
+        async with one.http.delete(path) as reply:
+            assert reply.status == 200
+        assert (await other.get(path))[0] == 404
+
+
 async def test_a_reload_at_one_is_a_reload_at_both(tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("ann: key-of-ann-0123456789\n")

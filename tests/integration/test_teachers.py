@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import math
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +18,7 @@ import safetensors.numpy
 
 from slime_router.errors import SetupError
 from slime_router.testing import FakeWorker
-from tests.integration.gateway import Served, serving, tiny_worker
+from tests.integration.gateway import Served, serving, tiny_worker, until
 from tests.stack import tiny_tokenizer
 
 SCORE = "/sessions/s/score"
@@ -42,6 +44,10 @@ async def play(router: Served, worker: FakeWorker) -> None:
         body = {"input_ids": prompt, "sampling_params": params}
         status, _ = await router.post("/sessions/s/generate", body)
         assert status == 200
+
+
+def by_group(column: list[dict[str, Any]] | None) -> dict[str, Any]:
+    return {each["worker_group"]: each["values"] for each in column or ()}
 
 
 def given(position: int) -> float:
@@ -125,13 +131,12 @@ async def test_every_format_has_them():
         }
         table = pyarrow.parquet.read_table(io.BytesIO(await raw("parquet"))).to_pylist()
         for written, row, whole in zip(table, rows, wanted, strict=True):
-            maps = dict(written["teacher_logprobs"] or ())
-            found = maps.get("teacher", [])
+            found = by_group(written["teacher_logprobs"]).get("teacher", [])
             if whole is None:
                 assert found == []
             else:
                 assert [None if math.isnan(value) else value for value in found] == whole
-                ids = dict(written["teacher_top_ids"])["teacher"]
+                ids = by_group(written["teacher_top_ids"])["teacher"]
                 assert ids == row["teacher_top_ids"]["teacher"]
 
 
@@ -279,3 +284,101 @@ async def test_groups_that_cannot_be_keep_the_router_from_starting(groups):
     with pytest.raises(SetupError):
         async with serving(worker_group=groups):
             pass
+
+
+async def told(router: Served) -> list[dict[str, Any]]:
+    """What the rows say of teachers."""
+    _, body = await router.get("/sessions/s/rows")
+    names = ("teacher_logprobs", "teacher_top_ids", "teacher_top_logprobs", "teacher_versions")
+    return [{name: row[name] for name in names} for row in body["rows"]]
+
+
+async def test_scores_outlive_the_router(tmp_path):
+    settings = {"journal": str(tmp_path)}
+    async with taught(**settings) as (router, worker, teacher):
+        await play(router, worker)
+        await router.post(SCORE, {**TEACHER, "top_logprobs": 2})
+        before = await told(router)
+        taken = router.gateway.store.sessions._bytes.taken("")
+        assert taken > 0
+        group = (("teacher", teacher.url),)
+        copy = tmp_path.with_name("copy")  # as it is when the router is killed now
+        shutil.copytree(tmp_path, copy)
+        async with serving(worker.url, worker_group=group, journal=str(copy)) as again:
+            while (await again.get("/readiness"))[0] == 503:
+                pass
+            assert await told(again) == before
+            assert again.gateway.store.sessions._bytes.taken("") == taken
+            await again.http.delete("/sessions/s")
+            assert again.gateway.store.sessions._bytes.taken("") == 0
+
+
+@pytest.mark.parametrize("max_memory", [None, 1])
+async def test_scores_are_those_of_all_routers_that_share_a_journal(tmp_path, max_memory):
+    settings = {"journal": str(tmp_path), "journal_shared": True, "max_memory": max_memory}
+    async with taught(**settings) as (one, worker, teacher):
+        group = (("teacher", teacher.url),)
+        async with serving(worker.url, worker_group=group, **settings) as two:
+            for router in (one, two):
+                archive = router.gateway.journal
+                assert archive is not None
+                await archive.read()
+            await play(one, worker)
+            await told_nothing(two)
+            await one.post(SCORE, {**TEACHER, "top_logprobs": 2})
+            assert await told(two) == await told(one)
+            teacher.weight_version = "wiser"
+            await two.post(SCORE, TEACHER)
+            await two.post("/sessions/other/generate", {"input_ids": [3]})  # its home may leave
+            versions = [
+                row["teacher_versions"] for row in (await one.get("/sessions/s/rows"))[1]["rows"]
+            ]
+            assert versions == [{"teacher": "wiser"}] * 2
+            for router in (one, two):
+                router.gateway.store.check_integrity()
+
+
+async def told_nothing(router: Served) -> None:
+    _, body = await router.get("/sessions/s/rows")
+    assert not [name for row in body["rows"] for name in row if name.startswith("teacher")]
+
+
+async def test_a_session_that_is_deleted_while_it_is_scored_gets_a_404():
+    async with taught() as (router, worker, teacher):
+        await play(router, worker)
+        teacher.hold()
+        asked = asyncio.create_task(router.post(SCORE, TEACHER))
+        await until(lambda: len(teacher.requests) == 2)
+        await router.http.delete("/sessions/s")
+        teacher.release()
+        status, reply = await asked
+        assert (status, reply["error"]["code"]) == (404, "session_not_found")
+
+
+async def test_the_groups_are_listed_with_their_workers_and_weights():
+    async with taught(policy="round_robin") as (router, worker, teacher):
+        await play(router, worker)
+        await router.post(SCORE, TEACHER)
+        status, body = await router.get("/worker_groups")
+        assert (status, body["total"]) == (200, 1)
+        [group] = body["groups"]
+        assert (group["name"], group["policy"]) == ("teacher", "round_robin")
+        assert (group["is_healthy"], group["weight_versions"]) == (True, ["wise"])
+        [shown] = group["workers"]
+        assert (shown["url"], shown["weight_version"]) == (teacher.url, "wise")
+        assert (await router.get("/workers"))[1]["total"] == 1, "those of the policy alone"
+        await teacher.refuse_connections()
+        assert (await router.post(SCORE, TEACHER))[0] >= 500
+        [group] = (await router.get("/worker_groups"))[1]["groups"]
+        assert group["is_healthy"] is False
+        await teacher.accept_connections()
+
+
+async def test_where_there_are_keys_only_the_admin_sees_the_groups():
+    async with taught(api_key="one", admin_api_key="other") as (router, *_):
+        for key, wanted in (("one", 401), ("other", 200)):
+            headers = {"Authorization": f"Bearer {key}"}
+            async with router.http.get("/worker_groups", headers=headers) as response:
+                assert response.status == wanted
+    async with serving() as router:
+        assert await router.get("/worker_groups") == (200, {"groups": [], "total": 0})

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from slime_router.engine.chunks import ChunkReader
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.testing.malformed import malformed
+from tests.examples import examples
 
 VOCAB_SIZE = 50
 END = {"type": "stop", "matched": 49}
@@ -48,7 +49,7 @@ def read_all(
     return chunks, None
 
 
-@settings(max_examples=1000)
+@settings(max_examples=examples(1000))
 @given(
     st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=8),
     st.integers(0, 2**32),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from slime_router.generation.fair_queue import FairQueue, Party, _Lengths
+from tests.examples import examples
 
 PARTIES = st.builds(Party, st.sampled_from(["", "ann", "bob"]), st.sampled_from("abc"))
 MAX_LEN = 6
@@ -125,4 +126,4 @@ class Queues(RuleBasedStateMachine):
 
 
 TestQueues = Queues.TestCase
-TestQueues.settings = settings(max_examples=60, stateful_step_count=40)
+TestQueues.settings = settings(max_examples=examples(60), stateful_step_count=40)

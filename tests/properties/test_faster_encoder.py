@@ -21,7 +21,7 @@ from slime_router.tokens.proof import first_difference, probes
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Piece
 from tests import vocabularies
-from tests.properties.test_tokenizer import chat_texts, examples
+from tests.properties.test_tokenizer import chat_texts, tried
 from tests.tiny import build_tiny_checkpoint
 
 NOT_READ = "mistral_7b_sp"  # a Metaspace pre-tokenizer, as transformers makes it
@@ -66,7 +66,7 @@ def lists(pieces: tuple[Piece, ...]) -> list[tuple[str, list[int]]]:
 
 
 @given(data=st.data())
-@examples(100)
+@tried(100)
 def test_a_text_has_the_same_tokens(pair: Pair, data: st.DataObject) -> None:
     text = data.draw(st.one_of(pair.texts, st.text()))
     [expected], [found] = pair.reference.encode([text]), pair.fast.encode([text])
@@ -76,7 +76,7 @@ def test_a_text_has_the_same_tokens(pair: Pair, data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-@examples(30)
+@tried(30)
 def test_several_texts_have_the_same_tokens_each(pair: Pair, data: st.DataObject) -> None:
     texts = data.draw(st.lists(st.one_of(pair.texts, st.just("")), max_size=6))
     found = [ids.tolist() for ids in pair.fast.encode(texts)]
@@ -84,7 +84,7 @@ def test_several_texts_have_the_same_tokens_each(pair: Pair, data: st.DataObject
 
 
 @given(data=st.data())
-@examples(60)
+@tried(60)
 def test_a_text_has_the_same_pieces_after_any_token(pair: Pair, data: st.DataObject) -> None:
     text = data.draw(pair.texts)
     ids = st.integers(0, pair.ours.vocab_size - 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +11,8 @@ from slime_router.pool.kv_cache import ENDS as REAL_ENDS
 from slime_router.pool.kv_cache import KVCacheModel
 from slime_router.pool.worker import Worker
 from slime_router.types import token_ids
+from tests.examples import examples
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 SCOPES = ("", "lora", "salt")
 ENDS = (2, 4, 7, 10, 13, 16)
 CAPACITIES = (2, 7, 16)  # tokens: one block, three, and six
@@ -96,7 +94,7 @@ class HoldingsMachine(RuleBasedStateMachine):
 
 TestHoldings = HoldingsMachine.TestCase
 TestHoldings.settings = settings(
-    max_examples=40 * FUZZ,
+    max_examples=examples(40),
     stateful_step_count=25,
 )
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from slime_router.tokens import id_text
 from slime_router.tokens.id_text import IdTexts
+from tests.examples import examples
 
 SPACES = st.sampled_from(["", " ", "  ", "\n", "\t"])
 IDS = st.lists(st.integers(0, 10**8), min_size=1, max_size=60)
@@ -84,7 +85,7 @@ def bodies(draw) -> bytes:
     return raw[:cut].encode()
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 @given(st.lists(bodies(), min_size=1, max_size=4))
 def test_any_body_is_read_as_the_parser_reads_it(raws):
     texts = IdTexts()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -18,17 +17,18 @@ from hypothesis.stateful import initialize, rule
 
 from slime_router.errors import SetupError
 from slime_router.journal.database import FILE_NAME, Database, Made
-from slime_router.journal.journal import Progress, read_into
+from slime_router.journal.progress import Progress
+from slime_router.journal.reading import read_into
 from slime_router.journal.store import JournaledStore
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, VersionSpan, token_ids
+from tests.examples import examples
 from tests.properties.test_sessions import NAMES, SessionMachine
 from tests.properties.test_store import StoreMachine
 from tests.unit.test_journal import same
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 CUTS = 100
 
 
@@ -94,7 +94,7 @@ class JournaledStoreMachine(StoreMachine):
 
 
 TestJournaledStore = JournaledStoreMachine.TestCase
-TestJournaledStore.settings = settings(max_examples=40 * FUZZ, stateful_step_count=30)
+TestJournaledStore.settings = settings(max_examples=examples(40), stateful_step_count=30)
 
 
 class JournaledSessionMachine(SessionMachine):
@@ -119,7 +119,7 @@ class JournaledSessionMachine(SessionMachine):
 
 
 TestJournaledSessions = JournaledSessionMachine.TestCase
-TestJournaledSessions.settings = settings(max_examples=40 * FUZZ, stateful_step_count=30)
+TestJournaledSessions.settings = settings(max_examples=examples(40), stateful_step_count=30)
 
 
 # Files that are not as they were written

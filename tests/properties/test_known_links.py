@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from slime_router.template.conversation_key import next_link
 from slime_router.trajectory.known_links import KnownLinks, Link
+from tests.examples import examples
 
 ROOTS = st.sampled_from([Link(b"a" * 16, b""), Link(b"b" * 16, b""), Link(b"a" * 16, b"x")])
 TEXTS = st.sampled_from(["", "a", " a", "a ", "a\r\n", "1", "<think>x</think> a", "é"])
@@ -31,7 +32,7 @@ def plain(link: Link, message: dict[str, Any]) -> Link:
     return Link(*next_link(link.key, link.spelling, message, with_call_ids=True))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.lists(st.tuples(ROOTS, st.lists(messages(), max_size=5)), max_size=8), st.integers(0, 9))
 def test_each_link_is_the_one_that_would_be_worked_out(talks, room):
     """Whatever was asked before, whatever was forgotten."""

@@ -6,7 +6,6 @@ The model looks up each token of a row in the turn that sampled it.
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -26,11 +25,11 @@ from slime_router.rows.rows import Row, RowSet, build_rows
 from slime_router.trajectory.measures.distribution import distribution
 from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.types import token_ids
+from tests.examples import examples
 from tests.properties.test_rows import Model, options, sessions
 from tests.turns import Book
 from tests.unit.test_journal import same
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 SESSION = Session(SessionSpec(id="s"), is_opened=True)
 
 Told = tuple[list[list[int]], list[float]]  # the mask and the logprob of each token
@@ -166,7 +165,7 @@ class Letters:
         return bytes([97 + token_id])
 
 
-@settings(max_examples=60 * FUZZ, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(masked_sessions(), options)
 def test_masks_line_up_with_their_tokens_in_every_format(book, chosen):
     rowset = build_rows(book, list(book.turns), chosen)
@@ -180,7 +179,7 @@ def test_masks_line_up_with_their_tokens_in_every_format(book, chosen):
             assert part == cut, name
 
 
-@settings(max_examples=60 * FUZZ, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(masked_sessions(), options)
 def test_a_row_is_truncated_where_it_trains_a_turn_of_unknown_masks(book, chosen):
     rowset = build_rows(book, list(book.turns), chosen)
@@ -196,7 +195,7 @@ def test_a_row_is_truncated_where_it_trains_a_turn_of_unknown_masks(book, chosen
     assert rowset.stats.truncated_sampling == counted
 
 
-@settings(max_examples=50 * FUZZ, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(masked_sessions())
 def test_masks_survive_a_journal(book):
     for turn in book.turns.values():

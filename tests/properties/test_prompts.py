@@ -10,7 +10,6 @@ both            without drift, the prompt is the tokenization of the whole text
 from __future__ import annotations
 
 import asyncio
-import os
 from functools import cache
 from typing import Any
 
@@ -21,13 +20,13 @@ from transformers import AutoTokenizer
 
 from slime_router.tokens.tokenizer import After, Tokenizer
 from slime_router.types import Message
+from tests.examples import SCALE, examples
 from tests.families.catalogue import family
 from tests.talk import LENGTH, Talk, Turn, real_tokenizer, stop, user
 from tests.vocabularies import NAMES
 
 pytestmark = pytest.mark.tokenizers
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 LOOK_ALIKES = (
     "<|im_end|>",
     "<|im_",
@@ -227,9 +226,9 @@ def test_every_sampled_id_is_kept_and_the_rest_is_canonical(name, history):
     tokenizer = tokenizer_of(name)
 
     @settings(
-        max_examples=25 * FUZZ,
+        max_examples=examples(25),
         suppress_health_check=list(HealthCheck),
-        derandomize=FUZZ == 1,
+        derandomize=SCALE <= 1,
     )
     @given(turns)
     def run(script):
@@ -272,9 +271,9 @@ def test_a_conversation_without_drift_is_tokenized_as_the_whole_text(name):
         return count
 
     @settings(
-        max_examples=25 * FUZZ,
+        max_examples=examples(25),
         suppress_health_check=list(HealthCheck),
-        derandomize=FUZZ == 1,
+        derandomize=SCALE <= 1,
     )
     @given(
         st.lists(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from slime_router.cache.radix_tree import Node, RadixTree
 from slime_router.types import Piece, token_ids
+from tests.examples import examples
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 SCOPES = ("", "lora")
 SESSIONS = (None, "s", "t")
 
@@ -288,6 +287,6 @@ class TreeMachine(RuleBasedStateMachine):
 
 TestRadixTree = TreeMachine.TestCase
 TestRadixTree.settings = settings(
-    max_examples=100 * FUZZ,
+    max_examples=examples(100),
     stateful_step_count=40,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -12,9 +11,8 @@ from hypothesis import strategies as st
 
 from slime_router.rows.masks import LOWEST_LOGPROB
 from slime_router.rows.rows import STATUS_OF, Row, RowOptions, build_rows
+from tests.examples import examples
 from tests.turns import Book, check_counts, common_len
-
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 
 tokens = st.integers(0, 2)  # few, so that answers are equal by chance
 finite = st.floats(-9, 0)
@@ -131,7 +129,7 @@ class Model:
                 yield other
 
 
-@settings(max_examples=150 * FUZZ)
+@settings(max_examples=examples(150))
 @given(book=sessions(has_gaps=True), how=options)
 def test_rows_hold_every_kept_token_once(book: Book, how: RowOptions):
     model = Model(book)
@@ -218,7 +216,7 @@ def check_untrained(model: Model, row: Row, name: str, position: int) -> None:
         assert any(map(model.is_silent, model.book.turns)), "all of this row is trained"
 
 
-@settings(max_examples=100 * FUZZ)
+@settings(max_examples=examples(100))
 @given(book=sessions(has_gaps=False), how=options)
 def test_whole_turns_are_left_out_for_a_reason_only(book: Book, how: RowOptions):
     """Undelivered and not continued; a retry of one that is kept; or too long."""

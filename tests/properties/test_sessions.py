@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +15,8 @@ from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, token_ids
+from tests.examples import examples
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 NAMES = ("s", "t", "u")
 PINNED = ("open", "closed")
 
@@ -214,7 +213,7 @@ class SessionMachine(RuleBasedStateMachine):
 
 
 SessionMachine.TestCase.settings = settings(
-    max_examples=60 * FUZZ,
+    max_examples=examples(60),
     stateful_step_count=40,
 )
 TestSessions = SessionMachine.TestCase

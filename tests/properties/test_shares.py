@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_router.auth.shares import Shares
+from tests.examples import examples
 
 OWNERS = ["", "ann", "bob"]
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     limit=st.integers(0, 12),
     owners=st.sets(st.sampled_from(OWNERS)),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.request import generate_body
+from slime_router.engine.top_logprobs import top_plan
 from slime_router.failover.stitch import Stitch
 from slime_router.testing.engine import Engine
 from slime_router.testing.script import Script
@@ -26,6 +27,7 @@ from slime_router.types import (
     Sampling,
     token_ids,
 )
+from tests.examples import examples
 
 PIECES = ("a", "b", "ab", "ba", "aa", "ü", "🙂", "abc")
 EOS = len(PIECES)
@@ -103,7 +105,7 @@ async def chunks_of(case: Case, call: GenerateCall, part: Part) -> list[Generate
     reader = ChunkReader(
         vocab_size=2**31,
         with_logprobs=True,
-        top_logprobs=call.top_logprobs,
+        tops=top_plan(call, "full"),
         is_native=call.is_passed_on,
         is_stream=call.stream,
     )
@@ -225,7 +227,7 @@ def item_of(chunks: Sequence[GenerateChunk], *, is_incremental: bool) -> dict[st
     return {**item, "meta_info": meta}
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(cases(), parts, st.none() | st.booleans())
 def test_parts_are_told_as_the_uncut_one(case, cuts, hint):
     """Tokens, logprobs, finish, versions; and for /generate each item to the letter."""

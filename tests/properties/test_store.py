@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,8 @@ from slime_router.trajectory.account import Account
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Trace, Turn, logprob_array
 from slime_router.types import Finish, VersionSpan, token_ids
+from tests.examples import examples
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 SESSIONS = (None, "s", "t")
 KEYS = (b"k", b"l", b"m")
 
@@ -223,6 +222,6 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStore = StoreMachine.TestCase
 TestStore.settings = settings(
-    max_examples=60 * FUZZ,
+    max_examples=examples(60),
     stateful_step_count=30,
 )

@@ -17,6 +17,7 @@ from tests.families.checkpoints import Family
 from tests.needs import skip_without
 
 skip_without("tokenizers")
+pytestmark = pytest.mark.tokenizers
 
 TOOLS: tuple[dict[str, Any], ...] = (
     {

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,16 +26,16 @@ from slime_router.tokens.encoder import Encoder
 from slime_router.tokens.tokenizer import After, Tokenizer
 from slime_router.types import NO_TOKENS
 from tests import vocabularies
+from tests.examples import examples
 from tests.tiny import build_tiny_checkpoint
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 BYTE_LEVEL = {"tiny", "qwen3", "deepseek_v3", "mistral_nemo", "llama3_2", "gptoss"}
 NFC = {"tiny", "qwen3"}
 
 
-def examples(number: int) -> settings:
+def tried(number: int) -> settings:
     return settings(
-        max_examples=number * FUZZ,
+        max_examples=examples(number),
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 
@@ -139,7 +138,7 @@ def cut_ends(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 @given(data=st.data())
-@examples(60)
+@tried(60)
 def test_pieces_are_the_whole_tokenization(subject: Subject, data: st.DataObject) -> None:
     """All pieces together are what `transformers` makes of the whole text."""
     text = data.draw(subject.texts())
@@ -150,7 +149,7 @@ def test_pieces_are_the_whole_tokenization(subject: Subject, data: st.DataObject
 
 
 @given(data=st.data())
-@examples(40)
+@tried(40)
 def test_texts_with_a_common_prefix_have_common_pieces(
     subject: Subject, data: st.DataObject
 ) -> None:
@@ -170,7 +169,7 @@ def test_texts_with_a_common_prefix_have_common_pieces(
 
 
 @given(data=st.data())
-@examples(40)
+@tried(40)
 def test_text_can_be_cut_at_every_piece_end(subject: Subject, data: st.DataObject) -> None:
     """Where a piece ends, and at every other anchor, both halves give the tokens of the whole."""
     text = data.draw(subject.texts())
@@ -185,7 +184,7 @@ def test_text_can_be_cut_at_every_piece_end(subject: Subject, data: st.DataObjec
 
 
 @given(data=st.data())
-@examples(40)
+@tried(40)
 def test_controls_are_found_as_the_tokenizer_finds_them(
     subject: Subject, data: st.DataObject
 ) -> None:
@@ -202,7 +201,7 @@ def test_controls_are_found_as_the_tokenizer_finds_them(
 
 
 @given(data=st.data())
-@examples(40)
+@tried(40)
 def test_stream_decoding_equals_decoding(subject: Subject, data: st.DataObject) -> None:
     """However ids are cut into chunks, the stream gives the text of the whole, and never early."""
     ours = subject.ours
@@ -231,7 +230,7 @@ def test_stream_decoding_equals_decoding(subject: Subject, data: st.DataObject) 
 
 
 @given(data=st.data())
-@examples(40)
+@tried(40)
 def test_token_bytes_spell_the_text(subject: Subject, data: st.DataObject) -> None:
     """The bytes of a text's tokens are the text, as the tokenizer normalizes it."""
     ours, text = subject.ours, data.draw(subject.texts())
@@ -256,7 +255,7 @@ def normalized(subject: Subject, text: str) -> str:
     parts=st.lists(st.sampled_from(["a", "ba", " ", "\n", "<s>", "</s>"]), max_size=12),
     scheme=st.sampled_from(["first", "always", "never"]),
 )
-@examples(100)
+@tried(100)
 def test_a_tokenizer_that_adds_spaces_can_be_cut_at_control_tokens(
     parts: list[str], scheme: Literal["first", "always", "never"]
 ) -> None:
@@ -297,7 +296,7 @@ ADDED_TOKENS = st.lists(
 
 
 @given(added=ADDED_TOKENS, text=st.text("ab<> ", max_size=40))
-@examples(400)
+@tried(400)
 def test_any_added_tokens_are_found_as_the_backend_finds_them(
     added: list[AddedToken], text: str
 ) -> None:

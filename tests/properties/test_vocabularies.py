@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,11 +29,11 @@ from tests.checkpoints import (
     build_tiktoken_checkpoint,
     write_json,
 )
+from tests.examples import examples
 from tests.tiny import CORPUS, VOCAB_LEN
 
 pytestmark = pytest.mark.slow
 
-FUZZ = int(os.environ.get("SLIME_ROUTER_FUZZ", "1"))
 KIMI_K2_LEN = 163_584  # ordinary tokens of the real vocabulary
 SPELLED = [*KIMI_TOKENS, *KIMI_KEPT, "<|reserved_token_522|>", "<|im_", "|>", "[B"]
 SCRIPTS = ["東京", "中文English", "\u3000", "🙂", "👩\u200d👧", "e\u0301", "İ", "ǅ"]
@@ -42,7 +41,7 @@ PIECES = ["'s", "'LL", "1234", "\r\n", " \n ", "   "]
 WORDS = st.sampled_from([*SPELLED, *SCRIPTS, *PIECES])
 TEXTS = st.lists(st.one_of(WORDS, st.text(max_size=8)), max_size=12).map("".join)
 
-many = settings(max_examples=200 * FUZZ)
+many = settings(max_examples=examples(200))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from slime_router.types import Finish, GenerateCall
 from tests.effort import opcodes
 from tests.stack import Sample, Stack
 
+pytestmark = pytest.mark.slow  # thousands of requests
+
 STOP = 514  # <|im_end|>
 REPLY = [72, 105, STOP]
 

@@ -42,6 +42,8 @@ from slime_router.journal.database import (
 from slime_router.journal.writer import JournalWriter
 from slime_router.trajectory.account import Account, packed_words
 from slime_router.trajectory.measures.distribution import Distribution, distribution
+from slime_router.trajectory.measures.scores import Scores, TeacherScore
+from slime_router.trajectory.measures.top_logprobs import TopLogprobs, of_nested
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.turn import Turn, logprob_array
@@ -108,6 +110,13 @@ OF_BEFORE = base64.b64decode(
 MASKS = distribution(
     np.array([2, 0, 1], np.int32), token_ids([6, 9, 8]), np.array([-0.5, np.nan, 0.0], np.float32)
 )
+TOPS = of_nested([[(-0.5, 6), (-1.5, 7)], [], [(-2.0, 8)]])
+SCORE = TeacherScore(
+    np.array([np.nan, -0.5, -1.0], np.float32),
+    np.array([[-1, -1], [3, 4], [5, 6]], np.int32),
+    np.array([[np.nan] * 2, [-0.5, -1.5], [-1.0, -2.0]], np.float32),
+    "wise",
+)
 CSR = ("offsets", "ids", "logprobs")
 SESSION = SessionState(
     spec=SessionSpec(
@@ -128,6 +137,7 @@ SESSION = SessionState(
         priority=-3,
         return_routed_experts=True,
         return_indexer_topk=True,
+        top_logprobs=8,
         max_turns=4,
         max_tokens=5,
     ),
@@ -148,8 +158,11 @@ def same(left: Turn, right: Turn) -> bool:
             if a.start != b.start:
                 return False
             a, b = a.ids, b.ids
-        if isinstance(a, Distribution) and isinstance(b, Distribution):
+        if isinstance(a, Distribution | TopLogprobs) and isinstance(b, type(a)):
             if not all(same_array(getattr(a, name), getattr(b, name)) for name in CSR):
+                return False
+        elif field.name == "scores":
+            if not same_scores(a, b):
                 return False
         elif isinstance(a, np.ndarray):
             if not same_array(a, b):
@@ -157,6 +170,15 @@ def same(left: Turn, right: Turn) -> bool:
         elif a != b:
             return False
     return True
+
+
+def same_scores(left: Scores, right: Scores) -> bool:
+    names = ("logprobs", "top_ids", "top_logprobs")
+    return left.keys() == right.keys() and all(
+        left[group].version == right[group].version
+        and all(same_array(getattr(left[group], n), getattr(right[group], n)) for n in names)
+        for group in left
+    )
 
 
 def same_array(a: Any, b: Any) -> bool:
@@ -176,6 +198,11 @@ def same_array(a: Any, b: Any) -> bool:
         replace(TURN, distribution=MASKS, uncaptured="refused"),
         replace(TURN, indexer_topk=RoutedExperts(2, np.array([[-1, 300]], np.int16))),
         replace(TURN, uncaptured="no_top_k"),
+        replace(TURN, session_id=None, conversation="\x1eturn_1"),
+        replace(TURN, top_logprobs=TOPS),
+        replace(TURN, top_logprobs=TOPS, distribution=MASKS),
+        replace(TURN, scores={"teacher": SCORE, "\ud800": replace(SCORE, version=7)}),
+        replace(TURN, scores={"teacher": SCORE}, top_logprobs=TOPS, account=None),
         replace(TURN, account=None),
         replace(TURN, account=Account(started=0.0, duration_s=0.0)),
         replace(TURN, account=replace(ACCOUNT, words=b"", first_token_s=None)),

@@ -13,6 +13,7 @@ from slime_router.pool.worker import Worker
 from tests.loads import load
 
 A, B, C = "http://a:1", "http://b:2", "http://c:3"
+LONGEST = "http://" + ".".join([63 * "x", 63 * "x", 63 * "x", 61 * "x"])  # 253 of a name
 
 
 def test_adding_twice_in_any_spelling_is_one_worker():
@@ -28,7 +29,7 @@ def test_adding_twice_in_any_spelling_is_one_worker():
      "http://a/#f", "http://me:pw@a", "http://a b", "http://[::1", "http://a?", "http://a#",
      "http://@a", "http://:@a", "http://a:0", "http://a/v1", "http://a/v1/", "http://a//x",
      "http://a/..", "http://gpu7..cluster:30000", "http://.gpu7:1", "http://gpu7..", "http://.",
-     f"http://{'x' * 64}:1", f"http://a.{'x' * 64}.b:1", f"http://{'x.' * 130}x", "http://a\ufffd:1",
+     LONGEST + "x", f"http://{'x' * 64}:1", f"http://a.{'x' * 64}.b:1", f"http://{'x.' * 130}x", "http://a\ufffd:1",
      "http://\ufffd", "http://a\tb", "http://a\n:1", "http://a\x00", "http://a\u200b:1", "http://a%20b",
      "http://a\\b", "http://-a:1", "http://a-:1", "http://1.2.3:1", "http://1.2.3.256",
      "http://0x7f.1", "http://[1.2.3.4]:1", "http://[::g]:1", "http://[v1.x]:1", "http:///x", "file:///x",
@@ -55,6 +56,7 @@ def test_what_is_no_worker_url_is_refused_and_changes_nothing(url):
         ("http://b\u00fccher.example:1", "http://xn--bcher-kva.example:1"),
         (f"http://{'x' * 63}:65535", f"http://{'x' * 63}:65535"),
         ("http://a:", "http://a"),
+        (LONGEST, LONGEST),
     ],
 )
 def test_a_url_keeps_what_counts(url, normalised):

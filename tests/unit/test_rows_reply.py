@@ -133,7 +133,16 @@ STATS = {
     "running": 1,
 }
 TEACHERS = {"teacher_logprobs", "teacher_top_ids", "teacher_top_logprobs"}
-UNKNOWN = {"owner", "mask_offsets", "mask_ids", "sampling_logprobs", *TEACHERS} | {
+UNKNOWN = {
+    "owner",
+    "mask_offsets",
+    "mask_ids",
+    "sampling_logprobs",
+    "top_offsets",
+    "top_ids",
+    "top_logprobs",
+    *TEACHERS,
+} | {
     f"{name}{of}" for name in ("routed_experts", "indexer_topk") for of in ("", "_dtype", "_shape")
 }
 PER_TOKEN = ("tokens", "loss_mask", "logprobs", "weight_versions")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.request import experts_start, generate_body, read_error, wants_logprobs
 from slime_router.engine.sse import EventSplitter
+from slime_router.engine.top_logprobs import TopPlan
 from slime_router.errors import BadRequest, RouterError, WorkerFailed, WorkerRefused
 from slime_router.types import (
     Finish,
@@ -441,7 +442,7 @@ def test_top_logprobs_are_those_of_the_new_tokens():
         item([1], 1, logprobs=pairs([1]), output_top_logprobs=top[:1]),
         item([1, 2, 3], 3, logprobs=pairs([1, 2, 3]), output_top_logprobs=top),
     ]
-    first, second = read(items, with_logprobs=True, top_logprobs=2)
+    first, second = read(items, with_logprobs=True, tops=TopPlan(2))
     assert first.top_logprobs == [[(-0.1, 1)]]
     assert second.top_logprobs == [[], [(-0.3, 3)]]
 

@@ -1,19 +1,33 @@
-"""Stored responses that outlive the router: each is written to its journal, and read at start."""
+"""Stored responses that outlive the router: each is written to its journal, and read at start.
+
+Where routers share what is kept, none knows what others continue. So nothing is dropped there: one
+that is deleted stays, without its name, which tells the others; and those that nothing needs any
+more are dropped at the next start. A store with a time to live drops them by itself.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
 
 from slime_router.api.responses.store import ResponseStore, Stored
+from slime_router.auth.caller import ANYBODY, Caller
 
 TABLE: Final = "responses"
+MAX_DELETED = 10_000  # that others may not know of yet
+
+logger = logging.getLogger(__name__)
 
 
 class Shelf(Protocol):
-    """Where things are kept by name; `slime_router.journal` is one."""
+    """Where things are kept by name; `slime_router.archive.shared` is one."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether others keep things there, too."""
 
     def put(self, table: Any, name: str, pack: Callable[[], bytes]) -> None:
         """Keep something by name; packed later, so it must hold still."""
@@ -34,9 +48,18 @@ class JournaledResponses(ResponseStore):
         self._write(stored, is_named=True)
         super().put(stored)  # which may forget it again
 
+    def delete(self, response_id: str, by: Caller = ANYBODY) -> None:
+        """As `ResponseStore.delete`; others hear of it when they look."""
+        stored = self.get(response_id, by)
+        super().delete(response_id, by)
+        if self._shelf.is_shared:
+            self._write(stored, is_named=False)
+
     def _forget(self, response_id: str) -> None:
         step: Stored | None = self._responses[response_id]
         super()._forget(response_id)
+        if self._shelf.is_shared:
+            return
         if response_id in self._held:  # what continues it needs it
             assert step is not None
             self._write(step, is_named=False)
@@ -47,14 +70,36 @@ class JournaledResponses(ResponseStore):
     def _write(self, stored: Stored, *, is_named: bool) -> None:
         self._shelf.put(TABLE, stored.response["id"], partial(_packed, stored, is_named))
 
-    def bring_back(self, packed: Iterable[tuple[str, bytes]]) -> None:
-        """What was written before a restart, or elsewhere, the oldest first."""
+    def bring_back_all(self, packed: Iterable[tuple[str, bytes]]) -> None:
+        """What was written before the start, the oldest first; drops what nothing needs."""
+        deleted: dict[str, None] = {}
+        others: list[str] = []
+        for name, is_named in self.bring_back(packed).items():
+            if not is_named:
+                deleted[name] = None
+            else:
+                others.append(name)
+        room = MAX_DELETED if self._shelf.is_shared else 0
+        for name in (*others, *list(deleted)[: max(len(deleted) - room, 0)]):
+            if name not in self._held:
+                self._shelf.drop(TABLE, name)
+
+    def bring_back(self, packed: Iterable[tuple[str, bytes]]) -> Mapping[str, bool]:
+        """What was written before the start, or elsewhere, the oldest first.
+
+        Returns the names, and whether they are those of responses that were not deleted.
+        """
         found: dict[str, Stored] = {}
+        names: dict[str, bool] = {}
         for name, data in packed:
             if name in self._responses:  # it stays as it is
                 found[name] = self._responses[name]
                 continue
             known = json.loads(data)
+            names[name] = known["is_named"]
+            if known["previous"] is not None and known["previous"] not in found:
+                logger.warning("response %.80s is lost: what it continues is not there", name)
+                continue
             stored = found[name] = Stored(
                 known["response"],
                 tuple(known["asked"]),
@@ -64,6 +109,7 @@ class JournaledResponses(ResponseStore):
             )
             if known["is_named"]:
                 super().put(stored)
+        return names
 
     # In another process of the router
 
@@ -76,18 +122,26 @@ class JournaledResponses(ResponseStore):
 
         The oldest comes first, as `bring_back` takes them; nothing where it is not here.
         """
-        stored = self._responses.get(name)
-        if stored is None and name in self._items:
-            kept = self._responses.values()
-            stored = next(s for s in kept if any(item["id"] == name for item in s.said))
-        if stored is None:
+        if (response_id := self.response_of(name)) is None:
             return []
+        stored = self._responses[response_id]
         return [(step.response["id"], _packed(step, step is stored)) for step in stored.steps()]
+
+    def response_of(self, name: str) -> str | None:
+        """The response of this id, or with this output item, that is here; None where none is."""
+        if name in self._responses:
+            return name
+        return self._items[name][2] if name in self._items else None
 
     def forget_here(self, response_id: str) -> None:
         """It was deleted elsewhere."""
         if response_id in self._responses:
             super()._forget(response_id)
+
+
+def is_deleted(packed: bytes) -> bool:
+    """Whether a response was deleted; what continues it may still need it."""
+    return not json.loads(packed)["is_named"]
 
 
 def _packed(stored: Stored, is_named: bool) -> bytes:

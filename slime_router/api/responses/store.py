@@ -63,7 +63,7 @@ class ResponseStore:
         self._lines: dict[str, OrderedDict[str, None]] = {}  # ids by owner, the latest used last
         self._bytes_of: Counter[str] = Counter()  # by owner
         self._held: dict[str, _Held] = {}  # those, and all that they continue
-        self._items: dict[str, tuple[Item, str]] = {}  # and whose it is
+        self._items: dict[str, tuple[Item, str, str]] = {}  # whose it is, and of which response
         self.forgotten = 0  # to stay within the limits
 
     def __repr__(self) -> str:
@@ -86,7 +86,9 @@ class ResponseStore:
             self._forget(stored.response["id"])
         self._responses[stored.response["id"]] = stored
         self._lines.setdefault(stored.owner, OrderedDict())[stored.response["id"]] = None
-        self._items.update({item["id"]: (item, stored.owner) for item in stored.said})
+        self._items.update(
+            {item["id"]: (item, stored.owner, stored.response["id"]) for item in stored.said}
+        )
         self._hold(stored)
         while self._bytes > self._max_bytes:
             self._make_room(max(self._lines, key=self._bytes_of.__getitem__))
@@ -143,7 +145,7 @@ class ResponseStore:
 
     def item(self, item_id: str, param: str, by: Caller = ANYBODY) -> Item:
         """An output item. Raises NotFound."""
-        item, owner = self._items.get(item_id, (None, ""))
+        item, owner, _ = self._items.get(item_id, (None, "", ""))
         if item is None or not by.sees_what_is_of(owner):
             raise NotFound(f"Item with id '{item_id[:80]}' not found.", param=param)
         return item

@@ -18,8 +18,9 @@
     truncated_sampling                                   bool
     mask_offsets, mask_ids                               list of int64, of int32; null: no masks
     sampling_logprobs                                    list of float32; null: no masks
-    teacher_logprobs                                     map: group to list of float32
-    teacher_top_ids, teacher_top_logprobs                map: group to list of lists
+    top_offsets, top_ids, top_logprobs                   list of int64, int32, float32; null: none
+    teacher_logprobs                                     list of worker_group, values (float32)
+    teacher_top_ids, teacher_top_logprobs                list of worker_group, values (lists)
 
 The statistics of the rows are JSON under `stats` in the file's own metadata. A weight version that
 is a number stands as text.
@@ -59,6 +60,10 @@ def parquet_of(rows: Sequence[tuple[Session, Row]], stats: bytes) -> bytes:
             "Parquet needs pyarrow on the router: pip install 'slime-router[parquet]'.",
             param="format",
         ) from exc
+
+    def by_group(kind: Any) -> Any:  # `datasets` reads no maps
+        return arrow.list_(arrow.struct([("worker_group", arrow.string()), ("values", kind)]))
+
     kinds = {
         "string": arrow.string(),
         "float64": arrow.float64(),
@@ -70,13 +75,9 @@ def parquet_of(rows: Sequence[tuple[Session, Row]], stats: bytes) -> bytes:
         "bool": arrow.bool_(),
         "int64s": arrow.list_(arrow.int64()),
         "float32s": arrow.list_(arrow.float32()),
-        "float32s by group": arrow.map_(arrow.string(), arrow.list_(arrow.float32())),
-        "int32s of each by group": arrow.map_(
-            arrow.string(), arrow.list_(arrow.list_(arrow.int32()))
-        ),
-        "float32s of each by group": arrow.map_(
-            arrow.string(), arrow.list_(arrow.list_(arrow.float32()))
-        ),
+        "float32s by group": by_group(arrow.list_(arrow.float32())),
+        "int32s of each by group": by_group(arrow.list_(arrow.list_(arrow.int32()))),
+        "float32s of each by group": by_group(arrow.list_(arrow.list_(arrow.float32()))),
         "float64s": arrow.list_(arrow.float64()),
     }
     columns = _columns(rows)
@@ -91,7 +92,7 @@ def parquet_of(rows: Sequence[tuple[Session, Row]], stats: bytes) -> bytes:
 
 def _columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
     sessions, made = [session for session, _ in rows], [row for _, row in rows]
-    masks = [row.distribution for row in made]
+    masks, tops = [row.distribution for row in made], [row.top_logprobs for row in made]
     return [
         ("row_id", "string", [row.row_id for row in made]),
         ("session_id", "string", [session.name for session in sessions]),
@@ -116,14 +117,17 @@ def _columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
         ("truncated_sampling", "bool", [bool(row.uncaptured) for row in made]),
         ("mask_offsets", "int64s", [None if m is None else m.offsets for m in masks]),
         ("mask_ids", "int32s", [None if m is None else m.ids for m in masks]),
+        ("top_offsets", "int64s", [None if t is None else t.offsets for t in tops]),
+        ("top_ids", "int32s", [None if t is None else t.ids for t in tops]),
+        ("top_logprobs", "float32s", [None if t is None else t.logprobs for t in tops]),
         *_teacher_columns(rows),
         ("sampling_logprobs", "float32s", [None if m is None else m.logprobs for m in masks]),
     ]
 
 
 def _teacher_columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
-    """Each a map from the name of a worker group; null where none has scored the row."""
-    found = [teachers(session, row, 0) for session, row in rows]
+    """Each a list by the name of a worker group; null where none has scored the row."""
+    found = [teachers(row, 0) for _, row in rows]
     kinds = {
         "teacher_logprobs": "float32s by group",
         "teacher_top_ids": "int32s of each by group",
@@ -135,8 +139,8 @@ def _teacher_columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
     ]
 
 
-def _pairs(by_group: dict[str, NDArray[Any]]) -> list[tuple[str, list[Any]]]:
-    return [(group, list(values)) for group, values in by_group.items()]
+def _pairs(by_group: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
+    return [{"worker_group": group, "values": list(each)} for group, each in by_group.items()]
 
 
 def _position_columns(name: str, arrays: Sequence[NDArray[Any] | None]) -> list[Column]:

@@ -21,6 +21,7 @@ from slime_router.api.request import missing, read_object, require
 from slime_router.api.sessions.row_formats import OUR_METADATA_KEY
 from slime_router.api.token_ids import Vocabulary
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_dots, is_label
+from slime_router.engine.top_logprobs import MAX_KEPT
 from slime_router.errors import BadRequest
 from slime_router.trajectory.session import Reward, SessionSpec
 from slime_router.types import Pins, Sampling
@@ -44,6 +45,7 @@ SPEC_FIELDS = (
     "max_tokens",
     "return_routed_experts",
     "return_indexer_topk",
+    "top_logprobs",
     "sampling_pins",
     "lora_path",
     "extra_key",
@@ -96,6 +98,7 @@ def read_spec(body: Body, vocabulary: Vocabulary) -> SessionSpec:
         priority=_read_priority(body),
         return_routed_experts=_read_flag(body, "return_routed_experts"),
         return_indexer_topk=_read_flag(body, "return_indexer_topk"),
+        top_logprobs=_read_tops(body, vocabulary),
         max_turns=read_count(body, "max_turns"),
         max_tokens=read_count(body, "max_tokens"),
     )
@@ -116,6 +119,13 @@ def _read_flag(body: Body, name: str) -> bool:
     value = body.get(name)
     require(value is None or type(value) is bool, name, "true or false")
     return bool(value)
+
+
+def _read_tops(body: Body, vocabulary: Vocabulary) -> int | None:
+    count, most = body.get("top_logprobs"), min(MAX_KEPT, vocabulary.vocab_size)
+    is_count = count is None or (type(count) is int and 0 <= count <= most)
+    require(is_count, "top_logprobs", f"an integer from 0 to {most}")
+    return count
 
 
 def _read_text(body: Body, name: str, longest: int) -> str | None:

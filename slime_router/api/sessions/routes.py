@@ -50,7 +50,7 @@ def session_routes(
         ("GET", f"{IN_SESSION}/rows", rows.of_session),
         ("POST", f"{IN_SESSION}/samples", partial(samples.collect, rows, tokenizer)),
         ("POST", "/rows", rows.of_many),
-        ("POST", f"{IN_SESSION}/score", ScoreDoor(store, rows, groups).score),
+        ("POST", f"{IN_SESSION}/score", ScoreDoor(store, fetch, rows, groups).score),
         *LookDoor(store, fetch, tokenizer, template, rows.options).routes(),
         ("GET", "/turns/{id}", TurnDoor(store, tokenizer, fetch).show),
         ("POST", "/turns/{turn}/reward", marks.reward),

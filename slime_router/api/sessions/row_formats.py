@@ -24,7 +24,7 @@ from slime_router.api.sessions.row_turns import row_turn
 from slime_router.api.sessions.teachers import teacher_columns, teacher_versions, teachers
 from slime_router.errors import Conflict
 from slime_router.rows.rows import Row, RowSet, RowStats
-from slime_router.rows.tree import grow
+from slime_router.rows.tree import Positions, TokenTree, grow
 from slime_router.trajectory.measures.distribution import no_masks
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.turn import Logprobs, logprob_array
@@ -104,6 +104,10 @@ def as_tree(session: Session, rowset: RowSet) -> bytes:
             "loss_mask": tree.loss_mask,
             "logprobs": tree.logprobs,
             "weight_versions": tree.weight_versions,
+            **_masks(tree, 0),
+            **_tops(tree, 0),
+            **_tree_positions("routed_experts", tree.routed_experts),
+            **_tree_positions("indexer_topk", tree.indexer_topk),
             "nodes": tree.nodes,
             "turns": [
                 {name: value for name, value in row_turn(each).items() if name not in places}
@@ -115,6 +119,10 @@ def as_tree(session: Session, rowset: RowSet) -> bytes:
                     "node": node,
                     **_of_row(row),
                     "has_logprobs": row.logprobs is not None,
+                    "has_masks": row.distribution is not None,
+                    "has_top_logprobs": row.top_logprobs is not None,
+                    "has_routed_experts": row.routed_experts is not None,
+                    "has_indexer_topk": row.indexer_topk is not None,
                 }
                 for row, node in zip(rowset.rows, tree.leaves, strict=True)
             ],
@@ -181,13 +189,20 @@ def _json_row(session: Session, row: Row) -> dict[str, Any]:
         "logprobs": row.logprobs,
         "weight_versions": row.weight_versions,
         **_masks(row, 0),
-        **teachers(session, row, 0),
+        **_tops(row, 0),
+        **teachers(row, 0),
         **_json_array("routed_experts", row.routed_experts),
         **_json_array("indexer_topk", row.indexer_topk),
     }
 
 
-def _masks(row: Row, start: int) -> dict[str, Any]:
+def _tree_positions(name: str, kept: Positions | None) -> dict[str, Any]:
+    if kept is None:
+        return {}
+    return {**_json_array(name, kept.values), f"{name}_places": kept.places}
+
+
+def _masks(row: Row | TokenTree, start: int) -> dict[str, Any]:
     """What the tokens from `start` on were sampled from, where it is known."""
     if row.distribution is None:
         return {}
@@ -197,6 +212,14 @@ def _masks(row: Row, start: int) -> dict[str, Any]:
         "mask_ids": masks.ids,
         "sampling_logprobs": masks.logprobs,
     }
+
+
+def _tops(row: Row | TokenTree, start: int) -> dict[str, Any]:
+    """The likeliest tokens at those from `start` on, where they are kept."""
+    if row.top_logprobs is None:
+        return {}
+    tops = row.top_logprobs.between(start, len(row.tokens))
+    return {"top_offsets": tops.offsets, "top_ids": tops.ids, "top_logprobs": tops.logprobs}
 
 
 def _owner(session: Session) -> dict[str, str]:
@@ -228,7 +251,8 @@ def _slime_sample(session: Session, row: Row) -> dict[str, Any]:
         "truncated_sampling": bool(row.uncaptured),
         "metadata": {**session.metadata, OUR_METADATA_KEY: ours},
         **_masks(row, start),
-        **teachers(session, row, start),
+        **_tops(row, start),
+        **teachers(row, start),
         **_json_array("rollout_routed_experts", row.routed_experts),
         **_json_array("rollout_indexer_topk", row.indexer_topk),
     }
@@ -263,12 +287,13 @@ def _columns(session: Session, rowset: RowSet) -> tuple[dict[str, Array], bytes]
         "offsets": _offsets(len(row.tokens) for row in rows),
         **_logprob_column(rows),
         **_mask_columns(rows),
-        **teacher_columns(session, rows),
+        **_top_columns(rows),
+        **teacher_columns(rows),
         **_position_columns("routed_experts", [row.routed_experts for row in rows]),
         **_position_columns("indexer_topk", [row.indexer_topk for row in rows]),
     }
     meta = {
-        "rows": [{**_fields(session, row), **teacher_versions(session, row)} for row in rows],
+        "rows": [{**_fields(session, row), **teacher_versions(row)} for row in rows],
         "versions": versions,
         "stats": _stats(session, rowset.stats),
     }
@@ -313,6 +338,24 @@ def _mask_columns(rows: Sequence[Row]) -> dict[str, Array]:
         "mask_offsets": _offsets(chain.from_iterable(part.lengths.tolist() for part in parts)),
         "mask_ids": _joined((part.ids for part in parts), np.int32),
         "sampling_logprobs": _joined((part.logprobs for part in parts), np.float32),
+    }
+
+
+def _top_columns(rows: Sequence[Row]) -> dict[str, Array]:
+    """None where no row has any likeliest tokens; a row without them has none at each token."""
+    known = [row.top_logprobs for row in rows if row.top_logprobs is not None]
+    if not known:
+        return {}
+    lengths = (
+        np.zeros(len(row.tokens), np.int32)
+        if row.top_logprobs is None
+        else row.top_logprobs.lengths
+        for row in rows
+    )
+    return {
+        "top_offsets": _offsets(chain.from_iterable(each.tolist() for each in lengths)),
+        "top_ids": _joined((tops.ids for tops in known), np.int32),
+        "top_logprobs": _joined((tops.logprobs for tops in known), np.float32),
     }
 
 

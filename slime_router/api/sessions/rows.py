@@ -156,8 +156,8 @@ class RowsDoor:
         name = body[selector]
         name = str(name) if type(name) is int else name
         require(isinstance(name, str), selector, "a string")
-        with await self._fetch.of_sessions():
-            listed = self._store.sessions.list(**{selector: name})
+        sessions = await self._fetch.of_sessions()
+        listed = self._store.sessions.list(**{selector: name}, among=sessions)
         found = [session.id for session in listed if by.sees(session.id)]
         if not found:
             raise NotFound(f"No session has the {selector} '{name:.100}'.", param=selector)

@@ -1,4 +1,4 @@
-"""What `--sampling-pins` and `--mask-top-k` decide about the sampling of all requests."""
+"""What flags decide about the sampling of all requests: `--sampling-pins` and the like."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def sampling_rules(config: Config, vocabulary: Vocabulary) -> SamplingRules:
     """
     fits = config.capture == "distribution" and config.mask_top_k > 0
     return SamplingRules(
-        _pins(config.sampling_pins, vocabulary), config.mask_top_k if fits else None
+        _pins(config.sampling_pins, vocabulary),
+        config.mask_top_k if fits else None,
+        min(config.keep_top_logprobs, vocabulary.vocab_size),
     )
 
 

@@ -2,7 +2,8 @@
 
 One safetensors file. Arrays are named by field and sample (`tokens.0`, `loss_mask.0`); everything
 else is JSON in the bytes of `_samples_meta`. Beside miles' own fields, samples whose masks are
-known have `mask_offsets`, `mask_ids` and `sampling_logprobs`.
+known have `mask_offsets`, `mask_ids` and `sampling_logprobs`, and those whose likeliest tokens are
+kept `top_offsets`, `top_ids` and `top_logprobs`.
 """
 
 from __future__ import annotations
@@ -111,6 +112,13 @@ def _arrays(row: Row) -> dict[str, NDArray[Any]]:
             "mask_offsets": masks.offsets,
             "mask_ids": np.ascontiguousarray(masks.ids),
             "sampling_logprobs": np.ascontiguousarray(masks.logprobs),
+        }
+    if row.top_logprobs is not None:
+        tops = row.top_logprobs.between(start, len(row.tokens))
+        found |= {
+            "top_offsets": tops.offsets,
+            "top_ids": np.ascontiguousarray(tops.ids),
+            "top_logprobs": np.ascontiguousarray(tops.logprobs),
         }
     return found
 

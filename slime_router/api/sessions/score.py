@@ -14,7 +14,8 @@ from slime_router.api.sessions.request import check_known
 from slime_router.api.sessions.rows import ROW_OPTIONS, RowsDoor
 from slime_router.errors import NotFound
 from slime_router.failover.scoring import Scored
-from slime_router.trajectory.measures.scores import TeacherScore
+from slime_router.journal.fetching import Fetch
+from slime_router.trajectory.measures.scores import TeacherScore, nbytes, rescored
 from slime_router.trajectory.store import TrajectoryStore
 
 MAX_TOP = 128  # likeliest tokens at each position
@@ -30,10 +31,13 @@ class Groups(Protocol):
 
 
 class ScoreDoor:
-    """Serves the route. The scores stay with the session: its rows have them from then on."""
+    """Serves the route. Scores stay with the last turns of rows, which have them from then on."""
 
-    def __init__(self, store: TrajectoryStore, rows: RowsDoor, groups: Groups) -> None:
+    def __init__(
+        self, store: TrajectoryStore, fetch: Fetch, rows: RowsDoor, groups: Groups
+    ) -> None:
         self._store = store
+        self._fetch = fetch
         self._rows = rows
         self._groups = groups
 
@@ -50,10 +54,8 @@ class ScoreDoor:
             for row in rowset.rows
         }
         scores = await self._groups.score(group, wanted, top=top)
-        if not self._store.sessions.is_current(session):
-            name = session.name
-            raise NotFound(f"The session '{name}' was deleted.", code="session_not_found")
-        self._store.sessions.set_scores(session, group, scores)
+        with await self._fetch.of_session(session_id):
+            self._keep(session_id, group, scores)
         reply = {
             "session_id": session.name,
             "worker_group": group,
@@ -62,6 +64,28 @@ class ScoreDoor:
             "weight_versions": sorted({str(score.version) for score in scores.values()}),
         }
         return web.Response(body=orjson.dumps(reply), content_type="application/json")
+
+    def _keep(self, session_id: str, group: str, scores: Mapping[str, TeacherScore]) -> None:
+        """The scores of its rows, all of them or none.
+
+        Raises:
+            NotFound: the session was deleted meanwhile.
+            StorageFull: there is no room for them.
+        """
+        session = self._store.sessions.get(session_id)
+        turns = [turn for name in session.turns if (turn := self._store.get(name)) is not None]
+        before = {turn.id: turn.scores for turn in turns}
+        if (
+            not scores.keys() <= before.keys()
+        ):  # another one has its name now, or turns were dropped
+            name = session.name
+            raise NotFound(f"The session '{name}' was deleted.", code="session_not_found")
+        changed = rescored(before, group, scores)
+        more = sum(nbytes(after) - nbytes(before[name]) for name, after in changed.items())
+        if more > 0:
+            self._store.sessions.check_bytes(session.owner, more)
+        for name, after in changed.items():
+            self._store.mark(name, scores=after)
 
 
 def _group(body: Mapping[str, Any]) -> str:

@@ -52,6 +52,7 @@ class Registry:
         self._siblings = siblings
         self._on_weights = on_weights
         self._journal = journal
+        self.changes = 0  # of who is registered, made here or in another process
         self._behind: set[int] = set()  # have missed a change
         self._before: dict[str, WeightVersion | None] = {}  # of others' weight updates
         siblings.answer(CHANGE, self._heard)
@@ -70,6 +71,7 @@ class Registry:
 
     async def add(self, url: str, **fields: Unpack[RegistrationFields]) -> Worker:
         """As `WorkerPool.add`."""
+        self.changes += 1
         worker = self._pool.add(url, **fields)
         if self._journal is not None:
             pack = partial(orjson.dumps, asdict(worker.registration))
@@ -95,7 +97,12 @@ class Registry:
         return worker
 
     def _forget(self, worker: Worker) -> None:
-        if self._journal is not None:
+        self.changes += 1
+        if self._journal is None:
+            return
+        if self._journal.is_shared:  # other routers hear of it
+            self._journal.put("workers", worker.url, lambda: b"null")
+        else:
             self._journal.drop("workers", worker.url)
 
     # What they do
@@ -206,6 +213,7 @@ class Registry:
     async def _heard(self, change: Mapping[str, Any]) -> None:
         """Makes a change that another process has made."""
         what, url = change["what"], change["url"]
+        self.changes += what in ("add", "remove", "drain")
         if what == "add":
             self._pool.add(url, **change["fields"])
             return

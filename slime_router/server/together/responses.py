@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from aiohttp import web
 
 from slime_router.api.request import read_object
-from slime_router.api.responses.journaled import TABLE, JournaledResponses
+from slime_router.api.responses.journaled import TABLE, JournaledResponses, is_deleted
 from slime_router.api.responses.store import ResponseStore
 from slime_router.errors import RouterError
 from slime_router.journal.keeping import Keeping
@@ -51,8 +51,9 @@ class SharedResponses:
 
         return handle
 
-    async def _bring(self, names: Iterable[str]) -> None:
+    async def _bring(self, names: Sequence[str]) -> None:
         assert self._kept is not None
+        await self._hear_of_deletions(names)
         missing = [name for name in names if not self._kept.holds(name)][:MAX_NAMES]
         if not missing:
             return
@@ -64,6 +65,17 @@ class SharedResponses:
         for name in missing:
             if not self._kept.holds(name):
                 self._put(await self._line_of(name))
+
+    async def _hear_of_deletions(self, names: Iterable[str]) -> None:
+        """What is here may have been deleted at another router."""
+        assert self._kept is not None
+        if self._keeping is None or not self._keeping.is_shared:
+            return
+        here = dict.fromkeys(map(self._kept.response_of, names))
+        for name in [name for name in here if name is not None][:MAX_NAMES]:
+            data = await self._keeping.look(TABLE, name)
+            if data is not None and is_deleted(data):
+                self._kept.forget_here(name)
 
     def _put(self, line: list[tuple[str, bytes]]) -> None:
         """A response, after all that it continues."""

@@ -6,6 +6,7 @@ from slime_router.generation.token_path import TokenPath
 from slime_router.journal.keeping import Keeping
 from slime_router.server.fleet import Fleet
 from slime_router.server.together.aborts import Aborts
+from slime_router.server.together.enrolment import Enrolment
 from slime_router.server.together.exchange import Exchange
 from slime_router.server.together.flights import Flights
 from slime_router.server.together.launched import Launched
@@ -35,11 +36,13 @@ class Together:
             path.sessions.elsewhere = flights
         place = siblings.place
         self._launched = None if place is None else Launched(place.launched, fleet)
+        self.enrolment = Enrolment(fleet.pool, self.registry, journal)
         self.exchange = Exchange(fleet.pool, siblings, self.registry)
 
     async def start(self, supervisor: Supervisor) -> None:
         """From now on, as long as the supervisor lasts; the siblings are open."""
         await self.registry.take_over()
         self.exchange.start(supervisor)
+        self.enrolment.start(supervisor)
         if self._launched is not None:
             self._launched.start(supervisor)

@@ -32,9 +32,26 @@ class TeacherScore:
         return self.logprobs.nbytes + self.top_ids.nbytes + self.top_logprobs.nbytes
 
 
-Scores: TypeAlias = Mapping[str, TeacherScore]  # by the last turn of a row
+Scores: TypeAlias = Mapping[str, TeacherScore]  # of a row, by worker group
 
 
 def nbytes(scores: Scores) -> int:
     """The memory that they take together."""
     return sum(score.nbytes for score in scores.values())
+
+
+def rescored(
+    before: Mapping[str, Scores], group: str, scores: Mapping[str, TeacherScore]
+) -> dict[str, Scores]:
+    """What changes where a group has scored rows, each by its last turn, once more.
+
+    `before` has what turns had; what the group said before of other rows is gone.
+    """
+    changed: dict[str, Scores] = {}
+    for turn_id, known in before.items():
+        others = {name: score for name, score in known.items() if name != group}
+        if turn_id in scores:
+            changed[turn_id] = {**others, group: scores[turn_id]}
+        elif group in known:
+            changed[turn_id] = others
+    return changed
