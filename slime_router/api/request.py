@@ -195,8 +195,9 @@ def reply_headers(
 
     A request has one such dict, made on first use. Whoever answers may add to it.
     """
-    headers: dict[str, str] | None = request.get(_HEADERS)
-    if headers is None:
+    try:
+        headers: dict[str, str] = request[_HEADERS]
+    except KeyError:
         headers = request[_HEADERS] = dict.fromkeys(id_headers, request_id(request.headers))
     return headers
 

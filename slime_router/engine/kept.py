@@ -1,6 +1,6 @@
 """Short requests over connections that are kept, without aiohttp's session.
 
-A session prepares each request anew, sends it from a task of its own and makes an object of the
+A session prepares each request, sends it from a task of its own and makes an object of the
 answer: that is a tenth of what a short chat costs. Here the bytes are put together, written to a
 connection of the session's pool, and read by its parser. Whatever is not the usual case is left to
 the session: a connection to be opened, a long body, a header that frames the message.
@@ -155,7 +155,7 @@ def _new_place(url: str) -> _Place | None:
 
 
 def _head(headers: Mapping[str, str], body_len: int) -> bytes | None:
-    """The rest of the head; None where a header would frame the message, or is no header."""
+    """The rest of the head; None where a header would frame the message, or cannot be sent as one."""
     lines = []
     for name, value in headers.items():
         if name.lower() in _FRAMING or not (name + value).isprintable():
