@@ -155,7 +155,7 @@ def _new_place(url: str) -> _Place | None:
 
 
 def _head(headers: Mapping[str, str], body_len: int) -> bytes | None:
-    """The rest of the head; None where a header would frame the message, or cannot be sent as one."""
+    """The rest of the head; None where a header frames the message, or cannot be sent."""
     lines = []
     for name, value in headers.items():
         if name.lower() in _FRAMING or not (name + value).isprintable():

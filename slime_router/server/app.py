@@ -384,12 +384,12 @@ class Gateway:
             self.upkeep.start(self.supervisor)
             self.session_kv.start(self.supervisor)
             self.slow_clients.start(self.supervisor)
-            self.stalls.start(self.supervisor)
             self.descriptors.start(self.supervisor)
             self.supervisor.start("faster encoder", self.tokenizer.encoder_chosen)
             async with self.siblings:
                 await self.together.start(self.supervisor)
-                yield
+                with self.stalls.watching():
+                    yield
             await self.joiner.close()
         if self.journal is not None:
             await self.journal.close()
