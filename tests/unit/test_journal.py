@@ -397,6 +397,7 @@ def test_an_opening_that_is_not_a_time_is_damaged():
             unpacked_opening(data)
 
 
+@pytest.mark.slow
 def test_so_many_names_of_deleted_sessions_are_kept(tmp_path):
     database = Database(tmp_path)
     names = [f"s{number}" for number in range(MAX_DELETED + 5)]
