@@ -438,7 +438,7 @@ class Target:
 
 
 async def soon(holds) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 - a poll needs nothing of what is watched
             await asyncio.sleep(0.001)
 
