@@ -69,6 +69,7 @@ FLOOR_OF = {
     "dashboard": "api",
     "server": "server",
     "client": "cli",  # beside the router: a trainer's side of its API
+    "export": "cli",  # likewise, or it reads what a router has kept
     "conformance": "cli",  # likewise: it asks any gateway
     "integrations": "cli",  # likewise, inside a trainer
     "cli": "cli",

@@ -120,6 +120,9 @@ class Relay:
                         async for chunk in came:
                             if not attempts.is_sampling and chunk.output_ids:
                                 attempts.progress(lease)
+                            if stitch.passes(chunk):
+                                yield chunk
+                                continue
                             taken = stitch.take(chunk)
                             if taken.finish is None:
                                 shown = stitch.emit(taken)

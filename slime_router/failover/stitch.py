@@ -91,6 +91,20 @@ class Stitch:
             self._call, rid=f"{self._call.rid}~{self._parts}", sampled=token_ids(self.output_ids)
         )
 
+    def passes(self, chunk: GenerateChunk) -> bool:
+        """Whether a chunk goes on just as it came, once it was added: most of a stream do.
+
+        Of a chat's first part in the middle, that is; all others need `take` and `emit`.
+        """
+        if self._parts > 1 or self._is_native or chunk.finish is not None or chunk.speculation:
+            return False
+        if chunk.weight_version != self._versions.last or chunk.weight_versions:
+            return False
+        if self._cached_tokens is None:
+            return False
+        self.output_ids += chunk.output_ids
+        return True
+
     def take(self, chunk: GenerateChunk) -> GenerateChunk:
         """Adds a chunk of the current part, and returns it.
 

@@ -208,6 +208,11 @@ class WorkerGroups:
     async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
 
+    @property
+    def pools(self) -> dict[str, WorkerPool]:
+        """The workers of each group, by its name."""
+        return {name: fleet.pool for name, fleet in self._fleets.items()}
+
     async def score(
         self, group: str, rows: Mapping[str, Scored], *, top: int
     ) -> dict[str, TeacherScore]:

@@ -46,13 +46,13 @@ class VisibleText:
 
     def push(self, ids: Sequence[int], finish: Finish | None) -> str:
         """The text that `ids` add; at the end (`finish`) all that is left."""
+        if finish is None and not self._stops and self._hidden.isdisjoint(ids):
+            return self._decoder.push(ids)
         if finish is not None and self._is_stop(ids, finish.matched):
             ids = ids[:-1]
         if self._hidden and not self._hidden.isdisjoint(ids):
             ids = [token_id for token_id in ids if token_id not in self._hidden]
         if finish is None:
-            if not self._stops:
-                return self._decoder.push(ids)
             self._pending += self._decoder.push(ids)
             return self._release(len(self._pending) - self._held_back())
         matched = finish.matched

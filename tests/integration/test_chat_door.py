@@ -17,6 +17,7 @@ from aiohttp import web
 
 from slime_router.api.chat.dialect import CHAT
 from slime_router.api.endpoint import serve
+from slime_router.api.sse import EventStream
 from slime_router.errors import (
     ContextLengthExceeded,
     NoWorker,
@@ -452,15 +453,16 @@ async def test_the_last_generation_is_read_to_its_end_when_the_reply_is_written(
     read_before: list[int] = []
     async with door() as (client, scripted):
         # The last write with content; what ends a stream after it, clients need not wait for.
-        name = "write" if stream else "write_eof"
-        write = getattr(web.StreamResponse, name)
+        kind: Any = EventStream if stream else web.StreamResponse
+        name = "send" if stream else "write_eof"
+        write = getattr(kind, name)
 
-        async def noted(self: web.StreamResponse, data: bytes = b"") -> None:
+        async def noted(self: Any, data: bytes = b"") -> None:
             await write(self, data)
             if not stream or b'"finish_reason":"stop"' in data:
                 read_before.append(len(scripted.read_to_end))
 
-        monkeypatch.setattr(web.StreamResponse, name, noted)
+        monkeypatch.setattr(kind, name, noted)
         async with client.post(PATH, json={**ASK, "stream": stream, "n": n}) as response:
             await response.read()
         await asyncio.wait_for(scripted.all_closed.wait(), 60)
