@@ -264,7 +264,7 @@ def test_a_worker_that_went_down_counts_as_new_when_it_is_back():
     pool.mark_up(a)
     assert (heard, pool.breaker_state(a)) == ([False, True], "closed")
     pool.mark_up(a)
-    assert len(heard) == 2  # that it is up is no news
+    assert len(heard) == 2  # it was up before
     with pool.lease(need, exclude={B}) as lease:
         assert lease.worker.pending_tokens == 50  # all of it is to be computed again
 
