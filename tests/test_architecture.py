@@ -17,6 +17,8 @@ FLOORS = ("words", "pure", "async", "flow", "api", "server", "cli")
 FLOOR_OF = {
     "": "words",
     "types": "words",
+    "values": "words",
+    "cancel_scope": "async",
     "errors": "words",
     "json_text": "words",
     "choices": "words",
@@ -33,6 +35,7 @@ FLOOR_OF = {
     "failover": "pure",
     "archive.homes": "pure",
     "archive.merging": "pure",
+    "journal.closings": "pure",
     "journal.codec": "pure",
     "journal.database": "pure",
     "journal.store": "pure",
@@ -47,6 +50,7 @@ FLOOR_OF = {
     "discovery": "async",
     "engine.client": "async",
     "engine.connector": "async",
+    "engine.kept": "async",
     "engine.exchange": "async",
     "engine.identity": "async",
     "failover.attempts": "async",
@@ -69,6 +73,7 @@ FLOOR_OF = {
     "dashboard": "api",
     "server": "server",
     "client": "cli",  # beside the router: a trainer's side of its API
+    "export": "cli",  # likewise, or it reads what a router has kept
     "conformance": "cli",  # likewise: it asks any gateway
     "integrations": "cli",  # likewise, inside a trainer
     "cli": "cli",
@@ -90,6 +95,10 @@ CLOCKS = {
     "server.boundary": "the log says how long a request took",
     "telemetry.course": "what happened when; handed in by tests",
     "api.sessions.endpoints": "a session says when it was opened; handed in by tests",
+    "archive.sqlite": "a session says when it was closed; handed in by tests",
+    "journal.closings": "likewise; handed in by the archive",
+    "journal.retention": "how long it has been closed; handed in by the archive",
+    "journal.writer": "says when upkeep is due",
     "pool.pool": "a breaker opens and closes with time; handed in by tests",
     "integrations.trl": "TRL counts how long a rollout took",
     "integrations.verl": "verl counts how long a rollout took",
@@ -98,6 +107,7 @@ CLOCKS = {
 AIOHTTP = {
     "engine.client": "talks to the workers",
     "engine.connector": "opens the connections to them",
+    "engine.kept": "writes to them what is short",
     "server": "serves",
     "reload": "replies what it changed",
     "cli": "serves",

@@ -16,11 +16,14 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import StreamWriter
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"  # clients read over it
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\n\r\n", b"\r\r")  # an event ends with one
 _TAIL_LEN = 4  # bytes: the longest of them
+MAX_UNSENT_LEN = 64 * 2**10  # bytes; with more of them, the next event waits for the client
 _ID = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
 
 logger = logging.getLogger(__name__)
@@ -44,8 +47,15 @@ class ClientLeft(Exception):
 class EventStream:
     """The response side of one stream of events. Its status line is already out."""
 
-    def __init__(self, response: web.StreamResponse, ending: bytes = DONE) -> None:
+    def __init__(
+        self,
+        response: web.StreamResponse,
+        ending: bytes = DONE,
+        writer: AbstractStreamWriter | None = None,
+    ) -> None:
         self.response = response
+        self._writer = writer  # of chunks that are written past it, where that is possible
+        self._transport = None if writer is None else _transport(response, writer)
         self._time = asyncio.get_running_loop().time
         self.sent_at = self._time()  # the last event
         self.is_over = False
@@ -62,14 +72,21 @@ class EventStream:
     ) -> EventStream:
         """Sends the status line 200 and the headers."""
         response = web.StreamResponse(headers={**_HEADERS, **headers})
-        await response.prepare(request)
-        return cls(response, ending)
+        return cls(response, ending, await response.prepare(request))
 
     async def send(self, event: bytes) -> None:
         """One event, one write. Raises ClientLeft."""
         self.sent_at = self._time()
+        transport = self._transport
         try:
-            await self.response.write(event)
+            if transport is None or self._writer is None:
+                await self.response.write(event)
+                return
+            if transport.is_closing():
+                raise ClientLeft
+            transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+            if transport.get_write_buffer_size() > MAX_UNSENT_LEN:
+                await self._writer.drain()
         except ConnectionError as exc:
             raise ClientLeft from exc
 
@@ -86,6 +103,19 @@ class EventStream:
             await self.response.write_eof()
         except ConnectionError as exc:
             raise ClientLeft from exc
+
+
+def _transport(
+    response: web.StreamResponse, writer: AbstractStreamWriter
+) -> asyncio.WriteTransport | None:
+    """Where chunks can be written past aiohttp's writer, which takes four calls for each.
+
+    None where it does more than to frame them: the client speaks HTTP/1.0, or a plug-in had the
+    stream compressed.
+    """
+    if not isinstance(writer, StreamWriter) or not writer.chunked or response.compression:
+        return None
+    return writer.transport
 
 
 class PassedStream(EventStream):

@@ -57,6 +57,12 @@ COMMANDS = {
     "journal": Command(
         "journal", "journal_main", "journal ACTION", "what a journal holds, and whether it is sound"
     ),
+    "export": Command(
+        "export",
+        "export_main",
+        "export DIR",
+        "training rows of many sessions into a directory, each of them once",
+    ),
     "store": Command(
         "terminal.store", "store_main", "store ACTION URL", "what a Redis holds that routers share"
     ),

@@ -319,30 +319,41 @@ def _npz_rows(columns: Mapping[str, Array], meta: Mapping[str, Any]) -> list[Row
 
 def _json_row(values: Mapping[str, Any]) -> Row:
     logprobs = values["logprobs"]
-    more: dict[str, Any] = {
-        name: _decoded(values[name])
-        for name in ("routed_experts", "indexer_topk")
-        if values.get(name) is not None
-    }
-    if values.get("mask_offsets") is not None:
-        more |= checked_masks(
-            np.array(values["mask_offsets"], np.int64),
-            np.array(values["mask_ids"], np.int32),
-            np.array(values["sampling_logprobs"], np.float32),
-        )
-    if values.get("top_offsets") is not None:
-        more |= checked_tops(
-            np.array(values["top_offsets"], np.int64),
-            np.array(values["top_ids"], np.int32),
-            np.array(values["top_logprobs"], np.float32),
-        )
     return row_of(
         values,
         frozen(np.array(values["tokens"], np.int32)),
         frozen(np.array(values["loss_mask"], np.uint8)),
         None if logprobs is None else frozen(np.array(logprobs, np.float64)),  # null: NaN
         tuple(values["weight_versions"]),
-        more,
+        {**positions_of(values), **masks_of(values), **tops_of(values)},
+    )
+
+
+def positions_of(values: Mapping[str, Any]) -> dict[str, Array]:
+    """Experts and the like, as JSON has them; empty where there are none."""
+    names = ("routed_experts", "indexer_topk")
+    return {name: _decoded(values[name]) for name in names if values.get(name) is not None}
+
+
+def masks_of(values: Mapping[str, Any]) -> dict[str, Array]:
+    """Masks, likewise."""
+    if values.get("mask_offsets") is None:
+        return {}
+    return checked_masks(
+        np.array(values["mask_offsets"], np.int64),
+        np.array(values["mask_ids"], np.int32),
+        np.array(values["sampling_logprobs"], np.float32),
+    )
+
+
+def tops_of(values: Mapping[str, Any]) -> dict[str, Array]:
+    """The likeliest tokens, likewise."""
+    if values.get("top_offsets") is None:
+        return {}
+    return checked_tops(
+        np.array(values["top_offsets"], np.int64),
+        np.array(values["top_ids"], np.int32),
+        np.array(values["top_logprobs"], np.float32),
     )
 
 

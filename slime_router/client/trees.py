@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_router.client.columns import checked_masks, checked_tops
 from slime_router.client.errors import BadReply
 from slime_router.client.rows import (
     UNREADABLE,
@@ -18,7 +19,10 @@ from slime_router.client.rows import (
     RowTurn,
     WeightVersion,
     export_of,
+    masks_of,
+    positions_of,
     row_of,
+    tops_of,
 )
 
 ROOT = -1  # the parent of what begins a row
@@ -45,6 +49,9 @@ class Tree:
     A node stands before its children. `positions` counts from the beginning of a row, `parents`
     has the index of the token before, or ROOT. `loss_mask` is 1 where a row trains the token.
     `turns` says of each turn what is said in rows, without its place.
+    `masks` and `tops` have the fields of rows, of all tokens of the tree; empty where there are
+    none. `experts` has, by name, an array of all that is kept, and for each token its index there,
+    or -1.
     """
 
     session: Mapping[str, Any]
@@ -55,6 +62,9 @@ class Tree:
     logprobs: NDArray[np.float64] | None
     weight_versions: tuple[WeightVersion | None, ...]
     nodes: tuple[TreeNode, ...]
+    masks: Mapping[str, NDArray[Any]]
+    tops: Mapping[str, NDArray[Any]]
+    experts: Mapping[str, tuple[NDArray[Any], NDArray[np.int32]]]
     turns: Mapping[str, Mapping[str, Any]]
     rows: Sequence[Mapping[str, Any]]  # `node` is the one that a row ends with
     stats: Mapping[str, Any]
@@ -81,7 +91,9 @@ def read_tree(data: bytes) -> Tree:
 
 
 def expand(tree: Tree) -> Export:
-    """The rows of a tree, as `Session.rows` has them, but for routed experts.
+    """The rows of a tree, as `Session.rows` has them.
+
+    Where rows share a token, its experts are those of the first of them that has any.
 
     Raises:
         BadReply: the parts of the tree do not fit together.
@@ -103,6 +115,12 @@ def _tree(values: Mapping[str, Any]) -> Tree:
         logprobs=None if logprobs is None else np.array(logprobs, np.float64),
         weight_versions=tuple(values["weight_versions"]),
         nodes=tuple(TreeNode(**node) for node in values["nodes"]),
+        masks=masks_of(values),
+        tops=tops_of(values),
+        experts={
+            name: (experts, _places(values[f"{name}_places"], len(values["tokens"])))
+            for name, experts in positions_of(values).items()
+        },
         turns={turn["turn_id"]: turn for turn in values["turns"]},
         rows=tuple(values["rows"]),
         stats=values["stats"],
@@ -134,8 +152,47 @@ def _rows(tree: Tree) -> Iterator[Row]:
             _frozen(loss_mask.astype(np.uint8)),
             _frozen(tree.logprobs[places]) if has_logprobs and tree.logprobs is not None else None,
             tuple(tree.weight_versions[place] for place in places.tolist()),
-            {},
+            _more(tree, values, places),
         )
+
+
+def _more(
+    tree: Tree, values: Mapping[str, Any], places: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    """Masks, likeliest tokens and experts of a row, as far as it has them."""
+    found: dict[str, NDArray[Any]] = {}
+    if values.get("has_masks") and tree.masks:
+        offsets, picked = _picked(tree.masks["mask_offsets"], places)
+        logprobs = tree.masks["sampling_logprobs"][places]
+        found |= checked_masks(offsets, tree.masks["mask_ids"][picked], logprobs)
+    if values.get("has_top_logprobs") and tree.tops:
+        offsets, picked = _picked(tree.tops["top_offsets"], places)
+        ids, logprobs = tree.tops["top_ids"][picked], tree.tops["top_logprobs"][picked]
+        found |= checked_tops(offsets, ids, logprobs)
+    for name, (kept, index_of) in tree.experts.items():
+        if values.get(f"has_{name}"):
+            index = index_of[places[:-1]]  # the last token of a row was never an input
+            if (index < 0).any():
+                raise ValueError(f"row {values['row_id']} lacks {name}")
+            found[name] = _frozen(kept[index])
+    return found
+
+
+def _picked(
+    offsets: NDArray[np.int64], places: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """New offsets of the tokens at these places, and where what they have stands."""
+    starts, ends = offsets[places], offsets[places + 1]
+    runs = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
+    own = np.concatenate([np.zeros(1, np.int64), np.cumsum(ends - starts)])
+    return own, np.concatenate([np.zeros(0, np.int64), *runs])
+
+
+def _places(places: Sequence[int], tokens: int) -> NDArray[np.int32]:
+    """For each token the index at which its own stands, or -1."""
+    index_of = np.full(tokens, -1, np.int32)
+    index_of[np.array(places, np.int64)] = np.arange(len(places), dtype=np.int32)
+    return index_of
 
 
 def _turns(tree: Tree, path: Sequence[int]) -> Iterator[Mapping[str, Any]]:

@@ -26,6 +26,8 @@ class EventSplitter:
         Raises:
             WorkerFailed: a line is longer than `max_len` bytes.
         """
+        if not self._rest and data.find(b"\n") == len(data) - 2 and data.endswith(b"\n\n"):
+            return [data[5:].strip()] if data.startswith(b"data:") else []  # most reads are one
         *lines, tail = data.split(b"\n")
         if lines and self._rest:
             lines[0] = b"".join((*self._rest, lines[0]))

@@ -27,7 +27,6 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
-from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -45,6 +44,7 @@ from slime_router.pool.pool import Lease, WorkerPool
 from slime_router.pool.worker import Need, Worker
 from slime_router.telemetry.request_record import Trace, current_request
 from slime_router.types import Finish, GenerateCall, GenerateChunk
+from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,9 @@ class Relay:
                         async for chunk in came:
                             if not attempts.is_sampling and chunk.output_ids:
                                 attempts.progress(lease)
+                            if stitch.passes(chunk):
+                                yield chunk
+                                continue
                             taken = stitch.take(chunk)
                             if taken.finish is None:
                                 shown = stitch.emit(taken)

@@ -8,7 +8,6 @@ lost: `concat(chunk.output_ids)` is what was sampled, part by part. Pure.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 from slime_router.engine.request import is_constrained, length_limit, stop_ids, text_rules
 from slime_router.failover.native_items import Items, OpenText, TextReader, finish_reason
@@ -21,6 +20,7 @@ from slime_router.types import (
     Speculation,
     token_ids,
 )
+from slime_router.values import replace
 
 IN_QUEUE = "Abort in waiting queue"  # SGLang's message for a request that has sampled nothing
 _ALL_TEXT = Sampling(keep_stop=True, skip_special_tokens=False)
@@ -90,6 +90,20 @@ class Stitch:
         return replace(
             self._call, rid=f"{self._call.rid}~{self._parts}", sampled=token_ids(self.output_ids)
         )
+
+    def passes(self, chunk: GenerateChunk) -> bool:
+        """Whether a chunk goes on just as it came, once it was added: most of a stream do.
+
+        Of a chat's first part in the middle, that is; all others need `take` and `emit`.
+        """
+        if self._parts > 1 or self._is_native or chunk.finish is not None or chunk.speculation:
+            return False
+        if chunk.weight_version != self._versions.last or chunk.weight_versions:
+            return False
+        if self._cached_tokens is None:
+            return False
+        self.output_ids += chunk.output_ids
+        return True
 
     def take(self, chunk: GenerateChunk) -> GenerateChunk:
         """Adds a chunk of the current part, and returns it.

@@ -5,22 +5,31 @@
 Two rows share a token where all before it is shared, the token is the same, and the same turn
 sampled it, or nobody did. So equal tokens that two turns sampled stay apart: each has a
 log-probability of its own, and each is trained.
+
+Masks and the likeliest tokens belong to the turn that sampled a token, so rows that share it agree.
+Experts belong to a forward pass: where rows that share a token had several, the tree has those of
+the first row that has any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_router.errors import Conflict
 from slime_router.rows.masks import LOWEST_LOGPROB
 from slime_router.rows.rows import Row
+from slime_router.trajectory.measures.distribution import Distribution, distribution, no_masks
+from slime_router.trajectory.measures.top_logprobs import TopLogprobs, top_logprobs
 from slime_router.trajectory.prefixes import common_prefix_len
 from slime_router.types import TokenIds, WeightVersion
 
 ROOT = -1  # the parent of what begins a row
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,14 @@ class TreeNode:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Positions:
+    """What is kept for some tokens of a tree: `values[i]`, of shape `[width]`, for `places[i]`."""
+
+    places: NDArray[np.int32]
+    values: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenTree:
     """The packed tree. Arrays have one entry per token; a node stands before its children.
 
@@ -43,6 +60,7 @@ class TokenTree:
     logprobs:  0.0 where nobody sampled, `LOWEST_LOGPROB` where one is missing; None where no row
                has any
     leaves:    for each row the node that it ends with
+    distribution, top_logprobs, routed_experts, indexer_topk: None where no row has any
     """
 
     tokens: TokenIds
@@ -53,52 +71,66 @@ class TokenTree:
     weight_versions: tuple[WeightVersion | None, ...]
     nodes: tuple[TreeNode, ...]
     leaves: tuple[int, ...]
+    distribution: Distribution | None
+    top_logprobs: TopLogprobs | None
+    routed_experts: Positions | None
+    indexer_topk: Positions | None
 
 
 def grow(rows: Sequence[Row]) -> TokenTree:
-    """The tree of these rows."""
-    root = _Branch(None, *_nothing())
+    """The tree of these rows.
+
+    Raises:
+        Conflict: the experts of rows have different shapes.
+    """
+    root = _Branch(None, 0, 0, [])
     ends = [_add(root, row) for row in rows]
-    branches: list[tuple[_Branch, int, int]] = []  # each with its parent's index and its depth
-    waiting = [(branch, ROOT, 0) for branch in _latest_first(root)]
+    branches: list[tuple[_Branch, int]] = []  # each with its parent's index
+    waiting = [(branch, ROOT) for branch in _latest_first(root)]
     while waiting:
-        branch, parent, depth = waiting.pop()
-        waiting += [
-            (child, len(branches), depth + len(branch.tokens)) for child in _latest_first(branch)
-        ]
-        branches.append((branch, parent, depth))
-    return _packed(branches, ends, has_logprobs=any(row.logprobs is not None for row in rows))
+        branch, parent = waiting.pop()
+        waiting += [(child, len(branches)) for child in _latest_first(branch)]
+        branches.append((branch, parent))
+    return _packed(branches, ends)
 
 
 @dataclass(slots=True, eq=False)
 class _Branch:
-    """A run of tokens without a fork in it, sampled by one turn or by nobody."""
+    """A run of tokens without a fork in it, sampled by one turn or by nobody.
+
+    It is the tokens `[start, end)` of each of its rows, which share all before it, too.
+    """
 
     turn_id: str | None
-    tokens: TokenIds
-    loss_mask: NDArray[np.int8]
-    logprobs: NDArray[np.float64] | None
-    versions: tuple[WeightVersion | None, ...]
+    start: int
+    end: int
+    rows: list[Row]  # the first one first
     children: dict[tuple[str | None, int], _Branch] = field(default_factory=dict)
 
-    def split(self, length: int) -> None:
-        """Give all after the first `length` tokens to a child."""
-        rest = _Branch(
-            self.turn_id,
-            self.tokens[length:],
-            self.loss_mask[length:],
-            None if self.logprobs is None else self.logprobs[length:],
-            self.versions[length:],
-            self.children,
-        )
-        self.tokens, self.loss_mask = self.tokens[:length], self.loss_mask[:length]
-        self.logprobs = None if self.logprobs is None else self.logprobs[:length]
-        self.versions = self.versions[:length]
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    @property
+    def tokens(self) -> TokenIds:
+        return self.rows[0].tokens[self.start : self.end]
+
+    @property
+    def loss_mask(self) -> NDArray[np.int8]:
+        """1 where one of its rows trains the token."""
+        mask = np.zeros(len(self), np.int8)
+        for row in self.rows:
+            mask |= row.loss_mask[self.start : self.end]
+        return mask
+
+    def first(self, of: Callable[[Row], T | None]) -> T | None:
+        """What the first of its rows that has it has."""
+        return next((found for row in self.rows if (found := of(row)) is not None), None)
+
+    def split(self, place: int) -> None:
+        """Give all from that place of its rows on to a child."""
+        rest = _Branch(self.turn_id, place, self.end, list(self.rows), self.children)
+        self.end = place
         self.children = {(rest.turn_id, int(rest.tokens[0])): rest}
-
-
-def _nothing() -> tuple[TokenIds, NDArray[np.int8], None, tuple[WeightVersion | None, ...]]:
-    return np.zeros(0, np.int32), np.zeros(0, np.int8), None, ()
 
 
 def _latest_first(branch: _Branch) -> list[_Branch]:
@@ -110,23 +142,14 @@ def _add(root: _Branch, row: Row) -> _Branch:
     branch = root
     for turn_id, start, end in _pieces(row):
         while start < end:
-            known = branch.children.get((turn_id, int(row.tokens[start])))
+            key = turn_id, int(row.tokens[start])
+            known = branch.children.get(key)
             if known is None:
-                known = branch.children[turn_id, int(row.tokens[start])] = _Branch(
-                    turn_id,
-                    row.tokens[start:end],
-                    row.loss_mask[start:end].copy(),
-                    None if row.logprobs is None else row.logprobs[start:end],
-                    row.weight_versions[start:end],
-                )
-            else:
-                common = common_prefix_len(known.tokens, row.tokens[start:end])
-                if common < len(known.tokens):
-                    known.split(common)
-                known.loss_mask |= row.loss_mask[start : start + common]
-                if known.logprobs is None and row.logprobs is not None:
-                    known.logprobs = row.logprobs[start : start + common]
-            branch, start = known, start + len(known.tokens)
+                known = branch.children[key] = _Branch(turn_id, start, end, [])
+            elif (same := common_prefix_len(known.tokens, row.tokens[start:end])) < len(known):
+                known.split(start + same)
+            known.rows.append(row)
+            branch, start = known, known.end
     return branch
 
 
@@ -140,35 +163,98 @@ def _pieces(row: Row) -> Iterator[tuple[str | None, int, int]]:
     yield None, at, len(row.tokens)
 
 
-def _packed(
-    branches: Sequence[tuple[_Branch, int, int]], ends: Sequence[_Branch], *, has_logprobs: bool
-) -> TokenTree:
-    index_of = {id(branch): index for index, (branch, _, _) in enumerate(branches)}
+def _packed(branches: Sequence[tuple[_Branch, int]], ends: Sequence[_Branch]) -> TokenTree:
+    index_of = {id(branch): index for index, (branch, _) in enumerate(branches)}
     nodes: list[TreeNode] = []
-    positions, parents = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-    logprobs = [np.zeros(0)]
-    versions: list[WeightVersion | None] = []
-    start = 0
-    for branch, parent, depth in branches:
-        length = len(branch.tokens)
-        nodes.append(TreeNode(start, start + length, parent, branch.turn_id))
-        positions.append(np.arange(depth, depth + length, dtype=np.int32))
-        before = np.arange(start - 1, start + length - 1, dtype=np.int32)
+    parents, versions, at = [np.zeros(0, np.int32)], list[WeightVersion | None](), 0
+    for branch, parent in branches:
+        nodes.append(TreeNode(at, at + len(branch), parent, branch.turn_id))
+        before = np.arange(at - 1, at + len(branch) - 1, dtype=np.int32)
         before[0] = ROOT if parent == ROOT else nodes[parent].end - 1
         parents.append(before)
-        unknown = 0.0 if branch.turn_id is None else LOWEST_LOGPROB
-        known = branch.logprobs
-        logprobs.append(np.full(length, unknown) if known is None else known)
-        versions += branch.versions
-        start += length
-    nothing = _nothing()
+        versions += branch.rows[0].weight_versions[branch.start : branch.end]
+        at += len(branch)
+    own = [branch for branch, _ in branches]
+    places = [np.arange(each.start, each.end, dtype=np.int32) for each in own]
     return TokenTree(
-        tokens=np.concatenate([nothing[0], *(branch.tokens for branch, _, _ in branches)]),
-        positions=np.concatenate(positions),
+        tokens=np.concatenate([np.zeros(0, np.int32), *(each.tokens for each in own)]),
+        positions=np.concatenate([np.zeros(0, np.int32), *places]),
         parents=np.concatenate(parents),
-        loss_mask=np.concatenate([nothing[1], *(branch.loss_mask for branch, _, _ in branches)]),
-        logprobs=np.concatenate(logprobs) if has_logprobs else None,
+        loss_mask=np.concatenate([np.zeros(0, np.int8), *(each.loss_mask for each in own)]),
+        logprobs=_logprobs(own),
         weight_versions=tuple(versions),
         nodes=tuple(nodes),
         leaves=tuple(index_of[id(branch)] for branch in ends),
+        distribution=_masks(own),
+        top_logprobs=_tops(own),
+        routed_experts=_positions(own, lambda row: row.routed_experts),
+        indexer_topk=_positions(own, lambda row: row.indexer_topk),
     )
+
+
+def _logprobs(branches: Sequence[_Branch]) -> NDArray[np.float64] | None:
+    found = [branch.first(lambda row: row.logprobs) for branch in branches]
+    if all(each is None for each in found):
+        return None
+    parts: list[NDArray[np.float64]] = [
+        np.full(len(branch), 0.0 if branch.turn_id is None else LOWEST_LOGPROB)
+        if known is None
+        else known[branch.start : branch.end]
+        for branch, known in zip(branches, found, strict=True)
+    ]
+    return np.concatenate(parts)
+
+
+def _masks(branches: Sequence[_Branch]) -> Distribution | None:
+    found = [branch.first(lambda row: row.distribution) for branch in branches]
+    if all(each is None for each in found):
+        return None
+    parts = [
+        no_masks(len(branch)) if known is None else known.first(branch.end).last(branch.start)
+        for branch, known in zip(branches, found, strict=True)
+    ]
+    return distribution(
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.logprobs for part in parts]),
+    )
+
+
+def _tops(branches: Sequence[_Branch]) -> TopLogprobs | None:
+    found = [branch.first(lambda row: row.top_logprobs) for branch in branches]
+    known = [
+        None if tops is None else tops.between(branch.start, branch.end)
+        for branch, tops in zip(branches, found, strict=True)
+    ]
+    parts = [tops for tops in known if tops is not None]
+    if not parts:
+        return None
+    lengths = [
+        np.zeros(len(branch), np.int32) if tops is None else tops.lengths
+        for branch, tops in zip(branches, known, strict=True)
+    ]
+    return top_logprobs(
+        np.concatenate(lengths),
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.logprobs for part in parts]),
+    )
+
+
+def _positions(
+    branches: Sequence[_Branch], of: Callable[[Row], NDArray[Any] | None]
+) -> Positions | None:
+    """Of each token, what the first of its rows has that has any; a row has none for its last."""
+    places, values, at = [], [], 0
+    for branch in branches:
+        place = branch.start
+        for row in branch.rows:
+            kept = of(row)
+            if kept is not None and (part := kept[place : branch.end]).size:
+                first = at + place - branch.start
+                places.append(np.arange(first, first + len(part), dtype=np.int32))
+                values.append(part)
+                place += len(part)
+        at += len(branch)
+    if len({each.shape[1] for each in values}) > 1:
+        raise Conflict("The rows have experts of different shapes, which no one tree holds.")
+    return Positions(np.concatenate(places), np.concatenate(values)) if values else None

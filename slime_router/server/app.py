@@ -77,7 +77,7 @@ from slime_router.server.together.metrics import answer_figures, metrics, metric
 from slime_router.server.together.responses import SharedResponses
 from slime_router.server.together.together import Together
 from slime_router.server.upkeep import Upkeep
-from slime_router.server.worker_routes import WorkerAdmin
+from slime_router.server.worker_routes import GroupAdmin, WorkerAdmin
 from slime_router.siblings.place import Place
 from slime_router.siblings.siblings import Siblings
 from slime_router.supervisor import Supervisor
@@ -278,7 +278,9 @@ class Gateway:
         registry, aborts = self.together.registry, self.together.aborts
         control = ControlRoutes(self.pool, self.client, aborts, registry)
         workers = WorkerAdmin(self.pool, registry, self.siblings)
-        admins = [*control.routes(), *workers.routes(), *self.reloader.routes()]
+        groups = GroupAdmin(self.groups.pools, self.config.policy)
+        shown = [*workers.routes(), *groups.routes(), *self.reloader.routes()]
+        admins = [*control.routes(), *shown]
         self.access.reserve((method, path) for method, path, _ in admins)
         table = [*of_sessions, *anywhere, *admins, *Dashboard(boundary.failures).routes()]
         chat_path = self._chat_path({path for _, path, _ in table})
@@ -382,12 +384,12 @@ class Gateway:
             self.upkeep.start(self.supervisor)
             self.session_kv.start(self.supervisor)
             self.slow_clients.start(self.supervisor)
-            self.stalls.start(self.supervisor)
             self.descriptors.start(self.supervisor)
             self.supervisor.start("faster encoder", self.tokenizer.encoder_chosen)
             async with self.siblings:
                 await self.together.start(self.supervisor)
-                yield
+                with self.stalls.watching():
+                    yield
             await self.joiner.close()
         if self.journal is not None:
             await self.journal.close()

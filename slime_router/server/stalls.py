@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-
-from slime_router.supervisor import Supervisor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +34,8 @@ class StallWatch:
         self._last: float | None = None
         self._log_after = 0.0
         self._unlogged = 0
+        self._loop: asyncio.AbstractEventLoop | None = None  # while it is watched
+        self._timer: asyncio.TimerHandle | None = None
         self.count = 0  # stalls
         self.total_s = self.longest_s = 0.0  # how long they took
         self.lag_s = 0.0  # how late the last look was
@@ -42,12 +43,22 @@ class StallWatch:
     def __repr__(self) -> str:
         return f"<StallWatch {self.count} stalls, {self.total_s:.3f} s>"
 
-    def start(self, supervisor: Supervisor) -> None:
-        """Watches as long as the supervisor lasts."""
-        supervisor.every(TICK_S, "stall watch", self.tick)
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watches for the block. By a timer: a task that woke so often would cost every stream."""
+        self._loop = asyncio.get_running_loop()
+        self.tick()
+        try:
+            yield
+        finally:
+            self._loop = None
+            if self._timer is not None:
+                self._timer.cancel()
 
     def tick(self) -> None:
-        """To be called every `TICK_S`."""
+        """To be called every `TICK_S`; while the watch is on, it sees to that."""
+        if self._loop is not None:
+            self._timer = self._loop.call_later(TICK_S, self.tick)
         clock = self._clock or asyncio.get_running_loop().time
         now = clock()
         late_s = 0.0 if self._last is None else now - self._last - TICK_S

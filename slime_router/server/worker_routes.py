@@ -90,13 +90,13 @@ class WorkerAdmin:
 
     async def show(self, request: web.Request) -> web.Response:
         """`GET /workers/{id or URL}`."""
-        worker = self._json(self._pool.get(request.match_info["worker"]))
+        worker = _shown(self._pool, self._pool.get(request.match_info["worker"]))
         heard = await self._siblings.ask(LISTED)
         seen = merged_workers([[worker], *heard.answers.values()])
         return web.json_response({**seen[0], **silence(heard)})
 
     async def _listed(self, _: object = None) -> list[dict[str, Any]]:
-        return [self._json(worker) for worker in self._pool.list()]
+        return [_shown(self._pool, worker) for worker in self._pool.list()]
 
     async def change(self, request: web.Request) -> web.Response:
         """`PUT` or `PATCH /workers/{id or URL}`: changes only the fields in the body."""
@@ -122,27 +122,59 @@ class WorkerAdmin:
         }
         return web.json_response(reply, status=202, headers={"Location": location})
 
-    def _json(self, worker: Worker) -> dict[str, Any]:
-        """A worker as operators see it, without its key."""
+
+class GroupAdmin:
+    """Shows the groups of workers beside the router's own; all have the policy of that name."""
+
+    def __init__(self, pools: Mapping[str, WorkerPool], policy: str) -> None:
+        self._pools = pools
+        self._policy = policy
+
+    def __repr__(self) -> str:
+        return f"<GroupAdmin of {', '.join(self._pools)}>"
+
+    def routes(self) -> list[tuple[str, str, Handler]]:
+        """Method, path and handler of every route."""
+        return [("GET", "/worker_groups", self.list_all)]
+
+    async def list_all(self, _: web.Request) -> web.Response:
+        """`GET /worker_groups`: each group with its policy, its workers and their weights."""
+        groups = [self._json(name, pool) for name, pool in self._pools.items()]
+        return web.json_response({"groups": groups, "total": len(groups)})
+
+    def _json(self, name: str, pool: WorkerPool) -> dict[str, Any]:
+        workers = [_shown(pool, worker) for worker in pool.list()]
+        versions = (each["weight_version"] for each in workers)
         return {
-            "id": worker.id,
-            "url": worker.url,
-            "worker_type": worker.kind,
-            "bootstrap_port": worker.bootstrap_port,
-            "connection_mode": "HTTP",
-            "status": worker.state,
-            "reason": worker.reason,
-            "is_healthy": self._pool.is_healthy(worker),
-            "load": worker.in_flight,
-            "queued": worker.queued,
-            "circuit_breaker": self._pool.breaker_state(worker),
-            "priority": worker.registration.priority,
-            "cost": worker.registration.cost,
-            "labels": dict(worker.registration.labels),
-            "context_len": worker.context_len,
-            "is_token_exact": worker.is_token_exact,
-            "weight_version": worker.weight_version,
+            "name": name,
+            "policy": self._policy,
+            "is_healthy": any(each["is_healthy"] for each in workers),
+            "weight_versions": list(dict.fromkeys(v for v in versions if v is not None)),
+            "workers": workers,
         }
+
+
+def _shown(pool: WorkerPool, worker: Worker) -> dict[str, Any]:
+    """A worker as operators see it, without its key."""
+    return {
+        "id": worker.id,
+        "url": worker.url,
+        "worker_type": worker.kind,
+        "bootstrap_port": worker.bootstrap_port,
+        "connection_mode": "HTTP",
+        "status": worker.state,
+        "reason": worker.reason,
+        "is_healthy": pool.is_healthy(worker),
+        "load": worker.in_flight,
+        "queued": worker.queued,
+        "circuit_breaker": pool.breaker_state(worker),
+        "priority": worker.registration.priority,
+        "cost": worker.registration.cost,
+        "labels": dict(worker.registration.labels),
+        "context_len": worker.context_len,
+        "is_token_exact": worker.is_token_exact,
+        "weight_version": worker.weight_version,
+    }
 
 
 def _fields(body: Mapping[str, Any]) -> RegistrationFields:

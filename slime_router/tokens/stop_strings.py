@@ -18,6 +18,9 @@ class TextDecoder(Protocol):
     def push(self, ids: Iterable[int]) -> str:
         """The text that is complete now."""
 
+    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
+        """Where the first of `ids` from `start` on is that has one of these bytes, or the last."""
+
     def flush(self) -> str:
         """What was held back."""
 
@@ -44,15 +47,22 @@ class VisibleText:
         self._keeps_stop = sampling.keep_stop
         self._pending = ""
 
+    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
+        """The end of those from `start` on that have no such byte, nor come last.
+
+        That is `start` where something is held back, which may have one.
+        """
+        return start if self._pending else self._decoder.end_without(leads, ids, start)
+
     def push(self, ids: Sequence[int], finish: Finish | None) -> str:
         """The text that `ids` add; at the end (`finish`) all that is left."""
+        if finish is None and not self._stops and self._hidden.isdisjoint(ids):
+            return self._decoder.push(ids)
         if finish is not None and self._is_stop(ids, finish.matched):
             ids = ids[:-1]
         if self._hidden and not self._hidden.isdisjoint(ids):
             ids = [token_id for token_id in ids if token_id not in self._hidden]
         if finish is None:
-            if not self._stops:
-                return self._decoder.push(ids)
             self._pending += self._decoder.push(ids)
             return self._release(len(self._pending) - self._held_back())
         matched = finish.matched

@@ -13,6 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import orjson
 import pytest
 
 from slime_router import errors
@@ -27,7 +29,10 @@ from slime_router.doctor.causes import Cause
 from slime_router.errors import RouterError
 from slime_router.generation.pipeline import Pipeline
 from slime_router.server.app import Gateway
-from slime_router.trajectory.session import SessionSpec
+from slime_router.trajectory.measures.distribution import no_masks
+from slime_router.trajectory.measures.top_logprobs import of_nested
+from slime_router.trajectory.routed_experts import RoutedExperts
+from slime_router.trajectory.session import Session, SessionSpec
 from tests.integration.gateway import CHAT, Served, checkpoint, served, user
 from tests.turns import Book
 
@@ -150,6 +155,7 @@ def check_shape(shown: Any, said: Any, path: str = "") -> None:
         assert type(shown) is type(said), path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_what_the_trajectories_page_shows_can_be_done_and_replies_as_it_says(tmp_path):
     """From top to bottom, as a reader goes; `json reply` is what the block before it printed."""
@@ -410,12 +416,20 @@ def test_the_formats_of_rows_are_all_told():
     assert told == {name: form.media_type for name, form in FORMATS.items()}
 
 
-async def test_the_keys_of_a_tree_are_all_told():
+def test_the_keys_of_a_tree_are_all_told():
     told = first_names(section("docs/trajectories.md", "Trees"), "key of a tree")
-    async with served() as (router, _):
-        await router.chat([user("Hi")], path=f"/sessions/s{CHAT}")
-        _, tree = await router.get("/sessions/s/rows?format=tree")
-    assert told == set(tree)
+    book, experts = Book(), RoutedExperts(0, np.zeros((2, 4), np.int32))
+    book.add(
+        "t",
+        [1],
+        [2, 3],
+        experts=experts,
+        indexer_topk=experts,
+        distribution=no_masks(2),
+        top_logprobs=of_nested([[(-0.5, 2)], []]),
+    )
+    session = Session(SessionSpec(id="s"), is_opened=True)
+    assert told == set(orjson.loads(FORMATS["tree"].encode(session, book.rows())))
 
 
 def test_the_reasons_to_leave_a_token_out_are_all_told():

@@ -46,6 +46,10 @@ async def play(router: Served, worker: FakeWorker) -> None:
         assert status == 200
 
 
+def by_group(column: list[dict[str, Any]] | None) -> dict[str, Any]:
+    return {each["worker_group"]: each["values"] for each in column or ()}
+
+
 def given(position: int) -> float:
     """What a worker without a model gives the token at a position of its prompt."""
     return -0.25 * (position % 8 + 1)
@@ -127,13 +131,12 @@ async def test_every_format_has_them():
         }
         table = pyarrow.parquet.read_table(io.BytesIO(await raw("parquet"))).to_pylist()
         for written, row, whole in zip(table, rows, wanted, strict=True):
-            maps = dict(written["teacher_logprobs"] or ())
-            found = maps.get("teacher", [])
+            found = by_group(written["teacher_logprobs"]).get("teacher", [])
             if whole is None:
                 assert found == []
             else:
                 assert [None if math.isnan(value) else value for value in found] == whole
-                ids = dict(written["teacher_top_ids"])["teacher"]
+                ids = by_group(written["teacher_top_ids"])["teacher"]
                 assert ids == row["teacher_top_ids"]["teacher"]
 
 
@@ -350,3 +353,32 @@ async def test_a_session_that_is_deleted_while_it_is_scored_gets_a_404():
         teacher.release()
         status, reply = await asked
         assert (status, reply["error"]["code"]) == (404, "session_not_found")
+
+
+async def test_the_groups_are_listed_with_their_workers_and_weights():
+    async with taught(policy="round_robin") as (router, worker, teacher):
+        await play(router, worker)
+        await router.post(SCORE, TEACHER)
+        status, body = await router.get("/worker_groups")
+        assert (status, body["total"]) == (200, 1)
+        [group] = body["groups"]
+        assert (group["name"], group["policy"]) == ("teacher", "round_robin")
+        assert (group["is_healthy"], group["weight_versions"]) == (True, ["wise"])
+        [shown] = group["workers"]
+        assert (shown["url"], shown["weight_version"]) == (teacher.url, "wise")
+        assert (await router.get("/workers"))[1]["total"] == 1, "those of the policy alone"
+        await teacher.refuse_connections()
+        assert (await router.post(SCORE, TEACHER))[0] >= 500
+        [group] = (await router.get("/worker_groups"))[1]["groups"]
+        assert group["is_healthy"] is False
+        await teacher.accept_connections()
+
+
+async def test_where_there_are_keys_only_the_admin_sees_the_groups():
+    async with taught(api_key="one", admin_api_key="other") as (router, *_):
+        for key, wanted in (("one", 401), ("other", 200)):
+            headers = {"Authorization": f"Bearer {key}"}
+            async with router.http.get("/worker_groups", headers=headers) as response:
+                assert response.status == wanted
+    async with serving() as router:
+        assert await router.get("/worker_groups") == (200, {"groups": [], "total": 0})

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import orjson
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from slime_router.api.sessions.row_formats import FORMATS
 from slime_router.client import expand, read_tree
 from slime_router.client.rows import Export, ExportReader
 from slime_router.rows.rows import Row, RowOptions, RowSet, build_rows
 from slime_router.rows.tree import ROOT, grow
+from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.trajectory.session import Session, SessionSpec
 from tests.examples import examples
 from tests.properties.test_rows import options, sessions
+from tests.properties.test_top_logprobs import taught_sessions
 from tests.turns import Book
 
 SESSION = Session(SessionSpec(id="s", group_id="g", metadata={"task": 1}), is_opened=True)
@@ -54,6 +58,39 @@ def test_the_paths_of_a_tree_are_the_rows_bit_for_bit(book: Book, how: RowOption
     expanded, plain = expand(tree), as_lines(rowset)
     assert [*map(fields, expanded.rows)] == [*map(fields, plain.rows)]
     assert expanded.stats == plain.stats
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(book=taught_sessions(), how=options)
+def test_masks_and_likeliest_tokens_are_those_of_the_rows_bit_for_bit(book: Book, how: RowOptions):
+    rowset = rows_of(book, how)
+    expanded, plain = expand(read_tree(FORMATS["tree"].encode(SESSION, rowset))), as_lines(rowset)
+    assert [*map(fields, expanded.rows)] == [*map(fields, plain.rows)]
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(book=sessions(has_gaps=True), how=options, data=st.data())
+def test_experts_are_those_of_the_first_row_that_has_the_token(book, how, data):
+    for name, turn in book.turns.items():
+        if data.draw(st.integers(0, 4)):  # a turn in five has none
+            start, count = max(turn.base_len - 1, 0), len(book.held[name]) - 1
+            values = data.draw(st.integers(0, 2**16)) + np.arange(2 * max(count - start, 0))
+            kept = RoutedExperts(start, values.reshape(-1, 2).astype(np.int32))
+            book.turns[name] = replace(turn, routed_experts=kept)
+    rowset = rows_of(book, how)
+    first: dict[tuple[Any, ...], list[int]] = {}
+    wanted: list[list[list[int]] | None] = []
+    for row in rowset.rows:
+        path = list(zip(row.tokens.tolist(), samplers(row), strict=True))
+        for place, values in enumerate(() if row.routed_experts is None else row.routed_experts):
+            first.setdefault(tuple(path[: place + 1]), values.tolist())
+    for row in rowset.rows:
+        path = list(zip(row.tokens.tolist(), samplers(row), strict=True))
+        has = row.routed_experts is not None
+        wanted.append([first[tuple(path[: n + 1])] for n in range(len(path) - 1)] if has else None)
+    tree = expand(read_tree(FORMATS["tree"].encode(SESSION, rowset)))
+    found = [row.routed_experts for row in tree.rows]
+    assert [None if each is None else each.tolist() for each in found] == wanted
 
 
 @settings(max_examples=examples(200))

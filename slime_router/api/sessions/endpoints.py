@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -20,8 +19,10 @@ from slime_router.api.sessions.turns import turn_body
 from slime_router.api.token_ids import Vocabulary
 from slime_router.auth.caller import caller
 from slime_router.journal.fetching import Fetch
+from slime_router.rows.revision import revision_of
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
+from slime_router.values import replace
 
 _SLICE = 1_000  # sessions listed in one go before other tasks get their turn
 
@@ -81,7 +82,16 @@ class SessionDoor:
         for start in range(0, len(found), _SLICE):
             summaries += [summary(each, request) for each in found[start : start + _SLICE]]
             await asyncio.sleep(0)
+        if wanted.has_revisions:
+            for each, said in zip(found, summaries, strict=True):
+                said["revision"] = await self._revision(each.id)
         return _reply(page_body(summaries, total, cursor))
+
+    async def _revision(self, session_id: str) -> str | None:
+        """None where it was deleted meanwhile."""
+        with await self._fetch.of_session(session_id):
+            session = self._store.sessions.find(session_id)
+            return None if session is None else revision_of(self._store, session)
 
     async def show(self, request: web.Request) -> web.Response:
         """`GET /sessions/{session}`: the summary and the turns still held, oldest first."""

@@ -21,7 +21,8 @@ MAX_LIMIT = 1_000
 ORDERS = ("asc", "desc")
 MAX_SEARCH_LEN = 512
 _FILTERS = (
-    "group_id", "rollout_id", "state", "since", "until", "search", "limit", "cursor", "order"
+    "group_id", "rollout_id", "state", "since", "until", "search", "limit", "cursor", "order",
+    "revisions",
 )  # fmt: skip
 _SLICE = 1_000  # sessions looked at in one go before other tasks get their turn
 
@@ -42,6 +43,7 @@ class Listing:
     limit: int | None = None
     after: int | None = None
     newest_first: bool = False
+    has_revisions: bool = False
 
     def fits(self, session: Session) -> bool:
         """Whether it is one of these, the search apart."""
@@ -78,6 +80,7 @@ def read_listing(query: MultiMapping[str]) -> Listing:
     given = read_query(query, _FILTERS)
     require(given.get("state", STATES[0]) in STATES, "state", f"one of {', '.join(STATES)}")
     require(given.get("order", ORDERS[0]) in ORDERS, "order", f"one of {', '.join(ORDERS)}")
+    require(given.get("revisions", "true") in ("true", "false"), "revisions", "true or false")
     search = given.get("search", "")
     require(len(search) <= MAX_SEARCH_LEN, "search", f"at most {MAX_SEARCH_LEN} characters")
     limit = _read_number(given, "limit")
@@ -92,6 +95,7 @@ def read_listing(query: MultiMapping[str]) -> Listing:
         limit=limit,
         after=_read_number(given, "cursor"),
         newest_first=given.get("order") == "desc",
+        has_revisions=given.get("revisions") == "true",
     )
 
 

@@ -19,8 +19,8 @@
     mask_offsets, mask_ids                               list of int64, of int32; null: no masks
     sampling_logprobs                                    list of float32; null: no masks
     top_offsets, top_ids, top_logprobs                   list of int64, int32, float32; null: none
-    teacher_logprobs                                     map: group to list of float32
-    teacher_top_ids, teacher_top_logprobs                map: group to list of lists
+    teacher_logprobs                                     list of worker_group, values (float32)
+    teacher_top_ids, teacher_top_logprobs                list of worker_group, values (lists)
 
 The statistics of the rows are JSON under `stats` in the file's own metadata. A weight version that
 is a number stands as text.
@@ -60,6 +60,10 @@ def parquet_of(rows: Sequence[tuple[Session, Row]], stats: bytes) -> bytes:
             "Parquet needs pyarrow on the router: pip install 'slime-router[parquet]'.",
             param="format",
         ) from exc
+
+    def by_group(kind: Any) -> Any:  # `datasets` reads no maps
+        return arrow.list_(arrow.struct([("worker_group", arrow.string()), ("values", kind)]))
+
     kinds = {
         "string": arrow.string(),
         "float64": arrow.float64(),
@@ -71,13 +75,9 @@ def parquet_of(rows: Sequence[tuple[Session, Row]], stats: bytes) -> bytes:
         "bool": arrow.bool_(),
         "int64s": arrow.list_(arrow.int64()),
         "float32s": arrow.list_(arrow.float32()),
-        "float32s by group": arrow.map_(arrow.string(), arrow.list_(arrow.float32())),
-        "int32s of each by group": arrow.map_(
-            arrow.string(), arrow.list_(arrow.list_(arrow.int32()))
-        ),
-        "float32s of each by group": arrow.map_(
-            arrow.string(), arrow.list_(arrow.list_(arrow.float32()))
-        ),
+        "float32s by group": by_group(arrow.list_(arrow.float32())),
+        "int32s of each by group": by_group(arrow.list_(arrow.list_(arrow.int32()))),
+        "float32s of each by group": by_group(arrow.list_(arrow.list_(arrow.float32()))),
         "float64s": arrow.list_(arrow.float64()),
     }
     columns = _columns(rows)
@@ -126,7 +126,7 @@ def _columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
 
 
 def _teacher_columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
-    """Each a map from the name of a worker group; null where none has scored the row."""
+    """Each a list by the name of a worker group; null where none has scored the row."""
     found = [teachers(row, 0) for _, row in rows]
     kinds = {
         "teacher_logprobs": "float32s by group",
@@ -139,8 +139,8 @@ def _teacher_columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
     ]
 
 
-def _pairs(by_group: dict[str, NDArray[Any]]) -> list[tuple[str, list[Any]]]:
-    return [(group, list(values)) for group, values in by_group.items()]
+def _pairs(by_group: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
+    return [{"worker_group": group, "values": list(each)} for group, each in by_group.items()]
 
 
 def _position_columns(name: str, arrays: Sequence[NDArray[Any] | None]) -> list[Column]:

@@ -24,7 +24,7 @@ from slime_router.api.sessions.row_turns import row_turn
 from slime_router.api.sessions.teachers import teacher_columns, teacher_versions, teachers
 from slime_router.errors import Conflict
 from slime_router.rows.rows import Row, RowSet, RowStats
-from slime_router.rows.tree import grow
+from slime_router.rows.tree import Positions, TokenTree, grow
 from slime_router.trajectory.measures.distribution import no_masks
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.turn import Logprobs, logprob_array
@@ -104,6 +104,10 @@ def as_tree(session: Session, rowset: RowSet) -> bytes:
             "loss_mask": tree.loss_mask,
             "logprobs": tree.logprobs,
             "weight_versions": tree.weight_versions,
+            **_masks(tree, 0),
+            **_tops(tree, 0),
+            **_tree_positions("routed_experts", tree.routed_experts),
+            **_tree_positions("indexer_topk", tree.indexer_topk),
             "nodes": tree.nodes,
             "turns": [
                 {name: value for name, value in row_turn(each).items() if name not in places}
@@ -115,6 +119,10 @@ def as_tree(session: Session, rowset: RowSet) -> bytes:
                     "node": node,
                     **_of_row(row),
                     "has_logprobs": row.logprobs is not None,
+                    "has_masks": row.distribution is not None,
+                    "has_top_logprobs": row.top_logprobs is not None,
+                    "has_routed_experts": row.routed_experts is not None,
+                    "has_indexer_topk": row.indexer_topk is not None,
                 }
                 for row, node in zip(rowset.rows, tree.leaves, strict=True)
             ],
@@ -188,7 +196,13 @@ def _json_row(session: Session, row: Row) -> dict[str, Any]:
     }
 
 
-def _masks(row: Row, start: int) -> dict[str, Any]:
+def _tree_positions(name: str, kept: Positions | None) -> dict[str, Any]:
+    if kept is None:
+        return {}
+    return {**_json_array(name, kept.values), f"{name}_places": kept.places}
+
+
+def _masks(row: Row | TokenTree, start: int) -> dict[str, Any]:
     """What the tokens from `start` on were sampled from, where it is known."""
     if row.distribution is None:
         return {}
@@ -200,7 +214,7 @@ def _masks(row: Row, start: int) -> dict[str, Any]:
     }
 
 
-def _tops(row: Row, start: int) -> dict[str, Any]:
+def _tops(row: Row | TokenTree, start: int) -> dict[str, Any]:
     """The likeliest tokens at those from `start` on, where they are kept."""
     if row.top_logprobs is None:
         return {}

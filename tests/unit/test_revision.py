@@ -1,0 +1,67 @@
+"""The revision of a session: another one after each change of its rows, the same otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slime_router.journal.database import Database
+from slime_router.journal.reading import read_store
+from slime_router.journal.store import JournaledStore
+from slime_router.rows.revision import revision_of
+from slime_router.trajectory.session import SessionSpec
+from slime_router.trajectory.store import TrajectoryStore
+from slime_router.trajectory.turn import Turn
+from slime_router.types import Finish, token_ids
+from tests.properties.test_journal import Straight
+
+
+def turn(name: str) -> Turn:
+    return Turn(
+        id=name,
+        base=None,
+        base_len=0,
+        prompt_ids=token_ids([1]),
+        output_ids=token_ids([2]),
+        logprobs=None,
+        weight_versions=(),
+        finish=Finish("stop"),
+        session_id="s",
+    )
+
+
+def revision(store: TrajectoryStore) -> str:
+    return revision_of(store, store.sessions.get("s"))
+
+
+def history(store: TrajectoryStore) -> list[str]:
+    """After each change of the rows."""
+    found = [revision_of(store, store.open_session(SessionSpec(id="s", metadata={"b": 1, "a": 2})))]
+    for change in (
+        lambda: store.add(turn("one")),
+        lambda: store.add(turn("two")),
+        lambda: store.mark("one", reward=0.5, tags=()),
+        lambda: store.mark("one", reward=0.5, tags=("draft",)),
+        lambda: store.mark_undelivered("two"),
+        lambda: store.sessions.set_reward("s", 1.0),
+        lambda: store.sessions.set_reward("s", {"y": 1, "x": "\ud800"}),
+    ):
+        change()
+        found.append(revision(store))
+    return found
+
+
+def test_each_change_makes_another_one_and_nothing_else_does():
+    store = TrajectoryStore(1_000)
+    found = history(store)
+    assert len(set(found)) == len(found)
+    store.freeze(store.sessions.get("s"))
+    store.mark_exported("s")
+    assert revision(store) == found[-1]
+
+
+def test_it_is_the_same_after_a_restart(tmp_path: Path):
+    database = Database(tmp_path)
+    found = history(JournaledStore(Straight(database), 1_000))
+    database.close()
+    store, _ = read_store(tmp_path)
+    assert revision(store) == found[-1]
