@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 HOME = ROOT / ".cache" / "redis"
 NAMES = ("valkey-server", "redis-server")
 PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1")
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 
 
 def program() -> str | None:

@@ -47,7 +47,7 @@ def opener(kind: str, request: pytest.FixtureRequest, directory: Path) -> Opened
     url, prefix = request.getfixturevalue("redis_url"), token_hex(6)
 
     def opened() -> Archive:
-        clients = RedisClients(url, timeout_s=5.0, write_timeout_s=5.0)
+        clients = RedisClients(url, timeout_s=60.0, write_timeout_s=60.0)
         return RedisArchive(clients, prefix=prefix, ttl_s=1000)
 
     return opened
