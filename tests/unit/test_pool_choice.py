@@ -239,9 +239,9 @@ def test_a_removed_worker_is_watched_until_its_last_request_ends():
 
 def test_an_answered_request_frees_its_tokens_once():
     pool = WorkerPool([A], policy=make_policy("cache_aware"))
-    lease = pool.lease(Need(ids=token_ids(range(50))))
+    lease = pool.lease(Need(ids=token_ids(range(4096))))
     worker = lease.worker
-    assert worker.pending_tokens == 50
+    assert worker.pending_tokens == 4096
     lease.answered()
     assert worker.pending_tokens == 0
     lease.close()
@@ -252,7 +252,7 @@ def test_a_worker_that_went_down_counts_as_new_when_it_is_back():
     """Its process is another one: nothing is in its cache, and it has not failed yet."""
     pool, _ = timed(A, B, breaker=ONE_FAILURE, policy=make_policy("cache_aware"))
     a, b = pool.list()
-    need = Need(ids=token_ids(range(50)))
+    need = Need(ids=token_ids(range(4096)))
     pool.held(a, "", need.ids)
     assert leased(pool, need) is a
     heard: list[bool] = []
@@ -266,12 +266,12 @@ def test_a_worker_that_went_down_counts_as_new_when_it_is_back():
     pool.mark_up(a)
     assert len(heard) == 2  # it was up before
     with pool.lease(need, exclude={B}) as lease:
-        assert lease.worker.pending_tokens == 50  # all of it is to be computed again
+        assert lease.worker.pending_tokens == 4096  # all of it is to be computed again
 
 
 def test_a_removed_worker_is_forgotten_by_the_policy():
     pool = WorkerPool([A], policy=make_policy("cache_aware"))
-    need = Need(ids=token_ids(range(50)))
+    need = Need(ids=token_ids(range(4096)))
     [a] = pool.list()
     pool.held(a, "", need.ids)
     pool.remove(A)
@@ -279,7 +279,7 @@ def test_a_removed_worker_is_forgotten_by_the_policy():
     assert pool.breaker_state(a) == "closed"
     again = pool.add(A)
     with pool.lease(need):
-        assert again.pending_tokens == 50
+        assert again.pending_tokens == 4096
 
 
 def test_only_a_worker_that_was_greeted_and_is_not_left_alone_is_healthy():
