@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
-from slime_router.archive.homes import home_of_session
+from slime_router.archive.homes import home_of_session, names_of
 from slime_router.archive.port import NOTHING_SEEN, Cursor
+from slime_router.journal.codec import SessionState, packed_session, packed_turn
+from slime_router.journal.database import Change, MarkUndelivered, Put, PutTurn
 from slime_router.journal.store import JournaledSessions, Tap
 from slime_router.trajectory.measures.scores import nbytes
 from slime_router.trajectory.session import Session, SessionSpec
@@ -83,3 +85,49 @@ def size_of(turn: Turn) -> int:
         arrays += [masks.offsets, masks.ids, masks.logprobs]
     own = sum(each.nbytes for each in arrays if each is not None)
     return OVERHEAD + own + nbytes(turn.scores)
+
+
+def put_of(
+    turn: Turn,
+    home: str,
+    *,
+    is_change: bool = False,
+    needed: Callable[[], Iterable[Change]] = tuple,
+) -> PutTurn:
+    """A turn, as it is written."""
+    return PutTurn(
+        turn.seq,
+        turn.id,
+        turn.session_id,
+        packed_turn(turn),
+        home,
+        names_of(turn),
+        is_change,
+        turn.base,
+        needed,
+    )
+
+
+def before(
+    turn: Turn,
+    home: str,
+    session: Session | None,
+    turns: Mapping[str, Turn],
+    undelivered: Container[str],
+) -> Iterator[Change]:
+    """The session of a turn, and the turns that it continues, the oldest first.
+
+    The writer's thread asks for it. All of it is in memory then: a home with changes that are not
+    written does not leave it.
+    """
+    if session is not None:
+        yield Put("sessions", session.id, packed_session(SessionState.of(session)))
+    line: list[Turn] = []
+    base = turn.base
+    while base is not None and (held := turns.get(base)) is not None:
+        line.append(held)
+        base = held.base
+    for held in reversed(line):
+        yield put_of(held, home)
+        if held.id in undelivered:
+            yield MarkUndelivered(held.seq, held.id, home)

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from slime_router.archive.homes import home_of_session, names_of
-from slime_router.archive.writing import writing
 from slime_router.journal.codec import Damaged, SessionState, packed_session, unpacked_turn
 from slime_router.journal.database import as_blob, as_text
 from slime_router.journal.progress import Progress
+from slime_router.journal.writing import writing
 from slime_router.trajectory.session import SessionSpec
 
 SLICE = 200  # turns of one transaction
@@ -21,6 +21,7 @@ SLICE = 200  # turns of one transaction
 # Turns without a home are few: this finds them without looking at all others.
 HOMELESS = "CREATE INDEX IF NOT EXISTS homeless ON turns (seq) WHERE home IS NULL"
 _COUNT = "SELECT count(*) FROM turns WHERE home IS NULL"
+_OF_HOME = "SELECT seq, data FROM turns WHERE home = ?"
 _OF_SESSION = "SELECT seq, data FROM turns WHERE home = ? AND session IS NOT NULL"
 _SOME = """
 SELECT seq, session, data FROM turns WHERE home IS NULL AND seq > ? ORDER BY seq LIMIT ?
@@ -72,10 +73,13 @@ def put_names(sql: sqlite3.Connection, names: Iterable[bytes], seq: int, home: b
     )
 
 
-def drop_turns(sql: sqlite3.Connection, home: bytes) -> int:
-    """The turns of a session go, and their names; how many there were. Others stay in its home."""
+def drop_turns(sql: sqlite3.Connection, home: bytes, *, is_whole: bool = False) -> int:
+    """The turns of a session go, and their names; how many there were.
+
+    Others stay in its home, unless the whole of it goes.
+    """
     seqs: list[tuple[int]] = []
-    for seq, data in sql.execute(_OF_SESSION, (home,)).fetchall():
+    for seq, data in sql.execute(_OF_HOME if is_whole else _OF_SESSION, (home,)).fetchall():
         seqs.append((seq,))
         with suppress(Damaged):
             names = names_of(unpacked_turn(data))

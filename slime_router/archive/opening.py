@@ -10,7 +10,7 @@ from pathlib import Path
 
 from slime_router.archive.shared import STORE, SharedArchive, Wording
 from slime_router.archive.sqlite import SqliteArchive
-from slime_router.config import JournalSettings
+from slime_router.config import JournalSettings, SessionSettings
 from slime_router.errors import SetupError
 from slime_router.journal.retention import Retention, RetentionLimits
 
@@ -21,16 +21,23 @@ JOURNAL = Wording(
 
 
 def opened(
-    config: JournalSettings, vocabulary: bytes, on_end: Callable[[str], None]
+    config: JournalSettings,
+    vocabulary: bytes,
+    on_end: Callable[[str], None],
+    *,
+    idle_s: float = SessionSettings.session_idle_s,
 ) -> SharedArchive | None:
     """What these settings ask for, if they do.
 
-    `vocabulary` tells this vocabulary from others: ids of another one mean nothing here.
+    Args:
+        vocabulary: tells this vocabulary from others: ids of another one mean nothing here.
+        on_end: called with the reason when the router must stop.
+        idle_s: after how long without a turn nobody is expected to go on.
 
     Raises:
         SetupError: it cannot be opened, is in use, or belongs to another vocabulary.
     """
-    limits = _retention(config)
+    limits = _retention(config, idle_s)
     if config.store is not None:
         return _in_redis(config, config.store, vocabulary, on_end)
     if config.journal is None:
@@ -38,11 +45,12 @@ def opened(
     return _in_a_file(config, Path(config.journal), limits, vocabulary, on_end)
 
 
-def _retention(config: JournalSettings) -> RetentionLimits:
+def _retention(config: JournalSettings, idle_s: float) -> RetentionLimits:
     limits = RetentionLimits(
         max_age_s=config.journal_max_age_s,
         max_bytes=config.journal_max_bytes,
         hard_bytes=config.journal_hard_bytes,
+        idle_s=idle_s,
     )
     if limits.is_any and config.journal is None:
         raise SetupError("--journal-max-age-secs, -max-bytes and -hard-bytes need --journal")

@@ -187,6 +187,7 @@ class SharedArchive:
             "evicted_turns": self.store.evicted_turns,
             "dropped_sessions": dropped.sessions,
             "dropped_unexported_sessions": dropped.unexported,
+            "dropped_turns": dropped.turns,
         }
 
     # Life

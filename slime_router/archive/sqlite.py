@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-from slime_router.archive.homes import home_of_session, session_of
-from slime_router.archive.indexing import drop_turns, indexed, put_names
-from slime_router.archive.merging import merged
+from slime_router.archive.database import SharedDatabase
+from slime_router.archive.homes import session_of
 from slime_router.archive.port import (
     NOTHING_SEEN,
     ArchiveBroken,
@@ -27,55 +25,24 @@ from slime_router.archive.port import (
     Kept,
     News,
 )
-from slime_router.archive.writing import writing
 from slime_router.choices import JournalSync
 from slime_router.errors import SetupError
-from slime_router.journal.closings import Closings
 from slime_router.journal.codec import (
     Damaged,
     SessionState,
-    packed_session,
     unpacked_opening,
     unpacked_session,
 )
-from slime_router.journal.database import (
-    MAX_DELETED,
-    Change,
-    Database,
-    Drop,
-    DropTurn,
-    MarkUndelivered,
-    Put,
-    PutTurn,
-    Table,
-    as_blob,
-    as_text,
-)
+from slime_router.journal.database import Change, Table, as_blob, as_text
 from slime_router.journal.lock import JournalLock
 from slime_router.journal.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 MAX_HOMES = 16  # of one name: the newest
-ROUTERS = 1 << 16
 SLICE = 200  # turns that are read in one statement
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
-_PUT_TURN = """
-INSERT INTO turns (seq, id, session, data, home, version, changed) VALUES (?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (seq) DO UPDATE SET id = excluded.id, session = excluded.session,
-    data = excluded.data, home = excluded.home, version = excluded.version,
-    changed = max(changed, excluded.changed)
-"""
-_PUT_SESSION = """
-INSERT INTO sessions (id, data, version, born, is_closed) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET data = excluded.data, version = excluded.version,
-    is_closed = excluded.is_closed
-"""
-_COUNT_WORKERS = """
-INSERT INTO counters VALUES ('workers', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
-"""
-_IS_CLOSED = "SELECT is_closed FROM sessions WHERE id = ?"
 _STATE = """
 SELECT sessions.data, born, openings.data FROM sessions LEFT JOIN openings USING (id)
 WHERE id = ? AND version > ?
@@ -83,118 +50,6 @@ WHERE id = ? AND version > ?
 _FIND = """
 SELECT home FROM names WHERE name = ? GROUP BY home ORDER BY max(seq) DESC LIMIT ?
 """
-
-
-class SharedDatabase(Database):
-    """The writing side of a shared journal."""
-
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        sync: JournalSync = "normal",
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        super().__init__(directory, sync=sync, is_shared=True)
-        self.closings = Closings(self._sql, now)
-
-    def indexed(self, progress: Progress) -> Iterator[None]:
-        """See `slime_router.archive.indexing`."""
-        return indexed(self._sql, progress)
-
-    def count_up(self, name: str) -> int:
-        """The next number of a counter; within a transaction."""
-        row = self._sql.execute(
-            "UPDATE counters SET value = value + 1 WHERE name = ? RETURNING value", (name,)
-        ).fetchone()
-        return int(row[0])
-
-    def new_router(self) -> int:
-        """See `slime_router.archive.port`."""
-        with writing(self._sql):
-            return self.count_up("router") % ROUTERS
-
-    def last_seq(self) -> int:
-        """The highest number of a turn; 0 where there is none."""
-        return int(self._sql.execute("SELECT coalesce(max(seq), 0) FROM turns").fetchone()[0])
-
-    def apply(self, changes: Sequence[Change]) -> Collection[str]:
-        """As `Archive.apply`."""
-        late: set[str] = set()
-        with writing(self._sql):
-            version = self.count_up("version")
-            for change in changes:
-                if isinstance(change, PutTurn) and change.session_id and not change.is_change:
-                    row = self._sql.execute(_IS_CLOSED, (as_blob(change.session_id),)).fetchone()
-                    if row is not None and row[0]:
-                        late.add(change.session_id)
-                self._apply_shared(change, version)
-        return late
-
-    def _apply_shared(self, change: Change, version: int) -> None:
-        run = self._sql.execute
-        if isinstance(change, PutTurn):
-            session = None if change.session_id is None else as_blob(change.session_id)
-            home = as_blob(change.home)
-            changed = version if change.is_change else -1
-            row = (change.seq, as_blob(change.id), session, change.data, home, version, changed)
-            run(_PUT_TURN, row)
-            put_names(self._sql, change.names, change.seq, home)
-        elif isinstance(change, DropTurn):
-            run("DELETE FROM turns WHERE seq = ?", (change.seq,))
-        elif isinstance(change, MarkUndelivered):
-            run(
-                "UPDATE turns SET is_undelivered = 1, version = ? WHERE seq = ?",
-                (version, change.seq),
-            )
-        elif isinstance(change, Put) and change.table == "sessions":
-            self._put_session(change, version)
-        elif isinstance(change, Drop) and change.table == "sessions":
-            self._drop_session(change, version)
-        else:
-            self._apply(change)
-            if change.table == "workers":
-                run(_COUNT_WORKERS)
-
-    def _put_session(self, change: Put, version: int) -> None:
-        run, name = self._sql.execute, as_blob(change.id)
-        row = run("SELECT data FROM sessions WHERE id = ?", (name,)).fetchone()
-        state = unpacked_session(change.data)
-        if row is not None:
-            with suppress(Damaged):  # then the new one is all that is known
-                state = merged(unpacked_session(row[0]), state)
-        was_deleted = run("DELETE FROM deleted WHERE id = ?", (name,)).rowcount > 0
-        born = version if was_deleted else -1  # what was before is gone
-        run(_PUT_SESSION, (name, packed_session(state), version, born, state.is_closed))
-        self.closings.put(name, state)
-
-    def drop_closed(self, name: bytes) -> bool:
-        """As `Shelf.drop_closed` of `slime_router.journal.retention`."""
-        run = self._sql.execute
-        with writing(self._sql):
-            row = run("SELECT is_exported FROM closings WHERE id = ?", (name,)).fetchone()
-            if row is None:
-                return False
-            drop = Drop("sessions", as_text(name), is_deleted=True)
-            turns = self._drop_session(drop, self.count_up("version"))
-            self._apply(Drop("openings", drop.id))
-            self.closings.count(turns=turns, is_exported=bool(row[0]))
-        return True
-
-    def _drop_session(self, change: Drop, version: int) -> int:
-        """How many turns are dropped with it."""
-        run, name = self._sql.execute, as_blob(change.id)
-        self.closings.forget(name)
-        run("DELETE FROM sessions WHERE id = ?", (name,))
-        if not change.is_deleted:
-            return 0
-        turns = drop_turns(self._sql, as_blob(home_of_session(change.id)))
-        run("INSERT OR REPLACE INTO deleted (id, version) VALUES (?, ?)", (name, version))
-        run(
-            "DELETE FROM deleted WHERE number <= (SELECT max(number) FROM deleted) - ?",
-            (MAX_DELETED,),
-        )
-        return turns
 
 
 class SqliteArchive:

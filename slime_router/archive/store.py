@@ -15,12 +15,12 @@ from functools import partial
 from secrets import token_hex
 from typing import Protocol, Unpack
 
-from slime_router.archive.home import ArchivedSessions, Home, size_of
-from slime_router.archive.homes import home_of, home_of_session, names_of, session_of
+from slime_router.archive.home import ArchivedSessions, Home, before, put_of, size_of
+from slime_router.archive.homes import home_of, home_of_session, session_of
 from slime_router.archive.port import NOTHING_SEEN, Cursor, Kept, News
 from slime_router.errors import NotFound
-from slime_router.journal.codec import Damaged, SessionState, packed_turn, unpacked_turn
-from slime_router.journal.database import MarkUndelivered, PutTurn, as_text
+from slime_router.journal.codec import Damaged, SessionState, unpacked_turn
+from slime_router.journal.database import MarkUndelivered, as_text
 from slime_router.journal.store import Sink, Tap
 from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.trajectory.store import MAX_SESSIONS, TrajectoryStore
@@ -127,17 +127,9 @@ class ArchivedStore(TrajectoryStore):
 
     def _write(self, turn: Turn, *, is_change: bool = False) -> None:
         name = self._home_of[turn.id]
-        self._tap.put(
-            lambda: PutTurn(
-                turn.seq,
-                turn.id,
-                turn.session_id,
-                packed_turn(turn),
-                name,
-                names_of(turn),
-                is_change,
-            )
-        )
+        session = self._session_of(turn)
+        needed = partial(before, turn, name, session, self._turns, self._undelivered)
+        self._tap.put(lambda: put_of(turn, name, is_change=is_change, needed=needed))
         self._changed(name)
 
     def _changed(self, name: str) -> None:

@@ -1,9 +1,11 @@
-"""When sessions were closed, and whether they were exported: what may leave a journal first.
+"""When sessions were closed, and all else changed last: what may leave a journal first.
 
     closings   id, at, is_exported     one for each closed session; `at`: when it changed last
+    idles      home, at, is_exported   one for each home that nobody closes: the turns of a session
+                                       that nobody opened, or of none; `at`: its last turn
 
 Beside the sessions' own rows, so that a router of before leaves it alone; what such a router closed
-is learnt later. Blocking.
+or wrote is learnt later. Blocking.
 """
 
 from __future__ import annotations
@@ -11,77 +13,182 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from slime_router.journal.codec import Damaged, SessionState, unpacked_session
+from slime_router.journal.writing import writing
 
 TABLES = (
     "CREATE TABLE IF NOT EXISTS closings (id BLOB PRIMARY KEY, at REAL NOT NULL,"
     " is_exported INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS closing_order ON closings (is_exported, at, id)",
+    "CREATE TABLE IF NOT EXISTS idles (home BLOB PRIMARY KEY, at REAL NOT NULL,"
+    " is_exported INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS idle_order ON idles (is_exported, at, home)",
 )
 DROPPED = ("dropped_sessions", "dropped_unexported_sessions", "dropped_turns")
-SLICE = 200  # sessions of one step
+SLICE = 200  # sessions, or homes, of one step
 PAGES = 256  # given back in one step; and so many stay, for what comes next
 
 _PUT = """
 INSERT INTO closings VALUES (?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET at = excluded.at, is_exported = excluded.is_exported
 """
-_OLDEST = "SELECT id FROM closings WHERE is_exported = ? AND at < ? ORDER BY at, id LIMIT 1"
+_PUT_IDLE = """
+INSERT INTO idles VALUES (?, ?, ?)
+ON CONFLICT (home) DO UPDATE SET at = excluded.at, is_exported = excluded.is_exported
+"""
+_OLDEST = "SELECT at, id FROM closings WHERE is_exported = ? AND at < ? ORDER BY at, id LIMIT 1"
+_OLDEST_IDLE = """
+SELECT at, home FROM idles WHERE is_exported = ? AND at < ? ORDER BY at, home LIMIT 1
+"""
 _UNKNOWN = """
 SELECT rowid, id, data FROM sessions WHERE rowid > ? AND id NOT IN (SELECT id FROM closings)
 ORDER BY rowid LIMIT ?
+"""
+_NEXT_HOME = """
+SELECT home FROM turns WHERE home IS NOT NULL AND home > ? ORDER BY home LIMIT 1
 """
 _COUNT = """
 INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value
 """
 
 
-class Closings:
-    """Those of one journal. `now` is Unix time. Methods raise sqlite3.Error."""
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """What may leave: a closed session by its name, or an idle home by its own.
 
-    def __init__(self, sql: sqlite3.Connection, now: Callable[[], float]) -> None:
+    Attributes:
+        at: when it changed last, in Unix time.
+        session: whose it is; None for turns without one.
+        is_exported: somebody has all of it, or nobody ever can.
+    """
+
+    at: float
+    name: bytes
+    session: bytes | None
+    is_exported: bool
+    is_idle: bool = False
+
+    @property
+    def is_session(self) -> bool:
+        """Whether a session goes with it."""
+        return self.session is not None and not (self.is_idle and self.is_exported)
+
+
+class Closings:
+    """Those of one journal.
+
+    Args:
+        now: Unix time.
+        home_of_session: the home of a session, by its name.
+        session_of: the session whose home it is; None where it is that of none.
+
+    Methods raise sqlite3.Error.
+    """
+
+    def __init__(
+        self,
+        sql: sqlite3.Connection,
+        now: Callable[[], float],
+        home_of_session: Callable[[bytes], bytes],
+        session_of: Callable[[bytes], bytes | None],
+    ) -> None:
         self._sql = sql
         self.now = now
+        self._home_of_session = home_of_session
+        self._session_of = session_of
 
     def __repr__(self) -> str:
         return "<Closings>"
 
     def put(self, name: bytes, state: SessionState) -> None:
         """A session is so from now on; within a transaction."""
+        home = self._home_of_session(name)
         if state.is_closed:
             self._sql.execute(_PUT, (name, self.now(), state.was_exported))
         else:
             self.forget(name)
+        if state.is_closed or state.was_opened:
+            self.forget_idle(home)
+        else:
+            self.put_idle(home, is_exported=False)
 
     def forget(self, name: bytes) -> None:
         """A session is not there, or not closed, any more."""
         self._sql.execute("DELETE FROM closings WHERE id = ?", (name,))
 
-    def oldest(self, *, is_exported: bool, before: float = float("inf")) -> bytes | None:
-        """The session that changed least recently, if that was before this time."""
-        row = self._sql.execute(_OLDEST, (is_exported, before)).fetchone()
-        return None if row is None else bytes(row[0])
+    def put_idle(self, home: bytes, *, is_exported: bool) -> None:
+        """A home that nobody closes has changed; within a transaction."""
+        self._sql.execute(_PUT_IDLE, (home, self.now(), is_exported))
 
-    def learn(self, after: int) -> int | None:
+    def touch_idle(self, home: bytes) -> None:
+        """A home has changed, whether somebody closes it or not; within a transaction."""
+        self._sql.execute("UPDATE idles SET at = ? WHERE home = ?", (self.now(), home))
+
+    def forget_idle(self, home: bytes) -> None:
+        """A home is not there any more, or somebody will close it."""
+        self._sql.execute("DELETE FROM idles WHERE home = ?", (home,))
+
+    def oldest(self, *, is_exported: bool, before: float, idle_before: float) -> Leaving | None:
+        """What changed least recently: a session closed before, or a home idle since before."""
+        row = self._sql.execute(_OLDEST, (is_exported, before)).fetchone()
+        idle = self._sql.execute(_OLDEST_IDLE, (is_exported, idle_before)).fetchone()
+        if idle is not None and (row is None or idle[0] < row[0]):
+            home = bytes(idle[1])
+            return Leaving(idle[0], home, self._session_of(home), is_exported, is_idle=True)
+        return None if row is None else Leaving(row[0], bytes(row[1]), bytes(row[1]), is_exported)
+
+    def is_so(self, leaving: Leaving) -> bool:
+        """Whether nothing has happened to it since it was found."""
+        table, key = ("idles", "home") if leaving.is_idle else ("closings", "id")
+        row = self._sql.execute(
+            f"SELECT at FROM {table} WHERE {key} = ?", (leaving.name,)
+        ).fetchone()
+        return row is not None and row[0] <= leaving.at
+
+    def learn_sessions(self, after: int) -> int | None:
         """A slice of what an older router wrote; where to go on, or None at the end."""
         rows = self._sql.execute(_UNKNOWN, (after, SLICE)).fetchall()
-        known = [(bytes(name), state) for _, name, data in rows if (state := _closed(data))]
-        self._sql.execute("BEGIN IMMEDIATE")
-        try:
-            for name, state in known:
-                self.put(name, state)
-            self._sql.execute("COMMIT")
-        except BaseException:  # whatever it is, no transaction may stay open
-            with suppress(sqlite3.Error):  # it may have rolled back by itself
-                self._sql.execute("ROLLBACK")
-            raise
+        with writing(self._sql):
+            for _, name, data in rows:
+                with suppress(Damaged):  # it stays, for `journal verify`
+                    self._learn(bytes(name), unpacked_session(data))
         return int(rows[-1][0]) if rows else None
 
-    def count(self, *, turns: int, is_exported: bool) -> None:
-        """A session was dropped; within that transaction."""
-        for name, value in zip(DROPPED, (1, int(not is_exported), turns), strict=True):
-            self._sql.execute(_COUNT, (name, value))
+    def _learn(self, name: bytes, state: SessionState) -> None:
+        if state.is_closed:
+            self.put(name, state)
+        elif not state.was_opened:
+            self._learn_idle(self._home_of_session(name), is_exported=False)
+
+    def learn_homes(self, after: bytes) -> bytes | None:
+        """Likewise, of homes that no session has. Those of sessions must be known."""
+        with writing(self._sql):
+            for _ in range(SLICE):
+                row = self._sql.execute(_NEXT_HOME, (after,)).fetchone()
+                if row is None:
+                    return None
+                after = bytes(row[0])
+                if not self._has_session(after):
+                    self._learn_idle(after, is_exported=True)
+        return after
+
+    def _has_session(self, home: bytes) -> bool:
+        name = self._session_of(home)
+        row = self._sql.execute("SELECT 1 FROM sessions WHERE id = ?", (name,)).fetchone()
+        return row is not None
+
+    def _learn_idle(self, home: bytes, *, is_exported: bool) -> None:
+        self._sql.execute(
+            "INSERT OR IGNORE INTO idles VALUES (?, ?, ?)", (home, self.now(), is_exported)
+        )
+
+    def count(self, leaving: Leaving, turns: int) -> None:
+        """It was dropped; within that transaction."""
+        values = leaving.is_session, leaving.is_session and not leaving.is_exported, turns
+        for name, value in zip(DROPPED, values, strict=True):
+            self._sql.execute(_COUNT, (name, int(value)))
 
     def used(self) -> int:
         """The bytes of the file that hold something."""
@@ -100,15 +207,7 @@ class Closings:
         return int(self._sql.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-def _closed(data: bytes) -> SessionState | None:
-    """A session, if it is closed; one that is damaged stays, for `journal verify`."""
-    with suppress(Damaged):
-        state = unpacked_session(data)
-        return state if state.is_closed else None
-    return None
-
-
 def dropped(sql: sqlite3.Connection) -> tuple[int, ...]:
-    """How many sessions retention has dropped, those that nobody had exported, and their turns."""
+    """How many sessions retention has dropped, those that nobody had exported, and the turns."""
     found = dict(sql.execute("SELECT name, value FROM counters").fetchall())
     return tuple(found.get(name, 0) for name in DROPPED)

@@ -7,12 +7,13 @@
     deleted    id                                           sessions that late calls must not revive
     openings   id, data                                     when a session was opened: Unix time
     closings   id, at, is_exported                          see `slime_router.journal.closings`
+    idles      home, at, is_exported                        likewise
     workers    url, data                                    those that registered while it ran
     responses  id, data                                     what `previous_response_id` may name
     meta       name, value                                  the vocabulary that the ids belong to
 
-A router of before leaves `openings` and `closings` alone: they were added without a new schema
-version.
+A router of before leaves `openings`, `closings` and `idles` alone: they were added without a new
+schema version.
 
 A change is one of `Change`; `apply` writes several as one transaction, whole or not at all.
 """
@@ -21,9 +22,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -89,6 +90,9 @@ class PutTurn:
     home: str = ""  # in an archive: see `slime_router.archive.port`
     names: tuple[bytes, ...] = ()
     is_change: bool = False  # whoever has it, has it as it was before
+    base: str | None = None
+    # the turns it continues, and its session, for an archive that has dropped them meanwhile
+    needed: Callable[[], Iterable[Change]] = field(default=tuple, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

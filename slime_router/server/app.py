@@ -134,7 +134,9 @@ class Gateway:
             new_call_id=self.template.spelling.new_id,
         )
         vocabulary = [self.tokenizer.vocab_size, self.tokenizer.encode(PROBE_TEXT).tolist()]
-        self.journal = opened(config, orjson.dumps(vocabulary), self.end)
+        self.journal = opened(
+            config, orjson.dumps(vocabulary), self.end, idle_s=config.session_idle_s
+        )
         room, owners = config.max_stored_tokens or config.radix_tree_max_size, self.access.owners
         new_store = TrajectoryStore if self.journal is None else self.journal.new_store
         path = self.path = TokenPath(

@@ -330,6 +330,7 @@ METRICS = (
         "dropped_unexported_sessions",
         "those that nobody had exported",
     ),
+    _journal("dropped_turns_total", "dropped_turns", "turns that retention dropped"),
     _one("retries_open", "retries.open", "generations that a next try may join",
          lambda r: r.joiner.running),
     _one("retries_joined_total", "retries.joined", "tries that joined one",

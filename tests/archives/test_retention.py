@@ -6,46 +6,51 @@ import shutil
 import sqlite3
 import tempfile
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.archive.homes import home_of_session, names_of
+from slime_router.archive.database import SharedDatabase
+from slime_router.archive.home import put_of
+from slime_router.archive.homes import home_of_session
 from slime_router.archive.opening import opened
-from slime_router.archive.sqlite import SharedDatabase
 from slime_router.config import JournalSettings
 from slime_router.errors import SetupError
-from slime_router.journal.closings import PAGES, SLICE
-from slime_router.journal.codec import packed_session, packed_turn
-from slime_router.journal.database import FILE_NAME, Drop, Put, PutTurn, as_text
+from slime_router.journal.closings import PAGES, SLICE, Leaving
+from slime_router.journal.codec import packed_session
+from slime_router.journal.database import FILE_NAME, Change, Drop, Put, as_text
 from slime_router.journal.reading import faults, stats
 from slime_router.journal.retention import PERIOD_S, STEP, Retention, RetentionLimits
 from slime_router.trajectory.session import SessionSpec
+from slime_router.trajectory.turn import Turn
 from tests.archives.test_conformance import state, turn
-
-ALL = RetentionLimits(max_age_s=100.0, max_bytes=300, hard_bytes=600)
 
 
 @dataclass
 class Known:
-    """A session, as the model has it."""
+    """A session, or a tree of turns without one, as the model has it."""
 
     turns: int = 0
     is_closed: bool = False
     was_exported: bool = False
+    was_opened: bool = True
     at: float = 0.0
 
 
 class Shelf:
-    """A journal with a clock of its own, in which each turn counts a hundred bytes."""
+    """A journal with a clock of its own, in which each turn counts a hundred bytes.
+
+    Names in capitals are those of trees.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.clock = 1e9
         self.seq = 0
+        self.roots: dict[str, Turn] = {}
         self.dropped: list[str] = []
         self.open()
 
@@ -57,27 +62,40 @@ class Shelf:
     def used(self) -> int:
         return 100 * self.database.count("turns")
 
-    def drop_closed(self, name: bytes) -> bool:
-        self.dropped.append(as_text(name))
-        return self.database.drop_closed(name)
+    def drop(self, leaving: Leaving) -> int | None:
+        name = as_text(leaving.name)
+        self.dropped.append(name[1:] if leaving.is_idle else name)
+        return self.database.drop(leaving)
 
     def put(self, name: str, known: Known) -> None:
-        given = state(is_closed=known.is_closed, was_exported=known.was_exported)
-        given = type(given)(
-            **{
-                **{each: getattr(given, each) for each in given.__slots__},
-                "spec": SessionSpec(id=name),
-            }
+        if name.isupper():
+            return
+        given = state(
+            is_closed=known.is_closed,
+            was_exported=known.was_exported,
+            was_opened=known.was_opened,
+            spec=SessionSpec(id=name),
         )
         self.database.apply([Put("sessions", name, packed_session(given))])
 
     def add(self, name: str) -> None:
+        """One more turn; those of a tree continue its first, which has its name."""
         self.seq += 1
-        made = turn(f"{name}/{self.seq}", self.seq, name, keys=(name.encode(),))
-        home = home_of_session(name)
-        self.database.apply(
-            [PutTurn(self.seq, made.id, name, packed_turn(made), home, names_of(made))]
+        session = None if name.isupper() else name
+        home = "t" + name if session is None else home_of_session(name)
+        root = self.roots.get(name)
+        fields = {} if root is None or session else {"base": root.id}
+        made = turn(
+            name if session is None and root is None else f"{name}/{self.seq}",
+            self.seq,
+            session,
+            keys=(name.encode(),),
+            **fields,
         )
+        put, needed = put_of(made, home), list[Change]()
+        if session is None:
+            needed = [put_of(self.roots.setdefault(name, made), home)]
+        self.database.apply([replace(put, needed=lambda: needed)])
 
     def keep_up(self, limits: RetentionLimits) -> Retention:
         """Until nothing is left to do."""
@@ -90,27 +108,37 @@ class Shelf:
 def kept_by(model: dict[str, Known], now: float, limits: RetentionLimits) -> list[str]:
     """Drops from the model what must go; in that order."""
     gone: list[str] = []
+
+    def may_go(name: str, age: float | None) -> bool:
+        each = model[name]
+        if each.is_closed:
+            return age is None or each.at < now - age
+        return not each.was_opened and each.at < now - max(age or 0.0, limits.idle_s)
+
+    def order(*, age: float | None = None, is_exported: bool) -> list[str]:
+        found = [n for n in model if may_go(n, age) and is_exported == model[n].was_exported]
+        return sorted(found, key=lambda n: (model[n].at, not model[n].is_closed, n.encode()))
+
     while True:
-        closed = [name for name, each in model.items() if each.is_closed]
-        order = sorted(closed, key=lambda name: (model[name].at, name.encode()))
-        exported = [name for name in order if model[name].was_exported]
         used = 100 * sum(each.turns for each in model.values())
-        old = [name for name in exported if model[name].at < now - (limits.max_age_s or 0)]
+        old = order(age=limits.max_age_s, is_exported=True)
+        exported, others = order(is_exported=True), order(is_exported=False)
+        soft = limits.hard_bytes if limits.max_bytes is None else limits.max_bytes
         if limits.max_age_s is not None and old:
             name = old[0]
-        elif limits.max_bytes is not None and used > limits.max_bytes and exported:
+        elif soft is not None and used > soft and exported:
             name = exported[0]
-        elif limits.hard_bytes is not None and used > limits.hard_bytes and order:
-            name = order[0] if not exported else exported[0]
+        elif limits.hard_bytes is not None and used > limits.hard_bytes and others:
+            name = others[0]
         else:
             return gone
         del model[name]
         gone.append(name)
 
 
-names = st.sampled_from("abcdef")
+names = st.sampled_from("abcdefXYZ")
 steps = st.one_of(
-    st.tuples(st.sampled_from(["turn", "turn", "close", "export", "delete"]), names),
+    st.tuples(st.sampled_from(["turn", "turn", "open", "close", "export", "delete"]), names),
     st.tuples(st.just("wait"), st.integers(1, 80)),
     st.tuples(st.sampled_from(["keep up", "open again"]), st.none()),
 )
@@ -119,6 +147,7 @@ limits = st.builds(
     max_age_s=st.sampled_from([None, 100.0]),
     max_bytes=st.sampled_from([None, 0, 300]),
     hard_bytes=st.sampled_from([None, 400, 700]),
+    idle_s=st.sampled_from([0.0, 50.0, 150.0]),
 )
 
 
@@ -130,11 +159,21 @@ def test_what_stays_and_in_which_order_the_others_go(history, limits):
     try:
         for what, value in [*history, ("keep up", None)]:
             known = model.get(value)
+            if value in ("X", "Y", "Z") and what != "turn":
+                continue
             if what == "turn" and (known is None or not known.is_closed):
-                known = model.setdefault(value, Known())
+                is_tree = value in ("X", "Y", "Z")
+                if known is None:
+                    known = model[value] = Known(was_opened=False, was_exported=is_tree)
+                    # its first turn is in memory, and is written again
+                    known.turns = int(is_tree and value in shelf.roots)
                 known.turns += 1
+                known.at = shelf.clock
                 shelf.put(value, known)
                 shelf.add(value)
+            elif what == "open" and known is not None and not known.is_closed:
+                known.was_opened, known.at = True, shelf.clock
+                shelf.put(value, known)
             elif what in ("close", "export") and known is not None:
                 known.was_exported |= known.is_closed and what == "export"
                 known.is_closed |= what == "close"
@@ -155,7 +194,7 @@ def test_what_stays_and_in_which_order_the_others_go(history, limits):
                 assert shelf.dropped == kept_by(model, shelf.clock, limits)
                 assert set(shelf.dropped) <= before
         left = {name for name, _ in shelf.database.named("sessions")}
-        assert left == set(model)
+        assert left == {name for name in model if not name.isupper()}
         assert shelf.database.count("turns") == sum(each.turns for each in model.values())
         assert list(faults(shelf.database)) == []
     finally:
@@ -183,7 +222,7 @@ def shelf(tmp_path):
 def test_a_step_is_small_and_the_next_look_comes_later(shelf):
     filled(shelf, exported=10)
     retention = Retention(shelf, RetentionLimits(max_bytes=100))
-    while retention._learnt is not None:
+    while retention._homes is not None:
         assert retention.step() == 0.0
     waits = [retention.step() for _ in range(4)]
     assert waits == [0.0, 0.0, PERIOD_S, PERIOD_S]
@@ -263,3 +302,76 @@ def test_limits_that_cannot_be_are_refused(tmp_path, monkeypatch, given, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SetupError, match=words):
         opened(JournalSettings(**given), b"v", lambda _: None)
+
+
+def test_turns_without_a_session_leave_once_nobody_went_on_with_them(shelf):
+    limits = RetentionLimits(max_bytes=100, hard_bytes=200, idle_s=50.0)
+    for name in ("X", "Y", "implicit"):
+        shelf.put(name, Known(was_opened=False))
+        shelf.add(name)
+        shelf.clock += 10
+    shelf.put("open", Known())
+    shelf.add("open")
+    shelf.clock += 25
+    shelf.keep_up(limits)
+    assert shelf.dropped == ["X"]  # the others had a turn in the last 50 seconds
+    shelf.add("Y")
+    shelf.clock += 1000
+    found = shelf.keep_up(limits)
+    assert shelf.dropped == ["X", "Y"]
+    assert (found.counts.sessions, found.counts.unexported, found.counts.turns) == (0, 0, 2)
+    found = shelf.keep_up(RetentionLimits(hard_bytes=100, idle_s=50.0))
+    assert shelf.dropped == ["X", "Y", "implicit"]
+    assert (found.counts.sessions, found.counts.unexported, found.counts.turns) == (1, 1, 1)
+    shelf.keep_up(RetentionLimits(hard_bytes=0))
+    assert shelf.dropped == ["X", "Y", "implicit"]
+    named = shelf.database._sql.execute("SELECT count(*) FROM names").fetchone()
+    assert named[0] == 2  # those of the open session
+
+
+def test_whoever_goes_on_with_what_left_writes_it_again(shelf):
+    shelf.add("X")
+    shelf.clock += 1
+    shelf.keep_up(RetentionLimits(max_age_s=0.5))
+    assert (shelf.dropped, shelf.database.count("turns")) == (["X"], 0)
+    shelf.add("X")
+    assert shelf.database.count("turns") == 2
+    assert list(faults(shelf.database)) == []
+
+
+def test_a_session_takes_what_continued_it_with_it(shelf):
+    """As it could not be read without it."""
+    filled(shelf, exported=1)
+    made = turn("after", 2, None, base="s000/1", base_len=1)
+    shelf.database.apply([put_of(made, home_of_session("s000"))])
+    shelf.clock += 10
+    shelf.keep_up(RetentionLimits(max_age_s=1.0))
+    assert shelf.database.count("turns") == 0
+    assert list(faults(shelf.database)) == []
+
+
+def test_what_continued_a_session_that_was_deleted_leaves_in_its_time(shelf):
+    filled(shelf, exported=0, opened=1)
+    shelf.database.apply([put_of(turn("after", 2, None), home_of_session("s000"))])
+    shelf.database.apply([Drop("sessions", "s000", is_deleted=True)])
+    assert shelf.database.count("turns") == 1
+    shelf.clock += 10
+    found = shelf.keep_up(RetentionLimits(max_age_s=1.0))
+    assert shelf.database.count("turns") == 0
+    assert (found.counts.sessions, found.counts.turns) == (0, 1)
+
+
+def test_homes_of_an_older_router_are_learnt(shelf):
+    for number in range(SLICE + 5):
+        shelf.add(f"T{number:03}")
+    filled(shelf, exported=0, opened=2)
+    shelf.put("implicit", Known(was_opened=False))
+    shelf.add("implicit")
+    shelf.database._sql.execute("DELETE FROM idles")
+    shelf.keep_up(RetentionLimits(max_age_s=1.0, hard_bytes=100))
+    assert shelf.dropped == []
+    shelf.clock += 10
+    found = shelf.keep_up(RetentionLimits(max_age_s=1.0, hard_bytes=100, idle_s=5.0))
+    assert len(shelf.dropped) == SLICE + 6
+    assert (found.counts.sessions, found.counts.turns) == (1, SLICE + 6)
+    assert {name for name, _ in shelf.database.named("sessions")} == {"s000", "s001"}

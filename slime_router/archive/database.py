@@ -1,0 +1,210 @@
+"""The writing side of an archive in SQLite: what was recorded, and what leaves it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from slime_router.archive.homes import home_of_session, session_of
+from slime_router.archive.indexing import drop_turns, indexed, put_names
+from slime_router.archive.merging import merged
+from slime_router.choices import JournalSync
+from slime_router.journal.closings import Closings, Leaving
+from slime_router.journal.codec import Damaged, packed_session, unpacked_session
+from slime_router.journal.database import (
+    MAX_DELETED,
+    Change,
+    Database,
+    Drop,
+    DropTurn,
+    MarkUndelivered,
+    Put,
+    PutTurn,
+    as_blob,
+    as_text,
+)
+from slime_router.journal.progress import Progress
+from slime_router.journal.writing import writing
+
+ROUTERS = 1 << 16
+
+_PUT_TURN = """
+INSERT INTO turns (seq, id, session, data, home, version, changed) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (seq) DO UPDATE SET id = excluded.id, session = excluded.session,
+    data = excluded.data, home = excluded.home, version = excluded.version,
+    changed = max(changed, excluded.changed)
+"""
+_PUT_SESSION = """
+INSERT INTO sessions (id, data, version, born, is_closed) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET data = excluded.data, version = excluded.version,
+    is_closed = excluded.is_closed
+"""
+_COUNT_WORKERS = """
+INSERT INTO counters VALUES ('workers', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
+"""
+_IS_CLOSED = "SELECT is_closed FROM sessions WHERE id = ?"
+_IS_DELETED = "SELECT 1 FROM deleted WHERE id = ?"
+_HAS_TURN = "SELECT 1 FROM turns WHERE id = ?"
+_HAS_MORE = "SELECT 1 FROM turns WHERE home = ? LIMIT 1"
+
+
+class SharedDatabase(Database):
+    """The writing side of a shared journal."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        sync: JournalSync = "normal",
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(directory, sync=sync, is_shared=True)
+        self.closings = Closings(self._sql, now, _home_of_session, _session_of)
+
+    def indexed(self, progress: Progress) -> Iterator[None]:
+        """See `slime_router.archive.indexing`."""
+        return indexed(self._sql, progress)
+
+    def count_up(self, name: str) -> int:
+        """The next number of a counter; within a transaction."""
+        row = self._sql.execute(
+            "UPDATE counters SET value = value + 1 WHERE name = ? RETURNING value", (name,)
+        ).fetchone()
+        return int(row[0])
+
+    def new_router(self) -> int:
+        """See `slime_router.archive.port`."""
+        with writing(self._sql):
+            return self.count_up("router") % ROUTERS
+
+    def last_seq(self) -> int:
+        """The highest number of a turn; 0 where there is none."""
+        return int(self._sql.execute("SELECT coalesce(max(seq), 0) FROM turns").fetchone()[0])
+
+    def apply(self, changes: Sequence[Change]) -> Collection[str]:
+        """As `Archive.apply`."""
+        late: set[str] = set()
+        with writing(self._sql):
+            version = self.count_up("version")
+            for change in changes:
+                if isinstance(change, PutTurn) and change.session_id and not change.is_change:
+                    row = self._sql.execute(_IS_CLOSED, (as_blob(change.session_id),)).fetchone()
+                    if row is not None and row[0]:
+                        late.add(change.session_id)
+                self._apply_shared(change, version)
+        return late
+
+    def _apply_shared(self, change: Change, version: int) -> None:
+        run = self._sql.execute
+        if isinstance(change, PutTurn):
+            self._put_turn(change, version)
+        elif isinstance(change, DropTurn):
+            run("DELETE FROM turns WHERE seq = ?", (change.seq,))
+        elif isinstance(change, MarkUndelivered):
+            run(
+                "UPDATE turns SET is_undelivered = 1, version = ? WHERE seq = ?",
+                (version, change.seq),
+            )
+        elif isinstance(change, Put) and change.table == "sessions":
+            self._put_session(change, version)
+        elif isinstance(change, Drop) and change.table == "sessions":
+            self._drop_session(change, version)
+        else:
+            self._apply(change)
+            if change.table == "workers":
+                run(_COUNT_WORKERS)
+
+    def _put_turn(self, change: PutTurn, version: int) -> None:
+        self._put_again(change, version)
+        session = None if change.session_id is None else as_blob(change.session_id)
+        home = as_blob(change.home)
+        changed = version if change.is_change else -1
+        row = (change.seq, as_blob(change.id), session, change.data, home, version, changed)
+        self._sql.execute(_PUT_TURN, row)
+        put_names(self._sql, change.names, change.seq, home)
+        of = session_of(change.home)
+        if session is None and (of is None or not self._has(_IS_CLOSED, of)):
+            self.closings.put_idle(home, is_exported=True)  # nobody can ever export it
+        else:
+            self.closings.touch_idle(home)
+
+    def _put_again(self, change: PutTurn, version: int) -> None:
+        """What a turn needs and retention has dropped meanwhile."""
+        session, base = change.session_id, change.base
+        if (session is None or self._has(_IS_CLOSED, session)) and (
+            base is None or self._has(_HAS_TURN, base)
+        ):
+            return
+        for each in change.needed():
+            of = each.session_id if isinstance(each, PutTurn) else None
+            of = each.id if isinstance(each, Put) else of
+            if of is None or not self._has(_IS_DELETED, of):  # somebody wanted it to be gone
+                self._apply_shared(each, version)
+
+    def _has(self, query: str, name: str) -> bool:
+        return self._sql.execute(query, (as_blob(name),)).fetchone() is not None
+
+    def _put_session(self, change: Put, version: int) -> None:
+        run, name = self._sql.execute, as_blob(change.id)
+        row = run("SELECT data FROM sessions WHERE id = ?", (name,)).fetchone()
+        state = unpacked_session(change.data)
+        if row is not None:
+            with suppress(Damaged):  # then the new one is all that is known
+                state = merged(unpacked_session(row[0]), state)
+        was_deleted = run("DELETE FROM deleted WHERE id = ?", (name,)).rowcount > 0
+        born = version if was_deleted else -1  # what was before is gone
+        run(_PUT_SESSION, (name, packed_session(state), version, born, state.is_closed))
+        self.closings.put(name, state)
+
+    def drop(self, leaving: Leaving) -> int | None:
+        """As `Shelf.drop` of `slime_router.journal.retention`."""
+        with writing(self._sql):
+            if not self.closings.is_so(leaving):
+                return None
+            if leaving.is_idle or leaving.session is None:
+                turns = self._drop_idle(leaving.name, leaving.session)
+            else:
+                session_id = as_text(leaving.session)
+                drop = Drop("sessions", session_id, is_deleted=True)
+                turns = self._drop_session(drop, self.count_up("version"))
+                self._apply(Drop("openings", session_id))
+                turns += self._drop_idle(as_blob(home_of_session(session_id)), None)
+            self.closings.count(leaving, turns)
+        return turns
+
+    def _drop_idle(self, home: bytes, session: bytes | None) -> int:
+        """How many turns are dropped with it; who goes on with them writes them again."""
+        self.closings.forget_idle(home)
+        if session is not None:  # its name may be used again: nobody deleted it
+            self._sql.execute("DELETE FROM sessions WHERE id = ?", (session,))
+        return drop_turns(self._sql, home, is_whole=True)
+
+    def _drop_session(self, change: Drop, version: int) -> int:
+        """How many turns are dropped with it."""
+        run, name = self._sql.execute, as_blob(change.id)
+        home = as_blob(home_of_session(change.id))
+        self.closings.forget(name)
+        self.closings.forget_idle(home)
+        run("DELETE FROM sessions WHERE id = ?", (name,))
+        if not change.is_deleted:
+            return 0
+        turns = drop_turns(self._sql, home)
+        if run(_HAS_MORE, (home,)).fetchone() is not None:
+            self.closings.put_idle(home, is_exported=True)
+        run("INSERT OR REPLACE INTO deleted (id, version) VALUES (?, ?)", (name, version))
+        run(
+            "DELETE FROM deleted WHERE number <= (SELECT max(number) FROM deleted) - ?",
+            (MAX_DELETED,),
+        )
+        return turns
+
+
+def _home_of_session(name: bytes) -> bytes:
+    return as_blob(home_of_session(as_text(name)))
+
+
+def _session_of(home: bytes) -> bytes | None:
+    name = session_of(as_text(home))
+    return None if name is None else as_blob(name)
