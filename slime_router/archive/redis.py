@@ -156,7 +156,8 @@ class RedisArchive:
         else:
             self._note(pipe, home, {_KIND: _DELETED})
             pipe.xtrim(self._log(home), maxlen=1, approximate=False)
-            pipe.delete(self._turns(home), self._closed(home))
+            for key in (self._turns(home), self._closed(home)):  # clusters take one at a time
+                pipe.delete(key)
         pipe.xadd(
             self._key(b"sessions"), {_ID: as_blob(change.id)}, maxlen=MAX_LISTED, approximate=True
         )

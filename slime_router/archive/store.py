@@ -80,6 +80,11 @@ class ArchivedStore(TrajectoryStore):
     def __repr__(self) -> str:
         return f"<ArchivedStore {len(self)} turns of {len(self._homes)} homes in memory>"
 
+    @property
+    def held_bytes(self) -> int:
+        """What is in memory of turns, about."""
+        return self._bytes
+
     def check_room(self) -> None:
         """There is always room: what is in the archive can leave the memory."""
 

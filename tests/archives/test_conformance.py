@@ -251,7 +251,7 @@ async def test_where_nothing_was_written_there_may_be_no_news_and_where_somethin
 
 @pytest.mark.redis
 async def test_a_store_that_lost_a_home_says_so(redis_url):
-    clients = RedisClients(redis_url, timeout_s=5.0, write_timeout_s=5.0)
+    clients = RedisClients(redis_url, timeout_s=60.0, write_timeout_s=60.0)
     archive = RedisArchive(clients, prefix=token_hex(6), ttl_s=1000)
     archive.apply([put(turn("a", 1))])
     since = (await news(archive)).cursor
