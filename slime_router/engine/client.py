@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 KEEPALIVE_S = 3.0  # uvicorn, in the workers, closes an idle connection after 5 s
 READ_BUFFER_LEN = 256 * 2**10  # bytes; a backlog of cumulative items is read in one go
 DRAIN_TIMEOUT_S = 1.0  # for the few bytes after the last item
-LONG_BODY_LEN = 2**20  # bytes; a longer one is written in pieces
+LONG_BODY_LEN = 64 * 2**10  # bytes; a longer one is written in pieces, and freed after the last
 PIECE_LEN = 256 * 2**10  # bytes
 PROBE_TIMEOUT_S = 10.0
 
@@ -117,8 +117,8 @@ class WorkerClient:
             WorkerFailed: the worker died, or its answer cannot be read.
             WorkerTimeout: the whole generation took longer than `timeout_s`.
         """
-        masks = mask_plan(call, self._capture, worker)
-        body = generate_body(call, capture=self._capture, more=masks.fields)
+        capture = self._capture
+        masks = mask_plan(call, capture, worker)
         headers = CIMultiDict(call.headers)
         headers["Content-Type"] = "application/json"
         is_over = False  # the worker no longer runs it
@@ -128,15 +128,14 @@ class WorkerClient:
                 "POST",
                 "/generate",
                 headers=headers,
-                body=body,
+                body=generate_body(call, capture=capture, more=masks.fields),  # kept by nobody
                 timeout_s=timeout_s,
                 rid=call.rid,
             ) as (exchange, answer):
                 if answer.status != 200:
                     is_over = True
                     raise read_error(answer.status, await read_whole(answer))
-                prompt = call.prompt
-                lines = _lines(answer)
+                prompt, lines = call.prompt, _lines(answer)
                 reader = self._reader(call, exchange, masks)
                 data = b"-"
                 while data and not reader.is_finished:
@@ -354,7 +353,10 @@ class WorkerClient:
 
 
 async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
-    """A long body in pieces: one huge write would stall the event loop. Nothing is copied."""
+    """A long body in pieces: one huge write would stall the event loop. Nothing is copied.
+
+    It is freed once it is sent; a whole one would be kept until the answer comes.
+    """
     view = memoryview(body)
     for start in range(0, len(view), PIECE_LEN):
         yield view[start : start + PIECE_LEN]

@@ -20,7 +20,7 @@ def with_head(head: TokenIds, pieces: tuple[Piece, ...]) -> Whole:
     The tree keeps the slices and the store the whole array, so they share memory.
     """
     own: TokenIds = np.concatenate([piece.ids for piece in pieces]) if pieces else NO_TOKENS
-    ids: TokenIds = np.concatenate((head, own))
+    ids: TokenIds = np.concatenate((head, own)) if len(head) else own
     own.setflags(write=False)
     ids.setflags(write=False)
     ends = accumulate(len(piece.ids) for piece in pieces)
