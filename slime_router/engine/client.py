@@ -353,10 +353,7 @@ class WorkerClient:
 
 
 async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
-    """A long body in pieces: one huge write would stall the event loop. Nothing is copied.
-
-    It is freed once it is sent; a whole one would be kept until the answer comes.
-    """
+    """A long body: one huge write would stall the loop, and be kept until the answer comes."""
     view = memoryview(body)
     for start in range(0, len(view), PIECE_LEN):
         yield view[start : start + PIECE_LEN]
