@@ -7,7 +7,7 @@ that comes back. Token ids travel as read-only int32 arrays of shape `[tokens]`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,6 +15,7 @@ import orjson
 from numpy.typing import NDArray
 
 from slime_router.choices import History
+from slime_router.values import replace, value
 
 TokenIds: TypeAlias = NDArray[np.int32]
 Message: TypeAlias = dict[str, Any]  # one chat message, a JSON object
@@ -32,7 +33,7 @@ def token_ids(values: Any) -> TokenIds:
     return ids
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Piece:
     """A run of tokens and its text.
 
@@ -45,7 +46,7 @@ class Piece:
     is_sampled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Receipt:
     """What was done to make a prompt. `reused + encoded` is the number of prompt tokens.
 
@@ -73,7 +74,7 @@ class Receipt:
         return {name: getattr(self, name) for name in names if name != "notes" or self.notes}
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Prompt:
     """What a worker is sent, and where it came from.
 
@@ -102,7 +103,7 @@ class Prompt:
         return token_ids(self.ids[start:])
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Grammar:
     """A constraint on the output, in one of the forms a worker's grammar back end knows."""
 
@@ -110,7 +111,7 @@ class Grammar:
     value: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How to sample. None means that the client did not say: then the worker is not sent it either.
 
@@ -158,7 +159,7 @@ class Sampling:
         return replace(self, **unsaid) if unsaid else self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Pins:
     """Sampling that holds whatever a request says: the fields `names` of `sampling`.
 
@@ -175,7 +176,7 @@ class Pins:
         return Pins(names=(*self.names, *names), sampling=replace(self.sampling, **rest))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TemplateOptions:
     """What a chat template is rendered with besides the messages."""
 
@@ -185,7 +186,7 @@ class TemplateOptions:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ReplyFormat:
     """How a reply is taken apart. `named` is the one tool that must be called."""
 
@@ -197,7 +198,7 @@ class ReplyFormat:
     streams_reasoning: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ToolDelta:
     """A piece of a tool call: first its id and name, then its arguments bit by bit.
 
@@ -211,7 +212,7 @@ class ToolDelta:
     has_random_id: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class GenerateCall:
     """One generation asked for. Exactly one of `messages`, `text`, `input_ids` is given.
 
@@ -270,7 +271,7 @@ class GenerateCall:
         return replace(self, sampling=self.sampling.pinned(pins))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NativeCall(GenerateCall):
     """A `/generate` request: `body` is the client's, in the worker's own spelling.
 
@@ -301,7 +302,7 @@ class NativeCall(GenerateCall):
         return replace(self, pins=pins)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Finish:
     """Why a generation ended. `matched` is the stop token's id or the stop string."""
 
@@ -311,7 +312,7 @@ class Finish:
     status_code: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class VersionSpan:
     """Output tokens `[start, end)` were sampled under `version`."""
 
@@ -340,8 +341,7 @@ class Speculation(NamedTuple):
 class GenerateChunk(NamedTuple):
     """What came since the chunk before. The last chunk has `finish`.
 
-    A chunk holds still: `changed` makes another one. (A named tuple, as one is made for each
-    token: a frozen dataclass of this size takes three times as long to make.)
+    A chunk holds still: `changed` makes another one. (A named tuple: one is made for each token.)
 
     `logprobs`, where present, has one entry per output id; None stands for one that the worker
     did not give or that is not finite. `prompt` is on the first chunk. `text` is the content

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 
 import pytest
+from aiohttp import web_app
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -80,6 +82,20 @@ def quiet() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     ours.setLevel(level)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light() -> Iterator[None]:
+    """What a file's tests leave can be collected: without this, a process grows to 5 GB.
+
+    aiohttp remembers a thousand applications by `_cached_build_middleware`, and a router that
+    runs in the test's process sets the collector for a long life.
+    """
+    threshold = gc.get_threshold()
+    yield
+    web_app._cached_build_middleware.cache_clear()
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
 
 
 @pytest.fixture(scope="session")

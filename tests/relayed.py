@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from slime_router.engine.client import WorkerClient
@@ -20,6 +20,9 @@ class Spelled:
 
     def push(self, ids: Iterable[int]) -> str:
         return Numbers().decode([*ids])
+
+    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
+        return start
 
     def flush(self) -> str:
         return ""

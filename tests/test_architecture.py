@@ -17,6 +17,8 @@ FLOORS = ("words", "pure", "async", "flow", "api", "server", "cli")
 FLOOR_OF = {
     "": "words",
     "types": "words",
+    "values": "words",
+    "cancel_scope": "async",
     "errors": "words",
     "json_text": "words",
     "choices": "words",
@@ -47,6 +49,7 @@ FLOOR_OF = {
     "discovery": "async",
     "engine.client": "async",
     "engine.connector": "async",
+    "engine.kept": "async",
     "engine.exchange": "async",
     "engine.identity": "async",
     "failover.attempts": "async",
@@ -99,6 +102,7 @@ CLOCKS = {
 AIOHTTP = {
     "engine.client": "talks to the workers",
     "engine.connector": "opens the connections to them",
+    "engine.kept": "writes to them what is short",
     "server": "serves",
     "reload": "replies what it changed",
     "cli": "serves",

@@ -47,7 +47,7 @@ async def deliver_whole(
     """
     opening = partial(_folded, dialect.write(asked, context), len(asked.calls))
     async with context.joiner.attend(request, asked, opening, headers) as visit:
-        async with context.grace.scope():
+        with context.grace.scope():
             body, receipt = await visit.opened()
         if dialect.settled is not None:
             await dialect.settled()
@@ -88,7 +88,7 @@ async def deliver_stream(
     ):
         reply = dialect.stream(visit.asked, context, headers["x-request-id"])
         try:
-            async with context.grace.scope():
+            with context.grace.scope():
                 stream = await _play(dialect, visit, reply, line)
         except sse.ClientLeft:
             stream = await line.open({})  # the generations stay undelivered

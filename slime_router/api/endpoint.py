@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -16,6 +15,7 @@ from slime_router.auth.caller import caller
 from slime_router.edge.owned_calls import own_call
 from slime_router.errors import NotFound
 from slime_router.telemetry.request_record import note_body
+from slime_router.values import replace
 
 
 async def serve(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol, TypeVar, cast
 
@@ -136,9 +136,10 @@ def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:
     named = request.match_info.get("session")
     if named is not None:
         return own_session_id(request, named)
-    hints = _hints(request.headers, body)
-    hint = next((n for n in hints if n is not None and is_session_id(n)), None)
-    return None if hint is None else caller(request).own(hint)
+    for hint in _hints(request.headers, body):
+        if hint is not None and is_session_id(hint):
+            return caller(request).own(hint)
+    return None
 
 
 def own_session_id(request: web.Request, name: object) -> str:
@@ -150,17 +151,19 @@ def own_session_id(request: web.Request, name: object) -> str:
     return caller(request).own(checked_session_id(name, "session_id"))
 
 
-def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Iterator[Any]:
-    """The places where clients are known to identify their conversation, most reliable first."""
-    yield from (headers.get(name) for name in SESSION_HEADERS)
+def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Sequence[Any]:
+    """What clients are known to identify their conversation by, most reliable first."""
     metadata = body.get("metadata")
     within = metadata if isinstance(metadata, dict) else {}
-    yield body.get("session_id")
-    yield body.get("prompt_cache_key")
-    yield within.get("session_id")
-    yield within.get("user_id")
-    yield body.get("user")
-    yield session_in_key(headers)
+    return (
+        *map(headers.get, SESSION_HEADERS),
+        body.get("session_id"),
+        body.get("prompt_cache_key"),
+        within.get("session_id"),
+        within.get("user_id"),
+        body.get("user"),
+        session_in_key(headers),
+    )
 
 
 def checked_session_id(name: object, param: str) -> str:
@@ -192,8 +195,9 @@ def reply_headers(
 
     A request has one such dict, made on first use. Whoever answers may add to it.
     """
-    headers: dict[str, str] | None = request.get(_HEADERS)
-    if headers is None:
+    try:
+        headers: dict[str, str] = request[_HEADERS]
+    except KeyError:
         headers = request[_HEADERS] = dict.fromkeys(id_headers, request_id(request.headers))
     return headers
 

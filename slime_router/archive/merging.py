@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from slime_router.journal.codec import SessionState
+from slime_router.values import replace
 
 
 def merged(old: SessionState | None, new: SessionState) -> SessionState:

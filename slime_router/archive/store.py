@@ -11,7 +11,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from secrets import token_hex
 from typing import Protocol, Unpack
@@ -27,6 +26,7 @@ from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.trajectory.store import MAX_SESSIONS, TrajectoryStore
 from slime_router.trajectory.turn import Marks, Turn
 from slime_router.types import VersionSpan
+from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 

@@ -51,7 +51,10 @@ _KEY = web.RequestKey("slime_router.caller", Caller)
 
 def caller(request: web.Request) -> Caller:
     """The request's caller; `ANYBODY` if the router requires no key."""
-    found: Caller = request.get(_KEY, ANYBODY)
+    try:
+        found: Caller = request[_KEY]
+    except KeyError:
+        request[_KEY] = found = ANYBODY  # it is asked for several times
     return found
 
 

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
 from slime_router.cache.text_index import Place, TextIndex
 from slime_router.types import NO_TOKENS, Piece, TokenIds
+from slime_router.values import value
 
 MAX_OWNERS = 2**16  # sessions that passed through one node
 
@@ -100,7 +100,7 @@ class Node:
         return session_id is None or self.owners is None or session_id in self.owners
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Match:
     """The deepest reusable node: `text[:text_len]` reads as `node.path_ids()`."""
 
@@ -108,7 +108,7 @@ class Match:
     text_len: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class SizeInfo:
     """What the tree holds."""
 

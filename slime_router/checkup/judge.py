@@ -8,7 +8,6 @@ in order, and the end of the turn exactly once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 
 from slime_router.checkup.scenarios import Said
@@ -19,6 +18,7 @@ from slime_router.template.messages import arguments_value
 from slime_router.tokens.encoder import After
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
+from slime_router.values import replace
 
 MOVED = "the template prints the system prompt or the tools elsewhere in later turns"
 NEAR_LEN = 6  # tokens before a seam among which the end of the turn is looked for

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from slime_router.checkup.scenarios import Said
@@ -17,6 +17,7 @@ from slime_router.errors import BadRequest
 from slime_router.template.self_test import Findings
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
+from slime_router.values import replace
 
 # In the order in which they are tried; a template that prints none of them may still open one.
 THINK_FIELDS = ("reasoning_content", "thinking")

@@ -12,6 +12,10 @@ from slime_router.telemetry.log_format import formatter
 
 def start_log(level: str, log_format: LogFormat = "text", *, number: int | None = None) -> None:
     """Our own log at `level`; from libraries only warnings. `number`: of one process of several."""
+    # No line says where in the code it was logged, nor by which thread or process: Python's guide
+    # to logging, "Optimization", has these switches, which spare that work.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     handler.setFormatter(formatter(log_format, number))
     logging.basicConfig(handlers=[handler])

@@ -60,7 +60,11 @@ class Http:
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=REPLY_TIMEOUT_S)
-        self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
+        # A connection for each request: that a gateway closes one after an error is its right.
+        connector = aiohttp.TCPConnector(force_close=True)
+        self._session = aiohttp.ClientSession(
+            headers=self._headers, timeout=timeout, connector=connector
+        )
         return self
 
     async def __aexit__(

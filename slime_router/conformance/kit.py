@@ -9,13 +9,21 @@ from dataclasses import dataclass
 
 from slime_router.conformance.adapter import Adapter, GatewayError, Http
 from slime_router.conformance.cases import Cases, Result
+from slime_router.conformance.gateways.agentcore import Agentcore
 from slime_router.conformance.gateways.miles import Miles
 from slime_router.conformance.gateways.openai import OpenAI
+from slime_router.conformance.gateways.rllm import Rllm
 from slime_router.conformance.gateways.slime_router import SlimeRouter
 from slime_router.conformance.worker import Plan, ScriptedWorker
 from slime_router.tokens.tokenizer import Tokenizer
 
-ADAPTERS = ("slime-router", "miles", "openai")
+ADAPTERS = ("slime-router", "miles", "rllm", "agentcore", "openai")
+_BY_HTTP: Mapping[str, Callable[[Http], Adapter]] = {
+    "slime-router": SlimeRouter,
+    "miles": Miles,
+    "rllm": Rllm,
+    "agentcore": Agentcore,
+}
 READY_POLL_S = 0.5
 
 
@@ -66,9 +74,7 @@ async def examine(
 
 
 def _adapter(name: str, http: Http, tokenizer: Tokenizer) -> Adapter:
-    if name == "openai":
-        return OpenAI(http, tokenizer)
-    return Miles(http) if name == "miles" else SlimeRouter(http)
+    return OpenAI(http, tokenizer) if name == "openai" else _BY_HTTP[name](http)
 
 
 async def _until_ready(http: Http, adapter: Adapter, wait_s: float) -> None:

@@ -190,6 +190,8 @@ class ScriptedWorker(FakeWorker):
                 "choices": [choice],
                 "created": 0,
                 "usage": _usage(made),
+                # vLLM names the prompt here, SGLang in each choice
+                **({"prompt_token_ids": made.prompt} if body.get("return_token_ids") else {}),
             }
         )
 

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from aiohttp import web
 
+from slime_router.cancel_scope import CancelScope, Cut
 from slime_router.errors import ShuttingDown
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class Grace:
     def __init__(self, period_s: float) -> None:
         self.is_over = False
         self._period_s = period_s
-        self._open: set[asyncio.Timeout] = set()
+        self._open: set[CancelScope] = set()
 
     def __repr__(self) -> str:
         return f"<Grace {'over' if self.is_over else 'not over'}, {len(self._open)} scopes>"
@@ -45,39 +46,34 @@ class Grace:
         self.is_over = True
         if self._open:
             logger.warning("shutdown: the grace period is over, %d requests end", len(self._open))
-        for timeout in tuple(self._open):
-            end_now(timeout)
+        for scope in tuple(self._open):
+            scope.cut()
 
 
 class Scope:
     """See `Grace.scope`."""
 
-    __slots__ = ("_grace", "_open", "_timeout")
+    __slots__ = ("_grace", "_open", "_scope")
 
-    def __init__(self, grace: Grace, opened: set[asyncio.Timeout]) -> None:
+    def __init__(self, grace: Grace, opened: set[CancelScope]) -> None:
         self._grace = grace
         self._open = opened
-        self._timeout = asyncio.timeout(None)
+        self._scope = CancelScope()
 
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-        self._open.add(self._timeout)
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+        self._open.add(self._scope)
         if self._grace.is_over:
-            end_now(self._timeout)
+            self._scope.cut()
 
-    async def __aexit__(
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open.discard(self._timeout)
+        self._open.discard(self._scope)
         try:
-            await self._timeout.__aexit__(kind, exc, traceback)
-        except TimeoutError:
+            self._scope.__exit__(kind, exc, traceback)
+        except Cut:
             raise ShuttingDown("The router is shutting down.") from None
-
-
-def end_now(timeout: asyncio.Timeout) -> None:
-    """Cancels the block of `timeout` with the next turn of the loop."""
-    timeout.reschedule(asyncio.get_running_loop().time())

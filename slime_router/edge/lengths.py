@@ -67,24 +67,28 @@ MAX_LENGTHS: Mapping[str, int] = MappingProxyType(
 
 def check_lengths(body: Mapping[str, Any]) -> None:
     """Raises BadRequest, with the name of the field, if one is longer than `MAX_LENGTHS` says."""
-    for name, limit in MAX_LENGTHS.items():
-        value = _field(body, name)
-        if value is not None and is_longer(value, limit):
-            raise BadRequest(
-                f"'{name}' can have {limit} bytes of JSON, and has more.",
-                param=name,
-                code="string_above_max_length",
-            )
+    for name, value in body.items():
+        if name == "text":
+            _check_text(value)
+        elif value is not None and name in MAX_LENGTHS:
+            _check(name, value)
 
 
-def _field(body: Mapping[str, Any], name: str) -> Any:
-    outer, _, inner = name.partition(".")
-    value = body.get(outer)
-    if outer != "text":
-        return value
-    if type(value) is not dict:  # in other APIs it is the prompt
-        return None
-    return value.get(inner) if inner else {k: v for k, v in value.items() if k != "format"}
+def _check_text(value: Any) -> None:
+    """How a reply is to be written; in other APIs it is the prompt."""
+    if type(value) is dict:
+        _check("text", {k: v for k, v in value.items() if k != "format"})
+        _check("text.format", value.get("format"))
+
+
+def _check(name: str, value: Any) -> None:
+    limit = MAX_LENGTHS[name]
+    if is_longer(value, limit):
+        raise BadRequest(
+            f"'{name}' can have {limit} bytes of JSON, and has more.",
+            param=name,
+            code="string_above_max_length",
+        )
 
 
 def is_longer(value: Any, limit: int) -> bool:

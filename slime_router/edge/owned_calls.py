@@ -8,11 +8,11 @@ abort. So the rid that a worker sees begins with what only its caller's key can 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from slime_router.auth.caller import Caller
 from slime_router.types import GenerateCall
+from slime_router.values import replace
 
 
 def own_call(call: GenerateCall, who: Caller, *, is_isolated: bool) -> GenerateCall:

@@ -133,13 +133,14 @@ def logprobs(entries: Any, ids: list[int]) -> list[float | None]:
         return [None] * len(ids)
     if type(entries) is not list or len(entries) != len(ids):
         raise WorkerFailed(f"The worker's logprobs are not those of {len(ids)} tokens.")
-    return [_logprob(entry, token) for entry, token in zip(entries, ids, strict=True)]
-
-
-def _logprob(entry: Any, token: int) -> float | None:
-    if type(entry) is not list or len(entry) < 2 or entry[1] != token:
-        raise WorkerFailed("The worker's logprobs belong to other tokens than its output.")
-    return _finite(entry[0])
+    found: list[float | None] = []
+    for entry, token in zip(entries, ids, strict=True):
+        if type(entry) is not list or len(entry) < 2 or entry[1] != token:
+            raise WorkerFailed("The worker's logprobs belong to other tokens than its output.")
+        logprob = entry[0]
+        is_usual = type(logprob) is float and MIN_LOGPROB <= logprob <= MAX_LOGPROB
+        found.append(logprob if is_usual else _finite(logprob))
+    return found
 
 
 def top_logprobs(tokens: Any, ids: list[int], vocab_size: int) -> list[list[tuple[float, int]]]:

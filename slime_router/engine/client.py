@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import TypeAlias
 
@@ -21,7 +21,8 @@ from yarl import URL
 from slime_router.choices import Capture
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.connector import Connector, Use, note_in
-from slime_router.engine.exchange import Body, Exchange, NotTaken, Opened, WorkerAnswer
+from slime_router.engine.exchange import Body, Exchange, NotTaken, Opened, WorkerAnswer, framed
+from slime_router.engine.kept import KeptAnswer, KeptConnections
 from slime_router.engine.masks import MaskPlan, mask_plan
 from slime_router.engine.request import experts_start, generate_body, read_error, wants_logprobs
 from slime_router.engine.sse import BodyJoiner, EventSplitter
@@ -35,11 +36,9 @@ logger = logging.getLogger(__name__)
 KEEPALIVE_S = 3.0  # uvicorn, in the workers, closes an idle connection after 5 s
 READ_BUFFER_LEN = 256 * 2**10  # bytes; a backlog of cumulative items is read in one go
 DRAIN_TIMEOUT_S = 1.0  # for the few bytes after the last item
-LONG_BODY_LEN = 64 * 2**10  # bytes; a longer one is written in pieces, and freed after the last
-PIECE_LEN = 256 * 2**10  # bytes
 PROBE_TIMEOUT_S = 10.0
 
-Answer: TypeAlias = aiohttp.ClientResponse
+Answer: TypeAlias = aiohttp.ClientResponse | KeptAnswer
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -64,6 +63,7 @@ class WorkerClient:
         self._connect_timeout_s = connect_timeout_s
         self._abort_timeout_s = abort_timeout_s
         self._session: aiohttp.ClientSession | None = None
+        self._kept: KeptConnections | None = None
         self._aborts: set[asyncio.Task[None]] = set()
         self._exchanges: dict[Worker, set[Exchange]] = {}
 
@@ -72,8 +72,10 @@ class WorkerClient:
         return f"<WorkerClient {state}, {len(self._aborts)} aborts in progress>"
 
     async def __aenter__(self) -> WorkerClient:
+        connector = Connector(limit=0, keepalive_timeout=KEEPALIVE_S)
+        self._kept = KeptConnections(connector, READ_BUFFER_LEN)
         self._session = aiohttp.ClientSession(
-            connector=Connector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
@@ -263,7 +265,7 @@ class WorkerClient:
         body: Body | None = None,
         timeout_s: float,
         use: Use | None = None,
-    ) -> aiohttp.ClientResponse:
+    ) -> Answer:
         """Sends one request to `worker`; returns once the head of the answer has arrived.
 
         The caller closes the answer. `path` is sent exactly as written; `timeout_s` applies until
@@ -278,15 +280,17 @@ class WorkerClient:
         if worker.api_key is not None:
             headers = CIMultiDict(headers)
             headers["Authorization"] = f"Bearer {worker.api_key}"
-        if isinstance(body, bytes) and len(body) > LONG_BODY_LEN:
-            headers = CIMultiDict(headers)
-            headers["Content-Length"] = str(len(body))
-            body = _pieces(body)
+        headers, body = framed(headers, body)
         note_in(use := use or Use())
+        url = worker.url + path
         try:
+            if method == "POST" and isinstance(body, bytes) and self._kept is not None:
+                kept = await self._kept.post(url, headers, body, timeout_s=timeout_s)
+                if kept is not None:
+                    return kept
             return await self.session.request(
                 method,
-                URL(worker.url + path, encoded=True),
+                URL(url, encoded=True),
                 data=body,
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(timeout_s, connect=self._connect_timeout_s),
@@ -352,19 +356,12 @@ class WorkerClient:
             logger.exception("abort failed: worker=%s rid=%s", worker.url, call.rid)
 
 
-async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
-    """A long body: one huge write would stall the loop, and be kept until the answer comes."""
-    view = memoryview(body)
-    for start in range(0, len(view), PIECE_LEN):
-        yield view[start : start + PIECE_LEN]
-
-
-def _lines(answer: aiohttp.ClientResponse) -> EventSplitter | BodyJoiner:
+def _lines(answer: Answer) -> EventSplitter | BodyJoiner:
     is_stream = answer.content_type == "text/event-stream"
     return EventSplitter() if is_stream else BodyJoiner()
 
 
-async def read_some(answer: aiohttp.ClientResponse) -> bytes:
+async def read_some(answer: Answer) -> bytes:
     """What has arrived since the last read, at least one byte; empty at the end."""
     try:
         return await answer.content.readany()
@@ -372,7 +369,7 @@ async def read_some(answer: aiohttp.ClientResponse) -> bytes:
         raise _translation(exc) from exc
 
 
-async def read_whole(answer: aiohttp.ClientResponse) -> bytes:
+async def read_whole(answer: Answer) -> bytes:
     """All of it, up to a limit. Raises as `read_some` and `BodyJoiner.feed`."""
     joiner = BodyJoiner()
     while data := await read_some(answer):
@@ -380,7 +377,7 @@ async def read_whole(answer: aiohttp.ClientResponse) -> bytes:
     return joiner.end()[0]
 
 
-async def _drain(answer: aiohttp.ClientResponse) -> None:
+async def _drain(answer: Answer) -> None:
     """Reads what follows the last item, so that the connection can be kept."""
     if answer.content.at_eof():
         return

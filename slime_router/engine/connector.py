@@ -10,10 +10,13 @@ from contextvars import ContextVar
 from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 from slime_router.errors import OUT_OF_DESCRIPTORS, OutOfDescriptors, SetupError
 
 _OPENS = "_create_connection"
+_TAKES = "_get"  # a connection that is kept
+_EXPIRES = "_on_read_timeout"
 
 
 class Use:
@@ -38,17 +41,23 @@ def check_aiohttp(connector: type[aiohttp.BaseConnector] = aiohttp.TCPConnector)
     """Makes sure that aiohttp opens connections by the method that `Connector` overrides.
 
     Otherwise every connection would look like a kept one, and what a dead worker may have taken
-    would be sent again.
+    would be sent again. What `KeptConnections` uses must be there, too.
 
     Raises:
         SetupError: it does not.
     """
-    method = getattr(connector, _OPENS, None)
-    if not inspect.iscoroutinefunction(method):
-        raise SetupError(
-            f"this version of aiohttp ({aiohttp.__version__}) does not fit: "
-            f"{connector.__name__}.{_OPENS}() is missing"
-        )
+    for name in (_OPENS, _TAKES):
+        if not inspect.iscoroutinefunction(getattr(connector, name, None)):
+            raise _misfit(f"{connector.__name__}.{name}()")
+    for name in ("set_response_params", "read", _EXPIRES):
+        if not callable(getattr(ResponseHandler, name, None)):
+            raise _misfit(f"{ResponseHandler.__name__}.{name}()")
+
+
+def _misfit(what: str) -> SetupError:
+    return SetupError(
+        f"this version of aiohttp ({aiohttp.__version__}) does not fit: {what} is missing"
+    )
 
 
 class Connector(aiohttp.TCPConnector):

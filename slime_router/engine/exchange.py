@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterable, Awaitable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
 
+from slime_router.cancel_scope import CancelScope, Cut
 from slime_router.engine.connector import Use
 from slime_router.errors import WorkerFailed
 from slime_router.pool.worker import Worker
@@ -18,6 +18,26 @@ from slime_router.types import WeightVersion
 Body: TypeAlias = bytes | AsyncIterable[bytes | memoryview]
 
 GIVEN_UP = "The worker was given up: it answers no probe."
+
+
+LONG_BODY_LEN = 2**16  # bytes; a longer one is written in pieces, and freed once it is sent
+PIECE_LEN = 256 * 2**10  # bytes
+
+
+def framed(headers: Mapping[str, str], body: Body | None) -> tuple[Mapping[str, str], Body | None]:
+    """Headers and body as they are sent: a long body in pieces, with its length in a header."""
+    if not isinstance(body, bytes) or len(body) <= LONG_BODY_LEN:
+        return headers, body
+    sized = CIMultiDict(headers)
+    sized["Content-Length"] = str(len(body))
+    return sized, _pieces(body)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
+    """One huge write would stall the loop, and whole, it would be kept until the answer comes."""
+    view = memoryview(body)
+    for start in range(0, len(view), PIECE_LEN):
+        yield view[start : start + PIECE_LEN]
 
 
 class Closable(Protocol):
@@ -61,7 +81,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_answer", "_at_dispatch", "_leash", "_updates", "_use", "rid", "weight_version", "worker",
+        "_answer", "_at_dispatch", "_scope", "_updates", "_use", "rid", "weight_version", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, rid: str = "", use: Use | None = None) -> None:
@@ -70,7 +90,7 @@ class Exchange:
         self.rid = rid  # of a generation
         self.weight_version = self._at_dispatch = worker.weight_version
         self._updates = worker.updates
-        self._leash: asyncio.Timeout | None = None
+        self._scope: CancelScope | None = None
         self._answer: Closable | None = None
 
     async def opening(self, answer: Awaitable[A]) -> A:
@@ -81,21 +101,21 @@ class Exchange:
             WorkerFailed: it was cut off.
         """
         try:
-            async with asyncio.timeout(None) as self._leash:
+            with CancelScope() as self._scope:
                 opened = await answer
-        except TimeoutError:
+        except Cut:
             if self._use.is_connecting:
                 raise NotTaken("it was given up before it was reached") from None
             raise WorkerFailed(GIVEN_UP) from None
         finally:
-            self._leash = None
+            self._scope = None
         self._answer = opened
         return opened
 
     def cut(self) -> None:
         """Gives up on the worker: whoever waits for its answer gets an error now."""
-        if self._leash is not None:
-            self._leash.reschedule(0.0)
+        if self._scope is not None:
+            self._scope.cut()
         elif self._answer is not None:
             self._answer.close()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ _SPELLING = {  # a field of Sampling: SGLang's name for it; sent only if it was 
     "logit_bias": "logit_bias",
     "custom_params": "custom_params",
 }
+_said = attrgetter(*_SPELLING)  # of a Sampling, all of these at once
 _GREEDY = 1e-6  # SGLang samples below this temperature as with a top_k of 1
 _ALL = 2**30  # a top_k that leaves every token
 _ABOUT_MASKS = re.compile(r"sampling[_-]mask|sampling_logprobs_mode|sampling support")
@@ -262,8 +264,7 @@ def _rest(params: Item, sampled_len: int) -> Item:
 def _spelled(sampling: Sampling) -> Item:
     """Only the fields that were set."""
     params: Item = {}
-    for name, spelling in _SPELLING.items():
-        value = getattr(sampling, name)
+    for spelling, value in zip(_SPELLING.values(), _said(sampling), strict=True):
         if value is not None and value != ():
             params[spelling] = value
     if not sampling.skip_special_tokens:

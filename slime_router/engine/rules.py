@@ -6,7 +6,7 @@ Every call of every API passes through here once, after all doors and plug-ins.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -15,6 +15,7 @@ import orjson
 from slime_router.auth.owners import owned, owner_of, shown
 from slime_router.engine.request import asked_for, has_finite_top_k, sampling_params, truncates
 from slime_router.types import GenerateCall, Pins
+from slime_router.values import replace
 
 _SHOWN_LEN = 40  # characters of a value in a receipt
 

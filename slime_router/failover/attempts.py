@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from slime_router.choices import Resume
@@ -21,6 +21,7 @@ from slime_router.pool.backoff import Backoff
 from slime_router.pool.pool import Lease, WorkerPool
 from slime_router.pool.worker import Kind, Need, Worker
 from slime_router.types import WeightVersion
+from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import replace
 from random import SystemRandom
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from slime_router.errors import RouterError
 from slime_router.pool.pool import Lease
 from slime_router.pool.worker import Worker
 from slime_router.types import GenerateCall
+from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 

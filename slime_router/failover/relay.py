@@ -27,7 +27,6 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
-from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -45,6 +44,7 @@ from slime_router.pool.pool import Lease, WorkerPool
 from slime_router.pool.worker import Need, Worker
 from slime_router.telemetry.request_record import Trace, current_request
 from slime_router.types import Finish, GenerateCall, GenerateChunk
+from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 

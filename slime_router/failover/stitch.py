@@ -8,7 +8,6 @@ lost: `concat(chunk.output_ids)` is what was sampled, part by part. Pure.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 from slime_router.engine.request import is_constrained, length_limit, stop_ids, text_rules
 from slime_router.failover.native_items import Items, OpenText, TextReader, finish_reason
@@ -21,6 +20,7 @@ from slime_router.types import (
     Speculation,
     token_ids,
 )
+from slime_router.values import replace
 
 IN_QUEUE = "Abort in waiting queue"  # SGLang's message for a request that has sampled nothing
 _ALL_TEXT = Sampling(keep_stop=True, skip_special_tokens=False)

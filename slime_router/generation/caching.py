@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from types import TracebackType
 
@@ -28,6 +27,7 @@ from slime_router.types import (
     Piece,
     TokenIds,
 )
+from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 
@@ -240,17 +240,17 @@ class Cacher:
         Cuts are around control tokens, and where the visible text ends before a stop string.
         The pieces are slices of `ids`, sharing memory with the store.
         """
-        is_control, output = self._tokenizer.is_control, ids.tolist()
+        controls, output = self._tokenizer.control_ids, ids.tolist()
         cuts = {0, len(output), *self._stop_cut(output, finish)}
         for index, token_id in enumerate(output):
-            if is_control(token_id):
+            if token_id in controls:
                 cuts |= {index, index + 1}
         bounds = sorted(cuts)
         decoder = self._tokenizer.decoder(skip_special_tokens=False)
         pieces = []
         for start, end in pairwise(bounds):
             text = decoder.push(output[start:end])
-            if end == len(output) or is_control(output[end]):
+            if end == len(output) or output[end] in controls:
                 text += decoder.flush()
             pieces.append(Piece(text, ids[start:end], is_sampled=True))
         return pieces

@@ -9,11 +9,11 @@ that does not fit itself is passed on, and the worker's refusal is the answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from slime_router.engine.request import is_too_much
 from slime_router.errors import WorkerRefused
 from slime_router.types import GenerateCall
+from slime_router.values import replace
 
 
 class ContextLimit:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import Literal
@@ -35,11 +34,12 @@ from slime_router.trajectory.recognition import Conversation, Recogniser
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
 from slime_router.types import GenerateCall, Piece, Prompt, Receipt, TokenIds
+from slime_router.values import replace, value
 
 MAX_LEFT_OUT = 3  # messages that one receipt names
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class MadePrompt(Prompt):
     """A prompt and what it keeps until it is released.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
 from typing import Protocol
@@ -32,6 +32,7 @@ from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Logprobs, Turn, logprob_array
 from slime_router.types import Finish, GenerateCall, Prompt, WeightVersion, token_ids
+from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 

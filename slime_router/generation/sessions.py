@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from types import TracebackType
 from typing import Protocol
 
@@ -21,6 +20,7 @@ from slime_router.journal.fetching import AllIsHere, Fetch
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.types import GenerateCall, GenerateChunk
+from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ class Flight:
         self._was_cancelled = False
 
     def __enter__(self) -> Flight:
-        self.resume()
+        if self.can_end:
+            self.resume()
         return self
 
     def shown(self, chunk: GenerateChunk) -> GenerateChunk:

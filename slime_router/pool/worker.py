@@ -10,18 +10,19 @@ Every field is read-only from outside: what changes it is a method that names wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 from uuid import NAMESPACE_URL, uuid5
 
 from slime_router.types import NO_TOKENS, TokenIds, WeightVersion
+from slime_router.values import replace, value
 
 Kind: TypeAlias = Literal["regular", "prefill", "decode"]
 KINDS: tuple[Kind, ...] = ("regular", "prefill", "decode")
 State: TypeAlias = Literal["ready", "paused", "draining", "not_ready"]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Need:
     """What a request needs of a worker. Only `ids` and `scope` tell what a KV cache may hold.
 
@@ -35,7 +36,7 @@ class Need:
     target: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Registration:
     """What whoever registers a worker says about it.
 

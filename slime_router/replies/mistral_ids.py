@@ -9,13 +9,13 @@ A call is given once it is whole: its id may be the last of it.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import orjson
 
 from slime_router.json_text import Braces
 from slime_router.replies.tool_calls import CallReader
 from slime_router.types import ToolDelta
+from slime_router.values import replace
 
 NAME = "mistral"  # of the parser
 

@@ -63,13 +63,15 @@ class ReplyParser:
         if reasoning is not None and reasoning.is_open:
             self.is_thinking = True
         self._marks = marks if messages is None and calls is None else frozenset()
+        # The bytes that a mark may begin with: content without them may come in longer pieces.
+        self.leads = frozenset(mark.encode()[0] for mark in self._marks)
         self._may_strip = strips_newlines  # until the content has begun
         self._has_thought = self.is_thinking
-        self._is_open = False  # from here on all text is content, up to a mark
+        self.is_past = False  # from here on all text is content, up to a mark
 
     def is_content(self, text: str) -> bool:
         """Whether the next piece of text is content as it is, and need not be pushed."""
-        return self._is_open and self._marks.isdisjoint(text)
+        return self.is_past and self._marks.isdisjoint(text)
 
     def push(self, text: str, *, is_last: bool) -> ReplyDelta:
         """What a piece of text adds; at the end also what was held back."""
@@ -82,7 +84,7 @@ class ReplyParser:
             whole = delta if whole is None else joined(whole, delta)
         if self._marks:
             is_read = not (self._silent is not None or self._is_broken or self._may_strip)
-            self._is_open = is_read and self._reasoning is not None and self._reasoning.is_past
+            self.is_past = is_read and self._reasoning is not None and self._reasoning.is_past
         return ReplyDelta(is_thinking=self.is_thinking) if whole is None else whole
 
     def _guarded(self, text: str, *, is_last: bool) -> ReplyDelta:

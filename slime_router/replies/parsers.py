@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -34,6 +33,7 @@ from slime_router.replies.sglang_parsers import SGLangParsers
 from slime_router.replies.tool_calls import CallReader
 from slime_router.template.spelling import random_call_id
 from slime_router.types import Grammar, Message, ReplyFormat
+from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 _ATOM = r"<[|｜][^<>]*[|｜]>|\w+|\s+|[^\w\s]"
+_PLAIN = re.compile(_ATOM)
 
 
 class Pieces:
@@ -17,11 +18,14 @@ class Pieces:
 
     def __init__(self, marks: Sequence[str]) -> None:
         self._marks = marks
+        self.waiting = ""
+        if not marks:
+            self._pattern = _PLAIN
+            return
         whole = sorted(map(re.escape, marks), key=len, reverse=True)
         self._pattern = re.compile("|".join([*whole, _ATOM]))
         self._heads = {mark[:length] for mark in marks for length in range(1, len(mark))}
-        self._longest = max(map(len, marks), default=0)
-        self.waiting = ""
+        self._longest = max(map(len, marks))
 
     def cut(self, text: str, *, is_last: bool) -> list[str]:
         """The pieces that are complete with `text`; all of them at the end."""

@@ -36,22 +36,30 @@ class ReplyReader:
         return (_saying(chunk, delta.content),)
 
     def _read_each(self, chunk: GenerateChunk, parser: ReplyParser) -> Sequence[GenerateChunk]:
-        """Token by token: from longer pieces some parsers lose text."""
+        """Token by token: from longer pieces some parsers lose text.
+
+        But for runs of content: in tens of tokens, a mark is rare.
+        """
         parts: list[GenerateChunk] = []
         start, thoughts, said = 0, 0, ReplyDelta()
-        finish, last = chunk.finish, len(chunk.output_ids) - 1
-        for index, token_id in enumerate(chunk.output_ids):
-            is_last = finish is not None and index == last
-            text = self._visible.push((token_id,), finish if is_last else None)
-            if not (text or is_last):
+        finish, ids = chunk.finish, chunk.output_ids
+        index, last = 0, len(ids) - 1
+        while index <= last:
+            end = index + 1
+            if parser.is_past:
+                end = max(end, self._visible.end_without(parser.leads, ids, index))
+            is_last = finish is not None and end > last
+            text = self._visible.push(ids[index:end], finish if is_last else None)
+            if text or is_last:
+                delta = parser.push(text, is_last=is_last)
+                if _is_out_of_order(said, delta):
+                    parts.append(_filled(_before(chunk, start, index), said, thoughts))
+                    start, thoughts, said = index, 0, ReplyDelta()
+                said = joined(said, delta)
+                thoughts += delta.is_thinking
+            else:
                 thoughts += parser.is_thinking
-                continue
-            delta = parser.push(text, is_last=is_last)
-            if _is_out_of_order(said, delta):
-                parts.append(_filled(_before(chunk, start, index), said, thoughts))
-                start, thoughts, said = index, 0, ReplyDelta()
-            said = joined(said, delta)
-            thoughts += delta.is_thinking
+            index = end
         rest = _from(chunk, start) if start else chunk
         return [*parts, _filled(rest, said, thoughts)]
 

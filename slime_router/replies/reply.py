@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from slime_router.types import (
     Finish,
@@ -17,6 +17,7 @@ from slime_router.types import (
     WeightVersion,
     token_ids,
 )
+from slime_router.values import replace
 
 
 @dataclass(slots=True)

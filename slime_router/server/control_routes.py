@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from slime_router.server.proxy import check_answer
 from slime_router.server.together.aborts import Aborts
 from slime_router.server.together.registry import Registry
 from slime_router.types import WeightVersion
+from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 

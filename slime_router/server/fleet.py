@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from slime_router.auth.session_ids import is_label
@@ -34,6 +33,7 @@ from slime_router.tokens.stop_strings import VisibleText
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.measures.scores import TeacherScore
 from slime_router.types import Sampling
+from slime_router.values import replace
 
 PROBE_TIMEOUT_S = 10.0
 

@@ -120,12 +120,10 @@ class PassThrough:
         if _may_grow(reply):
             every_s, write = self._keepalive_s, stream.pass_on
         try:
-            async with (
-                self._grace.scope(),
-                sse.Line(request, {}, every_s=every_s, stream=stream),
-            ):
-                while data := await read_some(answer):
-                    await write(data)
+            with self._grace.scope():
+                async with sse.Line(request, {}, every_s=every_s, stream=stream):
+                    while data := await read_some(answer):
+                        await write(data)
         except RouterError as exc:
             if isinstance(exc, ShuttingDown) and reply.content_type == "text/event-stream":
                 await reply.write(sse.event(openai_error_object(exc)) + sse.DONE)

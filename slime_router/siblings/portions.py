@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from slime_router.config import Config
 from slime_router.siblings.place import Place
+from slime_router.values import replace
 
 _LIMITS = (
     "max_concurrent_requests", "queue_size", "openai_max_concurrent_requests",

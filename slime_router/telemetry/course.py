@@ -6,7 +6,7 @@ What is noted for each token of a stream costs one call.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic, time
 
 from slime_router.telemetry.request_record import current_request
@@ -14,25 +14,33 @@ from slime_router.telemetry.request_record import current_request
 GAPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 
-class Gaps:
-    """The times between the tokens of all generations: how many are up to each of `GAPS`, in
-    seconds, or longer. Tokens that come together share the time since those before.
+class Times:
+    """How many times were up to each of `bounds`, or longer, and their total; in seconds.
+
+    A histogram of `prometheus_client` is this with a lock and a call for each part.
     """
 
-    __slots__ = ("counts", "total_s")
+    __slots__ = ("bounds", "counts", "total_s")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(GAPS) + 1)
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.total_s = 0.0
 
     def __repr__(self) -> str:
-        return f"<Gaps {sum(self.counts)} in {self.total_s:.3f} s>"
+        return f"<Times {sum(self.counts)} in {self.total_s:.3f} s>"
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total_s += seconds
 
 
 class Course:
     """What happened when, in seconds since the generation began.
 
-    Tokens after the first add to `gaps`. `clock` only goes forward; `now` is the time of day, in
+    Tokens after the first add to `gaps`; those that come together share the time since the ones
+    before. `clock` only goes forward; `now` is the time of day, in
     seconds of Unix time.
     """
 
@@ -52,12 +60,12 @@ class Course:
 
     def __init__(
         self,
-        gaps: Gaps | None = None,
+        gaps: Times | None = None,
         *,
         clock: Callable[[], float] = monotonic,
         now: Callable[[], float] = time,
     ) -> None:
-        self._gaps = gaps or Gaps()
+        self._gaps = gaps or Times(GAPS)
         self._clock = clock
         self._began = clock()
         self._worker = ""

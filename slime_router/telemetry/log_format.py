@@ -7,7 +7,7 @@ that it was said for; a message that has fields, such as a request's line, becom
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeAlias
@@ -21,7 +21,9 @@ from slime_router.telemetry.request_line import RequestLine
 from slime_router.telemetry.request_record import current_request
 
 Event: TypeAlias = MutableMapping[str, Any]
+Processor: TypeAlias = Callable[[Any, str, Event], Any]
 
+_CLOCK = logging.Formatter()
 _INDENT = "    | "  # before each line of a traceback: none of them looks like a record
 
 
@@ -30,14 +32,32 @@ def formatter(log_format: LogFormat, process: int | None = None) -> logging.Form
 
     `process` is the number of one process of several.
     """
-    return structlog.stdlib.ProcessorFormatter(
-        processors=[
-            partial(_of_record, process),
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.format_exc_info,  # without the values of variables: no secrets
-            _as_json if log_format == "json" else _as_text,
-        ]
-    )
+    return _Lines(partial(_of_record, process), _as_json if log_format == "json" else _as_text)
+
+
+class _Lines(structlog.stdlib.ProcessorFormatter):
+    """structlog's formatter, but for the line of a request.
+
+    There is one for each request, and it has nothing that structlog would have to work out.
+    """
+
+    def __init__(self, read: Processor, write: Processor) -> None:
+        super().__init__(
+            processors=[
+                read,
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,  # without the values of variables: no secrets
+                write,
+            ]
+        )
+        self._read, self._write = read, write
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as it stands in the log."""
+        if not isinstance(record.msg, RequestLine) or record.exc_info:
+            return super().format(record)
+        event: Event = {"event": str(record.msg), "_record": record}
+        return str(self._write(None, "", self._read(None, "", event)))
 
 
 def printable(text: str) -> str:
@@ -83,7 +103,7 @@ def _as_json(_: Any, __: str, event: Event) -> str:
 
 def _as_text(_: Any, __: str, event: Event) -> str:
     record: logging.LogRecord = event["record"]
-    at = logging.Formatter().formatTime(record)
+    at = _CLOCK.formatTime(record)
     who = "" if event["process"] is None else f"[{event['process']}] "
     line = f"{at} {record.levelname} {who}{printable(event['event'])}"
     if "request" in event and not isinstance(record.msg, RequestLine):

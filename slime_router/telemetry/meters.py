@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from slime_router.telemetry.course import GAPS, Course, Gaps
+from slime_router.telemetry.course import GAPS, Course, Times
 from slime_router.telemetry.request_record import Outcome
 
 PREFIX = "slime_router_"
@@ -58,27 +58,37 @@ INSTRUMENTS = (
 )  # fmt: skip
 
 
-class TokenGaps(Collector):
-    """The times between tokens as a histogram that `prometheus_client` reads."""
+class Histograms(Collector):
+    """The histograms of one instrument, one for each value of its label, as Prometheus reads it."""
 
-    def __init__(self, gaps: Gaps) -> None:
-        self._gaps = gaps
+    def __init__(self, instrument: Instrument) -> None:
+        self._instrument = instrument
+        self._of: dict[tuple[str, ...], Times] = {}
+
+    def of(self, *label: str) -> Times:
+        """The one of this label, or the only one: looked up once, not for each request."""
+        found = self._of.get(label)
+        if found is None:
+            found = self._of[label] = Times(self._instrument.bounds)
+        return found
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """The one histogram."""
-        bounds = [*map(str, GAPS), "+Inf"]
-        buckets = list(zip(bounds, map(float, accumulate(self._gaps.counts)), strict=True))
-        family = HistogramMetricFamily(PREFIX + TOKEN_GAP.name, TOKEN_GAP.help)
-        family.add_metric((), buckets, self._gaps.total_s)
+        """All of them."""
+        made = self._instrument
+        bounds = [*map(str, made.bounds), "+Inf"]
+        family = HistogramMetricFamily(PREFIX + made.name, made.help, labels=made.labels)
+        for label, times in self._of.items():
+            buckets = list(zip(bounds, map(float, accumulate(times.counts)), strict=True))
+            family.add_metric(label, buckets, times.total_s)
         yield family
 
 
 class _Door(NamedTuple):
     """The histograms of one door: looked up once, not for each request."""
 
-    request: Histogram
-    generation: Histogram
-    first_token: Histogram
+    request: Times
+    generation: Times
+    first_token: Times
 
 
 class Meters:
@@ -87,15 +97,16 @@ class Meters:
     def __init__(self, model: str = "") -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self._model = model
-        self._gaps = Gaps()
-        self.registry.register(TokenGaps(self._gaps))
         self._requests = self._counter(REQUESTS)
         self._ended, self._diagnoses = self._counter(ENDED), self._counter(DIAGNOSES)
         self._left_out = self._counter(LEFT_OUT)
         self._request, self._generation = self._histogram(REQUEST), self._histogram(GENERATION)
-        self._first_token, self._prompt = self._histogram(FIRST_TOKEN), self._histogram(PROMPT)
-        self._queue_wait = self._histogram(QUEUE_WAIT)
-        self._journal_wait = self._histogram(JOURNAL_WAIT)
+        self._first_token, self._prompt = self._histogram(FIRST_TOKEN), self._histogram(PROMPT).of()
+        self._queue_wait = self._histogram(QUEUE_WAIT).of()
+        self._journal_wait = self._histogram(JOURNAL_WAIT).of()
+        self._gaps = self._histogram(TOKEN_GAP).of()
+        self._answered: dict[tuple[str, int], Counter] = {}
+        self._ends: dict[tuple[str, str], Counter] = {}
         self._doors: dict[str, _Door] = {}
 
     def __repr__(self) -> str:
@@ -104,14 +115,10 @@ class Meters:
     def _counter(self, made: Instrument) -> Counter:
         return Counter(PREFIX + made.name, made.help, made.labels, registry=self.registry)
 
-    def _histogram(self, made: Instrument) -> Histogram:
-        return Histogram(
-            PREFIX + made.name,
-            made.help,
-            made.labels,
-            registry=self.registry,
-            buckets=made.bounds,
-        )
+    def _histogram(self, made: Instrument) -> Histograms:
+        times = Histograms(made)
+        self.registry.register(times)
+        return times
 
     def course(self) -> Course:
         """A generation begins."""
@@ -120,24 +127,32 @@ class Meters:
     def answered(self, door: str, status: int, seconds: float) -> None:
         """A request has its answer. `door` is a route of the routing table, or ""."""
         door = door or NO_DOOR
-        self._requests.labels(door, self._model, str(status)).inc()
-        self._door(door).request.observe(seconds)
+        counter = self._answered.get((door, status))
+        if counter is None:
+            counter = self._requests.labels(door, self._model, str(status))
+            self._answered[door, status] = counter
+        counter.inc()
+        self._door(door).request.add(seconds)
 
     def generated(self, course: Course, outcome: Outcome) -> None:
         """A generation has ended, one way or another."""
         door = self._door("" if course.request is None else course.request.door)
-        door.generation.observe(course.elapsed_s())
+        door.generation.add(course.elapsed_s())
         if course.first_token_s is not None:
-            door.first_token.observe(course.first_token_s)
+            door.first_token.add(course.first_token_s)
         if course.admitted_s is not None:
-            self._queue_wait.observe(course.admitted_s)
+            self._queue_wait.add(course.admitted_s)
         if course.prompted_s is not None:
-            self._prompt.observe(course.prompt_s)
-        self._ended.labels(outcome.receipt or "none", outcome.finish or "none").inc()
+            self._prompt.add(course.prompt_s)
+        end = (outcome.receipt or "none", outcome.finish or "none")
+        counter = self._ends.get(end)
+        if counter is None:
+            counter = self._ends[end] = self._ended.labels(*end)
+        counter.inc()
 
     def endured(self, seconds: float) -> None:
         """A turn waited that long for the journal."""
-        self._journal_wait.observe(seconds)
+        self._journal_wait.add(seconds)
 
     def diagnosed(self, cause: str) -> None:
         """The drift doctor has found this class."""
@@ -153,5 +168,5 @@ class Meters:
         if found is None:
             name = door or NO_DOOR
             instruments = (self._request, self._generation, self._first_token)
-            found = self._doors[name] = _Door(*(each.labels(name) for each in instruments))
+            found = self._doors[name] = _Door(*(each.of(name) for each in instruments))
         return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from slime_router.values import value
 
 ReceiptStatus = Literal["extended", "branched", "fresh"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How one generation of a request has ended. No texts: what it says goes to the log."""
 

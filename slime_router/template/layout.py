@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
 
@@ -23,13 +22,14 @@ from jinja2 import nodes
 from slime_router.template.messages import content_text
 from slime_router.template.stand_ins import Drawing, View, is_reply
 from slime_router.types import Message
+from slime_router.values import value
 
 MAX_LAYOUTS = 16_384
 MAX_MARKS = 64  # of a layout; a conversation with more replies in view is rendered once more
 _STRING_METHODS = frozenset({"startswith", "endswith", "split", "rsplit", "find", "replace"})
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Mark:
     """The text before a reply, up to the end of the last message in it: its length and digest."""
 
@@ -47,7 +47,7 @@ class Mark:
         return len(part) >= self.length and _digest(part[: self.length]) == self.digest
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Layout:
     """What the prompt of a turn looked like.
 

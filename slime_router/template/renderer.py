@@ -41,6 +41,7 @@ class JinjaRenderer:
         shared = PreTrainedTokenizerBase.apply_chat_template
         self._renders_itself = type(hf).apply_chat_template is not shared
         self._render_jinja = render_jinja_template
+        self._known = {} if self._renders_itself else dict(hf.special_tokens_map)
         self.has_developer_role = "developer" in template
         # Through these, a client would steer the call itself; `documents` are the template's.
         parameters = inspect.signature(_base_method(hf)).parameters.keys()
@@ -104,8 +105,7 @@ class JinjaRenderer:
         if self._renders_itself:
             text = self._hf.apply_chat_template(list(messages), tokenize=False, **settings)
         else:  # without the wrapper, which takes a content that is null from the messages
-            known = self._hf.special_tokens_map
-            text = self._render_jinja([list(messages)], **{**known, **settings})[0][0]
+            text = self._render_jinja([list(messages)], **{**self._known, **settings})[0][0]
         return escaped_halves(text)  # of a call's arguments: no tokenizer takes them otherwise
 
 

@@ -19,7 +19,7 @@ that were there, and again whenever the conversation has doubled.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from slime_router.template.layout import (
@@ -46,6 +46,7 @@ from slime_router.template.stand_ins import (
     is_reply,
 )
 from slime_router.types import Message, TemplateOptions
+from slime_router.values import replace
 
 SHIFT_LEN = 14  # messages in view from which a later start is tried
 KEPT_LEN = 6  # messages before the reply that stay in view, at least

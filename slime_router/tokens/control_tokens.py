@@ -32,6 +32,7 @@ class ControlTokens:
             if token.content in apart and _is_memoryless(token, has_normalizer)
         }
         self._literals = {token_id: literal for literal, token_id in self._ids.items()}
+        self._all_ids = frozenset(self._literals)
         self._eaters = {
             token_id: token.content
             for token_id, token in added.items()
@@ -51,6 +52,11 @@ class ControlTokens:
 
     def __repr__(self) -> str:
         return f"ControlTokens({len(self)} anchors)"
+
+    @property
+    def ids(self) -> frozenset[int]:
+        """The id of each anchor."""
+        return self._all_ids
 
     @property
     def literals(self) -> Mapping[int, str]:

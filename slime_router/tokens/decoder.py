@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import tokenizers
 
@@ -58,6 +58,18 @@ class Decoder:
         text, used_len = codecs.utf_8_decode(spelled, "replace", False)
         self._held = spelled[used_len:]
         return text
+
+    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
+        """Where the first of `ids` from `start` on is that has one of these bytes.
+
+        The last of `ids` at the latest, and `start` itself while a part of a character is held.
+        """
+        if not self._held:
+            for index in range(start, len(ids) - 1):
+                if not leads.isdisjoint(self._bytes_of(ids[index])):
+                    return index
+            return max(len(ids) - 1, start)
+        return start
 
     def flush(self) -> str:
         """What is held back; bytes that never became a character are U+FFFD."""

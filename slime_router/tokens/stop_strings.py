@@ -18,6 +18,9 @@ class TextDecoder(Protocol):
     def push(self, ids: Iterable[int]) -> str:
         """The text that is complete now."""
 
+    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
+        """Where the first of `ids` from `start` on is that has one of these bytes, or the last."""
+
     def flush(self) -> str:
         """What was held back."""
 
@@ -43,6 +46,13 @@ class VisibleText:
         self._longest_stop = max(map(len, self._stops), default=0)
         self._keeps_stop = sampling.keep_stop
         self._pending = ""
+
+    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
+        """The end of those from `start` on that have no such byte, nor come last.
+
+        That is `start` where something is held back, which may have one.
+        """
+        return start if self._pending else self._decoder.end_without(leads, ids, start)
 
     def push(self, ids: Sequence[int], finish: Finish | None) -> str:
         """The text that `ids` add; at the end (`finish`) all that is left."""

@@ -226,6 +226,11 @@ class Tokenizer:
         """The literal of an added token that may change what follows it; else ""."""
         return self._controls.eater(token_id)
 
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """All anchor control tokens."""
+        return self._controls.ids
+
     def is_control(self, token_id: int) -> bool:
         """Whether it is an anchor control token."""
         return token_id in self._controls

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from slime_router.types import Message
+from slime_router.values import replace, value
 
 _FIXED_BYTES = 200  # of an account without its texts: numbers, and names that others share
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Account:
     """How one turn came about. Times are seconds, `started` is Unix time.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from slime_router.trajectory.turn import Turn
+from slime_router.values import replace
 
 MAX_WORDS_BYTES = 2**29
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass
 from typing import Protocol
 
 from slime_router.errors import BadRequest
@@ -13,9 +12,10 @@ from slime_router.template.stand_ins import is_reply
 from slime_router.trajectory.known_links import KnownLinks, Link
 from slime_router.trajectory.turn import Turn
 from slime_router.types import GenerateCall, Message
+from slime_router.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Conversation:
     """The messages of a call, and the recorded turn that they continue."""
 

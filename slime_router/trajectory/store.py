@@ -15,7 +15,6 @@ exported since closing it; those of exported sessions go last. Each drop is coun
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterator
-from dataclasses import replace
 from typing import Unpack
 
 from slime_router.errors import Conflict, StorageFull
@@ -29,6 +28,7 @@ from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.trajectory.session_table import SessionTable
 from slime_router.trajectory.turn import Marks, Trace, Turn
 from slime_router.types import TokenIds
+from slime_router.values import replace
 
 MAX_SESSIONS = 100_000
 SLICE_TURNS = 64  # dropped before others get to run: one to two milliseconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypedDict
 
 import numpy as np
@@ -23,6 +23,7 @@ from slime_router.types import (
     VersionSpan,
     WeightVersion,
 )
+from slime_router.values import value
 
 Logprobs = NDArray[np.float32] | NDArray[np.float64]
 
@@ -42,7 +43,7 @@ def logprob_array(values: Sequence[float | None]) -> Logprobs:
     return result
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One generation as it was sampled."""
 
@@ -126,7 +127,7 @@ class Marks(TypedDict, total=False):
     scores: Scores
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Trace:
     """Tokens with what training needs of each; all of one length."""
 

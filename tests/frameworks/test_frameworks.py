@@ -1,4 +1,7 @@
-"""Real frameworks roll out a tool-using episode through the router, each by its own code."""
+"""Real frameworks roll out a tool-using episode through the router, each by its own code.
+
+What is run are the examples, as a user runs them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from tests.clients.world import World, call, run, world
 from tests.vocabularies import vocabulary
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = Path(__file__).parent / "programs"
+EXAMPLES = ROOT / "examples"
 TIMEOUT_S = 400.0  # verl imports for a minute where others compute, too
 LINES = (
     call("get_weather", '{"city":  "Paris"}', says="I look 🔎.\n", thinks="Of 東京?\n\n No."),
@@ -24,15 +27,23 @@ LINES = (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S + 60)]
 
 
-async def rollout(python: Path, program: str, there: World, directory: Path) -> dict[str, Any]:
-    """What a program says that its framework holds."""
+async def rollout(python: Path, example: str, there: World, directory: Path) -> dict[str, Any]:
+    """What an example says that its framework holds."""
     env = {
-        "PYTHONPATH": f"{ROOT}:{PROGRAMS}",
+        "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
         "PYTHONUTF8": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",
     }
-    command = (python, PROGRAMS / f"{program}.py", there.url, vocabulary("qwen3"))
+    checkpoint = vocabulary("qwen3")
+    command = (
+        python,
+        EXAMPLES / f"{example}.py",
+        "--router",
+        there.url,
+        "--checkpoint",
+        checkpoint,
+    )
     said = await run(command, cwd=directory, env=env, timeout_s=TIMEOUT_S)
     found: dict[str, Any] = json.loads(said.splitlines()[-1])
     return found
@@ -51,7 +62,7 @@ def prove(there: World, tokens: list[int], mask: list[int], logprobs: list[float
 
 async def test_verl_holds_exactly_what_was_sampled(python: Path, tmp_path: Path):
     async with world("Weather task", LINES) as there:
-        found = await rollout(python, "verl_loop", there, tmp_path)
+        found = await rollout(python, "verl_agent_loop", there, tmp_path)
         prompt_len = len(found["prompt"])
         assert found["prompt"] == there.prompts[0]
         prove(
@@ -65,7 +76,7 @@ async def test_verl_holds_exactly_what_was_sampled(python: Path, tmp_path: Path)
 
 async def test_trl_holds_exactly_what_was_sampled(python: Path, tmp_path: Path):
     async with world("Weather task", LINES) as there:
-        found = await rollout(python, "trl_loop", there, tmp_path)
+        found = await rollout(python, "trl_rollout", there, tmp_path)
         [sequence] = found["sequences"]
         prove(there, *sequence)
         assert found["ids"] == [*chain(*there.sampled)]

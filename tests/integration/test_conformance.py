@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import aiohttp
 import pytest
@@ -88,6 +89,93 @@ async def test_a_gateway_that_passes_chats_on_and_ids_not_fails_what_depends_on_
     assert "the prompt of turn 2 departs from" in text
     assert "were never sampled after the tokens before them" in text
     assert "502" in text
+
+
+class Keeper:
+    """A gateway that passes chats on and keeps what their workers said of tokens, by session.
+
+    It has the routes of rLLM's gateway, and those that are put before agentcore's.
+    """
+
+    def __init__(self) -> None:
+        self.workers: list[str] = []
+        self.kept: dict[str, list[dict[str, Any]]] = {}
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/sessions", self.open)
+        app.router.add_post("/sessions/{name}", self.open)
+        app.router.add_post("/sessions/{name}/v1/chat/completions", self.chat)
+        app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_post("/admin/flush", self.flush)
+        app.router.add_get("/sessions/{name}/traces", self.traces)
+        app.router.add_post("/sessions/{name}/finish", self.finish)
+        return app
+
+    async def open(self, request: web.Request) -> web.Response:
+        name = request.match_info.get("name", f"s{len(self.kept)}")
+        self.kept[name] = []
+        return web.json_response({"session_id": name})
+
+    async def flush(self, _: web.Request) -> web.Response:
+        return web.json_response({})
+
+    async def chat(self, request: web.Request) -> web.Response:
+        key = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        body = {**await request.json(), "return_token_ids": True, "logprobs": True}
+        if not self.workers:
+            return web.Response(status=502)
+        async with aiohttp.ClientSession() as http:
+            try:
+                async with http.post(f"{self.workers[0]}/v1/chat/completions", json=body) as said:
+                    reply = await said.json()
+            except aiohttp.ClientError:
+                return web.Response(status=502)
+        self.kept[request.match_info.get("name", key)].append(reply)
+        return web.json_response(reply)
+
+    async def traces(self, request: web.Request) -> web.Response:
+        return web.json_response([*map(_trace, self.kept[request.match_info["name"]])])
+
+    async def finish(self, request: web.Request) -> web.Response:
+        traces = map(_trace, self.kept.pop(request.match_info["name"]))
+        return web.json_response(
+            [
+                {
+                    "tokens": each["prompt_token_ids"] + each["completion_token_ids"],
+                    "loss_mask": [1] * len(each["completion_token_ids"]),
+                    "rollout_log_probs": each["logprobs"],
+                }
+                for each in traces
+            ]
+        )
+
+
+def _trace(reply: dict[str, Any]) -> dict[str, Any]:
+    """As rLLM reads a reply of vLLM's."""
+    [choice] = reply["choices"]
+    return {
+        "prompt_token_ids": reply["prompt_token_ids"],
+        "completion_token_ids": choice["token_ids"],
+        "logprobs": [each["logprob"] for each in choice["logprobs"]["content"]],
+    }
+
+
+@pytest.mark.parametrize("adapter", ["rllm", "agentcore"])
+async def test_a_gateway_that_keeps_the_ids_of_replies_fails_where_prompts_drift(adapter: str):
+    keeper = Keeper()
+    async with TestServer(keeper.app()) as server:
+        report = await examine(
+            str(server.make_url("")), adapter, tiny_tokenizer(), announce=keeper.workers.extend
+        )
+    outcomes = {result.name: result.outcome for result in report.results}
+    assert outcomes == {
+        "drift": "fail",
+        "twin": "pass",
+        "mask": "pass",
+        "kill": "error",
+        "train once": "pass",
+    }, report_text(report)
 
 
 PROMPT, IDS = (1, 2), (3, 4, 5)

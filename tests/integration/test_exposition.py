@@ -17,8 +17,8 @@ from slime_router.server.metrics import METRICS, NAMES, figures
 from slime_router.server.together.families import AllFamilies, Family, families
 from slime_router.server.together.merging import merged_figures
 from slime_router.server.together.metrics import BUILD_INFO, exposition
-from slime_router.telemetry.course import GAPS, Course, Gaps
-from slime_router.telemetry.meters import INSTRUMENTS, PREFIX, Meters, TokenGaps
+from slime_router.telemetry.course import GAPS, Course
+from slime_router.telemetry.meters import INSTRUMENTS, PREFIX, TOKEN_GAP, Histograms, Meters
 from tests.integration.gateway import CHAT, Served, served, user
 from tests.integration.test_docs import names, section, table
 
@@ -290,12 +290,12 @@ def test_workers_are_as_bad_as_the_worst_view_of_them():
 
 
 def test_the_time_between_tokens_is_shared_by_those_that_came_together():
-    gaps, now = Gaps(), [0.0]
-    course = Course(gaps, clock=lambda: now[0], now=lambda: 0.0)
+    gaps, now = Histograms(TOKEN_GAP), [0.0]
+    course = Course(gaps.of(), clock=lambda: now[0], now=lambda: 0.0)
     for after_s, tokens in ((1.0, 5), (0.03125, 4), (0.015625, 1), (100.0, 1)):
         now[0] += after_s
         course.sampled("w", tokens)
-    [family] = TokenGaps(gaps).collect()
+    [family] = gaps.collect()
     buckets = {s.labels.get("le"): s.value for s in family.samples if s.name.endswith("_bucket")}
     assert course.first_token_s == 1.0
     assert [buckets[str(bound)] for bound in (0.005, 0.01, 0.015, 0.02, 5.0)] == [0, 4, 4, 5, 5]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -24,6 +24,7 @@ from slime_router.api.token_ids import Vocabulary
 from slime_router.errors import BadRequest
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.types import GenerateCall
+from slime_router.values import replace
 
 _AS_IN_CHAT = (  # Anthropic's fields, hints of the session, and what the router itself adds
     "model",

@@ -27,6 +27,7 @@ _CONSTRAINTS = tuple(  # each kind, and its two names
     (kind, f"structured_outputs.{kind}", f"guided_{kind}")
     for kind in ("json", "regex", "choice", "grammar", "structural_tag")
 )
+_CONSTRAINED = frozenset(("structured_outputs", *(guided for _, _, guided in _CONSTRAINTS)))
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 
@@ -115,6 +116,8 @@ def _hoist_effort(said: dict[str, Any]) -> None:
 
 def _constraints(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """vLLM's `structured_outputs` and `guided_*`, as fields of ours."""
+    if _CONSTRAINED.isdisjoint(body):
+        return
     given = body.get("structured_outputs")
     within = given if isinstance(given, dict) else {}
     for kind, name, guided in _CONSTRAINTS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -12,6 +11,7 @@ from slime_router.api.chat.request import ChatRequest, read_chat_request
 from slime_router.api.context import EndpointContext
 from slime_router.api.dialect import Dialect
 from slime_router.api.known.names import CHAT_FIELDS
+from slime_router.values import replace
 
 
 def _read(body: dict[str, Any], request: web.Request, context: EndpointContext) -> ChatRequest:

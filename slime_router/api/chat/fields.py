@@ -194,7 +194,8 @@ def read_fields(body: dict[str, Any], vocabulary: Vocabulary) -> ChatFields:
 def worker_fields(fields: ChatFields, *more: str) -> dict[str, Any]:
     """What the client set of the fields that are the worker's own, and of those named `more`."""
     names = (*WORKER_FIELDS, *more)
-    values = {name: value for name in names if (value := getattr(fields, name)) is not None}
+    given = fields.model_fields_set
+    values = {n: value for n in names if n in given and (value := getattr(fields, n)) is not None}
     if fields.cache_salt:  # older workers have no other way to separate their caches
         values["extra_key"] = fields.cache_salt + (fields.extra_key or "")
     return values

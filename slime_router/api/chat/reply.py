@@ -19,12 +19,13 @@ from slime_router.api.token_names import TokenNames
 from slime_router.errors import RouterError
 from slime_router.replies.reply import Reply
 from slime_router.types import Finish, GenerateChunk, Prompt, ToolDelta, WeightVersion
+from slime_router.values import value
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
 _TEXT_EVENT = b'%b{"index":%d,"delta":{"content":%b},"finish_reason":null}]}\n\n'
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ChatStyle:
     """What the reply contains besides the text; the first three stay the same throughout."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
@@ -27,12 +26,13 @@ from slime_router.types import (
     TemplateOptions,
     TokenIds,
 )
+from slime_router.values import replace, value
 
 _ID_FIELDS = ("input_ids", "prompt_token_ids")  # SGLang's name and vLLM's
 _EXPERT_FIELDS = ("return_hidden_states", "return_routed_experts", "routed_experts_start_len")
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ChatRequest:
     """What a client asks for: `calls`, one for each choice, and how it wants the reply."""
 

@@ -7,12 +7,12 @@ added, because templates print them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from slime_router.api.chat.grammar import check_schema
 from slime_router.api.request import missing, require, wrong_type
 from slime_router.errors import BadRequest
+from slime_router.values import value
 
 
 def read_tools(body: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -30,7 +30,7 @@ def read_tools(body: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     return tuple(tools)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ToolChoice:
     """Which tools the template shows, and which of them the model may, or must, call."""
 

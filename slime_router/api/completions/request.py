@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -20,6 +20,7 @@ from slime_router.api.request import missing, require, wrong_type
 from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, TokenIds
+from slime_router.values import replace
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 MAX_CHOICES = 16_384  # `n` is a number in a small body: it must not be able to fill the router

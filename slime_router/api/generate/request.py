@@ -8,7 +8,7 @@ would kill a worker is refused here.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -22,6 +22,7 @@ from slime_router.api.token_ids import Vocabulary, check_bias_keys, checked_ids,
 from slime_router.auth.caller import caller
 from slime_router.errors import BadRequest
 from slime_router.types import GenerateCall, NativeCall
+from slime_router.values import replace
 
 MAX_CALLS = 16_384  # `n` is a number in a small body: it must not be able to fill the router
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from slime_router.auth.caller import Caller, caller
 from slime_router.errors import BadRequest
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.types import GenerateCall, GenerateChunk
+from slime_router.values import replace
 
 _NOT_OF_CHAT = frozenset(  # named like a chat field but different, or not supported here
     {

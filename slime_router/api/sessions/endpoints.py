@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -23,6 +22,7 @@ from slime_router.journal.fetching import Fetch
 from slime_router.rows.revision import revision_of
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
+from slime_router.values import replace
 
 _SLICE = 1_000  # sessions listed in one go before other tasks get their turn
 

@@ -1,0 +1,192 @@
+"""A request on a kept connection, beside the same one through aiohttp's session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import aiohttp
+import pytest
+
+from slime_router.engine.client import WorkerClient
+from slime_router.engine.exchange import NotTaken
+from slime_router.errors import WorkerFailed, WorkerTimeout
+from slime_router.pool.worker import Worker
+
+HEADERS = {"X-Request-Id": "é1", "Content-Type": "application/json"}
+PRIME = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+ANSWERS = {
+    "whole": b"HTTP/1.1 200 OK\r\nContent-Type: a/b; c=d\r\nX-A: 1\r\nContent-Length: 3\r\n\r\nabc",
+    "in chunks": CHUNKED + b"1\r\na\r\n2\r\nbc\r\n0\r\n\r\n",
+    "after others": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na",
+    "up to the end": b"HTTP/1.1 200 OK\r\n\r\nabc",
+    "empty": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "an error": b"HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno",
+    "cut": b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc",
+    "cut chunks": CHUNKED + b"9\r\nabc",
+    "not HTTP": b"HELLO\r\n\r\n",
+    "a bad head": b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+    "packed": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+}  # fmt: skip
+
+
+@dataclass
+class Scripted:
+    """A worker that answers `/prime`, and everything else with the same bytes; then it hangs up."""
+
+    answer: bytes | None  # None: it never answers
+    url: str = ""
+    requests: list[bytes] = field(default_factory=list)
+    connections: int = 0
+    hangs_up: bool = True
+    handlers: set[asyncio.Task[None] | None] = field(default_factory=set)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.handlers.add(asyncio.current_task())
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                request = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(2)
+                if b"/prime" in request:
+                    writer.write(PRIME)
+                    continue
+                self.requests.append(request)
+                if self.answer is not None:
+                    writer.write(self.answer)
+                    if self.hangs_up:
+                        break
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+@asynccontextmanager
+async def scripted(answer: bytes | None) -> AsyncIterator[tuple[Scripted, WorkerClient]]:
+    worker = Scripted(answer)
+    server = await asyncio.start_server(worker.serve, "127.0.0.1", 0)
+    worker.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        async with WorkerClient(vocab_size=9, capture="off", request_timeout_s=5.0) as client:
+            yield worker, client
+        await asyncio.gather(*filter(None, worker.handlers))
+
+
+async def ask(client: WorkerClient, worker: Scripted, path: str, timeout_s: float = 5.0) -> object:
+    """What came of it, so that it can be compared."""
+    try:
+        answer = await client.send(
+            Worker(worker.url), "POST", path, headers=HEADERS, body=b"{}", timeout_s=timeout_s
+        )
+    except (NotTaken, WorkerFailed, WorkerTimeout) as exc:
+        return type(exc), str(exc)
+    try:
+        return answer.status, answer.content_type, dict(answer.headers), await answer.content.read()
+    except (aiohttp.ClientError, TimeoutError) as exc:
+        return answer.status, isinstance(exc, TimeoutError)
+    finally:
+        answer.close()
+
+
+def lines(head: bytes) -> list[bytes]:
+    """In order, and without the port."""
+    return sorted(line for line in head.split(b"\r\n") if not line.startswith(b"Host: 127.0.0.1:"))
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The methods of the requests that go through a session."""
+    seen: list[str] = []
+    usual = aiohttp.ClientSession._request
+
+    async def request(self, method, *args, **kwargs):
+        seen.append(method)
+        return await usual(self, method, *args, **kwargs)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "_request", request)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+async def test_an_answer_is_the_same_with_and_without_a_session(kind, sessions):
+    async with scripted(ANSWERS[kind]) as (worker, client):
+        by_session = await ask(client, worker, "/x?y=%2F")
+        [first] = worker.requests
+    async with scripted(ANSWERS[kind]) as (worker, client):
+        await ask(client, worker, "/prime")
+        assert sessions == ["POST", "POST"]
+        kept = await ask(client, worker, "/x?y=%2F")
+        [second] = worker.requests
+    assert sessions == ["POST", "POST"]
+    assert kept == by_session
+    assert lines(second) == lines(first)
+    assert b"POST /x?y=%2F HTTP/1.1" in first
+
+
+async def test_it_is_kept_again_once_all_was_read(sessions):
+    async with scripted(b"") as (worker, client):
+        for _ in range(3):
+            await ask(client, worker, "/prime")
+    assert worker.connections == 1
+    assert sessions == ["POST"]
+
+
+async def test_a_kept_connection_that_is_closed_without_an_answer_is_stale():
+    async with scripted(b"") as (worker, client):
+        await ask(client, worker, "/prime")
+        assert await ask(client, worker, "/x") == (NotTaken, "the connection was closed")
+
+
+async def test_it_has_as_long_as_it_was_given():
+    async with scripted(None) as (worker, client):
+        await ask(client, worker, "/prime")
+        late = WorkerTimeout, "The worker did not answer in time."
+        assert await ask(client, worker, "/x", timeout_s=0.05) == late
+
+
+async def test_its_body_has_as_long_as_it_was_given():
+    async with scripted(ANSWERS["cut"]) as (worker, client):
+        worker.hangs_up = False
+        await ask(client, worker, "/prime")
+        assert await ask(client, worker, "/x", timeout_s=0.05) == (200, True)
+
+
+async def test_a_client_that_leaves_closes_it(sessions):
+    async with scripted(None) as (worker, client):
+        await ask(client, worker, "/prime")
+        asking = asyncio.create_task(ask(client, worker, "/x"))
+        while not worker.requests:  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await ask(client, worker, "/prime")
+    assert worker.connections == 2
+    assert sessions == ["POST", "POST"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "elsewhere"}, {"Content-Length": "2"}, {"Connection": "close"}, {"X-A": "a\tb"}],
+)
+async def test_a_header_that_frames_the_message_is_left_to_the_session(headers, sessions):
+    async with scripted(None) as (worker, client):
+        await ask(client, worker, "/prime")
+        answer = await client.send(
+            Worker(worker.url), "POST", "/prime", headers=headers, body=b"{}", timeout_s=5.0
+        )
+        answer.close()
+    assert sessions == ["POST", "POST"]
+
+
+async def test_a_header_that_is_none_is_refused_as_ever():
+    async with scripted(None) as (worker, client):
+        await ask(client, worker, "/prime")
+        with pytest.raises(NotTaken):
+            await client.send(
+                Worker(worker.url), "POST", "/x", headers={"X": "a\r\nY: b"}, body=b"", timeout_s=5
+            )
+    assert not worker.requests
