@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from benchmarks import (
+    bounded_memory,
     crowd,
     encoders,
     export,
@@ -56,6 +57,7 @@ MORE: Mapping[str, Scenario] = {
     "long_stream": long_stream.run,
     "group": lambda _: group.run(),
     "memory": lambda _: memory.run(),
+    "bounded_memory": lambda _: bounded_memory.run(),
     "journal": journal.run,
     "parsed_tokens": parsed_tokens.run,
     "crowd": crowd.run,

@@ -89,7 +89,7 @@ def _recorded(size: Size) -> tuple[PrefixCache, TrajectoryStore]:
         node = cache.match_prefix("", "", None).node  # the root
         last: Turn | None = None
         for index in range(size.turns):
-            turn = _turn(session.id, number * size.turns + index, last, size)
+            turn = new_turn(session.id, number * size.turns + index, last, size)
             prompt, output = _pieces(number, index, turn)
             cache.insert(node, prompt, output, session_id=session.id, turn_id=turn.id)
             cache.unpin(node)
@@ -100,7 +100,7 @@ def _recorded(size: Size) -> tuple[PrefixCache, TrajectoryStore]:
     return cache, store
 
 
-def _turn(session_id: str, number: int, base: Turn | None, size: Size) -> Turn:
+def new_turn(session_id: str, number: int, base: Turn | None, size: Size) -> Turn:
     """What the recording middleware makes of one generation."""
     output_len = int(size.new_tokens * OUTPUT_SHARE)
     prompt_len = size.new_tokens - output_len

@@ -21,7 +21,7 @@ from slime_router.choices import (
     ReasoningField,
     StrictFields,
 )
-from slime_router.setting import SOON, count, required, seconds, setting
+from slime_router.setting import FOREVER_S, SOON, count, required, seconds, setting
 from slime_router.worker_settings import FailureSettings, LaunchSettings, WorkerSettings
 
 
@@ -270,6 +270,26 @@ class JournalSettings:
     journal_shared: bool = setting(False, "several routers of this machine may have it open")
     journal_on_error: OnJournalError = setting(
         "degrade", "when it cannot be written: serve on and say so in receipts, or stop"
+    )
+    journal_max_age_s: float | None = setting(
+        None,
+        "how long a closed session stays in it after it was exported, and changed last",
+        metavar="S",
+        low=SOON,
+        high=FOREVER_S,
+        default_help="until it is deleted",
+    )
+    journal_max_bytes: int | None = count(
+        None,
+        "while it is larger, closed sessions that were exported go, the oldest first",
+        metavar="BYTES",
+        default_help="no limit",
+    )
+    journal_hard_bytes: int | None = count(
+        None,
+        "while it is larger and none of those is left, those go that nobody has exported",
+        metavar="BYTES",
+        default_help="they stay",
     )
     store: str | None = setting(
         None,

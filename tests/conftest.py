@@ -14,6 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.examples import SCALE, examples
 from tests.needs import NEEDS, required, skip_without
+from tests.redis_fleet import RedisCluster, WatchedRedis
 from tests.redis_server import RedisServer
 
 ONE_PROCESS = {  # what tests share besides the file that they stand in
@@ -109,3 +110,27 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
     finally:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same of a cluster."""
+    skip_without("redis")
+    cluster = RedisCluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster.url
+    finally:
+        cluster.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_sentinel_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same of a primary that a sentinel names."""
+    skip_without("redis")
+    watched = WatchedRedis(tmp_path_factory.mktemp("watched"))
+    try:
+        watched.start()
+        yield watched.url
+    finally:
+        watched.kill()

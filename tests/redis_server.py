@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from tests.ports import HOST, free_port
@@ -20,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 HOME = ROOT / ".cache" / "redis"
 NAMES = ("valkey-server", "redis-server")
 PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1")
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 
 
 def program() -> str | None:
@@ -38,28 +37,31 @@ def environment() -> dict[str, str]:
 
 
 class RedisServer:
-    """One server on a free port, whose data is in `directory`; it keeps its port when restarted."""
+    """One server on a free port, whose data is in `directory`; it keeps its port when restarted.
 
-    def __init__(self, directory: Path, *flags: str) -> None:
+    `sentinel`: the file of settings in `directory` of a sentinel, which keeps nothing.
+    """
+
+    def __init__(self, directory: Path, *flags: str, sentinel: str | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        self._flags = flags
-        self._port = free_port()
+        stored = ("--save", "", "--appendonly", "yes")
+        self._flags = (*stored, *flags) if sentinel is None else (sentinel, "--sentinel", *flags)
+        self.port = free_port()
         self._popen: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """As `--store` takes it."""
-        return f"redis://{HOST}:{self._port}/0"
+        return f"redis://{HOST}:{self.port}/0"
 
     def start(self) -> None:
         """Starts it; it need not be ready yet."""
         found = program()
         assert found is not None
-        flags: Sequence[str] = ("--save", "", "--appendonly", "yes", *self._flags)
         with (self._directory / "redis.log").open("ab") as log:
             self._popen = subprocess.Popen(
-                [found, "--port", str(self._port), "--bind", HOST, *flags],
+                [found, *self._flags, "--port", str(self.port), "--bind", HOST],
                 cwd=self._directory,
                 env=environment(),
                 stdin=subprocess.DEVNULL,
@@ -76,7 +78,7 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection((HOST, self._port), timeout=1.0) as connection:
+            with socket.create_connection((HOST, self.port), timeout=1.0) as connection:
                 connection.sendall(b"PING\r\n")
                 return connection.recv(100) == b"+PONG\r\n"
         except OSError:

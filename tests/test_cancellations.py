@@ -96,7 +96,7 @@ async def wired() -> AsyncIterator[Wired]:
     others = asyncio.all_tasks()
     async with FakeWorker(eos_ids=[STOP], vocab_size=544, notices_disconnect=False) as worker:
         pool = WorkerPool([worker.url])
-        async with Relayed(pool, capture="full", request_timeout_s=5.0) as client:
+        async with Relayed(pool, capture="full", request_timeout_s=60.0) as client:
             parts = Wired(worker, client, pool)
             await parts.read(parts.stack.call(ASK[:1]), SEEN)
             parts.was_read = False

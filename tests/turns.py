@@ -21,6 +21,23 @@ def common_len(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
+def bare_turn(
+    name: str, prompt: Sequence[int] = (1,), output: Sequence[int] = (2,), **fields: Any
+) -> Turn:
+    """A turn of which nothing matters but its tokens and what `fields` hold."""
+    given: dict[str, Any] = {
+        "id": name,
+        "base": None,
+        "base_len": 0,
+        "prompt_ids": token_ids(prompt),
+        "output_ids": token_ids(output),
+        "logprobs": None,
+        "weight_versions": (),
+        "finish": Finish("length"),
+    }
+    return Turn(**{**given, **fields})
+
+
 class Book:
     """A `TurnSource` that remembers of every turn its whole prompt and output."""
 

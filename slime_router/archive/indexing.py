@@ -21,6 +21,7 @@ SLICE = 200  # turns of one transaction
 # Turns without a home are few: this finds them without looking at all others.
 HOMELESS = "CREATE INDEX IF NOT EXISTS homeless ON turns (seq) WHERE home IS NULL"
 _COUNT = "SELECT count(*) FROM turns WHERE home IS NULL"
+_OF_SESSION = "SELECT seq, data FROM turns WHERE home = ? AND session IS NOT NULL"
 _SOME = """
 SELECT seq, session, data FROM turns WHERE home IS NULL AND seq > ? ORDER BY seq LIMIT ?
 """
@@ -69,6 +70,20 @@ def put_names(sql: sqlite3.Connection, names: Iterable[bytes], seq: int, home: b
     sql.executemany(
         "INSERT OR REPLACE INTO names VALUES (?, ?, ?)", ((name, seq, home) for name in names)
     )
+
+
+def drop_turns(sql: sqlite3.Connection, home: bytes) -> int:
+    """The turns of a session go, and their names; how many there were. Others stay in its home."""
+    seqs: list[tuple[int]] = []
+    for seq, data in sql.execute(_OF_SESSION, (home,)).fetchall():
+        seqs.append((seq,))
+        with suppress(Damaged):
+            names = names_of(unpacked_turn(data))
+            sql.executemany(
+                "DELETE FROM names WHERE name = ? AND seq = ?", ((n, seq) for n in names)
+            )
+    sql.executemany("DELETE FROM turns WHERE seq = ?", seqs)
+    return len(seqs)
 
 
 def _home_of(sql: sqlite3.Connection, turn_id: str) -> str:

@@ -12,6 +12,7 @@ from slime_router.archive.shared import STORE, SharedArchive, Wording
 from slime_router.archive.sqlite import SqliteArchive
 from slime_router.config import JournalSettings
 from slime_router.errors import SetupError
+from slime_router.journal.retention import Retention, RetentionLimits
 
 WRITE_TIMEOUT_S = 5.0  # many changes at once
 JOURNAL = Wording(
@@ -29,15 +30,37 @@ def opened(
     Raises:
         SetupError: it cannot be opened, is in use, or belongs to another vocabulary.
     """
+    limits = _retention(config)
     if config.store is not None:
         return _in_redis(config, config.store, vocabulary, on_end)
     if config.journal is None:
         return None
-    return _in_a_file(config, Path(config.journal), vocabulary, on_end)
+    return _in_a_file(config, Path(config.journal), limits, vocabulary, on_end)
+
+
+def _retention(config: JournalSettings) -> RetentionLimits:
+    limits = RetentionLimits(
+        max_age_s=config.journal_max_age_s,
+        max_bytes=config.journal_max_bytes,
+        hard_bytes=config.journal_hard_bytes,
+    )
+    if limits.is_any and config.journal is None:
+        raise SetupError("--journal-max-age-secs, -max-bytes and -hard-bytes need --journal")
+    most, hard = limits.max_bytes, limits.hard_bytes
+    if most is not None and hard is not None and hard < most:
+        raise SetupError(
+            f"--journal-hard-bytes {hard} is less than --journal-max-bytes {most}: what was"
+            " exported goes first"
+        )
+    return limits
 
 
 def _in_a_file(
-    config: JournalSettings, directory: Path, vocabulary: bytes, on_end: Callable[[str], None]
+    config: JournalSettings,
+    directory: Path,
+    limits: RetentionLimits,
+    vocabulary: bytes,
+    on_end: Callable[[str], None],
 ) -> SharedArchive:
     is_shared, must_be_there = config.journal_shared, config.journal_on_error == "stop"
     archive = SqliteArchive(directory, sync=config.journal_sync, is_shared=is_shared)
@@ -61,6 +84,7 @@ def _in_a_file(
         is_shared=is_shared,
         on_end=on_end,
         max_bytes=config.max_memory,
+        retention=Retention(archive.database, limits) if limits.is_any else None,
         wording=replace(STORE if is_shared else JOURNAL, broken=advice),
     )
 

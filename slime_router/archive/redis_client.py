@@ -37,7 +37,11 @@ class RedisClients:
     async def close(self) -> None:
         """Ends all connections."""
         await self.waiting.aclose()
+        for sentinel in _sentinels(self.waiting):
+            await sentinel.aclose()
         self.blocking.close()
+        for sentinel in _sentinels(self.blocking):
+            sentinel.close()
 
 
 def client_of(url: str, timeout_s: float) -> Any:
@@ -66,6 +70,13 @@ def _client(url: str, timeout_s: float, *, is_async: bool) -> Any:
         addresses = [_address(host) for host in hosts.split(",")]
         return module.sentinel.Sentinel(addresses, **settings).master_for(name)
     return module.Redis.from_url(url, retry=None, **settings)
+
+
+def _sentinels(client: Any) -> list[Any]:
+    """The clients of the sentinels that are asked for the primary; they are not closed with it."""
+    pool = getattr(client, "connection_pool", None)
+    manager = getattr(pool, "sentinel_manager", None)
+    return [] if manager is None else list(manager.sentinels)
 
 
 def _address(host: str) -> tuple[str, int]:

@@ -18,6 +18,7 @@ from slime_router.archive.store import ArchivedStore
 from slime_router.errors import StartingUp
 from slime_router.journal.database import Drop, Put, Table
 from slime_router.journal.progress import Progress
+from slime_router.journal.retention import Retention, RetentionCounts
 from slime_router.journal.writer import JournalWriter
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.types import WeightVersion
@@ -58,6 +59,7 @@ class SharedArchive:
         is_shared: whether other routers have it, too. One that nobody shares is listed first, so
             that sessions are in the order of their beginnings.
         max_bytes: what may be in memory, beside the budget in tokens.
+        retention: what drops sessions from it, if anything does.
         on_end: called with the reason when the router must stop.
     """
 
@@ -72,7 +74,9 @@ class SharedArchive:
         stops_on_error: bool = False,
         is_shared: bool = True,
         wording: Wording = STORE,
+        retention: Retention | None = None,
     ) -> None:
+        self._retention = retention
         self._archive = archive
         self._wording = wording
         self._is_shared = is_shared
@@ -85,6 +89,7 @@ class SharedArchive:
             stops_on_error=stops_on_error,
             on_lost=self._lost,
             on_late=self._came_late,
+            upkeep=retention,
         )
         self.store: ArchivedStore | None = None
         self.fetch: Filler | None = None
@@ -167,6 +172,7 @@ class SharedArchive:
         assert self.store is not None
         assert self.fetch is not None
         counts = self.writer.counts
+        dropped = RetentionCounts() if self._retention is None else self._retention.counts
         return {
             "changes": counts.changes,
             "commits": counts.commits,
@@ -179,6 +185,8 @@ class SharedArchive:
             "failed_lookups": self.fetch.counts.failures + self.fetch.counts.unasked,
             "fetched_turns": self.store.fetched_turns,
             "evicted_turns": self.store.evicted_turns,
+            "dropped_sessions": dropped.sessions,
+            "dropped_unexported_sessions": dropped.unexported,
         }
 
     # Life

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-from slime_router.archive.homes import home_of_session, names_of, session_of
-from slime_router.archive.indexing import indexed, put_names
+from slime_router.archive.homes import home_of_session, session_of
+from slime_router.archive.indexing import drop_turns, indexed, put_names
 from slime_router.archive.merging import merged
 from slime_router.archive.port import (
     NOTHING_SEEN,
@@ -29,13 +30,13 @@ from slime_router.archive.port import (
 from slime_router.archive.writing import writing
 from slime_router.choices import JournalSync
 from slime_router.errors import SetupError
+from slime_router.journal.closings import Closings
 from slime_router.journal.codec import (
     Damaged,
     SessionState,
     packed_session,
     unpacked_opening,
     unpacked_session,
-    unpacked_turn,
 )
 from slime_router.journal.database import (
     MAX_DELETED,
@@ -87,8 +88,15 @@ SELECT home FROM names WHERE name = ? GROUP BY home ORDER BY max(seq) DESC LIMIT
 class SharedDatabase(Database):
     """The writing side of a shared journal."""
 
-    def __init__(self, directory: Path, *, sync: JournalSync = "normal") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        sync: JournalSync = "normal",
+        now: Callable[[], float] = time.time,
+    ) -> None:
         super().__init__(directory, sync=sync, is_shared=True)
+        self.closings = Closings(self._sql, now)
 
     def indexed(self, progress: Progress) -> Iterator[None]:
         """See `slime_router.archive.indexing`."""
@@ -158,27 +166,35 @@ class SharedDatabase(Database):
         was_deleted = run("DELETE FROM deleted WHERE id = ?", (name,)).rowcount > 0
         born = version if was_deleted else -1  # what was before is gone
         run(_PUT_SESSION, (name, packed_session(state), version, born, state.is_closed))
+        self.closings.put(name, state)
 
-    def _drop_session(self, change: Drop, version: int) -> None:
+    def drop_closed(self, name: bytes) -> bool:
+        """As `Shelf.drop_closed` of `slime_router.journal.retention`."""
+        run = self._sql.execute
+        with writing(self._sql):
+            row = run("SELECT is_exported FROM closings WHERE id = ?", (name,)).fetchone()
+            if row is None:
+                return False
+            drop = Drop("sessions", as_text(name), is_deleted=True)
+            turns = self._drop_session(drop, self.count_up("version"))
+            self._apply(Drop("openings", drop.id))
+            self.closings.count(turns=turns, is_exported=bool(row[0]))
+        return True
+
+    def _drop_session(self, change: Drop, version: int) -> int:
+        """How many turns are dropped with it."""
         run, name = self._sql.execute, as_blob(change.id)
+        self.closings.forget(name)
         run("DELETE FROM sessions WHERE id = ?", (name,))
         if not change.is_deleted:
-            return
-        home = as_blob(home_of_session(change.id))
-        for seq, data in run(
-            "SELECT seq, data FROM turns WHERE home = ? AND session IS NOT NULL", (home,)
-        ).fetchall():
-            with suppress(Damaged):
-                names = names_of(unpacked_turn(data))
-                self._sql.executemany(
-                    "DELETE FROM names WHERE name = ? AND seq = ?", ((n, seq) for n in names)
-                )
-        run("DELETE FROM turns WHERE home = ? AND session IS NOT NULL", (home,))
+            return 0
+        turns = drop_turns(self._sql, as_blob(home_of_session(change.id)))
         run("INSERT OR REPLACE INTO deleted (id, version) VALUES (?, ?)", (name, version))
         run(
             "DELETE FROM deleted WHERE number <= (SELECT max(number) FROM deleted) - ?",
             (MAX_DELETED,),
         )
+        return turns
 
 
 class SqliteArchive:

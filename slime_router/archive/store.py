@@ -80,6 +80,11 @@ class ArchivedStore(TrajectoryStore):
     def __repr__(self) -> str:
         return f"<ArchivedStore {len(self)} turns of {len(self._homes)} homes in memory>"
 
+    @property
+    def held_bytes(self) -> int:
+        """What is in memory of turns, about."""
+        return self._bytes
+
     def check_room(self) -> None:
         """There is always room: what is in the archive can leave the memory."""
 
@@ -300,8 +305,10 @@ class ArchivedStore(TrajectoryStore):
                 self._absorb_state(news.state, home, is_settled=is_settled)
             for kept in news.turns:
                 self._absorb_turn(kept, news.home, epoch_of)
+        if news.is_gone and not is_settled:
+            return True  # the next look says so again
         home.cursor = news.cursor
-        if news.is_gone and is_settled:
+        if news.is_gone:
             self._write_again(home, session_id)
         return True
 

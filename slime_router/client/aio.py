@@ -187,6 +187,19 @@ class AsyncSession:
         """Give one of its turns these tags, in place of those that it had."""
         await self._client.send(calls.tag_turn(turn_id, tags))
 
+    async def score(
+        self, worker_group: str, *, top_logprobs: int = 0, **options: Unpack[RowOptions]
+    ) -> None:
+        """Have a group of workers, such as a teacher, score its rows, which keep the scores.
+
+        Args:
+            top_logprobs: how many of the likeliest tokens are kept at each position.
+        """
+        call = calls.score_session(
+            self.id, worker_group, top_logprobs=top_logprobs, options=options
+        )
+        await self._client.send(call)
+
     async def rows(self, **options: Unpack[RowOptions]) -> Export:
         """Its rows as they are now."""
         return read_npz(self.id, await self._client.send(calls.session_rows(self.id, options)))

@@ -21,10 +21,14 @@ JSON = "application/json"
 TRIES = 3  # of a call that only reads
 
 
+SCORE_TIMEOUT_S = 3600.0
+
+
 class SessionOptions(TypedDict, total=False):
     """What a session is opened with. The router chooses whatever is not given.
 
-    `sampling` has OpenAI's field names; its values are defaults for the requests.
+    `sampling` has OpenAI's field names; its values are defaults for the requests, and those of
+    `sampling_pins` hold whatever a request says.
     `max_tokens` limits the tokens sampled in all. A `rollout_id` shared by several sessions makes
     them one rollout, with one reward.
     """
@@ -34,9 +38,15 @@ class SessionOptions(TypedDict, total=False):
     rollout_id: str | None
     metadata: Mapping[str, Any] | None
     sampling: Mapping[str, Any] | None
+    sampling_pins: Mapping[str, Any] | None
+    lora_path: str | None
+    extra_key: str | None
+    priority: int | None
     max_turns: int | None
     max_tokens: int | None
     return_routed_experts: bool | None
+    return_indexer_topk: bool | None
+    top_logprobs: int | None
 
 
 class RowOptions(TypedDict, total=False):
@@ -132,6 +142,15 @@ def tag_turn(turn_id: str, tags: Sequence[str]) -> Call:
 def turn_path(turn_id: str) -> str:
     """The path of a turn."""
     return f"/turns/{quote(turn_id, safe='')}"
+
+
+def score_session(
+    session_id: str, worker_group: str, *, top_logprobs: int, options: RowOptions
+) -> Call:
+    """Have a worker group score a session's rows; the router answers when it has them all."""
+    body = {"worker_group": worker_group, "top_logprobs": top_logprobs, **options}
+    path, wait_s = f"{session_path(session_id)}/score", SCORE_TIMEOUT_S
+    return Call(method="POST", path=path, body=_given(body), wait_s=wait_s)
 
 
 def delete_session(session_id: str) -> Call:

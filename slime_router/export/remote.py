@@ -21,6 +21,9 @@ class Router(Protocol):
     def get(self, path: str, **query: Any) -> Any:
         """The JSON of a route. Raises ClientError."""
 
+    def post(self, path: str, **body: Any) -> None:
+        """Say something to a route. Raises ClientError."""
+
 
 class RouterSource:
     """Asks page by page, and session by session.
@@ -33,6 +36,7 @@ class RouterSource:
         self._router = router
         self._query = dict(query)
         self._total: int | None = None
+        self._unmarked: dict[Key, str] = {}  # revisions of those that do not count as exported
         self.skipped = 0
 
     def __repr__(self) -> str:
@@ -59,7 +63,17 @@ class RouterSource:
                 return
 
     def exported(self, keys: Collection[Key]) -> None:
-        """A router knows it: rows that it has given are exported."""
+        """As `Source.exported`; a session that has changed since it was listed is not."""
+        for key in keys:
+            revision = self._unmarked.pop(key, None)
+            if revision is None:
+                continue
+            try:
+                self._router.post(f"{_path(key)}/exported", revision=revision)
+            except NotFound:  # deleted since
+                continue
+            except ClientError as exc:
+                raise SourceFailed(exc.message) from exc
 
     def close(self) -> None:
         """Nothing is open."""
@@ -72,12 +86,15 @@ class RouterSource:
 
     def _found(self, summary: Mapping[str, Any]) -> Found:
         key = Key(summary.get("owner", ""), summary["session_id"])
-        return Found(key, summary["revision"], summary["dropped_turns"], lambda: self._rows(key))
+        revision = summary["revision"]
+        if summary["state"] == "closed" and not summary["exported"]:
+            self._unmarked[key] = revision
+        return Found(key, revision, summary["dropped_turns"], lambda: self._rows(key))
 
     def _rows(self, key: Key) -> Rows:
-        path = f"/sessions/{quote(key.session_id, safe='')}/rows"
         try:
-            rows: Rows = self._router.get(path, format="json")["rows"]
+            found = self._router.get(f"{_path(key)}/rows", format="json", exported="false")
+            rows: Rows = found["rows"]
         except (NotFound, Conflict) as exc:  # deleted since, or only another key can fetch it
             raise Gone(exc.message) from exc
         except ClientError as exc:
@@ -85,3 +102,7 @@ class RouterSource:
         if any(row.get("owner", "") != key.owner for row in rows):
             raise Gone("it belongs to another key")
         return rows
+
+
+def _path(key: Key) -> str:
+    return f"/sessions/{quote(key.session_id, safe='')}"

@@ -300,7 +300,7 @@ def unpacked_session(data: bytes) -> SessionState:
         Damaged: they are not as they were written.
     """
     body = data[4:]
-    if zlib.crc32(body) != int.from_bytes(data[:4], "little"):
+    if not body or zlib.crc32(body) != int.from_bytes(data[:4], "little"):
         raise Damaged("a session with a wrong checksum")
     known = json.loads(body)
     spec = known["spec"]

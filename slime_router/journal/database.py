@@ -6,11 +6,13 @@
     sessions   id, data; version, born                      likewise
     deleted    id                                           sessions that late calls must not revive
     openings   id, data                                     when a session was opened: Unix time
+    closings   id, at, is_exported                          see `slime_router.journal.closings`
     workers    url, data                                    those that registered while it ran
     responses  id, data                                     what `previous_response_id` may name
     meta       name, value                                  the vocabulary that the ids belong to
 
-A router of before leaves `openings` alone: it was added without a new schema version.
+A router of before leaves `openings` and `closings` alone: they were added without a new schema
+version.
 
 A change is one of `Change`; `apply` writes several as one transaction, whole or not at all.
 """
@@ -27,6 +29,8 @@ from typing import Literal, TypeAlias
 
 from slime_router.choices import JournalSync
 from slime_router.errors import SetupError
+from slime_router.journal.closings import TABLES as CLOSINGS
+from slime_router.journal.closings import dropped
 
 FILE_NAME = "journal.sqlite"
 SCHEMA = 2
@@ -47,7 +51,10 @@ CREATE TABLE responses (id BLOB PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 """
 
-_ADDED = "CREATE TABLE IF NOT EXISTS openings (id BLOB PRIMARY KEY, data BLOB NOT NULL)"
+_ADDED = (
+    "CREATE TABLE IF NOT EXISTS openings (id BLOB PRIMARY KEY, data BLOB NOT NULL)",
+    *CLOSINGS,
+)
 
 _FROM_1_TO_2 = """
 ALTER TABLE turns ADD COLUMN home BLOB;
@@ -174,6 +181,9 @@ class Database:
         sql = self._sql
         if not is_shared:
             sql.execute("PRAGMA locking_mode = EXCLUSIVE")  # taken with the first transaction
+        sql.execute(
+            "PRAGMA auto_vacuum = INCREMENTAL"
+        )  # of a new file; others are left as they are
         sql.execute("PRAGMA journal_mode = WAL")
         sql.execute(f"PRAGMA synchronous = {sync}")
         sql.execute("BEGIN IMMEDIATE")
@@ -190,7 +200,8 @@ class Database:
             for statement in _FROM_1_TO_2.split(";"):
                 sql.execute(statement)
             sql.execute(f"PRAGMA user_version = {SCHEMA}")
-        sql.execute(_ADDED)
+        for statement in _ADDED:
+            sql.execute(statement)
         sql.execute("COMMIT")
 
     def close(self) -> None:
@@ -261,10 +272,15 @@ class Database:
 
     def vacuum(self) -> None:
         """Give the space of what was dropped back to the file system."""
+        self._sql.execute("PRAGMA auto_vacuum = INCREMENTAL")  # from now on
         self._sql.execute("VACUUM")
         self._sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     # Reading
+
+    def dropped(self) -> tuple[int, ...]:
+        """See `slime_router.journal.closings.dropped`."""
+        return dropped(self._sql)
 
     def count(self, table: Table | Literal["turns", "deleted"]) -> int:
         """How many there are."""

@@ -30,7 +30,7 @@ SLICE = 200  # turns that are read in one go before other tasks get their turn
 
 @dataclass(frozen=True, slots=True)
 class JournalStats:
-    """What a journal holds. `bytes` are those of its files."""
+    """What a journal holds, and what retention has dropped. `bytes` are those of its files."""
 
     turns: int
     sessions: int
@@ -38,6 +38,9 @@ class JournalStats:
     workers: int
     sampled_tokens: int
     bytes: int
+    dropped_sessions: int
+    dropped_unexported_sessions: int
+    dropped_turns: int
 
 
 class Nowhere:
@@ -60,6 +63,7 @@ def stats(database: Database) -> JournalStats:
         except Damaged:
             continue  # `faults` says so
     directory = database.path.parent
+    dropped_sessions, dropped_unexported, dropped_turns = database.dropped()
     return JournalStats(
         turns=database.count("turns"),
         sessions=database.count("sessions"),
@@ -67,6 +71,9 @@ def stats(database: Database) -> JournalStats:
         workers=sum(data != b"null" for _, data in database.named("workers")),  # or removed
         sampled_tokens=sampled,
         bytes=sum(path.stat().st_size for path in directory.glob(f"{database.path.name}*")),
+        dropped_sessions=dropped_sessions,
+        dropped_unexported_sessions=dropped_unexported,
+        dropped_turns=dropped_turns,
     )
 
 

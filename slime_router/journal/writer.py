@@ -7,6 +7,8 @@ next ones gather, so a thousand waiting replies cost one commit.
     degraded --a commit succeeds--> writing; nothing was lost
     degraded --more gathers than may--> lost: nothing is written any more, until a restart
 
+Between transactions, the thread keeps up what is written to, a step at a time.
+
 With `stops_on_error` the first failure is also `lost`, and `on_lost` is called.
 """
 
@@ -19,6 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from time import monotonic
 from typing import Protocol
 
 from slime_router.journal.database import Change, Made
@@ -26,6 +29,7 @@ from slime_router.journal.database import Change, Made
 logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+UPKEEP_RETRY_S = 30.0
 CLOSE_TIMEOUT_S = 30.0  # for what is left; a file system that hangs may keep the rest
 MAX_WAITING = 200_000  # changes that gather while nothing can be written
 BATCH = 2_000  # changes of one transaction: it blocks nobody, but those who wait for it
@@ -36,6 +40,13 @@ class Target(Protocol):
 
     def apply(self, changes: list[Change]) -> Collection[str] | None:
         """Make these changes durable; which sessions were closed before turns of theirs came."""
+
+
+class Upkeep(Protocol):
+    """What is done beside writing; `slime_router.journal.retention` has one."""
+
+    def step(self) -> float:
+        """A little of it; how many seconds the next step can wait. Raises sqlite3.Error."""
 
 
 @dataclass(slots=True)
@@ -60,7 +71,11 @@ class JournalWriter:
         on_late: Callable[[Collection[str]], None] = lambda _: None,
         retry_s: float = RETRY_S,
         max_waiting: int = MAX_WAITING,
+        upkeep: Upkeep | None = None,
     ) -> None:
+        self._upkeep = upkeep
+        self._upkeep_at = 0.0  # when its next step is due, on the monotonic clock
+        self._has_warned = False
         self._target = target
         self._stops_on_error = stops_on_error
         self._on_lost = on_lost
@@ -147,23 +162,49 @@ class JournalWriter:
 
     def _run(self) -> None:
         while (batch := self._batch()) is not None:
+            if not batch:
+                self._keep_up()
+                continue
             is_last_try = self._is_closing
             failure = self._write(batch)
             self._tell(self._note, len(batch), failure)
             if failure is None:
+                self._keep_up()
                 continue
             if is_last_try:
                 return
             self._pause()
 
     def _batch(self) -> list[Made] | None:
-        """What is to be written next, left where it is until it is; None once all is done."""
+        """What is to be written next, left where it is until it is; None once all is done.
+
+        Nothing where it is time for upkeep.
+        """
         with self._wakeup:
             while not self._waiting:
                 if self._is_closing:
                     return None
-                self._wakeup.wait()
+                if not self._wakeup.wait(self._idle_s()):
+                    return []
             return [self._waiting[i] for i in range(min(len(self._waiting), BATCH))]
+
+    def _idle_s(self) -> float | None:
+        """How long there is nothing to do, if nobody puts anything."""
+        return None if self._upkeep is None else max(self._upkeep_at - monotonic(), 0.0)
+
+    def _keep_up(self) -> None:
+        if self._upkeep is None or self._upkeep_at > monotonic():
+            return
+        try:
+            wait_s = self._upkeep.step()
+        except (sqlite3.Error, OSError) as exc:
+            wait_s = UPKEEP_RETRY_S
+            if not self._has_warned:  # once, as long as it goes on
+                logger.warning("nothing is dropped from the journal at present: %s", exc)
+            self._has_warned = True
+        else:
+            self._has_warned = False
+        self._upkeep_at = monotonic() + wait_s
 
     def _write(self, batch: list[Made]) -> str | None:
         try:

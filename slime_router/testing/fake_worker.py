@@ -178,7 +178,7 @@ class FakeWorker:
         self._engine.release()
         self._aborts_open.set()
 
-    async def wait_running(self, count: int, *, timeout_s: float = 5.0) -> None:
+    async def wait_running(self, count: int, *, timeout_s: float = 60.0) -> None:
         """Waits until that many generations are being answered.
 
         Raises:

@@ -19,7 +19,13 @@ from slime_router.journal.writer import Target
 
 Opened: TypeAlias = Callable[[], Archive]  # one more router's view of the same archive
 
-KINDS = ("memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis))
+KINDS = (
+    "memory",
+    "sqlite",
+    pytest.param("redis", marks=pytest.mark.redis),
+    pytest.param("redis_cluster", marks=[pytest.mark.redis, pytest.mark.slow]),
+    pytest.param("redis_sentinel", marks=[pytest.mark.redis, pytest.mark.slow]),
+)
 
 
 class Straight:
@@ -44,10 +50,10 @@ def opener(kind: str, request: pytest.FixtureRequest, directory: Path) -> Opened
         return lambda: archive
     if kind == "sqlite":
         return lambda: SqliteArchive(directory)
-    url, prefix = request.getfixturevalue("redis_url"), token_hex(6)
+    url, prefix = request.getfixturevalue(f"{kind}_url"), token_hex(6)
 
     def opened() -> Archive:
-        clients = RedisClients(url, timeout_s=5.0, write_timeout_s=5.0)
+        clients = RedisClients(url, timeout_s=60.0, write_timeout_s=60.0)
         return RedisArchive(clients, prefix=prefix, ttl_s=1000)
 
     return opened

@@ -17,11 +17,11 @@ from yarl import URL
 from tests.ports import HOST, free_port
 from tests.sglang.child import LEASH, ROOT
 
-START_TIMEOUT_S = 60.0  # a router imports transformers, beside other work
-PATIENCE_S = 20.0  # for what should take a fraction of a second
+START_TIMEOUT_S = 100.0  # a router imports transformers, beside other work
+PATIENCE_S = 60.0  # for what should take a fraction of a second
 POLL_S = 0.02
 BEGUN_LEN = 3  # tokens
-ASK_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+ASK_TIMEOUT = aiohttp.ClientTimeout(total=20.0)
 LOG_TAIL_LEN = 3000  # characters
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from playwright.async_api import ConsoleMessage, Page, async_playwright
+from playwright.async_api import ConsoleMessage, Page, async_playwright, expect
 
 from slime_router.testing import FakeWorker
 from tests.dashboard.chromium import chromium
@@ -16,6 +16,9 @@ from tests.stack import tiny_tokenizer
 
 END = 514  # <|im_end|>
 VIEWPORT = {"width": 1360, "height": 800}
+PATIENCE_MS = 60_000  # for what takes a moment, beside other work
+
+expect.set_options(timeout=PATIENCE_MS)
 
 
 def base(router: Served) -> str:
@@ -36,7 +39,7 @@ async def page_of(
         browser = await playwright.chromium.launch(executable_path=chromium(), args=arguments)
         try:
             page = await browser.new_page(color_scheme=theme, viewport=VIEWPORT)  # type: ignore[arg-type]
-            page.set_default_timeout(20_000)
+            page.set_default_timeout(PATIENCE_MS)
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.on("console", lambda said: complaints.extend(_errors(said)))
             await page.goto(f"{base(router)}/dashboard{place}")

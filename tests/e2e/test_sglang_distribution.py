@@ -176,3 +176,32 @@ def test_a_teachers_scores_are_those_that_it_gives_when_it_is_asked_directly(
             if id_ in tops:  # near ties may be told apart by noise
                 assert value == pytest.approx(tops[id_], abs=NOISE)
         assert len(set(ids) & tops.keys()) >= 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_likeliest_tokens_are_those_that_the_worker_gave(
+    router_url: str, recording_proxy: RecordingProxy, sglang_url: str, stream: bool
+):
+    """A whole reply brings them in flat arrays, a stream nested; a direct question agrees."""
+    name = f"likeliest-{stream}"
+    session = ask(f"{router_url}/sessions", {"session_id": name, "top_logprobs": 4})
+    recording_proxy.clear()
+    body = {"model": "tiny", "messages": [user("Hi")], "max_tokens": 12, "temperature": 1.0}
+    ask(f"{session['base_url']}/chat/completions", {**body, "stream": stream})
+    [exchange] = recording_proxy.exchanges
+    given = exchange.items()[-1]["meta_info"]
+    assert ("output_top_logprobs_shape" in given) is not stream
+    [row] = ask(f"{router_url}/sessions/{name}/rows")["rows"]
+    offsets, start = row["top_offsets"], len(row["tokens"]) - row["response_length"]
+    direct = thoughts(sglang_url, row["tokens"], 4)["input_top_logprobs"]
+    for place in range(start, len(row["tokens"])):
+        part = slice(offsets[place], offsets[place + 1])
+        logprobs, ids = row["top_logprobs"][part], row["top_ids"][part]
+        assert len(ids) == 4
+        assert logprobs == sorted(logprobs, reverse=True)
+        assert np.allclose(logprobs, [each[0] for each in direct[place]], atol=NOISE)
+        if stream:
+            nested = given["output_top_logprobs"][place - start]
+            given_logprobs = np.array([each[0] for each in nested], np.float32)
+            assert np.array_equal(given_logprobs, np.array(logprobs, np.float32))
+            assert [each[1] for each in nested] == ids

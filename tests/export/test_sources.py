@@ -115,6 +115,46 @@ async def test_each_session_once_and_again_only_when_its_rows_have_changed(expor
         assert found == [("a", 1, None), ("a", 2, 0.5), ("b", 1, None), ("open", 1, None)]
 
 
+async def test_a_session_counts_as_exported_once_it_is_safe_and_not_before(export, monkeypatch):
+    async with router_with("a", "b") as (router, url):
+        sessions = router.gateway.store.sessions
+        status, _ = await router.get("/sessions/a/rows?exported=false")
+        assert status == 200
+        assert not sessions.get("a").was_exported
+
+        def fails(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("slime_router.export.disk.LocalDisk.rename", fails)
+            code, _, error = await export("--url", url)
+        assert code == 1
+        assert "No space left on device" in error
+        assert not sessions.get("a").was_exported
+        code, done, error = await export("--url", url)
+        assert (code, done["new"] + done["as_it_was"], error) == (0, 2, "")
+        assert sessions.get("a").was_exported
+        assert sessions.get("b").was_exported
+
+
+async def test_what_has_changed_since_does_not_count_as_exported():
+    async with router_with("a") as (router, _):
+        _, listed = await router.get("/sessions?revisions=true&state=closed")
+        [said] = listed["sessions"]
+        assert said["exported"] is False
+        await reward(router, "a", 1.0)
+        path, body = "/sessions/a/exported", {"revision": said["revision"]}
+        assert await router.post(path, body) == (200, {"session_id": "a", "exported": False})
+        _, listed = await router.get("/sessions?revisions=true&state=closed")
+        body = {"revision": listed["sessions"][0]["revision"]}
+        assert await router.post(path, body) == (200, {"session_id": "a", "exported": True})
+        for wrong in ({}, {"revision": 1}, {"revision": "x", "more": 1}):
+            status, _ = await router.post(path, wrong)
+            assert status == 400
+        assert (await router.post("/sessions/none/exported", body))[0] == 404
+        assert (await router.get("/sessions/a/rows?exported=maybe"))[0] == 400
+
+
 async def test_filters_are_those_of_the_list_of_sessions(export):
     async with router_with("a", "b", "c") as (router, url):
         await reward(router, "a", 1.0)

@@ -187,7 +187,7 @@ async def served(
         yield router, worker
 
 
-async def until(holds: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
+async def until(holds: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
     """Waits until `holds()`.
 
     Raises:

@@ -437,9 +437,9 @@ async def test_a_client_that_leaves_closes_every_generation(n, stream):
 
     async with door(lambda *_: [first("a"), Told(), never, last()]) as (client, scripted):
         asking = asyncio.ensure_future(streamed(client, n=n, stream=stream))
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), 60)
         asking.cancel()
-        await asyncio.wait_for(scripted.all_closed.wait(), 10)
+        await asyncio.wait_for(scripted.all_closed.wait(), 60)
     assert len(scripted.closed) == n
     assert scripted.read_to_end == []
 
@@ -465,7 +465,7 @@ async def test_the_last_generation_is_read_to_its_end_when_the_reply_is_written(
         monkeypatch.setattr(kind, name, noted)
         async with client.post(PATH, json={**ASK, "stream": stream, "n": n}) as response:
             await response.read()
-        await asyncio.wait_for(scripted.all_closed.wait(), 10)
+        await asyncio.wait_for(scripted.all_closed.wait(), 60)
     assert read_before[-1] < n
     assert len(scripted.read_to_end) == n
 
@@ -477,7 +477,7 @@ async def test_a_failure_behind_the_last_byte_is_logged_and_spoils_no_reply(stre
         async with client.post(PATH, json={**ASK, "stream": stream}) as response:
             assert response.status == 200
             assert b"error" not in await response.read()
-        await asyncio.wait_for(scripted.all_closed.wait(), 10)
+        await asyncio.wait_for(scripted.all_closed.wait(), 60)
     assert [record.message for record in caplog.records] == ["reply.tail_failed"]
 
 
@@ -498,7 +498,7 @@ async def test_each_event_leaves_at_once():
     async with served(PATH, handle) as client, client.post(PATH, json=body) as response:
         seen = b""
         while b'"a"' not in seen:
-            seen += await asyncio.wait_for(response.content.readany(), 10)
+            seen += await asyncio.wait_for(response.content.readany(), 60)
         release.set()
         assert b'"b"' in await response.read()
     assert options[0] != 0

@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from numpy.testing import assert_array_equal
 
+from slime_router.api.sessions.request import SPEC_FIELDS
 from slime_router.client import (
     AsyncClient,
     BadReply,
@@ -30,6 +31,7 @@ from slime_router.client import (
     Unreachable,
     calls,
 )
+from slime_router.client.calls import SessionOptions
 from tests.integration.gateway import Served, served, user
 
 SHORT_S = 0.05
@@ -178,6 +180,31 @@ class TestWithARouter:
             with pytest.raises(NotFound, match="gone"):
                 await it.exports(into=came, session_ids=["gone", session.id])
             assert [export.session_id for export in came] == [session.id]
+
+    async def test_a_session_can_ask_for_all_that_the_router_knows(self, kind):
+        assert set(SessionOptions.__annotations__) == set(SPEC_FIELDS)
+        async with served() as (router, worker), trainer(kind, url_of(router)) as it:
+            session = await it.open(top_logprobs=2, sampling_pins={"max_tokens": 4})
+            await converse(session.base_url, "Hello")
+            sent = worker.requests[-1].body
+            assert (sent["top_logprobs_num"], sent["sampling_params"]["max_new_tokens"]) == (2, 4)
+            [row] = (await it.do(session.rows)).rows
+            assert len(row.top_ids) == 2 * row.trained_tokens
+
+    async def test_a_worker_group_scores_a_session(self, kind):
+        async with (
+            served() as (_, teacher),
+            served(worker_group=(("teacher", teacher.url),)) as (router, _),
+            trainer(kind, url_of(router)) as it,
+        ):
+            session = await it.open()
+            await converse(session.base_url, "Hello")
+            await it.do(lambda: session.score("teacher", top_logprobs=3))
+            assert teacher.requests[-1].body["top_logprobs_num"] == 3
+            _, body = await router.get(f"/sessions/{session.id}/rows")
+            assert "teacher_top_ids" in body["rows"][0]
+            with pytest.raises(NotFound):
+                await it.do(lambda: session.score("nobody"))
 
     async def test_options_reach_the_router(self, kind):
         async with served() as (router, _), trainer(kind, url_of(router)) as it:

@@ -54,7 +54,7 @@ def no_limit():
 
 
 @asynccontextmanager
-async def router(*urls, request_timeout_s=5.0):
+async def router(*urls, request_timeout_s=60.0):
     pool = WorkerPool(urls)
 
     @web.middleware
@@ -400,7 +400,7 @@ async def test_a_client_that_leaves_ends_what_its_order_began():
         serving(hang) as one,
         serving(saying(200, DONE)) as two,
         router(two, one) as running,
-        asyncio.timeout(5),
+        asyncio.timeout(60),
     ):
         order = b'{"new_version": "v2"}'
         task = asyncio.create_task(running.tell("/update_weight_version", order))

@@ -155,6 +155,7 @@ def check_shape(shown: Any, said: Any, path: str = "") -> None:
         assert type(shown) is type(said), path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_what_the_trajectories_page_shows_can_be_done_and_replies_as_it_says(tmp_path):
     """From top to bottom, as a reader goes; `json reply` is what the block before it printed."""

@@ -37,7 +37,7 @@ async def raw(router: Served, head: str | bytes, body: bytes = b"") -> tuple[int
     try:
         data = head.encode() if isinstance(head, str) else head
         writer.write(data.replace(b"\n", b"\r\n") + b"\r\n\r\n" + body)
-        heard = await asyncio.wait_for(reader.read(), 5)
+        heard = await asyncio.wait_for(reader.read(), 60)
     finally:
         writer.close()
         await writer.wait_closed()

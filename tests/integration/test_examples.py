@@ -305,7 +305,7 @@ class TestSlimeGenerate:
             task = asyncio.create_task(rollout)
             await worker.wait_running(1)
             args.is_aborted = True
-            [sample] = await asyncio.wait_for(task, 10)
+            [sample] = await asyncio.wait_for(task, 60)
             assert (sample.status, sample.remove_sample) == (Sample.Status.ABORTED, True)
             assert len(router.gateway.store.sessions) == 0
             assert len([r for r in worker.requests if r.path == "/generate"]) == 1

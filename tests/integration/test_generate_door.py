@@ -412,9 +412,9 @@ async def test_a_client_that_leaves_closes_every_generation(text):
 
     async with door(lambda *_: [first("a"), Told(), asyncio.Event()]) as (client, scripted):
         asking = asyncio.ensure_future(whole(client, text=text))
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), 60)
         asking.cancel()
-        await asyncio.wait_for(scripted.all_closed.wait(), 10)
+        await asyncio.wait_for(scripted.all_closed.wait(), 60)
     assert len(scripted.closed) == len(text)
 
 

@@ -31,7 +31,7 @@ async def test_a_stream_ends_with_an_error_and_its_own_end(path, body, caplog):
             await worker.wait_running(1)
             first = await answer.content.readany()
             router.gateway.grace.end()
-            raw = first + await asyncio.wait_for(answer.read(), 5)
+            raw = first + await asyncio.wait_for(answer.read(), 60)
         await until(lambda: router.gateway.pool.total_in_flight == 0)
     assert b"shutting down" in raw
     if path not in ("/v1/responses", "/v1/messages"):
@@ -49,7 +49,7 @@ async def test_what_has_not_begun_to_answer_is_a_503(path, body, stream):
         task = asyncio.create_task(router.post(path, {**body, "stream": stream}))
         await until(lambda: len(worker.requests) == 1)
         router.gateway.grace.end()
-        status, reply = await asyncio.wait_for(task, 5)
+        status, reply = await asyncio.wait_for(task, 60)
         assert status == 503
         assert "shutting down" in orjson.dumps(reply).decode()
         worker.release()
@@ -66,7 +66,7 @@ async def test_a_workers_own_stream_ends_with_words_too():
         async with router.http.get("/v1/of/tomorrow") as answer:
             first = await answer.content.readany()
             router.gateway.grace.end()
-            raw = first + await asyncio.wait_for(answer.read(), 5)
+            raw = first + await asyncio.wait_for(answer.read(), 60)
         worker.go.set()
     assert b'"code":"shutting_down"' in raw
     assert raw.endswith(b"data: [DONE]\n\n")

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from slime_router.archive.shared import SharedArchive
+from slime_router.archive.store import ArchivedStore
 from slime_router.errors import SetupError
 from slime_router.journal.database import FILE_NAME, Database
 from slime_router.journal.progress import Progress
@@ -289,6 +290,38 @@ async def test_what_is_listed_and_searched_need_not_find_room_in_memory(tmp_path
             assert [each["session_id"] for each in found["sessions"]] == [name]
 
 
+@pytest.mark.slow
+async def test_five_times_as_much_as_may_be_held_stays_within_the_limit(tmp_path):
+    """Sessions that are open, too; nothing of them is missing in the rows."""
+    limit = 60_000
+    async with tiny_worker() as worker:
+        async with journaled(worker.url, tmp_path, max_memory=limit) as router:
+            store = router.gateway.store
+            assert isinstance(store, ArchivedStore)
+            names = [f"s{number}" for number in range(12)]
+            for name in names:
+                assert (await router.post("/sessions", {"session_id": name}))[0] == 201
+            conversations = {name: [user(f"{name}: the weather?")] for name in names}
+            for _ in range(5):  # each session is cold when its next turn comes
+                for name, messages in conversations.items():
+                    text, receipt = await router.chat(messages, path=f"/sessions/{name}{CHAT}")
+                    assert receipt["status"] == ("extended" if len(messages) > 1 else "fresh")
+                    messages += [assistant(text), user("and then?")]
+                    assert store.held_bytes <= limit
+            figures = router.gateway.journal.figures()
+            assert figures["evicted_turns"] > 0
+            await router.get("/sessions")
+            assert store.held_bytes <= limit
+            before = [await rows_of(router, name) for name in names]
+            assert store.held_bytes <= limit
+        async with journaled(worker.url, tmp_path) as router:
+            assert [await rows_of(router, name) for name in names] == before
+            assert {rows["stats"]["turns"] for rows in before} == {5}
+            store = router.gateway.store
+            assert isinstance(store, ArchivedStore)
+            assert store.held_bytes >= 5 * limit
+
+
 async def test_a_damaged_page_ends_the_router_once_it_is_read(tmp_path):
     async with tiny_worker() as worker:
         async with journaled(worker.url, tmp_path) as router:
@@ -323,6 +356,8 @@ async def refusal(directory: Path, **settings) -> str:
 async def test_two_routers_cannot_have_one_journal(tmp_path):
     async with tiny_worker() as worker, journaled(worker.url, tmp_path):
         assert "in use by another router" in await refusal(tmp_path)
+        with pytest.raises(SetupError, match="in use by another router"):
+            Database(tmp_path)  # as `slime-router journal` opens it
 
 
 async def test_a_newer_journal_is_refused(tmp_path):

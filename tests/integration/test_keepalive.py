@@ -48,7 +48,7 @@ all_doors = pytest.mark.parametrize("door", DOORS)
 async def read_to(response: aiohttp.ClientResponse, sign: bytes, count: int) -> bytes:
     """What came until there were that many signs in a row."""
     raw = b""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not raw.endswith(sign * count):
             raw += await response.content.readuntil(b"\n\n")
     return raw

@@ -18,7 +18,7 @@ from slime_router.server.app import Gateway
 from slime_router.testing.script import Script
 from tests.integration.gateway import CHAT, served, user
 
-LONG = "x" * (2**20 + 1)  # above every limit
+LONG = "x" * (max(MAX_LENGTHS.values()) + 1)
 SETTLED = 64 * 2**10  # bytes: what a request may leave behind, its turn and its receipt included
 
 BODIES: dict[str, dict[str, Any]] = {

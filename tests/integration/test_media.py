@@ -206,7 +206,7 @@ async def test_a_session_that_is_closed_at_once_ends_it(has_begun):
                 await asked
         else:
             assert b"session_closed" in await asked
-        await asyncio.wait_for(worker.gone.wait(), 5)
+        await asyncio.wait_for(worker.gone.wait(), 60)
 
 
 async def worker_has_written(asked: asyncio.Task[bytes]) -> None:
@@ -235,7 +235,7 @@ async def test_a_client_that_leaves_is_noticed_by_the_worker(hold_before):
             await worker_has_written(asked)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
-        await asyncio.wait_for(worker.gone.wait(), 5)
+        await asyncio.wait_for(worker.gone.wait(), 60)
         await until(lambda: router.gateway.pool.total_in_flight == 0)
         await until(lambda: len(router.gateway.store.sessions) == 0)
 

@@ -24,7 +24,7 @@ from tests.relayed import Relayed
 async def router(*urls, seen=None):
     """A server that passes everything through, and a client session with its URL as base."""
     pool = WorkerPool(urls)
-    async with Relayed(pool, capture="off", request_timeout_s=5.0) as client:
+    async with Relayed(pool, capture="off", request_timeout_s=60.0) as client:
         passthrough = PassThrough(client.relay, max_payload_size=2**30)
 
         async def handle(request):
@@ -218,7 +218,7 @@ async def test_both_ways_are_streams():
         while (piece := await turn.get()) is not None:
             yield piece
 
-    async with asyncio.timeout(5), serving(handler) as url, router(url) as http:
+    async with asyncio.timeout(60), serving(handler) as url, router(url) as http:
         turn.put_nowait(b"one")
         async with http.post("/x", data=body()) as answer:
             assert await answer.content.readany() == b"ONE"
@@ -279,6 +279,6 @@ async def test_a_client_that_leaves_closes_the_way_to_the_worker():
         async with http.get("/x") as answer:
             assert await answer.content.readany() == b"first"
             answer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await gone.wait()
     assert seen == [0]

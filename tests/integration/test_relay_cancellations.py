@@ -42,7 +42,7 @@ async def one_run(step: int, *, stream: bool) -> tuple[bool, int]:
     ):
         pool = WorkerPool([dying.url, other.url])
         client = WorkerClient(
-            vocab_size=1000, capture="full", request_timeout_s=5.0, abort_timeout_s=1.0
+            vocab_size=1000, capture="full", request_timeout_s=60.0, abort_timeout_s=1.0
         )
         settings = HealthSettings(is_enabled=False, timeout_s=1.0)
         health = Health(pool, client, settings, Supervisor())
@@ -50,7 +50,7 @@ async def one_run(step: int, *, stream: bool) -> tuple[bool, int]:
             relay = Relay(
                 pool,
                 client,
-                RelaySettings(request_timeout_s=5.0, worker_wait_s=1.0),
+                RelaySettings(request_timeout_s=60.0, worker_wait_s=1.0),
                 open_text=open_text,
                 backoff=Backoff(initial_s=0.001),
                 on_suspicion=health.suspect,

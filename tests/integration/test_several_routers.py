@@ -241,7 +241,7 @@ async def test_a_store_that_goes_away_and_comes_back(tmp_path, on_error):
                 assert figures["waiting"] > 0
             server.start()
             await asyncio.to_thread(server.wait_ready)
-            await until(lambda: archive_of(one).writer.waiting == 0, timeout_s=10)
+            await until(lambda: archive_of(one).writer.waiting == 0)
             await until_answered(two)
             assert (await one.get("/readiness"))[0] == 200
             rows = [await rows_of(router, "s") for router in (one, two)]
@@ -256,7 +256,7 @@ async def until_answered(router: Served) -> None:
     """Until it asks its archive again, and gets an answer."""
     fetch = archive_of(router).fetch
     assert fetch is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             with suppress(NotDurable), await fetch.of_session("s") as trouble:
                 if trouble is None:

@@ -114,7 +114,7 @@ async def test_a_client_that_sends_no_more_of_its_body_is_cut_with_a_408(path):
         assert router.gateway.slow_clients.cut == 0
         await looks(router, 1)
         assert router.gateway.slow_clients.cut == 1
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             reply = await reader.read()  # to the end: the connection is closed
         head, _, body = reply.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408 ")
@@ -177,7 +177,7 @@ async def test_a_client_that_reads_slowly_is_never_cut(path):
     ):
         writer.write(await _asks_for_much(path, router, worker))
         size, seen = 0, 0
-        async with asyncio.timeout(50):
+        async with asyncio.timeout(100):
             while data := await reader.read(2**16):
                 size += len(data)
                 if size - seen > UNSENT_LEN * 2 // LOOKS:
@@ -197,7 +197,7 @@ async def test_a_client_that_does_not_read_a_big_reply_is_cut(path):
         request = await _asks_for_much(path, router, worker)
         writer.write(request)
         watched = router.gateway.slow_clients
-        await until(lambda: any(t.get_write_buffer_size() for t in watched._clients), timeout_s=20)
+        await until(lambda: any(t.get_write_buffer_size() for t in watched._clients))
         await looks_until_cut(router)
         await until(lambda: router.gateway.pool.total_in_flight == 0)
         await looks(router, 1)
@@ -237,5 +237,5 @@ async def test_it_looks_by_itself():
     """Without a test that does it."""
     async with served(client_timeout_s=0.02) as (router, _), connected(router) as (reader, writer):
         writer.write(STALLED % b"/generate")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")

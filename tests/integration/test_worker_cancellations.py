@@ -44,7 +44,7 @@ async def test_cancelled_at_every_step_while_it_runs(first, stream):
         async with FakeWorker() as dead, FakeWorker(notices_disconnect=False) as worker:
             await dead.refuse_connections()
             pool = WorkerPool([dead.url, worker.url] if first == "dead" else [worker.url])
-            async with Relayed(pool, capture="full", request_timeout_s=5.0) as client:
+            async with Relayed(pool, capture="full", request_timeout_s=60.0) as client:
                 if first == "stale":
                     await consume(client, call())
                     worker.drop_next()  # closes the kept connection under the next request
@@ -65,7 +65,7 @@ async def test_cancelled_at_every_step_until_its_end(stream):
     while was_cancelled:
         async with FakeWorker(notices_disconnect=False) as worker:
             pool = WorkerPool([worker.url])
-            async with Relayed(pool, capture="full", request_timeout_s=5.0) as client:
+            async with Relayed(pool, capture="full", request_timeout_s=60.0) as client:
                 was_cancelled = await cancel_after(steps, client, call(stream))
                 assert pool.total_in_flight == 0
             await worker.wait_running(0)
@@ -82,8 +82,8 @@ async def test_closing_the_client_waits_for_its_aborts_but_not_for_ever():
         worker.hold(after_tokens=1)
         worker.hold_aborts()
         pool = WorkerPool([worker.url])
-        client = Relayed(pool, capture="full", request_timeout_s=5.0, abort_timeout_s=0.05)
-        async with asyncio.timeout(5), client, aclosing(client.relay.generate(call())) as chunks:
+        client = Relayed(pool, capture="full", request_timeout_s=60.0, abort_timeout_s=0.05)
+        async with asyncio.timeout(60), client, aclosing(client.relay.generate(call())) as chunks:
             await anext(chunks)
         assert (client.aborts_sent, worker.aborted) == (1, [])
         worker.release()

@@ -50,7 +50,7 @@ async def drain(chunks):
 
 
 async def until(is_true):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not is_true():  # noqa: ASYNC110 - what it waits for has no event
             await asyncio.sleep(0)
 
@@ -116,7 +116,7 @@ async def test_one_connection_serves_request_after_request():
     app.router.add_post("/generate", handler)
     async with TestServer(app) as server:
         pool = WorkerPool([str(server.make_url(""))])
-        async with Relayed(pool, capture="off", request_timeout_s=5.0) as client:
+        async with Relayed(pool, capture="off", request_timeout_s=60.0) as client:
             for _ in range(3):
                 async with aclosing(client.relay.generate(call())) as chunks:
                     assert (await anext(chunks)).finish == Finish("length")
@@ -414,7 +414,7 @@ async def test_asking_on_a_connection_that_went_stale_asks_again():
     app.router.add_route("*", "/{path:.*}", handler)
     async with TestServer(app) as server:
         pool = WorkerPool([str(server.make_url(""))])
-        async with Relayed(pool, capture="off", request_timeout_s=5.0) as client:
+        async with Relayed(pool, capture="off", request_timeout_s=60.0) as client:
             (worker,) = pool.list()
             answers = [await client.ask(worker, "POST", "/x", headers={}) for _ in range(2)]
     assert [answer.body for answer in answers] == [b"1", b"3"]

@@ -41,6 +41,7 @@ def metadata(wheel: zipfile.ZipFile) -> email.message.Message:
     return email.parser.BytesParser().parsebytes(wheel.read(name))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     source = {
         str(path.relative_to(ROOT))

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import (
     __main__,
+    bounded_memory,
     compare,
     crowd,
     encoders,
@@ -150,6 +151,10 @@ def test_group_holds_its_prompt_once():
     measurements = group.run(group.Size(samples=3, prompt_len=20, reply_len=4))
     check(measurements, 2)
     assert [m.value for m in measurements if m.unit == "x"] == [1.0]
+
+
+def test_bounded_memory():
+    check(bounded_memory.run(limit=200_000), 2)
 
 
 def test_memory():

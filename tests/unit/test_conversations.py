@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from slime_router.trajectory.conversations import Conversations
 from slime_router.trajectory.turn import Turn
-from slime_router.types import Finish, token_ids
+from tests.turns import bare_turn
 
 KEY = b"key"
 
 
 def turn(name: str, spelling: bytes = b"", session_id: str | None = None) -> Turn:
-    return Turn(
-        id=name,
-        base=None,
-        base_len=0,
-        prompt_ids=token_ids([1]),
-        output_ids=token_ids([2]),
-        logprobs=None,
-        weight_versions=(),
-        finish=Finish("stop"),
-        keys=(KEY,),
-        spelling=spelling,
-        session_id=session_id,
-    )
+    return bare_turn(name, keys=(KEY,), spelling=spelling, session_id=session_id)
 
 
 def filed(*turns: Turn) -> Conversations:

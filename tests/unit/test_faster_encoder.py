@@ -373,7 +373,7 @@ async def started(router: Gateway) -> bool:
     life = router._lifespan(router.app())
     await anext(life)
     loading = [task for task in asyncio.all_tasks() if task.get_name() == "faster encoder"]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await asyncio.gather(*loading)
     is_fast: int = figures(router)["encoder"]["fast"]
     with pytest.raises(StopAsyncIteration):

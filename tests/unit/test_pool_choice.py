@@ -9,8 +9,10 @@ import pytest
 from slime_router.errors import BadRequest, NotFound, NoWorker
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.breaker import BreakerSettings
+from slime_router.pool.policy import make_policy
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Need, Worker
+from slime_router.types import token_ids
 
 A, B, C = "http://a:1", "http://b:2", "http://c:3"
 ONE_FAILURE = BreakerSettings(failure_threshold=1, success_threshold=1, open_s=10.0)
@@ -233,3 +235,91 @@ def test_a_removed_worker_is_watched_until_its_last_request_ends():
     assert heard == []
     other.close()
     assert heard == [0]
+
+
+def test_an_answered_request_frees_its_tokens_once():
+    pool = WorkerPool([A], policy=make_policy("cache_aware"))
+    lease = pool.lease(Need(ids=token_ids(range(4096))))
+    worker = lease.worker
+    assert worker.pending_tokens == 4096
+    lease.answered()
+    assert worker.pending_tokens == 0
+    lease.close()
+    assert worker.pending_tokens == 0
+
+
+def test_a_worker_that_went_down_counts_as_new_when_it_is_back():
+    """Its process is another one: nothing is in its cache, and it has not failed yet."""
+    pool, _ = timed(A, B, breaker=ONE_FAILURE, policy=make_policy("cache_aware"))
+    a, b = pool.list()
+    need = Need(ids=token_ids(range(4096)))
+    pool.held(a, "", need.ids)
+    assert leased(pool, need) is a
+    heard: list[bool] = []
+    pool.subscribe(lambda: heard.append(a.is_up))
+    pool.failed(a)
+    pool.mark_down(a, "it refuses connections")
+    assert (heard, a.reason) == ([False], "it refuses connections")
+    assert {leased(pool, need) for _ in range(3)} == {b}
+    pool.mark_up(a)
+    assert (heard, pool.breaker_state(a)) == ([False, True], "closed")
+    pool.mark_up(a)
+    assert len(heard) == 2  # it was up before
+    with pool.lease(need, exclude={B}) as lease:
+        assert lease.worker.pending_tokens == 4096  # all of it is to be computed again
+
+
+def test_a_removed_worker_is_forgotten_by_the_policy():
+    pool = WorkerPool([A], policy=make_policy("cache_aware"))
+    need = Need(ids=token_ids(range(4096)))
+    [a] = pool.list()
+    pool.held(a, "", need.ids)
+    pool.remove(A)
+    pool.held(a, "", need.ids)  # its last request ends
+    assert pool.breaker_state(a) == "closed"
+    again = pool.add(A)
+    with pool.lease(need):
+        assert again.pending_tokens == 4096
+
+
+def test_only_a_worker_that_was_greeted_and_is_not_left_alone_is_healthy():
+    pool, clock = timed(A, breaker=ONE_FAILURE)
+    [a] = pool.list()
+    assert not pool.can_serve()
+    a.greeted()
+    pool.rest(a, is_paused=True, is_asleep=False)
+    assert pool.is_healthy(a)  # it serves once it is resumed
+    assert pool.can_serve()
+    assert not pool.has_candidates(Need())
+    pool.rest(a, is_paused=False, is_asleep=False)
+    assert pool.has_candidates(Need())
+    pool.failed(a)
+    assert not pool.is_healthy(a)
+    clock.now += 10.0
+    assert pool.is_healthy(a)  # half open
+    pool.busy(a)
+    assert pool.breaker_state(a) == "closed"  # that it is busy is an answer
+    pool.mark_down(a)
+    assert not pool.is_healthy(a)
+
+
+def test_a_version_is_news_once_and_a_newer_one_is_not_overwritten():
+    worker = Worker(A)
+    assert worker.observed("v1", known=None)
+    assert not worker.observed("v1", known="v1")
+    assert not worker.observed("v0", known=None)  # asked before v1 came
+    assert worker.weight_version == "v1"
+    assert worker.observed("v2", known="v1")
+    assert worker.weight_version == "v2"
+
+
+def test_only_a_worker_that_was_stopped_has_lost_its_pause():
+    """One that cannot be reached for a moment is still paused when it is back."""
+    pool = WorkerPool([A])
+    [a] = pool.list()
+    for was_stopped in (False, True):
+        pool.rest(a, is_paused=True, is_asleep=False)
+        a.greeted()
+        pool.mark_down(a, was_stopped=was_stopped)
+        pool.mark_up(a)
+        assert (a.is_resting, a.was_greeted) == (not was_stopped, not was_stopped)

@@ -79,7 +79,7 @@ class Room:
 
 async def test_many_may_read_and_only_one_may_write():
     room = Room()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.gather(room.read(), room.read(), room.write(), room.write(), room.read())
     assert room.most_readers >= 2
     assert room.is_free
@@ -87,7 +87,7 @@ async def test_many_may_read_and_only_one_may_write():
 
 async def test_a_waiting_writer_goes_before_readers_that_come_later():
     room = Room()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.gather(room.read("1"), room.write("2"), room.read("3"), room.write("4"))
     assert room.order.index("2") < room.order.index("3")
     assert room.order[0] == "1"
@@ -103,7 +103,7 @@ async def test_cancelling_anyone_at_any_step_leaves_the_lock_free(victim):
         tasks = [asyncio.create_task(enter()) for enter in who]
         await steps(step)
         was_cancelled = tasks[victim].cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             results = await asyncio.gather(*tasks, return_exceptions=True)
         failed = [index for index, result in enumerate(results) if result is not None]
         assert failed == ([victim] if was_cancelled else [])

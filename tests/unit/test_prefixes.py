@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,23 +12,11 @@ from slime_router.trajectory import prefixes
 from slime_router.trajectory.prefixes import PrefixIndex
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
-from slime_router.types import Finish, token_ids
+from slime_router.types import token_ids
 from tests.effort import opcodes
+from tests.turns import bare_turn
 
-
-def turn(name: str, prompt: list[int], output: list[int], **fields: Any) -> Turn:
-    given: dict[str, Any] = {
-        "id": name,
-        "base": None,
-        "base_len": 0,
-        "prompt_ids": token_ids(prompt),
-        "output_ids": token_ids(output),
-        "logprobs": None,
-        "weight_versions": (),
-        "finish": Finish("length"),
-        "session_id": "s",
-    }
-    return Turn(**{**given, **fields})
+turn = partial(bare_turn, session_id="s")
 
 
 @pytest.mark.parametrize("kind", ["equal", "other replies", "branches of one turn"])

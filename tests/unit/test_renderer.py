@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -19,18 +18,6 @@ from tests.tiny import build_tiny_checkpoint
 
 HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
 PLAIN = TemplateOptions()
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(directory: Path) -> Iterator[Tokenizer]:
-    tokenizer = load_tokenizer(str(directory))
-    yield tokenizer
-    tokenizer.close()
 
 
 def test_tools_keep_their_own_key_order(tokenizer: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from slime_router.journal.database import Database
@@ -10,23 +11,10 @@ from slime_router.journal.store import JournaledStore
 from slime_router.rows.revision import revision_of
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
-from slime_router.trajectory.turn import Turn
-from slime_router.types import Finish, token_ids
 from tests.properties.test_journal import Straight
+from tests.turns import bare_turn
 
-
-def turn(name: str) -> Turn:
-    return Turn(
-        id=name,
-        base=None,
-        base_len=0,
-        prompt_ids=token_ids([1]),
-        output_ids=token_ids([2]),
-        logprobs=None,
-        weight_versions=(),
-        finish=Finish("stop"),
-        session_id="s",
-    )
+turn = partial(bare_turn, session_id="s")
 
 
 def revision(store: TrajectoryStore) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from slime_router.errors import Conflict, SessionLimit
 from slime_router.trajectory.session import Session, SessionSpec
-from tests.unit.test_store import turn
+from tests.turns import bare_turn as turn
 
 
 def session(**limits: int) -> Session:

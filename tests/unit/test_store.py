@@ -12,26 +12,13 @@ import pytest
 
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import SLICE_TURNS, TrajectoryStore
-from slime_router.trajectory.turn import Turn, logprob_array
-from slime_router.types import Finish, GenerateChunk, VersionSpan, token_ids
+from slime_router.trajectory.turn import logprob_array
+from slime_router.types import Finish, GenerateChunk, VersionSpan
 from tests.effort import opcodes
 from tests.stack import Sample, Stack
+from tests.turns import bare_turn as turn
 
 STOP = 514
-
-
-def turn(name: str, prompt: list[int], output: list[int], **fields: Any) -> Turn:
-    given: dict[str, Any] = {
-        "id": name,
-        "base": None,
-        "base_len": 0,
-        "prompt_ids": token_ids(prompt),
-        "output_ids": token_ids(output),
-        "logprobs": None,
-        "weight_versions": (),
-        "finish": Finish("length"),
-    }
-    return Turn(**{**given, **fields})
 
 
 async def test_logprobs_that_were_not_asked_for_are_absent_and_never_zero():

@@ -20,22 +20,10 @@ from slime_router.tokens.encoder import LONG_PIECE_LEN, MIN_PIECE_LEN
 from slime_router.tokens.tokenizer import After, Tokenizer
 from slime_router.types import Message, TemplateOptions
 from tests import vocabularies
-from tests.tiny import CONTEXT_LEN, SPARE_IDS, SPECIAL_TOKENS, THINK_TOKENS, build_tiny_checkpoint
+from tests.tiny import CONTEXT_LEN, SPARE_IDS, SPECIAL_TOKENS, THINK_TOKENS
 
 HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
 PLAIN = TemplateOptions()
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(directory: Path) -> Iterator[Tokenizer]:
-    tokenizer = load_tokenizer(str(directory))
-    yield tokenizer
-    tokenizer.close()
 
 
 @pytest.fixture(scope="module")

@@ -127,20 +127,26 @@ def _known(logprob: float | None) -> float:
     return LOWEST_LOGPROB if logprob is None else max(logprob, LOWEST_LOGPROB)
 
 
-class CompletionStream:
-    """One streamed completion."""
+class _Completion:
+    """What both forms of a completion write from."""
 
     def __init__(
-        self,
-        style: CompletionStyle,
-        names: TokenNames,
-        calls: Sequence[GenerateCall],
+        self, style: CompletionStyle, names: TokenNames, calls: Sequence[GenerateCall]
     ) -> None:
         self._style = style
         self._names = names
         self._calls = calls
         self._tally = CompletionTally(calls)
         self._logprobs = [Logprobs(style, names) for _ in calls]
+
+
+class CompletionStream(_Completion):
+    """One streamed completion."""
+
+    def __init__(
+        self, style: CompletionStyle, names: TokenNames, calls: Sequence[GenerateCall]
+    ) -> None:
+        super().__init__(style, names, calls)
         self._begun: set[int] = set()
         self._head = _head(style)
 
@@ -181,20 +187,13 @@ class CompletionStream:
         return sse.event(openai_error_object(exc))
 
 
-class CompletionBody:
+class CompletionBody(_Completion):
     """One completion in one piece: the events of the stream, folded together."""
 
     def __init__(
-        self,
-        style: CompletionStyle,
-        names: TokenNames,
-        calls: Sequence[GenerateCall],
+        self, style: CompletionStyle, names: TokenNames, calls: Sequence[GenerateCall]
     ) -> None:
-        self._style = style
-        self._names = names
-        self._calls = calls
-        self._tally = CompletionTally(calls)
-        self._logprobs = [Logprobs(style, names) for _ in calls]
+        super().__init__(style, names, calls)
         self._replies = [Reply() for _ in calls]
         self._given: list[list[dict[str, Any]]] = [[] for _ in calls]  # their logprobs
 

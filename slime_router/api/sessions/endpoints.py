@@ -12,9 +12,9 @@ from urllib.parse import quote
 import orjson
 from aiohttp import web
 
-from slime_router.api.request import read_object
+from slime_router.api.request import read_object, require
 from slime_router.api.sessions.listing import list_sessions, page_body, read_listing
-from slime_router.api.sessions.request import read_close, read_reward, read_spec
+from slime_router.api.sessions.request import check_known, read_close, read_reward, read_spec
 from slime_router.api.sessions.turns import turn_body
 from slime_router.api.token_ids import Vocabulary
 from slime_router.auth.caller import caller
@@ -84,7 +84,7 @@ class SessionDoor:
             await asyncio.sleep(0)
         if wanted.has_revisions:
             for each, said in zip(found, summaries, strict=True):
-                said["revision"] = await self._revision(each.id)
+                said |= {"revision": await self._revision(each.id), "exported": each.was_exported}
         return _reply(page_body(summaries, total, cursor))
 
     async def _revision(self, session_id: str) -> str | None:
@@ -121,6 +121,18 @@ class SessionDoor:
                 session_id, cancel=wanted.cancel, timeout_s=wanted.timeout_s
             )
         return _reply(summary(session, request))
+
+    async def exported(self, request: web.Request) -> web.Response:
+        """`POST /sessions/{session}/exported`: the rows of that `revision` are safe elsewhere."""
+        body = await read_object(request)
+        check_known(body, ("revision",))
+        revision = body.get("revision")
+        require(isinstance(revision, str), "revision", "one that the list of sessions gave")
+        with await self._fetch.of_session(session_in_path(request)):
+            session = self._store.sessions.get(session_in_path(request))
+            if revision_of(self._store, session) == revision:
+                self._store.mark_exported(session.id)
+        return _reply({"session_id": session.name, "exported": session.was_exported})
 
     async def reward(self, request: web.Request) -> web.Response:
         """`POST /sessions/{session}/reward`: what its rollout has earned."""

@@ -47,6 +47,7 @@ def session_routes(
         ("DELETE", IN_SESSION, sessions.delete),
         ("POST", f"{IN_SESSION}/close", sessions.close),
         ("POST", f"{IN_SESSION}/reward", sessions.reward),
+        ("POST", f"{IN_SESSION}/exported", sessions.exported),
         ("GET", f"{IN_SESSION}/rows", rows.of_session),
         ("POST", f"{IN_SESSION}/samples", partial(samples.collect, rows, tokenizer)),
         ("POST", "/rows", rows.of_many),

@@ -63,11 +63,14 @@ class RowsDoor:
 
     async def of_session(self, request: web.Request) -> web.Response:
         """The rows of one session, in the format that the query or `Accept` names."""
-        query = read_query(request.query, ("format", *_OPTIONS))
+        query = read_query(request.query, ("format", "exported", *_OPTIONS))
+        exported = query.get("exported", "true")
+        require(exported in ("true", "false"), "exported", "true or false")
         form = rows_reply.FORMATS[_format(query, request.headers.get("accept", ""))]
         options = self._options({name: _number(text) for name, text in query.items()})
         with await self._fetch.of_session(session_in_path(request)):
-            session, rowset = self._export(session_in_path(request), options)
+            name, is_export = session_in_path(request), exported == "true"
+            session, rowset = self._export(name, options, is_export=is_export)
         return web.Response(body=form.encode(session, rowset), content_type=form.media_type)
 
     async def of_many(self, request: web.Request) -> web.StreamResponse:
@@ -123,11 +126,14 @@ class RowsDoor:
             logger.exception("rows of session %r failed", session_id)
             yield _error_line(session_id, our_fault())
 
-    def _export(self, session_id: str, options: RowOptions) -> tuple[Session, RowSet]:
+    def _export(
+        self, session_id: str, options: RowOptions, *, is_export: bool = True
+    ) -> tuple[Session, RowSet]:
         """The session as it is now and its rows."""
         session = copy.copy(self._store.sessions.get(session_id))
         rowset = build_rows(self._store, tuple(session.turns), options)
-        self._store.mark_exported(session_id)
+        if is_export:
+            self._store.mark_exported(session_id)
         left_out = rowset.stats.left_out
         self._on_left_out({reason: each.tokens for reason, each in left_out.items()})
         return session, rowset

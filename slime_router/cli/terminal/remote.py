@@ -58,6 +58,14 @@ class Remote:
         """Where it listens."""
         return self._client.url
 
+    def post(self, path: str, **body: Any) -> None:
+        """Say something to a route.
+
+        Raises:
+            ClientError: there is no answer, or it is a refusal.
+        """
+        self._client.send(Call(method="POST", path=path, body=body))
+
     def get(self, path: str, **query: Any) -> Any:
         """The JSON of a route.
 

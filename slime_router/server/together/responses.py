@@ -31,7 +31,7 @@ class SharedResponses:
         self, responses: ResponseStore, siblings: Siblings, keeping: Keeping | None
     ) -> None:
         self._kept = responses if isinstance(responses, JournaledResponses) else None
-        self._keeping = keeping
+        self._others = keeping if keeping is not None and keeping.is_shared else None
         self._siblings = siblings
         siblings.answer(SHOW, self._shown)
         siblings.answer(FORGET, self._forget)
@@ -69,11 +69,11 @@ class SharedResponses:
     async def _hear_of_deletions(self, names: Iterable[str]) -> None:
         """What is here may have been deleted at another router."""
         assert self._kept is not None
-        if self._keeping is None or not self._keeping.is_shared:
+        if self._others is None:
             return
         here = dict.fromkeys(map(self._kept.response_of, names))
         for name in [name for name in here if name is not None][:MAX_NAMES]:
-            data = await self._keeping.look(TABLE, name)
+            data = await self._others.look(TABLE, name)
             if data is not None and is_deleted(data):
                 self._kept.forget_here(name)
 
@@ -87,8 +87,8 @@ class SharedResponses:
         """As `JournaledResponses.line_of`, of other routers; nothing where a part is gone."""
         line: list[tuple[str, bytes]] = []
         wanted: str | None = name
-        while wanted is not None and self._keeping is not None and len(line) < MAX_NAMES:
-            data = await self._keeping.look(TABLE, wanted)
+        while wanted is not None and self._others is not None and len(line) < MAX_NAMES:
+            data = await self._others.look(TABLE, wanted)
             if data is None:
                 return []
             line.append((wanted, data))

@@ -1,0 +1,104 @@
+"""Several routers over a cluster of Redis, and over a primary that dies and has a replica."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import pytest
+
+from tests.integration.gateway import CHAT, Served, assistant, tiny_worker, until, user
+from tests.integration.test_several_routers import (
+    alternate,
+    answered,
+    archive_of,
+    deleted,
+    routers,
+    rows_of,
+    store_of,
+    until_answered,
+    workers_of,
+)
+from tests.redis_fleet import WatchedRedis
+
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[WatchedRedis]:
+    watched = WatchedRedis(tmp_path)
+    try:
+        watched.start()
+        yield watched
+    finally:
+        watched.kill()
+
+
+def is_well(router: Served) -> bool:
+    return not archive_of(router).figures()["degraded"]
+
+
+@pytest.mark.parametrize("kind", ["redis_cluster", "redis_sentinel"])
+async def test_routers_are_one_over_several_servers(kind, request):
+    url = request.getfixturevalue(f"{kind}_url")
+    shared: dict[str, Any] = {"store": url, "store_prefix": token_hex(4)}
+    async with tiny_worker() as worker, tiny_worker() as more:
+        async with routers(worker.url, shared) as (one, two):
+            for name in ("a", "b", "c", "d", "e"):
+                assert (await one.post("/sessions", {"session_id": name}))[0] == 201
+                assert (await two.post("/sessions", {"session_id": name}))[0] == 409
+                await alternate(worker, [two, one], f"/sessions/{name}{CHAT}", 4)
+                assert await rows_of(one, name) == await rows_of(two, name)
+            messages = await alternate(worker, [one, two], CHAT, 4)
+            first = await answered(one, "first")
+            second = await answered(two, "second", first)
+            assert await deleted(one, second) == 200
+            assert (await two.get(f"/v1/responses/{second}"))[0] == 404
+            assert (await one.post(f"/add_worker?url={more.url}"))[0] == 200
+            await two.gateway.together.enrolment.look()
+            assert more.url in workers_of(two)
+            assert (await one.post(f"/remove_worker?url={more.url}"))[0] == 200
+            async with two.http.delete("/sessions/e") as reply:
+                assert reply.status == 200
+            assert (await one.get("/sessions/e"))[0] == 404
+        async with routers(worker.url, shared, 1) as [late]:
+            listed = (await late.get("/sessions"))[1]["sessions"]
+            assert [each["session_id"] for each in listed] == ["a", "b", "c", "d"]
+            assert (await late.chat(messages))[1]["status"] == "extended"
+
+
+@pytest.mark.parametrize("on_error", ["degrade", "stop"])
+async def test_a_conversation_goes_on_exact_when_the_primary_dies(watched, on_error):
+    """The replica takes over; what it had not heard of is written again by whoever has it."""
+    shared: dict[str, Any] = {
+        "store": watched.url,
+        "store_on_error": on_error,
+        "store_timeout_s": 0.5,
+    }
+    path = f"/sessions/s{CHAT}"
+    async with tiny_worker() as worker, routers(worker.url, shared) as opened:
+        messages = await alternate(worker, opened, path, 4)
+        await asyncio.to_thread(watched.fail_over)
+        for router in opened:
+            await until_answered(router)
+            await until(partial(is_well, router))
+        held: list[int] = []
+        for number in range(4):
+            router = opened[number % 2]
+            text, receipt = await router.chat(messages, path=path, max_tokens=8)
+            assert receipt["status"] == "extended"
+            assert "notes" not in receipt
+            prompt = worker.requests[-1].body["input_ids"]
+            assert prompt[: len(held)] == held
+            held = store_of(router).held_ids(receipt["turn"]).tolist()
+            messages += [assistant(text), user(f"more {number}")]
+        rows = [await rows_of(router, "s") for router in opened]
+        assert rows[0] == rows[1]
+        assert rows[0]["stats"]["turns"] == 8
+        assert len(rows[0]["rows"]) == 1
+    async with tiny_worker() as worker, routers(worker.url, shared, 1) as [late]:
+        assert (await rows_of(late, "s"))["rows"] == rows[0]["rows"]
