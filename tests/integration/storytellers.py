@@ -25,8 +25,8 @@ QUICK: dict[str, Any] = {  # no test waits for a clock
     "health_check_timeout_s": 0.05,
     "retry_initial_backoff_ms": 1.0,
     "retry_max_backoff_ms": 4.0,
-    "worker_wait_s": 3.0,
-    "pause_wait_s": 3.0,
+    "worker_wait_s": 60.0,
+    "pause_wait_s": 60.0,
 }
 
 

@@ -255,7 +255,7 @@ async def test_a_request_waits_for_a_breaker_that_will_let_it_through():
     """It is a matter of time; meanwhile the router does not say that it is ready."""
     settings: dict[str, Any] = {
         "cb_failure_threshold": 1, "cb_success_threshold": 1, "cb_timeout_s": 0.2,
-        "retry_max_retries": 0, "worker_wait_s": 5.0,
+        "retry_max_retries": 0, "worker_wait_s": 60.0,
     }  # fmt: skip
     async with fleet(1, **settings) as (router, (worker,)):
         worker.answer_next(500, b"")

@@ -275,3 +275,20 @@ def test_a_chat_stays_where_it_began_though_others_of_its_key_went_elsewhere():
     router.policy.sent(home, chat)
     router.policy.sent(elsewhere, Need(prompt(501, 400), key="mine"))
     assert router.policy.choose(workers, chat) is home
+
+
+def test_two_are_drawn_and_the_less_busy_of_them_is_chosen():
+    workers = [load(Worker(f"http://w{n}"), in_flight=n) for n in range(3)]
+    chosen = {make_policy("power_of_two", seed=seed).choose(workers, Need()) for seed in range(50)}
+    assert chosen == set(workers[:2])  # the busiest never, the idle one not always
+
+
+@pytest.mark.parametrize(("in_flight", "is_left"), [(23, False), (24, True)])
+def test_hashing_passes_over_whoever_no_longer_keeps_up(in_flight, is_left):
+    """The mean of 23 and 1 is 12: a quarter more, and 8, is 23."""
+    workers, need = fleet(2), Need(key="key")
+    policy = make_policy("consistent_hashing")
+    home = policy.choose(workers, need)
+    for worker in workers:
+        load(worker, in_flight=in_flight if worker is home else 1)
+    assert (policy.choose(workers, need) is not home) is is_left

@@ -311,3 +311,15 @@ def test_a_version_is_news_once_and_a_newer_one_is_not_overwritten():
     assert worker.weight_version == "v1"
     assert worker.observed("v2", known="v1")
     assert worker.weight_version == "v2"
+
+
+def test_only_a_worker_that_was_stopped_has_lost_its_pause():
+    """One that cannot be reached for a moment is still paused when it is back."""
+    pool = WorkerPool([A])
+    [a] = pool.list()
+    for was_stopped in (False, True):
+        pool.rest(a, is_paused=True, is_asleep=False)
+        a.greeted()
+        pool.mark_down(a, was_stopped=was_stopped)
+        pool.mark_up(a)
+        assert (a.is_resting, a.was_greeted) == (not was_stopped, not was_stopped)
