@@ -50,7 +50,7 @@ class News:
         turns: those that came or changed, each after its base.
         state: the session as it is, if anything but turns happened to it.
         is_deleted: the session was deleted; what is in `turns` stays without it, and has its data.
-        is_gone: there was more before, and the archive has nothing of it any more.
+        is_gone: there was more before, and the archive has lost a part of it, or all.
     """
 
     home: str

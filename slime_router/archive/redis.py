@@ -21,7 +21,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeAlias
 
 from redis.asyncio.client import Pipeline as AsyncPipeline
 from redis.exceptions import RedisError
@@ -43,6 +43,8 @@ from slime_router.journal.database import (
     as_text,
 )
 from slime_router.journal.progress import Progress
+
+_Entry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
 
 SCHEMA = 1
 MAX_HOMES = 16  # of one name: the newest
@@ -186,12 +188,12 @@ class RedisArchive:
     async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:
         """As `Archive.news`: one round trip, and one more for turns that the reader lacks."""
         after = since or FIRST
-        entries = await self._answered(  # the last one that was seen comes again, if it is there
-            self._clients.waiting.xrange(self._log(home), min=after)
-        )
-        is_gone = not entries and after != FIRST
-        if entries and entries[0][0].decode() == after:
-            del entries[0]
+        entries = await self._entries(home, after)  # what was seen last comes again
+        is_gone = after != FIRST and not (entries and entries[0][0].decode() == after)
+        if not is_gone:
+            entries = entries[1:] if after != FIRST else entries
+        else:  # a replica that took over lacks what it had not heard of, and may count from before
+            entries = [each for each in await self._entries(home, FIRST) if _is_left(each, after)]
         await self._renew(home)
         told = _fold(entries)
         wanted = [
@@ -213,7 +215,13 @@ class RedisArchive:
             Kept(name, 0, True, None) for name in told.undelivered if name not in told.turns
         )
         cursor = entries[-1][0].decode() if entries else after
+        is_gone = is_gone and not told.is_deleted
         return News(home, cursor, kept + marked, told.state, told.is_deleted, is_gone)
+
+    async def _entries(self, home: str, first: Cursor) -> list[_Entry]:
+        """Those of a log from one on. Raises ArchiveDown."""
+        found = await self._answered(self._clients.waiting.xrange(self._log(home), min=first))
+        return list(found)
 
     async def _renew(self, home: str) -> None:
         """What is looked at does not expire; not with every look, though."""
@@ -309,7 +317,16 @@ class _Told:
     is_deleted: bool = False
 
 
-def _fold(entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> _Told:
+def _is_left(entry: _Entry, after: Cursor) -> bool:
+    """Whether an entry still says something: a deletion of before `after` was heard of."""
+    return entry[1][_KIND] != _DELETED or _order(entry[0].decode()) > _order(after)
+
+
+def _order(cursor: Cursor) -> tuple[int, ...]:
+    return tuple(map(int, cursor.split("-")))
+
+
+def _fold(entries: Iterable[_Entry]) -> _Told:
     """What all entries say together.
 
     `t` a turn was recorded, `c` or marked, `u` its client left, `s` the session is so, `d` it was

@@ -305,8 +305,10 @@ class ArchivedStore(TrajectoryStore):
                 self._absorb_state(news.state, home, is_settled=is_settled)
             for kept in news.turns:
                 self._absorb_turn(kept, news.home, epoch_of)
+        if news.is_gone and not is_settled:
+            return True  # the next look says so again
         home.cursor = news.cursor
-        if news.is_gone and is_settled:
+        if news.is_gone:
             self._write_again(home, session_id)
         return True
 

@@ -20,6 +20,7 @@ from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, token_ids
 from tests.archives.archives import KINDS, Opened, opener
+from tests.archives.test_several_stores import Router
 
 HOME = home_of_session("s")
 
@@ -260,3 +261,39 @@ async def test_a_store_that_lost_a_home_says_so(redis_url):
     assert (await news(archive, since, "a")).is_gone
     assert not (await news(archive)).is_gone
     await archive.close()
+
+
+@pytest.mark.redis
+async def test_what_a_replica_had_not_heard_of_is_written_again_by_whoever_has_it(redis_url):
+    """The end of a home's log is lost, and somebody has written to it since."""
+    prefix = token_hex(6)
+
+    def opened() -> RedisArchive:
+        clients = RedisClients(redis_url, timeout_s=5.0, write_timeout_s=5.0)
+        return RedisArchive(clients, prefix=prefix, ttl_s=1000)
+
+    archive = opened()
+    one, other = Router(archive, 1, 10**6), Router(opened(), 2, 10**6)
+    one.store.open_session(SessionSpec(id="s"))
+    one.store.delete_session("s")  # that was long ago
+    one.store.open_session(SessionSpec(id="s"))
+    for name in ("a", "b"):
+        one.store.add(turn(name, 0))
+    with await one.fetch.of_session("s"):
+        pass
+    redis, log = archive._clients.blocking, archive._log(HOME)
+    redis.xdel(log, redis.xrevrange(log, count=1)[0][0])
+    redis.hdel(archive._turns(HOME), "b")
+    with await other.fetch.of_session("s"):
+        assert "b" not in other.store
+        other.store.add(turn("c", 0))
+    with await one.fetch.of_session("s"):
+        assert {"a", "b", "c"} <= {name for name in "abc" if name in one.store}
+    with await other.fetch.of_session("s"):
+        assert {name for name in "abc" if name in other.store} == {"a", "b", "c"}
+    rewritten = one.store.rewritten_turns
+    with await one.fetch.of_session("s"):
+        assert one.store.rewritten_turns == rewritten
+    for router in (one, other):
+        router.store.check_integrity()
+        await router.archive.close()
