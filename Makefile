@@ -42,7 +42,7 @@ install-with-pip:  # uv asks the index itself, whatever pip was told of others
 demo: install  ## hold a conversation through the router with a real SGLang on this CPU
 	@$(BIN)/python -m tests.sglang.demo
 
-test-fast: $(INSTALLED)  ## run what needs no download and no SGLang, in about a minute
+test-fast: $(INSTALLED)  ## run what needs no download and no SGLang, in a minute and a half
 	@SLIME_ROUTER_FUZZ=0.2 $(PYTEST) -m "not (slow or sglang or parsers or tokenizers or browser or redis)"
 
 test: install data worker redis  ## run all tests: real vocabularies, real SGLang

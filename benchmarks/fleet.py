@@ -17,6 +17,7 @@ from itertools import count
 from benchmarks.traces import CACHE_BLOCK_LEN, Chat, Trace, Turn
 from slime_router.pool.policy import Policy
 from slime_router.pool.worker import Need, Worker
+from slime_router.values import value
 
 NEVER_S = float("inf")
 
@@ -54,7 +55,7 @@ class BlockCache:
             self._blocks.popitem(last=False)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@value(frozen=True, slots=True, eq=False)
 class Ask(Need):
     """A need that names the blocks of its prompt; the peers' models read them here."""
 

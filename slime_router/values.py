@@ -4,13 +4,14 @@ A frozen dataclass sets each field by a call of `object.__setattr__`, which take
 as a plain assignment, and a request makes dozens of values with up to thirty fields. Here a value
 is of an open subclass while its fields are set, and of the frozen class from then on.
 
-To a type checker these are `dataclass` and `replace` of `dataclasses`. They behave alike.
+To a type checker these are `dataclass` and `replace` of `dataclasses`. They behave alike, but that
+a subclass has to be a value, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __all__ = ["replace", "value"]
 
@@ -31,56 +32,58 @@ else:
         def made(cls):
             if hasattr(cls, "__post_init__"):
                 raise TypeError("a value has no __post_init__")
-            sealed = dataclasses.dataclass(frozen=True, slots=True, **options)(cls)
+            sealed = dataclasses.dataclass(frozen=True, slots=True, init=False, **options)(cls)
             opened = _opened(sealed)
-            sealed.__new__ = lambda cls, *_, **__: object.__new__(opened if cls is sealed else cls)
-            sealed.__setstate__ = _restorer(sealed)
-            sealed._copied = _copier(sealed, opened)
+            known = {"sealed_": sealed, "opened_": opened, "new_": object.__new__}
+            sealed.__new__ = _maker(sealed, known)
+            sealed.__reduce__ = _reduced
+            sealed._copied = _copier(sealed, known)
             return sealed
 
         return made
 
     def _opened(sealed):
-        """A subclass whose instances can be written to until their `__init__` has run."""
-
-        def seal(self):
-            self.__class__ = sealed
-
-        fields = [(each.name, Any, _unbound(each)) for each in dataclasses.fields(sealed)]
-        plain = dataclasses.make_dataclass(
-            sealed.__name__, fields, namespace={"__post_init__": seal}
-        )
-        ours = {"__slots__": (), "__init__": plain.__init__, "__post_init__": seal}
+        """A subclass whose instances can be written to."""
         # Both, or either would go through Python.
-        open_to_all = {"__setattr__": object.__setattr__, "__delattr__": object.__delattr__}
-        return type(sealed.__name__, (sealed,), ours | open_to_all)
+        ours = {"__setattr__": object.__setattr__, "__delattr__": object.__delattr__}
+        return type(sealed.__name__, (sealed,), {"__slots__": (), **ours})
 
-    def _unbound(field):
-        return dataclasses.field(
-            default=field.default, default_factory=field.default_factory, kw_only=field.kw_only
-        )
+    # Code for all fields, as `dataclasses` makes some: a loop over them would take as long as it.
 
-    def _copier(sealed, opened):
-        """Code for all fields, as `dataclasses` makes some: a loop would take as long as it."""
-        names = [each.name for each in dataclasses.fields(sealed)]
-        lines = ["def copied(self, changes):", "    new = made(opened)"]
-        lines += [f"    new.{name} = self.{name}" for name in names]
-        lines += ["    for name in changes:", "        setattr(new, name, changes[name])"]
-        lines += ["    new.__class__ = sealed", "    return new"]
-        known = {"made": object.__new__, "opened": opened, "sealed": sealed}
-        exec("\n".join(lines), known)
-        return known["copied"]
+    def _maker(sealed, known):
+        known, by_place, by_name, sets = dict(known, unset_=object()), ["cls_"], [], []
+        for each in dataclasses.fields(sealed):
+            name = given = each.name
+            parameter = name
+            if each.default is not dataclasses.MISSING:
+                known[f"default_{name}"] = each.default
+                parameter = f"{name}=default_{name}"
+            elif each.default_factory is not dataclasses.MISSING:
+                known[f"default_{name}"] = each.default_factory
+                parameter = f"{name}=unset_"
+                given = f"default_{name}() if {name} is unset_ else {name}"
+            (by_name if each.kw_only else by_place).append(parameter)
+            sets.append(f"self_.{name} = {given}")
+        parameters = ", ".join([*by_place, *(["*", *by_name] if by_name else [])])
+        return _function(f"__new__({parameters})", sets, known)
 
-    def _restorer(sealed):
-        """For `copy` and `pickle`, which run no `__init__`."""
-        names = [each.name for each in dataclasses.fields(sealed)]
+    def _copier(sealed, known):
+        sets = [f"self_.{each.name} = old_.{each.name}" for each in dataclasses.fields(sealed)]
+        changes = ["for name_ in changes_:", "    setattr(self_, name_, changes_[name_])"]
+        return _function("copied(old_, changes_)", [*sets, *changes], dict(known))
 
-        def restored(self, state):
-            for name, value in zip(names, state, strict=True):
-                object.__setattr__(self, name, value)
-            self.__class__ = sealed
+    def _function(head, sets, known):
+        steps = ["self_ = new_(opened_)", *sets, "self_.__class__ = sealed_", "return self_"]
+        exec("\n    ".join([f"def {head}:", *steps]), known)
+        return known[head.partition("(")[0]]
 
-        return restored
+    def _reduced(self):
+        """For `copy` and `pickle`."""
+        names = [each.name for each in dataclasses.fields(self)]
+        return _made, (type(self), {name: getattr(self, name) for name in names})
+
+    def _made(kind, fields):
+        return kind(**fields)
 
     def replace(given, /, **changes):
         """A copy of a value, or of another dataclass, with these fields changed.
@@ -88,7 +91,7 @@ else:
         Raises:
             TypeError: it has no such field.
         """
-        copied = vars(type(given)).get("_copied")  # not one that it inherits
+        copied = vars(type(given)).get("_copied")
         if copied is None:
             return dataclasses.replace(given, **changes)
         try:

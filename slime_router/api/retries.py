@@ -24,7 +24,7 @@ from slime_router.api.fanout import Copies, generations
 from slime_router.api.request import A
 from slime_router.auth.caller import caller
 from slime_router.auth.keys import KEY_HEADERS
-from slime_router.edge.bodies import LONG_LEN, read_body
+from slime_router.edge.bodies import LONG_LEN, forget_body, read_body
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.generation.middleware import Chunks
 from slime_router.generation.router import Router
@@ -133,6 +133,7 @@ class Joiner:
         """
         tries = _tries(request.headers)
         if tries is None or not self._grace_s:
+            forget_body(request)
             return Visit(asked, generations(self._router, asked.calls), opening)
         return self._attend_run(request, asked, opening, headers, tries)
 
@@ -146,6 +147,7 @@ class Joiner:
         tries: int,
     ) -> AsyncIterator[Visit[A, T]]:
         ask = await _ask(request, await read_body(request), asked.calls[0].session_id)
+        forget_body(request)
         run = self._joinable(ask) if tries else None
         if run is None:
             run = self._begin(ask, asked, opening, headers)

@@ -27,9 +27,11 @@ from slime_router.client.errors import (
     TooManyRequests,
     Unreachable,
 )
-from slime_router.client.rows import Export, LeftOut, Row, RowStats, RowTurn
+from slime_router.client.row_turns import RowTurn
+from slime_router.client.rows import Export, LeftOut, Row, RowStats
 from slime_router.client.summary import Summary
 from slime_router.client.sync import Client, Session
+from slime_router.client.teachers import Teacher
 from slime_router.client.trees import Tree, TreeNode, expand, read_tree
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ __all__ = [
     "SessionOptions",
     "StorageFull",
     "Summary",
+    "Teacher",
     "TimedOut",
     "TooManyRequests",
     "Tree",

@@ -26,6 +26,8 @@ from slime_router.client.columns import (
     tops_from,
 )
 from slime_router.client.errors import BadReply, Refused, refusal_of
+from slime_router.client.row_turns import RowTurn
+from slime_router.client.teachers import Teacher, cut_teachers, teachers_from, teachers_of
 
 WeightVersion: TypeAlias = str | int
 Logprobs: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
@@ -48,46 +50,6 @@ PLAIN_FIELDS = (
 UNREADABLE = (ValueError, LookupError, TypeError, EOFError, OSError, zipfile.BadZipFile)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowTurn:
-    """A turn in a row: it sampled the tokens `[start, end)`.
-
-    kind:        `main`, `retry`, `subagent` or `compaction`
-    parent_turn: the turn that it continues, serves or summarizes; None for the first
-    speculation: `verifications`, `proposed`, `accepted`; None where no drafts were made
-    started:     Unix time; the other times are seconds from there
-    """
-
-    turn_id: str
-    start: int
-    end: int
-    kind: str = "main"
-    parent_turn: str | None = None
-    reward: float | None = None
-    tags: tuple[str, ...] = ()
-    speculation: Mapping[str, int] | None = None
-    started: float | None = None
-    duration_s: float | None = None
-    first_token_s: float | None = None
-    others: Mapping[str, Any] = field(default_factory=dict)  # whatever else the router says of it
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> RowTurn:
-        """The turn as the router writes it."""
-        names = {each.name for each in fields(cls)} - {"others", "tags"}
-        return cls(
-            **{name: values[name] for name in names & values.keys()},
-            tags=tuple(values.get("tags", ())),
-            others={name: values[name] for name in values.keys() - names - {"tags"}},
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """As the router writes it."""
-        own = {each.name: getattr(self, each.name) for each in fields(self)}
-        del own["others"]
-        return {**own, "tags": list(self.tags), **self.others}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Row:
     """One training sample.
@@ -101,6 +63,7 @@ class Row:
     log-probability `sampling_logprobs[i]` among those; where there are none, from the whole
     vocabulary, unless `truncated_sampling` says that it is not known of some from what.
     The likeliest tokens there, where kept, are `top_ids[top_offsets[i] : top_offsets[i + 1]]`.
+    `teachers` has, by worker group, what other models think of the row.
     """
 
     row_id: str
@@ -127,6 +90,7 @@ class Row:
     top_offsets: NDArray[np.int64] | None = None
     top_ids: NDArray[np.int32] | None = None
     top_logprobs: NDArray[np.float32] | None = None
+    teachers: Mapping[str, Teacher] = field(default_factory=dict)
     turns: tuple[RowTurn, ...] = ()
 
     @property
@@ -166,7 +130,7 @@ class Row:
             sample["rollout_indexer_topk"] = self.indexer_topk
         masks = masks_from(start, self.mask_offsets, self.mask_ids, self.sampling_logprobs)
         tops = tops_from(start, self.top_offsets, self.top_ids, self.top_logprobs)
-        return sample | masks | tops
+        return sample | masks | tops | teachers_from(start, self.teachers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,10 +257,11 @@ def _npz_rows(columns: Mapping[str, Array], meta: Mapping[str, Any]) -> list[Row
     if "logprobs" in columns:
         logprobs = cut(columns["logprobs"], offsets)
     more = [
-        {**masks, **tops, "routed_experts": experts, "indexer_topk": indexer}
-        for masks, tops, experts, indexer in zip(
+        {**masks, **tops, **scores, "routed_experts": experts, "indexer_topk": indexer}
+        for masks, tops, scores, experts, indexer in zip(
             cut_masks(columns, offsets),
             cut_tops(columns, offsets),
+            cut_teachers(columns, offsets, meta["rows"]),
             cut_positions(columns, "routed_experts", count),
             cut_positions(columns, "indexer_topk", count),
             strict=True,
@@ -325,7 +290,7 @@ def _json_row(values: Mapping[str, Any]) -> Row:
         frozen(np.array(values["loss_mask"], np.uint8)),
         None if logprobs is None else frozen(np.array(logprobs, np.float64)),  # null: NaN
         tuple(values["weight_versions"]),
-        {**positions_of(values), **masks_of(values), **tops_of(values)},
+        {**positions_of(values), **masks_of(values), **tops_of(values), **teachers_of(values)},
     )
 
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from slime_router.client.columns import checked_masks, checked_tops
 from slime_router.client.errors import BadReply
+from slime_router.client.row_turns import RowTurn
 from slime_router.client.rows import (
     UNREADABLE,
     Export,
     Row,
-    RowTurn,
     WeightVersion,
     export_of,
     masks_of,

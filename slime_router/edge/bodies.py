@@ -20,10 +20,11 @@ SERVER_ARGS: Mapping[str, Any] = MappingProxyType({"auto_decompress": False})
 LONG_LEN = 2**23  # bytes that take long enough to copy for a thread to do it
 
 _BODY = web.RequestKey("slime_router.body", bytes)
+_IS_SHARED = web.RequestKey("slime_router.body_is_shared", bool)
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The whole body, unpacked. It can be asked for again.
+    """The whole body, unpacked. It can be asked for again, until it is forgotten.
 
     Raises:
         BadRequest: it is corrupt.
@@ -36,10 +37,11 @@ async def read_body(request: web.Request) -> bytes:
         return known
     unpacker = unpacker_of(request, request.client_max_size)
     try:
-        raw = await request.read()
+        raw = await _received(request)
     except web.HTTPRequestEntityTooLarge as exc:
         raise PayloadTooLarge(exc.text or "The request body is too large.") from exc
     if unpacker is None:
+        request[_BODY] = raw
         return raw
     pieces = []
     for piece in unpacker.feed(raw):
@@ -50,6 +52,33 @@ async def read_body(request: web.Request) -> bytes:
     body = await asyncio.to_thread(b"".join, pieces) if is_long else b"".join(pieces)
     request[_BODY] = body
     return body
+
+
+def share_body(request: web.Request) -> None:
+    """Somebody else may read the body, too, by aiohttp's means: it is kept as long as it is."""
+    request[_IS_SHARED] = True
+
+
+def forget_body(request: web.Request) -> None:
+    """Frees what `read_body` gave: the request may last long, and an idle connection keeps it."""
+    if not request.get(_IS_SHARED):
+        request.pop(_BODY, None)
+
+
+async def _received(request: web.Request) -> bytes:
+    """The body as it was sent. Raises HTTPRequestEntityTooLarge."""
+    content = request.content
+    if request.get(_IS_SHARED) or content.at_eof():
+        return await request.read()  # which keeps it for good
+    limit = request.client_max_size
+    content.set_read_chunk_size(limit)
+    pieces, length = [], 0
+    while data := await content.readany():
+        pieces.append(data)
+        length += len(data)
+        if limit and length > limit:
+            raise web.HTTPRequestEntityTooLarge(limit, length)
+    return b"".join(pieces)
 
 
 async def unpacked(request: web.Request, max_len: int) -> AsyncIterator[bytes]:

@@ -15,6 +15,7 @@ from typing import TypeAlias, TypeVar
 from aiohttp import web
 from aiohttp.typedefs import Middleware as HttpMiddleware
 
+from slime_router.edge.bodies import share_body
 from slime_router.errors import RouterError
 from slime_router.generation.middleware import CallNext, HttpPlugin, Middleware
 from slime_router.types import GenerateCall, GenerateChunk
@@ -100,6 +101,7 @@ class PluginGuard:
         @web.middleware
         async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
             clock = _Clock(self._limit_s)
+            share_body(request)
 
             async def inside(request: web.Request) -> web.StreamResponse:
                 with clock.standing():

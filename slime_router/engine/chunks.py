@@ -98,8 +98,11 @@ class ChunkReader:
                 are chunks before it, these are returned, and it is kept as `failure`.
         """
         if self._is_incremental and len(payloads) == 1 and payloads[0] not in _NO_ITEMS:
-            plain = self._plain(answer.load_item(payloads[0]))
-            if plain is not None:
+            try:
+                item = orjson.loads(payloads[0])
+            except ValueError:  # others are read below, leniently
+                item = None
+            if type(item) is dict and (plain := self._plain(item)) is not None:
                 return [plain]
         chunks: list[GenerateChunk] = []
         try:

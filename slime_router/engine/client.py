@@ -119,8 +119,8 @@ class WorkerClient:
             WorkerFailed: the worker died, or its answer cannot be read.
             WorkerTimeout: the whole generation took longer than `timeout_s`.
         """
-        masks = mask_plan(call, self._capture, worker)
-        body = generate_body(call, capture=self._capture, more=masks.fields)
+        capture = self._capture
+        masks = mask_plan(call, capture, worker)
         headers = CIMultiDict(call.headers)
         headers["Content-Type"] = "application/json"
         is_over = False  # the worker no longer runs it
@@ -130,15 +130,14 @@ class WorkerClient:
                 "POST",
                 "/generate",
                 headers=headers,
-                body=body,
+                body=generate_body(call, capture=capture, more=masks.fields),  # kept by nobody
                 timeout_s=timeout_s,
                 rid=call.rid,
             ) as (exchange, answer):
                 if answer.status != 200:
                     is_over = True
                     raise read_error(answer.status, await read_whole(answer))
-                prompt = call.prompt
-                lines = _lines(answer)
+                prompt, lines = call.prompt, _lines(answer)
                 reader = self._reader(call, exchange, masks)
                 data = b"-"
                 while data and not reader.is_finished:

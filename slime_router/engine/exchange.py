@@ -20,7 +20,7 @@ Body: TypeAlias = bytes | AsyncIterable[bytes | memoryview]
 GIVEN_UP = "The worker was given up: it answers no probe."
 
 
-LONG_BODY_LEN = 2**20  # bytes; a longer one is written in pieces
+LONG_BODY_LEN = 2**16  # bytes; a longer one is written in pieces, and freed once it is sent
 PIECE_LEN = 256 * 2**10  # bytes
 
 
@@ -34,7 +34,7 @@ def framed(headers: Mapping[str, str], body: Body | None) -> tuple[Mapping[str, 
 
 
 async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
-    """One huge write would stall the event loop. Nothing is copied."""
+    """One huge write would stall the loop, and whole, it would be kept until the answer comes."""
     view = memoryview(body)
     for start in range(0, len(view), PIECE_LEN):
         yield view[start : start + PIECE_LEN]

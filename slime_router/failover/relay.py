@@ -16,7 +16,6 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -24,7 +23,6 @@ from contextlib import (
     AbstractAsyncContextManager,
     aclosing,
     asynccontextmanager,
-    contextmanager,
     nullcontext,
 )
 from itertools import chain
@@ -105,7 +103,7 @@ class Relay:
         stitch = Stitch(
             call, self._open_text, eos_ids=self._eos_ids, is_cumulative=self._is_cumulative
         )
-        with self._running(call.asked_as or call.rid) as run:
+        with _Listed(self._runs, call.asked_as or call.rid) as run:
             attempts = Attempts(self._dispatcher, _need(call), run)
             part = stitch.next_call()
             while not (stitch.is_over or run.is_cancelled):
@@ -239,18 +237,6 @@ class Relay:
         output = np.array(stitch.output_ids, np.int32)
         self._pool.held(worker, shown(call.scope), np.concatenate((call.prompt.ids, output)))
 
-    @contextmanager
-    def _running(self, rid: str) -> Iterator[Run]:
-        run = Run()
-        runs = self._runs.setdefault(rid, [])
-        runs.append(run)
-        try:
-            yield run
-        finally:
-            runs.remove(run)
-            if not runs:
-                del self._runs[rid]
-
     def cancel(self, rid: str) -> list[tuple[Worker, str]]:
         """Stops whatever runs under this rid; returns the workers that have it and their rids."""
         runs = self._runs.get(rid, [])
@@ -309,6 +295,25 @@ class Relay:
                 if exc.is_stale and not can_repeat:
                     raise WorkerFailed("The worker closed the connection.") from exc
                 await attempts.failed(exc)
+
+
+class _Listed:
+    """A run that is found by its rid, for the block."""
+
+    __slots__ = ("_rid", "_run", "_runs")
+
+    def __init__(self, runs: dict[str, list[Run]], rid: str) -> None:
+        self._runs, self._rid, self._run = runs, rid, Run()
+
+    def __enter__(self) -> Run:
+        self._runs.setdefault(self._rid, []).append(self._run)
+        return self._run
+
+    def __exit__(self, *_: object) -> None:
+        of_rid = self._runs[self._rid]
+        of_rid.remove(self._run)
+        if not of_rid:
+            del self._runs[self._rid]
 
 
 def _need(call: GenerateCall) -> Need:

@@ -127,6 +127,8 @@ class Cacher:
         prompt = self._noted(call, await self.maker.make(call))
         try:
             reader = self._reader(call, prompt)
+            if self._capture == "off":  # nothing is filed: its text need not be kept
+                prompt = replace(prompt, pieces=())
         except BaseException:  # whatever ends it: what the prompt keeps must go
             self.maker.release(prompt)
             raise

@@ -24,7 +24,7 @@ from slime_router.generation.reports.outcome import outcome_of
 from slime_router.replies.reply import Reply
 from slime_router.telemetry.course import Course
 from slime_router.telemetry.meters import Meters
-from slime_router.template.conversation_key import next_link, reply_keys
+from slime_router.template.conversation_key import reply_links
 from slime_router.trajectory.measures.distribution import Distribution, distribution
 from slime_router.trajectory.measures.top_logprobs import TopLogprobs, of_nested
 from slime_router.trajectory.routed_experts import RoutedExperts, decode, decode_whole
@@ -255,6 +255,7 @@ class Recorder:
             )
             base, base_len = None, 0
         versions = reply.weight_versions
+        keys, spelling = self._links(call, prompt, reply)
         return Turn(
             id=call.turn_id,
             base=base,
@@ -264,8 +265,8 @@ class Recorder:
             logprobs=self._logprobs(reply),
             weight_versions=versions,
             finish=finish,
-            keys=self._keys(call, prompt, reply),
-            spelling=self._spelling(prompt, reply),
+            keys=keys,
+            spelling=spelling,
             asked=prompt.messages_key,
             calls=tuple((made.id, made.name) for made in reply.calls.values()),
             handles=tuple(reply.handles),
@@ -353,20 +354,19 @@ class Recorder:
             logger.warning("%d of %d logprobs are missing", missing, len(reply.logprobs))
         return logprob_array(reply.logprobs)
 
-    def _spelling(self, prompt: Prompt, reply: Reply) -> bytes:
-        message = reply.message(prompt.reply_prefix)
-        return next_link(b"", prompt.spelling, message, with_call_ids=self._with_call_ids)[1]
-
-    def _keys(self, call: GenerateCall, prompt: Prompt, reply: Reply) -> tuple[bytes, ...]:
-        if prompt.messages_key is None or call.is_passed_on:
-            return ()
-        message = reply.message(prompt.reply_prefix)
-        return reply_keys(
-            prompt.messages_key,
-            message,
+    def _links(
+        self, call: GenerateCall, prompt: Prompt, reply: Reply
+    ) -> tuple[tuple[bytes, ...], bytes]:
+        """The keys of the conversation with the reply appended, and its spelling."""
+        keys, spelling = reply_links(
+            prompt.messages_key or b"",
+            prompt.spelling,
+            reply.message(prompt.reply_prefix),
             with_call_ids=self._with_call_ids,
             reasoning=reply.reasoning,
         )
+        is_keyed = prompt.messages_key is not None and not call.is_passed_on
+        return keys if is_keyed else (), spelling
 
 
 def _distribution(reply: Reply) -> Distribution | None:

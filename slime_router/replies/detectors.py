@@ -152,13 +152,15 @@ class ReasoningDetector:
 
     __slots__ = ("_detector", "_has_state", "_parser", "begin", "end", "label")
 
-    def __init__(self, parser: Any) -> None:
-        _check(parser, {}, ("parse_stream_chunk", "parse_stream_end"))
+    def __init__(self, parser: Any, *, fits: bool = False) -> None:
+        """`fits`: one of this kind was made before, so it need not be looked at again."""
         self._parser = parser
         self._detector = parser.detector
         self._has_state = type(self._detector).__name__ not in _WITHOUT_STATE
-        fields = _REASONING_FIELDS | ({_IN_REASONING: bool} if self._has_state else {})
-        _check(self._detector, fields, ())
+        if not fits:
+            _check(parser, {}, ("parse_stream_chunk", "parse_stream_end"))
+            state = {_IN_REASONING: bool} if self._has_state else {}
+            _check(self._detector, _REASONING_FIELDS | state, ())
         self.begin: str = self._detector.think_start_token
         self.end: str = self._detector.think_end_token
         self.label: str = self._detector.think_start_self_label  # follows `begin`: Gemma's

@@ -112,6 +112,7 @@ class ReplyParsers:
         self._strips_newlines = strips_newlines
         self._ends = (*_ENDS.get(tools or "", ()), *_ENDS.get(reasoning or "", ()))
         self._marks: frozenset[str] | None = None  # None until a reply shows it
+        self._was_tried = False
         self._sglang = load() if tools or reasoning else None
         if self._sglang is not None:
             _check_name("--tool-call-parser", tools, self._sglang.tool_formats)
@@ -132,6 +133,7 @@ class ReplyParsers:
             raise
         except Exception as exc:  # SGLang may raise anything
             raise SetupError(f"{self!r} cannot be used here: {one_line(exc)}") from exc
+        self._was_tried = True
 
     def constraint(self, form: ReplyFormat) -> Grammar | None:
         """The grammar that makes the model call a tool where the request forces it to.
@@ -313,7 +315,8 @@ class ReplyParsers:
                 self.reasoning,
                 form.streams_reasoning,
                 tool_call_parser_active=self.tools is not None and bool(form.tools),
-            )
+            ),
+            fits=self._was_tried,
         )
         is_open = _is_thinking(detector, prompt_tail.rstrip(), written)
         if is_open is None and not self._presumes_thinking:

@@ -27,13 +27,14 @@ class ReplyReader:
             return self._read_each(chunk, parser)
         text = self._visible.push(ids, finish)
         if parser is None or (finish is None and text and parser.is_content(text)):
-            return (_saying(chunk, text),) if text else (chunk,)
+            # Made for each token: `_replace` takes twice as long.
+            return (tuple.__new__(GenerateChunk, (*chunk[:3], text, *chunk[4:])),)
         if not text and finish is None:  # part of a character
             return (chunk._replace(reasoning_tokens=int(parser.is_thinking)),)
         delta = parser.push(text, is_last=finish is not None)
         if delta.reasoning or delta.tool_calls or delta.is_thinking or delta.hidden_calls:
             return (_filled(chunk, delta, int(delta.is_thinking)),)
-        return (_saying(chunk, delta.content),)
+        return (chunk._replace(text=delta.content),)
 
     def _read_each(self, chunk: GenerateChunk, parser: ReplyParser) -> Sequence[GenerateChunk]:
         """Token by token: from longer pieces some parsers lose text.
@@ -62,11 +63,6 @@ class ReplyReader:
             index = end
         rest = _from(chunk, start) if start else chunk
         return [*parts, _filled(rest, said, thoughts)]
-
-
-def _saying(chunk: GenerateChunk, text: str) -> GenerateChunk:
-    """The chunk with this text. Made for each token: `_replace` takes twice as long."""
-    return tuple.__new__(GenerateChunk, (*chunk[:3], text, *chunk[4:]))
 
 
 def _filled(chunk: GenerateChunk, said: ReplyDelta, thoughts: int) -> GenerateChunk:

@@ -137,6 +137,13 @@ def reply_keys(
 
     Where the thinking was separated from it, also with both in one text, as some clients keep them.
     """
+    return reply_links(key, b"", reply, with_call_ids=with_call_ids, reasoning=reasoning)[0]
+
+
+def reply_links(
+    key: Key, spelling: Key, reply: Message, *, with_call_ids: bool, reasoning: str = ""
+) -> tuple[tuple[Key, ...], Key]:
+    """`reply_keys`, and the spelling of the conversation with the reply as given."""
     forms = [reply]
     content = content_text(reply.get("content"))
     visible = without_reasoning(content)
@@ -144,7 +151,8 @@ def reply_keys(
         forms.append({**reply, "content": visible})
     if reasoning.strip():
         forms.append({**reply, "content": f"{_THINK}{reasoning}{_THOUGHT}{content}"})
-    return tuple(next_key(key, form, with_call_ids=with_call_ids) for form in forms)
+    links = [next_link(key, spelling, form, with_call_ids=with_call_ids) for form in forms]
+    return tuple(found for found, _ in links), links[0][1]
 
 
 def _canonical(message: Message, content: str, *, with_call_ids: bool) -> bytes:

@@ -15,6 +15,7 @@ import tokenizers
 
 from slime_router.tokens.components import components
 
+_WINDOW = 32  # tokens that are looked at together
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -62,13 +63,16 @@ class Decoder:
     def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
         """Where the first of `ids` from `start` on is that has one of these bytes.
 
-        The last of `ids` at the latest, and `start` itself while a part of a character is held.
+        The last of `ids` or the one after a few dozen at the latest, and `start` itself while a
+        part of a character is held.
         """
-        if not self._held:
-            for index in range(start, len(ids) - 1):
-                if not leads.isdisjoint(self._bytes_of(ids[index])):
-                    return index
-            return max(len(ids) - 1, start)
+        end = min(len(ids) - 1, start + _WINDOW)
+        if self._held or end <= start:
+            return start
+        if leads.isdisjoint(b"".join(map(self._bytes_of, ids[start:end]))):
+            return end
+        while leads.isdisjoint(self._bytes_of(ids[start])):
+            start += 1
         return start
 
     def flush(self) -> str:

@@ -9,9 +9,13 @@ import resource
 import zlib
 
 import pytest
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
 
+from slime_router.edge.bodies import forget_body, read_body, share_body
 from slime_router.edge.codings import CODINGS
+from slime_router.errors import PayloadTooLarge
 from tests.integration.gateway import CHAT, served, serving, user
 from tests.unit.test_codings import PACKERS
 
@@ -109,3 +113,27 @@ async def reads_first(request, handler):
     response = await handler(request)
     response.headers["X-Length"] = str(length)
     return response
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_a_body_can_be_read_again_until_it_is_forgotten(is_shared):
+    """One that a plug-in may read, too, is never forgotten."""
+    content = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
+    request = make_mocked_request("POST", CHAT, payload=content, client_max_size=2**20)
+    for piece in (b"x" * 70_000, b"y"):
+        content.feed_data(piece)
+    content.feed_eof()
+    if is_shared:
+        share_body(request)
+    sent = b"x" * 70_000 + b"y"
+    assert await read_body(request) == await read_body(request) == sent
+    forget_body(request)
+    assert await read_body(request) == (sent if is_shared else b"")
+
+
+async def test_a_body_over_the_limit_is_refused_as_it_comes():
+    content = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
+    request = make_mocked_request("POST", CHAT, payload=content, client_max_size=10)
+    content.feed_data(b"x" * 11)
+    with pytest.raises(PayloadTooLarge):
+        await read_body(request)

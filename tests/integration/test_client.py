@@ -202,7 +202,17 @@ class TestWithARouter:
             await it.do(lambda: session.score("teacher", top_logprobs=3))
             assert teacher.requests[-1].body["top_logprobs_num"] == 3
             _, body = await router.get(f"/sessions/{session.id}/rows")
-            assert "teacher_top_ids" in body["rows"][0]
+            [wanted] = body["rows"]
+            [row] = (await it.do(session.rows)).rows
+            [export] = await it.exports(session_ids=[session.id])
+            _, samples = await router.get(f"/sessions/{session.id}/rows?format=slime")
+            for each in (row, *export.rows):
+                score = each.teachers["teacher"]
+                assert score.top_ids.tolist() == wanted["teacher_top_ids"]["teacher"]
+                assert score.version == wanted["teacher_versions"]["teacher"]
+                sample, [told] = each.to_sample(), samples["samples"]
+                for name in ("logprobs", "top_ids", "top_logprobs", "versions"):
+                    assert sample[f"teacher_{name}"] == told[f"teacher_{name}"]
             with pytest.raises(NotFound):
                 await it.do(lambda: session.score("nobody"))
 

@@ -356,6 +356,8 @@ async def refusal(directory: Path, **settings) -> str:
 async def test_two_routers_cannot_have_one_journal(tmp_path):
     async with tiny_worker() as worker, journaled(worker.url, tmp_path):
         assert "in use by another router" in await refusal(tmp_path)
+        with pytest.raises(SetupError, match="in use by another router"):
+            Database(tmp_path)  # as `slime-router journal` opens it
 
 
 async def test_a_newer_journal_is_refused(tmp_path):

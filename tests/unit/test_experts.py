@@ -64,6 +64,7 @@ def test_without_a_known_width_the_start_is_believed():
         ([0, 32767], np.int16),
         ([0, 32768], np.int32),
         ([-1, 7], np.int16),
+        ([-32768, 7], np.int16),
         ([-32769, 7], np.int32),
     ],
 )
@@ -105,6 +106,18 @@ def test_parts_follow_each_other_and_overlaps_are_cut_off():
     lined_up = line_up(parts)
     assert lined_up[:, 0].tolist() == [9, 9, 9, 3, 4, 5]
     assert not lined_up.flags.writeable
+
+
+def test_a_part_may_end_before_its_experts_do():
+    """The row goes on with another turn, which begins in the middle of this one."""
+    lined_up = line_up(
+        [
+            ExpertsSpan(positions(0, 9), 0, 2),
+            ExpertsSpan(positions(2, 9), 2, 4),
+            ExpertsSpan(positions(3, 8), 4, 6),
+        ]
+    )
+    assert lined_up[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_parts_of_different_dtypes_keep_their_values():

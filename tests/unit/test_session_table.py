@@ -51,6 +51,25 @@ def test_rewards_count_as_they_change(monkeypatch):
     assert table._bytes.total == 0
 
 
+def test_a_reward_takes_what_is_left_of_its_owner_s_bytes_and_not_one_more(monkeypatch):
+    monkeypatch.setattr(session_table, "MAX_BYTES", 5_000)
+    table = SessionTable(100, ["ann", "bob"])
+    name = owned("ann", "s")
+    session = table.open(SessionSpec(id=name))
+    left = next(n for n in range(5_000, 0, -1) if table._bytes.has_room("ann", n))
+    most = {"why": "x" * (left - size_of({"why": ""}))}
+    more = {"why": most["why"] + "x"}
+    with pytest.raises(StorageFull):
+        table.set_reward(name, more)
+    assert session.reward is None
+    table.set_reward(name, most)
+    with pytest.raises(StorageFull):
+        table.set_reward(name, more)
+    table.set_reward(name, {"why": most["why"][1:]})  # nothing has room now, and it needs none
+    table.set_reward(name, most)
+    assert session.reward == most
+
+
 def test_a_reward_costs_the_same_however_many_sessions_a_rollout_has():
     table = SessionTable(100_000)
 

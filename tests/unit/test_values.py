@@ -34,11 +34,6 @@ class Faster(Fast):
     more: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plain(Fast):
-    more: int = 0
-
-
 @value(frozen=True, slots=True)
 class Pair:
     first: int
@@ -80,13 +75,12 @@ def test_each_has_its_own_defaults() -> None:
     assert Fast(number=1).rest is not Fast(number=1).rest
 
 
-@pytest.mark.parametrize("kind", [Faster, Plain])
-def test_a_subclass_is_made_whole(kind: type[Any]) -> None:
-    made = replace(kind(number=1, more=5), word="two")
-    assert type(made) is kind
+def test_a_subclass_is_made_whole() -> None:
+    made = replace(Faster(number=1, more=5), word="two")
+    assert type(made) is Faster
     assert (made.number, made.word, made.more) == (1, "two", 5)
     with pytest.raises(FrozenInstanceError):
-        made.more = 6
+        made.more = 6  # type: ignore[misc]
 
 
 def test_it_has_a_hash_and_takes_arguments_by_place() -> None:

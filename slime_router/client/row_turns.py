@@ -1,0 +1,47 @@
+"""What is said of each turn in a row. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowTurn:
+    """A turn in a row: it sampled the tokens `[start, end)`.
+
+    kind:        `main`, `retry`, `subagent` or `compaction`
+    parent_turn: the turn that it continues, serves or summarizes; None for the first
+    speculation: `verifications`, `proposed`, `accepted`; None where no drafts were made
+    started:     Unix time; the other times are seconds from there
+    """
+
+    turn_id: str
+    start: int
+    end: int
+    kind: str = "main"
+    parent_turn: str | None = None
+    reward: float | None = None
+    tags: tuple[str, ...] = ()
+    speculation: Mapping[str, int] | None = None
+    started: float | None = None
+    duration_s: float | None = None
+    first_token_s: float | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)  # whatever else the router says of it
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> RowTurn:
+        """The turn as the router writes it."""
+        names = {each.name for each in fields(cls)} - {"others", "tags"}
+        return cls(
+            **{name: values[name] for name in names & values.keys()},
+            tags=tuple(values.get("tags", ())),
+            others={name: values[name] for name in values.keys() - names - {"tags"}},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As the router writes it."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        del own["others"]
+        return {**own, "tags": list(self.tags), **self.others}
