@@ -175,7 +175,7 @@ class SharedDatabase(Database):
         return turns
 
     def _drop_idle(self, home: bytes, session: bytes | None) -> int:
-        """How many turns are dropped with it; who goes on with them writes them again."""
+        """How many turns are dropped with it; a router that extends them writes them again."""
         self.closings.forget_idle(home)
         if session is not None:  # its name may be used again: nobody deleted it
             self._sql.execute("DELETE FROM sessions WHERE id = ?", (session,))

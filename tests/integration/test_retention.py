@@ -76,7 +76,7 @@ def database_of(journal: SharedArchive) -> SharedDatabase:
 
 
 async def test_what_nobody_closes_leaves_once_it_is_idle(tmp_path, monkeypatch):
-    """Who has it in memory goes on with it, and writes it again; others begin anew."""
+    """A router that has it in memory goes on with it, and writes it again; others start afresh."""
     monkeypatch.setattr(retention, "PERIOD_S", 0.005)
     paths = {"anonymous": CHAT, "implicit": f"/sessions/implicit{CHAT}"}
     talks = {name: [user(f"Hi from {name}")] for name in paths}
