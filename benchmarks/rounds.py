@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from statistics import median
 
 Side = Callable[[], float]  # one round of a side: its cost for each unit of work
@@ -26,13 +27,17 @@ class Rounds:
 
 
 def interleave(sides: Mapping[str, Side], rounds: int) -> Rounds:
-    """Run all sides once to warm up, then `rounds` times, forwards and backwards in turn."""
-    order = list(sides)
+    """Run all sides once to warm up, then `rounds` times, each time in another order.
+
+    Forwards and backwards in turn would favour the sides at both ends, which run twice in a row and
+    find their caches warm: a ratio of 0.83 measured 1.16 that way.
+    """
+    order, drawn = list(sides), Random(0)
     for name in order:
         sides[name]()
     costs: dict[str, list[float]] = {name: [] for name in order}
     for _ in range(rounds):
+        drawn.shuffle(order)
         for name in order:
             costs[name].append(sides[name]())
-        order.reverse()
     return Rounds(costs)
