@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from slime_router.archive.shared import SharedArchive
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import SetupError
-from slime_router.journal.database import FILE_NAME, Database
+from slime_router.journal.database import FILE_NAME, Database, Drop
 from slime_router.journal.progress import Progress
 from tests.integration.gateway import CHAT, Served, assistant, serving, tiny_worker, until, user
 from tests.integration.scripted import events
@@ -156,6 +157,63 @@ async def test_stored_responses_outlive_the_router(tmp_path, is_streamed):
             found = [(await router.get(f"/v1/responses/{name}"))[0] for name in ids]
             assert found == [404, 404, 404]
             assert (await router.get(f"/v1/responses/{again['id']}"))[0] == 200
+
+
+class Held:
+    """A file that forgets nothing, and takes nothing while it is held."""
+
+    def __init__(self, target) -> None:
+        self._target = target
+        self._may_go_on = threading.Event()
+        self._may_go_on.set()
+        self.is_waiting = False
+
+    def hold(self) -> None:
+        self._may_go_on.clear()
+
+    def release(self) -> None:
+        self._may_go_on.set()
+
+    def apply(self, changes):
+        self.is_waiting = not self._may_go_on.is_set()
+        assert self._may_go_on.wait(30.0)
+        return self._target.apply([each for each in changes if not isinstance(each, Drop)])
+
+
+async def test_a_router_alone_has_forgotten_what_its_journal_still_holds(tmp_path):
+    """It does not look there: what is to be dropped may not be dropped yet."""
+    async with (
+        tiny_worker() as worker,
+        journaled(worker.url, tmp_path, max_stored_responses=1) as router,
+    ):
+        journal_of(router).writer._target = Held(journal_of(router).writer._target)
+        said = [await router.post("/v1/responses", {"input": text}) for text in ("one", "two")]
+        archive = journal_of(router)._archive
+        assert len(await archive.named("responses")) == 2
+        found = [(await router.get(f"/v1/responses/{each['id']}"))[0] for _, each in said]
+        assert found == [404, 200]
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_what_is_said_to_be_deleted_does_not_come_back(tmp_path, is_shared):
+    """It is deleted in the journal, too, before the client hears of it."""
+    async with (
+        tiny_worker() as worker,
+        journaled(worker.url, tmp_path, journal_shared=is_shared) as router,
+    ):
+        target = Held(journal_of(router).writer._target)
+        journal_of(router).writer._target = target
+        path = "/v1/responses/" + (await router.post("/v1/responses", {"input": "a"}))[1]["id"]
+        target.hold()
+        deleting = asyncio.create_task(router.http.delete(path))
+        await until(lambda: target.is_waiting)
+        for _ in range(20):  # time enough for a reply
+            await router.get("/health")
+        assert not deleting.done()
+        target.release()
+        async with await deleting as answer:
+            assert answer.status == 200
+        assert (await router.get(path))[0] == 404
 
 
 async def test_a_turn_is_in_the_file_before_its_reply_has_ended(tmp_path):
