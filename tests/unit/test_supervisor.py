@@ -223,7 +223,6 @@ OWNERS = {
     "cli/processes/parent.py": "a wait for a signal or an end; the start of workers",
     "cli/run.py": "the server itself",
     "edge/listener.py": "accepting, and the opening of each connection, until it closes",
-    "journal/journal.py": "reading it once, which its end awaits",
     "api/sse.py": "a sign of life, which its stream awaits at its end",
     "engine/client.py": "aborts after closed requests",
     "failover/disaggregated.py": "the prefill of one generation",
