@@ -17,6 +17,7 @@ from slime_router.archive.store import ArchivedStore
 from slime_router.errors import SetupError
 from slime_router.journal.database import FILE_NAME, Database, Drop
 from slime_router.journal.progress import Progress
+from slime_router.server.app import Gateway
 from tests.integration.gateway import CHAT, Served, assistant, serving, tiny_worker, until, user
 from tests.integration.scripted import events
 
@@ -380,7 +381,7 @@ async def test_five_times_as_much_as_may_be_held_stays_within_the_limit(tmp_path
             assert store.held_bytes >= 5 * limit
 
 
-async def test_a_damaged_page_ends_the_router_once_it_is_read(tmp_path):
+async def test_a_damaged_page_ends_the_router_once_it_is_read(tmp_path, monkeypatch):
     async with tiny_worker() as worker:
         async with journaled(worker.url, tmp_path) as router:
             await router.chat(QUESTION, path=f"/sessions/s{CHAT}")
@@ -391,8 +392,8 @@ async def test_a_damaged_page_ends_the_router_once_it_is_read(tmp_path):
             file.seek(4096 * (page[0] - 1))
             file.write(bytes(4096))
         ended: list[str] = []
+        monkeypatch.setattr(Gateway, "end", lambda _, reason: ended.append(reason))
         async with serving(worker.url, journal=str(tmp_path)) as router:
-            journal_of(router)._on_end = ended.append
             await journal_of(router).read()
             await router.get("/sessions/s/rows")
         assert ended
