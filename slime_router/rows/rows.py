@@ -258,9 +258,10 @@ class RowBuilder:
                 logprobs[span.start : span.end] = _filled(span)
             if span.is_trained:
                 loss_mask[span.start : span.end] = self._known(span) if has_logprobs else True
-        start = next((s.start for s in trained if loss_mask[s.start : s.end].any()), None)
-        if start is None:
+        learnt = [span for span in trained if loss_mask[span.start : span.end].any()]
+        if not learnt:
             return None
+        start = learnt[0].start
         finish_reason = leaf.turn.finish.type
         is_cut = leaf.turn.id in self._cut_ids
         return Row(
@@ -279,7 +280,7 @@ class RowBuilder:
             ),
             indexer_topk=_lined_up(spans, lambda turn: turn.indexer_topk, self._indexer_missing),
             distribution=laid_out(tuple(map(_masked, spans)), len(tokens)),
-            uncaptured=self._uncaptured(trained),
+            uncaptured=self._uncaptured(learnt),
             top_logprobs=tops_laid_out(
                 [(span.start, span.end, span.turn.top_logprobs) for span in spans], len(tokens)
             ),
@@ -319,9 +320,9 @@ class RowBuilder:
             self._leave_out("missing_logprobs", missing)
         return is_known
 
-    def _uncaptured(self, trained: Sequence[Span]) -> str:
+    def _uncaptured(self, learnt: Sequence[Span]) -> str:
         """Why some tokens that a row trains have no masks, though they should; counts it."""
-        found = (span.turn.uncaptured for span in trained if span.turn.uncaptured)
+        found = (span.turn.uncaptured for span in learnt if span.turn.uncaptured)
         reason = next(found, "")
         if reason:
             self._truncated[reason] += 1
