@@ -168,6 +168,8 @@ async def serving(
         site = listener(gateway, runner)
         await site.start()
         [(host, port)] = site.addresses
+        if gateway.journal is not None and config.journal is not None:
+            await gateway.journal.read()  # it says 503 until then
         async with aiohttp.ClientSession(f"http://{host}:{port}") as http:
             yield Served(gateway, http)
     finally:
