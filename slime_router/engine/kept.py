@@ -19,7 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-MOST_PLACES = 4096  # as many workers as nobody has
+MOST_PLACES = 4096  # more workers than anybody has
 MAX_BODY_LEN = 2**16  # bytes, which a connection that is at rest takes at once
 _FRAMING = frozenset(
     ("host", "connection", "content-length", "transfer-encoding", "expect", "upgrade", "trailer")

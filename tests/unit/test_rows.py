@@ -635,6 +635,17 @@ def test_turns_without_logprobs_beside_others_are_masked(book: Book):
     assert result.stats.left_out == {"missing_logprobs": LeftOut(1, 1)}
 
 
+def test_a_row_is_not_truncated_by_a_turn_of_which_it_trains_no_token(book: Book):
+    book.add("a", P, [10], logprobs=[None])
+    book.turns["a"] = replace(book.turns["a"], uncaptured="refused")
+    book.add("b", [*P, 10, 4], [11])
+    result = book.rows()
+    (row,) = result.rows
+    assert trained(row) == [11]
+    assert row.uncaptured == ""
+    assert result.stats.truncated_sampling == {}
+
+
 def test_a_row_that_trains_only_turns_without_logprobs_has_none(book: Book):
     """Whatever the turn before has, which another row trains."""
     book.add("a", P, [10])
