@@ -92,9 +92,7 @@ def test_ids_that_are_made_later_are_found_further_on_in_the_index(monkeypatch):
         ids = [f"turn_{fresh_hex(24)}", f"chatcmpl-{fresh_hex(32)}", fresh_hex(32)]
         assert [len(each) for each in ids] == [29, 41, 32]
         numbers.append([number_of(name_of_id(each)) for each in ids])
-    assert all(
-        max(before) < min(after) for before, after in pairwise(numbers)
-    )
+    assert all(max(before) < min(after) for before, after in pairwise(numbers))
     assert len({each for some in numbers for each in some}) == 300
     assert all(-(2**63) <= each < 2**63 for some in numbers for each in some)
 
@@ -159,7 +157,8 @@ def contents(database: SharedDatabase) -> list[object]:
 @given(changes)
 def test_many_changes_at_once_are_as_one_after_the_other(history: Sequence[Change]):
     with (
-        tempfile.TemporaryDirectory() as folder, opened_database(Path(folder, "one")) as one,
+        tempfile.TemporaryDirectory() as folder,
+        opened_database(Path(folder, "one")) as one,
         opened_database(Path(folder, "all")) as other,
     ):
         late = set[str]()

@@ -468,7 +468,12 @@ async def test_what_comes_in_one_turn_of_the_loop_is_written_together(monkeypatc
     writer = JournalWriter(target)
     writer.start()
     notify = writer._wakeup.notify
-    monkeypatch.setattr(writer._wakeup, "notify", lambda: (woken.append(writer.waiting), notify()))
+
+    def noted() -> None:
+        woken.append(writer.waiting)
+        notify()
+
+    monkeypatch.setattr(writer._wakeup, "notify", noted)
     for seq in range(10):
         writer.put(partial(put, seq))
     assert woken == []
