@@ -21,24 +21,10 @@ from yarl import URL
 from slime_router.choices import Capture
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.connector import Connector, Use, note_in
-from slime_router.engine.exchange import (
-    Body,
-    Exchange,
-    NotTaken,
-    Opened,
-    WorkerAnswer,
-    framed,
-    without_waste,
-)
+from slime_router.engine.exchange import Body, Exchange, NotTaken, Opened, WorkerAnswer, framed
 from slime_router.engine.kept import KeptAnswer, KeptConnections
 from slime_router.engine.masks import MaskPlan, mask_plan
-from slime_router.engine.request import (
-    LongBody,
-    experts_start,
-    generate_body,
-    read_error,
-    wants_logprobs,
-)
+from slime_router.engine.request import experts_start, generate_body, read_error, wants_logprobs
 from slime_router.engine.sse import BodyJoiner, EventSplitter
 from slime_router.engine.top_logprobs import top_plan
 from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
@@ -294,19 +280,19 @@ class WorkerClient:
         if worker.api_key is not None:
             headers = CIMultiDict(headers)
             headers["Authorization"] = f"Bearer {worker.api_key}"
-        body = without_waste(body)
         note_in(use := use or Use())
         url = worker.url + path
         try:
-            if method == "POST" and isinstance(body, bytes | LongBody) and self._kept is not None:
+            if method == "POST" and self._kept is not None:
                 kept = await self._kept.post(url, headers, body, timeout_s=timeout_s)
                 if kept is not None:
                     return kept
+            headers, body = framed(headers, body)
             return await self.session.request(
                 method,
                 URL(url, encoded=True),
                 data=body,
-                headers=framed(headers, body),
+                headers=headers,
                 timeout=aiohttp.ClientTimeout(timeout_s, connect=self._connect_timeout_s),
                 allow_redirects=False,
             )

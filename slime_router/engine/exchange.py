@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -21,18 +21,26 @@ Body: TypeAlias = bytes | LongBody | AsyncIterable[bytes | memoryview]
 GIVEN_UP = "The worker was given up: it answers no probe."
 
 
-def without_waste(body: Body | None) -> Body | None:
-    """The body as it is sent: a long one is kept by nobody once it is on its way."""
-    return LongBody(body) if isinstance(body, bytes) and len(body) > LONG_BODY_LEN else body
+PIECE_LEN = 256 * 2**10  # bytes
 
 
-def framed(headers: Mapping[str, str], body: Body | None) -> Mapping[str, str]:
-    """The headers, with the length of a body in pieces."""
+def framed(headers: Mapping[str, str], body: Body | None) -> tuple[Mapping[str, str], Body | None]:
+    """Headers and body for a session: a long body in pieces, with its length in a header."""
+    if isinstance(body, bytes) and len(body) > LONG_BODY_LEN:
+        body = LongBody(body)
     if not isinstance(body, LongBody):
-        return headers
+        return headers, body
     sized = CIMultiDict(headers)
     sized["Content-Length"] = str(len(body))
-    return sized
+    return sized, _pieces(body)
+
+
+async def _pieces(body: LongBody) -> AsyncIterator[memoryview]:
+    """One huge write would stall the loop."""
+    for piece in body.take():
+        view = memoryview(piece)
+        for start in range(0, len(view), PIECE_LEN):
+            yield view[start : start + PIECE_LEN]
 
 
 class Closable(Protocol):

@@ -20,7 +20,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from slime_router.engine.request import LongBody
+from slime_router.engine.exchange import Body
+from slime_router.engine.request import LONG_BODY_LEN, LongBody
 
 MOST_PLACES = 4096  # more workers than anybody has
 _FRAMING = frozenset(
@@ -97,7 +98,7 @@ class KeptConnections:
         return f"<KeptConnections to {len(self._places)} places>"
 
     async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes | LongBody, *, timeout_s: float
+        self, url: str, headers: Mapping[str, str], body: Body | None, *, timeout_s: float
     ) -> KeptAnswer | None:
         """The answer to a request, once its head is here; None where it takes a session.
 
@@ -106,8 +107,11 @@ class KeptConnections:
         Raises:
             aiohttp.ClientError, TimeoutError: as a session's requests do.
         """
-        place = self._place(url)
-        if place is None or (isinstance(body, LongBody) and place.key.is_ssl):
+        if isinstance(body, bytes) and len(body) > LONG_BODY_LEN:
+            body = LongBody(body)
+        if not isinstance(body, (bytes, LongBody)) or (place := self._place(url)) is None:
+            return None
+        if place.key.is_ssl and type(body) is LongBody:
             return None
         head = _head(headers, len(body))
         if head is None or (connection := await self._connector._get(place.key, [])) is None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import Collection, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -50,7 +50,6 @@ _ALL = 2**30  # a top_k that leaves every token
 _ABOUT_MASKS = re.compile(r"sampling[_-]mask|sampling_logprobs_mode|sampling support")
 _GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}  # a worker takes at most one
 LONG_BODY_LEN = 2**16  # bytes; a longer one is freed once it is sent
-PIECE_LEN = 256 * 2**10  # bytes
 NOT_SERVED = (404, 405)  # with 501: what answers is not an SGLang worker
 _DEFAULT_LEN = 128  # tokens: where a worker stops if it is given no limit
 _CONTEXT_LEN = re.compile(
@@ -81,13 +80,6 @@ class LongBody:
         """All of it; nothing is left then."""
         pieces, self._pieces = self._pieces, []
         return pieces
-
-    async def __aiter__(self) -> AsyncIterator[memoryview]:
-        """The same, for who cannot write much at once: a huge write would stall the loop."""
-        for piece in self.take():
-            view = memoryview(piece)
-            for start in range(0, len(view), PIECE_LEN):
-                yield view[start : start + PIECE_LEN]
 
 
 def wants_logprobs(call: GenerateCall, capture: Capture) -> bool:
@@ -150,10 +142,10 @@ def generate_body(
         written = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as exc:
         raise BadRequest(f"The request cannot be written as JSON: {exc}") from exc
-    if not is_theirs:
-        return written
-    pieces = (b'{"input_ids":', call.ids_text, b",", memoryview(written)[1:])
-    return LongBody(*pieces) if len(call.ids_text) > LONG_BODY_LEN else b"".join(pieces)
+    pieces: tuple[bytes | memoryview, ...] = (written,)
+    if is_theirs:
+        pieces = (b'{"input_ids":', call.ids_text, b",", memoryview(written)[1:])
+    return LongBody(*pieces) if sum(map(len, pieces)) > LONG_BODY_LEN else b"".join(pieces)
 
 
 def is_constrained(call: GenerateCall) -> bool:
