@@ -19,6 +19,7 @@ FLOOR_OF = {
     "types": "words",
     "values": "words",
     "cancel_scope": "async",
+    "turnstile": "async",
     "errors": "words",
     "fresh_ids": "words",
     "json_text": "words",

@@ -36,10 +36,13 @@ from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.recognition import Conversation, Recogniser
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
+from slime_router.turnstile import Turnstile
 from slime_router.types import GenerateCall, Message, Piece, Prompt, Receipt, TokenIds
 from slime_router.values import replace, value
 
 MAX_LEFT_OUT = 3  # messages that one receipt names
+LONG_LEN = 2**16  # bytes of what a prompt is made of
+MOST_LONG = 4  # such prompts that are made at a time: one is encoded, while others are rendered
 
 
 @value(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class PromptMaker:
         self._recogniser = Recogniser(template, store)
         self._continued: Counter[str] = Counter()  # turns that are continued by prompts in use
         self._layouts = Layouts()
+        self._turnstile = Turnstile(MOST_LONG, LONG_LEN)
 
     @cached_property
     def _transcripts(self) -> Transcripts:
@@ -93,7 +97,8 @@ class PromptMaker:
             return self._from_ids(call, call.input_ids)
         if call.messages is None:
             assert call.text is not None
-            return await self._from_text(call, call.text)
+            async with self._turnstile.passing(call.text):
+                return await self._from_text(call, call.text)
         talk = self.recognise(call)
         mode = call.history or self._history
         reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
@@ -103,6 +108,15 @@ class PromptMaker:
             if prompt is not None:
                 return prompt
             reason, has_failed = "the template is not shown to append here", True
+        async with self._turnstile.passing(call.messages):
+            return await self._of_all(call, talk, reason, has_failed=has_failed)
+
+    async def _of_all(
+        self, call: GenerateCall, talk: Conversation, reason: str, *, has_failed: bool
+    ) -> MadePrompt:
+        """The prompt of a call whose messages are rendered, all of them."""
+        assert call.messages is not None
+        mode = call.history or self._history
         date = self._date(talk.turn)
         messages = self._template.parts.whole(call.messages)
         if mode == "template" or has_failed:
