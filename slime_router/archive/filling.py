@@ -24,6 +24,7 @@ from slime_router.archive.store import ArchivedStore
 from slime_router.errors import BadRequest, Conflict, NotDurable
 from slime_router.journal.fetching import Fetched
 from slime_router.template.chat_template import ChatTemplate
+from slime_router.template.stand_ins import is_reply
 from slime_router.trajectory.recognition import Recogniser
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.turn import Turn
@@ -86,6 +87,8 @@ class Filler:
             return await self.of_session(call.session_id)
         if call.messages is None or call.input_ids is not None:
             return nullcontext()  # found by text, in the tree
+        if not any(map(is_reply, call.messages)):
+            return nullcontext()  # nothing was said that it could continue
         return await self._held(lambda held: self._conversation(held, call))
 
     async def of_turn(self, name: str) -> Fetched:

@@ -11,12 +11,12 @@ Turns are found by names, each of them bytes: see `slime_router.archive.homes`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from slime_router.journal.codec import SessionState
-from slime_router.journal.database import Change, Table
+from slime_router.journal.database import Change, Late, Table
 from slime_router.journal.progress import Progress
 
 Cursor: TypeAlias = str  # "": nothing was seen
@@ -67,10 +67,11 @@ class Archive(Protocol):
     async def prepare(self, progress: Progress) -> None:
         """What must be done before it can be asked; says how far it is. Raises ArchiveDown."""
 
-    def apply(self, changes: list[Change]) -> Collection[str]:
+    def apply(self, changes: list[Change]) -> Late:
         """Make these changes, in this order and for good.
 
-        Returns the sessions that were closed before turns of theirs were put.
+        Returns the sessions that had ended before turns of theirs were put. An archive in which a
+        deleted session leaves something behind that could be taken for it does not put the turn.
 
         Raises:
             OSError, sqlite3.Error: they are not made, or nobody knows; they can be made again.

@@ -18,7 +18,7 @@ home are in one slot of a cluster; nothing needs two slots at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeAlias
@@ -35,6 +35,7 @@ from slime_router.journal.database import (
     Change,
     Drop,
     DropTurn,
+    Late,
     MarkUndelivered,
     Put,
     PutTurn,
@@ -93,7 +94,7 @@ class RedisArchive:
     async def prepare(self, _: Progress) -> None:
         """As `Archive.prepare`: nothing."""
 
-    def apply(self, changes: list[Change]) -> Collection[str]:
+    def apply(self, changes: list[Change]) -> Late:
         """As `Archive.apply`: some of it may be made where it fails, and is then made again."""
         try:
             with self._clients.blocking.pipeline(transaction=False) as pipe:
@@ -109,7 +110,8 @@ class RedisArchive:
                 answers = pipe.execute()
         except RedisError as exc:
             raise OSError(str(exc)) from exc
-        return [name for name, is_closed in zip(put, answers, strict=False) if is_closed]
+        ended = zip(put, answers, strict=False)
+        return {name: "closed" for name, is_closed in ended if is_closed}
 
     def _apply(self, pipe: Any, change: Change) -> None:
         if isinstance(change, PutTurn):

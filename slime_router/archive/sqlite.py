@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from slime_router.journal.codec import (
     unpacked_opening,
     unpacked_session,
 )
-from slime_router.journal.database import Change, Table, as_blob, as_text
+from slime_router.journal.database import Change, Late, Table, as_blob, as_text
 from slime_router.journal.lock import JournalLock
 from slime_router.journal.progress import Progress
 
@@ -93,7 +93,7 @@ class SqliteArchive:
         except sqlite3.Error as exc:
             raise _trouble(exc) from exc
 
-    def apply(self, changes: list[Change]) -> Collection[str]:
+    def apply(self, changes: list[Change]) -> Late:
         """As `Archive.apply`."""
         return self.database.apply(changes)
 
