@@ -52,8 +52,8 @@ WHERE id = ? AND version > ?
 class SqliteArchive:
     """A journal of one router, or one that several processes of one machine share.
 
-    Where `keeps_idles`, all that share it note which homes were used when, from now on: nobody else
-    needs to know but retention.
+    Where `keeps_idles`, all that share it note which homes were used when, from now on; nobody does
+    once a router alone says no. Only retention needs to know.
 
     Raises:
         SetupError: it cannot be opened, one router has it to itself, or it is of a newer one.
@@ -65,12 +65,12 @@ class SqliteArchive:
         *,
         sync: JournalSync = "normal",
         is_shared: bool = True,
-        keeps_idles: bool = True,
+        keeps_idles: bool | None = None,
     ) -> None:
-        self.database = SharedDatabase(directory, sync=sync, keeps_idles=keeps_idles)
+        self.database = SharedDatabase(directory, sync=sync, keeps_idles=bool(keeps_idles))
         try:
             self._lock = JournalLock(directory, is_shared=is_shared)
-            if not is_shared and not keeps_idles:
+            if not is_shared and keeps_idles is False:
                 self.database.forget_idles()
         except SetupError:
             self.database.close()
