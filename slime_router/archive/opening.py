@@ -15,7 +15,6 @@ from slime_router.errors import SetupError
 from slime_router.journal.retention import Retention, RetentionLimits
 
 WRITE_TIMEOUT_S = 5.0  # many changes at once
-GATHER_S = 0.002  # before the disk is waited for, which takes longer
 JOURNAL = Wording(
     "journal", "not in the journal", "The journal cannot be written; the router stops."
 )
@@ -95,7 +94,6 @@ def _in_a_file(
         is_shared=is_shared,
         on_end=on_end,
         max_bytes=config.max_memory,
-        gather_s=GATHER_S if config.journal_sync == "full" else 0.0,
         retention=Retention(archive.database, limits) if limits.is_any else None,
         wording=replace(STORE if is_shared else JOURNAL, broken=advice),
     )

@@ -61,7 +61,6 @@ class SharedArchive:
             that sessions are in the order of their beginnings.
         max_bytes: what may be in memory, beside the budget in tokens.
         retention: what drops sessions from it, if anything does.
-        gather_s: how long the writer waits for more to write with what it has, under load.
         on_end: called with the reason when the router must stop.
     """
 
@@ -77,7 +76,6 @@ class SharedArchive:
         is_shared: bool = True,
         wording: Wording = STORE,
         retention: Retention | None = None,
-        gather_s: float = 0.0,
     ) -> None:
         self._retention = retention
         self._archive = archive
@@ -93,7 +91,6 @@ class SharedArchive:
             on_lost=self._lost,
             on_late=self._came_late,
             upkeep=retention,
-            gather_s=gather_s,
         )
         self.store: ArchivedStore | None = None
         self.fetch: Filler | None = None

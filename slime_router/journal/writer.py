@@ -7,9 +7,6 @@ next ones gather, so a thousand waiting replies cost one commit.
     degraded --a commit succeeds--> writing; nothing was lost
     degraded --more gathers than may--> lost: nothing is written any more, until a restart
 
-Where a commit costs much, and the last one had several changes, it waits a little for more of them:
-`gather_s`.
-
 Between transactions, the thread keeps up what is written to, a step at a time.
 
 With `stops_on_error` the first failure is also `lost`, and `on_lost` is called.
@@ -25,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from time import monotonic, sleep
+from time import monotonic
 from typing import Protocol
 
 from slime_router.journal.database import Change, Late, Made
@@ -76,10 +73,7 @@ class JournalWriter:
         retry_s: float = RETRY_S,
         max_waiting: int = MAX_WAITING,
         upkeep: Upkeep | None = None,
-        gather_s: float = 0.0,
     ) -> None:
-        self._gather_s = gather_s  # at most, where what is put comes close together
-        self._was_alone = True  # the last change, in its transaction
         self._upkeep = upkeep
         self._upkeep_at = 0.0  # when its next step is due, on the monotonic clock
         self._has_warned = False
@@ -196,12 +190,7 @@ class JournalWriter:
                     return None
                 if not self._wakeup.wait(self._idle_s()):
                     return []
-        if not self._was_alone and self._gather_s and not self._is_closing:
-            sleep(self._gather_s)
-        with self._wakeup:
-            batch = list(islice(self._waiting, BATCH))
-        self._was_alone = len(batch) < 2
-        return batch
+            return list(islice(self._waiting, BATCH))
 
     def _idle_s(self) -> float | None:
         """How long there is nothing to do, if nobody puts anything."""

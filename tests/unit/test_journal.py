@@ -483,19 +483,6 @@ async def test_what_comes_in_one_turn_of_the_loop_is_written_together(monkeypatc
     await writer.close()
 
 
-async def test_under_load_it_waits_for_more_to_write_together(monkeypatch):
-    target, waits_s = Target(), list[float]()
-    writer = JournalWriter(target, gather_s=0.5)
-    monkeypatch.setattr("slime_router.journal.writer.sleep", waits_s.append)
-    writer.start()
-    for count, waited_s in ((1, []), (2, []), (1, [0.5]), (1, [0.5])):
-        for seq in range(count):
-            writer.put(partial(put, seq))
-        assert await writer.written() is None
-        assert waits_s == waited_s
-    await writer.close()
-
-
 class Upkeep:
     """Counts its steps; `waits_s` are between them."""
 
