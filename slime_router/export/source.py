@@ -58,7 +58,7 @@ class Source(Protocol):
         """How many sessions there are, about."""
 
     def sessions(self, wanted: Listing, min_reward: float | None) -> Iterator[Found]:
-        """Those that are wanted, each once.
+        """The wanted sessions, each once.
 
         Raises:
             SourceFailed: it does not answer.
@@ -99,7 +99,7 @@ class ArchiveSource:
         return len(self._listed())
 
     def sessions(self, wanted: Listing, min_reward: float | None) -> Iterator[Found]:
-        """As `Source.sessions`."""
+        """See `Source.sessions`."""
         for store, session, cursor in self.read():
             if not _fits(session, wanted, min_reward):
                 continue
@@ -126,7 +126,7 @@ class ArchiveSource:
                 yield store, session, news.cursor
 
     def exported(self, keys: Collection[Key]) -> None:
-        """As `Source.exported`: what was said of them meanwhile stays, and so does their end."""
+        """See `Source.exported`. What was recorded about them in the meantime stays."""
         changes: list[Change] = []
         for key in keys:
             state, cursor = self._unmarked.pop(key, (None, NOTHING_SEEN))
@@ -139,7 +139,7 @@ class ArchiveSource:
             self._archive.apply(changes)
 
     def close(self) -> None:
-        """As `Source.close`."""
+        """See `Source.close`."""
         self._runner.run(self._archive.close())
         self._runner.close()
 
@@ -169,7 +169,7 @@ class _Nowhere:
     position = 0
 
     def put(self, made: Made) -> None:
-        """Nothing is written."""
+        """Write nothing."""
 
     def has_written(self, position: int) -> bool:  # noqa: ARG002 - nothing waits
         """There is nothing to write."""
