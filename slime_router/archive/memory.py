@@ -141,6 +141,12 @@ class MemoryArchive:
         names = self._sessions[int(since or 0) :]
         return list(dict.fromkeys(names)), str(len(self._sessions))
 
+    async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
+        """See `Archive.states`."""
+        self._check_here()
+        states = {name: self._homes[home_of_session(name)].state for name in names}
+        return {name: state for name, state in states.items() if state is not None}
+
     async def get(self, table: Table, name: str) -> bytes | None:
         """See `Archive.get`."""
         self._check_here()

@@ -88,7 +88,14 @@ class Archive(Protocol):
         """
 
     async def sessions(self, since: Cursor) -> tuple[list[str], Cursor]:
-        """The names of sessions to which anything happened since. Raises ArchiveDown."""
+        """The names of sessions to which anything happened since, deleted ones too.
+
+        Raises:
+            ArchiveDown: it does not answer.
+        """
+
+    async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
+        """What is said of these sessions, as far as there are such. Raises ArchiveDown."""
 
     async def get(self, table: Table, name: str) -> bytes | None:
         """Something that was kept by name. Raises ArchiveDown."""

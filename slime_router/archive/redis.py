@@ -28,7 +28,7 @@ from redis.exceptions import RedisError
 
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.merging import merged
-from slime_router.archive.port import ArchiveDown, Cursor, Kept, News
+from slime_router.archive.port import NOTHING_SEEN, ArchiveDown, Cursor, Kept, News
 from slime_router.archive.redis_client import RedisClients
 from slime_router.journal.codec import Damaged, SessionState, unpacked_session
 from slime_router.journal.database import (
@@ -249,6 +249,15 @@ class RedisArchive:
         )
         names = dict.fromkeys(as_text(entry[_ID]) for _, entry in entries)
         return list(names), entries[-1][0].decode() if entries else after
+
+    async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
+        """See `Archive.states`."""
+        homes = map(home_of_session, names)
+        found = await asyncio.gather(
+            *(self.news(home, NOTHING_SEEN, lambda _: True) for home in homes)
+        )
+        told = zip(names, found, strict=True)
+        return {name: news.state for name, news in told if news.state is not None}
 
     async def get(self, table: Table, name: str) -> bytes | None:
         """See `Archive.get`."""

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import quote
 
@@ -37,6 +38,7 @@ from slime_router.journal.codec import (
 from slime_router.journal.database import Change, Late, Table, as_blob, as_text
 from slime_router.journal.lock import JournalLock
 from slime_router.journal.progress import Progress
+from slime_router.journal.writing import portions
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +152,24 @@ class SqliteArchive:
         with self._reading() as run:
             cursor = self._version(run)
             rows = run("SELECT id FROM sessions WHERE version > ? ORDER BY rowid", (since or -1,))
-            return [as_text(name) for (name,) in rows], str(cursor)
+            names = [as_text(name) for (name,) in rows]
+            if since != NOTHING_SEEN:
+                deleted = run("SELECT id, version FROM deleted ORDER BY number DESC")  # the last
+                newer = takewhile(lambda row: row[1] > int(since), deleted)
+                names += [as_text(name) for name, _ in newer]
+            return names, str(cursor)
+
+    async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
+        """See `Archive.states`."""
+        found: dict[str, SessionState] = {}
+        with self._reading() as run:
+            for some in portions([as_blob(name) for name in names]):
+                marks = ",".join("?" * len(some))
+                query = f"SELECT id, data FROM sessions WHERE id IN ({marks})"
+                for name, data in run(query, some):
+                    with suppress(Damaged):  # whoever fetches it says so
+                        found[as_text(name)] = unpacked_session(data)
+        return found
 
     async def get(self, table: Table, name: str) -> bytes | None:
         """See `Archive.get`."""
