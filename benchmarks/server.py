@@ -103,7 +103,9 @@ class Server:
 
 
 @contextmanager
-def serving(module: str, *arguments: str, root: Path = ROOT) -> Iterator[Server]:
+def serving(
+    module: str, *arguments: str, root: Path = ROOT, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """Run `python -m module arguments --port PORT`, with the code in `root`, until the block ends.
 
     Raises:
@@ -113,7 +115,7 @@ def serving(module: str, *arguments: str, root: Path = ROOT) -> Iterator[Server]
     def command(port: int) -> list[str]:
         return [sys.executable, "-m", module, *arguments, "--port", str(port)]
 
-    with running(module, command, root=root) as server:
+    with running(module, command, root=root, environment=environment) as server:
         yield server
 
 

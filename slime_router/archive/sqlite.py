@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from slime_router.archive.database import SharedDatabase
 from slime_router.archive.homes import session_of
+from slime_router.archive.indexing import has_older_names, homes_named
 from slime_router.archive.port import (
     NOTHING_SEEN,
     ArchiveBroken,
@@ -39,7 +40,6 @@ from slime_router.journal.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-MAX_HOMES = 16  # of one name: the newest
 SLICE = 200  # turns that are read in one statement
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -47,29 +47,37 @@ _STATE = """
 SELECT sessions.data, born, openings.data FROM sessions LEFT JOIN openings USING (id)
 WHERE id = ? AND version > ?
 """
-_FIND = """
-SELECT home FROM names WHERE name = ? GROUP BY home ORDER BY max(seq) DESC LIMIT ?
-"""
 
 
 class SqliteArchive:
     """A journal of one router, or one that several processes of one machine share.
+
+    Where `keeps_idles`, all that share it note which homes were used when, from now on: nobody else
+    needs to know but retention.
 
     Raises:
         SetupError: it cannot be opened, one router has it to itself, or it is of a newer one.
     """
 
     def __init__(
-        self, directory: Path, *, sync: JournalSync = "normal", is_shared: bool = True
+        self,
+        directory: Path,
+        *,
+        sync: JournalSync = "normal",
+        is_shared: bool = True,
+        keeps_idles: bool = True,
     ) -> None:
-        self.database = SharedDatabase(directory, sync=sync)
+        self.database = SharedDatabase(directory, sync=sync, keeps_idles=keeps_idles)
         try:
             self._lock = JournalLock(directory, is_shared=is_shared)
+            if not is_shared and not keeps_idles:
+                self.database.forget_idles()
         except SetupError:
             self.database.close()
             raise
         address = f"file:{quote(str(self.database.path.absolute()))}?mode=ro"
         self._reader = sqlite3.connect(address, uri=True, isolation_level=None, timeout=1.0)
+        self._has_older = has_older_names(self._reader)
         self._data_version = -1
         self._seen = ""  # the newest version when that was so
 
@@ -77,7 +85,7 @@ class SqliteArchive:
         return f"<SqliteArchive {self.database.path}>"
 
     async def prepare(self, progress: Progress) -> None:
-        """As `Archive.prepare`: an index for what an older router wrote."""
+        """See `Archive.prepare`. Indexes what an older router wrote."""
         steps = self.database.indexed(progress)
         try:
             while await asyncio.to_thread(next, steps, steps) is not steps:
@@ -86,20 +94,20 @@ class SqliteArchive:
             raise _trouble(exc) from exc
 
     def apply(self, changes: list[Change]) -> Collection[str]:
-        """As `Archive.apply`."""
+        """See `Archive.apply`."""
         return self.database.apply(changes)
 
     async def find(self, names: Sequence[bytes]) -> list[str]:
-        """As `Archive.find`."""
+        """See `Archive.find`."""
         found: dict[str, None] = {}
-        with self._reading() as run:
+        with self._reading():
             for name in names:
-                for (home,) in run(_FIND, (name, MAX_HOMES)):
-                    found[as_text(home)] = None
+                homes = homes_named(self._reader, name, has_older=self._has_older)
+                found |= dict.fromkeys(map(as_text, homes))
         return list(found)
 
     async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:
-        """As `Archive.news`."""
+        """See `Archive.news`."""
         after = int(since or -1)
         with self._reading() as run:
             cursor = self._version(run)
@@ -138,32 +146,32 @@ class SqliteArchive:
             return None, False
 
     async def sessions(self, since: Cursor) -> tuple[list[str], Cursor]:
-        """As `Archive.sessions`."""
+        """See `Archive.sessions`."""
         with self._reading() as run:
             cursor = self._version(run)
             rows = run("SELECT id FROM sessions WHERE version > ? ORDER BY rowid", (since or -1,))
             return [as_text(name) for (name,) in rows], str(cursor)
 
     async def get(self, table: Table, name: str) -> bytes | None:
-        """As `Archive.get`."""
+        """See `Archive.get`."""
         with self._reading() as run:
             row = run(f"SELECT data FROM {table} WHERE id = ?", (as_blob(name),)).fetchone()
             return None if row is None else bytes(row[0])
 
     async def named(self, table: Table) -> list[tuple[str, bytes]]:
-        """As `Archive.named`."""
+        """See `Archive.named`."""
         with self._reading() as run:
             rows = run(f"SELECT id, data FROM {table} ORDER BY rowid")
             return [(as_text(name), data) for name, data in rows]
 
     async def workers_version(self) -> str:
-        """As `Archive.workers_version`."""
+        """See `Archive.workers_version`."""
         with self._reading() as run:
             row = run("SELECT value FROM counters WHERE name = 'workers'").fetchone()
             return "" if row is None else str(row[0])
 
     def has_news(self, since: Cursor) -> bool:
-        """As `Archive.has_news`: what nobody wrote to since the cursor has no news."""
+        """See `Archive.has_news`. A home that nobody wrote to since the cursor has no news."""
         if since == NOTHING_SEEN:
             return True
         try:
@@ -176,32 +184,32 @@ class SqliteArchive:
         return since != self._seen
 
     async def number(self) -> int:
-        """As `Archive.number`."""
+        """See `Archive.number`."""
         try:
             return self.database.new_router()
         except sqlite3.Error as exc:
             raise _trouble(exc) from exc
 
     async def last_seq(self) -> int:
-        """As `Archive.last_seq`."""
+        """See `Archive.last_seq`."""
         try:
             return self.database.last_seq()
         except sqlite3.Error as exc:
             raise _trouble(exc) from exc
 
     async def bind(self, name: str, value: bytes) -> bytes:
-        """As `Archive.bind`."""
+        """See `Archive.bind`."""
         try:
             return self.database.bind(name, value)
         except sqlite3.Error as exc:
             raise _trouble(exc) from exc
 
     async def close(self) -> None:
-        """As `Archive.close`."""
+        """See `Archive.close`."""
         self.let_go()
 
     def let_go(self) -> None:
-        """As `close`, at once."""
+        """Like `close`, but at once."""
         self._reader.close()
         self.database.close()
         self._lock.let_go()

@@ -8,6 +8,7 @@ What serves takes more than a second to import, so that waits until the argument
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from slime_router.cli.processes.parent import run_all
 
         return run_all(settings.config, given)
+    gc.disable()  # `run` has it enabled
     from slime_router.cli.run import run
 
     return run(settings.config, settings.read_again)

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from importlib import import_module
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -17,7 +18,6 @@ from slime_router.archive.shared import SharedArchive
 from slime_router.cli.banner import banner
 from slime_router.cli.log import start_log
 from slime_router.cli.processes.exit_codes import EXIT_FAILED, EXIT_GAVE_UP, EXIT_INTERRUPTED
-from slime_router.cli.terminal.progress import bar
 from slime_router.config import Config
 from slime_router.edge.listener import Listener, reason_of
 from slime_router.errors import SetupError
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 GC_THRESHOLD = 10_000  # objects: a request makes hundreds, and leaves hardly any in cycles
 FAREWELL_S = 1.0  # after the grace period, to tell clients that it is over
 WATCH_S = 0.1  # between two looks at the journal that is read
+_PROGRESS = "slime_router.cli.terminal.progress"
 AIOHTTP_WAITS = 2  # it waits that often, one after the other, before it cancels a handler
 
 
@@ -38,10 +39,10 @@ class Herald(Protocol):
     """Says to whoever started the router how that went."""
 
     def up(self, banner: str) -> None:
-        """It serves."""
+        """The router serves."""
 
     def failed(self, message: str) -> None:
-        """It cannot serve; `message` is one line."""
+        """The router cannot serve; `message` says why in one line."""
 
 
 class Terminal:
@@ -68,6 +69,7 @@ def run(config: Config, read_again: Callable[[], Config] | None = None) -> int:
 
 def serving(new_gateway: Callable[[], Gateway], herald: Herald) -> int:
     """Serve until SIGINT or SIGTERM, and say so; returns the exit code."""
+    gc.disable()  # until it serves: hardly anything of what is loaded is garbage
     try:
         return serve(new_gateway(), herald)
     except SetupError as exc:
@@ -75,6 +77,8 @@ def serving(new_gateway: Callable[[], Gateway], herald: Herald) -> int:
         return EXIT_FAILED
     except KeyboardInterrupt:  # while it loads, or for the second time
         return EXIT_INTERRUPTED
+    finally:
+        gc.enable()
 
 
 def serve(gateway: Gateway, herald: Herald) -> int:
@@ -103,9 +107,12 @@ def serve(gateway: Gateway, herald: Herald) -> int:
         )
         herald.up(banner(gateway))
 
+    if gateway.journal is not None and sys.stderr.isatty():
+        import_module(_PROGRESS)  # in time: later it would hold the loop
+
     gc.set_threshold(GC_THRESHOLD)
-    gc.collect()
-    gc.freeze()  # a hundred thousand objects stay: to look through them would stall every stream
+    gc.freeze()  # hundreds of thousands of objects stay: to look through them would stall streams
+    gc.enable()
     try:
         _run(_serving(gateway, app, announce))
     except OSError as exc:
@@ -147,6 +154,8 @@ async def _watch(journal: SharedArchive) -> None:
     """Shows how far the journal is read, where somebody looks at a terminal."""
     if not sys.stderr.isatty():
         return
+    from slime_router.cli.terminal.progress import bar
+
     with bar() as shown:
         task = shown.add_task("journal")
         while (progress := journal.progress) is not None:

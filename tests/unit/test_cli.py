@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -10,10 +11,11 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -23,7 +25,10 @@ from slime_router import __version__
 from slime_router.cli.flags import read_config
 from slime_router.cli.main import main
 from slime_router.cli.processes.exit_codes import EXIT_INTERRUPTED
+from slime_router.cli.run import Terminal, serving
 from slime_router.config import Config
+from slime_router.errors import SetupError
+from slime_router.server.app import Gateway
 from slime_router.testing import FakeWorker
 from tests.integration.gateway import CHAT, checkpoint, tiny_worker, until, user
 from tests.integration.scripted import events
@@ -180,6 +185,26 @@ def test_whoever_names_the_radix_tree_as_slimes_guide_does_gets_a_router(path, c
     _, line = capsys.readouterr()
     assert line.startswith("slime-router: error: cannot listen on")
     assert caplog.text.count(f"{path}: the radix tree is built in") == 1
+
+
+def test_garbage_is_collected_while_it_serves_and_not_while_it_loads(monkeypatch, capsys):
+    was_on = []
+    gateway = Gateway(config("--hf-checkpoint", str(checkpoint())))
+
+    def new_gateway() -> Gateway:
+        was_on.append(gc.isenabled())
+        return gateway
+
+    def serve(serving: Coroutine[Any, Any, None]) -> None:
+        was_on.append(gc.isenabled())
+        serving.close()
+
+    monkeypatch.setattr("slime_router.cli.run._run", serve)
+    assert serving(new_gateway, Terminal()) == 0
+    assert serving(lambda: (_ for _ in ()).throw(SetupError("gone")), Terminal()) == 1
+    assert was_on == [False, True]
+    assert gc.isenabled()
+    assert capsys.readouterr().err == "slime-router: error: gone\n"
 
 
 @pytest.mark.parametrize("asked", [["--version"], ["--version", "--port", "1"]])
