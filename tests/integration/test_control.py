@@ -33,10 +33,10 @@ from tests.relayed import Relayed
 class Router:
     """The control routes on a server; `http` has its URL as base, `updates` what they reported."""
 
-    def __init__(self, pool, client):
+    def __init__(self, pool, client, http):
         self.pool = pool
         self.client = client
-        self.http = None
+        self.http = http
         self.updates = []
 
     def on_weights(self, worker, version, flushes):
@@ -70,7 +70,7 @@ async def router(*urls, request_timeout_s=60.0):
     async with AsyncExitStack() as stack:
         client = Relayed(pool, capture="off", request_timeout_s=request_timeout_s)
         await stack.enter_async_context(client)
-        running = Router(pool, client)
+        running = Router(pool, client, None)
         app = web.Application(client_max_size=2**30, middlewares=[boundary])
         alone = Siblings(None)
         aborts = Aborts(pool, client.relay, no_limit(), alone)
