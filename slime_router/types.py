@@ -69,7 +69,7 @@ class Receipt:
         return orjson.dumps(self.to_dict()).decode("ascii", "replace")
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields by name; the notes only where there are any."""
+        """The fields by name; notes only if there are any."""
         names = ("status", "reused", "encoded", "turn", "reason", "notes")
         return {name: getattr(self, name) for name in names if name != "notes" or self.notes}
 
@@ -227,7 +227,7 @@ class GenerateCall:
     messages: tuple[Message, ...] | None = None
     text: str | None = None
     input_ids: TokenIds | None = None
-    ids_text: bytes = b""  # the JSON array that `input_ids` came as, if it was kept
+    ids_text: bytes | memoryview = b""  # the JSON array that `input_ids` came as, if it was kept
     template: TemplateOptions = field(default_factory=TemplateOptions)
     history: History | None = None
     session_id: str | None = None
