@@ -44,9 +44,7 @@ class Router:
 
     async def _wrapped(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
         streams: _Streams = []
-        if isinstance(
-            call.messages, Heard
-        ):  # shared with other requests: a plug-in may write to them
+        if isinstance(call.messages, Heard):  # other requests share them, and plug-ins may write
             call = replace(call, messages=deepcopy(tuple(call.messages)))
         try:
             async for chunk in self._link(0, streams)(call):
