@@ -68,11 +68,11 @@ from slime_router.server.boundary import Boundary, Handler
 from slime_router.server.control_routes import ControlRoutes
 from slime_router.server.engine_metrics import engine_metrics
 from slime_router.server.fleet import Fleet, WorkerGroups
+from slime_router.server.loop.stalls import StallWatch
 from slime_router.server.model_routes import ModelAdmin
 from slime_router.server.proxy import Fallback, PassThrough
 from slime_router.server.signals import end_now
 from slime_router.server.slow_clients import SlowClients
-from slime_router.server.stalls import StallWatch
 from slime_router.server.together.metrics import answer_figures, metrics, metrics_text
 from slime_router.server.together.responses import SharedResponses
 from slime_router.server.together.together import Together

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from slime_router.server.stalls import LOG_PAUSE_S, STALL_S, TICK_S, StallWatch
+from slime_router.server.loop.stalls import LOG_PAUSE_S, STALL_S, TICK_S, StallWatch
 from tests.integration.gateway import CHAT, served, until, user
 
 
