@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol, TypeVar, cast
@@ -19,6 +18,7 @@ from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_sessi
 from slime_router.edge.bodies import read_body
 from slime_router.edge.lengths import check_lengths
 from slime_router.errors import BadRequest
+from slime_router.fresh_ids import fresh_hex
 from slime_router.tokens.id_text import IdTexts
 from slime_router.types import GenerateCall, TurnKind
 
@@ -185,7 +185,7 @@ def request_id(headers: Mapping[str, str]) -> str:
     given = headers.get("x-request-id")
     if given is not None and given.isascii() and is_label(given, MAX_REQUEST_ID_LEN):
         return given
-    return f"req_{secrets.token_hex(16)}"
+    return f"req_{fresh_hex(32)}"
 
 
 def reply_headers(
@@ -251,7 +251,7 @@ def parting(body: Mapping[str, Any]) -> str:
 
 def new_turn_id() -> str:
     """A fresh turn id, `turn_<24 hex>`."""
-    return f"turn_{secrets.token_hex(12)}"
+    return f"turn_{fresh_hex(24)}"
 
 
 def _check_depth(raw: bytes, body: dict[str, Any]) -> None:

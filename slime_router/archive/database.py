@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain, groupby
 from pathlib import Path
+from typing import TypeGuard
 
 from slime_router.archive.homes import home_of_session, session_of
 from slime_router.archive.indexing import drop_turns, indexed, put_names
 from slime_router.archive.merging import merged
 from slime_router.choices import JournalSync
+from slime_router.errors import SetupError
 from slime_router.journal.closings import Closings, Leaving
 from slime_router.journal.codec import Damaged, packed_session, unpacked_session
 from slime_router.journal.database import (
@@ -26,12 +30,12 @@ from slime_router.journal.database import (
     as_text,
 )
 from slime_router.journal.progress import Progress
-from slime_router.journal.writing import writing
+from slime_router.journal.writing import portions, writing
 
 ROUTERS = 1 << 16
 
-_PUT_TURN = """
-INSERT INTO turns (seq, id, session, data, home, version, changed) VALUES (?, ?, ?, ?, ?, ?, ?)
+_PUT_TURNS = """
+INSERT INTO turns (seq, id, session, data, home, version, changed) VALUES {}
 ON CONFLICT (seq) DO UPDATE SET id = excluded.id, session = excluded.session,
     data = excluded.data, home = excluded.home, version = excluded.version,
     changed = max(changed, excluded.changed)
@@ -44,9 +48,14 @@ ON CONFLICT (id) DO UPDATE SET data = excluded.data, version = excluded.version,
 _COUNT_WORKERS = """
 INSERT INTO counters VALUES ('workers', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
 """
-_IS_CLOSED = "SELECT is_closed FROM sessions WHERE id = ?"
+_BEGIN = """
+UPDATE counters SET value = value + 1 WHERE name = 'version'
+RETURNING value, (SELECT value FROM counters WHERE name = 'idles')
+"""
+_KEEP_IDLES = "INSERT OR IGNORE INTO counters VALUES ('idles', 1)"
+_STATES = "SELECT id, is_closed FROM sessions WHERE id IN ({})"
+_TURNS = "SELECT id, 0 FROM turns WHERE id IN ({})"
 _IS_DELETED = "SELECT 1 FROM deleted WHERE id = ?"
-_HAS_TURN = "SELECT 1 FROM turns WHERE id = ?"
 _HAS_MORE = "SELECT 1 FROM turns WHERE home = ? LIMIT 1"
 
 
@@ -59,9 +68,26 @@ class SharedDatabase(Database):
         *,
         sync: JournalSync = "normal",
         now: Callable[[], float] = time.time,
+        keeps_idles: bool = True,
     ) -> None:
         super().__init__(directory, sync=sync, is_shared=True)
         self.closings = Closings(self._sql, now, _home_of_session, _session_of)
+        self._keeps_idles = keeps_idles  # as of the transaction
+        if keeps_idles:
+            self._set_up(_KEEP_IDLES)
+
+    def forget_idles(self) -> None:
+        """From now on, nobody needs to know which homes are idle. Raises SetupError."""
+        self._set_up("DELETE FROM idles", "DELETE FROM counters WHERE name = 'idles'")
+
+    def _set_up(self, *statements: str) -> None:
+        try:
+            with writing(self._sql):
+                for statement in statements:
+                    self._sql.execute(statement)
+        except sqlite3.Error as exc:
+            self.close()
+            raise SetupError(f"the journal {self.path.parent} cannot be written: {exc}") from exc
 
     def indexed(self, progress: Progress) -> Iterator[None]:
         """See `slime_router.archive.indexing`."""
@@ -87,19 +113,20 @@ class SharedDatabase(Database):
         """As `Archive.apply`."""
         late: set[str] = set()
         with writing(self._sql):
-            version = self.count_up("version")
-            for change in changes:
-                if isinstance(change, PutTurn) and change.session_id and not change.is_change:
-                    row = self._sql.execute(_IS_CLOSED, (as_blob(change.session_id),)).fetchone()
-                    if row is not None and row[0]:
-                        late.add(change.session_id)
-                self._apply_shared(change, version)
+            version, keeps_idles = self._sql.execute(_BEGIN).fetchone()
+            self._keeps_idles = bool(keeps_idles)
+            for are_turns, some in groupby(changes, key=_is_turn):
+                if are_turns:
+                    late |= self._put_turns([each for each in some if _is_turn(each)], version)
+                    continue
+                for change in some:
+                    self._apply_shared(change, version)
         return late
 
     def _apply_shared(self, change: Change, version: int) -> None:
         run = self._sql.execute
         if isinstance(change, PutTurn):
-            self._put_turn(change, version)
+            self._put_turns([change], version)
         elif isinstance(change, DropTurn):
             run("DELETE FROM turns WHERE seq = ?", (change.seq,))
         elif isinstance(change, MarkUndelivered):
@@ -116,32 +143,57 @@ class SharedDatabase(Database):
             if change.table == "workers":
                 run(_COUNT_WORKERS)
 
-    def _put_turn(self, change: PutTurn, version: int) -> None:
-        self._put_again(change, version)
-        session = None if change.session_id is None else as_blob(change.session_id)
-        home = as_blob(change.home)
-        changed = version if change.is_change else -1
-        row = (change.seq, as_blob(change.id), session, change.data, home, version, changed)
-        self._sql.execute(_PUT_TURN, row)
-        put_names(self._sql, change.names, change.seq, home)
-        of = session_of(change.home)
-        if session is None and (of is None or not self._has(_IS_CLOSED, of)):
-            self.closings.put_idle(home, is_exported=True)  # nobody can ever export it
-        else:
-            self.closings.touch_idle(home)
+    def _put_turns(self, turns: Sequence[PutTurn], version: int) -> set[str]:
+        """Turns, with few statements; the sessions of those that are late."""
+        states = self._known(_STATES, {each.session_id for each in turns})
+        bases = self._known(_TURNS, {each.base for each in turns})
+        for each in turns:
+            self._put_again(each, states, bases, version)
+            bases[each.id] = False
+        rows = [_row(each, version) for each in turns]
+        for some in portions(rows):
+            marks = ",".join(["(?,?,?,?,?,?,?)"] * len(some))
+            self._sql.execute(_PUT_TURNS.format(marks), list(chain(*some)))
+        put_names(self._sql, ((name, each.seq) for each in turns for name in each.names))
+        if self._keeps_idles:
+            for each in turns:
+                self._note_use(each)
+        return {
+            each.session_id
+            for each in turns
+            if each.session_id and not each.is_change and states.get(each.session_id)
+        }
 
-    def _put_again(self, change: PutTurn, version: int) -> None:
+    def _put_again(
+        self, change: PutTurn, states: dict[str, bool], bases: dict[str, bool], version: int
+    ) -> None:
         """What a turn needs and retention has dropped meanwhile."""
         session, base = change.session_id, change.base
-        if (session is None or self._has(_IS_CLOSED, session)) and (
-            base is None or self._has(_HAS_TURN, base)
-        ):
+        if (session is None or session in states) and (base is None or base in bases):
             return
         for each in change.needed():
             of = each.session_id if isinstance(each, PutTurn) else None
             of = each.id if isinstance(each, Put) else of
             if of is None or not self._has(_IS_DELETED, of):  # somebody wanted it to be gone
                 self._apply_shared(each, version)
+        states |= self._known(_STATES, {session})
+        bases |= self._known(_TURNS, {base})
+
+    def _note_use(self, change: PutTurn) -> None:
+        """Its home was used."""
+        home, of = as_blob(change.home), session_of(change.home)
+        if change.session_id is None and (of is None or not self._known(_STATES, {of})):
+            self.closings.put_idle(home, is_exported=True)  # nobody can ever export it
+        else:
+            self.closings.touch_idle(home)
+
+    def _known(self, query: str, names: set[str | None]) -> dict[str, bool]:
+        """What the query says of those of these that are there."""
+        found: dict[str, bool] = {}
+        for some in portions([as_blob(name) for name in names if name is not None]):
+            rows = self._sql.execute(query.format(",".join("?" * len(some))), some)
+            found |= {as_text(name): bool(value) for name, value in rows}
+        return found
 
     def _has(self, query: str, name: str) -> bool:
         return self._sql.execute(query, (as_blob(name),)).fetchone() is not None
@@ -199,6 +251,16 @@ class SharedDatabase(Database):
             (MAX_DELETED,),
         )
         return turns
+
+
+def _is_turn(change: Change) -> TypeGuard[PutTurn]:
+    return isinstance(change, PutTurn)
+
+
+def _row(turn: PutTurn, version: int) -> tuple[object, ...]:
+    session = None if turn.session_id is None else as_blob(turn.session_id)
+    changed = version if turn.is_change else -1
+    return turn.seq, as_blob(turn.id), session, turn.data, as_blob(turn.home), version, changed
 
 
 def _home_of_session(name: bytes) -> bytes:

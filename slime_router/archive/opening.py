@@ -71,7 +71,9 @@ def _in_a_file(
     on_end: Callable[[str], None],
 ) -> SharedArchive:
     is_shared, must_be_there = config.journal_shared, config.journal_on_error == "stop"
-    archive = SqliteArchive(directory, sync=config.journal_sync, is_shared=is_shared)
+    archive = SqliteArchive(
+        directory, sync=config.journal_sync, is_shared=is_shared, keeps_idles=limits.is_any
+    )
     try:
         bound = archive.database.bind("vocabulary", vocabulary)
     except sqlite3.Error as exc:

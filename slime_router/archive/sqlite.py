@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from slime_router.archive.database import SharedDatabase
 from slime_router.archive.homes import session_of
+from slime_router.archive.indexing import has_older_names, homes_named
 from slime_router.archive.port import (
     NOTHING_SEEN,
     ArchiveBroken,
@@ -39,7 +40,6 @@ from slime_router.journal.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-MAX_HOMES = 16  # of one name: the newest
 SLICE = 200  # turns that are read in one statement
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -47,29 +47,37 @@ _STATE = """
 SELECT sessions.data, born, openings.data FROM sessions LEFT JOIN openings USING (id)
 WHERE id = ? AND version > ?
 """
-_FIND = """
-SELECT home FROM names WHERE name = ? GROUP BY home ORDER BY max(seq) DESC LIMIT ?
-"""
 
 
 class SqliteArchive:
     """A journal of one router, or one that several processes of one machine share.
+
+    Where `keeps_idles`, all that share it note which homes were used when, from now on: nobody else
+    needs to know but retention.
 
     Raises:
         SetupError: it cannot be opened, one router has it to itself, or it is of a newer one.
     """
 
     def __init__(
-        self, directory: Path, *, sync: JournalSync = "normal", is_shared: bool = True
+        self,
+        directory: Path,
+        *,
+        sync: JournalSync = "normal",
+        is_shared: bool = True,
+        keeps_idles: bool = True,
     ) -> None:
-        self.database = SharedDatabase(directory, sync=sync)
+        self.database = SharedDatabase(directory, sync=sync, keeps_idles=keeps_idles)
         try:
             self._lock = JournalLock(directory, is_shared=is_shared)
+            if not is_shared and not keeps_idles:
+                self.database.forget_idles()
         except SetupError:
             self.database.close()
             raise
         address = f"file:{quote(str(self.database.path.absolute()))}?mode=ro"
         self._reader = sqlite3.connect(address, uri=True, isolation_level=None, timeout=1.0)
+        self._has_older = has_older_names(self._reader)
         self._data_version = -1
         self._seen = ""  # the newest version when that was so
 
@@ -92,10 +100,10 @@ class SqliteArchive:
     async def find(self, names: Sequence[bytes]) -> list[str]:
         """As `Archive.find`."""
         found: dict[str, None] = {}
-        with self._reading() as run:
+        with self._reading():
             for name in names:
-                for (home,) in run(_FIND, (name, MAX_HOMES)):
-                    found[as_text(home)] = None
+                homes = homes_named(self._reader, name, has_older=self._has_older)
+                found |= dict.fromkeys(map(as_text, homes))
         return list(found)
 
     async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import cached_property
 from itertools import islice
 from typing import Literal
 
@@ -28,12 +29,14 @@ from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key
 from slime_router.template.layout import Layouts
 from slime_router.template.messages import content_text
+from slime_router.template.suffix import Question
+from slime_router.template.transcript import Transcripts
 from slime_router.tokens.pieces import INLINE_PIECES, Whole, with_head
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.recognition import Conversation, Recogniser
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
-from slime_router.types import GenerateCall, Piece, Prompt, Receipt, TokenIds
+from slime_router.types import GenerateCall, Message, Piece, Prompt, Receipt, TokenIds
 from slime_router.values import replace, value
 
 MAX_LEFT_OUT = 3  # messages that one receipt names
@@ -75,6 +78,11 @@ class PromptMaker:
         self._continued: Counter[str] = Counter()  # turns that are continued by prompts in use
         self._layouts = Layouts()
 
+    @cached_property
+    def _transcripts(self) -> Transcripts:
+        """Made when they are needed first: the template's source takes some time to read."""
+        return self._template.transcripts()
+
     async def make(self, call: GenerateCall) -> MadePrompt:
         """The prompt of a call. The caller must `release` it.
 
@@ -97,7 +105,10 @@ class PromptMaker:
             reason, has_failed = "the template is not shown to append here", True
         date = self._date(talk.turn)
         messages = self._template.parts.whole(call.messages)
-        text, notes = self._template.render_noted(messages, call.template, date=date)
+        if mode == "template" or has_failed:
+            text, notes = self._rendered(call, talk, messages, date)
+        else:
+            text, notes = self._template.render_noted(messages, call.template, date=date)
         if has_failed:
             reason += _left_out(self._template.left_out(text, messages))
         if mode == "held" and not call.template.continue_final_message:
@@ -108,6 +119,29 @@ class PromptMaker:
             return prompt
         receipt = replace(prompt.receipt, notes=(*prompt.receipt.notes, *notes))
         return replace(prompt, receipt=receipt)
+
+    def _rendered(
+        self,
+        call: GenerateCall,
+        talk: Conversation,
+        messages: Sequence[Message],
+        date: datetime | None,
+    ) -> tuple[str, tuple[str, ...]]:
+        """The text of all messages, with notes as `render_noted` has them."""
+        asked = Question(messages, len(messages), call.template, date)
+        before = None if talk.turn is None else talk.turn.id
+        made = self._transcripts.continued(asked, before)
+        notes: tuple[str, ...] = ()
+        if made is None:
+            text, notes = self._template.render_noted(messages, call.template, date=date)
+            if notes:
+                return text, notes
+            answered = talk.reply_index + len(messages) - len(talk.messages)
+            made = self._transcripts.of_whole(asked, text, before, answered)
+            if made is None:
+                return text, notes
+        self._transcripts.note(call.turn_id, made)
+        return made.text, notes
 
     async def length(self, call: GenerateCall) -> int:
         """How many tokens the prompt of a call has; nothing of it is kept."""

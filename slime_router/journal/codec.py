@@ -28,6 +28,7 @@ from itertools import chain, count
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from slime_router.trajectory.account import Account
@@ -42,6 +43,7 @@ from slime_router.types import Finish, Grammar, Pins, Receipt, Sampling, Specula
 _PREFIX = struct.Struct("<II")
 _MARKS = ("conversation", "said_kind", "speculation", "reward", "tags")
 _KNOWN = {each.name for each in fields(Turn)}
+_OF_ACCOUNT = tuple(each.name for each in fields(Account))
 _ARRAYS = (  # in this order; an older journal has only the first four
     "prompt_ids",
     "output_ids",
@@ -105,7 +107,7 @@ def packed_turn(turn: Turn) -> bytes:
         **({"scores": [(name, each.version) for name, each in scores.items()]} if scores else {}),
         "arrays": [None if each is None else (each.dtype.str, each.shape) for each in blobs],
     }
-    text = json.dumps(head, separators=(",", ":")).encode()
+    text = _json(head)
     account = b"" if turn.account is None else _packed_account(turn.account)
     body = b"".join([text, *(each.tobytes() for each in blobs if each is not None), account])
     length = len(text).to_bytes(4, "little")
@@ -165,9 +167,9 @@ def unpacked_turn(data: bytes) -> Turn:
 
 
 def _packed_account(account: Account) -> bytes:
-    known = {each.name: getattr(account, each.name) for each in fields(Account)}
+    known = {name: getattr(account, name) for name in _OF_ACCOUNT}
     words = known.pop("words")
-    text = json.dumps({**known, "has_words": words is not None}, separators=(",", ":")).encode()
+    text = _json({**known, "has_words": words is not None})
     return len(text).to_bytes(4, "little") + text + (words or b"")
 
 
@@ -179,8 +181,15 @@ def _unpacked_account(data: bytes) -> Account | None:
     known = json.loads(data[4:end])
     words = data[end:] if known.pop("has_words") else None
     known["workers"] = tuple(known["workers"])
-    names = {each.name for each in fields(Account)}
-    return Account(**{name: known[name] for name in names & known.keys()}, words=words)
+    names = known.keys() & set(_OF_ACCOUNT)
+    return Account(**{name: known[name] for name in names}, words=words)
+
+
+def _json(known: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(known)
+    except TypeError:  # halves of surrogate pairs, or an integer beyond 64 bits
+        return json.dumps(known, separators=(",", ":")).encode()
 
 
 def _little(array: NDArray[Any]) -> NDArray[Any]:

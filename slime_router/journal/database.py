@@ -2,7 +2,8 @@
 
     turns      seq, id, session, is_undelivered, data       (see `slime_router.journal.codec`)
                home, version                                where several routers share it
-    names      name, seq, home                              likewise; see `slime_router.archive`
+    names      name, seq                                    likewise; see `slime_router.archive`
+    older_names  name, seq, home                            of turns that came under schema 2
     sessions   id, data; version, born                      likewise
     deleted    id                                           sessions that late calls must not revive
     openings   id, data                                     when a session was opened: Unix time
@@ -34,22 +35,36 @@ from slime_router.journal.closings import TABLES as CLOSINGS
 from slime_router.journal.closings import dropped
 
 FILE_NAME = "journal.sqlite"
-SCHEMA = 2
+SCHEMA = 3
 MAX_DELETED = 100_000
 BUSY_TIMEOUT_S = 10.0  # for another process to end its transaction
+# The log may take 16 MiB before its pages go into the file: those that come again go there once.
+LOG_PAGES = 4_000
+STATEMENTS = 512  # that are read once: some for each number of rows
 
 Table: TypeAlias = Literal["sessions", "openings", "workers", "responses"]
 
+# `data` comes last: what stands after a long one is found by walking through all of its pages.
 _TABLES = """
 CREATE TABLE turns (
     seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, session BLOB,
-    is_undelivered INTEGER NOT NULL DEFAULT 0, data BLOB NOT NULL
+    is_undelivered INTEGER NOT NULL DEFAULT 0, home BLOB, changed INTEGER NOT NULL DEFAULT -1,
+    version INTEGER NOT NULL DEFAULT 0, data BLOB NOT NULL
 );
-CREATE TABLE sessions (id BLOB PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE deleted (number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE);
+CREATE TABLE sessions (
+    id BLOB PRIMARY KEY, data BLOB NOT NULL, version INTEGER NOT NULL DEFAULT 0,
+    born INTEGER NOT NULL DEFAULT -1, is_closed INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE deleted (
+    number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, version INTEGER NOT NULL DEFAULT 0
+);
 CREATE TABLE workers (id BLOB PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE responses (id BLOB PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE INDEX homes ON turns (home, version) WHERE home IS NOT NULL;
+CREATE INDEX session_versions ON sessions (version);
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+INSERT INTO counters VALUES ('version', 0), ('router', 0);
 """
 
 _ADDED = (
@@ -67,12 +82,29 @@ ALTER TABLE sessions ADD COLUMN is_closed INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE deleted ADD COLUMN version INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX homes ON turns (home, version) WHERE home IS NOT NULL;
 CREATE INDEX session_versions ON sessions (version);
-CREATE TABLE names (name BLOB NOT NULL, seq INTEGER NOT NULL, home BLOB NOT NULL,
-    PRIMARY KEY (name, seq)) WITHOUT ROWID;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-INSERT INTO counters VALUES ('version', 0), ('router', 0)
+INSERT INTO counters VALUES ('version', 0), ('router', 0);
+"""
+# Routers of before wrote into it without saying when homes were used last: that is learnt again.
+_FROM_2_TO_3 = """
+ALTER TABLE names RENAME TO older_names;
+DROP TABLE IF EXISTS idles;
+"""
+# Numbers for names: all that a turn is found by are a few bytes, and few pages are touched.
+_NAMES = """
+CREATE TABLE names (
+    name INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (name, seq)
+) WITHOUT ROWID;
 """
 
+_MADE_FROM = {  # what is done to a file of each schema; 0 is a new one
+    version: [each for part in parts for each in part.split(";") if each.strip()]
+    for version, parts in {
+        0: (_TABLES, _NAMES),
+        1: (_FROM_1_TO_2, _NAMES),
+        2: (_FROM_2_TO_3, _NAMES),
+    }.items()
+}
 _PUT_TURN = """
 INSERT INTO turns (seq, id, session, data) VALUES (?, ?, ?, ?) ON CONFLICT (seq)
 DO UPDATE SET id = excluded.id, session = excluded.session, data = excluded.data
@@ -166,6 +198,7 @@ class Database:
                 timeout=BUSY_TIMEOUT_S if is_shared else 0,
                 isolation_level=None,
                 check_same_thread=False,
+                cached_statements=STATEMENTS,
             )
         except (OSError, sqlite3.Error) as exc:
             raise SetupError(f"the journal {directory} cannot be opened: {exc}") from exc
@@ -190,6 +223,7 @@ class Database:
         )  # of a new file; others are left as they are
         sql.execute("PRAGMA journal_mode = WAL")
         sql.execute(f"PRAGMA synchronous = {sync}")
+        sql.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
         sql.execute("BEGIN IMMEDIATE")
         version = sql.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
@@ -197,15 +231,10 @@ class Database:
                 f"{self.path} is of a newer router: it has schema {version}, and this one reads"
                 f" {SCHEMA}"
             )
-        if not version:
-            for statement in _TABLES.split(";")[:-1]:
-                sql.execute(statement)
-        if version < SCHEMA:
-            for statement in _FROM_1_TO_2.split(";"):
-                sql.execute(statement)
-            sql.execute(f"PRAGMA user_version = {SCHEMA}")
-        for statement in _ADDED:
+        for statement in (*_MADE_FROM.get(version, ()), *_ADDED):
             sql.execute(statement)
+        if version < SCHEMA:
+            sql.execute(f"PRAGMA user_version = {SCHEMA}")
         sql.execute("COMMIT")
 
     def close(self) -> None:

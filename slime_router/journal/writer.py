@@ -21,6 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import islice
 from time import monotonic
 from typing import Protocol
 
@@ -89,6 +90,7 @@ class JournalWriter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._is_closing = False
+        self._is_calling = False  # the thread is about to be woken
         self._trouble: str | None = None
         self._is_lost = False
         self.counts = WriterCounts()
@@ -145,7 +147,9 @@ class JournalWriter:
         with self._wakeup:
             self._waiting.append(made)
             self._put += 1
-            self._wakeup.notify()
+        if not self._is_calling and self._loop is not None:
+            self._is_calling = True
+            self._loop.call_soon(self._call)
         if self._trouble is not None and self.waiting > self._max_waiting:
             self._lose(f"{self.waiting} changes wait, more than may: {self._trouble}")
 
@@ -186,7 +190,7 @@ class JournalWriter:
                     return None
                 if not self._wakeup.wait(self._idle_s()):
                     return []
-            return [self._waiting[i] for i in range(min(len(self._waiting), BATCH))]
+            return list(islice(self._waiting, BATCH))
 
     def _idle_s(self) -> float | None:
         """How long there is nothing to do, if nobody puts anything."""
@@ -239,6 +243,12 @@ class JournalWriter:
             logger.debug("the journal was written after the loop had ended")
 
     # On the loop
+
+    def _call(self) -> None:
+        """Wakes the thread, once for all that came in one turn of the loop: they go together."""
+        self._is_calling = False
+        with self._wakeup:
+            self._wakeup.notify()
 
     def _note(self, count: int, failure: str | None) -> None:
         """A transaction has ended."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from slime_router.errors import BadRequest
-from slime_router.template.layout import Layout, holds
+from slime_router.template.layout import Layout, compares_messages, holds
 from slime_router.template.messages import (
     REFERENCE,
     renderable,
@@ -20,6 +20,7 @@ from slime_router.template.seam import Control, Seam
 from slime_router.template.self_test import Findings, find_ends, self_test
 from slime_router.template.spelling import Spelling, find_spelling
 from slime_router.template.suffix import Question, Suffix, Suffixes
+from slime_router.template.transcript import Transcripts
 from slime_router.types import Message, TemplateOptions
 
 __all__ = ["ChatTemplate", "Suffix"]
@@ -181,6 +182,20 @@ class ChatTemplate:
     def left_out(self, text: str, messages: Sequence[Message]) -> list[int]:
         """Which of `messages` the template did not print in `text`."""
         return [index for index, message in enumerate(messages) if not holds(text, [message])]
+
+    def transcripts(self) -> Transcripts:
+        """Keeps the texts of prompts, for what is rendered after them."""
+        is_fit = not compares_messages(self._tokenizer.jinja_template)
+        return Transcripts(self._render_as_given, self._suffixes.literals if is_fit else None)
+
+    def _render_as_given(
+        self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
+    ) -> str | None:
+        try:
+            text, notes = self.render_noted(messages, options, date=date)
+        except BadRequest:
+            return None
+        return None if notes else text
 
     def ends_turn(self, token_id: int) -> bool:
         """Whether the token ends a turn; a stop token of the client's own does not."""

@@ -120,16 +120,35 @@ def pairs_of(messages: Sequence[Message], literals: Sequence[str]) -> frozenset[
     return frozenset(hash(pair) for pair in pairwise(_kind(m, literals) for m in messages))
 
 
-def compared_literals(source: str | None) -> tuple[str, ...]:
-    """The words for which a template looks in its messages (`'</think>' in content`)."""
-    if source is None:
-        return ()
-    try:
-        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
-    except jinja2.TemplateSyntaxError:  # tags of other extensions: the parts cannot be told apart
-        return ()
+def compared_literals(source: str | None) -> tuple[str, ...] | None:
+    """The words for which a template looks in its messages (`'</think>' in content`).
+
+    None where nobody knows: `source` is None if the template is not Jinja.
+    """
+    tree = _parsed(source)
+    if tree is None:
+        return None
     found = {literal for literal in _literals(tree) if len(literal) > 1}
     return tuple(sorted(found))
+
+
+def compares_messages(source: str | None) -> bool:
+    """Whether a template asks if one message is another, as Mistral's do (`m == users[-1]`).
+
+    Then a new message may change how an old one of the same words is printed. True where nobody
+    knows.
+    """
+    tree = _parsed(source)
+    if tree is None:
+        return True
+    loops = (loop.target for loop in tree.find_all(nodes.For))
+    each = {target.name for target in loops if isinstance(target, nodes.Name)}
+    for compare in tree.find_all(nodes.Compare):
+        sides = [compare.expr, *(operand.expr for operand in compare.ops)]
+        has_one = any(isinstance(side, nodes.Name) and side.name in each for side in sides)
+        if has_one and not any(isinstance(side, nodes.Const) for side in sides):
+            return True
+    return False
 
 
 def reach(part: str, group: Sequence[Message]) -> int:
@@ -158,6 +177,15 @@ def _kind(message: Message, literals: Sequence[str]) -> tuple[object, ...]:
     if role == "assistant":  # a stand-in takes its place
         return role, min(calls, 2)
     return role, bool(content), tuple(literal in content for literal in literals)
+
+
+def _parsed(source: str | None) -> nodes.Template | None:
+    if source is None:
+        return None
+    try:
+        return jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+    except jinja2.TemplateSyntaxError:  # tags of other extensions: the parts cannot be told apart
+        return None
 
 
 def _literals(tree: nodes.Template) -> Iterator[str]:

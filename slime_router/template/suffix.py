@@ -90,7 +90,10 @@ class Suffixes:
     def __init__(self, render: Render, seam: Seam, source: str | None) -> None:
         self._render = render
         self._seam = seam
-        self._literals = compared_literals(source)
+        self.literals = compared_literals(
+            source
+        )  # that the template looks for, where they are known
+        self._literals = self.literals or ()
 
     def find(
         self, question: Question, *, last_id: int | None, layout: Layout | None
@@ -134,7 +137,7 @@ class Suffixes:
             return None
         if not any(map(is_reply, messages)):
             return Layout((Mark.of(text, messages),), shift_len=SHIFT_LEN)
-        start = _later_start(question)
+        start = later_start(question)
         if not start:
             return None
         near = View.of(messages, question.index, start)
@@ -252,7 +255,7 @@ class Suffixes:
 
     def _moved(self, drawing: Drawing, question: Question) -> Layout | None:
         """The same from a later reply on, where all after that reply comes out alike."""
-        start = _later_start(question)
+        start = later_start(question)
         if not start:
             return None
         near = View.of(question.messages, question.index, start)
@@ -265,7 +268,7 @@ class Suffixes:
         return Layout(in_view(near, drawn), start, pairs, shift_len=SHIFT_LEN)
 
 
-def _later_start(question: Question) -> int:
+def later_start(question: Question) -> int:
     """A reply shortly before the held one, that can follow the first user's turn; 0 for none."""
     messages, head = question.messages, head_len(question.messages)
     for start in range(question.index - KEPT_LEN, head, -1):

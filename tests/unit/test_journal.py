@@ -462,6 +462,27 @@ async def test_what_gathers_during_one_commit_goes_into_the_next_one():
     await writer.close()
 
 
+async def test_what_comes_in_one_turn_of_the_loop_is_written_together(monkeypatch):
+    """A thread that is woken for the first of it would have a commit of that alone."""
+    target, woken = Target(), list[int]()
+    writer = JournalWriter(target)
+    writer.start()
+    notify = writer._wakeup.notify
+
+    def noted() -> None:
+        woken.append(writer.waiting)
+        notify()
+
+    monkeypatch.setattr(writer._wakeup, "notify", noted)
+    for seq in range(10):
+        writer.put(partial(put, seq))
+    assert woken == []
+    assert await writer.written() is None
+    assert woken == [10]
+    assert target.seqs == list(range(10))
+    await writer.close()
+
+
 class Upkeep:
     """Counts its steps; `waits_s` are between them."""
 

@@ -60,8 +60,8 @@ def test_the_words_that_a_template_looks_for():
         "{{ m.content.split('<x>')[0] + 'printed' }}{% endif %}"
     )
     assert compared_literals(source) == ("</think>", "<tool_response>", "<x>")
-    assert compared_literals("{% generation %}") == ()
-    assert compared_literals(None) == ()
+    assert compared_literals("{% generation %}") is None
+    assert compared_literals(None) is None
 
 
 def test_messages_are_of_one_kind_where_a_template_cannot_tell_them_apart():

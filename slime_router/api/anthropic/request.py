@@ -7,7 +7,6 @@ to Anthropic's own service are ignored.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from slime_router.api.chat.request import read_chat_request
 from slime_router.api.request import missing, require
 from slime_router.api.token_ids import Vocabulary
 from slime_router.errors import BadRequest
+from slime_router.fresh_ids import fresh_hex
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.types import GenerateCall
 from slime_router.values import replace
@@ -91,7 +91,7 @@ def read_messages_request(
     if body.get("max_tokens") is None and not is_counted:
         raise missing("max_tokens")
     asked = read_chat_request(_as_chat(body), request, vocabulary, default_model, parsers)
-    reply_id = f"msg_{secrets.token_hex(16)}"
+    reply_id = f"msg_{fresh_hex(32)}"
     rid = body.get("rid") or reply_id
     call = replace(asked.calls[0], rid=rid, request_id=reply_id)
     return MessagesRequest((call,), MessageStyle(reply_id, asked.style.model), asked.stream)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from typing import Any
 
@@ -17,6 +16,7 @@ from slime_router.api.chat.reply import ChatStyle
 from slime_router.api.chat.tools import ToolChoice, read_tools, tool_choice
 from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
+from slime_router.fresh_ids import fresh_hex
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.types import (
     GenerateCall,
@@ -80,7 +80,7 @@ def read_chat_request(
         headers=http.forwarded_headers(request),
         stream=bool(fields.stream),
         top_logprobs=fields.top_logprobs or 0,
-        request_id=f"chatcmpl-{secrets.token_hex(16)}",
+        request_id=f"chatcmpl-{fresh_hex(32)}",
         samples=fields.n or 1,
     )
     return ChatRequest(_choices(call), style, bool(fields.stream))
@@ -158,7 +158,7 @@ def _worker_fields(fields: ChatFields) -> dict[str, Any]:
 def _style(fields: ChatFields, default_model: str) -> ChatStyle:
     options = fields.stream_options
     return ChatStyle(
-        id=fields.rid or f"chatcmpl-{secrets.token_hex(16)}",
+        id=fields.rid or f"chatcmpl-{fresh_hex(32)}",
         created=int(time.time()),
         model=default_model if fields.model is None else fields.model,
         logprobs=bool(fields.logprobs),

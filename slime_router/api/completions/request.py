@@ -5,7 +5,6 @@ A prompt is a text, its ids, or a list of either; choice `i * n + k` is sample `
 
 from __future__ import annotations
 
-import secrets
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from slime_router.api.chat.grammar import check_text, grammar
 from slime_router.api.request import missing, require, wrong_type
 from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
+from slime_router.fresh_ids import fresh_hex
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, TokenIds
 from slime_router.values import replace
 
@@ -100,7 +100,7 @@ def read_completion_request(
         top_logprobs=top or 0,
         samples=n,
     )
-    asked = f"cmpl-{secrets.token_hex(16)}"  # `id` may be the client's, and used again
+    asked = f"cmpl-{fresh_hex(32)}"  # `id` may be the client's, and used again
     calls = tuple(
         replace(
             call,
@@ -165,7 +165,7 @@ def _style(
 ) -> CompletionStyle:
     options = fields.stream_options
     return CompletionStyle(
-        id=fields.rid or f"cmpl-{secrets.token_hex(16)}",
+        id=fields.rid or f"cmpl-{fresh_hex(32)}",
         created=int(time.time()),
         model=default_model if fields.model is None else fields.model,
         echo=echo,

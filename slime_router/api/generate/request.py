@@ -7,7 +7,6 @@ would kill a worker is refused here.
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -21,6 +20,7 @@ from slime_router.api.request import require
 from slime_router.api.token_ids import Vocabulary, check_bias_keys, checked_ids, written
 from slime_router.auth.caller import caller
 from slime_router.errors import BadRequest
+from slime_router.fresh_ids import fresh_hex
 from slime_router.types import GenerateCall, NativeCall
 from slime_router.values import replace
 
@@ -171,7 +171,7 @@ def _rids(given: Any, count: int, is_batch: bool) -> list[str]:
             raise BadRequest("'rid' must be a list of distinct strings.", param="rid")
         return rids
     require(not given, "rid", "a string, or a list of strings for a batch")
-    return [secrets.token_hex(16) for _ in range(count)]
+    return [fresh_hex(32) for _ in range(count)]
 
 
 def _check_native(native: dict[str, Any], vocab_size: int) -> int:

@@ -6,7 +6,6 @@ is a number, and for lengths, which may be absent.
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from slime_router.api.chat.grammar import grammar
 from slime_router.api.request import missing, require
 from slime_router.api.token_ids import Vocabulary, checked_ids, written
 from slime_router.errors import BadRequest
+from slime_router.fresh_ids import fresh_hex
 from slime_router.types import GenerateCall, ReplyFormat, Sampling
 
 DEFAULT_MAX_TOKENS = 16  # vLLM's
@@ -84,7 +84,7 @@ def read_token_request(
         headers=http.forwarded_headers(request),
         stream=bool(stream),
         top_logprobs=top or 0,
-        request_id=f"gen-{secrets.token_hex(16)}",  # the client's own may be used again
+        request_id=f"gen-{fresh_hex(32)}",  # the client's own may be used again
     )
     return TokenRequest(
         (call,),
@@ -138,7 +138,7 @@ def _refuse(values: dict[str, Any], names: tuple[str, ...], within: str) -> None
 def _request_id(body: dict[str, Any]) -> str:
     given = body.get("request_id")
     if given is None or given == "":
-        return secrets.token_hex(16)
+        return fresh_hex(32)
     require(isinstance(given, str) and len(given) <= 128, "request_id", "a short string")
     return str(given)
 

@@ -7,7 +7,6 @@ a client must return untouched, so the turn can be recognized whatever else is r
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -15,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from slime_router.api.chat.reply import Tally
 from slime_router.api.responses.custom_tools import decode_input, input_so_far
 from slime_router.errors import RouterError
+from slime_router.fresh_ids import fresh_hex
 from slime_router.types import Finish, GenerateChunk, ToolDelta
 
 Event: TypeAlias = dict[str, Any]
@@ -159,7 +159,7 @@ class ResponseEvents:
 
     def _begin(self, kind: Kind, fields: dict[str, Any]) -> list[Event]:
         events = self._close("completed")
-        item_id = f"{_ID_PREFIXES[kind]}_{secrets.token_hex(24)}"
+        item_id = f"{_ID_PREFIXES[kind]}_{fresh_hex(48)}"
         item = self._open = _Item(kind, len(self._output), item_id, fields)
         begun = item.written("in_progress", "")
         events.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from slime_router.api.token_ids import Vocabulary
 from slime_router.api.token_names import TokenNames
 from slime_router.auth.caller import Caller, caller
 from slime_router.errors import BadRequest
+from slime_router.fresh_ids import fresh_hex
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.types import GenerateCall, GenerateChunk
 from slime_router.values import replace
@@ -116,7 +116,7 @@ def read_responses_request(
     chat = _chat_body(body, _messages(body, asked, previous), tools)
     made = read_chat_request(chat, request, vocabulary, default_model, parsers)
     style = ResponseStyle(
-        id=f"resp_{secrets.token_hex(24)}",
+        id=f"resp_{fresh_hex(48)}",
         created=int(time.time()),
         echo={"model": made.style.model, **_echo(body, tools)},
         namespaces={tool.name: tool.namespace for tool in tools if tool.namespace},

@@ -6,7 +6,6 @@ limit that is never enforced.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
@@ -23,6 +22,7 @@ from slime_router.api.token_ids import Vocabulary
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_dots, is_label
 from slime_router.engine.top_logprobs import MAX_KEPT
 from slime_router.errors import BadRequest
+from slime_router.fresh_ids import fresh_hex
 from slime_router.trajectory.session import Reward, SessionSpec
 from slime_router.types import Pins, Sampling
 
@@ -214,7 +214,7 @@ def read_count(body: Mapping[str, Any], name: str, *, least: int = 1) -> int | N
 def _read_session_id(body: Body) -> str:
     name = body.get("session_id")
     if name is None:
-        return f"sess_{secrets.token_hex(12)}"
+        return f"sess_{fresh_hex(24)}"
     require(is_label(name), "session_id", A_NAME)
     require(not is_dots(name), "session_id", "another name than '.' and '..'")
     return str(name)

@@ -1,0 +1,19 @@
+"""Ids that nobody has had, and that sort by the time at which they were made.
+
+They begin with 48 bits of milliseconds, as UUIDv7 of RFC 9562 does: an index of them grows at its
+end, where a few pages take all that comes, and not everywhere at once. No order depends on it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+TIME_LEN = 12  # hex digits, of milliseconds since 1970
+_MASK = (1 << 4 * TIME_LEN) - 1
+
+
+def fresh_hex(length: int) -> str:
+    """So many lower-case hex digits, an even number of at least 24: a time, and then chance."""
+    now_ms = time.time_ns() // 1_000_000 & _MASK
+    return f"{now_ms:012x}{secrets.token_hex((length - TIME_LEN) // 2)}"
