@@ -364,8 +364,11 @@ METRICS = (
     ),
 )
 # fmt: on
-# In the JSON only, as they are not numbers.
-NAMES = (Sample("weights.current", lambda r: r.weights.current),)
+# In the JSON only: a name, and what is a histogram in Prometheus.
+NAMES = (
+    Sample("weights.current", lambda r: r.weights.current),
+    Sample("loop.late", lambda r: r.stalls.late_by_ms()),
+)
 
 
 def figures(sources: Sources) -> Figures:
