@@ -13,7 +13,7 @@ from benchmarks.fleet import Ask, BlockCache
 from slime_router.pool.affinity import Affinity
 from slime_router.pool.policy import least_in_flight
 from slime_router.pool.worker import Need, Worker
-from slime_router.types import TokenIds
+from slime_router.types import NO_TOKENS, TokenIds
 
 BALANCE_ABS = 64
 BALANCE_REL = 1.5
@@ -50,7 +50,9 @@ class SglangCacheAware:
         self._tenant(worker).add(_blocks(need))
         return 0
 
-    def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
+    def held(
+        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+    ) -> None:
         pass
 
     def forget(self, worker: Worker) -> None:
@@ -79,7 +81,9 @@ class SglangConsistentHashing:
     def sent(self, worker: Worker, need: Need) -> int:  # noqa: ARG002 - of no interest
         return 0
 
-    def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
+    def held(
+        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+    ) -> None:
         pass
 
     def forget(self, worker: Worker) -> None:

@@ -227,7 +227,7 @@ class GenerateCall:
     messages: tuple[Message, ...] | None = None
     text: str | None = None
     input_ids: TokenIds | None = None
-    ids_text: bytes = b""  # the JSON array that `input_ids` came as, if it was kept
+    ids_text: bytes | memoryview = b""  # the JSON array that `input_ids` came as, if it was kept
     template: TemplateOptions = field(default_factory=TemplateOptions)
     history: History | None = None
     session_id: str | None = None

@@ -23,6 +23,7 @@ FLOOR_OF = {
     "errors": "words",
     "fresh_ids": "words",
     "json_text": "words",
+    "beginnings": "words",
     "choices": "words",
     "config": "words",
     "setting": "words",

@@ -62,7 +62,7 @@ def checked_ids(values: Any, vocab_size: int, param: str) -> TokenIds:
     return token_ids(ids)
 
 
-def written(values: Any) -> bytes:
+def written(values: Any) -> bytes | memoryview:
     """The JSON array that these ids were read from; empty where it was not kept."""
     return values.text if type(values) is WrittenIds else b""
 

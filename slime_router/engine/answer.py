@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, TypeAlias, cast
 
 import orjson
@@ -61,12 +62,17 @@ def check_ids(ids: Any, vocab_size: int) -> None:
     """
     if type(ids) is not list:
         raise WorkerFailed("The worker's output ids are not a list.")
-    for token in ids:
-        if type(token) is not int or not 0 <= token < vocab_size:
-            shown = repr(token)[:40]
-            raise WorkerFailed(
-                f"The worker sent {shown} as a token of a vocabulary of {vocab_size}."
-            )
+    if not ids or (_are_all(ids, int) and min(ids) >= 0 and max(ids) < vocab_size):
+        return
+    wrong = next(token for token in ids if type(token) is not int or not 0 <= token < vocab_size)
+    raise WorkerFailed(
+        f"The worker sent {repr(wrong)[:40]} as a token of a vocabulary of {vocab_size}."
+    )
+
+
+def _are_all(values: Iterable[Any], kind: type) -> bool:
+    """Whether each of at least one value is of this very type; without a step for each."""
+    return set(map(type, values)) == {kind}
 
 
 def ids_of(entries: Any) -> list[Any]:
@@ -133,14 +139,15 @@ def logprobs(entries: Any, ids: list[int]) -> list[float | None]:
         return [None] * len(ids)
     if type(entries) is not list or len(entries) != len(ids):
         raise WorkerFailed(f"The worker's logprobs are not those of {len(ids)} tokens.")
-    found: list[float | None] = []
-    for entry, token in zip(entries, ids, strict=True):
-        if type(entry) is not list or len(entry) < 2 or entry[1] != token:
-            raise WorkerFailed("The worker's logprobs belong to other tokens than its output.")
-        logprob = entry[0]
-        is_usual = type(logprob) is float and MIN_LOGPROB <= logprob <= MAX_LOGPROB
-        found.append(logprob if is_usual else _finite(logprob))
-    return found
+    columns = list(zip(*entries, strict=False)) if _are_all(entries, list) else []
+    if len(columns) < 2 or columns[1] != tuple(ids):
+        raise WorkerFailed("The worker's logprobs belong to other tokens than its output.")
+    found = list(columns[0])
+    # Of NaN, `min` and `max` say nothing; a sum with one is one.
+    is_usual = _are_all(found, float) and math.isfinite(sum(found))
+    if is_usual and min(found) >= MIN_LOGPROB and max(found) <= MAX_LOGPROB:
+        return found
+    return [_finite(logprob) for logprob in found]
 
 
 def top_logprobs(tokens: Any, ids: list[int], vocab_size: int) -> list[list[tuple[float, int]]]:
@@ -201,7 +208,7 @@ def _finite(logprob: Any) -> float | None:
     if type(logprob) is float or type(logprob) is int:
         if MIN_LOGPROB <= logprob <= MAX_LOGPROB:
             return float(logprob)
-        if not math.isfinite(logprob):
+        if type(logprob) is float and not math.isfinite(logprob):
             return None
     raise WorkerFailed(f"The worker sent {repr(logprob)[:40]} as a log-probability.")
 

@@ -280,14 +280,14 @@ class WorkerClient:
         if worker.api_key is not None:
             headers = CIMultiDict(headers)
             headers["Authorization"] = f"Bearer {worker.api_key}"
-        headers, body = framed(headers, body)
         note_in(use := use or Use())
         url = worker.url + path
         try:
-            if method == "POST" and isinstance(body, bytes) and self._kept is not None:
+            if method == "POST" and self._kept is not None:
                 kept = await self._kept.post(url, headers, body, timeout_s=timeout_s)
                 if kept is not None:
                     return kept
+            headers, body = framed(headers, body)
             return await self.session.request(
                 method,
                 URL(url, encoded=True),

@@ -10,34 +10,37 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from slime_router.cancel_scope import CancelScope, Cut
 from slime_router.engine.connector import Use
+from slime_router.engine.request import LONG_BODY_LEN, LongBody
 from slime_router.errors import WorkerFailed
 from slime_router.pool.worker import Worker
 from slime_router.types import WeightVersion
 
 # Of a request: whole, or in pieces that are sent as they come.
-Body: TypeAlias = bytes | AsyncIterable[bytes | memoryview]
+Body: TypeAlias = bytes | LongBody | AsyncIterable[bytes | memoryview]
 
 GIVEN_UP = "The worker was given up: it answers no probe."
 
 
-LONG_BODY_LEN = 2**16  # bytes; a longer one is written in pieces, and freed once it is sent
 PIECE_LEN = 256 * 2**10  # bytes
 
 
 def framed(headers: Mapping[str, str], body: Body | None) -> tuple[Mapping[str, str], Body | None]:
-    """Headers and body as they are sent: a long body in pieces, with its length in a header."""
-    if not isinstance(body, bytes) or len(body) <= LONG_BODY_LEN:
+    """Headers and body for a session: a long body in pieces, with its length in a header."""
+    if isinstance(body, bytes) and len(body) > LONG_BODY_LEN:
+        body = LongBody(body)
+    if not isinstance(body, LongBody):
         return headers, body
     sized = CIMultiDict(headers)
     sized["Content-Length"] = str(len(body))
     return sized, _pieces(body)
 
 
-async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
-    """One huge write would stall the loop, and whole, it would be kept until the answer comes."""
-    view = memoryview(body)
-    for start in range(0, len(view), PIECE_LEN):
-        yield view[start : start + PIECE_LEN]
+async def _pieces(body: LongBody) -> AsyncIterator[memoryview]:
+    """One huge write would stall the loop."""
+    for piece in body.take():
+        view = memoryview(piece)
+        for start in range(0, len(view), PIECE_LEN):
+            yield view[start : start + PIECE_LEN]
 
 
 class Closable(Protocol):

@@ -1,9 +1,10 @@
-"""Short requests over connections that are kept, without aiohttp's session.
+"""Requests over connections that are kept, without aiohttp's session.
 
 A session prepares each request, sends it from a task of its own and makes an object of the
 answer: that is a tenth of what a short chat costs. Here the bytes are put together, written to a
-connection of the session's pool, and read by its parser. Whatever is not the usual case is left to
-the session: a connection to be opened, a long body, a header that frames the message.
+connection of the session's pool, and read by its parser. A long body is handed to the transport in
+pieces, which are not copied. Whatever is not the usual case is left to the session: a connection to
+be opened, a long body to be encrypted, a header that frames the message.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 from yarl import URL
 
+from slime_router.engine.exchange import Body
+from slime_router.engine.request import LONG_BODY_LEN, LongBody
+
 MOST_PLACES = 4096  # more workers than anybody has
-MAX_BODY_LEN = 2**16  # bytes, which a connection that is at rest takes at once
 _FRAMING = frozenset(
     ("host", "connection", "content-length", "transfer-encoding", "expect", "upgrade", "trailer")
 )
@@ -68,7 +71,11 @@ class KeptAnswer:
         self._timer.cancel()
         if (connection := self._connection) is not None:
             self._connection = None
-            connection.release()
+            transport = connection.transport
+            if transport is not None and transport.get_write_buffer_size():
+                connection.close()  # it was answered before all of it was sent
+            else:
+                connection.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,7 @@ class KeptConnections:
         return f"<KeptConnections to {len(self._places)} places>"
 
     async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, *, timeout_s: float
+        self, url: str, headers: Mapping[str, str], body: Body | None, *, timeout_s: float
     ) -> KeptAnswer | None:
         """The answer to a request, once its head is here; None where it takes a session.
 
@@ -100,14 +107,18 @@ class KeptConnections:
         Raises:
             aiohttp.ClientError, TimeoutError: as a session's requests do.
         """
-        place = self._place(url)
-        if place is None or len(body) > MAX_BODY_LEN:
+        if isinstance(body, bytes) and len(body) > LONG_BODY_LEN:
+            body = LongBody(body)
+        if not isinstance(body, (bytes, LongBody)) or (place := self._place(url)) is None:
+            return None
+        if place.key.is_ssl and type(body) is LongBody:
             return None
         head = _head(headers, len(body))
         if head is None or (connection := await self._connector._get(place.key, [])) is None:
             return None
         try:
-            return await self._answer(connection, b"%b%b%b" % (place.head, head, body), timeout_s)
+            self._write(connection, place.head + head, body)
+            return await self._answer(connection, timeout_s)
         except HttpProcessingError as exc:
             connection.close()
             raise aiohttp.ClientPayloadError("The answer is not HTTP.") from exc
@@ -115,14 +126,21 @@ class KeptConnections:
             connection.close()
             raise
 
-    async def _answer(self, connection: Connection, data: bytes, timeout_s: float) -> KeptAnswer:
+    def _write(self, connection: Connection, head: bytes, body: bytes | LongBody) -> None:
         protocol, transport = connection.protocol, connection.transport
         assert protocol is not None, "it was just taken from those that are open"
         assert transport is not None, "likewise"
         protocol.set_response_params(
             read_until_eof=True, auto_decompress=False, read_bufsize=self._read_len
         )
-        transport.write(data)
+        if isinstance(body, LongBody):
+            transport.writelines([head, *body.take()])
+        else:
+            transport.write(head + body)
+
+    async def _answer(self, connection: Connection, timeout_s: float) -> KeptAnswer:
+        protocol = connection.protocol
+        assert protocol is not None, "it was just taken from those that are open"
         timer = asyncio.get_running_loop().call_later(timeout_s, protocol._on_read_timeout)
         try:
             while True:

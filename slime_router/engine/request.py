@@ -49,6 +49,7 @@ _GREEDY = 1e-6  # SGLang samples below this temperature as with a top_k of 1
 _ALL = 2**30  # a top_k that leaves every token
 _ABOUT_MASKS = re.compile(r"sampling[_-]mask|sampling_logprobs_mode|sampling support")
 _GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}  # a worker takes at most one
+LONG_BODY_LEN = 2**16  # bytes; a longer one is freed once it is sent
 NOT_SERVED = (404, 405)  # with 501: what answers is not an SGLang worker
 _DEFAULT_LEN = 128  # tokens: where a worker stops if it is given no limit
 _CONTEXT_LEN = re.compile(
@@ -58,6 +59,27 @@ _CONTEXT_LEN = re.compile(
     r"|max_completion_tokens is too large)(\d+)?"
 )
 _TOO_MUCH = "Requested token count exceeds the model's maximum context length"
+
+
+class LongBody:
+    """A body in pieces that are sent as they are, one after the other.
+
+    Whoever sends it takes them: it is kept by nobody then, however long the answer takes.
+    """
+
+    __slots__ = ("_len", "_pieces")
+
+    def __init__(self, *pieces: bytes | memoryview) -> None:
+        self._pieces = list(pieces)
+        self._len = sum(map(len, pieces))
+
+    def __len__(self) -> int:
+        return self._len
+
+    def take(self) -> list[bytes | memoryview]:
+        """All of it; nothing is left then."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
 
 def wants_logprobs(call: GenerateCall, capture: Capture) -> bool:
@@ -85,16 +107,21 @@ def experts_start(call: GenerateCall) -> int:
 
 def generate_body(
     call: GenerateCall, *, capture: Capture = "full", more: Mapping[str, Any] | None = None
-) -> bytes:
+) -> bytes | LongBody:
     """The JSON body of `POST /generate`, with `more` fields. `call.prompt` has been made.
+
+    The client's own text of the ids stays as it is, where nothing was made of them.
 
     Raises:
         BadRequest: a field of the client cannot be written as JSON.
     """
     assert call.prompt is not None, "the caching middleware makes the prompt"
-    body: Item = {name: value for name, value in call.asked.items() if name != "text"}
+    asked = call.asked.items()
+    body: Item = {name: value for name, value in asked if name not in ("text", "input_ids")}
+    is_theirs = bool(call.ids_text) and call.prompt.ids is call.input_ids and not len(call.sampled)
+    if not is_theirs:
+        body["input_ids"] = _input_ids(call, call.prompt.ids)
     body |= {
-        "input_ids": _input_ids(call, call.prompt.ids),
         "rid": call.rid,
         "return_logprob": wants_logprobs(call, capture),
         "stream": call.stream,
@@ -112,9 +139,13 @@ def generate_body(
     if more:
         body |= more
     try:
-        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+        written = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as exc:
         raise BadRequest(f"The request cannot be written as JSON: {exc}") from exc
+    pieces: tuple[bytes | memoryview, ...] = (written,)
+    if is_theirs:
+        pieces = (b'{"input_ids":', call.ids_text, b",", memoryview(written)[1:])
+    return LongBody(*pieces) if sum(map(len, pieces)) > LONG_BODY_LEN else b"".join(pieces)
 
 
 def is_constrained(call: GenerateCall) -> bool:
@@ -147,12 +178,9 @@ def length_limit(call: GenerateCall) -> int | None:
     return limit if limit is None else int(limit)
 
 
-def _input_ids(call: GenerateCall, prompt: TokenIds) -> TokenIds | orjson.Fragment:
-    """The client's own text of the ids, where nothing was made of them: it costs no writing."""
+def _input_ids(call: GenerateCall, prompt: TokenIds) -> TokenIds:
     if len(call.sampled):
         return np.concatenate((prompt, call.sampled))
-    if call.ids_text and prompt is call.input_ids:
-        return orjson.Fragment(call.ids_text)
     return np.ascontiguousarray(prompt)
 
 

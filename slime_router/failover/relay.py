@@ -235,7 +235,7 @@ class Relay:
         if call.is_passed_on and call.stream and stitch.is_cumulative is not None:
             self._is_cumulative = stitch.is_cumulative
         output = np.array(stitch.output_ids, np.int32)
-        self._pool.held(worker, shown(call.scope), np.concatenate((call.prompt.ids, output)))
+        self._pool.held(worker, shown(call.scope), call.prompt.ids, output)
 
     def cancel(self, rid: str) -> list[tuple[Worker, str]]:
         """Stops whatever runs under this rid; returns the workers that have it and their rids."""

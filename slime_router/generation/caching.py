@@ -242,9 +242,10 @@ class Cacher:
         """
         controls, output = self._tokenizer.control_ids, ids.tolist()
         cuts = {0, len(output), *self._stop_cut(output, finish)}
-        for index, token_id in enumerate(output):
-            if token_id in controls:
-                cuts |= {index, index + 1}
+        if not controls.isdisjoint(output):
+            for index, token_id in enumerate(output):
+                if token_id in controls:
+                    cuts |= {index, index + 1}
         bounds = sorted(cuts)
         decoder = self._tokenizer.decoder(skip_special_tokens=False)
         pieces = []

@@ -315,7 +315,8 @@ class PromptMaker:
             base = self._store.deepest_prefix(ids, call.session_id, call.scope)
         if base is None:
             receipt = self._receipt(call, "fresh", 0, ids, "the client gave token ids")
-            return MadePrompt(ids=ids, receipt=receipt)
+            is_own = ids.base is None and not ids.flags.writeable
+            return MadePrompt(ids=ids, receipt=receipt, own_ids=ids if is_own else None)
         why = "the client's token ids begin with a whole turn"
         receipt = self._receipt(call, "extended", base.held_len, ids, why)
         return MadePrompt(ids=ids, receipt=receipt, base=base.id, base_len=base.held_len)

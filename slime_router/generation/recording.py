@@ -348,7 +348,7 @@ class Recorder:
     def _logprobs(self, reply: Reply) -> Logprobs | None:
         if not reply.has_logprobs:
             return None
-        missing = sum(value is None for value in reply.logprobs)
+        missing = reply.logprobs.count(None)
         if missing:
             self.counts.missing_logprobs += missing
             logger.warning("%d of %d logprobs are missing", missing, len(reply.logprobs))

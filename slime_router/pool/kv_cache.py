@@ -13,7 +13,11 @@ from collections import OrderedDict
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
+from weakref import ref
 
+import numpy as np
+
+from slime_router.beginnings import Beginnings, common_prefix_len
 from slime_router.pool.worker import Worker
 from slime_router.types import TokenIds
 
@@ -21,6 +25,8 @@ from slime_router.types import TokenIds
 # count.
 ENDS = (*range(64, 2**13 + 1, 64), *range(2**13 + 1024, 2**20 + 1, 1024))
 DEFAULT_KV_TOKENS = 2**19  # of a worker that has not reported its size
+LONG_LEN = 4096  # tokens of a prompt whose beginning costs more to hash than to compare
+MAX_HASHED = 2**16  # blocks whose hashes are remembered
 
 Prefixes: TypeAlias = list[int]  # hashes of a prompt's first block, its first two, ...
 
@@ -32,11 +38,18 @@ class _Held:
     blocks: OrderedDict[int, int] = field(default_factory=OrderedDict)
     tokens: int = 0
 
-    def put(self, prefix: int, length: int) -> None:
-        if prefix not in self.blocks:
-            self.blocks[prefix] = length
-            self.tokens += length
-        self.blocks.move_to_end(prefix)
+    def put(self, prefixes: Prefixes, lens: Sequence[int]) -> None:
+        """The longest first: a prefix is then always newer than its extensions, and outlives them.
+
+        `lens` are the blocks' own.
+        """
+        blocks, renew = self.blocks, self.blocks.move_to_end
+        for prefix, length in zip(reversed(prefixes), reversed(lens[: len(prefixes)]), strict=True):
+            if prefix in blocks:
+                renew(prefix)
+            else:
+                blocks[prefix] = length
+                self.tokens += length
 
     def shrink(self, capacity: int) -> None:
         while self.tokens > capacity:
@@ -53,6 +66,7 @@ class KVCacheModel:
         self._ends = ends
         self._lens = [end - start for start, end in zip((0, *ends), ends, strict=False)]
         self._held: dict[Worker, _Held] = {}
+        self._hashed: Beginnings[tuple[ref[TokenIds], Prefixes]] = Beginnings(MAX_HASHED)
 
     def __repr__(self) -> str:
         blocks = sum(len(held.blocks) for held in self._held.values())
@@ -64,16 +78,51 @@ class KVCacheModel:
         Each goes on from the one before. Python's hashes of bytes have a secret of the process:
         nobody can make two prompts collide on purpose.
         """
-        count = bisect_right(self._ends, len(ids))
-        data = ids[: self._ends[count - 1] if count else 0].tobytes()
-        prefixes: Prefixes = []
-        prefix, start = hash(scope), 0
-        for end in self._ends[:count]:
-            end *= ids.itemsize
-            prefix = hash((prefix, data[start:end]))
+        known = self._known(scope, ids)
+        return self._continued(known, scope, ids[self._end(known) :])
+
+    def with_output(
+        self, prefixes: Prefixes, scope: str, prompt: TokenIds, output: TokenIds
+    ) -> Prefixes:
+        """The prefixes of a prompt and what was sampled after it; `prefixes` are the prompt's."""
+        rest = np.concatenate((prompt[self._end(prefixes) :], output))
+        return self._continued(prefixes, scope, rest)
+
+    def _end(self, prefixes: Prefixes) -> int:
+        """Where the last block ends, counted in tokens."""
+        return self._ends[len(prefixes) - 1] if prefixes else 0
+
+    def _continued(self, known: Prefixes, scope: str, rest: TokenIds) -> Prefixes:
+        """`known`, and those of the blocks that `rest` fills after them."""
+        first = self._end(known)
+        count = bisect_right(self._ends, first + len(rest))
+        prefixes, prefix = known[:], known[-1] if known else hash(scope)
+        data, start = rest.tobytes(), 0
+        for end in self._ends[len(known) : count]:
+            stop = (end - first) * rest.itemsize
+            prefix = hash((prefix, data[start:stop]))
             prefixes.append(prefix)
-            start = end
+            start = stop
         return prefixes
+
+    def remember(self, scope: str, ids: TokenIds, prefixes: Prefixes) -> None:
+        """These are the prefixes of `ids`: what begins as they do is not hashed again.
+
+        The ids are not kept for that: they are compared as long as somebody else keeps them.
+        """
+        if (data := _long(ids)) is not None:
+            self._hashed.keep(scope, data, (ref(ids), prefixes), len(prefixes))
+
+    def _known(self, scope: str, ids: TokenIds) -> Prefixes:
+        """The prefixes that are known of what `ids` begin with."""
+        data = _long(ids)
+        found = None if data is None else self._hashed.likely(scope, data)
+        earlier = None if found is None else found[0]()
+        if found is None or earlier is None:
+            return []
+        if earlier is ids:
+            return found[1]
+        return found[1][: bisect_right(self._ends, common_prefix_len(earlier, ids))]
 
     def held_lens(self, workers: Sequence[Worker], prefixes: Prefixes) -> list[int]:
         """Tokens of the longest prefix that each of `workers` holds. A read: no block gets newer.
@@ -98,14 +147,18 @@ class KVCacheModel:
         held = self._held.setdefault(worker, _Held())
         capacity = worker.kv_tokens or DEFAULT_KV_TOKENS
         count = min(len(prefixes), bisect_right(self._ends, capacity))
-        # The longest first: a prefix is then always newer than its extensions, and outlives them.
-        for index in range(count - 1, -1, -1):
-            held.put(prefixes[index], self._lens[index])
+        held.put(prefixes[:count], self._lens)
         held.shrink(capacity)
 
     def forget(self, worker: Worker) -> None:
         """`worker` holds nothing."""
         self._held.pop(worker, None)
+
+
+def _long(ids: TokenIds) -> memoryview | None:
+    """The bytes of a long prompt."""
+    is_long = len(ids) >= LONG_LEN and ids.flags.c_contiguous
+    return ids.data.cast("B") if is_long else None
 
 
 def _count(held: Container[int], prefixes: Prefixes) -> int:

@@ -14,7 +14,7 @@ from slime_router.choices import PolicyName
 from slime_router.pool.affinity import Affinity, Recent, load, most
 from slime_router.pool.kv_cache import KVCacheModel, Prefixes
 from slime_router.pool.worker import Need, Worker
-from slime_router.types import TokenIds
+from slime_router.types import NO_TOKENS, TokenIds
 
 # The prices of `CacheAware`, in waiting prompt tokens. `benchmarks.routing` shows what they gain.
 TOKEN_PRICE = 3  # a token to compute delays this request and those after it, and takes memory
@@ -36,8 +36,10 @@ class Policy(Protocol):
         """The request went to `worker`. Returns how many prompt tokens it is likely to compute."""
         ...
 
-    def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
-        """`worker` has computed `ids`: the prompt and the output of a generation that ended.
+    def held(
+        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+    ) -> None:
+        """`worker` has computed both: of a generation that ended.
 
         Ignored if nothing was sent to `worker` since it was forgotten: what it computed before
         that is gone.
@@ -105,7 +107,9 @@ class Sticky:
         self._affinity.keep(need.key, worker)
         return len(need.ids)
 
-    def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
+    def held(
+        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+    ) -> None:
         """Of no interest."""
 
     def forget(self, worker: Worker) -> None:
@@ -134,7 +138,9 @@ class ConsistentHashing:
         """See `Policy`."""
         return len(need.ids)
 
-    def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
+    def held(
+        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+    ) -> None:
         """Of no interest."""
 
     def forget(self, worker: Worker) -> None:
@@ -190,10 +196,15 @@ class CacheAware:
         self._recent.add(worker, computed)
         return computed
 
-    def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
+    def held(
+        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+    ) -> None:
         """See `Policy`."""
-        if self._kv_model.knows(worker):
-            self._kv_model.add(worker, self._kv_model.prefixes(scope, ids))
+        model, last = self._kv_model, self._last
+        if model.knows(worker):
+            is_last = last is not None and last[0].ids is prompt and last[0].scope == scope
+            prefixes = last[1] if last and is_last else model.prefixes(scope, prompt)
+            model.add(worker, model.with_output(prefixes, scope, prompt, output))
 
     def forget(self, worker: Worker) -> None:
         """See `Policy`."""
@@ -203,7 +214,9 @@ class CacheAware:
     def _prefixes(self, need: Need) -> Prefixes:
         """Hashed once, for `choose` and for `sent` after it."""
         if self._last is None or self._last[0] is not need:
-            self._last = (need, self._kv_model.prefixes(need.scope, need.ids))
+            prefixes = self._kv_model.prefixes(need.scope, need.ids)
+            self._kv_model.remember(need.scope, need.ids, prefixes)
+            self._last = (need, prefixes)
         return self._last[1]
 
 

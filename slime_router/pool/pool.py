@@ -17,7 +17,7 @@ from slime_router.pool.breaker import Breaker, BreakerSettings
 from slime_router.pool.cooldown import Cooldown
 from slime_router.pool.policy import Policy, make_policy
 from slime_router.pool.worker import Kind, Need, RegistrationFields, Worker
-from slime_router.types import TokenIds
+from slime_router.types import NO_TOKENS, TokenIds
 
 ANY_NEED = Need()
 NO_COOLDOWN = Backoff(initial_s=0.0)
@@ -290,10 +290,12 @@ class WorkerPool:
             return 0.0
         return min(self._cooldowns[worker].left_s(now) for worker in candidates)
 
-    def held(self, worker: Worker, scope: str, ids: TokenIds) -> None:
-        """The worker's KV cache now holds these tokens."""
+    def held(
+        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+    ) -> None:
+        """The worker's KV cache now holds these tokens, one after the other."""
         if worker in self and worker.is_up:
-            self._policy.held(worker, scope, ids)
+            self._policy.held(worker, scope, prompt, output)
 
     def can_serve(self) -> bool:
         """Whether a request would find a worker that is known to fit now, even a paused one."""

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from slime_router.trajectory.prefixes import common_prefix_len
+from slime_router.beginnings import common_prefix_len
 from slime_router.trajectory.turn import Turn
 from slime_router.types import TokenIds
 

@@ -18,8 +18,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_router.beginnings import common_prefix_len
 from slime_router.rows.forest import TurnNode
-from slime_router.trajectory.prefixes import common_prefix_len
 from slime_router.types import TokenIds, TurnKind
 
 SHINGLE = 8  # tokens that two texts must share in one piece to count as the same words

@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_router.beginnings import common_prefix_len
 from slime_router.errors import Conflict
 from slime_router.rows.masks import LOWEST_LOGPROB
 from slime_router.rows.rows import Row
 from slime_router.trajectory.measures.distribution import Distribution, distribution, no_masks
 from slime_router.trajectory.measures.top_logprobs import TopLogprobs, top_logprobs
-from slime_router.trajectory.prefixes import common_prefix_len
 from slime_router.types import TokenIds, WeightVersion
 
 ROOT = -1  # the parent of what begins a row

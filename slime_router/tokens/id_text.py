@@ -1,30 +1,27 @@
 """Long lists of token ids in JSON, read without an object for each id, and only where they are new.
 
 An agent that speaks in ids sends its whole conversation again with every turn. What it sent before
-is compared as text; the rest is read by numpy. Whatever is not plainly a list of ids is left to the
-JSON parser.
+is compared as text, and only the rest is read. Whatever is not plainly a list of ids is left to the
+JSON parser. The text is not copied: what goes on to a worker is a part of the body as it came.
 """
 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from slime_router.beginnings import Beginnings, common_prefix_len
+from slime_router.tokens.id_digits import read_ids
 from slime_router.types import TokenIds
 
 LONG_LEN = 2**15  # bytes of a body that is worth a closer look
-CHUNK_LEN = 2**15  # bytes that are compared, or read, at a time
-MAX_KEPT_LEN = 2**26  # bytes of texts and ids that are remembered
-_KEY_LEN = 256  # bytes that tell one conversation from another where nobody named it
-_MAX_DIGITS = 7  # no vocabulary has more than ten million tokens
-_ALLOWED = b"0123456789,"
-_ID_LEN = 12  # bytes of an id, and its share of what Python keeps of a chunk
+STRETCH_LEN = 2**16  # bytes that are compared at a time
+MAX_KEPT_LEN = 2**26  # bytes of bodies and ids that are remembered
+_COMMA = np.uint8(ord(","))
+_OPENING = re.compile(rb"\s*:\s*\[")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,24 +29,17 @@ class WrittenIds:
     """Token ids, int32 `[tokens]` and not negative, and the JSON array that they were read from."""
 
     ids: TokenIds
-    text: bytes
-
-
-class _Chunk(NamedTuple):
-    text: bytes  # up to and with a comma
-    ids: NDArray[np.int32]
+    text: memoryview
 
 
 class IdTexts:
-    """Reads lists of ids, and remembers the last of each conversation, the least used go first."""
+    """Reads lists of ids, and remembers the last of each conversation."""
 
     def __init__(self, max_kept_len: int = MAX_KEPT_LEN) -> None:
-        self._max_kept_len = max_kept_len
-        self._kept: OrderedDict[Hashable, list[_Chunk]] = OrderedDict()
-        self._kept_len = 0
+        self._kept: Beginnings[WrittenIds] = Beginnings(max_kept_len)
 
     def __repr__(self) -> str:
-        return f"<IdTexts of {len(self._kept)} conversations, {self._kept_len} bytes>"
+        return f"<IdTexts {self._kept!r}>"
 
     def lifted(
         self, raw: bytes, field: str, conversation: Hashable = ""
@@ -63,61 +53,49 @@ class IdTexts:
         start = raw.find(name) if len(raw) >= LONG_LEN else -1
         if start < 0:
             return None
-        opening = re.compile(rb"\s*:\s*\[").match(raw, start + len(name))
+        opening = _OPENING.match(raw, start + len(name))
         end = -1 if opening is None else raw.find(b"]", opening.end())
         if opening is None or end < 0:
             return None
         rest = raw[: opening.end()] + raw[end:]
         if rest.count(name) > 1 or b"\\u" in rest:  # escapes may spell the name once more
             return None
-        text = raw[opening.end() : end]
-        ids = self._read(text, (conversation, text[:_KEY_LEN]))
-        return None if ids is None else (rest, WrittenIds(ids, b"[%s]" % text))
+        written = self._read(raw, opening.end() - 1, end, conversation)
+        return None if written is None else (rest, written)
 
-    def _read(self, text: bytes, key: Hashable) -> TokenIds | None:
-        chunks: list[_Chunk] = []
-        at = 0
-        for known in self._kept.get(key, ()):
-            if not text.startswith(known.text, at):
-                break
-            chunks.append(known)
-            at += len(known.text)
-        while (end := text.find(b",", at + CHUNK_LEN) + 1) > 0:
-            ids = _ids(text[at : end - 1])
-            if ids is None:
-                return None
-            chunks.append(_Chunk(text[at:end], ids))
-            at = end
-        last = _ids(text[at:])
-        if last is None:
+    def _read(self, raw: bytes, start: int, end: int, conversation: Hashable) -> WrittenIds | None:
+        """The array whose brackets are at `start` and `end`."""
+        whole = memoryview(raw)
+        known = self._kept.likely(conversation, whole[start:end])
+        kept, at = (0, start + 1) if known is None else _shared(known, raw, start, end)
+        ids = read_ids(raw[at:end])
+        if ids is None:
             return None
-        self._keep(key, chunks)
-        whole: TokenIds = np.concatenate([*(chunk.ids for chunk in chunks), last])
-        whole.setflags(write=False)
-        return whole
-
-    def _keep(self, key: Hashable, chunks: list[_Chunk]) -> None:
-        self._kept_len -= _size(self._kept.pop(key, ()))
-        self._kept[key] = chunks
-        self._kept_len += _size(chunks)
-        while self._kept_len > self._max_kept_len:
-            self._kept_len -= _size(self._kept.popitem(last=False)[1])
+        if known is not None and kept:
+            ids = np.concatenate((known.ids[:kept], ids))
+        ids.setflags(write=False)
+        written = WrittenIds(ids, whole[start : end + 1])
+        self._kept.keep(conversation, whole[start:end], written, len(raw) + ids.nbytes)
+        return written
 
 
-def _size(chunks: list[_Chunk] | tuple[()]) -> int:
-    return sum(len(chunk.text) + _ID_LEN * len(chunk.ids) for chunk in chunks)
+def _shared(known: WrittenIds, raw: bytes, start: int, end: int) -> tuple[int, int]:
+    """How many ids of `known` the list in `raw[start:end]` begins with, and where the rest is."""
+    before = known.text[:-1]
+    same = _common_len(before, raw, start, end)
+    comma = raw.rfind(b",", start, start + same)
+    if comma < 0:
+        return 0, start + 1
+    others = np.frombuffer(before, np.uint8)[comma + 1 - start :]
+    return len(known.ids) - 1 - int(np.count_nonzero(others == _COMMA)), comma + 1
 
 
-def _ids(text: bytes) -> NDArray[np.int32] | None:
-    """The numbers of a list without its brackets; None if JSON would not have it so."""
-    plain = text.replace(b", ", b",").strip()
-    if plain.translate(None, _ALLOWED) or b",," in plain or not plain.strip(b",") == plain != b"":
-        return None
-    ids = np.fromstring(plain.decode("ascii"), np.int64, sep=",")
-    digits = len(plain) - (len(ids) - 1)
-    powers = 10 ** np.arange(1, _MAX_DIGITS)
-    if int(ids.max()) >= 10**_MAX_DIGITS:
-        return None
-    if digits != len(ids) + sum(int((ids >= power).sum()) for power in powers):  # as in 007
-        return None
-    return ids.astype(np.int32)
+def _common_len(before: memoryview, raw: bytes, start: int, end: int) -> int:
+    """How many bytes of `before` the bytes in `raw[start:end]` begin with."""
+    for at in range(0, len(before), STRETCH_LEN):
+        stretch = before[at : at + STRETCH_LEN]
+        if not raw.startswith(stretch, start + at, end):
+            count = min(len(stretch), end - start - at)
+            now = np.frombuffer(raw, np.uint8, count, start + at)
+            return at + common_prefix_len(np.frombuffer(stretch, np.uint8), now)
+    return len(before)

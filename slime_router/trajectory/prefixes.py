@@ -182,11 +182,3 @@ class PrefixIndex:
 
 def _party(turn: Turn) -> Party | None:
     return None if turn.session_id is None else (turn.session_id, turn.scope)
-
-
-def common_prefix_len(left: TokenIds, right: TokenIds) -> int:
-    """How many tokens two runs have in common from their beginning."""
-    count = min(len(left), len(right))
-    differs = left[:count] != right[:count]
-    first = int(differs.argmax()) if count else 0
-    return first if count and bool(differs[first]) else count

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from slime_router.engine.answer import MAX_LOGPROB, MIN_LOGPROB, check_ids, logprobs
 from slime_router.engine.chunks import ChunkReader
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.testing.malformed import malformed
@@ -74,8 +75,8 @@ def test_nothing_malformed_gets_through(
     found = [token for chunk in chunks for token in chunk.output_ids]
     assert found == ids[: len(found)], "a token is there that was never sampled"
     assert all(type(token) is int for token in found)
-    logprobs = [logprob for chunk in chunks for logprob in chunk.logprobs]
-    assert logprobs == [-0.5 * token for token in found]
+    held = [logprob for chunk in chunks for logprob in chunk.logprobs]
+    assert held == [-0.5 * token for token in found]
     if error is None:
         # The lie was about tokens that had come before, and was not looked at; or it equals the
         # truth, as `true` equals 1, and what had been read of earlier items was used instead.
@@ -109,3 +110,71 @@ def test_output_that_was_sent_before_cannot_change(
     groups = [payloads[:1], payloads[1:]] if together else [[each] for each in payloads]
     _, error = read_all(reader, groups)
     assert isinstance(error, WorkerFailed)
+
+
+NUMBERS = st.one_of(
+    st.sampled_from(
+        [None, True, 0, -1, 1, 49, 50, 0.1, 0.2, -0.5, -3.5e38, -4e38, 7.0, "1", float("nan")]
+    ),
+    st.sampled_from([float("inf"), float("-inf"), 10**400, [1]]),
+)
+
+
+def slow_logprobs(entries: list[Any], ids: list[int]) -> list[float | None]:
+    """Entry by entry, as the rules are written down."""
+    found: list[float | None] = []
+    for entry, token in zip(entries, ids, strict=True):
+        if type(entry) is not list or len(entry) < 2 or entry[1] != token:
+            raise WorkerFailed("of other tokens")
+        value = entry[0]
+        if value is None or (type(value) in (int, float) and not is_finite(value)):
+            found.append(None)
+        elif type(value) in (int, float) and MIN_LOGPROB <= value <= MAX_LOGPROB:
+            found.append(float(value))
+        else:
+            raise WorkerFailed("not a log-probability")
+    return found
+
+
+def is_finite(value: float) -> bool:
+    return value == value and value not in (float("inf"), float("-inf"))
+
+
+@settings(max_examples=examples(500))
+@given(st.data())
+def test_logprobs_are_read_as_one_by_one(data: st.DataObject) -> None:
+    """All at once, the same is found and refused as entry by entry."""
+    ids = data.draw(st.lists(st.integers(0, 49), max_size=5))
+    entries: list[Any] = [[-0.5 * token, token, None] for token in ids]
+    if ids:
+        place = data.draw(st.integers(0, len(ids) - 1))
+        entries[place] = data.draw(
+            st.one_of(
+                st.just(entries[place]),
+                st.lists(NUMBERS, max_size=3),
+                st.builds(lambda value: [value, ids[place], None], NUMBERS),
+                NUMBERS,
+            )
+        )
+    try:
+        expected: Any = slow_logprobs(entries, ids)
+    except WorkerFailed:
+        expected = WorkerFailed
+    try:
+        found: Any = logprobs(entries, ids)
+    except WorkerFailed:
+        found = WorkerFailed
+    assert found == expected
+
+
+@settings(max_examples=examples(500))
+@given(st.lists(st.integers(0, 49) | NUMBERS, max_size=5))
+def test_ids_are_checked_as_one_by_one(ids: list[Any]) -> None:
+    """All at once, the same ids are refused as one by one."""
+    wrong = [each for each in ids if type(each) is not int or not 0 <= each < VOCAB_SIZE]
+    if not wrong:
+        check_ids(ids, VOCAB_SIZE)
+        return
+    with pytest.raises(WorkerFailed) as refusal:
+        check_ids(ids, VOCAB_SIZE)
+    assert repr(wrong[0])[:40] in refusal.value.message

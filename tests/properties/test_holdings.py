@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from slime_router.pool import kv_cache
 from slime_router.pool.kv_cache import ENDS as REAL_ENDS
 from slime_router.pool.kv_cache import KVCacheModel
 from slime_router.pool.worker import Worker
@@ -129,3 +130,51 @@ def test_the_beginning_of_a_prompt_has_the_same_prefixes(length, cut):
     beginning = holdings.prefixes("a", ids[:cut])
     assert beginning == prefixes[: len(beginning)]
     assert len(prefixes) == sum(end <= length for end in REAL_ENDS)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(SCOPES), st.integers(0, 5), st.integers(0, 400), st.booleans()),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_what_was_hashed_before_is_not_hashed_again_and_is_the_same(turns):
+    """Prompts that go on from an earlier one, or leave it, whether or not somebody keeps that."""
+    holdings, ids = KVCacheModel(), np.arange(5_000, dtype=np.int32)
+    kept = []
+    for number, (scope, back, more, is_kept) in enumerate(turns):
+        new = np.arange(number, number + more, dtype=np.int32)
+        ids = token_ids(np.concatenate((ids[: len(ids) - 64 * back], new)))
+        prefixes = holdings.prefixes(scope, ids)
+        assert prefixes == KVCacheModel().prefixes(scope, ids)
+        holdings.remember(scope, ids, prefixes)
+        kept += [ids] * is_kept
+        assert len(holdings._known(scope, ids)) == len(prefixes)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 9_000), st.integers(0, 9_000))
+def test_an_output_goes_on_from_its_prompt(prompt_len, output_len):
+    holdings, ids = KVCacheModel(), np.arange(prompt_len + output_len, dtype=np.int32)
+    prompt, output = ids[:prompt_len], ids[prompt_len:]
+    prefixes = holdings.prefixes("a", prompt)
+    assert holdings.with_output(prefixes, "a", prompt, output) == holdings.prefixes("a", ids)
+
+
+def test_ids_are_not_kept_to_be_compared():
+    holdings, ids = KVCacheModel(), np.arange(kv_cache.LONG_LEN, dtype=np.int32)
+    holdings.remember("", ids, holdings.prefixes("", ids))
+    same = ids.copy()
+    assert holdings._known("", same)
+    del ids
+    assert not holdings._known("", same)
+
+
+def test_ids_of_a_plug_in_need_not_be_in_one_piece():
+    ids = np.arange(2 * kv_cache.LONG_LEN, dtype=np.int32)[::2]
+    holdings = KVCacheModel()
+    prefixes = holdings.prefixes("", ids)
+    holdings.remember("", ids, prefixes)
+    assert holdings.prefixes("", token_ids(ids)) == prefixes

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_router.tokens import id_text
+from slime_router import beginnings
+from slime_router.tokens import id_digits, id_text
+from slime_router.tokens.id_digits import read_ids
 from slime_router.tokens.id_text import IdTexts
 from tests.examples import examples
 
-SPACES = st.sampled_from(["", " ", "  ", "\n", "\t"])
+SPACES = st.sampled_from(["", " ", "  ", "\n", "\t", "\r", "\f", "\v", "\u00a0"])
 IDS = st.lists(st.integers(0, 10**8), min_size=1, max_size=60)
 ODD = st.sampled_from(
     [
@@ -43,9 +45,13 @@ VALUES = st.one_of(
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """Everything is long enough, and chunks are a few ids."""
+    """Everything is long enough, and few ids are read, or looked for, at a time."""
     monkeypatch.setattr(id_text, "LONG_LEN", 0)
-    monkeypatch.setattr(id_text, "CHUNK_LEN", 8)
+    monkeypatch.setattr(id_text, "STRETCH_LEN", 8)
+    monkeypatch.setattr(id_digits, "STRETCH_LEN", 8)
+    monkeypatch.setattr(beginnings, "SHORTEST", 4)
+    monkeypatch.setattr(beginnings, "WINDOW_LEN", 2)
+    monkeypatch.setattr(beginnings, "STEP", 2)
 
 
 def read(texts: IdTexts, raw: bytes, field: str = "ids") -> object:
@@ -114,8 +120,8 @@ def test_what_is_remembered_has_a_limit(prompts, limit):
     texts = IdTexts(max_kept_len=limit)
     for conversation, ids in prompts:
         texts.lifted(json.dumps({"ids": ids}).encode(), "ids", conversation)
-        kept = [chunk for chunks in texts._kept.values() for chunk in chunks]
-        assert texts._kept_len == id_text._size(kept) <= limit
+        texts._kept.check_integrity()
+        assert texts._kept.size <= limit
 
 
 def test_what_was_sent_before_is_not_read_again(monkeypatch):
@@ -124,12 +130,54 @@ def test_what_was_sent_before_is_not_read_again(monkeypatch):
     texts.lifted(json.dumps({"ids": ids}).encode(), "ids")
     read_lens = []
 
-    def ids_of(text, real=id_text._ids):
+    def noted(text):
         read_lens.append(len(text))
-        return real(text)
+        return read_ids(text)
 
-    monkeypatch.setattr(id_text, "_ids", ids_of)
+    monkeypatch.setattr(id_text, "read_ids", noted)
     lifted = texts.lifted(json.dumps({"ids": [*ids, 7]}).encode(), "ids")
     assert lifted is not None
     assert lifted[1].ids.tolist() == [*ids, 7]
     assert sum(read_lens) < 30
+
+
+def test_conversations_of_one_party_do_not_push_each_other_out(monkeypatch):
+    """They begin alike, with the same system prompt, and take turns."""
+    texts = IdTexts()
+    system = list(range(1000, 1200))
+    talks = [[*system, *range(start, start + 200)] for start in (2000, 3000, 4000)]
+    for ids in talks:
+        texts.lifted(json.dumps({"ids": ids}).encode(), "ids")
+    read_lens = []
+
+    def noted(text):
+        read_lens.append(len(text))
+        return read_ids(text)
+
+    monkeypatch.setattr(id_text, "read_ids", noted)
+    for ids in talks:
+        lifted = texts.lifted(json.dumps({"ids": [*ids, 7]}).encode(), "ids")
+        assert lifted is not None
+        assert lifted[1].ids.tolist() == [*ids, 7]
+    assert max(read_lens) < 30
+
+
+@settings(deadline=None, max_examples=examples(200))
+@given(st.lists(st.one_of(IDS.map(lambda ids: ",".join(map(str, ids))), ODD), max_size=20))
+def test_digits_are_read_as_the_parser_reads_them(parts):
+    """And they are left to it only where something is unusual."""
+    text = ",".join(parts)
+    found = plain(f"[{text}]".encode())
+    ids = read_ids(text.encode())
+    if ids is not None:
+        assert ids.tolist() == found
+    elif isinstance(found, list) and found:
+        assert not all(type(each) is int and 0 <= each < 10**7 for each in found)
+
+
+def test_a_body_is_not_copied():
+    """The text that goes on to a worker is the client's own, and nobody can change the ids."""
+    raw = json.dumps({"ids": list(range(1000))}).encode()
+    lifted = IdTexts().lifted(raw, "ids")
+    assert lifted is not None
+    assert lifted[1].text.obj is raw

@@ -98,7 +98,9 @@ class Case:
 
 async def chunks_of(case: Case, call: GenerateCall, part: Part) -> list[GenerateChunk]:
     """What the worker says until it is gone; an abort has a finish."""
-    body = orjson.loads(generate_body(call))
+    raw = generate_body(call)
+    assert isinstance(raw, bytes)
+    body = orjson.loads(raw)
     body["sampling_params"] = {**body["sampling_params"]}
     engine = case.engine(part.version)
     (run,) = engine.start(body, body["input_ids"])

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_router.engine.chunks import ChunkReader
-from slime_router.engine.request import experts_start, generate_body, read_error, wants_logprobs
+from slime_router.engine.request import (
+    LongBody,
+    experts_start,
+    generate_body,
+    read_error,
+    wants_logprobs,
+)
 from slime_router.engine.sse import EventSplitter
 from slime_router.engine.top_logprobs import TopPlan
 from slime_router.errors import BadRequest, RouterError, WorkerFailed, WorkerRefused
@@ -24,6 +30,7 @@ from slime_router.types import (
     VersionSpan,
     token_ids,
 )
+from slime_router.values import replace
 
 
 def asked(*, native=None, **fields):
@@ -40,7 +47,8 @@ def call(ids=(1, 2, 3), **fields):
 
 
 def body(given_call, capture="full"):
-    return orjson.loads(generate_body(given_call, capture=capture))
+    raw = generate_body(given_call, capture=capture)
+    return orjson.loads(raw if isinstance(raw, bytes) else b"".join(raw.take()))
 
 
 # The body
@@ -97,6 +105,51 @@ def test_a_native_body_goes_on_untouched_and_in_order():
         b'{"sampling_params":{"n":1,"unknown":{"z":1,"a":2}},"return_routed_experts":true,'
         b'"rid":"r","image_data":null,"input_ids":[1,2,3],"return_logprob":false,"stream":false}'
     )
+
+
+def written_call(count, **fields):
+    """A call whose ids came as text, spaces and all."""
+    ids = token_ids(range(count))
+    text = memoryview(b"[ %b ]" % b", ".join(b"%d" % each for each in ids))
+    receipt = Receipt("fresh", 0, count, "t", "")
+    return asked(
+        input_ids=ids,
+        ids_text=text,
+        prompt=Prompt(ids, receipt),
+        native={"input_ids": ids, "sampling_params": {"n": 1}, "text": "of no interest"},
+        **fields,
+    )
+
+
+@pytest.mark.parametrize("count", [3, 20_000])
+def test_ids_go_on_as_the_text_that_they_came_as(count):
+    given = written_call(count)
+    made = generate_body(given)
+    assert isinstance(made, LongBody) == (count > 3)
+    raw = bytes(made) if isinstance(made, bytes) else b""
+    if isinstance(made, LongBody):
+        pieces = made.take()
+        assert pieces[1] is given.ids_text, "nothing long is copied"
+        assert made.take() == [], "it is kept by nobody"
+        raw = b"".join(pieces)
+    assert len(raw) == len(made)
+    assert bytes(given.ids_text) in raw
+    assert (
+        orjson.loads(raw)
+        == body(written_call(count))
+        == {
+            "input_ids": list(range(count)),
+            "sampling_params": {"n": 1},
+            "rid": "r",
+            "return_logprob": True,
+            "stream": False,
+        }
+    )
+
+
+def test_ids_that_another_worker_went_on_from_are_written_anew():
+    sent = body(replace(written_call(3), sampled=token_ids([7, 8])))
+    assert sent["input_ids"] == [0, 1, 2, 7, 8]
 
 
 @pytest.mark.parametrize(
