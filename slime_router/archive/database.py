@@ -110,7 +110,7 @@ class SharedDatabase(Database):
         return int(self._sql.execute("SELECT coalesce(max(seq), 0) FROM turns").fetchone()[0])
 
     def apply(self, changes: Sequence[Change]) -> Collection[str]:
-        """As `Archive.apply`."""
+        """See `Archive.apply`."""
         late: set[str] = set()
         with writing(self._sql):
             version, keeps_idles = self._sql.execute(_BEGIN).fetchone()
@@ -180,7 +180,7 @@ class SharedDatabase(Database):
         bases |= self._known(_TURNS, {base})
 
     def _note_use(self, change: PutTurn) -> None:
-        """Its home was used."""
+        """Note that the home of this turn was used."""
         home, of = as_blob(change.home), session_of(change.home)
         if change.session_id is None and (of is None or not self._known(_STATES, {of})):
             self.closings.put_idle(home, is_exported=True)  # nobody can ever export it
@@ -211,7 +211,7 @@ class SharedDatabase(Database):
         self.closings.put(name, state)
 
     def drop(self, leaving: Leaving) -> int | None:
-        """As `Shelf.drop` of `slime_router.journal.retention`."""
+        """See `Shelf.drop` of `slime_router.journal.retention`."""
         with writing(self._sql):
             if not self.closings.is_so(leaving):
                 return None

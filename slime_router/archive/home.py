@@ -50,18 +50,18 @@ class ArchivedSessions(JournaledSessions):
         self._numbers_of: dict[str, tuple[int, int]] = {}  # of those that are not in memory
 
     def leave(self, session: Session) -> None:
-        """It leaves the memory, and keeps its place among the others."""
+        """Drop a session from memory; it keeps its place among the others."""
         self._numbers_of[session.id] = session.number, session.own_number
         self.forget(session, is_deleted=False)
 
     def number_in_order(self, names: Iterable[str]) -> None:
-        """Those that are not in memory get the next places, in this order."""
+        """Give the sessions that are not in memory the next places, in this order."""
         for name in names:
             if self.find(name) is None and name not in self._numbers_of:
                 self._numbers_of[name] = super()._numbers(SessionSpec(id=name))
 
     def remember_deleted(self, session_id: str) -> None:
-        """As `JournaledSessions.remember_deleted`."""
+        """See `JournaledSessions.remember_deleted`."""
         super().remember_deleted(session_id)
         self._numbers_of.pop(session_id, None)
 
@@ -70,7 +70,7 @@ class ArchivedSessions(JournaledSessions):
         return super()._numbers(spec) if known is None else known
 
     def write(self, session: Session) -> None:
-        """As `JournaledSessions.write`."""
+        """See `JournaledSessions.write`."""
         super().write(session)
         self._on_write(home_of_session(session.id))
 

@@ -276,7 +276,7 @@ class SharedArchive:
         self.writer.put(lambda: Put(table, name, pack()))
 
     def drop(self, table: Table, name: str) -> None:
-        """It is gone."""
+        """Record that `name` is gone."""
         self.writer.put(partial(Drop, table, name))
 
     async def news_of_workers(self, seen: str) -> tuple[str, list[tuple[str, bytes]]] | None:

@@ -85,7 +85,7 @@ class SqliteArchive:
         return f"<SqliteArchive {self.database.path}>"
 
     async def prepare(self, progress: Progress) -> None:
-        """As `Archive.prepare`: an index for what an older router wrote."""
+        """See `Archive.prepare`. Indexes what an older router wrote."""
         steps = self.database.indexed(progress)
         try:
             while await asyncio.to_thread(next, steps, steps) is not steps:
@@ -94,11 +94,11 @@ class SqliteArchive:
             raise _trouble(exc) from exc
 
     def apply(self, changes: list[Change]) -> Collection[str]:
-        """As `Archive.apply`."""
+        """See `Archive.apply`."""
         return self.database.apply(changes)
 
     async def find(self, names: Sequence[bytes]) -> list[str]:
-        """As `Archive.find`."""
+        """See `Archive.find`."""
         found: dict[str, None] = {}
         with self._reading():
             for name in names:
@@ -107,7 +107,7 @@ class SqliteArchive:
         return list(found)
 
     async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:
-        """As `Archive.news`."""
+        """See `Archive.news`."""
         after = int(since or -1)
         with self._reading() as run:
             cursor = self._version(run)
@@ -146,32 +146,32 @@ class SqliteArchive:
             return None, False
 
     async def sessions(self, since: Cursor) -> tuple[list[str], Cursor]:
-        """As `Archive.sessions`."""
+        """See `Archive.sessions`."""
         with self._reading() as run:
             cursor = self._version(run)
             rows = run("SELECT id FROM sessions WHERE version > ? ORDER BY rowid", (since or -1,))
             return [as_text(name) for (name,) in rows], str(cursor)
 
     async def get(self, table: Table, name: str) -> bytes | None:
-        """As `Archive.get`."""
+        """See `Archive.get`."""
         with self._reading() as run:
             row = run(f"SELECT data FROM {table} WHERE id = ?", (as_blob(name),)).fetchone()
             return None if row is None else bytes(row[0])
 
     async def named(self, table: Table) -> list[tuple[str, bytes]]:
-        """As `Archive.named`."""
+        """See `Archive.named`."""
         with self._reading() as run:
             rows = run(f"SELECT id, data FROM {table} ORDER BY rowid")
             return [(as_text(name), data) for name, data in rows]
 
     async def workers_version(self) -> str:
-        """As `Archive.workers_version`."""
+        """See `Archive.workers_version`."""
         with self._reading() as run:
             row = run("SELECT value FROM counters WHERE name = 'workers'").fetchone()
             return "" if row is None else str(row[0])
 
     def has_news(self, since: Cursor) -> bool:
-        """As `Archive.has_news`: what nobody wrote to since the cursor has no news."""
+        """See `Archive.has_news`. A home that nobody wrote to since the cursor has no news."""
         if since == NOTHING_SEEN:
             return True
         try:
@@ -184,32 +184,32 @@ class SqliteArchive:
         return since != self._seen
 
     async def number(self) -> int:
-        """As `Archive.number`."""
+        """See `Archive.number`."""
         try:
             return self.database.new_router()
         except sqlite3.Error as exc:
             raise _trouble(exc) from exc
 
     async def last_seq(self) -> int:
-        """As `Archive.last_seq`."""
+        """See `Archive.last_seq`."""
         try:
             return self.database.last_seq()
         except sqlite3.Error as exc:
             raise _trouble(exc) from exc
 
     async def bind(self, name: str, value: bytes) -> bytes:
-        """As `Archive.bind`."""
+        """See `Archive.bind`."""
         try:
             return self.database.bind(name, value)
         except sqlite3.Error as exc:
             raise _trouble(exc) from exc
 
     async def close(self) -> None:
-        """As `Archive.close`."""
+        """See `Archive.close`."""
         self.let_go()
 
     def let_go(self) -> None:
-        """As `close`, at once."""
+        """Like `close`, but at once."""
         self._reader.close()
         self.database.close()
         self._lock.let_go()

@@ -58,7 +58,7 @@ def journal_main(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its arguments."""
+    """The parser of the arguments."""
     p = OneLineParser(
         prog="slime-router journal",
         description=_DESCRIPTION,

@@ -39,10 +39,10 @@ class Herald(Protocol):
     """Says to whoever started the router how that went."""
 
     def up(self, banner: str) -> None:
-        """It serves."""
+        """The router serves."""
 
     def failed(self, message: str) -> None:
-        """It cannot serve; `message` is one line."""
+        """The router cannot serve; `message` says why in one line."""
 
 
 class Terminal:

@@ -370,7 +370,7 @@ async def read_some(answer: Answer) -> bytes:
 
 
 async def read_whole(answer: Answer) -> bytes:
-    """All of it, up to a limit. Raises as `read_some` and `BodyJoiner.feed`."""
+    """The whole body, up to a limit. Raises what `read_some` and `BodyJoiner.feed` raise."""
     joiner = BodyJoiner()
     while data := await read_some(answer):
         joiner.feed(data)

@@ -77,7 +77,7 @@ class LongBody:
         return self._len
 
     def take(self) -> list[bytes | memoryview]:
-        """All of it; nothing is left then."""
+        """Hand over all pieces; nothing is left afterwards."""
         pieces, self._pieces = self._pieces, []
         return pieces
 

@@ -58,7 +58,7 @@ class Source(Protocol):
         """How many sessions there are, about."""
 
     def sessions(self, wanted: Listing, min_reward: float | None) -> Iterator[Found]:
-        """Those that are wanted, each once.
+        """The wanted sessions, each once.
 
         Raises:
             SourceFailed: it does not answer.
@@ -97,7 +97,7 @@ class ArchiveSource:
         return len(self._listed())
 
     def sessions(self, wanted: Listing, min_reward: float | None) -> Iterator[Found]:
-        """As `Source.sessions`."""
+        """See `Source.sessions`."""
         for name in self._listed():
             store = ArchivedStore(_Nowhere(), ROOM)
             news = self._news(name, NOTHING_SEEN)
@@ -112,7 +112,7 @@ class ArchiveSource:
             yield found
 
     def exported(self, keys: Collection[Key]) -> None:
-        """As `Source.exported`: what was said of them meanwhile stays, and so does their end."""
+        """See `Source.exported`. What was recorded about them in the meantime stays."""
         changes: list[Change] = []
         for key in keys:
             state, cursor = self._unmarked.pop(key, (None, NOTHING_SEEN))
@@ -125,7 +125,7 @@ class ArchiveSource:
             self._archive.apply(changes)
 
     def close(self) -> None:
-        """As `Source.close`."""
+        """See `Source.close`."""
         self._runner.run(self._archive.close())
         self._runner.close()
 
@@ -155,7 +155,7 @@ class _Nowhere:
     position = 0
 
     def put(self, made: Made) -> None:
-        """Nothing is written."""
+        """Write nothing."""
 
     def has_written(self, position: int) -> bool:  # noqa: ARG002 - nothing waits
         """There is nothing to write."""

@@ -302,7 +302,7 @@ class Recorder:
             logger.warning("the store is full: its oldest turns are dropped from now on")
 
     def _note_truncated(self, turn: Turn) -> None:
-        """It was sampled from a part of the vocabulary, and nobody knows from which."""
+        """Count a turn sampled from an unknown part of the vocabulary; warn once a session."""
         self.counts.truncated_sampling += 1
         session = None if turn.session_id is None else self._store.sessions.find(turn.session_id)
         if session is not None and session.truncated_turns == 1:  # rows and /metrics always count

@@ -35,15 +35,15 @@ class AllIsHere:
     """For a store that has everything in memory."""
 
     async def of_session(self, _: str) -> Fetched:
-        """Nothing is fetched."""
+        """Fetch nothing: all turns are in memory."""
         return nullcontext()
 
     async def of_call(self, _: GenerateCall) -> Fetched:
-        """Nothing is fetched."""
+        """Fetch nothing: all turns are in memory."""
         return nullcontext()
 
     async def of_turn(self, _: str) -> Fetched:
-        """Nothing is fetched."""
+        """Fetch nothing: all turns are in memory."""
         return nullcontext()
 
     async def of_sessions(self) -> None:

@@ -372,7 +372,7 @@ NAMES = (
 
 
 def figures(sources: Sources) -> Figures:
-    """Those of this process by group and key; ratios in [0, 1], sizes in tokens."""
+    """The figures of this process by group and key; ratios in [0, 1], sizes in tokens."""
     found: Figures = {}
     for sample in (*(each for metric in METRICS for each in metric.samples), *NAMES):
         group, _, key = sample.figure.partition(".")

@@ -92,11 +92,11 @@ class Course:
         return self._clock() - self._began
 
     def admitted(self) -> None:
-        """It has a slot."""
+        """The generation has got a slot."""
         self.admitted_s = self.elapsed_s()
 
     def prompted(self) -> None:
-        """Its prompt is made."""
+        """The prompt is made."""
         self.prompted_s = self.elapsed_s()
 
     @property

@@ -66,7 +66,7 @@ class RequestRecord:
         return f"<RequestRecord {self.id} {self.door}>"
 
     def join(self, earlier: RequestRecord) -> None:
-        """It is another try of that one."""
+        """Mark this request as another try of `earlier`."""
         self.id, self.outcomes, self.is_joined = earlier.id, earlier.outcomes, True
 
 

@@ -114,7 +114,7 @@ class Transcripts:
     def of_whole(
         self, question: Question, text: str, turn_id: str | None, answered: int
     ) -> Transcript | None:
-        """That of messages which were rendered whole, as `text`.
+        """The transcript of messages that were rendered whole, as `text`.
 
         They continue those of the turn, which answered the first so many of them. None where it
         would be of no use.

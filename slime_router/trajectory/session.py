@@ -135,7 +135,7 @@ class Session:
 
     @property
     def state(self) -> SessionState:
-        """Where it is on its way."""
+        """The state of the session."""
         if self._is_closed:
             return "closed"
         if self._closers:
@@ -208,7 +208,7 @@ class Session:
 
     @property
     def reward(self) -> Reward | None:
-        """As the trainer gave it."""
+        """The reward as the trainer gave it."""
         return self._reward
 
     @property
@@ -305,7 +305,7 @@ class Session:
             self._closers -= 1
 
     def freeze(self, age: int) -> bool:
-        """It is closed for good. Returns whether that was the first word of a trainer about it.
+        """Close it for good. Returns whether no trainer had opened it before.
 
         Raises:
             Conflict: it is closed already.

@@ -88,7 +88,7 @@ class SessionDoor:
         return _reply(page_body(summaries, total, cursor))
 
     async def _revision(self, session_id: str) -> str | None:
-        """None where it was deleted meanwhile."""
+        """The revision of a session; None if it was deleted in the meantime."""
         with await self._fetch.of_session(session_id):
             session = self._store.sessions.find(session_id)
             return None if session is None else revision_of(self._store, session)

@@ -61,7 +61,7 @@ class RowsDoor:
 
     @property
     def options(self) -> RowOptions:
-        """Those of a request that gives none."""
+        """The options of a request that names none."""
         return self._options({})
 
     async def of_session(self, request: web.Request) -> web.Response:

@@ -38,7 +38,7 @@ def answer_figures(sources: Sources) -> None:
 
 
 async def figures_of_all(sources: Sources) -> Figures:
-    """Those of all processes of the router that answer."""
+    """The figures of all processes of the router that answer, as one."""
     heard = await sources.siblings.ask(FIGURES)
     return merged_figures([figures(sources), *heard.answers.values()])
 
