@@ -70,8 +70,8 @@ class Archive(Protocol):
     def apply(self, changes: list[Change]) -> Late:
         """Make these changes, in this order and for good.
 
-        Returns the sessions that had ended before turns of theirs were put. An archive in which a
-        deleted session leaves something behind that could be taken for it does not put the turn.
+        Returns the sessions that had ended before turns of theirs were put. A turn of a session
+        that is said to be deleted is not put.
 
         Raises:
             OSError, sqlite3.Error: they are not made, or nobody knows; they can be made again.

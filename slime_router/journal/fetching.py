@@ -60,7 +60,7 @@ class AllIsHere:
         """The store has them all."""
 
     async def know_sessions(self) -> None:
-        """They count already."""
+        """Do nothing: all sessions count already."""
 
     async def confirm_opened(self, _: Session) -> None:
         """Nobody else can open any."""
