@@ -19,7 +19,14 @@ from slime_router.archive.homes import (
     name_of_id,
     name_of_key,
 )
-from slime_router.archive.port import NOTHING_SEEN, Archive, ArchiveBroken, ArchiveDown
+from slime_router.archive.port import (
+    NOTHING_SEEN,
+    Archive,
+    ArchiveBroken,
+    ArchiveDown,
+    Cursor,
+    News,
+)
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import BadRequest, Conflict, NotDurable
 from slime_router.journal.fetching import Fetched
@@ -33,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 NO_ANSWER = "degraded: the store did not answer"
 MAX_ROUNDS = 8  # of looking, and finding what leads to more
+PART_TURNS = 24  # absorbed before others get to run: three milliseconds
 AT_ONCE = 100  # homes that are fetched at once
 RETRY_S = 1.0  # an archive that did not answer is not asked again before
 
@@ -156,8 +164,20 @@ class Filler:
                 return
             self.counts.lookups += 1
             news = await self._archive.news(home, since, self._store.__contains__)
-            if self._store.absorb(news, since, self._epoch_of):
+            if await self._absorbed(news, since):
                 return
+
+    async def _absorbed(self, news: News, since: Cursor) -> bool:
+        """As `ArchivedStore.absorb`, in pieces; others that ask for the same in between do it too.
+
+        Until the last piece the home has the cursor that it had: nobody takes a part for all.
+        """
+        for part in news.in_parts(since, PART_TURNS):
+            if not self._store.absorb(part, since, self._epoch_of):
+                return False
+            if part.turns and part.cursor == since:
+                await asyncio.sleep(0)
+        return True
 
     async def _conversation(self, held: _Held, call: GenerateCall) -> None:
         asked: set[bytes] = set()
