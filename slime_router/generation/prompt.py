@@ -233,7 +233,7 @@ class PromptMaker:
             own_ids=own_ids,
             conversation=_name_of(call, talk),
             is_reserved=True,
-            new_messages=len(talk.messages) - 1 - talk.reply_index,
+            new_messages=_new_messages(talk, turn),
         )
 
     def _choice(self, call: GenerateCall, talk: Conversation, turn: Turn) -> str:
@@ -281,6 +281,7 @@ class PromptMaker:
                 reply_prefix=written,
                 own_ids=own_ids,
                 conversation=_name_of(call, talk),
+                new_messages=_new_messages(talk, base),
             )
         except BaseException:  # whatever ends it: unpin
             self._cache.unpin(match.node)
@@ -379,6 +380,13 @@ def _name_of(call: GenerateCall, talk: Conversation | None) -> str:
     if turn is None:
         return name_of_root(call.turn_id)
     return turn.session_id or turn.conversation or name_of_root(turn.id)
+
+
+def _new_messages(talk: Conversation | None, base: Turn | None) -> int | None:
+    """How many messages come after the reply of `base`; None where they do not continue that."""
+    if talk is None or talk.turn is None or base is None or talk.turn.id != base.id:
+        return None
+    return len(talk.messages) - 1 - talk.reply_index
 
 
 def _left_out(indexes: Iterable[int]) -> str:
