@@ -168,7 +168,7 @@ class Filler:
                 return
 
     async def _absorbed(self, news: News, since: Cursor) -> bool:
-        """As `ArchivedStore.absorb`, in pieces; others that ask for the same in between do it too.
+        """Takes news over in pieces; see `ArchivedStore.absorb`. Others may do the same in between.
 
         Until the last piece the home has the cursor that it had: nobody takes a part for all.
         """
