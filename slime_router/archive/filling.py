@@ -20,7 +20,18 @@ from slime_router.archive.homes import (
     name_of_id,
     name_of_key,
 )
+<<<<<<< HEAD
 from slime_router.archive.port import NOTHING_SEEN, Archive, ArchiveBroken, ArchiveDown, Cursor
+=======
+from slime_router.archive.port import (
+    NOTHING_SEEN,
+    Archive,
+    ArchiveBroken,
+    ArchiveDown,
+    Cursor,
+    News,
+)
+>>>>>>> main
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import BadRequest, Conflict, NotDurable
 from slime_router.journal.fetching import Fetched
@@ -35,7 +46,11 @@ logger = logging.getLogger(__name__)
 
 NO_ANSWER = "degraded: the store did not answer"
 MAX_ROUNDS = 8  # of looking, and finding what leads to more
+<<<<<<< HEAD
 MAX_AT_REST = 50_000  # sessions of which a list is remembered; some 50 MB
+=======
+PART_TURNS = 24  # absorbed before others get to run: three milliseconds
+>>>>>>> main
 AT_ONCE = 100  # homes that are fetched at once
 RETRY_S = 1.0  # an archive that did not answer is not asked again before
 
@@ -172,8 +187,20 @@ class Filler:
                 return
             self.counts.lookups += 1
             news = await self._archive.news(home, since, self._store.__contains__)
-            if self._store.absorb(news, since, self._epoch_of):
+            if await self._absorbed(news, since):
                 return
+
+    async def _absorbed(self, news: News, since: Cursor) -> bool:
+        """Takes news over in pieces; see `ArchivedStore.absorb`. Others may do the same in between.
+
+        Until the last piece the home has the cursor that it had: nobody takes a part for all.
+        """
+        for part in news.in_parts(since, PART_TURNS):
+            if not self._store.absorb(part, since, self._epoch_of):
+                return False
+            if part.turns and part.cursor == since:
+                await asyncio.sleep(0)
+        return True
 
     async def _conversation(self, held: _Held, call: GenerateCall) -> None:
         asked: set[bytes] = set()

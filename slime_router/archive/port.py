@@ -11,8 +11,13 @@ Turns are found by names, each of them bytes: see `slime_router.archive.homes`.
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+=======
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+>>>>>>> main
 from typing import Protocol, TypeAlias
 
 from slime_router.journal.codec import SessionState
@@ -59,6 +64,24 @@ class News:
     state: SessionState | None = None
     is_deleted: bool = False
     is_gone: bool = False
+
+    def in_parts(self, since: Cursor, turns: int) -> Iterator[News]:
+        """The same news, so many turns at a time: only the last part leads on from `since`.
+
+        Of a home that was deleted or lost, all is one part.
+        """
+        if self.is_deleted or self.is_gone or len(self.turns) <= turns:
+            yield self
+            return
+        for start in range(0, len(self.turns), turns):
+            end = start + turns
+            is_last = end >= len(self.turns)
+            yield replace(
+                self,
+                cursor=self.cursor if is_last else since,
+                turns=self.turns[start:end],
+                state=None if start else self.state,
+            )
 
 
 class Archive(Protocol):
