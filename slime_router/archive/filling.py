@@ -20,9 +20,6 @@ from slime_router.archive.homes import (
     name_of_id,
     name_of_key,
 )
-<<<<<<< HEAD
-from slime_router.archive.port import NOTHING_SEEN, Archive, ArchiveBroken, ArchiveDown, Cursor
-=======
 from slime_router.archive.port import (
     NOTHING_SEEN,
     Archive,
@@ -31,7 +28,6 @@ from slime_router.archive.port import (
     Cursor,
     News,
 )
->>>>>>> main
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import BadRequest, Conflict, NotDurable
 from slime_router.journal.fetching import Fetched
@@ -46,11 +42,8 @@ logger = logging.getLogger(__name__)
 
 NO_ANSWER = "degraded: the store did not answer"
 MAX_ROUNDS = 8  # of looking, and finding what leads to more
-<<<<<<< HEAD
 MAX_AT_REST = 50_000  # sessions of which a list is remembered; some 50 MB
-=======
 PART_TURNS = 24  # absorbed before others get to run: three milliseconds
->>>>>>> main
 AT_ONCE = 100  # homes that are fetched at once
 RETRY_S = 1.0  # an archive that did not answer is not asked again before
 

@@ -11,13 +11,8 @@ Turns are found by names, each of them bytes: see `slime_router.archive.homes`.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-=======
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
->>>>>>> main
 from typing import Protocol, TypeAlias
 
 from slime_router.journal.codec import SessionState
