@@ -7,10 +7,16 @@ of that is there at once, and the last step has it all before it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from slime_router.json_text import sizes
+from slime_router.types import Message
+
+LONG_LEN = 2**16  # bytes of what a prompt is made of
+MOST_LONG = 4  # such prompts that are made at a time: one is encoded, while others are rendered
+LONG_TALK = 64  # messages: from here on a step may take a millisecond
 
 
 class Turnstile:
@@ -19,7 +25,7 @@ class Turnstile:
     `long_len`: bytes of JSON from which on work is long.
     """
 
-    def __init__(self, places: int, long_len: int) -> None:
+    def __init__(self, places: int = MOST_LONG, long_len: int = LONG_LEN) -> None:
         self._places = asyncio.Semaphore(places)
         self._long_len = long_len
 
@@ -34,3 +40,9 @@ class Turnstile:
             if left <= 0:
                 return self._places
         return nullcontext()
+
+
+async def others_run(messages: Sequence[Message]) -> None:
+    """Between two steps that take milliseconds each for a long conversation."""
+    if len(messages) >= LONG_TALK:
+        await asyncio.sleep(0)

@@ -36,13 +36,11 @@ from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.recognition import Conversation, Recogniser
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
-from slime_router.turnstile import Turnstile
+from slime_router.turnstile import Turnstile, others_run
 from slime_router.types import GenerateCall, Message, Piece, Prompt, Receipt, TokenIds
 from slime_router.values import replace, value
 
 MAX_LEFT_OUT = 3  # messages that one receipt names
-LONG_LEN = 2**16  # bytes of what a prompt is made of
-MOST_LONG = 4  # such prompts that are made at a time: one is encoded, while others are rendered
 
 
 @value(frozen=True, slots=True)
@@ -80,7 +78,7 @@ class PromptMaker:
         self._recogniser = Recogniser(template, store)
         self._continued: Counter[str] = Counter()  # turns that are continued by prompts in use
         self._layouts = Layouts()
-        self._turnstile = Turnstile(MOST_LONG, LONG_LEN)
+        self._turnstile = Turnstile()
 
     @cached_property
     def _transcripts(self) -> Transcripts:
@@ -99,35 +97,36 @@ class PromptMaker:
             assert call.text is not None
             async with self._turnstile.passing(call.text):
                 return await self._from_text(call, call.text)
+        await others_run(call.messages)
         talk = self.recognise(call)
-        mode = call.history or self._history
-        reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
-        has_failed = False
-        if talk.turn is not None and mode == "held":
+        failed = ""
+        if talk.turn is not None and (call.history or self._history) == "held":
             prompt = await self._extend(call, talk, talk.turn)
             if prompt is not None:
                 return prompt
-            reason, has_failed = "the template is not shown to append here", True
+            failed = "the template is not shown to append here"
         async with self._turnstile.passing(call.messages):
-            return await self._of_all(call, talk, reason, has_failed=has_failed)
+            await others_run(call.messages)
+            return await self._of_all(call, talk, failed)
 
-    async def _of_all(
-        self, call: GenerateCall, talk: Conversation, reason: str, *, has_failed: bool
-    ) -> MadePrompt:
-        """The prompt of a call whose messages are rendered, all of them."""
+    async def _of_all(self, call: GenerateCall, talk: Conversation, failed: str) -> MadePrompt:
+        """The prompt of a call whose messages are all rendered, as to extend a turn `failed`."""
         assert call.messages is not None
         mode = call.history or self._history
+        reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
         date = self._date(talk.turn)
         messages = self._template.parts.whole(call.messages)
-        if mode == "template" or has_failed:
+        if mode == "template" or failed:
             text, notes = self._rendered(call, talk, messages, date)
         else:
             text, notes = self._template.render_noted(messages, call.template, date=date)
-        if has_failed:
-            reason += _left_out(self._template.left_out(text, messages))
+        if failed:
+            reason = failed + _left_out(self._template.left_out(text, messages))
         if mode == "held" and not call.template.continue_final_message:
+            await others_run(messages)
             layout = self._template.layout(text, messages, call.template, date)
             self._layouts.note(call.turn_id, layout)
+            await others_run(messages)
         prompt = await self._from_text(call, text, talk=talk, date=date, reason=reason)
         if not notes:
             return prompt
@@ -242,7 +241,7 @@ class PromptMaker:
             own_ids=own_ids,
             conversation=_name_of(call, talk),
             is_reserved=True,
-            new_messages=len(talk.messages) - 1 - talk.reply_index,
+            new_messages=_new_messages(talk, turn),
         )
 
     def _choice(self, call: GenerateCall, talk: Conversation, turn: Turn) -> str:
@@ -290,6 +289,7 @@ class PromptMaker:
                 reply_prefix=written,
                 own_ids=own_ids,
                 conversation=_name_of(call, talk),
+                new_messages=_new_messages(talk, base),
             )
         except BaseException:  # whatever ends it: unpin
             self._cache.unpin(match.node)
@@ -382,6 +382,13 @@ def _name_of(call: GenerateCall, talk: Conversation | None) -> str:
     if turn is None:
         return name_of_root(call.turn_id)
     return turn.session_id or turn.conversation or name_of_root(turn.id)
+
+
+def _new_messages(talk: Conversation | None, base: Turn | None) -> int | None:
+    """How many messages come after the reply of `base`; None where they do not continue that."""
+    if talk is None or talk.turn is None or base is None or talk.turn.id != base.id:
+        return None
+    return len(talk.messages) - 1 - talk.reply_index
 
 
 def _left_out(indexes: Iterable[int]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from time import monotonic, time
 
 from slime_router.telemetry.request_record import current_request
@@ -29,6 +30,12 @@ class Times:
 
     def __repr__(self) -> str:
         return f"<Times {sum(self.counts)} in {self.total_s:.3f} s>"
+
+    def over(self) -> dict[float, int]:
+        """How many were longer than each bound."""
+        total = sum(self.counts)
+        up_to = accumulate(self.counts)
+        return {bound: total - count for bound, count in zip(self.bounds, up_to, strict=False)}
 
     def add(self, seconds: float) -> None:
         """One more."""

@@ -83,6 +83,12 @@ def enter_request(record: RequestRecord) -> None:
     _CURRENT.set(record)
 
 
+def keeps_body() -> bool:
+    """Whether the log wants the body of the request that this task works for."""
+    record = _CURRENT.get()
+    return record is not None and record.keeps_body
+
+
 def note_body(body: Mapping[str, Any]) -> None:
     """What the request that this task works for asks for, in case the log wants it."""
     record = _CURRENT.get()

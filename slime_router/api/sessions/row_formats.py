@@ -42,6 +42,7 @@ class RowFormat:
 
     media_type: str
     encode: Callable[[Session, RowSet], bytes]
+    is_long: bool = False  # even of one row: a library has to be loaded for the first
 
 
 def as_json(session: Session, rowset: RowSet) -> bytes:
@@ -137,7 +138,7 @@ FORMATS: Mapping[str, RowFormat] = {
     "slime": RowFormat("application/json", as_slime),
     "npz": RowFormat("application/x-npz", as_npz),
     "safetensors": RowFormat("application/x-safetensors", as_safetensors),
-    "parquet": RowFormat("application/vnd.apache.parquet", as_parquet),
+    "parquet": RowFormat("application/vnd.apache.parquet", as_parquet, is_long=True),
     "tree": RowFormat("application/json", as_tree),
 }
 
