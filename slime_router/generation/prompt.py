@@ -36,9 +36,9 @@ from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.recognition import Conversation, Recogniser
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
-from slime_router.turnstile import Turnstile, others_run
 from slime_router.types import GenerateCall, Message, Piece, Prompt, Receipt, TokenIds
 from slime_router.values import replace, value
+from slime_router.waiting.turnstile import Turnstile, others_run
 
 MAX_LEFT_OUT = 3  # messages that one receipt names
 
@@ -273,12 +273,11 @@ class PromptMaker:
             ids, own_ids, pieces = await _joined(cached, pieces)
             base = self._base(call, match.node, ids)
             status, why = self._verdict(talk, base, match.node)
+            reason = f"{reason}; {why}" if reason else why
             key, spelled, written = self._identity(call, talk)
             return MadePrompt(
                 ids=ids,
-                receipt=self._receipt(
-                    call, status, len(cached), ids, f"{reason}; {why}" if reason else why
-                ),
+                receipt=self._receipt(call, status, len(cached), ids, reason),
                 base=base.id if base else None,
                 base_len=base.held_len if base else 0,
                 date=date.isoformat() if date else None,

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from slime_router.turnstile import Turnstile
+from slime_router.waiting.turnstile import Turnstile
 
 LONG, SHORT = [{"content": "x" * 50}, {"content": "x" * 50}], [{"content": "x"}]
 

@@ -1,7 +1,7 @@
 """Long work that only a few may be at: the others wait before they have begun.
 
-Each step of such work leaves something long behind for the next one. Where many begin at once, all
-of that is there at once, and the last step has it all before it.
+Each step of such work makes something long for the next one. Where many begin at once, all of that
+is there at once, and waits for the slowest step.
 """
 
 from __future__ import annotations
