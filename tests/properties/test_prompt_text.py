@@ -42,7 +42,7 @@ def test_a_text_is_the_one_that_would_be_written(turns, max_kept_len, short_len)
             ids = token_ids([*begin, *new])
             name = None if base is None else f"t{base}"
             pieces = texts.pieces(f"t{number}", prompt(ids, name, len(begin)))
-            assert (pieces is None) == (not len(ids))
+            assert (pieces is None) == (not len(begin))
             if pieces is not None:
                 assert orjson.loads(b"".join(pieces)) == ids.tolist()
             assert texts._kept_len == sum(text.size for text in texts._kept.values())
@@ -53,14 +53,21 @@ def test_a_text_is_the_one_that_would_be_written(turns, max_kept_len, short_len)
 def test_only_what_is_new_is_written():
     texts = PromptTexts()
     ids = np.arange(20_000, dtype=np.int32)
-    first = texts.pieces("a", prompt(ids))
-    second = texts.pieces("b", prompt(np.concatenate((ids, ids)), "a", 20_000))
+    longer = np.concatenate((ids, ids))
+    first = texts.pieces("b", prompt(longer, "a", 20_000))
+    sibling = texts.pieces("c", prompt(longer, "a", 20_001))
+    second = texts.pieces("d", prompt(np.concatenate((longer, ids)), "b", 40_000))
     assert first is not None
+    assert sibling is not None
     assert second is not None
-    assert second[0] is first[0]
+    assert sibling[0] is first[0]
+    assert second[:2] == first[:2]
+    assert second[1] is first[1]
 
 
-def test_short_prompts_are_not_kept():
+def test_prompts_that_are_short_or_new_are_not_kept():
     texts = PromptTexts()
-    assert texts.pieces("a", prompt(token_ids(range(100)))) is None
+    ids = token_ids(range(10_000))
+    assert texts.pieces("b", prompt(ids[:100], "a", 100)) is None
+    assert texts.pieces("b", prompt(ids)) is None, "nobody may ever continue it"
     assert not len(texts)
