@@ -39,6 +39,7 @@ from slime_router.trajectory.turn import Turn
 from slime_router.types import GenerateCall, Message, Piece, Prompt, Receipt, TokenIds
 from slime_router.values import replace, value
 
+LONG_TALK = 64  # messages: from here on a step may take a millisecond
 MAX_LEFT_OUT = 3  # messages that one receipt names
 
 
@@ -94,6 +95,7 @@ class PromptMaker:
         if call.messages is None:
             assert call.text is not None
             return await self._from_text(call, call.text)
+        await _others_run(call.messages)
         talk = self.recognise(call)
         mode = call.history or self._history
         reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
@@ -103,6 +105,7 @@ class PromptMaker:
             if prompt is not None:
                 return prompt
             reason, has_failed = "the template is not shown to append here", True
+        await _others_run(call.messages)
         date = self._date(talk.turn)
         messages = self._template.parts.whole(call.messages)
         if mode == "template" or has_failed:
@@ -112,8 +115,10 @@ class PromptMaker:
         if has_failed:
             reason += _left_out(self._template.left_out(text, messages))
         if mode == "held" and not call.template.continue_final_message:
+            await _others_run(messages)
             layout = self._template.layout(text, messages, call.template, date)
             self._layouts.note(call.turn_id, layout)
+            await _others_run(messages)
         prompt = await self._from_text(call, text, talk=talk, date=date, reason=reason)
         if not notes:
             return prompt
@@ -358,6 +363,12 @@ class PromptMaker:
         reason: str,
     ) -> Receipt:
         return Receipt(status, reused, len(ids) - reused, call.turn_id, reason)
+
+
+async def _others_run(messages: Sequence[Message]) -> None:
+    """Between two steps that take milliseconds each for a long conversation."""
+    if len(messages) >= LONG_TALK:
+        await asyncio.sleep(0)
 
 
 async def _joined(head: TokenIds, pieces: tuple[Piece, ...]) -> Whole:
