@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -16,7 +17,7 @@ from slime_router.auth.caller import caller
 from slime_router.auth.keys import session_in_key
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_session_id
 from slime_router.edge.bodies import read_body
-from slime_router.edge.lengths import check_lengths
+from slime_router.edge.lengths import brackets, check_containers, check_lengths
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.tokens.id_text import IdTexts
@@ -89,11 +90,12 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         ClientTimeout: the client stopped sending it.
     """
     raw = await read_body(request)
+    check_containers(raw)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
         if any(sign in exc.msg for sign in _SURROGATE_SIGNS):
-            body = load_with_halves(raw)
+            body = await asyncio.to_thread(load_with_halves, raw)
             check_lengths(body)
             return body
         raise BadRequest(f"The request body is not valid JSON: {exc}", code="invalid_json") from exc
@@ -111,6 +113,7 @@ def _with_ids(
     if lifted is None:
         return None
     rest, ids = lifted
+    check_containers(rest)
     try:
         body = orjson.loads(rest)
     except orjson.JSONDecodeError:
@@ -261,7 +264,7 @@ def check_read(raw: bytes, body: dict[str, Any]) -> None:
 
 def _check_depth(raw: bytes, body: dict[str, Any]) -> None:
     """Parsed JSON must also be writable: the writer's depth limit is below the reader's."""
-    if raw.count(b"[") + raw.count(b"{") <= _SHALLOW_BRACKETS:
+    if brackets(raw) <= _SHALLOW_BRACKETS:
         return
     try:
         orjson.dumps(body)
