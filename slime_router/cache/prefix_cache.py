@@ -120,7 +120,7 @@ class PrefixCache:
         *,
         session_id: str | None,
         turn_id: str,
-        epoch: int = 0,
+        epoch: int,
     ) -> None:
         """File what a turn sent and sampled below `node`. Synchronous; see `enforce_budget`.
 

@@ -78,17 +78,17 @@ class Past:
 class Heard(tuple[Message, ...]):
     """Messages whose contents are texts or nothing, the first of which came before.
 
-    `past` is what came before, None for nothing; `now` is what is known of all of them.
+    `past` is what came before, None for nothing; `whole` is what is known of all of them.
     """
 
     past: Past | None
-    now: Past
+    whole: Past
 
     @classmethod
-    def of(cls, now: Past, past: Past | None) -> Heard:
-        """All messages of `now`, which begin with those of `past`."""
-        heard = cls(now.messages)
-        heard.past, heard.now = past, now
+    def of(cls, whole: Past, past: Past | None) -> Heard:
+        """All messages of `whole`, which begin with those of `past`."""
+        heard = cls(whole.messages)
+        heard.past, heard.whole = past, whole
         return heard
 
 

@@ -117,7 +117,7 @@ class Recogniser:
             keys.append(link.key)
             spellings.append(link.spelling)
         if isinstance(messages, Heard):
-            messages.now.note(root, Chain(keys, spellings, asked))
+            messages.whole.note(root, Chain(keys, spellings, asked))
         return keys, spellings, named
 
     def _known_chain(
@@ -182,8 +182,8 @@ def _joined(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     if past is not None and past.is_apart:
         start = len(past.messages) - 1
     new = messages[start:]
-    messages.now.is_apart = joined(new) is new
-    return messages if messages.now.is_apart else tuple(joined(messages))
+    messages.whole.is_apart = joined(new) is new
+    return messages if messages.whole.is_apart else tuple(joined(messages))
 
 
 def _was_joined(messages: tuple[Message, ...], index: int) -> bool:

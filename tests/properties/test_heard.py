@@ -28,7 +28,7 @@ OTHERS: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
 
 @st.composite
 def bodies(draw: st.DrawFn) -> list[bytes]:
-    """Bodies of conversations that go on, part, begin anew, or are broken."""
+    """Bodies of conversations that go on, part, begin again, or are broken."""
     made: list[bytes] = []
     talks: list[list[dict[str, Any]]] = [[]]
     for _ in range(draw(st.integers(2, 10))):
@@ -87,7 +87,7 @@ def read(texts: MessageTexts, raw: bytes, owner: str = "") -> dict[str, Any] | N
     messages = written.checked(written.new)
     assert messages[: len(written.known)] == written.known
     assert isinstance(messages, Heard)
-    assert messages.now.messages == messages
+    assert messages.whole.messages == messages
     return {**body, "messages": list(messages)}
 
 
