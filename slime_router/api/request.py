@@ -95,9 +95,9 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
         if any(sign in exc.msg for sign in _SURROGATE_SIGNS):
-            body = await asyncio.to_thread(load_with_halves, raw)
-            check_lengths(body)
-            return body
+            halves = await asyncio.to_thread(load_with_halves, raw)
+            check_lengths(halves)
+            return halves
         raise BadRequest(f"The request body is not valid JSON: {exc}", code="invalid_json") from exc
     if type(body) is not dict:
         raise BadRequest("The request body must be a JSON object.", code="invalid_json")

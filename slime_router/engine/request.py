@@ -52,7 +52,7 @@ _GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}  # a worker takes
 LONG_BODY_LEN = 2**16  # bytes; a longer one is freed once it is sent
 NOT_SERVED = (404, 405)  # with 501: what answers is not an SGLang worker
 NO_KEY = (401, 403)  # no client's key reaches a worker, so none of them is refused there
-_MAX_WORDS_LEN = 4096  # characters of a refusal that clients are told
+_MAX_WORDS_LEN = 4096  # characters of a refusal, as clients get it
 _DEFAULT_LEN = 128  # tokens: where a worker stops if it is given no limit
 _CONTEXT_LEN = re.compile(
     r"(?:longer than the model's context length \("
