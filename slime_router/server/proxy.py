@@ -267,9 +267,11 @@ def _is_checked(request: web.Request, path: str, served: Served | None) -> bool:
 
 async def _allowed_methods(request: web.Request) -> set[str]:
     """The methods of the router's own routes at this path; empty if it has none there."""
-    allowed: set[str] = set()
-    asked = tidied(request) or request
-    for resource in request.app.router.resources():
-        _, methods = await resource.resolve(asked)
-        allowed |= methods
-    return allowed - {hdrs.METH_ANY}
+    for asked in (request, tidied(request)):  # a slash that is encoded may be part of a name
+        allowed: set[str] = set()
+        for resource in request.app.router.resources() if asked is not None else ():
+            _, methods = await resource.resolve(asked)
+            allowed |= methods
+        if own := allowed - {hdrs.METH_ANY}:
+            return own
+    return set()
