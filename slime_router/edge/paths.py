@@ -95,7 +95,7 @@ class TidyPaths(web.AbstractResource):
         raise RuntimeError("a path is tidied, not made")
 
     def add_prefix(self, prefix: str) -> None:  # noqa: ARG002 - aiohttp's signature
-        """It is never part of a sub-application."""
+        """Refuse: this resource is never part of a sub-application."""
         raise RuntimeError("tidied paths have no prefix")
 
     def get_info(self) -> Any:

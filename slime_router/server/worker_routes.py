@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import orjson
 from aiohttp import web
 
 from slime_router.api.request import read_object, require
@@ -86,7 +87,7 @@ class WorkerAdmin:
             "total": len(workers),
             "stats": {f"{kind}_count": kinds[kind] for kind in KINDS},
         }
-        return web.json_response({**reply, **silence(heard)})
+        return web.json_bytes_response({**reply, **silence(heard)}, dumps=orjson.dumps)
 
     async def show(self, request: web.Request) -> web.Response:
         """`GET /workers/{id or URL}`."""

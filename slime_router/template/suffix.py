@@ -128,7 +128,7 @@ class Suffixes:
         return Suffix(drawing.behind[cut.start :], cut.drop, left_out, after)
 
     def layout(self, question: Question, text: str) -> Layout | None:
-        """That of a prompt which was rendered whole, as `text`; None where it takes more to know.
+        """The layout of a prompt rendered whole, as `text`; None if that does not settle it.
 
         `question.index` is where the reply to come will be, after all messages.
         """

@@ -7,12 +7,13 @@ reasoning. Parts are not joined here; that is rendering.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slime_router.api.chat.tools import named_function
 from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
+from slime_router.template.heard import Written
 from slime_router.template.messages import REFERENCE
 from slime_router.types import Message
 
@@ -29,15 +30,14 @@ def read_messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
         BadRequest: with the path of the field at fault, such as `messages[3].content`.
     """
     messages = body.get("messages")
+    if isinstance(messages, Written):
+        return messages.checked(_checked(messages.new, len(messages.known)))
     if messages is None:
         raise missing("messages")
     require(type(messages) is list, "messages", "a list of messages")
     if not messages:
         raise BadRequest("'messages' cannot be empty.", param="messages")
-    return tuple(
-        message if _is_plain(message) else _message(message, f"messages[{i}]")
-        for i, message in enumerate(messages)
-    )
+    return tuple(_checked(messages, 0))
 
 
 def is_continued(messages: tuple[Message, ...], asked: bool) -> bool:
@@ -55,6 +55,14 @@ def is_continued(messages: tuple[Message, ...], asked: bool) -> bool:
         param = "continue_final_message" if asked else f"messages[{len(messages) - 1}].prefix"
         raise BadRequest("Only an assistant message can be continued.", param=param)
     return True
+
+
+def _checked(messages: Sequence[Any], start: int) -> list[Message]:
+    """Messages after checking; `start` is the place of the first."""
+    return [
+        message if _is_plain(message) else _message(message, f"messages[{i}]")
+        for i, message in enumerate(messages, start)
+    ]
 
 
 def _is_plain(message: Any) -> bool:

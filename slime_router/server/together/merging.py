@@ -68,7 +68,7 @@ def merged_workers(each: Iterable[Sequence[Worker]]) -> list[dict[str, Any]]:
     for listed in each:
         for worker in listed:
             views.setdefault(worker["url"], []).append(worker)
-    return [_merged_worker(seen) for seen in views.values()]
+    return [dict(seen[0]) if len(seen) == 1 else _merged_worker(seen) for seen in views.values()]
 
 
 def _merged_worker(seen: Sequence[Worker]) -> dict[str, Any]:
