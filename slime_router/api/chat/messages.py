@@ -136,7 +136,7 @@ def _check_content(content: Any, role: str, path: str) -> None:
 
 
 def _check_thinking(part: Mapping[str, Any], path: str) -> None:
-    """Its text is in `thinking` or in `text`."""
+    """A part of thinking has its text in `thinking` or in `text`."""
     given = [name for name in ("thinking", "text") if part.get(name) is not None]
     name = given[0] if given else _THINKING_PARTS[part["type"]]
     value = part.get(name)
