@@ -257,9 +257,14 @@ class PromptMaker:
     ) -> MadePrompt:
         if not text:
             raise BadRequest("the prompt is empty", param="messages" if talk else "text")
-        match = self._cache.match_prefix(call.scope, text, call.session_id)
+        turn = None if talk is None else talk.turn
+        ending = None if turn is None else self._cache.turn_node(turn.id)
+        match = self._cache.match_prefix(call.scope, text, call.session_id, ending)
         try:
-            cached = match.node.path_ids()
+            if turn is not None and match.node is ending and ending.end == turn.held_len:
+                cached = self._store.held_ids(turn.id)
+            else:
+                cached = match.node.path_ids()
             rest = text[match.text_len :]
             pieces = await self._tokenizer.encode_pieces_async(rest, cached)
             ids, own_ids, pieces = await _joined(cached, pieces)
@@ -294,13 +299,17 @@ class PromptMaker:
         """
         if call.session_id is not None:
             return self._store.deepest_prefix(ids, call.session_id, call.scope)
-        for step in reversed(node.path()):
+        step: Node | None = node
+        while step is not None:
             turn = self._store.get(step.turn) if step.turn is not None else None
-            if turn is None or turn.held_len != step.end:
-                continue
-            if np.array_equal(self._store.held_ids(turn.id), ids[: step.end]):
+            if turn is not None and self._holds(turn, ids[: step.end]):
                 return turn
+            step = step.parent
         return None
+
+    def _holds(self, turn: Turn, ids: TokenIds) -> bool:
+        """Whether these are its held tokens."""
+        return turn.held_len == len(ids) and np.array_equal(self._store.held_ids(turn.id), ids)
 
     @staticmethod
     def _verdict(
