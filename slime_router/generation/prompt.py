@@ -20,7 +20,6 @@ from typing import Literal
 
 import numpy as np
 
-from slime_router.auth.owners import name_of_root
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
 from slime_router.choices import History
@@ -231,9 +230,9 @@ class PromptMaker:
             spelling=spelled,
             reply_prefix=written,
             own_ids=own_ids,
-            conversation=_name_of(call, talk),
+            conversation=talk.name_of(call),
             is_reserved=True,
-            new_messages=_new_messages(talk, turn),
+            new_messages=talk.new_after(turn),
         )
 
     def _choice(self, call: GenerateCall, talk: Conversation, turn: Turn) -> str:
@@ -257,7 +256,9 @@ class PromptMaker:
     ) -> MadePrompt:
         if not text:
             raise BadRequest("the prompt is empty", param="messages" if talk else "text")
-        turn = None if talk is None else talk.turn
+        turn = None
+        if talk is not None and talk.turn is not None:
+            turn = self._store.get(talk.turn.id)  # it may be gone by now
         ending = None if turn is None else self._cache.turn_node(turn.id)
         match = self._cache.match_prefix(call.scope, text, call.session_id, ending)
         try:
@@ -285,8 +286,8 @@ class PromptMaker:
                 spelling=spelled,
                 reply_prefix=written,
                 own_ids=own_ids,
-                conversation=_name_of(call, talk),
-                new_messages=_new_messages(talk, base),
+                conversation="" if talk is None else talk.name_of(call),
+                new_messages=None if talk is None else talk.new_after(base),
             )
         except BaseException:  # whatever ends it: unpin
             self._cache.unpin(match.node)
@@ -375,27 +376,6 @@ async def _joined(head: TokenIds, pieces: tuple[Piece, ...]) -> Whole:
     if len(pieces) <= INLINE_PIECES:
         return with_head(head, pieces)
     return await asyncio.to_thread(with_head, head, pieces)
-
-
-def _name_of(call: GenerateCall, talk: Conversation | None) -> str:
-    """What the turns of a conversation without a session go together by: the name of the first.
-
-    One that continues a session's turns goes with that session. "" for a call that names one, and
-    where nobody would find the conversation again.
-    """
-    if talk is None or call.session_id is not None:
-        return ""
-    turn = talk.turn
-    if turn is None:
-        return name_of_root(call.turn_id)
-    return turn.session_id or turn.conversation or name_of_root(turn.id)
-
-
-def _new_messages(talk: Conversation | None, base: Turn | None) -> int | None:
-    """How many messages come after the reply of `base`; None where they do not continue that."""
-    if talk is None or talk.turn is None or base is None or talk.turn.id != base.id:
-        return None
-    return len(talk.messages) - 1 - talk.reply_index
 
 
 def _left_out(indexes: Iterable[int]) -> str:
