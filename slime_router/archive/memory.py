@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.merging import merged
@@ -14,6 +15,7 @@ from slime_router.journal.database import (
     Change,
     Drop,
     DropTurn,
+    Late,
     MarkUndelivered,
     Put,
     PutTurn,
@@ -58,17 +60,17 @@ class MemoryArchive:
     async def prepare(self, _: Progress) -> None:
         """Do nothing: see `Archive.prepare`."""
 
-    def apply(self, changes: list[Change]) -> Collection[str]:
+    def apply(self, changes: list[Change]) -> Late:
         """See `Archive.apply`."""
         if self.is_away:
             raise OSError("the archive is away")
-        late: set[str] = set()
+        late: dict[str, Literal["closed", "deleted"]] = {}
         for change in changes:
             self._version += 1
             if isinstance(change, PutTurn) and change.session_id is not None:
                 state = self._homes[change.home].state
                 if state is not None and state.is_closed and not change.is_change:
-                    late.add(change.session_id)
+                    late[change.session_id] = "closed"
             self._apply(change)
         return late
 
@@ -138,6 +140,12 @@ class MemoryArchive:
         self._check_here()
         names = self._sessions[int(since or 0) :]
         return list(dict.fromkeys(names)), str(len(self._sessions))
+
+    async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
+        """See `Archive.states`."""
+        self._check_here()
+        states = {name: self._homes[home_of_session(name)].state for name in names}
+        return {name: state for name, state in states.items() if state is not None}
 
     async def get(self, table: Table, name: str) -> bytes | None:
         """See `Archive.get`."""

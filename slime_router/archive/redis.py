@@ -18,7 +18,7 @@ home are in one slot of a cluster; nothing needs two slots at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeAlias
@@ -28,13 +28,14 @@ from redis.exceptions import RedisError
 
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.merging import merged
-from slime_router.archive.port import ArchiveDown, Cursor, Kept, News
+from slime_router.archive.port import NOTHING_SEEN, ArchiveDown, Cursor, Kept, News
 from slime_router.archive.redis_client import RedisClients
 from slime_router.journal.codec import Damaged, SessionState, unpacked_session
 from slime_router.journal.database import (
     Change,
     Drop,
     DropTurn,
+    Late,
     MarkUndelivered,
     Put,
     PutTurn,
@@ -93,7 +94,7 @@ class RedisArchive:
     async def prepare(self, _: Progress) -> None:
         """Do nothing: see `Archive.prepare`."""
 
-    def apply(self, changes: list[Change]) -> Collection[str]:
+    def apply(self, changes: list[Change]) -> Late:
         """See `Archive.apply`. If it fails halfway, what was applied is applied again."""
         try:
             with self._clients.blocking.pipeline(transaction=False) as pipe:
@@ -109,7 +110,8 @@ class RedisArchive:
                 answers = pipe.execute()
         except RedisError as exc:
             raise OSError(str(exc)) from exc
-        return [name for name, is_closed in zip(put, answers, strict=False) if is_closed]
+        ended = zip(put, answers, strict=False)
+        return {name: "closed" for name, is_closed in ended if is_closed}
 
     def _apply(self, pipe: Any, change: Change) -> None:
         if isinstance(change, PutTurn):
@@ -247,6 +249,15 @@ class RedisArchive:
         )
         names = dict.fromkeys(as_text(entry[_ID]) for _, entry in entries)
         return list(names), entries[-1][0].decode() if entries else after
+
+    async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
+        """See `Archive.states`."""
+        homes = map(home_of_session, names)
+        found = await asyncio.gather(
+            *(self.news(home, NOTHING_SEEN, lambda _: True) for home in homes)
+        )
+        told = zip(names, found, strict=True)
+        return {name: news.state for name, news in told if news.state is not None}
 
     async def get(self, table: Table, name: str) -> bytes | None:
         """See `Archive.get`."""

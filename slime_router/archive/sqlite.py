@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import quote
 
@@ -34,9 +35,10 @@ from slime_router.journal.codec import (
     unpacked_opening,
     unpacked_session,
 )
-from slime_router.journal.database import Change, Table, as_blob, as_text
+from slime_router.journal.database import Change, Late, Table, as_blob, as_text
 from slime_router.journal.lock import JournalLock
 from slime_router.journal.progress import Progress
+from slime_router.journal.writing import portions
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +54,8 @@ WHERE id = ? AND version > ?
 class SqliteArchive:
     """A journal of one router, or one that several processes of one machine share.
 
-    Where `keeps_idles`, all that share it note which homes were used when, from now on: nobody else
-    needs to know but retention.
+    Where `keeps_idles`, all that share it note which homes were used when, from now on; nobody does
+    once a router alone says no. Only retention needs to know.
 
     Raises:
         SetupError: it cannot be opened, one router has it to itself, or it is of a newer one.
@@ -65,12 +67,12 @@ class SqliteArchive:
         *,
         sync: JournalSync = "normal",
         is_shared: bool = True,
-        keeps_idles: bool = True,
+        keeps_idles: bool | None = None,
     ) -> None:
-        self.database = SharedDatabase(directory, sync=sync, keeps_idles=keeps_idles)
+        self.database = SharedDatabase(directory, sync=sync, keeps_idles=bool(keeps_idles))
         try:
             self._lock = JournalLock(directory, is_shared=is_shared)
-            if not is_shared and not keeps_idles:
+            if not is_shared and keeps_idles is False:
                 self.database.forget_idles()
         except SetupError:
             self.database.close()
@@ -93,7 +95,7 @@ class SqliteArchive:
         except sqlite3.Error as exc:
             raise _trouble(exc) from exc
 
-    def apply(self, changes: list[Change]) -> Collection[str]:
+    def apply(self, changes: list[Change]) -> Late:
         """See `Archive.apply`."""
         return self.database.apply(changes)
 
@@ -150,7 +152,24 @@ class SqliteArchive:
         with self._reading() as run:
             cursor = self._version(run)
             rows = run("SELECT id FROM sessions WHERE version > ? ORDER BY rowid", (since or -1,))
-            return [as_text(name) for (name,) in rows], str(cursor)
+            names = [as_text(name) for (name,) in rows]
+            if since != NOTHING_SEEN:
+                deleted = run("SELECT id, version FROM deleted ORDER BY number DESC")  # the last
+                newer = takewhile(lambda row: row[1] > int(since), deleted)
+                names += [as_text(name) for name, _ in newer]
+            return names, str(cursor)
+
+    async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
+        """See `Archive.states`."""
+        found: dict[str, SessionState] = {}
+        with self._reading() as run:
+            for some in portions([as_blob(name) for name in names]):
+                marks = ",".join("?" * len(some))
+                query = f"SELECT id, data FROM sessions WHERE id IN ({marks})"
+                for name, data in run(query, some):
+                    with suppress(Damaged):  # whoever fetches it says so
+                        found[as_text(name)] = unpacked_session(data)
+        return found
 
     async def get(self, table: Table, name: str) -> bytes | None:
         """See `Archive.get`."""

@@ -105,6 +105,14 @@ class ArchivedStore(TrajectoryStore):
         """Sessions that are not here get the next numbers, in this order."""
         self._written.number_in_order(names)
 
+    def note_away(self, name: str, state: SessionState | None) -> None:
+        """See `ArchivedSessions.note_away`."""
+        self._written.note_away(name, state)
+
+    def rewarded_away(self, session: Session) -> list[str]:
+        """See `ArchivedSessions.rewarded_away`."""
+        return self._written.rewarded_away(session)
+
     def add(self, turn: Turn) -> Turn:
         """See `TrajectoryStore.add`; a session closed in the meantime takes the turn too."""
         turn = super().add(turn)

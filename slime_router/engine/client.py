@@ -29,6 +29,7 @@ from slime_router.engine.sse import BodyJoiner, EventSplitter
 from slime_router.engine.top_logprobs import top_plan
 from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 from slime_router.pool.worker import Worker
+from slime_router.tokens.prompt_text import PromptTexts
 from slime_router.types import GenerateCall, GenerateChunk
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class WorkerClient:
         self._abort_timeout_s = abort_timeout_s
         self._session: aiohttp.ClientSession | None = None
         self._kept: KeptConnections | None = None
+        self._texts = PromptTexts()
         self._aborts: set[asyncio.Task[None]] = set()
         self._exchanges: dict[Worker, set[Exchange]] = {}
 
@@ -130,7 +132,7 @@ class WorkerClient:
                 "POST",
                 "/generate",
                 headers=headers,
-                body=generate_body(call, capture=capture, more=masks.fields),  # kept by nobody
+                body=generate_body(call, capture=capture, more=masks.fields, texts=self._texts),
                 timeout_s=timeout_s,
                 rid=call.rid,
             ) as (exchange, answer):
