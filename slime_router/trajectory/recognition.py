@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Protocol
 
+from slime_router.auth.owners import name_of_root
 from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key, joined, next_link, root_key
@@ -25,6 +26,24 @@ class Conversation:
     spellings: list[Key]  # likewise: how their replies are spelled
     turn: Turn | None = None
     reply_index: int = -1  # which message is the turn's reply
+
+    def name_of(self, call: GenerateCall) -> str:
+        """What the turns of a conversation without a session go together by: that of the first.
+
+        One that continues a session's turns goes with that session. "" for a call that names one.
+        """
+        if call.session_id is not None:
+            return ""
+        turn = self.turn
+        if turn is None:
+            return name_of_root(call.turn_id)
+        return turn.session_id or turn.conversation or name_of_root(turn.id)
+
+    def new_after(self, base: Turn | None) -> int | None:
+        """How many messages come after the reply of `base`; None where they do not continue it."""
+        if self.turn is None or base is None or self.turn.id != base.id:
+            return None
+        return len(self.messages) - 1 - self.reply_index
 
 
 class Recorded(Protocol):
