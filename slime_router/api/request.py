@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol, TypeVar, cast
@@ -88,7 +89,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         UnsupportedCoding: it is packed in a way that is not read.
         ClientTimeout: the client stopped sending it.
     """
-    raw = await read_body(request)
+    raw = (await read_body(request)).removeprefix(BOM_UTF8)  # some editors and shells send it
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
