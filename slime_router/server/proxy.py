@@ -166,7 +166,14 @@ def _may_grow(reply: web.StreamResponse) -> bool:
 
 
 def check_answer(status: int) -> None:
-    """Raises WorkerFailed for a redirect: it names an address that no client should know."""
+    """Checks whether an answer is for the client.
+
+    Raises:
+        WorkerFailed: it is a redirect, which names an address that no client should know; or it
+            refuses the router's key, which would be taken for the client's own.
+    """
+    if status == HTTPStatus.UNAUTHORIZED:
+        raise WorkerFailed(f"The worker refuses the router's key: it answers {status}.")
     if 300 <= status < 400 and status != HTTPStatus.NOT_MODIFIED:
         raise WorkerFailed(f"The worker answered with a redirect ({status}).")
 
@@ -267,9 +274,12 @@ def _is_checked(request: web.Request, path: str, served: Served | None) -> bool:
 
 async def _allowed_methods(request: web.Request) -> set[str]:
     """The methods of the router's own routes at this path; empty if it has none there."""
-    allowed: set[str] = set()
-    asked = tidied(request) or request
-    for resource in request.app.router.resources():
-        _, methods = await resource.resolve(asked)
-        allowed |= methods
-    return allowed - {hdrs.METH_ANY}
+    tidy = tidied(request)
+    for asked in (request,) if tidy is None else (request, tidy):
+        allowed: set[str] = set()
+        for resource in request.app.router.resources():
+            _, methods = await resource.resolve(asked)
+            allowed |= methods
+        if own := allowed - {hdrs.METH_ANY}:
+            return own  # a slash that is encoded may be part of a name
+    return set()

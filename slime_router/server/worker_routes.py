@@ -55,7 +55,7 @@ class WorkerAdmin:
         if url is None:
             return web.json_response({"error": _URL_REQUIRED}, status=400)
         await self._registry.add(url)
-        return web.json_response({"status": "success", "worker_urls": self._pool.loads})
+        return self._success()
 
     async def remove_worker(self, request: web.Request) -> web.Response:
         """`POST /remove_worker?url=` or `{"url"}`: gone at once, but its generations finish."""
@@ -63,7 +63,11 @@ class WorkerAdmin:
         if url is None:
             return web.json_response({"error": _URL_REQUIRED}, status=400)
         await self._registry.remove(url)
-        return web.json_response({"status": "success", "worker_urls": self._pool.loads})
+        return self._success()
+
+    def _success(self) -> web.Response:
+        reply = {"status": "success", "worker_urls": self._pool.loads}
+        return web.json_bytes_response(reply, dumps=orjson.dumps)
 
     async def list_urls(self, _: web.Request) -> web.Response:
         """`GET /list_workers`."""

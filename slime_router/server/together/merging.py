@@ -45,6 +45,8 @@ ACROSS: Mapping[str, Callable[[Sequence[Any]], Any]] = MappingProxyType(
 
 def merged_figures(each: Sequence[Figures]) -> Figures:
     """The metrics of all processes: counters are added, gauges as their meaning asks."""
+    if len(each) == 1:
+        return each[0]
     found: Figures = {}
     for group, figures in each[0].items():
         for key in figures:
