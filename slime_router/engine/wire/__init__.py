@@ -1,0 +1,1 @@
+"""What workers' bytes go through first."""
