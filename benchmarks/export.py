@@ -1,7 +1,7 @@
 """Export: what the rows of a long session cost, as JSON and as arrays.
 
 The unit is orjson's time for the arrays of the same rows, which no JSON export can go below.
-Rows are put together from the turns each time; the export holds the event loop for as long.
+Rows are put together from the turns each time; a router does it in a thread where they are long.
 """
 
 from __future__ import annotations

@@ -82,5 +82,5 @@ def _reply(number: int, length: int) -> Piece:
 def _file(cache: PrefixCache, prompt: Piece, reply: Piece, turn_id: str) -> None:
     match = cache.match_prefix("", prompt.text + " ", None)
     pieces = () if match.text_len else (prompt,)
-    cache.insert(match.node, pieces, (reply,), session_id=turn_id, turn_id=turn_id)
+    cache.insert(match.node, pieces, (reply,), session_id=turn_id, turn_id=turn_id, epoch=0)
     cache.unpin(match.node)

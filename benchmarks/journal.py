@@ -120,7 +120,7 @@ def restart(turns: int) -> list[Measurement]:
             f"{what}, in {seconds['indexed']:.2f} s",
         ),
         Measurement(
-            f"journal of {size}: all of it read, as `journal export` does, and routers did",
+            f"journal of {size}: all of it read, as routers did once",
             whole_s / (tokens / 1e6),
             "s a million tokens",
             None,

@@ -155,7 +155,7 @@ def piece(text: str, *, is_sampled: bool = False) -> Piece:
 
 def _insert(cache: PrefixCache, turn_id: str, prompt: list[Piece], output: list[Piece]) -> None:
     match = cache.match_prefix("", "", None)  # the root
-    cache.insert(match.node, prompt, output, session_id=None, turn_id=turn_id)
+    cache.insert(match.node, prompt, output, session_id=None, turn_id=turn_id, epoch=0)
     cache.unpin(match.node)
 
 

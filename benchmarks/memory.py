@@ -91,7 +91,7 @@ def _recorded(size: Size) -> tuple[PrefixCache, TrajectoryStore]:
         for index in range(size.turns):
             turn = new_turn(session.id, number * size.turns + index, last, size)
             prompt, output = _pieces(number, index, turn)
-            cache.insert(node, prompt, output, session_id=session.id, turn_id=turn.id)
+            cache.insert(node, prompt, output, session_id=session.id, turn_id=turn.id, epoch=0)
             cache.unpin(node)
             held = cache.pin_turn(turn.id)
             assert held is not None

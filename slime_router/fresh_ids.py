@@ -14,6 +14,6 @@ _MASK = (1 << 4 * TIME_LEN) - 1
 
 
 def fresh_hex(length: int) -> str:
-    """So many lower-case hex digits, an even number of at least 24: a time, and then chance."""
+    """A new id of `length` hex digits (even, at least 24): the time, then random ones."""
     now_ms = time.time_ns() // 1_000_000 & _MASK
     return f"{now_ms:012x}{secrets.token_hex((length - TIME_LEN) // 2)}"

@@ -70,7 +70,7 @@ class Receipt:
         return orjson.dumps(self.to_dict()).decode("ascii", "replace")
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields by name; the notes only where there are any."""
+        """The fields by name; notes only if there are any."""
         names = ("status", "reused", "encoded", "turn", "reason", "notes")
         return {name: getattr(self, name) for name in names if name != "notes" or self.notes}
 

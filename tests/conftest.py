@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from aiohttp import web_app
@@ -33,6 +35,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("any machine")
+
+
+MARKS_OF_A_FILE = re.compile(r"^pytestmark = (\[.*?\]$|.*?$)", re.MULTILINE | re.DOTALL)
 
 
 class Shares(LoadScopeScheduling):  # type: ignore[misc]  # it brings no types
@@ -68,6 +73,27 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("; ".join(f"the suite {need}" for need in lacking))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m "not (slow or ...)"`, a file that is slow as a whole is not even imported."""
+    without = re.fullmatch(r"not \(?([\w ]+)\)?", config.option.markexpr)
+    if without is None or not collection_path.match("test_*.py"):
+        return None
+    marks = MARKS_OF_A_FILE.search(collection_path.read_text(encoding="utf-8"))
+    names = re.findall(r"pytest\.mark\.(\w+)", marks[0]) if marks else []
+    return True if set(names) & set(without[1].split(" or ")) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays: the garbage collector need not look through it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test without what it needs is skipped before its fixtures are made."""
@@ -77,26 +103,29 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Whoever starts a router sets the log's level and handlers; the next test meets neither."""
+    """Whoever starts a router sets the log's level and handlers; the next test meets neither.
+
+    Nor does it keep the last one's applications, of which aiohttp remembers a thousand: a process
+    would grow to 5 GB, through which the garbage collector looks again and again.
+    """
     root, ours = logging.getLogger(), logging.getLogger("slime_router")
     handlers, level = root.handlers[:], ours.level
     yield
     root.handlers[:] = handlers
     ours.setLevel(level)
+    web_app._cached_build_middleware.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def light() -> Iterator[None]:
-    """What a file's tests leave can be collected: without this, a process grows to 5 GB.
-
-    aiohttp remembers a thousand applications by `_cached_build_middleware`, and a router that
-    runs in the test's process sets the collector for a long life.
-    """
-    threshold = gc.get_threshold()
+    """A router that ran in the test's process has set the collector for a long life."""
+    threshold, frozen = gc.get_threshold(), gc.get_freeze_count()
     yield
-    web_app._cached_build_middleware.cache_clear()
-    gc.unfreeze()
     gc.set_threshold(*threshold)
+    if gc.get_freeze_count() > frozen:
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ FLOOR_OF = {
     "": "words",
     "types": "words",
     "values": "words",
+    "aside": "async",
     "cancel_scope": "async",
     "errors": "words",
     "fresh_ids": "words",

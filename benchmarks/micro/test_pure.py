@@ -71,7 +71,9 @@ def test_tree_insert(benchmark: BenchmarkFixture, tree: PrefixCache) -> None:
         number = next(numbers)
         match = tree.match_prefix("", PROMPT, None)
         task = piece(f" Task {number}: {PROMPT[:80]}")
-        tree.insert(match.node, [task], [reply], session_id=None, turn_id=f"micro {number}")
+        tree.insert(
+            match.node, [task], [reply], session_id=None, turn_id=f"micro {number}", epoch=0
+        )
         tree.unpin(match.node)
 
     benchmark(insert)

@@ -16,6 +16,7 @@ from slime_router.edge.allowances import NOTHING_ALLOWED, Allowances
 from slime_router.edge.grace import Grace
 from slime_router.errors import TooManyRequests
 from slime_router.replies.parsers import ReplyParsers
+from slime_router.template.heard import MessageTexts
 from slime_router.tokens.id_text import IdTexts
 
 
@@ -75,6 +76,7 @@ class EndpointContext:
         tokens_as_ids: logprobs name tokens `token_id:40`, unless a request says otherwise.
         strictness: what becomes of fields that an API does not know.
         id_texts: reads long prompts of token ids.
+        message_texts: reads long conversations.
     """
 
     joiner: Joiner
@@ -92,6 +94,7 @@ class EndpointContext:
     tokens_as_ids: bool = False
     strictness: Strictness = field(default_factory=lambda: Strictness("ignore"))
     id_texts: IdTexts = field(default_factory=IdTexts)
+    message_texts: MessageTexts = field(default_factory=MessageTexts)
 
     def token_names(self, by_id: bool | None) -> TokenNames:
         """How a reply names tokens: as its request says, else as the router is set."""

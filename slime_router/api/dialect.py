@@ -59,6 +59,7 @@ class Dialect(Generic[A]):
         media_path: the worker's own path for requests with media; "" if there is none.
         fields: the names that a body may have at its top; empty if any may stand there.
         ids_field: the field that holds the prompt as token ids, which may be long; "" if none does.
+        takes_written: whether `messages` may be `Written`, so that only new ones are read.
     """
 
     read: Callable[[dict[str, Any], web.Request, EndpointContext], A]
@@ -72,3 +73,4 @@ class Dialect(Generic[A]):
     media_path: str = ""
     fields: frozenset[str] = frozenset()
     ids_field: str = ""
+    takes_written: bool = False

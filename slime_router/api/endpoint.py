@@ -10,11 +10,12 @@ from aiohttp import web
 from slime_router.api.context import EndpointContext
 from slime_router.api.delivery import deliver_stream, deliver_whole
 from slime_router.api.dialect import Dialect
-from slime_router.api.request import A, read_with_ids, reply_headers, said_kind
+from slime_router.api.request import A, check_read, read_with_ids, reply_headers, said_kind
 from slime_router.auth.caller import caller
+from slime_router.edge.bodies import read_body
 from slime_router.edge.owned_calls import own_call
-from slime_router.errors import NotFound
-from slime_router.telemetry.request_record import note_body
+from slime_router.errors import BadRequest, NotFound
+from slime_router.telemetry.request_record import keeps_body, note_body
 from slime_router.values import replace
 
 
@@ -32,7 +33,12 @@ async def serve(
         return await _deliver(dialect, context, request, given, headers)
     with context.admission.of(caller(request).owner):
         body = await read_text(
-            context, request, dialect.media_path, headers, ids_field=dialect.ids_field
+            context,
+            request,
+            dialect.media_path,
+            headers,
+            ids_field=dialect.ids_field,
+            takes_written=dialect.takes_written,
         )
         if isinstance(body, web.StreamResponse):
             return body
@@ -46,18 +52,41 @@ async def read_text(
     headers: Mapping[str, str],
     *,
     ids_field: str = "",
+    takes_written: bool = False,
 ) -> dict[str, Any] | web.StreamResponse:
     """The request's body; if it has media, instead the answer from a worker's `media_path`.
 
     Raises:
         RouterError: the body is not a JSON object or names another model, or no worker took it.
     """
-    body = await read_allowed(context, request, ids_field)
+    body = await _read_written(context, request) if takes_written else None
+    if body is None:
+        body = await read_allowed(context, request, ids_field)
     _check_model(context.served_names, body)
     passed = None
     if media_path:
         passed = await context.media.take(request, body, media_path, headers)
     return body if passed is None else passed
+
+
+async def _read_written(context: EndpointContext, request: web.Request) -> dict[str, Any] | None:
+    """`read_allowed`, where the body is long, and its messages are `Written`.
+
+    None for the usual way, which also says what is wrong where anything is.
+    """
+    if keeps_body():
+        return None
+    found = context.message_texts.read(await read_body(request), caller(request).owner)
+    if found is None:
+        return None
+    body, text = found
+    shown = {**body, "messages": body["messages"].new}
+    try:
+        check_read(text, shown)
+        context.allowances.check(shown)
+    except BadRequest:
+        return None
+    return body
 
 
 async def read_allowed(

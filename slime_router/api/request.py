@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol, TypeVar, cast
@@ -88,7 +89,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         UnsupportedCoding: it is packed in a way that is not read.
         ClientTimeout: the client stopped sending it.
     """
-    raw = await read_body(request)
+    raw = (await read_body(request)).removeprefix(BOM_UTF8)  # some editors and shells send it
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
@@ -99,8 +100,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         raise BadRequest(f"The request body is not valid JSON: {exc}", code="invalid_json") from exc
     if type(body) is not dict:
         raise BadRequest("The request body must be a JSON object.", code="invalid_json")
-    _check_depth(raw, body)
-    check_lengths(body)
+    check_read(raw, body)
     return body
 
 
@@ -252,6 +252,12 @@ def parting(body: Mapping[str, Any]) -> str:
 def new_turn_id() -> str:
     """A fresh turn id, `turn_<24 hex>`."""
     return f"turn_{fresh_hex(24)}"
+
+
+def check_read(raw: bytes, body: dict[str, Any]) -> None:
+    """Raises BadRequest if `body`, which was read from `raw`, goes too deep or has a long field."""
+    _check_depth(raw, body)
+    check_lengths(body)
 
 
 def _check_depth(raw: bytes, body: dict[str, Any]) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import orjson
 from aiohttp import web
 
 from slime_router.api.chat.messages import read_messages
 from slime_router.api.chat.tools import read_tools
 from slime_router.api.request import new_turn_id, read_object, require, scope, session_id
+from slime_router.aside import Aside
 from slime_router.trajectory.turn import Trace
 from slime_router.types import GenerateCall, Message, TemplateOptions
 
@@ -37,6 +39,7 @@ class RetrieveDoor:
 
     def __init__(self, retriever: Retriever) -> None:
         self._retriever = retriever
+        self._aside = Aside()
 
     async def from_text(self, request: web.Request) -> web.Response:
         """`{"text"}` to tokens; `paths` says how many token paths read so.
@@ -49,7 +52,7 @@ class RetrieveDoor:
         place = str(text), scope(request, body), session_id(request, body)
         trace = await self._retriever.by_text(*place)
         paths = self._retriever.count_paths(*place)
-        return web.json_response({**trace_body(trace, str(text)), "paths": paths})
+        return await self._reply(trace, str(text), paths=paths)
 
     async def from_messages(self, request: web.Request) -> web.Response:
         """`{"messages", "tools", "add_generation_prompt", "chat_template_kwargs"}` to tokens.
@@ -67,7 +70,14 @@ class RetrieveDoor:
             scope=scope(request, body),
         )
         trace, text = await self._retriever.by_messages(call)
-        return web.json_response(trace_body(trace, text))
+        return await self._reply(trace, text)
+
+    async def _reply(self, trace: Trace, text: str, **more: int) -> web.Response:
+        def written() -> bytes:
+            return orjson.dumps({**trace_body(trace, text), **more})
+
+        body = await self._aside.run(len(trace.ids), written)
+        return web.Response(body=body, content_type="application/json")
 
 
 def read_template_options(

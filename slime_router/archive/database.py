@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TypeGuard
+from typing import Literal, TypeGuard
 
 from slime_router.archive.homes import home_of_session, session_of
 from slime_router.archive.indexing import drop_turns, indexed, put_names
@@ -16,13 +16,20 @@ from slime_router.archive.merging import merged
 from slime_router.choices import JournalSync
 from slime_router.errors import SetupError
 from slime_router.journal.closings import Closings, Leaving
-from slime_router.journal.codec import Damaged, packed_session, unpacked_session
+from slime_router.journal.codec import (
+    Damaged,
+    packed_session,
+    packed_turn,
+    unpacked_session,
+    unpacked_turn,
+)
 from slime_router.journal.database import (
     MAX_DELETED,
     Change,
     Database,
     Drop,
     DropTurn,
+    Late,
     MarkUndelivered,
     Put,
     PutTurn,
@@ -31,6 +38,7 @@ from slime_router.journal.database import (
 )
 from slime_router.journal.progress import Progress
 from slime_router.journal.writing import portions, writing
+from slime_router.values import replace
 
 ROUTERS = 1 << 16
 
@@ -55,7 +63,7 @@ RETURNING value, (SELECT value FROM counters WHERE name = 'idles')
 _KEEP_IDLES = "INSERT OR IGNORE INTO counters VALUES ('idles', 1)"
 _STATES = "SELECT id, is_closed FROM sessions WHERE id IN ({})"
 _TURNS = "SELECT id, 0 FROM turns WHERE id IN ({})"
-_IS_DELETED = "SELECT 1 FROM deleted WHERE id = ?"
+_DELETED = "SELECT id, 1 FROM deleted WHERE id IN ({})"
 _HAS_MORE = "SELECT 1 FROM turns WHERE home = ? LIMIT 1"
 
 
@@ -109,9 +117,9 @@ class SharedDatabase(Database):
         """The highest number of a turn; 0 where there is none."""
         return int(self._sql.execute("SELECT coalesce(max(seq), 0) FROM turns").fetchone()[0])
 
-    def apply(self, changes: Sequence[Change]) -> Collection[str]:
-        """As `Archive.apply`."""
-        late: set[str] = set()
+    def apply(self, changes: Sequence[Change]) -> Late:
+        """See `Archive.apply`."""
+        late: dict[str, Literal["closed", "deleted"]] = {}
         with writing(self._sql):
             version, keeps_idles = self._sql.execute(_BEGIN).fetchone()
             self._keeps_idles = bool(keeps_idles)
@@ -143,9 +151,12 @@ class SharedDatabase(Database):
             if change.table == "workers":
                 run(_COUNT_WORKERS)
 
-    def _put_turns(self, turns: Sequence[PutTurn], version: int) -> set[str]:
+    def _put_turns(self, turns: Sequence[PutTurn], version: int) -> Late:
         """Turns, with few statements; the sessions of those that are late."""
         states = self._known(_STATES, {each.session_id for each in turns})
+        deleted = self._known(_DELETED, {each.session_id for each in turns} - states.keys())
+        if deleted:
+            turns = [each for each in turns if each.session_id not in deleted]
         bases = self._known(_TURNS, {each.base for each in turns})
         for each in turns:
             self._put_again(each, states, bases, version)
@@ -158,11 +169,12 @@ class SharedDatabase(Database):
         if self._keeps_idles:
             for each in turns:
                 self._note_use(each)
-        return {
-            each.session_id
+        late: dict[str, Literal["closed", "deleted"]] = {
+            each.session_id: "closed"
             for each in turns
             if each.session_id and not each.is_change and states.get(each.session_id)
         }
+        return late | dict.fromkeys(deleted, "deleted") if deleted else late
 
     def _put_again(
         self, change: PutTurn, states: dict[str, bool], bases: dict[str, bool], version: int
@@ -174,13 +186,15 @@ class SharedDatabase(Database):
         for each in change.needed():
             of = each.session_id if isinstance(each, PutTurn) else None
             of = each.id if isinstance(each, Put) else of
-            if of is None or not self._has(_IS_DELETED, of):  # somebody wanted it to be gone
+            if not self._known(_DELETED, {of}):
                 self._apply_shared(each, version)
+            elif isinstance(each, PutTurn):  # as those that others build on stay
+                self._apply_shared(_without_session(each), version)
         states |= self._known(_STATES, {session})
         bases |= self._known(_TURNS, {base})
 
     def _note_use(self, change: PutTurn) -> None:
-        """Its home was used."""
+        """Note that the home of this turn was used."""
         home, of = as_blob(change.home), session_of(change.home)
         if change.session_id is None and (of is None or not self._known(_STATES, {of})):
             self.closings.put_idle(home, is_exported=True)  # nobody can ever export it
@@ -195,9 +209,6 @@ class SharedDatabase(Database):
             found |= {as_text(name): bool(value) for name, value in rows}
         return found
 
-    def _has(self, query: str, name: str) -> bool:
-        return self._sql.execute(query, (as_blob(name),)).fetchone() is not None
-
     def _put_session(self, change: Put, version: int) -> None:
         run, name = self._sql.execute, as_blob(change.id)
         row = run("SELECT data FROM sessions WHERE id = ?", (name,)).fetchone()
@@ -211,7 +222,7 @@ class SharedDatabase(Database):
         self.closings.put(name, state)
 
     def drop(self, leaving: Leaving) -> int | None:
-        """As `Shelf.drop` of `slime_router.journal.retention`."""
+        """See `Shelf.drop` of `slime_router.journal.retention`."""
         with writing(self._sql):
             if not self.closings.is_so(leaving):
                 return None
@@ -261,6 +272,11 @@ def _row(turn: PutTurn, version: int) -> tuple[object, ...]:
     session = None if turn.session_id is None else as_blob(turn.session_id)
     changed = version if turn.is_change else -1
     return turn.seq, as_blob(turn.id), session, turn.data, as_blob(turn.home), version, changed
+
+
+def _without_session(turn: PutTurn) -> PutTurn:
+    data = packed_turn(replace(unpacked_turn(turn.data), session_id=None))
+    return replace(turn, session_id=None, data=data)
 
 
 def _home_of_session(name: bytes) -> bytes:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from slime_router.archive.homes import (
     home_of_session,
@@ -19,11 +20,19 @@ from slime_router.archive.homes import (
     name_of_id,
     name_of_key,
 )
-from slime_router.archive.port import NOTHING_SEEN, Archive, ArchiveBroken, ArchiveDown
+from slime_router.archive.port import (
+    NOTHING_SEEN,
+    Archive,
+    ArchiveBroken,
+    ArchiveDown,
+    Cursor,
+    News,
+)
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import BadRequest, Conflict, NotDurable
 from slime_router.journal.fetching import Fetched
 from slime_router.template.chat_template import ChatTemplate
+from slime_router.template.stand_ins import is_reply
 from slime_router.trajectory.recognition import Recogniser
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.turn import Turn
@@ -33,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 NO_ANSWER = "degraded: the store did not answer"
 MAX_ROUNDS = 8  # of looking, and finding what leads to more
+MAX_AT_REST = 50_000  # sessions of which a list is remembered; some 50 MB
+PART_TURNS = 24  # absorbed before others get to run: three milliseconds
 AT_ONCE = 100  # homes that are fetched at once
 RETRY_S = 1.0  # an archive that did not answer is not asked again before
 
@@ -71,6 +82,9 @@ class Filler:
         self._down_until = 0.0
         self._sessions: dict[str, None] = {}  # names, as far as they were listed
         self._listed = NOTHING_SEEN
+        self._unknown: dict[str, None] = {}  # those of which nothing counts yet
+        # What was listed of those that are not in memory, and how much had happened to them.
+        self._at_rest: dict[str, tuple[Cursor, Session]] = {}
         self.counts = FillingCounts()
 
     def __repr__(self) -> str:
@@ -80,12 +94,22 @@ class Filler:
         """Fetches a session; it stays in memory until the block is left."""
         return await self._held(lambda held: self._sync(held, home_of_session(session_id)))
 
+    async def of_rollout(self, session_id: str) -> Fetched:
+        """Fetches a session, and those of its rollout that say which reward it has."""
+        return await self._held(lambda held: self._rollout(held, session_id))
+
+    async def know_sessions(self) -> None:
+        """All sessions count from then on, also those that are not in memory."""
+        (await self._held(lambda _: self._know_all())).__exit__(None, None, None)
+
     async def of_call(self, call: GenerateCall) -> Fetched:
         """Fetches what a call may continue; it stays in memory until the block is left."""
         if call.session_id is not None:
             return await self.of_session(call.session_id)
         if call.messages is None or call.input_ids is not None:
             return nullcontext()  # found by text, in the tree
+        if not any(map(is_reply, call.messages)):
+            return nullcontext()  # nothing was said that it could continue
         return await self._held(lambda held: self._conversation(held, call))
 
     async def of_turn(self, name: str) -> Fetched:
@@ -156,8 +180,20 @@ class Filler:
                 return
             self.counts.lookups += 1
             news = await self._archive.news(home, since, self._store.__contains__)
-            if self._store.absorb(news, since, self._epoch_of):
+            if await self._absorbed(news, since):
                 return
+
+    async def _absorbed(self, news: News, since: Cursor) -> bool:
+        """Takes news over in pieces; see `ArchivedStore.absorb`. Others may do the same in between.
+
+        Until the last piece the home has the cursor that it had: nobody takes a part for all.
+        """
+        for part in news.in_parts(since, PART_TURNS):
+            if not self._store.absorb(part, since, self._epoch_of):
+                return False
+            if part.turns and part.cursor == since:
+                await asyncio.sleep(0)
+        return True
 
     async def _conversation(self, held: _Held, call: GenerateCall) -> None:
         asked: set[bytes] = set()
@@ -184,7 +220,55 @@ class Filler:
         """Learns which sessions there are, in the order of their beginnings. Raises ArchiveDown."""
         news, self._listed = await self._archive.sessions(self._listed)
         self._sessions.update(dict.fromkeys(news))
+        self._unknown.update(dict.fromkeys(news))
         self._store.number_sessions(news)
+
+    async def _know_all(self) -> None:
+        await self.list_sessions()
+        while self._unknown:
+            some = list(islice(self._unknown, AT_ONCE))
+            states = await self._archive.states(some)
+            for name in some:
+                self._unknown.pop(name, None)
+                self._store.note_away(name, states.get(name))
+            await asyncio.sleep(0)
+
+    async def _rollout(self, held: _Held, session_id: str) -> None:
+        await self._know_all()
+        await self._sync(held, home_of_session(session_id))
+        session = self._store.sessions.find(session_id)
+        if session is not None:
+            for name in self._store.rewarded_away(session):
+                await self._sync(held, home_of_session(name))
+
+    async def _list(self, held: _Held, name: str, found: dict[str, Session]) -> None:
+        home, was_here = home_of_session(name), self._store.sessions.find(name) is not None
+        if not was_here and (resting := await self._resting(name, home)) is not None:
+            found[name] = resting
+            return
+        await self._sync(held, home)
+        session = self._store.sessions.find(name)
+        if session is None:  # it was deleted
+            self._sessions.pop(name, None)
+            return
+        found[name] = session
+        if not was_here:
+            self._at_rest[name] = self._store.cursor(home), session.resting()
+            if len(self._at_rest) > MAX_AT_REST:
+                del self._at_rest[next(iter(self._at_rest))]
+
+    async def _resting(self, name: str, home: str) -> Session | None:
+        """What was listed of it before, where nothing has happened to it since."""
+        since, session = self._at_rest.pop(name, (NOTHING_SEEN, None))
+        if session is None:
+            return None
+        if self._archive.has_news(since):
+            news = await self._archive.news(home, since, lambda _: True)
+            if news.turns or news.state is not None or news.is_deleted or news.is_gone:
+                return None
+            since = news.cursor
+        self._at_rest[name] = since, session
+        return session
 
     async def _all_sessions(self, found: dict[str, Session]) -> None:
         """Some at a time: all of them need not find room in memory."""
@@ -195,13 +279,7 @@ class Filler:
             some = names[start : start + AT_ONCE]
             held = _Held(self._store)
             with held:
-                await asyncio.gather(*(self._sync(held, home_of_session(name)) for name in some))
-                for name in some:
-                    session = self._store.sessions.find(name)
-                    if session is None:  # it was deleted
-                        self._sessions.pop(name, None)
-                    else:
-                        found[name] = session
+                await asyncio.gather(*(self._list(held, name, found) for name in some))
 
     def _epoch_of(self, spans: Iterable[VersionSpan]) -> int:
         return max((self.note(span.version) for span in spans), default=0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from numpy.typing import NDArray
 
 from slime_router.archive.homes import home_of_session, names_of
 from slime_router.archive.port import NOTHING_SEEN, Cursor
+from slime_router.auth.owners import owner_of, shown
 from slime_router.journal.codec import SessionState, packed_session, packed_turn
 from slime_router.journal.database import Change, MarkUndelivered, Put, PutTurn
 from slime_router.journal.store import JournaledSessions, Tap
@@ -35,6 +37,12 @@ class Home:
     knows_opener: bool = False  # from the archive: a session that was opened stays so
 
 
+@dataclass(frozen=True, slots=True)
+class _Away:
+    rollout: tuple[str, str]  # its owner, and the name
+    was_opened: bool
+
+
 class ArchivedSessions(JournaledSessions):
     """Says which session is written."""
 
@@ -47,30 +55,66 @@ class ArchivedSessions(JournaledSessions):
     ) -> None:
         super().__init__(tap, max_sessions, owners)
         self._on_write = on_write
-        self._numbers_of: dict[str, tuple[int, int]] = {}  # of those that are not in memory
+        # Of those that are not in memory: their places, and what counts of them.
+        self._numbers_of: dict[str, tuple[int, int]] = {}
+        self._away: dict[str, _Away] = {}
+        self._rewarded_away: dict[tuple[str, str], dict[str, None]] = {}  # by owner and rollout
 
     def leave(self, session: Session) -> None:
-        """It leaves the memory, and keeps its place among the others."""
+        """Drop a session from memory; it keeps its place among the others."""
         self._numbers_of[session.id] = session.number, session.own_number
+        state = SessionState.of(session)
         self.forget(session, is_deleted=False)
+        self.note_away(session.id, state)
+
+    def note_away(self, name: str, state: SessionState | None) -> None:
+        """Count a session that is not in memory; None: there is none of this name."""
+        away = self._away.pop(name, None)
+        if away is not None:
+            self._rewarded_away.get(away.rollout, {}).pop(name, None)
+            if not self._rewarded_away.get(away.rollout, {"": None}):
+                del self._rewarded_away[away.rollout]
+            if away.was_opened:
+                self._opened.give_back(away.rollout[0])
+        if state is None or self.find(name) is not None:
+            return
+        rollout = owner_of(name), state.spec.rollout_id or shown(name)
+        if state.was_opened:
+            self._opened.take(rollout[0])
+        if state.reward is not None:
+            self._rewarded_away.setdefault(rollout, {})[name] = None
+        if state.was_opened or state.reward is not None:
+            self._away[name] = _Away(rollout, state.was_opened)
+
+    def rewarded_away(self, session: Session) -> list[str]:
+        """List sessions of its rollout that are not in memory and have a reward: two at most.
+
+        All of them have the same one.
+        """
+        return list(islice(self._rewarded_away.get((session.owner, session.rollout_id), ()), 2))
 
     def number_in_order(self, names: Iterable[str]) -> None:
-        """Those that are not in memory get the next places, in this order."""
+        """Give the sessions that are not in memory the next places, in this order."""
         for name in names:
             if self.find(name) is None and name not in self._numbers_of:
                 self._numbers_of[name] = super()._numbers(SessionSpec(id=name))
 
     def remember_deleted(self, session_id: str) -> None:
-        """As `JournaledSessions.remember_deleted`."""
+        """See `JournaledSessions.remember_deleted`."""
         super().remember_deleted(session_id)
         self._numbers_of.pop(session_id, None)
+        self.note_away(session_id, None)
+
+    def _add(self, session: Session) -> None:
+        super()._add(session)
+        self.note_away(session.id, None)
 
     def _numbers(self, spec: SessionSpec) -> tuple[int, int]:
         known = self._numbers_of.pop(spec.id, None)
         return super()._numbers(spec) if known is None else known
 
     def write(self, session: Session) -> None:
-        """As `JournaledSessions.write`."""
+        """See `JournaledSessions.write`."""
         super().write(session)
         self._on_write(home_of_session(session.id))
 

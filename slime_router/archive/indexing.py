@@ -9,6 +9,7 @@ name.
 
 from __future__ import annotations
 
+import logging
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,8 @@ from slime_router.journal.database import as_blob, as_text
 from slime_router.journal.progress import Progress
 from slime_router.journal.writing import portions, writing
 from slime_router.trajectory.session import SessionSpec
+
+logger = logging.getLogger(__name__)
 
 SLICE = 200  # turns of one transaction
 MAX_HOMES = 16  # of one name: the newest
@@ -61,8 +64,11 @@ def indexed(sql: sqlite3.Connection, progress: Progress) -> Iterator[None]:
     while rows := sql.execute(_SOME, (last, SLICE)).fetchall():
         with writing(sql):
             for seq, session, data in rows:
-                with suppress(Damaged):  # it stays where it is, for `journal verify`
+                try:
                     _index(sql, seq, session, data, homes)
+                except Damaged as exc:  # it stays where it is, for `journal verify`
+                    progress.skipped += 1
+                    logger.error("turn number %d of the journal cannot be read: %s", seq, exc)
         last = rows[-1][0]
         progress.turns += len(rows)
         yield

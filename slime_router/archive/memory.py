@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.merging import merged
@@ -14,6 +15,7 @@ from slime_router.journal.database import (
     Change,
     Drop,
     DropTurn,
+    Late,
     MarkUndelivered,
     Put,
     PutTurn,
@@ -56,19 +58,19 @@ class MemoryArchive:
         return f"<MemoryArchive {len(self._homes)} homes>"
 
     async def prepare(self, _: Progress) -> None:
-        """As `Archive.prepare`: nothing."""
+        """Do nothing: see `Archive.prepare`."""
 
-    def apply(self, changes: list[Change]) -> Collection[str]:
-        """As `Archive.apply`."""
+    def apply(self, changes: list[Change]) -> Late:
+        """See `Archive.apply`."""
         if self.is_away:
             raise OSError("the archive is away")
-        late: set[str] = set()
+        late: dict[str, Literal["closed", "deleted"]] = {}
         for change in changes:
             self._version += 1
             if isinstance(change, PutTurn) and change.session_id is not None:
                 state = self._homes[change.home].state
                 if state is not None and state.is_closed and not change.is_change:
-                    late.add(change.session_id)
+                    late[change.session_id] = "closed"
             self._apply(change)
         return late
 
@@ -106,7 +108,7 @@ class MemoryArchive:
         self._sessions.append(change.id)
 
     async def find(self, names: Sequence[bytes]) -> list[str]:
-        """As `Archive.find`."""
+        """See `Archive.find`."""
         self._check_here()
         found: dict[str, None] = {}
         for name in names:
@@ -116,7 +118,7 @@ class MemoryArchive:
         return list(found)
 
     async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:
-        """As `Archive.news`."""
+        """See `Archive.news`."""
         self._check_here()
         after, known = int(since or -1), self._homes[home]
         gone = known.deleted_version
@@ -134,47 +136,53 @@ class MemoryArchive:
         return News(home, str(self._version), kept, state, gone > after)
 
     async def sessions(self, since: Cursor) -> tuple[list[str], Cursor]:
-        """As `Archive.sessions`."""
+        """See `Archive.sessions`."""
         self._check_here()
         names = self._sessions[int(since or 0) :]
         return list(dict.fromkeys(names)), str(len(self._sessions))
 
+    async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
+        """See `Archive.states`."""
+        self._check_here()
+        states = {name: self._homes[home_of_session(name)].state for name in names}
+        return {name: state for name, state in states.items() if state is not None}
+
     async def get(self, table: Table, name: str) -> bytes | None:
-        """As `Archive.get`."""
+        """See `Archive.get`."""
         self._check_here()
         return self._tables[table].get(name)
 
     async def named(self, table: Table) -> list[tuple[str, bytes]]:
-        """As `Archive.named`."""
+        """See `Archive.named`."""
         self._check_here()
         return list(self._tables[table].items())
 
     async def workers_version(self) -> str:
-        """As `Archive.workers_version`."""
+        """See `Archive.workers_version`."""
         self._check_here()
         return str(self._version)
 
     def has_news(self, since: Cursor) -> bool:
-        """As `Archive.has_news`."""
+        """See `Archive.has_news`."""
         return since == NOTHING_SEEN or since != str(self._version)
 
     async def number(self) -> int:
-        """As `Archive.number`."""
+        """See `Archive.number`."""
         self._check_here()
         self._routers += 1
         return self._routers
 
     async def last_seq(self) -> int:
-        """As `Archive.last_seq`: whoever extends a turn has seen its number."""
+        """See `Archive.last_seq`. Whoever extends a turn has seen its number."""
         return 0
 
     async def bind(self, name: str, value: bytes) -> bytes:
-        """As `Archive.bind`."""
+        """See `Archive.bind`."""
         self._check_here()
         return self._tables["meta"].setdefault(name, value)
 
     async def close(self) -> None:
-        """As `Archive.close`."""
+        """See `Archive.close`."""
 
     def _check_here(self) -> None:
         if self.is_away:

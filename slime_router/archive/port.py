@@ -11,12 +11,12 @@ Turns are found by names, each of them bytes: see `slime_router.archive.homes`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from slime_router.journal.codec import SessionState
-from slime_router.journal.database import Change, Table
+from slime_router.journal.database import Change, Late, Table
 from slime_router.journal.progress import Progress
 
 Cursor: TypeAlias = str  # "": nothing was seen
@@ -60,6 +60,24 @@ class News:
     is_deleted: bool = False
     is_gone: bool = False
 
+    def in_parts(self, since: Cursor, turns: int) -> Iterator[News]:
+        """The same news, so many turns at a time: only the last part leads on from `since`.
+
+        Of a home that was deleted or lost, all is one part.
+        """
+        if self.is_deleted or self.is_gone or len(self.turns) <= turns:
+            yield self
+            return
+        for start in range(0, len(self.turns), turns):
+            end = start + turns
+            is_last = end >= len(self.turns)
+            yield replace(
+                self,
+                cursor=self.cursor if is_last else since,
+                turns=self.turns[start:end],
+                state=None if start else self.state,
+            )
+
 
 class Archive(Protocol):
     """An open archive. `apply` runs in a thread of its own, all else on the loop."""
@@ -67,10 +85,11 @@ class Archive(Protocol):
     async def prepare(self, progress: Progress) -> None:
         """What must be done before it can be asked; says how far it is. Raises ArchiveDown."""
 
-    def apply(self, changes: list[Change]) -> Collection[str]:
+    def apply(self, changes: list[Change]) -> Late:
         """Make these changes, in this order and for good.
 
-        Returns the sessions that were closed before turns of theirs were put.
+        Returns the sessions that had ended before turns of theirs were put. A turn of a session
+        that is said to be deleted is not put.
 
         Raises:
             OSError, sqlite3.Error: they are not made, or nobody knows; they can be made again.
@@ -87,7 +106,14 @@ class Archive(Protocol):
         """
 
     async def sessions(self, since: Cursor) -> tuple[list[str], Cursor]:
-        """The names of sessions to which anything happened since. Raises ArchiveDown."""
+        """The names of sessions to which anything happened since, deleted ones too.
+
+        Raises:
+            ArchiveDown: it does not answer.
+        """
+
+    async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
+        """What is said of these sessions, as far as there are such. Raises ArchiveDown."""
 
     async def get(self, table: Table, name: str) -> bytes | None:
         """Something that was kept by name. Raises ArchiveDown."""

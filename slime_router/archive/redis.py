@@ -18,7 +18,7 @@ home are in one slot of a cluster; nothing needs two slots at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeAlias
@@ -28,13 +28,14 @@ from redis.exceptions import RedisError
 
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.merging import merged
-from slime_router.archive.port import ArchiveDown, Cursor, Kept, News
+from slime_router.archive.port import NOTHING_SEEN, ArchiveDown, Cursor, Kept, News
 from slime_router.archive.redis_client import RedisClients
 from slime_router.journal.codec import Damaged, SessionState, unpacked_session
 from slime_router.journal.database import (
     Change,
     Drop,
     DropTurn,
+    Late,
     MarkUndelivered,
     Put,
     PutTurn,
@@ -91,10 +92,10 @@ class RedisArchive:
     # Writing, in a thread of its own
 
     async def prepare(self, _: Progress) -> None:
-        """As `Archive.prepare`: nothing."""
+        """Do nothing: see `Archive.prepare`."""
 
-    def apply(self, changes: list[Change]) -> Collection[str]:
-        """As `Archive.apply`: some of it may be made where it fails, and is then made again."""
+    def apply(self, changes: list[Change]) -> Late:
+        """See `Archive.apply`. If it fails halfway, what was applied is applied again."""
         try:
             with self._clients.blocking.pipeline(transaction=False) as pipe:
                 put = {
@@ -109,7 +110,8 @@ class RedisArchive:
                 answers = pipe.execute()
         except RedisError as exc:
             raise OSError(str(exc)) from exc
-        return [name for name, is_closed in zip(put, answers, strict=False) if is_closed]
+        ended = zip(put, answers, strict=False)
+        return {name: "closed" for name, is_closed in ended if is_closed}
 
     def _apply(self, pipe: Any, change: Change) -> None:
         if isinstance(change, PutTurn):
@@ -168,7 +170,7 @@ class RedisArchive:
     # Reading
 
     async def find(self, names: Sequence[bytes]) -> list[str]:
-        """As `Archive.find`."""
+        """See `Archive.find`."""
 
         def ask(pipe: AsyncPipeline) -> None:
             for name in names:
@@ -186,7 +188,7 @@ class RedisArchive:
         return list(dict.fromkeys(as_text(home) for homes in found for home in homes))
 
     async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:
-        """As `Archive.news`: one round trip, and one more for turns that the reader lacks."""
+        """See `Archive.news`. One round trip, and one more for turns that the reader lacks."""
         after = since or FIRST
         entries = await self._entries(home, after)  # what was seen last comes again
         is_gone = after != FIRST and not (entries and entries[0][0].decode() == after)
@@ -219,7 +221,7 @@ class RedisArchive:
         return News(home, cursor, kept + marked, told.state, told.is_deleted, is_gone)
 
     async def _entries(self, home: str, first: Cursor) -> list[_Entry]:
-        """Those of a log from one on. Raises ArchiveDown."""
+        """The entries of a log from `first` on. Raises ArchiveDown."""
         found = await self._answered(self._clients.waiting.xrange(self._log(home), min=first))
         return list(found)
 
@@ -240,7 +242,7 @@ class RedisArchive:
         await self._asked(ask)
 
     async def sessions(self, since: Cursor) -> tuple[list[str], Cursor]:
-        """As `Archive.sessions`."""
+        """See `Archive.sessions`."""
         after = since or FIRST
         entries = await self._answered(
             self._clients.waiting.xrange(self._key(b"sessions"), min=f"({after}")
@@ -248,8 +250,17 @@ class RedisArchive:
         names = dict.fromkeys(as_text(entry[_ID]) for _, entry in entries)
         return list(names), entries[-1][0].decode() if entries else after
 
+    async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
+        """See `Archive.states`."""
+        homes = map(home_of_session, names)
+        found = await asyncio.gather(
+            *(self.news(home, NOTHING_SEEN, lambda _: True) for home in homes)
+        )
+        told = zip(names, found, strict=True)
+        return {name: news.state for name, news in told if news.state is not None}
+
     async def get(self, table: Table, name: str) -> bytes | None:
-        """As `Archive.get`."""
+        """See `Archive.get`."""
         if table == "workers":
             kept = self._clients.waiting.hget(self._key(b"workers"), as_blob(name))
         else:
@@ -258,38 +269,38 @@ class RedisArchive:
         return found
 
     async def named(self, table: Table) -> list[tuple[str, bytes]]:
-        """As `Archive.named`; responses are asked for one by one."""
+        """See `Archive.named`. Responses are asked for one by one."""
         if table != "workers":
             return []
         kept = await self._answered(self._clients.waiting.hgetall(self._key(b"workers")))
         return [(as_text(name), data) for name, data in kept.items() if name != _VERSION]
 
     async def workers_version(self) -> str:
-        """As `Archive.workers_version`."""
+        """See `Archive.workers_version`."""
         version = await self._answered(self._clients.waiting.hget(self._key(b"workers"), _VERSION))
         return "" if version is None else str(version.decode())
 
     def has_news(self, _: Cursor) -> bool:
-        """As `Archive.has_news`: nobody knows without asking."""
+        """See `Archive.has_news`. Only asking could tell."""
         return True
 
     async def number(self) -> int:
-        """As `Archive.number`."""
+        """See `Archive.number`."""
         count = await self._answered(self._clients.waiting.incr(self._key(b"routers")))
         return int(count) % ROUTERS
 
     async def last_seq(self) -> int:
-        """As `Archive.last_seq`: whoever extends a turn has seen its number."""
+        """See `Archive.last_seq`. Whoever extends a turn has seen its number."""
         return 0
 
     async def bind(self, name: str, value: bytes) -> bytes:
-        """As `Archive.bind`."""
+        """See `Archive.bind`."""
         key = self._key(name.encode())
         await self._answered(self._clients.waiting.set(key, value, nx=True))
         return bytes(await self._answered(self._clients.waiting.get(key)))
 
     async def close(self) -> None:
-        """As `Archive.close`."""
+        """See `Archive.close`."""
         await self._clients.close()
 
     async def _asked(self, ask: Callable[[AsyncPipeline], None]) -> list[Any]:

@@ -11,12 +11,13 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from slime_router.archive.filling import RETRY_S, Filler
 from slime_router.archive.port import Archive, ArchiveBroken, ArchiveDown
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import StartingUp
-from slime_router.journal.database import Drop, Put, Table
+from slime_router.journal.database import Drop, Late, Put, Table
 from slime_router.journal.progress import Progress
 from slime_router.journal.retention import Retention, RetentionCounts
 from slime_router.journal.writer import JournalWriter
@@ -26,7 +27,7 @@ from slime_router.types import WeightVersion
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1.0
-MAX_CLOSED = 10_000
+MAX_ENDED = 10_000
 _TABLES: tuple[Table, ...] = ("workers", "responses")  # read at start
 
 
@@ -95,7 +96,8 @@ class SharedArchive:
         self.fetch: Filler | None = None
         self._task: asyncio.Task[None] | None = None
         self.progress: Progress | None = Progress(0, 0)  # None once it has begun
-        self._closed: dict[str | None, None] = {}  # sessions with late turns, the last ones
+        # Sessions with late turns, the last ones.
+        self._ended: dict[str, Literal["closed", "deleted"]] = {}
         self._named: dict[Table, list[tuple[str, bytes]]] = {}
 
     def __repr__(self) -> str:
@@ -259,15 +261,15 @@ class SharedArchive:
         if self._must_be_there:
             self._on_end(f"the {self._wording.name} cannot be written: {reason}")
 
-    def _came_late(self, session_ids: Collection[str]) -> None:
-        """Turns were put into sessions that had been closed elsewhere."""
-        self._closed.update(dict.fromkeys(session_ids))
-        while len(self._closed) > MAX_CLOSED:
-            del self._closed[next(iter(self._closed))]
+    def _came_late(self, late: Late) -> None:
+        """Turns were put into sessions that had been closed elsewhere, or deleted."""
+        self._ended.update(late)
+        while len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
 
-    def was_closed(self, session_id: str | None) -> bool:
-        """Whether another router had closed the session when its last turn was put."""
-        return session_id in self._closed
+    def end_of(self, session_id: str | None) -> Literal["closed", "deleted"] | None:
+        """What had become of the session when its last turn was put; None if nothing had."""
+        return None if session_id is None else self._ended.get(session_id)
 
     # What else is kept
 
@@ -276,7 +278,7 @@ class SharedArchive:
         self.writer.put(lambda: Put(table, name, pack()))
 
     def drop(self, table: Table, name: str) -> None:
-        """It is gone."""
+        """Record that `name` is gone."""
         self.writer.put(partial(Drop, table, name))
 
     async def news_of_workers(self, seen: str) -> tuple[str, list[tuple[str, bytes]]] | None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import quote
 
@@ -34,9 +35,10 @@ from slime_router.journal.codec import (
     unpacked_opening,
     unpacked_session,
 )
-from slime_router.journal.database import Change, Table, as_blob, as_text
+from slime_router.journal.database import Change, Late, Table, as_blob, as_text
 from slime_router.journal.lock import JournalLock
 from slime_router.journal.progress import Progress
+from slime_router.journal.writing import portions
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +54,8 @@ WHERE id = ? AND version > ?
 class SqliteArchive:
     """A journal of one router, or one that several processes of one machine share.
 
-    Where `keeps_idles`, all that share it note which homes were used when, from now on: nobody else
-    needs to know but retention.
+    Where `keeps_idles`, all that share it note which homes were used when, from now on; nobody does
+    once a router alone says no. Only retention needs to know.
 
     Raises:
         SetupError: it cannot be opened, one router has it to itself, or it is of a newer one.
@@ -65,12 +67,12 @@ class SqliteArchive:
         *,
         sync: JournalSync = "normal",
         is_shared: bool = True,
-        keeps_idles: bool = True,
+        keeps_idles: bool | None = None,
     ) -> None:
-        self.database = SharedDatabase(directory, sync=sync, keeps_idles=keeps_idles)
+        self.database = SharedDatabase(directory, sync=sync, keeps_idles=bool(keeps_idles))
         try:
             self._lock = JournalLock(directory, is_shared=is_shared)
-            if not is_shared and not keeps_idles:
+            if not is_shared and keeps_idles is False:
                 self.database.forget_idles()
         except SetupError:
             self.database.close()
@@ -85,7 +87,7 @@ class SqliteArchive:
         return f"<SqliteArchive {self.database.path}>"
 
     async def prepare(self, progress: Progress) -> None:
-        """As `Archive.prepare`: an index for what an older router wrote."""
+        """See `Archive.prepare`. Indexes what an older router wrote."""
         steps = self.database.indexed(progress)
         try:
             while await asyncio.to_thread(next, steps, steps) is not steps:
@@ -93,12 +95,12 @@ class SqliteArchive:
         except sqlite3.Error as exc:
             raise _trouble(exc) from exc
 
-    def apply(self, changes: list[Change]) -> Collection[str]:
-        """As `Archive.apply`."""
+    def apply(self, changes: list[Change]) -> Late:
+        """See `Archive.apply`."""
         return self.database.apply(changes)
 
     async def find(self, names: Sequence[bytes]) -> list[str]:
-        """As `Archive.find`."""
+        """See `Archive.find`."""
         found: dict[str, None] = {}
         with self._reading():
             for name in names:
@@ -107,7 +109,7 @@ class SqliteArchive:
         return list(found)
 
     async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:
-        """As `Archive.news`."""
+        """See `Archive.news`."""
         after = int(since or -1)
         with self._reading() as run:
             cursor = self._version(run)
@@ -146,32 +148,49 @@ class SqliteArchive:
             return None, False
 
     async def sessions(self, since: Cursor) -> tuple[list[str], Cursor]:
-        """As `Archive.sessions`."""
+        """See `Archive.sessions`."""
         with self._reading() as run:
             cursor = self._version(run)
             rows = run("SELECT id FROM sessions WHERE version > ? ORDER BY rowid", (since or -1,))
-            return [as_text(name) for (name,) in rows], str(cursor)
+            names = [as_text(name) for (name,) in rows]
+            if since != NOTHING_SEEN:
+                deleted = run("SELECT id, version FROM deleted ORDER BY number DESC")  # the last
+                newer = takewhile(lambda row: row[1] > int(since), deleted)
+                names += [as_text(name) for name, _ in newer]
+            return names, str(cursor)
+
+    async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
+        """See `Archive.states`."""
+        found: dict[str, SessionState] = {}
+        with self._reading() as run:
+            for some in portions([as_blob(name) for name in names]):
+                marks = ",".join("?" * len(some))
+                query = f"SELECT id, data FROM sessions WHERE id IN ({marks})"
+                for name, data in run(query, some):
+                    with suppress(Damaged):  # whoever fetches it says so
+                        found[as_text(name)] = unpacked_session(data)
+        return found
 
     async def get(self, table: Table, name: str) -> bytes | None:
-        """As `Archive.get`."""
+        """See `Archive.get`."""
         with self._reading() as run:
             row = run(f"SELECT data FROM {table} WHERE id = ?", (as_blob(name),)).fetchone()
             return None if row is None else bytes(row[0])
 
     async def named(self, table: Table) -> list[tuple[str, bytes]]:
-        """As `Archive.named`."""
+        """See `Archive.named`."""
         with self._reading() as run:
             rows = run(f"SELECT id, data FROM {table} ORDER BY rowid")
             return [(as_text(name), data) for name, data in rows]
 
     async def workers_version(self) -> str:
-        """As `Archive.workers_version`."""
+        """See `Archive.workers_version`."""
         with self._reading() as run:
             row = run("SELECT value FROM counters WHERE name = 'workers'").fetchone()
             return "" if row is None else str(row[0])
 
     def has_news(self, since: Cursor) -> bool:
-        """As `Archive.has_news`: what nobody wrote to since the cursor has no news."""
+        """See `Archive.has_news`. A home that nobody wrote to since the cursor has no news."""
         if since == NOTHING_SEEN:
             return True
         try:
@@ -184,32 +203,32 @@ class SqliteArchive:
         return since != self._seen
 
     async def number(self) -> int:
-        """As `Archive.number`."""
+        """See `Archive.number`."""
         try:
             return self.database.new_router()
         except sqlite3.Error as exc:
             raise _trouble(exc) from exc
 
     async def last_seq(self) -> int:
-        """As `Archive.last_seq`."""
+        """See `Archive.last_seq`."""
         try:
             return self.database.last_seq()
         except sqlite3.Error as exc:
             raise _trouble(exc) from exc
 
     async def bind(self, name: str, value: bytes) -> bytes:
-        """As `Archive.bind`."""
+        """See `Archive.bind`."""
         try:
             return self.database.bind(name, value)
         except sqlite3.Error as exc:
             raise _trouble(exc) from exc
 
     async def close(self) -> None:
-        """As `Archive.close`."""
+        """See `Archive.close`."""
         self.let_go()
 
     def let_go(self) -> None:
-        """As `close`, at once."""
+        """Like `close`, but at once."""
         self._reader.close()
         self.database.close()
         self._lock.let_go()

@@ -105,8 +105,16 @@ class ArchivedStore(TrajectoryStore):
         """Sessions that are not here get the next numbers, in this order."""
         self._written.number_in_order(names)
 
+    def note_away(self, name: str, state: SessionState | None) -> None:
+        """See `ArchivedSessions.note_away`."""
+        self._written.note_away(name, state)
+
+    def rewarded_away(self, session: Session) -> list[str]:
+        """See `ArchivedSessions.rewarded_away`."""
+        return self._written.rewarded_away(session)
+
     def add(self, turn: Turn) -> Turn:
-        """As `TrajectoryStore.add`; also where the session was closed meanwhile."""
+        """See `TrajectoryStore.add`; a session closed in the meantime takes the turn too."""
         turn = super().add(turn)
         session = self._session_of(turn)
         if session is not None and not self._written.has_written(session):
@@ -137,7 +145,7 @@ class ArchivedStore(TrajectoryStore):
             self._touched(name).changed = self._sink.position
 
     def mark_undelivered(self, turn_id: str) -> None:
-        """As `TrajectoryStore.mark_undelivered`."""
+        """See `TrajectoryStore.mark_undelivered`."""
         super().mark_undelivered(turn_id)
         turn = self.get(turn_id)
         if turn is not None:
@@ -146,7 +154,7 @@ class ArchivedStore(TrajectoryStore):
             self._changed(name)
 
     def mark(self, turn_id: str, **marks: Unpack[Marks]) -> Turn:
-        """As `TrajectoryStore.mark`."""
+        """See `TrajectoryStore.mark`."""
         before = size_of(self._turns[turn_id])
         turn = super().mark(turn_id, **marks)
         more = size_of(turn) - before
@@ -156,11 +164,11 @@ class ArchivedStore(TrajectoryStore):
         return turn
 
     def open_session(self, spec: SessionSpec, *, at: float | None = None) -> Session:
-        """As `TrajectoryStore.open_session`, with a word that tells this opening from others."""
+        """See `TrajectoryStore.open_session`; a random word tells this opening from others."""
         return self.sessions.open(spec, age=self._age, at=at, opener=token_hex(8))
 
     def mark_exported(self, session_id: str) -> None:
-        """As `TrajectoryStore.mark_exported`."""
+        """See `TrajectoryStore.mark_exported`."""
         session = self.sessions.find(session_id)
         was_exported = session is None or session.was_exported
         super().mark_exported(session_id)
@@ -169,7 +177,7 @@ class ArchivedStore(TrajectoryStore):
             self._written.write(session)
 
     def delete_session(self, session_id: str) -> None:
-        """As `TrajectoryStore.delete_session`."""
+        """See `TrajectoryStore.delete_session`."""
         super().delete_session(session_id)
         self._changed(home_of_session(session_id))
         self._write_turns(self._touched(home_of_session(session_id)))  # those that others build on
@@ -201,7 +209,7 @@ class ArchivedStore(TrajectoryStore):
         self._evict()
 
     def sweep(self, max_age: int) -> Iterator[int]:
-        """As `TrajectoryStore.sweep`, of the memory alone: the archive has its own rule."""
+        """See `TrajectoryStore.sweep`. For memory alone: the archive has its own rule."""
         self._age += 1
         oldest = self._age - max_age
         for name, home in tuple(self._homes.items()):
@@ -232,7 +240,7 @@ class ArchivedStore(TrajectoryStore):
         """Single turns do not wait to be dropped: whole homes do."""
 
     def _enforce_budget(self) -> bool:
-        """See `_evict`, which comes when a change is written."""
+        """Drop nothing: `_evict` does, once a change is written."""
         return False
 
     def _is_over(self) -> bool:

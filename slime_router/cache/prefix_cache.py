@@ -70,12 +70,17 @@ class PrefixCache:
         """How many tokens may be held."""
         return self._budget_tokens
 
-    def match_prefix(self, scope: str, text: str, session_id: str | None) -> Match:
+    def match_prefix(
+        self, scope: str, text: str, session_id: str | None, likely: Node | None = None
+    ) -> Match:
         """The deepest node that reads as a prefix of `text`, at a sound anchor; pinned.
 
-        The caller owes an `unpin`.
+        It is found sooner if `likely`, which `turn_node` gave, reads so. The caller owes an
+        `unpin`.
         """
-        match = self._tree.match_prefix(scope, text, session_id, self._is_anchor)
+        if likely is not None and likely.scope != scope:
+            likely = None
+        match = self._tree.match_prefix(scope, text, session_id, self._is_anchor, likely)
         self._tree.pin(match.node)
         if match.text_len:
             self.counts.hits += 1
@@ -95,13 +100,18 @@ class PrefixCache:
         """How many paths `match_text` could choose from."""
         return sum(1 for _ in self._tree.alike(scope, text, session_id))
 
+    def turn_node(self, turn_id: str) -> Node | None:
+        """The node at which a turn ends; None when it was evicted."""
+        node = self._turn_nodes.get(turn_id)
+        if node is not None and node not in node.place.marks:
+            del self._turn_nodes[turn_id]
+            return None
+        return node
+
     def pin_turn(self, turn_id: str) -> Node | None:
         """The node at which a turn ends, pinned; None when it was evicted."""
-        node = self._turn_nodes.get(turn_id)
+        node = self.turn_node(turn_id)
         if node is None:
-            return None
-        if node not in node.place.marks:
-            del self._turn_nodes[turn_id]
             return None
         self._tree.pin(node)
         self.counts.hits += 1
@@ -120,7 +130,7 @@ class PrefixCache:
         *,
         session_id: str | None,
         turn_id: str,
-        epoch: int = 0,
+        epoch: int,
     ) -> None:
         """File what a turn sent and sampled below `node`. Synchronous; see `enforce_budget`.
 

@@ -12,8 +12,7 @@ text may safely be cut.
 
 Who may reuse a node: `owners` is None if nothing up to there was sampled; otherwise it is the
 sessions that passed through it. A session reuses only its own nodes, a call without a session any.
-
-Pure: no clock, no asyncio; recency is a counter.
+Recency is a counter.
 """
 
 from __future__ import annotations
@@ -156,15 +155,20 @@ class RadixTree:
         return self._roots[scope]
 
     def match_prefix(
-        self, scope: str, text: str, session_id: str | None, is_anchor: IsAnchor
+        self,
+        scope: str,
+        text: str,
+        session_id: str | None,
+        is_anchor: IsAnchor,
+        likely: Node | None = None,
     ) -> Match:
         """The deepest node that reads as a prefix of `text` and at which `text` may be cut.
 
-        `is_anchor(text, index)` says whether unsampled text may be cut there. The end of a whole
-        sampled span and the end of a control token always may. Ties go to the most recent.
+        `is_anchor(text, index)`: unsampled text may be cut there. Ends of whole sampled spans and
+        of control tokens always may. Ties go to the most recent. Quicker below a `likely` node.
         """
-        root = self.root(scope)
-        for place in reversed(list(self._indexes[scope].along(text))):
+        root, near = self.root(scope), None if likely is None else likely.place
+        for place in self._indexes[scope].deepest_first(text, near):
             may_cut = place.depth < len(text) and is_anchor(text, place.depth)
             for node in reversed(place.marks):
                 if (may_cut or node.is_anchor) and node.may_be_reused_by(session_id):

@@ -45,9 +45,13 @@ class TextIndex(Generic[Mark]):
         self.root: Place[Mark] = Place("", None, 0)
         self.size = 0  # places below the root
 
-    def along(self, text: str) -> Iterator[Place[Mark]]:
-        """The marked places whose text is a prefix of `text`, shortest first, the root left out."""
-        place, pos = self.root, 0
+    def along(self, text: str, after: Place[Mark] | None = None) -> Iterator[Place[Mark]]:
+        """The marked places whose text is a prefix of `text`, shortest first, the root left out.
+
+        Only those `after` a place of which that is true.
+        """
+        place = self.root if after is None else after
+        pos = place.depth
         while pos < len(text):
             child = place.children.get(text[pos])
             if child is None or not text.startswith(child.edge, pos):
@@ -55,6 +59,26 @@ class TextIndex(Generic[Mark]):
             place, pos = child, child.depth
             if place.marks:
                 yield place
+
+    def deepest_first(self, text: str, likely: Place[Mark] | None = None) -> Iterator[Place[Mark]]:
+        """The same, deepest first: quicker where the text passes through a `likely` place."""
+        place = self.root
+        if likely is not None and self._passes(text, likely):
+            place = likely
+        yield from reversed(list(self.along(text, place)))
+        while place.parent is not None:
+            if place.marks:
+                yield place
+            place = place.parent
+
+    @staticmethod
+    def _passes(text: str, place: Place[Mark]) -> bool:
+        """Whether the place's text is a prefix of `text`."""
+        while (parent := place.parent) is not None:
+            if not text.startswith(place.edge, parent.depth):
+                return False
+            place = parent
+        return True
 
     def below(self, place: Place[Mark], text: str) -> Place[Mark]:
         """The place that reads `text` below `place`, made where it is missing."""

@@ -7,7 +7,7 @@ from slime_router.server.app import Gateway
 
 
 def banner(gateway: Gateway) -> str:
-    """Where it listens, what it serves and who can reach it."""
+    """What the router prints at start: where it listens, what it serves and who can reach it."""
     config = gateway.config
     host = f"[{config.host}]" if ":" in config.host else config.host
     scheme = "http" if gateway.tls is None else "https"

@@ -87,7 +87,7 @@ def report(diagnosis: Diagnosis, *, title: str = "") -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its arguments."""
+    """The parser of the arguments."""
     p = OneLineParser(
         prog="slime-router diagnose",
         description=_DESCRIPTION,

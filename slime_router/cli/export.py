@@ -73,7 +73,7 @@ def export_main(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its arguments."""
+    """The parser of the arguments."""
     p = OneLineParser(
         prog="slime-router export",
         description=_DESCRIPTION,

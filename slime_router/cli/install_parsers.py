@@ -108,7 +108,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its arguments."""
+    """The parser of the arguments."""
     p = argparse.ArgumentParser(
         prog="slime-router install-parsers",
         description=_DESCRIPTION,

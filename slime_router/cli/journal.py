@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -16,17 +16,20 @@ from typing import BinaryIO
 
 import orjson
 
-from slime_router.api.sessions.parquet import parquet_of
+from slime_router.api.sessions.parquet import write_parquet
 from slime_router.api.sessions.row_formats import lines
+from slime_router.archive.sqlite import SqliteArchive
 from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
 from slime_router.cli.terminal.progress import tracked
 from slime_router.errors import RouterError
+from slime_router.export.source import ArchiveSource, SourceFailed
 from slime_router.journal.database import Database
-from slime_router.journal.reading import faults, read_store, stats
-from slime_router.journal.store import JournaledStore
-from slime_router.rows.rows import build_rows
+from slime_router.journal.reading import faults, stats
+from slime_router.rows.rows import Row, RowSet, build_rows
+from slime_router.trajectory.session import Session
 
 EXIT_SOUND, EXIT_FAULTY = 0, 1
+GROUP_TOKENS = 1_000_000  # of a row group, about
 
 _DESCRIPTION = "Looks into a journal that no router has open."
 _EPILOG = """\
@@ -51,14 +54,14 @@ def journal_main(argv: Sequence[str]) -> int:
             return _vacuum(database)
     except RouterError as exc:
         return _failed(exc.message, EXIT_WRONG_USE)
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, SourceFailed) as exc:
         return _failed(f"the journal {directory} is damaged: {exc}", EXIT_FAULTY)
     except OSError as exc:
         return _failed(f"{exc.filename or directory}: {exc.strerror}", EXIT_WRONG_USE)
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its arguments."""
+    """The parser of the arguments."""
     p = OneLineParser(
         prog="slime-router journal",
         description=_DESCRIPTION,
@@ -120,31 +123,46 @@ def _vacuum(database: Database) -> int:
 
 def _export(directory: Path, output: str | None, form: str) -> int:
     """Rows as `GET /sessions/{id}/rows` gives them in that format, of all sessions."""
-    store, progress = read_store(directory)
+    Database(directory, is_new_allowed=False).close()
     write = _write_parquet if form == "parquet" else _write_lines
-    if output is None:
-        write(store, sys.stdout.buffer)
-    else:
-        part = Path(f"{output}.part")  # so that a file is there whole or not at all
-        with part.open("wb") as file:
-            write(store, file)
-        part.replace(output)
-    if progress.skipped:
-        return _failed(f"{progress.skipped} turns or sessions cannot be read", EXIT_FAULTY)
+    with closing(ArchiveSource(SqliteArchive(directory, is_shared=False))) as source:
+        if output is None:
+            write(source, sys.stdout.buffer)
+        else:
+            part = Path(f"{output}.part")  # so that a file is there whole or not at all
+            with part.open("wb") as file:
+                write(source, file)
+            part.replace(output)
+        if source.skipped:
+            return _failed(f"{source.skipped} turns or sessions cannot be read", EXIT_FAULTY)
     return EXIT_SOUND
 
 
-def _write_lines(store: JournaledStore, file: BinaryIO) -> None:
-    for session in tracked(store.sessions, len(store.sessions), "sessions"):
-        for line in lines(session, build_rows(store, tuple(session.turns))):
+def _read(source: ArchiveSource) -> Iterator[tuple[Session, RowSet]]:
+    """One session after the other: they need not find room in memory."""
+    for store, session, _ in tracked(source.read(), len(source), "sessions"):
+        yield session, build_rows(store, tuple(session.turns))
+
+
+def _write_lines(source: ArchiveSource, file: BinaryIO) -> None:
+    for session, rowset in _read(source):
+        for line in lines(session, rowset):
             file.write(line)
     file.flush()
 
 
-def _write_parquet(store: JournaledStore, file: BinaryIO) -> None:
-    sessions = tracked(store.sessions, len(store.sessions), "sessions")
-    built = [(session, build_rows(store, tuple(session.turns))) for session in sessions]
-    stats = {session.name: asdict(rowset.stats) for session, rowset in built}
-    rows = [(session, row) for session, rowset in built for row in rowset.rows]
-    file.write(parquet_of(rows, orjson.dumps(stats)))
+def _write_parquet(source: ArchiveSource, file: BinaryIO) -> None:
+    """All is read twice: the file begins with the statistics."""
+    stats = {session.name: asdict(rowset.stats) for session, rowset in _read(source)}
+
+    def portions() -> Iterator[list[tuple[Session, Row]]]:
+        rows: list[tuple[Session, Row]] = []
+        for session, rowset in _read(source):
+            rows += [(session, row) for row in rowset.rows]
+            if sum(len(row.tokens) for _, row in rows) >= GROUP_TOKENS:
+                yield rows
+                rows = []
+        yield rows
+
+    write_parquet(file, portions(), orjson.dumps(stats))
     file.flush()

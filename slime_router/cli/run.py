@@ -23,12 +23,12 @@ from slime_router.edge.listener import Listener, reason_of
 from slime_router.errors import SetupError
 from slime_router.server.app import Gateway
 from slime_router.server.boundary import protocols
+from slime_router.server.loop.garbage import GarbageCollector
 from slime_router.server.signals import StartUp, hurry_at_second_signal
 
 logger = logging.getLogger(__name__)
 
 
-GC_THRESHOLD = 10_000  # objects: a request makes hundreds, and leaves hardly any in cycles
 FAREWELL_S = 1.0  # after the grace period, to tell clients that it is over
 WATCH_S = 0.1  # between two looks at the journal that is read
 _PROGRESS = "slime_router.cli.terminal.progress"
@@ -39,10 +39,10 @@ class Herald(Protocol):
     """Says to whoever started the router how that went."""
 
     def up(self, banner: str) -> None:
-        """It serves."""
+        """The router serves."""
 
     def failed(self, message: str) -> None:
-        """It cannot serve; `message` is one line."""
+        """The router cannot serve; `message` says why in one line."""
 
 
 class Terminal:
@@ -110,9 +110,7 @@ def serve(gateway: Gateway, herald: Herald) -> int:
     if gateway.journal is not None and sys.stderr.isatty():
         import_module(_PROGRESS)  # in time: later it would hold the loop
 
-    gc.set_threshold(GC_THRESHOLD)
-    gc.freeze()  # hundreds of thousands of objects stay: to look through them would stall streams
-    gc.enable()
+    gc.freeze()  # hundreds of thousands of objects stay
     try:
         _run(_serving(gateway, app, announce))
     except OSError as exc:
@@ -139,15 +137,16 @@ async def _serving(gateway: Gateway, app: web.Application, announce: Callable[[]
         handler_cancellation=True,  # or a client that leaves would not be noticed
         shutdown_timeout=(config.shutdown_grace_period_s + FAREWELL_S) / AIOHTTP_WAITS,
     )
-    await runner.setup()
-    try:
-        await listener(gateway, runner).start()
-        announce()
-        if gateway.journal is not None:
-            await _watch(gateway.journal)
-        await asyncio.Event().wait()
-    finally:
-        await runner.cleanup()
+    with GarbageCollector(lambda: not gateway.slow_clients.has_requests).collecting():
+        await runner.setup()
+        try:
+            await listener(gateway, runner).start()
+            announce()
+            if gateway.journal is not None:
+                await _watch(gateway.journal)
+            await asyncio.Event().wait()
+        finally:
+            await runner.cleanup()
 
 
 async def _watch(journal: SharedArchive) -> None:

@@ -20,11 +20,11 @@ class AsyncAnswer:
         self._response = response
 
     async def read(self) -> bytes:
-        """All of it."""
+        """The whole body."""
         return await self._response.read()
 
     def blocks(self) -> AsyncIterator[bytes]:
-        """It in parts, each as soon as it is there."""
+        """The body in parts, each as soon as it arrives."""
         return self._response.content.iter_any()
 
 

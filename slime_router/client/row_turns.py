@@ -41,7 +41,7 @@ class RowTurn:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As the router writes it."""
+        """The turn as JSON, in the form that the router writes."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         del own["others"]
         return {**own, "tags": list(self.tags), **self.others}

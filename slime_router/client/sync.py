@@ -200,11 +200,11 @@ class Session:
         self._client.send(call)
 
     def rows(self, **options: Unpack[RowOptions]) -> Export:
-        """Its rows as they are now."""
+        """The session's rows as they are now."""
         return read_npz(self.id, self._client.send(calls.session_rows(self.id, options)))
 
     def tree(self, **options: Unpack[RowOptions]) -> Tree:
-        """Its rows as one tree; `slime_router.client.expand` makes rows of it again."""
+        """The session's rows as one tree; `slime_router.client.expand` turns it back into rows."""
         return read_tree(self._client.send(calls.session_tree(self.id, options)))
 
     def delete(self) -> None:

@@ -20,11 +20,11 @@ class Answer:
         self._response = response
 
     def read(self) -> bytes:
-        """All of it."""
+        """The whole body."""
         return self._response.read()
 
     def blocks(self) -> Iterator[bytes]:
-        """It in parts, each as soon as it is there."""
+        """The body in parts, each as soon as it arrives."""
         while block := self._response.read1(BLOCK_BYTES):
             yield block
 
@@ -41,7 +41,7 @@ class Transport:
         """Connections are opened call by call."""
 
     def close(self) -> None:
-        """Nothing is left open between calls."""
+        """Do nothing: no connection stays open between calls."""
 
     @contextmanager
     def answer(self, call: Call) -> Iterator[Answer]:

@@ -72,7 +72,7 @@ class Discovery:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Its task ends with the supervisor."""
+        """Do nothing: the task ends with its supervisor."""
 
     async def look(self) -> None:
         """Asks every source once."""

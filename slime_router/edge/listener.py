@@ -71,7 +71,7 @@ class Listener(web.BaseSite):
 
     @property
     def name(self) -> str:
-        """Where it listens."""
+        """The URL that it listens at."""
         return f"{'http' if self._tls is None else 'https'}://{self._address}"
 
     @property

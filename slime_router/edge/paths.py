@@ -1,10 +1,12 @@
-"""One route, however its path is written: a slash at its end or a doubled one changes nothing.
+"""One route, however its path is written: a slash at its end, a doubled or an encoded one changes
+nothing.
 
 aiohttp's own way is a redirect, which not every client follows with its body.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -18,11 +20,13 @@ from slime_router.errors import SetupError
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_ENCODED_SLASH = re.compile("%2f", re.IGNORECASE)
+
 
 def tidied(request: web.Request) -> web.Request | None:
     """The request with its path as a route spells it; None if it is spelled so."""
     raw = request.rel_url.raw_path
-    path = tidy_path(raw)
+    path = tidy_path(_ENCODED_SLASH.sub("/", raw))  # workers decode it, too
     if path == raw:
         return None
     query = request.rel_url.raw_query_string
@@ -91,7 +95,7 @@ class TidyPaths(web.AbstractResource):
         raise RuntimeError("a path is tidied, not made")
 
     def add_prefix(self, prefix: str) -> None:  # noqa: ARG002 - aiohttp's signature
-        """It is never part of a sub-application."""
+        """Refuse: this resource is never part of a sub-application."""
         raise RuntimeError("tidied paths have no prefix")
 
     def get_info(self) -> Any:

@@ -29,6 +29,7 @@ from slime_router.engine.top_logprobs import top_plan
 from slime_router.engine.wire.event_tap import tapped
 from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 from slime_router.pool.worker import Worker
+from slime_router.tokens.prompt_text import PromptTexts
 from slime_router.types import GenerateCall, GenerateChunk
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class WorkerClient:
         self._abort_timeout_s = abort_timeout_s
         self._session: aiohttp.ClientSession | None = None
         self._kept: KeptConnections | None = None
+        self._texts = PromptTexts()
         self._aborts: set[asyncio.Task[None]] = set()
         self._exchanges: dict[Worker, set[Exchange]] = {}
 
@@ -128,7 +130,7 @@ class WorkerClient:
                 "POST",
                 "/generate",
                 headers=headers,
-                body=generate_body(call, capture=capture, more=masks.fields),  # kept by nobody
+                body=generate_body(call, capture=capture, more=masks.fields, texts=self._texts),
                 timeout_s=timeout_s,
                 rid=call.rid,
             ) as (exchange, answer):
@@ -368,7 +370,7 @@ async def read_some(answer: Answer) -> bytes:
 
 
 async def read_whole(answer: Answer) -> bytes:
-    """All of it, up to a limit. Raises as `read_some` and `BodyJoiner.feed`."""
+    """The whole body, up to a limit. Raises what `read_some` and `BodyJoiner.feed` raise."""
     joiner = BodyJoiner()
     while data := await read_some(answer):
         joiner.feed(data)

@@ -23,7 +23,8 @@ from slime_router.errors import (
     WorkerFailed,
     WorkerRefused,
 )
-from slime_router.types import GenerateCall, NativeCall, Pins, Sampling, TokenIds
+from slime_router.tokens.prompt_text import PromptTexts
+from slime_router.types import GenerateCall, NativeCall, Pins, Prompt, Sampling, TokenIds
 
 _SPELLING = {  # a field of Sampling: SGLang's name for it; sent only if it was set
     "max_tokens": "max_new_tokens",
@@ -77,7 +78,7 @@ class LongBody:
         return self._len
 
     def take(self) -> list[bytes | memoryview]:
-        """All of it; nothing is left then."""
+        """Hand over all pieces; nothing is left afterwards."""
         pieces, self._pieces = self._pieces, []
         return pieces
 
@@ -106,11 +107,16 @@ def experts_start(call: GenerateCall) -> int:
 
 
 def generate_body(
-    call: GenerateCall, *, capture: Capture = "full", more: Mapping[str, Any] | None = None
+    call: GenerateCall,
+    *,
+    capture: Capture = "full",
+    more: Mapping[str, Any] | None = None,
+    texts: PromptTexts | None = None,
 ) -> bytes | LongBody:
     """The JSON body of `POST /generate`, with `more` fields. `call.prompt` has been made.
 
-    The client's own text of the ids stays as it is, where nothing was made of them.
+    The client's own text of the ids stays as it is, where nothing was made of them. `texts` has
+    those of earlier prompts.
 
     Raises:
         BadRequest: a field of the client cannot be written as JSON.
@@ -118,8 +124,8 @@ def generate_body(
     assert call.prompt is not None, "the caching middleware makes the prompt"
     asked = call.asked.items()
     body: Item = {name: value for name, value in asked if name not in ("text", "input_ids")}
-    is_theirs = bool(call.ids_text) and call.prompt.ids is call.input_ids and not len(call.sampled)
-    if not is_theirs:
+    ids_text = _ids_text(call, call.prompt, texts)
+    if ids_text is None:
         body["input_ids"] = _input_ids(call, call.prompt.ids)
     body |= {
         "rid": call.rid,
@@ -143,9 +149,20 @@ def generate_body(
     except TypeError as exc:
         raise BadRequest(f"The request cannot be written as JSON: {exc}") from exc
     pieces: tuple[bytes | memoryview, ...] = (written,)
-    if is_theirs:
-        pieces = (b'{"input_ids":', call.ids_text, b",", memoryview(written)[1:])
+    if ids_text is not None:
+        pieces = (b'{"input_ids":', *ids_text, b",", memoryview(written)[1:])
     return LongBody(*pieces) if sum(map(len, pieces)) > LONG_BODY_LEN else b"".join(pieces)
+
+
+def _ids_text(
+    call: GenerateCall, prompt: Prompt, texts: PromptTexts | None
+) -> tuple[bytes | memoryview, ...] | None:
+    """The JSON list of the prompt's ids in pieces, as far as it was written before; else None."""
+    if len(call.sampled):
+        return None
+    if call.ids_text and prompt.ids is call.input_ids:
+        return (call.ids_text,)
+    return None if texts is None else texts.pieces(call.turn_id, prompt)
 
 
 def is_constrained(call: GenerateCall) -> bool:

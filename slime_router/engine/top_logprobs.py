@@ -47,7 +47,7 @@ class TopPlan:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self, meta: Item, ids: list[int], vocab_size: int) -> Likeliest | None:
-        """Those of `ids`, the newest tokens of an answer; without those that are not finite.
+        """The likeliest tokens at each of `ids`, the newest tokens of an answer; finite ones only.
 
         Raises:
             WorkerFailed: they are missing, of other tokens, or not log-probabilities.

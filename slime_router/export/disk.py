@@ -72,21 +72,21 @@ class LocalDisk:
         os.close(self._lock)
 
     def names(self) -> list[str]:
-        """As `Disk.names`."""
+        """See `Disk.names`."""
         return [path.name for path in self._directory.iterdir() if path.is_file()]
 
     def read(self, name: str) -> bytes:
-        """As `Disk.read`."""
+        """See `Disk.read`."""
         with suppress(FileNotFoundError):
             return (self._directory / name).read_bytes()
         return b""
 
     def write(self, name: str, data: bytes) -> None:
-        """As `Disk.write`."""
+        """See `Disk.write`."""
         self._put(name, data, os.O_TRUNC)
 
     def append(self, name: str, data: bytes) -> None:
-        """As `Disk.append`."""
+        """See `Disk.append`."""
         self._put(name, data, os.O_APPEND)
 
     def _put(self, name: str, data: bytes, how: int) -> None:
@@ -100,19 +100,19 @@ class LocalDisk:
             os.close(file)
 
     def cut(self, name: str, size: int) -> None:
-        """As `Disk.cut`."""
+        """See `Disk.cut`."""
         os.truncate(self._directory / name, size)
 
     def rename(self, name: str, new: str) -> None:
-        """As `Disk.rename`."""
+        """See `Disk.rename`."""
         (self._directory / name).replace(self._directory / new)
 
     def remove(self, name: str) -> None:
-        """As `Disk.remove`."""
+        """See `Disk.remove`."""
         (self._directory / name).unlink()
 
     def sync(self) -> None:
-        """As `Disk.sync`."""
+        """See `Disk.sync`."""
         file = os.open(self._directory, os.O_RDONLY)
         try:
             os.fsync(file)

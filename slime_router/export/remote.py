@@ -48,7 +48,7 @@ class RouterSource:
         return self._total
 
     def sessions(self, _: Listing, min_reward: float | None) -> Iterator[Found]:
-        """As `Source.sessions`; the router reads the query itself."""
+        """See `Source.sessions`; the router reads the query itself."""
         cursor: str | None = None
         while True:
             page = self._page(limit=PAGE, cursor=cursor, revisions="true")
@@ -63,7 +63,7 @@ class RouterSource:
                 return
 
     def exported(self, keys: Collection[Key]) -> None:
-        """As `Source.exported`; a session that has changed since it was listed is not."""
+        """See `Source.exported`; a session that changed since it was listed is left out."""
         for key in keys:
             revision = self._unmarked.pop(key, None)
             if revision is None:
@@ -76,7 +76,7 @@ class RouterSource:
                 raise SourceFailed(exc.message) from exc
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there is nothing to close."""
 
     def _page(self, **more: Any) -> Any:
         try:

@@ -58,7 +58,7 @@ class Source(Protocol):
         """How many sessions there are, about."""
 
     def sessions(self, wanted: Listing, min_reward: float | None) -> Iterator[Found]:
-        """Those that are wanted, each once.
+        """The wanted sessions, each once.
 
         Raises:
             SourceFailed: it does not answer.
@@ -81,14 +81,16 @@ class ArchiveSource:
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._runner = asyncio.Runner()
+        progress = Progress(0, 0)
         try:
-            self._asked(archive.prepare(Progress(0, 0)))
+            self._asked(archive.prepare(progress))
         except BaseException:  # whatever it is: it must not stay open
             self.close()
             raise
         self._names: list[str] | None = None
         self._unmarked: dict[Key, tuple[SessionState, Cursor]] = {}
-        self.skipped = 0
+        self._unread = progress.skipped
+        self.skipped = self._unread
 
     def __repr__(self) -> str:
         return f"<ArchiveSource {self._archive!r}>"
@@ -97,22 +99,34 @@ class ArchiveSource:
         return len(self._listed())
 
     def sessions(self, wanted: Listing, min_reward: float | None) -> Iterator[Found]:
-        """As `Source.sessions`."""
+        """See `Source.sessions`."""
+        for store, session, cursor in self.read():
+            if not _fits(session, wanted, min_reward):
+                continue
+            found = _found(store, session)
+            if session.exported():
+                self._unmarked[found.key] = SessionState.of(session), cursor
+            yield found
+
+    def read(self) -> Iterator[tuple[TrajectoryStore, Session, Cursor]]:
+        """Each session, alone in a store with its turns, and how far it was read.
+
+        Raises:
+            SourceFailed: it does not answer.
+        """
+        self.skipped = self._unread
         for name in self._listed():
             store = ArchivedStore(_Nowhere(), ROOM)
             news = self._news(name, NOTHING_SEEN)
             store.absorb(news, NOTHING_SEEN, lambda _: 0)
-            self.skipped += store.skipped_turns
+            is_damaged = news.state is None and not news.is_deleted and bool(news.turns)
+            self.skipped += store.skipped_turns + is_damaged
             session = store.sessions.find(name)
-            if session is None or not _fits(session, wanted, min_reward):
-                continue
-            found = _found(store, session)
-            if session.exported():
-                self._unmarked[found.key] = SessionState.of(session), news.cursor
-            yield found
+            if session is not None:
+                yield store, session, news.cursor
 
     def exported(self, keys: Collection[Key]) -> None:
-        """As `Source.exported`: what was said of them meanwhile stays, and so does their end."""
+        """See `Source.exported`. What was recorded about them in the meantime stays."""
         changes: list[Change] = []
         for key in keys:
             state, cursor = self._unmarked.pop(key, (None, NOTHING_SEEN))
@@ -125,7 +139,7 @@ class ArchiveSource:
             self._archive.apply(changes)
 
     def close(self) -> None:
-        """As `Source.close`."""
+        """See `Source.close`."""
         self._runner.run(self._archive.close())
         self._runner.close()
 
@@ -155,7 +169,7 @@ class _Nowhere:
     position = 0
 
     def put(self, made: Made) -> None:
-        """Nothing is written."""
+        """Write nothing."""
 
     def has_written(self, position: int) -> bool:  # noqa: ARG002 - nothing waits
         """There is nothing to write."""

@@ -195,7 +195,7 @@ class Cacher:
         return frozenset(filter(self._tokenizer.is_special, stops))
 
     def _kept(self, call: GenerateCall, parser: ReplyParser | None) -> frozenset[int]:
-        """Those of the stop tokens that the parser reads."""
+        """The stop tokens that the parser reads."""
         if parser is None or not parser.ends:
             return frozenset()
         spelled = self._tokenizer.token_bytes

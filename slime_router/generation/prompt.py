@@ -20,7 +20,6 @@ from typing import Literal
 
 import numpy as np
 
-from slime_router.auth.owners import name_of_root
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
 from slime_router.choices import History
@@ -39,6 +38,7 @@ from slime_router.trajectory.turn import Turn
 from slime_router.types import GenerateCall, Message, Piece, Prompt, Receipt, TokenIds
 from slime_router.values import replace, value
 
+LONG_TALK = 64  # messages: from here on a step may take a millisecond
 MAX_LEFT_OUT = 3  # messages that one receipt names
 
 
@@ -94,6 +94,7 @@ class PromptMaker:
         if call.messages is None:
             assert call.text is not None
             return await self._from_text(call, call.text)
+        await _others_run(call.messages)
         talk = self.recognise(call)
         mode = call.history or self._history
         reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
@@ -103,6 +104,7 @@ class PromptMaker:
             if prompt is not None:
                 return prompt
             reason, has_failed = "the template is not shown to append here", True
+        await _others_run(call.messages)
         date = self._date(talk.turn)
         messages = self._template.parts.whole(call.messages)
         if mode == "template" or has_failed:
@@ -112,8 +114,10 @@ class PromptMaker:
         if has_failed:
             reason += _left_out(self._template.left_out(text, messages))
         if mode == "held" and not call.template.continue_final_message:
+            await _others_run(messages)
             layout = self._template.layout(text, messages, call.template, date)
             self._layouts.note(call.turn_id, layout)
+            await _others_run(messages)
         prompt = await self._from_text(call, text, talk=talk, date=date, reason=reason)
         if not notes:
             return prompt
@@ -226,9 +230,9 @@ class PromptMaker:
             spelling=spelled,
             reply_prefix=written,
             own_ids=own_ids,
-            conversation=_name_of(call, talk),
+            conversation=talk.name_of(call),
             is_reserved=True,
-            new_messages=len(talk.messages) - 1 - talk.reply_index,
+            new_messages=talk.new_after(turn),
         )
 
     def _choice(self, call: GenerateCall, talk: Conversation, turn: Turn) -> str:
@@ -252,9 +256,16 @@ class PromptMaker:
     ) -> MadePrompt:
         if not text:
             raise BadRequest("the prompt is empty", param="messages" if talk else "text")
-        match = self._cache.match_prefix(call.scope, text, call.session_id)
+        turn = None
+        if talk is not None and talk.turn is not None:
+            turn = self._store.get(talk.turn.id)  # it may be gone by now
+        ending = None if turn is None else self._cache.turn_node(turn.id)
+        match = self._cache.match_prefix(call.scope, text, call.session_id, ending)
         try:
-            cached = match.node.path_ids()
+            if turn is not None and match.node is ending and ending.end == turn.held_len:
+                cached = self._store.held_ids(turn.id)
+            else:
+                cached = match.node.path_ids()
             rest = text[match.text_len :]
             pieces = await self._tokenizer.encode_pieces_async(rest, cached)
             ids, own_ids, pieces = await _joined(cached, pieces)
@@ -275,7 +286,8 @@ class PromptMaker:
                 spelling=spelled,
                 reply_prefix=written,
                 own_ids=own_ids,
-                conversation=_name_of(call, talk),
+                conversation="" if talk is None else talk.name_of(call),
+                new_messages=None if talk is None else talk.new_after(base),
             )
         except BaseException:  # whatever ends it: unpin
             self._cache.unpin(match.node)
@@ -288,13 +300,17 @@ class PromptMaker:
         """
         if call.session_id is not None:
             return self._store.deepest_prefix(ids, call.session_id, call.scope)
-        for step in reversed(node.path()):
+        step: Node | None = node
+        while step is not None:
             turn = self._store.get(step.turn) if step.turn is not None else None
-            if turn is None or turn.held_len != step.end:
-                continue
-            if np.array_equal(self._store.held_ids(turn.id), ids[: step.end]):
+            if turn is not None and self._holds(turn, ids[: step.end]):
                 return turn
+            step = step.parent
         return None
+
+    def _holds(self, turn: Turn, ids: TokenIds) -> bool:
+        """Whether these are its held tokens."""
+        return turn.held_len == len(ids) and np.array_equal(self._store.held_ids(turn.id), ids)
 
     @staticmethod
     def _verdict(
@@ -350,24 +366,16 @@ class PromptMaker:
         return Receipt(status, reused, len(ids) - reused, call.turn_id, reason)
 
 
+async def _others_run(messages: Sequence[Message]) -> None:
+    """Between two steps that take milliseconds each for a long conversation."""
+    if len(messages) >= LONG_TALK:
+        await asyncio.sleep(0)
+
+
 async def _joined(head: TokenIds, pieces: tuple[Piece, ...]) -> Whole:
     if len(pieces) <= INLINE_PIECES:
         return with_head(head, pieces)
     return await asyncio.to_thread(with_head, head, pieces)
-
-
-def _name_of(call: GenerateCall, talk: Conversation | None) -> str:
-    """What the turns of a conversation without a session go together by: the name of the first.
-
-    One that continues a session's turns goes with that session. "" for a call that names one, and
-    where nobody would find the conversation again.
-    """
-    if talk is None or call.session_id is not None:
-        return ""
-    turn = talk.turn
-    if turn is None:
-        return name_of_root(call.turn_id)
-    return turn.session_id or turn.conversation or name_of_root(turn.id)
 
 
 def _left_out(indexes: Iterable[int]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -64,8 +64,8 @@ class Journal(Protocol):
     def must_be_written(self) -> bool:
         """Whether a reply that is not in the journal may not go out."""
 
-    def was_closed(self, session_id: str | None) -> bool:
-        """Whether another router had closed the session before its last turn came."""
+    def end_of(self, session_id: str | None) -> Literal["closed", "deleted"] | None:
+        """What another router, or retention, had done with the session before its last turn."""
 
     @property
     def missing(self) -> str:
@@ -182,16 +182,23 @@ class Recorder:
         began = course.elapsed_s()
         trouble = await journal.written()
         self._meters.endured(course.elapsed_s() - began)
-        if journal.was_closed(turn.call.session_id):
-            self.counts.after_close += 1
-            logger.warning("turn %s came after its session was closed", turn.call.turn_id)
-            turn.reply.note("its session was closed meanwhile; it is kept")
+        self._note_end(turn, journal.end_of(turn.call.session_id))
         if trouble is None:
             return
         self.counts.not_durable += 1
         if journal.must_be_written:
             raise NotDurable(journal.refusal)
         turn.reply.note(f"{journal.missing}: {trouble:.200}")
+
+    def _note_end(self, turn: OpenTurn, end: Literal["closed", "deleted"] | None) -> None:
+        if end == "closed":
+            self.counts.after_close += 1
+            logger.warning("turn %s came after its session was closed", turn.call.turn_id)
+            turn.reply.note("its session was closed meanwhile; it is kept")
+        elif end == "deleted":
+            self.counts.late += 1
+            logger.warning("turn %s is not kept: its session was deleted", turn.call.turn_id)
+            turn.reply.note("its session was deleted meanwhile; it is not kept")
 
     def note_outcome(self, turn: OpenTurn) -> None:
         """For the metrics, and for the line that the log has of its request."""
@@ -302,7 +309,7 @@ class Recorder:
             logger.warning("the store is full: its oldest turns are dropped from now on")
 
     def _note_truncated(self, turn: Turn) -> None:
-        """It was sampled from a part of the vocabulary, and nobody knows from which."""
+        """Count a turn sampled from an unknown part of the vocabulary; warn once a session."""
         self.counts.truncated_sampling += 1
         session = None if turn.session_id is None else self._store.sessions.find(turn.session_id)
         if session is not None and session.truncated_turns == 1:  # rows and /metrics always count

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from copy import deepcopy
 from typing import TypeAlias
 
 from slime_router.generation.middleware import CallNext, Dispatch, Middleware
+from slime_router.template.heard import Heard
 from slime_router.types import GenerateCall, GenerateChunk
 from slime_router.values import replace
 
@@ -44,6 +46,8 @@ class Router:
 
     async def _wrapped(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
         streams: _Streams = []
+        if isinstance(call.messages, Heard):  # other requests share them, and plug-ins may write
+            call = replace(call, messages=deepcopy(tuple(call.messages)))
         try:
             async for chunk in self._link(0, streams)(call):
                 yield chunk

@@ -121,7 +121,7 @@ class Elsewhere(Protocol):
     """The other processes of a router: a session may have flights there as well."""
 
     async def land(self, session_id: str, *, cancel: bool, timeout_s: float) -> None:
-        """They let nothing new in; returns when nothing runs in it there, or as `close` has it."""
+        """Keep new calls out of it there; returns once nothing runs in it, or as `close` says."""
 
     async def settle(self, session_id: str) -> None:
         """The session was closed here, or it stays open after all."""

@@ -77,7 +77,7 @@ class Leaving:
 
 
 class Closings:
-    """Those of one journal.
+    """The closings of one journal.
 
     Args:
         now: Unix time.
@@ -185,7 +185,7 @@ class Closings:
         )
 
     def count(self, leaving: Leaving, turns: int) -> None:
-        """It was dropped; within that transaction."""
+        """Count what was dropped, within the same transaction."""
         values = leaving.is_session, leaving.is_session and not leaving.is_exported, turns
         for name, value in zip(DROPPED, values, strict=True):
             self._sql.execute(_COUNT, (name, int(value)))

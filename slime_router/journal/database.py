@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,6 +161,9 @@ class Drop:
     is_deleted: bool = False
 
 
+# Sessions whose turns came late: one of a session that is closed is kept, of a deleted one not.
+Late: TypeAlias = Mapping[str, Literal["closed", "deleted"]]
+
 Change: TypeAlias = PutTurn | DropTurn | MarkUndelivered | Put | Drop
 Made: TypeAlias = Callable[[], Change]  # made where it is written, off the loop
 
@@ -249,7 +252,7 @@ class Database:
 
     # Writing
 
-    def apply(self, changes: Sequence[Change]) -> Collection[str]:
+    def apply(self, changes: Sequence[Change]) -> Late:
         """Make these changes, in this order; all of them, or none where this fails.
 
         Returns the sessions that another router had closed: none.
@@ -261,7 +264,7 @@ class Database:
         turns = [each for each in changes if isinstance(each, PutTurn)]
         if len(turns) == len(changes) == 1:  # one statement is a transaction by itself
             sql.execute(_PUT_TURN, _row(turns[0]))
-            return ()
+            return {}
         sql.execute("BEGIN IMMEDIATE")
         try:
             if len(turns) == len(
@@ -276,7 +279,7 @@ class Database:
             with suppress(sqlite3.Error):  # it may have rolled back by itself
                 sql.execute("ROLLBACK")
             raise
-        return ()
+        return {}
 
     def _apply(self, change: Change) -> None:
         run = self._sql.execute

@@ -18,6 +18,9 @@ class Fetch(Protocol):
     def of_session(self, session_id: str) -> Awaitable[Fetched]:
         """A session, with its turns."""
 
+    def of_rollout(self, session_id: str) -> Awaitable[Fetched]:
+        """A session, with those of its rollout that have a reward."""
+
     def of_call(self, call: GenerateCall) -> Awaitable[Fetched]:
         """What a call may continue."""
 
@@ -27,6 +30,9 @@ class Fetch(Protocol):
     def of_sessions(self) -> Awaitable[Sequence[Session] | None]:
         """All sessions as they are now; None where the store has them all."""
 
+    def know_sessions(self) -> Awaitable[None]:
+        """All sessions count from then on, in memory or not: for what they have in common."""
+
     def confirm_opened(self, session: Session) -> Awaitable[None]:
         """Raises Conflict where another router opened it first."""
 
@@ -35,19 +41,26 @@ class AllIsHere:
     """For a store that has everything in memory."""
 
     async def of_session(self, _: str) -> Fetched:
-        """Nothing is fetched."""
+        """Fetch nothing: all turns are in memory."""
+        return nullcontext()
+
+    async def of_rollout(self, _: str) -> Fetched:
+        """Fetch nothing: all turns are in memory."""
         return nullcontext()
 
     async def of_call(self, _: GenerateCall) -> Fetched:
-        """Nothing is fetched."""
+        """Fetch nothing: all turns are in memory."""
         return nullcontext()
 
     async def of_turn(self, _: str) -> Fetched:
-        """Nothing is fetched."""
+        """Fetch nothing: all turns are in memory."""
         return nullcontext()
 
     async def of_sessions(self) -> None:
         """The store has them all."""
+
+    async def know_sessions(self) -> None:
+        """Do nothing: all sessions count already."""
 
     async def confirm_opened(self, _: Session) -> None:
         """Nobody else can open any."""

@@ -40,7 +40,7 @@ class Keeping(Protocol):
         """Keep something by name; packed later, so it must hold still."""
 
     def drop(self, table: Table, name: str) -> None:
-        """It is gone."""
+        """Record that `name` is gone."""
 
     def named(self, table: Table) -> Iterator[tuple[str, bytes]]:
         """What was kept, at the start."""

@@ -47,7 +47,7 @@ class Nowhere:
     """Takes changes and forgets them: reading changes nothing."""
 
     def put(self, made: Made) -> None:
-        """Nothing is written."""
+        """Write nothing."""
 
 
 def stats(database: Database) -> JournalStats:

@@ -67,7 +67,7 @@ class JournaledSessions(SessionTable):
     def open(
         self, spec: SessionSpec, *, age: int = 0, at: float | None = None, opener: str = ""
     ) -> Session:
-        """As `SessionTable.open`."""
+        """See `SessionTable.open`."""
         session = super().open(spec, age=age, at=at, opener=opener)
         self.write(session)
         if at is not None:
@@ -75,18 +75,18 @@ class JournaledSessions(SessionTable):
         return session
 
     def mark_closed(self, session: Session, age: int) -> None:
-        """As `SessionTable.mark_closed`."""
+        """See `SessionTable.mark_closed`."""
         super().mark_closed(session, age)
         self.write(session)
 
     def set_reward(self, session_id: str, reward: Reward) -> Session:
-        """As `SessionTable.set_reward`."""
+        """See `SessionTable.set_reward`."""
         session = super().set_reward(session_id, reward)
         self.write(session)
         return session
 
     def forget(self, session: Session, *, is_deleted: bool) -> None:
-        """As `SessionTable.forget`."""
+        """See `SessionTable.forget`."""
         was_current = self.is_current(session)
         super().forget(session, is_deleted=is_deleted)
         if was_current and (is_deleted or session.id in self._written):
@@ -105,7 +105,7 @@ class JournaledSessions(SessionTable):
         return session.id in self._written
 
     def remember_deleted(self, session_id: str) -> None:
-        """It was deleted before the restart."""
+        """Remember a session that was deleted before the restart."""
         self._deleted[session_id] = None
 
     def _check_room(self, owner: str) -> None:
@@ -113,7 +113,7 @@ class JournaledSessions(SessionTable):
             super()._check_room(owner)
 
     def check_bytes(self, owner: str, more: int) -> None:
-        """As `SessionTable.check_bytes`; what was let in once stays."""
+        """See `SessionTable.check_bytes`; what was admitted once stays."""
         if not self._tap.is_shut:
             super().check_bytes(owner, more)
 
@@ -135,27 +135,27 @@ class JournaledStore(TrajectoryStore):
         self.sessions = self._written = JournaledSessions(self._tap, max_sessions, owners)
 
     def add(self, turn: Turn) -> Turn:
-        """As `TrajectoryStore.add`."""
+        """See `TrajectoryStore.add`."""
         turn = super().add(turn)
         if turn.id in self:
             self._write(turn)
         return turn
 
     def mark(self, turn_id: str, **marks: Unpack[Marks]) -> Turn:
-        """As `TrajectoryStore.mark`."""
+        """See `TrajectoryStore.mark`."""
         turn = super().mark(turn_id, **marks)
         self._write(turn)
         return turn
 
     def mark_undelivered(self, turn_id: str) -> None:
-        """As `TrajectoryStore.mark_undelivered`."""
+        """See `TrajectoryStore.mark_undelivered`."""
         super().mark_undelivered(turn_id)
         turn = self.get(turn_id)
         if turn is not None:
             self._tap.put(partial(MarkUndelivered, turn.seq))
 
     def mark_exported(self, session_id: str) -> None:
-        """As `TrajectoryStore.mark_exported`."""
+        """See `TrajectoryStore.mark_exported`."""
         session = self.sessions.find(session_id)
         was_exported = session is None or session.was_exported
         super().mark_exported(session_id)
@@ -163,7 +163,7 @@ class JournaledStore(TrajectoryStore):
             self._written.write(session)
 
     def delete_session(self, session_id: str) -> None:
-        """As `TrajectoryStore.delete_session`."""
+        """See `TrajectoryStore.delete_session`."""
         turns = tuple(self.sessions.get(session_id).turns)
         super().delete_session(session_id)
         for turn_id in turns:  # those that others build on stay, without a session

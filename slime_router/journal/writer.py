@@ -19,13 +19,13 @@ import logging
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from time import monotonic
 from typing import Protocol
 
-from slime_router.journal.database import Change, Made
+from slime_router.journal.database import Change, Late, Made
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ BATCH = 2_000  # changes of one transaction: it blocks nobody, but those who wai
 class Target(Protocol):
     """What is written to; `slime_router.journal.database` has one."""
 
-    def apply(self, changes: list[Change]) -> Collection[str] | None:
-        """Make these changes durable; which sessions were closed before turns of theirs came."""
+    def apply(self, changes: list[Change]) -> Late | None:
+        """Make these changes durable; which sessions had ended before turns of theirs came."""
 
 
 class Upkeep(Protocol):
@@ -69,7 +69,7 @@ class JournalWriter:
         *,
         stops_on_error: bool = False,
         on_lost: Callable[[str], None] = lambda _: None,
-        on_late: Callable[[Collection[str]], None] = lambda _: None,
+        on_late: Callable[[Late], None] = lambda _: None,
         retry_s: float = RETRY_S,
         max_waiting: int = MAX_WAITING,
         upkeep: Upkeep | None = None,

@@ -46,7 +46,7 @@ class Kept(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where it answers."""
+        """The URL that the worker answers at."""
 
     @abstractmethod
     def arguments(self) -> Sequence[str]:

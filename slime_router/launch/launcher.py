@@ -41,7 +41,7 @@ class Launched(Kept):
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL that the worker listens at."""
         return f"http://{HOST}:{self.port}"
 
     def arguments(self) -> Sequence[str]:

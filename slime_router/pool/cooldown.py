@@ -25,7 +25,7 @@ class Cooldown:
         return f"<Cooldown after {self._failures} failures>"
 
     def failed(self, now: float) -> None:
-        """It failed a request. Those that it had at the same time count once."""
+        """The worker failed a request. Failures of concurrent requests count once."""
         if now < self._failed_until:
             return
         self._failed_until = now + self._backoff.delay_s(self._failures, _middle)
@@ -33,11 +33,11 @@ class Cooldown:
         self._spared_until = max(self._spared_until, self._failed_until)
 
     def busy(self, now: float) -> None:
-        """It takes no new request at the moment."""
+        """The worker takes no new requests at the moment."""
         self._spared_until = max(self._spared_until, now + BUSY_S)
 
     def succeeded(self) -> None:
-        """It did its job."""
+        """The worker served a request: forget earlier failures."""
         self._failures = 0
         self._failed_until = self._spared_until = float("-inf")
 

@@ -55,7 +55,7 @@ class Registration:
 
 
 class RegistrationFields(TypedDict, total=False):
-    """Those fields of a `Registration` that somebody names."""
+    """The fields of a `Registration` that a caller may name."""
 
     kind: Kind
     bootstrap_port: int | None
@@ -102,7 +102,7 @@ class Worker:
     # What is registered
 
     def register(self, **fields: Unpack[RegistrationFields]) -> None:
-        """It is registered (again): these fields of its `Registration` change, and it stays."""
+        """Register it (again): these fields of its `Registration` change, all else stays."""
         self.registration = replace(self.registration, **fields)
         self._is_draining = False
 
@@ -134,7 +134,7 @@ class Worker:
         return self._in_flight + sum(self._elsewhere.values())
 
     def has_elsewhere(self, process: int, count: int) -> None:
-        """It has so many requests from another process."""
+        """Record how many requests another process has at this worker."""
         if count:
             self._elsewhere[process] = count
         else:
@@ -157,7 +157,7 @@ class Worker:
         self._last_lease = number
 
     def computed(self, pending: int) -> None:
-        """That many prompt tokens are computed by now, or never will be."""
+        """Count `pending` prompt tokens as computed, or given up."""
         self._pending_tokens -= pending
 
     def returned(self) -> None:
@@ -194,7 +194,7 @@ class Worker:
 
     @property
     def preferred_sampling(self) -> Mapping[str, Any]:
-        """Its own sampling parameters, for requests that do not give them."""
+        """The worker's own sampling parameters, for requests that do not give them."""
         return self._preferred_sampling
 
     def reported(
@@ -205,7 +205,7 @@ class Worker:
         kv_tokens: int | None = None,
         context_len: int | None = None,
     ) -> None:
-        """It says how busy and big it is, and how it samples; None: it says nothing about that."""
+        """Take in its load, its size and how it samples; None is what it left out."""
         self._queued = self._queued if queued is None else queued
         self._kv_tokens = kv_tokens or self._kv_tokens
         self._context_len = context_len or self._context_len
@@ -213,7 +213,7 @@ class Worker:
             self._preferred_sampling = preferred_sampling
 
     def compared(self, *, is_exact: bool) -> None:
-        """Its tokens were compared with ours."""
+        """Record whether its tokens are the same as ours."""
         self._is_token_exact = is_exact
 
     # Whether it fits
@@ -224,7 +224,7 @@ class Worker:
         return self._was_greeted
 
     def greeted(self) -> None:
-        """It was looked at, and it answered."""
+        """Record that it has answered a first probe."""
         self._was_greeted = True
 
     @property
@@ -233,7 +233,7 @@ class Worker:
         return self._misfit
 
     def judged(self, misfit: str | None) -> bool:
-        """It was looked at. Returns whether the verdict is another one than before."""
+        """Record a verdict (`misfit` says why it may not serve). Returns whether it has changed."""
         is_news, self._misfit = misfit != self._misfit, misfit
         return is_news
 
@@ -255,7 +255,7 @@ class Worker:
         return self._pauses
 
     def observed(self, version: WeightVersion, *, known: WeightVersion | None) -> bool:
-        """It says that it runs `version`; `known` was the version when it was asked.
+        """Take in that it runs `version`; `known` was its version when it was asked.
 
         Believed unless something else changed it meanwhile, which is newer. Returns whether that
         is news.
@@ -266,13 +266,13 @@ class Worker:
         return True
 
     def update_started(self) -> WeightVersion | None:
-        """It gets new weights: its version is unknown until it reports it. Returns the old one."""
+        """An update begins: the version is unknown until it reports one. Returns the old."""
         before, self._weight_version = self._weight_version, None
         self._updates += 1
         return before
 
     def update_taken(self, version: WeightVersion | None, *, before: WeightVersion | None) -> None:
-        """It took the update. One without a name keeps the old one, unless it reported another."""
+        """The update was taken. Without a name the old version stays, unless one was reported."""
         if version is not None:
             self._weight_version = version
         elif self._weight_version is None:
@@ -292,7 +292,7 @@ class Worker:
 
     @property
     def is_asleep(self) -> bool:
-        """Its memory was released through the router, and not yet restored."""
+        """Whether its memory was released through the router and not yet restored."""
         return self._is_asleep
 
     @property
@@ -302,12 +302,12 @@ class Worker:
 
     @property
     def is_draining(self) -> bool:
-        """It was asked to leave: it gets nothing new, and is removed after its last request."""
+        """Whether it was asked to leave: it gets nothing new, and goes after its last request."""
         return self._is_draining
 
     @property
     def is_refusing(self) -> bool:
-        """It is there, but says itself that it takes nothing new: it shuts down or starts up."""
+        """Whether it answers but takes nothing new, as it is starting or shutting down."""
         return self._is_refusing
 
     @property
@@ -317,7 +317,7 @@ class Worker:
 
     @property
     def state(self) -> State:
-        """Its state in one word."""
+        """The state in one word."""
         if self._is_draining:
             return "draining"
         if not (self.is_there and self._was_greeted):
@@ -336,12 +336,12 @@ class Worker:
         return None if self._was_greeted else "it was not looked at yet"
 
     def came_up(self) -> bool:
-        """It answers. Returns whether it was down."""
+        """Record that it answers. Returns whether it was down."""
         was_down, self._is_up = not self._is_up, True
         return was_down
 
     def went_down(self, reason: str = "", *, was_stopped: bool = False) -> bool:
-        """It cannot be reached, so its weights are unknown. Returns whether it was up.
+        """Record that it cannot be reached, so its weights are unknown. Returns whether it was up.
 
         If it `was_stopped`, its pause ended with it, and what comes up may be something else.
         """
@@ -360,10 +360,10 @@ class Worker:
         self._pauses += self.is_resting and not was_resting
 
     def asked_to_leave(self) -> None:
-        """It gets nothing new from now on."""
+        """Give it nothing new from now on."""
         self._is_draining = True
 
     def refuses(self, is_refusing: bool) -> bool:
-        """It says whether it takes new requests. Returns whether that is news."""
+        """Record whether it refuses new requests. Returns whether that has changed."""
         is_news, self._is_refusing = is_refusing != self._is_refusing, is_refusing
         return is_news

@@ -107,7 +107,7 @@ class Masks:
         self.logprobs: list[float] = []
 
     def add(self, start: int, masks: Sequence[Sequence[int]], logprobs: Sequence[float]) -> None:
-        """Those of the tokens from `start` on; the ones before without a mask have none."""
+        """Add the masks from token `start` on; earlier tokens without one get an empty mask."""
         self.fill(start)
         for mask in masks:
             self.lengths.append(len(mask))
@@ -130,7 +130,7 @@ class Tops:
         self.tokens: list[Sequence[tuple[float, int]]] = []
 
     def add(self, start: int, tokens: Sequence[Sequence[tuple[float, int]]]) -> None:
-        """Those of the tokens from `start` on; the ones before without any have none."""
+        """Add the likeliest tokens from `start` on; earlier tokens without any get none."""
         self.fill(start)
         self.tokens += tokens
 

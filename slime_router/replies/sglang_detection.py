@@ -47,7 +47,7 @@ class ModelTraits:
 
     @classmethod
     def of(cls, model: Model) -> ModelTraits:
-        """Those of a loaded model."""
+        """The traits of a loaded model."""
         return cls(
             template=model.jinja_template,
             tokens=model.token_names(),

@@ -68,11 +68,11 @@ from slime_router.server.boundary import Boundary, Handler
 from slime_router.server.control_routes import ControlRoutes
 from slime_router.server.engine_metrics import engine_metrics
 from slime_router.server.fleet import Fleet, WorkerGroups
+from slime_router.server.loop.stalls import StallWatch
 from slime_router.server.model_routes import ModelAdmin
 from slime_router.server.proxy import Fallback, PassThrough
 from slime_router.server.signals import end_now
 from slime_router.server.slow_clients import SlowClients
-from slime_router.server.stalls import StallWatch
 from slime_router.server.together.metrics import answer_figures, metrics, metrics_text
 from slime_router.server.together.responses import SharedResponses
 from slime_router.server.together.together import Together
@@ -166,7 +166,7 @@ class Gateway:
         self.meters = self.path.meters
         self.tracing = Tracing.of(config.otlp_endpoint, config.model_name)
         self.slow_clients = SlowClients(config.client_timeout_s)
-        self.stalls = StallWatch(self.slow_clients.under_way)
+        self.stalls = StallWatch(self.slow_clients.under_way, self.meters.loop_delay)
         self.descriptors = DescriptorWatch(raise_limit())
         self.supervisor = Supervisor()
         parts = (self.tokenizer, self.weights, self.supervisor)

@@ -20,8 +20,8 @@ from slime_router.generation.weight_versions import WeightVersions
 from slime_router.journal.keeping import Keeping
 from slime_router.pool.worker import Worker
 from slime_router.server.fleet import Fleet
+from slime_router.server.loop.stalls import StallWatch
 from slime_router.server.slow_clients import SlowClients
-from slime_router.server.stalls import StallWatch
 from slime_router.server.together.merging import Figures
 from slime_router.siblings.siblings import Siblings
 from slime_router.supervisor import Supervisor
@@ -364,12 +364,15 @@ METRICS = (
     ),
 )
 # fmt: on
-# In the JSON only, as they are not numbers.
-NAMES = (Sample("weights.current", lambda r: r.weights.current),)
+# In the JSON only: a name, and what is a histogram in Prometheus.
+NAMES = (
+    Sample("weights.current", lambda r: r.weights.current),
+    Sample("loop.late", lambda r: r.stalls.late_by_ms()),
+)
 
 
 def figures(sources: Sources) -> Figures:
-    """Those of this process by group and key; ratios in [0, 1], sizes in tokens."""
+    """The figures of this process by group and key; ratios in [0, 1], sizes in tokens."""
     found: Figures = {}
     for sample in (*(each for metric in METRICS for each in metric.samples), *NAMES):
         group, _, key = sample.figure.partition(".")

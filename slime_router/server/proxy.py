@@ -268,9 +268,12 @@ def _is_checked(request: web.Request, path: str, served: Served | None) -> bool:
 
 async def _allowed_methods(request: web.Request) -> set[str]:
     """The methods of the router's own routes at this path; empty if it has none there."""
-    allowed: set[str] = set()
-    asked = tidied(request) or request
-    for resource in request.app.router.resources():
-        _, methods = await resource.resolve(asked)
-        allowed |= methods
-    return allowed - {hdrs.METH_ANY}
+    tidy = tidied(request)
+    for asked in (request,) if tidy is None else (request, tidy):
+        allowed: set[str] = set()
+        for resource in request.app.router.resources():
+            _, methods = await resource.resolve(asked)
+            allowed |= methods
+        if own := allowed - {hdrs.METH_ANY}:
+            return own  # a slash that is encoded may be part of a name
+    return set()

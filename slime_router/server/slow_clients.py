@@ -74,6 +74,11 @@ class SlowClients:
         """Checks periodically, as long as the supervisor lasts."""
         supervisor.every(self._timeout_s / LOOKS, "slow clients", self.look)
 
+    @property
+    def has_requests(self) -> bool:
+        """Whether any request is being handled."""
+        return any(client.request is not None for client in self._clients.values())
+
     def under_way(self) -> list[str]:
         """The requests being handled, each as method and path as sent."""
         requests = (client.request for client in self._clients.values())

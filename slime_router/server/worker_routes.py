@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import orjson
 from aiohttp import web
 
 from slime_router.api.request import read_object, require
@@ -54,7 +55,7 @@ class WorkerAdmin:
         if url is None:
             return web.json_response({"error": _URL_REQUIRED}, status=400)
         await self._registry.add(url)
-        return web.json_response({"status": "success", "worker_urls": self._pool.loads})
+        return self._success()
 
     async def remove_worker(self, request: web.Request) -> web.Response:
         """`POST /remove_worker?url=` or `{"url"}`: gone at once, but its generations finish."""
@@ -62,7 +63,11 @@ class WorkerAdmin:
         if url is None:
             return web.json_response({"error": _URL_REQUIRED}, status=400)
         await self._registry.remove(url)
-        return web.json_response({"status": "success", "worker_urls": self._pool.loads})
+        return self._success()
+
+    def _success(self) -> web.Response:
+        reply = {"status": "success", "worker_urls": self._pool.loads}
+        return web.json_bytes_response(reply, dumps=orjson.dumps)
 
     async def list_urls(self, _: web.Request) -> web.Response:
         """`GET /list_workers`."""
@@ -86,7 +91,7 @@ class WorkerAdmin:
             "total": len(workers),
             "stats": {f"{kind}_count": kinds[kind] for kind in KINDS},
         }
-        return web.json_response({**reply, **silence(heard)})
+        return web.json_bytes_response({**reply, **silence(heard)}, dumps=orjson.dumps)
 
     async def show(self, request: web.Request) -> web.Response:
         """`GET /workers/{id or URL}`."""

@@ -107,17 +107,17 @@ class Place:
 
     @property
     def launched(self) -> LaunchedFile:
-        """Where it reads which workers were launched."""
+        """The file that says which workers were launched."""
         return LaunchedFile(self.directory)
 
     # What it says to whoever started it
 
     def up(self, banner: str) -> None:
-        """It serves; `banner` says what."""
+        """Record that this process serves; `banner` says what."""
         _write(self._up_file, banner)
 
     def failed(self, message: str) -> None:
-        """It cannot serve; `message` is one line that says why."""
+        """Record that this process cannot serve; `message` says why in one line."""
         _write(self._failed_file, message)
 
     def begin(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from time import monotonic, time
 
 from slime_router.telemetry.request_record import current_request
@@ -29,6 +30,12 @@ class Times:
 
     def __repr__(self) -> str:
         return f"<Times {sum(self.counts)} in {self.total_s:.3f} s>"
+
+    def over(self) -> dict[float, int]:
+        """How many were longer than each bound."""
+        total = sum(self.counts)
+        up_to = accumulate(self.counts)
+        return {bound: total - count for bound, count in zip(self.bounds, up_to, strict=False)}
 
     def add(self, seconds: float) -> None:
         """One more."""
@@ -85,11 +92,11 @@ class Course:
         return self._clock() - self._began
 
     def admitted(self) -> None:
-        """It has a slot."""
+        """The generation has got a slot."""
         self.admitted_s = self.elapsed_s()
 
     def prompted(self) -> None:
-        """Its prompt is made."""
+        """The prompt is made."""
         self.prompted_s = self.elapsed_s()
 
     @property

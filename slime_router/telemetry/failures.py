@@ -51,5 +51,5 @@ class RecentFailures:
         self._entries.appendleft(entry)
 
     def seen_by(self, sees: Callable[[str], bool]) -> list[dict[str, Any]]:
-        """Those of the owners that `sees` names, the newest first."""
+        """The failures of the owners that `sees` accepts, the newest first."""
         return [entry for entry in self._entries if sees(entry.get("key", ""))]

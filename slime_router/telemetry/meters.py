@@ -23,6 +23,7 @@ NO_DOOR = "none"  # what no client asked for, and what has no route of its own
 
 # Upper bounds in seconds.
 SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+DELAYS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
@@ -47,6 +48,7 @@ FIRST_TOKEN = Instrument("first_token_seconds", "until the first token", ("door"
 TOKEN_GAP = Instrument("token_gap_seconds", "from one token to the next", (), GAPS)
 QUEUE_WAIT = Instrument("queue_wait_seconds", "until a generation had a slot", (), SHORT)
 PROMPT = Instrument("prompt_seconds", "how long prompts took to make", (), SHORT)
+LOOP_DELAY = Instrument("loop_delay_seconds", "how late the event loop was", (), DELAYS)
 JOURNAL_WAIT = Instrument("journal_wait_seconds", "until a turn was durable", (), SHORT)
 ENDED = Instrument("turns_ended_total", "turns by prompt and by end", ("receipt", "finish"))
 DIAGNOSES = Instrument("diagnoses_total", "answers of the drift doctor", ("class",))
@@ -54,7 +56,7 @@ LEFT_OUT = Instrument("left_out_tokens_total", "sampled tokens not in exported r
 
 INSTRUMENTS = (
     REQUESTS, REQUEST, GENERATION, FIRST_TOKEN, TOKEN_GAP, QUEUE_WAIT, PROMPT, JOURNAL_WAIT, ENDED,
-    DIAGNOSES, LEFT_OUT,
+    DIAGNOSES, LEFT_OUT, LOOP_DELAY,
 )  # fmt: skip
 
 
@@ -105,6 +107,7 @@ class Meters:
         self._queue_wait = self._histogram(QUEUE_WAIT).of()
         self._journal_wait = self._histogram(JOURNAL_WAIT).of()
         self._gaps = self._histogram(TOKEN_GAP).of()
+        self.loop_delay = self._histogram(LOOP_DELAY).of()  # whoever watches the loop adds to it
         self._answered: dict[tuple[str, int], Counter] = {}
         self._ends: dict[tuple[str, str], Counter] = {}
         self._doors: dict[str, _Door] = {}

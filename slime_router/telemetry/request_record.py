@@ -66,7 +66,7 @@ class RequestRecord:
         return f"<RequestRecord {self.id} {self.door}>"
 
     def join(self, earlier: RequestRecord) -> None:
-        """It is another try of that one."""
+        """Mark this request as another try of `earlier`."""
         self.id, self.outcomes, self.is_joined = earlier.id, earlier.outcomes, True
 
 
@@ -81,6 +81,12 @@ def current_request() -> RequestRecord | None:
 def enter_request(record: RequestRecord) -> None:
     """From now on this task, and what it starts, works for that request."""
     _CURRENT.set(record)
+
+
+def keeps_body() -> bool:
+    """Whether the log wants the body of the request that this task works for."""
+    record = _CURRENT.get()
+    return record is not None and record.keeps_body
 
 
 def note_body(body: Mapping[str, Any]) -> None:

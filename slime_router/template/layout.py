@@ -78,7 +78,7 @@ class Layouts:
         self._layouts: OrderedDict[str, Layout] = OrderedDict()
 
     def get(self, turn_id: str) -> Layout | None:
-        """That of the turn's own prompt; without it, the next turn costs one more rendering."""
+        """The layout of a turn's own prompt; without it, the next turn costs one more rendering."""
         return self._layouts.get(turn_id)
 
     def note(self, turn_id: str, layout: Layout | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from slime_router.template.heard import Heard
 from slime_router.template.messages import PART_SEPARATOR, part_text
 from slime_router.types import Message, TemplateOptions
 
@@ -31,6 +32,8 @@ class Parts:
 
     def whole(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages with one text each; the same object where each has that already."""
+        if isinstance(messages, Heard):  # they have
+            return messages
         if not any(_is_parted(message) for message in messages):
             return messages
         return tuple(self.joined(message) for message in messages)

@@ -45,7 +45,7 @@ class JinjaRenderer:
         self.has_developer_role = "developer" in template
         # Through these, a client would steer the call itself; `documents` are the template's.
         parameters = inspect.signature(_base_method(hf)).parameters.keys()
-        self._reserved = parameters - {"self", "kwargs", "documents"} | {_PINNED_DATES}
+        self._reserved = parameters - {"self", "kwargs", "documents"} | {_PINNED_DATES, "messages"}
         calls = _DATE_CALL.findall(template)
         self._date_formats = {date_format for _, date_format in calls}
         self._can_pin = bool(calls) and "" not in self._date_formats

@@ -65,12 +65,21 @@ class Seam:
             or token_id in self._controls.eos_ids
         )
 
-    def after_text(self, behind: str, last_id: int | None) -> Cut:
+    def begins_with_token(self, text: str) -> bool:
+        """Whether an added token stands first in a text, white space aside."""
+        return next(leading(text, self._controls), None) is not None
+
+    def after_text(self, behind: str, last_id: int | None, own_len: int | None = None) -> Cut:
         """Where `behind`, the text that follows a reply's content, is entered.
 
-        What closes a turn is right at its beginning, apart from white space.
+        What closes a turn is right at its beginning, apart from white space; and before `own_len`,
+        where the text of the next message begins.
         """
-        run = list(leading(behind, self._controls))
+        run = [
+            control
+            for control in leading(behind, self._controls)
+            if own_len is None or control[0] < own_len
+        ]
         if not run:
             return Cut(0, self._drop(last_id))
         sampled = next((control for control in run if control[2] == last_id), None)

@@ -82,7 +82,7 @@ class Spelling:
 
 
 def random_call_id() -> str:
-    """As OpenAI's look."""
+    """A new id of a tool call that looks like OpenAI's."""
     return f"call_{secrets.token_hex(12)}"
 
 

@@ -103,7 +103,7 @@ def draw(
 
 
 def _forms(replies: Sequence[Message]) -> list[Form]:
-    """Those in which these replies differ, the fullest first."""
+    """The forms in which these replies differ, the fullest first."""
     most_calls = max(len(reply.get("tool_calls") or ()) for reply in replies)
     return list(Form)[max(2 - most_calls, 0) :]
 

@@ -128,7 +128,7 @@ class Suffixes:
         return Suffix(drawing.behind[cut.start :], cut.drop, left_out, after)
 
     def layout(self, question: Question, text: str) -> Layout | None:
-        """That of a prompt which was rendered whole, as `text`; None where it takes more to know.
+        """The layout of a prompt rendered whole, as `text`; None if that does not settle it.
 
         `question.index` is where the reply to come will be, after all messages.
         """
@@ -215,7 +215,8 @@ class Suffixes:
         behind = drawing.behind
         has_calls = bool(view.messages[view.index].get("tool_calls"))
         if not has_calls or drawing.form is Form.NO_CALLS:
-            return self._seam.after_text(behind, last_id)
+            own_len = self._own_len(view, drawing, question)
+            return self._seam.after_text(behind, last_id, own_len)
         closing = self._seam.closing(behind, last_id)
         if closing is not None and _is_before(closing[1], behind, view.later):
             return self._seam.after_call(behind, closing[0], last_id)
@@ -228,6 +229,21 @@ class Suffixes:
         )
         tail_len = _common_len(behind, drawn.behind if drawn is not None else "")
         return self._seam.after_call(behind, self._seam.boundary(behind, tail_len), last_id)
+
+    def _own_len(self, view: View, drawing: Drawing, question: Question) -> int:
+        """How much of what follows the reply comes before the first later message's own text.
+
+        It is looked for only where that text begins with a token that may be taken for the end of
+        the reply.
+        """
+        behind = drawing.behind
+        text = content_text(view.later[0].get("content")) if view.later else ""
+        if not self._seam.begins_with_token(text):
+            return len(behind)
+        messages = list(view.messages)
+        messages[view.index + 1] = {**view.later[0], "content": "Zq7later7qZ"}
+        again = self._draw(View(tuple(messages), view.index), question, [drawing.form])
+        return len(behind) if again is None else _common_len(behind, again.behind)
 
     # Where the rendering starts
 

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
+from operator import is_
 from sys import getsizeof
 
 import orjson
@@ -114,7 +115,7 @@ class Transcripts:
     def of_whole(
         self, question: Question, text: str, turn_id: str | None, answered: int
     ) -> Transcript | None:
-        """That of messages which were rendered whole, as `text`.
+        """The transcript of messages that were rendered whole, as `text`.
 
         They continue those of the turn, which answered the first so many of them. None where it
         would be of no use.
@@ -142,7 +143,7 @@ class Transcripts:
             known is not None
             and known.circumstances == made.circumstances
             and len(known.messages) == answered
-            and all(map(_are_same, messages, known.messages))
+            and _are_all_same(messages, known.messages)
         ):
             return known
         text = self._render(messages, question.options, question.date)
@@ -181,7 +182,7 @@ class Transcripts:
             and len(messages) < 2 * known.proved_len
             and self._pairs(messages[start:]) <= known.pairs
             and known.circumstances == _circumstances(question)
-            and all(map(_are_same, messages[:start], known.messages))
+            and _are_all_same(messages[:start], known.messages)
         )
 
     def _near(self, question: Question, start: int) -> str | None:
@@ -200,6 +201,10 @@ def _kind(message: Message, literals: Sequence[str]) -> tuple[object, ...]:
     found = [literal for literal in literals if any(literal in text for text in texts)]
     calls = len(message.get("tool_calls") or ())
     return str(message["role"]).lower(), min(calls, 2), frozenset(said), *found
+
+
+def _are_all_same(some: Sequence[Message], others: Sequence[Message]) -> bool:
+    return all(map(is_, some, others)) or all(map(_are_same, some, others))
 
 
 def _are_same(one: Message, other: Message) -> bool:

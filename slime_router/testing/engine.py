@@ -228,7 +228,7 @@ def _logprobs(heard: Performance, begin: int, end: int) -> Item:
 
 
 def _input_logprobs(prompt: Sequence[int], start: int | None, top: int, vocab_size: int) -> Item:
-    """Those of the prompt from `start` on (None, -1: none); the first has none.
+    """The logprobs of the prompt from `start` on (None, -1: none); the first token has none.
 
     As in SGLang, the last id of the vocabulary is written as 0.
     """

@@ -136,7 +136,7 @@ class FakeWorker:
 
     @property
     def url(self) -> str:
-        """Where it listens, or did."""
+        """The URL that it listens at, or did."""
         return f"http://127.0.0.1:{self._port}"
 
     @property

@@ -39,7 +39,7 @@ def malformed(item: Item, random: Random) -> bytes:
 
 
 def _dumps(item: Item) -> bytes:
-    """As a careless worker writes: lone surrogates as escapes, ints of any size, `NaN`."""
+    """JSON as a careless worker writes it: lone surrogates escaped, ints of any size, `NaN`."""
     return json.dumps(item, separators=(",", ":")).encode()
 
 

@@ -100,7 +100,7 @@ def _is_memoryless(token: AddedToken, has_normalizer: bool) -> bool:
 
 
 def _apart(words: Sequence[str]) -> set[str]:
-    """Those of `words` that overlap none of them; linear in their number (Gemma has 6,400)."""
+    """The `words` that overlap none of the others; linear in their number (Gemma has 6,400)."""
     known = set(filter(None, words))
     lengths = sorted({len(word) for word in known})
     heads = {word[:cut] for word in known for cut in range(1, len(word))}

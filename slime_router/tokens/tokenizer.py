@@ -196,6 +196,7 @@ class Tokenizer:
         except SetupError as exc:
             logger.info("texts are encoded by tokenizers: %s", exc.message)
         else:
+            self.encode("a")  # the first text of a thread takes it 20 ms: not somebody's request
             logger.debug("texts are encoded by fastokens, which makes the tokens of tokenizers")
 
     def encoder_figures(self) -> dict[str, int]:

@@ -45,7 +45,7 @@ class Account:
         return replace(self, words=None)
 
     def said(self) -> tuple[list[Message], Message | None]:
-        """Its own messages, and its reply. Both are empty where words are not kept."""
+        """The turn's own messages, and its reply; empty and None if words are not kept."""
         if self.words is None:
             return [], None
         known: dict[str, Any] = json.loads(self.words)

@@ -34,7 +34,7 @@ class EvictionQueue:
 
     @property
     def idle(self) -> list[str]:
-        """Those that go first, oldest first."""
+        """The turns that go first, oldest first."""
         return list(self._idle)
 
     def put(self, turn_id: str, age: int, *, is_exported: bool, is_oldest: bool = False) -> None:
@@ -64,7 +64,7 @@ class EvictionQueue:
         return self._idle[turn_id] if turn_id in self._idle else self._exported[turn_id]
 
     def older_than(self, age: int) -> list[str]:
-        """Those not used since `age`; looks no further than to the first used since."""
+        """The turns not used since `age`; stops at the first that was."""
         return [
             turn_id
             for queue in (self._idle, self._exported)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Protocol
 
+from slime_router.auth.owners import name_of_root
 from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key, joined, next_link, root_key
+from slime_router.template.heard import Chain, Heard
 from slime_router.template.stand_ins import is_reply
 from slime_router.trajectory.known_links import KnownLinks, Link
 from slime_router.trajectory.turn import Turn
@@ -24,6 +26,24 @@ class Conversation:
     spellings: list[Key]  # likewise: how their replies are spelled
     turn: Turn | None = None
     reply_index: int = -1  # which message is the turn's reply
+
+    def name_of(self, call: GenerateCall) -> str:
+        """What the turns of a conversation without a session go together by: that of the first.
+
+        One that continues a session's turns goes with that session. "" for a call that names one.
+        """
+        if call.session_id is not None:
+            return ""
+        turn = self.turn
+        if turn is None:
+            return name_of_root(call.turn_id)
+        return turn.session_id or turn.conversation or name_of_root(turn.id)
+
+    def new_after(self, base: Turn | None) -> int | None:
+        """How many messages come after the reply of `base`; None where they do not continue it."""
+        if self.turn is None or base is None or self.turn.id != base.id:
+            return None
+        return len(self.messages) - 1 - self.reply_index
 
 
 class Recorded(Protocol):
@@ -58,8 +78,8 @@ class Recogniser:
         newest.
         """
         assert call.messages is not None
-        whole = joined(call.messages)
-        talk = self._recognise(call, tuple(whole), taken)
+        whole = _joined(call.messages)
+        talk = self._recognise(call, whole, taken)
         if whole is call.messages or (
             talk.turn is not None and _was_joined(call.messages, talk.reply_index)
         ):
@@ -73,7 +93,8 @@ class Recogniser:
             keys, spellings, named = self._chain(call, messages)
         except RecursionError as exc:
             raise BadRequest("the request is nested too deeply", param="messages") from exc
-        messages = tuple(self._template.parts.whole(messages))
+        if not isinstance(messages, Heard):
+            messages = tuple(self._template.parts.whole(messages))
         for index in range(len(messages) - 1, -1, -1):
             if not is_reply(messages[index]):
                 continue
@@ -96,13 +117,15 @@ class Recogniser:
         A reply that identifies its turn enters the chain as it was recorded, however the client
         spells it now.
         """
-        link = Link(root_key(call.scope, call.template), b"")
-        keys, spellings = [link.key], [link.spelling]
-        named: dict[int, Turn] = {}
-        for index, message in enumerate(messages):
-            turn = None
+        root = root_key(call.scope, call.template)
+        known = self._known_chain(call, messages, root)
+        (keys, spellings, asked), named = known or (Chain([root], [b""], []), {})
+        link = Link(keys[-1], spellings[-1])
+        for index in range(len(keys) - 1, len(messages)):
+            message, turn = messages[index], None
             if "tool_calls" in message or "turn" in message:
                 turn = self._named_turn(message, link.key, call)
+                asked.append((index, None if turn is None else turn.id))
             if turn is not None:
                 named[index] = turn
                 link = Link(turn.keys[0], turn.spelling)
@@ -112,7 +135,26 @@ class Recogniser:
                 link = self._after_parts(link, message, call.session_id)
             keys.append(link.key)
             spellings.append(link.spelling)
+        if isinstance(messages, Heard):
+            messages.whole.note(root, Chain(keys, spellings, asked))
         return keys, spellings, named
+
+    def _known_chain(
+        self, call: GenerateCall, messages: tuple[Message, ...], root: Key
+    ) -> tuple[Chain, dict[int, Turn]] | None:
+        """The chain of the messages that came before, and the turns that they name still."""
+        past = messages.past if isinstance(messages, Heard) else None
+        chain = None if past is None else past.chains.get(root)
+        if chain is None:
+            return None
+        named = {}
+        for index, turn_id in chain.asked:
+            turn = self._named_turn(messages[index], chain.keys[index], call)
+            if turn_id != (None if turn is None else turn.id):
+                return None
+            if turn is not None:
+                named[index] = turn
+        return Chain([*chain.keys], [*chain.spellings], [*chain.asked]), named
 
     def _next(self, link: Link, message: Message) -> Link:
         with_ids = self._template.findings.prints_call_ids
@@ -149,6 +191,18 @@ class Recogniser:
             return None
         made = tuple((each.get("id"), each["function"]["name"]) for each in calls or ())
         return turn if made == turn.calls else None
+
+
+def _joined(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """`joined`, for which messages that came before are not looked at again."""
+    if not isinstance(messages, Heard):
+        return tuple(joined(messages))
+    past, start = messages.past, 0
+    if past is not None and past.is_apart:
+        start = len(past.messages) - 1
+    new = messages[start:]
+    messages.whole.is_apart = joined(new) is new
+    return messages if messages.whole.is_apart else tuple(joined(messages))
 
 
 def _was_joined(messages: tuple[Message, ...], index: int) -> bool:

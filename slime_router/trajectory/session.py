@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, KeysView, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
@@ -57,7 +58,8 @@ class Session:
 
     __slots__ = (
         "_age", "_closers", "_dropped_tokens", "_dropped_turns", "_held_tokens", "_is_closed",
-        "_last_active", "_recorded_turns", "_reward", "_running", "_sampled_tokens", "_samples",
+        "_last_active", "_recorded_turns", "_resting_turns", "_reward", "_running",
+        "_sampled_tokens", "_samples",
         "_started", "_truncated_turns", "_turns", "_was_exported", "_was_opened",
         "extra_key", "group_id", "id", "lora_path", "max_tokens", "max_turns", "metadata", "number",
         "opener", "own_number", "priority", "return_indexer_topk", "return_routed_experts",
@@ -82,6 +84,7 @@ class Session:
         self._reward: Reward | None = None
         self._turns: ByNumber = {}
         self._samples: dict[str, int] = {}  # held turns of each request
+        self._resting_turns = 0  # without their names
         self._held_tokens = 0
         self._recorded_turns = self._sampled_tokens = 0
         self._dropped_turns = self._dropped_tokens = 0
@@ -135,7 +138,7 @@ class Session:
 
     @property
     def state(self) -> SessionState:
-        """Where it is on its way."""
+        """The state of the session."""
         if self._is_closed:
             return "closed"
         if self._closers:
@@ -197,6 +200,11 @@ class Session:
         return self._dropped_tokens
 
     @property
+    def turn_count(self) -> int:
+        """How many turns are held."""
+        return len(self._turns) + self._resting_turns
+
+    @property
     def truncated_turns(self) -> int:
         """Turns sampled from a part of the vocabulary that nobody knows."""
         return self._truncated_turns
@@ -208,7 +216,7 @@ class Session:
 
     @property
     def reward(self) -> Reward | None:
-        """As the trainer gave it."""
+        """The reward as the trainer gave it."""
         return self._reward
 
     @property
@@ -232,6 +240,13 @@ class Session:
         """Another router opened it, while here it was a name that calls had used."""
         self._say(spec, opener)
         self._was_opened = True
+
+    def resting(self) -> Session:
+        """A copy without the names of its turns: what a list says of it, and nothing else."""
+        found = copy(self)
+        found._resting_turns = self.turn_count
+        found._turns, found._samples = {}, {}
+        return found
 
     def entered(self) -> None:
         """A turn starts in it.
@@ -305,7 +320,7 @@ class Session:
             self._closers -= 1
 
     def freeze(self, age: int) -> bool:
-        """It is closed for good. Returns whether that was the first word of a trainer about it.
+        """Close it for good. Returns whether no trainer had opened it before.
 
         Raises:
             Conflict: it is closed already.

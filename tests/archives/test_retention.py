@@ -20,8 +20,8 @@ from slime_router.archive.opening import opened
 from slime_router.config import JournalSettings
 from slime_router.errors import SetupError
 from slime_router.journal.closings import PAGES, SLICE, Leaving
-from slime_router.journal.codec import packed_session
-from slime_router.journal.database import FILE_NAME, Change, Drop, Put, as_text
+from slime_router.journal.codec import packed_session, unpacked_turn
+from slime_router.journal.database import FILE_NAME, Change, Drop, Put, PutTurn, as_text
 from slime_router.journal.reading import faults, stats
 from slime_router.journal.retention import PERIOD_S, STEP, Retention, RetentionLimits
 from slime_router.trajectory.session import SessionSpec
@@ -375,3 +375,38 @@ def test_homes_of_an_older_router_are_learnt(shelf):
     assert len(shelf.dropped) == SLICE + 6
     assert (found.counts.sessions, found.counts.turns) == (1, SLICE + 6)
     assert {name for name, _ in shelf.database.named("sessions")} == {"s000", "s001"}
+
+
+def in_flight(shelf: Shelf, session: str | None) -> PutTurn:
+    """A turn that continues the only one of the session `s000`, which retention drops before."""
+    filled(shelf, exported=1)
+    base = turn("s000/1", 1, "s000", keys=(b"s000",))
+    home = home_of_session("s000")
+    made = turn("in flight", 2, session, base=base.id, base_len=base.held_len)
+    needed: list[Change] = [put_of(base, home)]
+    if session is not None:
+        given = state(is_closed=True, was_exported=True, spec=SessionSpec(id=session))
+        needed.insert(0, Put("sessions", session, packed_session(given)))
+    shelf.clock += 10
+    shelf.keep_up(RetentionLimits(max_age_s=1.0))
+    assert shelf.database.count("turns") == 0
+    return replace(put_of(made, home), needed=lambda: needed)
+
+
+def test_a_turn_in_flight_of_a_session_that_has_left_is_not_written_without_its_base(shelf):
+    made = in_flight(shelf, "s000")
+    assert shelf.database.apply([made]) == {"s000": "deleted"}
+    assert list(faults(shelf.database)) == []
+    assert shelf.database.count("turns") == shelf.database.count("sessions") == 0
+    shelf.put("s000", Known())  # the name is used again
+    assert shelf.database.apply([replace(made, base=None)]) == {}
+    assert shelf.database.count("turns") == 1
+
+
+def test_a_turn_in_flight_that_continues_it_without_its_session_has_its_base_so(shelf):
+    """As those have that others build on when a session is deleted."""
+    assert shelf.database.apply([in_flight(shelf, None)]) == {}
+    assert list(faults(shelf.database)) == []
+    turns = [unpacked_turn(data) for _, _, data in shelf.database.turns()]
+    assert [(each.id, each.session_id) for each in turns] == [("s000/1", None), ("in flight", None)]
+    assert shelf.database.count("sessions") == 0

@@ -9,16 +9,18 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from slime_router.archive.filling import Filler
+from slime_router.archive import filling
+from slime_router.archive.filling import PART_TURNS, Filler
 from slime_router.archive.homes import name_of_key
 from slime_router.archive.memory import MemoryArchive
-from slime_router.archive.port import Archive
+from slime_router.archive.port import NOTHING_SEEN, Archive, Kept, News
 from slime_router.archive.sqlite import SqliteArchive
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import Conflict, NotFound
@@ -67,6 +69,8 @@ class SeveralStores(RuleBasedStateMachine):
     @initialize(budgets=st.lists(st.integers(0, 60), min_size=ROUTERS, max_size=ROUTERS))
     def open_all(self, budgets: list[int]) -> None:
         self.runner = asyncio.Runner()
+        self.pieces = patch.object(filling, "PART_TURNS", 2)
+        self.pieces.start()
         self.begin()
         self.count = 0
         self.budgets = budgets
@@ -312,6 +316,7 @@ class SeveralStores(RuleBasedStateMachine):
         for router in self.routers:
             self.close(router)
         self.runner.close()
+        self.pieces.stop()
 
 
 class SeveralStoresInAFile(SeveralStores):
@@ -333,3 +338,55 @@ TestSeveralStores = SeveralStores.TestCase
 TestSeveralStores.settings = settings(max_examples=examples(60), stateful_step_count=30)
 TestSeveralStoresInAFile = SeveralStoresInAFile.TestCase
 TestSeveralStoresInAFile.settings = settings(max_examples=examples(30), stateful_step_count=25)
+
+
+async def test_a_long_session_is_read_back_in_pieces_and_whole_for_all_who_ask():
+    archive = MemoryArchive()
+    writer = Router(archive, await archive.number(), 10_000)
+    reader = Router(archive, await archive.number(), 10_000)
+    writer.store.open_session(SessionSpec(id="s"))
+    count = 3 * PART_TURNS
+    base: Turn | None = None
+    for number in range(count):
+        turn = Turn(
+            id=f"turn{number}",
+            base=base.id if base else None,
+            base_len=base.held_len if base else 0,
+            prompt_ids=token_ids([1]),
+            output_ids=token_ids([2]),
+            logprobs=None,
+            weight_versions=(),
+            finish=Finish("stop"),
+            session_id="s",
+        )
+        base = writer.store.add(turn)
+    seen: list[int] = []
+
+    async def ask() -> None:
+        with await reader.fetch.of_session("s"):
+            seen.append(len(reader.store.sessions.get("s").turns))
+
+    asking = [asyncio.create_task(ask()) for _ in range(3)]
+    partly = set()
+    while not all(task.done() for task in asking):
+        partly.add(len(reader.store))
+        await asyncio.sleep(0)
+    await asyncio.gather(*asking)
+    assert seen == [count] * 3
+    assert partly & set(range(1, count)), "others ran while it was read"
+    reader.store.check_integrity()
+    assert reader.store.fetched_turns == count
+
+
+@given(st.integers(0, 9), st.integers(1, 4), st.booleans(), st.booleans())
+def test_news_in_parts_are_the_same_news(turns, size, is_deleted, is_gone):
+    kept = tuple(Kept(f"t{n}", n, is_undelivered=False, data=b"") for n in range(turns))
+    news = News("s", "9", kept, None, is_deleted=is_deleted, is_gone=is_gone)
+    parts = list(news.in_parts(NOTHING_SEEN, size))
+    assert tuple(each for part in parts for each in part.turns) == kept
+    assert [part.cursor for part in parts[:-1]] == [NOTHING_SEEN] * (len(parts) - 1)
+    assert parts[-1].cursor == news.cursor
+    if is_deleted or is_gone:
+        assert parts == [news]
+    else:
+        assert all(len(part.turns) <= size for part in parts)

@@ -58,6 +58,22 @@ async def test_an_end_token_that_a_client_spells_ends_no_turn(role, text):
     assert talk.rendered(messages, talk.ask(messages)).endswith(suffix)
 
 
+GLM_END = "<|endoftext|>"
+
+
+@pytest.mark.parametrize("text", [GLM_END + "SECRET-9", GLM_END, f" {GLM_END} b", "<|user|>"])
+@pytest.mark.parametrize("name", ["glm4moe", "glm_4_5"])
+async def test_an_end_token_that_a_users_text_begins_with_is_a_part_of_it(name, text):
+    """GLM's turns end as the next one begins, so that token is nowhere else in the suffix."""
+    talk = FamilyTalk(family(name))
+    before = await talk.hear([user("Hi")], "Hello", GLM_END, tools=())
+    messages = [user("Hi"), before.reply, user(text)]
+    after = await talk.hear(messages, "Yes", GLM_END, tools=())
+    suffix = talk.text(talk.suffix(before, after))
+    assert suffix.startswith("<|user|>\n")
+    assert talk.rendered(messages, talk.ask(messages)).endswith(suffix)
+
+
 NEMO_ID, NEMO_IDS = "abCDE1234", ["abCDE1234", "xyZDE1234"]
 
 

@@ -12,17 +12,22 @@ from typing import Any
 
 import orjson
 
+from slime_router.engine.exchange import Exchange
 from slime_router.testing import FakeWorker, Script
 from slime_router.trajectory.turn import Turn
+from tests.clock import Clock
 from tests.integration.gateway import Served, Words, serving, tiny_worker, until
 from tests.integration.scripted import events
 
 LETTERS = range(65, 91)  # ids of the tiny tokenizer
 STORY_LEN = 64
 
+PROBE_S = 4.0  # seconds that a probe may take; aiohttp rounds what is longer
+
 QUICK: dict[str, Any] = {  # no test waits for a clock
     "health_check_interval_s": 0.02,
-    "health_check_timeout_s": 0.05,
+    "health_check_timeout_s": PROBE_S,
+    "sse_keepalive_s": 0.0,  # the clock is put forward
     "retry_initial_backoff_ms": 1.0,
     "retry_max_backoff_ms": 4.0,
     "worker_wait_s": 60.0,
@@ -80,6 +85,36 @@ async def check_whole(router: Served, workers: Sequence[FakeWorker]) -> None:
     for worker in workers:
         rids = [request.body["rid"] for request in worker.requests]
         assert len(rids) == len(set(rids))
+
+
+def at_worker(router: Served, url: str) -> tuple[set[Exchange], set[Exchange], set[Exchange]]:
+    """What is under way: generations and probes of that worker, and all that others have."""
+    under_way = router.gateway.fleet.client._exchanges
+    of_all = {each for exchanges in under_way.values() for each in exchanges}
+    there = {each for each in of_all if each.worker.url == url}
+    generations = {each for each in there if each.rid}
+    return generations, there - generations, of_all - there
+
+
+async def miss_a_probe(router: Served, worker: FakeWorker, clock: Clock) -> None:
+    """What the router has just asked of a silent worker ends by its time-out, and nothing else."""
+    probes: set[Exchange] = set()
+
+    def are_alone() -> bool:
+        nonlocal probes
+        _, probes, others = at_worker(router, worker.url)
+        return bool(probes) and not others
+
+    await until(are_alone)
+    clock.put_forward(PROBE_S)
+    await until(lambda: not probes & at_worker(router, worker.url)[1])
+
+
+async def miss_probes(router: Served, worker: FakeWorker, clock: Clock) -> None:
+    """A silent worker misses as many as it takes to be given up, with what it runs."""
+    await until(lambda: bool(at_worker(router, worker.url)[0]))
+    while at_worker(router, worker.url)[0]:
+        await miss_a_probe(router, worker, clock)
 
 
 def request_of(text: str = "Tell me", **fields: Any) -> dict[str, Any]:

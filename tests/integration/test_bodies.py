@@ -37,6 +37,14 @@ async def test_a_packed_chat_is_read(coding):
     assert [r.path for r in worker.requests if r.path == "/generate"] == ["/generate"]
 
 
+@pytest.mark.parametrize("path", [CHAT, "/generate"])
+async def test_the_mark_that_some_editors_begin_a_file_with_is_no_part_of_the_body(path):
+    body = {"messages": [user("hi")], "text": "hi", "max_tokens": 2}
+    raw = json.dumps(body).encode("utf-8-sig")
+    async with served() as (router, _), router.http.post(path, data=raw) as response:
+        assert response.status == 200, await response.read()
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("harm", ["other", "cut"])

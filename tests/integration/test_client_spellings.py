@@ -10,13 +10,22 @@ import pytest
 from slime_router.types import Message
 from tests.families.catalogue import family
 from tests.families.conversation import FamilyTalk
-from tests.integration.gateway import Served, user
+from tests.integration.gateway import CHAT, Served, user
 from tests.integration.test_tool_calls import TOOLS, ask, parsing, say
+from tests.stack import tiny_tokenizer
 
 pytestmark = pytest.mark.parsers
 
 THOUGHT = "<think>\nhm, 東京\n</think>\n\n"
 SAID = "It is sunny there."
+
+
+SHOWS_REASONING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def said(content: Any, **fields: Any) -> Message:
@@ -44,6 +53,11 @@ SPELLINGS: dict[str, Callable[[Message], Message]] = {
     "parts between words": lambda _: said([text("It is"), text("sunny there.")]),
     "parts and a line end": lambda _: said([text("It is"), text(" sunny there.\n")]),
     "a line end": lambda m: said(m["content"] + "\n"),
+    "a thinking part": lambda _: said([{"type": "thinking", "thinking": "hm"}, text(SAID)]),
+    "a reasoning part": lambda _: said([{"type": "reasoning", "text": "hm, 東京"}, text(SAID)]),
+    "thinking in parts": lambda _: said(
+        [{"type": "thinking", "thinking": [text("hm, 東京")]}, text("It is sunny"), text(" there.")]
+    ),
     "a refusal part": lambda _: said([text("It is "), {"type": "refusal", "refusal": SAID[6:]}]),
 }
 
@@ -75,6 +89,45 @@ async def test_of_two_that_say_the_same_the_thinking_in_the_content_chooses():
         await go_on(router, said(f"<think>\none\n</think>\n\n{SAID}"))
         *_, third = router.gateway.store._turns.values()
         assert third.base == first.id != second.id
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [
+            {"type": "thinking", "thinking": "one"},
+            text(" two "),
+            {"type": "reasoning", "text": "three"},
+        ],
+        [{"type": "thinking", "thinking": [text("one"), text("three")]}, text(" two ")],
+    ],
+)
+async def test_thinking_in_parts_is_the_reasoning_of_its_message(content):
+    """A worker's own chat takes such parts of an assistant, and of nobody else."""
+    async with parsing(chat_template=SHOWS_REASONING) as (router, worker):
+        _, receipt = await router.chat([user("Hi"), said(content), user("So?")])
+        ids = worker.requests[-1].body["input_ids"]
+        prompt = tiny_tokenizer().decode(ids, skip_special_tokens=False)
+        assert "assistant\n<think>onethree</think> two " in prompt
+        status, reply = await router.post(CHAT, json={"messages": [user(content)]})
+    assert receipt["status"] == "fresh"
+    assert (status, reply["error"]["param"][:24]) == (400, "messages[0].content[0].t")
+
+
+@pytest.mark.parametrize(
+    ("part", "param"),
+    [
+        ({"type": "thinking"}, "thinking"),
+        ({"type": "thinking", "thinking": 5}, "thinking"),
+        ({"type": "reasoning", "text": None}, "text"),
+        ({"type": "thinking", "thinking": [{"type": "image"}]}, "thinking[0].text"),
+    ],
+)
+async def test_a_broken_thinking_part_is_a_400_that_names_it(part, param):
+    async with parsing() as (router, _):
+        messages = [user("Hi"), said([part]), user("So?")]
+        status, reply = await router.post(CHAT, json={"messages": messages})
+    assert (status, reply["error"]["param"]) == (400, f"messages[1].content[0].{param}")
 
 
 @pytest.mark.parametrize("has_name", [False, True])

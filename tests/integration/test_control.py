@@ -25,14 +25,17 @@ from slime_router.server.together.aborts import Aborts
 from slime_router.server.together.registry import Registry
 from slime_router.siblings.siblings import Siblings
 from slime_router.testing import FakeWorker
+from tests.clock import Clock
+from tests.integration.gateway import until
 from tests.relayed import Relayed
 
 
 class Router:
     """The control routes on a server; `http` has its URL as base, `updates` what they reported."""
 
-    def __init__(self, pool, http):
+    def __init__(self, pool, client, http):
         self.pool = pool
+        self.client = client
         self.http = http
         self.updates = []
 
@@ -67,7 +70,7 @@ async def router(*urls, request_timeout_s=60.0):
     async with AsyncExitStack() as stack:
         client = Relayed(pool, capture="off", request_timeout_s=request_timeout_s)
         await stack.enter_async_context(client)
-        running = Router(pool, None)
+        running = Router(pool, client, None)
         app = web.Application(client_max_size=2**30, middlewares=[boundary])
         alone = Siblings(None)
         aborts = Aborts(pool, client.relay, no_limit(), alone)
@@ -259,12 +262,15 @@ async def test_one_workers_packed_answer_stays_packed_and_says_so():
 
 
 async def test_one_worker_that_is_gone_is_502_and_one_that_hangs_504():
+    clock = Clock()
+
     async def hang(request):
+        clock.put_forward(60)
         await asyncio.Event().wait()
 
     async with router(f"http://127.0.0.1:{unused_port()}") as running:
         assert (await running.tell("/flush_cache"))[0] == 502
-    async with serving(hang) as url, router(url, request_timeout_s=0.2) as running:
+    async with serving(hang) as url, router(url, request_timeout_s=60) as running:
         assert (await running.tell("/flush_cache"))[0] == 504
 
 
@@ -362,6 +368,7 @@ async def test_answers_that_are_to_be_read_are_not_asked_for_packed():
 
 
 async def test_a_slow_worker_does_not_hold_up_the_others_and_is_timed_out_alone():
+    clock = Clock()
     entered, released = [], asyncio.Event()
 
     async def slow(request):
@@ -380,8 +387,11 @@ async def test_a_slow_worker_does_not_hold_up_the_others_and_is_timed_out_alone(
             assert (await running.tell("/begin_weight_update"))[0] == 200
         assert len(entered) == 3, "the slow one was told first, and answered last"
         released.clear()
-        async with router(one, two, three, request_timeout_s=0.2) as running:
-            status, reply = await running.tell("/begin_weight_update")
+        async with router(one, two, three, request_timeout_s=60) as running:
+            order = asyncio.create_task(running.tell("/begin_weight_update"))
+            await until(lambda: len(entered) == 6 and len(running.client._exchanges) == 1)
+            clock.put_forward(60)
+            status, reply = await order
     assert status == 207
     assert [entry["status"] for entry in reply["workers"].values()] == [504, 200, 200]
 

@@ -16,6 +16,7 @@ import orjson
 import pytest
 
 from slime_router.testing import FakeWorker
+from tests.clock import Clock
 from tests.integration.gateway import CHAT, FOUR_KEYS, Served, served, serving, until, user
 
 COMPLETIONS = "/v1/completions"
@@ -254,9 +255,14 @@ async def test_a_worker_that_talks_rubbish(door, stream, status):
 @each_door
 @streamed_or_not
 async def test_a_worker_that_does_not_answer_in_time(door, stream):
-    async with without_a_trace(request_timeout_s=0.2) as (router, worker):
+    clock = Clock()
+    async with without_a_trace(request_timeout_s=5.0) as (router, worker):
         worker.hold()
-        async with router.http.post(door.path, json={**door.body, "stream": stream}) as answer:
+        body = {**door.body, "stream": stream}
+        asked = asyncio.create_task(router.http.request("POST", door.path, json=body))
+        await worker.wait_running(1)
+        clock.put_forward(5.0)
+        async with await asked as answer:
             await check(door, answer, 504, "upstream_timeout")
         worker.release()
 

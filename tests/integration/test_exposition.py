@@ -18,7 +18,7 @@ from slime_router.server.together.families import AllFamilies, Family, families
 from slime_router.server.together.merging import merged_figures
 from slime_router.server.together.metrics import BUILD_INFO, exposition
 from slime_router.telemetry.course import GAPS, Course
-from slime_router.telemetry.meters import INSTRUMENTS, PREFIX, TOKEN_GAP, Histograms, Meters
+from slime_router.telemetry.meters import DELAYS, INSTRUMENTS, PREFIX, TOKEN_GAP, Histograms, Meters
 from tests.integration.gateway import CHAT, Served, served, user
 from tests.integration.test_docs import names, section, table
 
@@ -93,6 +93,8 @@ async def test_every_metric_has_the_same_value_in_the_text_and_in_the_json(accep
     assert samples.pop(build) == 1
     assert ("version", __version__) in build
     assert counted["weights"].pop("current") == "default", "a name is not a number"
+    late = counted["loop"].pop("late")
+    assert [float(over) / 1e3 for over in late] == [*DELAYS], "in the text it is a histogram"
     for metric in METRICS:
         for sample in metric.samples:
             group, _, key = sample.figure.partition(".")

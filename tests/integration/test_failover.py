@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from slime_router.testing import FakeWorker
+from tests.clock import Clock
 from tests.integration.gateway import CHAT, Served, served, until, user
 from tests.integration.storytellers import (
     down,
     fleet,
+    miss_probes,
     only_turn,
     request_of,
     story,
@@ -85,12 +87,16 @@ async def test_a_worker_that_refuses_connections_is_left_at_once(stream):
 
 
 async def test_a_worker_that_hangs_is_given_up_and_its_request_moves():
+    clock = Clock()
     async with fleet(2, health_failure_threshold=2) as (router, workers):
         workers[0].hang()
-        text = await told(router, stream=False)
+        asked = asyncio.create_task(told(router, stream=False))
+        await miss_probes(router, workers[0], clock)
+        text = await asked
         check_one_reply(router, workers, text)
         assert down(router) == [workers[0].url]
         assert router.gateway.fleet.health.deaths == 1
+        workers[0].recover()  # or the router waits for the end of its abort when it closes
 
 
 async def test_a_refusal_is_handed_on_at_once_and_counts_against_nobody():
@@ -235,10 +241,12 @@ async def test_a_client_that_leaves_while_its_request_waits_leaves_nothing():
 
 async def test_too_many_failures_open_the_breaker_and_a_trial_closes_it():
     settings: dict[str, Any] = {
-        "cb_failure_threshold": 2, "cb_success_threshold": 1, "cb_timeout_s": 0.05,
+        "cb_failure_threshold": 2, "cb_success_threshold": 1, "cb_timeout_s": 60.0,
         "retry_max_retries": 0, "worker_wait_s": 0.0,
     }  # fmt: skip
+    clock = Clock()
     async with fleet(1, **settings) as (router, (worker,)):
+        router.gateway.pool._clock = clock
         (known,) = router.gateway.pool.list()
         for _ in range(2):
             worker.answer_next(500, b"")
@@ -246,7 +254,8 @@ async def test_too_many_failures_open_the_breaker_and_a_trial_closes_it():
         assert router.gateway.pool.breaker_state(known) == "open"
         assert (await router.post(CHAT, BODY))[0] == 503
         assert len(worker.requests) == 2
-        await until(lambda: router.gateway.pool.breaker_state(known) == "half_open")
+        clock.put_forward(60.0)
+        assert router.gateway.pool.breaker_state(known) == "half_open"
         await told(router, stream=False)
         assert router.gateway.pool.breaker_state(known) == "closed"
 
@@ -254,15 +263,19 @@ async def test_too_many_failures_open_the_breaker_and_a_trial_closes_it():
 async def test_a_request_waits_for_a_breaker_that_will_let_it_through():
     """It is a matter of time; meanwhile the router does not say that it is ready."""
     settings: dict[str, Any] = {
-        "cb_failure_threshold": 1, "cb_success_threshold": 1, "cb_timeout_s": 0.2,
+        "cb_failure_threshold": 1, "cb_success_threshold": 1, "cb_timeout_s": 30.0,
         "retry_max_retries": 0, "worker_wait_s": 60.0,
     }  # fmt: skip
+    clock = Clock()
     async with fleet(1, **settings) as (router, (worker,)):
+        router.gateway.pool._clock = clock
         worker.answer_next(500, b"")
         assert (await router.post(CHAT, BODY))[0] == 502
         assert (await router.get("/readiness"))[0] == 503
-        await told(router, stream=False)
-        assert router.gateway.relay.counts["waited"] == 1
+        asked = asyncio.create_task(told(router, stream=False))
+        await until(lambda: router.gateway.relay.counts["waited"] == 1)
+        clock.put_forward(30.0)
+        await asked
         assert (await router.get("/readiness"))[0] == 200
 
 

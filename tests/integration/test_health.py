@@ -16,11 +16,14 @@ from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
 from slime_router.supervisor import Supervisor
 from slime_router.testing import FakeWorker
+from tests.clock import Clock
 from tests.integration.gateway import CHAT, serving, tiny_worker, until
 from tests.integration.storytellers import (
     QUICK,
     down,
     fleet,
+    miss_a_probe,
+    miss_probes,
     only_turn,
     request_of,
     story,
@@ -67,11 +70,13 @@ async def test_a_worker_that_dies_is_down_at_once_and_comes_back_as_a_new_one(mo
 
 async def test_a_worker_that_falls_silent_loses_what_it_runs():
     """After the threshold; a stream that was under way goes on elsewhere."""
+    clock = Clock()
     async with fleet(2, health_failure_threshold=2) as (router, workers):
         workers[0].hold(after_tokens=2)
         asked = asyncio.create_task(router.chat([{"role": "user", "content": "hi"}], stream=True))
         await until(lambda: any(r.count == 2 for r in workers[0]._engine.runs.values()))
         workers[0].hang()
+        await miss_probes(router, workers[0], clock)
         text, _ = await asked
         assert text
         assert router.gateway.relay.counts["moved"] == 1
@@ -105,10 +110,12 @@ async def test_a_router_without_descriptors_blames_no_worker(monkeypatch):
 
 
 async def test_one_silent_probe_is_no_death():
-    async with fleet(1, health_failure_threshold=1000) as (router, (worker,)):
+    clock = Clock()
+    async with fleet(1, health_failure_threshold=9) as (router, (worker,)):
         worker.hang()
         asked = asyncio.create_task(router.post(CHAT, request_of()))
         await until(lambda: router.gateway.pool.total_in_flight == 1)
+        await miss_a_probe(router, worker, clock)
         worker.recover()
         assert (await asked)[0] == 200
         assert router.gateway.fleet.health.deaths == 0
@@ -186,6 +193,7 @@ async def test_a_removed_worker_is_watched_until_its_last_reply_has_ended(is_ena
 
 
 async def test_what_a_removed_worker_hangs_with_goes_on_elsewhere():
+    clock = Clock()
     async with fleet(2, health_failure_threshold=2) as (router, workers):
         body = request_of(max_tokens=8, stream=True)
         workers[0].hold(after_tokens=2)
@@ -193,12 +201,14 @@ async def test_what_a_removed_worker_hangs_with_goes_on_elsewhere():
         await until(lambda: any(r.count == 2 for r in workers[0]._engine.runs.values()))
         await router.post(f"/remove_worker?url={workers[0].url}")
         workers[0].hang()
+        await miss_probes(router, workers[0], clock)
         await asked
         turn = only_turn(router)
         assert turn.output_ids.tolist() == story(turn.prompt_ids.tolist(), 8)[0]
         assert router.gateway.relay.counts["moved"] == 1
         await until(lambda: len(router.gateway.fleet.health._watches) == 1)
         assert [worker.url for worker in router.gateway.pool.list()] == [workers[1].url]
+        workers[0].recover()  # or the router waits for the end of its abort when it closes
 
 
 async def test_without_health_checks_only_a_failure_is_looked_into():

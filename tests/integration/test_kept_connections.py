@@ -14,6 +14,8 @@ from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import NotTaken
 from slime_router.errors import WorkerFailed, WorkerTimeout
 from slime_router.pool.worker import Worker
+from tests.clock import Clock
+from tests.integration.gateway import until
 
 HEADERS = {"X-Request-Id": "é1", "Content-Type": "application/json"}
 PRIME = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -148,10 +150,16 @@ async def test_it_has_as_long_as_it_was_given():
 
 
 async def test_its_body_has_as_long_as_it_was_given():
+    clock = Clock()
     async with scripted(ANSWERS["cut"]) as (worker, client):
         worker.hangs_up = False
         await ask(client, worker, "/prime")
-        assert await ask(client, worker, "/x", timeout_s=0.05) == (200, True)
+        asked = asyncio.create_task(ask(client, worker, "/x", timeout_s=4.0))
+        await until(lambda: bool(worker.requests))
+        for _ in range(9):  # the head arrives
+            await asyncio.sleep(0)
+        clock.put_forward(4.0)
+        assert await asked == (200, True)
 
 
 async def test_a_client_that_leaves_closes_it(sessions):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
+from slime_router import aside
 from slime_router.api.sessions import row_formats as rows_reply
 from slime_router.api.sessions import rows as rows_door
 from slime_router.api.sessions.rows import RowsDoor
 from slime_router.journal.fetching import AllIsHere
-from slime_router.rows.rows import build_rows
+from slime_router.rows.rows import RowSet, build_rows
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
@@ -171,6 +173,51 @@ async def test_the_format_is_named_by_the_query_or_else_accepted(doors, query, a
     else:
         rows = orjson.loads(raw)["samples" if "slime" in query else "rows"]
         assert [token for row in rows for token in row["tokens"]] == tokens
+
+
+@pytest.mark.parametrize("form", [*rows_reply.FORMATS])
+async def test_long_rows_are_made_and_written_in_a_thread(doors, monkeypatch, form):
+    doors.open("s")
+    _, _, expected = await doors.get(f"/sessions/s/rows?format={form}")
+    monkeypatch.setattr(aside, "INLINE_SIZE", 0)
+    threads: list[int] = []
+    encode = rows_reply.FORMATS[form].encode
+
+    def noted(*given: Any) -> Any:
+        threads.append(threading.get_ident())
+        return encode(*given) if isinstance(given[-1], RowSet) else build_rows(*given)
+
+    monkeypatch.setattr(rows_door, "build_rows", noted)
+    other = replace(rows_reply.FORMATS[form], encode=noted)
+    monkeypatch.setattr(rows_reply, "FORMATS", {**rows_reply.FORMATS, form: other})
+    _, _, written = await doors.get(f"/sessions/s/rows?format={form}")
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
+    if form != "parquet":  # which says when it was written
+        assert written == expected
+
+
+async def test_what_comes_while_rows_are_made_is_not_exported(doors, monkeypatch):
+    monkeypatch.setattr(aside, "INLINE_SIZE", 0)
+    doors.open("s")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*given: Any) -> RowSet:
+        begun.set()
+        assert go_on.wait(30)
+        return build_rows(*given)
+
+    monkeypatch.setattr(rows_door, "build_rows", slow)
+    asked = asyncio.create_task(doors.rows())
+    await asyncio.to_thread(begun.wait, 30)
+    doors.add("s4", "s", [5, 5], [5])
+    doors.store.freeze(doors.store.sessions.get("s"))
+    go_on.set()
+    body = await asked
+    assert [row["turn_ids"] for row in body["rows"]] == [["s1", "s2"], ["s3"]]
+    assert not doors.store.sessions.get("s").was_exported
+    assert len((await doors.rows())["rows"]) == 3
+    assert doors.store.sessions.get("s").was_exported
 
 
 OPTIONS = [

@@ -5,9 +5,10 @@ from __future__ import annotations
 import aiohttp
 import orjson
 import pytest
+from yarl import URL
 
 from tests.integration.any_worker import any_worker
-from tests.integration.gateway import CHAT, FOUR_KEYS, serving
+from tests.integration.gateway import CHAT, FOUR_KEYS, serving, tiny_worker
 
 OF_WORKERS = [
     ("/v1/embeddings", {"model": "m", "input": ["a", "b"], "encoding_format": "base64"}),
@@ -163,3 +164,26 @@ async def test_a_worker_speaks_of_itself_and_without_one_the_router_does(path):
         assert (status, own) == (200, {**common, "is_generation": True})
     else:
         assert own == {**common, "served_model_name": "tiny", "internal_states": []}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/chat%2Fcompletions", 200),
+        ("POST", "/v1%2fcompletions", 400),  # without a prompt
+        ("POST", "/%2Fgenerate", 400),
+        ("POST", "/generate%2F", 400),
+        ("POST", "/sessions/s/v1%2Fchat/completions", 200),
+        ("GET", "/v1/chat%2Fcompletions", 405),
+        ("PATCH", "/sessions/a%2Fb", 405),  # this one is part of a name
+    ],
+)
+async def test_an_encoded_slash_leads_past_no_route_of_our_own(method, path, status):
+    """Workers decode it: theirs would answer, with nothing captured."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        url = URL(f"{str(router.http._base_url).rstrip('/')}{path}", encoded=True)
+        async with router.http.request(method, url, json=body) as answer:
+            assert answer.status == status
+            assert ("x-slime-receipt" in answer.headers) == (status == 200)
+        assert not [heard.path for heard in worker.controls if "%" in heard.path]

@@ -23,6 +23,7 @@ from slime_router.types import (
     Sampling,
     token_ids,
 )
+from tests.clock import Clock
 from tests.relayed import Relayed
 
 PROMPT = (1, 5, 6)
@@ -228,11 +229,15 @@ async def test_a_batch_answer_is_not_taken_for_one_generation():
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_worker_that_hangs_is_a_timeout_and_is_told_to_stop(stream):
+    clock = Clock()
     async with FakeWorker(notices_disconnect=False) as worker:
         worker.hold(after_tokens=1)
-        async with client_of(worker, request_timeout_s=0.2) as client:
+        async with client_of(worker, request_timeout_s=5.0) as client:
+            collected = asyncio.create_task(collect(client, call(stream=stream)))
+            await worker.wait_running(1)
+            clock.put_forward(5.0)
             with pytest.raises(WorkerTimeout):
-                await collect(client, call(stream=stream))
+                await collected
             assert client.pool.total_in_flight == 0
         await worker.wait_running(0)
     assert worker.aborted == ["r"]

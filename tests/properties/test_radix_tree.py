@@ -148,11 +148,16 @@ class TreeMachine(RuleBasedStateMachine):
         self.known.append(known)
         return known
 
-    @rule(scope=scopes, text=texts, session=sessions)
-    def match_prefix(self, scope: str, text: str, session: str | None) -> None:
-        """The deepest reusable node at which the text may be cut; the newest of twins."""
+    @rule(scope=scopes, text=texts, session=sessions, likely=st.integers(0, 30))
+    def match_prefix(self, scope: str, text: str, session: str | None, likely: int) -> None:
+        """The deepest reusable node at which the text may be cut; the newest of twins.
+
+        Whichever node it is likely to be below.
+        """
         before = self.dump()
-        match = self.tree.match_prefix(scope, text, session, is_anchor)
+        nodes = [known.node for known in self.below_root() if known.scope == scope]
+        hint = nodes[likely] if likely < len(nodes) else None
+        match = self.tree.match_prefix(scope, text, session, is_anchor, hint)
         assert self.dump() == before, "a look-up changed the tree"
         wanted = self.deepest(
             [

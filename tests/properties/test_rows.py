@@ -9,8 +9,11 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slime_router.api.sessions.row_formats import as_json
 from slime_router.rows.masks import LOWEST_LOGPROB
 from slime_router.rows.rows import STATUS_OF, Row, RowOptions, build_rows
+from slime_router.rows.snapshot import Snapshot
+from slime_router.trajectory.session import Session, SessionSpec
 from tests.examples import examples
 from tests.turns import Book, check_counts, common_len
 
@@ -254,3 +257,20 @@ def check_retries(model: Model, how: RowOptions, kept: set[str], continued: set[
         siblings = [n for n in kept if request_id and model.book.turns[n].request_id == request_id]
         if not continued.intersection(siblings):
             assert kept.isdisjoint(model.twins(name)), "a retry is trained beside its original"
+
+
+@given(sessions(has_gaps=True), st.integers(0, 6))
+@settings(max_examples=examples(60))
+def test_rows_of_a_snapshot_are_those_of_its_moment(book, more):
+    """Whatever comes, goes or is marked later."""
+    turn_ids = tuple(book.turns)
+    session = Session(SessionSpec(id="s"), is_opened=True)
+    built = build_rows(book, turn_ids)
+    snapshot = Snapshot(book, turn_ids)
+    for number in range(more):
+        book.add(f"late{number}", book.held[turn_ids[0]] + [1], [2, 1], is_delivered=False)
+    for turn_id in turn_ids:
+        book.undelivered.add(turn_id)
+    again = build_rows(snapshot, turn_ids)
+    assert as_json(session, again) == as_json(session, built)
+    assert again.stats == built.stats

@@ -107,6 +107,9 @@ class TestTiktoken:
         assert "HELLO" in loud, "an argument of its own is the template's"
         with pytest.raises(BadRequest, match="'tokenize' is not an argument"):
             tokenizer.render(HELLO, TemplateOptions(kwargs={"tokenize": True}))
+        with pytest.raises(BadRequest) as refused:
+            tokenizer.render(HELLO, TemplateOptions(kwargs={"messages": []}))
+        assert refused.value.param == "chat_template_kwargs.messages"
 
     def test_a_template_of_the_users_own_needs_no_code(self, directory):
         path = build_tiktoken_checkpoint(directory, code=slow_code(SORTS_TOOLS))

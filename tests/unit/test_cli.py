@@ -11,21 +11,21 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 import slime_router.__main__ as module_entry
 from slime_router import __version__
 from slime_router.cli.flags import read_config
 from slime_router.cli.main import main
 from slime_router.cli.processes.exit_codes import EXIT_INTERRUPTED
-from slime_router.cli.run import Terminal, serving
+from slime_router.cli.run import serving
 from slime_router.config import Config
 from slime_router.errors import SetupError
 from slime_router.server.app import Gateway
@@ -187,24 +187,41 @@ def test_whoever_names_the_radix_tree_as_slimes_guide_does_gets_a_router(path, c
     assert caplog.text.count(f"{path}: the radix tree is built in") == 1
 
 
-def test_garbage_is_collected_while_it_serves_and_not_while_it_loads(monkeypatch, capsys):
-    was_on = []
-    gateway = Gateway(config("--hf-checkpoint", str(checkpoint())))
+def test_garbage_is_collected_while_it_serves_and_not_while_it_loads(monkeypatch):
+    seen: list[object] = []
+
+    class Collector:
+        def __init__(self, is_calm: Callable[[], bool]) -> None:
+            self._is_calm = is_calm
+
+        @contextmanager
+        def collecting(self) -> Iterator[None]:
+            seen.append(("collects", self._is_calm()))
+            try:
+                yield
+            finally:
+                seen.append("ends")
+
+    class Witness:
+        def up(self, banner: str) -> None:
+            seen.append(banner.partition("\n")[0])
+            raise web.GracefulExit
+
+        def failed(self, message: str) -> None:
+            seen.append(message)
 
     def new_gateway() -> Gateway:
-        was_on.append(gc.isenabled())
-        return gateway
+        seen.append(gc.isenabled())
+        return Gateway(config("--hf-checkpoint", str(checkpoint()), "--port", str(free_port())))
 
-    def serve(serving: Coroutine[Any, Any, None]) -> None:
-        was_on.append(gc.isenabled())
-        serving.close()
+    def no_gateway() -> Gateway:
+        raise SetupError("gone")
 
-    monkeypatch.setattr("slime_router.cli.run._run", serve)
-    assert serving(new_gateway, Terminal()) == 0
-    assert serving(lambda: (_ for _ in ()).throw(SetupError("gone")), Terminal()) == 1
-    assert was_on == [False, True]
+    monkeypatch.setattr("slime_router.cli.run.GarbageCollector", Collector)
+    assert serving(new_gateway, Witness()) == 0
+    assert seen == [False, ("collects", True), "slime_router is up", "ends"]
+    assert serving(no_gateway, Witness()) == 1
     assert gc.isenabled()
-    assert capsys.readouterr().err == "slime-router: error: gone\n"
 
 
 @pytest.mark.parametrize("asked", [["--version"], ["--version", "--port", "1"]])

@@ -355,6 +355,23 @@ async def test_the_flag_chooses(encoder):
     assert await started(router) == (encoder != "tokenizers")
 
 
+async def test_the_loops_first_text_is_none_of_a_request(monkeypatch):
+    """Each thread's first one makes fastokens allocate for it."""
+    kind, threads = module()["Tokenizer"], list[str]()
+    plain = kind.encode_batch_flat
+
+    def noted(self: Any, texts: list[str]) -> Any:
+        threads.append(threading.current_thread().name)
+        return plain(self, texts)
+
+    kind.encode_batch_flat = noted
+    pretend(monkeypatch, Tokenizer=kind)
+    router = gateway(encoder="auto")
+    assert await started(router)
+    assert threads[-1] == threading.current_thread().name
+    assert threads[0] != threads[-1]
+
+
 async def test_by_default_a_missing_library_is_only_noted(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "fastokens", None)
     router = gateway()

@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 
+from slime_router.archive.database import SharedDatabase
+from slime_router.archive.home import put_of
+from slime_router.archive.homes import home_of_session
 from slime_router.cli.main import main
-from slime_router.journal.database import FILE_NAME, Database, PutTurn
+from slime_router.journal.codec import packed_session
+from slime_router.journal.database import FILE_NAME, Database, Put, PutTurn
+from slime_router.rows.rows import RowSet, build_rows
+from slime_router.trajectory.session import SessionSpec
+from slime_router.trajectory.store import TrajectoryStore
+from tests.archives.test_conformance import state, turn
 from tests.properties.test_journal import Shelf, recorded
 
 Run = Callable[..., tuple[int, str, str]]
@@ -94,6 +102,37 @@ def test_export_writes_parquet_that_other_tools_read(run, directory, tmp_path):
     assert set(filter(None, row["weight_versions"])) == {"v"}
     assert json.loads(table.schema.metadata[b"stats"])["s"]["trained_tokens"] == 480
     assert list(tmp_path.glob("*.part")) == []
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_export_has_one_session_in_memory_at_a_time(run, tmp_path, monkeypatch, form):
+    with closing(SharedDatabase(tmp_path)) as database:
+        for number in range(6):
+            name = f"s{number % 3}"
+            given = state(spec=SessionSpec(id=name))
+            made = turn(f"t{number}", number + 1, name)
+            home = home_of_session(name)
+            database.apply([Put("sessions", name, packed_session(given)), put_of(made, home)])
+    held: list[int] = []
+
+    def noted(store: TrajectoryStore, turns: Sequence[str]) -> RowSet:
+        held.append(len(store))
+        return build_rows(store, turns)
+
+    monkeypatch.setattr("slime_router.cli.journal.build_rows", noted)
+    monkeypatch.setattr("slime_router.cli.journal.GROUP_TOKENS", 1)
+    file = tmp_path / "rows"
+    assert run("export", str(tmp_path), "--format", form, "--output", str(file)) == (0, "", "")
+    assert held == [2, 2, 2] * (2 if form == "parquet" else 1)
+    if form == "parquet":
+        found = pyarrow.parquet.ParquetFile(file)
+        names = {row["session_id"] for row in found.read().to_pylist()}
+        assert (names, found.num_row_groups) == ({"s0", "s1", "s2"}, 4)
+        assert json.loads(found.schema_arrow.metadata[b"stats"]).keys() == names
+    else:
+        written = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        stats = [line for line in written if "stats" in line]
+        assert [line["session_id"] for line in stats] == ["s0", "s1", "s2"]
 
 
 def test_where_pyarrow_is_missing_export_says_what_to_install(run, directory, monkeypatch):

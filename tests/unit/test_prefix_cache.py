@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from aiorwlock import RWLock
@@ -35,6 +37,18 @@ def add(cache: PrefixCache, text: str, token_id: int, *, epoch: int = 0) -> None
 async def steps(count: int) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def turns_given(work: Coroutine[Any, Any, object]) -> int:
+    """How often it lets others run, for one turn of the loop each."""
+    count = 0
+    while True:
+        try:
+            waits_for = work.send(None)
+        except StopIteration:
+            return count
+        assert waits_for is None, "it waits for something"
+        count += 1
 
 
 # The lock, as it is used here
@@ -172,6 +186,26 @@ async def test_within_the_budget_nothing_is_evicted():
     await cache.enforce_budget()
     assert cache.size.tokens == 10
     assert cache.pin_turn("<0>") is None, "the oldest went"
+
+
+async def test_whoever_is_just_within_the_budget_waits_for_nobody():
+    cache = filled(2 * SLICE_NODES, budget_tokens=2 * SLICE_NODES)
+    dump = asyncio.create_task(cache.dump(10**6))
+    await steps(1)
+    assert not is_free(cache)
+    assert turns_given(cache.enforce_budget()) == 0
+    await dump
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+async def test_each_slice_gives_others_one_turn(slices):
+    entry = turns_given(filled(0).dump(1))  # into a lock that is free
+    evicting, dropping = filled(slices * SLICE_NODES), filled(slices * SLICE_NODES)
+    assert turns_given(evicting.enforce_budget()) == entry + slices
+    assert turns_given(dropping.drop_older(1, nothing)) == entry + slices
+    dumped = filled(slices * SLICE_NODES + 1)
+    assert turns_given(dumped.dump(slices * SLICE_NODES)) == entry + slices
+    assert turns_given(dumped.dump(slices * SLICE_NODES - 1)) == entry + slices - 1
 
 
 # Weight updates
@@ -313,12 +347,42 @@ async def test_a_dump_says_of_each_node_what_it_is():
     }  # fmt: skip
 
 
+async def test_a_control_token_and_the_end_of_a_sample_are_anchors():
+    cache = PrefixCache(10, is_anchor=lambda text, index: False, is_control=lambda id: id > 90)
+    root = cache.match_prefix("", "nothing", None).node
+    prompt = [("Hi", [7, 8]), ("!", []), ("<end>", [9, 99]), ("<x>no", [98, 9])]
+    cache.insert(
+        root,
+        [Piece(text, token_ids(ids)) for text, ids in prompt],
+        (Piece("yo", token_ids([9]), is_sampled=True),),
+        session_id=None,
+        turn_id="t",
+        epoch=0,
+    )
+    anchors = {node["text"]: node["is_anchor"] for node in await cache.dump(9)}
+    assert anchors == {"Hi": False, "!": False, "<end>": True, "<x>no": False, "yo": True}
+
+
+def test_hits_and_misses_are_counted_whoever_looks():
+    cache = filled(0, budget_tokens=99)
+    for number, text in enumerate(["one", "two"]):
+        add(cache, text, number)
+    assert (cache.counts.hits, cache.counts.hit_tokens, cache.counts.misses) == (0, 0, 2)
+    for turn_id in ("one", "two", "gone"):
+        node = cache.pin_turn(turn_id)
+        assert (node is None) is (turn_id == "gone")
+    assert (cache.counts.hits, cache.counts.hit_tokens, cache.counts.misses) == (2, 2, 2)
+    for text in ("one more", "two more", "three"):
+        cache.match_prefix("", text, None)
+    assert (cache.counts.hits, cache.counts.hit_tokens, cache.counts.misses) == (4, 4, 3)
+
+
 def test_a_text_is_looked_up_for_a_session_among_its_own_samples():
     cache = filled(0, budget_tokens=10)
     for session, token_id in (("a", 7), ("b", 8)):
         node = cache.match_prefix("", "nothing", None).node
         sample = Piece("Hi", token_ids([token_id]), is_sampled=True)
-        cache.insert(node, (), (sample,), session_id=session, turn_id=session)
+        cache.insert(node, (), (sample,), session_id=session, turn_id=session, epoch=0)
         cache.unpin(node)
     seen = {"a": ([7], 1), "b": ([8], 1), None: ([8], 2)}
     for asking, (ids, count) in seen.items():
@@ -353,7 +417,8 @@ def test_the_same_turn_again_costs_the_same_however_often_it_was_filed():
     def again() -> None:
         match = cache.match_prefix("", "nothing", None)
         piece = Piece("x", token_ids([7]), is_sampled=True)
-        cache.insert(match.node, (), (piece,), session_id=None, turn_id=f"t{next(numbers)}")
+        turn_id = f"t{next(numbers)}"
+        cache.insert(match.node, (), (piece,), session_id=None, turn_id=turn_id, epoch=0)
         cache.unpin(match.node)
 
     for _ in range(SPARE_TURNS + 100):

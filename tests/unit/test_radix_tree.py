@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from slime_router.cache import radix_tree
 from slime_router.cache.radix_tree import Node, RadixTree
+from slime_router.cache.text_index import TextIndex
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.types import Finish, Piece, token_ids
 from tests.effort import opcodes
@@ -323,6 +325,20 @@ def test_many_tails_share_one_long_prefix():
         insert(tree, shared, piece(f"{number:05}", number))
     assert tree.size.tokens == 500 + 16_000
     assert tree.size.nodes == 1 + 16_000
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_place_below_which_one_path_leads_on_is_there_for_its_mark_alone(is_marked):
+    """Where the last mark goes, so does the place: what finds it otherwise is the check."""
+    index: TextIndex[str] = TextIndex()
+    middle = index.below(index.root, "ab")
+    index.below(middle, "c").marks = ("end",)
+    middle.marks = ("middle",) if is_marked else ()
+    with nullcontext() if is_marked else pytest.raises(AssertionError, match="marks nothing"):
+        index.check_integrity()
+    index.prune(middle)
+    index.check_integrity()
+    assert [place.depth for place in index.along("abc")] == ([2, 3] if is_marked else [3])
 
 
 def test_scopes_share_nothing():

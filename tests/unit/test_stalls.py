@@ -7,7 +7,9 @@ import logging
 
 import pytest
 
-from slime_router.server.stalls import LOG_PAUSE_S, STALL_S, TICK_S, StallWatch
+from slime_router.server.loop.stalls import LOG_PAUSE_S, STALL_S, TICK_S, StallWatch
+from slime_router.telemetry.course import Times
+from slime_router.telemetry.meters import DELAYS
 from tests.integration.gateway import CHAT, served, until, user
 
 
@@ -21,7 +23,7 @@ class Clock:
 
 def test_ticks_in_time_are_no_stalls_and_late_ones_are(caplog):
     clock = Clock()
-    watch = StallWatch(lambda: ["POST /v1/x"], clock=clock)
+    watch = StallWatch(lambda: ["POST /v1/x"], Times(DELAYS), clock=clock)
     for late_s in (0.0, 0.0, STALL_S / 2, STALL_S + 0.01, 0.0, 0.2):
         clock.now += TICK_S + late_s
         watch.tick()
@@ -32,9 +34,27 @@ def test_ticks_in_time_are_no_stalls_and_late_ones_are(caplog):
     assert "60 ms; under way: POST /v1/x; 0 stalls before" in line
 
 
+def test_short_stalls_are_counted_by_how_late_a_tick_came():
+    clock = Clock()
+    watch = StallWatch(lambda: [], Times(DELAYS), clock=clock)
+    for late_s in (0.0, 0.0, -0.001, 0.004, 0.007, 0.007, 0.03, 0.3, 2.0):
+        clock.now += TICK_S + late_s
+        watch.tick()
+    assert watch.late_by_ms() == {
+        "5": 5,
+        "10": 3,
+        "20": 3,
+        "50": 2,
+        "100": 2,
+        "500": 1,
+        "1000": 1,
+    }
+    assert watch.count == 2
+
+
 def test_the_log_is_not_filled_and_many_requests_are_a_number(caplog):
     clock = Clock()
-    watch = StallWatch(lambda: ["POST /a"] * 40, clock=clock)
+    watch = StallWatch(lambda: ["POST /a"] * 40, Times(DELAYS), clock=clock)
     watch.tick()
     for _ in range(5):
         clock.now += 1.0
@@ -61,3 +81,7 @@ async def test_the_router_watches_its_loop_and_names_the_request():
         async with router.http.get("/metrics") as answer:
             loop = (await answer.json())["loop"]
         assert loop["longest_stall_s"] >= 0.9
+        assert loop["late"]["500"] == 1
+        async with router.http.get("/metrics/prometheus") as answer:
+            text = await answer.text()
+        assert 'slime_router_loop_delay_seconds_bucket{le="0.005"}' in text

@@ -37,4 +37,5 @@ CHAT = Dialect(
     stream=_stream,
     fields=CHAT_FIELDS,
     media_path="/v1/chat/completions",  # a worker's own; the router's may be another
+    takes_written=True,
 )

@@ -1,22 +1,25 @@
 """The messages of a chat request: checked deeply, handed on as the client wrote them.
 
 Nothing is added, dropped or put in another order, because templates print what they are given.
-The one change: a role is written in lower case. Parts are not joined here; that is rendering.
+Two changes: a role is written in lower case, and an assistant's parts of thinking become its
+reasoning. Parts are not joined here; that is rendering.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slime_router.api.chat.tools import named_function
 from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
+from slime_router.template.heard import Written
 from slime_router.template.messages import REFERENCE
 from slime_router.types import Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_THINKING_PARTS = {"thinking": "thinking", "reasoning": "text"}  # and the field with their text
 _OPTIONAL_STRINGS = ("name", "tool_call_id", "reasoning_content", "reasoning")
 
 
@@ -27,15 +30,14 @@ def read_messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
         BadRequest: with the path of the field at fault, such as `messages[3].content`.
     """
     messages = body.get("messages")
+    if isinstance(messages, Written):
+        return messages.checked(_checked(messages.new, len(messages.known)))
     if messages is None:
         raise missing("messages")
     require(type(messages) is list, "messages", "a list of messages")
     if not messages:
         raise BadRequest("'messages' cannot be empty.", param="messages")
-    return tuple(
-        message if _is_plain(message) else _message(message, f"messages[{i}]")
-        for i, message in enumerate(messages)
-    )
+    return tuple(_checked(messages, 0))
 
 
 def is_continued(messages: tuple[Message, ...], asked: bool) -> bool:
@@ -53,6 +55,14 @@ def is_continued(messages: tuple[Message, ...], asked: bool) -> bool:
         param = "continue_final_message" if asked else f"messages[{len(messages) - 1}].prefix"
         raise BadRequest("Only an assistant message can be continued.", param=param)
     return True
+
+
+def _checked(messages: Sequence[Any], start: int) -> list[Message]:
+    """Messages after checking; `start` is the place of the first."""
+    return [
+        message if _is_plain(message) else _message(message, f"messages[{i}]")
+        for i, message in enumerate(messages, start)
+    ]
 
 
 def _is_plain(message: Any) -> bool:
@@ -75,7 +85,29 @@ def _message(message: Any, path: str) -> Message:
     require(prefix is None or isinstance(prefix, bool), f"{path}.prefix", "true or false")
     _check_content(message.get("content"), role, f"{path}.content")
     _check_tool_calls(message.get("tool_calls"), f"{path}.tool_calls")
+    if role == "assistant" and any(map(_is_thinking, message.get("content") or ())):
+        message = _without_thinking_parts(message)
     return message if message["role"] == role else {**message, "role": role}
+
+
+def _is_thinking(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in _THINKING_PARTS
+
+
+def _without_thinking_parts(message: Message) -> Message:
+    """The message with its reasoning where templates look for it."""
+    thoughts = [part for part in message["content"] if _is_thinking(part)]
+    texts = [part for part in message["content"] if not _is_thinking(part)]
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if not reasoning:
+        reasoning = "".join(map(_thought, thoughts))
+    return {**message, "content": texts or None, "reasoning_content": reasoning}
+
+
+def _thought(part: Mapping[str, Any]) -> str:
+    """The text of a part of thinking, which may be in pieces of its own, as Mistral has it."""
+    text = part.get("thinking") or part.get("text") or ""
+    return text if isinstance(text, str) else "".join(piece["text"] for piece in text)
 
 
 def _role(message: Message, path: str) -> str:
@@ -97,7 +129,23 @@ def _check_content(content: Any, role: str, path: str) -> None:
     require(isinstance(content, str | list), path, "a string or a list of parts")
     if isinstance(content, list):
         for j, part in enumerate(content):
-            _check_part(part, f"{path}[{j}]")
+            if role == "assistant" and _is_thinking(part):
+                _check_thinking(part, f"{path}[{j}]")
+            else:
+                _check_part(part, f"{path}[{j}]")
+
+
+def _check_thinking(part: Mapping[str, Any], path: str) -> None:
+    """A part of thinking has its text in `thinking` or in `text`."""
+    given = [name for name in ("thinking", "text") if part.get(name) is not None]
+    name = given[0] if given else _THINKING_PARTS[part["type"]]
+    value = part.get(name)
+    if value is None:
+        raise missing(f"{path}.{name}")
+    require(isinstance(value, str | list), f"{path}.{name}", "a string or a list of parts")
+    for j, piece in enumerate(value if isinstance(value, list) else ()):
+        text = piece.get("text") if isinstance(piece, dict) else None
+        require(isinstance(text, str), f"{path}.{name}[{j}].text", "a string")
 
 
 def _check_part(part: Any, path: str) -> None:

@@ -58,7 +58,7 @@ class Logprobs:
         self._offset = 0
 
     def of(self, chunk: GenerateChunk) -> dict[str, Any] | None:
-        """Those of a chunk; None where they were not asked for.
+        """The logprobs of a chunk, as the API writes them; None if they were not asked for.
 
         Raises:
             WorkerFailed: the worker gave no logprobs of the prompt.

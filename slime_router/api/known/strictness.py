@@ -66,5 +66,5 @@ def _refusal(name: str, known: Collection[str]) -> BadRequest:
 
 
 def _printable(name: str) -> str:
-    """As a header can have it."""
+    """The name in a form that is safe in a header."""
     return name[:MAX_NAME_LEN].encode("unicode_escape").decode().replace(",", "\\x2c")

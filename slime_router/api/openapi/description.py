@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterator
@@ -40,9 +41,11 @@ class ApiDescription:
     async def show(self, request: web.Request) -> web.Response:
         """`GET /openapi.json`: the API in the words of OpenAPI 3.1."""
         if not self._document:
-            found = document(_routes_of(request.app), chat_path=self._chat_path)
-            self._document = orjson.dumps(found)
+            self._document = await asyncio.to_thread(self._written, request.app)
         return web.Response(body=self._document, content_type="application/json")
+
+    def _written(self, app: web.Application) -> bytes:
+        return orjson.dumps(document(_routes_of(app), chat_path=self._chat_path))
 
     async def page(self, _: web.Request) -> web.Response:
         """`GET /docs`: the same as a page, which loads nothing from elsewhere."""

@@ -66,7 +66,7 @@ class _Item:
         return self.kind in ("function_call", "custom_tool_call")
 
     def part(self) -> dict[str, Any]:
-        """Its one part so far; a call has none."""
+        """The only content part so far; calls have no parts."""
         text = "".join(self.texts)
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": text}

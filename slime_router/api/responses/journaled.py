@@ -33,7 +33,7 @@ class Shelf(Protocol):
         """Keep something by name; packed later, so it must hold still."""
 
     def drop(self, table: Any, name: str) -> None:
-        """It is gone."""
+        """Record that `name` is gone."""
 
 
 class JournaledResponses(ResponseStore):
@@ -44,12 +44,12 @@ class JournaledResponses(ResponseStore):
         self._shelf = shelf
 
     def put(self, stored: Stored) -> None:
-        """As `ResponseStore.put`."""
+        """See `ResponseStore.put`."""
         self._write(stored, is_named=True)
         super().put(stored)  # which may forget it again
 
     def delete(self, response_id: str, by: Caller = ANYBODY) -> None:
-        """As `ResponseStore.delete`; others hear of it when they look."""
+        """See `ResponseStore.delete`; other routers notice when they look."""
         stored = self.get(response_id, by)
         super().delete(response_id, by)
         if self._shelf.is_shared:
@@ -134,7 +134,7 @@ class JournaledResponses(ResponseStore):
         return self._items[name][2] if name in self._items else None
 
     def forget_here(self, response_id: str) -> None:
-        """It was deleted elsewhere."""
+        """Forget a response that was deleted at another router."""
         if response_id in self._responses:
             super()._forget(response_id)
 

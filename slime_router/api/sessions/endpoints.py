@@ -63,6 +63,7 @@ class SessionDoor:
         spec = read_spec(body, self._vocabulary)
         max_turns = self._default_max_turns if spec.max_turns is None else spec.max_turns
         spec = replace(spec, id=caller(request).own(spec.id), max_turns=max_turns)
+        await self._fetch.know_sessions()  # they count
         with await self._fetch.of_session(spec.id):
             session = self._store.open_session(spec, at=self._now())
             await self._fetch.confirm_opened(session)
@@ -88,7 +89,7 @@ class SessionDoor:
         return _reply(page_body(summaries, total, cursor))
 
     async def _revision(self, session_id: str) -> str | None:
-        """None where it was deleted meanwhile."""
+        """The revision of a session; None if it was deleted in the meantime."""
         with await self._fetch.of_session(session_id):
             session = self._store.sessions.find(session_id)
             return None if session is None else revision_of(self._store, session)
@@ -116,6 +117,7 @@ class SessionDoor:
         """`POST /sessions/{session}/close`: no new turns; the summary once nothing runs."""
         wanted = await read_close(request)
         session_id = session_in_path(request)
+        await self._fetch.know_sessions()  # one that nobody opened takes a place
         with await self._fetch.of_session(session_id):
             session = await self._flights.close(
                 session_id, cancel=wanted.cancel, timeout_s=wanted.timeout_s
@@ -137,7 +139,7 @@ class SessionDoor:
     async def reward(self, request: web.Request) -> web.Response:
         """`POST /sessions/{session}/reward`: what its rollout has earned."""
         reward = read_reward(await read_object(request))
-        with await self._fetch.of_session(session_in_path(request)):
+        with await self._fetch.of_rollout(session_in_path(request)):
             session = self._store.sessions.set_reward(session_in_path(request), reward)
         return _reply(summary(session, request))
 
@@ -166,7 +168,7 @@ def summary(session: Session, request: web.Request) -> dict[str, Any]:
         "max_tokens": session.max_tokens,
         "return_routed_experts": session.return_routed_experts,
         "reward": session.reward,
-        "turns": len(session.turns),
+        "turns": session.turn_count,
         "recorded_turns": session.recorded_turns,
         "sampled_tokens": session.sampled_tokens,
         "dropped_turns": session.dropped_turns,

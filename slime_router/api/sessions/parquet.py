@@ -29,9 +29,9 @@ is a number stands as text.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -45,10 +45,22 @@ from slime_router.trajectory.session import Session
 from slime_router.types import WeightVersion
 
 Column = tuple[str, str, list[Any]]
+Rows = Sequence[tuple[Session, Row]]
 
 
-def parquet_of(rows: Sequence[tuple[Session, Row]], stats: bytes) -> bytes:
+def parquet_of(rows: Rows, stats: bytes) -> bytes:
     """These rows, each with its session, as one file; `stats` is JSON.
+
+    Raises:
+        NotSupported: pyarrow is not installed.
+    """
+    buffer = io.BytesIO()
+    write_parquet(buffer, [rows], stats)
+    return buffer.getvalue()
+
+
+def write_parquet(file: BinaryIO, portions: Iterable[Rows], stats: bytes) -> None:
+    """Rows into one file, a row group for each portion; `stats`, of all of them, is JSON.
 
     Raises:
         NotSupported: pyarrow is not installed.
@@ -80,17 +92,14 @@ def parquet_of(rows: Sequence[tuple[Session, Row]], stats: bytes) -> bytes:
         "float32s of each by group": by_group(arrow.list_(arrow.list_(arrow.float32()))),
         "float64s": arrow.list_(arrow.float64()),
     }
-    columns = _columns(rows)
-    schema = arrow.schema([(name, kinds[kind]) for name, kind, _ in columns], {"stats": stats})
-    table = arrow.table(
-        [arrow.array(values, kinds[kind]) for _, kind, values in columns], schema=schema
-    )
-    buffer = io.BytesIO()
-    parquet.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    schema = arrow.schema([(name, kinds[kind]) for name, kind, _ in _columns(())], {"stats": stats})
+    with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+        for rows in portions:
+            arrays = [arrow.array(values, kinds[kind]) for _, kind, values in _columns(rows)]
+            writer.write_table(arrow.table(arrays, schema=schema))
 
 
-def _columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
+def _columns(rows: Rows) -> list[Column]:
     sessions, made = [session for session, _ in rows], [row for _, row in rows]
     masks, tops = [row.distribution for row in made], [row.top_logprobs for row in made]
     return [
@@ -125,7 +134,7 @@ def _columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
     ]
 
 
-def _teacher_columns(rows: Sequence[tuple[Session, Row]]) -> list[Column]:
+def _teacher_columns(rows: Rows) -> list[Column]:
     """Each a list by the name of a worker group; null where none has scored the row."""
     found = [teachers(row, 0) for _, row in rows]
     kinds = {

@@ -42,6 +42,7 @@ class RowFormat:
 
     media_type: str
     encode: Callable[[Session, RowSet], bytes]
+    is_long: bool = False  # even of one row: a library has to be loaded for the first
 
 
 def as_json(session: Session, rowset: RowSet) -> bytes:
@@ -137,7 +138,7 @@ FORMATS: Mapping[str, RowFormat] = {
     "slime": RowFormat("application/json", as_slime),
     "npz": RowFormat("application/x-npz", as_npz),
     "safetensors": RowFormat("application/x-safetensors", as_safetensors),
-    "parquet": RowFormat("application/vnd.apache.parquet", as_parquet),
+    "parquet": RowFormat("application/vnd.apache.parquet", as_parquet, is_long=True),
     "tree": RowFormat("application/json", as_tree),
 }
 
@@ -322,7 +323,7 @@ def _version_column(rows: Sequence[Row]) -> tuple[Array, list[WeightVersion]]:
 
 
 def _logprob_column(rows: Sequence[Row]) -> dict[str, Logprobs]:
-    """None where no row has any; a row without them among others is NaN throughout."""
+    """The logprobs of all rows; no column if no row has any, NaN for a row without them."""
     if all(row.logprobs is None for row in rows):
         return {}
     parts = [np.full(len(r.tokens), np.nan) if r.logprobs is None else r.logprobs for r in rows]
@@ -330,7 +331,7 @@ def _logprob_column(rows: Sequence[Row]) -> dict[str, Logprobs]:
 
 
 def _mask_columns(rows: Sequence[Row]) -> dict[str, Array]:
-    """None where no row has masks; a row without them among others has NaN logprobs throughout."""
+    """The masks of all rows; no columns if no row has any. A row without them has NaN logprobs."""
     if all(row.distribution is None for row in rows):
         return {}
     parts = [row.distribution or no_masks(len(row.tokens)) for row in rows]
@@ -342,7 +343,7 @@ def _mask_columns(rows: Sequence[Row]) -> dict[str, Array]:
 
 
 def _top_columns(rows: Sequence[Row]) -> dict[str, Array]:
-    """None where no row has any likeliest tokens; a row without them has none at each token."""
+    """The likeliest tokens of all rows; no columns if no row has any."""
     known = [row.top_logprobs for row in rows if row.top_logprobs is not None]
     if not known:
         return {}

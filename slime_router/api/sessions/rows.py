@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -19,11 +19,13 @@ from slime_router.api.request import read_object, require
 from slime_router.api.sessions import row_formats as rows_reply
 from slime_router.api.sessions.endpoints import session_in_path
 from slime_router.api.sessions.request import Body, check_known, read_count, read_query
+from slime_router.aside import INLINE_SIZE, Aside
 from slime_router.auth.caller import Caller, caller
 from slime_router.auth.owners import shown
 from slime_router.errors import BadRequest, NotFound, RouterError
 from slime_router.journal.fetching import Fetch
 from slime_router.rows.rows import TAG, RowOptions, RowSet, build_rows
+from slime_router.rows.snapshot import TURN_SIZE, Snapshot
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
 
@@ -55,10 +57,11 @@ class RowsDoor:
         self._fetch = fetch
         self._on_left_out = on_left_out  # with tokens by reason, at each export
         self._realign_threshold = realign_threshold
+        self._aside = Aside()
 
     @property
     def options(self) -> RowOptions:
-        """Those of a request that gives none."""
+        """The options of a request that names none."""
         return self._options({})
 
     async def of_session(self, request: web.Request) -> web.Response:
@@ -70,8 +73,9 @@ class RowsDoor:
         options = self._options({name: _number(text) for name, text in query.items()})
         with await self._fetch.of_session(session_in_path(request)):
             name, is_export = session_in_path(request), exported == "true"
-            session, rowset = self._export(name, options, is_export=is_export)
-        return web.Response(body=form.encode(session, rowset), content_type=form.media_type)
+            session, rowset = await self._export(name, options, is_export=is_export)
+        written = await self.written(form, session, rowset)
+        return web.Response(body=written, content_type=form.media_type)
 
     async def of_many(self, request: web.Request) -> web.StreamResponse:
         """The rows of many sessions, line by line; a session that is not there has an error line.
@@ -87,7 +91,7 @@ class RowsDoor:
         try:
             for session_id in session_ids:
                 with await self._fetch.of_session(session_id):
-                    for line in self._lines(session_id, options):
+                    async for line in self._lines(session_id, options):
                         await response.write(line)
                 await asyncio.sleep(0)  # a series of exports must not keep other tasks waiting
             await response.write_eof()
@@ -104,7 +108,7 @@ class RowsDoor:
         options = self._options(given)
         with await self._fetch.of_session(session_id):
             session = self._store.sessions.get(session_id)
-            return session, build_rows(self._store, tuple(session.turns), options)
+            return session, await self._made(session, options)
 
     async def export(self, session_id: str, given: Mapping[str, Any]) -> tuple[Session, RowSet]:
         """The session as it is now and its rows, made with the options in `given`.
@@ -114,29 +118,45 @@ class RowsDoor:
         """
         options = self._options(given)
         with await self._fetch.of_session(session_id):
-            return self._export(session_id, options)
+            return await self._export(session_id, options)
 
-    def _lines(self, session_id: str, options: RowOptions) -> Iterator[bytes]:
+    async def written(self, form: rows_reply.RowFormat, session: Session, rowset: RowSet) -> bytes:
+        """The rows in a format; they are written in a thread where they are long."""
+        size = sum(len(row.tokens) + TURN_SIZE * len(row.turns) for row in rowset.rows)
+        size = max(size, INLINE_SIZE) if form.is_long else size
+        return await self._aside.run(size, form.encode, session, rowset)
+
+    async def _lines(self, session_id: str, options: RowOptions) -> AsyncIterator[bytes]:
         """The status line is out: a failure becomes a line, and the next session has its turn."""
         try:
-            yield from rows_reply.lines(*self._export(session_id, options))
+            for line in rows_reply.lines(*await self._export(session_id, options)):
+                yield line
         except RouterError as exc:
             yield _error_line(session_id, exc)
         except Exception:  # the edge of a request, reported in a line
             logger.exception("rows of session %r failed", session_id)
             yield _error_line(session_id, our_fault())
 
-    def _export(
+    async def _export(
         self, session_id: str, options: RowOptions, *, is_export: bool = True
     ) -> tuple[Session, RowSet]:
         """The session as it is now and its rows."""
         session = copy.copy(self._store.sessions.get(session_id))
-        rowset = build_rows(self._store, tuple(session.turns), options)
-        if is_export:
+        session_before = session.state, tuple(session.turns)
+        rowset = await self._made(session, options)
+        now = self._store.sessions.find(session_id)
+        # What has come meanwhile, nobody has yet.
+        if is_export and now is not None and (now.state, tuple(now.turns)) == session_before:
             self._store.mark_exported(session_id)
         left_out = rowset.stats.left_out
         self._on_left_out({reason: each.tokens for reason, each in left_out.items()})
         return session, rowset
+
+    async def _made(self, session: Session, options: RowOptions) -> RowSet:
+        """The rows of the turns that it has now."""
+        turn_ids = tuple(session.turns)
+        turns = Snapshot(self._store, turn_ids)
+        return await self._aside.run(turns.size, build_rows, turns, turn_ids, options)
 
     def _options(self, given: Mapping[str, Any]) -> RowOptions:
         threshold = read_count(given, "realign_threshold", least=0)

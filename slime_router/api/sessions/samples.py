@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from slime_router.api.request import read_object, require
 from slime_router.api.sessions.endpoints import session_in_path
 from slime_router.api.sessions.request import Body, check_known, read_count
-from slime_router.api.sessions.row_formats import OUR_METADATA_KEY
+from slime_router.api.sessions.row_formats import OUR_METADATA_KEY, RowFormat
 from slime_router.api.sessions.rows import RowsDoor
 from slime_router.api.token_ids import Vocabulary
 from slime_router.rows.rows import Row, RowSet
@@ -66,7 +66,11 @@ async def collect(rows: RowsDoor, vocabulary: Vocabulary, request: web.Request) 
     body = await read_object(request) if request.body_exists else {}
     asked = read_samples_request(body)
     session, rowset = await rows.export(session_in_path(request), {"max_len": asked.max_len})
-    written = encode(session, rowset, vocabulary, asked.metadata)
+
+    def encoded(session: Session, rowset: RowSet) -> bytes:
+        return encode(session, rowset, vocabulary, asked.metadata)
+
+    written = await rows.written(RowFormat(MEDIA_TYPE, encoded), session, rowset)
     return web.Response(body=written, content_type=MEDIA_TYPE)
 
 

@@ -60,7 +60,7 @@ def teacher_columns(rows: Sequence[Row]) -> dict[str, NDArray[Any]]:
 
 
 def _scores(row: Row) -> Scores:
-    """Those of its last turn."""
+    """The scores of the row's last turn; empty without a turn."""
     return row.turns[-1].turn.scores if row.turns else {}
 
 

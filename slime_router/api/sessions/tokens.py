@@ -5,7 +5,7 @@ Both look only: a session that was looked at does not count as exported.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from slime_router.api.request import require
 from slime_router.api.sessions.endpoints import session_in_path
 from slime_router.api.sessions.request import read_query
+from slime_router.aside import Aside
 from slime_router.auth.access import IN_SESSION
 from slime_router.errors import NotFound
 from slime_router.journal.fetching import Fetch
 from slime_router.rows.outline import Outline, Place, RowOutline, outline
 from slime_router.rows.rows import RowOptions, build_row
+from slime_router.rows.snapshot import Snapshot
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.scaffold import MAX_TEXT_BYTES, Scaffold
 from slime_router.tokens.tokenizer import Tokenizer
@@ -52,6 +54,7 @@ class LookDoor:
         self._tokenizer = tokenizer
         self._template = template
         self._options = options
+        self._aside = Aside()
 
     def routes(self) -> list[tuple[str, str, Handler]]:
         """Method, path and handler of both."""
@@ -65,8 +68,11 @@ class LookDoor:
         read_query(request.query, ())
         with await self._fetch.of_session(session_in_path(request)):
             session = self._store.sessions.get(session_in_path(request))
-            found = outline(self._store, tuple(session.turns), self._options)
-        return _reply({"session_id": session.name, **_outline(found)})
+            turn_ids = tuple(session.turns)
+            turns = Snapshot(self._store, turn_ids)
+            name = session.name
+            found = await self._aside.run(turns.size, outline, turns, turn_ids, self._options)
+        return await self._aside.run(turns.size, _tree_reply, name, found)
 
     async def tokens(self, request: web.Request) -> web.Response:
         """`GET /sessions/{session}/tokens?turn=|row=&offset=&limit=`: tokens, column by column.
@@ -75,35 +81,39 @@ class LookDoor:
         """
         query = read_query(request.query, ("turn", "row", "offset", "limit"))
         with await self._fetch.of_session(session_in_path(request)):
-            return self._tokens(request, query)
+            session = self._store.sessions.get(session_in_path(request))
+            turn_ids, name = tuple(session.turns), session.name
+            turns = Snapshot(self._store, turn_ids)
+        return await self._aside.run(turns.size, self._tokens, name, turns, turn_ids, query)
 
-    def _tokens(self, request: web.Request, query: dict[str, str]) -> web.Response:
-        session = self._store.sessions.get(session_in_path(request))
+    def _tokens(
+        self, session: str, turns: Snapshot, turn_ids: Sequence[str], query: Mapping[str, str]
+    ) -> web.Response:
         turn_id, row_id = query.get("turn"), query.get("row")
         require((turn_id is None) != (row_id is None), "turn", "given, or else 'row'")
         offset = _count(query, "offset", 0, 0, 2**62)
         limit = _count(query, "limit", MAX_TOKENS, 1, MAX_TOKENS)
         named = str(turn_id if row_id is None else row_id)
-        turn = self._store.get(named)
-        if turn is None or named not in session.turns:
+        turn = turns.get(named)
+        if turn is None or named not in turn_ids:
             name = "turn" if row_id is None else "row"
             raise NotFound(f"The session has no {name} '{named:.80}'.", param=name)
         mask = None
         if row_id is not None:
-            row = build_row(self._store, tuple(session.turns), row_id, self._options)
+            row = build_row(turns, turn_ids, row_id, self._options)
             if row is None:
                 raise NotFound(f"The session has no row '{row_id:.80}'.", param="row")
             mask = row.loss_mask
-        body = {"session_id": session.name, "turn": turn_id, "row": row_id}
-        return _reply({**body, **self._columns(turn, mask, offset, offset + limit)})
+        body = {"session_id": session, "turn": turn_id, "row": row_id}
+        return _reply({**body, **self._columns(turns, turn, mask, offset, offset + limit)})
 
     def _columns(
-        self, turn: Turn, mask: NDArray[np.int8] | None, start: int, end: int
+        self, source: Snapshot, turn: Turn, mask: NDArray[np.int8] | None, start: int, end: int
     ) -> dict[str, Any]:
-        trace = self._store.trace(turn.id)
+        trace = source.trace(turn.id)
         total = len(trace.ids)
         start, end = min(start, total), min(end, total)
-        turns, turn_of = self._owners(turn, start, end)
+        turns, turn_of = _owners(source, turn, start, end)
         versions = list(dict.fromkeys(v for v in trace.weight_versions[start:end] if v is not None))
         place = {version: index for index, version in enumerate(versions)}
         pieces, raw = self._pieces(trace.ids[start:end].tolist())
@@ -135,21 +145,6 @@ class LookDoor:
             np.int8
         )
 
-    def _owners(self, turn: Turn, start: int, end: int) -> tuple[list[str], NDArray[np.int32]]:
-        """The turns that brought these tokens, and for each token which of them."""
-        turns: list[str] = []
-        owner_of = np.zeros(end - start, np.int32)
-        owner: Turn | None = turn
-        until = end
-        while owner is not None and until > start:
-            if until > owner.base_len:
-                begin = max(owner.base_len, start)
-                owner_of[begin - start : until - start] = len(turns)
-                turns.append(owner.id)
-                until = begin
-            owner = self._store.get(owner.base) if owner.base is not None else None
-        return turns, owner_of
-
     def _pieces(self, ids: list[int]) -> tuple[list[str], dict[str, str]]:
         """The text of each token, and the bytes in hex of those that are not UTF-8 alone."""
         pieces, raw = [], {}
@@ -168,6 +163,28 @@ class LookDoor:
     @cached_property
     def _scaffold(self) -> Scaffold:
         return Scaffold(self._template.try_render, self._tokenizer)
+
+
+def _owners(
+    source: Snapshot, turn: Turn, start: int, end: int
+) -> tuple[list[str], NDArray[np.int32]]:
+    """The turns that brought these tokens, and for each token which of them."""
+    turns: list[str] = []
+    owner_of = np.zeros(end - start, np.int32)
+    owner: Turn | None = turn
+    until = end
+    while owner is not None and until > start:
+        if until > owner.base_len:
+            begin = max(owner.base_len, start)
+            owner_of[begin - start : until - start] = len(turns)
+            turns.append(owner.id)
+            until = begin
+        owner = source.get(owner.base) if owner.base is not None else None
+    return turns, owner_of
+
+
+def _tree_reply(name: str, found: Outline) -> web.Response:
+    return _reply({"session_id": name, **_outline(found)})
 
 
 def _outline(found: Outline) -> dict[str, Any]:
@@ -214,7 +231,7 @@ def _row(row: RowOutline) -> dict[str, Any]:
     }
 
 
-def _count(query: dict[str, str], name: str, default: int, low: int, high: int) -> int:
+def _count(query: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
     text = query.get(name)
     if text is None:
         return default

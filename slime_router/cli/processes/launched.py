@@ -36,13 +36,13 @@ class ParentsWorkers:
             return False
 
     def note_up(self, url: str) -> None:
-        """It serves, for the first time or again."""
+        """Record that the worker serves, for the first time or again."""
         before = self._workers.get(url) or LaunchedWorker(False, 0, self._api_key)
         self._workers[url] = replace(before, is_up=True, lives=before.lives + 1)
         self._file.write(self._workers)
 
     def note_down(self, url: str) -> None:
-        """Its process has ended."""
+        """Record that the worker's process has ended."""
         self._workers[url] = replace(self._workers[url], is_up=False)
         self._file.write(self._workers)
 

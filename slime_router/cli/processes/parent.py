@@ -54,7 +54,7 @@ class Child(Kept):
 
     @property
     def url(self) -> str:
-        """Its socket."""
+        """The address of the child's own socket."""
         return str(self.place.socket())
 
     def arguments(self) -> Sequence[str]:

@@ -25,7 +25,7 @@ def add_config(p: argparse.ArgumentParser) -> None:
 def shared_settings(
     asked: argparse.Namespace, *names: str, environ: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Those of the settings `names` that have a value, by flag, else variable, else file.
+    """The settings among `names` that have a value: from a flag, else a variable, else a file.
 
     A flag that was not given is None, or False, in `asked`. Other settings in the file are checked
     and left out.

@@ -28,7 +28,7 @@ def completion_main(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its arguments."""
+    """The parser of the arguments."""
     p = OneLineParser(
         prog="slime-router completion",
         description="Prints a script with which the shell completes commands and flags.",

@@ -72,7 +72,7 @@ def doctor_main(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its arguments."""
+    """The parser of the arguments."""
     p = OneLineParser(
         prog="slime-router doctor",
         description=_DESCRIPTION,

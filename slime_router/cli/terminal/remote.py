@@ -55,7 +55,7 @@ class Remote:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL that the router listens at."""
         return self._client.url
 
     def post(self, path: str, **body: Any) -> None:

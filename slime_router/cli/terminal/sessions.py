@@ -67,7 +67,7 @@ def sessions_main(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its arguments."""
+    """The parser of the arguments."""
     p = OneLineParser(
         prog="slime-router sessions",
         description="The sessions of a running router; of one its turns, rows and tokens.",

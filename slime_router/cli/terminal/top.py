@@ -70,7 +70,7 @@ def top_main(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its arguments."""
+    """The parser of the arguments."""
     p = OneLineParser(
         prog="slime-router top",
         description="Workers, rates and the newest sessions of a running router.",

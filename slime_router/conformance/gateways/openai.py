@@ -23,7 +23,7 @@ class OpenAI:
         self._tokenizer = tokenizer
 
     async def open(self) -> Chat:
-        """Nothing is opened; the header helps gateways that route by it."""
+        """A chat with nothing to open; the header is for gateways that route by it."""
         extra = {"logprobs": True, "return_token_ids": True, "return_prompt_token_ids": True}
         name = token_hex(8)
         return Chat(f"{self._http.url}/v1", {"X-Session-ID": name}, extra, name)

@@ -35,7 +35,7 @@ def _joined(chunks: Sequence[GenerateChunk]) -> GenerateChunk:
 
 
 def _masks(chunks: Sequence[GenerateChunk]) -> dict[str, Any]:
-    """Those of all chunks; none where some lack them, which their worker has to explain."""
+    """The masks of all chunks; none if some chunk lacks its own, which is the worker's fault."""
     sampled = [chunk for chunk in chunks if chunk.output_ids]
     if any(chunk.masks is None or chunk.mask_logprobs is None for chunk in sampled):
         return {"masks": None, "mask_logprobs": None, "uncaptured": "not_given"}

@@ -20,7 +20,7 @@ _STARTS = "start_time_seconds"  # of several processes, the first one's
 
 
 def families(meters: Meters) -> list[Family]:
-    """Those of this process, without the times at which each counter was made."""
+    """The metric families of this process, without the times at which counters were made."""
     process = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=process)
     GCCollector(registry=process)
@@ -41,7 +41,7 @@ def families(meters: Meters) -> list[Family]:
 
 
 class AllFamilies(Collector):
-    """Those of all processes as one: their samples are added."""
+    """The metric families of all processes as one: their samples are added."""
 
     def __init__(self, each: Sequence[Sequence[Family]]) -> None:
         self._each = each

@@ -24,7 +24,7 @@ class Hold(ExitStack):
 
 
 class Flights:
-    """Sees to it that what runs in a session elsewhere lands, too, before the session is closed.
+    """Waits, before a session is closed, for what runs in it in other processes.
 
     `slime_router.generation.sessions` has the rules. The archive carries what has become of the
     session; here the others learn that it is time to look.

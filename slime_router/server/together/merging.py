@@ -45,6 +45,8 @@ ACROSS: Mapping[str, Callable[[Sequence[Any]], Any]] = MappingProxyType(
 
 def merged_figures(each: Sequence[Figures]) -> Figures:
     """The metrics of all processes: counters are added, gauges as their meaning asks."""
+    if len(each) == 1:
+        return each[0]
     found: Figures = {}
     for group, figures in each[0].items():
         for key in figures:
@@ -68,7 +70,7 @@ def merged_workers(each: Iterable[Sequence[Worker]]) -> list[dict[str, Any]]:
     for listed in each:
         for worker in listed:
             views.setdefault(worker["url"], []).append(worker)
-    return [_merged_worker(seen) for seen in views.values()]
+    return [dict(seen[0]) if len(seen) == 1 else _merged_worker(seen) for seen in views.values()]
 
 
 def _merged_worker(seen: Sequence[Worker]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 
+import orjson
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -37,7 +38,7 @@ def answer_figures(sources: Sources) -> None:
 
 
 async def figures_of_all(sources: Sources) -> Figures:
-    """Those of all processes of the router that answer."""
+    """The figures of all processes of the router that answer, as one."""
     heard = await sources.siblings.ask(FIGURES)
     return merged_figures([figures(sources), *heard.answers.values()])
 
@@ -78,13 +79,14 @@ async def metrics(sources: Sources, request: web.Request) -> web.Response:
     """The metrics since the start: JSON, or text for Prometheus and whoever prefers text."""
     if _wants_text(request.query.get("format"), _accept(request)):
         return await metrics_text(sources, request)
-    return web.json_response(await figures_of_all(sources))
+    return web.json_bytes_response(await figures_of_all(sources), dumps=orjson.dumps)
 
 
 async def metrics_text(sources: Sources, request: web.Request) -> web.Response:
     """The same metrics, and the histograms, in Prometheus's format."""
     found, timed = await asyncio.gather(figures_of_all(sources), families_of_all(sources))
-    text, content_type = exposition(found, timed, _accept(request))
+    # In a thread: hundreds of lines take milliseconds, and each worker has some of its own.
+    text, content_type = await asyncio.to_thread(exposition, found, timed, _accept(request))
     return web.Response(body=text, headers={"Content-Type": content_type})
 
 

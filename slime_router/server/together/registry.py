@@ -70,7 +70,7 @@ class Registry:
     # Who is registered
 
     async def add(self, url: str, **fields: Unpack[RegistrationFields]) -> Worker:
-        """As `WorkerPool.add`."""
+        """See `WorkerPool.add`."""
         self.changes += 1
         worker = self._pool.add(url, **fields)
         if self._journal is not None:
@@ -81,7 +81,7 @@ class Registry:
         return worker
 
     async def remove(self, url_or_id: str) -> Worker:
-        """As `WorkerPool.remove`."""
+        """See `WorkerPool.remove`."""
         worker = self._pool.remove(url_or_id)
         self._forget(worker)
         logger.info("worker %s is removed, %d in flight", worker.url, worker.in_flight)
@@ -89,7 +89,7 @@ class Registry:
         return worker
 
     async def drain(self, url_or_id: str) -> Worker:
-        """As `WorkerPool.drain`."""
+        """See `WorkerPool.drain`."""
         worker = self._pool.drain(url_or_id)
         self._forget(worker)
         logger.info("worker %s leaves, %d in flight", worker.url, worker.in_flight)
@@ -108,17 +108,17 @@ class Registry:
     # What they do
 
     async def rest(self, worker: Worker, *, is_paused: bool, is_asleep: bool) -> None:
-        """As `WorkerPool.rest`."""
+        """See `WorkerPool.rest`."""
         self._pool.rest(worker, is_paused=is_paused, is_asleep=is_asleep)
         await self._tell("rest", worker, is_paused=is_paused, is_asleep=is_asleep)
 
     async def flushed(self, worker: Worker) -> None:
-        """As `WorkerPool.flushed`."""
+        """See `WorkerPool.flushed`."""
         self._pool.flushed(worker)
         await self._tell("flushed", worker)
 
     async def update_started(self, worker: Worker) -> WeightVersion | None:
-        """As `Worker.update_started`."""
+        """See `Worker.update_started`."""
         before = worker.update_started()
         await self._tell("update_started", worker)
         return before
@@ -160,7 +160,7 @@ class Registry:
         self._behind.update(heard.silent)
 
     async def catch_up(self) -> None:
-        """Those who have missed something are given the whole state."""
+        """Send the whole state to each process that has missed a change."""
         for number in tuple(self._behind):
             heard = await self._siblings.ask_one(number, TAKE, self._state())
             if heard.answers:

@@ -84,7 +84,7 @@ class SharedResponses:
             self._kept.bring_back(line)
 
     async def _line_of(self, name: str) -> list[tuple[str, bytes]]:
-        """As `JournaledResponses.line_of`, of other routers; nothing where a part is gone."""
+        """See `JournaledResponses.line_of`, for other routers; nothing if a part is gone."""
         line: list[tuple[str, bytes]] = []
         wanted: str | None = name
         while wanted is not None and self._others is not None and len(line) < MAX_NAMES:

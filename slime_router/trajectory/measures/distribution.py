@@ -37,12 +37,12 @@ class Distribution:
         return np.diff(self.offsets).astype(np.int32)
 
     def first(self, count: int) -> Distribution:
-        """That of the first `count` tokens."""
+        """The part for the first `count` tokens."""
         offsets = self.offsets[: count + 1]
         return Distribution(offsets, self.ids[: offsets[-1]], self.logprobs[:count])
 
     def last(self, start: int) -> Distribution:
-        """That of the tokens from `start` on."""
+        """The part for the tokens from `start` on."""
         begin = self.offsets[start]
         offsets = self.offsets[start:] - begin
         return Distribution(offsets, self.ids[begin:], self.logprobs[start:])

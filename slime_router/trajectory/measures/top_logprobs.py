@@ -17,7 +17,7 @@ from slime_router.types import TokenIds, token_ids
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TopLogprobs:
-    """Those of so many tokens.
+    """The likeliest tokens at each of a number of tokens.
 
     `offsets` has shape `[tokens + 1]`, `ids` and `logprobs` have `[offsets[-1]]`.
     """
@@ -35,7 +35,7 @@ class TopLogprobs:
         return np.diff(self.offsets).astype(np.int32)
 
     def between(self, start: int, end: int) -> TopLogprobs:
-        """Those of the tokens `[start, end)`."""
+        """The part for the tokens `[start, end)`."""
         begin, stop = self.offsets[start], self.offsets[end]
         offsets = self.offsets[start : end + 1] - begin
         return TopLogprobs(offsets, self.ids[begin:stop], self.logprobs[begin:stop])
@@ -56,7 +56,7 @@ class TopLogprobs:
 def top_logprobs(
     lengths: NDArray[np.int32], ids: TokenIds, logprobs: NDArray[np.float32]
 ) -> TopLogprobs:
-    """Those of tokens that have so many each, one after the other in `ids` and `logprobs`."""
+    """Built from how many each token has, with `ids` and `logprobs` of all one after the other."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     for array in (offsets, ids, logprobs):
@@ -65,7 +65,7 @@ def top_logprobs(
 
 
 def of_nested(tokens: Sequence[Sequence[tuple[float, int]]]) -> TopLogprobs:
-    """Those of tokens that have a list of log-probabilities and ids each."""
+    """Built from one list of (log-probability, id) for each token."""
     pairs = [pair for token in tokens for pair in token]
     return top_logprobs(
         np.array([len(token) for token in tokens], np.int32),
@@ -77,7 +77,7 @@ def of_nested(tokens: Sequence[Sequence[tuple[float, int]]]) -> TopLogprobs:
 def laid_out(
     spans: Sequence[tuple[int, int, TopLogprobs | None]], length: int
 ) -> TopLogprobs | None:
-    """Those of a row of `length` tokens, of which spans `[start, end)` have some.
+    """The likeliest tokens of a row of `length` tokens, of which only some spans have any.
 
     The spans follow each other, and do not overlap. None where none of them has any.
     """

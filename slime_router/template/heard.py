@@ -1,0 +1,244 @@
+"""Long conversations in JSON, of which only what is new is read.
+
+An agent sends its whole conversation again with every turn. The JSON text of its messages is
+compared, byte by byte, with those that came before. Messages whose text is the same are the same:
+they are not parsed, checked or recognized once more. Nothing depends on whether they were found: it
+only takes longer where they were not.
+
+The JSON parser itself says whether the text that was taken out was the value of the body's own
+`messages`: the name of the field is replaced by one that no client can know, and has to come out as
+a field of the body.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import Any, NamedTuple
+
+import orjson
+
+from slime_router.cache.text_index import Place, TextIndex
+from slime_router.types import Message
+
+LONG_LEN = 2**14  # bytes of a body that is worth a closer look
+MAX_CHAINS = 4  # of one conversation, with other tools, say
+MAX_KEPT_LEN = 2**26  # bytes of texts and of what was made of them
+_SHARE = 3  # of its text's length that a conversation counts
+_MESSAGE_LEN = 64  # bytes more for each message: in tuples and lists
+
+_FIELD = b'"messages"'
+_OPENING = re.compile(rb"\s*+:\s*+\[")
+_NEXT = re.compile(rb"[ \t\n\r]*+(?:,[ \t\n\r]*+(?=\{)|(?=\]))")  # JSON has no other white space
+# Up to the next bracket that is not in a string, of JSON that was found to be valid.
+_BRACKET = re.compile(
+    rb'[^"\[\]{}]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^"\[\]{}]*+)*+([\[\]{}])', re.DOTALL
+)
+
+
+class Chain(NamedTuple):
+    """What was worked out of the messages of a conversation: of each prefix, the empty one first.
+
+    `asked` are the messages that could name a turn: the place of each, and the turn's id.
+    """
+
+    keys: list[bytes]
+    spellings: list[bytes]
+    asked: list[tuple[int, str | None]]
+
+
+class Past:
+    """Messages that came in one request: they never change, nor does what is known of them.
+
+    `chains` has the last chain for each beginning of one. `is_apart`: no two of the messages are
+    one reply in two parts.
+    """
+
+    __slots__ = ("before", "chains", "followers", "is_apart", "messages", "place", "size")
+
+    def __init__(self, messages: tuple[Message, ...]) -> None:
+        self.messages = messages
+        self.before: Past | None = None  # what was kept of the request before
+        self.followers = 0
+        self.size = 0
+        self.place: Place[Past] | None = None  # None where it is not kept
+        self.chains: OrderedDict[bytes, Chain] = OrderedDict()
+        self.is_apart = False
+
+    def note(self, root: bytes, chain: Chain) -> None:
+        """Keep a chain that begins with this key; nobody changes it any more."""
+        self.chains[root] = chain
+        if len(self.chains) > MAX_CHAINS:
+            self.chains.popitem(last=False)
+
+
+class Heard(tuple[Message, ...]):
+    """Messages whose contents are texts or nothing, the first of which came before.
+
+    `past` is what came before, None for nothing; `whole` is what is known of all of them.
+    """
+
+    past: Past | None
+    whole: Past
+
+    @classmethod
+    def of(cls, whole: Past, past: Past | None) -> Heard:
+        """All messages of `whole`, which begin with those of `past`."""
+        heard = cls(whole.messages)
+        heard.past, heard.whole = past, whole
+        return heard
+
+
+@dataclass(slots=True, eq=False)
+class Written:
+    """The messages of a body: those that came before, checked, and the new ones as they are."""
+
+    past: Past | None
+    new: list[Any]
+    _owner: str
+    _text: str  # of the new ones, and what is before them
+    _texts: MessageTexts = field(repr=False)
+
+    @property
+    def known(self) -> tuple[Message, ...]:
+        """The messages that came before, as they were checked then."""
+        return () if self.past is None else self.past.messages
+
+    def checked(self, new: Iterable[Message]) -> Heard:
+        """All messages, given the new ones as they were checked."""
+        if self.past is not None and not self.new:
+            return Heard.of(self.past, self.past)
+        now = Past((*self.known, *new))
+        self._texts.keep(now, self._text, self.past, self._owner)
+        return Heard.of(now, self.past)
+
+
+class MessageTexts:
+    """Reads messages, and remembers the last two requests of each conversation.
+
+    What was used least recently goes first. Owners do not learn of each other's conversations.
+    """
+
+    def __init__(self, max_kept_len: int = MAX_KEPT_LEN) -> None:
+        self._max_kept_len = max_kept_len
+        self._name = f'"{token_hex(16)}"'.encode()
+        self._indexes: dict[str, TextIndex[Past]] = {}
+        self._kept: OrderedDict[Past, str] = OrderedDict()  # and whose they are
+        self._kept_len = 0
+
+    def __repr__(self) -> str:
+        return f"<MessageTexts of {len(self._kept)} requests, {self._kept_len} bytes>"
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def read(self, raw: bytes, owner: str = "") -> tuple[dict[str, Any], bytes] | None:
+        """A JSON object whose `messages` are `Written`, and the part of its text that is new.
+
+        None if it is short, or if anything about it is unusual.
+        """
+        at = raw.find(_FIELD) if self._max_kept_len > 0 and len(raw) >= LONG_LEN else -1
+        opening = None if at < 0 else _OPENING.match(raw, at + len(_FIELD))
+        if opening is None:
+            return None
+        start = opening.end()
+        past = self._find(owner, raw[start:].decode("latin-1"))
+        begin = known_end = start
+        if past is not None and past.place is not None:
+            known_end = start + past.place.depth
+            following = _NEXT.match(raw, known_end)
+            if following is None:
+                return None
+            begin = following.end()
+        rest = b"%b%b%b%b" % (raw[:at], self._name, opening[0], raw[begin:])
+        body = self._named(rest)
+        if body is None:
+            return None
+        new = body["messages"]
+        if not all(map(_is_text, new)) or (past is None and not new):
+            return None
+        new_at = at + len(self._name) + len(opening[0])
+        end = begin + _end(rest, new_at) - new_at
+        text = raw[known_end:end].rstrip().decode("latin-1")
+        body["messages"] = Written(past, new, owner, text, self)
+        return body, rest
+
+    def keep(self, now: Past, text: str, past: Past | None, owner: str) -> None:
+        """Remember messages that have this text after that of `past`."""
+        index = self._indexes.setdefault(owner, TextIndex())
+        above = index.root
+        if past is not None:
+            if past.place is None:
+                return  # it was forgotten meanwhile
+            above = past.place
+        now.size = _SHARE * (above.depth + len(text)) + _MESSAGE_LEN * len(now.messages)
+        now.place = index.below(above, text)
+        for same in now.place.marks:  # another request with these messages was quicker
+            self._kept_len -= same.size
+            del self._kept[same]
+            same.place = None
+        now.place.marks = (now,)
+        self._kept[now] = owner
+        self._kept_len += now.size
+        if past is not None:
+            now.before = past
+            past.followers += 1
+            first, past.before = past.before, None
+            if first is not None and first.followers == 1:
+                self._forget(first)
+        while self._kept_len > self._max_kept_len:
+            self._forget(next(iter(self._kept)))
+
+    def _find(self, owner: str, text: str) -> Past | None:
+        index = self._indexes.get(owner)
+        past = None
+        for place in () if index is None else index.along(text):
+            [past] = place.marks
+        if past is not None:
+            self._kept.move_to_end(past)
+        return past
+
+    def _named(self, text: bytes) -> dict[str, Any] | None:
+        """The body with its field's own name again; None if it was not the body's only one."""
+        ours = self._name[1:-1].decode()
+        try:
+            fields = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return None
+        if type(fields) is not dict or type(fields.get(ours)) is not list or "messages" in fields:
+            return None
+        return {("messages" if name == ours else name): value for name, value in fields.items()}
+
+    def _forget(self, past: Past) -> None:
+        owner = self._kept.pop(past, None)
+        if owner is None or past.place is None:
+            return
+        self._kept_len -= past.size
+        index, place = self._indexes[owner], past.place
+        place.marks, past.place = (), None
+        index.prune(place)
+        if not index.size:
+            del self._indexes[owner]
+
+
+def _is_text(message: Any) -> bool:
+    """Whether it may be a message whose content is a text, or nothing."""
+    if type(message) is not dict:
+        return False
+    content = message.get("content")
+    return content is None or type(content) is str
+
+
+def _end(text: bytes, at: int) -> int:
+    """Where the list ends whose inside begins at `at`: the place of its closing bracket."""
+    depth = 1
+    while True:
+        found = _BRACKET.match(text, at)
+        assert found is not None, "the JSON is valid, so brackets are closed"
+        depth += 1 if found[1] in b"[{" else -1
+        if not depth:
+            return found.start(1)
+        at = found.end()

@@ -1,0 +1,156 @@
+"""Sessions that are in the archive and not in memory: they count, and are listed without a read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from slime_router.archive.filling import Filler
+from slime_router.archive.port import Archive
+from slime_router.archive.store import ArchivedStore
+from slime_router.errors import Conflict, TooManyRequests
+from slime_router.trajectory.session import Session, SessionSpec
+from tests.archives.archives import KINDS, Opened, Straight, opener
+from tests.archives.test_conformance import turn
+from tests.archives.test_several_stores import Router
+from tests.stack import chat_template, tiny_tokenizer
+
+
+class Small(Router):
+    """A router that may have three opened sessions, and nothing in memory for long."""
+
+    def __init__(self, archive: Archive, number: int) -> None:
+        super().__init__(archive, number, 0)
+        self.store = ArchivedStore(Straight(archive), 0, max_sessions=3)
+        self.store.number = number
+        self.fetch = Filler(archive, self.store, chat_template(tiny_tokenizer()), self.written)
+
+    async def open(self, name: str, rollout: str | None = None) -> None:
+        await self.fetch.know_sessions()
+        with await self.fetch.of_session(name):
+            self.store.open_session(SessionSpec(id=name, rollout_id=rollout))
+            self.store.add(replace(turn(f"turn of {name}", 0, name), seq=0))
+
+    async def reward(self, name: str, reward: float) -> None:
+        with await self.fetch.of_rollout(name):
+            self.store.sessions.set_reward(name, reward)
+
+    async def delete(self, name: str) -> None:
+        with await self.fetch.of_session(name):
+            self.store.delete_session(name)
+
+    def here(self) -> list[str]:
+        return [session.id for session in self.store.sessions]
+
+    def check(self) -> None:
+        self.store.check_integrity()
+
+
+@pytest.fixture(params=KINDS)
+def opened(request, tmp_path: Path) -> Opened:
+    return opener(request.param, request, tmp_path)
+
+
+async def small(opened: Opened) -> Small:
+    archive = opened()
+    return Small(archive, await archive.number())
+
+
+async def closed(*routers: Small) -> None:
+    for router in routers:
+        router.check()
+    for archive in {id(router.archive): router.archive for router in routers}.values():
+        await archive.close()
+
+
+async def test_sessions_count_until_they_are_deleted_wherever_they_are(opened):
+    one, other = await small(opened), await small(opened)
+    for name in "abc":
+        await one.open(name)
+    assert one.here() == ["c"]
+    for router in (one, other, await small(opened)):
+        with pytest.raises(TooManyRequests):
+            await router.open("d")
+        assert router.store.sessions.opened == 3
+    await other.delete("a")
+    await one.open("d")
+    with pytest.raises(TooManyRequests):
+        await other.open("e")
+    await one.delete("d")
+    await one.open("a")
+    assert one.store.sessions.opened == 3
+    await closed(one, other)
+
+
+async def test_a_rollout_has_one_reward_wherever_its_sessions_are(opened):
+    one, other = await small(opened), await small(opened)
+    await one.open("a", "rollout")
+    await one.open("b", "rollout")
+    await one.open("c", "another")
+    await one.reward("a", 1.0)
+    await one.reward("c", 3.0)
+    for router in (one, other):
+        with pytest.raises(Conflict, match="another reward in session 'a'"):
+            await router.reward("b", 2.0)
+    await other.reward("b", 1.0)
+    await other.delete("a")
+    await one.delete("b")
+    await one.open("d", "rollout")
+    await one.reward("d", 2.0)
+    await closed(one, other)
+
+
+class Reads:
+    """Counts the turns that are read with their data."""
+
+    def __init__(self, router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        news = router.archive.news
+
+        async def counted(home, since, knows):
+            found = await news(home, since, knows)
+            self.count += sum(kept.data is not None for kept in found.turns)
+            return found
+
+        monkeypatch.setattr(router.archive, "news", counted)
+
+    def taken(self) -> int:
+        count, self.count = self.count, 0
+        return count
+
+
+def said(sessions: Sequence[Session]) -> list[tuple[object, ...]]:
+    return [
+        (s.id, s.number, s.state, s.turn_count, s.recorded_turns, s.sampled_tokens, s.reward)
+        for s in sessions
+    ]
+
+
+async def test_a_list_reads_a_session_that_is_not_in_memory_once(opened, monkeypatch):
+    one = await small(opened)
+    for name in "abc":
+        await one.open(name)
+    reads = Reads(one, monkeypatch)
+    listed = await one.fetch.of_sessions()
+    assert said(listed) == [
+        ("a", 1, "open", 1, 1, 1, None),
+        ("b", 2, "open", 1, 1, 1, None),
+        ("c", 3, "open", 1, 1, 1, None),
+    ]
+    assert reads.taken() <= 3
+    await one.fetch.of_sessions()
+    reads.taken()  # one that was in memory is not any more
+    assert said(await one.fetch.of_sessions()) == said(listed)
+    assert reads.taken() == 0
+    await one.reward("a", 1.0)
+    with await one.fetch.of_session("b"):
+        one.store.add(turn("another of b", 0, "b"))
+    await one.delete("c")
+    assert said(await one.fetch.of_sessions()) == [
+        ("a", 1, "open", 1, 1, 1, 1.0),
+        ("b", 2, "open", 2, 2, 2, None),
+    ]
+    await closed(one)

@@ -1,0 +1,68 @@
+"""Long chats, of which only what is new is read: nobody can tell."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from slime_router.generation.middleware import CallNext
+from slime_router.template import heard
+from slime_router.types import GenerateCall, GenerateChunk, Message
+from tests.integration.gateway import CHAT, assistant, served, user
+
+LONG = "word " * 40
+
+
+@pytest.fixture(autouse=True)
+def _every_chat_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heard, "LONG_LEN", 0)
+
+
+async def rude(call: GenerateCall, call_next: CallNext) -> AsyncGenerator[GenerateChunk, None]:
+    """A plug-in that writes to what it is given."""
+    for message in call.messages or ():
+        message["content"] += "!"
+    async for chunk in call_next(call):
+        yield chunk
+
+
+def talk(turns: int) -> list[Message]:
+    messages = [user(LONG)]
+    for number in range(turns):
+        messages += [assistant(f"Reply {number}."), user(f"Question {number}?")]
+    return messages
+
+
+async def test_a_long_chat_gets_what_it_gets_in_a_router_that_has_not_seen_it():
+    async with served() as (router, worker):
+        for turns in range(6):
+            await router.chat(talk(turns))
+        known = router.gateway.context.message_texts
+        assert 0 < len(known) <= 2
+        seen = [request.body["input_ids"] for request in worker.requests]
+    async with served() as (router, worker):
+        await router.chat(talk(5))
+        assert worker.requests[0].body["input_ids"] == seen[-1]
+
+
+async def test_an_error_names_the_place_of_a_new_message():
+    async with served() as (router, _):
+        await router.chat(talk(1))
+        broken = {"role": "user", "content": None}
+        status, body = await router.post(CHAT, {"messages": [*talk(1), broken]})
+        assert (status, body["error"]["param"]) == (400, "messages[3].content")
+        part = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
+        status, body = await router.post(CHAT, {"messages": [*talk(1), user([part])]})
+        assert (status, body["error"]["param"]) == (400, "messages[3].content[0].image_url.url")
+
+
+async def test_a_plugin_that_writes_to_messages_changes_nobody_elses():
+    async with served(middleware_paths=(f"{__name__}:rude",)) as (router, worker):
+        for _ in range(3):
+            await router.chat(talk(2))
+        first, *others = [request.body["input_ids"] for request in worker.requests]
+        assert others == [first, first]
+    async with served() as (router, worker):
+        await router.chat([{**each, "content": each["content"] + "!"} for each in talk(2)])
+        assert worker.requests[0].body["input_ids"] == first

@@ -1,0 +1,202 @@
+"""Conversations that are read only where they are new say what they say when all is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from slime_router.template import heard
+from slime_router.template.heard import Heard, MessageTexts, Written
+
+TEXTS = st.text(
+    st.sampled_from('ab]["\\{},: \n\u00fc\u2028\U0001f600') | st.characters(codec="utf-8"),
+    max_size=8,
+)
+VALUES = st.none() | st.booleans() | st.integers(-3, 3) | TEXTS | st.lists(TEXTS, max_size=2)
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool"]), "content": TEXTS},
+    optional={"name": TEXTS, "tool_calls": st.lists(st.dictionaries(TEXTS, VALUES, max_size=2))},
+)
+OTHERS: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
+    st.sampled_from(["model", "stop", "a", "messages2"]), VALUES | st.just({"messages": []})
+)
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> list[bytes]:
+    """Bodies of conversations that go on, part, begin again, or are broken."""
+    made: list[bytes] = []
+    talks: list[list[dict[str, Any]]] = [[]]
+    for _ in range(draw(st.integers(2, 10))):
+        talk = draw(st.sampled_from(talks))
+        talk = [
+            *talk[: draw(st.sampled_from([len(talk), len(talk), 1]))],
+            *draw(st.lists(MESSAGES, max_size=3)),
+        ]
+        talks.append(talk)
+        before, after = draw(OTHERS), draw(OTHERS)
+        body = {**before, "messages": talk, **{k: v for k, v in after.items() if k not in before}}
+        raw = orjson.dumps(body) if draw(st.booleans()) else _spaced(body)
+        made.append(_damaged(draw, raw))
+    return made
+
+
+def _spaced(body: dict[str, Any]) -> bytes:
+    """As another client may write it: with spaces, and with escapes."""
+    import json
+
+    return json.dumps(body).encode()
+
+
+def _damaged(draw: st.DrawFn, raw: bytes) -> bytes:
+    """Mostly as it is; else with another byte, one less, one more, or a field twice."""
+    how = draw(st.sampled_from(["", "", "", "", "change", "drop", "add", "twice", "cut"]))
+    at = draw(st.integers(0, len(raw) - 1))
+    if how == "change":
+        return (
+            raw[:at]
+            + draw(st.sampled_from([b"x", b'"', b",", b"]", b"\x0b", b"\xff", b"1"]))
+            + raw[at + 1 :]
+        )
+    if how == "drop":
+        return raw[:at] + raw[at + 1 :]
+    if how == "add":
+        return raw[:at] + draw(st.sampled_from([b" ", b",", b"\x0b", b"\n", b"]", b"{"])) + raw[at:]
+    if how == "twice":
+        return raw[:-1] + draw(st.sampled_from([b',"messages":[]}', b',"mess\\u0061ges":[{}]}']))
+    return raw[:at] if how == "cut" else raw
+
+
+@pytest.fixture(autouse=True)
+def _all_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heard, "LONG_LEN", 0)
+
+
+def read(texts: MessageTexts, raw: bytes, owner: str = "") -> dict[str, Any] | None:
+    """The body with all of its messages, which count as checked then."""
+    found = texts.read(raw, owner)
+    if found is None:
+        return None
+    body = found[0]
+    written = body["messages"]
+    assert isinstance(written, Written)
+    messages = written.checked(written.new)
+    assert messages[: len(written.known)] == written.known
+    assert isinstance(messages, Heard)
+    assert messages.whole.messages == messages
+    return {**body, "messages": list(messages)}
+
+
+@given(bodies(), st.sampled_from([2**26, 4_000]))
+@example([b'{"messages":[{"content":"a"}]}', b'{"messages":[{"content":"a"}\x0b]}'], 2**26)
+@example([b'{"messages":[{"content":"a"}]}', b'{"messages":[{"content":"a"},]}'], 2**26)
+@example([b'{"messages":[{"content":"a"}]}', b'{"x":{"messages":[{"content":"a"}]}}'], 2**26)
+@example([b'{"messages":[{"content":"a"}]}', b'{"x":"\\"messages":[{"content":"a"}]}'], 2**26)
+@example([b'{"messages":[{"content":"a"}]}', b'{"messages":[{"content":"a"}'], 2**26)
+def test_a_body_reads_as_it_does_without_a_memory(raws: list[bytes], max_kept_len: int) -> None:
+    texts = MessageTexts(max_kept_len)
+    for raw in raws:
+        body = read(texts, raw)
+        assert texts._kept_len <= max_kept_len
+        assert texts._kept_len == sum(past.size for past in texts._kept)
+        try:
+            expected = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            assert body is None
+            continue
+        if body is not None:
+            assert orjson.dumps(body) == orjson.dumps(expected)  # also in its order
+    for index in texts._indexes.values():
+        index.check_integrity()
+
+
+@given(st.lists(MESSAGES, min_size=1, max_size=6), st.integers(0, 400), st.integers(1, 255))
+def test_no_byte_of_what_came_before_may_differ(
+    talk: list[dict[str, Any]], place: int, flip: int
+) -> None:
+    texts = MessageTexts()
+    raw = orjson.dumps({"messages": talk})
+    assert read(texts, raw) == {"messages": talk}
+    place %= len(raw)
+    other = raw[:place] + bytes([raw[place] ^ flip]) + raw[place + 1 :]
+    try:
+        expected = orjson.loads(other)
+    except orjson.JSONDecodeError:
+        expected = None
+    found = read(texts, other)
+    assert found is None or found == expected
+
+
+def test_a_conversation_that_goes_on_is_read_from_where_it_was_left():
+    texts = MessageTexts()
+    talk: list[dict[str, Any]] = []
+    for number in range(20):
+        talk = [*talk, {"role": "user", "content": str(number)}, {"role": "tool", "content": "x"}]
+        found = texts.read(orjson.dumps({"model": "m", "messages": talk, "n": number}))
+        assert found is not None
+        written = found[0]["messages"]
+        assert written.new == talk[-2:]
+        assert list(written.checked(written.new)) == talk
+        assert len(texts) == min(number + 1, 2)
+
+
+def test_a_conversation_that_parts_keeps_where_it_parted():
+    texts, talk = MessageTexts(), [{"role": "user", "content": "Hi"}]
+    read(texts, orjson.dumps({"messages": talk}))
+    for number in range(5):
+        body = {"messages": [*talk, {"role": "assistant", "content": str(number)}]}
+        found = texts.read(orjson.dumps(body))
+        assert found is not None
+        assert found[0]["messages"].known == tuple(talk)
+        found[0]["messages"].checked(found[0]["messages"].new)
+
+
+def test_the_same_request_again_has_nothing_new():
+    texts, raw = MessageTexts(), orjson.dumps({"messages": [{"role": "user", "content": "Hi"}]})
+    for _ in range(3):
+        assert read(texts, raw) == orjson.loads(raw)
+    assert len(texts) == 1
+
+
+def test_two_requests_at_once_with_the_same_messages_are_kept_once():
+    texts, raw = MessageTexts(), orjson.dumps({"messages": [{"role": "user", "content": "Hi"}]})
+    found = [texts.read(raw), texts.read(raw)]
+    for each in found:
+        assert each is not None
+        each[0]["messages"].checked(each[0]["messages"].new)
+    assert len(texts) == 1
+    assert read(texts, raw) == orjson.loads(raw)
+
+
+def test_what_another_owner_sent_is_not_known():
+    texts, raw = MessageTexts(), orjson.dumps({"messages": [{"role": "user", "content": "Hi"}]})
+    assert read(texts, raw, "one") is not None
+    found = texts.read(raw, "two")
+    assert found is not None
+    assert found[0]["messages"].known == ()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"messages":[]}',
+        b'{"messages":["Hi"]}',
+        b'{"messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}]}',
+        b'{"messages":[{"content":"a"}],"messages":[{"content":"b"}]}',
+        b'{"messages":{"content":"a"}}',
+        b'[{"messages":[{"content":"a"}]}]',
+        b'{"tools":{"messages":[{"content":"a"}]}}',
+        b"{}",
+    ],
+)
+def test_what_is_unusual_is_left_to_the_usual_way(raw):
+    assert MessageTexts().read(raw) is None
+
+
+def test_short_bodies_are_not_looked_at(monkeypatch):
+    monkeypatch.undo()
+    assert MessageTexts().read(b'{"messages":[{"role":"user","content":"Hi"}]}') is None
