@@ -37,6 +37,10 @@ class Shortcut(Generic[C]):
     __slots__ = ("is_clear", "read", "takes", "write")
 
     def __init__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forgets all steps: nothing goes the short way, and nothing is kept for it."""
         self.takes: Callable[[C], bool] = lambda _: False
         self.read: Callable[[C], Sequence[C]] = lambda chunk: (chunk,)
         self.is_clear: Callable[[], bool] = lambda: False

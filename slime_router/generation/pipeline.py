@@ -20,6 +20,7 @@ from slime_router.generation.recording import OpenTurn, Recorder
 from slime_router.generation.sessions import Sessions
 from slime_router.journal.fetching import Fetch
 from slime_router.replies.reply import Reply
+from slime_router.shortcut import Shortcut
 from slime_router.telemetry.course import Course
 from slime_router.telemetry.meters import Meters
 from slime_router.types import GenerateCall, GenerateChunk
@@ -79,9 +80,9 @@ class Pipeline:
                 sent = self._context_limit.fitted(filing.call)
                 turn.trouble = trouble
                 reading = _Reading(filing, reply, course, count)
-                if call.shortcut is not None:
-                    call.shortcut.read = reading.counted
+                shortcut = call.shortcut or Shortcut()
                 while True:
+                    shortcut.read = reading.counted
                     stream = self._relay(sent)
                     try:
                         async for came in stream:
@@ -106,6 +107,7 @@ class Pipeline:
                             raise
                         sent = self._context_limit.after_refusal(sent, refusal)
                     finally:
+                        shortcut.close()
                         await stream.aclose()
                 turn.is_read = True
                 await self._caching.tidy()

@@ -31,7 +31,7 @@ class Tap(Protocol):
 
 
 class WorkerProtocol(ResponseHandler):
-    """aiohttp's side of a connection to a worker; `tap` lasts as long as the answer does."""
+    """aiohttp's side of a connection to a worker; `tap` lasts as long as chunks come whole."""
 
     tap: Tap | None = None
     _has_head = False  # or some of it
@@ -54,6 +54,8 @@ class WorkerProtocol(ResponseHandler):
             self._has_head, self._is_whole = True, _begins_whole(data)
         if self.tap is not None:
             self.tap.rest()
+            if not self._is_whole:
+                self.tap = None
         super().data_received(data)
 
 
