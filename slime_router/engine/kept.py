@@ -55,7 +55,7 @@ class KeptAnswer:
 
     @property
     def connection(self) -> Connection | None:
-        """Its connection, until all was read."""
+        """The connection that it comes over, until all was read."""
         return self._connection
 
     @property

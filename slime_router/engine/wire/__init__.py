@@ -1,1 +1,1 @@
-"""What workers' bytes go through first."""
+"""What the bytes of workers go through first, and the short way that some of them take."""
