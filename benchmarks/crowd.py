@@ -36,8 +36,9 @@ FULL = Size()
 def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
     """The highest resident memory while all are under way, over that after the first request.
 
-    Nothing is kept of them: they are conversations of one turn, and what is held of those has a
-    budget of its own.
+    They are streams: a worker begins each at once and takes its time, so none ends before the last
+    has begun. Nothing is kept of them: they are conversations of one turn, and what is held of
+    those has a budget of its own.
     """
     given = bodies(size.body_len)
     limits = ("--openai-max-concurrent-requests", str(size.requests), "--capture", "off")
@@ -65,4 +66,6 @@ def bodies(length: int) -> Iterator[bytes]:
     for number in range(10**9):
         text = prose(number * length, length)
         message = {"role": "user", "content": f"{number} {text}"}
-        yield orjson.dumps({"model": "default", "messages": [message], "max_tokens": REPLY_LEN})
+        yield orjson.dumps(
+            {"model": "default", "messages": [message], "max_tokens": REPLY_LEN, "stream": True}
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Iterable, Iterator
 
@@ -34,6 +35,40 @@ def send(
         TimeoutError: the load took longer than `TIMEOUT_S`.
     """
     return uvloop.run(_send(port, iter(requests), connections, [] if seconds is None else seconds))
+
+
+class Line:
+    """A connection that is kept, for one request after the other."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask(self, request: bytes) -> bytes:
+        """The body of the answer, which says how long it is.
+
+        Raises:
+            ConnectionError: it is not a 200, or the connection broke.
+            TimeoutError: nothing came for `TIMEOUT_S`.
+        """
+        self._socket.sendall(request)
+        answer, head_len, length = bytearray(), 0, 0
+        while not head_len or len(answer) < head_len + length:
+            if not (data := self._socket.recv(2**16)):
+                raise ConnectionError("the server closed the connection")
+            answer += data
+            if not head_len and (head_len := answer.find(b"\r\n\r\n") + 4) < 4:
+                head_len = 0
+            elif not length:
+                head = bytes(answer[:head_len]).lower()
+                length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        body = bytes(answer[head_len:])
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise ConnectionError(body[:500].decode(errors="replace"))
+        return body
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 async def _send(

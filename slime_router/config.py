@@ -303,6 +303,9 @@ class JournalSettings:
     store_timeout_s: float = seconds(
         1.0, "how long a look into it may take; then the request goes on without", low=SOON
     )
+    store_wait_replicas: int = count(
+        0, "replicas that must have a turn before its reply ends", low=0
+    )
     store_on_error: OnJournalError = setting(
         "degrade",
         "when it is away: serve on from memory and say so in receipts, or refuse and be unready",

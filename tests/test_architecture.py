@@ -19,7 +19,7 @@ FLOOR_OF = {
     "types": "words",
     "values": "words",
     "aside": "async",
-    "cancel_scope": "async",
+    "waiting": "async",
     "errors": "words",
     "fresh_ids": "words",
     "json_text": "words",

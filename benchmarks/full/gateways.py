@@ -110,7 +110,7 @@ def _sglang_router(bin_folder: Path, port: int, worker_url: str) -> list[str]:
 
 
 def _smg(bin_folder: Path, port: int, worker_url: str) -> list[str]:
-    return [str(bin_folder / "smg"), "launch", *_rust_flags(port, worker_url)]
+    return [*_script(bin_folder, "smg"), "launch", *_rust_flags(port, worker_url)]
 
 
 def _rust_flags(port: int, worker_url: str) -> list[str]:
@@ -134,7 +134,12 @@ def _litellm(bin_folder: Path, port: int, worker_url: str) -> list[str]:
         "litellm_settings:\n  telemetry: false\n"
     )
     flags = ("--config", str(config), "--host", "127.0.0.1", "--port", str(port))
-    return [str(bin_folder / "litellm"), *flags]
+    return [*_script(bin_folder, "litellm"), *flags]
+
+
+def _script(bin_folder: Path, name: str) -> list[str]:
+    """Its first line names the folder it was installed into, which may have moved."""
+    return [str(bin_folder / "python"), str(bin_folder / name)]
 
 
 def _fastapi(bin_folder: Path, port: int, worker_url: str) -> list[str]:

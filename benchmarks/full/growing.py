@@ -1,8 +1,14 @@
-"""Conversations that grow by thousands of tokens a turn, through everything."""
+"""Conversations that grow by thousands of tokens a turn, through everything.
+
+Each keeps its connection, as agents do. A turn has cost what the server has used once it is at rest
+again: some of it comes after the answer.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
@@ -22,6 +28,7 @@ from slime_router.types import Message
 
 CHARS_PER_TOKEN = 4
 RUST = (SGLANG_ROUTER.name, SMG.name)
+REST_S = 0.003
 AIMS = {"chat": 1.5, "ids": 1 / 5}  # of what the better Rust gateway takes
 
 
@@ -51,12 +58,14 @@ class Grown:
     def __call__(self) -> float:
         conversation = self.begin(len(self.costs))
         costs = []
-        for _ in range(self.turns):
-            request = load.post(self.path, conversation.body())
-            before_s = self.server.cpu_s()
-            [answer] = load.send(self.server.port, [request], 1)
-            costs.append(self.server.cpu_s() - before_s)
-            conversation.answered(answer)
+        with closing(load.Line(self.server.port)) as line:
+            for _ in range(self.turns):
+                request = load.post(self.path, conversation.body())
+                before_s = self.server.cpu_s()
+                answer = line.ask(request)
+                time.sleep(REST_S)
+                costs.append(self.server.cpu_s() - before_s)
+                conversation.answered(answer)
         self.costs.append(costs)
         return sum(costs) / self.turns
 

@@ -11,14 +11,22 @@ from typing import Any
 from slime_router.errors import BadRequest
 
 MAX_DEPTH = 250  # orjson's, which writes what is read here
+MAX_LEN = 2**25  # bytes: Python's parser lets nothing else run
+_READ = (str, list, dict)  # what halves can be in
 
 
 def load_with_halves(raw: bytes) -> dict[str, Any]:
     """The JSON object in `raw`; only inputs of `tool_use` blocks may hold halves.
 
     Raises:
-        BadRequest: another string does, or it is not JSON, or nested too deeply.
+        BadRequest: another string does, or it is not JSON, or nested too deeply; or it is longer
+            than `MAX_LEN`.
     """
+    if len(raw) > MAX_LEN:
+        raise BadRequest(
+            f"The request body holds a lone surrogate, and more than {MAX_LEN} bytes.",
+            code="invalid_json",
+        )
     try:
         body = json.loads(raw.decode())
     except (ValueError, RecursionError) as exc:
@@ -39,7 +47,7 @@ def _check(body: dict[str, Any]) -> None:
             if not is_input:
                 _check_text(value)
         elif isinstance(value, list):
-            left += [(item, depth + 1, is_input) for item in value]
+            left += [(item, depth + 1, is_input) for item in value if type(item) in _READ]
         elif isinstance(value, dict):
             is_call = value.get("type") == "tool_use"
             for name, item in value.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from slime_router.auth.caller import caller
 from slime_router.auth.keys import session_in_key
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_session_id
 from slime_router.edge.bodies import read_body
-from slime_router.edge.lengths import check_lengths
+from slime_router.edge.lengths import brackets, check_containers, check_lengths
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.tokens.id_text import IdTexts
@@ -90,13 +91,14 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         ClientTimeout: the client stopped sending it.
     """
     raw = (await read_body(request)).removeprefix(BOM_UTF8)  # some editors and shells send it
+    check_containers(raw)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
         if any(sign in exc.msg for sign in _SURROGATE_SIGNS):
-            body = load_with_halves(raw)
-            check_lengths(body)
-            return body
+            halves = await asyncio.to_thread(load_with_halves, raw)
+            check_lengths(halves)
+            return halves
         raise BadRequest(f"The request body is not valid JSON: {exc}", code="invalid_json") from exc
     if type(body) is not dict:
         raise BadRequest("The request body must be a JSON object.", code="invalid_json")
@@ -112,6 +114,7 @@ def _with_ids(
     if lifted is None:
         return None
     rest, ids = lifted
+    check_containers(rest)
     try:
         body = orjson.loads(rest)
     except orjson.JSONDecodeError:
@@ -262,7 +265,7 @@ def check_read(raw: bytes, body: dict[str, Any]) -> None:
 
 def _check_depth(raw: bytes, body: dict[str, Any]) -> None:
     """Parsed JSON must also be writable: the writer's depth limit is below the reader's."""
-    if raw.count(b"[") + raw.count(b"{") <= _SHALLOW_BRACKETS:
+    if brackets(raw) <= _SHALLOW_BRACKETS:
         return
     try:
         orjson.dumps(body)

@@ -106,16 +106,28 @@ def _in_redis(
         raise SetupError("--store and --journal are two places for the same: give one of them")
     try:
         from slime_router.archive.redis import RedisArchive
-        from slime_router.archive.redis_client import RedisClients
+        from slime_router.archive.redis_client import RedisClients, is_cluster
     except ImportError as exc:
         raise SetupError("--store needs the extra: pip install 'slime-router[redis]'") from exc
+    if config.store_wait_replicas and is_cluster(
+        url
+    ):  # each of its servers has replicas of its own
+        raise SetupError("--store-wait-replicas cannot be used with a cluster")
     clients = RedisClients(
         url,
         timeout_s=config.store_timeout_s,
         write_timeout_s=max(config.store_timeout_s, WRITE_TIMEOUT_S),
     )
+    archive = RedisArchive(
+        clients,
+        prefix=config.store_prefix,
+        ttl_s=math.ceil(config.store_ttl_s),
+        wait_replicas=config.store_wait_replicas,
+        wait_s=config.store_timeout_s,
+    )
     return SharedArchive(
-        RedisArchive(clients, prefix=config.store_prefix, ttl_s=math.ceil(config.store_ttl_s)),
+        archive,
+        shortfall=lambda: archive.shortfall,
         vocabulary=vocabulary,
         must_be_there=config.store_on_error == "stop",
         on_end=on_end,

@@ -18,6 +18,7 @@ home are in one slot of a cluster; nothing needs two slots at once.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -45,6 +46,8 @@ from slime_router.journal.database import (
 )
 from slime_router.journal.progress import Progress
 
+logger = logging.getLogger(__name__)
+
 _Entry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
 
 SCHEMA = 1
@@ -63,7 +66,18 @@ _TURN, _CHANGED, _UNDELIVERED, _STATE, _DELETED = b"t", b"c", b"u", b"s", b"d"
 class RedisArchive:
     """Turns and sessions under one prefix of a server or a cluster."""
 
-    def __init__(self, clients: RedisClients, *, prefix: str, ttl_s: int) -> None:
+    def __init__(
+        self,
+        clients: RedisClients,
+        *,
+        prefix: str,
+        ttl_s: int,
+        wait_replicas: int = 0,
+        wait_s: float = 1.0,
+    ) -> None:
+        self._wait_replicas = wait_replicas
+        self._wait_ms = max(int(wait_s * 1000), 1)  # 0 would be for ever
+        self.shortfall: str | None = None  # what was written last is on too few replicas
         self._clients = clients
         self._prefix = f"{prefix}:{SCHEMA}:".encode()
         self._ttl_s = ttl_s
@@ -107,11 +121,25 @@ class RedisArchive:
                     pipe.exists(self._closed(home))
                 for change in changes:
                     self._apply(pipe, change)
+                if self._wait_replicas:  # for what this connection has written
+                    pipe.execute_command("WAIT", self._wait_replicas, self._wait_ms)
                 answers = pipe.execute()
         except RedisError as exc:
             raise OSError(str(exc)) from exc
+        if self._wait_replicas:
+            self._note_replicas(answers[-1])
         ended = zip(put, answers, strict=False)
         return {name: "closed" for name, is_closed in ended if is_closed}
+
+    def _note_replicas(self, count: int) -> None:
+        """Compare how many replicas have what was written with how many should."""
+        had_enough = self.shortfall is None
+        if count >= self._wait_replicas:
+            self.shortfall = None
+            return
+        self.shortfall = f"{count} of {self._wait_replicas} replicas have it"
+        if had_enough:  # one line, as long as it goes on
+            logger.warning("turns are in the store, but %s", self.shortfall)
 
     def _apply(self, pipe: Any, change: Change) -> None:
         if isinstance(change, PutTurn):

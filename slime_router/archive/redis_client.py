@@ -56,11 +56,16 @@ def client_of(url: str, timeout_s: float) -> Any:
         raise SetupError(f"--store {_without_secrets(url)} cannot be used: {exc}") from exc
 
 
+def is_cluster(url: str) -> bool:
+    """Whether the URL is that of a cluster."""
+    return url.partition("://")[0].endswith(_CLUSTER)
+
+
 def _client(url: str, timeout_s: float, *, is_async: bool) -> Any:
     module: Any = redis.asyncio if is_async else redis
     settings: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     scheme, _, rest = url.partition("://")
-    if scheme.endswith(_CLUSTER):
+    if is_cluster(url):
         plain = f"{scheme.removesuffix(_CLUSTER)}://{rest}"
         return module.RedisCluster.from_url(plain, **settings)
     if scheme.endswith(_SENTINEL):

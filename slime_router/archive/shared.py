@@ -60,6 +60,7 @@ class SharedArchive:
         is_shared: whether other routers have it, too. One that nobody shares is listed first, so
             that sessions are in the order of their beginnings.
         max_bytes: what may be in memory, beside the budget in tokens.
+        shortfall: why what was written last is not as safe as it should be; None where it is.
         retention: what drops sessions from it, if anything does.
         on_end: called with the reason when the router must stop.
     """
@@ -76,7 +77,9 @@ class SharedArchive:
         is_shared: bool = True,
         wording: Wording = STORE,
         retention: Retention | None = None,
+        shortfall: Callable[[], str | None] = lambda: None,
     ) -> None:
+        self._shortfall = shortfall
         self._retention = retention
         self._archive = archive
         self._wording = wording
@@ -118,7 +121,7 @@ class SharedArchive:
 
     async def written(self) -> str | None:
         """Wait until all that was put is durable; why it is not, where it cannot be."""
-        return await self.writer.written()
+        return await self.writer.written() or self._shortfall()
 
     @property
     def must_be_written(self) -> bool:
@@ -128,7 +131,7 @@ class SharedArchive:
     @property
     def missing(self) -> str:
         """What a receipt says of a turn that is not durable."""
-        return self._wording.missing
+        return self._wording.missing if self.writer.trouble is not None else "degraded"
 
     @property
     def refusal(self) -> str:
@@ -182,7 +185,7 @@ class SharedArchive:
             "failures": counts.failures,
             "lost": counts.lost,
             "skipped": self.store.skipped_turns,
-            "degraded": int(self.writer.trouble is not None),
+            "degraded": int((self.writer.trouble or self._shortfall()) is not None),
             "lookups": self.fetch.counts.lookups,
             "failed_lookups": self.fetch.counts.failures + self.fetch.counts.unasked,
             "fetched_turns": self.store.fetched_turns,

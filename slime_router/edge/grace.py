@@ -11,8 +11,8 @@ from types import TracebackType
 
 from aiohttp import web
 
-from slime_router.cancel_scope import CancelScope, Cut
 from slime_router.errors import ShuttingDown
+from slime_router.waiting.cancel_scope import CancelScope, Cut
 
 logger = logging.getLogger(__name__)
 

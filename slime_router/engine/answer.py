@@ -23,6 +23,7 @@ MAX_LOGPROB = 0.1  # probabilities end at 1; more than this is not a rounding er
 MIN_LOGPROB = -3.5e38  # float32 ends here
 MAX_COUNT = 2**31 - 1
 MAX_VERSION_LEN = 256  # characters
+MAX_EMPTY_SPANS = 1000  # updates in which nothing was sampled
 MAX_WORDS_LEN = 16 * 1024  # characters of a message or of a matched stop
 
 _FINISHES = ("stop", "length", "abort")
@@ -238,6 +239,8 @@ def version_spans(spans: Any, output_len: int) -> tuple[VersionSpan, ...]:
         return ()
     if type(spans) is not list or any(type(span) is not dict for span in spans):
         raise WorkerFailed("The worker's weight versions are not spans of tokens.")
+    if len(spans) > output_len + MAX_EMPTY_SPANS:
+        raise WorkerFailed("The worker's weight versions do not fit its output.")
     read = []
     end = 0
     for span in spans:

@@ -244,8 +244,8 @@ class ChunkReader:
         )[2:]
 
     def _chunk(self, item: Item, payload: bytes) -> GenerateChunk:
-        if "error" in item:
-            raise read_error(_error_status(item["error"]), payload)
+        if (error := item.get("error")) is not None:
+            raise read_error(_error_status(error), payload)
         chunk = self._read_item(item)
         finish = chunk.finish
         if finish is not None and finish.status_code:

@@ -8,12 +8,12 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from slime_router.cancel_scope import CancelScope, Cut
 from slime_router.engine.connector import Use
 from slime_router.engine.request import LONG_BODY_LEN, LongBody
 from slime_router.errors import WorkerFailed
 from slime_router.pool.worker import Worker
 from slime_router.types import WeightVersion
+from slime_router.waiting.cancel_scope import CancelScope, Cut
 
 # Of a request: whole, or in pieces that are sent as they come.
 Body: TypeAlias = bytes | LongBody | AsyncIterable[bytes | memoryview]

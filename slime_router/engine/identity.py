@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from slime_router.engine.client import WorkerClient
+from slime_router.engine.request import NO_KEY
 from slime_router.pool.worker import Worker
 
 INFO = "/model_info"
@@ -14,7 +15,6 @@ GENERATE = "/generate"
 # Of `/model_info`. Other servers have a route of this name, or answer every path with a page.
 _KEYS = {"model_path", "tokenizer_path", "weight_version", "is_generation"}
 TIMEOUT_S = 10.0
-_NO_KEY = (401, 403)
 _NOT_THERE = (404, 501)
 
 STRANGER = "it is not an SGLang worker: it does not serve /generate"
@@ -32,7 +32,7 @@ async def trouble(client: WorkerClient, worker: Worker) -> str | None:
         RouterError: it does not answer.
     """
     answer = await client.ask(worker, "GET", INFO, headers={}, timeout_s=TIMEOUT_S)
-    if answer.status in _NO_KEY:
+    if answer.status in NO_KEY:
         return "it refuses the router's key for workers"
     info = _info(answer.body) if answer.status == 200 else {}
     if _KEYS & info.keys():

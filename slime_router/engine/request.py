@@ -52,6 +52,8 @@ _ABOUT_MASKS = re.compile(r"sampling[_-]mask|sampling_logprobs_mode|sampling sup
 _GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}  # a worker takes at most one
 LONG_BODY_LEN = 2**16  # bytes; a longer one is freed once it is sent
 NOT_SERVED = (404, 405)  # with 501: what answers is not an SGLang worker
+NO_KEY = (401, 403)  # no client's key reaches a worker, so none of them is refused there
+_MAX_WORDS_LEN = 4096  # characters of a refusal, as clients get it
 _DEFAULT_LEN = 128  # tokens: where a worker stops if it is given no limit
 _CONTEXT_LEN = re.compile(
     r"(?:longer than the model's context length \("
@@ -331,6 +333,8 @@ def read_error(status: int, body: bytes) -> RouterError:
         return failed
     if status in NOT_SERVED:  # no request could do better there
         return WorkerFailed(f"The worker does not serve this route: it answers {status}.")
+    if status in NO_KEY:  # nor here
+        return WorkerFailed(f"The worker refuses the router's key: it answers {status}.")
     if status < 400:
         return WorkerFailed(f"The worker answered with an unexpected status, {status}.")
     words = _words(body) or f"The worker refused the request with status {status}."
@@ -364,4 +368,5 @@ def _words(body: bytes) -> str:
     if isinstance(error, dict):
         error = error.get("message", error.get("detail", ""))
     words = error if isinstance(error, str) else orjson.dumps(error).decode()
-    return words.partition('\n  File "')[0].strip()  # the worker's own paths are nobody's business
+    words = words.partition('\n  File "')[0].strip()  # the worker's own paths are nobody's business
+    return words if len(words) <= _MAX_WORDS_LEN else f"{words[:_MAX_WORDS_LEN]}..."

@@ -37,8 +37,8 @@ from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
 from slime_router.types import GenerateCall, Message, Piece, Prompt, Receipt, TokenIds
 from slime_router.values import replace, value
+from slime_router.waiting.turnstile import Turnstile, others_run
 
-LONG_TALK = 64  # messages: from here on a step may take a millisecond
 MAX_LEFT_OUT = 3  # messages that one receipt names
 
 
@@ -77,6 +77,7 @@ class PromptMaker:
         self._recogniser = Recogniser(template, store)
         self._continued: Counter[str] = Counter()  # turns that are continued by prompts in use
         self._layouts = Layouts()
+        self._turnstile = Turnstile()
 
     @cached_property
     def _transcripts(self) -> Transcripts:
@@ -93,31 +94,38 @@ class PromptMaker:
             return self._from_ids(call, call.input_ids)
         if call.messages is None:
             assert call.text is not None
-            return await self._from_text(call, call.text)
-        await _others_run(call.messages)
+            async with self._turnstile.passing(call.text):
+                return await self._from_text(call, call.text)
+        await others_run(call.messages)
         talk = self.recognise(call)
-        mode = call.history or self._history
-        reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
-        has_failed = False
-        if talk.turn is not None and mode == "held":
+        failed = ""
+        if talk.turn is not None and (call.history or self._history) == "held":
             prompt = await self._extend(call, talk, talk.turn)
             if prompt is not None:
                 return prompt
-            reason, has_failed = "the template is not shown to append here", True
-        await _others_run(call.messages)
+            failed = "the template is not shown to append here"
+        async with self._turnstile.passing(call.messages):
+            await others_run(call.messages)
+            return await self._of_all(call, talk, failed)
+
+    async def _of_all(self, call: GenerateCall, talk: Conversation, failed: str) -> MadePrompt:
+        """The prompt of a call whose messages are all rendered, as to extend a turn `failed`."""
+        assert call.messages is not None
+        mode = call.history or self._history
+        reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
         date = self._date(talk.turn)
         messages = self._template.parts.whole(call.messages)
-        if mode == "template" or has_failed:
+        if mode == "template" or failed:
             text, notes = self._rendered(call, talk, messages, date)
         else:
             text, notes = self._template.render_noted(messages, call.template, date=date)
-        if has_failed:
-            reason += _left_out(self._template.left_out(text, messages))
+        if failed:
+            reason = failed + _left_out(self._template.left_out(text, messages))
         if mode == "held" and not call.template.continue_final_message:
-            await _others_run(messages)
+            await others_run(messages)
             layout = self._template.layout(text, messages, call.template, date)
             self._layouts.note(call.turn_id, layout)
-            await _others_run(messages)
+            await others_run(messages)
         prompt = await self._from_text(call, text, talk=talk, date=date, reason=reason)
         if not notes:
             return prompt
@@ -271,12 +279,11 @@ class PromptMaker:
             ids, own_ids, pieces = await _joined(cached, pieces)
             base = self._base(call, match.node, ids)
             status, why = self._verdict(talk, base, match.node)
+            reason = f"{reason}; {why}" if reason else why
             key, spelled, written = self._identity(call, talk)
             return MadePrompt(
                 ids=ids,
-                receipt=self._receipt(
-                    call, status, len(cached), ids, f"{reason}; {why}" if reason else why
-                ),
+                receipt=self._receipt(call, status, len(cached), ids, reason),
                 base=base.id if base else None,
                 base_len=base.held_len if base else 0,
                 date=date.isoformat() if date else None,
@@ -364,12 +371,6 @@ class PromptMaker:
         reason: str,
     ) -> Receipt:
         return Receipt(status, reused, len(ids) - reused, call.turn_id, reason)
-
-
-async def _others_run(messages: Sequence[Message]) -> None:
-    """Between two steps that take milliseconds each for a long conversation."""
-    if len(messages) >= LONG_TALK:
-        await asyncio.sleep(0)
 
 
 async def _joined(head: TokenIds, pieces: tuple[Piece, ...]) -> Whole:

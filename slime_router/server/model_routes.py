@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+import orjson
 from aiohttp import web
 
 from slime_router.api.chat.messages import is_continued, read_messages
 from slime_router.api.request import read_object, require
 from slime_router.api.retrieve import read_template_options
 from slime_router.api.token_ids import checked_ids
+from slime_router.aside import Aside
 from slime_router.errors import BadRequest, NotFound
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.pool.pool import WorkerPool
@@ -21,11 +25,13 @@ from slime_router.server.together.merging import silence
 from slime_router.siblings.siblings import GONE, Siblings
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.tokenizer import Tokenizer
+from slime_router.types import NO_TOKENS, TokenIds
 
 logger = logging.getLogger(__name__)
 
 READY = "readiness"
 READY_TIMEOUT_S = 1.0
+MAX_TEXTS = 16_384  # of one request, as many as it can ask generations for
 
 
 class ModelAdmin:
@@ -50,6 +56,7 @@ class ModelAdmin:
         self._checkpoint = checkpoint
         self._weights = weights
         self._hand_on = hand_on
+        self._aside = Aside()
         self._siblings = siblings
         siblings.answer(READY, self._ready)
 
@@ -174,18 +181,27 @@ class ModelAdmin:
         if ("prompt" in body) == ("messages" in body):
             raise BadRequest("Exactly one of 'prompt' and 'messages' is needed.", param="prompt")
         texts = self._texts(body)
-        ids = [await self._encoded(text) for text in texts]
+        ids = []
+        for text in texts:
+            ids.append(await self._encoded(text))
+            await asyncio.sleep(0)
         is_list = isinstance(body.get("prompt"), list)
         reply = {
             "tokens": ids if is_list else ids[0],
             "count": [len(run) for run in ids] if is_list else len(ids[0]),
             "max_model_len": self._card()["max_model_len"],
         }
-        return web.json_response(reply)
+        return await self._written(sum(map(len, ids)), reply)
 
-    async def _encoded(self, text: str) -> list[int]:
+    async def _encoded(self, text: str) -> TokenIds:
         pieces = await self._tokenizer.encode_pieces_async(text)
-        return [token_id for piece in pieces for token_id in piece.ids.tolist()]
+        return np.concatenate([piece.ids for piece in pieces]) if pieces else NO_TOKENS
+
+    async def _written(self, size: int, reply: Mapping[str, Any]) -> web.Response:
+        """A reply of so many tokens."""
+        numbers = orjson.OPT_SERIALIZE_NUMPY
+        body = await self._aside.run(size, orjson.dumps, reply, option=numbers)
+        return web.Response(body=body, content_type="application/json")
 
     def _texts(self, body: Mapping[str, Any]) -> list[str]:
         if "messages" in body:
@@ -197,6 +213,7 @@ class ModelAdmin:
         texts = prompt if isinstance(prompt, list) else [prompt]
         is_text = all(isinstance(text, str) for text in texts)
         require(is_text and bool(texts), "prompt", "a string or a list of strings")
+        _check_count(texts, "prompt")
         return [str(text) for text in texts]
 
     async def detokenize(self, request: web.Request) -> web.Response:
@@ -205,16 +222,24 @@ class ModelAdmin:
         tokens = body.get("tokens")
         is_list = isinstance(tokens, list) and bool(tokens) and isinstance(tokens[0], list)
         runs = tokens if is_list and isinstance(tokens, list) else [tokens]
+        _check_count(runs, "tokens")
         skip = _flag(body, "skip_special_tokens", True)
-        texts = [
-            self._tokenizer.decode(
-                checked_ids(run, self._tokenizer.vocab_size, "tokens").tolist(),
-                skip_special_tokens=skip,
-            )
-            for run in runs
-        ]
+        texts = []
+        for run in runs:
+            size = len(run) if isinstance(run, list) else 0
+            texts.append(await self._aside.run(size, self._decoded, run, skip))
+            await asyncio.sleep(0)
         text = texts if is_list else texts[0]
-        return web.json_response({"text": text, "prompt": text})
+        return await self._written(sum(map(len, texts)), {"text": text, "prompt": text})
+
+    def _decoded(self, run: Any, skip_special_tokens: bool) -> str:
+        ids = checked_ids(run, self._tokenizer.vocab_size, "tokens").tolist()
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+def _check_count(items: Sequence[Any], param: str) -> None:
+    if len(items) > MAX_TEXTS:
+        raise BadRequest(f"'{param}' can have {MAX_TEXTS} entries, not more.", param=param)
 
 
 def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:

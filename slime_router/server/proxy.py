@@ -167,7 +167,14 @@ def _may_grow(reply: web.StreamResponse) -> bool:
 
 
 def check_answer(status: int) -> None:
-    """Raises WorkerFailed for a redirect: it names an address that no client should know."""
+    """Checks whether an answer is for the client.
+
+    Raises:
+        WorkerFailed: it is a redirect, which names an address that no client should know; or it
+            refuses the router's key, which would be taken for the client's own.
+    """
+    if status == HTTPStatus.UNAUTHORIZED:
+        raise WorkerFailed(f"The worker refuses the router's key: it answers {status}.")
     if 300 <= status < 400 and status != HTTPStatus.NOT_MODIFIED:
         raise WorkerFailed(f"The worker answered with a redirect ({status}).")
 

@@ -7,9 +7,11 @@ from secrets import token_hex
 import orjson
 import pytest
 
+from slime_router.archive.opening import opened
 from slime_router.archive.redis import RedisArchive
 from slime_router.archive.redis_client import RedisClients
 from slime_router.cli.terminal.store import store_main
+from slime_router.config import JournalSettings
 from slime_router.errors import SetupError
 from slime_router.journal.database import Drop
 from tests.archives.test_conformance import put, said, state, turn
@@ -46,6 +48,12 @@ def test_a_store_that_does_not_answer_and_a_url_of_none(capsys):
     error = capsys.readouterr().err
     assert "http://h" in error
     assert "SECRET" not in error
+
+
+def test_a_cluster_has_no_replicas_to_wait_for():
+    settings = JournalSettings(store="redis+cluster://127.0.0.1:1", store_wait_replicas=1)
+    with pytest.raises(SetupError, match="cannot be used with a cluster"):
+        opened(settings, b"v", lambda _: None)
 
 
 def test_urls_of_clusters_and_sentinels_are_read():

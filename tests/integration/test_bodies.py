@@ -7,14 +7,19 @@ import gzip
 import json
 import resource
 import zlib
+from io import BytesIO
+from typing import Any
 
 import pytest
 from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slime_router.edge.bodies import forget_body, read_body, share_body
 from slime_router.edge.codings import CODINGS
+from slime_router.edge.lengths import MAX_CONTAINERS, check_containers, containers
 from slime_router.errors import PayloadTooLarge
 from tests.integration.gateway import CHAT, served, serving, user
 from tests.unit.test_codings import PACKERS
@@ -145,3 +150,81 @@ async def test_a_body_over_the_limit_is_refused_as_it_comes():
     content.feed_data(b"x" * 11)
     with pytest.raises(PayloadTooLarge):
         await read_body(request)
+
+
+FLOODS = {"arrays": b"[],", "lists": b"[0],", "objects": b"{},", "named": b'{"a":[]},'}
+
+
+@pytest.mark.parametrize("path", [*DOORS, "/v1/embeddings"])
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_a_flood_of_small_values_is_refused_before_it_is_read(path, kind):
+    """Each of them is an object in memory, and is looked at for what flags would have to allow."""
+    flood = FLOODS[kind] * MAX_CONTAINERS + b"{}"
+    raw = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}],"other":[%b]}' % flood
+    async with served() as (router, worker):
+        before = router.footprint()
+        headers = {"Content-Type": "application/json"}
+        async with router.http.post(path, data=BytesIO(raw), headers=headers) as response:
+            assert response.status == 400
+            assert "arrays and objects" in await response.text()
+        assert router.footprint() == before
+    assert worker.requests == []
+
+
+async def test_brackets_in_texts_are_no_flood():
+    text = '"[{\\"}]' * MAX_CONTAINERS
+    check_containers(json.dumps({"messages": [user(text)]}).encode())
+
+
+def _grown(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner) | st.dictionaries(st.text('a"\\[{'), inner)
+
+
+def _slow_count(value: Any) -> int:
+    if not isinstance(value, (list, dict)):
+        return 0
+    inner = value.values() if isinstance(value, dict) else value
+    return 1 + sum(map(_slow_count, inner))
+
+
+@given(st.recursive(st.text('a"\\[{') | st.integers(), _grown))
+def test_only_what_is_an_array_or_an_object_counts(value):
+    assert containers(json.dumps(value).encode()) == _slow_count(value)
+
+
+@pytest.mark.parametrize(("path", "field"), [("/tokenize", "prompt"), ("/detokenize", "tokens")])
+async def test_texts_of_one_request_have_a_limit(path, field):
+    one: Any = "a" if field == "prompt" else [5]
+    async with served() as (router, _):
+        status, body = await router.post(path, {field: [one] * 20_000})
+        assert (status, body["error"]["param"]) == (400, field)
+        status, body = await router.post(path, {field: [one] * 3})
+        assert (status, len(body["tokens" if field == "prompt" else "text"])) == (200, 3)
+
+
+async def test_many_texts_are_encoded_and_decoded_between_other_things():
+    async with served() as (router, _):
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        _, told = await router.post("/tokenize", {"prompt": ["hello"] * 2000})
+        assert turns > 2000
+        turns = 0
+        _, read = await router.post("/detokenize", {"tokens": told["tokens"]})
+        assert turns > 2000
+        task.cancel()
+        assert read["text"] == ["hello"] * 2000
+
+
+async def test_half_a_character_in_a_long_body_is_refused_soon():
+    raw = b'{"messages":[{"role":"user","content":"\\ud83d"}],"other":[%b1]}'
+    long = BytesIO(raw % (b"1," * 2**24))
+    async with served() as (router, _), router.http.post(CHAT, data=long) as response:
+        assert response.status == 400
+        assert "lone surrogate" in await response.text()

@@ -169,9 +169,9 @@ async def test_a_worker_without_a_tokenizer_or_info_route_serves():
         await runner.cleanup()
 
 
-@pytest.mark.parametrize("status", [404, 405, 501])
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 501])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_generate_route_that_is_not_there_is_the_workers_fault(status, stream):
+async def test_a_generate_route_that_is_not_there_or_closed_is_the_workers_fault(status, stream):
     async with (
         tiny_worker() as broken,
         tiny_worker() as good,
@@ -190,13 +190,24 @@ async def test_a_generate_route_that_is_not_there_is_the_workers_fault(status, s
         assert len(broken.requests) == 2
 
 
-async def test_a_lone_worker_without_generate_is_a_bad_gateway():
+@pytest.mark.parametrize("code", [401, 403, 404])
+@pytest.mark.parametrize("path", [CHAT, "/generate"])
+async def test_a_lone_worker_without_generate_is_a_bad_gateway(code, path):
+    """To its client a 401 would say that the client's own key is wrong."""
     async with tiny_worker() as broken, serving(broken.url, retry_max_retries=1) as router:
         for _ in range(4):
-            broken.answer_next(404, b'{"detail": "Not Found"}')
-        status, body = await router.post(CHAT, BODY)
+            broken.answer_next(code, b'{"error": "Unauthorized"}')
+        status, body = await router.post(path, BODY if path == CHAT else {"input_ids": [5]})
         assert status == 502
-        assert "404" in body["error"]["message"]
+        assert str(code) in body["error"]["message"]
+
+
+async def test_a_key_that_a_worker_refuses_on_a_route_passed_on_is_not_the_clients():
+    async with tiny_worker() as good, serving(good.url) as router:
+        good.fail_all(401)
+        status, body = await router.get("/v1/loads")
+        assert (status, body["error"]["code"]) == (502, "upstream_error")
+        assert "key" in body["error"]["message"]
 
 
 class Draining(FakeWorker):

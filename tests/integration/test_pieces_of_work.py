@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from slime_router.generation.prompt import LONG_TALK
 from slime_router.types import GenerateCall, Message, TemplateOptions
+from slime_router.waiting.turnstile import LONG_TALK
 from tests.stack import Stack
 
 

@@ -71,6 +71,36 @@ async def test_routers_are_one_over_several_servers(kind, request):
             assert (await late.chat(messages))[1]["status"] == "extended"
 
 
+async def test_a_turn_is_on_a_replica_before_its_reply_ends_or_its_receipt_says_so(watched):
+    shared: dict[str, Any] = {
+        "store": watched.url,
+        "store_wait_replicas": 1,
+        "store_timeout_s": 0.2,
+    }
+    [replica] = [each for each in watched.servers if each is not watched.primary()]
+    async with (
+        tiny_worker() as worker,
+        routers(worker.url, shared, 1) as [router],
+        routers(worker.url, {**shared, "store_on_error": "stop"}, 1) as [strict],
+    ):
+        _, receipt = await router.chat([user("on two")], max_tokens=8)
+        assert "notes" not in receipt
+        assert is_well(router)
+        await asyncio.to_thread(replica.kill)
+        _, receipt = await router.chat([user("on one")], max_tokens=8)
+        assert receipt["notes"] == ["degraded: 0 of 1 replicas have it"]
+        assert not is_well(router)
+        body = {"messages": [user("on one")], "max_tokens": 8}
+        assert (await strict.post(CHAT, body))[0] == 503
+        await asyncio.to_thread(replica.start)
+        await asyncio.to_thread(replica.wait_ready)
+        async with asyncio.timeout(60):
+            while not is_well(router):
+                await router.chat([user("on two again")], max_tokens=8)
+        _, receipt = await router.chat([user("on two again")], max_tokens=8)
+        assert "notes" not in receipt
+
+
 @pytest.mark.parametrize("on_error", ["degrade", "stop"])
 async def test_a_conversation_goes_on_exact_when_the_primary_dies(watched, on_error):
     """The replica takes over; what it had not heard of is written again by whoever has it."""

@@ -86,7 +86,7 @@ def test_growth(checkpoint):
 
 
 def test_long_ids(checkpoint):
-    size = long_ids.Size(rounds=1, requests=1, prompt_lens=(16, 200), new_len=50)
+    size = long_ids.Size(rounds=1, requests=(2, 1), prompt_lens=(16, 200), new_len=50)
     check(long_ids.run(checkpoint, size), 2)
 
 

@@ -11,6 +11,7 @@ import pytest
 from slime_router.server.loop.garbage import (
     BUSY_PAUSE_S,
     CALM_PAUSE_S,
+    CALM_SHARE,
     ENOUGH,
     GarbageCollector,
 )
@@ -99,6 +100,24 @@ async def test_everything_is_looked_through_in_a_calm_moment_or_else_late(world,
         world.look(2.0)
         assert garbage() is None
         assert gc.get_freeze_count() > len(kept)
+
+
+async def test_where_it_takes_long_it_is_done_less_often(world, monkeypatch):
+    took_s = 3.0
+
+    def collect() -> int:
+        world.now += took_s
+        return 0
+
+    with world.collector.collecting():
+        monkeypatch.setattr(gc, "collect", collect)
+        world.look(CALM_PAUSE_S)
+        done = world.now
+        world.look(took_s / CALM_SHARE - 1.0)
+        assert world.now == done + took_s / CALM_SHARE - 1.0, "it was not done again"
+        world.look(1.0)
+        assert world.now == done + took_s / CALM_SHARE + took_s
+        monkeypatch.undo()
 
 
 async def test_it_goes_on_by_itself(monkeypatch, world):

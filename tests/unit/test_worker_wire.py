@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slime_router.engine import answer
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.request import (
     LongBody,
@@ -675,6 +676,15 @@ def test_all_shapes_of_a_refusal_are_read(raw, words):
     assert error.code == "invalid_value"
 
 
+def test_a_long_refusal_is_cut_for_clients_and_whole_for_trainers():
+    raw = orjson.dumps({"error": {"message": "x" * 100_000}})
+    error = read_error(400, raw)
+    assert isinstance(error, WorkerRefused)
+    assert len(error.message) < 5000
+    assert error.message.startswith("xxx")
+    assert error.body == raw
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -703,6 +713,21 @@ def test_a_full_queue_can_be_tried_again():
     error = read_error(503, b'{"object":"error","message":"The request queue is full.","code":503}')
     assert isinstance(error, RouterError)
     assert (error.status, error.type) == (503, "service_unavailable_error")
+
+
+def test_an_error_that_is_null_is_none():
+    reader = ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False)
+    meta = {"completion_tokens": 1, "finish_reason": {"type": "length"}}
+    [chunk] = reader.feed([orjson.dumps({"error": None, "output_ids": [5], "meta_info": meta})])
+    assert list(chunk.output_ids) == [5]
+    assert reader.is_finished
+
+
+def test_a_flood_of_versions_is_a_failed_worker():
+    spans = [{"version": "1", "start": 0, "end": 0}] * 100_000
+    with pytest.raises(WorkerFailed, match="do not fit"):
+        answer.version_spans(spans, 5)
+    assert answer.version_spans(spans[:9], 5)
 
 
 def test_an_error_inside_a_stream_is_the_same_error():

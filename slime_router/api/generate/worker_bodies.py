@@ -17,6 +17,7 @@ from slime_router.api.generate.request import check_sampling
 from slime_router.api.token_ids import check_bias_keys, checked_ids
 from slime_router.auth.caller import Caller
 from slime_router.edge.allowances import MAX_DEPTH, Allowances
+from slime_router.edge.lengths import check_containers
 from slime_router.edge.owned_calls import own_fields
 from slime_router.errors import BadRequest
 
@@ -81,6 +82,7 @@ class WorkerBodies:
         """
         if not raw.strip():
             return
+        check_containers(raw)
         try:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError as exc:

@@ -22,6 +22,10 @@ LOOK_S = 0.02
 ENOUGH = 5_000  # objects more than after the last collection: about a millisecond
 CALM_PAUSE_S = 600.0  # from one look through everything to the next, where no request is under way
 BUSY_PAUSE_S = 3600.0  # the same where there is always one
+CALM_SHARE, BUSY_SHARE = (
+    1 / 1000,
+    1 / 10_000,
+)  # of the time at most: it takes longer where much is held
 
 
 class GarbageCollector:
@@ -38,6 +42,7 @@ class GarbageCollector:
         self._loop: asyncio.AbstractEventLoop | None = None  # while it collects
         self._timer: asyncio.TimerHandle | None = None
         self._looked_through = 0.0  # when everything was
+        self._took_s = 0.0  # that
 
     def __repr__(self) -> str:
         return f"<GarbageCollector {gc.get_freeze_count()} frozen>"
@@ -62,12 +67,17 @@ class GarbageCollector:
         """To be called every `LOOK_S`; while it collects, it sees to that."""
         if self._loop is not None:
             self._timer = self._loop.call_later(LOOK_S, self.look)
-        since_s = self._now() - self._looked_through
-        if since_s >= BUSY_PAUSE_S or (since_s >= CALM_PAUSE_S and self._is_calm()):
+        if self._is_due(self._now() - self._looked_through):
             self._look_through_all()
         elif gc.get_count()[0] >= ENOUGH:
             gc.collect()
             gc.freeze()
+
+    def _is_due(self, since_s: float) -> bool:
+        """Whether it is time to look through everything."""
+        if since_s < max(CALM_PAUSE_S, self._took_s / CALM_SHARE):
+            return False
+        return since_s >= max(BUSY_PAUSE_S, self._took_s / BUSY_SHARE) or self._is_calm()
 
     def _look_through_all(self) -> None:
         began = self._now()
@@ -75,8 +85,12 @@ class GarbageCollector:
         found = gc.collect()
         gc.freeze()
         self._looked_through = self._now()
-        took_ms = (self._looked_through - began) * 1e3
-        logger.debug("all objects were looked through in %.0f ms: %d were garbage", took_ms, found)
+        self._took_s = self._looked_through - began
+        logger.debug(
+            "all objects were looked through in %.0f ms: %d were garbage",
+            self._took_s * 1e3,
+            found,
+        )
 
     def _now(self) -> float:
         return (self._clock or asyncio.get_running_loop().time)()

@@ -1,0 +1,1 @@
+"""What waits: what others can end, and what has to wait for its turn."""

@@ -1,0 +1,68 @@
+"""Of long work a few are at a time, in order; what is short never waits."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from slime_router.waiting.turnstile import Turnstile
+
+LONG, SHORT = [{"content": "x" * 50}, {"content": "x" * 50}], [{"content": "x"}]
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_the_long_wait_and_the_short_pass():
+    turnstile = Turnstile(2, 100)
+    begun, may_end = [], asyncio.Event()
+
+    async def work(name: str, value: object) -> None:
+        async with turnstile.passing(value):
+            begun.append(name)
+            await may_end.wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(4):
+            tasks.create_task(work(f"long {number}", LONG))
+        await settled()
+        tasks.create_task(work("short", SHORT))
+        await settled()
+        assert begun == ["long 0", "long 1", "short"]
+        may_end.set()
+    assert begun[3:] == ["long 2", "long 3"]
+
+
+async def test_whoever_leaves_gives_the_place_on():
+    turnstile = Turnstile(1, 100)
+    begun = []
+
+    async def work(name: str) -> None:
+        async with turnstile.passing(LONG):
+            begun.append(name)
+            await asyncio.Event().wait()
+
+    first, second, third = (asyncio.create_task(work(name)) for name in "abc")
+    await settled()
+    second.cancel()  # while it waits
+    first.cancel()
+    await settled()
+    assert begun == ["a", "c"]
+    third.cancel()
+    await asyncio.gather(first, second, third, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_long"), [("x" * 99, False), ("x" * 100, True), (None, False)]
+)
+async def test_what_is_long(value, is_long):
+    turnstile = Turnstile(1, 100)
+    async with turnstile.passing(LONG):
+        entering = asyncio.ensure_future(turnstile.passing(value).__aenter__())
+        await settled()
+        assert entering.done() is not is_long
+        entering.cancel()
+        await settled()
