@@ -15,7 +15,7 @@ import orjson
 from numpy.typing import NDArray
 
 from slime_router.choices import History
-from slime_router.engine.wire.shortcut import Shortcut
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.values import replace, value
 
 TokenIds: TypeAlias = NDArray[np.int32]

@@ -27,7 +27,7 @@ FLOOR_OF = {
     "choices": "words",
     "config": "words",
     "setting": "words",
-    "engine.wire.shortcut": "words",
+    "shortcut": "words",
     "worker_settings": "words",
     "version_policy": "words",
     "telemetry": "words",

@@ -22,9 +22,9 @@ from slime_router.api.dialect import Dialect, StreamedReply, WholeReply
 from slime_router.api.errors import our_fault
 from slime_router.api.request import A
 from slime_router.api.retries import Visit
-from slime_router.engine.wire.shortcut import Shortcut, ShortcutFailed
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.generation.middleware import Chunks
+from slime_router.shortcut.shortcut import Shortcut, ShortcutFailed
 from slime_router.telemetry.request_record import note_failure
 from slime_router.types import GenerateChunk
 

@@ -12,9 +12,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from slime_router.engine.wire.shortcut import Shortcut
 from slime_router.generation.middleware import Chunks
 from slime_router.generation.router import Router
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, GenerateChunk
 from slime_router.values import replace
 

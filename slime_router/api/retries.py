@@ -25,10 +25,10 @@ from slime_router.api.request import A
 from slime_router.auth.caller import caller
 from slime_router.auth.keys import KEY_HEADERS
 from slime_router.edge.bodies import LONG_LEN, forget_body, read_body
-from slime_router.engine.wire.shortcut import Shortcut
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.generation.middleware import Chunks
 from slime_router.generation.router import Router
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.telemetry.request_record import current_request
 from slime_router.types import GenerateChunk
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 
-from slime_router.engine.wire.shortcut import Shortcut
 from slime_router.errors import WorkerRefused
 from slime_router.generation.admission import AdmissionQueue, aborted
 from slime_router.generation.caching import Cacher, Filing
@@ -21,6 +20,7 @@ from slime_router.generation.recording import OpenTurn, Recorder
 from slime_router.generation.sessions import Sessions
 from slime_router.journal.fetching import Fetch
 from slime_router.replies.reply import Reply
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.telemetry.course import Course
 from slime_router.telemetry.meters import Meters
 from slime_router.types import GenerateCall, GenerateChunk

@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from slime_router.api.chat.reply import ChatStream
-from slime_router.engine.wire.shortcut import Shortcut
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateChunk
 from tests.integration.gateway import CHAT, Served, serving, until, user
 

@@ -17,8 +17,8 @@ from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.sse import EventSplitter
 from slime_router.engine.wire.event_tap import EventTap
 from slime_router.engine.wire.protocol import WorkerProtocol, whole_chunks
-from slime_router.engine.wire.shortcut import Shortcut, ShortcutFailed
 from slime_router.errors import RouterError
+from slime_router.shortcut.shortcut import Shortcut, ShortcutFailed
 from slime_router.types import GenerateChunk
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -1,1 +1,1 @@
-"""What the bytes of workers go through first, and the short way that some of them take."""
+"""What the bytes of workers go through first."""

@@ -1,4 +1,4 @@
-"""Takes the plain events of one answer the short way: see `slime_router.engine.wire.shortcut`."""
+"""Takes the plain events of one answer the short way: see `slime_router.shortcut`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.kept import Answer
 from slime_router.engine.sse import BodyJoiner, EventSplitter
 from slime_router.engine.wire.protocol import WorkerProtocol
-from slime_router.engine.wire.shortcut import Shortcut, ShortcutFailed
+from slime_router.shortcut.shortcut import Shortcut, ShortcutFailed
 from slime_router.types import GenerateChunk
 
 
