@@ -105,6 +105,7 @@ CLOCKS = {
     "archive.database": "a session says when it was closed; handed in by tests",
     "journal.closings": "likewise; handed in by the archive",
     "journal.retention": "how long it has been closed; handed in by the archive",
+    "journal.lock": "waits until another router has brought the file up to date",
     "journal.writer": "says when upkeep is due",
     "fresh_ids": "ids begin with the time",
     "pool.pool": "a breaker opens and closes with time; handed in by tests",

@@ -38,6 +38,8 @@ def opened(
         SetupError: it cannot be opened, is in use, or belongs to another vocabulary.
     """
     limits = _retention(config, idle_s)
+    if config.journal_shared and config.journal is None:
+        raise SetupError("--journal-shared needs --journal")
     if config.store is not None:
         return _in_redis(config, config.store, vocabulary, on_end)
     if config.journal is None:

@@ -36,7 +36,7 @@ from slime_router.journal.codec import (
     unpacked_session,
 )
 from slime_router.journal.database import Change, Late, Table, as_blob, as_text
-from slime_router.journal.lock import JournalLock
+from slime_router.journal.lock import JournalLock, alone_with_an_older_one
 from slime_router.journal.progress import Progress
 from slime_router.journal.writing import portions
 
@@ -69,7 +69,8 @@ class SqliteArchive:
         is_shared: bool = True,
         keeps_idles: bool | None = None,
     ) -> None:
-        self.database = SharedDatabase(directory, sync=sync, keeps_idles=bool(keeps_idles))
+        with alone_with_an_older_one(directory):
+            self.database = SharedDatabase(directory, sync=sync, keeps_idles=bool(keeps_idles))
         try:
             self._lock = JournalLock(directory, is_shared=is_shared)
             if not is_shared and keeps_idles is False:

@@ -332,7 +332,6 @@ class RadixTree:
         """Take a leaf out, which is in no queue any more; returns its parent."""
         parent, place = node.parent, node.place
         assert parent is not None
-        node.is_queued = False
         parent.child_count -= 1
         place.marks = tuple(n for n in place.marks if n is not node)
         self._tokens -= len(node.ids)

@@ -90,7 +90,7 @@ class TextIndex(Generic[Mark]):
                 place.children[text[pos]] = child
                 self.size += 1
                 return child
-            shared = _common_prefix_len(child.edge, text, pos)
+            shared = common_prefix_len(child.edge, text, pos)
             if shared < len(child.edge):
                 child = self._split(child, shared)
             place, pos = child, pos + shared
@@ -145,7 +145,7 @@ class TextIndex(Generic[Mark]):
         assert count == self.size, "the count of places is wrong"
 
 
-def _common_prefix_len(edge: str, text: str, start: int) -> int:
+def common_prefix_len(edge: str, text: str, start: int) -> int:
     """How many characters of `edge` match `text[start:]`; by bisection, not one by one."""
     if text.startswith(edge, start):
         return len(edge)

@@ -20,6 +20,7 @@ from slime_router.api.sessions.parquet import write_parquet
 from slime_router.api.sessions.row_formats import lines
 from slime_router.archive.sqlite import SqliteArchive
 from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.cli.terminal.figures import listed
 from slime_router.cli.terminal.progress import tracked
 from slime_router.errors import RouterError
 from slime_router.export.source import ArchiveSource, SourceFailed
@@ -48,7 +49,8 @@ def journal_main(argv: Sequence[str]) -> int:
             return _export(directory, asked.output, asked.format)
         with closing(Database(directory, is_new_allowed=False)) as database:
             if asked.action == "stats":
-                return _stats(database, is_json=asked.json)
+                sys.stdout.write(listed(asdict(stats(database)), is_json=asked.json))
+                return EXIT_SOUND
             if asked.action == "verify":
                 return _verify(database)
             return _vacuum(database)
@@ -92,16 +94,6 @@ def parser() -> argparse.ArgumentParser:
 def _failed(message: str, code: int) -> int:
     sys.stderr.write(f"slime-router journal: error: {message}\n")
     return code
-
-
-def _stats(database: Database, *, is_json: bool) -> int:
-    found = asdict(stats(database))
-    if is_json:
-        sys.stdout.write(orjson.dumps(found).decode() + "\n")
-    else:
-        for name, value in found.items():
-            sys.stdout.write(f"{name.replace('_', ' '):<17} {value:>15,}\n")
-    return EXIT_SOUND
 
 
 def _verify(database: Database) -> int:

@@ -22,6 +22,7 @@ A change is one of `Change`; `apply` writes several as one transaction, whole or
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -105,6 +106,7 @@ _MADE_FROM = {  # what is done to a file of each schema; 0 is a new one
         2: (_FROM_2_TO_3, _NAMES),
     }.items()
 }
+_EXPECTED = re.findall(r"CREATE TABLE (\w+)", _TABLES + _NAMES)
 _PUT_TURN = """
 INSERT INTO turns (seq, id, session, data) VALUES (?, ?, ?, ?) ON CONFLICT (seq)
 DO UPDATE SET id = excluded.id, session = excluded.session, data = excluded.data
@@ -238,6 +240,11 @@ class Database:
             sql.execute(statement)
         if version < SCHEMA:
             sql.execute(f"PRAGMA user_version = {SCHEMA}")
+        there = {name for (name,) in sql.execute("SELECT name FROM sqlite_master")}
+        if missing := [table for table in _EXPECTED if table not in there]:
+            raise SetupError(
+                f"{self.path} has no table {missing[0]!r}: restore it, or name another directory"
+            )
         sql.execute("COMMIT")
 
     def close(self) -> None:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from slime_router.errors import SetupError
+from slime_router.journal.database import FILE_NAME as DATABASE
+from slime_router.journal.database import SCHEMA
 
 FILE_NAME = "journal.lock"
+UPDATE_FILE_NAME = "journal.update.lock"  # of those who would bring it up to date
+TRIES, PAUSE_S = 100, 0.05  # while another one brings it up to date
 
 
 class JournalLock:
@@ -18,12 +26,12 @@ class JournalLock:
         SetupError: another router has the journal, and one of the two wants it for itself.
     """
 
-    def __init__(self, directory: Path, *, is_shared: bool) -> None:
+    def __init__(self, directory: Path, *, is_shared: bool, file_name: str = FILE_NAME) -> None:
         kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
         self._file: int | None = None
         try:
             self._file = os.open(
-                directory / FILE_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
+                directory / file_name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
             )
             fcntl.flock(self._file, kind | fcntl.LOCK_NB)
         except OSError as exc:
@@ -37,3 +45,50 @@ class JournalLock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+@contextmanager
+def alone_with_an_older_one(directory: Path) -> Iterator[None]:
+    """Have a journal of an older schema to oneself for the block, which brings it up to date.
+
+    A router of that schema could write nothing to it from then on. Several new ones may come at
+    once: all but the first wait until it is done. Blocking.
+
+    Raises:
+        SetupError: an older router has it open, or another new one takes too long.
+    """
+    if not _is_older(directory / DATABASE):
+        yield
+        return
+    locks = [_after_others(directory)]
+    try:
+        if _is_older(directory / DATABASE):
+            try:
+                locks.append(JournalLock(directory, is_shared=False))
+            except SetupError as exc:
+                raise SetupError(
+                    f"the journal {directory} is still open in an older router: stop that first"
+                ) from exc
+        yield
+    finally:
+        for lock in reversed(locks):
+            lock.let_go()
+
+
+def _after_others(directory: Path) -> JournalLock:
+    for _ in range(TRIES):
+        with suppress(SetupError):
+            return JournalLock(directory, is_shared=False, file_name=UPDATE_FILE_NAME)
+        time.sleep(PAUSE_S)
+    return JournalLock(directory, is_shared=False, file_name=UPDATE_FILE_NAME)
+
+
+def _is_older(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(path, timeout=0)) as sql:
+            version = sql.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.Error:  # whoever opens it says what is wrong with it
+        return False
+    return bool(0 < version < SCHEMA)

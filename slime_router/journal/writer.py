@@ -206,6 +206,11 @@ class JournalWriter:
             if not self._has_warned:  # once, as long as it goes on
                 logger.warning("nothing is dropped from the journal at present: %s", exc)
             self._has_warned = True
+        except Exception:  # a fault of ours: what is written must not wait for it
+            wait_s = UPKEEP_RETRY_S
+            if not self._has_warned:
+                logger.exception("a fault while things were dropped from the journal")
+            self._has_warned = True
         else:
             self._has_warned = False
         self._upkeep_at = monotonic() + wait_s
@@ -215,6 +220,10 @@ class JournalWriter:
             late = self._target.apply([change for made in batch if (change := self._packed(made))])
         except (sqlite3.Error, OSError) as exc:
             return " ".join(str(exc).split()) or type(exc).__name__
+        except Exception as exc:  # a fault of ours: a thread that ends keeps all replies waiting
+            if self._trouble is None:  # once, as long as it goes on
+                logger.exception("a fault while the journal was written")
+            return f"{type(exc).__name__}: {exc}"
         if late:
             self._tell(self._on_late, late)
         with self._wakeup:

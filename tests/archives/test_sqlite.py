@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from slime_router.archive.indexing import MAX_HOMES, number_of
 from slime_router.archive.opening import opened
 from slime_router.archive.sqlite import SqliteArchive
 from slime_router.config import JournalSettings
+from slime_router.errors import SetupError
 from slime_router.fresh_ids import fresh_hex
 from slime_router.journal.closings import Leaving
 from slime_router.journal.codec import packed_session
@@ -32,6 +34,7 @@ from slime_router.journal.database import (
     Put,
     as_blob,
 )
+from slime_router.journal.lock import JournalLock
 from slime_router.journal.reading import faults
 from slime_router.journal.writing import MOST_ROWS
 from slime_router.trajectory.session import SessionSpec
@@ -203,6 +206,36 @@ async def test_what_is_in_a_file_of_schema_2_is_found_by_its_names(tmp_path):
     await archive.close()
     with closing(sqlite3.connect(tmp_path / FILE_NAME)) as sql:
         assert sql.execute("PRAGMA user_version").fetchone() == (3,)
+
+
+async def test_a_file_that_an_older_router_still_has_open_is_left_alone(tmp_path):
+    """It could write nothing more to it, and would lose what it has acknowledged meanwhile."""
+    of_schema_2(tmp_path)
+    older = JournalLock(tmp_path, is_shared=True)
+    with pytest.raises(SetupError, match="still open in an older router: stop that first"):
+        SqliteArchive(tmp_path)
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as sql:
+        assert sql.execute("PRAGMA user_version").fetchone() == (2,)
+    older.let_go()
+    one = SqliteArchive(tmp_path)
+    await SqliteArchive(tmp_path).close()
+    await one.close()
+
+
+async def test_several_new_routers_may_bring_it_up_to_date_at_once(tmp_path):
+    of_schema_2(tmp_path)
+    opened = await asyncio.gather(*(asyncio.to_thread(found_and_closed, tmp_path) for _ in "1234"))
+    assert opened == [["ss"]] * 4
+
+
+def found_and_closed(directory: Path) -> list[str]:
+    async def found() -> list[str]:
+        archive = SqliteArchive(directory)
+        homes = await archive.find([name_of_id("asked")])
+        await archive.close()
+        return homes
+
+    return asyncio.run(found())
 
 
 async def test_what_leaves_a_file_of_schema_2_leaves_no_name(tmp_path):

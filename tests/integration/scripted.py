@@ -23,6 +23,7 @@ from slime_router.types import (
     GenerateChunk,
     Prompt,
     Receipt,
+    ToolDelta,
     token_ids,
 )
 from tests.stack import NO_PARSERS
@@ -76,6 +77,17 @@ def last(finish: Finish | None = None, **fields: Any) -> GenerateChunk:
         "weight_version": "v7",
     }
     return GenerateChunk(**{**given, **fields})
+
+
+def call(index: int, arguments: str = "", *, name: str | None = None) -> GenerateChunk:
+    """A piece of a tool call; the first has a name."""
+    call_id = None if name is None else f"call_{index}"
+    return said(tool_calls=(ToolDelta(index, call_id, name, arguments),))
+
+
+def hello(*_: Any) -> list[GenerateChunk]:
+    """The script of a reply in three chunks."""
+    return [first("Hel"), said("lo"), last()]
 
 
 class Scripted:

@@ -36,6 +36,7 @@ from tests.integration.scripted import (
     Scripted,
     events,
     first,
+    hello,
     last,
     said,
     served,
@@ -43,10 +44,6 @@ from tests.integration.scripted import (
 
 PATH = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-
-
-def hello(*_: Any):
-    return [first("Hel"), said("lo"), last()]
 
 
 @asynccontextmanager

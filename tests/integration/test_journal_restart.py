@@ -427,11 +427,28 @@ async def test_a_newer_journal_is_refused(tmp_path):
     assert "is of a newer router: it has schema 99" in await refusal(tmp_path)
 
 
+@pytest.mark.parametrize("table", ["turns", "sessions", "responses", "names", "counters"])
+async def test_a_journal_without_one_of_its_tables_is_refused(table, tmp_path):
+    """It was waited for, as for one that is away, or not written."""
+    Database(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as sql:
+        sql.execute(f"DROP TABLE {table}")
+    said = await refusal(tmp_path)
+    assert f"has no table '{table}'" in said
+    assert "restore it" in said
+
+
 async def test_a_journal_of_another_vocabulary_is_refused(tmp_path, monkeypatch):
     async with tiny_worker() as worker, journaled(worker.url, tmp_path):
         pass
     monkeypatch.setattr("slime_router.server.app.PROBE_TEXT", "another")
     assert "holds the tokens of another checkpoint" in await refusal(tmp_path)
+
+
+async def test_one_that_is_shared_and_nowhere_is_refused():
+    with pytest.raises(SetupError, match="--journal-shared needs --journal"):
+        async with serving(journal_shared=True):
+            pass
 
 
 async def test_what_is_no_journal_is_refused(tmp_path):

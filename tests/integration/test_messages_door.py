@@ -36,7 +36,9 @@ from tests.integration.scripted import (
     Script,
     Scripted,
     application,
+    call,
     first,
+    hello,
     last,
     said,
 )
@@ -51,16 +53,6 @@ TOOL = {
     "description": "Looks outside.",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
-
-
-def call(index: int, arguments: str = "", *, name: str | None = None) -> GenerateChunk:
-    """A piece of a tool call; the first has a name."""
-    call_id = None if name is None else f"call_{index}"
-    return said(tool_calls=(ToolDelta(index, call_id, name, arguments),))
-
-
-def hello(*_: Any):
-    return [first("Hel"), said("lo"), last()]
 
 
 def thoughtful(*_: Any):

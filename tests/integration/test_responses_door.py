@@ -21,10 +21,20 @@ from slime_router.api.responses.store import ResponseStore
 from slime_router.api.sse import ClientLeft, EventStream
 from slime_router.errors import BadRequest, NoWorker, TooManyRequests, WorkerFailed
 from slime_router.testing import FakeWorker
-from slime_router.types import Finish, GenerateChunk, ToolDelta
+from slime_router.types import Finish
 from tests.integration import gateway as gateways
 from tests.integration.gateway import CHAT, Served, user
-from tests.integration.scripted import Client, Script, Scripted, application, first, last, said
+from tests.integration.scripted import (
+    Client,
+    Script,
+    Scripted,
+    application,
+    call,
+    first,
+    hello,
+    last,
+    said,
+)
 from tests.stack import tiny_tokenizer
 
 PATH = "/v1/responses"
@@ -32,16 +42,6 @@ EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 ASK: dict[str, Any] = {"model": "m", "input": "hi"}
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOL = {"type": "function", "name": "get_weather", "parameters": PARAMETERS}
-
-
-def call(index: int, arguments: str = "", *, name: str | None = None) -> GenerateChunk:
-    """A piece of a tool call; the first has a name."""
-    call_id = None if name is None else f"call_{index}"
-    return said(tool_calls=(ToolDelta(index, call_id, name, arguments),))
-
-
-def hello(*_: Any):
-    return [first("Hel"), said("lo"), last()]
 
 
 def thoughtful(*_: Any):

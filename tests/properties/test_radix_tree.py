@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from slime_router.cache.radix_tree import Node, RadixTree
+from slime_router.cache.text_index import common_prefix_len
 from slime_router.types import Piece, token_ids
 from tests.examples import examples
 
@@ -35,6 +37,17 @@ epochs = st.integers(0, 4)
 def is_anchor(text: str, index: int) -> bool:
     """Any rule will do that depends on the text before `index` and one character after it."""
     return zlib.crc32(text[: index + 1].encode()) % 3 == 0
+
+
+words = st.text("ab", max_size=9)
+
+
+@settings(max_examples=examples(200))
+@given(words, words, words)
+@example("ab", "abb", "")  # the text begins as the edge does, but not where it is compared
+def test_what_an_edge_shares_with_a_text_is_counted(edge, before, after):
+    shared = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(edge, after, strict=False)))
+    assert common_prefix_len(edge, before + after, len(before)) == shared
 
 
 @dataclass

@@ -5,31 +5,24 @@ The model looks up each token of a row in the turn that sampled it.
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import orjson
-import pyarrow.parquet
-import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_router.api.sessions import row_formats, samples
-from slime_router.client.rows import ExportReader, read_npz
 from slime_router.journal.codec import packed_turn, unpacked_turn
-from slime_router.rows.rows import Row, RowSet, build_rows
+from slime_router.rows.rows import Row, build_rows
 from slime_router.trajectory.measures.top_logprobs import of_nested
-from slime_router.trajectory.session import Session, SessionSpec
 from tests.examples import examples
-from tests.properties.test_masks import Letters, masked_sessions
+from tests.properties.measures import Measure
+from tests.properties.test_masks import masked_sessions
 from tests.properties.test_rows import Model, options
 from tests.turns import Book
 from tests.unit.test_journal import same
 
-SESSION = Session(SessionSpec(id="s"), is_opened=True)
 NAMES = ("top_offsets", "top_ids", "top_logprobs")
 
 Told = list[list[tuple[int, float]]]  # by token of the row
@@ -91,43 +84,7 @@ def of_columns(columns: dict[str, Any], count: int) -> list[Told | None]:
     return found
 
 
-def every_format(rowset: RowSet) -> dict[str, list[Told | None]]:
-    """Each row as each format tells it, of all its tokens."""
-    raw = {name: form.encode(SESSION, rowset) for name, form in row_formats.FORMATS.items()}
-    count = len(rowset.rows)
-    with np.load(io.BytesIO(raw["npz"]), allow_pickle=False) as archive:
-        arrays = dict(archive)
-    table = pyarrow.parquet.read_table(io.BytesIO(raw["parquet"]))
-    [export] = ExportReader().feed(raw["jsonl"])
-    return {
-        "json": [of_fields(row) for row in orjson.loads(raw["json"])["rows"]],
-        "jsonl": [of_fields(orjson.loads(line)) for line in raw["jsonl"].splitlines()[:-1]],
-        "npz": of_columns(arrays, count),
-        "safetensors": of_columns(safetensors.numpy.load(raw["safetensors"]), count),
-        "parquet": [of_fields(row) for row in table.to_pylist()],
-        "the client's npz": [of_fields(_fields(row)) for row in read_npz("s", raw["npz"]).rows],
-        "the client's lines": [of_fields(_fields(row)) for row in export.rows],
-    }
-
-
-def of_responses(rowset: RowSet) -> dict[str, list[Told | None]]:
-    """Each row as the formats tell it that cover only the response."""
-    slime = orjson.loads(row_formats.as_slime(SESSION, rowset))["samples"]
-    vocabulary: Any = Letters()
-    arrays = safetensors.numpy.load(samples.encode(SESSION, rowset, vocabulary, {}))
-    miles = [
-        {name: arrays.get(f"{name}.{index}") for name in NAMES} for index in range(len(rowset.rows))
-    ]
-    client = read_npz("s", row_formats.as_npz(SESSION, rowset)).rows
-    return {
-        "slime": [of_fields(sample) for sample in slime],
-        "miles": [of_fields(sample) for sample in miles],
-        "the client's samples": [of_fields(row.to_sample()) for row in client],
-    }
-
-
-def _fields(row: Any) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in NAMES}
+TOPS = Measure(NAMES, of_fields, of_columns)
 
 
 @settings(max_examples=examples(60), deadline=None)
@@ -135,9 +92,9 @@ def _fields(row: Any) -> dict[str, Any]:
 def test_they_line_up_with_their_tokens_in_every_format(book, chosen):
     rowset = build_rows(book, list(book.turns), chosen)
     wanted = [expected(book, row) for row in rowset.rows]
-    for name, found in every_format(rowset).items():
+    for name, found in TOPS.every_format(rowset).items():
         assert found == wanted, name
-    for name, found in of_responses(rowset).items():
+    for name, found in TOPS.of_responses(rowset).items():
         for row, part, whole in zip(rowset.rows, found, wanted, strict=True):
             start = len(row.tokens) - row.response_length
             cut = None if whole is None or not any(whole[start:]) else whole[start:]

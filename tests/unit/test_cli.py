@@ -108,6 +108,9 @@ def test_each_flag_sets_its_setting_and_no_other(flags, expected):
         (["--workers-urls=x"], "unknown argument --workers-urls: did you mean --worker-urls?"),
         (["--qqqq"], "unknown argument --qqqq"),
         (["stray"], "unknown argument stray"),
+        (["--host", ""], "argument --host/--sglang-router-ip: it is empty"),  # all addresses
+        (["--journal", ""], "argument --journal: it is empty"),  # the working directory
+        (["--worker-api-key", ""], "argument --worker-api-key: it is empty"),
         (["--port", "0"], "argument --port/--sglang-router-port: 0 is not in [1, 65535]"),
         (["--port", "x"], "argument --port/--sglang-router-port: invalid int value: 'x'"),
         (["--port"], "argument --port/--sglang-router-port: expected one argument"),

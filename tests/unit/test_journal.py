@@ -562,6 +562,26 @@ async def test_after_a_failure_nobody_waits_and_nothing_is_lost(caplog):
     assert (writer.waiting, writer.counts.lost) == (0, 0)
 
 
+async def test_a_fault_of_the_router_ends_no_thread_and_nobody_waits_for_ever(caplog):
+    """A thread that ends would keep all replies waiting, and nobody would know."""
+    target, upkeep = Target(), Upkeep(RuntimeError("a fault"), 1e6)
+    writer = JournalWriter(target, retry_s=0.01, upkeep=upkeep)
+    target.trouble = KeyError("a fault")
+    writer.start()
+    writer.put(partial(put, 1))
+    async with asyncio.timeout(60):
+        assert await writer.written() == "KeyError: 'a fault'"
+    assert "Traceback" in caplog.text
+    target.trouble = None
+    await soon(lambda: target.seqs == [1])
+    await soon(lambda: upkeep.steps)
+    writer.put(partial(put, 2))
+    async with asyncio.timeout(60):
+        assert await writer.written() is None
+    assert target.seqs == [1, 2]
+    await writer.close()
+
+
 async def test_more_than_may_wait_is_lost_and_counted(caplog):
     target = Target()
     lost: list[str] = []

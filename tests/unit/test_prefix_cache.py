@@ -27,10 +27,13 @@ def filled(nodes: int, budget_tokens: int = 0) -> PrefixCache:
     return cache
 
 
-def add(cache: PrefixCache, text: str, token_id: int, *, epoch: int = 0) -> None:
+def add(
+    cache: PrefixCache, text: str, token_id: int, *, epoch: int = 0, turn_id: str | None = None
+) -> None:
     match = cache.match_prefix("", "nothing", None)
     piece = Piece(text, token_ids([token_id]), is_sampled=True)
-    cache.insert(match.node, (), (piece,), session_id=None, turn_id=text, epoch=epoch)
+    turn_id = text if turn_id is None else turn_id
+    cache.insert(match.node, (), (piece,), session_id=None, turn_id=turn_id, epoch=epoch)
     cache.unpin(match.node)
 
 
@@ -354,19 +357,23 @@ async def test_a_control_token_and_the_end_of_a_sample_are_anchors():
     cache.insert(
         root,
         [Piece(text, token_ids(ids)) for text, ids in prompt],
-        (Piece("yo", token_ids([9]), is_sampled=True),),
+        [Piece(text, token_ids([9]), is_sampled=True) for text in ("yo", "u")],
         session_id=None,
         turn_id="t",
         epoch=0,
     )
-    anchors = {node["text"]: node["is_anchor"] for node in await cache.dump(9)}
-    assert anchors == {"Hi": False, "!": False, "<end>": True, "<x>no": False, "yo": True}
+    seen = {node["text"]: (node["is_anchor"], node["turn"]) for node in await cache.dump(9)}
+    assert seen == {
+        "Hi": (False, None), "!": (False, None), "<end>": (True, None), "<x>no": (False, None),
+        "yo": (False, "t"), "u": (True, "t"),
+    }  # fmt: skip
 
 
 def test_hits_and_misses_are_counted_whoever_looks():
     cache = filled(0, budget_tokens=99)
     for number, text in enumerate(["one", "two"]):
         add(cache, text, number)
+    assert cache.counts.insertions == 2
     assert (cache.counts.hits, cache.counts.hit_tokens, cache.counts.misses) == (0, 0, 2)
     for turn_id in ("one", "two", "gone"):
         node = cache.pin_turn(turn_id)
@@ -390,6 +397,7 @@ def test_a_text_is_looked_up_for_a_session_among_its_own_samples():
         assert found is not None
         assert found.path_ids().tolist() == ids
         assert cache.count_text("", "Hi", asking) == count
+        assert cache.match_prefix("", "Hi there", asking).node.path_ids().tolist() == ids
     assert cache.match_text("", "Hi", "c") is None
     assert cache.count_text("", "Hi", "c") == cache.count_text("", "H", None) == 0
     assert cache.count_text("another scope", "Hi", None) == 0
@@ -432,6 +440,23 @@ def test_the_same_turn_again_costs_the_same_however_often_it_was_filed():
     newest = cache.pin_turn(f"t{next(numbers) - 1}")
     assert newest is not None
     cache.unpin(newest)
+
+
+def test_turns_that_end_at_a_node_of_their_own_are_found_though_others_are_forgotten():
+    """Two for each node, and some more: what goes are those that a later turn replaced."""
+    cache = filled(0, budget_tokens=10**6)
+    own = 100
+    for number in range(own):
+        add(cache, f"<{number}>", number)
+    for number in range(2 * (own + 1) + SPARE_TURNS):
+        add(cache, "again", 7, turn_id=f"t{number}")
+    assert len(cache._turn_nodes) == 2 * (own + 1) + SPARE_TURNS
+    last = f"t{number}"
+    assert (cache.pin_turn(last) is None, cache.pin_turn("t0")) == (False, None)
+    for number in range(own):
+        node = cache.pin_turn(f"<{number}>")
+        assert node is not None
+        assert node.ids.tolist() == [number]
 
 
 def test_turns_of_their_own_are_all_found_however_many_there_are():

@@ -341,6 +341,28 @@ def test_a_place_below_which_one_path_leads_on_is_there_for_its_mark_alone(is_ma
     assert [place.depth for place in index.along("abc")] == ([2, 3] if is_marked else [3])
 
 
+def test_a_whole_text_ends_only_at_an_anchor_of_the_tree():
+    """What comes after it is not known yet: the text itself says nothing of a cut at its end."""
+    tree = RadixTree()
+    insert(tree, piece("x", 1), piece("y", 2))
+    assert tree.match_prefix("", "xy", None, anywhere).text_len == 1
+    assert tree.match_prefix("", "xyz", None, anywhere).text_len == 2
+
+
+def test_a_path_that_comes_again_is_the_most_recent_and_hides_no_other():
+    tree = RadixTree()
+    one, two = (insert(tree, piece("x", number, is_sampled=True)) for number in (1, 2))
+    assert insert(tree, piece("x", 1, is_sampled=True)) is one
+    assert list(tree.alike("", "x", None)) == [one, two]
+    tree.check_integrity()
+
+
+def test_each_piece_is_an_anchor_or_not():
+    tree = RadixTree()
+    with pytest.raises(ValueError, match="shorter"):
+        tree.insert(tree.root(""), [piece("x", 1)], owner=None, anchors=[])
+
+
 def test_scopes_share_nothing():
     tree = RadixTree()
     tree.insert(tree.root("a"), [piece("x", 1, is_sampled=True)], owner=None, anchors=[True])

@@ -58,6 +58,8 @@ class Option:
                 raise ValueError(f"{text} is neither true nor false")
             return _BOOLEANS[text.lower()]
         if self.kind is str:
+            if self.flags and not self.is_required and not text.strip():  # "$NOT_SET"
+                raise ValueError("it is empty")
             return text
         try:
             value = self.kind(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,17 @@ def _table(path: str) -> dict[Any, Any]:
 
     try:
         table = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as exc:
         raise BadSource(f"{path}: {' '.join(str(exc).split())}") from None
     if table is None:
         return {}
     if not isinstance(table, dict):
         raise BadSource(f"{path}: it must hold settings by name")
+    names = Counter(str(name.value) for name, _ in root.value)  # YAML's last one would count
+    [(name, count)] = names.most_common(1) or [("", 0)]
+    if count > 1:
+        raise BadSource(f"{path}: {name}: it is set twice")
     return table
 
 

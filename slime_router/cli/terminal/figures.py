@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import orjson
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +17,15 @@ def count(value: float | None) -> str:
         if abs(value) >= size:
             return f"{value / size:.1f}{unit}"
     return f"{value:,.0f}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.2f}"
+
+
+def listed(amounts: Mapping[str, int], *, is_json: bool) -> str:
+    """How much there is of each thing: a line for each, or one JSON object."""
+    if is_json:
+        return orjson.dumps(amounts).decode() + "\n"
+    width = max(map(len, amounts)) + 1
+    lines = (f"{name.replace('_', ' '):<{width}} {n:>15,}\n" for name, n in amounts.items())
+    return "".join(lines)
 
 
 def percent(part: float, whole: float) -> str:

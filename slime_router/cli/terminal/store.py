@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import orjson
 
-from slime_router.archive.redis_listing import StoreStats, sessions_in, stats_of
+from slime_router.archive.redis_listing import sessions_in, stats_of
 from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.cli.terminal.figures import listed
 from slime_router.errors import RouterError
 
 EXIT_AWAY = 1
@@ -31,7 +33,8 @@ def store_main(argv: Sequence[str]) -> int:
             for name in sessions_in(asked.url, asked.prefix):
                 sys.stdout.write(orjson.dumps(name).decode() + "\n")
             return 0
-        _tell(stats_of(asked.url, asked.prefix), is_json=asked.json)
+        found = stats_of(asked.url, asked.prefix)
+        sys.stdout.write(listed(asdict(found), is_json=asked.json))
         return 0
     except RouterError as exc:
         return _failed(exc.message, EXIT_WRONG_USE)
@@ -58,14 +61,6 @@ def parser() -> argparse.ArgumentParser:
         if name == "stats":
             action.add_argument("--json", action="store_true", help="as one JSON object")
     return p
-
-
-def _tell(found: StoreStats, *, is_json: bool) -> None:
-    if is_json:
-        sys.stdout.write(orjson.dumps(found).decode() + "\n")
-        return
-    for name in ("homes", "turns", "sessions", "names", "responses", "workers", "bytes"):
-        sys.stdout.write(f"{name:<10} {getattr(found, name):>15,}\n")
 
 
 def _failed(message: str, code: int) -> int:
