@@ -147,13 +147,16 @@ def running(
     """
     port = free_port()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command(port),
-            cwd=root,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            env=None if environment is None else {**os.environ, **environment},
-        )
+        try:
+            process = subprocess.Popen(
+                command(port),
+                cwd=root,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=None if environment is None else {**os.environ, **environment},
+            )
+        except OSError as exc:
+            raise BenchmarkError(f"{name} cannot be started: {exc}") from exc
         try:
             server = Server(process, port)
             if not _wait_until_up(server):

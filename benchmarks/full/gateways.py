@@ -50,13 +50,13 @@ class Gateway:
         Raises:
             BenchmarkError: it cannot be installed; one line says why.
         """
-        done = self.environment / "installed"
-        if done.exists():
+        done, place = self.environment / "installed", str(self.environment.resolve())
+        if done.exists() and done.read_text() == place:  # scripts name the place they were made in
             return
         python = str(self.environment / "bin" / "python")
         self._uv("venv", "--clear", "--python", sys.executable, str(self.environment))
         self._uv("pip", "install", "--python", python, *self.packages)
-        done.touch()
+        done.write_text(place)
 
     def _uv(self, *words: str) -> None:
         if importlib.util.find_spec("uv") is None:

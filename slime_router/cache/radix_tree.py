@@ -194,7 +194,7 @@ class RadixTree:
         *,
         owner: str | None,
         anchors: Sequence[bool],
-        epoch: int = 0,
+        epoch: int,
     ) -> Node:
         """Append `pieces` below `node`; returns the last node. Known runs are shared.
 

@@ -94,7 +94,7 @@ class PromptMaker:
             return self._from_ids(call, call.input_ids)
         if call.messages is None:
             assert call.text is not None
-            async with self._turnstile.passing(call.text):
+            async with self._turnstile.passing((call.text,)):
                 return await self._from_text(call, call.text)
         await others_run(call.messages)
         talk = self.recognise(call)

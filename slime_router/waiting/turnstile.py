@@ -7,8 +7,9 @@ is there at once, and waits for the slowest step.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 from slime_router.json_text import sizes
@@ -32,10 +33,10 @@ class Turnstile:
     def __repr__(self) -> str:
         return f"<Turnstile {self._places!r}>"
 
-    def passing(self, value: Any) -> AbstractAsyncContextManager[object]:
-        """For the block, what is made of `value` is worked at."""
+    def passing(self, values: Iterable[Any]) -> AbstractAsyncContextManager[object]:
+        """For the block, what is made of these values is worked at."""
         left = self._long_len
-        for size in sizes(value):
+        for size in chain.from_iterable(map(sizes, values)):
             left -= size
             if left <= 0:
                 return self._places

@@ -92,6 +92,7 @@ async def test_logprobs_are_the_legacy_lists():
     assert logprobs["token_logprobs"] == [-0.25] * len(HELLO)
     assert logprobs["text_offset"][0] == 0
     assert len({len(values) for values in logprobs.values()}) == 1
+    assert logprobs["top_logprobs"] == [{token: -0.25} for token in logprobs["tokens"]]
 
 
 async def test_a_stream_says_what_the_whole_reply_says():
@@ -179,7 +180,7 @@ async def test_each_of_several_prompts_and_samples_has_scores_of_its_own():
         _, reply = await router.post(PATH, {**body, "logprobs": 0})
     assert len(reply["choices"]) == 4
     for choice in reply["choices"]:
-        scored(choice, count=1, top=0)
+        scored(choice, count=1, top=1)  # the sampled one, as at OpenAI and vLLM
 
 
 async def test_prompt_logprobs_are_asked_for_only_with_an_echo():

@@ -305,7 +305,11 @@ def test_a_deep_chain_needs_no_recursion():
     try:
         for turn in range(1100):
             node = tree.insert(
-                node, [piece("ab", turn, turn, is_sampled=True)], owner=None, anchors=[True]
+                node,
+                [piece("ab", turn, turn, is_sampled=True)],
+                owner=None,
+                anchors=[True],
+                epoch=0,
             )
         assert tree.match_prefix("", "ab" * 1100 + "c", None, never).node is node
         tree.check_integrity()
@@ -360,12 +364,14 @@ def test_a_path_that_comes_again_is_the_most_recent_and_hides_no_other():
 def test_each_piece_is_an_anchor_or_not():
     tree = RadixTree()
     with pytest.raises(ValueError, match="shorter"):
-        tree.insert(tree.root(""), [piece("x", 1)], owner=None, anchors=[])
+        tree.insert(tree.root(""), [piece("x", 1)], owner=None, anchors=[], epoch=0)
 
 
 def test_scopes_share_nothing():
     tree = RadixTree()
-    tree.insert(tree.root("a"), [piece("x", 1, is_sampled=True)], owner=None, anchors=[True])
+    tree.insert(
+        tree.root("a"), [piece("x", 1, is_sampled=True)], owner=None, anchors=[True], epoch=0
+    )
     assert tree.match_prefix("b", "xy", None, anywhere).text_len == 0
     assert tree.match_text("b", "x", None) is None
 
@@ -461,13 +467,17 @@ def test_a_scope_in_which_nothing_is_left_is_forgotten():
         tree.pin(match.node)
         assert tree.match_text(f"other {number}", "Hello", None) is None
         if number % 2:
-            tree.insert(match.node, [piece("x", 1, is_sampled=True)], owner=None, anchors=[True])
+            tree.insert(
+                match.node, [piece("x", 1, is_sampled=True)], owner=None, anchors=[True], epoch=0
+            )
         tree.unpin(match.node)
     assert len(tree._roots) == len(tree._indexes) == 50
     while tree.may_evict(0):
         tree.evict(0, max_nodes=10)
     assert len(tree._roots) == len(tree._indexes) == 0
-    end = tree.insert(match.node, [piece("y", 2, is_sampled=True)], owner=None, anchors=[True])
+    end = tree.insert(
+        match.node, [piece("y", 2, is_sampled=True)], owner=None, anchors=[True], epoch=0
+    )
     assert tree.match_text(scope, "y", None) is end
     tree.check_integrity()
 
@@ -477,7 +487,7 @@ def test_a_run_that_every_session_samples_knows_a_limited_number_of_them(monkeyp
     tree = RadixTree()
     for number in range(100):
         run = [piece("x", 1, is_sampled=True)]
-        node = tree.insert(tree.root(""), run, owner=f"s{number}", anchors=[True])
+        node = tree.insert(tree.root(""), run, owner=f"s{number}", anchors=[True], epoch=0)
         assert node.may_be_reused_by(f"s{number}")
         assert len(node.owners or ()) <= 10
 

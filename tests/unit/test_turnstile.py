@@ -20,7 +20,7 @@ async def test_the_long_wait_and_the_short_pass():
     turnstile = Turnstile(2, 100)
     begun, may_end = [], asyncio.Event()
 
-    async def work(name: str, value: object) -> None:
+    async def work(name: str, value: list[dict[str, str]]) -> None:
         async with turnstile.passing(value):
             begun.append(name)
             await may_end.wait()
@@ -61,7 +61,7 @@ async def test_whoever_leaves_gives_the_place_on():
 async def test_what_is_long(value, is_long):
     turnstile = Turnstile(1, 100)
     async with turnstile.passing(LONG):
-        entering = asyncio.ensure_future(turnstile.passing(value).__aenter__())
+        entering = asyncio.ensure_future(turnstile.passing(iter([value])).__aenter__())
         await settled()
         assert entering.done() is not is_long
         entering.cancel()

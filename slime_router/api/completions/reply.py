@@ -100,8 +100,7 @@ class Logprobs:
         ranked: dict[str, float] = {}
         for value, token_id in top or ():
             ranked.setdefault(self._names.key(token_id), _known(value))
-        if self._top:
-            ranked.setdefault(self._names.key(sampled), logprob)
+        ranked.setdefault(self._names.key(sampled), logprob)
         return ranked
 
 
