@@ -15,6 +15,7 @@ import orjson
 from numpy.typing import NDArray
 
 from slime_router.choices import History
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.values import replace, value
 
 TokenIds: TypeAlias = NDArray[np.int32]
@@ -252,6 +253,7 @@ class GenerateCall:
     asked_as: str = ""  # the rid that the client knows, where it is not `rid`
     kv_session: str = ""  # what workers call its session, where they tag its KV
     kind: TurnKind | None = None  # what the client says that its turn is
+    shortcut: Shortcut[GenerateChunk] | None = None  # for its plain chunks
 
     @property
     def asked(self) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from slime_router.api.request import A
 from slime_router.api.retries import Visit
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.generation.middleware import Chunks
+from slime_router.shortcut.shortcut import Shortcut, ShortcutFailed
 from slime_router.telemetry.request_record import note_failure
 from slime_router.types import GenerateChunk
 
@@ -93,6 +94,7 @@ async def deliver_stream(
         except sse.ClientLeft:
             stream = await line.open({})  # the generations stay undelivered
         except Exception as exc:  # the edge of a request, reported in an event
+            exc = _of_step(exc)
             if not line.is_out:
                 raise
             if not isinstance(exc, RouterError):
@@ -120,6 +122,8 @@ async def _play(
     for event in events:
         await stream.send(event)
     if left:
+        if visit.shortcut is not None:
+            _open_shortcut(visit.shortcut, reply, stream)
         async for chunk in chunks:
             made = reply.events(chunk)
             left -= chunk.finish is not None
@@ -136,6 +140,18 @@ async def _play(
     await _read_to_end(chunks)  # the client has it all; many hang up before the end
     await stream.end()
     return stream
+
+
+def _open_shortcut(
+    shortcut: Shortcut[GenerateChunk], reply: StreamedReply, stream: sse.EventStream
+) -> None:
+    """From now on plain chunks may come while a task waits for them: they are written at once."""
+
+    def write(chunk: GenerateChunk) -> None:
+        for event in reply.events(chunk):
+            stream.write(event)
+
+    shortcut.is_clear, shortcut.write = stream.is_clear, write
 
 
 async def _folded(reply: WholeReply, count: int, chunks: Chunks) -> Whole:
@@ -159,6 +175,12 @@ async def _opening(chunks: Chunks) -> Sequence[GenerateChunk]:
         if chunk.sample == 0:
             return opening
     raise _ended()
+
+
+def _of_step(exc: Exception) -> Exception:
+    """The same; of the short way, what its step has raised."""
+    cause = exc.__cause__ if isinstance(exc, ShortcutFailed) else None
+    return cause if isinstance(cause, Exception) else exc
 
 
 def _ended() -> WorkerFailed:

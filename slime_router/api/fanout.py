@@ -14,20 +14,26 @@ from dataclasses import dataclass
 
 from slime_router.generation.middleware import Chunks
 from slime_router.generation.router import Router
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, GenerateChunk
+from slime_router.values import replace
 
 
 def generations(
-    router: Router, calls: Sequence[GenerateCall]
+    router: Router,
+    calls: Sequence[GenerateCall],
+    shortcut: Shortcut[GenerateChunk] | None = None,
 ) -> aclosing[AsyncGenerator[GenerateChunk, None]]:
     """The chunks of all `calls` as they come; each says of which sample it is.
 
-    Leaving the block closes every generation.
+    Leaving the block closes every generation. `shortcut` is for those of a single one.
 
     Raises:
         RouterError: from the stream, when one of the generations fails.
     """
-    return router.generate(calls[0]) if len(calls) == 1 else aclosing(_several(router, calls))
+    if len(calls) > 1:
+        return aclosing(_several(router, calls))
+    return router.generate(calls[0] if shortcut is None else replace(calls[0], shortcut=shortcut))
 
 
 async def _several(

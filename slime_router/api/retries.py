@@ -28,7 +28,9 @@ from slime_router.edge.bodies import LONG_LEN, forget_body, read_body
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.generation.middleware import Chunks
 from slime_router.generation.router import Router
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.telemetry.request_record import current_request
+from slime_router.types import GenerateChunk
 
 RETRY_COUNT = "x-stainless-retry-count"
 JOINED = "x-slime-joined"
@@ -45,11 +47,12 @@ class Visit(Generic[A, T]):
 
     _chunks: Chunks
 
-    def __init__(
-        self, asked: A, stream: AbstractAsyncContextManager[Chunks], opening: Opening[T]
-    ) -> None:
+    def __init__(self, asked: A, router: Router, opening: Opening[T]) -> None:
         self.asked = asked  # for a run, by the first try
-        self._stream = stream
+        is_single = len(asked.calls) == 1 and asked.calls[0].stream
+        # For the rest, where a single client reads it.
+        self.shortcut: Shortcut[GenerateChunk] | None = Shortcut() if is_single else None
+        self._stream = generations(router, asked.calls, self.shortcut)
         self._opening = opening
 
     async def __aenter__(self) -> Visit[A, T]:
@@ -134,7 +137,7 @@ class Joiner:
         tries = _tries(request.headers)
         if tries is None or not self._grace_s:
             forget_body(request)
-            return Visit(asked, generations(self._router, asked.calls), opening)
+            return Visit(asked, self._router, opening)
         return self._attend_run(request, asked, opening, headers, tries)
 
     @asynccontextmanager
@@ -189,8 +192,7 @@ class Joiner:
         opening: Opening[T],
         headers: Mapping[str, str],
     ) -> _Run[A, T]:
-        stream = generations(self._router, asked.calls)
-        run = _Run(asked, stream, opening, dict(headers), self._refusals)
+        run = _Run(asked, self._router, opening, dict(headers), self._refusals)
         runs = self._runs.setdefault(ask, [])
         runs.append(run)
         if len(runs) > 1:
@@ -231,12 +233,12 @@ class _Run(Visit[A, T]):
     def __init__(
         self,
         asked: A,
-        stream: AbstractAsyncContextManager[Chunks],
+        router: Router,
         opening: Opening[T],
         headers: Mapping[str, str],
         refusals: int,
     ) -> None:
-        super().__init__(asked, stream, opening)
+        super().__init__(asked, router, opening)
         self.headers = headers  # of the first try's reply
         self.refusals = refusals  # the router's count, when the run began
         self.readers = 0
@@ -294,7 +296,7 @@ class _Run(Visit[A, T]):
         if not self.has_begun:
             self.has_begun = True
             if self.readers > 1:
-                self._copies = Copies()
+                self._copies, self.shortcut = Copies(), None
                 self._is_shared.set()
         return self._copies.reader() if self._copies is not None else self._chunks
 

@@ -74,17 +74,30 @@ class EventStream:
         response = web.StreamResponse(headers={**_HEADERS, **headers})
         return cls(response, ending, await response.prepare(request))
 
+    def is_clear(self) -> bool:
+        """Whether `write` may be called now."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or self.is_over:
+            return False
+        return transport.get_write_buffer_size() <= MAX_UNSENT_LEN
+
+    def write(self, event: bytes) -> None:
+        """One event, one write, which waits for nobody: see `is_clear`."""
+        assert self._transport is not None, "it is clear"
+        self.sent_at = self._time()
+        self._transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+
     async def send(self, event: bytes) -> None:
         """One event, one write. Raises ClientLeft."""
-        self.sent_at = self._time()
         transport = self._transport
         try:
             if transport is None or self._writer is None:
+                self.sent_at = self._time()
                 await self.response.write(event)
                 return
             if transport.is_closing():
                 raise ClientLeft
-            transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+            self.write(event)
             if transport.get_write_buffer_size() > MAX_UNSENT_LEN:
                 await self._writer.drain()
         except ConnectionError as exc:

@@ -16,10 +16,17 @@ import orjson
 from slime_router.engine import answer
 from slime_router.engine.answer import MAX_LOGPROB, MIN_LOGPROB, Item
 from slime_router.engine.cumulative import CumulativeCutter
-from slime_router.engine.masks import LOGPROBS, MASK, NO_MASKS, MaskPlan, without_masks
+from slime_router.engine.masks import (
+    LOGPROBS,
+    MASK,
+    NO_MASKS,
+    MaskPlan,
+    without_masks,
+)
 from slime_router.engine.request import read_error
 from slime_router.engine.sse import DONE
 from slime_router.engine.top_logprobs import NO_TOPS, TopPlan
+from slime_router.engine.wire.joined import together
 from slime_router.errors import MasksRefused, RouterError, WorkerFailed
 from slime_router.types import GenerateChunk, WeightVersion
 
@@ -97,13 +104,8 @@ class ChunkReader:
             WorkerFailed: an item cannot be read, or contradicts itself or earlier items. If there
                 are chunks before it, these are returned, and it is kept as `failure`.
         """
-        if self._is_incremental and len(payloads) == 1 and payloads[0] not in _NO_ITEMS:
-            try:
-                item = orjson.loads(payloads[0])
-            except ValueError:  # others are read below, leniently
-                item = None
-            if type(item) is dict and (plain := self._plain(item)) is not None:
-                return [plain]
+        if self._is_incremental and (plain := self.plain(payloads)) is not None:
+            return [plain]
         chunks: list[GenerateChunk] = []
         try:
             for index, payload in enumerate(payloads):
@@ -124,7 +126,32 @@ class ChunkReader:
             if not chunks:
                 raise
             self.failure, self._keys = exc, ()
-        return chunks if len(chunks) < 2 or self._is_native else _together(chunks)
+        return chunks if len(chunks) < 2 or self._is_native else together(chunks)
+
+    def plain(self, payloads: Sequence[bytes]) -> GenerateChunk | None:
+        """The chunk of plain items in the middle of a stream; None, and nothing is read, else."""
+        known_len = len(self._ids)
+        chunk: GenerateChunk | None = None
+        try:
+            if self._is_incremental:
+                for payload in payloads:
+                    item, before = orjson.loads(payload), chunk
+                    chunk = self._plain(item) if type(item) is dict else None
+                    if chunk is None:
+                        break
+                    if before is not None:
+                        [chunk] = together((before, chunk))
+            elif self._is_cumulative and payloads:
+                chunk = self._new_part(payloads[-1])
+        except (ValueError, WorkerFailed):  # it is read, or refused, step by step
+            chunk = None
+        if chunk is None:
+            del self._ids[known_len:]
+        return chunk
+
+    def take_back(self, chunk: GenerateChunk) -> None:
+        """The last chunk, a plain one, is to be read again."""
+        del self._ids[len(self._ids) - len(chunk.output_ids) :]
 
     def _read_newest(self, payloads: Sequence[bytes], chunks: list[GenerateChunk]) -> None:
         """Each item repeats the ones before: read only the last, as parsing is expensive."""
@@ -342,44 +369,6 @@ def _going_on(chunk: GenerateChunk) -> GenerateChunk:
     item = chunk.item or {}
     meta = {**item.get("meta_info", {}), "finish_reason": None}
     return chunk._replace(finish=None, item={**item, "meta_info": meta})
-
-
-def _together(chunks: Sequence[GenerateChunk]) -> list[GenerateChunk]:
-    """Each run of chunks under the same weights as one."""
-    runs = [[chunks[0]]]
-    for chunk in chunks[1:]:
-        if runs[-1][-1].weight_version == chunk.weight_version or chunk.weight_versions:
-            runs[-1].append(chunk)
-        else:
-            runs.append([chunk])
-    return [run[0] if len(run) == 1 else _joined(run) for run in runs]
-
-
-def _joined(chunks: Sequence[GenerateChunk]) -> GenerateChunk:
-    """Chunks as one: their tokens concatenated, everything else from the last."""
-    lists: dict[str, Any] = {}
-    for name in ("output_ids", "logprobs", "top_logprobs"):
-        parts = [getattr(chunk, name) for chunk in chunks]
-        if parts[-1] is not None:
-            lists[name] = [each for part in parts if part is not None for each in part]
-    if any(chunk.masks is not None for chunk in chunks):
-        lists |= _joined_masks(chunks)
-    for name in ("routed_experts", "indexer_topk"):
-        found = (getattr(chunk, name) for chunk in reversed(chunks))
-        lists[name] = next((each for each in found if each is not None), None)
-    return chunks[-1]._replace(**lists)
-
-
-def _joined_masks(chunks: Sequence[GenerateChunk]) -> dict[str, Any]:
-    """The masks of all chunks; none if some chunk lacks its own, which is the worker's fault."""
-    sampled = [chunk for chunk in chunks if chunk.output_ids]
-    if any(chunk.masks is None or chunk.mask_logprobs is None for chunk in sampled):
-        return {"masks": None, "mask_logprobs": None, "uncaptured": "not_given"}
-    return {
-        "masks": [mask for chunk in sampled for mask in chunk.masks or ()],
-        "mask_logprobs": [value for chunk in sampled for value in chunk.mask_logprobs or ()],
-        "uncaptured": "",
-    }
 
 
 def _repeats_all(item: Item) -> bool:

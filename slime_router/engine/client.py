@@ -11,7 +11,6 @@ import errno
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
-from typing import TypeAlias
 
 import aiohttp
 import orjson
@@ -22,11 +21,12 @@ from slime_router.choices import Capture
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.connector import Connector, Use, note_in
 from slime_router.engine.exchange import Body, Exchange, NotTaken, Opened, WorkerAnswer, framed
-from slime_router.engine.kept import KeptAnswer, KeptConnections
+from slime_router.engine.kept import Answer, KeptConnections
 from slime_router.engine.masks import MaskPlan, mask_plan
 from slime_router.engine.request import experts_start, generate_body, read_error, wants_logprobs
 from slime_router.engine.sse import BodyJoiner, EventSplitter
 from slime_router.engine.top_logprobs import top_plan
+from slime_router.engine.wire.event_tap import tapped
 from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 from slime_router.pool.worker import Worker
 from slime_router.tokens.prompt_text import PromptTexts
@@ -38,8 +38,6 @@ KEEPALIVE_S = 3.0  # uvicorn, in the workers, closes an idle connection after 5 
 READ_BUFFER_LEN = 256 * 2**10  # bytes; a backlog of cumulative items is read in one go
 DRAIN_TIMEOUT_S = 1.0  # for the few bytes after the last item
 PROBE_TIMEOUT_S = 10.0
-
-Answer: TypeAlias = aiohttp.ClientResponse | KeptAnswer
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -141,12 +139,12 @@ class WorkerClient:
                     raise read_error(answer.status, await read_whole(answer))
                 prompt, lines = call.prompt, _lines(answer)
                 reader = self._reader(call, exchange, masks)
+                tap = tapped(answer, call.shortcut, lines, reader)
                 data = b"-"
                 while data and not reader.is_finished:
-                    try:
-                        data = await answer.content.readany()
-                    except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
-                        raise _translation(exc) from exc
+                    tap.is_waiting = True
+                    data = await read_some(answer)
+                    tap.is_waiting = False
                     chunks = reader.feed(lines.feed(data) if data else lines.end())
                     if chunks and reader.weight_version != exchange.weight_version:
                         exchange.hear(reader.weight_version)

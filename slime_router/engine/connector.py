@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import inspect
 from contextvars import ContextVar
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from slime_router.engine.wire.protocol import WorkerProtocol
 from slime_router.errors import OUT_OF_DESCRIPTORS, OutOfDescriptors, SetupError
 
 _OPENS = "_create_connection"
@@ -62,6 +64,10 @@ def _misfit(what: str) -> SetupError:
 
 class Connector(aiohttp.TCPConnector):
     """Opens connections, and marks the `Use` of the request each one is opened for."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = cast("partial[ResponseHandler]", partial(WorkerProtocol, loop=self._loop))
 
     async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:
         """aiohttp documents this method as one for subclasses to override.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import aiohttp
 from aiohttp.client_reqrep import ConnectionKey
@@ -53,6 +54,11 @@ class KeptAnswer:
         content.on_eof(self._release)
 
     @property
+    def connection(self) -> Connection | None:
+        """The connection that it comes over, until all was read."""
+        return self._connection
+
+    @property
     def content_type(self) -> str:
         """The type of the body, without parameters."""
         said = self.headers.get("Content-Type", "application/octet-stream")
@@ -76,6 +82,9 @@ class KeptAnswer:
                 connection.close()  # it was answered before all of it was sent
             else:
                 connection.release()
+
+
+Answer: TypeAlias = aiohttp.ClientResponse | KeptAnswer
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ class EventSplitter:
         Raises:
             WorkerFailed: a line is longer than `max_len` bytes.
         """
-        if not self._rest and data.find(b"\n") == len(data) - 2 and data.endswith(b"\n\n"):
-            return [data[5:].strip()] if data.startswith(b"data:") else []  # most reads are one
+        if (payload := self.only(data)) is not None:
+            return [payload]  # most reads are one
         *lines, tail = data.split(b"\n")
         if lines and self._rest:
             lines[0] = b"".join((*self._rest, lines[0]))
@@ -40,6 +40,12 @@ class EventSplitter:
             if line.startswith(b"data:"):
                 payloads.append(line[5:].strip())  # noqa: PERF401 - a comprehension is a call
         return payloads
+
+    def only(self, data: bytes) -> bytes | None:
+        """The payload of the one event that `data` is; None, and nothing is read, if it is not."""
+        if self._rest or data.find(b"\n") != len(data) - 2 or not data.endswith(b"\n\n"):
+            return None
+        return data[5:].strip() if data.startswith(b"data:") else None
 
     def end(self) -> list[bytes]:
         """The payload of a last line without a line end."""
@@ -71,6 +77,10 @@ class BodyJoiner:
             raise WorkerFailed("The worker sent a body that is too long.")
         self._pieces.append(data)
         return []
+
+    def only(self, _data: bytes) -> bytes | None:
+        """None: no part of it is whole."""
+        return None
 
     def end(self) -> list[bytes]:
         """The whole body."""

@@ -30,8 +30,9 @@ from itertools import chain
 import numpy as np
 
 from slime_router.auth.owners import shown
-from slime_router.engine.client import Answer, WorkerClient
+from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import Body, NotTaken
+from slime_router.engine.kept import Answer
 from slime_router.errors import MasksRefused, RouterError, WorkerFailed
 from slime_router.failover.attempts import Attempts, Cancelled, Dispatcher, RelaySettings, Run
 from slime_router.failover.disaggregated import paired, prefilling
@@ -106,6 +107,8 @@ class Relay:
         with _Listed(self._runs, call.asked_as or call.rid) as run:
             attempts = Attempts(self._dispatcher, _need(call), run)
             part = stitch.next_call()
+            if call.shortcut is not None:
+                call.shortcut.takes = lambda chunk: attempts.is_sampling and stitch.passes(chunk)
             while not (stitch.is_over or run.is_cancelled):
                 try:
                     async with (

@@ -14,12 +14,14 @@ from slime_router.errors import WorkerRefused
 from slime_router.generation.admission import AdmissionQueue, aborted
 from slime_router.generation.caching import Cacher, Filing
 from slime_router.generation.context_limit import ContextLimit
-from slime_router.generation.counting import Counting
+from slime_router.generation.counting import Count, Counting
 from slime_router.generation.middleware import Dispatch
 from slime_router.generation.recording import OpenTurn, Recorder
 from slime_router.generation.sessions import Sessions
 from slime_router.journal.fetching import Fetch
 from slime_router.replies.reply import Reply
+from slime_router.shortcut.shortcut import Shortcut
+from slime_router.telemetry.course import Course
 from slime_router.telemetry.meters import Meters
 from slime_router.types import GenerateCall, GenerateChunk
 
@@ -77,15 +79,14 @@ class Pipeline:
                 course.prompted()
                 sent = self._context_limit.fitted(filing.call)
                 turn.trouble = trouble
+                reading = _Reading(filing, reply, course, count)
+                shortcut = call.shortcut or Shortcut()
                 while True:
+                    shortcut.read = reading.counted
                     stream = self._relay(sent)
                     try:
                         async for came in stream:
-                            if came.output_ids:
-                                course.sampled(came.worker_url, len(came.output_ids))
-                            chunks = filing.read(came)
-                            for chunk in chunks:
-                                reply.add(chunk)
+                            chunks = reading.read(came)
                             if reply.finish is not None:
                                 chunks = await _kept(chunks, filing, turn)
                             for chunk in chunks:
@@ -106,9 +107,36 @@ class Pipeline:
                             raise
                         sent = self._context_limit.after_refusal(sent, refusal)
                     finally:
+                        shortcut.close()
                         await stream.aclose()
                 turn.is_read = True
                 await self._caching.tidy()
+
+
+class _Reading:
+    """What is done with each chunk that comes from a worker."""
+
+    __slots__ = ("_count", "_course", "_filing", "_reply")
+
+    def __init__(self, filing: Filing, reply: Reply, course: Course, count: Count) -> None:
+        self._filing = filing
+        self._reply = reply
+        self._course = course
+        self._count = count
+
+    def read(self, came: GenerateChunk) -> Sequence[GenerateChunk]:
+        """Reads the chunk into the reply; returns what the client sees of it."""
+        if came.output_ids:
+            self._course.sampled(came.worker_url, len(came.output_ids))
+        chunks = self._filing.read(came)
+        for chunk in chunks:
+            self._reply.add(chunk)
+        return chunks
+
+    def counted(self, came: GenerateChunk) -> Sequence[GenerateChunk]:
+        """The same for a chunk that takes the short way: here it is counted, too."""
+        self._count.counts.output_tokens += len(came.output_ids)
+        return self.read(came)
 
 
 async def _kept(

@@ -40,7 +40,9 @@ class Router:
         Raises:
             RouterError: from the stream, whatever the layers raise.
         """
-        return aclosing(self._wrapped(call) if self._middlewares else self._dispatch(call))
+        if not self._middlewares:
+            return aclosing(self._dispatch(call))
+        return aclosing(self._wrapped(replace(call, shortcut=None)))  # they see every chunk
 
     async def _wrapped(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
         streams: _Streams = []

@@ -269,7 +269,9 @@ async def test_a_leash_that_is_killed_takes_its_worker_along(book):
         leash = parent_of(worker)
         os.kill(leash, signal.SIGKILL)
         await until(lambda: len(book.up) == 2)
-        assert not is_alive(worker)
+        await until(
+            lambda: not is_alive(worker)
+        )  # the signal is sent; a busy machine takes a while
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing_behind(book):

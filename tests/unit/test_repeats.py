@@ -47,6 +47,28 @@ def test_only_new_entries_are_left():
     assert nothing_new["output_ids"] == nothing_new["meta_info"]["output_token_logprobs"] == []
 
 
+def test_only_new_text_is_left():
+    repeats = CumulativeCutter()
+    texts = [
+        'a "quo',
+        'a "quote", \\',
+        'a "quote", \\","output_ids":[',
+        "a \ufffd",
+        "a \u20ac5",
+        "a \u20ac5",
+    ]
+    left = []
+    for end, text in enumerate(texts, 1):
+        cut = repeats.cut(item(list(range(end)), text=text))
+        left.append(json.loads(cut or b"")["text"])
+    assert left == ['a "quo', 'te", \\', '","output_ids":[', "a \ufffd", "a \u20ac5", ""]
+
+
+def test_lists_in_another_order_are_not_cut():
+    payload = b'{"output_token_logprobs":[[-1.0,5,null]],"output_ids":[5]}'
+    assert CumulativeCutter().cut(payload) is None
+
+
 @pytest.mark.parametrize("second", [[5, 12], [5], [6, 1, 2], [5, 2, 1]])
 def test_what_does_not_begin_like_the_item_before_is_not_cut(second):
     repeats = CumulativeCutter()

@@ -1,0 +1,1 @@
+"""What the bytes of workers go through first."""

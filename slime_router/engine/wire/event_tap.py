@@ -1,0 +1,67 @@
+"""Takes the plain events of one answer the short way: see `slime_router.shortcut`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import aiohttp
+
+from slime_router.engine.chunks import ChunkReader
+from slime_router.engine.kept import Answer
+from slime_router.engine.sse import BodyJoiner, EventSplitter
+from slime_router.engine.wire.protocol import WorkerProtocol
+from slime_router.shortcut.shortcut import Shortcut, ShortcutFailed
+from slime_router.types import GenerateChunk
+
+
+class EventTap:
+    """Takes an event where a task waits for it in `content`, and all before it was dealt with."""
+
+    __slots__ = ("_content", "_lines", "_reader", "_shortcut", "is_waiting")
+
+    def __init__(
+        self,
+        shortcut: Shortcut[GenerateChunk],
+        content: aiohttp.StreamReader,
+        lines: EventSplitter | BodyJoiner,
+        reader: ChunkReader,
+    ) -> None:
+        self.is_waiting = False  # the task, in `content`
+        self._shortcut = shortcut
+        self._content = content
+        self._lines = lines
+        self._reader = reader
+
+    def take(self, chunks: Sequence[bytes]) -> bool:
+        """Takes the events that came, if all are plain, each in a chunk of its own."""
+        if not self.is_waiting:
+            return False
+        payloads = [payload for payload in map(self._lines.only, chunks) if payload is not None]
+        if len(payloads) < len(chunks) or (chunk := self._reader.plain(payloads)) is None:
+            return False
+        try:
+            if self._shortcut.take(chunk):
+                return True
+        except ShortcutFailed as exc:
+            self._content.set_exception(exc)  # the task, which waits, is to raise it
+            return True
+        self._reader.take_back(chunk)
+        return False
+
+    def rest(self) -> None:
+        """What comes next has to wait until the task has read what is in `content`."""
+        self.is_waiting = False
+
+
+def tapped(
+    answer: Answer,
+    shortcut: Shortcut[GenerateChunk] | None,
+    lines: EventSplitter | BodyJoiner,
+    reader: ChunkReader,
+) -> EventTap:
+    """The tap of an answer; it takes nothing where there is no short way."""
+    protocol = answer.connection and answer.connection.protocol
+    tap = EventTap(shortcut or Shortcut(), answer.content, lines, reader)
+    if shortcut is not None and isinstance(protocol, WorkerProtocol):
+        protocol.tap = tap
+    return tap

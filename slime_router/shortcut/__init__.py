@@ -1,0 +1,1 @@
+"""The short way of a stream's plain chunks."""

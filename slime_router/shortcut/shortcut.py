@@ -1,0 +1,62 @@
+"""The way of a stream's plain chunks past the coroutines that would pass them on.
+
+A token in the middle of a stream takes the same steps as any other: it is added to what its worker
+has sampled, read, recorded, and written. Taken by generators in layers, they cost the event loop a
+wake-up, and ten frames that are resumed one by one. So each layer also names its step as a plain
+function, and while all of them wait for the worker, what comes is taken through these at once, in
+the callback that brought it.
+
+The layers stay in charge: whatever is not plain (the first chunk, the last one, new weights, an
+error), and whatever has to wait (for a client that does not read), goes the long way, in order.
+Plug-ins see every chunk, so with them there is no short way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+C = TypeVar("C")
+
+
+class ShortcutFailed(Exception):
+    """A step of the short way failed; its cause is what it would have raised on the long one."""
+
+
+class Shortcut(Generic[C]):
+    """The steps of one generation's chunks, `C`, as far as its layers have named them.
+
+    Attributes:
+        takes: adds a chunk to what its worker has sampled; or does nothing and returns False, if
+            the chunk is not plain. The relay's.
+        read: reads and records a chunk; returns what the client sees of it. The pipeline's.
+        is_clear: whether something can be written at once. The delivery's, as the next one.
+        write: writes a chunk.
+    """
+
+    __slots__ = ("is_clear", "read", "takes", "write")
+
+    def __init__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forgets all steps: nothing goes the short way, and nothing is kept for it."""
+        self.takes: Callable[[C], bool] = lambda _: False
+        self.read: Callable[[C], Sequence[C]] = lambda chunk: (chunk,)
+        self.is_clear: Callable[[], bool] = lambda: False
+        self.write: Callable[[C], None] = lambda _: None
+
+    def take(self, chunk: C) -> bool:
+        """Takes a chunk all the way; or does nothing and returns False, where it has to wait.
+
+        Raises:
+            ShortcutFailed: a step failed.
+        """
+        if not (self.is_clear() and self.takes(chunk)):
+            return False
+        try:
+            for shown in self.read(chunk):
+                self.write(shown)
+        except Exception as exc:  # whatever it is, the layers are to raise it
+            raise ShortcutFailed from exc
+        return True
