@@ -33,11 +33,20 @@ class PlayedRun:
     heard: Performance
     cached: int
     params: Item
+    spans: list[Item] = field(default_factory=list)  # which weights sampled which tokens so far
     count: int = 0
     sent: int = 0
     is_aborted: bool = False
     is_done: bool = False
     woken: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def sample(self, count: int, version: str | int) -> None:
+        """There are `count` tokens now; the new ones are of these weights."""
+        if self.spans and self.spans[-1]["version"] == version:
+            self.spans[-1]["end"] = count
+        else:
+            self.spans.append({"version": version, "start": self.count, "end": count})
+        self.count = count
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,7 +143,7 @@ class Engine:
             await self._wait(run)
             if run.is_aborted or run.count >= total:
                 return self._end(run, body, is_whole=is_whole)
-            run.count = min(run.count + self.chunk_tokens, total)
+            run.sample(min(run.count + self.chunk_tokens, total), self.weight_version)
             if run.count < total and not is_whole:
                 return self._item(run, body, None)
         return None
@@ -206,8 +215,7 @@ class Engine:
             size = self.vocab_size
             meta |= mask_fields(body, run.params, sampled, begin=begin, vocab_size=size)
         if finish is not None:
-            spans = [{"version": self.weight_version, "start": 0, "end": count}] if count else []
-            meta |= {"weight_versions": spans, **heard.meta}
+            meta |= {"weight_versions": run.spans, **heard.meta}
         text = heard.text(count, self.decode)
         if self.incremental:
             text = text[len(heard.text(run.sent, self.decode)) :]

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from slime_router.testing import FakeWorker
+from tests.integration.gateway import until
 
 
 @pytest.fixture
@@ -135,3 +136,24 @@ async def test_it_comes_back_on_the_same_port(http):
             await ask(http, worker, input_ids=[1])
         await worker.accept_connections()
         assert (await ask(http, worker, input_ids=[1]))[0] == 200
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_an_update_in_mid_reply_shows_in_its_spans(http, stream):
+    """Each token has the version that sampled it, named once, with the last item."""
+    async with FakeWorker(weight_version="v1") as worker:
+        worker.script([5, 6, 7, 8])
+        worker.hold(after_tokens=2)
+        asked = asyncio.create_task(ask(http, worker, input_ids=[1], stream=stream))
+        await until(lambda: any(run.count == 2 for run in worker._engine.runs.values()))
+        worker.weight_version = "v2"
+        worker.release()
+        _, items = await asked
+    last = items[-1] if stream else items
+    assert last["meta_info"]["weight_version"] == "v2"
+    assert last["meta_info"]["weight_versions"] == [
+        {"version": "v1", "start": 0, "end": 2},
+        {"version": "v2", "start": 2, "end": 4},
+    ]
+    if stream:
+        assert all("weight_versions" not in item["meta_info"] for item in items[:-1])
