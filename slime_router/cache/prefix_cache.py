@@ -34,7 +34,6 @@ class CacheCounts:
     hit_tokens: int = 0
     evicted_nodes: int = 0
     stale_nodes: int = 0  # dropped because the weights have moved on since
-    insertions: int = 0
     failed_insertions: int = 0
     lost_paths: int = 0  # insertions left out because the path above was evicted
 
@@ -147,7 +146,6 @@ class PrefixCache:
                 run.turn = turn_id
                 assert run.parent is not None
                 run = run.parent
-        self.counts.insertions += 1
         self._tidy_turns()
 
     def _tidy_turns(self) -> None:

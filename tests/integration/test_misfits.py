@@ -202,10 +202,18 @@ async def test_a_lone_worker_without_generate_is_a_bad_gateway(code, path):
         assert str(code) in body["error"]["message"]
 
 
+class Locked(FakeWorker):
+    """It wants a key where no probe looks."""
+
+    async def _control(self, request: web.Request) -> web.Response:
+        if request.path == "/get_weights_by_name":
+            return web.Response(status=401)
+        return await super()._control(request)
+
+
 async def test_a_key_that_a_worker_refuses_on_a_route_passed_on_is_not_the_clients():
-    async with tiny_worker() as good, serving(good.url) as router:
-        good.fail_all(401)
-        status, body = await router.get("/v1/loads")
+    async with Locked(vocab_size=500, context_len=2048) as worker, serving(worker.url) as router:
+        status, body = await router.get("/get_weights_by_name")
         assert (status, body["error"]["code"]) == (502, "upstream_error")
         assert "key" in body["error"]["message"]
 
