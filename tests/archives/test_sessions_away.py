@@ -71,7 +71,8 @@ async def test_sessions_count_until_they_are_deleted_wherever_they_are(opened):
     for name in "abc":
         await one.open(name)
     assert one.here() == ["c"]
-    for router in (one, other, await small(opened)):
+    third = await small(opened)
+    for router in (one, other, third):
         with pytest.raises(TooManyRequests):
             await router.open("d")
         assert router.store.sessions.opened == 3
@@ -82,7 +83,7 @@ async def test_sessions_count_until_they_are_deleted_wherever_they_are(opened):
     await one.delete("d")
     await one.open("a")
     assert one.store.sessions.opened == 3
-    await closed(one, other)
+    await closed(one, other, third)
 
 
 async def test_a_rollout_has_one_reward_wherever_its_sessions_are(opened):
