@@ -119,10 +119,10 @@ def quiet() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def light() -> Iterator[None]:
     """A router that ran in the test's process has set the collector for a long life."""
-    threshold, frozen = gc.get_threshold(), gc.get_freeze_count()
+    frozen = gc.get_freeze_count()
     yield
-    gc.set_threshold(*threshold)
-    if gc.get_freeze_count() > frozen:
+    assert gc.isenabled(), "a test has left the garbage collector off"
+    if gc.get_freeze_count() != frozen:
         gc.unfreeze()
         gc.collect()
         gc.freeze()

@@ -26,7 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from slime_router.cli.processes.parent import run_all
 
         return run_all(settings.config, given)
-    gc.disable()  # `run` has it enabled
-    from slime_router.cli.run import run
+    gc.disable()  # hardly anything of what is loaded is garbage
+    try:
+        from slime_router.cli.run import run
 
-    return run(settings.config, settings.read_again)
+        return run(settings.config, settings.read_again)
+    finally:
+        gc.enable()

@@ -40,7 +40,7 @@ class Kept(ABC):
         self.was_up = False
         self.is_up = False
         self.starts = 0
-        self.code: int | None = None  # of the last process that ended
+        self.code: int | None = None  # of the last process, unless another takes its place
         self.process: Process | None = None  # that runs now
 
     @property
@@ -112,6 +112,7 @@ class Keeper:
                 return
             delay_s = self._restart_delays_s[early - 1]
             logger.info("%s starts again in %g s", kept.name, delay_s)
+            kept.code = None  # that one was made good
             await asyncio.sleep(delay_s)
             if self.is_ending:
                 return

@@ -23,6 +23,7 @@ import pytest
 
 from slime_router.errors import SetupError
 from slime_router.launch.command import WorkerCommand
+from slime_router.launch.keeper import Keeper, Kept
 from slime_router.launch.launcher import GRACE_S, Launcher
 from slime_router.launch.output import Output
 from slime_router.launch.process import running
@@ -553,3 +554,36 @@ async def test_however_often_it_is_cancelled_the_end_of_the_process_is_awaited(t
             await asyncio.sleep(0)
     assert task.cancelled()
     assert begun[0].returncode is not None
+
+
+class Hapless(Kept):
+    """It dies as soon as it runs."""
+
+    url = ""
+
+    def arguments(self) -> list[str]:
+        return [sys.executable, "-c", "raise SystemExit(9)"]
+
+
+async def _never(_: str) -> bool:
+    return False
+
+
+async def test_a_process_that_is_started_again_leaves_no_exit_code(caplog):
+    """A router that ends in that moment has not failed."""
+    keeper = Keeper(
+        answers=_never,
+        on_up=lambda _: None,
+        on_down=lambda _: None,
+        startup_timeout_s=LONG_S,
+        grace_s=0.0,
+        hopeless=(),
+        restart_delays_s=(LONG_S,),
+    )
+    kept = Hapless("process 1")
+    with caplog.at_level(logging.INFO):
+        keeping = asyncio.create_task(keeper.keep(kept))
+        await until(lambda: "process 1 starts again" in caplog.text)
+    assert kept.code is None
+    keeping.cancel()
+    await asyncio.wait([keeping])
