@@ -68,7 +68,7 @@ class ArchivedSessions(JournaledSessions):
         self.note_away(session.id, state)
 
     def note_away(self, name: str, state: SessionState | None) -> None:
-        """Count a session that is not in memory; None: there is none of this name."""
+        """Count a session that is not in memory; a `state` of None means that it is gone."""
         away = self._away.pop(name, None)
         if away is not None:
             self._rewarded_away.get(away.rollout, {}).pop(name, None)

@@ -8,7 +8,7 @@ the callback that brought it.
 
 The layers stay in charge: whatever is not plain (the first chunk, the last one, new weights, an
 error), and whatever has to wait (for a client that does not read), goes the long way, in order.
-Plug-ins see every chunk, so with them there is no short way.
+Plug-ins see every chunk, so with them everything goes the long way.
 """
 
 from __future__ import annotations

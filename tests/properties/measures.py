@@ -1,4 +1,4 @@
-"""What each format of rows tells of a measure that has several values for a token."""
+"""What each format of rows says about a measure with several values a token."""
 
 from __future__ import annotations
 

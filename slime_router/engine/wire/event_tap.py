@@ -59,7 +59,7 @@ def tapped(
     lines: EventSplitter | BodyJoiner,
     reader: ChunkReader,
 ) -> EventTap:
-    """The tap of an answer; it takes nothing where there is no short way."""
+    """The tap of an answer; without a short way it takes nothing."""
     protocol = answer.connection and answer.connection.protocol
     tap = EventTap(shortcut or Shortcut(), answer.content, lines, reader)
     if shortcut is not None and isinstance(protocol, WorkerProtocol):
