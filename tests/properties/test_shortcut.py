@@ -190,6 +190,20 @@ def test_most_of_a_stream_takes_it(loop: asyncio.AbstractEventLoop) -> None:
         assert [chunk.output_ids for chunk in taken] == [[each] for each in ids[2:]]
 
 
+def test_what_has_to_wait_for_a_slow_client_is_read_once(loop: asyncio.AbstractEventLoop) -> None:
+    """It was read already when the client turned out to be slow: it is read again, as new."""
+    shortcut: Shortcut[GenerateChunk] = Shortcut()
+    ids = list(range(20))
+    for start_of in (lambda end: end - 1, lambda _: 0):
+        task = Task(loop, shortcut)
+        shortcut.is_clear, shortcut.takes = lambda: False, lambda _: True
+        for end in range(1, 21):
+            event = b"data: %b\n\n" % item(ids, start_of(end), end, {})
+            task.protocol.data_received((HEAD if end == 1 else b"") + chunked(event))
+            task.run()
+        assert task.outcome.ids == ids
+
+
 def test_a_step_that_fails_fails_where_the_task_waits(loop: asyncio.AbstractEventLoop) -> None:
     def broken(_: GenerateChunk) -> None:
         raise ValueError("a fault")
