@@ -51,7 +51,7 @@ class VisibleText:
     def run_len(self, find: FindBytes, ids: Sequence[int], *, are_last: bool) -> int:
         """How many of `ids` come before the first thing found in the text that they will show.
 
-        0 where this cannot be told. `are_last`: the reply ends with them.
+        0 where this is not known. `are_last`: the reply ends with them.
         """
         if self._pending or not self._hidden.isdisjoint(ids[:-1] if are_last else ids):
             return 0
