@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 import orjson
 from aiohttp import web
 
-from slime_router.api.halves import load_with_halves
+from slime_router.api.as_written import load_as_written
 from slime_router.auth.access import OVERRIDE_PREFIX, TARGET_HEADER
 from slime_router.auth.caller import caller
 from slime_router.auth.keys import session_in_key
@@ -42,7 +42,7 @@ _HEADERS = web.RequestKey("slime_router.headers", dict[str, str])
 _FORWARDED_HEADERS = frozenset({"x-smg-routing-key", TARGET_HEADER, "x-data-parallel-rank"})
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,200})?")
 _SCOPE_FIELDS = ("lora_path", "extra_key", "cache_salt")
-_SURROGATE_SIGNS = ("surrogate in string",)
+_AS_WRITTEN_SIGNS = ("surrogate in string", "number is infinity")
 _SHALLOW_BRACKETS = 200  # below orjson's depth limit, so the text cannot nest too deeply
 
 
@@ -95,10 +95,10 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
-        if any(sign in exc.msg for sign in _SURROGATE_SIGNS):
-            halves = await asyncio.to_thread(load_with_halves, raw)
-            check_lengths(halves)
-            return halves
+        if any(sign in exc.msg for sign in _AS_WRITTEN_SIGNS):
+            written = await asyncio.to_thread(load_as_written, raw)
+            check_lengths(written)
+            return written
         raise BadRequest(f"The request body is not valid JSON: {exc}", code="invalid_json") from exc
     if type(body) is not dict:
         raise BadRequest("The request body must be a JSON object.", code="invalid_json")
