@@ -1,4 +1,4 @@
-"""What a Redis answers that is not of its form is no answer: others may write to our keys."""
+"""A Redis whose answers are not of their form counts as away: others may write to our keys."""
 
 from __future__ import annotations
 
