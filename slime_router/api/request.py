@@ -22,7 +22,8 @@ from slime_router.edge.lengths import brackets, check_containers, check_lengths
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.tokens.id_text import IdTexts
-from slime_router.types import GenerateCall, TurnKind
+from slime_router.types import GenerateCall, Sampling, TurnKind
+from slime_router.values import replace
 
 SESSION_HEADERS = (  # slime's, agents', gateways'
     "x-smg-routing-key",
@@ -125,6 +126,13 @@ def _with_ids(
     body[field] = ids
     check_lengths(body)
     return body
+
+
+def of_sample(sampling: Sampling, index: int) -> Sampling:
+    """That of one of several samples: as in vLLM, each has a seed of its own, or all are one."""
+    if sampling.seed is None or not index:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + index + 2**63) % 2**64 - 2**63)
 
 
 def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:
