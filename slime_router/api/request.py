@@ -130,7 +130,7 @@ def _with_ids(
 
 
 def of_sample(sampling: Sampling, index: int) -> Sampling:
-    """That of one of several samples: as in vLLM, each has a seed of its own, or all are one."""
+    """How one of several samples is drawn: as in vLLM each has its seed, or all would be one."""
     if sampling.seed is None or not index:
         return sampling
     return replace(sampling, seed=(sampling.seed + index + 2**63) % 2**64 - 2**63)
