@@ -145,10 +145,7 @@ class WorkerClient:
                     tap.is_waiting = True
                     data = await read_some(answer)
                     tap.is_waiting = False
-                    payloads = lines.feed(data) if data else lines.end()
-                    if data and not payloads:
-                        continue  # nothing is whole yet
-                    chunks = reader.feed(payloads)
+                    chunks = reader.feed(lines.feed(data) if data else lines.end())
                     if chunks and reader.weight_version != exchange.weight_version:
                         exchange.hear(reader.weight_version)
                     if reader.is_finished:

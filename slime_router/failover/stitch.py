@@ -118,7 +118,7 @@ class Stitch:
             chunk, is_open = self._seam.cross(chunk)
             if not is_open:
                 self._seam = None
-        if self._items is not None and chunk.item is not None:
+        if self._items is not None and chunk.item is not None and not self._is_whole(chunk):
             self._items.note(chunk, came_len, len(self.output_ids), self._begin)
         if chunk.weight_version != self._versions.last or chunk.weight_versions:
             self._versions.add(chunk, len(self.output_ids))
@@ -126,6 +126,12 @@ class Stitch:
         if self._cached_tokens is None and came_len:
             self._cached_tokens = chunk.cached_tokens
         return chunk
+
+    def _is_whole(self, chunk: GenerateChunk) -> bool:
+        """Whether a chunk is a whole reply, which nothing goes on from: an abort may be resumed."""
+        if self._call.stream or self._parts > 1 or chunk.finish is None:
+            return False
+        return chunk.finish.type != "abort"
 
     def emit(self, chunk: GenerateChunk, *, goes_on: bool = False) -> Sequence[GenerateChunk]:
         """The taken chunk as part of the whole generation: what the client gets now.
@@ -142,7 +148,7 @@ class Stitch:
         else:
             self.is_over = chunk.finish is not None
         if self._parts == 1 and not goes_on:
-            if self._items is not None:
+            if self._items is not None and not self.is_over:
                 self._items.emit_unchanged(chunk)
             return (chunk,)
         return self._emitted(self._as_one(chunk) if self._begin else chunk)
