@@ -27,10 +27,8 @@ _TEXT_EVENT = b'%b{"index":%d,"delta":{"content":%b},"finish_reason":null}]}\n\n
 
 @value(frozen=True, slots=True, kw_only=True)
 class ChatStyle:
-    """What the reply contains besides the text; the first three stay the same throughout."""
+    """What the reply contains besides the text."""
 
-    id: str
-    created: int
     model: str
     logprobs: bool = False
     tokens_as_ids: bool | None = None  # None: as the server is set
@@ -89,18 +87,18 @@ class Tally:
 
 
 class ChatStream:
-    """One streamed chat completion."""
+    """One streamed chat completion; `created` in seconds of Unix time."""
 
-    def __init__(self, style: ChatStyle, names: TokenNames) -> None:
+    def __init__(self, style: ChatStyle, reply_id: str, created: int, names: TokenNames) -> None:
         self._style = style
         self._names = names
         self._tally = Tally()
         self._begun: set[int] = set()
         self._calling: set[int] = set()  # choices with a tool call
         self._head = {
-            "id": style.id,
+            "id": reply_id,
             "object": "chat.completion.chunk",
-            "created": style.created,
+            "created": created,
             "model": style.model,
         }
         self._is_plain = not (style.logprobs or style.token_ids or style.running_usage)
@@ -194,8 +192,12 @@ class _Choice:
 class ChatBody:
     """One chat completion in one piece: the events of the stream, folded together."""
 
-    def __init__(self, style: ChatStyle, names: TokenNames, n: int) -> None:
+    def __init__(
+        self, style: ChatStyle, reply_id: str, created: int, names: TokenNames, n: int
+    ) -> None:
         self._style = style
+        self._id = reply_id
+        self._created = created
         self._names = names
         self._tally = Tally()
         self._choices = [_Choice() for _ in range(n)]
@@ -216,9 +218,9 @@ class ChatBody:
         """The JSON of the whole reply."""
         first = self._choices[0]
         payload: dict[str, Any] = {
-            "id": self._style.id,
+            "id": self._id,
             "object": "chat.completion",
-            "created": self._style.created,
+            "created": self._created,
             "model": self._style.model,
             "system_fingerprint": None,
             "service_tier": None,
