@@ -20,11 +20,11 @@ from slime_router.api.request import (
 )
 from slime_router.auth.caller import caller
 from slime_router.edge.bodies import read_body
-from slime_router.edge.lengths import check_containers
+from slime_router.edge.lengths import MAX_CONTAINERS
 from slime_router.edge.owned_calls import own_call
 from slime_router.errors import BadRequest, NotFound
 from slime_router.telemetry.request_record import keeps_body, note_body
-from slime_router.template.heard import LONG_LEN
+from slime_router.template import heard
 from slime_router.values import replace
 
 
@@ -70,7 +70,7 @@ async def read_text(
         RouterError: the body is not a JSON object or names another model, or no worker took it.
     """
     raw, body = await read_body(request), None
-    if takes_written and len(raw) >= LONG_LEN:
+    if takes_written and len(raw) >= heard.LONG_LEN:
         body = _read_written(context, request, raw)
     if body is None:
         body = await read_allowed(context, request, raw, ids_field)
@@ -91,8 +91,7 @@ def _read_written(
     """
     if keeps_body():
         return None
-    check_containers(raw)
-    found = context.message_texts.read(raw, caller(request).owner)
+    found = context.message_texts.read(raw, caller(request).owner, MAX_CONTAINERS)
     if found is None:
         return None
     body, text = found

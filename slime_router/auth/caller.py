@@ -55,7 +55,7 @@ class Visit:
     """What is known of one HTTP request while it is handled, each part where it was found out.
 
     Attributes:
-        caller: who asks.
+        caller: whose request it is.
         headers: those of every reply to it, once somebody has made them.
         body: its whole body, where that is kept.
         is_body_shared: somebody else may read the body, too, by aiohttp's means.
