@@ -122,7 +122,12 @@ def _choices(call: GenerateCall) -> tuple[GenerateCall, ...]:
     if call.samples == 1:
         return (call,)
     others = (
-        replace(call, rid=f"{call.rid}-{index}", turn_id=http.new_turn_id())
+        replace(
+            call,
+            rid=f"{call.rid}-{index}",
+            turn_id=http.new_turn_id(),
+            sampling=http.of_sample(call.sampling, index),
+        )
         for index in range(1, call.samples)
     )
     return (call, *others)
