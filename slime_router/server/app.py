@@ -266,7 +266,6 @@ class Gateway:
             client_max_size=self.config.max_payload_size,
             middlewares=[
                 boundary.logged,
-                boundary.checked,
                 self.slow_clients.middleware,
                 *([self.cors.preflight] if self.cors.is_on else []),
                 *([boundary.guarded] if self.access.is_on else []),
