@@ -109,6 +109,7 @@ class Relay:
             part = stitch.next_call()
             if call.shortcut is not None:
                 call.shortcut.takes = lambda chunk: attempts.is_sampling and stitch.passes(chunk)
+                call.shortcut.adds = stitch.output_ids.extend
             while not (stitch.is_over or run.is_cancelled):
                 try:
                     async with (
