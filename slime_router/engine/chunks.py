@@ -14,7 +14,7 @@ import orjson
 
 from slime_router.engine import answer
 from slime_router.engine.answer import Item
-from slime_router.engine.cumulative import CumulativeCutter
+from slime_router.engine.cumulative import CumulativeCutter, names_version
 from slime_router.engine.masks import (
     LOGPROBS,
     MASK,
@@ -133,7 +133,7 @@ class ChunkReader:
                         break
                     if before is not None:
                         [chunk] = together((before, chunk))
-            elif self._is_cumulative and payloads:
+            elif self._is_cumulative and payloads and not self._may_hide_weights(payloads):
                 chunk = self._new_part(payloads[-1])
         except (ValueError, WorkerFailed):  # it is read, or refused, step by step
             chunk = None
@@ -167,16 +167,26 @@ class ChunkReader:
 
     def _read_newest(self, payloads: Sequence[bytes], chunks: list[GenerateChunk]) -> None:
         """Each item repeats the ones before: read only the last, as parsing is expensive."""
+        hides_weights = self._may_hide_weights(payloads)
         chunk = self._new_part(payloads[-1])
-        if chunk is not None:
+        if chunk is not None and not hides_weights:
             chunks.append(chunk)
             return
+        if chunk is not None:
+            self.take_back(len(chunk.output_ids))
         newest = answer.load_item(payloads[-1])
         before = payloads[:0] if _repeats_all(newest) else payloads[-2:-1]
-        if self._is_under_new_weights(newest):
+        if hides_weights or self._is_under_new_weights(newest):
             before = payloads[:-1]  # only these show which tokens the old weights sampled
         chunks.extend(self._chunk(answer.load_item(payload), payload) for payload in before)
         chunks.append(self._chunk(newest, payloads[-1]))
+
+    def _may_hide_weights(self, payloads: Sequence[bytes]) -> bool:
+        """Whether items before the newest may name other weights than those that are known."""
+        return len(payloads) > 1 and not all(
+            names_version(payload, self.weight_version, self._cutter.ids_end if self._cutter else 0)
+            for payload in payloads[:-1]
+        )
 
     def _is_under_new_weights(self, item: Item) -> bool:
         meta = item.get("meta_info")
