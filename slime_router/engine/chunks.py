@@ -22,11 +22,11 @@ from slime_router.engine.masks import (
     MaskPlan,
     without_masks,
 )
-from slime_router.engine.plain_items import PlainItems, Tokens
 from slime_router.engine.request import read_error
 from slime_router.engine.sse import DONE
 from slime_router.engine.top_logprobs import NO_TOPS, TopPlan
 from slime_router.engine.wire.joined import together
+from slime_router.engine.wire.plain_items import PlainItems, Tokens
 from slime_router.errors import MasksRefused, RouterError, WorkerFailed
 from slime_router.types import GenerateChunk, WeightVersion
 
@@ -176,8 +176,8 @@ class ChunkReader:
             self.take_back(len(chunk.output_ids))
         newest = answer.load_item(payloads[-1])
         before = payloads[:0] if _repeats_all(newest) else payloads[-2:-1]
-        if hides_weights or self._is_under_new_weights(newest):
-            before = payloads[:-1]  # only these show which tokens the old weights sampled
+        if not _has_spans(newest) and (hides_weights or self._is_under_new_weights(newest)):
+            before = payloads[:-1]  # only these show which tokens other weights sampled
         chunks.extend(self._chunk(answer.load_item(payload), payload) for payload in before)
         chunks.append(self._chunk(newest, payloads[-1]))
 
@@ -190,9 +190,7 @@ class ChunkReader:
 
     def _is_under_new_weights(self, item: Item) -> bool:
         meta = item.get("meta_info")
-        if not isinstance(meta, dict) or meta.get("weight_versions"):
-            return False
-        return bool(meta.get("weight_version") != self.weight_version)
+        return isinstance(meta, dict) and meta.get("weight_version") != self.weight_version
 
     def _new_part(self, payload: bytes) -> GenerateChunk | None:
         """The chunk of a cumulative item, parsing only its new entries.
@@ -372,6 +370,11 @@ def _repeats_all(item: Item) -> bool:
     if not isinstance(meta, dict):
         return False
     return not isinstance(ids, list) or len(ids) == meta.get("completion_tokens", len(ids))
+
+
+def _has_spans(item: Item) -> bool:
+    meta = item.get("meta_info")
+    return isinstance(meta, dict) and bool(meta.get("weight_versions"))
 
 
 def _error_status(error: Any) -> int:

@@ -50,7 +50,7 @@ class ReplyReader:
         parser = self._parser
         if parser is None:
             return self._visible.push(ids, None)
-        if len(ids) > 1 or not parser.is_past:
+        if len(ids) > 1:
             return None
         text = self._visible.push(ids, None)
         if text and parser.is_content(text):

@@ -1,4 +1,4 @@
-"""Behind the short way, too, all is as on the long one: what is said, recorded and counted."""
+"""Past the generators, too, a stream is as on the long way: what is said, recorded, counted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from slime_router.generation.counting import Count, GenerationCounts
 from slime_router.generation.pipeline import _Reading
 from slime_router.generation.prompt import MadePrompt
 from slime_router.generation.weight_versions import WeightVersions
-from slime_router.replies.detectors import ReasoningDetector
+from slime_router.replies.detectors import Marks, ReasoningDetector
 from slime_router.replies.parser import ReplyParser
 from slime_router.replies.reader import ReplyReader
 from slime_router.replies.reply import Reply
@@ -107,7 +107,7 @@ STREAMS: dict[str, Callable[[], StreamedReply]] = {
 
 
 class Layers:
-    """The steps of one generation behind its worker, and what they made of it."""
+    """The steps of one generation after its worker, and what they made of it."""
 
     def __init__(self, stream: StreamedReply, *, has_parser: bool, stops: Sequence[str]) -> None:
         self.failure = ""
@@ -115,7 +115,7 @@ class Layers:
         self.stream = stream
         self.counts = GenerationCounts()
         parser = ReplyParser(
-            ReasoningDetector(Thinking(), fits=True), None, None, marks=frozenset("<>")
+            ReasoningDetector(Thinking(), fits=True), None, None, marks=Marks("<>")
         )
         visible = VisibleText(Decoder(cast(TokenBytes, Table())), Sampling(stop=tuple(stops)))
         reader = ReplyReader(visible, parser if has_parser else None)

@@ -37,7 +37,7 @@ class MessageStream:
         self._request_id = request_id
 
     def text_event(self, text: str, tokens: int) -> bytes:
-        """Those of a chunk that is just text."""
+        """The events of a chunk that is just text."""
         return b"".join(map(_written, self._events.of_text(text, tokens)))
 
     def events(self, chunk: GenerateChunk) -> Iterable[bytes]:

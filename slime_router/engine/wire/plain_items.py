@@ -1,7 +1,7 @@
 """The plain items of a stream: nothing but new tokens, like the items before them. Pure.
 
 Most items of a stream are such, so one is checked in one go, against what those before it said.
-All others are read step by step (`chunks.py`), and refused if they must be.
+All others are read step by step (`engine/chunks.py`), and refused if they must be.
 """
 
 from __future__ import annotations
