@@ -183,7 +183,7 @@ def said(written: bytes) -> dict[str, str]:
         if isinstance(event.get("delta"), dict):
             delta = event["delta"]
         for kind, text in delta.items():
-            if isinstance(text, str):
+            if isinstance(text, str) and kind != "type":
                 texts[kind] = texts.get(kind, "") + text
         for entry in (choice.get("logprobs") or {}).get("content", ()):
             texts["logprobs"] = texts.get("logprobs", "") + repr(entry)
