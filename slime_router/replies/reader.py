@@ -36,10 +36,10 @@ class ReplyReader:
             # Made for each token: `_replace` takes twice as long.
             return (tuple.__new__(GenerateChunk, (*chunk[:3], text, *chunk[4:])),)
         if not text and finish is None:  # part of a character
-            return (chunk._replace(reasoning_tokens=int(parser.is_thinking)),)
+            return (chunk._replace(reasoning_tokens=len(ids) * parser.is_thinking),)
         delta = parser.push(text, is_last=finish is not None)
         if delta.reasoning or delta.tool_calls or delta.is_thinking or delta.hidden_calls:
-            return (_filled(chunk, delta, int(delta.is_thinking)),)
+            return (_filled(chunk, delta, len(ids) * delta.is_thinking),)
         return (chunk._replace(text=delta.content),)
 
     def text_of(self, ids: list[int]) -> str | None:
