@@ -24,6 +24,7 @@ from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
 from slime_router.choices import History
 from slime_router.errors import BadRequest
+from slime_router.generation.admission import party_of
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key
 from slime_router.template.layout import Layouts
@@ -94,7 +95,7 @@ class PromptMaker:
             return self._from_ids(call, call.input_ids)
         if call.messages is None:
             assert call.text is not None
-            async with self._turnstile.passing((call.text,)):
+            async with self._turnstile.passing((call.text,), party_of(call)):
                 return await self._from_text(call, call.text)
         await others_run(call.messages)
         talk = self.recognise(call)
@@ -104,7 +105,7 @@ class PromptMaker:
             if prompt is not None:
                 return prompt
             failed = "the template is not shown to append here"
-        async with self._turnstile.passing(call.messages):
+        async with self._turnstile.passing(call.messages, party_of(call)):
             await others_run(call.messages)
             return await self._of_all(call, talk, failed)
 
