@@ -150,6 +150,14 @@ def _open_shortcut(
             stream.write(event)
 
     shortcut.is_clear, shortcut.write = stream.is_clear, write
+    if (text_event := reply.text_event) is None:
+        return
+
+    def write_text(text: str, tokens: int) -> None:
+        if event := text_event(text, tokens):
+            stream.write(event)
+
+    shortcut.has_texts, shortcut.write_text = True, write_text
 
 
 async def _folded(reply: WholeReply, count: int, chunks: Chunks) -> Whole:

@@ -52,7 +52,7 @@ class Tally:
     def __init__(self) -> None:
         self._prompt = 0
         self._cached = 0
-        self._completion = 0
+        self.completion = 0  # tokens that were sampled
         self._reasoning = 0
 
     def add(self, chunk: GenerateChunk) -> None:
@@ -63,10 +63,10 @@ class Tally:
             or self._cached < chunk.cached_tokens
         ):
             self.begin(chunk)
-        self._completion += len(chunk.output_ids)
+        self.completion += len(chunk.output_ids)
         self._reasoning += chunk.reasoning_tokens
         if chunk.finish is not None and chunk.finish.type == "abort":
-            raise abort_error(chunk.finish, has_begun=self._completion > 0)
+            raise abort_error(chunk.finish, has_begun=self.completion > 0)
 
     def begin(self, chunk: GenerateChunk) -> None:
         """Counts the prompt alone."""
@@ -78,8 +78,8 @@ class Tally:
         """OpenAI's usage object."""
         return {
             "prompt_tokens": self._prompt,
-            "completion_tokens": self._completion,
-            "total_tokens": self._prompt + self._completion,
+            "completion_tokens": self.completion,
+            "total_tokens": self._prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self._cached},
             "completion_tokens_details": {"reasoning_tokens": self._reasoning},
         }
@@ -101,6 +101,7 @@ class ChatStream:
             "model": style.model,
         }
         self._is_plain = not (style.logprobs or style.token_ids or style.running_usage)
+        self.text_event = self._text_event if self._is_plain else None
         self._text_head = sse.event({**self._head, "choices": []})[: -len(b"]}\n\n")]
 
     def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
@@ -126,6 +127,11 @@ class ChatStream:
         if chunk.finish is not None:
             events.append(self._finish(index, chunk, chunk.finish))
         return events
+
+    def _text_event(self, text: str, tokens: int) -> bytes:
+        """Of a single choice."""
+        self._tally.completion += tokens
+        return _TEXT_EVENT % (self._text_head, 0, orjson.dumps(text)) if text else b""
 
     def closing(self) -> Iterable[bytes]:
         """The usage, where it is asked for."""

@@ -79,6 +79,8 @@ class _Writer:
 class ItemStream:
     """One streamed reply; with several generations, each item carries the index of its own."""
 
+    text_event = None
+
     def __init__(self, calls: Sequence[GenerateCall], *, is_array: bool, tag: str = "") -> None:
         self._writers = [_Writer(call, tag) for call in calls]
         self._is_array = is_array
