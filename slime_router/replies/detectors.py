@@ -14,6 +14,7 @@ from typing import Any
 from slime_router.errors import SetupError
 
 _TAG = re.compile(r"<.{1,62}>")
+_PLAIN_TAG = re.compile(r"<[^<>|｜\s]{1,62}>")
 _MARKS = {  # what calls begin and end with, by three names
     "bot_token": "eot_token",
     "tool_call_start_token": "tool_call_end_token",
@@ -174,6 +175,11 @@ class ReasoningDetector:
     def is_past(self) -> bool:
         """Whether what comes now is content, and nothing is held back."""
         return not (self._detector._buffer or self._detector._in_reasoning)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The marks that it must be given in one piece, as most vocabularies have them."""
+        return tuple(mark for mark in (self.begin, self.end) if _PLAIN_TAG.fullmatch(mark))
 
     def content_marks(self) -> frozenset[str]:
         """The characters that may begin a mark of the format.

@@ -58,7 +58,8 @@ class ReplyParser:
         self._is_broken = False
         # All text, until something is made of it; of messages something always is.
         self._silent: str | None = "" if messages is None else None
-        self._pieces = Pieces(calls.marks if calls is not None else ())
+        tags = reasoning.tags if reasoning is not None else ()
+        self._pieces = Pieces((*tags, *(calls.marks if calls is not None else ())))
         self.is_thinking = messages is not None and messages.is_thinking
         if reasoning is not None and reasoning.is_open:
             self.is_thinking = True
@@ -83,7 +84,8 @@ class ReplyParser:
             delta = self._guarded(piece, is_last=is_last and index == len(pieces))
             whole = delta if whole is None else joined(whole, delta)
         if self._marks:
-            is_read = not (self._silent is not None or self._is_broken or self._may_strip)
+            is_held = self._silent is not None or self._may_strip or bool(self._pieces.waiting)
+            is_read = not (is_held or self._is_broken)
             self.is_past = is_read and self._reasoning is not None and self._reasoning.is_past
         return ReplyDelta(is_thinking=self.is_thinking) if whole is None else whole
 
