@@ -16,6 +16,7 @@ import orjson
 
 from benchmarks import (
     bounded_memory,
+    cores,
     crowd,
     encoders,
     export,
@@ -63,6 +64,7 @@ MORE: Mapping[str, Scenario] = {
     "crowd": crowd.run,
     "start": start.run,
     "processes": processes.run,
+    "cores": cores.run,
     "export": lambda _: export.run(),
     "routing": lambda _: routing.run(),
     "path": path.run,

@@ -17,6 +17,7 @@ from benchmarks.report import ROOT
 SOURCES = Path(__file__).parent
 BUILT = ROOT / ".cache" / "benchmarks"
 FLAGS = ("-O2", "-Wall", "-Wextra")
+LIBRARIES = ("-lm",)
 Program = Literal["load", "worker"]
 
 
@@ -35,7 +36,7 @@ def program(name: Program) -> Path | None:
     BUILT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILT) as directory:
         made = Path(directory) / name
-        command = [gcc, *FLAGS, "-o", str(made), str(source)]
+        command = [gcc, *FLAGS, "-o", str(made), str(source), *LIBRARIES]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
         if done.returncode:
             _tell(name, f"gcc cannot compile {source.name}: {_first_line(done.stderr)}")

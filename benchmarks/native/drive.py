@@ -25,24 +25,35 @@ class Outcome:
     seconds: float
     generator_cpu_s: float
     events: int  # of all streams together
-    latency_us: Sequence[float]  # from the request's first byte to the answer's last
+    latency_us: Sequence[float]  # from the request's first byte, or when it was due, to the last
     first_us: Sequence[float]  # to the first of the answer's body
     gap_us: Sequence[float]  # between two events of a stream
     server_cpu_s: float
 
 
-def drive(server: Server, path: str, bodies: Sequence[bytes], connections: int) -> Outcome:
-    """Post each body once, on so many connections.
+def drive(
+    server: Server,
+    path: str,
+    bodies: Sequence[bytes],
+    connections: int,
+    per_second: float | None = None,
+) -> Outcome:
+    """Post each body once, on so many connections: as fast as they are answered, or at a rate.
+
+    At a rate, requests are due at random moments, whether others were answered or not, and a
+    latency counts from the moment when its request was due.
 
     Raises:
-        BenchmarkError: an answer's status is not 200, or none came.
+        BenchmarkError: an answer's status is not 200, or none came; or there is a rate and no gcc.
     """
     program = build.program("load")
     before_s = server.cpu_s()
     if program is None:
+        if per_second is not None:
+            raise BenchmarkError("a load at a rate takes the generator in C, and so gcc")
         told = _in_python(server.port, path, bodies, connections)
     else:
-        told = _natively(program, server.port, path, bodies, connections)
+        told = _natively(program, server.port, path, bodies, connections, per_second)
     used_s = server.cpu_s() - before_s
     return Outcome(
         requests=len(bodies),
@@ -57,13 +68,25 @@ def drive(server: Server, path: str, bodies: Sequence[bytes], connections: int) 
 
 
 def _natively(
-    program: Path, port: int, path: str, bodies: Sequence[bytes], connections: int
+    program: Path,
+    port: int,
+    path: str,
+    bodies: Sequence[bytes],
+    connections: int,
+    per_second: float | None,
 ) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile() as file:
         for body in bodies:
             file.write(b"%d\n%b" % (len(body), body))
         file.flush()
-        options = {"port": port, "path": path, "connections": connections, "bodies": file.name}
+        options: dict[str, str | float] = {
+            "port": port,
+            "path": path,
+            "connections": connections,
+            "bodies": file.name,
+        }
+        if per_second is not None:
+            options["rate"] = per_second
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         done = subprocess.run([str(program), *words], check=False, capture_output=True)
     if done.returncode:

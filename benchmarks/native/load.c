@@ -1,16 +1,19 @@
 /* A load of requests: one thread, epoll, HTTP/1.1 with keep-alive.
  *
- *   load --port P --path /generate --connections N --bodies FILE
+ *   load --port P --path /generate --connections N --bodies FILE [--rate R]
  *
  * FILE holds the bodies one after the other, each as its length in decimal, a newline, and its
- * bytes. Each is posted once, at most one at a time on each connection. What was measured is
+ * bytes. Each is posted once, at most one at a time on each connection: as soon as a connection is
+ * free or, with a rate, at moments chosen beforehand, by chance, R a second on average (a Poisson
+ * process, the same in each run). What was measured is
  * printed as JSON: times in microseconds, each kind as 101 quantiles from the least to the most.
- *   latency  from the first byte sent to the last one received
+ *   latency  from the first byte sent, or from the moment when it was due, to the last one received
  *   first    from the first byte sent to the first of the answer's body
  *   gap      between two events of a stream, as they were read */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <math.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +21,7 @@
 #include <strings.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -46,6 +50,11 @@ typedef struct {
 static Body *bodies;
 static size_t body_count, next_body, done, errors, events, bytes;
 static int poll_fd, port;
+static double rate;            /* requests a second; 0: as fast as they are answered */
+static int timer_fd;
+static long long due_ns;       /* when the next body is to be sent */
+static Connection **idle;      /* connections that wait for a body which is not due yet */
+static size_t idle_count;
 static const char *path;
 static Times latency, first, gap;
 static char buffer[READ_SIZE];
@@ -142,8 +151,24 @@ static void push(Connection *c) {
     c->head_len = 0; /* from now on: the answer's */
 }
 
+/* Set the timer to the moment when the next body is due. */
+static void arm(void) {
+    struct itimerspec at = {.it_value = {due_ns / 1000000000LL, due_ns % 1000000000LL}};
+    if (timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &at, NULL)) die("timerfd_settime");
+}
+
 static void begin(Connection *c) {
     if (next_body == body_count) return;
+    long long start_ns = now_ns();
+    if (rate > 0) {
+        if (due_ns > start_ns) {
+            idle[idle_count++] = c;
+            return;
+        }
+        start_ns = due_ns;
+        due_ns += (long long)(-log(1 - drand48()) / rate * 1e9);
+        arm();
+    }
     if (c->closes) {
         close(c->fd);
         connect_to(c);
@@ -156,7 +181,7 @@ static void begin(Connection *c) {
     c->state = HEAD;
     c->saw_first = c->newlines = 0;
     c->event_ns = 0;
-    c->start_ns = now_ns();
+    c->start_ns = start_ns;
     push(c);
 }
 
@@ -257,8 +282,23 @@ static void pull(Connection *c) {
     }
 }
 
+/* Send what is due, on the connections that wait. */
+static void tick(void) {
+    while (idle_count && next_body < body_count && due_ns <= now_ns()) begin(idle[--idle_count]);
+}
+
+static void start_clock(int count) {
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    idle = calloc((size_t)count, sizeof *idle);
+    if (timer_fd < 0 || !idle || epoll_ctl(poll_fd, EPOLL_CTL_ADD, timer_fd, &event)) die("timer");
+    srand48(1);
+    due_ns = now_ns();
+}
+
 static void run(Connection *connections, int count) {
     struct epoll_event ready[MAX_EVENTS];
+    if (rate > 0) start_clock(count);
     for (int i = 0; i < count; i++) begin(&connections[i]);
     while (done < body_count) {
         int n = epoll_wait(poll_fd, ready, MAX_EVENTS, STALL_MS);
@@ -269,6 +309,12 @@ static void run(Connection *connections, int count) {
         }
         for (int i = 0; i < n; i++) {
             Connection *c = ready[i].data.ptr;
+            if (!c) {
+                unsigned long long ticks;
+                if (read(timer_fd, &ticks, sizeof ticks) < 0 && errno != EAGAIN) die("timer");
+                tick();
+                continue;
+            }
             if (ready[i].events & EPOLLOUT) push(c);
             if (ready[i].events & ~(unsigned)EPOLLOUT) pull(c);
         }
@@ -282,9 +328,10 @@ int main(int count, char **words) {
         else if (!strcmp(words[i], "--path")) path = words[i + 1];
         else if (!strcmp(words[i], "--connections")) connection_count = atoi(words[i + 1]);
         else if (!strcmp(words[i], "--bodies")) read_bodies(words[i + 1]);
+        else if (!strcmp(words[i], "--rate")) rate = atof(words[i + 1]);
     }
     if (!port || !path || connection_count < 1 || !body_count) {
-        fprintf(stderr, "usage: load --port P --path /PATH --connections N --bodies FILE\n");
+        fprintf(stderr, "usage: load --port P --path /PATH --connections N --bodies FILE [--rate R]\n");
         return 2;
     }
     poll_fd = epoll_create1(EPOLL_CLOEXEC);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from benchmarks import (
     __main__,
     bounded_memory,
     compare,
+    cores,
     crowd,
     encoders,
     export,
@@ -127,6 +129,28 @@ def test_processes(checkpoint):
     check(processes.run(checkpoint, size), 3)
 
 
+def test_cores(checkpoint, monkeypatch):
+    monkeypatch.setattr(cores, "OTHERS", 1 - len(os.sched_getaffinity(0)))
+    size = cores.Size(
+        processes=(1, 2),
+        rounds=1,
+        per_second=50,
+        seconds=0.2,
+        connections=2,
+        chats=2,
+        reply_len=4,
+        pause_ms=1,
+    )
+    check(cores.run(checkpoint, size), 6)
+
+
+def test_without_cores_of_their_own_nothing_is_measured(checkpoint, monkeypatch):
+    monkeypatch.setattr(cores, "OTHERS", len(os.sched_getaffinity(0)))
+    [told] = cores.run(checkpoint)
+    assert math.isnan(told.value)
+    assert "too few" in told.detail
+
+
 def test_long_stream(checkpoint):
     size = long_stream.Size(rounds=1, early=4, late=(8, 40), pause_ms=1)
     measurements = long_stream.run(checkpoint, size)
@@ -236,6 +260,34 @@ def test_a_load_counts_answers_and_events(monkeypatch, is_native):
         assert list(outcome.latency_us) == sorted(outcome.latency_us)
         with pytest.raises(BenchmarkError, match=r"/nothing: .*"):
             drive(server, "/nothing", [b"{}"], 1)
+
+
+def test_a_load_at_a_rate_sends_when_requests_are_due():
+    if build.program("load") is None:
+        pytest.skip("no gcc")
+    with stand_in.worker([5, 6, 7]) as server:
+        outcome = drive(server, "/generate", [b"{}"] * 40, 4, per_second=400)
+    assert outcome.requests == 40
+    assert outcome.seconds > 0.03  # at once it would take a millisecond
+
+
+def test_a_load_at_a_rate_counts_from_when_a_request_was_due():
+    """One connection that is busy for longer than requests are apart: they wait, and it shows."""
+    if build.program("load") is None:
+        pytest.skip("no gcc")
+    with stand_in.worker([5, 6, 7], pause_ms=10) as server:
+        bodies = [orjson.dumps({"stream": True})] * 8
+        outcome = drive(server, "/generate", bodies, 1, per_second=1e6)
+    assert outcome.latency_us[100] > 8 * 20_000  # each takes 20 ms at least
+
+
+def test_without_gcc_there_is_no_load_at_a_rate(monkeypatch):
+    monkeypatch.setattr(build, "program", lambda _: None)
+    with (
+        stand_in.worker([5, 6, 7]) as server,
+        pytest.raises(BenchmarkError, match="takes the generator in C"),
+    ):
+        drive(server, "/generate", [b"{}"], 1, per_second=1)
 
 
 def test_without_gcc_one_line_says_what_is_used(monkeypatch, capsys):
