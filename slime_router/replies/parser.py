@@ -57,7 +57,7 @@ class ReplyParser:
         self._is_broken = False
         # All text, until something is made of it; of messages something always is.
         self._silent: str | None = "" if messages is None else None
-        self._pieces = Pieces(calls.marks if calls is not None else ())
+        self._pieces: Pieces | None = None  # until some text has to be cut
         self.is_thinking = messages is not None and messages.is_thinking
         if reasoning is not None and reasoning.is_open:
             self.is_thinking = True
@@ -78,7 +78,7 @@ class ReplyParser:
         pieces: Sequence[str]
         stops = self.stops
         if stops is None or (stops.is_in(text) if is_last else stops.begins(text)) is not None:
-            pieces = self._pieces.cut(text, is_last=is_last) or ([""] if is_last else ())
+            pieces = self._cut(text, is_last=is_last)
         elif self.is_thinking or self._may_strip:
             pieces = (text,)
         else:
@@ -90,11 +90,18 @@ class ReplyParser:
             delta = self._guarded(piece, is_last=is_last and index == len(pieces))
             whole = delta if whole is None else joined(whole, delta)
         if self._marks is not None and self._reasoning is not None:
-            is_free = self._reasoning.holds_nothing and not self._is_broken
+            is_waiting = self._pieces is not None and self._pieces.waiting
+            is_free = self._reasoning.holds_nothing and not (is_waiting or self._is_broken)
             self.stops = self._marks if is_free else None
             has_begun = self._silent is None and not (self._may_strip or self.is_thinking)
             self._begins = self._marks.begins if is_free and has_begun else None
         return ReplyDelta(is_thinking=self.is_thinking) if whole is None else whole
+
+    def _cut(self, text: str, *, is_last: bool) -> Sequence[str]:
+        if self._pieces is None:
+            tags = self._reasoning.tags if self._reasoning is not None else ()
+            self._pieces = Pieces((*tags, *(self._calls.marks if self._calls is not None else ())))
+        return self._pieces.cut(text, is_last=is_last) or ([""] if is_last else ())
 
     def _guarded(self, text: str, *, is_last: bool) -> ReplyDelta:
         if self._is_broken:
