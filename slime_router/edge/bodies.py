@@ -72,6 +72,9 @@ async def _received(request: web.Request) -> bytes:
         return await request.read()  # which keeps it for good
     limit = request.client_max_size
     content.set_read_chunk_size(limit)
+    if 0 < (request.content_length or 0) <= limit and not _is_unpacked(request):
+        await content.wait_eof()  # one wake-up, and one copy of the pieces
+        return await content.readany()
     pieces, length = [], 0
     while data := await content.readany():
         pieces.append(data)
@@ -114,7 +117,12 @@ def unpacker_of(request: web.Request, max_len: int) -> Unpacker | None:
         UnsupportedCoding: it is packed in a way that is not read.
     """
     given = request.headers.getall("Content-Encoding", ())
-    if not given or getattr(request.content, "total_compressed_bytes", None) is not None:
-        return None  # the server's own parser has unpacked it, unless it is given `SERVER_ARGS`
+    if not given or _is_unpacked(request):
+        return None
     coding = coding_of(", ".join(given))
     return None if coding is None else Unpacker(coding, max_len)
+
+
+def _is_unpacked(request: web.Request) -> bool:
+    """Whether the server's own parser unpacks the body: it does unless given `SERVER_ARGS`."""
+    return getattr(request.content, "total_compressed_bytes", None) is not None

@@ -106,6 +106,9 @@ class Written:
     _text: bytes  # of the new ones, and what is before them
     _texts: MessageTexts = field(repr=False)
 
+    def __len__(self) -> int:
+        return len(self.known) + len(self.new)
+
     @property
     def known(self) -> tuple[Message, ...]:
         """The messages that came before, as they were checked then."""
