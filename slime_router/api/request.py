@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 import orjson
 from aiohttp import web
 
-from slime_router.api.halves import load_with_halves
+from slime_router.api.as_written import load_as_written
 from slime_router.auth.access import OVERRIDE_PREFIX, TARGET_HEADER
 from slime_router.auth.caller import caller
 from slime_router.auth.keys import session_in_key
@@ -23,7 +23,8 @@ from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.json_text import brackets
 from slime_router.tokens.id_text import IdTexts
-from slime_router.types import GenerateCall, TurnKind
+from slime_router.types import GenerateCall, Sampling, TurnKind
+from slime_router.values import replace
 
 SESSION_HEADERS = (  # slime's, agents', gateways'
     "x-smg-routing-key",
@@ -43,7 +44,7 @@ _HEADERS = web.RequestKey("slime_router.headers", dict[str, str])
 _FORWARDED_HEADERS = frozenset({"x-smg-routing-key", TARGET_HEADER, "x-data-parallel-rank"})
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,200})?")
 _SCOPE_FIELDS = ("lora_path", "extra_key", "cache_salt")
-_SURROGATE_SIGNS = ("surrogate in string",)
+_AS_WRITTEN_SIGNS = ("surrogate in string", "number is infinity")
 _SHALLOW_BRACKETS = 200  # below orjson's depth limit, so the text cannot nest too deeply
 
 
@@ -96,10 +97,10 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
-        if any(sign in exc.msg for sign in _SURROGATE_SIGNS):
-            halves = await asyncio.to_thread(load_with_halves, raw)
-            check_lengths(halves)
-            return halves
+        if any(sign in exc.msg for sign in _AS_WRITTEN_SIGNS):
+            written = await asyncio.to_thread(load_as_written, raw)
+            check_lengths(written)
+            return written
         raise BadRequest(f"The request body is not valid JSON: {exc}", code="invalid_json") from exc
     if type(body) is not dict:
         raise BadRequest("The request body must be a JSON object.", code="invalid_json")
@@ -126,6 +127,13 @@ def _with_ids(
     body[field] = ids
     check_lengths(body)
     return body
+
+
+def of_sample(sampling: Sampling, index: int) -> Sampling:
+    """How one of several samples is drawn: as in vLLM each has its seed, or all would be one."""
+    if sampling.seed is None or not index:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + index + 2**63) % 2**64 - 2**63)
 
 
 def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:

@@ -29,7 +29,7 @@ from slime_router.archive.port import (
     News,
 )
 from slime_router.archive.store import ArchivedStore
-from slime_router.errors import BadRequest, Conflict, NotDurable
+from slime_router.errors import BadRequest, Conflict, NotDurable, NotFound
 from slime_router.journal.fetching import Fetched
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.stand_ins import is_reply
@@ -305,8 +305,10 @@ class _Held(AbstractContextManager["str | None"]):
         while self._homes:
             self._store.let_go(self._homes.pop())
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, raised: BaseException | None, __: object) -> None:
         self.let_go()
+        if self.trouble is not None and isinstance(raised, NotFound):  # it may be in the archive
+            raise NotDurable("It is not in memory, and the store does not answer.") from raised
 
 
 class _Probe:

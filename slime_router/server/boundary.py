@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499  # what nginx logs; no client sees it
 _READING = ("GET", "HEAD", "OPTIONS")
+_DEGRADED = {"x-slime-degraded": "the store did not answer"}  # so that more may be in it
 _ALWAYS_ANSWERED = (
     "/", "/health", "/liveness", "/metrics", "/metrics/prometheus", "/prometheus/metrics"
 )  # fmt: skip
@@ -194,8 +195,13 @@ class Boundary:
             journal.check_read()
         if request.rel_url.path in _READINESS and await journal.unready() is not None:
             raise NotDurable(journal.refusal)
+        unanswered = journal.unanswered
         response = await handler(request)
-        if request.method in _READING or response.prepared:
+        if response.prepared:
+            return response
+        if request.method in _READING:
+            if journal.unanswered != unanswered:  # perhaps somebody else's: rather once too often
+                response.headers.update(_DEGRADED)
             return response
         if await journal.written() is not None and journal.must_be_written:
             raise NotDurable(journal.refusal)

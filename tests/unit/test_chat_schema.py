@@ -241,6 +241,19 @@ def test_a_bad_field_is_a_400_that_names_it(body, param, code):
     assert caught.value.message.isprintable()
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        tool(type="custom"),
+        called(type="custom"),
+        {**tool(), "tool_choice": {"type": "custom", "custom": {"name": "f"}}},
+    ],
+)
+def test_whoever_has_custom_tools_is_sent_to_the_api_that_takes_them(body):
+    with pytest.raises(BadRequest, match=r"Custom tools, .* need /v1/responses"):
+        read(body)
+
+
 GOOD: list[dict[str, Any]] = [
     {
         "unknown": [{"any": None}],

@@ -175,7 +175,12 @@ def _style(fields: ChatFields, default_model: str) -> ChatStyle:
 def _choices(call: GenerateCall) -> tuple[GenerateCall, ...]:
     """One call for each choice; the first carries the reply's own id, which a client may name."""
     others = (
-        replace(call, rid=f"{call.rid}-{index}", turn_id=http.new_turn_id())
+        replace(
+            call,
+            rid=f"{call.rid}-{index}",
+            turn_id=http.new_turn_id(),
+            sampling=http.of_sample(call.sampling, index),
+        )
         for index in range(1, call.samples)
     )
     return (call, *others)
