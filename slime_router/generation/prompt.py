@@ -24,6 +24,7 @@ from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
 from slime_router.choices import History
 from slime_router.errors import BadRequest
+from slime_router.generation.admission import party_of
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key
 from slime_router.template.layout import Layouts
@@ -94,7 +95,7 @@ class PromptMaker:
             return self._from_ids(call, call.input_ids)
         if call.messages is None:
             assert call.text is not None
-            async with self._turnstile.passing((call.text,)):
+            async with self._turnstile.passing((call.text,), party_of(call)):
                 return await self._from_text(call, call.text)
         await others_run(call.messages)
         talk = self.recognise(call)
@@ -104,7 +105,7 @@ class PromptMaker:
             if prompt is not None:
                 return prompt
             failed = "the template is not shown to append here"
-        async with self._turnstile.passing(call.messages):
+        async with self._turnstile.passing(call.messages, party_of(call)):
             await others_run(call.messages)
             return await self._of_all(call, talk, failed)
 
@@ -239,15 +240,8 @@ class PromptMaker:
     async def _suffix(self, call: GenerateCall, talk: Conversation, turn: Turn) -> Suffix | None:
         """What continues the turn, which may be dropped meanwhile; to render all takes a thread."""
         messages, index, layout = talk.messages, talk.reply_index, self._layouts.get(turn.id)
-        find = partial(
-            self._template.suffix,
-            messages,
-            index,
-            call.template,
-            last_id=turn.last_id,
-            date=_parsed(turn.date),
-            layout=layout,
-        )
+        find = partial(self._template.suffix, messages, index, call.template)
+        find = partial(find, last_id=turn.last_id, date=_parsed(turn.date), layout=layout)
         if len(messages) < LONG_TALK or self._template.is_late(messages, index, layout):
             return find()
         self._continued[turn.id] += 1
@@ -322,7 +316,7 @@ class PromptMaker:
             return self._store.deepest_prefix(ids, call.session_id, call.scope)
         step: Node | None = node
         while step is not None:
-            turn = self._store.get(step.turn) if step.turn is not None else None
+            turn = self._store.get(step.turn) if step.turn else None
             if turn is not None and turn.held_len == step.end:
                 held = self._store.held_ids(turn.id)
                 if np.array_equal(held, ids[: len(held)]):
