@@ -97,7 +97,9 @@ class PromptMaker:
             assert call.text is not None
             async with self._turnstile.passing((call.text,), party_of(call)):
                 return await self._from_text(call, call.text)
-        await others_run(call.messages)
+        is_long = len(call.messages) >= LONG_TALK
+        if is_long:
+            await others_run()
         talk = self.recognise(call)
         failed = ""
         if talk.turn is not None and (call.history or self._history) == "held":
@@ -106,7 +108,8 @@ class PromptMaker:
                 return prompt
             failed = "the template is not shown to append here"
         async with self._turnstile.passing(call.messages, party_of(call)):
-            await others_run(call.messages)
+            if is_long:
+                await others_run()
             return await self._of_all(call, talk, failed)
 
     async def _of_all(self, call: GenerateCall, talk: Conversation, failed: str) -> MadePrompt:
@@ -123,10 +126,13 @@ class PromptMaker:
         if failed:
             reason = failed + _left_out(self._template.left_out(text, messages))
         if mode == "held" and not call.template.continue_final_message:
-            await others_run(messages)
+            is_long = len(messages) >= LONG_TALK
+            if is_long:
+                await others_run()
             layout = self._template.layout(text, messages, call.template, date)
             self._layouts.note(call.turn_id, layout)
-            await others_run(messages)
+            if is_long:
+                await others_run()
         prompt = await self._from_text(call, text, talk=talk, date=date, reason=reason)
         if not notes:
             return prompt
