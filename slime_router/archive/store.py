@@ -15,13 +15,14 @@ from functools import partial
 from secrets import token_hex
 from typing import Protocol, Unpack
 
-from slime_router.archive.home import ArchivedSessions, Home, before, put_of, size_of
+from slime_router.archive.home import Home, before, put_of, size_of
 from slime_router.archive.homes import home_of, home_of_session, session_of
 from slime_router.archive.port import NOTHING_SEEN, Cursor, Kept, News
+from slime_router.archive.sessions import ArchivedSessions
 from slime_router.errors import NotFound
 from slime_router.journal.codec import Damaged, SessionState, unpacked_turn
 from slime_router.journal.database import MarkUndelivered, as_text
-from slime_router.journal.store import Sink, Tap
+from slime_router.journal.tap import Sink, Tap
 from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.trajectory.store import MAX_SESSIONS, TrajectoryStore
 from slime_router.trajectory.turn import Marks, Turn
