@@ -7,8 +7,8 @@ router's processes, the generator and the worker run at the same time, and what 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
@@ -33,9 +33,9 @@ class Size:
 
     processes: tuple[int, ...] = (1, 2, 4, 8)
     rounds: int = 3
-    per_second: float = 1000.0  # short chats, for each process
-    seconds: float = 3.0  # at that rate
-    connections: int = 64  # for each process; each sends ten short chats, or has one stream
+    per_second: float = 500.0  # short chats, for each process
+    seconds: float = 2.0  # at that rate
+    connections: int = 64  # for each process; twice as many for streams
     chats: int = 20  # for each connection
     reply_len: int = 128  # tokens of a stream
     pause_ms: float = 5.0  # between two of them
@@ -80,83 +80,69 @@ def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
     with ExitStack() as stack:
         chats = stack.enter_context(worker(short))
         streams = stack.enter_context(worker(long, pause_ms=size.pause_ms, is_incremental=True))
-        return [
-            *_at_rates(checkpoint, chats, numbers, size),
-            *_short_chats(checkpoint, chats, numbers, size),
-            *_streams(checkpoint, streams, numbers, size),
-        ]
+        routers = {
+            number: stack.enter_context(router(checkpoint, "--processes", str(number)))
+            for number in numbers
+        }
+        with _serving(routers, chats.url):
+            measurements = [_at_rate(number, routers[number], chats, size) for number in numbers]
+            measurements += _short_chats(routers, size)
+        with _serving(routers, streams.url):
+            return measurements + _streams(routers, size)
 
 
-def _routers(
-    stack: ExitStack, checkpoint: Path, behind: Server, numbers: Sequence[int]
-) -> dict[int, Server]:
-    return {
-        number: stack.enter_context(
-            router(checkpoint, "--worker-urls", behind.url, "--processes", str(number))
-        )
-        for number in numbers
-    }
+@contextmanager
+def _serving(routers: Mapping[int, Server], url: str) -> Iterator[None]:
+    """The worker at `url` is that of all routers for as long as the block lasts."""
+    with ExitStack() as stack:
+        for server in routers.values():
+            stack.enter_context(streamed_tokens.registered(server, url))
+        yield
 
 
-def _at_rates(
-    checkpoint: Path, behind: Server, numbers: Sequence[int], size: Size
-) -> list[Measurement]:
+def _at_rate(number: int, server: Server, behind: Server, size: Size) -> Measurement:
     """What a router adds while it gets as many chats a second as it should bear."""
     given = short_chat.bodies()
-    measurements = []
-    with ExitStack() as stack:
-        for number, server in _routers(stack, checkpoint, behind, numbers).items():
-            rate = size.per_second * number
-            requests, connections = int(rate * size.seconds), size.connections * number
-            here = Load(server, given, requests, connections, rate)
-            direct = Load(behind, given, requests, connections, rate)
-            interleave({"here": here, "direct": direct}, size.rounds)
-            measurements.append(
-                Measurement(
-                    f"{_named(number)}: {rate:,.0f} short chats a second, added at p99",
-                    here.latency_ms(99) - direct.latency_ms(99),
-                    "ms",
-                    ADDED_AIM_MS,
-                    f"p50 and p99 {here.latency_ms(50):.1f} and {here.latency_ms(99):.1f} ms, "
-                    f"without the router {direct.latency_ms(50):.2f} and "
-                    f"{direct.latency_ms(99):.2f} ms, from when a request was due; they come by "
-                    f"chance; {here.cores():.2f} cores used; {size.rounds} rounds of {requests:,}",
-                )
-            )
-    return measurements
+    rate = size.per_second * number
+    requests, connections = int(rate * size.seconds), size.connections * number
+    here = Load(server, given, requests, connections, rate)
+    direct = Load(behind, given, requests, connections, rate)
+    interleave({"here": here, "direct": direct}, size.rounds)
+    return Measurement(
+        f"{_named(number)}: {rate:,.0f} short chats a second, added at p99",
+        here.latency_ms(99) - direct.latency_ms(99),
+        "ms",
+        ADDED_AIM_MS,
+        f"p50 and p99 {here.latency_ms(50):.1f} and {here.latency_ms(99):.1f} ms, without the "
+        f"router {direct.latency_ms(50):.2f} and {direct.latency_ms(99):.2f} ms, from when a "
+        f"request was due; they come by chance; {here.cores():.2f} cores used; "
+        f"{size.rounds} rounds of {requests:,}",
+    )
 
 
-def _short_chats(
-    checkpoint: Path, behind: Server, numbers: Sequence[int], size: Size
-) -> list[Measurement]:
+def _short_chats(routers: Mapping[int, Server], size: Size) -> list[Measurement]:
     given = short_chat.bodies()
-    with ExitStack() as stack:
-        routers = _routers(stack, checkpoint, behind, numbers)
-        sides = {
-            number: Load(server, given, size.chats * connections, connections)
-            for number, server in routers.items()
-            for connections in [size.connections * number]
-        }
-        interleave({str(number): side for number, side in sides.items()}, size.rounds)
-    return [_rate(number, sides, "short chats", 1) for number in numbers]
+    sides = {
+        number: Load(server, given, size.chats * connections, connections)
+        for number, server in routers.items()
+        for connections in [size.connections * number]
+    }
+    interleave({str(number): side for number, side in sides.items()}, size.rounds)
+    return [_rate(number, sides, "short chats", 1) for number in routers]
 
 
-def _streams(
-    checkpoint: Path, behind: Server, numbers: Sequence[int], size: Size
-) -> list[Measurement]:
+def _streams(routers: Mapping[int, Server], size: Size) -> list[Measurement]:
     given = (streamed_tokens.body(number) for number in count())
-    with ExitStack() as stack:
-        routers = _routers(stack, checkpoint, behind, numbers)
-        sides = {
-            number: Load(server, given, connections, connections)
-            for number, server in routers.items()
-            for connections in [2 * size.connections * number]
-        }
-        interleave({str(number): side for number, side in sides.items()}, size.rounds)
-    return [_rate(number, sides, "streamed tokens", size.reply_len) for number in numbers]
+    sides = {
+        number: Load(server, given, connections, connections)
+        for number, server in routers.items()
+        for connections in [2 * size.connections * number]
+    }
+    interleave({str(number): side for number, side in sides.items()}, size.rounds)
+    return [_rate(number, sides, "streamed tokens", size.reply_len) for number in routers]
 
 
-def _rate(number: int, sides: dict[int, Load], what: str, units: int) -> Measurement:
+def _rate(number: int, sides: Mapping[int, Load], what: str, units: int) -> Measurement:
     """How many a second at full load, and how many times those of the fewest processes."""
 
     def per_second(side: Load) -> float:

@@ -166,7 +166,7 @@ class Gateway:
         self.meters = self.path.meters
         self.tracing = Tracing.of(config.otlp_endpoint, config.model_name)
         self.slow_clients = SlowClients(config.client_timeout_s)
-        self.stalls = StallWatch(self.slow_clients.under_way, self.meters.loop_delay)
+        self.stalls = StallWatch(self.slow_clients, self.meters.loop_delay)
         self.descriptors = DescriptorWatch(raise_limit())
         self.supervisor = Supervisor()
         parts = (self.tokenizer, self.weights, self.supervisor)

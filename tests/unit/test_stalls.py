@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from slime_router.server.loop.stalls import LOG_PAUSE_S, STALL_S, TICK_S, StallWatch
+from slime_router.server.loop.stalls import LOG_PAUSE_S, REST_S, STALL_S, TICK_S, StallWatch
 from slime_router.telemetry.course import Times
 from slime_router.telemetry.meters import DELAYS
 from tests.integration.gateway import CHAT, served, until, user
@@ -21,9 +21,18 @@ class Clock:
         return self.now
 
 
+class Requests(list[str]):
+    @property
+    def has_requests(self) -> bool:
+        return bool(self)
+
+    def under_way(self) -> list[str]:
+        return self
+
+
 def test_ticks_in_time_are_no_stalls_and_late_ones_are(caplog):
     clock = Clock()
-    watch = StallWatch(lambda: ["POST /v1/x"], Times(DELAYS), clock=clock)
+    watch = StallWatch(Requests(["POST /v1/x"]), Times(DELAYS), clock=clock)
     for late_s in (0.0, 0.0, STALL_S / 2, STALL_S + 0.01, 0.0, 0.2):
         clock.now += TICK_S + late_s
         watch.tick()
@@ -36,7 +45,7 @@ def test_ticks_in_time_are_no_stalls_and_late_ones_are(caplog):
 
 def test_short_stalls_are_counted_by_how_late_a_tick_came():
     clock = Clock()
-    watch = StallWatch(lambda: [], Times(DELAYS), clock=clock)
+    watch = StallWatch(Requests(["POST /a"]), Times(DELAYS), clock=clock)
     for late_s in (0.0, 0.0, -0.001, 0.004, 0.007, 0.007, 0.03, 0.3, 2.0):
         clock.now += TICK_S + late_s
         watch.tick()
@@ -54,7 +63,7 @@ def test_short_stalls_are_counted_by_how_late_a_tick_came():
 
 def test_the_log_is_not_filled_and_many_requests_are_a_number(caplog):
     clock = Clock()
-    watch = StallWatch(lambda: ["POST /a"] * 40, Times(DELAYS), clock=clock)
+    watch = StallWatch(Requests(["POST /a"] * 40), Times(DELAYS), clock=clock)
     watch.tick()
     for _ in range(5):
         clock.now += 1.0
@@ -63,6 +72,20 @@ def test_the_log_is_not_filled_and_many_requests_are_a_number(caplog):
     watch.tick()
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
     assert "under way: 40 requests; 4 stalls before were not logged" in caplog.messages[1]
+
+
+def test_without_requests_ticks_are_rare():
+    clock, requests = Clock(), Requests()
+    watch = StallWatch(requests, Times(DELAYS), clock=clock)
+    watch.tick()
+    clock.now += REST_S + STALL_S / 2
+    requests.append("POST /a")
+    watch.tick()
+    assert watch.lag_s == pytest.approx(STALL_S / 2)
+    clock.now += TICK_S + STALL_S / 2
+    watch.tick()
+    assert watch.lag_s == pytest.approx(STALL_S / 2)
+    assert watch.count == 0
 
 
 async def test_the_router_watches_its_loop_and_names_the_request():

@@ -11,34 +11,51 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from slime_router.telemetry.course import Times
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.01
+REST_S = 0.1  # between two ticks while no request is under way
 STALL_S = 0.05  # a tick that comes later than this is counted
 LOG_PAUSE_S = 10.0  # between two lines
 MAX_NAMED = 3  # requests
 
 
-class StallWatch:
-    """Counts stalls of the loop. `under_way()` gives the requests that are being handled.
+class Requests(Protocol):
+    """The requests that are being handled."""
 
-    How late each tick was is added to `delays`.
+    @property
+    def has_requests(self) -> bool:
+        """Whether there are any."""
+        ...
+
+    def under_way(self) -> Sequence[str]:
+        """Names them for a person."""
+        ...
+
+
+class StallWatch:
+    """Counts stalls of the loop, and adds to `delays` how late each tick was.
+
+    While there are no requests, ticks are rare: a hundred a second would take a router at rest more
+    than a hundredth of a core.
     """
 
     def __init__(
         self,
-        under_way: Callable[[], Sequence[str]],
+        requests: Requests,
         delays: Times,
         *,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._under_way = under_way
+        self._requests = requests
         self._delays = delays
         self._clock = clock
         self._last: float | None = None
+        self._pause_s = TICK_S  # until the next tick
         self._log_after = 0.0
         self._unlogged = 0
         self._loop: asyncio.AbstractEventLoop | None = None  # while it is watched
@@ -71,13 +88,14 @@ class StallWatch:
                 self._timer.cancel()
 
     def tick(self) -> None:
-        """To be called every `TICK_S`; while the watch is on, it sees to that."""
-        if self._loop is not None:
-            self._timer = self._loop.call_later(TICK_S, self.tick)
+        """To be called every `TICK_S`, or `REST_S`; while the watch is on, it sees to that."""
         clock = self._clock or asyncio.get_running_loop().time
         now = clock()
-        late_s = 0.0 if self._last is None else now - self._last - TICK_S
+        late_s = 0.0 if self._last is None else now - self._last - self._pause_s
         self._last = now
+        self._pause_s = TICK_S if self._requests.has_requests else REST_S
+        if self._loop is not None:
+            self._timer = self._loop.call_later(self._pause_s, self.tick)
         self.lag_s = max(late_s, 0.0)
         self._delays.add(self.lag_s)
         if late_s <= STALL_S:
@@ -91,7 +109,7 @@ class StallWatch:
         if now < self._log_after:
             self._unlogged += 1
             return
-        requests = self._under_way()
+        requests = self._requests.under_way()
         named = ", ".join(requests) if len(requests) <= MAX_NAMED else f"{len(requests)} requests"
         logger.warning(
             "the event loop stood still for %.0f ms; under way: %s; %d stalls before were not"
