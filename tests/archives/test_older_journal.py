@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from tests.archives.test_several_stores import Router
 from tests.unit.test_journal import same
 
 OPENED_AT = 1_700_000_000.0
-LOST = {"dropped_turns": 3, "dropped_tokens": 9}
+LOST: dict[str, Any] = {"dropped_turns": 3, "dropped_tokens": 9}
 
 
 def turn(name: str, base: Turn | None = None, session_id: str | None = None) -> Turn:
