@@ -13,7 +13,7 @@ from benchmarks.fleet import Ask, BlockCache
 from slime_router.pool.affinity import Affinity
 from slime_router.pool.policy import least_in_flight
 from slime_router.pool.worker import Need, Worker
-from slime_router.types import NO_TOKENS, TokenIds
+from slime_router.types import TokenIds
 
 BALANCE_ABS = 64
 BALANCE_REL = 1.5
@@ -51,7 +51,7 @@ class SglangCacheAware:
         return 0
 
     def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
     ) -> None:
         pass
 
@@ -82,7 +82,7 @@ class SglangConsistentHashing:
         return 0
 
     def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
     ) -> None:
         pass
 

@@ -71,6 +71,11 @@ class Braces:
         return -1
 
 
+def brackets(raw: bytes) -> int:
+    """How many arrays and objects are in JSON text at most: those in strings count as well."""
+    return raw.count(b"[") + raw.count(b"{")
+
+
 def size_of(value: Any) -> int:
     """The bytes of a value, as JSON or a little less."""
     return sum(sizes(value))

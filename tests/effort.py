@@ -21,6 +21,7 @@ def opcodes(work: Callable[[], object]) -> int:
 
     before, collects = sys.gettrace(), gc.isenabled()
     gc.disable()  # a test library has instructions of its own run at each collection
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks at it only in `settrace`
     sys.settrace(trace)
     try:
         work()

@@ -11,6 +11,7 @@ from slime_router.failover.relay import Relay
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.pool import WorkerPool
 from slime_router.testing.script import Numbers
+from slime_router.tokens.decoder import FindBytes
 from slime_router.tokens.stop_strings import VisibleText
 from slime_router.types import Sampling
 
@@ -21,8 +22,8 @@ class Spelled:
     def push(self, ids: Iterable[int]) -> str:
         return Numbers().decode([*ids])
 
-    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
-        return start
+    def run_len(self, find: FindBytes, ids: Sequence[int]) -> int:
+        return 0
 
     def flush(self) -> str:
         return ""

@@ -13,7 +13,7 @@ from slime_router.api.dialect import Dialect
 from slime_router.api.request import A, check_read, read_with_ids, reply_headers, said_kind
 from slime_router.auth.caller import caller
 from slime_router.edge.bodies import read_body
-from slime_router.edge.lengths import check_containers
+from slime_router.edge.lengths import MAX_CONTAINERS
 from slime_router.edge.owned_calls import own_call
 from slime_router.errors import BadRequest, NotFound
 from slime_router.telemetry.request_record import keeps_body, note_body
@@ -78,8 +78,7 @@ async def _read_written(context: EndpointContext, request: web.Request) -> dict[
     if keeps_body():
         return None
     raw = await read_body(request)
-    check_containers(raw)
-    found = context.message_texts.read(raw, caller(request).owner)
+    found = context.message_texts.read(raw, caller(request).owner, MAX_CONTAINERS)
     if found is None:
         return None
     body, text = found

@@ -18,9 +18,10 @@ from slime_router.auth.caller import caller
 from slime_router.auth.keys import session_in_key
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_session_id
 from slime_router.edge.bodies import read_body
-from slime_router.edge.lengths import brackets, check_containers, check_lengths
+from slime_router.edge.lengths import check_containers, check_lengths
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
+from slime_router.json_text import brackets
 from slime_router.tokens.id_text import IdTexts
 from slime_router.types import GenerateCall, TurnKind
 

@@ -91,7 +91,8 @@ class ArchivedStore(TrajectoryStore):
 
     # What happens here is written there
 
-    def _next_seq(self) -> int:
+    @property
+    def next_seq(self) -> int:
         """After all that is known, and of nobody else: a Lamport clock with the router's number."""
         return ((self._seq >> 16) + 1) << 16 | self.number
 

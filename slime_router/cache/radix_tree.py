@@ -57,7 +57,7 @@ class Node:
         self,
         scope: str,
         parent: Node | None,
-        place: Place[Node],
+        place: Place[str, Node],
         ids: TokenIds,
         *,
         is_sampled: bool,
@@ -120,7 +120,7 @@ class RadixTree:
     """Token paths by scope. Look-ups change nothing but recency."""
 
     def __init__(self) -> None:
-        self._indexes: dict[str, TextIndex[Node]] = {}
+        self._indexes: dict[str, TextIndex[str, Node]] = {}
         self._roots: dict[str, Node] = {}
         self._tokens = 0
         self._nodes = 0
@@ -149,7 +149,7 @@ class RadixTree:
     def root(self, scope: str) -> Node:
         """The empty path of a scope."""
         if scope not in self._roots:
-            index = self._indexes[scope] = TextIndex()
+            index = self._indexes[scope] = TextIndex("")
             root = Node(scope, None, index.root, NO_TOKENS, is_sampled=False, is_anchor=True)
             self._roots[scope] = root
         return self._roots[scope]

@@ -1,18 +1,21 @@
-"""A compressed trie over characters: places in texts, each with what is marked there.
+"""A compressed trie over characters or bytes: places in texts, each with what is marked there.
 
 Finds every marked place that a text passes through in one walk, whose cost depends on the text and
 not on how much is stored. Edges split anywhere. Pure; nothing here recurses.
+
+A place that neither marks nor parts anything is joined with the one below it, unless its edge is
+more than twice as long: a text that grows at its end is copied a few times then, not each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, AnyStr, Generic, TypeVar
 
 Mark = TypeVar("Mark")
 
 
-class Place(Generic[Mark]):
+class Place(Generic[AnyStr, Mark]):
     """A position in a text: `edge` below `parent`, `depth` characters from the root.
 
     A place keeps its identity while edges above it split and join.
@@ -20,47 +23,51 @@ class Place(Generic[Mark]):
 
     __slots__ = ("children", "depth", "edge", "marks", "parent")
 
-    def __init__(self, edge: str, parent: Place[Mark] | None, depth: int) -> None:
-        self.edge = edge
-        self.parent = parent
+    def __init__(self, edge: AnyStr, parent: Place[AnyStr, Mark] | None, depth: int) -> None:
+        self.edge: AnyStr = edge
+        self.parent: Place[AnyStr, Mark] | None = parent
         self.depth = depth
-        self.children: dict[str, Place[Mark]] = {}  # by the first character of their edge
+        self.children: dict[Any, Place[AnyStr, Mark]] = {}  # by what their edge begins with
         self.marks: tuple[Mark, ...] = ()  # the most recent last
 
-    def text_since(self, ancestor: Place[Mark]) -> str:
+    def text_since(self, ancestor: Place[AnyStr, Mark]) -> AnyStr:
         """The text between `ancestor` and this place."""
-        edges: list[str] = []
+        edges: list[AnyStr] = []
         place = self
         while place is not ancestor:
             assert place.parent is not None, "not an ancestor"
             edges.append(place.edge)
             place = place.parent
-        return "".join(reversed(edges))
+        return self.edge[:0].join(reversed(edges))
 
 
-class TextIndex(Generic[Mark]):
-    """The places of one scope."""
+class TextIndex(Generic[AnyStr, Mark]):
+    """The places of one scope. `nothing` is the empty text."""
 
-    def __init__(self) -> None:
-        self.root: Place[Mark] = Place("", None, 0)
+    def __init__(self, nothing: AnyStr) -> None:
+        self.root: Place[AnyStr, Mark] = Place(nothing, None, 0)
         self.size = 0  # places below the root
 
-    def along(self, text: str, after: Place[Mark] | None = None) -> Iterator[Place[Mark]]:
-        """The marked places whose text is a prefix of `text`, shortest first, the root left out.
+    def along(
+        self, text: AnyStr, after: Place[AnyStr, Mark] | None = None, *, start: int = 0
+    ) -> Iterator[Place[AnyStr, Mark]]:
+        """The marked places whose text `text[start:]` begins with, shortest first.
 
-        Only those `after` a place of which that is true.
+        The root is left out; only those `after` a place of which that is true.
         """
         place = self.root if after is None else after
-        pos = place.depth
+        pos = start + place.depth
         while pos < len(text):
             child = place.children.get(text[pos])
             if child is None or not text.startswith(child.edge, pos):
                 return
-            place, pos = child, child.depth
+            place, pos = child, start + child.depth
             if place.marks:
                 yield place
 
-    def deepest_first(self, text: str, likely: Place[Mark] | None = None) -> Iterator[Place[Mark]]:
+    def deepest_first(
+        self, text: AnyStr, likely: Place[AnyStr, Mark] | None = None
+    ) -> Iterator[Place[AnyStr, Mark]]:
         """The same, deepest first: quicker where the text passes through a `likely` place."""
         place = self.root
         if likely is not None and self._passes(text, likely):
@@ -72,7 +79,7 @@ class TextIndex(Generic[Mark]):
             place = place.parent
 
     @staticmethod
-    def _passes(text: str, place: Place[Mark]) -> bool:
+    def _passes(text: AnyStr, place: Place[AnyStr, Mark]) -> bool:
         """Whether the place's text is a prefix of `text`."""
         while (parent := place.parent) is not None:
             if not text.startswith(place.edge, parent.depth):
@@ -80,7 +87,7 @@ class TextIndex(Generic[Mark]):
             place = parent
         return True
 
-    def below(self, place: Place[Mark], text: str) -> Place[Mark]:
+    def below(self, place: Place[AnyStr, Mark], text: AnyStr) -> Place[AnyStr, Mark]:
         """The place that reads `text` below `place`, made where it is missing."""
         pos = 0
         while pos < len(text):
@@ -96,30 +103,41 @@ class TextIndex(Generic[Mark]):
             place, pos = child, pos + shared
         return place
 
-    def _split(self, child: Place[Mark], index: int) -> Place[Mark]:
+    def _split(self, child: Place[AnyStr, Mark], index: int) -> Place[AnyStr, Mark]:
         parent = child.parent
         assert parent is not None
-        middle: Place[Mark] = Place(child.edge[:index], parent, parent.depth + index)
+        middle: Place[AnyStr, Mark] = Place(child.edge[:index], parent, parent.depth + index)
         parent.children[middle.edge[0]] = middle
         child.edge, child.parent = child.edge[index:], middle
         middle.children[child.edge[0]] = child
         self.size += 1
+        self._join(child)
         return middle
 
-    def prune(self, place: Place[Mark]) -> None:
+    def prune(self, place: Place[AnyStr, Mark]) -> None:
         """Remove `place`, and those above it that no longer mark or divide anything."""
-        while place.parent is not None and not place.marks and len(place.children) < 2:
+        while place.parent is not None and not place.marks and not place.children:
             parent = place.parent
             self.size -= 1
-            if place.children:
-                (child,) = place.children.values()
-                child.edge, child.parent = place.edge + child.edge, parent
-                parent.children[child.edge[0]] = child
-                return
             del parent.children[place.edge[0]]
             place = parent
+        while (above := place.parent) is not None and self._join(place):
+            place = above
 
-    def places(self) -> Iterator[Place[Mark]]:
+    def _join(self, place: Place[AnyStr, Mark]) -> bool:
+        """Join a place with the one below it, if it is of no use and its edge not much longer."""
+        parent = place.parent
+        if parent is None or place.marks or len(place.children) != 1:
+            return False
+        (child,) = place.children.values()
+        if len(place.edge) > 2 * len(child.edge):
+            return False
+        self.size -= 1
+        child.edge, child.parent = place.edge + child.edge, parent
+        parent.children[child.edge[0]] = child
+        return True
+
+    def places(self) -> Iterator[Place[AnyStr, Mark]]:
         """Every place, the root first."""
         stack = [self.root]
         while stack:
@@ -136,8 +154,10 @@ class TextIndex(Generic[Mark]):
         count = -1
         for place in self.places():
             count += 1
-            is_needed = place.marks or len(place.children) > 1 or place.parent is None
-            assert is_needed, "a place that marks nothing and parts nothing"
+            below = list(place.children.values())
+            is_needed = place.marks or len(below) > 1 or place.parent is None
+            is_long = len(below) == 1 and len(place.edge) > 2 * len(below[0].edge)
+            assert is_needed or is_long, "a place that marks nothing and parts nothing"
             for first, child in place.children.items():
                 assert child.parent is place
                 assert child.edge[0] == first
@@ -145,7 +165,7 @@ class TextIndex(Generic[Mark]):
         assert count == self.size, "the count of places is wrong"
 
 
-def common_prefix_len(edge: str, text: str, start: int) -> int:
+def common_prefix_len(edge: AnyStr, text: AnyStr, start: int) -> int:
     """How many characters of `edge` match `text[start:]`; by bisection, not one by one."""
     if text.startswith(edge, start):
         return len(edge)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from slime_router.errors import BadRequest
-from slime_router.json_text import sizes
+from slime_router.json_text import brackets, sizes
 
 NAME_LEN = 512
 PATH_LEN = 4096
@@ -69,11 +69,6 @@ MAX_LENGTHS: Mapping[str, int] = MappingProxyType(
         "text.format": GRAMMAR_LEN,
     }
 )
-
-
-def brackets(raw: bytes) -> int:
-    """How many arrays and objects are in a body at most: those in strings count as well."""
-    return raw.count(b"[") + raw.count(b"{")
 
 
 def check_containers(raw: bytes) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeAlias
 
 import aiohttp
@@ -183,9 +184,9 @@ def _new_place(url: str) -> _Place | None:
 
 def _head(headers: Mapping[str, str], body_len: int) -> bytes | None:
     """The rest of the head; None where a header frames the message, or cannot be sent."""
-    lines = []
-    for name, value in headers.items():
-        if name.lower() in _FRAMING or not (name + value).isprintable():
-            return None
-        lines.append(f"{name}: {value}\r\n")
-    return f"{''.join(lines)}Content-Length: {body_len}\r\n\r\n".encode()
+    names, values = headers.keys(), headers.values()
+    is_framed = not _FRAMING.isdisjoint(map(str.lower, names))
+    if is_framed or not "".join(chain(names, values)).isprintable():
+        return None
+    lines = "".join(map("{}: {}\r\n".format, names, values))
+    return f"{lines}Content-Length: {body_len}\r\n\r\n".encode()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from operator import attrgetter
+from itertools import compress
+from operator import attrgetter, ne
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ _SPELLING = {  # a field of Sampling: SGLang's name for it; sent only if it was 
     "custom_params": "custom_params",
 }
 _said = attrgetter(*_SPELLING)  # of a Sampling, all of these at once
+_UNSAID = _said(Sampling())
+_CUTTING = frozenset(("temperature", "top_k", "top_p", "min_p"))  # what may
 _GREEDY = 1e-6  # SGLang samples below this temperature as with a top_k of 1
 _ALL = 2**30  # a top_k that leaves every token
 _ABOUT_MASKS = re.compile(r"sampling[_-]mask|sampling_logprobs_mode|sampling support")
@@ -237,7 +240,7 @@ def asked_for(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def truncates(params: Mapping[str, Any]) -> bool:
     """Whether these parameters leave only a part of the vocabulary to sample from."""
-    return (
+    return not _CUTTING.isdisjoint(params) and (
         has_finite_top_k(params)
         or _number(params, "top_p", 1.0) < 1.0
         or _number(params, "min_p", 0.0) > 0.0
@@ -310,10 +313,10 @@ def _rest(params: Item, sampled_len: int) -> Item:
 
 def _spelled(sampling: Sampling) -> Item:
     """Only the fields that were set."""
-    params: Item = {}
-    for spelling, value in zip(_SPELLING.values(), _said(sampling), strict=True):
-        if value is not None and value != ():
-            params[spelling] = value
+    said = _said(sampling)
+    params: Item = dict(
+        compress(zip(_SPELLING.values(), said, strict=True), map(ne, said, _UNSAID))
+    )
     if not sampling.skip_special_tokens:
         params["skip_special_tokens"] = False
     if sampling.keep_stop:

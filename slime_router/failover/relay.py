@@ -27,8 +27,6 @@ from contextlib import (
 )
 from itertools import chain
 
-import numpy as np
-
 from slime_router.auth.owners import shown
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import Body, NotTaken
@@ -237,8 +235,7 @@ class Relay:
         assert call.prompt is not None
         if call.is_passed_on and call.stream and stitch.is_cumulative is not None:
             self._is_cumulative = stitch.is_cumulative
-        output = np.array(stitch.output_ids, np.int32)
-        self._pool.held(worker, shown(call.scope), call.prompt.ids, output)
+        self._pool.held(worker, shown(call.scope), call.prompt.ids, stitch.output_ids)
 
     def cancel(self, rid: str) -> list[tuple[Worker, str]]:
         """Stops whatever runs under this rid; returns the workers that have it and their rids."""

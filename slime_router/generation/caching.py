@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 from types import TracebackType
 
 import numpy as np
@@ -25,7 +25,6 @@ from slime_router.types import (
     GenerateCall,
     GenerateChunk,
     Piece,
-    TokenIds,
 )
 from slime_router.values import replace
 
@@ -228,24 +227,22 @@ class Cacher:
         self._cache.insert(
             prompt.node,
             prompt.pieces,
-            self._sampled_pieces(reply.output, reply.finish),
+            self._sampled_pieces(reply),
             session_id=call.session_id,
             turn_id=call.turn_id,
             epoch=epoch or self.weights.epoch,
         )
 
-    def _sampled_pieces(self, ids: TokenIds, finish: Finish | None) -> list[Piece]:
+    def _sampled_pieces(self, reply: Reply) -> list[Piece]:
         """The output, cut where a later text may depart from it, to reuse what precedes the cut.
 
         Cuts are around control tokens, and where the visible text ends before a stop string.
-        The pieces are slices of `ids`, sharing memory with the store.
+        The pieces are slices of `reply.output`, sharing memory with the store.
         """
-        controls, output = self._tokenizer.control_ids, ids.tolist()
-        cuts = {0, len(output), *self._stop_cut(output, finish)}
-        if not controls.isdisjoint(output):
-            for index, token_id in enumerate(output):
-                if token_id in controls:
-                    cuts |= {index, index + 1}
+        controls, ids, output = self._tokenizer.control_ids, reply.output, reply.output_ids
+        cuts = {0, len(output), *self._stop_cut(output, reply.finish)}
+        for index in compress(range(len(output)), map(controls.__contains__, output)):
+            cuts |= {index, index + 1}
         bounds = sorted(cuts)
         decoder = self._tokenizer.decoder(skip_special_tokens=False)
         pieces = []

@@ -289,6 +289,7 @@ class Recorder:
             top_logprobs=_top_logprobs(call, reply),
             uncaptured=reply.uncaptured,
             epoch=self._epoch_of(span.version for span in versions),
+            seq=self._store.next_seq,
             account=account_of(call, reply, prompt, turn.course, goes_on=base is not None),
             said_kind=call.kind,
             speculation=reply.speculation,

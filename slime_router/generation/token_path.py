@@ -54,7 +54,9 @@ class TokenPath:
     ) -> None:
         self.meters = Meters() if meters is None else meters
         self.cache = PrefixCache(
-            max_cached_tokens, is_anchor=tokenizer.is_anchor, is_control=tokenizer.is_control
+            max_cached_tokens,
+            is_anchor=tokenizer.is_anchor,
+            is_control=tokenizer.control_ids.__contains__,
         )
         self.store = TrajectoryStore(max_stored_tokens) if store is None else store
         self.weights = WeightVersions()

@@ -82,10 +82,12 @@ class KVCacheModel:
         return self._continued(known, scope, ids[self._end(known) :])
 
     def with_output(
-        self, prefixes: Prefixes, scope: str, prompt: TokenIds, output: TokenIds
+        self, prefixes: Prefixes, scope: str, prompt: TokenIds, output: Sequence[int]
     ) -> Prefixes:
         """The prefixes of a prompt and what was sampled after it; `prefixes` are the prompt's."""
-        rest = np.concatenate((prompt[self._end(prefixes) :], output))
+        if bisect_right(self._ends, len(prompt) + len(output)) == len(prefixes):
+            return prefixes  # it fills no block
+        rest = np.concatenate((prompt[self._end(prefixes) :], np.array(output, np.int32)))
         return self._continued(prefixes, scope, rest)
 
     def _end(self, prefixes: Prefixes) -> int:

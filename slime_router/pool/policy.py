@@ -14,7 +14,7 @@ from slime_router.choices import PolicyName
 from slime_router.pool.affinity import Affinity, Recent, load, most
 from slime_router.pool.kv_cache import KVCacheModel, Prefixes
 from slime_router.pool.worker import Need, Worker
-from slime_router.types import NO_TOKENS, TokenIds
+from slime_router.types import TokenIds
 
 # The prices of `CacheAware`, in waiting prompt tokens. `benchmarks.routing` shows what they gain.
 TOKEN_PRICE = 3  # a token to compute delays this request and those after it, and takes memory
@@ -37,7 +37,7 @@ class Policy(Protocol):
         ...
 
     def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
     ) -> None:
         """`worker` has computed both: of a generation that ended.
 
@@ -108,7 +108,7 @@ class Sticky:
         return len(need.ids)
 
     def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
     ) -> None:
         """Of no interest."""
 
@@ -139,7 +139,7 @@ class ConsistentHashing:
         return len(need.ids)
 
     def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
     ) -> None:
         """Of no interest."""
 
@@ -197,7 +197,7 @@ class CacheAware:
         return computed
 
     def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
     ) -> None:
         """See `Policy`."""
         model, last = self._kv_model, self._last

@@ -17,7 +17,7 @@ from slime_router.pool.breaker import Breaker, BreakerSettings
 from slime_router.pool.cooldown import Cooldown
 from slime_router.pool.policy import Policy, make_policy
 from slime_router.pool.worker import Kind, Need, RegistrationFields, Worker
-from slime_router.types import NO_TOKENS, TokenIds
+from slime_router.types import TokenIds
 
 ANY_NEED = Need()
 NO_COOLDOWN = Backoff(initial_s=0.0)
@@ -26,7 +26,7 @@ NO_COOLDOWN = Backoff(initial_s=0.0)
 class Lease:
     """A worker's promise to take one request; `close` returns it, and may be called repeatedly."""
 
-    __slots__ = ("_is_open", "_is_trial", "_pending", "_pool", "worker")
+    __slots__ = ("_is_answered", "_is_open", "_is_trial", "_pending", "_pool", "worker")
 
     def __init__(self, pool: WorkerPool, worker: Worker, pending: int, *, is_trial: bool) -> None:
         self.worker = worker
@@ -34,24 +34,22 @@ class Lease:
         self._pending = pending
         self._is_trial = is_trial
         self._is_open = True
+        self._is_answered = False
 
     def answered(self) -> None:
         """The first token arrived, or something else showed that the worker does its job."""
-        self.worker.computed(self._pending)
-        self._pending = 0
-        self._end_trial()
+        if not self._is_answered:
+            self._is_answered = True
+            self.worker.computed(self._pending)
+            if self._is_trial:
+                self._pool._tried(self.worker)
 
     def close(self) -> None:
         """The worker no longer has the request."""
         if self._is_open:
             self._is_open = False
-            self.worker.computed(self._pending)
-            self._end_trial()
+            self.answered()
             self._pool._returned(self.worker)
-
-    def _end_trial(self) -> None:
-        is_trial, self._is_trial = self._is_trial, False
-        self._pool._tried(self.worker, is_trial=is_trial)
 
     def __enter__(self) -> Lease:
         return self
@@ -265,9 +263,11 @@ class WorkerPool:
         """
         now = self._clock()
         candidates = self._candidates(need, exclude, kind)
-        candidates = [w for w in candidates if w.was_greeted] or candidates
-        candidates = [w for w in candidates if not self._cooldowns[w].spares(now)] or candidates
-        worker = self._policy.choose(candidates, need)
+        if len(candidates) > 1:
+            candidates = [w for w in candidates if w.was_greeted] or candidates
+            candidates = [w for w in candidates if not self._cooldowns[w].spares(now)] or candidates
+        is_clear = len(candidates) == 1
+        worker = candidates[0] if is_clear else self._policy.choose(candidates, need)
         pending = self._policy.sent(worker, need)
         self._leases += 1
         worker.leased(self._leases, pending)
@@ -291,7 +291,7 @@ class WorkerPool:
         return min(self._cooldowns[worker].left_s(now) for worker in candidates)
 
     def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: TokenIds = NO_TOKENS
+        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
     ) -> None:
         """The worker's KV cache now holds these tokens, one after the other."""
         if worker in self and worker.is_up:
@@ -378,11 +378,11 @@ class WorkerPool:
             return self.list()[int(name)]
         return self.get(name)
 
-    def _tried(self, worker: Worker, *, is_trial: bool) -> None:
+    def _tried(self, worker: Worker) -> None:
+        """The request that a breaker let through as a trial has ended, one way or another."""
         if worker in self._breakers:
-            self._breakers[worker].end(is_trial=is_trial)
-            if is_trial:
-                self._changed()
+            self._breakers[worker].end(is_trial=True)
+            self._changed()
 
     def _returned(self, worker: Worker) -> None:
         worker.returned()

@@ -8,7 +8,7 @@ models write.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from slime_router.errors import SetupError
@@ -33,6 +33,7 @@ _REASONING_FIELDS: dict[str, type] = {
     "think_start_self_label": str,
 }
 _IN_REASONING = "_in_reasoning"
+_READS = ("parse_streaming_increment", "_parse_streaming_increment_impl", "finish")
 _WITHOUT_STATE = ("BeamReasoningDetector",)  # its reply names each part
 _DROP_UNKNOWN = {
     "Apertus2509Detector",
@@ -143,6 +144,25 @@ class _AnyName(dict[str, int]):
         return -1
 
 
+class Marks:
+    """What a format of reasoning does not let pass as text.
+
+    `is_in(text)` finds a mark; `begins(text)` one, or the beginning of one at the very end, and so
+    does `begins_in(utf_8)`. They return a match, or None.
+    """
+
+    __slots__ = ("begins", "begins_in", "is_in")
+
+    def __init__(self, marks: Iterable[str]) -> None:
+        whole = [*marks]
+        heads = {mark[:length] for mark in whole for length in range(1, len(mark))}
+        is_in = "|".join(map(re.escape, whole))
+        begins = rf"{is_in}|(?:{'|'.join(map(re.escape, heads))})\Z"
+        self.is_in = re.compile(is_in).search
+        self.begins = re.compile(begins).search
+        self.begins_in = re.compile(begins.encode()).search
+
+
 class ReasoningDetector:
     """One reply's reader of reasoning; see `sglang.srt.parser.reasoning_parser`.
 
@@ -171,22 +191,22 @@ class ReasoningDetector:
         return self._has_state and bool(self._detector._in_reasoning)
 
     @property
-    def is_past(self) -> bool:
-        """Whether what comes now is content, and nothing is held back."""
-        return not (self._detector._buffer or self._detector._in_reasoning)
+    def holds_nothing(self) -> bool:
+        """Whether all text so far was given back; only for a format that has `marks`."""
+        return not self._detector._buffer
 
-    def content_marks(self) -> frozenset[str]:
-        """The characters that may begin a mark of the format.
+    def marks(self) -> Marks | None:
+        """The marks of the format; None where it has a way of its own to read a stream.
 
-        Text without any of them is content as it stands, once a reply is past its reasoning and
-        nothing of it is held back. Empty where the format has a way of its own to read a stream.
+        Where nothing is held back, text without any of them is all reasoning or all content.
         """
         kinds = type(self._detector).__mro__
-        own = [each for each in kinds if "parse_streaming_increment" in vars(each)]
-        if len(own) != 1 or not (self._has_state and hasattr(self._detector, "_buffer")):
-            return frozenset()
+        if any(sum(name in vars(each) for each in kinds) > 1 for name in _READS):
+            return None
+        if not (self._has_state and hasattr(self._detector, "_buffer")):
+            return None
         marks = (self.begin, self.end, getattr(self._detector, "tool_start_token", None))
-        return frozenset(mark[0] for mark in marks if mark)
+        return Marks(filter(None, marks))
 
     def start(self, *, is_open: bool) -> None:
         """Whether the reply begins inside reasoning; not every format takes it as an argument."""

@@ -8,10 +8,10 @@ parser can read stays content. The held tokens are what was sampled, whatever is
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from slime_router.replies.detectors import ReasoningDetector
+from slime_router.replies.detectors import Marks, ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
 from slime_router.replies.leftovers import without_control_tokens
 from slime_router.replies.mistral_ids import MistralCalls
@@ -36,9 +36,8 @@ class ReplyParser:
     """Takes one reply apart.
 
     `ends` are control tokens that it must see although a generation may end with them. `marks` are
-    the characters that may begin a mark of its reasoning: text without them is content once the
-    reasoning is over. Empty where that is not known. With `strips_newlines` its content does not
-    begin with the line breaks that follow reasoning.
+    those of its reasoning, where it is known that text without them is not cut. With
+    `strips_newlines` its content does not begin with the line breaks that follow reasoning.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class ReplyParser:
         calls: CallReader | MistralCalls | None,
         *,
         ends: Collection[str] = (),
-        marks: frozenset[str] = frozenset(),
+        marks: Marks | None = None,
         strips_newlines: bool = False,
     ) -> None:
         self.ends = ends
@@ -62,29 +61,38 @@ class ReplyParser:
         self.is_thinking = messages is not None and messages.is_thinking
         if reasoning is not None and reasoning.is_open:
             self.is_thinking = True
-        self._marks = marks if messages is None and calls is None else frozenset()
-        # The bytes that a mark may begin with: content without them may come in longer pieces.
-        self.leads = frozenset(mark.encode()[0] for mark in self._marks)
         self._may_strip = strips_newlines  # until the content has begun
         self._has_thought = self.is_thinking
-        self.is_past = False  # from here on all text is content, up to a mark
+        self._marks = marks if messages is None and calls is None else None
+        # Text without these may come in one piece, however long; None: it comes token by token.
+        self.stops = self._marks
+        self._is_past = False  # from here on text without marks is content, and need not be pushed
 
     def is_content(self, text: str) -> bool:
         """Whether the next piece of text is content as it is, and need not be pushed."""
-        return self.is_past and self._marks.isdisjoint(text)
+        return self._is_past and self._marks is not None and self._marks.begins(text) is None
 
     def push(self, text: str, *, is_last: bool) -> ReplyDelta:
         """What a piece of text adds; at the end also what was held back."""
-        if not is_last and self.is_content(text):
+        pieces: Sequence[str]
+        stops = self.stops
+        if stops is None or (stops.is_in(text) if is_last else stops.begins(text)) is not None:
+            pieces = self._pieces.cut(text, is_last=is_last) or ([""] if is_last else ())
+        elif self.is_thinking or self._may_strip:
+            pieces = (text,)
+        else:
+            if text:
+                self._silent, self._is_past = None, True
             return ReplyDelta(text)
-        pieces = self._pieces.cut(text, is_last=is_last) or ([""] if is_last else ())
         whole = None
         for index, piece in enumerate(pieces, 1):
             delta = self._guarded(piece, is_last=is_last and index == len(pieces))
             whole = delta if whole is None else joined(whole, delta)
-        if self._marks:
-            is_read = not (self._silent is not None or self._is_broken or self._may_strip)
-            self.is_past = is_read and self._reasoning is not None and self._reasoning.is_past
+        if self._marks is not None and self._reasoning is not None:
+            is_free = self._reasoning.holds_nothing and not self._is_broken
+            self.stops = self._marks if is_free else None
+            is_said = self._silent is None and not self._may_strip
+            self._is_past = is_free and is_said and not self.is_thinking
         return ReplyDelta(is_thinking=self.is_thinking) if whole is None else whole
 
     def _guarded(self, text: str, *, is_last: bool) -> ReplyDelta:

@@ -25,7 +25,7 @@ from slime_router.engine.structural_tag import (
 from slime_router.errors import BadRequest, SetupError, one_line
 from slime_router.replies import harmony, mistral_ids
 from slime_router.replies.call_ids import NewCallId, call_ids
-from slime_router.replies.detectors import CallDetector, ReasoningDetector
+from slime_router.replies.detectors import CallDetector, Marks, ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
 from slime_router.replies.mistral_ids import MistralCalls
 from slime_router.replies.parser import ReplyParser
@@ -111,7 +111,7 @@ class ReplyParsers:
         self._presumes_thinking = presumes_thinking
         self._strips_newlines = strips_newlines
         self._ends = (*_ENDS.get(tools or "", ()), *_ENDS.get(reasoning or "", ()))
-        self._marks: frozenset[str] | None = None  # None until a reply shows it
+        self._marks: Marks | None = None  # of its reasoning
         self._was_tried = False
         self._sglang = load() if tools or reasoning else None
         if self._sglang is not None:
@@ -229,13 +229,10 @@ class ReplyParsers:
         )
         if stages == (None, None, None):
             return None
-        reasoning, *others = stages
-        if self._marks is None and reasoning is not None and others == [None, None]:
-            self._marks = reasoning.content_marks()  # the same for each such reply
         return ReplyParser(
             *stages,
             ends=self._ends,
-            marks=self._marks or frozenset(),
+            marks=self._marks,
             strips_newlines=self._strips_newlines,
         )
 
@@ -318,6 +315,8 @@ class ReplyParsers:
             ),
             fits=self._was_tried,
         )
+        if not self._was_tried:
+            self._marks = detector.marks()
         is_open = _is_thinking(detector, prompt_tail.rstrip(), written)
         if is_open is None and not self._presumes_thinking:
             is_open = False

@@ -8,6 +8,8 @@ from slime_router.replies.parser import ReplyDelta, ReplyParser, joined
 from slime_router.tokens.stop_strings import VisibleText
 from slime_router.types import GenerateChunk
 
+_WINDOW = 128  # tokens that are looked at together
+
 
 class ReplyReader:
     """Fills in what a chat client sees of each chunk: content, reasoning, tool calls."""
@@ -37,32 +39,37 @@ class ReplyReader:
         return (chunk._replace(text=delta.content),)
 
     def _read_each(self, chunk: GenerateChunk, parser: ReplyParser) -> Sequence[GenerateChunk]:
-        """Token by token: from longer pieces some parsers lose text.
-
-        But for runs of content: in tens of tokens, a mark is rare.
-        """
+        """Token by token, as some parsers lose text from longer pieces; but runs at once."""
         parts: list[GenerateChunk] = []
         start, thoughts, said = 0, 0, ReplyDelta()
         finish, ids = chunk.finish, chunk.output_ids
-        index, last = 0, len(ids) - 1
-        while index <= last:
-            end = index + 1
-            if parser.is_past:
-                end = max(end, self._visible.end_without(parser.leads, ids, index))
-            is_last = finish is not None and end > last
-            text = self._visible.push(ids[index:end], finish if is_last else None)
+        index, count = 0, len(ids)
+        while index < count:
+            run = self._run(ids, index, parser, has_end=finish is not None)
+            is_last = finish is not None and index + len(run) == count
+            text = self._visible.push(run, finish if is_last else None)
+            is_thinking = parser.is_thinking
             if text or is_last:
                 delta = parser.push(text, is_last=is_last)
                 if _is_out_of_order(said, delta):
                     parts.append(_filled(_before(chunk, start, index), said, thoughts))
                     start, thoughts, said = index, 0, ReplyDelta()
-                said = joined(said, delta)
-                thoughts += delta.is_thinking
-            else:
-                thoughts += parser.is_thinking
-            index = end
+                said, is_thinking = joined(said, delta), delta.is_thinking
+            thoughts += len(run) * is_thinking
+            index += len(run)
         rest = _from(chunk, start) if start else chunk
         return [*parts, _filled(rest, said, thoughts)]
+
+    def _run(
+        self, ids: Sequence[int], start: int, parser: ReplyParser, *, has_end: bool
+    ) -> Sequence[int]:
+        """The next tokens that are read together: up to where a mark may begin, or else one."""
+        stops = parser.stops
+        if stops is None:
+            return ids[start : start + 1]
+        run = ids[start : start + _WINDOW]
+        are_last = has_end and start + len(run) == len(ids)
+        return run[: self._visible.run_len(stops.begins_in, run, are_last=are_last) or 1]
 
 
 def _filled(chunk: GenerateChunk, said: ReplyDelta, thoughts: int) -> GenerateChunk:

@@ -16,12 +16,14 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 from secrets import token_hex
 from typing import Any, NamedTuple
 
 import orjson
 
 from slime_router.cache.text_index import Place, TextIndex
+from slime_router.json_text import brackets
 from slime_router.types import Message
 
 LONG_LEN = 2**14  # bytes of a body that is worth a closer look
@@ -31,12 +33,11 @@ _SHARE = 3  # of its text's length that a conversation counts
 _MESSAGE_LEN = 64  # bytes more for each message: in tuples and lists
 
 _FIELD = b'"messages"'
+_BACKSLASH = ord("\\")
 _OPENING = re.compile(rb"\s*+:\s*+\[")
 _NEXT = re.compile(rb"[ \t\n\r]*+(?:,[ \t\n\r]*+(?=\{)|(?=\]))")  # JSON has no other white space
-# Up to the next bracket that is not in a string, of JSON that was found to be valid.
-_BRACKET = re.compile(
-    rb'[^"\[\]{}]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^"\[\]{}]*+)*+([\[\]{}])', re.DOTALL
-)
+# Up to the next bracket or string, of JSON that was found to be valid.
+_SIGN = re.compile(rb'[^"\[\]{}]*+(["\[\]{}])')
 
 
 class Chain(NamedTuple):
@@ -54,17 +55,20 @@ class Past:
     """Messages that came in one request: they never change, nor does what is known of them.
 
     `chains` has the last chain for each beginning of one. `is_apart`: no two of the messages are
-    one reply in two parts.
+    one reply in two parts. `brackets`: how many arrays and objects are in their text, at most.
     """
 
-    __slots__ = ("before", "chains", "followers", "is_apart", "messages", "place", "size")
+    __slots__ = (
+        "before", "brackets", "chains", "followers", "is_apart", "messages", "place", "size"
+    )  # fmt: skip
 
-    def __init__(self, messages: tuple[Message, ...]) -> None:
+    def __init__(self, messages: tuple[Message, ...], brackets: int) -> None:
         self.messages = messages
+        self.brackets = brackets
         self.before: Past | None = None  # what was kept of the request before
         self.followers = 0
         self.size = 0
-        self.place: Place[Past] | None = None  # None where it is not kept
+        self.place: Place[bytes, Past] | None = None  # None where it is not kept
         self.chains: OrderedDict[bytes, Chain] = OrderedDict()
         self.is_apart = False
 
@@ -99,7 +103,7 @@ class Written:
     past: Past | None
     new: list[Any]
     _owner: str
-    _text: str  # of the new ones, and what is before them
+    _text: bytes  # of the new ones, and what is before them
     _texts: MessageTexts = field(repr=False)
 
     @property
@@ -111,7 +115,8 @@ class Written:
         """All messages, given the new ones as they were checked."""
         if self.past is not None and not self.new:
             return Heard.of(self.past, self.past)
-        now = Past((*self.known, *new))
+        known_brackets = 0 if self.past is None else self.past.brackets
+        now = Past((*self.known, *new), known_brackets + brackets(self._text))
         self._texts.keep(now, self._text, self.past, self._owner)
         return Heard.of(now, self.past)
 
@@ -125,7 +130,7 @@ class MessageTexts:
     def __init__(self, max_kept_len: int = MAX_KEPT_LEN) -> None:
         self._max_kept_len = max_kept_len
         self._name = f'"{token_hex(16)}"'.encode()
-        self._indexes: dict[str, TextIndex[Past]] = {}
+        self._indexes: dict[str, TextIndex[bytes, Past]] = {}
         self._kept: OrderedDict[Past, str] = OrderedDict()  # and whose they are
         self._kept_len = 0
 
@@ -135,17 +140,19 @@ class MessageTexts:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def read(self, raw: bytes, owner: str = "") -> tuple[dict[str, Any], bytes] | None:
+    def read(
+        self, raw: bytes, owner: str = "", max_brackets: float = inf
+    ) -> tuple[dict[str, Any], bytes] | None:
         """A JSON object whose `messages` are `Written`, and the part of its text that is new.
 
-        None if it is short, or if anything about it is unusual.
+        None if it is short, has more brackets, or if anything about it is unusual.
         """
         at = raw.find(_FIELD) if self._max_kept_len > 0 and len(raw) >= LONG_LEN else -1
         opening = None if at < 0 else _OPENING.match(raw, at + len(_FIELD))
         if opening is None:
             return None
         start = opening.end()
-        past = self._find(owner, raw[start:].decode("latin-1"))
+        past = self._find(owner, raw, start)
         begin = known_end = start
         if past is not None and past.place is not None:
             known_end = start + past.place.depth
@@ -154,6 +161,8 @@ class MessageTexts:
                 return None
             begin = following.end()
         rest = b"%b%b%b%b" % (raw[:at], self._name, opening[0], raw[begin:])
+        if brackets(rest) + (0 if past is None else past.brackets) > max_brackets:
+            return None
         body = self._named(rest)
         if body is None:
             return None
@@ -162,13 +171,13 @@ class MessageTexts:
             return None
         new_at = at + len(self._name) + len(opening[0])
         end = begin + _end(rest, new_at) - new_at
-        text = raw[known_end:end].rstrip().decode("latin-1")
+        text = raw[known_end:end].rstrip()
         body["messages"] = Written(past, new, owner, text, self)
         return body, rest
 
-    def keep(self, now: Past, text: str, past: Past | None, owner: str) -> None:
+    def keep(self, now: Past, text: bytes, past: Past | None, owner: str) -> None:
         """Remember messages that have this text after that of `past`."""
-        index = self._indexes.setdefault(owner, TextIndex())
+        index = self._indexes.setdefault(owner, TextIndex(b""))
         above = index.root
         if past is not None:
             if past.place is None:
@@ -192,10 +201,10 @@ class MessageTexts:
         while self._kept_len > self._max_kept_len:
             self._forget(next(iter(self._kept)))
 
-    def _find(self, owner: str, text: str) -> Past | None:
+    def _find(self, owner: str, raw: bytes, start: int) -> Past | None:
         index = self._indexes.get(owner)
         past = None
-        for place in () if index is None else index.along(text):
+        for place in () if index is None else index.along(raw, start=start):
             [past] = place.marks
         if past is not None:
             self._kept.move_to_end(past)
@@ -236,9 +245,25 @@ def _end(text: bytes, at: int) -> int:
     """Where the list ends whose inside begins at `at`: the place of its closing bracket."""
     depth = 1
     while True:
-        found = _BRACKET.match(text, at)
+        found = _SIGN.match(text, at)
         assert found is not None, "the JSON is valid, so brackets are closed"
+        at = found.end()
+        if found[1] == b'"':
+            at = _end_of_string(text, at)
+            continue
         depth += 1 if found[1] in b"[{" else -1
         if not depth:
-            return found.start(1)
-        at = found.end()
+            return at - 1
+
+
+def _end_of_string(text: bytes, at: int) -> int:
+    """Where the string ends, its quote included, whose inside begins at `at`."""
+    quote = text.index(b'"', at)
+    while text[quote - 1] == _BACKSLASH:
+        first = quote - 1
+        while text[first - 1] == _BACKSLASH:  # the opening quote is before them all
+            first -= 1
+        if (quote - first) % 2 == 0:  # they escape each other
+            break
+        quote = text.index(b'"', quote + 1)
+    return quote + 1

@@ -48,8 +48,7 @@ from slime_router.template.stand_ins import (
 from slime_router.types import Message, TemplateOptions
 from slime_router.values import replace
 
-SHIFT_LEN = 14  # messages in view from which a later start is tried
-KEPT_LEN = 6  # messages before the reply that stay in view, at least
+SHIFT_LEN = 10  # messages in view from which a later start is tried
 
 Render = Callable[[Sequence[Message], TemplateOptions, datetime | None], str | None]
 
@@ -137,7 +136,7 @@ class Suffixes:
             return None
         if not any(map(is_reply, messages)):
             return Layout((Mark.of(text, messages),), shift_len=SHIFT_LEN)
-        start = later_start(question)
+        start = later_start(question, question.size - 1)
         if not start:
             return None
         near = View.of(messages, question.index, start)
@@ -263,15 +262,18 @@ class Suffixes:
         shift_len = known.shift_len or SHIFT_LEN
         if len(view.messages) >= shift_len:
             moved = self._moved(drawing, question)
+            if moved is not None and known.start:
+                pairs = known.pairs | moved.pairs  # those that went out of view were seen, too
+                return replace(moved, pairs=pairs, proved_len=known.proved_len)
             if moved is not None:
-                return replace(moved, proved_len=known.proved_len if known.start else question.size)
+                return replace(moved, proved_len=question.size)
             shift_len = 2 * len(view.messages)
         marks = (*known.marks, Mark.of(drawing.behind, view.later))
         return replace(known, marks=marks, shift_len=shift_len) if len(marks) <= MAX_MARKS else None
 
     def _moved(self, drawing: Drawing, question: Question) -> Layout | None:
         """The same from a later reply on, where all after that reply comes out alike."""
-        start = later_start(question)
+        start = later_start(question, question.index)
         if not start:
             return None
         near = View.of(question.messages, question.index, start)
@@ -284,10 +286,10 @@ class Suffixes:
         return Layout(in_view(near, drawn), start, pairs, shift_len=SHIFT_LEN)
 
 
-def later_start(question: Question) -> int:
-    """A reply shortly before the held one, that can follow the first user's turn; 0 for none."""
+def later_start(question: Question, last: int) -> int:
+    """The latest reply up to `last` that can follow the first user's turn; 0 for none."""
     messages, head = question.messages, head_len(question.messages)
-    for start in range(question.index - KEPT_LEN, head, -1):
+    for start in range(last, head, -1):
         if is_reply(messages[start]) and not is_reply(messages[start - 1]):
             return start if head else 0
     return 0

@@ -26,13 +26,15 @@ from sys import getsizeof
 
 import orjson
 
-from slime_router.template.layout import reach
+from slime_router.template.layout import has_word, reach
 from slime_router.template.stand_ins import View, head_len
-from slime_router.template.suffix import SHIFT_LEN, Question, Render, later_start
+from slime_router.template.suffix import Question, Render, later_start
 from slime_router.types import Message, TemplateOptions
 from slime_router.values import replace
 
 MAX_KEPT_LEN = 2**26  # bytes of texts and of messages
+SHIFT_LEN = 14  # messages in view from which a later start is tried
+KEPT_LEN = 6  # messages that stay in view, at least: replies are printed as they are
 LEAST_LEN = SHIFT_LEN - 4  # messages; shorter conversations are rendered quickly
 _SHARE = 3  # of its text's size that a transcript counts: its messages are kept, too
 
@@ -157,7 +159,7 @@ class Transcripts:
         self, made: Transcript, question: Question, before: Transcript
     ) -> Transcript | None:
         """The transcript with as much settled as can be; None where that is nothing."""
-        start = later_start(question)
+        start = later_start(question, question.index - KEPT_LEN)
         near = self._near(question, start) if start else None
         if near is None:
             return None
@@ -198,7 +200,7 @@ def _kind(message: Message, literals: Sequence[str]) -> tuple[object, ...]:
     """All that a template may branch on, of replies as of other messages."""
     said = [name for name, value in message.items() if value]
     texts = [value for value in message.values() if type(value) is str]
-    found = [literal for literal in literals if any(literal in text for text in texts)]
+    found = [literal for literal in literals if any(has_word(text, literal) for text in texts)]
     calls = len(message.get("tool_calls") or ())
     return str(message["role"]).lower(), min(calls, 2), frozenset(said), *found
 

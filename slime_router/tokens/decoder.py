@@ -10,12 +10,15 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import TypeAlias
 
 import tokenizers
 
 from slime_router.tokens.components import components
 
-_WINDOW = 32  # tokens that are looked at together
+FindBytes: TypeAlias = Callable[[bytes], re.Match[bytes] | None]
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -60,20 +63,18 @@ class Decoder:
         self._held = spelled[used_len:]
         return text
 
-    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
-        """Where the first of `ids` from `start` on is that has one of these bytes.
+    def run_len(self, find: FindBytes, ids: Sequence[int]) -> int:
+        """How many of `ids` come before the first whose bytes hold the first thing found.
 
-        The last of `ids` or the one after a few dozen at the latest, and `start` itself while a
-        part of a character is held.
+        0 while a part of a character is held.
         """
-        end = min(len(ids) - 1, start + _WINDOW)
-        if self._held or end <= start:
-            return start
-        if leads.isdisjoint(b"".join(map(self._bytes_of, ids[start:end]))):
-            return end
-        while leads.isdisjoint(self._bytes_of(ids[start])):
-            start += 1
-        return start
+        if self._held:
+            return 0
+        found = find(b"".join(map(self._bytes_of, ids)))
+        if found is None:
+            return len(ids)
+        ends = accumulate(map(len, map(self._bytes_of, ids)))
+        return sum(end <= found.start() for end in ends)
 
     def flush(self) -> str:
         """What is held back; bytes that never became a character are U+FFFD."""

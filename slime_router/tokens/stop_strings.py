@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
+from slime_router.tokens.decoder import FindBytes
 from slime_router.types import Finish, Sampling
 
 
@@ -18,8 +19,8 @@ class TextDecoder(Protocol):
     def push(self, ids: Iterable[int]) -> str:
         """The text that is complete now."""
 
-    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
-        """Where the first of `ids` from `start` on is that has one of these bytes, or the last."""
+    def run_len(self, find: FindBytes, ids: Sequence[int]) -> int:
+        """How many of `ids` come before the first thing found; 0 while something is held back."""
 
     def flush(self) -> str:
         """What was held back."""
@@ -47,12 +48,14 @@ class VisibleText:
         self._keeps_stop = sampling.keep_stop
         self._pending = ""
 
-    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
-        """The end of those from `start` on that have no such byte, nor come last.
+    def run_len(self, find: FindBytes, ids: Sequence[int], *, are_last: bool) -> int:
+        """How many of `ids` come before the first thing found in the text that they will show.
 
-        That is `start` where something is held back, which may have one.
+        0 where this is not known. `are_last`: the reply ends with them.
         """
-        return start if self._pending else self._decoder.end_without(leads, ids, start)
+        if self._pending or not self._hidden.isdisjoint(ids[:-1] if are_last else ids):
+            return 0
+        return self._decoder.run_len(find, ids)
 
     def push(self, ids: Sequence[int], finish: Finish | None) -> str:
         """The text that `ids` add; at the end (`finish`) all that is left."""

@@ -34,6 +34,7 @@ __all__ = ["After", "Decoder", "Tokenizer"]
 
 # Texts shorter than this are encoded in a few milliseconds: a thread would cost more than it saves.
 INLINE_TEXT_LEN = 16_000
+FAST_INLINE_TEXT_LEN = 32_000  # the same for a faster encoder, whatever the vocabulary and text
 
 
 class Tokenizer:
@@ -141,7 +142,7 @@ class Tokenizer:
         work: Callable[[int | None, str], tuple[Piece, ...]] = self._encode_after
         if self._switch.is_check_due():
             work = self._switch.encode_checked
-        elif len(text) < INLINE_TEXT_LEN:
+        elif len(text) < (FAST_INLINE_TEXT_LEN if self._switch.is_fast else INLINE_TEXT_LEN):
             return work(last_id, text)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, work, last_id, text)

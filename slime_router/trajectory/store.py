@@ -129,13 +129,16 @@ class TrajectoryStore:
         session = None if turn.session_id is None else self.sessions.name(turn.session_id)
         if session is not None:
             self._check_open(session)
-        self._seq = self._next_seq()
-        turn = replace(turn, seq=self._seq)
+        self._seq = seq = self.next_seq
+        if turn.seq != seq:
+            turn = replace(turn, seq=seq)
         self._file(turn, session)
         self._enforce_budget()
         return turn
 
-    def _next_seq(self) -> int:
+    @property
+    def next_seq(self) -> int:
+        """The sequence number of the turn that comes next: one made with it is not copied."""
         return self._seq + 1
 
     def _check_open(self, session: Session) -> None:

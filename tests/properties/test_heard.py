@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from slime_router.json_text import brackets
 from slime_router.template import heard
 from slime_router.template.heard import Heard, MessageTexts, Written
 
@@ -178,6 +179,20 @@ def test_what_another_owner_sent_is_not_known():
     found = texts.read(raw, "two")
     assert found is not None
     assert found[0]["messages"].known == ()
+
+
+@given(bodies(), st.integers(0, 12))
+def test_brackets_that_came_before_count(raws: list[bytes], most: int) -> None:
+    texts = MessageTexts()
+    for raw in raws:
+        found = texts.read(raw, max_brackets=most)
+        if found is not None:
+            written = found[0]["messages"]
+            written.checked(written.new)
+        if brackets(raw) > most:
+            assert found is None
+        elif found is None:
+            assert texts.read(raw) is None
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_what_was_hashed_before_is_not_hashed_again_and_is_the_same(turns):
 @given(st.integers(0, 9_000), st.integers(0, 9_000))
 def test_an_output_goes_on_from_its_prompt(prompt_len, output_len):
     holdings, ids = KVCacheModel(), np.arange(prompt_len + output_len, dtype=np.int32)
-    prompt, output = ids[:prompt_len], ids[prompt_len:]
+    prompt, output = ids[:prompt_len], ids[prompt_len:].tolist()
     prefixes = holdings.prefixes("a", prompt)
     assert holdings.with_output(prefixes, "a", prompt, output) == holdings.prefixes("a", ids)
 

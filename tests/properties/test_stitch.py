@@ -17,6 +17,7 @@ from slime_router.engine.top_logprobs import top_plan
 from slime_router.failover.stitch import Stitch
 from slime_router.testing.engine import Engine
 from slime_router.testing.script import Script
+from slime_router.tokens.decoder import FindBytes
 from slime_router.tokens.stop_strings import VisibleText
 from slime_router.types import (
     GenerateCall,
@@ -45,8 +46,8 @@ class Pieces:
     def push(self, ids: Iterable[int]) -> str:
         return decode(ids)
 
-    def end_without(self, leads: frozenset[int], ids: Sequence[int], start: int) -> int:
-        return start
+    def run_len(self, find: FindBytes, ids: Sequence[int]) -> int:
+        return 0
 
     def flush(self) -> str:
         return ""

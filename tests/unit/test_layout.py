@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.template import suffix
 from slime_router.template.chat_template import ChatTemplate
-from slime_router.template.layout import Layout, Layouts, Mark, compared_literals, holds, pairs_of
+from slime_router.template.layout import (
+    Layout,
+    Layouts,
+    Mark,
+    compared_literals,
+    find_long,
+    has_word,
+    holds,
+    pairs_of,
+)
 from slime_router.template.stand_ins import Drawing, Form
 from slime_router.types import Message, TemplateOptions
 from tests.tiny import build_tiny_checkpoint
@@ -72,6 +83,19 @@ def test_messages_are_of_one_kind_where_a_template_cannot_tell_them_apart():
     assert plain != pairs_of([user("c"), user("")], ("<x>",))
 
 
+LETTERS = st.text("ab", max_size=24)
+
+
+@given(
+    before=LETTERS, part=LETTERS, after=LETTERS, times=st.integers(1, 12), start=st.integers(0, 9)
+)
+def test_a_long_text_is_found_where_any_search_finds_it(before, part, after, times, start):
+    text, sought = before + part * times + after, part * 9
+    for each in (sought, sought[:30], part):
+        assert find_long(text, each, start) == text.find(each, start)
+        assert has_word(text, each) is (each in text)
+
+
 def test_the_oldest_layouts_go():
     layouts = Layouts(limit=2)
     for name in ("a", "b", "c"):
@@ -97,3 +121,27 @@ def test_a_layout_has_a_limited_number_of_marks(tmp_path, monkeypatch):
         layout = found.layout
         counts.append(None if layout is None else len(layout.marks))
     assert counts == [2, 3, None, None, None]
+
+
+def test_a_long_conversation_is_continued_from_few_messages(tmp_path, monkeypatch):
+    """Whole it is rendered at first, and whenever it has doubled."""
+    tokenizer = load_tokenizer(str(build_tiny_checkpoint(tmp_path)))
+    template, options, sizes = ChatTemplate(tokenizer), TemplateOptions(), []
+    render = tokenizer.render
+
+    def counted(messages, *args, **kwargs):
+        sizes.append(len(messages))
+        return render(messages, *args, **kwargs)
+
+    monkeypatch.setattr(tokenizer, "render", counted)
+    messages = [user("0")]
+    layout = template.layout(template.render(messages, options), messages, options, None)
+    for number in range(100):
+        index = len(messages)
+        messages = [*messages, {"role": "assistant", "content": "yes"}, user(str(number))]
+        found = template.suffix(messages, index, options, last_id=None, layout=layout)
+        assert found is not None
+        layout = found.layout
+    whole = [size for size in sizes if size > suffix.SHIFT_LEN + 1]
+    assert len(whole) <= 2 * 5  # from 10 messages on: at about 20, 40, 80 and 160
+    assert sum(sizes) - sum(whole) <= 100 * 10

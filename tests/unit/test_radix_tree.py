@@ -7,6 +7,8 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slime_router.cache import radix_tree
 from slime_router.cache.radix_tree import Node, RadixTree
@@ -334,7 +336,7 @@ def test_many_tails_share_one_long_prefix():
 @pytest.mark.parametrize("is_marked", [True, False])
 def test_a_place_below_which_one_path_leads_on_is_there_for_its_mark_alone(is_marked):
     """Where the last mark goes, so does the place: what finds it otherwise is the check."""
-    index: TextIndex[str] = TextIndex()
+    index: TextIndex[str, str] = TextIndex("")
     middle = index.below(index.root, "ab")
     index.below(middle, "c").marks = ("end",)
     middle.marks = ("middle",) if is_marked else ()
@@ -343,6 +345,30 @@ def test_a_place_below_which_one_path_leads_on_is_there_for_its_mark_alone(is_ma
     index.prune(middle)
     index.check_integrity()
     assert [place.depth for place in index.along("abc")] == ([2, 3] if is_marked else [3])
+    assert index.size == (2 if is_marked else 1)
+
+
+@given(lens=st.lists(st.integers(2, 40), min_size=1, max_size=60), is_long=st.booleans())
+def test_a_text_that_grows_is_not_copied_each_time(lens, is_long):
+    """Where each end but the last is forgotten, few places are left, and every text is found."""
+    index: TextIndex[bytes, int] = TextIndex(b"")
+    text, place, copied = b"", index.root, 0
+    for length in [*([4_000] if is_long else []), *lens]:
+        text += bytes([length % 7]) * length
+        edges = {id(each): len(each.edge) for each in index.places()}
+        before, place = place, index.below(place, text[place.depth :])
+        place.marks, before.marks = (len(text),), ()
+        index.prune(before)
+        index.check_integrity()
+        copied += sum(len(e.edge) for e in index.places() if edges.get(id(e), 0) != len(e.edge))
+        assert [each.depth for each in index.along(b"-" + text + b"x", start=1)] == [len(text)]
+        assert index.size <= len(text).bit_length()
+    assert copied <= 2 * len(text) * len(text).bit_length()
+    index.below(index.root, text[: len(text) // 2]).marks = (0,)
+    index.check_integrity()
+    place.marks = ()
+    index.prune(place)
+    assert index.size == 1
 
 
 def test_a_whole_text_ends_only_at_an_anchor_of_the_tree():
