@@ -15,6 +15,13 @@ class Sink(Protocol):
     def put(self, made: Made) -> None:
         """Write this change after those that were put before."""
 
+    @property
+    def position(self) -> int:
+        """How many changes were put, in all."""
+
+    def has_written(self, position: int) -> bool:
+        """Whether what was put up to there is durable."""
+
 
 class Tap:
     """Shut while a store takes over what is written already."""
