@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, Protocol, TypeAlias
 
 from aiohttp import web
 
@@ -18,9 +18,19 @@ from slime_router.api.request import A
 from slime_router.errors import RouterError
 from slime_router.types import GenerateChunk
 
+TextEvent: TypeAlias = Callable[[str, int], bytes]
+
 
 class StreamedReply(Protocol):
     """Writes chunks as events."""
+
+    @property
+    def text_event(self) -> TextEvent | None:
+        """Writes a chunk of the only sample that differs from the one before in its tokens alone.
+
+        None where it takes the chunk itself. Given the text that a client sees of the tokens, and
+        their number; what is returned is empty if there is nothing to say.
+        """
 
     def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
         """The events for a chunk of any sample. Raises RouterError to end the stream."""

@@ -25,11 +25,12 @@ from slime_router.archive.port import (
     Archive,
     ArchiveBroken,
     ArchiveDown,
+    ArchiveOdd,
     Cursor,
     News,
 )
 from slime_router.archive.store import ArchivedStore
-from slime_router.errors import BadRequest, Conflict, NotDurable
+from slime_router.errors import BadRequest, Conflict, NotDurable, NotFound
 from slime_router.journal.fetching import Fetched
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.stand_ins import is_reply
@@ -151,8 +152,9 @@ class Filler:
             self.counts.failures += 1
             if isinstance(exc, ArchiveBroken):
                 self._on_broken(exc)
-            self.trouble = str(exc)
-            self._down_until = now() + RETRY_S
+            if not isinstance(exc, ArchiveOdd):  # others need not be refused for that
+                self.trouble = str(exc)
+                self._down_until = now() + RETRY_S
             return self._without(held)
         except BaseException:  # or cancelled: nothing stays held
             held.let_go()
@@ -305,8 +307,10 @@ class _Held(AbstractContextManager["str | None"]):
         while self._homes:
             self._store.let_go(self._homes.pop())
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, raised: BaseException | None, __: object) -> None:
         self.let_go()
+        if self.trouble is not None and isinstance(raised, NotFound):  # it may be in the archive
+            raise NotDurable("It is not in memory, and the store does not answer.") from raised
 
 
 class _Probe:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeAlias
@@ -29,8 +29,8 @@ from redis.exceptions import RedisError
 
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.merging import merged
-from slime_router.archive.port import NOTHING_SEEN, ArchiveDown, Cursor, Kept, News
-from slime_router.archive.redis_client import RedisClients
+from slime_router.archive.port import NOTHING_SEEN, Cursor, Kept, News
+from slime_router.archive.redis_client import RedisClients, answered, as_expected, refused
 from slime_router.journal.codec import Damaged, SessionState, unpacked_session
 from slime_router.journal.database import (
     Change,
@@ -78,6 +78,7 @@ class RedisArchive:
         self._wait_replicas = wait_replicas
         self._wait_ms = max(int(wait_s * 1000), 1)  # 0 would be for ever
         self.shortfall: str | None = None  # what was written last is on too few replicas
+        self.refusal: str | None = None  # a part of what was written last is in it nowhere
         self._clients = clients
         self._prefix = f"{prefix}:{SCHEMA}:".encode()
         self._ttl_s = ttl_s
@@ -123,9 +124,12 @@ class RedisArchive:
                     self._apply(pipe, change)
                 if self._wait_replicas:  # for what this connection has written
                     pipe.execute_command("WAIT", self._wait_replicas, self._wait_ms)
-                answers = pipe.execute()
+                answers = pipe.execute(raise_on_error=False)
         except RedisError as exc:
             raise OSError(str(exc)) from exc
+        self.refusal = refused(answers)
+        if self.refusal is not None:  # all else must not wait for it
+            logger.error("not in the store, where others write to its keys: %s", self.refusal)
         if self._wait_replicas:
             self._note_replicas(answers[-1])
         ended = zip(put, answers, strict=False)
@@ -197,6 +201,7 @@ class RedisArchive:
 
     # Reading
 
+    @as_expected
     async def find(self, names: Sequence[bytes]) -> list[str]:
         """See `Archive.find`."""
 
@@ -215,6 +220,7 @@ class RedisArchive:
             await self._asked(trim)
         return list(dict.fromkeys(as_text(home) for homes in found for home in homes))
 
+    @as_expected
     async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:
         """See `Archive.news`. One round trip, and one more for turns that the reader lacks."""
         after = since or FIRST
@@ -233,7 +239,7 @@ class RedisArchive:
         ]
         data: dict[str, bytes | None] = {}
         if wanted:
-            packed = await self._answered(
+            packed = await answered(
                 self._clients.waiting.hmget(self._turns(home), list(map(as_blob, wanted)))
             )
             data = dict(zip(wanted, packed, strict=True))
@@ -250,7 +256,7 @@ class RedisArchive:
 
     async def _entries(self, home: str, first: Cursor) -> list[_Entry]:
         """The entries of a log from `first` on. Raises ArchiveDown."""
-        found = await self._answered(self._clients.waiting.xrange(self._log(home), min=first))
+        found = await answered(self._clients.waiting.xrange(self._log(home), min=first))
         return list(found)
 
     async def _renew(self, home: str) -> None:
@@ -269,10 +275,11 @@ class RedisArchive:
 
         await self._asked(ask)
 
+    @as_expected
     async def sessions(self, since: Cursor) -> tuple[list[str], Cursor]:
         """See `Archive.sessions`."""
         after = since or FIRST
-        entries = await self._answered(
+        entries = await answered(
             self._clients.waiting.xrange(self._key(b"sessions"), min=f"({after}")
         )
         names = dict.fromkeys(as_text(entry[_ID]) for _, entry in entries)
@@ -293,39 +300,43 @@ class RedisArchive:
             kept = self._clients.waiting.hget(self._key(b"workers"), as_blob(name))
         else:
             kept = self._clients.waiting.get(self._key(b"response:" + as_blob(name)))
-        found: bytes | None = await self._answered(kept)
+        found: bytes | None = await answered(kept)
         return found
 
+    @as_expected
     async def named(self, table: Table) -> list[tuple[str, bytes]]:
         """See `Archive.named`. Responses are asked for one by one."""
         if table != "workers":
             return []
-        kept = await self._answered(self._clients.waiting.hgetall(self._key(b"workers")))
+        kept = await answered(self._clients.waiting.hgetall(self._key(b"workers")))
         return [(as_text(name), data) for name, data in kept.items() if name != _VERSION]
 
+    @as_expected
     async def workers_version(self) -> str:
         """See `Archive.workers_version`."""
-        version = await self._answered(self._clients.waiting.hget(self._key(b"workers"), _VERSION))
+        version = await answered(self._clients.waiting.hget(self._key(b"workers"), _VERSION))
         return "" if version is None else str(version.decode())
 
     def has_news(self, _: Cursor) -> bool:
         """See `Archive.has_news`. Only asking could tell."""
         return True
 
+    @as_expected
     async def number(self) -> int:
         """See `Archive.number`."""
-        count = await self._answered(self._clients.waiting.incr(self._key(b"routers")))
+        count = await answered(self._clients.waiting.incr(self._key(b"routers")))
         return int(count) % ROUTERS
 
     async def last_seq(self) -> int:
         """See `Archive.last_seq`. Whoever extends a turn has seen its number."""
         return 0
 
+    @as_expected
     async def bind(self, name: str, value: bytes) -> bytes:
         """See `Archive.bind`."""
         key = self._key(name.encode())
-        await self._answered(self._clients.waiting.set(key, value, nx=True))
-        return bytes(await self._answered(self._clients.waiting.get(key)))
+        await answered(self._clients.waiting.set(key, value, nx=True))
+        return bytes(await answered(self._clients.waiting.get(key)))
 
     async def close(self) -> None:
         """See `Archive.close`."""
@@ -335,14 +346,7 @@ class RedisArchive:
         """The answers to several commands, sent at once. Raises ArchiveDown."""
         pipe = self._clients.waiting.pipeline(transaction=False)
         ask(pipe)
-        return list(await self._answered(pipe.execute()))
-
-    @staticmethod
-    async def _answered(answer: Awaitable[Any]) -> Any:
-        try:
-            return await answer
-        except (RedisError, OSError) as exc:
-            raise ArchiveDown(str(exc) or type(exc).__name__) from exc
+        return list(await answered(pipe.execute()))
 
 
 @dataclass(slots=True)

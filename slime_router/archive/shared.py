@@ -16,7 +16,7 @@ from typing import Literal
 from slime_router.archive.filling import RETRY_S, Filler
 from slime_router.archive.port import Archive, ArchiveBroken, ArchiveDown
 from slime_router.archive.store import ArchivedStore
-from slime_router.errors import StartingUp
+from slime_router.errors import NotDurable, StartingUp
 from slime_router.journal.database import Drop, Late, Put, Table
 from slime_router.journal.progress import Progress
 from slime_router.journal.retention import Retention, RetentionCounts
@@ -138,6 +138,12 @@ class SharedArchive:
         """What is said where a reply may not go out."""
         return self._wording.refusal
 
+    @property
+    def unanswered(self) -> int:
+        """How often it did not answer a look-up, or was not asked as it had not answered before."""
+        counts = None if self.fetch is None else self.fetch.counts
+        return 0 if counts is None else counts.failures + counts.unasked
+
     async def unready(self) -> str | None:
         """Why the router should get no requests now: the store is away, and must not be."""
         if not self._must_be_there or self.fetch is None:
@@ -187,7 +193,7 @@ class SharedArchive:
             "skipped": self.store.skipped_turns,
             "degraded": int((self.writer.trouble or self._shortfall()) is not None),
             "lookups": self.fetch.counts.lookups,
-            "failed_lookups": self.fetch.counts.failures + self.fetch.counts.unasked,
+            "failed_lookups": self.unanswered,
             "fetched_turns": self.store.fetched_turns,
             "evicted_turns": self.store.evicted_turns,
             "dropped_sessions": dropped.sessions,
@@ -296,12 +302,12 @@ class SharedArchive:
             return None
 
     async def look(self, table: Table, name: str) -> bytes | None:
-        """See `Keeping`. An archive that does not answer has nothing."""
+        """See `Keeping`."""
         try:
             return await self._archive.get(table, name)
         except ArchiveDown as exc:
             logger.warning("not looked up: %s %.100s: %s", table, name, exc)
-            return None
+            raise NotDurable("It is not in memory, and the store does not answer.") from exc
 
     def named(self, table: Table) -> Iterator[tuple[str, bytes]]:
         """What was kept, at the start."""

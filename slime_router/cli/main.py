@@ -14,11 +14,18 @@ from collections.abc import Sequence
 
 from slime_router.cli.commands import COMMANDS, command
 from slime_router.cli.flags import read_settings
+from slime_router.cli.processes.exit_codes import EXIT_INTERRUPTED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until SIGINT or SIGTERM, or run a sub-command; returns the exit code."""
-    given = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _main(sys.argv[1:] if argv is None else list(argv))
+    except KeyboardInterrupt:  # while its code is loaded
+        return EXIT_INTERRUPTED
+
+
+def _main(given: list[str]) -> int:
     if given and given[0] in COMMANDS:
         return command(given[0])(given[1:])
     settings = read_settings(given)

@@ -176,6 +176,7 @@ def listener(gateway: Gateway, runner: web.AppRunner) -> Listener:
         tls=gateway.tls,
         descriptors=gateway.descriptors,
         supervisor=gateway.supervisor,
+        on_connection=gateway.slow_clients.note_new,
         is_shared=gateway.place is not None,
     )
 

@@ -22,6 +22,7 @@ EXPOSED = (
     "request-id",
     "x-slime-receipt",
     "x-slime-joined",
+    "x-slime-degraded",
     "x-should-retry",
     "retry-after",
     "location",

@@ -69,6 +69,8 @@ MAX_LENGTHS: Mapping[str, int] = MappingProxyType(
         "text.format": GRAMMAR_LEN,
     }
 )
+_CHECKED = frozenset(MAX_LENGTHS)
+_SURELY_FIT = min(MAX_LENGTHS.values()) // 4  # characters: UTF-8 has at most four bytes for one
 
 
 def check_containers(raw: bytes) -> None:
@@ -95,10 +97,11 @@ def containers(raw: bytes) -> int:
 
 def check_lengths(body: Mapping[str, Any]) -> None:
     """Raises BadRequest, with the name of the field, if one is longer than `MAX_LENGTHS` says."""
-    for name, value in body.items():
+    for name in filter(_CHECKED.__contains__, body):
+        value = body[name]
         if name == "text":
             _check_text(value)
-        elif value is not None and name in MAX_LENGTHS:
+        elif type(value) is not str or len(value) > _SURELY_FIT:
             _check(name, value)
 
 
@@ -111,7 +114,7 @@ def _check_text(value: Any) -> None:
 
 def _check(name: str, value: Any) -> None:
     limit = MAX_LENGTHS[name]
-    if is_longer(value, limit):
+    if value is not None and is_longer(value, limit):
         raise BadRequest(
             f"'{name}' can have {limit} bytes of JSON, and has more.",
             param=name,

@@ -40,6 +40,7 @@ class Listener(web.BaseSite):
     Args:
         protocols: makes one for each connection, of the runner's server.
         host: a name or an address; a name may have several.
+        on_connection: called with the protocol of each connection, before that has begun.
         is_shared: other processes listen there too, and the kernel gives each its clients.
         supervisor: keeps accepting; it must run when the listener is started.
     """
@@ -54,6 +55,7 @@ class Listener(web.BaseSite):
         tls: ssl.SSLContext | None,
         descriptors: DescriptorWatch,
         supervisor: Supervisor,
+        on_connection: Callable[[asyncio.Protocol], None] = lambda _: None,
         is_shared: bool = False,
     ) -> None:
         super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
@@ -63,6 +65,7 @@ class Listener(web.BaseSite):
         self._descriptors = descriptors
         self._supervisor = supervisor
         self._protocols = protocols
+        self._on_connection = on_connection
         self._most: int | None = None
         self._room = 0  # known to be left, without counting again
         self._sockets: list[socket.socket] = []
@@ -126,12 +129,17 @@ class Listener(web.BaseSite):
         connection.setblocking(False)
         loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(self._protocols, connection, ssl=self._tls)
+            await loop.connect_accepted_socket(self._protocol, connection, ssl=self._tls)
         except OSError:  # that of TLS is one, too
             connection.close()
         except asyncio.CancelledError:
             connection.close()
             raise
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol = self._protocols()
+        self._on_connection(protocol)
+        return protocol
 
     async def _wait_for_room(self) -> None:
         if self._room > 0:

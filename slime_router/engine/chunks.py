@@ -8,14 +8,13 @@ All tokens of a chunk have one weight version, unless the worker gives exact spa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any
 
 import orjson
 
 from slime_router.engine import answer
-from slime_router.engine.answer import MAX_LOGPROB, MIN_LOGPROB, Item
-from slime_router.engine.cumulative import CumulativeCutter
+from slime_router.engine.answer import Item
+from slime_router.engine.cumulative import CumulativeCutter, names_version
 from slime_router.engine.masks import (
     LOGPROBS,
     MASK,
@@ -27,15 +26,10 @@ from slime_router.engine.request import read_error
 from slime_router.engine.sse import DONE
 from slime_router.engine.top_logprobs import NO_TOPS, TopPlan
 from slime_router.engine.wire.joined import together
+from slime_router.engine.wire.plain_items import PlainItems, Tokens
 from slime_router.errors import MasksRefused, RouterError, WorkerFailed
 from slime_router.types import GenerateChunk, WeightVersion
 
-# What a plain item of a stream says as the one before did, if it says it; and what none says.
-_STEADY = (
-    "prompt_tokens", "cached_tokens", "weight_version", "weight_versions", "finish_reason",
-    "routed_experts", "indexer_topk",
-)  # fmt: skip
-_NEVER_PLAIN = ("finish_reason", "weight_versions", "routed_experts")
 _NO_ITEMS = (b"", DONE)
 
 
@@ -83,12 +77,9 @@ class ChunkReader:
         self._is_cumulative: bool | None = None  # None until an item shows it
         self._ids: list[int] = []  # all that came
         self._entries: list[Any] = []  # the logprobs of the last item
-        # Of a plain item: its keys, what it says like those before, and what its chunk ends with.
-        self._keys: tuple[str, ...] = ()
-        self._meta_keys: tuple[str, ...] = ()
-        self._steady: Callable[[Item], Any] = len
-        self._usual: Any = None
-        self._rest: tuple[Any, ...] = ()
+        self._plain_items = PlainItems(
+            vocab_size=vocab_size, with_logprobs=with_logprobs, asks_masks=masks.asks
+        )
         is_cut = is_stream and not is_native and not tops.asked
         self._cutter = CumulativeCutter() if is_cut else None
         self._is_incremental = False  # and its plain items can be read at once
@@ -125,7 +116,8 @@ class ChunkReader:
         except RouterError as exc:
             if not chunks:
                 raise
-            self.failure, self._keys = exc, ()
+            self.failure = exc
+            self._plain_items.forget()
         return chunks if len(chunks) < 2 or self._is_native else together(chunks)
 
     def plain(self, payloads: Sequence[bytes]) -> GenerateChunk | None:
@@ -141,7 +133,7 @@ class ChunkReader:
                         break
                     if before is not None:
                         [chunk] = together((before, chunk))
-            elif self._is_cumulative and payloads:
+            elif self._is_cumulative and payloads and not self._may_hide_weights(payloads):
                 chunk = self._new_part(payloads[-1])
         except (ValueError, WorkerFailed):  # it is read, or refused, step by step
             chunk = None
@@ -149,28 +141,56 @@ class ChunkReader:
             del self._ids[known_len:]
         return chunk
 
-    def take_back(self, chunk: GenerateChunk) -> None:
-        """The last chunk, a plain one, is to be read again."""
-        del self._ids[len(self._ids) - len(chunk.output_ids) :]
+    def tokens(self, payload: bytes) -> Tokens | None:
+        """The tokens of a plain item, an object; None, and nothing is read, for any other.
+
+        Nor are tokens read here that come with what they were sampled from.
+        """
+        try:
+            if self._is_incremental:
+                item = orjson.loads(payload)
+            elif self._is_cumulative and self._cutter is not None:
+                item = orjson.loads(self._cutter.cut(payload) or b"{}")
+            else:
+                return None
+        except ValueError:  # it is read, or refused, step by step
+            return None
+        tokens = None if self._masks.asks else self._plain_items.tokens(item, len(self._ids))
+        if tokens is None or not tokens[0]:
+            return None
+        self._ids += tokens[0]
+        return tokens
+
+    def take_back(self, count: int) -> None:
+        """The last tokens, which were plain, are to be read again."""
+        del self._ids[len(self._ids) - count :]
 
     def _read_newest(self, payloads: Sequence[bytes], chunks: list[GenerateChunk]) -> None:
         """Each item repeats the ones before: read only the last, as parsing is expensive."""
+        hides_weights = self._may_hide_weights(payloads)
         chunk = self._new_part(payloads[-1])
-        if chunk is not None:
+        if chunk is not None and not hides_weights:
             chunks.append(chunk)
             return
+        if chunk is not None:
+            self.take_back(len(chunk.output_ids))
         newest = answer.load_item(payloads[-1])
         before = payloads[:0] if _repeats_all(newest) else payloads[-2:-1]
-        if self._is_under_new_weights(newest):
-            before = payloads[:-1]  # only these show which tokens the old weights sampled
+        if not _has_spans(newest) and (hides_weights or self._is_under_new_weights(newest)):
+            before = payloads[:-1]  # only these show which tokens other weights sampled
         chunks.extend(self._chunk(answer.load_item(payload), payload) for payload in before)
         chunks.append(self._chunk(newest, payloads[-1]))
 
+    def _may_hide_weights(self, payloads: Sequence[bytes]) -> bool:
+        """Whether items before the newest may name other weights than those that are known."""
+        return len(payloads) > 1 and not all(
+            names_version(payload, self.weight_version, self._cutter.ids_end if self._cutter else 0)
+            for payload in payloads[:-1]
+        )
+
     def _is_under_new_weights(self, item: Item) -> bool:
         meta = item.get("meta_info")
-        if not isinstance(meta, dict) or meta.get("weight_versions"):
-            return False
-        return bool(meta.get("weight_version") != self.weight_version)
+        return isinstance(meta, dict) and meta.get("weight_version") != self.weight_version
 
     def _new_part(self, payload: bytes) -> GenerateChunk | None:
         """The chunk of a cumulative item, parsing only its new entries.
@@ -181,59 +201,29 @@ class ChunkReader:
         return None if new is None else self._plain(answer.load_item(new))
 
     def _plain(self, item: Item) -> GenerateChunk | None:
-        """The chunk of an item with nothing but new tokens, like the items before it.
-
-        Most items of a stream are such, so this is checked in one go. None for any other, which
-        are read step by step, and refused if they must be.
-        """
-        meta, ids, known = item.get("meta_info"), item.get("output_ids"), self._ids
-        if type(meta) is not dict or type(ids) is not list or tuple(item) != self._keys:
+        """The chunk of a plain item; None for any other."""
+        tokens = self._plain_items.tokens(item, len(self._ids))
+        if tokens is None:
             return None
-        if tuple(meta) != self._meta_keys or self._steady(meta) != self._usual:
-            return None
-        total = meta["completion_tokens"]
-        if type(total) is not int or total != len(known) + len(ids):
-            return None
-        if type(item.get("text", "")) is not str:
-            return None
-        entries: Any = meta.get("output_token_logprobs")
-        vocab_size = self._vocab_size
-        logprobs: list[float] | None = None
-        if self._with_logprobs:
-            logprobs = []
-            try:
-                for (logprob, named, _), token in zip(entries, ids, strict=True):
-                    if type(token) is not int or named != token or not 0 <= token < vocab_size:
-                        return None
-                    if type(logprob) is not float or not MIN_LOGPROB <= logprob <= MAX_LOGPROB:
-                        return None
-                    logprobs.append(logprob)
-            except (TypeError, ValueError):  # of other lengths or kinds
-                return None
-        elif entries or not all(type(each) is int and 0 <= each < vocab_size for each in ids):
-            return None
-        # Made for each token: with the names of its fields it takes three times as long.
-        chunk = tuple.__new__(GenerateChunk, (ids, logprobs, *self._rest))
+        chunk = self.chunk_of(*tokens)
+        ids, meta = tokens[0], item["meta_info"]
         if self._masks.asks and (masks := meta.get(MASK)) is not None:
             chunk = chunk._replace(
-                masks=answer.masks(masks, ids, vocab_size),
+                masks=answer.masks(masks, ids, self._vocab_size),
                 mask_logprobs=answer.mask_logprobs(meta.get(LOGPROBS), ids),
                 uncaptured="",
             )
         self._ids += ids
         return chunk
 
+    def chunk_of(self, ids: list[int], logprobs: list[float] | None) -> GenerateChunk:
+        """The chunk of the tokens of a plain item."""
+        # Made for each token: with the names of its fields it takes three times as long.
+        return tuple.__new__(GenerateChunk, (ids, logprobs, *self._plain_items.rest))
+
     def _note_plain(self, item: Item, meta: Item, chunk: GenerateChunk) -> None:
         """Learns from an item that was read step by step what the next plain one looks like."""
-        names = [name for name in _STEADY if name in meta]
-        if not self._masks.asks and MASK in meta:
-            names.append(MASK)
-        self._keys, self._meta_keys = tuple(item), tuple(meta)
-        if "error" in item or "completion_tokens" not in meta or any(map(meta.get, _NEVER_PLAIN)):
-            self._keys = ()
-        self._steady = itemgetter(*names) if names else len
-        self._usual = self._steady(meta)
-        self._rest = GenerateChunk(
+        like = GenerateChunk(
             (),
             prompt_tokens=chunk.prompt_tokens,
             cached_tokens=chunk.cached_tokens,
@@ -241,7 +231,8 @@ class ChunkReader:
             routed_experts_start=self._experts_start,
             uncaptured=self._uncaptured,
             worker_url=self._worker_url,
-        )[2:]
+        )
+        self._plain_items.learn(item, meta, like)
 
     def _chunk(self, item: Item, payload: bytes) -> GenerateChunk:
         if (error := item.get("error")) is not None:
@@ -254,12 +245,14 @@ class ChunkReader:
             refusal = read_error(finish.status_code, words)
             is_own = isinstance(refusal, MasksRefused) and not self._masks.is_clients
             if is_own and chunk.output_ids:  # sampled before, and as good as those before them
-                self.failure, self._keys = refusal, ()
+                self.failure = refusal
+                self._plain_items.forget()
                 return _going_on(chunk)
             if is_own or not self._is_native:
                 raise refusal
         if finish is not None:
-            self.is_finished, self._keys = True, ()
+            self.is_finished = True
+            self._plain_items.forget()
         return chunk
 
     def _read_item(self, item: Item) -> GenerateChunk:
@@ -377,6 +370,11 @@ def _repeats_all(item: Item) -> bool:
     if not isinstance(meta, dict):
         return False
     return not isinstance(ids, list) or len(ids) == meta.get("completion_tokens", len(ids))
+
+
+def _has_spans(item: Item) -> bool:
+    meta = item.get("meta_info")
+    return isinstance(meta, dict) and bool(meta.get("weight_versions"))
 
 
 def _error_status(error: Any) -> int:

@@ -12,6 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import orjson
+
+from slime_router.types import WeightVersion
+
 # No JSON string can contain these: a quote inside a string is escaped.
 _LISTS = (  # in the order in which a worker writes them
     (b'"output_ids":[', b"]"),
@@ -19,8 +23,23 @@ _LISTS = (  # in the order in which a worker writes them
     (b'"output_token_sampling_mask":[', b"]]"),
     (b'"output_token_sampling_logprobs":[', b"]"),
 )
+_IDS = _LISTS[0][0]
+_VERSION = b'"weight_version":'
 _TEXT = b'{"text":"'  # it comes first
 _AFTER_TEXT = b'","output_ids":['
+
+
+def names_version(payload: bytes, version: WeightVersion | None, start: int) -> bool:
+    """Whether an item names this version of the weights, from `start` on; None: that it names none.
+
+    False also where that cannot be seen from its bytes alone.
+    """
+    if version is None:
+        return payload.find(_VERSION, start) < 0
+    name = _VERSION + orjson.dumps(version)
+    found = payload.find(name, start)
+    end = found + len(name)
+    return found >= 0 and payload[end : end + 1] in (b",", b"}")
 
 
 class CumulativeCutter:
@@ -31,6 +50,7 @@ class CumulativeCutter:
 
     def __init__(self) -> None:
         self._known = {marker: memoryview(b"") for marker in (_TEXT, *(each for each, _ in _LISTS))}
+        self.ids_end = 0  # where, in the last item, the ids ended: the next one's end no earlier
 
     def cut(self, payload: bytes) -> bytes | None:
         """`payload` with only what is new in its text and its lists.
@@ -64,6 +84,8 @@ class CumulativeCutter:
         view = memoryview(payload)
         for marker, (begin, end) in known.items():
             self._known[marker] = view[begin:end]
+        if _IDS in known:
+            self.ids_end = known[_IDS][1]
         return cut
 
     def _cut_text(

@@ -13,7 +13,7 @@ DONE = b"[DONE]"
 
 
 class EventSplitter:
-    """Reads `data:` lines. Line ends may be LF or CRLF, and may be split between reads."""
+    """Reads `data:` lines, which end with LF, CRLF or CR, perhaps split between reads."""
 
     def __init__(self, max_len: int = MAX_PAYLOAD_LEN) -> None:
         self._max_len = max_len
@@ -28,6 +28,8 @@ class EventSplitter:
         """
         if (payload := self.only(data)) is not None:
             return [payload]  # most reads are one
+        if b"\r" in data:  # none stands in JSON; an empty line more ends no payload
+            data = data.replace(b"\r", b"\n")
         *lines, tail = data.split(b"\n")
         if lines and self._rest:
             lines[0] = b"".join((*self._rest, lines[0]))
@@ -44,6 +46,8 @@ class EventSplitter:
     def only(self, data: bytes) -> bytes | None:
         """The payload of the one event that `data` is; None, and nothing is read, if it is not."""
         if self._rest or data.find(b"\n") != len(data) - 2 or not data.endswith(b"\n\n"):
+            return None
+        if b"\r" in data:  # a line end, too
             return None
         return data[5:].strip() if data.startswith(b"data:") else None
 

@@ -39,6 +39,7 @@ from slime_router.failover.stitch import Stitch
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.pool import Lease, WorkerPool
 from slime_router.pool.worker import Need, Worker
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.telemetry.request_record import Trace, current_request
 from slime_router.types import Finish, GenerateCall, GenerateChunk
 from slime_router.values import replace
@@ -106,7 +107,7 @@ class Relay:
             attempts = Attempts(self._dispatcher, _need(call), run)
             part = stitch.next_call()
             if call.shortcut is not None:
-                call.shortcut.takes = lambda chunk: attempts.is_sampling and stitch.passes(chunk)
+                _open_shortcut(call.shortcut, stitch, attempts)
             while not (stitch.is_over or run.is_cancelled):
                 try:
                     async with (
@@ -314,6 +315,11 @@ class _Listed:
         of_rid.remove(self._run)
         if not of_rid:
             del self._runs[self._rid]
+
+
+def _open_shortcut(shortcut: Shortcut[GenerateChunk], stitch: Stitch, attempts: Attempts) -> None:
+    shortcut.takes = lambda chunk: attempts.is_sampling and stitch.passes(chunk)
+    shortcut.adds = stitch.output_ids.extend
 
 
 def _need(call: GenerateCall) -> Need:

@@ -21,8 +21,8 @@ from slime_router.auth.owners import owner_of
 from slime_router.config import LimitSettings
 from slime_router.errors import TooManyRequests
 from slime_router.failover.stitch import IN_QUEUE
-from slime_router.generation.fair_queue import FairQueue, Party
 from slime_router.types import Finish, GenerateCall, GenerateChunk
+from slime_router.waiting.fair_queue import FairQueue, Party
 
 RECENT = 0.1  # weight of the latest generation against all earlier ones
 

@@ -47,7 +47,7 @@ class Filing:
     prompt is released.
     """
 
-    __slots__ = ("_cacher", "_epoch", "_prompt", "_reader", "_reply", "call")
+    __slots__ = ("_cacher", "_epoch", "_prompt", "_reader", "_reply", "call", "text_of")
 
     def __init__(
         self,
@@ -62,6 +62,10 @@ class Filing:
         self._prompt = prompt
         self._reply = reply
         self._reader = reader
+        # The text of tokens that came like those before, see `ReplyReader`.
+        self.text_of: Callable[[list[int]], str | None] = (
+            (lambda _: None) if reader is None else reader.text_of
+        )
         self._epoch = 0  # the newest one of the weights that sampled it
 
     def __enter__(self) -> Filing:

@@ -82,7 +82,7 @@ class Pipeline:
                 reading = _Reading(filing, reply, course, count)
                 shortcut = call.shortcut or Shortcut()
                 while True:
-                    shortcut.read = reading.counted
+                    shortcut.read, shortcut.said = reading.counted, reading.said
                     stream = self._relay(sent)
                     try:
                         async for came in stream:
@@ -116,13 +116,14 @@ class Pipeline:
 class _Reading:
     """What is done with each chunk that comes from a worker."""
 
-    __slots__ = ("_count", "_course", "_filing", "_reply")
+    __slots__ = ("_count", "_course", "_filing", "_reply", "_text_of")
 
     def __init__(self, filing: Filing, reply: Reply, course: Course, count: Count) -> None:
         self._filing = filing
         self._reply = reply
         self._course = course
         self._count = count
+        self._text_of = filing.text_of
 
     def read(self, came: GenerateChunk) -> Sequence[GenerateChunk]:
         """Reads the chunk into the reply; returns what the client sees of it."""
@@ -137,6 +138,16 @@ class _Reading:
         """The same for a chunk that takes the short way: here it is counted, too."""
         self._count.counts.output_tokens += len(came.output_ids)
         return self.read(came)
+
+    def said(self, ids: list[int], logprobs: list[float] | None) -> str | None:
+        """The same for tokens that came like those before, if they are plain text, which it is."""
+        text = self._text_of(ids)
+        if text is not None:
+            tokens = len(ids)
+            self._count.counts.output_tokens += tokens
+            self._course.went_on(tokens)
+            self._reply.add_text(ids, logprobs, text)
+        return text
 
 
 async def _kept(

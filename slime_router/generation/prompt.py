@@ -24,6 +24,7 @@ from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.cache.radix_tree import Node
 from slime_router.choices import History
 from slime_router.errors import BadRequest
+from slime_router.generation.admission import party_of
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key
 from slime_router.template.layout import Layouts
@@ -37,7 +38,7 @@ from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
 from slime_router.types import GenerateCall, Message, Piece, Prompt, Receipt, TokenIds
 from slime_router.values import replace, value
-from slime_router.waiting.turnstile import Turnstile, others_run
+from slime_router.waiting.turnstile import LONG_TALK, Turnstile, others_run
 
 MAX_LEFT_OUT = 3  # messages that one receipt names
 
@@ -94,9 +95,11 @@ class PromptMaker:
             return self._from_ids(call, call.input_ids)
         if call.messages is None:
             assert call.text is not None
-            async with self._turnstile.passing((call.text,)):
+            async with self._turnstile.passing((call.text,), party_of(call)):
                 return await self._from_text(call, call.text)
-        await others_run(call.messages)
+        is_long = len(call.messages) >= LONG_TALK
+        if is_long:
+            await others_run()
         talk = self.recognise(call)
         failed = ""
         if talk.turn is not None and (call.history or self._history) == "held":
@@ -104,8 +107,9 @@ class PromptMaker:
             if prompt is not None:
                 return prompt
             failed = "the template is not shown to append here"
-        async with self._turnstile.passing(call.messages):
-            await others_run(call.messages)
+        async with self._turnstile.passing(call.messages, party_of(call)):
+            if is_long:
+                await others_run()
             return await self._of_all(call, talk, failed)
 
     async def _of_all(self, call: GenerateCall, talk: Conversation, failed: str) -> MadePrompt:
@@ -122,10 +126,13 @@ class PromptMaker:
         if failed:
             reason = failed + _left_out(self._template.left_out(text, messages))
         if mode == "held" and not call.template.continue_final_message:
-            await others_run(messages)
+            is_long = len(messages) >= LONG_TALK
+            if is_long:
+                await others_run()
             layout = self._template.layout(text, messages, call.template, date)
             self._layouts.note(call.turn_id, layout)
-            await others_run(messages)
+            if is_long:
+                await others_run()
         prompt = await self._from_text(call, text, talk=talk, date=date, reason=reason)
         if not notes:
             return prompt

@@ -33,6 +33,10 @@ class Keeping(Protocol):
     def refusal(self) -> str:
         """What is said where a reply may not go out."""
 
+    @property
+    def unanswered(self) -> int:
+        """How often it did not answer when something was looked up."""
+
     async def unready(self) -> str | None:
         """Why the router should get no requests now; None where it should."""
 
@@ -52,7 +56,11 @@ class Keeping(Protocol):
         """
 
     async def look(self, table: Table, name: str) -> bytes | None:
-        """What others have kept by this name meanwhile; None where nothing can be had."""
+        """What others have kept by this name meanwhile; None where there is nothing.
+
+        Raises:
+            NotDurable: nobody can tell at present.
+        """
 
     def figures(self) -> dict[str, int]:
         """What was written, what waits, and what could not be kept."""

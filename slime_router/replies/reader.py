@@ -17,6 +17,7 @@ class ReplyReader:
     def __init__(self, visible: VisibleText, parser: ReplyParser | None) -> None:
         self._visible = visible
         self._parser = parser
+        self._ahead: str | None = None  # of the next chunk: its text, which was decoded already
 
     def read(self, chunk: GenerateChunk) -> Sequence[GenerateChunk]:
         """The next chunk, filled in; the last one has `finish`.
@@ -27,16 +28,35 @@ class ReplyReader:
         ids, finish, parser = chunk.output_ids, chunk.finish, self._parser
         if parser is not None and len(ids) > 1:
             return self._read_each(chunk, parser)
-        text = self._visible.push(ids, finish)
+        if self._ahead is None:
+            text = self._visible.push(ids, finish)
+        else:
+            text, self._ahead = self._ahead, None
         if parser is None or (finish is None and text and parser.is_content(text)):
             # Made for each token: `_replace` takes twice as long.
             return (tuple.__new__(GenerateChunk, (*chunk[:3], text, *chunk[4:])),)
         if not text and finish is None:  # part of a character
-            return (chunk._replace(reasoning_tokens=int(parser.is_thinking)),)
+            return (chunk._replace(reasoning_tokens=len(ids) * parser.is_thinking),)
         delta = parser.push(text, is_last=finish is not None)
         if delta.reasoning or delta.tool_calls or delta.is_thinking or delta.hidden_calls:
-            return (_filled(chunk, delta, int(delta.is_thinking)),)
+            return (_filled(chunk, delta, len(ids) * delta.is_thinking),)
         return (chunk._replace(text=delta.content),)
+
+    def text_of(self, ids: list[int]) -> str | None:
+        """The text of the next tokens, none of which is the last, if it is content as it is.
+
+        None for all else: then a chunk of these tokens is to be read next.
+        """
+        parser = self._parser
+        if parser is None:
+            return self._visible.push(ids, None)
+        if len(ids) > 1:
+            return None
+        text = self._visible.push(ids, None)
+        if text and parser.is_content(text):
+            return text
+        self._ahead = text
+        return None
 
     def _read_each(self, chunk: GenerateChunk, parser: ReplyParser) -> Sequence[GenerateChunk]:
         """Token by token, as some parsers lose text from longer pieces; but runs at once."""

@@ -197,6 +197,16 @@ class Reply:
             self.indexer = chunk.indexer_topk
             self.speculation = chunk.speculation
 
+    def add_text(self, ids: list[int], logprobs: list[float] | None, text: str) -> None:
+        """Takes in a chunk that differs from the one before only in its tokens and their text."""
+        self.output_ids += ids
+        if logprobs is not None:
+            self.logprobs += logprobs
+        else:
+            self.has_logprobs = False
+        if text:
+            self._texts.append(text)
+
     @property
     def has_begun(self) -> bool:
         """Whether a chunk has come; the first one has the prompt."""

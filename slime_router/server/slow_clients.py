@@ -1,9 +1,12 @@
-"""Cuts off clients that stop sending their request or stop reading their reply.
+"""Cuts off clients that send no request, stop sending it, or stop reading their reply.
 
 The invariant: a client that takes `UNSENT_LEN` bytes in `timeout_s` is never cut off; one that
 makes no progress for this long is, and nothing of its request is left: its generation is aborted as
 if it had closed the connection. Until then it costs little: a reply waits when the socket's buffer
 is full, and so does the worker that it comes from.
+
+A connection on which nothing was ever asked has as long for the head of its first request; aiohttp
+closes one that idles after that.
 
 Progress is checked a few times in that period, and on the socket: the last of a reply is written
 only after every handler and middleware has returned.
@@ -48,6 +51,7 @@ class SlowClients:
         self.cut = 0  # clients
         self._timeout_s = timeout_s
         self._clients: dict[asyncio.Transport, _Client] = {}
+        self._new: dict[asyncio.BaseProtocol, int] = {}  # without a request for so many checks
 
     def __repr__(self) -> str:
         return f"<SlowClients {len(self._clients)} connections, {self.cut} cut>"
@@ -62,6 +66,7 @@ class SlowClients:
             return await handler(request)
         client = self._clients.get(request.transport)
         if client is None:
+            self._new.pop(request.protocol, None)
             client = self._clients[request.transport] = _Client()
             _keep_little_unsent(request.transport)
         client.request, client.received, client.silent = request, -1, 0
@@ -69,6 +74,10 @@ class SlowClients:
             return await handler(request)
         finally:
             client.request = None
+
+    def note_new(self, protocol: asyncio.BaseProtocol) -> None:
+        """A client connects, and has to ask something."""
+        self._new[protocol] = 0
 
     def start(self, supervisor: Supervisor) -> None:
         """Checks periodically, as long as the supervisor lasts."""
@@ -97,6 +106,7 @@ class SlowClients:
 
     def look(self) -> None:
         """Checks every connection once; cuts off those that have stalled for `LOOKS` checks."""
+        self._look_at_new()
         for transport, client in tuple(self._clients.items()):
             unsent = 0 if transport.is_closing() else transport.get_write_buffer_size()
             if transport.is_closing() or (client.request is None and not unsent):
@@ -109,6 +119,19 @@ class SlowClients:
                 transport.abort()
             elif client.request is not None:
                 self._look_at_body(transport, client, client.request)
+
+    def _look_at_new(self) -> None:
+        for protocol, looks in tuple(self._new.items()):
+            if looks < LOOKS:
+                self._new[protocol] = looks + 1
+                continue
+            del self._new[protocol]
+            transport: asyncio.Transport | None = getattr(protocol, "transport", None)
+            if transport is None or transport.is_closing():  # it has left
+                continue
+            self.cut += 1
+            logger.info("client cut: it sends no request")  # a scan of ports has thousands
+            transport.abort()
 
     def _look_at_body(
         self, transport: asyncio.Transport, client: _Client, request: web.Request

@@ -6,6 +6,9 @@ wake-up, and ten frames that are resumed one by one. So each layer also names it
 function, and while all of them wait for the worker, what comes is taken through these at once, in
 the callback that brought it.
 
+Tokens that come like those before, which took this way, are not even made a chunk of: what the
+steps would look at in it is as it was, so each layer names a smaller step for the tokens alone.
+
 The layers stay in charge: whatever is not plain (the first chunk, the last one, new weights, an
 error), and whatever has to wait (for a client that does not read), goes the long way, in order.
 Plug-ins see every chunk, so with them everything goes the long way.
@@ -32,9 +35,22 @@ class Shortcut(Generic[C]):
         read: reads and records a chunk; returns what the client sees of it. The pipeline's.
         is_clear: whether something can be written at once. The delivery's, as the next one.
         write: writes a chunk.
+
+    Of tokens that differ from the chunk before, which was taken, in nothing else:
+        adds: adds them to what their worker has sampled. The relay's.
+        made: the chunk of such tokens. The engine's.
+        said: reads and records them; returns their text. Or records nothing and returns None,
+            where it takes a chunk to say what they are, which is to be read next. The pipeline's.
+        has_texts: whether such tokens can be taken: for some APIs it takes a chunk to write them.
+            The delivery's, as the next one.
+        write_text: writes the text of so many tokens.
     """
 
-    __slots__ = ("is_clear", "read", "takes", "write")
+    __slots__ = (
+        "adds", "has_texts", "is_clear", "made", "read", "said", "takes", "write", "write_text"
+    )  # fmt: skip
+
+    made: Callable[[list[int], list[float] | None], C]
 
     def __init__(self) -> None:
         self.close()
@@ -45,6 +61,10 @@ class Shortcut(Generic[C]):
         self.read: Callable[[C], Sequence[C]] = lambda chunk: (chunk,)
         self.is_clear: Callable[[], bool] = lambda: False
         self.write: Callable[[C], None] = lambda _: None
+        self.adds: Callable[[list[int]], None] = lambda _: None
+        self.said: Callable[[list[int], list[float] | None], str | None] = lambda *_: None
+        self.has_texts = False
+        self.write_text: Callable[[str, int], None] = lambda *_: None
 
     def take(self, chunk: C) -> bool:
         """Takes a chunk all the way; or does nothing and returns False, where it has to wait.
@@ -56,6 +76,26 @@ class Shortcut(Generic[C]):
             return False
         try:
             for shown in self.read(chunk):
+                self.write(shown)
+        except Exception as exc:  # whatever it is, the layers are to raise it
+            raise ShortcutFailed from exc
+        return True
+
+    def take_tokens(self, ids: list[int], logprobs: list[float] | None) -> bool:
+        """The same for tokens that differ from the chunk before, which was taken, in nothing else.
+
+        Raises:
+            ShortcutFailed: a step failed.
+        """
+        if not self.is_clear():
+            return False
+        try:
+            self.adds(ids)
+            text = self.said(ids, logprobs)
+            if text is not None:
+                self.write_text(text, len(ids))
+                return True
+            for shown in self.read(self.made(ids, logprobs)):
                 self.write(shown)
         except Exception as exc:  # whatever it is, the layers are to raise it
             raise ShortcutFailed from exc

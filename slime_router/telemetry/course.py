@@ -117,3 +117,11 @@ class Course:
         if worker_url != self._worker:
             self._worker = worker_url
             self.workers += (worker_url,)
+
+    def went_on(self, tokens: int) -> None:
+        """The same of tokens after others from the same worker."""
+        now = self._clock()
+        gap_s, gaps = now - self._last, self._gaps
+        gaps.counts[bisect_left(GAPS, gap_s / tokens)] += tokens
+        gaps.total_s += gap_s
+        self._last = now

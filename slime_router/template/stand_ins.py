@@ -14,12 +14,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from secrets import token_hex
 from typing import Any
 
 from slime_router.template.messages import arguments_value
 from slime_router.types import Message
 
-SENTINEL = "Zq7sentinel7qZ"  # one alphanumeric word: templates strip and trim, none rewrites it
+
+def unsaid_word(name: str) -> str:
+    """A word that no text holds: it is another one in each process, and nobody is shown it.
+
+    It is alphanumeric: templates strip and trim, none rewrites that.
+    """
+    return f"Zq7{name}{token_hex(8)}7qZ"
+
+
+SENTINEL = unsaid_word("sentinel")
 
 
 class Form(IntEnum):

@@ -44,11 +44,14 @@ from slime_router.template.stand_ins import (
     draw,
     head_len,
     is_reply,
+    unsaid_word,
 )
 from slime_router.types import Message, TemplateOptions
 from slime_router.values import replace
 
 SHIFT_LEN = 10  # messages in view from which a later start is tried
+
+_LATER = unsaid_word("later")
 
 Render = Callable[[Sequence[Message], TemplateOptions, datetime | None], str | None]
 
@@ -184,7 +187,7 @@ class Suffixes:
         if holds(drawing.behind, view.later):
             return ()
         words = {
-            view.index + 1 + number: f"Zq7later{number}7qZ"
+            view.index + 1 + number: f"{_LATER}{number}x"
             for number, message in enumerate(view.later)
             if not is_reply(message) and content_text(message.get("content")).strip()
         }
@@ -240,7 +243,7 @@ class Suffixes:
         if not self._seam.begins_with_token(text):
             return len(behind)
         messages = list(view.messages)
-        messages[view.index + 1] = {**view.later[0], "content": "Zq7later7qZ"}
+        messages[view.index + 1] = {**view.later[0], "content": _LATER}
         again = self._draw(View(tuple(messages), view.index), question, [drawing.form])
         return len(behind) if again is None else _common_len(behind, again.behind)
 

@@ -203,7 +203,7 @@ class Engine:
             meta |= _logprobs(heard, begin, count)
             if top:
                 tops = [
-                    [[logprob, token + rank, None] for rank in range(top)]
+                    [[logprob, (token + rank) % self.vocab_size, None] for rank in range(top)]
                     for logprob, token, _ in meta["output_token_logprobs"]
                 ]
                 is_flat = self.lays_tops_flat and finish is not None and lays_flat(body)
@@ -250,7 +250,7 @@ def _input_logprobs(prompt: Sequence[int], start: int | None, top: int, vocab_si
         fields["input_top_logprobs"] = [
             None
             if logprob is None
-            else [[logprob - rank, token + rank, None] for rank in range(top)]
+            else [[logprob - rank, (token + rank) % vocab_size, None] for rank in range(top)]
             for logprob, token, _ in entries
         ]
     return fields

@@ -1,4 +1,7 @@
-"""Calls whose arguments have half of an escaped emoji: JSON, and not UTF-8."""
+"""Calls whose arguments are JSON that strict readers refuse.
+
+Half of an escaped emoji is not UTF-8, and no double holds 1E400.
+"""
 
 from __future__ import annotations
 
@@ -175,3 +178,85 @@ async def test_anywhere_else_half_a_character_is_a_400(door: str, body: bytes) -
         async with router.http.post(PATHS[door], data=body) as response:
             assert response.status == 400, await response.read()
         assert not worker.requests
+
+
+BEYOND = {"1E400": "1E400", "-1e999": "-1e999", "many digits": "9" * 400}
+
+
+def called(number: str) -> str:
+    """A conversation with a call, as a client that does not read numbers sends it back."""
+    call = (
+        '{"type": "tool_use", "id": "c", "name": "search", "input": {"a": [{"b": %s}], "c": "ü"}}'
+    )
+    result = '{"type": "tool_result", "tool_use_id": "c", "content": "done"}'
+    return (
+        '{"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}, '
+        f'{{"role": "assistant", "content": [{call % number}]}}, '
+        f'{{"role": "user", "content": [{result}]}}]}}'
+    )
+
+
+@pytest.mark.parametrize("number", BEYOND.values(), ids=BEYOND)
+async def test_a_number_that_no_double_holds_is_what_it_is_to_the_chat_door(number):
+    arguments = f'{{"a": [{{"b": {number}}}], "c": "\\u00fc"}}'
+    call = {"id": "c", "type": "function", "function": {"name": "search", "arguments": arguments}}
+    talk = [
+        user("Hi"),
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "done"},
+    ]
+    async with parsing() as (router, worker):
+        async with router.http.post(PATHS["messages"], data=called(number)) as response:
+            assert response.status == 200, await response.read()
+        await router.chat(talk)
+        first, second = (request.body["input_ids"] for request in worker.requests)
+        assert first == second
+
+
+async def test_a_sampled_number_that_no_double_holds_goes_on():
+    async with parsing() as (router, worker):
+        say(worker, '<tool_call>\n{"name": "search", "arguments": {"a": 1E400}}\n</tool_call>')
+        raw, _ = await post(router, "messages", False, messages=[user("Hi")])
+        assert b'"input":{"a": 1E400}' in raw
+        [block] = json.loads(raw)["content"]
+        talk = json.dumps(
+            [
+                user("Hi"),
+                {"role": "assistant", "content": [block]},
+                user([{"type": "tool_result", "tool_use_id": block["id"], "content": "done"}]),
+            ]
+        ).replace("Infinity", "1E400")
+        tools = json.dumps(tools_of("messages"))
+        body = f'{{"model": "m", "max_tokens": 9, "tools": {tools}, "messages": {talk}}}'
+        say(worker, "Fine.")
+        async with router.http.post(PATHS["messages"], data=body) as response:
+            assert response.status == 200, await response.read()
+            receipt = json.loads(response.headers["x-slime-receipt"])
+        assert receipt["status"] == "extended", receipt
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ('{"temperature": 1E400}', "temperature"),
+        ('{"a": [{"b": [0, 1E400]}]}', "a[0].b[1]"),
+        ('{"tools": [{"parameters": {"maximum": 1E999}}]}', "tools[0].parameters.maximum"),
+        ('{"a": [{"b": "\\ud83d"}]}', "a[0].b"),
+    ],
+)
+@pytest.mark.parametrize("door", ["chat", "messages", "responses", "generate"])
+async def test_anywhere_else_the_field_is_named(door, body, param):
+    async with parsing() as (router, worker):
+        async with router.http.post(PATHS[door], data=body) as response:
+            said = await response.json()
+            assert response.status == 400, said
+        assert param in str(said), said
+        assert not worker.requests
+
+
+async def test_constants_of_javascript_are_no_json_beside_what_is_read_as_written():
+    async with parsing() as (router, _):
+        body = called("1E400").replace('"m"', "NaN")
+        async with router.http.post(PATHS["messages"], data=body) as response:
+            assert response.status == 400
+            assert "not valid JSON" in await response.text()

@@ -382,3 +382,19 @@ async def test_each_sampled_token_has_a_logprob_those_that_are_hidden_too(stream
     assert len(entries) == len(ids)
     assert all(len(entry["top_logprobs"]) == 2 for entry in entries)
     assert all(math.isfinite(entry["logprob"]) for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "seeds"),
+    [
+        (CHAT, {"n": 3, "seed": 7}, [7, 8, 9]),
+        (CHAT, {"n": 2, "seed": 2**63 - 1}, [2**63 - 1, -(2**63)]),
+        (CHAT, {"n": 2}, [None, None]),
+        (COMPLETIONS, {"n": 2, "seed": 7, "prompt": ["a", "b"]}, [7, 8, 7, 8]),
+    ],
+)
+async def test_each_of_several_samples_has_a_seed_of_its_own(path, asked, seeds):
+    async with served() as (router, worker):
+        await router.post(path, {**ASK[path], "max_tokens": 1, **asked})
+        sent = sorted((each.body for each in worker.requests), key=lambda body: body["rid"])
+        assert [each["sampling_params"].get("sampling_seed") for each in sent] == seeds

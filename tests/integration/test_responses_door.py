@@ -414,6 +414,16 @@ async def test_a_response_that_has_ended_cannot_be_cancelled():
             assert await got.json() == reply
 
 
+async def test_the_events_of_a_response_that_has_ended_are_not_given_again():
+    async with door() as (client, _):
+        reply = await whole(client)
+        async with client.get(f"{PATH}/{reply['id']}?stream=true") as response:
+            assert response.status == 400
+            assert (await response.json())["error"]["param"] == "stream"
+        async with client.get(f"{PATH}/{reply['id']}?stream=false") as got:
+            assert await got.json() == reply
+
+
 async def test_the_openai_sdk_reads_it():
     async with (
         door(thoughtful) as (client, _),

@@ -7,7 +7,7 @@ import gzip
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -130,6 +130,37 @@ def any_body(router: Served) -> int:
     [client] = [c for c in router.gateway.slow_clients._clients.values() if c.request is not None]
     assert client.request is not None
     return client.request.content.total_bytes
+
+
+# Heads
+
+
+@pytest.mark.parametrize("sent", [b"", b"PO", b"POST / HTTP/1.1\r\nHost: x\r\nX: "])
+async def test_a_client_that_sends_no_whole_head_is_disconnected(sent):
+    async with served() as (router, _), connected(router) as (reader, writer):
+        writer.write(sent)
+        await until(lambda: len(router.gateway.slow_clients._new) == 1)
+        await looks(router, LOOKS)
+        writer.write(sent[-1:])  # a little of it at a time
+        assert router.gateway.slow_clients.cut == 0
+        await looks(router, 1)
+        assert router.gateway.slow_clients.cut == 1
+        with suppress(ConnectionResetError):
+            async with asyncio.timeout(60):
+                assert await reader.read() == b""
+
+
+async def test_a_client_that_has_asked_once_may_idle_and_one_that_leaves_is_forgotten():
+    async with served() as (router, _):
+        slow = router.gateway.slow_clients
+        async with connected(router) as (reader, writer), connected(router):
+            await until(lambda: len(slow._new) == 2)
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            assert len(slow._new) == 1
+        await until(lambda: all(getattr(each, "transport", None) is None for each in slow._new))
+        await looks(router, 3 * LOOKS)
+        assert (slow.cut, len(slow._new), len(slow)) == (0, 0, 0)
 
 
 # Replies

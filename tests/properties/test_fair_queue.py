@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from slime_router.generation.fair_queue import FairQueue, Party, _Lengths
+from slime_router.waiting.fair_queue import FairQueue, Party, _Lengths
 from tests.examples import examples
 
 PARTIES = st.builds(Party, st.sampled_from(["", "ann", "bob"]), st.sampled_from("abc"))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 import pytest
@@ -54,11 +54,24 @@ class Outcome:
         self.finish = chunk.finish
 
 
-class Task:
+class Sink(Protocol):
+    """Where chunks go, and why no more come."""
+
+    failure: str
+
+    def add(self, chunk: GenerateChunk) -> None: ...
+
+
+S = TypeVar("S", bound=Sink)
+
+
+class Task(Generic[S]):
     """Reads an answer as the worker's client does, but only when it is run."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, shortcut: Shortcut[GenerateChunk] | None):
-        self.outcome = Outcome()
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, shortcut: Shortcut[GenerateChunk] | None, outcome: S
+    ):
+        self.outcome = outcome
         self.protocol = WorkerProtocol(loop)
         self.protocol.connection_made(Nowhere())
         self.protocol.set_response_params(read_until_eof=True, auto_decompress=False)
@@ -80,6 +93,7 @@ class Task:
                 self._shortcut or Shortcut(), self._content, self._lines, self._reader
             )
             if self._shortcut is not None:
+                self._shortcut.made = self._reader.chunk_of
                 self.protocol.tap = self._tap
         self._tap.is_waiting = False
         try:
@@ -155,14 +169,14 @@ def answers(draw: st.DrawFn) -> list[bytes]:
 def test_all_that_comes_is_read_once_and_in_order(
     loop: asyncio.AbstractEventLoop, reads: list[bytes], choices: list[bool]
 ) -> None:
-    slow = Task(loop, None)
+    slow = Task(loop, None, Outcome())
     for read in reads:
         slow.protocol.data_received(read)
         slow.run()
 
     left = iter(choices)
     shortcut: Shortcut[GenerateChunk] = Shortcut()
-    fast = Task(loop, shortcut)
+    fast = Task(loop, shortcut, Outcome())
     shortcut.is_clear = lambda: next(left, True)
     shortcut.takes = lambda _: next(left, True)
     shortcut.write = fast.outcome.add
@@ -181,7 +195,7 @@ def test_most_of_a_stream_takes_it(loop: asyncio.AbstractEventLoop) -> None:
     ids = list(range(20))
     for start_of in (lambda end: end - 1, lambda _: 0):
         taken.clear()
-        task = Task(loop, shortcut)
+        task = Task(loop, shortcut, Outcome())
         for end in range(1, 21):
             event = b"data: %b\n\n" % item(ids, start_of(end), end, {})
             chunk = b"%x\r\n%b\r\n" % (len(event), event)
@@ -195,7 +209,7 @@ def test_what_has_to_wait_for_a_slow_client_is_read_once(loop: asyncio.AbstractE
     shortcut: Shortcut[GenerateChunk] = Shortcut()
     ids = list(range(20))
     for start_of in (lambda end: end - 1, lambda _: 0):
-        task = Task(loop, shortcut)
+        task = Task(loop, shortcut, Outcome())
         shortcut.is_clear, shortcut.takes = lambda: False, lambda _: True
         for end in range(1, 21):
             event = b"data: %b\n\n" % item(ids, start_of(end), end, {})
@@ -210,7 +224,7 @@ def test_a_step_that_fails_fails_where_the_task_waits(loop: asyncio.AbstractEven
 
     shortcut: Shortcut[GenerateChunk] = Shortcut()
     shortcut.is_clear, shortcut.takes, shortcut.write = lambda: True, lambda _: True, broken
-    task = Task(loop, shortcut)
+    task = Task(loop, shortcut, Outcome())
     for end in (1, 2):
         event = b"data: %b\n\n" % item([5, 6, 7], end - 1, end, {})
         task.protocol.data_received((HEAD if end == 1 else b"") + chunked(event))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from slime_router.api.chat.request import read_chat_request
+from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.chat.tools import tool_choice
 from slime_router.errors import BadRequest
 from slime_router.types import Grammar, Sampling, TemplateOptions
@@ -19,7 +20,9 @@ TOOL = {"function": {"parameters": {"z": 1, "a": 2}, "name": "f"}, "type": "func
 
 def read(body: dict[str, Any], headers: dict[str, str] | None = None):
     return read_chat_request(
-        {"messages": [USER], **body}, asked(**headers or {}), Bytes(), "default", NO_PARSERS
+        {"messages": [USER], **body},
+        asked(**headers or {}),
+        SettingsReader(Bytes(), "default", NO_PARSERS),
     )
 
 
@@ -239,6 +242,19 @@ def test_a_bad_field_is_a_400_that_names_it(body, param, code):
         read(body)
     assert (caught.value.param, caught.value.code) == (param, code)
     assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        tool(type="custom"),
+        called(type="custom"),
+        {**tool(), "tool_choice": {"type": "custom", "custom": {"name": "f"}}},
+    ],
+)
+def test_whoever_has_custom_tools_is_sent_to_the_api_that_takes_them(body):
+    with pytest.raises(BadRequest, match=r"Custom tools, .* need /v1/responses"):
+        read(body)
 
 
 GOOD: list[dict[str, Any]] = [

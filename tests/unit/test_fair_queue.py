@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slime_router.generation.fair_queue import FairQueue, Party
+from slime_router.waiting.fair_queue import FairQueue, Party
 
 
 def party(name: str) -> Party:

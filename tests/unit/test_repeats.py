@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_router.engine.chunks import ChunkReader
-from slime_router.engine.cumulative import CumulativeCutter
+from slime_router.engine.cumulative import CumulativeCutter, names_version
 from slime_router.errors import WorkerFailed
+from slime_router.replies.reply import Versions
 
 
 def item(ids: list[int], *, text: str = "", finish: Any = None, **meta: Any) -> bytes:
@@ -131,3 +132,34 @@ def test_a_stream_that_is_not_cumulative_reads_the_same():
         for chunk in reader.feed([payload])
     ]
     assert [chunk.output_ids for chunk in chunks] == [[1], [2], [1]]
+
+
+@pytest.mark.parametrize("last", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("finish", [None, {"type": "length", "length": 4}])
+def test_weights_that_come_and_go_within_one_read_are_named(last: str, finish: Any) -> None:
+    """The newest item may be under the weights of the last read; those before it need not be."""
+    reader, versions = ChunkReader(vocab_size=2**31, with_logprobs=True), Versions()
+    payloads = (
+        [item([1]), item([1, 2])],
+        [
+            item([1, 2, 3], weight_version="v2"),
+            item([1, 2, 3, 4], weight_version=last, finish=finish),
+        ],
+    )
+    start = 0
+    for each in payloads:
+        assert reader.plain(each) is None
+        for chunk in reader.feed(each):
+            versions.add(chunk, start)
+            start += len(chunk.output_ids)
+    found = [span.version for span in versions.spans(4) for _ in range(span.start, span.end)]
+    assert found == ["v1", "v1", "v2", last]
+
+
+@pytest.mark.parametrize("version", ["v1", 3, 30, None, 'a"b'])
+def test_an_item_shows_which_weights_it_names(version: Any) -> None:
+    payload = item([1], text='"weight_version":"v2"', weight_version=version)
+    for known in ("v1", "v2", 3, 30, 'a"b'):
+        assert names_version(payload, known, 0) == (known == version)
+    assert not names_version(payload, None, 0)
+    assert names_version(b'{"meta_info":{}}', None, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slime_router.template.stand_ins import SENTINEL, Form, View, draw
+from slime_router.template.stand_ins import SENTINEL, Form, View, draw, unsaid_word
 from slime_router.types import Message
 
 
@@ -68,6 +68,19 @@ def test_every_reply_up_to_the_held_one_is_replaced_and_no_later_one():
         "<user>Hi<assistant>",
         "<user>Hi<assistant>not sampled",
     )
+
+
+def test_nobody_can_know_the_word():
+    words = {unsaid_word("sentinel") for _ in range(100)} | {SENTINEL}
+    assert len(words) == 101
+    assert all(word.isalnum() and len(word) > 20 for word in words)
+
+
+def test_a_text_may_hold_a_word_that_looks_like_it():
+    messages = ({"role": "user", "content": "Zq7sentinel7qZ"}, reply(), USER)
+    drawing = draw(View(messages, 1), prints)
+    assert drawing is not None
+    assert drawing.parts == ("<user>Zq7sentinel7qZ<assistant>", "<user>Hi")
 
 
 def test_a_client_that_writes_the_word_itself_gets_no_drawing():

@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 
+from slime_router.waiting.fair_queue import Party
 from slime_router.waiting.turnstile import Turnstile
 
+NOBODY = Party("", "")
 LONG, SHORT = [{"content": "x" * 50}, {"content": "x" * 50}], [{"content": "x"}]
 
 
@@ -21,7 +23,7 @@ async def test_the_long_wait_and_the_short_pass():
     begun, may_end = [], asyncio.Event()
 
     async def work(name: str, value: list[dict[str, str]]) -> None:
-        async with turnstile.passing(value):
+        async with turnstile.passing(value, Party("", name)):
             begun.append(name)
             await may_end.wait()
 
@@ -41,7 +43,7 @@ async def test_whoever_leaves_gives_the_place_on():
     begun = []
 
     async def work(name: str) -> None:
-        async with turnstile.passing(LONG):
+        async with turnstile.passing(LONG, NOBODY):
             begun.append(name)
             await asyncio.Event().wait()
 
@@ -60,9 +62,43 @@ async def test_whoever_leaves_gives_the_place_on():
 )
 async def test_what_is_long(value, is_long):
     turnstile = Turnstile(1, 100)
-    async with turnstile.passing(LONG):
-        entering = asyncio.ensure_future(turnstile.passing(iter([value])).__aenter__())
+    async with turnstile.passing(LONG, NOBODY):
+        entering = asyncio.ensure_future(turnstile.passing(iter([value]), NOBODY).__aenter__())
         await settled()
         assert entering.done() is not is_long
         entering.cancel()
         await settled()
+
+
+async def test_owners_take_turns_however_much_each_has():
+    turnstile = Turnstile(1, 100)
+    begun: list[str] = []
+
+    async def work(owner: str, name: str) -> None:
+        async with turnstile.passing(LONG, Party(owner, name)):
+            begun.append(owner)
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(20):
+            tasks.create_task(work("many", f"{number}"))
+        await asyncio.sleep(0)
+        for number in range(2):
+            tasks.create_task(work("few", f"{number}"))
+    assert begun.index("few") <= 3
+    assert sorted(begun) == ["few"] * 2 + ["many"] * 20
+    assert "".join(each[0] for each in begun).count("ff") == 0
+
+
+async def test_whoever_is_cancelled_as_its_turn_comes_gives_the_place_on():
+    turnstile = Turnstile(1, 100)
+    await turnstile.enter(NOBODY)
+    two, three = (asyncio.create_task(turnstile.enter(Party("", name))) for name in "ab")
+    await settled()
+    turnstile.leave()
+    two.cancel()  # it was given the place, and has not run since
+    await settled()
+    assert two.cancelled()
+    assert three.done()
+    turnstile.leave()
+    await asyncio.wait_for(turnstile.enter(NOBODY), 30)

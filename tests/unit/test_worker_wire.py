@@ -334,6 +334,19 @@ def test_comments_names_and_missing_spaces_are_read():
     assert splitter.end() == [b"end"]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_lines_end_as_the_format_allows(end, size):
+    text = end.join(
+        [b"data: one", b"", b": a comment", b"", b"data: two", b"", b"data: [DONE]", b"", b""]
+    )
+    splitter = EventSplitter()
+    read = [
+        each for at in range(0, len(text), size) for each in splitter.feed(text[at : at + size])
+    ]
+    assert read == [b"one", b"two", b"[DONE]"]
+
+
 def test_a_line_that_never_ends_is_cut_off():
     splitter = EventSplitter(max_len=10)
     splitter.feed(b"data: 1234")

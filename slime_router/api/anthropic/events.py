@@ -72,6 +72,11 @@ class MessageEvents:
             events += self._end(chunk.finish)
         return events
 
+    def of_text(self, text: str, tokens: int) -> Sequence[Event]:
+        """The events of a chunk that differs from the one before only in its tokens, a text."""
+        self._tally.completion += tokens
+        return self._say("text", text) if text else ()
+
     def _say(self, kind: str, text: str) -> list[Event]:
         """Text or thinking; blocks do not overlap, so it waits until an open call has ended."""
         if self._open is not None and self._open.type == "tool_use":

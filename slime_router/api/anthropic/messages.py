@@ -28,6 +28,7 @@ from slime_router.api.anthropic.blocks import (
     result_text,
     string_of,
 )
+from slime_router.api.as_written import write_as_read
 from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
 from slime_router.json_text import is_json, without_halves
@@ -223,8 +224,8 @@ def arguments_of(given: dict[str, Any]) -> dict[str, Any] | str:
         return raw
     try:
         orjson.dumps(given)
-    except TypeError:  # half of a surrogate pair, as the model wrote it
-        return json.dumps(given)
+    except TypeError:  # half of a surrogate pair or a number without bounds, as the model wrote it
+        return write_as_read(given)
     return given
 
 

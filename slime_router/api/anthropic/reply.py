@@ -36,6 +36,10 @@ class MessageStream:
         self._events = MessageEvents(style)
         self._request_id = request_id
 
+    def text_event(self, text: str, tokens: int) -> bytes:
+        """The events of a chunk that is just text."""
+        return b"".join(map(_written, self._events.of_text(text, tokens)))
+
     def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
         """The events of one chunk. Raises RouterError where the worker gave up."""
         assert chunk.sample == 0, "one message, one generation"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slime_router.api.chat.tools import named_function
+from slime_router.api.chat.tools import custom_hint, named_function
 from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
 from slime_router.template.heard import Written
@@ -181,8 +181,10 @@ def _check_tool_call(call: Any, path: str) -> None:
     require(isinstance(call, dict), path, "an object")
     call_id = call.get("id")
     require(call_id is None or isinstance(call_id, str), f"{path}.id", "a string")
-    if call.get("type", "function") != "function":
-        raise BadRequest("A tool call's type must be 'function'.", param=f"{path}.type")
+    if (kind := call.get("type", "function")) != "function":
+        raise BadRequest(
+            "A tool call's type must be 'function'." + custom_hint(kind), param=f"{path}.type"
+        )
     function = named_function(call, path)
     arguments = function.get("arguments")
     require(

@@ -68,10 +68,17 @@ def tool_choice(
                 _check_can_force(tools, picked, can_force)
             if mode in ("auto", "required"):
                 return ToolChoice(picked, picked, is_forced=mode == "required")
+    kind = choice.get("type") if isinstance(choice, dict) else None
     raise BadRequest(
-        "'tool_choice' must be 'none', 'auto', 'required', a named function or allowed tools.",
+        "'tool_choice' must be 'none', 'auto', 'required', a named function or allowed tools."
+        + custom_hint(kind),
         param="tool_choice",
     )
+
+
+def custom_hint(kind: object) -> str:
+    """What a refusal says besides where the tool, call or choice is a `custom` one."""
+    return " Custom tools, whose input is a text, need /v1/responses." if kind == "custom" else ""
 
 
 def named_function(owner: dict[str, Any], path: str) -> dict[str, Any]:
@@ -131,7 +138,10 @@ def _check_tool(tool: Any, path: str) -> None:
     if tool.get("type") is None:
         raise missing(f"{path}.type")
     if tool["type"] != "function":
-        raise BadRequest("A tool's type must be 'function'.", param=f"{path}.type")
+        raise BadRequest(
+            "A tool's type must be 'function'." + custom_hint(tool["type"]),
+            param=f"{path}.type",
+        )
     function = named_function(tool, path)
     for name, kind, what in (
         ("description", str, "a string"),

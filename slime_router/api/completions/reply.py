@@ -32,6 +32,10 @@ class CompletionTally:
         """Counts the chunk. Raises RouterError where it says that the worker gave up."""
         self._tallies[self._request_ids[chunk.sample]].add(chunk)
 
+    def add_output(self, tokens: int) -> None:
+        """Counts tokens of the first choice that were sampled, and nothing else."""
+        self._tallies[self._request_ids[0]].completion += tokens
+
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object."""
         each = [tally.usage() for tally in self._tallies.values()]
@@ -148,6 +152,8 @@ class CompletionStream(_Completion):
         super().__init__(style, names, calls)
         self._begun: set[int] = set()
         self._head = _head(style)
+        is_plain = style.logprobs is None and not (style.token_ids or style.running_usage)
+        self.text_event = self._text_event if is_plain else None
 
     def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
         """The events of one chunk. Raises RouterError where the worker gave up."""
@@ -159,6 +165,12 @@ class CompletionStream(_Completion):
         self._begun.add(index)
         if text or chunk.output_ids or chunk.finish is not None:
             yield self._event(index, text, chunk, chunk.prompt if is_new else None)
+
+    def _text_event(self, text: str, tokens: int) -> bytes:
+        """Of a single choice."""
+        self._tally.add_output(tokens)
+        choice = {"index": 0, "text": text, "logprobs": None, **_ending(None)}
+        return sse.event({**self._head, "choices": [choice]})
 
     def _event(self, index: int, text: str, chunk: GenerateChunk, prompt: Prompt | None) -> bytes:
         choice = {

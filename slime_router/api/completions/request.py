@@ -108,6 +108,7 @@ def read_completion_request(
             input_ids=None if isinstance(prompt, str) else prompt,
             rid=f"{style.id}-{i * n + k}" if i + k else style.id,
             turn_id=http.new_turn_id(),
+            sampling=http.of_sample(call.sampling, k),
             request_id=f"{asked}-{i}",
         )
         for i, prompt in enumerate(prompts)

@@ -21,6 +21,8 @@ from slime_router.types import GenerateChunk
 class TokenStream:
     """One streamed reply: each event has what is new."""
 
+    text_event = None
+
     def __init__(self, asked: TokenRequest) -> None:
         self._asked = asked
         self._tally = Tally()

@@ -121,6 +121,11 @@ class ResponseEvents:
             events += self._end(chunk.finish)
         return events
 
+    def of_text(self, text: str, tokens: int) -> list[Event]:
+        """The events of a chunk that differs from the one before only in its tokens, a text."""
+        self._tally.completion += tokens
+        return self._say("message", text) if text else []
+
     def failure(self, exc: RouterError, error: Mapping[str, Any]) -> list[Event]:
         """The end of a stream that failed; `error` is what the client gets."""
         events = [] if self._count else self._created()  # clients refuse any other first event

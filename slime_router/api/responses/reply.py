@@ -29,6 +29,10 @@ class ResponseStream:
 
     def __init__(self, style: ResponseStyle, keep: Keep) -> None:
         self._events = ResponseEvents(style, keep)
+        self.text_event = self._text_event if style.entries is None else None
+
+    def _text_event(self, text: str, tokens: int) -> bytes:
+        return b"".join(map(_written, self._events.of_text(text, tokens)))
 
     def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
         """The events of one chunk. Raises RouterError where the worker gave up."""

@@ -31,8 +31,16 @@ class _Page:
 
 
 async def show(kept: ResponseStore, request: web.Request) -> web.Response:
-    """`GET /v1/responses/{id}`: a stored response; 404 where it is not, or no longer, here."""
-    return _json(_stored(kept, request).response)
+    """`GET /v1/responses/{id}`: a stored response; 404 where it is not, or no longer, here.
+
+    Raises:
+        BadRequest: its events are asked for, which nobody keeps.
+    """
+    stored = _stored(kept, request)
+    if request.query.get("stream") == "true":  # SDKs take anything else for a stream of no events
+        message = "Only a response that was made in the background can be streamed again."
+        raise BadRequest(message, param="stream")
+    return _json(stored.response)
 
 
 async def list_items(kept: ResponseStore, request: web.Request) -> web.Response:

@@ -17,7 +17,7 @@ from slime_router.types import GenerateChunk
 class EventTap:
     """Takes an event where a task waits for it in `content`, and all before it was dealt with."""
 
-    __slots__ = ("_content", "_lines", "_reader", "_shortcut", "is_waiting")
+    __slots__ = ("_content", "_goes_on", "_lines", "_reader", "_shortcut", "is_waiting")
 
     def __init__(
         self,
@@ -27,10 +27,28 @@ class EventTap:
         reader: ChunkReader,
     ) -> None:
         self.is_waiting = False  # the task, in `content`
+        self._goes_on = False  # what came last was taken
         self._shortcut = shortcut
         self._content = content
         self._lines = lines
         self._reader = reader
+
+    def take_event(self, payload: bytes) -> bool:
+        """Takes the one event that came, if it goes on as the one before, which was taken."""
+        if not (self._goes_on and self.is_waiting):
+            return False
+        tokens = self._reader.tokens(payload)
+        if tokens is None:
+            return False
+        ids, logprobs = tokens
+        try:
+            if self._shortcut.take_tokens(ids, logprobs):
+                return True
+        except ShortcutFailed as exc:
+            self._content.set_exception(exc)  # the task, which waits, is to raise it
+            return True
+        self._reader.take_back(len(ids))
+        return False
 
     def take(self, chunks: Sequence[bytes]) -> bool:
         """Takes the events that came, if all are plain, each in a chunk of its own."""
@@ -41,16 +59,17 @@ class EventTap:
             return False
         try:
             if self._shortcut.take(chunk):
+                self._goes_on = bool(chunk.output_ids) and self._shortcut.has_texts
                 return True
         except ShortcutFailed as exc:
             self._content.set_exception(exc)  # the task, which waits, is to raise it
             return True
-        self._reader.take_back(chunk)
+        self._reader.take_back(len(chunk.output_ids))
         return False
 
     def rest(self) -> None:
         """What comes next has to wait until the task has read what is in `content`."""
-        self.is_waiting = False
+        self.is_waiting = self._goes_on = False
 
 
 def tapped(
@@ -63,5 +82,6 @@ def tapped(
     protocol = answer.connection and answer.connection.protocol
     tap = EventTap(shortcut or Shortcut(), answer.content, lines, reader)
     if shortcut is not None and isinstance(protocol, WorkerProtocol):
+        shortcut.made = reader.chunk_of
         protocol.tap = tap
     return tap

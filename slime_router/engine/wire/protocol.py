@@ -17,11 +17,16 @@ from aiohttp.client_proto import ResponseHandler
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 _HEAD = b"HTTP/1.1 200 "
 _HEAD_END = b"\r\n\r\n"
+_EVENT_BEGIN = b"\r\ndata: {"  # after the size of its chunk
+_EVENT_END = b"\n\n\r\n"  # and that of its chunk
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked *\r\n", re.IGNORECASE)
 
 
 class Tap(Protocol):
     """Takes events off a connection."""
+
+    def take_event(self, payload: bytes) -> bool:
+        """Takes what came, one event with this payload, or leaves it to `take`."""
 
     def take(self, chunks: Sequence[bytes]) -> bool:
         """Takes what came, or leaves all of it to aiohttp's parser."""
@@ -45,10 +50,15 @@ class WorkerProtocol(ResponseHandler):
     def data_received(self, data: bytes) -> None:
         """Something came."""
         if self._is_whole:
+            tap = self.tap
+            if tap is not None:
+                event = sole_event(data)
+                if event is not None and tap.take_event(event):
+                    return
             chunks = whole_chunks(data, 0)
             if chunks is None:
                 self._is_whole = False
-            elif self.tap is not None and self.tap.take(chunks):
+            elif tap is not None and tap.take(chunks):
                 return
         elif not self._has_head:
             self._has_head, self._is_whole = True, _begins_whole(data)
@@ -57,6 +67,16 @@ class WorkerProtocol(ResponseHandler):
             if not self._is_whole:
                 self.tap = None
         super().data_received(data)
+
+
+def sole_event(data: bytes) -> bytes | None:
+    """The payload, an object, of the one event that one chunk holds; None if that is not all."""
+    at, end = data.find(_EVENT_BEGIN, 0, 16), len(data) - 4  # the payload's
+    if at < 0 or data[:at] != b"%x" % (end - at):  # as workers write it
+        return None
+    if not data.endswith(_EVENT_END) or data.find(b"\n", at + 2) != end:
+        return None
+    return data[at + 8 : end]
 
 
 def whole_chunks(data: bytes, start: int) -> list[bytes] | None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from aiohttp import web
 
 from slime_router.api.request import read_object
-from slime_router.api.responses.journaled import TABLE, JournaledResponses, is_deleted
+from slime_router.api.responses.journaled import TABLE, JournaledResponses, is_deleted, is_packed
 from slime_router.api.responses.store import ResponseStore
-from slime_router.errors import RouterError
+from slime_router.errors import NotDurable, RouterError
 from slime_router.journal.keeping import Keeping
 from slime_router.siblings.siblings import Siblings
 
 SHOW, FORGET = "responses", "forget_response"
 MAX_NAMES = 1000  # of one request
+
+logger = logging.getLogger(__name__)
 
 Door: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -43,7 +47,10 @@ class SharedResponses:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             named = request.match_info.get("id")
-            await self._bring([named] if named else await _names(request))
+            needed, others = ([named], []) if named else await _names(request)
+            await self._bring(needed)
+            with suppress(NotDurable):  # items have ids that nobody has stored, too
+                await self._bring(others)
             answer = await door(request)
             if request.method == "DELETE" and self._siblings.others:
                 await self._siblings.ask(FORGET, {"id": named})
@@ -73,7 +80,9 @@ class SharedResponses:
             return
         here = dict.fromkeys(map(self._kept.response_of, names))
         for name in [name for name in here if name is not None][:MAX_NAMES]:
-            data = await self._others.look(TABLE, name)
+            data = None
+            with suppress(NotDurable):  # it goes on with what is here
+                data = await self._look(name)
             if data is not None and is_deleted(data):
                 self._kept.forget_here(name)
 
@@ -88,12 +97,21 @@ class SharedResponses:
         line: list[tuple[str, bytes]] = []
         wanted: str | None = name
         while wanted is not None and self._others is not None and len(line) < MAX_NAMES:
-            data = await self._others.look(TABLE, wanted)
+            data = await self._look(wanted)
             if data is None:
                 return []
             line.append((wanted, data))
             wanted = json.loads(data)["previous"]
         return line[::-1]
+
+    async def _look(self, name: str) -> bytes | None:
+        """What other routers have kept of a response. Raises NotDurable where nobody can tell."""
+        assert self._others is not None
+        data = await self._others.look(TABLE, name)
+        if data is None or is_packed(data):
+            return data
+        logger.warning("not looked up: %.100s: what the store has by this name is not ours", name)
+        raise NotDurable("What the store has by this name is not a response.")
 
     async def _shown(self, message: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
         """Each with all that it continues, the oldest first."""
@@ -107,14 +125,15 @@ class SharedResponses:
             self._kept.forget_here(message["id"])
 
 
-async def _names(request: web.Request) -> list[str]:
-    """The responses and the items that a request names."""
+async def _names(request: web.Request) -> tuple[list[str], list[str]]:
+    """The response that a request continues, if any, and the items that it names."""
     try:
         body = await read_object(request)
     except RouterError:
-        return []  # the door says so
+        return [], []  # the door says so
     given = body.get("input")
     items = given if isinstance(given, list) else []
-    named = [body.get("previous_response_id")]
-    named += [each.get("id") for each in items if isinstance(each, dict)]
-    return [name for name in named if isinstance(name, str)]
+    continued = [body.get("previous_response_id")]
+    named = [each.get("id") for each in items if isinstance(each, dict)]
+    needed, others = ([x for x in names if isinstance(x, str)] for names in (continued, named))
+    return needed, others

@@ -1,0 +1,93 @@
+"""The plain items of a stream: nothing but new tokens, like the items before them. Pure.
+
+Most items of a stream are such, so one is checked in one go, against what those before it said.
+All others are read step by step (`engine/chunks.py`), and refused if they must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, TypeAlias
+
+from slime_router.engine.answer import MAX_LOGPROB, MIN_LOGPROB, Item
+from slime_router.engine.masks import MASK
+from slime_router.types import GenerateChunk
+
+# What a plain item says as the one before did, if it says it; and what none says.
+_STEADY = (
+    "prompt_tokens", "cached_tokens", "weight_version", "weight_versions", "finish_reason",
+    "routed_experts", "indexer_topk",
+)  # fmt: skip
+_NEVER_PLAIN = ("finish_reason", "weight_versions", "routed_experts")
+
+Tokens: TypeAlias = tuple[list[int], list[float] | None]  # ids, and a logprob for each
+
+
+class PlainItems:
+    """What the plain items of one stream look like, as the items that were read before show.
+
+    `rest` is what the chunk of a plain item has beside ids and logprobs, in the order of its
+    fields: the same object for as long as it stays the same.
+    """
+
+    __slots__ = (
+        "_asks_masks", "_keys", "_meta_keys", "_steady", "_usual", "_vocab_size", "_with_logprobs",
+        "rest",
+    )  # fmt: skip
+
+    def __init__(self, *, vocab_size: int, with_logprobs: bool, asks_masks: bool) -> None:
+        self._vocab_size = vocab_size
+        self._with_logprobs = with_logprobs
+        self._asks_masks = asks_masks
+        self._keys: tuple[str, ...] = ()
+        self._meta_keys: tuple[str, ...] = ()
+        self._steady: Callable[[Item], Any] = len
+        self._usual: Any = None
+        self.rest: tuple[Any, ...] = ()
+
+    def forget(self) -> None:
+        """No item is plain until another one was learned from."""
+        self._keys = ()
+
+    def learn(self, item: Item, meta: Item, like: GenerateChunk) -> None:
+        """An item was read step by step; `like` is a chunk with what its chunk's successors say."""
+        names = [name for name in _STEADY if name in meta]
+        if not self._asks_masks and MASK in meta:
+            names.append(MASK)
+        self._keys, self._meta_keys = tuple(item), tuple(meta)
+        if "error" in item or "completion_tokens" not in meta or any(map(meta.get, _NEVER_PLAIN)):
+            self._keys = ()
+        self._steady = itemgetter(*names) if names else len
+        self._usual = self._steady(meta)
+        self.rest = like[2:]
+
+    def tokens(self, item: Item, known_len: int) -> Tokens | None:
+        """The new tokens of an item after `known_len` others; None for any that is not plain."""
+        meta, ids = item.get("meta_info"), item.get("output_ids")
+        if type(meta) is not dict or type(ids) is not list or tuple(item) != self._keys:
+            return None
+        if tuple(meta) != self._meta_keys or self._steady(meta) != self._usual:
+            return None
+        total = meta["completion_tokens"]
+        if type(total) is not int or total != known_len + len(ids):
+            return None
+        if type(item.get("text", "")) is not str:
+            return None
+        entries: Any = meta.get("output_token_logprobs")
+        vocab_size = self._vocab_size
+        if not self._with_logprobs:
+            if entries or not all(type(each) is int and 0 <= each < vocab_size for each in ids):
+                return None
+            return ids, None
+        logprobs: list[float] = []
+        try:
+            for (logprob, named, _), token in zip(entries, ids, strict=True):
+                if type(token) is not int or named != token or not 0 <= token < vocab_size:
+                    return None
+                if type(logprob) is not float or not MIN_LOGPROB <= logprob <= MAX_LOGPROB:
+                    return None
+                logprobs.append(logprob)
+        except (TypeError, ValueError):  # of other lengths or kinds
+            return None
+        return ids, logprobs
