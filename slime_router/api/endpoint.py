@@ -20,7 +20,7 @@ from slime_router.api.request import (
 )
 from slime_router.auth.caller import caller
 from slime_router.edge.bodies import read_body
-from slime_router.edge.lengths import MAX_CONTAINERS
+from slime_router.edge.lengths import MAX_CONTAINERS, check_messages
 from slime_router.edge.owned_calls import own_call
 from slime_router.errors import BadRequest, NotFound
 from slime_router.telemetry.request_record import keeps_body, note_body
@@ -95,8 +95,10 @@ def _read_written(
     if found is None:
         return None
     body, text = found
-    shown = {**body, "messages": body["messages"].new}
+    written = body["messages"]
+    shown = {**body, "messages": written.new}
     try:
+        check_messages(written, "messages")
         check_read(text, shown)
         context.allowances.check(shown)
     except BadRequest:

@@ -122,6 +122,19 @@ def test_one_turn_in_several_items_is_one_message():
     ]
 
 
+@pytest.mark.parametrize("handle", [None, "turn_1"])
+def test_white_space_before_a_thought_is_of_the_same_message(handle):
+    """GLM's replies begin so; clients may drop what was thought."""
+    turn = {"turn": handle} if handle else {}
+    whole = {"role": "assistant", "content": "\n\nHello", **turn}
+    thinking = {**whole, "reasoning_content": "Hm."}
+    spoken = [said("\n"), thought("Hm.", handle), said("\nHello")]
+    assert messages(spoken) == [thinking]
+    assert messages([spoken[0], spoken[2]]) == [{"role": "assistant", "content": "\n\nHello"}]
+    called = [said("\n"), thought("Hm.", handle), CALL]
+    assert messages(called) == [{**thinking, "content": "\n", "tool_calls": [CHAT_CALL]}]
+
+
 def test_replies_without_a_user_between_them_stay_apart():
     replies = messages([said("a"), said("b"), thought("x"), said("c"), thought("y"), said("d")])
     assert [m["content"] for m in replies] == ["a", "b", "c", "d"]

@@ -22,6 +22,7 @@ from slime_router.api.responses.store import ResponseStore, Stored
 from slime_router.api.token_ids import Vocabulary
 from slime_router.api.token_names import TokenNames
 from slime_router.auth.caller import Caller, caller
+from slime_router.edge.lengths import check_messages
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.types import GenerateCall, GenerateChunk
@@ -156,6 +157,8 @@ def _asked(
         if previous is None:
             raise missing("input")
         return ()
+    if isinstance(body["input"], list):
+        check_messages(body["input"], "input")
     return read_input(body["input"], partial(kept.item, by=by))
 
 
@@ -163,6 +166,7 @@ def _messages(
     body: dict[str, Any], asked: tuple[Item, ...], previous: Stored | None
 ) -> list[dict[str, Any]]:
     before = previous.conversation() if previous is not None else []
+    check_messages([*before, *asked], "input")
     messages = to_messages([*before, *asked], first=len(before))
     if not messages:
         raise BadRequest("'input' cannot be empty.", param="input")
