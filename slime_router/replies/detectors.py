@@ -54,6 +54,17 @@ _STEP3_PARAMETER = re.compile(
 )
 
 
+class NamedTokens:
+    """The tokenizer as SGLang's detectors use it: the names of added tokens."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._ids = {name: number for number, name in enumerate(names)}
+
+    def get_vocab(self) -> dict[str, int]:
+        """The names; their numbers are no token ids."""
+        return self._ids
+
+
 class CallDetector:
     """One reply's detector of calls; see `sglang.srt.function_call.base_format_detector`.
 

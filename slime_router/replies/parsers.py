@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -26,7 +26,7 @@ from slime_router.engine.structural_tag import (
 from slime_router.errors import BadRequest, SetupError, one_line
 from slime_router.replies import harmony, mistral_ids
 from slime_router.replies.call_ids import NewCallId, call_ids
-from slime_router.replies.detectors import CallDetector, Marks, ReasoningDetector
+from slime_router.replies.detectors import CallDetector, Marks, NamedTokens, ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
 from slime_router.replies.mistral_ids import MistralCalls
 from slime_router.replies.parser import ReplyParser
@@ -92,6 +92,8 @@ class ReplyParsers:
 
     `new_call_id` makes the ids of calls to which the model gives none.
 
+    `added_tokens` are those of the vocabulary: Hunyuan's marks have other names in each.
+
     Raises:
         SetupError: SGLang is not installed, or has no such format.
     """
@@ -105,7 +107,10 @@ class ReplyParsers:
         presumes_thinking: bool = True,
         strips_newlines: bool = False,
         new_call_id: NewCallId = random_call_id,
+        added_tokens: Iterable[str] = (),
     ) -> None:
+        names = tuple(added_tokens)
+        self._vocabulary = NamedTokens(names) if names else None  # None: marks without a suffix
         self._new_call_id = new_call_id
         self.tools = tools
         self.reasoning = reasoning
@@ -288,7 +293,9 @@ class ReplyParsers:
 
     def _calls_parser(self, form: ReplyFormat) -> Any:
         assert self._sglang is not None
-        return self._sglang.FunctionCallParser(self._tools(form), self.tools)
+        return self._sglang.FunctionCallParser(
+            self._tools(form), self.tools, tokenizer=self._vocabulary
+        )
 
     def _tools(self, form: ReplyFormat) -> list[Any]:
         assert self._sglang is not None
@@ -311,6 +318,7 @@ class ReplyParsers:
             self._sglang.ReasoningParser,
             self.reasoning,
             form.streams_reasoning,
+            tokenizer=self._vocabulary,
             tool_call_parser_active=self.tools is not None and bool(form.tools),
         )
         if self._tried is None:

@@ -133,6 +133,7 @@ class Gateway:
             presumes_thinking=self.formats.presumes_thinking,
             strips_newlines=config.strip_reasoning_newlines,
             new_call_id=self.template.spelling.new_id,
+            added_tokens=self.tokenizer.added_names(),
         )
         vocabulary = [self.tokenizer.vocab_size, self.tokenizer.encode(PROBE_TEXT).tolist()]
         self.journal = opened(

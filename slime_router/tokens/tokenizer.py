@@ -249,6 +249,10 @@ class Tokenizer:
         """The names of all tokens, as the vocabulary spells them."""
         return self._backend.get_vocab(with_added_tokens=True).keys()
 
+    def added_names(self) -> list[str]:
+        """The names of the tokens that were added to the vocabulary, control tokens among them."""
+        return [token.content for token in self._backend.get_added_tokens_decoder().values()]
+
     # Ids to text.
 
     def token_bytes(self, token_id: int) -> bytes:

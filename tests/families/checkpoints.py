@@ -61,6 +61,7 @@ def _parsers(family: Family) -> ReplyParsers:
         tools=family.tools,
         reasoning=family.reasoning,
         new_call_id=family.chat_template().spelling.new_id,
+        added_tokens=family.tokenizer().added_names(),
     )
 
 

@@ -697,3 +697,20 @@ def test_an_argument_that_holds_the_mark_of_a_call_is_not_content(name, cut, cit
     reply = read(parser_of(name), FORMATS[name].write(calls, "Let me see."), cut)
     assert reply.calls == calls
     assert reply.content.strip() == "Let me see."
+
+
+@pytest.mark.parametrize("suffix", ["", ":opensource"])
+def test_hunyuans_marks_have_the_names_of_the_vocabulary(suffix):
+    """Those of Hy3 that is published end alike."""
+    marks = ("tool_calls", "tool_call", "tool_sep", "arg_key", "arg_value", "think")
+    names = [f"<{slash}{mark}{suffix}>" for mark in marks for slash in ("", "/")]
+    calls = [("get_weather", {"city": "Paris"})]
+    text = "<think>Hm.</think>" + FORMATS["hunyuan"].write(calls, "Let me see.")
+    for mark in marks:
+        text = text.replace(f"<{mark}>", f"<{mark}{suffix}>")
+        text = text.replace(f"</{mark}>", f"</{mark}{suffix}>")
+    parsers = ReplyParsers(load_parsers, tools="hunyuan", reasoning="hunyuan", added_tokens=names)
+    parser = parsers.parser(ReplyFormat(tools=TOOLS), prompt_tail="", history=())
+    assert parser is not None
+    reply = read(parser, text)
+    assert (reply.calls, reply.content, reply.reasoning) == (calls, "Let me see.", "Hm.")
