@@ -6,8 +6,8 @@ end, where a few pages take all that comes, and not everywhere at once. No order
 
 from __future__ import annotations
 
-import secrets
 import time
+from os import urandom
 
 TIME_LEN = 12  # hex digits, of milliseconds since 1970
 _MASK = (1 << 4 * TIME_LEN) - 1
@@ -16,4 +16,4 @@ _MASK = (1 << 4 * TIME_LEN) - 1
 def fresh_hex(length: int) -> str:
     """A new id of `length` hex digits (even, at least 24): the time, then random ones."""
     now_ms = time.time_ns() // 1_000_000 & _MASK
-    return f"{now_ms:012x}{secrets.token_hex((length - TIME_LEN) // 2)}"
+    return f"{now_ms:012x}{urandom((length - TIME_LEN) // 2).hex()}"

@@ -71,8 +71,9 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name; notes only if there are any."""
-        names = ("status", "reused", "encoded", "turn", "reason", "notes")
-        return {name: getattr(self, name) for name in names if name != "notes" or self.notes}
+        named = {"status": self.status, "reused": self.reused, "encoded": self.encoded}
+        said = {"turn": self.turn, "reason": self.reason}
+        return {**named, **said, "notes": self.notes} if self.notes else {**named, **said}
 
 
 @value(frozen=True, slots=True)

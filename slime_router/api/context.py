@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.known.strictness import Strictness
 from slime_router.api.media import MediaPass
 from slime_router.api.retries import Joiner
@@ -15,7 +16,6 @@ from slime_router.auth.shares import Shares
 from slime_router.edge.allowances import NOTHING_ALLOWED, Allowances
 from slime_router.edge.grace import Grace
 from slime_router.errors import TooManyRequests
-from slime_router.replies.parsers import ReplyParsers
 from slime_router.template.heard import MessageTexts
 from slime_router.tokens.id_text import IdTexts
 
@@ -37,8 +37,7 @@ class Admission:
         """These owners have shares from now on."""
         self._places.share_among(owners)
 
-    @contextmanager
-    def of(self, owner: str) -> Iterator[None]:
+    def of(self, owner: str) -> AbstractContextManager[None]:
         """For the block, the place of one of the owner's requests.
 
         Raises:
@@ -49,11 +48,22 @@ class Admission:
             raise TooManyRequests(
                 f"More than {self._places.total} requests at once; try again later."
             )
-        self._places.take(owner)
-        try:
-            yield
-        finally:
-            self._places.give_back(owner)
+        return _Place(self._places, owner)
+
+
+class _Place:
+    """See `Admission.of`."""
+
+    __slots__ = ("_owner", "_places")
+
+    def __init__(self, places: Shares, owner: str) -> None:
+        self._places, self._owner = places, owner
+
+    def __enter__(self) -> None:
+        self._places.take(self._owner)
+
+    def __exit__(self, *_: object) -> None:
+        self._places.give_back(self._owner)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +73,11 @@ class EndpointContext:
     Attributes:
         joiner: runs the generations that requests ask for.
         vocabulary: the model's tokens.
-        parsers: read tool calls and reasoning out of replies.
+        chat_settings: reads what a chat asks for besides its messages.
         admission: limits how many requests the endpoints handle at once.
         default_model: the model's name for a request that gives none.
         served_names: the names of the one model; None serves it under any name.
         media: where requests with pictures, audio or video go.
-        has_two_reasonings: chat replies give reasoning under both of its names.
         allowances: what clients may have a worker run or open.
         grace: ends requests that outlast a shutdown.
         isolates_owners: named keys do not share the workers' caches.
@@ -81,12 +90,11 @@ class EndpointContext:
 
     joiner: Joiner
     vocabulary: Vocabulary
-    parsers: ReplyParsers
+    chat_settings: SettingsReader
     admission: Admission
     default_model: str
     served_names: frozenset[str] | None = None
     media: MediaPass = field(default_factory=MediaPass.off)
-    has_two_reasonings: bool = False
     allowances: Allowances = NOTHING_ALLOWED
     isolates_owners: bool = False
     grace: Grace = field(default_factory=lambda: Grace(0))

@@ -22,6 +22,7 @@ from slime_router.api.dialect import Dialect, StreamedReply, WholeReply
 from slime_router.api.errors import our_fault
 from slime_router.api.request import A
 from slime_router.api.retries import Visit
+from slime_router.edge.json_reply import JsonReply
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.generation.middleware import Chunks
 from slime_router.shortcut.shortcut import Shortcut, ShortcutFailed
@@ -52,12 +53,9 @@ async def deliver_whole(
             body, receipt = await visit.opened()
         if dialect.settled is not None:
             await dialect.settled()
-        response = web.Response(
-            body=body, content_type="application/json", headers={**headers, **receipt}
-        )
+        response = JsonReply(body, {**headers, **receipt})
         try:
-            await response.prepare(request)
-            await response.write_eof()
+            await response.send(request)
         except ConnectionError:
             return response  # the client left: the generations stay undelivered
         await _read_to_end(visit.rest())

@@ -10,13 +10,21 @@ from aiohttp import web
 from slime_router.api.context import EndpointContext
 from slime_router.api.delivery import deliver_stream, deliver_whole
 from slime_router.api.dialect import Dialect
-from slime_router.api.request import A, check_read, read_with_ids, reply_headers, said_kind
+from slime_router.api.request import (
+    A,
+    check_read,
+    object_in,
+    reply_headers,
+    said_kind,
+    with_ids,
+)
 from slime_router.auth.caller import caller
 from slime_router.edge.bodies import read_body
-from slime_router.edge.lengths import MAX_CONTAINERS
+from slime_router.edge.lengths import MAX_CONTAINERS, check_messages
 from slime_router.edge.owned_calls import own_call
 from slime_router.errors import BadRequest, NotFound
 from slime_router.telemetry.request_record import keeps_body, note_body
+from slime_router.template import heard
 from slime_router.values import replace
 
 
@@ -30,7 +38,8 @@ async def serve(
     """
     headers = reply_headers(request, dialect.errors.id_headers)
     if not dialect.is_limited:
-        given = await read_allowed(context, request, dialect.ids_field)
+        raw = await read_body(request)
+        given = await read_allowed(context, request, raw, dialect.ids_field)
         return await _deliver(dialect, context, request, given, headers)
     with context.admission.of(caller(request).owner):
         body = await read_text(
@@ -60,30 +69,36 @@ async def read_text(
     Raises:
         RouterError: the body is not a JSON object or names another model, or no worker took it.
     """
-    body = await _read_written(context, request) if takes_written else None
+    raw, body = await read_body(request), None
+    if takes_written and len(raw) >= heard.LONG_LEN:
+        body = _read_written(context, request, raw)
     if body is None:
-        body = await read_allowed(context, request, ids_field)
+        body = await read_allowed(context, request, raw, ids_field)
     _check_model(context.served_names, body)
-    passed = None
-    if media_path:
+    if media_path and context.media.is_on:
         passed = await context.media.take(request, body, media_path, headers)
-    return body if passed is None else passed
+        if passed is not None:
+            return passed
+    return body
 
 
-async def _read_written(context: EndpointContext, request: web.Request) -> dict[str, Any] | None:
-    """`read_allowed`, where the body is long, and its messages are `Written`.
+def _read_written(
+    context: EndpointContext, request: web.Request, raw: bytes
+) -> dict[str, Any] | None:
+    """`read_allowed`, where the messages are `Written`.
 
     None for the usual way, which also says what is wrong where anything is.
     """
     if keeps_body():
         return None
-    raw = await read_body(request)
     found = context.message_texts.read(raw, caller(request).owner, MAX_CONTAINERS)
     if found is None:
         return None
     body, text = found
-    shown = {**body, "messages": body["messages"].new}
+    written = body["messages"]
+    shown = {**body, "messages": written.new}
     try:
+        check_messages(written, "messages")
         check_read(text, shown)
         context.allowances.check(shown)
     except BadRequest:
@@ -92,14 +107,16 @@ async def _read_written(context: EndpointContext, request: web.Request) -> dict[
 
 
 async def read_allowed(
-    context: EndpointContext, request: web.Request, ids_field: str = ""
+    context: EndpointContext, request: web.Request, raw: bytes, ids_field: str = ""
 ) -> dict[str, Any]:
-    """The request's body, in which nothing is that flags would have to allow.
+    """The object in the request's body, in which nothing is that flags would have to allow.
 
     Raises:
         BadRequest: it is not a JSON object, or has something of that kind.
     """
-    body = await read_with_ids(request, ids_field, context.id_texts)
+    body = with_ids(raw, request, ids_field, context.id_texts) if ids_field else None
+    if body is None:
+        body = await object_in(raw)
     note_body(body)
     context.allowances.check(body)
     return body

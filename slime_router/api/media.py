@@ -78,6 +78,11 @@ class MediaPass:
     def __repr__(self) -> str:
         return f"<MediaPass {'off' if self._hand_on is None else 'on'}, {self.passed} passed>"
 
+    @property
+    def is_on(self) -> bool:
+        """Whether such requests are taken at all."""
+        return self._hand_on is not None and self._flight is not None
+
     async def take(
         self, request: web.Request, body: Mapping[str, Any], path: str, headers: Mapping[str, str]
     ) -> web.StreamResponse | None:

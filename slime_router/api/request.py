@@ -14,15 +14,15 @@ from aiohttp import web
 
 from slime_router.api.as_written import load_as_written
 from slime_router.auth.access import OVERRIDE_PREFIX, TARGET_HEADER
-from slime_router.auth.caller import caller
+from slime_router.auth.caller import caller, visit
 from slime_router.auth.keys import session_in_key
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_session_id
 from slime_router.edge.bodies import read_body
-from slime_router.edge.lengths import check_containers, check_lengths
+from slime_router.edge.lengths import MAX_CONTAINERS, check_containers, check_lengths
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.json_text import brackets
-from slime_router.tokens.id_text import IdTexts
+from slime_router.tokens.id_text import LONG_LEN, IdTexts
 from slime_router.types import GenerateCall, Sampling, TurnKind
 from slime_router.values import replace
 
@@ -39,9 +39,8 @@ MAX_REQUEST_ID_LEN = 128
 KIND_HEADER = "x-slime-kind"  # what a turn is, where an agent knows it: see `TurnKind`
 SUBAGENT_HEADER = "x-openai-subagent"  # Codex: `compact`, or what else the sub-agent is for
 
-_HEADERS = web.RequestKey("slime_router.headers", dict[str, str])
-
 _FORWARDED_HEADERS = frozenset({"x-smg-routing-key", TARGET_HEADER, "x-data-parallel-rank"})
+_HANDED_ON = (*sorted(_FORWARDED_HEADERS), OVERRIDE_PREFIX, "traceparent")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,200})?")
 _SCOPE_FIELDS = ("lora_path", "extra_key", "cache_salt")
 _AS_WRITTEN_SIGNS = ("surrogate in string", "number is infinity")
@@ -74,14 +73,6 @@ class ClientTimeout(BadRequest, TimeoutError):
     code = "request_timeout"
 
 
-async def read_with_ids(request: web.Request, field: str, id_texts: IdTexts) -> dict[str, Any]:
-    """`read_object`, where `field` may have very many token ids, read as `WrittenIds` if it has."""
-    body = None
-    if field:
-        body = _with_ids(await read_body(request), request, field, id_texts)
-    return await read_object(request) if body is None else body
-
-
 async def read_object(request: web.Request) -> dict[str, Any]:
     """The JSON object in the body, whatever its Content-Type says.
 
@@ -92,8 +83,16 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         UnsupportedCoding: it is packed in a way that is not read.
         ClientTimeout: the client stopped sending it.
     """
-    raw = (await read_body(request)).removeprefix(BOM_UTF8)  # some editors and shells send it
-    check_containers(raw)
+    return await object_in(await read_body(request))
+
+
+async def object_in(raw: bytes) -> dict[str, Any]:
+    """The same of a body that has been read."""
+    if raw.startswith(BOM_UTF8):  # some editors and shells send it
+        raw = raw.removeprefix(BOM_UTF8)
+    count = brackets(raw)
+    if count > MAX_CONTAINERS:
+        check_containers(raw)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
@@ -104,13 +103,21 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         raise BadRequest(f"The request body is not valid JSON: {exc}", code="invalid_json") from exc
     if type(body) is not dict:
         raise BadRequest("The request body must be a JSON object.", code="invalid_json")
-    check_read(raw, body)
+    if count > _SHALLOW_BRACKETS:
+        _check_depth(body)
+    check_lengths(body)
     return body
 
 
-def _with_ids(
+def with_ids(
     raw: bytes, request: web.Request, field: str, id_texts: IdTexts
 ) -> dict[str, Any] | None:
+    """The object in a body, where `field` has very many token ids, which are read as `WrittenIds`.
+
+    None for the usual way, which also says what is wrong where anything is.
+    """
+    if len(raw) < LONG_LEN:
+        return None
     hint = next((name for name in _hints(request.headers, {}) if name is not None), None)
     lifted = id_texts.lifted(raw, field, (caller(request).owner, hint))
     if lifted is None:
@@ -123,7 +130,8 @@ def _with_ids(
         return None
     if type(body) is not dict or body.get(field) != []:
         return None
-    _check_depth(rest, body)
+    if brackets(rest) > _SHALLOW_BRACKETS:
+        _check_depth(body)
     body[field] = ids
     check_lengths(body)
     return body
@@ -148,8 +156,8 @@ def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:
     named = request.match_info.get("session")
     if named is not None:
         return own_session_id(request, named)
-    for hint in _hints(request.headers, body):
-        if hint is not None and is_session_id(hint):
+    for hint in filter(None, _hints(request.headers, body)):
+        if is_session_id(hint):
             return caller(request).own(hint)
     return None
 
@@ -207,11 +215,10 @@ def reply_headers(
 
     A request has one such dict, made on first use. Whoever answers may add to it.
     """
-    try:
-        headers: dict[str, str] = request[_HEADERS]
-    except KeyError:
-        headers = request[_HEADERS] = dict.fromkeys(id_headers, request_id(request.headers))
-    return headers
+    known = visit(request)
+    if known.headers is None:
+        known.headers = dict.fromkeys(id_headers, request_id(request.headers))
+    return known.headers
 
 
 def forwarded_headers(request: web.Request) -> dict[str, str]:
@@ -219,15 +226,19 @@ def forwarded_headers(request: web.Request) -> dict[str, str]:
 
     The request's id goes with them, so that the logs of both sides can be put together.
     """
+    headers, own_id = request.headers, reply_headers(request)["x-request-id"]
+    names = "\n".join(headers).lower()
+    if not any(map(names.__contains__, _HANDED_ON)):  # as mostly
+        return {"x-request-id": own_id}
     given = {
         name: value
-        for name, value in request.headers.items()
+        for name, value in headers.items()
         if (lower := name.lower()) in _FORWARDED_HEADERS or lower.startswith(OVERRIDE_PREFIX)
     }
-    trace = request.headers.get("traceparent")
+    trace = headers.get("traceparent")
     if trace is not None and _TRACE.fullmatch(trace) is not None:
         given["traceparent"] = trace
-    return {**given, "x-request-id": reply_headers(request)["x-request-id"]}
+    return {**given, "x-request-id": own_id}
 
 
 def said_kind(headers: Mapping[str, str]) -> TurnKind | None:
@@ -268,14 +279,13 @@ def new_turn_id() -> str:
 
 def check_read(raw: bytes, body: dict[str, Any]) -> None:
     """Raises BadRequest if `body`, which was read from `raw`, goes too deep or has a long field."""
-    _check_depth(raw, body)
+    if brackets(raw) > _SHALLOW_BRACKETS:
+        _check_depth(body)
     check_lengths(body)
 
 
-def _check_depth(raw: bytes, body: dict[str, Any]) -> None:
+def _check_depth(body: dict[str, Any]) -> None:
     """Parsed JSON must also be writable: the writer's depth limit is below the reader's."""
-    if brackets(raw) <= _SHALLOW_BRACKETS:
-        return
     try:
         orjson.dumps(body)
     except orjson.JSONEncodeError as exc:

@@ -25,6 +25,7 @@ from slime_router.archive.port import (
     Archive,
     ArchiveBroken,
     ArchiveDown,
+    ArchiveOdd,
     Cursor,
     News,
 )
@@ -151,8 +152,9 @@ class Filler:
             self.counts.failures += 1
             if isinstance(exc, ArchiveBroken):
                 self._on_broken(exc)
-            self.trouble = str(exc)
-            self._down_until = now() + RETRY_S
+            if not isinstance(exc, ArchiveOdd):  # others need not be refused for that
+                self.trouble = str(exc)
+                self._down_until = now() + RETRY_S
             return self._without(held)
         except BaseException:  # or cancelled: nothing stays held
             held.let_go()

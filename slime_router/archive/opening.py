@@ -129,7 +129,7 @@ def _in_redis(
     )
     return SharedArchive(
         archive,
-        shortfall=lambda: archive.shortfall,
+        shortfall=lambda: archive.refusal or archive.shortfall,
         vocabulary=vocabulary,
         must_be_there=config.store_on_error == "stop",
         on_end=on_end,

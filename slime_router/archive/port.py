@@ -28,6 +28,10 @@ class ArchiveDown(Exception):
     """The archive does not answer, or not in time."""
 
 
+class ArchiveOdd(ArchiveDown):
+    """What was asked for cannot be read; the archive answers, and all else in it can."""
+
+
 class ArchiveBroken(ArchiveDown):
     """The archive is damaged, and will not answer again by itself."""
 

@@ -30,7 +30,7 @@ from redis.exceptions import RedisError
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.merging import merged
 from slime_router.archive.port import NOTHING_SEEN, Cursor, Kept, News
-from slime_router.archive.redis_client import RedisClients, answered, as_expected
+from slime_router.archive.redis_client import RedisClients, answered, as_expected, refused
 from slime_router.journal.codec import Damaged, SessionState, unpacked_session
 from slime_router.journal.database import (
     Change,
@@ -78,6 +78,7 @@ class RedisArchive:
         self._wait_replicas = wait_replicas
         self._wait_ms = max(int(wait_s * 1000), 1)  # 0 would be for ever
         self.shortfall: str | None = None  # what was written last is on too few replicas
+        self.refusal: str | None = None  # a part of what was written last is in it nowhere
         self._clients = clients
         self._prefix = f"{prefix}:{SCHEMA}:".encode()
         self._ttl_s = ttl_s
@@ -123,9 +124,12 @@ class RedisArchive:
                     self._apply(pipe, change)
                 if self._wait_replicas:  # for what this connection has written
                     pipe.execute_command("WAIT", self._wait_replicas, self._wait_ms)
-                answers = pipe.execute()
+                answers = pipe.execute(raise_on_error=False)
         except RedisError as exc:
             raise OSError(str(exc)) from exc
+        self.refusal = refused(answers)
+        if self.refusal is not None:  # all else must not wait for it
+            logger.error("not in the store, where others write to its keys: %s", self.refusal)
         if self._wait_replicas:
             self._note_replicas(answers[-1])
         ended = zip(put, answers, strict=False)

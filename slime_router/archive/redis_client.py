@@ -7,7 +7,7 @@ redis+sentinel://HOST:PORT,HOST:PORT/NAME               the primary that they ca
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ import redis
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from slime_router.archive.port import ArchiveDown
+from slime_router.archive.port import ArchiveDown, ArchiveOdd
 from slime_router.errors import SetupError
 
 P = ParamSpec("P")
@@ -55,13 +55,32 @@ async def answered(answer: Awaitable[Any]) -> Any:
     try:
         return await answer
     except (RedisError, OSError) as exc:
-        raise ArchiveDown(str(exc) or type(exc).__name__) from exc
+        kind = ArchiveOdd if _is_of_key(exc) else ArchiveDown
+        raise kind(str(exc) or type(exc).__name__) from exc
+
+
+def refused(answers: Sequence[Any]) -> str | None:
+    """Why a part of what was written is refused for good, if one is: its key is not ours.
+
+    Raises:
+        OSError: for a reason that may pass.
+    """
+    errors = [each for each in answers if isinstance(each, Exception)]
+    for each in errors:
+        if not _is_of_key(each):
+            raise OSError(str(each)) from each
+    return str(errors[0]) if errors else None
+
+
+def _is_of_key(exc: BaseException) -> bool:
+    """Whether an error says that somebody else has written to a key: that does not pass."""
+    return "WRONGTYPE" in str(exc)
 
 
 def as_expected(
     read: Callable[P, Coroutine[Any, Any, R]],
 ) -> Callable[P, Coroutine[Any, Any, R]]:
-    """What reads answers, and raises ArchiveDown where they are not of their form.
+    """What reads answers, and raises ArchiveOdd where they are not of their form.
 
     Others may have written to a key of ours, or what answers is another kind of server.
     """
@@ -72,7 +91,7 @@ def as_expected(
             return await read(*args, **kwargs)
         except (TypeError, ValueError, LookupError, AttributeError) as exc:
             what = f"{type(exc).__name__}: {exc}"
-            raise ArchiveDown(f"an answer that is not of its form ({what})") from exc
+            raise ArchiveOdd(f"an answer that is not of its form ({what})") from exc
 
     return reading
 

@@ -1,4 +1,7 @@
-"""The caller: whose names a request uses, and whose it may see. Set at the server's edge."""
+"""The caller: whose names a request uses, and whose it may see. Set at the server's edge.
+
+With it, in a request's `Visit`, is what else the router has found out about it.
+"""
 
 from __future__ import annotations
 
@@ -46,18 +49,44 @@ class Caller:
 
 
 ANYBODY = Caller()
-_KEY = web.RequestKey("slime_router.caller", Caller)
+
+
+class Visit:
+    """What is known of one HTTP request while it is handled, each part where it was found out.
+
+    Attributes:
+        caller: whose request it is.
+        headers: those of every reply to it, once somebody has made them.
+        body: its whole body, where that is kept.
+        is_body_shared: somebody else may read the body, too, by aiohttp's means.
+    """
+
+    __slots__ = ("body", "caller", "headers", "is_body_shared")
+
+    def __init__(self) -> None:
+        self.caller = ANYBODY
+        self.headers: dict[str, str] | None = None
+        self.body: bytes | None = None
+        self.is_body_shared = False
+
+
+_KEY = web.RequestKey("slime_router.visit", Visit)
+
+
+def visit(request: web.Request) -> Visit:
+    """What is known of this request."""
+    try:
+        found: Visit = request[_KEY]
+    except KeyError:
+        request[_KEY] = found = Visit()
+    return found
 
 
 def caller(request: web.Request) -> Caller:
     """The request's caller; `ANYBODY` if the router requires no key."""
-    try:
-        found: Caller = request[_KEY]
-    except KeyError:
-        request[_KEY] = found = ANYBODY  # it is asked for several times
-    return found
+    return visit(request).caller
 
 
 def introduce(request: web.Request, who: Caller) -> None:
     """Records `who` as the caller of this request."""
-    request[_KEY] = who
+    visit(request).caller = who

@@ -41,7 +41,7 @@ class Shares:
 
     def has_room(self, owner: str, count: int = 1) -> bool:
         """Whether the owner may have so many more."""
-        owed_to_others = self._owed - self._owed_to(owner)
+        owed_to_others = self._owed - self._owed_to(owner) if self._share else 0
         return self._total + owed_to_others + count <= self._limit
 
     def take(self, owner: str, count: int = 1) -> None:
@@ -59,14 +59,15 @@ class Shares:
         self._change(owner, -count)
 
     def _change(self, owner: str, by: int) -> None:
-        self._owed -= self._owed_to(owner)
+        owed = self._owed_to(owner) if self._share else 0
         self._total += by
-        count = self.taken(owner) + by
+        count = self._taken.get(owner, 0) + by
         if count:
             self._taken[owner] = count
         else:
             self._taken.pop(owner, None)
-        self._owed += self._owed_to(owner)
+        if self._share:
+            self._owed += self._owed_to(owner) - owed
 
     def _owed_to(self, owner: str) -> int:
         return max(self._share - self.taken(owner), 0) if owner in self._owners else 0

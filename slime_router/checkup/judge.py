@@ -144,12 +144,12 @@ class Judge:
 
     def _seam(self, held: tuple[int, ...], suffix: list[int], asks: Sequence[Message]) -> list[str]:
         """Whether the turn ends once."""
-        if held[-1] in self._end_ids:
-            if not suffix or suffix[0] not in self._end_ids:
-                return []
-            return [f"the end of the turn stands twice: {self._text([held[-1], suffix[0]])}"]
         until = self._tokenizer.encode(asks[0]["content"], After.TEXT).tolist()
         first = suffix.index(until[-1]) if until[-1] in suffix else len(suffix)
+        if held[-1] in self._end_ids:
+            if suffix[:1] and (suffix[0] in self._end_ids or held[-1] in suffix[:first]):
+                return [f"the end of the turn stands twice: {self._text([held[-1], *suffix[:8]])}"]
+            return []
         if self._end_ids and not self._end_ids & set(suffix[:first]):
             return [f"the turn was cut, and is not closed: {self._text(suffix)}"]
         return []

@@ -69,6 +69,8 @@ class Allowances:
         Raises:
             BadRequest: it has some, or session parameters that no worker takes.
         """
+        if type(body) is dict and _is_plain(body):
+            return
         for where, holder in _objects(body, "", 0):
             self._check_object(holder, where)
 
@@ -140,6 +142,27 @@ def _objects(value: Any, where: str, depth: int) -> Iterator[tuple[str, Mapping[
                 continue
             if type(item) is dict or type(item) is list:
                 yield from _objects(item, _at(where, name), depth + 1)
+
+
+def _is_plain(body: Mapping[str, Any]) -> bool:
+    """Whether neither it nor the objects in it have anything to check: as most bodies.
+
+    What is deeper than an object in a list is not looked at: then it is not plain.
+    """
+    if not body.keys().isdisjoint(_SUSPECTS):
+        return False
+    for name, value in body.items():
+        kind = type(value)
+        if kind not in _HOLDERS or name in _OF_TOOLS:
+            continue
+        if kind is dict:
+            if not _is_bare(value):
+                return False
+        elif not _HOLDERS.isdisjoint(map(type, value)):  # token ids, say: there may be a million
+            for item in value:
+                if type(item) is list or (type(item) is dict and not _is_bare(item)):
+                    return False
+    return True
 
 
 def _is_bare(holder: Mapping[str, Any]) -> bool:

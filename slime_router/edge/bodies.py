@@ -13,14 +13,13 @@ from typing import Any
 
 from aiohttp import web
 
+from slime_router.auth.caller import Visit, visit
 from slime_router.edge.codings import Unpacker, coding_of
 from slime_router.errors import PayloadTooLarge
 
 SERVER_ARGS: Mapping[str, Any] = MappingProxyType({"auto_decompress": False})
+_SHORT_LEN = 2**16  # bytes that come at once, mostly
 LONG_LEN = 2**23  # bytes that take long enough to copy for a thread to do it
-
-_BODY = web.RequestKey("slime_router.body", bytes)
-_IS_SHARED = web.RequestKey("slime_router.body_is_shared", bool)
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -32,16 +31,16 @@ async def read_body(request: web.Request) -> bytes:
         UnsupportedCoding: it is packed in a way that is not read.
         ClientTimeout: the client stopped sending it.
     """
-    known: bytes | None = request.get(_BODY)
-    if known is not None:
-        return known
+    kept = visit(request)
+    if kept.body is not None:
+        return kept.body
     unpacker = unpacker_of(request, request.client_max_size)
     try:
-        raw = await _received(request)
+        raw = await _received(request, kept)
     except web.HTTPRequestEntityTooLarge as exc:
         raise PayloadTooLarge(exc.text or "The request body is too large.") from exc
     if unpacker is None:
-        request[_BODY] = raw
+        kept.body = raw
         return raw
     pieces = []
     for piece in unpacker.feed(raw):
@@ -50,27 +49,30 @@ async def read_body(request: web.Request) -> bytes:
     unpacker.finish()
     is_long = sum(map(len, pieces)) > LONG_LEN
     body = await asyncio.to_thread(b"".join, pieces) if is_long else b"".join(pieces)
-    request[_BODY] = body
+    kept.body = body
     return body
 
 
 def share_body(request: web.Request) -> None:
     """Somebody else may read the body, too, by aiohttp's means: it is kept as long as it is."""
-    request[_IS_SHARED] = True
+    visit(request).is_body_shared = True
 
 
 def forget_body(request: web.Request) -> None:
     """Frees what `read_body` gave: the request may last long, and an idle connection keeps it."""
-    if not request.get(_IS_SHARED):
-        request.pop(_BODY, None)
+    kept = visit(request)
+    if not kept.is_body_shared:
+        kept.body = None
 
 
-async def _received(request: web.Request) -> bytes:
+async def _received(request: web.Request, kept: Visit) -> bytes:
     """The body as it was sent. Raises HTTPRequestEntityTooLarge."""
     content = request.content
-    if request.get(_IS_SHARED) or content.at_eof():
+    if kept.is_body_shared or content.at_eof():
         return await request.read()  # which keeps it for good
     limit = request.client_max_size
+    if content.is_eof() and content.total_bytes <= _SHORT_LEN <= limit:
+        return content.read_nowait()  # all of it came with the head
     content.set_read_chunk_size(limit)
     pieces, length = [], 0
     while data := await content.readany():

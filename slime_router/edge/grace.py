@@ -50,21 +50,22 @@ class Grace:
             scope.cut()
 
 
-class Scope:
+class Scope(CancelScope):
     """See `Grace.scope`."""
 
-    __slots__ = ("_grace", "_open", "_scope")
+    __slots__ = ("_grace", "_open")
 
     def __init__(self, grace: Grace, opened: set[CancelScope]) -> None:
+        super().__init__()
         self._grace = grace
         self._open = opened
-        self._scope = CancelScope()
 
-    def __enter__(self) -> None:
-        self._scope.__enter__()
-        self._open.add(self._scope)
+    def __enter__(self) -> Scope:
+        super().__enter__()
+        self._open.add(self)
         if self._grace.is_over:
-            self._scope.cut()
+            self.cut()
+        return self
 
     def __exit__(
         self,
@@ -72,8 +73,8 @@ class Scope:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open.discard(self._scope)
+        self._open.discard(self)
         try:
-            self._scope.__exit__(kind, exc, traceback)
+            super().__exit__(kind, exc, traceback)
         except Cut:
             raise ShuttingDown("The router is shutting down.") from None

@@ -7,7 +7,7 @@ and a long one is a mistake or an attack.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from types import MappingProxyType
 from typing import Any
 
@@ -20,9 +20,10 @@ NAME_LEN = 512
 PATH_LEN = 4096
 SETTINGS_LEN = 2**16
 GRAMMAR_LEN = 2**20
-# Each is looked at, one by one, and takes a dozen times the memory that it takes in the body. A
-# chat of a hundred thousand messages with calls has as many.
+# Each is looked at, one by one, and takes a dozen times the memory that it takes in the body.
 MAX_CONTAINERS = 2**19
+# Each is recognized and rendered, which takes some 20 us, all in one go: no agent has as many.
+MAX_MESSAGES = 2**13
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[{'))
 
 # Bytes at most, of strings and of objects as JSON. `a.b` is a field of an object.
@@ -69,6 +70,8 @@ MAX_LENGTHS: Mapping[str, int] = MappingProxyType(
         "text.format": GRAMMAR_LEN,
     }
 )
+_CHECKED = frozenset({*MAX_LENGTHS, "messages"})
+_SURELY_FIT = min(MAX_LENGTHS.values()) // 4  # characters: UTF-8 has at most four bytes for one
 
 
 def check_containers(raw: bytes) -> None:
@@ -94,12 +97,29 @@ def containers(raw: bytes) -> int:
 
 
 def check_lengths(body: Mapping[str, Any]) -> None:
-    """Raises BadRequest, with the name of the field, if one is longer than `MAX_LENGTHS` says."""
-    for name, value in body.items():
+    """Raises BadRequest, with the name of the field, if one is longer than `MAX_LENGTHS` says.
+
+    Or if there are more than `MAX_MESSAGES`.
+    """
+    for name in filter(_CHECKED.__contains__, body):
+        value = body[name]
         if name == "text":
             _check_text(value)
-        elif value is not None and name in MAX_LENGTHS:
+        elif name == "messages":
+            if type(value) is list:
+                check_messages(value, name)
+        elif type(value) is not str or len(value) > _SURELY_FIT:
             _check(name, value)
+
+
+def check_messages(messages: Sized, name: str) -> None:
+    """Raises BadRequest if the field `name` has more than `MAX_MESSAGES`."""
+    if len(messages) > MAX_MESSAGES:
+        raise BadRequest(
+            f"'{name}' can have {MAX_MESSAGES} entries, and has {len(messages)}.",
+            param=name,
+            code="array_above_max_length",
+        )
 
 
 def _check_text(value: Any) -> None:
@@ -111,7 +131,7 @@ def _check_text(value: Any) -> None:
 
 def _check(name: str, value: Any) -> None:
     limit = MAX_LENGTHS[name]
-    if is_longer(value, limit):
+    if value is not None and is_longer(value, limit):
         raise BadRequest(
             f"'{name}' can have {limit} bytes of JSON, and has more.",
             param=name,

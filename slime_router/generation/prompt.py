@@ -14,7 +14,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Literal
 
@@ -29,7 +29,7 @@ from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key
 from slime_router.template.layout import Layouts
 from slime_router.template.messages import content_text
-from slime_router.template.suffix import Question
+from slime_router.template.suffix import Question, Suffix
 from slime_router.template.transcript import Transcripts
 from slime_router.tokens.pieces import INLINE_PIECES, Whole, with_head
 from slime_router.tokens.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
 from slime_router.types import GenerateCall, Message, Piece, Prompt, Receipt, TokenIds
 from slime_router.values import replace, value
-from slime_router.waiting.turnstile import Turnstile, others_run
+from slime_router.waiting.turnstile import LONG_TALK, Turnstile, others_run
 
 MAX_LEFT_OUT = 3  # messages that one receipt names
 
@@ -97,7 +97,9 @@ class PromptMaker:
             assert call.text is not None
             async with self._turnstile.passing((call.text,), party_of(call)):
                 return await self._from_text(call, call.text)
-        await others_run(call.messages)
+        is_long = len(call.messages) >= LONG_TALK
+        if is_long:
+            await others_run()
         talk = self.recognise(call)
         failed = ""
         if talk.turn is not None and (call.history or self._history) == "held":
@@ -106,7 +108,8 @@ class PromptMaker:
                 return prompt
             failed = "the template is not shown to append here"
         async with self._turnstile.passing(call.messages, party_of(call)):
-            await others_run(call.messages)
+            if is_long:
+                await others_run()
             return await self._of_all(call, talk, failed)
 
     async def _of_all(self, call: GenerateCall, talk: Conversation, failed: str) -> MadePrompt:
@@ -123,10 +126,13 @@ class PromptMaker:
         if failed:
             reason = failed + _left_out(self._template.left_out(text, messages))
         if mode == "held" and not call.template.continue_final_message:
-            await others_run(messages)
+            is_long = len(messages) >= LONG_TALK
+            if is_long:
+                await others_run()
             layout = self._template.layout(text, messages, call.template, date)
             self._layouts.note(call.turn_id, layout)
-            await others_run(messages)
+            if is_long:
+                await others_run()
         prompt = await self._from_text(call, text, talk=talk, date=date, reason=reason)
         if not notes:
             return prompt
@@ -195,15 +201,8 @@ class PromptMaker:
             text, drop = "", int(has_ended)  # no model continues after its own end
             reason = "continues the open turn"
         else:
-            suffix = self._template.suffix(
-                talk.messages,
-                talk.reply_index,
-                call.template,
-                last_id=turn.last_id,
-                date=_parsed(turn.date),
-                layout=self._layouts.get(turn.id),
-            )
-            if suffix is None:
+            suffix = await self._suffix(call, talk, turn)
+            if suffix is None or self._store.get(turn.id) is None:
                 return None
             self._layouts.note(call.turn_id, suffix.layout)
             text, drop = suffix.text, suffix.drop
@@ -243,6 +242,19 @@ class PromptMaker:
             is_reserved=True,
             new_messages=talk.new_after(turn),
         )
+
+    async def _suffix(self, call: GenerateCall, talk: Conversation, turn: Turn) -> Suffix | None:
+        """What continues the turn, which may be dropped meanwhile; to render all takes a thread."""
+        messages, index, layout = talk.messages, talk.reply_index, self._layouts.get(turn.id)
+        find = partial(self._template.suffix, messages, index, call.template)
+        find = partial(find, last_id=turn.last_id, date=_parsed(turn.date), layout=layout)
+        if len(messages) < LONG_TALK or self._template.is_late(messages, index, layout):
+            return find()
+        self._continued[turn.id] += 1
+        try:
+            return await asyncio.to_thread(find)
+        finally:
+            self._give_back(turn.id)
 
     def _choice(self, call: GenerateCall, talk: Conversation, turn: Turn) -> str:
         """The receipt's note if several turns read the same."""
@@ -310,15 +322,13 @@ class PromptMaker:
             return self._store.deepest_prefix(ids, call.session_id, call.scope)
         step: Node | None = node
         while step is not None:
-            turn = self._store.get(step.turn) if step.turn is not None else None
-            if turn is not None and self._holds(turn, ids[: step.end]):
-                return turn
+            turn = self._store.get(step.turn) if step.turn else None
+            if turn is not None and turn.held_len == step.end:
+                held = self._store.held_ids(turn.id)
+                if np.array_equal(held, ids[: len(held)]):
+                    return turn
             step = step.parent
         return None
-
-    def _holds(self, turn: Turn, ids: TokenIds) -> bool:
-        """Whether these are its held tokens."""
-        return turn.held_len == len(ids) and np.array_equal(self._store.held_ids(turn.id), ids)
 
     @staticmethod
     def _verdict(

@@ -14,6 +14,7 @@ from typing import Any
 from slime_router.errors import SetupError
 
 _TAG = re.compile(r"<.{1,62}>")
+_PLAIN_TAG = re.compile(r"<[^<>|｜\s]{1,62}>")
 _MARKS = {  # what calls begin and end with, by three names
     "bot_token": "eot_token",
     "tool_call_start_token": "tool_call_end_token",
@@ -194,6 +195,11 @@ class ReasoningDetector:
     def holds_nothing(self) -> bool:
         """Whether all text so far was given back; only for a format that has `marks`."""
         return not self._detector._buffer
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The marks that it must be given in one piece, as most vocabularies have them."""
+        return tuple(mark for mark in (self.begin, self.end) if _PLAIN_TAG.fullmatch(mark))
 
     def marks(self) -> Marks | None:
         """The marks of the format; None where it has a way of its own to read a stream.

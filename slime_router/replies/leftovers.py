@@ -6,6 +6,7 @@ Pure: text in, text out. Frames are what formats put around calls and between th
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from slime_router.json_text import Braces
 
@@ -21,6 +22,7 @@ _HEADER = re.compile(r"<\|(?:start|message_model)\|>")  # of a message that is a
 _BEFORE_VALUE = re.compile(r'(?:\{\s*(?:"(?:[^"\\]|\\.)*(?:"\s*(?::\s*)?)?)?)?')
 _NO_VALUE = re.compile(r'\{\s*(?:[^\s"}]|"(?:[^"\\]|\\.)*"\s*(?:[^\s:]|:\s*(?![\s"{\[tfn\d-])\S))')
 _WORD = re.compile(r"\w")
+_MOST_MARKS = 16  # so many are looked at: each takes as long as the call is
 
 
 def without_control_tokens(text: str) -> str:
@@ -34,9 +36,26 @@ def behind_call(text: str) -> str:
     return _content(said)
 
 
-def between_calls(text: str, mark: str) -> str:
-    """The text after a call and before the `mark` of the next one, whose name was read."""
-    at = text.rfind(mark) if mark else -1
+def call_start(text: str, mark: str, is_call: Callable[[str], bool]) -> int:
+    """Where the call that `text` ends with begins; -1 where no `mark` is in it.
+
+    An argument may hold the mark, too: it is the last one from which on `is_call`.
+    """
+    last = at = text.rfind(mark) if mark else -1
+    for _ in range(_MOST_MARKS):
+        before = text.rfind(mark, 0, at) if at > 0 else -1
+        if at == last and before < 0:
+            break  # there is no other: it need not be looked at
+        if is_call(text[at:]):
+            return at
+        if before < 0:
+            break
+        at = before
+    return last
+
+
+def between_calls(text: str, at: int) -> str:
+    """The text after a call and before the next one, which begins `at`, and whose name was read."""
     return behind_call(_HEADER.split(text[:at])[0]) if at > 0 else ""
 
 
@@ -59,6 +78,18 @@ def opened(written: str, *, has_ended: bool) -> str:
     if has_ended or written.count("}") > written.count("{"):
         written = written.removesuffix("]").rstrip().removesuffix("}").rstrip()
     return written
+
+
+def after(given: str, written: str) -> str:
+    """What of arguments is written after those `given`, which may be spaced differently."""
+    at = 0
+    for letter in "".join(given.split()):
+        at += len(written[at:]) - len(written[at:].lstrip())
+        if not written.startswith(letter, at):
+            return ""
+        at += 1
+    space = given[len(given.rstrip()) :]  # inside a string it is a part of what was given
+    return written[at:].removeprefix(space)
 
 
 def has_no_value(arguments: str) -> bool:

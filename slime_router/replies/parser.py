@@ -57,7 +57,8 @@ class ReplyParser:
         self._is_broken = False
         # All text, until something is made of it; of messages something always is.
         self._silent: str | None = "" if messages is None else None
-        self._pieces = Pieces(calls.marks if calls is not None else ())
+        tags = reasoning.tags if reasoning is not None else ()
+        self._pieces = Pieces((*tags, *(calls.marks if calls is not None else ())))
         self.is_thinking = messages is not None and messages.is_thinking
         if reasoning is not None and reasoning.is_open:
             self.is_thinking = True
@@ -89,7 +90,8 @@ class ReplyParser:
             delta = self._guarded(piece, is_last=is_last and index == len(pieces))
             whole = delta if whole is None else joined(whole, delta)
         if self._marks is not None and self._reasoning is not None:
-            is_free = self._reasoning.holds_nothing and not self._is_broken
+            is_held = bool(self._pieces.waiting) or not self._reasoning.holds_nothing
+            is_free = not (is_held or self._is_broken)
             self.stops = self._marks if is_free else None
             is_said = self._silent is None and not self._may_strip
             self._is_past = is_free and is_said and not self.is_thinking

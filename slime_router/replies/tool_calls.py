@@ -92,9 +92,10 @@ class CallReader:
         return content + rest, deltas + more
 
     def _boundary(self, text: str) -> int:
-        """Where what waits is read whatever its length: after JSON, before a control token."""
+        """Where what waits is read whatever its length: after JSON, before a mark."""
         if self._braces is None:
-            return 0 if self._held and FRAME.search(text) else -1
+            begins = FRAME.search(text) or self._mark() in text.split()
+            return 0 if self._held and begins else -1
         end = self._braces.end(text)
         if end >= 0:
             self._braces = None
@@ -123,7 +124,7 @@ class CallReader:
         if self._next is not None:
             return content, deltas
         if any(delta.name for delta in deltas):
-            content += leftovers.between_calls(self._unsaid, self._mark())
+            content += self._said_before(deltas)
         if self._has_blank() and leftovers.is_empty_call(self._raw):
             deltas += self._filled()
         content, self._behind = content + self._said_behind(), ""
@@ -159,6 +160,18 @@ class CallReader:
         del self._begun[index]
         text, more = self._past(written + end, behind, is_last=is_last, deltas=kept, index=index)
         return before + text, more
+
+    def _said_before(self, deltas: tuple[ToolDelta, ...]) -> str:
+        """The text between a call that was named now and the one before."""
+        read = [(delta.name, delta.arguments) for delta in deltas if delta.name]
+
+        def is_call(text: str) -> bool:
+            _, items = self._fresh(0)._parse(text, is_last=False)
+            return [(each.name, each.parameters or "") for each in items if each.name] == read
+
+        return leftovers.between_calls(
+            self._unsaid, leftovers.call_start(self._unsaid, self._mark(), is_call)
+        )
 
     def _said_behind(self) -> str:
         """The part of what was given as the last call's arguments that follows its frame."""
@@ -368,7 +381,9 @@ class CallReader:
         if key is None:  # a call without any
             rest = ""
         else:
-            rest = _behind(given, leftovers.opened(body[key.end() :], has_ended=bool(has_ended)))
+            rest = leftovers.after(
+                given, leftovers.opened(body[key.end() :], has_ended=bool(has_ended))
+            )
         deltas = (ToolDelta(index, None, None, rest),) if rest else ()
         return deltas + self._later(behind, index + 1)
 
@@ -379,15 +394,3 @@ class CallReader:
         reader = self._fresh(first_index)
         deltas = [delta for letter in text for delta in reader.read(letter, is_last=False)[1]]
         return (*deltas, *reader.read("", is_last=True)[1])
-
-
-def _behind(given: str, written: str) -> str:
-    """What is written after `given`, which may be spaced differently."""
-    at = 0
-    for letter in "".join(given.split()):
-        at += len(written[at:]) - len(written[at:].lstrip())
-        if not written.startswith(letter, at):
-            return ""
-        at += 1
-    space = given[len(given.rstrip()) :]  # inside a string it is a part of what was given
-    return written[at:].removeprefix(space)

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from slime_router.api.anthropic.dialect import ANTHROPIC, count_tokens
 from slime_router.api.chat.dialect import CHAT
+from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.completions.dialect import COMPLETIONS
 from slime_router.api.context import Admission, EndpointContext
 from slime_router.api.diagnose import DiagnoseDoor
@@ -223,18 +224,16 @@ class Gateway:
 
     def _wire_doors(self) -> None:
         config = self.config
+        places = Shares(config.openai_max_concurrent_requests, self.access.owners)
+        settings = SettingsReader.of(config, self.tokenizer, self.parsers, self.plugins.generation)
         self.context = EndpointContext(
             joiner=self.joiner,
             vocabulary=self.tokenizer,
-            parsers=self.parsers,
-            admission=Admission(
-                Shares(config.openai_max_concurrent_requests, self.access.owners),
-                self.joiner.note_refusal,
-            ),
+            chat_settings=settings,
+            admission=Admission(places, self.joiner.note_refusal),
             default_model=config.openai_default_model or config.model_name,
             served_names=config.served_names,
             media=self._media(),
-            has_two_reasonings=config.reasoning_field == "both",
             allowances=self.bodies.allowances,
             isolates_owners=config.isolate_tenants,
             grace=self.grace,
@@ -267,7 +266,6 @@ class Gateway:
             client_max_size=self.config.max_payload_size,
             middlewares=[
                 boundary.logged,
-                boundary.checked,
                 self.slow_clients.middleware,
                 *([self.cors.preflight] if self.cors.is_on else []),
                 *([boundary.guarded] if self.access.is_on else []),

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import NamedTuple
 
 import aiohttp
 from aiohttp import web
@@ -14,7 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from slime_router.api.errors import openai_error, our_fault
 from slime_router.api.request import reply_headers, request_id
-from slime_router.auth.access import Access, door
+from slime_router.auth.access import STRAYS, Access, door
 from slime_router.auth.caller import caller
 from slime_router.auth.origins import ANYWHERE, Origins, own_hosts
 from slime_router.config import Config
@@ -64,6 +65,14 @@ _TOO_MANY = "Too many headers"  # aiohttp's parser has no type of its own for it
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+class _Target(NamedTuple):
+    """What a route says of the requests that it matches: looked up once, not for each of them."""
+
+    door: str
+    id_headers: tuple[str, ...]
+    is_control: bool
+
+
 class Boundary:
     """Lets requests in, and turns errors into replies."""
 
@@ -88,6 +97,7 @@ class Boundary:
         self._proxies = proxies
         self._grace = grace or Grace(0)
         self._journal = journal
+        self._targets: dict[web.AbstractRoute, _Target] = {}
 
     @classmethod
     def of(
@@ -122,15 +132,16 @@ class Boundary:
         """The outermost HTTP middleware."""
         started = time.monotonic()
         request = self._proxies.seen_by_client(request)
-        headers = reply_headers(request, error_style(request).id_headers)
-        record = RequestRecord(headers["x-request-id"], door(request))
+        target = self._target(request)
+        headers = reply_headers(request, target.id_headers)
+        record = RequestRecord(headers["x-request-id"], target.door)
         record.keeps_body = self._logs_bodies
         if self._tracing is not None and not _is_probe(request):
             record.trace = self._tracing.begin(request.method, record.door, request.headers)
         enter_request(record)
         status = CLIENT_LEFT
         try:
-            response = await self._answer(request, handler)
+            response = await self._answer(request, handler, target)
             status = response.status
             return response
         except web.HTTPException as exc:  # a reply that a plug-in raised
@@ -162,12 +173,16 @@ class Boundary:
         if record.body is not None:
             logger.info(BodyLine(record.body))
 
-    @web.middleware
-    async def checked(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Runs before anything else. Raises what `check_head` and `Origins.admit` do."""
-        check_head(request)
-        self._origins.admit(request, is_control=self._access.is_control(request))
-        return await handler(request)
+    def _target(self, request: web.Request) -> _Target:
+        route = request.match_info.route
+        found = self._targets.get(route)
+        if found is None:
+            id_headers = error_style(request).id_headers
+            found = _Target(door(request), id_headers, self._access.is_control(request))
+            resource = route.resource
+            if resource is not None and resource.canonical not in STRAYS:
+                self._targets[route] = found  # for the rest, it depends on the path
+        return found
 
     @web.middleware
     async def guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -212,8 +227,14 @@ class Boundary:
         """The innermost middleware, so that plug-ins see an error as the reply it becomes."""
         return await self._answer(request, handler)
 
-    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.Request, handler: Handler, target: _Target | None = None
+    ) -> web.StreamResponse:
+        """With a target, the request is looked at before anything else is done with it."""
         try:
+            if target is not None:
+                check_head(request)
+                self._origins.admit(request, is_control=target.is_control)
             return await handler(request)
         except RouterError as exc:
             return self._error(request, exc)

@@ -121,6 +121,7 @@ class SlowClients:
                 self._look_at_body(transport, client, client.request)
 
     def _look_at_new(self) -> None:
+        mute = 0
         for protocol, looks in tuple(self._new.items()):
             if looks < LOOKS:
                 self._new[protocol] = looks + 1
@@ -129,9 +130,11 @@ class SlowClients:
             transport: asyncio.Transport | None = getattr(protocol, "transport", None)
             if transport is None or transport.is_closing():  # it has left
                 continue
-            self.cut += 1
-            logger.info("client cut: it sends no request")  # a scan of ports has thousands
+            mute += 1
             transport.abort()
+        if mute:  # one line: a scan of ports has thousands
+            self.cut += mute
+            logger.info("%d clients cut: they sent no request", mute)
 
     def _look_at_body(
         self, transport: asyncio.Transport, client: _Client, request: web.Request

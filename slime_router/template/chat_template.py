@@ -143,6 +143,11 @@ class ChatTemplate:
                     return self._tokenizer.render(folded, options, date=date)
         raise refusal
 
+    def is_late(self, messages: Sequence[Message], reply_index: int, layout: Layout | None) -> bool:
+        """Whether `suffix` will render few of the messages, as it is known to come out alike."""
+        question = Question(messages, reply_index, TemplateOptions())
+        return layout is not None and layout.start > 0 and self._suffixes.covers(layout, question)
+
     def suffix(
         self,
         messages: Sequence[Message],

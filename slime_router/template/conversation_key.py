@@ -38,6 +38,7 @@ Key = bytes  # 16 bytes
 
 # What Python strips, and what JavaScript does: the mark that some texts begin with, too.
 _SPACE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff"
+_NO_TOOLS, _NO_KWARGS = b"[]", b"{}"
 _KEY_LEN = (16).to_bytes(8, "little")
 _THINK, _THOUGHT = "<think>", "</think>"
 _NAMED_BY_AGENTS = ("assistant", "tool", "function")  # who name them, or drop their names
@@ -54,6 +55,9 @@ def _framed(part: bytes) -> bytes:
     return len(part).to_bytes(8, "little") + part
 
 
+_BARE_ROOT = _digest(b"", _NO_TOOLS, _NO_KWARGS)
+
+
 def _linked(key: Key, data: bytes) -> Key:
     """`_digest(key, data)`, at half its price: there is one for each message of each request."""
     return blake2b(_KEY_LEN + key + len(data).to_bytes(8, "little") + data, digest_size=16).digest()
@@ -61,8 +65,10 @@ def _linked(key: Key, data: bytes) -> Key:
 
 def root_key(scope: str, options: TemplateOptions) -> Key:
     """The key of a conversation without messages."""
-    tools = _canonical_json(list(options.tools)) if options.tools else b"[]"
-    kwargs = _canonical_json(dict(options.kwargs)) if options.kwargs else b"{}"
+    if not (scope or options.tools or options.kwargs):
+        return _BARE_ROOT
+    tools = _canonical_json(list(options.tools)) if options.tools else _NO_TOOLS
+    kwargs = _canonical_json(dict(options.kwargs)) if options.kwargs else _NO_KWARGS
     return _digest(scope.encode(), tools, kwargs)
 
 
@@ -77,14 +83,18 @@ def next_link(key: Key, spelling: Key, message: Message, *, with_call_ids: bool)
     The spelling records what keys leave out of replies; it stays what it was where a reply adds
     nothing to it.
     """
-    role = message["role"]
-    content = content_text(message.get("content"))
-    if role != "assistant" and str(role).lower() != "assistant":
-        return _linked(key, _canonical(message, content, with_call_ids=with_call_ids)), spelling
-    told = _reply_text(content)
-    if told is not content and told != content:
-        spelling = _digest(spelling, content.encode("utf-8", "surrogatepass"))
-    return _linked(key, _canonical(message, told, with_call_ids=with_call_ids)), spelling
+    role = str(message["role"]).lower()
+    is_text = type(message.get("content")) is str
+    content: str = message["content"] if is_text else content_text(message.get("content"))
+    if role == "assistant":
+        told = _reply_text(content)
+        if told is not content and told != content:
+            spelling = _digest(spelling, content.encode("utf-8", "surrogatepass"))
+        content = told
+    if is_text and len(message) == 2 and not with_call_ids:  # the usual case
+        counts = [role, content] if role in _NAMED_BY_AGENTS else [role, content, ""]
+        return _linked(key, orjson.dumps(counts)), spelling
+    return _linked(key, _canonical(message, role, content, with_call_ids=with_call_ids)), spelling
 
 
 def joined(messages: Sequence[Message]) -> Sequence[Message]:
@@ -155,12 +165,9 @@ def reply_links(
     return tuple(found for found, _ in links), links[0][1]
 
 
-def _canonical(message: Message, content: str, *, with_call_ids: bool) -> bytes:
-    """What counts of a message whose text, in the form that counts, is `content`."""
-    role = str(message["role"]).lower()
+def _canonical(message: Message, role: str, content: str, *, with_call_ids: bool) -> bytes:
+    """What counts of a message whose role and text, in the form that counts, are these."""
     parts: list[Any] = [role, content]
-    if len(message) == 2 and not with_call_ids and isinstance(message.get("content"), str):
-        return orjson.dumps(parts if role in _NAMED_BY_AGENTS else [*parts, ""])  # the usual case
     if role not in _NAMED_BY_AGENTS:
         parts.append(message.get("name") or "")
     if with_call_ids:

@@ -103,8 +103,11 @@ class Written:
     past: Past | None
     new: list[Any]
     _owner: str
-    _text: bytes  # of the new ones, and what is before them
+    _text: bytes | None  # of the new ones, and what is before them; None once they are checked
     _texts: MessageTexts = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.known) + len(self.new)
 
     @property
     def known(self) -> tuple[Message, ...]:
@@ -112,12 +115,17 @@ class Written:
         return () if self.past is None else self.past.messages
 
     def checked(self, new: Iterable[Message]) -> Heard:
-        """All messages, given the new ones as they were checked."""
+        """All messages, given the new ones as they were checked; asked once.
+
+        Their text goes: whoever has the body may have it for as long as the reply takes.
+        """
+        assert self._text is not None, "it was asked already"
+        text, self._text = self._text, None
         if self.past is not None and not self.new:
             return Heard.of(self.past, self.past)
         known_brackets = 0 if self.past is None else self.past.brackets
-        now = Past((*self.known, *new), known_brackets + brackets(self._text))
-        self._texts.keep(now, self._text, self.past, self._owner)
+        now = Past((*self.known, *new), known_brackets + brackets(text))
+        self._texts.keep(now, text, self.past, self._owner)
         return Heard.of(now, self.past)
 
 

@@ -143,6 +143,8 @@ def _renderable(message: Message, *, has_developer_role: bool) -> Message:
         role = "system"
     elif role == "function":
         role = "tool"
+    if len(message) == 2 and type(text := message.get("content")) is str:  # the usual case
+        return {"role": role, "content": text}
     # What is null is left out: to templates, a name that is present has a value.
     known = {name: value for name, value in message.items() if value is not None}
     known |= {"role": role, "content": content_text(message.get("content"))}

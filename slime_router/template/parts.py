@@ -34,7 +34,7 @@ class Parts:
         """The messages with one text each; the same object where each has that already."""
         if isinstance(messages, Heard):  # they have
             return messages
-        if not any(_is_parted(message) for message in messages):
+        if not any(map(_is_parted, messages)):
             return messages
         return tuple(self.joined(message) for message in messages)
 

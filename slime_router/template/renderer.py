@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -36,12 +37,17 @@ class JinjaRenderer:
         self._template = self.source = template
         # Takes seconds to import; whoever has a tokenizer has done so.
         from transformers import PreTrainedTokenizerBase
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from transformers.utils import chat_template_utils
 
         shared = PreTrainedTokenizerBase.apply_chat_template
         self._renders_itself = type(hf).apply_chat_template is not shared
-        self._render_jinja = render_jinja_template
-        self._known = {} if self._renders_itself else dict(hf.special_tokens_map)
+        self._render_jinja = chat_template_utils.render_jinja_template
+        # A variable that the template does not name has no effect, and costs time to check.
+        self._known = {
+            name: token
+            for name, token in ({} if self._renders_itself else hf.special_tokens_map).items()
+            if name in template
+        }
         self.has_developer_role = "developer" in template
         # Through these, a client would steer the call itself; `documents` are the template's.
         parameters = inspect.signature(_base_method(hf)).parameters.keys()
@@ -49,6 +55,7 @@ class JinjaRenderer:
         calls = _DATE_CALL.findall(template)
         self._date_formats = {date_format for _, date_format in calls}
         self._can_pin = bool(calls) and "" not in self._date_formats
+        self._compile = getattr(chat_template_utils, "_compile_jinja_template", None)
 
     def render(
         self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
@@ -85,6 +92,9 @@ class JinjaRenderer:
         except Exception as exc:  # it may refuse such messages; only its syntax matters here
             if isinstance(exc, TemplateSyntaxError):
                 raise SetupError(f"{name}: bad chat template: {one_line(exc)}") from exc
+        if self._compile is not None and not self._renders_itself:
+            for source in (self._template, _PIN + self._template):
+                _flatten_globals(self._compile(source))
 
     def _apply(
         self,
@@ -107,6 +117,12 @@ class JinjaRenderer:
         else:  # without the wrapper, which takes a content that is null from the messages
             text = self._render_jinja([list(messages)], **{**self._known, **settings})[0][0]
         return escaped_halves(text)  # of a call's arguments: no tokenizer takes them otherwise
+
+
+def _flatten_globals(compiled: Any) -> None:
+    """Each rendering copies them, name by name where they are a chain of mappings."""
+    if isinstance(getattr(compiled, "globals", None), ChainMap):
+        compiled.globals = dict(compiled.globals)
 
 
 def _base_method(hf: Any) -> Any:

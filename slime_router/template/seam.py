@@ -29,6 +29,7 @@ class TurnEnds:
     closers: frozenset[int] = frozenset()
     openers: Mapping[int, str] = field(default_factory=dict)
     closer: str | None = None  # the token after a reply when a user's turn follows
+    closing: str = ""  # from the reply's text to the end of `closer`, where words are between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Seam:
         self._controls = controls
         self._openers = ends.openers
         self._closers = ends.closers
+        self._closing = ends.closing
 
     def ends_turn(self, token_id: int | None) -> bool:
         """Whether the token ends a turn; a stop token of the client's own does not."""
@@ -72,14 +74,17 @@ class Seam:
     def after_text(self, behind: str, last_id: int | None, own_len: int | None = None) -> Cut:
         """Where `behind`, the text that follows a reply's content, is entered.
 
-        What closes a turn is right at its beginning, apart from white space; and before `own_len`,
-        where the text of the next message begins.
+        What closes a turn is right at its beginning, apart from white space and what the template
+        always closes with; and before `own_len`, where the text of the next message begins.
         """
         run = [
             control
             for control in leading(behind, self._controls)
             if own_len is None or control[0] < own_len
         ]
+        if self._closing and behind.startswith(self._closing):
+            own = self._controls.find_added(self._closing)
+            run += (control for control in own if self.ends_turn(control[2]))
         if not run:
             return Cut(0, self._drop(last_id))
         sampled = next((control for control in run if control[2] == last_id), None)

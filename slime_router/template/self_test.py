@@ -119,8 +119,12 @@ def find_ends(try_render: TryRender, controls: ProbedTokens) -> TurnEnds:
     first = _first(after_user, controls)
     if first is None:
         return TurnEnds()
-    literal = after_user[first[0] : first[1]]
     alone = _behind(try_render, [_USER, _REPLY], _SILENT)
+    last = _end_in_both(after_user, alone, controls)
+    if last is not None:
+        start, end, token_id = last
+        return TurnEnds(frozenset({token_id}), {}, after_user[start:end], after_user[:end])
+    literal = after_user[first[0] : first[1]]
     at_end = _first(alone, controls)
     if not _is_header(after_user, first, at_end, controls):
         closers = {each[2] for each in (first, at_end) if each is not None}
@@ -139,6 +143,19 @@ def _first(behind: str, controls: ProbedTokens) -> Control | None:
     run = list(leading(behind, controls))
     ends = [control for control in run if control[2] in controls.eos_ids]
     return next(iter(ends or run), None)
+
+
+def _end_in_both(after_user: str, alone: str, controls: ProbedTokens) -> Control | None:
+    """The end token of a turn that is closed in several words, with a user's turn after it or not.
+
+    None where one of the tokens that a reply's text is followed by is an end token already.
+    """
+    if any(control[2] in controls.eos_ids for control in leading(after_user, controls)):
+        return None
+    for control in controls.find_added(after_user):
+        if control[2] in controls.eos_ids:
+            return control if alone.startswith(after_user[: control[1]]) else None
+    return None
 
 
 def _is_header(

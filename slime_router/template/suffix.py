@@ -105,9 +105,7 @@ class Suffixes:
         `last_id` is the last held token, `layout` that of the held turn's prompt, where known.
         """
         if layout is not None and layout.start:
-            found = (
-                self._find(question, last_id, layout) if self._covers(layout, question) else None
-            )
+            found = self._find(question, last_id, layout) if self.covers(layout, question) else None
             if found is not None:
                 return found
             layout = None
@@ -249,7 +247,7 @@ class Suffixes:
 
     # Where the rendering starts
 
-    def _covers(self, layout: Layout, question: Question) -> bool:
+    def covers(self, layout: Layout, question: Question) -> bool:
         """Whether what was seen of the layout holds for the messages that came since."""
         new = question.messages[question.index - 1 :]
         return question.size < 2 * layout.proved_len and (

@@ -12,16 +12,19 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from itertools import chain
+from math import inf
 from types import TracebackType
 from typing import Any, TypeAlias
 
 from slime_router.json_text import sizes
-from slime_router.types import Message
 from slime_router.waiting.fair_queue import FairQueue, Party
 
 LONG_LEN = 2**16  # bytes of what a prompt is made of
 MOST_LONG = 4  # such prompts that are made at a time: one is encoded, while others are rendered
 LONG_TALK = 64  # messages: from here on a step may take a millisecond
+_CHARACTER_LEN = 4  # bytes at most
+_MESSAGE_LEN = 128  # bytes, for the names of its fields
+_TEXT = frozenset((str,))
 
 _Ticket: TypeAlias = "asyncio.Future[None]"
 
@@ -36,18 +39,22 @@ class Turnstile:
         self._free = places
         self._waiting: FairQueue[_Ticket] = FairQueue(sys.maxsize)  # as many as are admitted
         self._long_len = long_len
+        self._passage = nullcontext()
 
     def __repr__(self) -> str:
         return f"<Turnstile {self._free} free, {len(self._waiting)} waiting>"
 
     def passing(self, values: Iterable[Any], party: Party) -> AbstractAsyncContextManager[object]:
         """For the block, what is made of these values is worked at, for this party."""
+        values = tuple(values)
+        if _most_len(values) < self._long_len:
+            return self._passage
         left = self._long_len
         for size in chain.from_iterable(map(sizes, values)):
             left -= size
             if left <= 0:
                 return _Place(self, party)
-        return nullcontext()
+        return self._passage
 
     async def enter(self, party: Party) -> None:
         """Wait until it is the party's turn; each has to `leave`."""
@@ -93,7 +100,17 @@ class _Place(AbstractAsyncContextManager[None]):
         self._turnstile.leave()
 
 
-async def others_run(messages: Sequence[Message]) -> None:
-    """Between two steps that take milliseconds each for a long conversation."""
-    if len(messages) >= LONG_TALK:
-        await asyncio.sleep(0)
+async def others_run() -> None:
+    """Between two steps that take milliseconds each for a long conversation, see `LONG_TALK`."""
+    await asyncio.sleep(0)
+
+
+def _most_len(values: Sequence[Any]) -> float:
+    """No more bytes than this are in texts, or in messages that are texts alone; others: no end."""
+    total = 0
+    for each in values:
+        texts = (each,) if type(each) is str else each.values() if type(each) is dict else (None,)
+        if not _TEXT.issuperset(map(type, texts)):
+            return inf
+        total += _MESSAGE_LEN + _CHARACTER_LEN * sum(map(len, texts))
+    return total

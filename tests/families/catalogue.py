@@ -117,6 +117,7 @@ _KIMI = (
     "<|tool_call_argument_begin|>",
     "<|tool_call_end|>",
 )
+_KIMI_K3 = ("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>")
 _MINIMAX = ("]~!b[", "]~b]", "[e~[", "<minimax:tool_call>", "</minimax:tool_call>")
 _STEP3 = (
     "<｜begin▁of▁sentence｜>",
@@ -263,6 +264,14 @@ def _of_ours() -> tuple[Family, ...]:
             controls=_KIMI,
             ends=("<|im_end|>",),
             tools="kimi_k2",
+        ),
+        Family(
+            "kimi_k3",
+            templates.KIMI_K3,
+            controls=_KIMI_K3,
+            ends=("<|end_of_msg|>",),
+            tools="kimi_k3",
+            reasoning="kimi_k3",
         ),
         Family(
             "minimax_m2",

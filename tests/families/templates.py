@@ -235,3 +235,42 @@ GLM_4_5 = """\
 {{- '\\n<think></think>' if enable_thinking is defined and not enable_thinking -}}
 {%- endif -%}
 """
+
+# A turn ends with a token that follows closing words; calls and results have numbers.
+KIMI_K3 = """\
+{%- macro close(tag) -%}{{- '<|close|>' + tag + '<|sep|>' -}}{%- endmacro -%}
+{%- macro ended() -%}{{- close('message') + '<|end_of_msg|>' -}}{%- endmacro -%}
+{%- if tools -%}
+{{- '<|open|>message role="system" type="tool-declare"<|sep|>' + (tools | tojson) + ended() -}}
+{%- endif -%}
+{%- set ns = namespace(calls=[]) -%}
+{%- for m in messages -%}
+{%- if m.role == 'assistant' -%}
+{{- '<|open|>message role="assistant"<|sep|><|open|>think<|sep|>' -}}
+{{- m.reasoning_content or '' -}}
+{{- close('think') + '<|open|>response<|sep|>' + (m.content or '') + close('response') -}}
+{%- if m.tool_calls -%}
+{%- set ns.calls = m.tool_calls -%}
+{{- '<|open|>tools<|sep|>' -}}
+{%- for call in m.tool_calls -%}
+{{- '<|open|>call tool="' + call.function.name + '" index="' ~ loop.index ~ '"<|sep|>' -}}
+{%- for key, value in call.function.arguments.items() -%}
+{{- '<|open|>argument key="' + key + '" type="string"<|sep|>' + value + close('argument') -}}
+{%- endfor -%}
+{{- close('call') -}}
+{%- endfor -%}
+{{- close('tools') -}}
+{%- endif -%}
+{%- elif m.role == 'tool' -%}
+{%- for call in ns.calls if call.id == m.tool_call_id -%}
+{{- '<|open|>message role="tool" tool="' + call.function.name + '"<|sep|>' + m.content -}}
+{%- endfor -%}
+{%- else -%}
+{{- '<|open|>message role="' + m.role + '"<|sep|>' + m.content -}}
+{%- endif -%}
+{{- ended() -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|open|>message role="assistant"<|sep|><|open|>think<|sep|>' -}}
+{%- endif -%}
+"""

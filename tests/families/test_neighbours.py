@@ -163,3 +163,42 @@ async def test_a_reply_with_a_space_of_no_width_stays_apart():
     reply: Message = {"role": "assistant", "content": "Yes\u200b"}
     after = await talk.hear([user("Hi"), reply, user("More")], "Yes", "<|im_end|>", tools=())
     assert after.ids[: len(before.held)] != before.held
+
+
+K3_THOUGHT = "Hm.<|close|>think<|sep|><|open|>response<|sep|>"
+K3_RESPONSE = "<|close|>response<|sep|>"
+K3_CALL = (
+    '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|>'
+    '<|open|>argument key="city" type="string"<|sep|>Paris<|close|>argument<|sep|>'
+    "<|close|>call<|sep|><|close|>tools<|sep|>"
+)
+K3_END = "<|close|>message<|sep|>"
+K3_NEXT = '<|open|>message role="user"<|sep|>More'
+
+
+@pytest.mark.parametrize(
+    ("said", "end", "seam"),
+    [
+        ("Hello" + K3_RESPONSE + K3_END, "<|end_of_msg|>", ""),
+        ("Hello", "<|end_of_msg|>", ""),
+        ("Hello", None, K3_RESPONSE + K3_END + "<|end_of_msg|>"),
+        ("", None, K3_RESPONSE + K3_END + "<|end_of_msg|>"),
+    ],
+)
+async def test_a_turn_that_is_closed_in_several_words_is_closed_once(said, end, seam):
+    """Kimi K3's end token follows words that the model samples, too."""
+    talk = FamilyTalk(family("kimi_k3"))
+    before = await talk.hear([user("Hi")], K3_THOUGHT + said, end, tools=())
+    after = await talk.hear([user("Hi"), before.reply, user("More")], "Yes", end, tools=())
+    assert talk.text(talk.suffix(before, after)).startswith(seam + K3_NEXT)
+
+
+async def test_a_call_of_a_turn_that_is_closed_in_several_words_is_closed_once():
+    talk = FamilyTalk(family("kimi_k3"))
+    call = K3_THOUGHT + K3_RESPONSE + K3_CALL + K3_END
+    before = await talk.hear([ASK], call, "<|end_of_msg|>")
+    messages = [ASK, before.reply, *results(before.reply, "Sunny")]
+    after = await talk.hear(messages, "Yes", "<|end_of_msg|>")
+    assert talk.text(talk.suffix(before, after)).startswith(
+        '<|open|>message role="tool" tool="get_weather"<|sep|>Sunny'
+    )

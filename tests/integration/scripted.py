@@ -11,6 +11,7 @@ import orjson
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
+from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.context import Admission, EndpointContext
 from slime_router.api.retries import Joiner
 from slime_router.auth.access import Access
@@ -134,7 +135,7 @@ def context_of(joiner: Joiner, limit: int) -> EndpointContext:
     return EndpointContext(
         joiner=joiner,
         vocabulary=Bytes(),
-        parsers=NO_PARSERS,
+        chat_settings=SettingsReader(Bytes(), "tiny", NO_PARSERS),
         admission=Admission(Shares(limit), joiner.note_refusal),
         default_model="tiny",
     )

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from slime_router.edge.lengths import MAX_LENGTHS, check_lengths
+from slime_router.edge.lengths import MAX_LENGTHS, MAX_MESSAGES, check_lengths, check_messages
 from slime_router.errors import BadRequest
 from slime_router.server.app import Gateway
 from slime_router.testing.script import Script
@@ -153,3 +153,31 @@ def test_a_field_may_be_as_long_as_its_limit(name):
 def test_an_object_is_measured_with_all_that_is_in_it(value):
     with pytest.raises(BadRequest):
         check_lengths({"metadata": value})
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "start"),
+    [
+        (CHAT, "messages", 0),
+        (CHAT, "messages", MAX_MESSAGES),
+        ("/v1/messages", "messages", 0),
+        ("/v1/messages/count_tokens", "messages", 0),
+        ("/v1/responses", "input", 0),
+    ],
+)
+async def test_messages_have_a_limit(path, field, start):
+    """Each is looked at by itself; where the first ones came before, they count all the same."""
+    messages = [user("x")] * (MAX_MESSAGES + 1)
+    body = {"model": "tiny", "max_tokens": 3, field: messages}
+    async with served() as (router, worker):
+        if start:
+            texts = router.gateway.context.message_texts
+            found = texts.read(orjson.dumps({**body, field: messages[:start]}))
+            assert found is not None
+            found[0][field].checked(found[0][field].new)
+        status, answer = await router.post(path, body)
+        assert (status, worker.requests) == (400, [])
+        assert field in orjson.dumps(answer["error"]).decode()
+    with pytest.raises(BadRequest):
+        check_messages(messages, field)
+    check_messages(messages[1:], field)

@@ -10,7 +10,10 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
+import redis.asyncio
 
+from slime_router.archive.homes import home_of_session
+from slime_router.archive.redis import RedisArchive
 from tests.integration.gateway import CHAT, Served, assistant, tiny_worker, until, user
 from tests.integration.test_several_routers import (
     alternate,
@@ -132,3 +135,32 @@ async def test_a_conversation_goes_on_exact_when_the_primary_dies(watched, on_er
         assert len(rows[0]["rows"]) == 1
     async with tiny_worker() as worker, routers(worker.url, shared, 1) as [late]:
         assert (await rows_of(late, "s"))["rows"] == rows[0]["rows"]
+
+
+@pytest.mark.parametrize("on_error", ["degrade", "stop"])
+async def test_a_key_that_holds_something_else_spoils_its_own_session_and_no_other(
+    redis_url, on_error
+):
+    prefix = token_hex(4)
+    shared = {"store": redis_url, "store_prefix": prefix, "store_on_error": on_error}
+    async with (
+        tiny_worker() as worker,
+        routers(worker.url, shared, 2) as (one, two),
+        redis.asyncio.Redis.from_url(redis_url) as client,
+    ):
+        archive = archive_of(one)._archive
+        assert isinstance(archive, RedisArchive)
+        await client.set(archive._log(home_of_session("bad")), "not a stream")
+        bad = {"model": "tiny", "messages": [user("hi")]}
+        for _ in range(3):
+            async with one.http.post(f"/sessions/bad{CHAT}", json=bad) as response:
+                assert response.status == (503 if on_error == "stop" else 200)
+                said = response.headers.get("x-slime-receipt", "")
+                assert ("degraded" in said) is (on_error == "degrade")
+        await alternate(worker, [two, one], f"/sessions/good{CHAT}", 4)
+        assert await rows_of(one, "good") == await rows_of(two, "good")
+        log = archive._log(home_of_session("good"))
+        assert await client.xlen(log) == 1 + 4, "its state and turns, each written once"
+        figures = archive_of(one).figures()
+        assert (figures["waiting"], figures["failures"], figures["lost"]) == (0, 0, 0)
+        assert (await one.get("/readiness"))[0] == 200

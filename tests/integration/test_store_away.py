@@ -70,6 +70,16 @@ async def test_rows_that_may_lack_a_turn_say_so(shared):
         assert (status, says, rows["stats"]["turns"]) == (200, False, 2)
 
 
+@pytest.mark.parametrize("kept", [b"hello", b"7", b"[]", b"{}", b"\xff"])
+async def test_a_response_that_is_not_ours_is_not_read(shared, kept):
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
+        name = f"resp_{'0' * 48}"
+        archive_of(one).put("responses", name, lambda: kept)
+        await archive_of(one).written()
+        status, body = await two.get(f"/v1/responses/{name}")
+        assert (status, body["error"]["code"]) == (503, "journal_failed")
+
+
 async def test_a_response_of_another_router_is_not_said_to_be_missing(shared):
     async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
         _, first = await one.post("/v1/responses", {"input": "hi"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import orjson
@@ -171,6 +172,17 @@ def test_two_requests_at_once_with_the_same_messages_are_kept_once():
         each[0]["messages"].checked(each[0]["messages"].new)
     assert len(texts) == 1
     assert read(texts, raw) == orjson.loads(raw)
+
+
+def test_the_text_of_a_body_is_not_kept_with_it():
+    """A stream lasts as long as it lasts, and has the body."""
+    texts, raw = MessageTexts(0x1000), orjson.dumps({"messages": [{"content": "x" * 0x4000}]})
+    found = texts.read(raw)
+    assert found is not None
+    written = found[0]["messages"]
+    written.checked(written.new)
+    assert len(texts) == 0
+    assert not [each for each in gc.get_referents(written) if type(each) is bytes]
 
 
 def test_what_another_owner_sent_is_not_known():

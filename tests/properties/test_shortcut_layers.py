@@ -84,7 +84,7 @@ class Thinking:
 
 
 def chat(**fields: Any) -> ChatStream:
-    return ChatStream(ChatStyle(id="c", created=1, model="m", usage=True, **fields), NAMES)
+    return ChatStream(ChatStyle(model="m", usage=True, **fields), "c", 1, NAMES)
 
 
 def completion(**fields: Any) -> CompletionStream:

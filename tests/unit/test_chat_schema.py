@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from slime_router.api.chat.request import read_chat_request
+from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.chat.tools import tool_choice
 from slime_router.errors import BadRequest
 from slime_router.types import Grammar, Sampling, TemplateOptions
@@ -19,7 +20,9 @@ TOOL = {"function": {"parameters": {"z": 1, "a": 2}, "name": "f"}, "type": "func
 
 def read(body: dict[str, Any], headers: dict[str, str] | None = None):
     return read_chat_request(
-        {"messages": [USER], **body}, asked(**headers or {}), Bytes(), "default", NO_PARSERS
+        {"messages": [USER], **body},
+        asked(**headers or {}),
+        SettingsReader(Bytes(), "default", NO_PARSERS),
     )
 
 

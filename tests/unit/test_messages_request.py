@@ -12,6 +12,7 @@ from aiohttp.test_utils import make_mocked_request
 from slime_router.api.anthropic.messages import RAW, arguments_of, begins_object, input_json
 from slime_router.api.anthropic.request import read_messages_request
 from slime_router.api.chat.request import read_chat_request
+from slime_router.api.chat.settings import SettingsReader
 from slime_router.errors import BadRequest
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.types import GenerateCall
@@ -38,7 +39,7 @@ class Forcing(ReplyParsers):
 def call_of(body: Mapping[str, Any], *, parsers: ReplyParsers = NO_PARSERS) -> GenerateCall:
     request = make_mocked_request("POST", "/")
     given = {"max_tokens": 9, "messages": [HI], **body}
-    return read_messages_request(given, request, Bytes(), "m", parsers).call
+    return read_messages_request(given, request, SettingsReader(Bytes(), "m", parsers)).call
 
 
 def messages_of(*messages: Any, **fields: Any) -> list[dict[str, Any]]:
@@ -110,7 +111,7 @@ def test_a_conversation_with_tools_makes_the_call_of_the_chat_door():
         "metadata": {"user_id": "someone"},
     }
     request = make_mocked_request("POST", "/")
-    chat = read_chat_request(expected, request, Bytes(), "m", NO_PARSERS).calls[0]
+    chat = read_chat_request(expected, request, SettingsReader(Bytes(), "m", NO_PARSERS)).calls[0]
     fields = ("messages", "template", "sampling", "reply", "session_id", "scope", "worker_fields")
     for field in fields:
         assert getattr(asked, field) == getattr(chat, field), field

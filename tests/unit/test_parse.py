@@ -420,9 +420,12 @@ def test_plain_content_does_not_pass_through_the_parser_of_reasoning():
 
     assert parser._reasoning is not None
     parser._reasoning._parser.parse_stream_chunk = parse_stream_chunk
-    for piece in ("First", " a <b> and", " so", " on", "<"):
+    for piece in ("First", " a <b> and", " so", " on"):
         assert parser.push(piece, is_last=False).content == piece
-    assert seen == ["<"], "it may begin a mark"
+    assert parser.push(" <", is_last=False).content == " "
+    assert parser.push("th", is_last=False).content == ""
+    assert parser.push("x", is_last=False).content == "<thx"
+    assert seen == [" ", "<", "thx"], "it might have begun a mark"
 
 
 def test_reasoning_that_is_not_separated_stays_content():
@@ -654,3 +657,43 @@ def test_what_a_parser_raises_on_stays_text(monkeypatch, caplog):
     text = "Hi <tool_ca! and <tool_call>\n{} more"
     assert read(parser, text).content == text
     assert "the rest of it stays text" in caplog.text
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("tail", ["", "</mm:think>"])
+def test_a_thought_that_was_not_begun_may_end_before_the_content(cut, tail):
+    """MiniMax-M3 writes so: its template prints earlier turns without thoughts that way."""
+    reply = read(parser_of(None, "minimax-m3", tail=tail), "</mm:think>Hello <b", cut)
+    assert (reply.content, reply.reasoning) == ("Hello <b", "")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "kimi_k2", "deepseek-v3", "nemotron_3"])
+def test_a_tag_is_seen_after_what_may_have_begun_one(name):
+    reply = read(parser_of(None, name, tail="</think>"), "<<think>Hm.</think>Hello <th", "letters")
+    assert (reply.content, reply.reasoning) == ("Hello <th", "<Hm.")
+
+
+LONG = "word " * 100
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name].most > 1])
+def test_long_calls_that_follow_each_other_are_not_content(name, cut):
+    calls = [("get_weather", {"city": LONG + "a"}), ("get_weather", {"city": LONG + "b"})]
+    lead = "Let me see." if FORMATS[name].speaks else ""
+    reply = read(parser_of(name), FORMATS[name].write(calls, lead), cut)
+    assert reply.calls == calls
+    assert reply.content.strip() == lead
+
+
+MARKED = ("mimo", "spark25", "qwen3_coder", "glm45", "qwen25", "hermes", "ling3", "step3p5")
+
+
+@pytest.mark.parametrize("city", ["a <tool_call> b", "<tool_call>", "<tool_call> <tool_call>x"])
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", MARKED)
+def test_an_argument_that_holds_the_mark_of_a_call_is_not_content(name, cut, city):
+    calls = [("search", {"query": city}), ("search", {"query": "x"})]
+    reply = read(parser_of(name), FORMATS[name].write(calls, "Let me see."), cut)
+    assert reply.calls == calls
+    assert reply.content.strip() == "Let me see."

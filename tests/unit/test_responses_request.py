@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from slime_router.api.chat.request import read_chat_request
+from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.responses.request import ResponsesRequest, read_responses_request
 from slime_router.api.responses.store import ResponseStore, Stored
 from slime_router.errors import BadRequest, NotFound
@@ -23,11 +24,13 @@ CHAT_TOOL: dict[str, Any] = {
 CALL = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": '{"q":1}'}
 CHAT_CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"q":1}'}}
 
+READER = SettingsReader(Bytes(), "tiny", NO_PARSERS)
+
 
 def read(kept: ResponseStore | None = None, **body: Any) -> ResponsesRequest:
     given = {"input": "hi", **body}
     store = kept if kept is not None else ResponseStore(9)
-    return read_responses_request(given, asked(), Bytes(), "tiny", NO_PARSERS, store)
+    return read_responses_request(given, asked(), READER, store)
 
 
 def messages(items: Any, **body: Any) -> list[Any]:
@@ -36,7 +39,7 @@ def messages(items: Any, **body: Any) -> list[Any]:
 
 def as_chat(**body: Any) -> GenerateCall:
     given = {"messages": [{"role": "user", "content": "hi"}], **body}
-    return read_chat_request(given, asked(), Bytes(), "tiny", NO_PARSERS).calls[0]
+    return read_chat_request(given, asked(), READER).calls[0]
 
 
 def said(text: str, role: str = "assistant", **more: Any) -> dict[str, Any]:
@@ -117,6 +120,19 @@ def test_one_turn_in_several_items_is_one_message():
             "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
         },
     ]
+
+
+@pytest.mark.parametrize("handle", [None, "turn_1"])
+def test_white_space_before_a_thought_is_of_the_same_message(handle):
+    """GLM's replies begin so; clients may drop what was thought."""
+    turn = {"turn": handle} if handle else {}
+    whole = {"role": "assistant", "content": "\n\nHello", **turn}
+    thinking = {**whole, "reasoning_content": "Hm."}
+    spoken = [said("\n"), thought("Hm.", handle), said("\nHello")]
+    assert messages(spoken) == [thinking]
+    assert messages([spoken[0], spoken[2]]) == [{"role": "assistant", "content": "\n\nHello"}]
+    called = [said("\n"), thought("Hm.", handle), CALL]
+    assert messages(called) == [{**thinking, "content": "\n", "tool_calls": [CHAT_CALL]}]
 
 
 def test_replies_without_a_user_between_them_stay_apart():

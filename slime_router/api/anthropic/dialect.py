@@ -47,14 +47,7 @@ def _read(
     *,
     is_counted: bool = False,
 ) -> MessagesRequest:
-    return read_messages_request(
-        body,
-        request,
-        context.vocabulary,
-        context.default_model,
-        context.parsers,
-        is_counted=is_counted,
-    )
+    return read_messages_request(body, request, context.chat_settings, is_counted=is_counted)
 
 
 def _write(asked: MessagesRequest, _: EndpointContext) -> MessageBody:

@@ -18,11 +18,10 @@ from slime_router.api.anthropic.messages import read_conversation
 from slime_router.api.anthropic.reply import THREAD_UNSUPPORTED
 from slime_router.api.chat.fields import MAX_STOPS
 from slime_router.api.chat.request import read_chat_request
+from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.request import missing, require
-from slime_router.api.token_ids import Vocabulary
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
-from slime_router.replies.parsers import ReplyParsers
 from slime_router.types import GenerateCall
 from slime_router.values import replace
 
@@ -77,9 +76,7 @@ class MessagesRequest:
 def read_messages_request(
     body: Mapping[str, Any],
     request: web.Request,
-    vocabulary: Vocabulary,
-    default_model: str,
-    parsers: ReplyParsers,
+    reader: SettingsReader,
     *,
     is_counted: bool = False,
 ) -> MessagesRequest:
@@ -90,7 +87,7 @@ def read_messages_request(
     """
     if body.get("max_tokens") is None and not is_counted:
         raise missing("max_tokens")
-    asked = read_chat_request(_as_chat(body), request, vocabulary, default_model, parsers)
+    asked = read_chat_request(_as_chat(body), request, reader)
     reply_id = f"msg_{fresh_hex(32)}"
     rid = body.get("rid") or reply_id
     call = replace(asked.calls[0], rid=rid, request_id=reply_id)

@@ -43,11 +43,7 @@ def in_our_words(
     for name, other in _RENAMED:
         if said.get(name) is None and said.get(other) is not None:
             said[name] = said[other]
-    if (rank := headers.get(RANK_HEADER)) is not None:
-        require(rank.isascii() and rank.isdecimal(), RANK_HEADER, "an integer")
-        said["routed_dp_rank"] = int(rank[:10])
-    if (key := headers.get(KEY_HEADER)) is not None:
-        said["routing_key"] = key
+    said |= said_in_headers(headers)
     _hoist_spaces(said)
     if (adapter := _adapter(said.get("model"), served_model)) is not None:
         said["lora_path"] = adapter
@@ -57,6 +53,21 @@ def in_our_words(
         if said.get(name) is not None:
             raise BadRequest("Only one constraint can be set.", param=name)
         said[name] = value
+    return said
+
+
+def said_in_headers(headers: Mapping[str, str]) -> dict[str, Any]:
+    """The fields that stand in headers; they win over the body's own.
+
+    Raises:
+        BadRequest: a header has no such value.
+    """
+    said: dict[str, Any] = {}
+    if (rank := headers.get(RANK_HEADER)) is not None:
+        require(rank.isascii() and rank.isdecimal(), RANK_HEADER, "an integer")
+        said["routed_dp_rank"] = int(rank[:10])
+    if (key := headers.get(KEY_HEADER)) is not None:
+        said["routing_key"] = key
     return said
 
 

@@ -7,7 +7,6 @@ usage where the client asked for it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
 
@@ -18,7 +17,7 @@ from slime_router.api.errors import abort_error, openai_error_object
 from slime_router.api.token_names import TokenNames
 from slime_router.errors import RouterError
 from slime_router.replies.reply import Reply
-from slime_router.types import Finish, GenerateChunk, Prompt, ToolDelta, WeightVersion
+from slime_router.types import Finish, GenerateChunk, Message, Prompt, ToolDelta, WeightVersion
 from slime_router.values import value
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
@@ -27,10 +26,8 @@ _TEXT_EVENT = b'%b{"index":%d,"delta":{"content":%b},"finish_reason":null}]}\n\n
 
 @value(frozen=True, slots=True, kw_only=True)
 class ChatStyle:
-    """What the reply contains besides the text; the first three stay the same throughout."""
+    """What the reply contains besides the text."""
 
-    id: str
-    created: int
     model: str
     logprobs: bool = False
     tokens_as_ids: bool | None = None  # None: as the server is set
@@ -89,18 +86,18 @@ class Tally:
 
 
 class ChatStream:
-    """One streamed chat completion."""
+    """One streamed chat completion; `created` in seconds of Unix time."""
 
-    def __init__(self, style: ChatStyle, names: TokenNames) -> None:
+    def __init__(self, style: ChatStyle, reply_id: str, created: int, names: TokenNames) -> None:
         self._style = style
         self._names = names
         self._tally = Tally()
         self._begun: set[int] = set()
         self._calling: set[int] = set()  # choices with a tool call
         self._head = {
-            "id": style.id,
+            "id": reply_id,
             "object": "chat.completion.chunk",
-            "created": style.created,
+            "created": created,
             "model": style.model,
         }
         self._is_plain = not (style.logprobs or style.token_ids or style.running_usage)
@@ -187,21 +184,63 @@ class ChatStream:
         return sse.event(payload)
 
 
-@dataclass(slots=True)
 class _Choice:
-    """One choice so far: its reply, and what only this API shows of it."""
+    """One choice so far: its reply, and what only this API shows of it.
 
-    reply: Reply = field(default_factory=Reply)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-    meta_info: Any = None
-    weight_version: WeightVersion | None = None
+    Mostly a choice is one chunk, which says all of it: then that is read as it is.
+    """
+
+    __slots__ = ("_only", "_reply", "logprobs", "meta_info", "weight_version")
+
+    def __init__(self) -> None:
+        self._only: GenerateChunk | None = None
+        self._reply: Reply | None = None
+        self.logprobs: list[dict[str, Any]] = []
+        self.meta_info: Any = None
+        self.weight_version: WeightVersion | None = None
+
+    def add(self, chunk: GenerateChunk) -> None:
+        """Takes the next chunk in."""
+        if chunk.weight_version is not None:
+            self.weight_version = chunk.weight_version
+        if chunk.finish is not None:
+            self.meta_info = _meta_info(chunk)
+        if self._reply is None:
+            if self._only is None and not chunk.tool_calls:
+                self._only = chunk
+                return
+            self._reply = Reply()
+            if self._only is not None:
+                self._reply.add(self._only)
+        self._reply.add(chunk)
+
+    @property
+    def said(self) -> Reply | GenerateChunk:
+        """What has come: texts, output ids, finish and prompt."""
+        return self._reply or self._only or Reply()
+
+    @property
+    def calls(self) -> list[Message]:
+        """The tool calls in it."""
+        return [] if self._reply is None else [c.to_json() for c in self._reply.calls.values()]
+
+    @property
+    def experts(self) -> str | None:
+        """The routed experts of its tokens, as the worker wrote them."""
+        if self._reply is not None:
+            return self._reply.experts
+        return None if self._only is None else self._only.routed_experts
 
 
 class ChatBody:
     """One chat completion in one piece: the events of the stream, folded together."""
 
-    def __init__(self, style: ChatStyle, names: TokenNames, n: int) -> None:
+    def __init__(
+        self, style: ChatStyle, reply_id: str, created: int, names: TokenNames, n: int
+    ) -> None:
         self._style = style
+        self._id = reply_id
+        self._created = created
         self._names = names
         self._tally = Tally()
         self._choices = [_Choice() for _ in range(n)]
@@ -210,49 +249,45 @@ class ChatBody:
         """Takes a chunk. Raises RouterError where the worker gave up."""
         self._tally.add(chunk)
         choice = self._choices[chunk.sample]
-        choice.reply.add(chunk)
+        choice.add(chunk)
         if self._style.logprobs:
             choice.logprobs += logprob_entries(chunk, self._names)
-        if chunk.weight_version is not None:
-            choice.weight_version = chunk.weight_version
-        if chunk.finish is not None:
-            choice.meta_info = _meta_info(chunk)
 
     def body(self) -> bytes:
         """The JSON of the whole reply."""
         first = self._choices[0]
         payload: dict[str, Any] = {
-            "id": self._style.id,
+            "id": self._id,
             "object": "chat.completion",
-            "created": self._style.created,
+            "created": self._created,
             "model": self._style.model,
             "system_fingerprint": None,
             "service_tier": None,
             "choices": [self._choice(i, choice) for i, choice in enumerate(self._choices)],
             "usage": self._tally.usage(),
             "metadata": _metadata(first.weight_version),
-            **_extension(first.reply.experts, self._style),
+            **_extension(first.experts, self._style),
         }
-        if self._style.prompt_token_ids and first.reply.prompt is not None:
-            payload["prompt_token_ids"] = first.reply.prompt.ids.tolist()
+        if self._style.prompt_token_ids and (prompt := first.said.prompt) is not None:
+            payload["prompt_token_ids"] = prompt.ids.tolist()
         return orjson.dumps(payload)
 
     def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
-        reply = choice.reply
+        reply, calls = choice.said, choice.calls
         message: dict[str, Any] = {
             "role": "assistant",
             "content": reply.text,
             **self._style.reasoning(reply.reasoning or None),
             "refusal": None,
         }
-        if reply.calls:
+        if calls:
             message["content"] = message["content"] or None
-            message["tool_calls"] = [call.to_json() for call in reply.calls.values()]
+            message["tool_calls"] = calls
         written: dict[str, Any] = {
             "index": index,
             "message": message,
             "logprobs": None,
-            **_ending(reply.finish, bool(reply.calls)),
+            **_ending(reply.finish, bool(calls)),
         }
         if self._style.logprobs:
             written["logprobs"] = {"content": choice.logprobs, "refusal": None}

@@ -37,7 +37,7 @@ class _Writer:
         self._rid = call.rid.removeprefix(tag)
         self._tag = tag
         self._shows_logprobs = bool(call.asked.get("return_logprob"))
-        self._reply = Reply()  # of a plug-in
+        self._reply: Reply | None = None  # of a plug-in
 
     def item(self, chunk: GenerateChunk) -> dict[str, Any]:
         item = chunk.item
@@ -58,6 +58,8 @@ class _Writer:
 
     def _own_item(self, chunk: GenerateChunk) -> dict[str, Any]:
         """A plug-in answered instead of a worker: an item like a worker's, all of it so far."""
+        if self._reply is None:
+            self._reply = Reply()
         reply = self._reply
         reply.add(chunk)
         return {

@@ -16,13 +16,12 @@ from aiohttp import web
 from slime_router.api import request as http
 from slime_router.api.chat.grammar import check_text
 from slime_router.api.chat.stop_regex import regex_fault
-from slime_router.api.request import require
+from slime_router.api.request import require, wrong_type
 from slime_router.api.token_ids import Vocabulary, check_bias_keys, checked_ids, written
 from slime_router.auth.caller import caller
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.types import GenerateCall, NativeCall
-from slime_router.values import replace
 
 MAX_CALLS = 16_384  # `n` is a number in a small body: it must not be able to fill the router
 
@@ -110,8 +109,11 @@ def read_generate_request(
         raise BadRequest(f"A request can ask for {MAX_CALLS} generations, not more.", param="n")
     _check_stop_regex(natives)
     calls = tuple(
-        replace(
-            _call(_one_sample(native, n), name, request, vocabulary),
+        _call(
+            _one_sample(native, n),
+            name,
+            request,
+            vocabulary,
             rid=rid if n == 1 else f"{rid}_{k}",
             request_id=rid,
             samples=n,
@@ -200,13 +202,14 @@ def check_sampling(params: dict[str, Any], vocab_size: int) -> int:
     Raises:
         BadRequest: one is not what it must be.
     """
-    for key in params:
-        if key not in SAMPLING_PARAMS:  # SGLang's answer would be a 500, as if it had failed
-            path = f"sampling_params.{key}"[:200]
-            raise BadRequest(f"'{path}' is not a parameter.", param=path, code="unknown_parameter")
+    if not SAMPLING_PARAMS.issuperset(params):  # SGLang's answer would be a 500, as if it failed
+        key = next(key for key in params if key not in SAMPLING_PARAMS)
+        path = f"sampling_params.{key}"[:200]
+        raise BadRequest(f"'{path}' is not a parameter.", param=path, code="unknown_parameter")
     for key in ("max_new_tokens", "min_new_tokens", "n"):
         value = params.get(key)
-        require(value is None or type(value) is int, key, "an integer")
+        if value is not None and type(value) is not int:
+            raise wrong_type(key, "an integer")
     if params.get("stop_token_ids"):
         checked_ids(params["stop_token_ids"], vocab_size, "stop_token_ids")
     bias = params.get("logit_bias")
@@ -214,7 +217,8 @@ def check_sampling(params: dict[str, Any], vocab_size: int) -> int:
         require(isinstance(bias, dict), "logit_bias", "an object")
         check_bias_keys(bias, vocab_size, "logit_bias")
     for key in ("json_schema", "structural_tag"):
-        check_text(params.get(key), key)
+        if key in params:
+            check_text(params[key], key)
     return min(max(params.get("n") or 1, 1), MAX_CALLS + 1)
 
 
@@ -244,7 +248,14 @@ def _one_sample(native: dict[str, Any], n: int) -> dict[str, Any]:
 
 
 def _call(
-    native: dict[str, Any], name: str, request: web.Request, vocabulary: Vocabulary
+    native: dict[str, Any],
+    name: str,
+    request: web.Request,
+    vocabulary: Vocabulary,
+    *,
+    rid: str,
+    request_id: str,
+    samples: int,
 ) -> GenerateCall:
     prompt = native[name]
     if name == "text":
@@ -254,7 +265,7 @@ def _call(
     ids = None if name == "text" else checked_ids(prompt, vocabulary.vocab_size, name)
     text = written(prompt)
     return NativeCall(
-        rid="",
+        rid=rid,
         turn_id=http.new_turn_id(),
         text=prompt if name == "text" else None,
         input_ids=ids,
@@ -264,4 +275,6 @@ def _call(
         body={**native, name: ids} if text else native,
         headers=http.forwarded_headers(request),
         stream=native.get("stream") is True,
+        request_id=request_id,
+        samples=samples,
     )

@@ -29,9 +29,7 @@ def responses(
     def read(
         body: dict[str, Any], request: web.Request, context: EndpointContext
     ) -> ResponsesRequest:
-        return read_responses_request(
-            body, request, context.vocabulary, context.default_model, context.parsers, kept
-        )
+        return read_responses_request(body, request, context.chat_settings, kept)
 
     def write(asked: ResponsesRequest, _: EndpointContext) -> ResponseBody:
         return ResponseBody(asked.style, partial(_keep, kept, asked))

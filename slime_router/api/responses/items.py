@@ -96,14 +96,21 @@ class _Talk:
             self._say({"role": role, "content": _content(content, f"{path}.content")})
             return
         text = "".join(_texts(content, f"{path}.content"))
-        reply = self._growing(item, may_grow=self._last != "message")
+        reply = self._growing(item, may_grow=self._last != "message" or self._is_blank())
         reply["content"] = (reply["content"] or "") + text
 
     def _reason(self, item: Item, path: str) -> None:
         shown = item.get("content") or item.get("summary") or []
         text = "".join(_texts(shown, f"{path}.content"))
-        reply = self._growing(item, may_grow=self._last == "reasoning")
+        reply = self._growing(item, may_grow=self._last == "reasoning" or self._is_blank())
         reply["reasoning_content"] = reply.get("reasoning_content", "") + text
+
+    def _is_blank(self) -> bool:
+        """Whether the open reply is white space so far: GLM writes some before it thinks."""
+        reply = self._reply
+        if reply is None or not reply["content"]:
+            return False
+        return not (reply["content"].strip() or reply.keys() & {"reasoning_content", "tool_calls"})
 
     def _growing(self, item: Item, *, may_grow: bool) -> Message:
         """The assistant message that the item belongs to; what names a turn is of that turn."""

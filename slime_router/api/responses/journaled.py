@@ -17,6 +17,7 @@ from slime_router.api.responses.store import ResponseStore, Stored
 from slime_router.auth.caller import ANYBODY, Caller
 
 TABLE: Final = "responses"
+_NAMES = frozenset({"response", "asked", "said", "previous", "owner", "is_named"})
 MAX_DELETED = 10_000  # that others may not know of yet
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,15 @@ class JournaledResponses(ResponseStore):
         """Forget a response that was deleted at another router."""
         if response_id in self._responses:
             super()._forget(response_id)
+
+
+def is_packed(data: bytes) -> bool:
+    """Whether this was written here: others may have access to the same store."""
+    try:
+        known = json.loads(data)
+    except (ValueError, TypeError):
+        return False
+    return isinstance(known, dict) and known.keys() >= _NAMES
 
 
 def is_deleted(packed: bytes) -> bool:

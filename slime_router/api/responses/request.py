@@ -12,6 +12,7 @@ from aiohttp import web
 
 from slime_router.api.chat.reply import logprob_entries
 from slime_router.api.chat.request import read_chat_request
+from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.chat.tools import read_tools
 from slime_router.api.request import missing, require
 from slime_router.api.responses.custom_tools import as_function
@@ -21,9 +22,9 @@ from slime_router.api.responses.store import ResponseStore, Stored
 from slime_router.api.token_ids import Vocabulary
 from slime_router.api.token_names import TokenNames
 from slime_router.auth.caller import Caller, caller
+from slime_router.edge.lengths import check_messages
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
-from slime_router.replies.parsers import ReplyParsers
 from slime_router.types import GenerateCall, GenerateChunk
 from slime_router.values import replace
 
@@ -96,9 +97,7 @@ class ResponsesRequest:
 def read_responses_request(
     body: dict[str, Any],
     request: web.Request,
-    vocabulary: Vocabulary,
-    default_model: str,
-    parsers: ReplyParsers,
+    reader: SettingsReader,
     kept: ResponseStore,
 ) -> ResponsesRequest:
     """Checks every field and makes the call.
@@ -114,14 +113,14 @@ def read_responses_request(
     asked = _asked(body, kept, previous, by)
     tools = _response_tools(body.get("tools"))
     chat = _chat_body(body, _messages(body, asked, previous), tools)
-    made = read_chat_request(chat, request, vocabulary, default_model, parsers)
+    made = read_chat_request(chat, request, reader)
     style = ResponseStyle(
         id=f"resp_{fresh_hex(48)}",
         created=int(time.time()),
         echo={"model": made.style.model, **_echo(body, tools)},
         namespaces={tool.name: tool.namespace for tool in tools if tool.namespace},
         customs=frozenset(tool.name for tool in tools if tool.custom is not None),
-        entries=_entries(vocabulary) if chat["logprobs"] else None,
+        entries=_entries(reader.vocabulary) if chat["logprobs"] else None,
     )
     rid = body.get("rid") or style.id
     call = replace(made.calls[0], rid=rid, request_id=style.id)
@@ -158,6 +157,8 @@ def _asked(
         if previous is None:
             raise missing("input")
         return ()
+    if isinstance(body["input"], list):
+        check_messages(body["input"], "input")
     return read_input(body["input"], partial(kept.item, by=by))
 
 
@@ -165,6 +166,7 @@ def _messages(
     body: dict[str, Any], asked: tuple[Item, ...], previous: Stored | None
 ) -> list[dict[str, Any]]:
     before = previous.conversation() if previous is not None else []
+    check_messages([*before, *asked], "input")
     messages = to_messages([*before, *asked], first=len(before))
     if not messages:
         raise BadRequest("'input' cannot be empty.", param="input")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ from typing import Any, TypeAlias
 from aiohttp import web
 
 from slime_router.api.request import read_object
-from slime_router.api.responses.journaled import TABLE, JournaledResponses, is_deleted
+from slime_router.api.responses.journaled import TABLE, JournaledResponses, is_deleted, is_packed
 from slime_router.api.responses.store import ResponseStore
 from slime_router.errors import NotDurable, RouterError
 from slime_router.journal.keeping import Keeping
@@ -18,6 +19,8 @@ from slime_router.siblings.siblings import Siblings
 
 SHOW, FORGET = "responses", "forget_response"
 MAX_NAMES = 1000  # of one request
+
+logger = logging.getLogger(__name__)
 
 Door: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -79,7 +82,7 @@ class SharedResponses:
         for name in [name for name in here if name is not None][:MAX_NAMES]:
             data = None
             with suppress(NotDurable):  # it goes on with what is here
-                data = await self._others.look(TABLE, name)
+                data = await self._look(name)
             if data is not None and is_deleted(data):
                 self._kept.forget_here(name)
 
@@ -94,12 +97,21 @@ class SharedResponses:
         line: list[tuple[str, bytes]] = []
         wanted: str | None = name
         while wanted is not None and self._others is not None and len(line) < MAX_NAMES:
-            data = await self._others.look(TABLE, wanted)
+            data = await self._look(wanted)
             if data is None:
                 return []
             line.append((wanted, data))
             wanted = json.loads(data)["previous"]
         return line[::-1]
+
+    async def _look(self, name: str) -> bytes | None:
+        """What other routers have kept of a response. Raises NotDurable where nobody can tell."""
+        assert self._others is not None
+        data = await self._others.look(TABLE, name)
+        if data is None or is_packed(data):
+            return data
+        logger.warning("not looked up: %.100s: what the store has by this name is not ours", name)
+        raise NotDurable("What the store has by this name is not a response.")
 
     async def _shown(self, message: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
         """Each with all that it continues, the oldest first."""
