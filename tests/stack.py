@@ -6,7 +6,7 @@ import tempfile
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,9 @@ def tiny_tokenizer() -> Tokenizer:
         return load_tokenizer(str(build_tiny_checkpoint(Path(directory))))
 
 
-@cache
+@lru_cache(maxsize=4)  # each keeps its tokenizer
 def chat_template(tokenizer: Tokenizer) -> ChatTemplate:
-    """The template of a tokenizer; its self-test is run once."""
+    """The template of a tokenizer, whose self-test is not run for each test."""
     return ChatTemplate(tokenizer)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
@@ -36,7 +36,7 @@ TEMPLATES = {
 }
 
 
-@cache
+@lru_cache(maxsize=4)  # each takes up to 100 MB
 def real_tokenizer(name: str) -> Tokenizer:
     return load_tokenizer(str(vocabulary(name)), chat_template=TEMPLATES.get(name))
 

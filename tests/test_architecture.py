@@ -42,7 +42,7 @@ FLOOR_OF = {
     "journal.closings": "pure",
     "journal.codec": "pure",
     "journal.database": "pure",
-    "journal.store": "pure",
+    "journal.tap": "pure",
     "journal.writing": "pure",
     "pool": "pure",
     "replies": "pure",

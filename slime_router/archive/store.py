@@ -13,15 +13,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from secrets import token_hex
-from typing import Protocol, Unpack
+from typing import Unpack
 
-from slime_router.archive.home import ArchivedSessions, Home, before, put_of, size_of
+from slime_router.archive.home import Home, before, put_of, size_of
 from slime_router.archive.homes import home_of, home_of_session, session_of
 from slime_router.archive.port import NOTHING_SEEN, Cursor, Kept, News
+from slime_router.archive.sessions import ArchivedSessions
 from slime_router.errors import NotFound
 from slime_router.journal.codec import Damaged, SessionState, unpacked_turn
 from slime_router.journal.database import MarkUndelivered, as_text
-from slime_router.journal.store import Sink, Tap
+from slime_router.journal.tap import Sink, Tap
 from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.trajectory.store import MAX_SESSIONS, TrajectoryStore
 from slime_router.trajectory.turn import Marks, Turn
@@ -35,17 +36,6 @@ LOOKED_AT = 64  # homes at most, to find one that may leave the memory
 EpochOf = Callable[[Iterable[VersionSpan]], int]
 
 
-class ArchiveSink(Sink, Protocol):
-    """Takes changes in order; `slime_router.journal.writer` does."""
-
-    @property
-    def position(self) -> int:
-        """How many changes were put, in all."""
-
-    def has_written(self, position: int) -> bool:
-        """Whether what was put up to there is durable."""
-
-
 class ArchivedStore(TrajectoryStore):
     """Turns and sessions of an archive, as far as this router needed them lately.
 
@@ -54,7 +44,7 @@ class ArchivedStore(TrajectoryStore):
 
     def __init__(
         self,
-        sink: ArchiveSink,
+        sink: Sink,
         budget_tokens: int,
         *,
         max_bytes: int | None = None,

@@ -21,7 +21,6 @@ from slime_router.export.manifest import Key
 from slime_router.journal.codec import SessionState, packed_session
 from slime_router.journal.database import Change, Made, Put
 from slime_router.journal.progress import Progress
-from slime_router.journal.reading import ROOM
 from slime_router.rows.revision import revision_of
 from slime_router.rows.rows import build_rows
 from slime_router.trajectory.session import Session
@@ -29,6 +28,8 @@ from slime_router.trajectory.store import TrajectoryStore
 
 T = TypeVar("T")
 Rows: TypeAlias = list[dict[str, Any]]
+
+ROOM = 2**62  # tokens: nothing is dropped while a session is read
 
 
 class SourceFailed(Exception):

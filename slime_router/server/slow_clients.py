@@ -62,13 +62,14 @@ class SlowClients:
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """HTTP middleware."""
-        if request.transport is None:
+        transport = request.transport
+        if transport is None:
             return await handler(request)
-        client = self._clients.get(request.transport)
+        client = self._clients.get(transport)
         if client is None:
             self._new.pop(request.protocol, None)
-            client = self._clients[request.transport] = _Client()
-            _keep_little_unsent(request.transport)
+            client = self._clients[transport] = _Client()
+            _keep_little_unsent(transport)
         client.request, client.received, client.silent = request, -1, 0
         try:
             return await handler(request)

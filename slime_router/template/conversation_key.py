@@ -72,11 +72,6 @@ def root_key(scope: str, options: TemplateOptions) -> Key:
     return _digest(scope.encode(), tools, kwargs)
 
 
-def next_key(key: Key, message: Message, *, with_call_ids: bool) -> Key:
-    """The key of a conversation with `message` appended."""
-    return next_link(key, b"", message, with_call_ids=with_call_ids)[0]
-
-
 def next_link(key: Key, spelling: Key, message: Message, *, with_call_ids: bool) -> tuple[Key, Key]:
     """The key and the spelling of a conversation with `message` appended.
 
@@ -132,28 +127,14 @@ def _reply_text(content: str) -> str:
     return f"{thought}{mark}{said.lstrip(_SPACE)}" if thought else said.lstrip(_SPACE)
 
 
-def chain_keys(root: Key, messages: Sequence[Message], *, with_call_ids: bool) -> list[Key]:
-    """`len(messages) + 1` keys: of each prefix of the conversation, the empty one first."""
-    keys = [root]
-    for message in messages:
-        keys.append(next_key(keys[-1], message, with_call_ids=with_call_ids))
-    return keys
-
-
-def reply_keys(
-    key: Key, reply: Message, *, with_call_ids: bool, reasoning: str = ""
-) -> tuple[Key, ...]:
-    """The keys under which a turn is found again: its reply as given, and without its thinking.
-
-    Where the thinking was separated from it, also with both in one text, as some clients keep them.
-    """
-    return reply_links(key, b"", reply, with_call_ids=with_call_ids, reasoning=reasoning)[0]
-
-
 def reply_links(
     key: Key, spelling: Key, reply: Message, *, with_call_ids: bool, reasoning: str = ""
 ) -> tuple[tuple[Key, ...], Key]:
-    """`reply_keys`, and the spelling of the conversation with the reply as given."""
+    """The keys under which a turn is found again: its reply as given, and without its thinking.
+
+    Where the thinking was separated from it, also with both in one text, as some clients keep them.
+    Beside them, the spelling of the conversation with the reply as given.
+    """
     forms = [reply]
     content = content_text(reply.get("content"))
     visible = without_reasoning(content)

@@ -212,10 +212,6 @@ class Tokenizer:
 
     # Control tokens and anchors.
 
-    def control_id_at(self, text: str, start: int) -> tuple[int, str] | None:
-        """The anchor control token that begins at `text[start]`, as `(id, literal)`."""
-        return self._controls.at(text, start)
-
     def find_controls(self, text: str, start: int = 0) -> Iterator[tuple[int, int, int]]:
         """All anchor control tokens from `start` on, left to right, as `(start, end, id)`."""
         return self._controls.find(text, start)

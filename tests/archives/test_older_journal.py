@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,17 +13,18 @@ from slime_router.archive.homes import home_of_session, name_of_id
 from slime_router.archive.port import NOTHING_SEEN
 from slime_router.archive.sqlite import SqliteArchive
 from slime_router.errors import SetupError
-from slime_router.journal.database import Database
+from slime_router.journal.codec import packed_opening, packed_session, packed_turn
+from slime_router.journal.database import Change, Database, Drop, Put, PutTurn
 from slime_router.journal.progress import Progress
-from slime_router.journal.store import JournaledStore
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, token_ids
-from tests.archives.archives import Straight
+from tests.archives.test_conformance import state
 from tests.archives.test_several_stores import Router
 from tests.unit.test_journal import same
 
 OPENED_AT = 1_700_000_000.0
+LOST: dict[str, Any] = {"dropped_turns": 3, "dropped_tokens": 9}
 
 
 def turn(name: str, base: Turn | None = None, session_id: str | None = None) -> Turn:
@@ -38,18 +41,25 @@ def turn(name: str, base: Turn | None = None, session_id: str | None = None) -> 
     )
 
 
-def written(directory: Path, *, after: int = 0) -> JournaledStore:
+def written(directory: Path, *, after: int = 0) -> dict[str, Turn]:
     """As an older router writes: an opened session, a mere name, and a tree without a session."""
+    turns: dict[str, Turn] = {}
+    opened = replace(state(""), spec=SessionSpec(id="opened", metadata={"a": 1}), **LOST)
+    changes: list[Change] = [
+        Put("sessions", "opened", packed_session(opened)),
+        Put("openings", "opened", packed_opening(OPENED_AT)),
+    ]
+    for session in ("opened", "named", None):
+        base = None
+        for number in range(2):
+            after += 1
+            base = replace(turn(f"{session} {number}", base, session), seq=after)
+            turns[base.id] = base
+            changes.append(PutTurn(base.seq, base.id, base.session_id, packed_turn(base)))
+    changes.append(Drop("sessions", "deleted", is_deleted=True))
     with closing(Database(directory)) as database:
-        store = JournaledStore(Straight(database), 10**6)
-        store.number_after(after)
-        store.open_session(SessionSpec(id="opened", metadata={"a": 1}), at=OPENED_AT)
-        for session in ("opened", "named", None):
-            base = store.add(turn(f"{session} 0", session_id=session))
-            store.add(turn(f"{session} 1", base, session))
-        store.open_session(SessionSpec(id="deleted"))
-        store.delete_session("deleted")
-    return store
+        database.apply(changes)
+    return turns
 
 
 async def opened(directory: Path) -> tuple[SqliteArchive, Progress]:
@@ -65,17 +75,18 @@ async def test_all_of_it_is_found_again(tmp_path):
     router = Router(archive, await archive.number(), 10**6)
     listed = {session.id: session for session in await router.fetch.of_sessions()}
     assert listed.keys() == {"opened", "named"}
-    assert (listed["opened"].started, listed["opened"].metadata) == (OPENED_AT, {"a": 1})
+    opened_one = listed["opened"]
+    assert (opened_one.started, opened_one.metadata) == (OPENED_AT, {"a": 1})
+    assert {name: getattr(opened_one, name) for name in LOST} == LOST
     with await router.fetch.of_session("deleted"), pytest.raises(Exception, match="was deleted"):
         router.store.sessions.name("deleted")
     for session in ("opened", "named", None):
         assert await archive.find([name_of_id(f"{session} 1")])
         with await router.fetch.of_turn(f"{session} 1"):
             for name in (f"{session} 0", f"{session} 1"):
-                was, found = before.get(name), router.store.get(name)
-                assert was is not None
+                found = router.store.get(name)
                 assert found is not None
-                assert same(found, was)
+                assert same(found, before[name])
     router.store.check_integrity()
     await archive.close()
 

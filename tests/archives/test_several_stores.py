@@ -19,7 +19,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from slime_router.archive import filling
 from slime_router.archive.filling import PART_TURNS, Filler
 from slime_router.archive.homes import name_of_key
-from slime_router.archive.memory import MemoryArchive
 from slime_router.archive.port import NOTHING_SEEN, Archive, Kept, News
 from slime_router.archive.sqlite import SqliteArchive
 from slime_router.archive.store import ArchivedStore
@@ -28,6 +27,7 @@ from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, token_ids
 from tests.archives.archives import Straight
+from tests.archives.memory import MemoryArchive
 from tests.examples import examples
 from tests.stack import chat_template, tiny_tokenizer
 from tests.unit.test_journal import same

@@ -13,12 +13,10 @@ from random import Random
 import pytest
 
 from slime_router.export.manifest import NAME
-from slime_router.journal.database import Database
-from slime_router.journal.store import JournaledStore
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, VersionSpan, token_ids
-from tests.properties.test_journal import Straight
+from tests.archives.archives import Shelf
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -30,8 +28,8 @@ PATIENCE_S = 60.0
 @pytest.fixture
 def journal(tmp_path: Path) -> Path:
     """Closed sessions of one turn each."""
-    database = Database(tmp_path / "journal")
-    store = JournaledStore(Straight(database), 10**9)
+    shelf = Shelf(tmp_path / "journal")
+    store = shelf.opened()
     for number in range(SESSIONS):
         name = f"s{number}"
         session = store.open_session(SessionSpec(id=name))
@@ -49,8 +47,8 @@ def journal(tmp_path: Path) -> Path:
             )
         )
         store.freeze(session)
-    database.close()
-    return tmp_path / "journal"
+    shelf.close()
+    return shelf.directory
 
 
 def started(journal: Path, directory: Path) -> subprocess.Popen[bytes]:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class Family:
         return _parsers(self)
 
 
-@cache
+@lru_cache(maxsize=4)  # each takes 40 MB
 def _parsers(family: Family) -> ReplyParsers:
     return ReplyParsers(
         load_parsers,
@@ -64,7 +64,7 @@ def _parsers(family: Family) -> ReplyParsers:
     )
 
 
-@cache
+@lru_cache(maxsize=4)  # each takes 40 MB
 def _tokenizer(family: Family) -> Tokenizer:
     return load_tokenizer(str(_directory(family)), chat_template=family.template)
 

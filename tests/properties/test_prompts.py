@@ -10,7 +10,7 @@ both            without drift, the prompt is the tokenization of the whole text
 from __future__ import annotations
 
 import asyncio
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -187,7 +187,7 @@ def check_template(stack: Talk, previous: Turn, turn: Turn, rendered: str) -> No
         assert turn.ids[len(previous.held) :] == tokenizer.encode(rest, after).tolist()
 
 
-@cache
+@lru_cache(maxsize=2)
 def library_tokenizer(directory: str) -> Any:
     return AutoTokenizer.from_pretrained(directory)
 

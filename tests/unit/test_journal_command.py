@@ -21,8 +21,8 @@ from slime_router.journal.database import FILE_NAME, Database, Put, PutTurn
 from slime_router.rows.rows import RowSet, build_rows
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
+from tests.archives.archives import Shelf, recorded
 from tests.archives.test_conformance import state, turn
-from tests.properties.test_journal import Shelf, recorded
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -61,11 +61,11 @@ def test_stats_say_what_it_holds(run, directory):
 def test_verify_finds_what_is_wrong(run, directory):
     assert run("verify", directory) == (0, "12 turns: sound\n", "")
     with closing(sqlite3.connect(Path(directory) / FILE_NAME)) as sql, sql:
-        sql.execute("UPDATE turns SET data = substr(data, 1, length(data) - 1) WHERE seq = 3")
+        sql.execute("UPDATE turns SET data = substr(data, 1, length(data) - 1) WHERE seq = 3 << 16")
     code, out, error = run("verify", directory)
     assert (code, error) == (1, "")
     assert out.splitlines() == [
-        "turn number 3: a turn with a wrong checksum",
+        f"turn number {3 << 16}: a turn with a wrong checksum",
         "turn t3 continues t2, which is not there",
         "12 turns: 2 faults",
     ]
@@ -78,7 +78,7 @@ def test_verify_sees_a_turn_under_another_number(run, directory):
     database.close()
     code, out, _ = run("verify", directory)
     assert code == 1
-    assert "turn t11 has number 12 and is kept as 50" in out
+    assert f"turn t11 has number {12 << 16} and is kept as 50" in out
 
 
 def test_export_writes_the_rows_of_all_sessions(run, directory, tmp_path):
@@ -144,7 +144,7 @@ def test_where_pyarrow_is_missing_export_says_what_to_install(run, directory, mo
 
 def test_export_says_what_it_could_not_read(run, directory):
     with closing(sqlite3.connect(Path(directory) / FILE_NAME)) as sql, sql:
-        sql.execute("UPDATE turns SET data = x'00' WHERE seq = 12")
+        sql.execute("UPDATE turns SET data = x'00' WHERE seq = 12 << 16")
     code, out, error = run("export", directory)
     assert code == 1
     assert sum(json.loads(out.splitlines()[0])["loss_mask"]) == 11 * 40

@@ -10,14 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.template.conversation_key import chain_keys, next_key, reply_keys, root_key
+from slime_router.template.conversation_key import next_link, reply_links, root_key
 from slime_router.types import TemplateOptions
 
 ABSENT = object()
 
 
-def key(message: dict[str, Any], *, with_call_ids: bool = False) -> bytes:
-    return next_key(b"root", message, with_call_ids=with_call_ids)
+def key(message: dict[str, Any], after: bytes = b"root", *, with_call_ids: bool = False) -> bytes:
+    return next_link(after, b"", message, with_call_ids=with_call_ids)[0]
+
+
+def reply_keys(reply: dict[str, Any]) -> tuple[bytes, ...]:
+    return reply_links(b"root", b"", reply, with_call_ids=False)[0]
 
 
 def says(content: Any, **fields: Any) -> dict[str, Any]:
@@ -142,17 +146,15 @@ def test_call_ids_count_where_the_template_prints_them():
 def test_comparing_changes_no_message():
     for one, other in (*EQUAL, *DIFFERENT):
         before = copy.deepcopy((one, other))
-        key(one), reply_keys(b"", other, with_call_ids=True)
+        key(one), reply_links(b"", b"", other, with_call_ids=True)
         assert (one, other) == before
 
 
 def test_a_key_names_the_whole_conversation_before_it():
     a, b = says("a"), says("b")
     root = root_key("", TemplateOptions())
-    keys = chain_keys(root, [a, b], with_call_ids=False)
-    assert keys[0] == root
-    assert keys[:2] == chain_keys(root, [a], with_call_ids=False)
-    assert len({*keys, *chain_keys(root, [b, a], with_call_ids=False)}) == 5
+    one, other = key(a, root), key(b, root)
+    assert len({root, one, other, key(b, one), key(a, other)}) == 5
 
 
 def test_tools_arguments_and_scope_begin_another_conversation():
@@ -172,8 +174,8 @@ def test_tools_arguments_and_scope_begin_another_conversation():
 
 def test_a_reply_is_found_with_and_without_its_thinking():
     thought = says("<think>\nhm\n</think>\n\nYes")
-    assert reply_keys(b"root", thought, with_call_ids=False) == (key(thought), key(says("Yes")))
-    assert reply_keys(b"root", says("Yes"), with_call_ids=False) == (key(says("Yes")),)
+    assert reply_keys(thought) == (key(thought), key(says("Yes")))
+    assert reply_keys(says("Yes")) == (key(says("Yes")),)
 
 
 json_values = st.recursive(

@@ -5,13 +5,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from slime_router.journal.database import Database
-from slime_router.journal.reading import read_store
-from slime_router.journal.store import JournaledStore
 from slime_router.rows.revision import revision_of
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
-from tests.properties.test_journal import Straight
+from tests.archives.archives import Shelf
 from tests.turns import bare_turn
 
 turn = partial(bare_turn, session_id="s")
@@ -48,8 +45,7 @@ def test_each_change_makes_another_one_and_nothing_else_does():
 
 
 def test_it_is_the_same_after_a_restart(tmp_path: Path):
-    database = Database(tmp_path)
-    found = history(JournaledStore(Straight(database), 1_000))
-    database.close()
-    store, _ = read_store(tmp_path)
-    assert revision(store) == found[-1]
+    shelf = Shelf(tmp_path)
+    found = history(shelf.opened())
+    assert revision(shelf.opened()) == found[-1]
+    shelf.close()

@@ -66,10 +66,10 @@ def chat_template(source: str) -> ChatTemplate:
 def suffix(source: str, messages: list[Message], stop_token: str | None = END) -> Suffix | None:
     """The suffix after the last reply among `messages`."""
     ids = tokenizer(source)
-    found = ids.control_id_at(stop_token, 0) if stop_token else None
+    found = next(ids.find_controls(stop_token), None) if stop_token else None
     index = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
     return chat_template(source).suffix(
-        messages, index, OPTIONS, last_id=found[0] if found else None
+        messages, index, OPTIONS, last_id=found[2] if found else None
     )
 
 

@@ -43,9 +43,9 @@ def changed(directory: Path, tmp_path: Path, filename: str, **changes: Any) -> s
 
 
 def control_id(tokenizer: Tokenizer, literal: str) -> int:
-    found = tokenizer.control_id_at(literal, 0)
-    assert found is not None
-    return found[0]
+    [(start, end, found)] = tokenizer.find_controls(literal)
+    assert literal[start:end] == literal
+    return found
 
 
 class TestLoad:
@@ -218,8 +218,7 @@ class TestControlTokens:
         ids = control_id(tokenizer, "<think>"), control_id(tokenizer, "<|im_end|>")
         assert list(tokenizer.find_controls(text)) == [(0, 7, ids[0]), (8, 18, ids[1])]
         assert list(tokenizer.find_controls(text, 1)) == [(8, 18, ids[1])]
-        assert tokenizer.control_id_at(text, 8) == (ids[1], "<|im_end|>")
-        assert tokenizer.control_id_at(text, 18) is None
+        assert list(tokenizer.find_controls(text, 9)) == []
 
     @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
     def test_token_that_looks_around_is_no_anchor(self, flag: str) -> None:
