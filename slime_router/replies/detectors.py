@@ -61,7 +61,7 @@ class NamedTokens:
         self._ids = {name: number for number, name in enumerate(names)}
 
     def get_vocab(self) -> dict[str, int]:
-        """The names; their numbers are no token ids."""
+        """The names; their numbers are not token ids."""
         return self._ids
 
 

@@ -135,10 +135,8 @@ class Gateway:
             new_call_id=self.template.spelling.new_id,
             added_tokens=self.tokenizer.added_names(),
         )
-        vocabulary = [self.tokenizer.vocab_size, self.tokenizer.encode(PROBE_TEXT).tolist()]
-        self.journal = opened(
-            config, orjson.dumps(vocabulary), self.end, idle_s=config.session_idle_s
-        )
+        known = [self.tokenizer.vocab_size, self.tokenizer.encode(PROBE_TEXT).tolist()]
+        self.journal = opened(config, orjson.dumps(known), self.end, idle_s=config.session_idle_s)
         room, owners = config.max_stored_tokens or config.radix_tree_max_size, self.access.owners
         new_store = TrajectoryStore if self.journal is None else self.journal.new_store
         path = self.path = TokenPath(
