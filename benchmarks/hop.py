@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import uvloop
@@ -44,13 +47,38 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--worker-url", required=True)
+    parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
+    if args.processes > 1:
+        _run_several(args.processes, [f"--port={args.port}", f"--worker-url={args.worker_url}"])
+        return
     app = web.Application()
     app[WORKER_URL] = args.worker_url
     app.cleanup_ctx.append(_session)
     app.router.add_post("/{path:.*}", handle)
     loop = uvloop.new_event_loop()
-    web.run_app(app, host="127.0.0.1", port=args.port, access_log=None, print=None, loop=loop)
+    web.run_app(
+        app,
+        host="127.0.0.1",
+        port=args.port,
+        access_log=None,
+        print=None,
+        loop=loop,
+        reuse_port=True,
+    )
+
+
+def _run_several(count: int, arguments: list[str]) -> None:
+    """As many on the same port, until this one is asked to end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    command = [sys.executable, "-m", "benchmarks.hop", *arguments]
+    hops = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        for hop in hops:
+            hop.wait()
+    finally:
+        for hop in hops:
+            hop.terminate()
 
 
 if __name__ == "__main__":

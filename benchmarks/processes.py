@@ -19,7 +19,7 @@ from benchmarks.native.drive import Outcome, drive
 from benchmarks.native.stand_in import worker
 from benchmarks.report import Measurement
 from benchmarks.rounds import interleave
-from benchmarks.server import Server, cpu_s, descendants, router
+from benchmarks.server import Server, cpu_s, descendants, router, serving
 from benchmarks.streamed_tokens import CHAT, body
 
 AIM = 1 / 1.7  # of the time
@@ -47,6 +47,7 @@ class Side:
     server: Server
     bodies: Iterator[bytes]
     size: Size
+    path: str = CHAT
     outcomes: list[Outcome] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)  # of the busiest
 
@@ -54,7 +55,7 @@ class Side:
         pids = descendants(self.server.pid)
         before_s = [cpu_s(pid) for pid in pids]
         bodies = list(islice(self.bodies, self.size.streams))
-        outcome = drive(self.server, CHAT, bodies, self.size.connections)
+        outcome = drive(self.server, self.path, bodies, self.size.connections)
         used_s = [cpu_s(pid) - then_s for pid, then_s in zip(pids, before_s, strict=True)]
         self.outcomes.append(outcome)
         self.shares.append(max(used_s) / sum(used_s))
@@ -83,7 +84,10 @@ class Side:
 
 
 def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
-    """One process, one with a journal that others may share, and two, which share one."""
+    """One process, one with a journal that others may share, and two, which share one.
+
+    Beside them one bare hop, and two: what they take more than one is the kernel's and Python's.
+    """
     ids = reply_ids(checkpoint, size.reply_len)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -94,12 +98,17 @@ def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
             router(checkpoint, *urls) as one,
             router(checkpoint, *urls, "--journal", folder, "--journal-shared") as sharing,
             router(checkpoint, *urls, "--processes", "2") as two,
+            serving("benchmarks.hop", "--worker-url", behind.url) as hop,
+            serving("benchmarks.hop", "--worker-url", behind.url, "--processes", "2") as hops,
         ):
             servers = {"one": one, "sharing": sharing, "two": two}
             given = (body(number) for number in count())
             sides = {name: Side(server, given, size) for name, server in servers.items()}
+            for name, server in {"hop": hop, "hops": hops}.items():
+                sides[name] = Side(server, given, size, "/generate")
             rounds = interleave(sides, size.rounds)
     one_us, sharing_us, two_us = (sides[name].cpu_us() for name in servers)
+    hop_us, hops_us = (sides[name].cpu_us() for name in ("hop", "hops"))
     share = median(sides["two"].shares[1:])
     one_events, events = (sides[name].events() for name in ("one", "two"))
     load = (
@@ -123,6 +132,15 @@ def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
             CPU_AIM,
             f"{two_us:.1f} us over {one_us:.1f} us, {sharing_us:.1f} us of one with a journal to "
             f"share; {load}",
+        ),
+        Measurement(
+            "two bare hops: a streamed token, CPU of the busiest over that of one",
+            rounds.ratio("hops", to="hop"),
+            "x",
+            None,
+            f"{1 / rounds.ratio('hops', to='hop'):.2f} times as many on two cores; the busiest has "
+            f"{100 * median(sides['hops'].shares[1:]):.0f} %; both take {hops_us:.1f} us, which is "
+            f"{hops_us / hop_us:.2f} of the {hop_us:.1f} us of one; {load}",
         ),
         Measurement(
             "two processes: time of a load over that with one process, on a shared machine",

@@ -42,9 +42,10 @@ def check_head(request: web.Request) -> None:
     headers = request.headers
     if len(headers) > MAX_HEADERS:
         raise HeadTooLarge(f"The request has more than {MAX_HEADERS} headers.")
-    if sum(map(len, headers.values())) > MAX_HEADER_LEN:
+    values = "".join(headers.values())
+    if len(values) > MAX_HEADER_LEN:
         _check_lengths(request)
-    if not "".join(headers.values()).isprintable():
+    if not values.isprintable():
         _check_values(request)
     if request.method not in METHODS:
         raise MethodNotSupported(request.method, METHODS)

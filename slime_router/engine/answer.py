@@ -27,7 +27,6 @@ MAX_EMPTY_SPANS = 1000  # updates in which nothing was sampled
 MAX_WORDS_LEN = 16 * 1024  # characters of a message or of a matched stop
 
 _FINISHES = ("stop", "length", "abort")
-_CHECKED = frozenset(("output_token_logprobs",))  # entry by entry, where they are read
 
 
 def load_item(payload: bytes) -> Item:
@@ -110,10 +109,9 @@ def check_writable(item: Item, meta: Item) -> None:
     Raises:
         WorkerFailed: it is not.
     """
-    rest = {name: value for name, value in item.items() if name not in ("output_ids", "meta_info")}
-    unread = {name: value for name, value in meta.items() if name not in _CHECKED}
+    unread = {**meta, "output_token_logprobs": None}  # those are checked where they are read
     try:
-        orjson.dumps((rest, unread))
+        orjson.dumps({**item, "output_ids": None, "meta_info": unread})
     except TypeError as exc:  # deeper than orjson writes
         raise WorkerFailed("The worker's answer cannot be passed on.") from exc
 

@@ -47,7 +47,6 @@ class Stitch:
         self._call = call
         self._open_text = open_text
         self._eos_ids = eos_ids
-        self._is_native = call.is_passed_on
         self._parts = 0
         self._begin = 0  # of the current part
         self._versions = Versions()
@@ -55,7 +54,8 @@ class Stitch:
         self._speculation: Speculation | None = None  # of the parts before
         self._newest: Speculation | None = None  # of the current part, as reported last
         self._seam: _Seam | None = None  # while a stop string may span the cut
-        self._items = Items(call, open_text, is_cumulative)
+        # Of a native generation.
+        self._items = Items(call, open_text, is_cumulative) if call.is_passed_on else None
 
     def __repr__(self) -> str:
         return f"<Stitch {self._parts} parts, {len(self.output_ids)} tokens>"
@@ -63,7 +63,7 @@ class Stitch:
     @property
     def is_cumulative(self) -> bool | None:
         """Whether native items repeat earlier output; None if that is not known yet."""
-        return self._items.is_cumulative
+        return None if self._items is None else self._items.is_cumulative
 
     @property
     def can_go_on(self) -> bool:
@@ -79,12 +79,12 @@ class Stitch:
     def next_call(self) -> GenerateCall:
         """The call for the next part; each has its own rid, the first one the client's."""
         self._begin = len(self.output_ids)
-        self._versions.begin_part(self._begin)
         self._parts += 1
-        if self._newest is not None:
-            self._speculation, self._newest = self._newest.plus(self._speculation), None
         if self._parts == 1:
             return self._call
+        self._versions.begin_part(self._begin)
+        if self._newest is not None:
+            self._speculation, self._newest = self._newest.plus(self._speculation), None
         if self._begin:
             self._seam = _Seam.open(text_rules(self._call).stop, self.output_ids, self._open_text)
         return replace(
@@ -96,7 +96,8 @@ class Stitch:
 
         Of a chat's first part in the middle, that is; all others need `take` and `emit`.
         """
-        if self._parts > 1 or self._is_native or chunk.finish is not None or chunk.speculation:
+        is_usual = self._items is None and self._parts == 1
+        if not is_usual or chunk.finish is not None or chunk.speculation:
             return False
         if chunk.weight_version != self._versions.last or chunk.weight_versions:
             return False
@@ -117,7 +118,7 @@ class Stitch:
             chunk, is_open = self._seam.cross(chunk)
             if not is_open:
                 self._seam = None
-        if self._is_native and chunk.item is not None:
+        if self._items is not None and chunk.item is not None and not self._is_whole(chunk):
             self._items.note(chunk, came_len, len(self.output_ids), self._begin)
         if chunk.weight_version != self._versions.last or chunk.weight_versions:
             self._versions.add(chunk, len(self.output_ids))
@@ -125,6 +126,12 @@ class Stitch:
         if self._cached_tokens is None and came_len:
             self._cached_tokens = chunk.cached_tokens
         return chunk
+
+    def _is_whole(self, chunk: GenerateChunk) -> bool:
+        """Whether a chunk is a whole reply, which nothing goes on from: an abort may be resumed."""
+        if self._call.stream or self._parts > 1 or chunk.finish is None:
+            return False
+        return chunk.finish.type != "abort"
 
     def emit(self, chunk: GenerateChunk, *, goes_on: bool = False) -> Sequence[GenerateChunk]:
         """The taken chunk as part of the whole generation: what the client gets now.
@@ -141,13 +148,13 @@ class Stitch:
         else:
             self.is_over = chunk.finish is not None
         if self._parts == 1 and not goes_on:
-            if self._is_native:
+            if self._items is not None and not self.is_over:
                 self._items.emit_unchanged(chunk)
             return (chunk,)
         return self._emitted(self._as_one(chunk) if self._begin else chunk)
 
     def _emitted(self, chunk: GenerateChunk) -> Sequence[GenerateChunk]:
-        if self._is_native and chunk.item is not None:
+        if self._items is not None and chunk.item is not None:
             return self._items.emit(chunk, self.output_ids)
         return (chunk,)
 
@@ -156,7 +163,8 @@ class Stitch:
         self.output_ids.clear()
         self._versions = Versions()
         self._cached_tokens = self._speculation = self._newest = None
-        self._items = Items(self._call, self._open_text, None)
+        if self._items is not None:
+            self._items = Items(self._call, self._open_text, None)
 
     def ending(self) -> Finish | None:
         """How the generation has ended, if its last token was sampled, whatever the worker said.
@@ -179,7 +187,7 @@ class Stitch:
     def settled(self, chunk: GenerateChunk, ending: Finish) -> GenerateChunk:
         """The last chunk, already taken, as if there had been no abort."""
         item = chunk.item
-        if self._is_native and item is not None:
+        if self._items is not None and item is not None:
             reason = finish_reason(None, ending, len(self.output_ids))
             item = {**item, "meta_info": {**item["meta_info"], "finish_reason": reason}}
         return chunk._replace(finish=ending, item=item)
@@ -189,9 +197,8 @@ class Stitch:
         words = "Aborted" if self.output_ids else IN_QUEUE
         finish = self.ending() or Finish("abort", message=words)
         self.is_over = True
-        chunk = GenerateChunk(
-            output_ids=[], finish=finish, prompt=self._call.prompt, item=self._items.last
-        )
+        item = None if self._items is None else self._items.last
+        chunk = GenerateChunk(output_ids=[], finish=finish, prompt=self._call.prompt, item=item)
         return self._emitted(self._as_one(chunk))
 
     def _as_one(self, chunk: GenerateChunk) -> GenerateChunk:

@@ -171,30 +171,51 @@ class ReasoningDetector:
         SetupError: this version of SGLang does not fit.
     """
 
-    __slots__ = ("_detector", "_has_state", "_parser", "begin", "end", "label")
+    __slots__ = (
+        "_detector", "_has_state", "_make", "_parser", "_starts_open", "begin", "end", "label",
+    )  # fmt: skip
 
-    def __init__(self, parser: Any, *, fits: bool = False) -> None:
-        """`fits`: one of this kind was made before, so it need not be looked at again."""
-        self._parser = parser
-        self._detector = parser.detector
-        self._has_state = type(self._detector).__name__ not in _WITHOUT_STATE
-        if not fits:
-            _check(parser, {}, ("parse_stream_chunk", "parse_stream_end"))
-            state = {_IN_REASONING: bool} if self._has_state else {}
-            _check(self._detector, _REASONING_FIELDS | state, ())
-        self.begin: str = self._detector.think_start_token
-        self.end: str = self._detector.think_end_token
-        self.label: str = self._detector.think_start_self_label  # follows `begin`: Gemma's
+    def __init__(self, make: Callable[[], Any]) -> None:
+        """`make` makes SGLang's parser of one reply."""
+        self._make = make
+        self._parser = parser = make()
+        self._detector = detector = parser.detector
+        self._has_state = type(detector).__name__ not in _WITHOUT_STATE
+        _check(parser, {}, ("parse_stream_chunk", "parse_stream_end"))
+        state = {_IN_REASONING: bool} if self._has_state else {}
+        _check(detector, _REASONING_FIELDS | state, ())
+        self._starts_open = self.is_open
+        self.begin: str = detector.think_start_token
+        self.end: str = detector.think_end_token
+        self.label: str = detector.think_start_self_label  # follows `begin`: Gemma's
+
+    def anew(self, make: Callable[[], Any]) -> ReasoningDetector:
+        """One of the same format for another reply; SGLang's is made once it is asked something."""
+        other = object.__new__(ReasoningDetector)
+        other._make, other._parser, other._detector = make, None, None
+        other._has_state, other._starts_open = self._has_state, self._starts_open
+        other.begin, other.end, other.label = self.begin, self.end, self.label
+        return other
+
+    def _made(self) -> Any:
+        if self._parser is None:
+            self._parser = self._make()
+            self._detector = self._parser.detector
+            if self._has_state:
+                self._detector._in_reasoning = self._starts_open
+        return self._parser
 
     @property
     def is_open(self) -> bool:
         """Whether reasoning continues at this point of the reply."""
+        if self._detector is None:
+            return self._starts_open
         return self._has_state and bool(self._detector._in_reasoning)
 
     @property
     def holds_nothing(self) -> bool:
         """Whether all text so far was given back; only for a format that has `marks`."""
-        return not self._detector._buffer
+        return self._detector is None or not self._detector._buffer
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -216,16 +237,17 @@ class ReasoningDetector:
 
     def start(self, *, is_open: bool) -> None:
         """Whether the reply begins inside reasoning; not every format takes it as an argument."""
-        if self._has_state:
+        self._starts_open = is_open and self._has_state
+        if self._has_state and self._detector is not None:
             self._detector._in_reasoning = is_open
 
     def read(self, text: str) -> tuple[str, str]:
         """The reasoning and the rest that `text` adds."""
-        return _both(self._parser.parse_stream_chunk(text))
+        return _both(self._made().parse_stream_chunk(text))
 
     def finish(self) -> tuple[str, str]:
         """The same at the end of the reply."""
-        return _both(self._parser.parse_stream_end())
+        return _both(self._made().parse_stream_end())
 
 
 def _check(part: Any, fields: dict[str, type], methods: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ parser can read stays content. The held tokens are what was sampled, whatever is
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from slime_router.replies.detectors import Marks, ReasoningDetector
@@ -57,8 +57,7 @@ class ReplyParser:
         self._is_broken = False
         # All text, until something is made of it; of messages something always is.
         self._silent: str | None = "" if messages is None else None
-        tags = reasoning.tags if reasoning is not None else ()
-        self._pieces = Pieces((*tags, *(calls.marks if calls is not None else ())))
+        self._pieces: Pieces | None = None  # until some text has to be cut
         self.is_thinking = messages is not None and messages.is_thinking
         if reasoning is not None and reasoning.is_open:
             self.is_thinking = True
@@ -67,35 +66,42 @@ class ReplyParser:
         self._marks = marks if messages is None and calls is None else None
         # Text without these may come in one piece, however long; None: it comes token by token.
         self.stops = self._marks
-        self._is_past = False  # from here on text without marks is content, and need not be pushed
+        # Set while text in which it finds nothing is content, and need not be pushed.
+        self._begins: Callable[[str], object] | None = None
 
     def is_content(self, text: str) -> bool:
         """Whether the next piece of text is content as it is, and need not be pushed."""
-        return self._is_past and self._marks is not None and self._marks.begins(text) is None
+        return self._begins is not None and self._begins(text) is None
 
     def push(self, text: str, *, is_last: bool) -> ReplyDelta:
         """What a piece of text adds; at the end also what was held back."""
         pieces: Sequence[str]
         stops = self.stops
         if stops is None or (stops.is_in(text) if is_last else stops.begins(text)) is not None:
-            pieces = self._pieces.cut(text, is_last=is_last) or ([""] if is_last else ())
+            pieces = self._cut(text, is_last=is_last)
         elif self.is_thinking or self._may_strip:
             pieces = (text,)
         else:
             if text:
-                self._silent, self._is_past = None, True
+                self._silent, self._begins = None, stops.begins
             return ReplyDelta(text)
         whole = None
         for index, piece in enumerate(pieces, 1):
             delta = self._guarded(piece, is_last=is_last and index == len(pieces))
             whole = delta if whole is None else joined(whole, delta)
         if self._marks is not None and self._reasoning is not None:
-            is_held = bool(self._pieces.waiting) or not self._reasoning.holds_nothing
-            is_free = not (is_held or self._is_broken)
+            is_waiting = self._pieces is not None and self._pieces.waiting
+            is_free = self._reasoning.holds_nothing and not (is_waiting or self._is_broken)
             self.stops = self._marks if is_free else None
-            is_said = self._silent is None and not self._may_strip
-            self._is_past = is_free and is_said and not self.is_thinking
+            has_begun = self._silent is None and not (self._may_strip or self.is_thinking)
+            self._begins = self._marks.begins if is_free and has_begun else None
         return ReplyDelta(is_thinking=self.is_thinking) if whole is None else whole
+
+    def _cut(self, text: str, *, is_last: bool) -> Sequence[str]:
+        if self._pieces is None:
+            tags = self._reasoning.tags if self._reasoning is not None else ()
+            self._pieces = Pieces((*tags, *(self._calls.marks if self._calls is not None else ())))
+        return self._pieces.cut(text, is_last=is_last) or ([""] if is_last else ())
 
     def _guarded(self, text: str, *, is_last: bool) -> ReplyDelta:
         if self._is_broken:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -112,7 +113,7 @@ class ReplyParsers:
         self._strips_newlines = strips_newlines
         self._ends = (*_ENDS.get(tools or "", ()), *_ENDS.get(reasoning or "", ()))
         self._marks: Marks | None = None  # of its reasoning
-        self._was_tried = False
+        self._tried: ReasoningDetector | None = None  # of no reply: the others are like it
         self._sglang = load() if tools or reasoning else None
         if self._sglang is not None:
             _check_name("--tool-call-parser", tools, self._sglang.tool_formats)
@@ -133,7 +134,6 @@ class ReplyParsers:
             raise
         except Exception as exc:  # SGLang may raise anything
             raise SetupError(f"{self!r} cannot be used here: {one_line(exc)}") from exc
-        self._was_tried = True
 
     def constraint(self, form: ReplyFormat) -> Grammar | None:
         """The grammar that makes the model call a tool where the request forces it to.
@@ -307,16 +307,16 @@ class ReplyParsers:
             return None
         if self.reasoning == harmony.NAME:
             return None
-        detector = ReasoningDetector(
-            self._sglang.ReasoningParser(
-                self.reasoning,
-                form.streams_reasoning,
-                tool_call_parser_active=self.tools is not None and bool(form.tools),
-            ),
-            fits=self._was_tried,
+        make = partial(
+            self._sglang.ReasoningParser,
+            self.reasoning,
+            form.streams_reasoning,
+            tool_call_parser_active=self.tools is not None and bool(form.tools),
         )
-        if not self._was_tried:
-            self._marks = detector.marks()
+        if self._tried is None:
+            self._tried = ReasoningDetector(make)
+            self._marks = self._tried.marks()
+        detector = self._tried.anew(make)
         is_open = _is_thinking(detector, prompt_tail.rstrip(), written)
         if is_open is None and not self._presumes_thinking:
             is_open = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from slime_router.types import (
     Finish,
@@ -139,30 +139,32 @@ class Tops:
         self.tokens += [()] * (count - len(self.tokens))
 
 
-@dataclass(slots=True)
 class Reply:
     """One entry in `logprobs` for each of `output_ids`, as long as `has_logprobs`."""
 
-    prompt: Prompt | None = None  # of the first chunk
-    output_ids: list[int] = field(default_factory=list)
-    logprobs: list[float | None] = field(default_factory=list)
-    has_logprobs: bool = True
-    calls: dict[int, ToolCall] = field(default_factory=dict)
-    handles: list[str] = field(default_factory=list)  # ids of calls that no other turn has
-    hidden_calls: int = 0
-    receipt: Receipt | None = None  # where it says more than the prompt's
-    finish: Finish | None = None
-    experts: str | None = None  # base64 of int32; they come with the finish
-    experts_start: int = 0
-    indexer: str | None = None  # likewise, what an indexer chose
-    masks: Masks = field(default_factory=Masks)  # what the tokens were sampled from
-    tops: Tops = field(default_factory=Tops)
-    uncaptured: str = ""  # why some that were sampled from a part of the vocabulary have no mask
-    speculation: Speculation | None = None  # comes with the finish
-    versions: Versions = field(default_factory=Versions)
-    _texts: list[str] = field(default_factory=list)
-    _thoughts: list[str] = field(default_factory=list)
-    _output: TokenIds | None = None
+    def __init__(self) -> None:  # written out: that of a dataclass takes twice as long
+        self.prompt: Prompt | None = None  # of the first chunk
+        self.output_ids: list[int] = []
+        self.logprobs: list[float | None] = []
+        self.has_logprobs = True
+        self.calls: dict[int, ToolCall] = {}
+        self.handles: list[str] = []  # ids of calls that no other turn has
+        self.hidden_calls = 0
+        self.receipt: Receipt | None = None  # where it says more than the prompt's
+        self.finish: Finish | None = None
+        self.experts: str | None = None  # base64 of int32; they come with the finish
+        self.experts_start = 0
+        self.indexer: str | None = None  # likewise, what an indexer chose
+        self.masks = Masks()  # what the tokens were sampled from
+        self.tops = Tops()
+        self.uncaptured = (
+            ""  # why some that were sampled from a part of the vocabulary have no mask
+        )
+        self.speculation: Speculation | None = None  # comes with the finish
+        self.versions = Versions()
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._output: TokenIds | None = None
 
     def add(self, chunk: GenerateChunk) -> None:
         """Takes the next chunk in; none comes after the one with `finish`."""

@@ -51,6 +51,7 @@ class SlowClients:
         self.cut = 0  # clients
         self._timeout_s = timeout_s
         self._clients: dict[asyncio.Transport, _Client] = {}
+        self._handled = 0  # requests, now
         self._new: dict[asyncio.BaseProtocol, int] = {}  # without a request for so many checks
 
     def __repr__(self) -> str:
@@ -62,17 +63,20 @@ class SlowClients:
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """HTTP middleware."""
-        if request.transport is None:
+        transport = request.transport
+        if transport is None:
             return await handler(request)
-        client = self._clients.get(request.transport)
+        client = self._clients.get(transport)
         if client is None:
             self._new.pop(request.protocol, None)
-            client = self._clients[request.transport] = _Client()
-            _keep_little_unsent(request.transport)
+            client = self._clients[transport] = _Client()
+            _keep_little_unsent(transport)
         client.request, client.received, client.silent = request, -1, 0
+        self._handled += 1
         try:
             return await handler(request)
         finally:
+            self._handled -= 1
             client.request = None
 
     def note_new(self, protocol: asyncio.BaseProtocol) -> None:
@@ -85,8 +89,8 @@ class SlowClients:
 
     @property
     def has_requests(self) -> bool:
-        """Whether any request is being handled."""
-        return any(client.request is not None for client in self._clients.values())
+        """Whether any request is being handled. It is asked for at each look at the event loop."""
+        return self._handled > 0
 
     def under_way(self) -> list[str]:
         """The requests being handled, each as method and path as sent."""

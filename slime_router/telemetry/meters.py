@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from slime_router.telemetry.course import GAPS, Course, Times
@@ -58,6 +58,44 @@ INSTRUMENTS = (
     REQUESTS, REQUEST, GENERATION, FIRST_TOKEN, TOKEN_GAP, QUEUE_WAIT, PROMPT, JOURNAL_WAIT, ENDED,
     DIAGNOSES, LEFT_OUT, LOOP_DELAY,
 )  # fmt: skip
+
+
+class Count:
+    """How often something has happened, or of how many things."""
+
+    __slots__ = ("total",)
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def __repr__(self) -> str:
+        return f"<Count {self.total}>"
+
+
+class Counters(Collector):
+    """The counters of one instrument, one for each value of its labels, as Prometheus reads it.
+
+    A counter of `prometheus_client` is this with a lock and four calls for each step.
+    """
+
+    def __init__(self, instrument: Instrument) -> None:
+        self._instrument = instrument
+        self._of: dict[tuple[str, ...], Count] = {}
+
+    def of(self, *label: str) -> Count:
+        """The one of this label."""
+        found = self._of.get(label)
+        if found is None:
+            found = self._of[label] = Count()
+        return found
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """All of them."""
+        made = self._instrument
+        family = CounterMetricFamily(PREFIX + made.name, made.help, labels=made.labels)
+        for label, count in self._of.items():
+            family.add_metric(label, count.total)
+        yield family
 
 
 class Histograms(Collector):
@@ -108,15 +146,16 @@ class Meters:
         self._journal_wait = self._histogram(JOURNAL_WAIT).of()
         self._gaps = self._histogram(TOKEN_GAP).of()
         self.loop_delay = self._histogram(LOOP_DELAY).of()  # whoever watches the loop adds to it
-        self._answered: dict[tuple[str, int], Counter] = {}
-        self._ends: dict[tuple[str, str], Counter] = {}
+        self._answered: dict[tuple[str, int], Count] = {}
         self._doors: dict[str, _Door] = {}
 
     def __repr__(self) -> str:
         return f"<Meters of {len(self._doors)} doors>"
 
-    def _counter(self, made: Instrument) -> Counter:
-        return Counter(PREFIX + made.name, made.help, made.labels, registry=self.registry)
+    def _counter(self, made: Instrument) -> Counters:
+        counters = Counters(made)
+        self.registry.register(counters)
+        return counters
 
     def _histogram(self, made: Instrument) -> Histograms:
         times = Histograms(made)
@@ -132,9 +171,9 @@ class Meters:
         door = door or NO_DOOR
         counter = self._answered.get((door, status))
         if counter is None:
-            counter = self._requests.labels(door, self._model, str(status))
+            counter = self._requests.of(door, self._model, str(status))
             self._answered[door, status] = counter
-        counter.inc()
+        counter.total += 1
         self._door(door).request.add(seconds)
 
     def generated(self, course: Course, outcome: Outcome) -> None:
@@ -147,11 +186,7 @@ class Meters:
             self._queue_wait.add(course.admitted_s)
         if course.prompted_s is not None:
             self._prompt.add(course.prompt_s)
-        end = (outcome.receipt or "none", outcome.finish or "none")
-        counter = self._ends.get(end)
-        if counter is None:
-            counter = self._ends[end] = self._ended.labels(*end)
-        counter.inc()
+        self._ended.of(outcome.receipt or "none", outcome.finish or "none").total += 1
 
     def endured(self, seconds: float) -> None:
         """A turn waited that long for the journal."""
@@ -159,12 +194,12 @@ class Meters:
 
     def diagnosed(self, cause: str) -> None:
         """The drift doctor has found this class."""
-        self._diagnoses.labels(cause).inc()
+        self._diagnoses.of(cause).total += 1
 
     def left_out(self, tokens: Mapping[str, int]) -> None:
         """An export of rows left so many tokens out, by reason."""
         for reason, count in tokens.items():
-            self._left_out.labels(reason).inc(count)
+            self._left_out.of(reason).total += count
 
     def _door(self, door: str) -> _Door:
         found = self._doors.get(door or NO_DOOR)

@@ -114,9 +114,7 @@ class Layers:
         self.reply, self.written = Reply(), bytearray()
         self.stream = stream
         self.counts = GenerationCounts()
-        parser = ReplyParser(
-            ReasoningDetector(Thinking(), fits=True), None, None, marks=Marks("<>")
-        )
+        parser = ReplyParser(ReasoningDetector(Thinking), None, None, marks=Marks("<>"))
         visible = VisibleText(Decoder(cast(TokenBytes, Table())), Sampling(stop=tuple(stops)))
         reader = ReplyReader(visible, parser if has_parser else None)
         cacher = cast(Cacher, SimpleNamespace(weights=WeightVersions()))

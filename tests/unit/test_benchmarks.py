@@ -126,7 +126,7 @@ def test_journal(checkpoint):
 
 def test_processes(checkpoint):
     size = processes.Size(rounds=1, connections=2, streams=4, reply_len=4, pause_ms=1)
-    check(processes.run(checkpoint, size), 3)
+    check(processes.run(checkpoint, size), 4)
 
 
 def test_cores(checkpoint, monkeypatch):

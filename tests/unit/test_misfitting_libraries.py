@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,7 +50,7 @@ def refused(make: Any, word: str) -> None:
 
 def test_what_is_as_expected_fits():
     assert CallDetector(call_detector()).begin == "<tool_call>"
-    assert ReasoningDetector(reasoning_parser()).end == "</think>"
+    assert ReasoningDetector(reasoning_parser).end == "</think>"
 
 
 @pytest.mark.parametrize("name", CALL_FIELDS)
@@ -65,7 +66,7 @@ def test_a_method_of_a_call_detector_that_is_missing(name):
 
 @pytest.mark.parametrize("name", REASONING_FIELDS)
 def test_a_field_of_a_reasoning_detector_that_is_missing(name):
-    refused(lambda: ReasoningDetector(reasoning_parser(**{name: None})), name)
+    refused(lambda: ReasoningDetector(lambda: reasoning_parser(**{name: None})), name)
 
 
 @pytest.mark.parsers
@@ -99,7 +100,12 @@ def test_every_format_of_sglang_fits():
             assert CallDetector(kind()).name == kind.__name__
     for name in sglang.reasoning_formats:
         if name != "response_template":
-            ReasoningDetector(sglang.ReasoningParser(name, True))
+            first = ReasoningDetector(partial(sglang.ReasoningParser, name, True))
+            for streams, tools in ((True, True), (False, False), (False, True)):
+                make = partial(sglang.ReasoningParser, name, streams, tool_call_parser_active=tools)
+                made, later = ReasoningDetector(make), first.anew(make)
+                for field in ("is_open", "begin", "end", "label"):
+                    assert getattr(later, field) == getattr(made, field), name
 
 
 def test_another_aiohttp_keeps_the_router_from_starting(monkeypatch):

@@ -419,7 +419,7 @@ def test_plain_content_does_not_pass_through_the_parser_of_reasoning():
         return "", text
 
     assert parser._reasoning is not None
-    parser._reasoning._parser.parse_stream_chunk = parse_stream_chunk
+    parser._reasoning._made().parse_stream_chunk = parse_stream_chunk
     for piece in ("First", " a <b> and", " so", " on"):
         assert parser.push(piece, is_last=False).content == piece
     assert parser.push(" <", is_last=False).content == " "
