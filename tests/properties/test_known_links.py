@@ -59,3 +59,30 @@ def test_what_came_before_is_not_worked_out_again():
         for number in range(count):
             link = known(link, {"role": "user", "content": str(number)})
     assert asked == ["0", "1", "2", "3", "4"]
+
+
+def test_as_much_is_remembered_as_there_is_room_for_and_the_longest_unused_goes_first():
+    asked = []
+
+    def work_out(link: Link, message: dict[str, Any]) -> Link:
+        asked.append(message["content"])
+        return link
+
+    size = 700 + 4 * len("user" + "0")
+    one, other = Link(b"a" * 16, b""), Link(b"b" * 16, b"")
+    known = KnownLinks(work_out, max_kept_len=2 * size)
+    known(one, {"role": "user", "content": "0"})
+    for number in "123451":  # each takes the place of the one before it
+        known(other, {"role": "user", "content": number})
+    known(one, {"role": "user", "content": "0"})
+    assert asked == [*"0123451"]
+    known(Link(b"c" * 16, b""), {"role": "user", "content": "6"})  # in the place of `other`'s
+    known(one, {"role": "user", "content": "0"})
+    assert asked == [*"01234516"]
+    known(other, {"role": "user", "content": "1"})
+    assert asked == [*"012345161"]
+    small = KnownLinks(work_out, max_kept_len=size)
+    for _ in range(2):
+        small(one, {"role": "user", "content": "7"})
+        small(other, {"role": "user", "content": "long"})  # more than there is room for
+    assert asked == [*"0123451617", "long", "long"]
