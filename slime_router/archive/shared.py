@@ -196,6 +196,7 @@ class SharedArchive:
             "failed_lookups": self.unanswered,
             "fetched_turns": self.store.fetched_turns,
             "evicted_turns": self.store.evicted_turns,
+            "rewritten_turns": self.store.rewritten_turns,
             "dropped_sessions": dropped.sessions,
             "dropped_unexported_sessions": dropped.unexported,
             "dropped_turns": dropped.turns,

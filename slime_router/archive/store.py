@@ -310,6 +310,11 @@ class ArchivedStore(TrajectoryStore):
             self._written.write(session)
         self._write_turns(home)
         self.rewritten_turns += len(home.turns)
+        logger.warning(
+            "the store had lost %s: %d turns written again",
+            "turns without a session" if session_id is None else f"session {session_id}",
+            len(home.turns),
+        )
 
     def _write_turns(self, home: Home) -> None:
         """All turns of a home, each after its base."""

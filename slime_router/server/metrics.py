@@ -324,6 +324,7 @@ METRICS = (
     _journal("failed_lookups_total", "failed_lookups", "those that had no answer in time"),
     _journal("fetched_turns_total", "fetched_turns", "turns that were fetched from there"),
     _journal("evicted_turns_total", "evicted_turns", "turns that left the memory alone"),
+    _journal("rewritten_turns_total", "rewritten_turns", "turns that the store had lost"),
     _journal("dropped_sessions_total", "dropped_sessions", "sessions that retention dropped"),
     _journal(
         "dropped_unexported_sessions_total",

@@ -28,9 +28,8 @@ from slime_router.supervisor import Supervisor
 logger = logging.getLogger(__name__)
 
 LOOKS = 4  # without any progress before a client is cut off
-UNSENT_LEN = (
-    128 * 2**10
-)  # bytes in the kernel; it would buffer megabytes, and hide the client's progress
+UNSENT_LEN = 128 * 2**10  # bytes in the kernel, which would buffer megabytes and hide progress
+CUT_AT_ONCE = 64  # clients without a request: to cut one takes up to 0.1 ms of the event loop
 
 
 @dataclass(slots=True)
@@ -125,20 +124,24 @@ class SlowClients:
                 self._look_at_body(transport, client, client.request)
 
     def _look_at_new(self) -> None:
-        mute = 0
-        for protocol, looks in tuple(self._new.items()):
-            if looks < LOOKS:
-                self._new[protocol] = looks + 1
-                continue
+        for protocol in self._new:
+            self._new[protocol] += 1
+        self._cut_mute(0)
+
+    def _cut_mute(self, before: int) -> None:
+        """Cuts those that have sent no request for too long, some at a time; so many were cut."""
+        mute = [protocol for protocol, looks in self._new.items() if looks > LOOKS][:CUT_AT_ONCE]
+        for protocol in mute:
             del self._new[protocol]
             transport: asyncio.Transport | None = getattr(protocol, "transport", None)
-            if transport is None or transport.is_closing():  # it has left
-                continue
-            mute += 1
-            transport.abort()
-        if mute:  # one line: a scan of ports has thousands
-            self.cut += mute
-            logger.info("%d clients cut: they sent no request", mute)
+            if transport is not None and not transport.is_closing():  # else it has left
+                transport.abort()
+                self.cut += 1
+                before += 1
+        if len(mute) == CUT_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._cut_mute, before)
+        elif before:  # one line: a scan of ports has thousands
+            logger.info("%d clients cut: they sent no request", before)
 
     def _look_at_body(
         self, transport: asyncio.Transport, client: _Client, request: web.Request

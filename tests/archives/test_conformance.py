@@ -264,7 +264,9 @@ async def test_a_store_that_lost_a_home_says_so(redis_url):
 
 
 @pytest.mark.redis
-async def test_what_a_replica_had_not_heard_of_is_written_again_by_whoever_has_it(redis_url):
+async def test_what_a_replica_had_not_heard_of_is_written_again_by_whoever_has_it(
+    redis_url, caplog
+):
     """The end of a home's log is lost, and somebody has written to it since."""
     prefix = token_hex(6)
 
@@ -292,6 +294,8 @@ async def test_what_a_replica_had_not_heard_of_is_written_again_by_whoever_has_i
     with await other.fetch.of_session("s"):
         assert {name for name in "abc" if name in other.store} == {"a", "b", "c"}
     rewritten = one.store.rewritten_turns
+    assert rewritten + other.store.rewritten_turns > 0
+    assert "the store had lost session s: " in caplog.text
     with await one.fetch.of_session("s"):
         assert one.store.rewritten_turns == rewritten
     for router in (one, other):
