@@ -93,7 +93,7 @@ async def test_whatever_is_read_is_known(path, known, monkeypatch):
         bodies.append(Watched(ASK[path]))
         return bodies[-1]
 
-    monkeypatch.setattr("slime_router.api.endpoint.read_with_ids", read)
+    monkeypatch.setattr("slime_router.api.endpoint.read_allowed", read)
     async with served() as (router, _):
         status, reply = await router.post(path, json={})
         assert status == 200, reply

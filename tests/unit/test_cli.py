@@ -541,8 +541,6 @@ def test_ctrl_c_while_it_loads_ends_it_without_a_traceback(tmp_path):
         process.wait()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("given", [["--hf-checkpoint", "m"], ["check", "m"]])
 def test_ctrl_c_while_its_code_is_loaded_ends_it_without_a_traceback(given, monkeypatch, capsys):
     def interrupted(*_: object) -> None:
@@ -554,6 +552,8 @@ def test_ctrl_c_while_its_code_is_loaded_ends_it_without_a_traceback(given, monk
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(90)
 def test_a_port_in_use_is_told_in_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
