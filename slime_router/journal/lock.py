@@ -57,12 +57,15 @@ def alone_with_an_older_one(directory: Path) -> Iterator[None]:
     Raises:
         SetupError: an older router has it open, or another new one takes too long.
     """
-    if not _is_older(directory / DATABASE):
+    # Whoever has just brought it up to date may still have it to himself.
+    if not _is_older(directory / DATABASE) and not (directory / UPDATE_FILE_NAME).exists():
         yield
         return
     locks = [_after_others(directory)]
     try:
-        if _is_older(directory / DATABASE):
+        if not _is_older(directory / DATABASE):
+            locks.pop().let_go()
+        else:
             try:
                 locks.append(JournalLock(directory, is_shared=False))
             except SetupError as exc:

@@ -34,7 +34,7 @@ from slime_router.journal.database import (
     Put,
     as_blob,
 )
-from slime_router.journal.lock import JournalLock
+from slime_router.journal.lock import UPDATE_FILE_NAME, JournalLock
 from slime_router.journal.reading import faults
 from slime_router.journal.writing import MOST_ROWS
 from slime_router.trajectory.session import SessionSpec
@@ -226,6 +226,24 @@ async def test_several_new_routers_may_bring_it_up_to_date_at_once(tmp_path):
     of_schema_2(tmp_path)
     opened = await asyncio.gather(*(asyncio.to_thread(found_and_closed, tmp_path) for _ in "1234"))
     assert opened == [["ss"]] * 4
+
+
+def test_whoever_comes_as_it_is_just_up_to_date_waits_for_the_one_who_did_that(
+    tmp_path, monkeypatch
+):
+    of_schema_2(tmp_path)
+    assert found_and_closed(tmp_path) == ["ss"]
+    locks = [
+        JournalLock(tmp_path, is_shared=False, file_name=UPDATE_FILE_NAME),
+        JournalLock(tmp_path, is_shared=False),
+    ]
+
+    def let_go(_: float) -> None:
+        for lock in reversed(locks):
+            lock.let_go()
+
+    monkeypatch.setattr("slime_router.journal.lock.time.sleep", let_go)
+    assert found_and_closed(tmp_path) == ["ss"]
 
 
 def found_and_closed(directory: Path) -> list[str]:
