@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
 
 EOS = 8191
 FORCE_EOS = {"logit_bias": {str(EOS): 100}, "min_tokens": 4}
+NO_EOS = {"logit_bias": {str(EOS): -100}}  # by chance, one token in 8,192 would be it
 SYSTEM = {"role": "system", "content": "You are terse."}
 QUESTIONS = ("What is a radix tree?", "Show me one, please.", "Thanks. And then?")
 
@@ -79,7 +80,9 @@ def test_three_turns_are_sent_again_and_given_back_bit_for_bit(
     cached: list[int] = []
     for question in QUESTIONS:
         messages.append({"role": "user", "content": question})
-        text, receipt = ask(client, messages, stream=stream, **(FORCE_EOS if force_stop else {}))
+        text, receipt = ask(
+            client, messages, stream=stream, **(FORCE_EOS if force_stop else NO_EOS)
+        )
         exchange = witness.exchanges[-1]
         prompt = exchange.asked()["input_ids"]
         output_ids, logprobs = sampled(exchange)
