@@ -121,7 +121,7 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def light() -> Iterator[None]:
-    """What the tests of a file left goes: a process stays below 1.5 GB, not 4.
+    """What the tests of a file left goes: a process takes up to 2.3 GB, not 4.5.
 
     A router that ran in the test's process has set the collector for a long life. And what several
     threads allocated, as those of tokenizers do, glibc keeps when it is free again.
