@@ -9,22 +9,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from itertools import count, islice
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
-from statistics import median
 
 from benchmarks import short_chat, streamed_tokens
 from benchmarks.conversation import reply_ids
-from benchmarks.native.drive import Outcome, drive
+from benchmarks.driven import Driven
 from benchmarks.native.stand_in import worker
 from benchmarks.report import Measurement
 from benchmarks.rounds import interleave
 from benchmarks.server import Server, router
+from benchmarks.short_chat import CHAT
 
 OTHERS = 3  # cores for the generator, the worker and the system
 ADDED_AIM_MS = 10.0  # at p99
-CHAT = "/v1/chat/completions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,31 +42,6 @@ class Size:
 
 
 FULL = Size()
-
-
-@dataclass(slots=True)
-class Load:
-    """Called, it sends one round; returns its seconds for each request."""
-
-    server: Server
-    bodies: Iterator[bytes]
-    requests: int
-    connections: int
-    per_second: float | None = None
-    outcomes: list[Outcome] = field(default_factory=list)
-
-    def __call__(self) -> float:
-        bodies = list(islice(self.bodies, self.requests))
-        outcome = drive(self.server, CHAT, bodies, self.connections, self.per_second)
-        self.outcomes.append(outcome)
-        return outcome.seconds / self.requests
-
-    def latency_ms(self, percent: int) -> float:
-        return median(each.latency_us[percent] for each in self.outcomes[1:]) / 1e3
-
-    def cores(self) -> float:
-        """How many the server used."""
-        return median(each.server_cpu_s / each.seconds for each in self.outcomes[1:])
 
 
 def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
@@ -105,25 +80,25 @@ def _at_rate(number: int, server: Server, behind: Server, size: Size) -> Measure
     given = short_chat.bodies()
     rate = size.per_second * number
     requests, connections = int(rate * size.seconds), size.connections * number
-    here = Load(server, given, requests, connections, rate)
-    direct = Load(behind, given, requests, connections, rate)
+    here = Driven(server, CHAT, given, requests, connections, rate=rate)
+    direct = Driven(behind, CHAT, given, requests, connections, rate=rate)
+    p50, p99 = (partial(Driven.quantile_ms, kind="latency", percent=each) for each in (50, 99))
     interleave({"here": here, "direct": direct}, size.rounds)
     return Measurement(
         f"{_named(number)}: {rate:,.0f} short chats a second, added at p99",
-        here.latency_ms(99) - direct.latency_ms(99),
+        p99(here) - p99(direct),
         "ms",
         ADDED_AIM_MS,
-        f"p50 and p99 {here.latency_ms(50):.1f} and {here.latency_ms(99):.1f} ms, without the "
-        f"router {direct.latency_ms(50):.2f} and {direct.latency_ms(99):.2f} ms, from when a "
-        f"request was due; they come by chance; {here.cores():.2f} cores used; "
-        f"{size.rounds} rounds of {requests:,}",
+        f"p50 and p99 {p50(here):.1f} and {p99(here):.1f} ms, without the router "
+        f"{p50(direct):.2f} and {p99(direct):.2f} ms, from when a request was due; they come by "
+        f"chance; {here.cores():.2f} cores used; {size.rounds} rounds of {requests:,}",
     )
 
 
 def _short_chats(routers: Mapping[int, Server], size: Size) -> list[Measurement]:
     given = short_chat.bodies()
     sides = {
-        number: Load(server, given, size.chats * connections, connections)
+        number: Driven(server, CHAT, given, size.chats * connections, connections)
         for number, server in routers.items()
         for connections in [size.connections * number]
     }
@@ -134,7 +109,7 @@ def _short_chats(routers: Mapping[int, Server], size: Size) -> list[Measurement]
 def _streams(routers: Mapping[int, Server], size: Size) -> list[Measurement]:
     given = (streamed_tokens.body(number) for number in count())
     sides = {
-        number: Load(server, given, connections, connections)
+        number: Driven(server, CHAT, given, connections, connections)
         for number, server in routers.items()
         for connections in [2 * size.connections * number]
     }
@@ -142,23 +117,18 @@ def _streams(routers: Mapping[int, Server], size: Size) -> list[Measurement]:
     return [_rate(number, sides, "streamed tokens", size.reply_len) for number in routers]
 
 
-def _rate(number: int, sides: Mapping[int, Load], what: str, units: int) -> Measurement:
+def _rate(number: int, sides: Mapping[int, Driven], what: str, units: int) -> Measurement:
     """How many a second at full load, and how many times those of the fewest processes."""
-
-    def per_second(side: Load) -> float:
-        return units * median(each.requests / each.seconds for each in side.outcomes[1:])
-
     here, least = sides[number], next(iter(sides))
-    times = per_second(here) / per_second(sides[least])
-    generator = median(each.generator_cpu_s / each.seconds for each in here.outcomes[1:])
+    p50, p99 = (here.quantile_ms("latency", percent) for percent in (50, 99))
     return Measurement(
         f"{_named(number)}: {what} at full load",
-        per_second(here),
+        units * here.per_second(),
         "/s",
         None,
-        f"{times:.2f} times those of {_named(least)}; {here.cores():.2f} cores used, "
-        f"{generator:.2f} by the generator; p50 and p99 of a request {here.latency_ms(50):.0f} and "
-        f"{here.latency_ms(99):.0f} ms at {here.connections} connections",
+        f"{here.per_second() / sides[least].per_second():.2f} times those of {_named(least)}; "
+        f"{here.cores():.2f} cores used, {here.generator_share():.2f} by the generator; p50 and "
+        f"p99 of a request {p50:.0f} and {p99:.0f} ms at {here.connections} connections",
     )
 
 

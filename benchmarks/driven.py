@@ -24,11 +24,12 @@ class Driven:
     requests: int  # a round
     connections: int = 1
     units: int = 1  # of work in a request, such as streamed tokens
+    rate: float | None = None  # requests a second; None: as fast as they are answered
     outcomes: list[Outcome] = field(default_factory=list)
 
     def __call__(self) -> float:
         bodies = list(islice(self.bodies, self.requests))
-        outcome = drive(self.server, self.path, bodies, self.connections)
+        outcome = drive(self.server, self.path, bodies, self.connections, self.rate)
         self.outcomes.append(outcome)
         return outcome.server_cpu_s / (self.requests * self.units)
 
@@ -47,6 +48,10 @@ class Driven:
     def per_second(self) -> float:
         """Requests in a second, the median of the rounds."""
         return median(each.requests / each.seconds for each in self.outcomes[1:])
+
+    def cores(self) -> float:
+        """How many cores the server was busy on."""
+        return median(each.server_cpu_s / each.seconds for each in self.outcomes[1:])
 
     def generator_share(self) -> float:
         """How much of one core the generator was busy."""
