@@ -26,10 +26,10 @@ class StreamedReply(Protocol):
 
     @property
     def text_event(self) -> TextEvent | None:
-        """Writes a chunk of the only sample that differs from the one before in its tokens alone.
+        """Writes a chunk that differs from the one before only in its tokens; of a single sample.
 
-        None where it takes the chunk itself. Given the text that a client sees of the tokens, and
-        their number; what is returned is empty if there is nothing to say.
+        Called with the text that the client sees of the tokens, and their number; returns nothing
+        to write (b"") where that adds no event. None for a format that needs the chunk itself.
         """
 
     def events(self, chunk: GenerateChunk) -> Iterable[bytes]:

@@ -38,8 +38,12 @@ async def serve(
     """
     headers = reply_headers(request, dialect.errors.id_headers)
     if not dialect.is_limited:
-        raw = await read_body(request)
-        given = await read_allowed(context, request, raw, dialect.ids_field)
+        given = await read_allowed(
+            context,
+            request,
+            await read_body(request),  # it has no name here: it would stay until the reply is out
+            dialect.ids_field,
+        )
         return await _deliver(dialect, context, request, given, headers)
     with context.admission.of(caller(request).owner):
         body = await read_text(

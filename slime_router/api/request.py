@@ -138,10 +138,20 @@ def with_ids(
 
 
 def of_sample(sampling: Sampling, index: int) -> Sampling:
-    """How one of several samples is drawn: as in vLLM each has its seed, or all would be one."""
+    """How one of several samples is drawn."""
     if sampling.seed is None or not index:
         return sampling
-    return replace(sampling, seed=(sampling.seed + index + 2**63) % 2**64 - 2**63)
+    return replace(sampling, seed=seed_of_sample(sampling.seed, index))
+
+
+def seed_of_sample(seed: int, index: int) -> int:
+    """As in vLLM, each of several samples has its own: with one for all, they would be equal.
+
+    After 2**63 - 1 comes -2**63. A seed out of range stays as it is: the worker refuses it.
+    """
+    if not -(2**63) <= seed < 2**63:
+        return seed
+    return (seed + index + 2**63) % 2**64 - 2**63
 
 
 def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:

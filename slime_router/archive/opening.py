@@ -111,9 +111,7 @@ def _in_redis(
         from slime_router.archive.redis_client import RedisClients, is_cluster
     except ImportError as exc:
         raise SetupError("--store needs the extra: pip install 'slime-router[redis]'") from exc
-    if config.store_wait_replicas and is_cluster(
-        url
-    ):  # each of its servers has replicas of its own
+    if config.store_wait_replicas and is_cluster(url):  # each of its servers has its own replicas
         raise SetupError("--store-wait-replicas cannot be used with a cluster")
     clients = RedisClients(
         url,
@@ -130,6 +128,7 @@ def _in_redis(
     return SharedArchive(
         archive,
         shortfall=lambda: archive.refusal or archive.shortfall,
+        refused=lambda: archive.refused,
         vocabulary=vocabulary,
         must_be_there=config.store_on_error == "stop",
         on_end=on_end,

@@ -79,6 +79,7 @@ class RedisArchive:
         self._wait_ms = max(int(wait_s * 1000), 1)  # 0 would be for ever
         self.shortfall: str | None = None  # what was written last is on too few replicas
         self.refusal: str | None = None  # a part of what was written last is in it nowhere
+        self.refused = 0  # commands, for that reason: what they said is lost
         self._clients = clients
         self._prefix = f"{prefix}:{SCHEMA}:".encode()
         self._ttl_s = ttl_s
@@ -127,9 +128,9 @@ class RedisArchive:
                 answers = pipe.execute(raise_on_error=False)
         except RedisError as exc:
             raise OSError(str(exc)) from exc
-        self.refusal = refused(answers)
-        if self.refusal is not None:  # all else must not wait for it
-            logger.error("not in the store, where others write to its keys: %s", self.refusal)
+        faults = refused(answers)
+        self.refusal = faults[0] if faults else None  # all else must not wait for them
+        self.refused += len(faults)
         if self._wait_replicas:
             self._note_replicas(answers[-1])
         ended = zip(put, answers, strict=False)

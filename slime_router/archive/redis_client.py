@@ -7,6 +7,7 @@ redis+sentinel://HOST:PORT,HOST:PORT/NAME               the primary that they ca
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -18,6 +19,8 @@ from redis.exceptions import RedisError
 
 from slime_router.archive.port import ArchiveDown, ArchiveOdd
 from slime_router.errors import SetupError
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,8 +62,8 @@ async def answered(answer: Awaitable[Any]) -> Any:
         raise kind(str(exc) or type(exc).__name__) from exc
 
 
-def refused(answers: Sequence[Any]) -> str | None:
-    """Why a part of what was written is refused for good, if one is: its key is not ours.
+def refused(answers: Sequence[Any]) -> list[str]:
+    """Why parts of what was written are refused for good, each: somebody else's value is there.
 
     Raises:
         OSError: for a reason that may pass.
@@ -69,7 +72,13 @@ def refused(answers: Sequence[Any]) -> str | None:
     for each in errors:
         if not _is_of_key(each):
             raise OSError(str(each)) from each
-    return str(errors[0]) if errors else None
+    if errors:
+        logger.error(
+            "not in the store, where others write to its keys: %s (%d commands)",
+            errors[0],
+            len(errors),
+        )
+    return list(map(str, errors))
 
 
 def _is_of_key(exc: BaseException) -> bool:

@@ -61,6 +61,7 @@ class SharedArchive:
             that sessions are in the order of their beginnings.
         max_bytes: what may be in memory, beside the budget in tokens.
         shortfall: why what was written last is not as safe as it should be; None where it is.
+        refused: how many changes it has refused for good.
         retention: what drops sessions from it, if anything does.
         on_end: called with the reason when the router must stop.
     """
@@ -78,8 +79,10 @@ class SharedArchive:
         wording: Wording = STORE,
         retention: Retention | None = None,
         shortfall: Callable[[], str | None] = lambda: None,
+        refused: Callable[[], int] = lambda: 0,
     ) -> None:
         self._shortfall = shortfall
+        self._refused = refused
         self._retention = retention
         self._archive = archive
         self._wording = wording
@@ -189,7 +192,7 @@ class SharedArchive:
             "commits": counts.commits,
             "waiting": self.writer.waiting,
             "failures": counts.failures,
-            "lost": counts.lost,
+            "lost": counts.lost + self._refused(),
             "skipped": self.store.skipped_turns,
             "degraded": int((self.writer.trouble or self._shortfall()) is not None),
             "lookups": self.fetch.counts.lookups,

@@ -28,7 +28,7 @@ class EventSplitter:
         """
         if (payload := self.only(data)) is not None:
             return [payload]  # most reads are one
-        if b"\r" in data:  # none stands in JSON; an empty line more ends no payload
+        if b"\r" in data:  # never within JSON; an extra empty line ends no payload
             data = data.replace(b"\r", b"\n")
         *lines, tail = data.split(b"\n")
         if lines and self._rest:

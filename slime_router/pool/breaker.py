@@ -56,14 +56,14 @@ class Breaker:
         return state == "closed" or (state == "half_open" and not self._trials)
 
     def begin(self, now: float) -> bool:
-        """A request goes to the worker; returns whether it is a trial, to be passed to `end`."""
+        """A request goes to the worker; returns whether it is a trial, which has to `end_trial`."""
         is_trial = self.state(now) == "half_open"
         self._trials += is_trial
         return is_trial
 
-    def end(self, *, is_trial: bool) -> None:
-        """A request has ended, one way or another."""
-        self._trials -= is_trial
+    def end_trial(self) -> None:
+        """A trial has ended, one way or another."""
+        self._trials -= 1
 
     def succeeded(self, now: float) -> None:
         """The worker answered, if only to say that the request was wrong."""

@@ -381,7 +381,7 @@ class WorkerPool:
     def _tried(self, worker: Worker) -> None:
         """The request that a breaker let through as a trial has ended, one way or another."""
         if worker in self._breakers:
-            self._breakers[worker].end(is_trial=True)
+            self._breakers[worker].end_trial()
             self._changed()
 
     def _returned(self, worker: Worker) -> None:

@@ -200,8 +200,8 @@ class ReasoningDetector:
         self.end: str = detector.think_end_token
         self.label: str = detector.think_start_self_label  # follows `begin`: Gemma's
 
-    def anew(self, make: Callable[[], Any]) -> ReasoningDetector:
-        """One of the same format for another reply; SGLang's is made once it is asked something."""
+    def for_reply(self, make: Callable[[], Any]) -> ReasoningDetector:
+        """The same format for another reply; SGLang's parser is made when the first text comes."""
         other = object.__new__(ReasoningDetector)
         other._make, other._parser, other._detector = make, None, None
         other._has_state, other._starts_open = self._has_state, self._starts_open

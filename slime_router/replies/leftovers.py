@@ -45,7 +45,7 @@ def call_start(text: str, mark: str, is_call: Callable[[str], bool]) -> int:
     for _ in range(_MOST_MARKS):
         before = text.rfind(mark, 0, at) if at > 0 else -1
         if at == last and before < 0:
-            break  # there is no other: it need not be looked at
+            break  # the only one
         if is_call(text[at:]):
             return at
         if before < 0:

@@ -324,7 +324,7 @@ class ReplyParsers:
         if self._tried is None:
             self._tried = ReasoningDetector(make)
             self._marks = self._tried.marks()
-        detector = self._tried.anew(make)
+        detector = self._tried.for_reply(make)
         is_open = _is_thinking(detector, prompt_tail.rstrip(), written)
         if is_open is None and not self._presumes_thinking:
             is_open = False

@@ -157,9 +157,8 @@ class Reply:
         self.indexer: str | None = None  # likewise, what an indexer chose
         self.masks = Masks()  # what the tokens were sampled from
         self.tops = Tops()
-        self.uncaptured = (
-            ""  # why some that were sampled from a part of the vocabulary have no mask
-        )
+        # Why some that were sampled from a part of the vocabulary have no mask.
+        self.uncaptured = ""
         self.speculation: Speculation | None = None  # comes with the finish
         self.versions = Versions()
         self._texts: list[str] = []

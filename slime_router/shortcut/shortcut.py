@@ -39,10 +39,10 @@ class Shortcut(Generic[C]):
     Of tokens that differ from the chunk before, which was taken, in nothing else:
         adds: adds them to what their worker has sampled. The relay's.
         made: the chunk of such tokens. The engine's.
-        said: reads and records them; returns their text. Or records nothing and returns None,
-            where it takes a chunk to say what they are, which is to be read next. The pipeline's.
-        has_texts: whether such tokens can be taken: for some APIs it takes a chunk to write them.
-            The delivery's, as the next one.
+        said: reads and records them; returns their text. Returns None, and records nothing, where
+            only a chunk of them can be read, which has to come next. The pipeline's.
+        has_texts: whether such tokens can be written without a chunk. The delivery's, as the next
+            one.
         write_text: writes the text of so many tokens.
     """
 

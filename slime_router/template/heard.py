@@ -115,11 +115,11 @@ class Written:
         return () if self.past is None else self.past.messages
 
     def checked(self, new: Iterable[Message]) -> Heard:
-        """All messages, given the new ones as they were checked; asked once.
+        """All messages, given the new ones as they were checked; may be called once.
 
-        Their text goes: whoever has the body may have it for as long as the reply takes.
+        It lets go of their text: the body may be held for as long as the reply takes.
         """
-        assert self._text is not None, "it was asked already"
+        assert self._text is not None, "called twice"
         text, self._text = self._text, None
         if self.past is not None and not self.new:
             return Heard.of(self.past, self.past)

@@ -1,8 +1,8 @@
 """Long work that only a few may be at: the others wait before they have begun.
 
 Each step of such work makes something long for the next one. Where many begin at once, all of that
-is there at once, and waits for the slowest step. Owners take turns: whoever comes with hundreds of
-long prompts delays its own.
+is there at once, and waits for the slowest step. Owners take turns: one
+who sends hundreds of long prompts delays only their own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Ticket: TypeAlias = "asyncio.Future[None]"
 
 
 class Turnstile:
-    """Lets `places` of those in whose work is long, each owner in turn; all others pass.
+    """Admits so many pieces of long work at a time, each owner in turn; short work just passes.
 
     `long_len`: bytes of JSON from which on work is long.
     """
@@ -106,7 +106,7 @@ async def others_run() -> None:
 
 
 def _most_len(values: Sequence[Any]) -> float:
-    """No more bytes than this are in texts, or in messages that are texts alone; others: no end."""
+    """At most so many bytes are in these texts and messages; infinity if some are not just text."""
     total = 0
     for each in values:
         texts = (each,) if type(each) is str else each.values() if type(each) is dict else (None,)

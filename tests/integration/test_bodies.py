@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import resource
+import sys
 import zlib
 from io import BytesIO
 from typing import Any
@@ -228,3 +229,33 @@ async def test_half_a_character_in_a_long_body_is_refused_soon():
     async with served() as (router, _), router.http.post(CHAT, data=long) as response:
         assert response.status == 400
         assert "lone surrogate" in await response.text()
+
+
+ASKS: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [user("Hi")]},
+    "/v1/completions": {"prompt": "Hi"},
+    "/v1/responses": {"input": "Hi"},
+    "/v1/messages": {"messages": [user("Hi")], "max_tokens": 8},
+    "/generate": {"text": "Hi"},
+    "/inference/v1/generate": {"token_ids": [5]},
+}
+
+
+@pytest.mark.parametrize("path", ASKS)
+async def test_no_body_is_held_while_a_reply_is_made(path, monkeypatch):
+    """A crowd of long requests would hold hundreds of megabytes."""
+    bodies: list[bytes] = []
+
+    async def read(request: web.Request) -> bytes:
+        bodies.append(await read_body(request))
+        return bodies[-1]
+
+    monkeypatch.setattr("slime_router.api.endpoint.read_body", read)
+    async with served() as (router, worker):
+        worker.hold(after_tokens=0)
+        asked = asyncio.create_task(router.post(path, ASKS[path]))
+        await worker.wait_running(1)
+        references = sys.getrefcount(bodies[0])
+        worker.release()
+        assert (await asked)[0] == 200
+        assert references == 2, "besides the list's and that of the call there are others"

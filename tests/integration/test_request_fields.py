@@ -398,3 +398,26 @@ async def test_each_of_several_samples_has_a_seed_of_its_own(path, asked, seeds)
         await router.post(path, {**ASK[path], "max_tokens": 1, **asked})
         sent = sorted((each.body for each in worker.requests), key=lambda body: body["rid"])
         assert [each["sampling_params"].get("sampling_seed") for each in sent] == seeds
+
+
+@pytest.mark.parametrize(
+    ("asked", "seeds"),
+    [
+        ({"n": 3, "sampling_seed": 7}, [7, 8, 9]),
+        ({"n": 2, "sampling_seed": 2**63 - 1}, [2**63 - 1, -(2**63)]),
+        ({"n": 2, "sampling_seed": 2**63}, [2**63] * 2),  # the worker refuses it, as it is
+        ({"n": 2, "sampling_seed": True}, [True] * 2),
+        ({"n": 2, "sampling_seed": None}, [None] * 2),
+        ({"n": 2}, [None] * 2),
+        ({"sampling_seed": 7}, [7]),
+    ],
+)
+@pytest.mark.parametrize("texts", [["a"], ["a", "b"]], ids=["one", "batch"])
+async def test_each_of_several_native_samples_has_one_too(texts, asked, seeds):
+    rids = [f"r{index}" for index in range(len(texts))]
+    one = len(texts) == 1
+    body = {"text": texts[0] if one else texts, "rid": rids[0] if one else rids}
+    async with served() as (router, worker):
+        await router.post("/generate", {**body, "sampling_params": {"max_new_tokens": 1, **asked}})
+        sent = sorted((each.body for each in worker.requests), key=lambda body: body["rid"])
+        assert [each["sampling_params"].get("sampling_seed") for each in sent] == seeds * len(texts)

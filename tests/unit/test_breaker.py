@@ -65,7 +65,7 @@ def test_half_open_it_lets_one_request_through_at_a_time():
     assert made.allows(10.0)
     assert made.begin(10.0) is True
     assert not made.allows(10.0)
-    made.end(is_trial=True)
+    made.end_trial()
     assert made.allows(10.0)
 
 
@@ -99,21 +99,19 @@ def test_what_was_under_way_when_it_opened_changes_nothing():
 
 def test_a_request_that_began_before_it_opened_is_no_trial():
     made = breaker()
-    is_trial = made.begin(0.0)
+    assert made.begin(0.0) is False
     for _ in range(3):
         made.failed(0.0)
     assert made.begin(10.0) is True
-    made.end(is_trial=is_trial)
     assert not made.allows(10.0), "the trial is still under way"
 
 
 def test_a_trial_that_ends_after_it_closed_leaves_room_for_the_next_one():
     made = opened()
-    is_trial = made.begin(10.0)
+    assert made.begin(10.0) is True
     made.close()
     assert made.begin(11.0) is False
-    made.end(is_trial=is_trial)
-    made.end(is_trial=False)
+    made.end_trial()
     for _ in range(3):
         made.failed(12.0)
     assert made.allows(22.0)

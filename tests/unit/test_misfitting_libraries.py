@@ -103,7 +103,7 @@ def test_every_format_of_sglang_fits():
             first = ReasoningDetector(partial(sglang.ReasoningParser, name, True))
             for streams, tools in ((True, True), (False, False), (False, True)):
                 make = partial(sglang.ReasoningParser, name, streams, tool_call_parser_active=tools)
-                made, later = ReasoningDetector(make), first.anew(make)
+                made, later = ReasoningDetector(make), first.for_reply(make)
                 for field in ("is_open", "begin", "end", "label"):
                     assert getattr(later, field) == getattr(made, field), name
 

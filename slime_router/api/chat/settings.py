@@ -1,9 +1,9 @@
-"""What a chat request asks for besides what is said in it: read once for all requests that agree.
+"""What a chat request asks for besides its messages: read once for all requests that agree.
 
-The requests of one client differ in their messages, and hardly ever in their other fields. These
-are written as JSON again, which is a name for them: equal bytes are equal values, letter by letter
-and number by number. What was read and checked under that name is used as it is. It depends on
-nothing else: not on the time, the session, the caller or a header.
+The requests of one client differ in their messages, and hardly ever in their other fields. Those
+are written as JSON again, which is the key: equal bytes are equal values, character by character
+and number by number. What was read and checked for a key is used again as it is. It depends on
+nothing else: not on the time, the session or the caller, nor on a header that is not in the key.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class SettingsReader:
 
 
 def _written(asked: Mapping[str, Any]) -> bytes | None:
-    """A name for these fields; None where they cannot be written."""
+    """The key of these fields; None where they cannot be written."""
     try:
         return orjson.dumps(asked)
     except TypeError:  # half a surrogate pair, say

@@ -110,7 +110,7 @@ def read_generate_request(
     _check_stop_regex(natives)
     calls = tuple(
         _call(
-            _one_sample(native, n),
+            _one_sample(native, n, k),
             name,
             request,
             vocabulary,
@@ -239,11 +239,13 @@ def _stop_regex(native: dict[str, Any]) -> list[str]:
     return list(patterns)
 
 
-def _one_sample(native: dict[str, Any], n: int) -> dict[str, Any]:
+def _one_sample(native: dict[str, Any], n: int, index: int) -> dict[str, Any]:
     """The body that asks for one of `n` samples."""
     if n == 1:
         return native
     params = {key: value for key, value in native["sampling_params"].items() if key != "n"}
+    if type(seed := params.get("sampling_seed")) is int:
+        params["sampling_seed"] = http.seed_of_sample(seed, index)
     return {**native, "sampling_params": params}
 
 

@@ -71,7 +71,8 @@ class StallWatch:
         """How many ticks were later than so many milliseconds.
 
         What holds the loop for less than `TICK_S` is seen in part: of 10 ms half of the times are
-        late by over 5.
+        late by over 5. So is what holds it for less than `REST_S` when the first request comes
+        after a rest.
         """
         return {f"{bound * 1e3:g}": count for bound, count in self._delays.over().items()}
 
