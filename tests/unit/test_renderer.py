@@ -122,7 +122,7 @@ def test_model_without_template_says_so(tmp_path: Path) -> None:
     [
         "m.content",
         "m.name",
-        "m.name is none",
+        "not m.name",
         "m.items",
         "m.items()",
         "m.get('role')",
@@ -133,7 +133,7 @@ def test_model_without_template_says_so(tmp_path: Path) -> None:
         "m.__class__",
         "m.pop('content')",
         "ns.number",
-        "ns.nothing is none",
+        "not ns.nothing",
         "ns.missing is defined",
         "ns.made()",
         "ns.spelled('x')",
