@@ -211,7 +211,7 @@ class RedisArchive:
                 pipe.zrevrange(self._name(name), 0, MAX_HOMES - 1)
 
         found = await self._asked(ask)
-        crowded = [name for name, homes in zip(names, found, strict=True) if len(homes) > 8]
+        crowded = [name for name, homes in zip(names, found, strict=True) if len(homes) >= MAX_HOMES]
         if crowded:  # nobody looks for the others
 
             def trim(pipe: AsyncPipeline) -> None:

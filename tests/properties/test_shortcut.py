@@ -143,7 +143,9 @@ def answers(draw: st.DrawFn) -> list[bytes]:
     ids = draw(st.lists(st.integers(0, 999), min_size=1, max_size=14))
     is_cumulative = draw(st.booleans())
     odd_at = draw(st.integers(0, 3 * len(ids)))
-    ends = sorted({*draw(st.lists(st.integers(1, len(ids)))), *range(1, len(ids) + 1)})
+    ends: Sequence[int] = range(1, len(ids) + 1)
+    if draw(st.booleans()):  # several tokens at a time
+        ends = sorted({*draw(st.lists(st.sampled_from(ends))), len(ids)})
     events, start = [], 0
     for index, end in enumerate(ends):
         more, line = draw(st.sampled_from(ODD)) if index == odd_at else ODD[0]
