@@ -221,7 +221,9 @@ def test_plain_events_say_the_same(
     """Several tokens in an event, one, or none; one of them is a mark, the others are words."""
     ids = [8, 0, 1, 0, 0, 1, 1, 0, 0, 4, 8, 0, 0, 0, 1, 1]
     ends = [0, 0, 0, 0, 1, 2, 3, 5, 6, 6, 7, 9, 11, 12, 13, 14, 15, 16]
-    events = [item(ids, start, end, {}) for start, end in pairwise([0, *ends])]
+    events = [item(ids, start, end, {}) for start, end in pairwise([0, *ends[:-1]])]
+    finish = {"finish_reason": {"type": "length", "length": len(ids)}}
+    events.append(item(ids, len(ids) - 1, len(ids), finish))
     reads = [HEAD, *(chunked(b"data: %b\n\n" % event) for event in events), END]
     one, other = assert_same(loop, reads, (), lambda: Layers(STREAMS[kind](), has_parser, ()))
     assert one.reply.output_ids == ids
