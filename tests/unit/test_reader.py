@@ -75,12 +75,12 @@ def test_all_that_one_token_adds_is_in_its_chunk(delta: ReplyDelta, fields: dict
 def test_what_comes_out_of_order_is_in_a_chunk_of_its_own(deltas: tuple[ReplyDelta, ...]) -> None:
     ends: dict[str, Any] = {
         "finish": Finish("length"),
-        "weight_versions": (VersionSpan(0, 2, "v"),),
+        "weight_versions": (VersionSpan("v", 0, 2),),
         "routed_experts": "AAAA",
         "indexer_topk": "AAAA",
         "item": {"of": "the worker"},
     }
-    begins = {"prompt": Prompt(token_ids([1]), Receipt("fresh", 0, 1, "t", ""))}
+    begins: dict[str, Any] = {"prompt": Prompt(token_ids([1]), Receipt("fresh", 0, 1, "t", ""))}
     chunk = GenerateChunk([1, 2], [-1.0, -2.0], **begins, **ends)
     [first] = read(GenerateChunk([1], [-1.0], **begins), deltas[0])
     [last] = read(GenerateChunk([2], [-2.0], **ends), deltas[1])
