@@ -151,7 +151,9 @@ def _check_tool(tool: Any, path: str) -> None:
             param=f"{path}.type",
         )
     is_deferred = tool.get("defer_loading")
-    require(is_deferred is None or type(is_deferred) is bool, f"{path}.defer_loading", "true or false")
+    require(
+        is_deferred is None or type(is_deferred) is bool, f"{path}.defer_loading", "true or false"
+    )
     function = named_function(tool, path)
     for name, kind, what in (
         ("description", str, "a string"),

@@ -9,7 +9,7 @@ import orjson
 from aiohttp import web
 
 from slime_router.api.errors import ErrorStyle, openai_error, openai_error_object
-from slime_router.api.responses.events import Event, Keep, ResponseEvents, ResponseStyle
+from slime_router.api.responses.events import Keep, ResponseEvents, ResponseStyle
 from slime_router.api.sse import named_event
 from slime_router.errors import RouterError
 from slime_router.types import GenerateChunk
