@@ -210,11 +210,11 @@ class RedisArchive:
                 pipe.zrevrange(self._name(name), 0, MAX_HOMES - 1)
 
         found = await self._asked(ask)
-        crowded = [name for name, homes in zip(names, found, strict=True) if len(homes) > 8]
-        if crowded:  # nobody looks for the others
+        full = [name for name, homes in zip(names, found, strict=True) if len(homes) >= MAX_HOMES]
+        if full:  # nobody looks for the others
 
             def trim(pipe: AsyncPipeline) -> None:
-                for name in crowded:
+                for name in full:
                     pipe.zremrangebyrank(self._name(name), 0, -MAX_HOMES - 1)
 
             await self._asked(trim)
