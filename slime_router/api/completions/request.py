@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.api import request as http
-from slime_router.api.chat.aliases import in_our_words
+from slime_router.api.chat.aliases import in_our_words, in_their_words
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
 from slime_router.api.chat.grammar import check_text, grammar
 from slime_router.api.request import missing, require, wrong_type
@@ -63,7 +63,7 @@ def read_completion_request(
     Raises:
         BadRequest: with the path of the field at fault.
     """
-    body = in_our_words(body, request.headers, default_model)
+    asked, body = body, in_our_words(body, request.headers, default_model)
     top = body.get("logprobs")
     require(top is None or type(top) is int, "logprobs", "an integer")
     limit = min(20, vocabulary.vocab_size)
@@ -75,7 +75,9 @@ def read_completion_request(
     is_echo_alone = bool(echo) and type(body.get("max_tokens")) is int and not body["max_tokens"]
     if is_echo_alone:
         unread["max_tokens"] = None
-    fields = read_fields({**body, **unread}, vocabulary)
+    with in_their_words(asked):
+        fields = read_fields({**body, **unread}, vocabulary)
+        constraint = _grammar(body, fields)
     prompts = _prompts(body.get("prompt"), vocabulary.vocab_size)
     n = fields.n or 1
     if len(prompts) * n > MAX_CHOICES:
@@ -91,7 +93,7 @@ def read_completion_request(
         turn_id="",
         session_id=http.session_id(request, body),
         scope=http.scope(request, body),
-        sampling=sampling(_limited(fields, is_echo_alone), _grammar(body, fields)),
+        sampling=sampling(_limited(fields, is_echo_alone), constraint),
         reply=ReplyFormat(separates_reasoning=False),
         worker_fields=given,
         headers=http.forwarded_headers(request),
@@ -100,7 +102,7 @@ def read_completion_request(
         top_logprobs=top or 0,
         samples=n,
     )
-    asked = f"cmpl-{fresh_hex(32)}"  # `id` may be the client's, and used again
+    name = f"cmpl-{fresh_hex(32)}"  # `id` may be the client's, and used again
     calls = tuple(
         replace(
             call,
@@ -109,7 +111,7 @@ def read_completion_request(
             rid=f"{style.id}-{i * n + k}" if i + k else style.id,
             turn_id=http.new_turn_id(),
             sampling=http.of_sample(call.sampling, k),
-            request_id=f"{asked}-{i}",
+            request_id=f"{name}-{i}",
         )
         for i, prompt in enumerate(prompts)
         for k in range(n)
