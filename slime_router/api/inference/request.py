@@ -147,4 +147,5 @@ def _request_id(body: dict[str, Any]) -> str:
 
 def _wants_usage(body: dict[str, Any]) -> bool:
     options = body.get("stream_options")
-    return isinstance(options, dict) and options.get("include_usage") is True
+    require(isinstance(options, dict | None), "stream_options", "an object")
+    return options is not None and options.get("include_usage") is True
