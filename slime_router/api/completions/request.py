@@ -6,6 +6,7 @@ A prompt is a text, its ids, or a list of either; choice `i * n + k` is sample `
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,21 +103,27 @@ def read_completion_request(
         top_logprobs=top or 0,
         samples=n,
     )
-    name = f"cmpl-{fresh_hex(32)}"  # `id` may be the client's, and used again
-    calls = tuple(
-        replace(
-            call,
-            text=prompt if isinstance(prompt, str) else None,
-            input_ids=None if isinstance(prompt, str) else prompt,
-            rid=f"{style.id}-{i * n + k}" if i + k else style.id,
-            turn_id=http.new_turn_id(),
-            sampling=http.of_sample(call.sampling, k),
-            request_id=f"{name}-{i}",
-        )
-        for i, prompt in enumerate(prompts)
-        for k in range(n)
-    )
+    calls = tuple(_calls(call, prompts, style.id))
     return CompletionRequest(calls, style, bool(fields.stream))
+
+
+def _calls(
+    call: GenerateCall, prompts: Sequence[str | TokenIds], reply_id: str
+) -> Iterator[GenerateCall]:
+    """One call for each choice, those of a prompt in a row."""
+    asked = f"cmpl-{fresh_hex(32)}"  # the reply's id may be the client's, and used again
+    for i, prompt in enumerate(prompts):
+        for k in range(call.samples):
+            index = i * call.samples + k
+            yield replace(
+                call,
+                text=prompt if isinstance(prompt, str) else None,
+                input_ids=None if isinstance(prompt, str) else prompt,
+                rid=f"{reply_id}-{index}" if index else reply_id,
+                turn_id=http.new_turn_id(),
+                sampling=http.of_sample(call.sampling, k),
+                request_id=f"{asked}-{i}",
+            )
 
 
 def _prompts(prompt: Any, vocab_size: int) -> list[str | TokenIds]:

@@ -22,7 +22,6 @@ _TEXT = {"type": "string", "minLength": 1}
 _SHAPES: dict[str, Mapping[str, Any]] = {  # of fields that are not scalars, where it is simple
     "messages": {"type": "array", "items": ANY_OBJECT},
     "tools": {"type": ["array", "null"], "items": ANY_OBJECT},
-    "metadata": {"type": ["object", "null"]},
     "sampling_params": {"type": ["object", "null"]},
     "response_format": {"type": ["object", "null"]},
     "token_ids": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
@@ -63,7 +62,7 @@ class Body(NamedTuple):
     shapes: Mapping[str, Mapping[str, Any]] = {}
 
     def schema(self, scalars: Mapping[str, Any]) -> dict[str, Any]:
-        """Its JSON Schema; `scalars` has those of the chat fields."""
+        """The JSON Schema of a body; `scalars` has those of the chat fields."""
         shapes = {**scalars, **_SHAPES, **self.shapes}
         made: dict[str, Any] = {
             "type": "object",
@@ -123,6 +122,7 @@ BODIES: Mapping[str, Body] = {
         is_closed=True,
         may_lack=True,
         shapes={
+            "metadata": {"type": ["object", "null"]},
             "top_logprobs": {"type": ["integer", "null"], "minimum": 0},
             "max_turns": {"type": ["integer", "null"], "minimum": 1},
             "max_tokens": {"type": ["integer", "null"], "minimum": 1},
