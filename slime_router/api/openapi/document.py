@@ -56,6 +56,7 @@ BODIES: Mapping[str, Body] = {
     CHAT_PATH: Body("OpenAI's chat completions, streamed or not", CHAT_FIELDS, ("messages",)),
     "/v1/completions": Body("OpenAI's completions, streamed or not", COMPLETION_FIELDS),
     "/v1/responses": Body("OpenAI's Responses, streamed or not", RESPONSES_FIELDS),
+    "/v1/responses/input_tokens": Body("How many tokens a prompt has", RESPONSES_FIELDS),
     "/v1/messages": Body(
         "Anthropic's Messages, streamed or not", MESSAGES_FIELDS, ("messages", "max_tokens")
     ),
