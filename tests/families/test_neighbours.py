@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from slime_router.checkup.scenarios import TOOLS
 from slime_router.types import Message
 from tests.families.catalogue import family
 from tests.families.conversation import FamilyTalk
@@ -202,3 +203,48 @@ async def test_a_call_of_a_turn_that_is_closed_in_several_words_is_closed_once()
     assert talk.text(talk.suffix(before, after)).startswith(
         '<|open|>message role="tool" tool="get_weather"<|sep|>Sunny'
     )
+
+
+K3_CUT_CALL = K3_CALL.removesuffix("<|close|>tools<|sep|>")
+K3_CUTS = [
+    ("Hello<|close|>", (), "response<|sep|>" + K3_END),
+    ("Hello<|close|>res", (), "ponse<|sep|>" + K3_END),
+    ("Hello" + K3_RESPONSE, (), K3_END),
+    ("Hello" + K3_RESPONSE + "<|close|>", (), "message<|sep|>"),
+    ("Hello" + K3_RESPONSE + K3_END, (), ""),
+    ("Hello" + K3_RESPONSE + K3_CALL[:60], TOOLS, K3_END),  # no call was read
+    ("Hello" + K3_RESPONSE + K3_CUT_CALL, TOOLS, "<|close|>tools<|sep|>" + K3_END),
+    ("Hello" + K3_RESPONSE + K3_CALL, TOOLS, K3_END),
+    ("Hello" + K3_RESPONSE + K3_CALL + "<|close|>", TOOLS, "message<|sep|>"),
+    ("Hello" + K3_RESPONSE + K3_CALL + K3_END, TOOLS, ""),
+]
+
+
+@pytest.mark.parametrize(("said", "tools", "rest"), K3_CUTS)
+async def test_a_turn_that_is_cut_in_its_closing_words_is_closed_once(said, tools, rest):
+    talk = FamilyTalk(family("kimi_k3"))
+    before = await talk.hear([ASK], K3_THOUGHT + said, tools=tools)
+    asked = results(before.reply, "Sunny") if before.calls else [user("More")]
+    after = await talk.hear([ASK, before.reply, *asked], "Yes", "<|end_of_msg|>", tools=tools)
+    suffix = talk.text(talk.suffix(before, after))
+    assert suffix.startswith(f"{rest}<|end_of_msg|><|open|>message role=")
+    assert asked[0]["content"] in suffix
+
+
+GEMMA_CALL = '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}'
+
+
+@pytest.mark.parametrize(
+    ("said", "rest"),
+    [
+        (GEMMA_CALL.removesuffix('Paris<|"|>}'), ""),  # the quote that opens is none that closes
+        (GEMMA_CALL, "<tool_call|>"),
+        (GEMMA_CALL + "<tool_call|>", ""),
+    ],
+)
+async def test_a_call_of_gemma_that_is_cut_is_closed_where_it_had_ended(said, rest):
+    talk = FamilyTalk(family("gemma4_v5"))
+    before = await talk.hear([ASK], said)
+    messages = [ASK, before.reply, *results(before.reply, "Sunny")]
+    after = await talk.hear(messages, "Fine.", "<turn|>")
+    assert talk.text(talk.suffix(before, after)).startswith(f"{rest}<|tool_response>response:")
