@@ -68,15 +68,18 @@ def _parsers(name: str) -> ReplyParsers:
     return ReplyParsers(load_parsers, tools=name, reasoning=None)
 
 
-def parser_of(name: str) -> ReplyParser:
-    parser = _parsers(name).parser(ReplyFormat(tools=TOOLS), prompt_tail="", history=())
+def parser_of(name: str, *, is_parallel: bool = True) -> ReplyParser:
+    form = ReplyFormat(tools=TOOLS, is_parallel=is_parallel)
+    parser = _parsers(name).parser(form, prompt_tail="", history=())
     assert parser is not None
     return parser
 
 
-def read(name: str, pieces: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+def read(
+    name: str, pieces: Sequence[str], *, is_parallel: bool = True
+) -> tuple[str, list[tuple[str, str]]]:
     """Content, and names and arguments as they were written."""
-    parser = parser_of(name)
+    parser = parser_of(name, is_parallel=is_parallel)
     content, calls = "", list[tuple[str, str]]()
     for index, piece in enumerate([*pieces, ""]):
         delta = parser.push(piece, is_last=index == len(pieces))
@@ -231,3 +234,12 @@ def test_a_python_call_that_cannot_be_read_is_content(name, written):
     for calls in (f"search({written}), search(query='x')", f"search(query='x'), search({written})"):
         content, found = read(name, tokens(f"{form.head}{calls}{form.tail}"))
         assert (content, values(found)) == (f"search({written})", [("search", {"query": "x"})])
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_where_one_call_is_asked_for_the_others_leave_nothing_behind(name):
+    for kind, cut, behind in (("two", "tokens", ""), ("same", "letters", " Bye.")):
+        text, _ = written(name, kind, LEAD)
+        pieces = re.findall(CUTS[cut], text + behind)
+        content, calls = read(name, pieces)
+        assert read(name, pieces, is_parallel=False) == (content, calls[:1])
