@@ -237,7 +237,7 @@ GEMMA_CALL = '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}'
 @pytest.mark.parametrize(
     ("said", "rest"),
     [
-        (GEMMA_CALL.removesuffix('Paris<|"|>}'), ""),  # the quote that opens is none that closes
+        (GEMMA_CALL.removesuffix('Paris<|"|>}'), ""),  # a quote that opens, not one that closes
         (GEMMA_CALL, "<tool_call|>"),
         (GEMMA_CALL + "<tool_call|>", ""),
     ],
