@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from slime_router.checkup.scenarios import TOOLS
-from slime_router.types import Message
+from slime_router.types import Message, TemplateOptions
 from tests.families.catalogue import family
 from tests.families.conversation import FamilyTalk
 from tests.families.test_cases import ASK, deepseek_call, results
@@ -248,3 +248,17 @@ async def test_a_call_of_gemma_that_is_cut_is_closed_where_it_had_ended(said, re
     messages = [ASK, before.reply, *results(before.reply, "Sunny")]
     after = await talk.hear(messages, "Fine.", "<turn|>")
     assert talk.text(talk.suffix(before, after)).startswith(f"{rest}<|tool_response>response:")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "glm4moe", "minimax_m2", "kimi_k3"])
+async def test_a_thought_that_was_cut_goes_on_as_a_thought(name):
+    talk = FamilyTalk(family(name))
+    reasoning = talk.tokenizer.render([ASK], TemplateOptions())
+    opened = "" if reasoning.rstrip().endswith(("<think>", "think<|sep|>")) else "<think>"
+    closed = K3_THOUGHT if name == "kimi_k3" else "Hm.</think>\n\n"
+    before = await talk.hear([ASK], opened + "I wonder. " * 20, tools=())
+    assert (before.reply["content"], before.reasoning.strip()) == ("", ("I wonder. " * 20).strip())
+    going_on = {"continue_final_message": True, "add_generation_prompt": False}
+    after = await talk.hear([ASK, before.reply], closed + "Sunny.", tools=(), **going_on)
+    assert talk.suffix(before, after) == []
+    assert (after.reply["content"].strip(), after.reasoning.strip()) == ("Sunny.", "Hm.")
