@@ -344,7 +344,7 @@ class Gateway:
             ("GET", "/metrics/prometheus", partial(metrics_text, self)),
             ("GET", "/prometheus/metrics", partial(metrics_text, self)),
             *model.routes(),
-            *ApiDescription(self.config.openai_chat_completion_path).routes(),
+            *ApiDescription(self.config.openai_chat_completion_path.rstrip("/")).routes(),
         ]
 
     def _serving(self, dialect: Dialect[A]) -> Handler:
@@ -364,7 +364,7 @@ class Gateway:
         )
 
     def _chat_path(self, used: Collection[str]) -> str | None:
-        path = self.config.openai_chat_completion_path
+        path = self.config.openai_chat_completion_path.rstrip("/") or "/"
         if not self.config.enable_openai_chat_completion:
             return None
         if path in used:
