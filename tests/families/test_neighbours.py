@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from slime_router.checkup.scenarios import TOOLS
@@ -258,7 +260,7 @@ async def test_a_thought_that_was_cut_goes_on_as_a_thought(name):
     closed = K3_THOUGHT if name == "kimi_k3" else "Hm.</think>\n\n"
     before = await talk.hear([ASK], opened + "I wonder. " * 20, tools=())
     assert (before.reply["content"], before.reasoning.strip()) == ("", ("I wonder. " * 20).strip())
-    going_on = {"continue_final_message": True, "add_generation_prompt": False}
+    going_on: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False}
     after = await talk.hear([ASK, before.reply], closed + "Sunny.", tools=(), **going_on)
     assert talk.suffix(before, after) == []
     assert (after.reply["content"].strip(), after.reasoning.strip()) == ("Sunny.", "Hm.")
