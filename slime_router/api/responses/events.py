@@ -42,7 +42,7 @@ class ResponseStyle:
 
     id: str
     created: int  # in seconds since 1970
-    now: Callable[[], float]  # the same clock
+    clock: Callable[[], float]  # likewise
     echo: Mapping[str, Any]  # the request's own fields, which a response repeats
     namespaces: Mapping[str, str]  # of the functions that are in one
     customs: frozenset[str] = frozenset()  # names of the tools that take free text
@@ -241,7 +241,7 @@ class ResponseEvents:
         if status == "incomplete":
             extra["incomplete_details"] = {"reason": "max_output_tokens"}
         else:
-            extra["completed_at"] = int(self._style.now())
+            extra["completed_at"] = int(self._style.clock())
         response = self._response(status, **extra)
         self._keep(response, self._turn)
         return [*events, self._event(f"response.{status}", response=response)]

@@ -121,7 +121,7 @@ def read_responses_request(
     style = ResponseStyle(
         id=f"resp_{fresh_hex(48)}",
         created=int(time.time()),
-        now=time.time,
+        clock=time.time,
         echo={"model": made.style.model, **_echo(body, tools)},
         namespaces={tool.name: tool.namespace for tool in tools if tool.namespace},
         customs=frozenset(tool.name for tool in tools if tool.custom is not None),
