@@ -91,7 +91,9 @@ def test_after_a_call(
     seam: Seam, tail: str, behind: str, last_id: int, rest: str, drop: int
 ) -> None:
     whole = tail + behind
-    cut = seam.after_call(whole, len(tail), Sampled(last_id))
+    head, mark, _ = tail.partition(next((n for n in NAMES if LITERALS[n] == last_id), "<none>"))
+    written = f"Paris{head}{mark}" if mark else "Paris"
+    cut = seam.after_call(whole, len(tail), Sampled(last_id, lambda: written))
     assert (whole[cut.start :], cut.drop) == (rest, drop)
 
 
