@@ -111,6 +111,28 @@ async def test_what_is_wrong_about_an_item_is_named(item: dict[str, Any], param:
         assert not worker.requests
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "web_search_call", "action": {"type": "search", "query": "SHOWN"}},
+        {"type": "image_generation_call", "id": None, "result": "x", "revised_prompt": "SHOWN"},
+        {"type": "tool_search_call", "call_id": None, "arguments": {"query": "SHOWN"}},
+        {"type": "tool_search_output", "call_id": None, "tools": [{"name": "SHOWN"}]},
+        {"type": "context_compaction"},
+        {"type": "compaction_summary", "encrypted_content": "gAAAA"},
+    ],
+)
+async def test_codex_leaves_out_ids_that_nothing_refers_to(item: dict[str, Any]) -> None:
+    async with served() as (router, worker):
+        worker.script(HELLO)
+        asked = {"model": "m", "input": [user("Hi"), item, user("Go on")]}
+        status, reply = await router.post(PATH, asked)
+        assert status == 200, reply
+        ids = worker.requests[0].body["input_ids"]
+        prompt = tiny_tokenizer().decode(ids, skip_special_tokens=False)
+        assert "SHOWN" in prompt or "compaction" in item["type"]
+
+
 async def test_a_refusal_in_a_reply_is_its_text() -> None:
     part = {"type": "refusal", "refusal": "I will not."}
     said = {"role": "assistant", "content": [part]}
@@ -123,6 +145,32 @@ async def test_a_refusal_in_a_reply_is_its_text() -> None:
         one, other = (request.body["input_ids"] for request in worker.requests)
         assert one == other
         assert "I will not." in tiny_tokenizer().decode(one, skip_special_tokens=False)
+
+
+async def test_a_prompt_is_counted_as_it_would_be_sent() -> None:
+    """By OpenAI's own client; nothing runs and nothing is kept."""
+    tools: Any = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
+    asked: dict[str, Any] = {"model": "tiny", "input": "Hi", "instructions": "Be nice"}
+    async with served() as (router, worker):
+        async with openai.AsyncOpenAI(
+            base_url=str(router.http._base_url) + "/v1", api_key="none"
+        ) as client:
+            counted = await client.responses.input_tokens.count(**asked, tools=tools)
+            assert (router.footprint()[0], worker.requests) == (0, [])
+            worker.script(HELLO)
+            reply = await client.responses.create(**asked, tools=tools)
+            assert reply.usage is not None
+            assert counted.input_tokens == reply.usage.input_tokens
+            assert counted.object == "response.input_tokens"
+            more = await client.responses.input_tokens.count(
+                model="tiny", input="More", previous_response_id=reply.id
+            )
+            assert more.input_tokens > len(HELLO)
+            with pytest.raises(openai.BadRequestError, match="not found"):
+                await client.responses.input_tokens.count(input="a", previous_response_id="nope")
+        status, answer = await router.post(PATH + "/input_tokens", {"input": [{"type": "zzz"}]})
+        assert (status, answer["error"]["param"]) == (400, "input[0].type")
+        assert (await router.get(PATH + "/input_tokens"))[0] == 404, "no response has this id"
 
 
 # Custom tools

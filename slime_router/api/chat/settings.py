@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from slime_router.api.chat.aliases import count_logprobs, in_our_words
+from slime_router.api.chat.aliases import count_logprobs, in_our_words, in_their_words
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
 from slime_router.api.chat.grammar import grammar
 from slime_router.api.chat.reply import ChatStyle
@@ -126,6 +126,10 @@ class SettingsReader:
 
     def _read(self, asked: Mapping[str, Any]) -> Settings:
         said = in_our_words(asked, {}, self._default_model)
+        with in_their_words(asked):
+            return self._of(said)
+
+    def _of(self, said: dict[str, Any]) -> Settings:
         count_logprobs(said)
         fields = read_fields(said, self.vocabulary)
         choice = tool_choice(
@@ -158,6 +162,8 @@ class SettingsReader:
             token_ids=bool(fields.return_token_ids),
             prompt_token_ids=bool(fields.return_token_ids or fields.return_prompt_token_ids),
             meta_info=bool(fields.return_meta_info),
+            input_ids=bool(fields.return_input_ids_in_sglext),
+            output_ids=bool(fields.return_output_ids_in_sglext),
             routed_experts=bool(fields.return_routed_experts),
             usage=options is not None and bool(options.include_usage),
             running_usage=options is not None and bool(options.continuous_usage_stats),
