@@ -157,9 +157,8 @@ class KVCacheModel:
 
         Each worker costs two look-ups, and log2(len(prefixes)) more if it holds any prefix.
         """
-        nothing = _Held()
-        helds = [self._held.get(worker, nothing).blocks for worker in workers]
-        return [self._end(_count(blocks, prefixes)) for blocks in helds]
+        helds = map(self._held.get, workers)
+        return [self._end(_count(held.blocks, prefixes)) if held else 0 for held in helds]
 
     def knows(self, worker: Worker) -> bool:
         """Whether anything was added for `worker` since it was last forgotten."""

@@ -141,12 +141,12 @@ def _quick_getattr(environment: ImmutableSandboxedEnvironment) -> Callable[[Any,
     It looks for a field of a message among the attributes of all dictionaries first, and asks of
     texts, loops and namespaces whether they are frames, coroutines, sets or lists.
     """
-    guarded = environment.getattr
+    guarded, missing = environment.getattr, environment.undefined
 
     def attribute_of(obj: Any, attribute: str) -> Any:
         if type(obj) is dict:
-            if attribute in obj and attribute not in _OF_ALL_DICTS:
-                return obj[attribute]
+            if attribute not in _OF_ALL_DICTS:
+                return obj[attribute] if attribute in obj else missing(obj=obj, name=attribute)
         elif type(obj) is str:
             if attribute in _OF_TEXTS:
                 return getattr(obj, attribute)

@@ -24,8 +24,8 @@ from slime_router.types import Piece, TokenIds
 # is one piece, not two of a token or three.
 MIN_PIECE_LEN = 16
 # From here on a piece may end at a space. Shorter pieces share more of two texts that part in the
-# middle of a message, longer ones cost less to keep: this is about a hundred tokens.
-LONG_PIECE_LEN = 512
+# middle of a message, longer ones cost less to make and to keep: this is about 500 tokens.
+LONG_PIECE_LEN = 2048
 KNOWN_LEN = 64  # characters; ids of shorter texts are kept: templates put the same ones everywhere
 MAX_KNOWN = 1024
 
