@@ -55,11 +55,17 @@ class RelaySettings:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A generation in progress: `worker` runs it now as `rid`, or is None if no worker does."""
+    """A generation in progress: whoever granted the latest `lease` runs it as `rid`, or has."""
 
-    worker: Worker | None = None
+    lease: Lease | None = None
     rid: str = ""
     is_cancelled: bool = False  # its abort was requested: it must not continue
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker that has it now; None if none has."""
+        lease = self.lease
+        return lease.worker if lease is not None and lease.is_open else None
 
 
 class Cancelled(Exception):
@@ -128,28 +134,19 @@ class Attempts:
         """How much of the request timeout is left."""
         return max(self._deadline - self._clock(), 0.001)
 
-    def lease(self, rid: str = "") -> Stay:
-        """A worker, waiting while one may become available; it gets the request as `rid`.
+    async def lease(self, rid: str = "") -> Lease:
+        """Leases a worker, waiting while one may become available; it gets the request as `rid`.
 
         Raises:
             NoWorker: there is none, and none came in time.
             Cancelled: the abort of the request was asked for meanwhile.
         """
         self._worker = None
-        return Stay(self, rid)
-
-    async def enter(self, rid: str) -> Lease:
-        """Starts the stay at a worker."""
         lease = await self._found(self._need, self._tried)
         self._worker, self.is_sampling = lease.worker, False
         self._entered_at = self._clock()
-        self._run.worker, self._run.rid = lease.worker, rid
+        self._run.lease, self._run.rid = lease, rid
         return lease
-
-    def leave(self, lease: Lease) -> None:
-        """Ends the stay."""
-        self._run.worker = None
-        lease.close()
 
     async def prefill(self) -> Lease:
         """Leases a worker to compute the prompt for the one leased before; the caller closes it.
@@ -303,22 +300,3 @@ class Attempts:
         delay_s = self._dispatcher.backoff.delay_s(retry, self._dispatcher.random)
         delay_s = max(delay_s, at_least_s)
         await asyncio.sleep(min(delay_s, self.left_s()))
-
-
-class Stay:
-    """For the block, the stay of a request at the worker leased to it."""
-
-    __slots__ = ("_attempts", "_lease", "_rid")
-
-    _lease: Lease
-
-    def __init__(self, attempts: Attempts, rid: str) -> None:
-        self._attempts = attempts
-        self._rid = rid
-
-    async def __aenter__(self) -> Lease:
-        self._lease = await self._attempts.enter(self._rid)
-        return self._lease
-
-    async def __aexit__(self, *_: object) -> None:
-        self._attempts.leave(self._lease)
