@@ -32,32 +32,58 @@ Prefixes: TypeAlias = list[int]  # hashes of a prompt's first block, its first t
 
 
 @dataclass(slots=True)
-class _Held:
-    """The blocks of one worker, by the prefix that each ends, newest last; and their tokens."""
+class _Block:
+    """A block by what precedes it: the prefix before it, and how many blocks go on from it."""
 
-    blocks: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    before: int | None
+    length: int  # tokens
+    followers: int = 0
+
+
+@dataclass(slots=True)
+class _Held:
+    """The blocks of one worker, by the prefix that each ends; and their tokens.
+
+    `ends` are the prefixes that were put last, newest last: all that comes before an end is as new,
+    and goes after it. Every block that nothing goes on from is one of them.
+    """
+
+    blocks: dict[int, _Block] = field(default_factory=dict)
+    ends: OrderedDict[int, None] = field(default_factory=OrderedDict)
     tokens: int = 0
 
     def put(self, prefixes: Prefixes, lens: Sequence[int]) -> None:
-        """The longest first: a prefix is then always newer than its extensions, and outlives them.
-
-        `lens` are the blocks' own.
-        """
-        blocks, renew = self.blocks, self.blocks.move_to_end
-        for prefix, length in zip(reversed(prefixes), reversed(lens[: len(prefixes)]), strict=True):
-            if prefix in blocks:
-                renew(prefix)
-            else:
-                blocks[prefix] = length
-                self.tokens += length
+        """All of `prefixes` are the newest now; `lens` are the blocks' own."""
+        if not prefixes:
+            return
+        blocks, known = self.blocks, _count(self.blocks, prefixes)
+        before = prefixes[known - 1] if known else None
+        for prefix, length in zip(prefixes[known:], lens[known : len(prefixes)], strict=True):
+            if before is not None:
+                blocks[before].followers += 1
+            blocks[prefix] = _Block(before, length)
+            self.tokens += length
+            before = prefix
+        self.ends[prefixes[-1]] = None
+        self.ends.move_to_end(prefixes[-1])
 
     def shrink(self, capacity: int) -> None:
+        """The oldest blocks go first, each before those that precede it."""
         while self.tokens > capacity:
-            self.tokens -= self.blocks.popitem(last=False)[1]
+            end, _ = self.ends.popitem(last=False)
+            if self.blocks[end].followers:
+                continue  # they are newer
+            block = self.blocks.pop(end)
+            self.tokens -= block.length
+            if block.before is not None:
+                self.blocks[block.before].followers -= 1
+                if block.before not in self.ends:
+                    self.ends[block.before] = None
+                    self.ends.move_to_end(block.before, last=False)
 
 
 class KVCacheModel:
-    """The blocks that each worker holds, newest last: about 200 bytes a block.
+    """The blocks that each worker holds: about 150 bytes a block.
 
     `ends`: where blocks end, counted in tokens.
     """
@@ -79,7 +105,7 @@ class KVCacheModel:
         nobody can make two prompts collide on purpose.
         """
         known = self._known(scope, ids)
-        return self._continued(known, scope, ids[self._end(known) :])
+        return self._continued(known, scope, ids[self._end(len(known)) :])
 
     def with_output(
         self, prefixes: Prefixes, scope: str, prompt: TokenIds, output: Sequence[int]
@@ -87,16 +113,16 @@ class KVCacheModel:
         """The prefixes of a prompt and what was sampled after it; `prefixes` are the prompt's."""
         if bisect_right(self._ends, len(prompt) + len(output)) == len(prefixes):
             return prefixes  # it fills no block
-        rest = np.concatenate((prompt[self._end(prefixes) :], np.array(output, np.int32)))
+        rest = np.concatenate((prompt[self._end(len(prefixes)) :], np.array(output, np.int32)))
         return self._continued(prefixes, scope, rest)
 
-    def _end(self, prefixes: Prefixes) -> int:
-        """Where the last block ends, counted in tokens."""
-        return self._ends[len(prefixes) - 1] if prefixes else 0
+    def _end(self, blocks: int) -> int:
+        """Where that many blocks end, counted in tokens."""
+        return self._ends[blocks - 1] if blocks else 0
 
     def _continued(self, known: Prefixes, scope: str, rest: TokenIds) -> Prefixes:
         """`known`, and those of the blocks that `rest` fills after them."""
-        first = self._end(known)
+        first = self._end(len(known))
         count = bisect_right(self._ends, first + len(rest))
         prefixes, prefix = known[:], known[-1] if known else hash(scope)
         data, start = rest.tobytes(), 0
@@ -131,14 +157,9 @@ class KVCacheModel:
 
         Each worker costs two look-ups, and log2(len(prefixes)) more if it holds any prefix.
         """
-        if not prefixes:
-            return [0] * len(workers)
-        first = prefixes[0]
         nothing = _Held()
         helds = [self._held.get(worker, nothing).blocks for worker in workers]
-        return [
-            self._ends[_count(blocks, prefixes) - 1] if first in blocks else 0 for blocks in helds
-        ]
+        return [self._end(_count(blocks, prefixes)) for blocks in helds]
 
     def knows(self, worker: Worker) -> bool:
         """Whether anything was added for `worker` since it was last forgotten."""
@@ -164,7 +185,9 @@ def _long(ids: TokenIds) -> memoryview | None:
 
 
 def _count(held: Container[int], prefixes: Prefixes) -> int:
-    """How many of `prefixes` are held: the first one is, and held ones precede all others."""
+    """How many of `prefixes` are held: held ones precede all others."""
+    if not prefixes or prefixes[0] not in held:
+        return 0
     if prefixes[-1] in held:
         return len(prefixes)
     low, high = 1, len(prefixes) - 1

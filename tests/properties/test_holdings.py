@@ -142,7 +142,7 @@ def test_the_beginning_of_a_prompt_has_the_same_prefixes(length, cut):
 )
 def test_what_was_hashed_before_is_not_hashed_again_and_is_the_same(turns):
     """Prompts that go on from an earlier one, or leave it, whether or not somebody keeps that."""
-    holdings, ids = KVCacheModel(), np.arange(5_000, dtype=np.int32)
+    holdings, ids = KVCacheModel(), np.arange(9_000, dtype=np.int32)  # long all along
     kept = []
     for number, (scope, back, more, is_kept) in enumerate(turns):
         new = np.arange(number, number + more, dtype=np.int32)

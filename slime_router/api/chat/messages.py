@@ -83,9 +83,10 @@ def _message(message: Any, path: str) -> Message:
         require(value is None or isinstance(value, str), f"{path}.{name}", "a string")
     prefix = message.get("prefix")
     require(prefix is None or isinstance(prefix, bool), f"{path}.prefix", "true or false")
-    _check_content(message.get("content"), role, f"{path}.content")
+    content = message.get("content")
+    _check_content(content, role, f"{path}.content")
     _check_tool_calls(message.get("tool_calls"), f"{path}.tool_calls")
-    if role == "assistant" and any(map(_is_thinking, message.get("content") or ())):
+    if role == "assistant" and type(content) is list and any(map(_is_thinking, content)):
         message = _without_thinking_parts(message)
     return message if message["role"] == role else {**message, "role": role}
 
