@@ -1,4 +1,4 @@
-"""Why a worker cannot take a request, and what a client is told where none can. Pure."""
+"""Why a worker cannot take a request, and what the error says where none can. Pure."""
 
 from __future__ import annotations
 
