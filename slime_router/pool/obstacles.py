@@ -10,7 +10,7 @@ from slime_router.pool.worker import Kind, Worker
 
 
 class Obstacle(IntEnum):
-    """Why a worker cannot take a request; who is stopped by a later one comes nearer to it."""
+    """Why a worker cannot take a request: of two, the one with the later obstacle is nearer to it."""
 
     KIND = 1  # it is not of the kind that is asked for
     EXCLUDED = 2  # it was tried
