@@ -287,6 +287,13 @@ class SetupError(RouterError):
     """The router cannot start. The message is one line that names what is missing."""
 
 
+def printable(text: str) -> str:
+    """`text` with escapes for line ends, control characters, and what is not a character."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(exc: Exception) -> str:
     """What a foreign error says, on one line and short enough for a message of ours."""
     text = " ".join(str(exc).split()) or type(exc).__name__

@@ -9,6 +9,7 @@ from typing import Any
 
 _HALVES = re.compile("[\ud800-\udfff]")
 _ESCAPES = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_LINE_ENDS = tuple((end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029")
 
 
 def escaped_halves(text: str, source: str = "") -> str:
@@ -27,6 +28,18 @@ def escaped_halves(text: str, source: str = "") -> str:
         return spelled.get(plain, plain)
 
     return _HALVES.sub(escape, text)
+
+
+def one_line(written: bytes) -> bytes:
+    """JSON in which also those see one line who take Unicode's line ends for the end of a line.
+
+    Formats of lines know LF and CR alone, which JSON escapes. Python's `str.splitlines` knows more,
+    and with it the clients that read streams and lines by httpx or requests.
+    """
+    if not written.isascii():
+        for end, escape in _LINE_ENDS:
+            written = written.replace(end, escape)
+    return written
 
 
 def without_halves(text: str) -> str:

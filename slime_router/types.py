@@ -247,6 +247,7 @@ class GenerateCall:
     wants_routed_experts: bool = False  # the session does; the client need not
     wants_indexer_topk: bool = False  # likewise
     kept_tops: int = 0  # likeliest tokens at each position that are recorded; likewise
+    thinks_first: bool = False  # its grammar, or its budget, waits for the reasoning
     mask_top_k: int | None = None  # the top_k of a truncated sampling that has none
     masks_refused: bool = False  # a worker has refused to capture what it samples from
     notes: tuple[str, ...] = ()  # for the receipt

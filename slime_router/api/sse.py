@@ -19,6 +19,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 
+from slime_router.json_text import one_line
+
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"  # clients read over it
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\n\r\n", b"\r\r")  # an event ends with one
@@ -37,7 +39,12 @@ _HEADERS = {
 
 def event(payload: Any) -> bytes:
     """One event with a JSON payload."""
-    return b"data: " + orjson.dumps(payload) + b"\n\n"
+    return b"data: " + one_line(orjson.dumps(payload)) + b"\n\n"
+
+
+def named_event(payload: Mapping[str, Any]) -> bytes:
+    """One event that is named by its `type`, as the SDKs of Responses and Messages need it."""
+    return b"event: %b\n%b" % (payload["type"].encode(), event(payload))
 
 
 class ClientLeft(Exception):

@@ -25,12 +25,11 @@ from hashlib import blake2b
 from typing import Any, TypeAlias
 
 from redis.asyncio.client import Pipeline as AsyncPipeline
-from redis.exceptions import RedisError
 
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.merging import merged
 from slime_router.archive.port import NOTHING_SEEN, Cursor, Kept, News
-from slime_router.archive.redis_client import RedisClients, answered, as_expected, refused
+from slime_router.archive.redis_client import FAILURES, RedisClients, answered, as_expected, refused
 from slime_router.journal.codec import Damaged, SessionState, unpacked_session
 from slime_router.journal.database import (
     Change,
@@ -126,7 +125,7 @@ class RedisArchive:
                 if self._wait_replicas:  # for what this connection has written
                     pipe.execute_command("WAIT", self._wait_replicas, self._wait_ms)
                 answers = pipe.execute(raise_on_error=False)
-        except RedisError as exc:
+        except FAILURES as exc:
             raise OSError(str(exc)) from exc
         faults = refused(answers)
         self.refusal = faults[0] if faults else None  # all else must not wait for them
@@ -211,11 +210,11 @@ class RedisArchive:
                 pipe.zrevrange(self._name(name), 0, MAX_HOMES - 1)
 
         found = await self._asked(ask)
-        crowded = [name for name, homes in zip(names, found, strict=True) if len(homes) > 8]
-        if crowded:  # nobody looks for the others
+        full = [name for name, homes in zip(names, found, strict=True) if len(homes) >= MAX_HOMES]
+        if full:  # nobody looks for the others
 
             def trim(pipe: AsyncPipeline) -> None:
-                for name in crowded:
+                for name in full:
                     pipe.zremrangebyrank(self._name(name), 0, -MAX_HOMES - 1)
 
             await self._asked(trim)

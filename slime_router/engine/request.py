@@ -147,6 +147,8 @@ def generate_body(
         body |= {"return_routed_experts": True, "routed_experts_start_len": experts_start(call)}
     if call.wants_indexer_topk:
         body["return_indexer_topk"] = True
+    if call.thinks_first:
+        body["require_reasoning"] = True
     body |= more
     try:
         written = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from slime_router.errors import SetupError
 from slime_router.export.columns import COLUMNS, Column, Record
+from slime_router.json_text import one_line
 
 NO_VERSION = -1  # in the column of weight versions
 Array = NDArray[Any]
@@ -67,7 +68,9 @@ def _arrow_type(arrow: Any, kind: Any) -> Any:
 def as_lines(records: Sequence[Record]) -> bytes:
     """A line of JSON for each; bytes are base64, and null stands for NaN."""
     option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-    return b"".join(orjson.dumps(each, default=_base64, option=option) for each in records)
+    return b"".join(
+        one_line(orjson.dumps(each, default=_base64, option=option)) for each in records
+    )
 
 
 def _base64(value: object) -> str:

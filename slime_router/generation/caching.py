@@ -140,7 +140,8 @@ class Cacher:
         kv_session = call.kv_session
         if is_of_root(prompt.conversation):
             kv_session = self.kv_name(prompt.conversation)
-        sent = replace(call, prompt=prompt, kv_session=kv_session)
+        thinks_first = self._thinks_first(call, prompt)
+        sent = replace(call, prompt=prompt, kv_session=kv_session, thinks_first=thinks_first)
         return Filing(self, sent, prompt, reply, reader)
 
     async def tidy(self) -> None:
@@ -166,18 +167,28 @@ class Cacher:
             return None  # /generate passes on the worker's own text
         if not self._parsers.are_needed(call.reply):
             return ReplyReader(self._visible(call, None), None)
-        tail = self._tokenizer.decode(
-            prompt.ids[-PROMPT_TAIL_LEN:].tolist(), skip_special_tokens=False
-        )
-        continues = call.template.continue_final_message
+        tail, written = self._begun(call, prompt)
         parser = self._parsers.parser(
-            call.reply,
-            prompt_tail="" if continues else tail,
-            history=call.messages or (),
-            written=prompt.reply_prefix if continues else "",
+            call.reply, prompt_tail=tail, history=call.messages or (), written=written
         )
         # The markers of calls and reasoning may be special tokens: a parser must see them.
         return ReplyReader(self._visible(call, parser), parser)
+
+    def _begun(self, call: GenerateCall, prompt: MadePrompt) -> tuple[str, str]:
+        """The end of the prompt's text, or what the client wrote of the reply: one is empty."""
+        if call.template.continue_final_message:
+            return "", prompt.reply_prefix
+        tail = prompt.ids[-PROMPT_TAIL_LEN:].tolist()
+        return self._tokenizer.decode(tail, skip_special_tokens=False), ""
+
+    def _thinks_first(self, call: GenerateCall, prompt: MadePrompt) -> bool:
+        """Whether something of a chat waits at the worker until the reply has reasoned."""
+        waits = call.sampling.grammar is not None or "max_thinking_tokens" in call.asked
+        if call.messages is None or not waits:
+            return False
+        tail, written = self._begun(call, prompt)
+        kwargs = call.template.kwargs
+        return self._parsers.thinks_first(kwargs, prompt_tail=tail, written=written)
 
     def _visible(self, call: GenerateCall, parser: ReplyParser | None) -> VisibleText:
         skips = call.sampling.skip_special_tokens

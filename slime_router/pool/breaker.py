@@ -95,4 +95,3 @@ class Breaker:
         """Forget all failures: the worker was restarted, or has proven itself."""
         self._failures.clear()
         self._opened_at = None
-        self._successes = 0

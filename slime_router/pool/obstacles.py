@@ -10,7 +10,7 @@ from slime_router.pool.worker import Kind, Worker
 
 
 class Obstacle(IntEnum):
-    """Why a worker cannot take a request: of two, the one with the later obstacle is nearer to it."""
+    """Why a worker cannot take a request: the later the obstacle, the nearer it comes to that."""
 
     KIND = 1  # it is not of the kind that is asked for
     EXCLUDED = 2  # it was tried

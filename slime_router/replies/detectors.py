@@ -184,6 +184,8 @@ class ReasoningDetector:
 
     __slots__ = (
         "_detector", "_has_state", "_make", "_parser", "_starts_open", "begin", "end", "label",
+        "mode",
+        "mode",
     )  # fmt: skip
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -199,6 +201,7 @@ class ReasoningDetector:
         self.begin: str = detector.think_start_token
         self.end: str = detector.think_end_token
         self.label: str = detector.think_start_self_label  # follows `begin`: Gemma's
+        self.mode = str(getattr(detector, "reasoning_default", ""))  # see `Thinking.of_mode`
 
     def for_reply(self, make: Callable[[], Any]) -> ReasoningDetector:
         """The same format for another reply; SGLang's parser is made when the first text comes."""
@@ -206,6 +209,7 @@ class ReasoningDetector:
         other._make, other._parser, other._detector = make, None, None
         other._has_state, other._starts_open = self._has_state, self._starts_open
         other.begin, other.end, other.label = self.begin, self.end, self.label
+        other.mode = self.mode
         return other
 
     def _made(self) -> Any:

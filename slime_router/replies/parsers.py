@@ -30,6 +30,7 @@ from slime_router.replies.detectors import CallDetector, Marks, NamedTokens, Rea
 from slime_router.replies.harmony import HarmonyReader
 from slime_router.replies.mistral_ids import MistralCalls
 from slime_router.replies.parser import ReplyParser
+from slime_router.replies.sglang_detection import Thinking
 from slime_router.replies.sglang_parsers import SGLangParsers
 from slime_router.replies.tool_calls import CallReader
 from slime_router.template.spelling import random_call_id
@@ -81,6 +82,9 @@ _BARE: Mapping[str, Callable[[ReplyFormat], Json]] = MappingProxyType(
     {"gigachat3": _object_calls, "pythonic": _python_calls}
 )
 
+_SHOWN = ("iquest_q1", "minimax-m3")  # reasoning that a grammar waits for where a prompt opens it
+_BY_EFFORT = {"hunyuan": Thinking(by_effort=True)}
+
 
 class ReplyParsers:
     """Makes the parser of each reply; knows the formats that were chosen at start.
@@ -93,6 +97,8 @@ class ReplyParsers:
     `new_call_id` makes the ids of calls to which the model gives none.
 
     `added_tokens` are those of the vocabulary: Hunyuan's marks have other names in each.
+
+    `thinking` is what the template says of it; None: what the format's parser does.
 
     Raises:
         SetupError: SGLang is not installed, or has no such format.
@@ -108,6 +114,7 @@ class ReplyParsers:
         strips_newlines: bool = False,
         new_call_id: NewCallId = random_call_id,
         added_tokens: Iterable[str] = (),
+        thinking: Thinking | None = None,
     ) -> None:
         names = tuple(added_tokens)
         self._vocabulary = NamedTokens(names) if names else None  # None: marks without a suffix
@@ -115,6 +122,7 @@ class ReplyParsers:
         self.tools = tools
         self.reasoning = reasoning
         self._presumes_thinking = presumes_thinking
+        self._thinking = thinking
         self._strips_newlines = strips_newlines
         self._ends = (*_ENDS.get(tools or "", ()), *_ENDS.get(reasoning or "", ()))
         self._marks: Marks | None = None  # of its reasoning
@@ -208,6 +216,23 @@ class ReplyParsers:
             raise BadRequest("No call can be forced of these tools.", param="tool_choice") from exc
         kind, value = found
         return "ebnf" if kind == "full_assistant_ebnf" else kind, value
+
+    def thinks_first(self, kwargs: Mapping[str, Any], *, prompt_tail: str, written: str) -> bool:
+        """Whether a reply begins with reasoning, which a grammar must wait for.
+
+        As SGLang's chat route decides it, but for what the prompt shows. `kwargs` are the
+        template's; the rest is as in `parser`. gpt-oss's grammars have its reasoning in them.
+        """
+        detector = self._tried
+        if detector is None:
+            return False
+        is_open = _is_thinking(detector, prompt_tail.rstrip(), written)
+        if is_open is not None or written or not self._presumes_thinking:
+            return bool(is_open)
+        if self.reasoning in _SHOWN:
+            return False
+        known = self._thinking or _BY_EFFORT.get(self.reasoning or "")
+        return (known or Thinking.of_mode(detector.mode)).holds(kwargs)
 
     def are_needed(self, form: ReplyFormat) -> bool:
         """Whether a reply of this form is taken apart at all."""

@@ -32,7 +32,7 @@ class ReplyReader:
             text = self._visible.push(ids, finish)
         else:
             text, self._ahead = self._ahead, None
-        if parser is None or (finish is None and text and parser.is_content(text)):
+        if parser is None or parser.is_content(text):
             # Made for each token: `_replace` takes twice as long.
             return (tuple.__new__(GenerateChunk, (*chunk[:3], text, *chunk[4:])),)
         if not text and finish is None:  # part of a character
@@ -53,7 +53,7 @@ class ReplyReader:
         if len(ids) > 1:
             return None
         text = self._visible.push(ids, None)
-        if text and parser.is_content(text):
+        if parser.is_content(text):
             return text
         self._ahead = text
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -23,6 +23,7 @@ _RULES = "sglang.srt.parser.template_detection"
 _SETTINGS = "sglang.srt.arg_groups"
 _HUB = "sglang.srt.utils.hf_transformers_utils"
 _FLAGS = ("reasoning_parser", "tool_call_parser")
+_EXPLICIT = "explicit_"  # of a mode: it has to be turned on
 
 
 class Model(Protocol):
@@ -85,6 +86,50 @@ def detect(model: ModelTraits) -> Detected:
         raise SetupError(f"{MISSING} ({exc})") from exc
     except Exception as exc:  # SGLang's rules may raise anything on a template
         raise SetupError(f"no format can be detected: {one_line(exc)}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """Whether a model thinks before it answers, where neither prompt nor reply shows it yet.
+
+    Attributes:
+        default: whether it does where the request says nothing.
+        switch: the template's argument that turns it on and off; None: nothing does.
+        by_effort: an effort decides, and `none` turns it off.
+    """
+
+    default: bool = False
+    switch: str | None = None
+    by_effort: bool = False
+
+    @classmethod
+    def of_mode(cls, mode: str) -> Thinking:
+        """By what SGLang's parser of a format says: `always`, `mistral`, or a switch."""
+        if mode in ("", "always", "mistral"):
+            return cls(default=mode == "always", by_effort=mode == "mistral")
+        return cls(default=not mode.startswith(_EXPLICIT), switch=mode.removeprefix(_EXPLICIT))
+
+    def holds(self, kwargs: Mapping[str, Any]) -> bool:
+        """The same with these arguments of the template."""
+        if self.by_effort:
+            effort = kwargs.get("reasoning_effort")
+            return self.default if effort is None else effort not in ("none", "no_think")
+        if self.switch is None:
+            return self.default
+        said = kwargs.get(self.switch)
+        return said is not False if self.default else said is True
+
+
+def thinking_of(template: str | None) -> Thinking | None:
+    """What a chat template says of it by SGLang's rules; None where they know nothing."""
+    try:
+        _, found = _load_rules().detect_reasoning_pattern(template)
+        special, switch = found.special_case, found.toggle_param
+    except Exception:  # noqa: BLE001 - what the rules cannot say, the format's parser does
+        return None
+    if special is not None:
+        return Thinking(default=special != "mistral", by_effort=special != "always")
+    return Thinking(default=bool(found.default_enabled), switch=switch)
 
 
 class _Vocabulary:

@@ -65,7 +65,7 @@ class CallReader:
     @property
     def hidden(self) -> int:
         """Calls that were read and are not given: one was asked for."""
-        return self._hidden + (self._next.hidden if self._next is not None else 0)
+        return self._hidden
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -74,6 +74,13 @@ class CallReader:
 
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         """Content and calls that one token's text adds; at the end also what was held back."""
+        content, deltas = self._take(text, is_last=is_last)
+        if self._is_parallel:
+            return content, deltas
+        self._hidden += sum(bool(delta.name) for delta in deltas if delta.index)
+        return content, tuple(delta for delta in deltas if not delta.index)
+
+    def _take(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         if self._next is not None:
             return self._next.read(text, is_last=is_last)
         content, deltas = "", tuple[ToolDelta, ...]()
@@ -277,7 +284,7 @@ class CallReader:
             self._make,
             self._tools,
             self._ids,
-            is_parallel=self._is_parallel,
+            is_parallel=True,  # `read` leaves out what it gives
             first_index=first_index,
         )
 
@@ -331,9 +338,6 @@ class CallReader:
             self._indexes[item.tool_index] = self._first_index + self._count
             self._count += 1
         index = self._indexes.get(item.tool_index, -1)
-        if index > 0 and not self._is_parallel:
-            self._hidden += bool(item.name)
-            return ()
         if item.name:
             before = self._filled()
             self._begun[index] = arguments
@@ -389,7 +393,7 @@ class CallReader:
 
     def _later(self, text: str, first_index: int) -> tuple[ToolDelta, ...]:
         """The calls after one at which the parser stopped."""
-        if not self._parser.finds_call(text) or not self._is_parallel:
+        if not self._parser.finds_call(text):
             return ()
         reader = self._fresh(first_index)
         deltas = [delta for letter in text for delta in reader.read(letter, is_last=False)[1]]

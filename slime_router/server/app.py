@@ -63,7 +63,7 @@ from slime_router.generation.token_path import TokenPath
 from slime_router.reload.reloader import Reloader
 from slime_router.replies.formats import choose_formats
 from slime_router.replies.parsers import ReplyParsers
-from slime_router.replies.sglang_detection import ModelTraits, detect
+from slime_router.replies.sglang_detection import ModelTraits, detect, thinking_of
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.server.boundary import Boundary, Handler
 from slime_router.server.control_routes import ControlRoutes
@@ -134,6 +134,7 @@ class Gateway:
             strips_newlines=config.strip_reasoning_newlines,
             new_call_id=self.template.spelling.new_id,
             added_tokens=self.tokenizer.added_names(),
+            thinking=thinking_of(self.tokenizer.jinja_template),
         )
         known = [self.tokenizer.vocab_size, self.tokenizer.encode(PROBE_TEXT).tolist()]
         self.journal = opened(config, orjson.dumps(known), self.end, idle_s=config.session_idle_s)
@@ -343,7 +344,7 @@ class Gateway:
             ("GET", "/metrics/prometheus", partial(metrics_text, self)),
             ("GET", "/prometheus/metrics", partial(metrics_text, self)),
             *model.routes(),
-            *ApiDescription(self.config.openai_chat_completion_path).routes(),
+            *ApiDescription(self.config.openai_chat_completion_path.rstrip("/")).routes(),
         ]
 
     def _serving(self, dialect: Dialect[A]) -> Handler:
@@ -363,7 +364,7 @@ class Gateway:
         )
 
     def _chat_path(self, used: Collection[str]) -> str | None:
-        path = self.config.openai_chat_completion_path
+        path = self.config.openai_chat_completion_path.rstrip("/") or "/"
         if not self.config.enable_openai_chat_completion:
             return None
         if path in used:

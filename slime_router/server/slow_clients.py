@@ -70,7 +70,7 @@ class SlowClients:
             self._new.pop(request.protocol, None)
             client = self._clients[transport] = _Client()
             _keep_little_unsent(transport)
-        client.request, client.received, client.silent = request, -1, 0
+        client.request, client.received = request, -1
         self._handled += 1
         try:
             return await handler(request)

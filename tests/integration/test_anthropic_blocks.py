@@ -197,7 +197,11 @@ SERVED: dict[str, dict[str, Any]] = {
     "mcp_tool_use": {"id": "a", "name": "SHOWN", "server_name": "s", "input": {}},
     "compaction": {"content": "SHOWN"},
     "tool_result": {"tool_use_id": "a", "content": "SHOWN"},
+    "browser_state": {"tabs": [{"title": "SHOWN", "active": True}]},
+    "fallback": {"from": {"model": "a"}, "to": {"model": "b"}},
+    "mcp_tool_listing": {"mcp_server_name": "s", "tools": []},
 }
+SILENT = ("redacted_thinking", "thinking", "fallback", "mcp_tool_listing")  # in these prompts
 
 
 @pytest.mark.parametrize("kind", sorted(ALL))
@@ -223,7 +227,26 @@ async def test_no_block_of_a_reply_is_dropped_in_silence(kind: str) -> None:
         prompt = tiny_tokenizer().decode(
             worker.requests[0].body["input_ids"], skip_special_tokens=False
         )
-        assert "SHOWN" in prompt or kind in ("redacted_thinking", "thinking")
+        assert "SHOWN" in prompt or kind in SILENT
+
+
+async def test_a_summary_that_failed_says_nothing() -> None:
+    """As Anthropic's API has it."""
+    failed = {"type": "compaction", "content": None}
+    async with served() as (router, worker):
+        prompt = await sent(router, worker, talk([failed, call()], failed, result()))
+        assert prompt == await sent(router, worker, talk([call()], result()))
+
+
+async def test_a_tool_keeps_what_templates_and_grammars_look_at() -> None:
+    """Whether its call must fit its schema, and whether it is shown before it is referred to."""
+    tool = {"name": "f", "input_schema": {}, "cache_control": {"type": "ephemeral"}}
+    async with served() as (router, worker):
+        for name in ("strict", "defer_loading"):
+            prompt = await sent(router, worker, [user("Hi")], tools=[{**tool, name: True}])
+            assert f'"{name}": true' in prompt
+            plain = await sent(router, worker, [user("Hi")], tools=[{**tool, name: False}])
+            assert plain == await sent(router, worker, [user("Hi")], tools=[tool])
 
 
 class Weather(BaseModel):

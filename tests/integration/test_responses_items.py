@@ -111,6 +111,28 @@ async def test_what_is_wrong_about_an_item_is_named(item: dict[str, Any], param:
         assert not worker.requests
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "web_search_call", "action": {"type": "search", "query": "SHOWN"}},
+        {"type": "image_generation_call", "id": None, "result": "x", "revised_prompt": "SHOWN"},
+        {"type": "tool_search_call", "call_id": None, "arguments": {"query": "SHOWN"}},
+        {"type": "tool_search_output", "call_id": None, "tools": [{"name": "SHOWN"}]},
+        {"type": "context_compaction"},
+        {"type": "compaction_summary", "encrypted_content": "gAAAA"},
+    ],
+)
+async def test_codex_leaves_out_ids_that_nothing_refers_to(item: dict[str, Any]) -> None:
+    async with served() as (router, worker):
+        worker.script(HELLO)
+        asked = {"model": "m", "input": [user("Hi"), item, user("Go on")]}
+        status, reply = await router.post(PATH, asked)
+        assert status == 200, reply
+        ids = worker.requests[0].body["input_ids"]
+        prompt = tiny_tokenizer().decode(ids, skip_special_tokens=False)
+        assert "SHOWN" in prompt or "compaction" in item["type"]
+
+
 async def test_a_refusal_in_a_reply_is_its_text() -> None:
     part = {"type": "refusal", "refusal": "I will not."}
     said = {"role": "assistant", "content": [part]}

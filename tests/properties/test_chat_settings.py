@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slime_router.api.chat.fields import ChatFields
 from slime_router.api.chat.request import ChatRequest, read_chat_request
 from slime_router.api.chat.settings import SettingsReader
 from slime_router.auth.caller import Caller, introduce
@@ -45,6 +46,13 @@ FIELDS = {
     "prompt_cache_key": st.sampled_from(["k", "\ud800", 1]),
     "extra_key": st.sampled_from(["k", ""]),  # half a surrogate pair is refused with the body
     "input_ids": st.sampled_from([[1, 2], [], [True], [-1]]),
+}
+VALUES = (0, 1, 1.0, 0.5, True, False, "a", "low", ["a"], [1], {"1": 1}, {"a": "b"}, [{"a": "b"}])
+MORE_VALUES: dict[str, tuple[Any, ...]] = {
+    "history": ("held", "template"),
+    "response_format": ({"type": "text"}, {"type": "json_object"}),
+    "tool_choice": ("none", "auto"),
+    "tools": ([TOOL], [{**TOOL, "function": {"name": "g"}}]),
 }
 MESSAGES = st.sampled_from([[USER], [USER, REPLY], [], None, [{"role": "x"}], [1]])
 BODIES = st.fixed_dictionaries({"messages": MESSAGES}, optional=FIELDS)
@@ -110,13 +118,34 @@ def test_a_request_reads_the_same_whatever_came_before(given, max_kept_len):
         assert len(forgetful) == 0
 
 
+@pytest.mark.parametrize("name", sorted({*ChatFields.model_fields, *FIELDS}))
+def test_requests_that_differ_in_one_field_are_told_apart(name):
+    remembering = SettingsReader(Bytes(), "tiny", NO_PARSERS)
+    forgetful = SettingsReader(Bytes(), "tiny", NO_PARSERS, max_kept_len=0)
+    bodies = [{"messages": [USER], name: value} for value in (*VALUES, *MORE_VALUES.get(name, ()))]
+    alone = [outcome(forgetful, body, {}, Caller()) for body in bodies]
+    for _ in range(2):
+        assert [outcome(remembering, body, {}, Caller()) for body in bodies] == alone
+
+
 def test_equal_fields_are_read_once():
     reader = SettingsReader(Bytes(), "tiny", NO_PARSERS)
-    bodies = [{"messages": [{**USER, "content": str(i)}], "rid": f"r{i}", "seed": 1} for i in "abc"]
+    own = ("rid", "session_id", "user", "prompt_cache_key", "safety_identifier", "routing_key")
+    bodies = [
+        {
+            "messages": [{**USER, "content": i}],
+            **{name: f"{name}{i}" for name in own},
+            "metadata": {"of": i},
+            "seed": 1,
+        }
+        for i in "abc"
+    ]
     calls = [read_chat_request(body, asked(), reader).calls[0] for body in bodies]
     assert len(reader) == 1
     assert all(call.sampling is calls[0].sampling for call in calls)
-    assert [call.rid for call in calls] == ["ra", "rb", "rc"]
+    assert [call.rid for call in calls] == ["rida", "ridb", "ridc"]
+    assert [call.session_id for call in calls] == ["session_ida", "session_idb", "session_idc"]
+    assert [call.worker_fields["routing_key"][-1] for call in calls] == ["a", "b", "c"]
 
 
 def test_no_more_is_remembered_than_there_is_room_for():

@@ -140,14 +140,16 @@ ODD: list[tuple[dict[str, Any], bytes]] = [  # what may happen to an item
 @st.composite
 def answers(draw: st.DrawFn) -> list[bytes]:
     """What comes of an answer in each read."""
-    ids = draw(st.lists(st.integers(0, 999), min_size=1, max_size=14))
+    ids = draw(st.lists(st.integers(0, 999), min_size=draw(st.sampled_from((8, 1))), max_size=14))
     is_cumulative = draw(st.booleans())
     odd_at = draw(st.integers(0, 3 * len(ids)))
-    ends = sorted({*draw(st.lists(st.integers(1, len(ids)))), *range(1, len(ids) + 1)})
+    ends: Sequence[int] = range(1, len(ids) + 1)
+    if draw(st.integers(0, 3)) == 3:  # several tokens at a time, or none
+        ends = sorted([*draw(st.lists(st.integers(0, len(ids)))), len(ids)])
     events, start = [], 0
     for index, end in enumerate(ends):
         more, line = draw(st.sampled_from(ODD)) if index == odd_at else ODD[0]
-        if end == len(ids) and not more:
+        if index == len(ends) - 1 and not more:
             more = {"finish_reason": {"type": "length", "length": end}}
         made = item(ids, 0 if is_cumulative else start, end, more)
         events.append(line % made if b"%b" in line else line)
@@ -218,21 +220,56 @@ def test_what_has_to_wait_for_a_slow_client_is_read_once(loop: asyncio.AbstractE
         assert task.outcome.ids == ids
 
 
-def test_a_step_that_fails_fails_where_the_task_waits(loop: asyncio.AbstractEventLoop) -> None:
-    def broken(_: GenerateChunk) -> None:
-        raise ValueError("a fault")
+@pytest.mark.parametrize("number", [3, 4])
+def test_a_step_that_fails_fails_where_the_task_waits(
+    loop: asyncio.AbstractEventLoop, number: int
+) -> None:
+    """The first that is taken, as a chunk, or the next one, as tokens; what follows is not."""
+    written: list[str] = []
+
+    def write(text: str) -> None:
+        written.append(text)
+        if len(written) == number - 2:
+            raise ValueError("a fault")
 
     shortcut: Shortcut[GenerateChunk] = Shortcut()
-    shortcut.is_clear, shortcut.takes, shortcut.write = lambda: True, lambda _: True, broken
+    shortcut.is_clear, shortcut.takes = lambda: True, lambda _: True
+    shortcut.write = lambda _: write("a chunk")
+    shortcut.has_texts, shortcut.said = True, lambda *_: "text"
+    shortcut.write_text = lambda text, _: write(text)
     task = Task(loop, shortcut, Outcome())
-    for end in (1, 2):
-        event = b"data: %b\n\n" % item([5, 6, 7], end - 1, end, {})
-        task.protocol.data_received((HEAD if end == 1 else b"") + chunked(event))
-        task.run()
-    task.protocol.data_received(chunked(b"data: %b\n\n" % item([5, 6, 7], 2, 3, {})))
+    events = [item([*range(9)], end - 1, end, {}) for end in range(1, 7)]
+    for index, event in enumerate(events):
+        made = chunked(b"data: %b\n\n" % event)
+        task.protocol.data_received(made if index else HEAD + made)
+        if index < 2:
+            task.run()
     with pytest.raises(ShortcutFailed) as failed:
         task.run()
     assert isinstance(failed.value.__cause__, ValueError)
+    assert written == ["a chunk", "text"][: number - 2]
+
+
+def test_an_event_that_has_not_come_whole_is_left_to_the_task(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    shortcut: Shortcut[GenerateChunk] = Shortcut()
+    shortcut.is_clear, shortcut.takes = lambda: True, lambda _: True
+    task = Task(loop, shortcut, Outcome())
+    shortcut.write = task.outcome.add
+    ids = [*range(5)]
+    events = [b"data: %b\n\n" % item(ids, end - 1, end, {}) for end in range(1, 6)]
+    half = len(events[3]) // 2
+    for read in (
+        HEAD + chunked(events[0]),
+        chunked(events[1]),
+        chunked(events[2]) + chunked(events[3][:half]),
+        chunked(events[3][half:]),
+        chunked(events[4]),
+    ):
+        task.protocol.data_received(read)
+        task.run()
+    assert (task.outcome.ids, task.outcome.failure) == (ids, "")
 
 
 @pytest.mark.parametrize(

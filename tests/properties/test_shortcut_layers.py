@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -35,11 +36,11 @@ from slime_router.replies.parser import ReplyParser
 from slime_router.replies.reader import ReplyReader
 from slime_router.replies.reply import Reply
 from slime_router.shortcut.shortcut import Shortcut
-from slime_router.telemetry.course import Course
+from slime_router.telemetry.course import GAPS, Course, Times
 from slime_router.tokens.decoder import Decoder, TokenBytes
 from slime_router.tokens.stop_strings import VisibleText
 from slime_router.types import GenerateCall, GenerateChunk, Receipt, Sampling, token_ids
-from tests.properties.test_shortcut import Task, answers
+from tests.properties.test_shortcut import END, HEAD, Task, answers, chunked, item
 
 # What an id spells, by its remainder: whole and broken characters, marks, and beginnings of stops.
 PARTS = (b"a", b"bc", b"\xc3", b"\xa9", b"<", b"", b"\xf0\x9f\x98", b"\x80 c", b">", b"c", b"\n")
@@ -109,11 +110,13 @@ STREAMS: dict[str, Callable[[], StreamedReply]] = {
 class Layers:
     """The steps of one generation after its worker, and what they made of it."""
 
-    def __init__(self, stream: StreamedReply, *, has_parser: bool, stops: Sequence[str]) -> None:
+    def __init__(self, stream: StreamedReply, has_parser: bool, stops: Sequence[str]) -> None:
         self.failure = ""
         self.reply, self.written = Reply(), bytearray()
         self.stream = stream
-        self.counts = GenerationCounts()
+        self.counts, self.now = GenerationCounts(), 0.0
+        self.gaps = Times(GAPS)
+        self.course = Course(self.gaps, clock=lambda: self.now)
         parser = ReplyParser(ReasoningDetector(Thinking), None, None, marks=Marks("<>"))
         visible = VisibleText(Decoder(cast(TokenBytes, Table())), Sampling(stop=tuple(stops)))
         reader = ReplyReader(visible, parser if has_parser else None)
@@ -121,7 +124,7 @@ class Layers:
         self.reading = _Reading(
             Filing(cacher, CALL, PROMPT, self.reply, reader),
             self.reply,
-            Course(clock=lambda: 0.0),
+            self.course,
             Count(self.counts),
         )
         self.stitch = Stitch(CALL, lambda _: pytest.fail("nothing is cut"))
@@ -156,6 +159,8 @@ class Layers:
             "versions": reply.weight_versions,
             "finish": reply.finish,
             "counted": self.counts.output_tokens,
+            "course": (self.course.first_token_s, self.course.workers),
+            "gaps": (sum(self.gaps.counts), self.gaps.total_s),
         }
 
 
@@ -205,18 +210,46 @@ def test_both_ways_say_the_same(
     has_parser: bool,
     stops: tuple[str, ...],
 ) -> None:
-    slow_layers = Layers(STREAMS[kind](), has_parser=has_parser, stops=stops)
+    assert_same(loop, reads, choices, lambda: Layers(STREAMS[kind](), has_parser, stops))
+
+
+@pytest.mark.parametrize("kind", sorted(STREAMS))
+@pytest.mark.parametrize("has_parser", [False, True])
+def test_plain_events_say_the_same(
+    loop: asyncio.AbstractEventLoop, *, kind: str, has_parser: bool
+) -> None:
+    """Several tokens in an event, one, or none; one of them is a mark, the others are words."""
+    ids = [8, 0, 1, 0, 0, 1, 1, 0, 0, 4, 8, 0, 0, 0, 1, 1]
+    ends = [0, 0, 0, 0, 1, 2, 3, 5, 6, 6, 7, 9, 11, 12, 13, 14, 15, 16]
+    events = [item(ids, start, end, {}) for start, end in pairwise([0, *ends[:-1]])]
+    finish = {"finish_reason": {"type": "length", "length": len(ids)}}
+    events.append(item(ids, len(ids) - 1, len(ids), finish))
+    reads = [HEAD, *(chunked(b"data: %b\n\n" % event) for event in events), END]
+    one, other = assert_same(loop, reads, (), lambda: Layers(STREAMS[kind](), has_parser, ()))
+    assert one.reply.output_ids == ids
+    assert one.gaps.counts == other.gaps.counts
+
+
+def assert_same(
+    loop: asyncio.AbstractEventLoop,
+    reads: Sequence[bytes],
+    choices: Sequence[bool],
+    layers_of: Callable[[], Layers],
+) -> tuple[Layers, Layers]:
+    slow_layers = layers_of()
     slow = Task(loop, None, slow_layers)
     for read in reads:
+        slow_layers.now += 1.0
         slow.protocol.data_received(read)
         slow.run()
 
-    left = iter(choices)
-    layers = Layers(STREAMS[kind](), has_parser=has_parser, stops=stops)
+    layers = layers_of()
     shortcut: Shortcut[GenerateChunk] = Shortcut()
-    layers.open(shortcut, left)
+    layers.open(shortcut, iter(choices))
     fast = Task(loop, shortcut, layers)
     for read in reads:
+        layers.now += 1.0
         fast.protocol.data_received(read)
         fast.run()  # at once: what comes in one read hides what its earlier items contradict
     assert layers.outcome() == slow_layers.outcome()
+    return layers, slow_layers

@@ -93,6 +93,7 @@ def test_what_was_under_way_when_it_opened_changes_nothing():
     made = opened()
     made.failed(5.0)
     made.succeeded(6.0)
+    made.succeeded(7.0)
     assert made.state(9.9) == "open"
     assert made.state(10.0) == "half_open"
 
@@ -128,6 +129,8 @@ def test_a_worker_that_was_started_anew_is_trusted():
     made = opened()
     made.close()
     assert made.state(0.0) == "closed"
+    made.failed(1.0)
+    assert made.state(1.0) == "closed", "old failures are forgotten"
 
 
 @pytest.mark.parametrize("count", [1, 100])

@@ -8,7 +8,7 @@ import pytest
 
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
-from slime_router.api.chat.tools import tool_choice
+from slime_router.api.chat.tools import read_tools, tool_choice
 from slime_router.errors import BadRequest
 from slime_router.types import Grammar, Sampling, TemplateOptions
 from tests.integration.scripted import Bytes, asked
@@ -370,6 +370,17 @@ def test_messages_and_tools_are_handed_on_as_written():
     assert call.messages is not None
     assert call.messages[0] is message
     assert call.template.tools[0] is TOOL
+
+
+def test_a_tool_that_is_deferred_says_so_where_templates_look():
+    function = {"name": "f", "parameters": {}}
+    within = {**function, "defer_loading": True}
+    tool = {"type": "function", "function": function}
+    assert read_tools({"tools": [tool]}) == (tool,)
+    for given in ({**tool, "defer_loading": True}, {"type": "function", "function": within}):
+        assert read_tools({"tools": [given]})[0]["function"] == within
+    said = {**tool, "function": {**function, "defer_loading": False}, "defer_loading": True}
+    assert read_tools({"tools": [said]}) == (said,), "the function's own counts"
 
 
 def test_a_role_is_written_in_lower_case():

@@ -68,15 +68,18 @@ def _parsers(name: str) -> ReplyParsers:
     return ReplyParsers(load_parsers, tools=name, reasoning=None)
 
 
-def parser_of(name: str) -> ReplyParser:
-    parser = _parsers(name).parser(ReplyFormat(tools=TOOLS), prompt_tail="", history=())
+def parser_of(name: str, *, is_parallel: bool = True) -> ReplyParser:
+    form = ReplyFormat(tools=TOOLS, is_parallel=is_parallel)
+    parser = _parsers(name).parser(form, prompt_tail="", history=())
     assert parser is not None
     return parser
 
 
-def read(name: str, pieces: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+def read(
+    name: str, pieces: Sequence[str], *, is_parallel: bool = True
+) -> tuple[str, list[tuple[str, str]]]:
     """Content, and names and arguments as they were written."""
-    parser = parser_of(name)
+    parser = parser_of(name, is_parallel=is_parallel)
     content, calls = "", list[tuple[str, str]]()
     for index, piece in enumerate([*pieces, ""]):
         delta = parser.push(piece, is_last=index == len(pieces))
@@ -206,3 +209,12 @@ def test_a_call_of_an_unknown_tool_is_not_lost(name, order):
     for call in calls[: form.most]:
         assert call[0] in shown
         assert str(next(iter(call[1].values()))) in shown
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_where_one_call_is_asked_for_the_others_leave_nothing_behind(name):
+    for kind, cut, behind in (("two", "tokens", ""), ("same", "letters", " Bye.")):
+        text, _ = written(name, kind, LEAD)
+        pieces = re.findall(CUTS[cut], text + behind)
+        content, calls = read(name, pieces)
+        assert read(name, pieces, is_parallel=False) == (content, calls[:1])

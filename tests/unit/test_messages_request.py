@@ -236,6 +236,7 @@ def test_parallel_calls_can_be_switched_off(kind):
         ({"type": "enabled", "budget_tokens": 2048}, {"enable_thinking": True}),
         ({"type": "disabled"}, {"enable_thinking": False}),
         ({"type": "adaptive"}, {}),
+        ({"type": "between_tools"}, {}),
         (None, {}),
     ],
 )
@@ -310,6 +311,8 @@ def test_what_only_anthropics_service_knows_is_ignored():
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
         ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
         ({"tools": [{**TOOL, "input_schema": []}]}, "tools[0].input_schema"),
+        ({"tools": [{**TOOL, "strict": "yes"}]}, "tools[0].strict"),
+        ({"tools": [{**TOOL, "defer_loading": 1}]}, "tools[0].defer_loading"),
         ({"tools": [{**TOOL, "description": 7}]}, "tools[0].description"),
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"tool_choice": {"type": "some"}}, "tool_choice.type"),

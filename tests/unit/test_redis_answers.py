@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 import pytest
+from redis.exceptions import ConnectionError as RedisAway
 from redis.exceptions import ResponseError
 
-from slime_router.archive.port import ArchiveDown
-from slime_router.archive.redis import RedisArchive
+from slime_router.archive.port import ArchiveDown, ArchiveOdd
+from slime_router.archive.redis import RENEWALS, RedisArchive
 from slime_router.archive.redis_client import RedisClients
 
 Asked = Callable[[RedisArchive], Coroutine[Any, Any, object]]
@@ -20,7 +22,7 @@ class Says:
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer
-        self.waiting = self
+        self.waiting = self.blocking = self
 
     def __getattr__(self, _: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         async def answer(*_: object, **__: object) -> Any:
@@ -60,3 +62,100 @@ ASKED: dict[str, Asked] = {
 async def test_it_counts_as_away(ask, answer):
     with pytest.raises(ArchiveDown):
         await ask(archive(answer))
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (ResponseError("WRONGTYPE Operation against a key"), ArchiveOdd),
+        (ResponseError("OOM command not allowed"), ArchiveDown),
+        (RedisAway("nobody is there"), ArchiveDown),
+        (OSError("no route"), ArchiveDown),
+    ],
+)
+async def test_only_what_others_have_written_is_no_reason_to_stop_asking(fault, kind):
+    with pytest.raises(ArchiveDown) as caught:
+        await archive(fault).workers_version()
+    assert type(caught.value) is kind
+
+
+class Writes:
+    """A client whose pipeline answers so."""
+
+    def __init__(self, *answers: list[Any]) -> None:
+        self._answers = iter(answers)
+        self.blocking = self
+        self.asked: list[tuple[object, ...]] = []
+
+    def pipeline(self, **_: object) -> Writes:
+        return self
+
+    def __enter__(self) -> Writes:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def execute_command(self, *command: object) -> None:
+        self.asked.append(command)
+
+    def execute(self, **_: object) -> list[Any]:
+        return next(self._answers)
+
+
+def test_what_is_refused_for_good_is_counted_and_all_else_is_tried_again():
+    foreign = ResponseError("WRONGTYPE Operation against a key")
+    passing = ResponseError("OOM command not allowed")
+    clients = Writes([1, foreign, foreign], [1, foreign, passing], [1])
+    made = RedisArchive(cast("RedisClients", clients), prefix="p", ttl_s=10)
+    made.apply([])
+    assert (made.refusal, made.refused) == (str(foreign), 2)
+    with pytest.raises(OSError, match="OOM"):
+        made.apply([])
+    made.apply([])
+    assert (made.refusal, made.refused) == (None, 2)
+
+
+def test_a_write_waits_for_as_many_replicas_and_never_for_ever():
+    clients = Writes([1], [2], [3])
+    made = RedisArchive(
+        cast("RedisClients", clients), prefix="p", ttl_s=10, wait_replicas=2, wait_s=0.0001
+    )
+    short = []
+    for _ in range(3):
+        made.apply([])
+        short.append(made.shortfall)
+    assert short == ["1 of 2 replicas have it", None, None]
+    assert clients.asked == [("WAIT", 2, 1)] * 3
+
+
+class Renews:
+    """A client of an empty server, which counts the keys that are kept for longer."""
+
+    def __init__(self) -> None:
+        self.renewed: list[bytes] = []
+        self.waiting = self
+
+    async def xrange(self, *_: object, **__: object) -> list[Any]:
+        return []
+
+    def pipeline(self, **_: object) -> Renews:
+        return self
+
+    def expire(self, key: bytes, _: int) -> None:
+        self.renewed.append(key)
+
+    async def execute(self) -> list[Any]:
+        return []
+
+
+async def test_what_is_looked_at_is_kept_for_longer_and_not_at_each_look(monkeypatch):
+    clients, ttl_s = Renews(), 1000
+    made = RedisArchive(cast("RedisClients", clients), prefix="p", ttl_s=ttl_s)
+    renewed = []
+    for now in (0.0, ttl_s / RENEWALS - 1, ttl_s / RENEWALS, 2 * ttl_s):
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda now=now: now)
+        await made.news("home", "", lambda _: False)
+        renewed.append(len(clients.renewed))
+    monkeypatch.undo()
+    assert renewed == [3, 3, 6, 9]
+    assert len(set(clients.renewed)) == 3

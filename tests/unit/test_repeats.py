@@ -163,3 +163,5 @@ def test_an_item_shows_which_weights_it_names(version: Any) -> None:
         assert names_version(payload, known, 0) == (known == version)
     assert not names_version(payload, None, 0)
     assert names_version(b'{"meta_info":{}}', None, 0)
+    assert names_version(b'{"weight_version":"v1"}', "v1", 0), "it may be the last field"
+    assert not names_version(b'{"output_ids":[1,2,3,4],"x":1}', "v1", 0)

@@ -31,6 +31,8 @@ CHATML = Seam(Controls(END, EOS), TurnEnds(closers=frozenset({END})))
 GLM = Seam(Controls(USER, TOOL, EOS), TurnEnds(openers={USER: "<user>", TOOL: "<tool>"}))
 GEMMA = Seam(Controls(END, RESP), TurnEnds(closers=frozenset({END})))
 TWO = Seam(Controls(END, EOS), TurnEnds(closers=frozenset({END})))
+PLAIN = Seam(Controls(END, EOS), TurnEnds())  # nobody knows what closes a turn
+WORDY = Seam(Controls(END), TurnEnds(closers=frozenset({END}), closing=" so<call> and<end>"))
 HARMONY = Seam(Controls(EOS, CALL), TurnEnds(closers=frozenset({END, EOS})))
 
 
@@ -42,6 +44,13 @@ HARMONY = Seam(Controls(EOS, CALL), TurnEnds(closers=frozenset({END, EOS})))
         (CHATML, "<end>\n<user>Hi", EOS, "\n<user>Hi", 0),  # it closed the turn in its place
         (CHATML, "<end>\n<user>Hi", WORD, "<end>\n<user>Hi", 0),
         (CHATML, " <end>\n<user>Hi", None, " <end>\n<user>Hi", 0),
+        (CHATML, "<end>[INST] Hi", EOS, "[INST] Hi", 0),
+        (PLAIN, "<end>\n<user>Hi", EOS, "\n<user>Hi", 0),
+        (PLAIN, "<end>Hi", EOS, "<end>Hi", 0),  # it may be what the text belongs to
+        (WORDY, " so<call> and<end><user>Hi", END, "<user>Hi", 0),
+        (WORDY, " so<call> and<end><user>Hi", WORD, " so<call> and<end><user>Hi", 0),
+        (WORDY, " so<call> and<end><user>Hi", CALL, " so<call> and<end><user>Hi", 0),
+        (WORDY, " or<call> and<end><user>Hi", END, " or<call> and<end><user>Hi", 0),
         (CHATML, "[INST] Hi", END, "[INST] Hi", 0),  # the template closes with nothing
         (CHATML, "[INST] say <end>", END, "[INST] say <end>", 0),  # a user's own text is not a seam
         (TWO, "<call><end>\n<user>Hi", END, "\n<user>Hi", 0),  # the end is a token of several
@@ -51,6 +60,7 @@ HARMONY = Seam(Controls(EOS, CALL), TurnEnds(closers=frozenset({END, EOS})))
         (GLM, "<user>Hi", USER, "Hi", 0),
         (GLM, "<tool>5", USER, "<tool>5", 1),  # the header that was sampled gives way
         (GLM, "<user>Hi", EOS, "<user>Hi", 0),
+        (GLM, "<user><resp>Hi", EOS, "<user><resp>Hi", 0),
         (GLM, "and more", USER, "and more", 1),
     ],
 )
@@ -65,6 +75,7 @@ def test_after_a_text(seam: Seam, behind: str, last_id: int | None, rest: str, d
         (CHATML, '"}</call><end>', "\n<user>Hi", END, "\n<user>Hi", 0),
         (CHATML, '"}</call><end>', "\n<user>Hi", WORD, "<end>\n<user>Hi", 0),  # cut in the call
         (CHATML, '"}</call><end>', "\n<user>Hi", CLOSE, "<end>\n<user>Hi", 0),  # cut after it
+        (CHATML, '"}</call>\n<end>', "\n<user>Hi", CLOSE, "\n<end>\n<user>Hi", 0),
         (CHATML, '"}</call>', "<resp>5<end>", END, "<resp>5<end>", 0),  # closed by nothing
         (GLM, "</call>", "<tool>5", TOOL, "5", 0),
         (GLM, "</call>", "<tool>5", USER, "<tool>5", 1),
@@ -84,8 +95,15 @@ def test_after_a_call(
     assert (whole[cut.start :], cut.drop) == (rest, drop)
 
 
+@pytest.mark.parametrize(("own_len", "rest"), [(0, "<end>? Hi"), (1, "? Hi"), (None, "? Hi")])
+def test_a_token_in_the_next_message_ends_nothing(own_len: int | None, rest: str) -> None:
+    behind = "<end>? Hi"
+    assert behind[CHATML.after_text(behind, END, own_len).start :] == rest
+
+
 def test_a_cut_never_parts_a_token() -> None:
     assert CHATML.boundary("a</call><end>", 4) == 1
     assert CHATML.boundary("a</call><end>", 8) == 8
     assert CHATML.boundary("abc", 2) == 2
+    assert CHATML.boundary("abc</call>", 2) == 2
     assert CHATML.after_text("", END) == Cut(0)

@@ -24,8 +24,15 @@ def test_an_event_is_one_data_line_whatever_the_text_holds(payload):
     assert event.startswith(b"data: ")
     assert event.endswith(b"\n\n")
     assert event.count(b"\n") == 2
-    assert b"\r" not in event
+    assert len(event.decode().splitlines()) == 2, "for readers that know Unicode's line ends, too"
     assert orjson.loads(event.removeprefix(b"data: ")) == payload
+
+
+def test_a_named_event_is_two_lines():
+    event = sse.named_event({"type": "ping", "text": "a\x85b\u2028c\u2029d"})
+    first, second, last = event.decode().splitlines()
+    assert (first, last) == ("event: ping", "")
+    assert orjson.loads(second.removeprefix("data: "))["text"] == "a\x85b\u2028c\u2029d"
 
 
 class _Gone(web.StreamResponse):

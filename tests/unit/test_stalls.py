@@ -7,7 +7,14 @@ import logging
 
 import pytest
 
-from slime_router.server.loop.stalls import LOG_PAUSE_S, REST_S, STALL_S, TICK_S, StallWatch
+from slime_router.server.loop.stalls import (
+    LOG_PAUSE_S,
+    MAX_NAMED,
+    REST_S,
+    STALL_S,
+    TICK_S,
+    StallWatch,
+)
 from slime_router.telemetry.course import Times
 from slime_router.telemetry.meters import DELAYS
 from tests.integration.gateway import CHAT, served, until, user
@@ -49,6 +56,7 @@ def test_short_stalls_are_counted_by_how_late_a_tick_came():
     for late_s in (0.0, 0.0, -0.001, 0.004, 0.007, 0.007, 0.03, 0.3, 2.0):
         clock.now += TICK_S + late_s
         watch.tick()
+        assert watch.lag_s == pytest.approx(max(late_s, 0.0))
     assert watch.late_by_ms() == {
         "5": 5,
         "10": 3,
@@ -70,8 +78,20 @@ def test_the_log_is_not_filled_and_many_requests_are_a_number(caplog):
         watch.tick()
     clock.now += LOG_PAUSE_S
     watch.tick()
-    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    clock.now += LOG_PAUSE_S + 1.0
+    watch.tick()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
     assert "under way: 40 requests; 4 stalls before were not logged" in caplog.messages[1]
+    assert "; 0 stalls before were not logged" in caplog.messages[2]
+
+
+def test_few_requests_are_named(caplog):
+    clock = Clock()
+    watch = StallWatch(Requests(["POST /a"] * MAX_NAMED), Times(DELAYS), clock=clock)
+    watch.tick()
+    clock.now += 1.0
+    watch.tick()
+    assert "under way: POST /a, POST /a, POST /a; 0 stalls" in caplog.messages[0]
 
 
 def test_without_requests_ticks_are_rare():
@@ -86,6 +106,17 @@ def test_without_requests_ticks_are_rare():
     watch.tick()
     assert watch.lag_s == pytest.approx(STALL_S / 2)
     assert watch.count == 0
+
+
+async def test_after_the_watch_there_are_no_more_ticks():
+    watch = StallWatch(Requests(), Times(DELAYS))
+    with watch.watching():
+        timer = watch._timer
+        assert timer is not None
+        assert not timer.cancelled()
+    assert timer.cancelled()
+    watch.tick()
+    assert watch._timer is timer
 
 
 async def test_the_router_watches_its_loop_and_names_the_request():

@@ -50,6 +50,8 @@ async def test_whoever_leaves_gives_the_place_on():
     first, second, third = (asyncio.create_task(work(name)) for name in "abc")
     await settled()
     second.cancel()  # while it waits
+    await settled()
+    assert begun == ["a"], "it had no place to give"
     first.cancel()
     await settled()
     assert begun == ["a", "c"]
@@ -66,6 +68,16 @@ async def test_what_is_long(value, is_long):
         entering = asyncio.ensure_future(turnstile.passing(iter([value]), NOBODY).__aenter__())
         await settled()
         assert entering.done() is not is_long
+        entering.cancel()
+        await settled()
+
+
+async def test_characters_of_four_bytes_are_long_sooner():
+    turnstile = Turnstile(1, 10_000)
+    async with turnstile.passing(["x" * 10_000], NOBODY):
+        entering = asyncio.ensure_future(turnstile.passing(["😀" * 2500], NOBODY).__aenter__())
+        await settled()
+        assert not entering.done()
         entering.cancel()
         await settled()
 
@@ -101,4 +113,26 @@ async def test_whoever_is_cancelled_as_its_turn_comes_gives_the_place_on():
     assert two.cancelled()
     assert three.done()
     turnstile.leave()
+    await asyncio.wait_for(turnstile.enter(NOBODY), 30)
+
+
+async def test_whoever_is_cancelled_while_it_waits_takes_no_turn_of_its_owner():
+    """Neither before it is noticed, as here of the first, nor afterwards."""
+    turnstile, begun = Turnstile(1, 100), []
+
+    async def work(owner: str, name: str) -> None:
+        await turnstile.enter(Party(owner, ""))
+        begun.append(name)
+
+    await turnstile.enter(NOBODY)
+    names = (("x", "x1"), ("a", "a1"), ("a", "a2"), ("b", "b1"))
+    tasks = [asyncio.create_task(work(owner, name)) for owner, name in names]
+    await settled()
+    tasks[1].cancel()
+    await settled()
+    tasks[0].cancel()
+    for _ in range(3):
+        turnstile.leave()
+        await settled()
+    assert begun == ["a2", "b1"]
     await asyncio.wait_for(turnstile.enter(NOBODY), 30)

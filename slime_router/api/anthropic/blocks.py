@@ -22,6 +22,8 @@ _OPAQUE = frozenset(  # for Anthropic's service alone, or about the block and no
     }
 )  # fmt: skip
 
+_SILENT = frozenset({"fallback", "mcp_tool_listing"})  # of one model's turn to another, of tools
+
 
 def is_service_call(kind: str) -> bool:
     """Whether a block is a call that Anthropic's service ran."""
@@ -31,6 +33,14 @@ def is_service_call(kind: str) -> bool:
 def is_service_result(kind: str) -> bool:
     """Whether a block is the result of such a call."""
     return kind.endswith("_tool_result")
+
+
+def is_silent(block: Mapping[str, Any]) -> bool:
+    """Whether a block says nothing to a model: its service alone reads it, or it is a summary that
+    failed.
+    """
+    kind = block["type"]
+    return kind in _SILENT or (kind == "compaction" and block.get("content") is None)
 
 
 def block_text(block: Mapping[str, Any], path: str) -> str:
@@ -48,6 +58,8 @@ def block_text(block: Mapping[str, Any], path: str) -> str:
             return _document(block, path)
         case "compaction" if isinstance(block.get("content"), str):
             return str(block["content"])
+        case "browser_state":
+            return _shown(block)
     raise BadRequest(
         f"'{str(block['type'])[:40]}' blocks are not supported here for this model.",
         param=f"{path}.type",

@@ -25,6 +25,7 @@ from slime_router.api.anthropic.blocks import (
     block_text,
     is_service_call,
     is_service_result,
+    is_silent,
     result_text,
     string_of,
 )
@@ -187,7 +188,7 @@ def _turn_id(signature: Any) -> str | None:
 
 
 def _blocks(content: Any, path: str) -> list[tuple[dict[str, Any], str]]:
-    """The blocks of a content, each with its path; a string is one block."""
+    """The blocks of a content that say something, each with its path; a string is one block."""
     if isinstance(content, str):
         return [({"type": "text", "text": content}, path)]
     require(isinstance(content, list), path, "a string or a list of blocks")
@@ -195,7 +196,7 @@ def _blocks(content: Any, path: str) -> list[tuple[dict[str, Any], str]]:
         require(isinstance(block, dict), f"{path}[{i}]", "an object")
         if block.get("type") is None:
             raise missing(f"{path}[{i}].type")
-    return [(block, f"{path}[{i}]") for i, block in enumerate(content)]
+    return [(block, f"{path}[{i}]") for i, block in enumerate(content) if not is_silent(block)]
 
 
 def _texts(content: Any, path: str) -> list[str]:

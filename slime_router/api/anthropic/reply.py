@@ -11,6 +11,7 @@ from aiohttp import web
 from slime_router.api.anthropic.events import Event, MessageEvents, MessageStyle
 from slime_router.api.anthropic.messages import input_json
 from slime_router.api.errors import ErrorStyle, openai_error
+from slime_router.api.sse import named_event
 from slime_router.errors import ContextLengthExceeded, RouterError
 from slime_router.types import GenerateChunk
 
@@ -38,12 +39,12 @@ class MessageStream:
 
     def text_event(self, text: str, tokens: int) -> bytes:
         """The events of a chunk that is just text."""
-        return b"".join(map(_written, self._events.of_text(text, tokens)))
+        return b"".join(map(named_event, self._events.of_text(text, tokens)))
 
     def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
         """The events of one chunk. Raises RouterError where the worker gave up."""
         assert chunk.sample == 0, "one message, one generation"
-        return [_written(event) for event in self._events.of_chunk(chunk)]
+        return [named_event(event) for event in self._events.of_chunk(chunk)]
 
     def closing(self) -> Iterable[bytes]:
         """The last chunk's events are the last."""
@@ -51,7 +52,7 @@ class MessageStream:
 
     def failure(self, exc: RouterError) -> bytes:
         """An error after the first byte."""
-        return _written(error_object(exc, self._request_id))
+        return named_event(error_object(exc, self._request_id))
 
 
 class MessageBody:
@@ -129,8 +130,3 @@ def error_object(exc: RouterError, request_id: str) -> dict[str, Any]:
 
 
 ANTHROPIC_ERRORS = ErrorStyle(messages_error, id_headers=("x-request-id", "request-id"))
-
-
-def _written(event: Event) -> bytes:
-    """One server-sent event, named by its type as Anthropic's SDKs need it."""
-    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event))

@@ -54,7 +54,12 @@ _AS_IN_CHAT = (  # Anthropic's fields, hints of the session, and what the router
     "bootstrap_port",
     "bootstrap_room",
 )
-_THINKS = {"enabled": True, "disabled": False, "adaptive": None}  # None: up to the template
+_THINKS = {  # None: up to the template
+    "enabled": True,
+    "disabled": False,
+    "adaptive": None,
+    "between_tools": None,
+}
 _EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -171,12 +176,20 @@ def _tool(tool: Any, path: str) -> dict[str, Any] | None:
             raise missing(f"{path}.{name}")
     require(isinstance(tool["name"], str), f"{path}.name", "a string")
     require(isinstance(tool["input_schema"], dict), f"{path}.input_schema", "an object")
-    described = tool.get("description")
-    require(described is None or isinstance(described, str), f"{path}.description", "a string")
+    for name, type_, what in (
+        ("description", str, "a string"),
+        ("strict", bool, "true or false"),
+        ("defer_loading", bool, "true or false"),
+    ):
+        require(tool.get(name) is None or isinstance(tool[name], type_), f"{path}.{name}", what)
     function = {"name": tool["name"]}
-    if described is not None:
-        function["description"] = described
-    return {"type": "function", "function": {**function, "parameters": tool["input_schema"]}}
+    if tool.get("description") is not None:
+        function["description"] = tool["description"]
+    function["parameters"] = tool["input_schema"]
+    if tool.get("strict"):  # templates print what is there
+        function["strict"] = True
+    chat = {"type": "function", "function": function}
+    return {**chat, "defer_loading": True} if tool.get("defer_loading") else chat
 
 
 def _tool_choice(choice: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from slime_router.api import sse
 from slime_router.api.errors import abort_error, openai_error_object
 from slime_router.api.token_names import TokenNames
 from slime_router.errors import RouterError
+from slime_router.json_text import one_line
 from slime_router.replies.reply import Reply
 from slime_router.types import Finish, GenerateChunk, Message, Prompt, ToolDelta, WeightVersion
 from slime_router.values import value
@@ -117,7 +118,7 @@ class ChatStream:
             if chunk.reasoning:
                 events.append(self._piece(index, self._style.reasoning(chunk.reasoning)))
             if chunk.text:  # most events are just this, so only the text is encoded
-                text = orjson.dumps(chunk.text)
+                text = one_line(orjson.dumps(chunk.text))
                 events.append(_TEXT_EVENT % (self._text_head, index, text))
         elif chunk.text or chunk.reasoning or chunk.output_ids:
             events.append(self._delta(index, chunk))
@@ -131,7 +132,9 @@ class ChatStream:
     def _text_event(self, text: str, tokens: int) -> bytes:
         """Of a single choice."""
         self._tally.completion += tokens
-        return _TEXT_EVENT % (self._text_head, 0, orjson.dumps(text)) if text else b""
+        if not text:
+            return b""
+        return _TEXT_EVENT % (self._text_head, 0, one_line(orjson.dumps(text)))
 
     def closing(self) -> Iterable[bytes]:
         """The usage, where it is asked for."""

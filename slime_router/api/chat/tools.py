@@ -27,7 +27,7 @@ def read_tools(body: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     require(type(tools) is list, "tools", "a list of tools")
     for i, tool in enumerate(tools):
         _check_tool(tool, f"tools[{i}]")
-    return tuple(tools)
+    return tuple(map(_deferred_within, tools))
 
 
 @value(frozen=True, slots=True)
@@ -133,6 +133,14 @@ def _check_can_force(
             check_schema(tool["function"].get("parameters"), path)
 
 
+def _deferred_within(tool: dict[str, Any]) -> dict[str, Any]:
+    """The tool with `defer_loading` in its function, where templates look, as SGLang puts it."""
+    is_deferred, function = tool.get("defer_loading"), tool["function"]
+    if is_deferred is None or function.get("defer_loading") is not None:
+        return tool
+    return {**tool, "function": {**function, "defer_loading": is_deferred}}
+
+
 def _check_tool(tool: Any, path: str) -> None:
     require(isinstance(tool, dict), path, "an object")
     if tool.get("type") is None:
@@ -142,6 +150,10 @@ def _check_tool(tool: Any, path: str) -> None:
             "A tool's type must be 'function'." + custom_hint(tool["type"]),
             param=f"{path}.type",
         )
+    is_deferred = tool.get("defer_loading")
+    require(
+        is_deferred is None or type(is_deferred) is bool, f"{path}.defer_loading", "true or false"
+    )
     function = named_function(tool, path)
     for name, kind, what in (
         ("description", str, "a string"),

@@ -9,7 +9,8 @@ import orjson
 from aiohttp import web
 
 from slime_router.api.errors import ErrorStyle, openai_error, openai_error_object
-from slime_router.api.responses.events import Event, Keep, ResponseEvents, ResponseStyle
+from slime_router.api.responses.events import Keep, ResponseEvents, ResponseStyle
+from slime_router.api.sse import named_event
 from slime_router.errors import RouterError
 from slime_router.types import GenerateChunk
 
@@ -32,12 +33,12 @@ class ResponseStream:
         self.text_event = self._text_event if style.entries is None else None
 
     def _text_event(self, text: str, tokens: int) -> bytes:
-        return b"".join(map(_written, self._events.of_text(text, tokens)))
+        return b"".join(map(named_event, self._events.of_text(text, tokens)))
 
     def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
         """The events of one chunk. Raises RouterError where the worker gave up."""
         assert chunk.sample == 0, "one response, one generation"
-        return [_written(event) for event in self._events.of_chunk(chunk)]
+        return [named_event(event) for event in self._events.of_chunk(chunk)]
 
     def closing(self) -> Iterable[bytes]:
         """Nothing: the last chunk ends the response."""
@@ -46,7 +47,7 @@ class ResponseStream:
     def failure(self, exc: RouterError) -> bytes:
         """An error after the first byte: the response has failed, and why."""
         error = openai_error_object(_in_own_words(exc))["error"]
-        return b"".join(_written(event) for event in self._events.failure(exc, error))
+        return b"".join(named_event(event) for event in self._events.failure(exc, error))
 
 
 class ResponseBody:
@@ -84,7 +85,3 @@ def _in_own_words(exc: RouterError) -> RouterError:
             exc.param = own + exc.param.removeprefix(chat)
             break
     return exc
-
-
-def _written(event: Event) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event))

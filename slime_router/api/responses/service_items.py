@@ -17,7 +17,9 @@ from slime_router.errors import BadRequest
 
 Item: TypeAlias = dict[str, Any]
 
-IGNORED = frozenset({"compaction"})  # encrypted by another service: nobody here can read it
+IGNORED = frozenset(  # encrypted by another service: nobody here can read it
+    {"compaction", "compaction_summary", "context_compaction"}
+)
 
 _CALLS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # the tool's name; what its arguments are
     "apply_patch_call": ("apply_patch", ("operation",)),
@@ -46,6 +48,12 @@ _RESULTS: Mapping[str, str] = {  # of calls whose items hold them, and of items 
     "shell_call_output": "output",
     "tool_search_output": "tools",
 }
+_ALONE = frozenset(  # nothing refers to these, so that agents leave their ids out
+    {
+        *("code_interpreter_call", "file_search_call", "image_generation_call", "mcp_call"),
+        *("mcp_list_tools", "tool_search_call", "tool_search_output", "web_search_call"),
+    }
+)
 _IDS = ("call_id", "approval_request_id", "id")
 
 
@@ -72,6 +80,8 @@ def read_service_item(item: Item, path: str) -> ServiceItem:
     """
     kind = item["type"]
     given = next((item[name] for name in _IDS if item.get(name)), None)
+    if given is None and kind in _ALONE:
+        given = kind
     if given is None:
         raise missing(f"{path}.{'id' if kind not in _RESULTS else 'call_id'}")
     require(isinstance(given, str), f"{path}.id", "a string")

@@ -23,6 +23,7 @@ from slime_router.api.sessions.parquet import parquet_of
 from slime_router.api.sessions.row_turns import row_turn
 from slime_router.api.sessions.teachers import teacher_columns, teacher_versions, teachers
 from slime_router.errors import Conflict
+from slime_router.json_text import one_line
 from slime_router.rows.rows import Row, RowSet, RowStats
 from slime_router.rows.tree import Positions, TokenTree, grow
 from slime_router.trajectory.measures.distribution import no_masks
@@ -59,9 +60,9 @@ def as_lines(session: Session, rowset: RowSet) -> bytes:
 def lines(session: Session, rowset: RowSet) -> Iterator[bytes]:
     """The lines one by one, each written on demand."""
     for row in rowset.rows:
-        yield _dumps(_json_row(session, row)) + b"\n"
+        yield one_line(_dumps(_json_row(session, row))) + b"\n"
     stats = {"session_id": session.name, "stats": _stats(session, rowset.stats)}
-    yield _dumps(stats) + b"\n"
+    yield one_line(_dumps(stats)) + b"\n"
 
 
 def as_slime(session: Session, rowset: RowSet) -> bytes:

@@ -24,6 +24,7 @@ from slime_router.auth.caller import Caller, caller
 from slime_router.auth.owners import shown
 from slime_router.errors import BadRequest, NotFound, RouterError
 from slime_router.journal.fetching import Fetch
+from slime_router.json_text import one_line
 from slime_router.rows.rows import TAG, RowOptions, RowSet, build_rows
 from slime_router.rows.snapshot import TURN_SIZE, Snapshot
 from slime_router.trajectory.session import Session
@@ -238,4 +239,5 @@ def _number(text: str) -> int | str:
 
 
 def _error_line(session_id: str, exc: RouterError) -> bytes:
-    return orjson.dumps({"session_id": shown(session_id), **openai_error_object(exc)}) + b"\n"
+    line = {"session_id": shown(session_id), **openai_error_object(exc)}
+    return one_line(orjson.dumps(line)) + b"\n"

@@ -27,7 +27,7 @@ class EventTap:
         reader: ChunkReader,
     ) -> None:
         self.is_waiting = False  # the task, in `content`
-        self._goes_on = False  # what came last was taken
+        self._goes_on = False  # what came last was taken, and the task still waits
         self._shortcut = shortcut
         self._content = content
         self._lines = lines
@@ -35,7 +35,7 @@ class EventTap:
 
     def take_event(self, payload: bytes) -> bool:
         """Takes the one event that came, if it goes on as the one before, which was taken."""
-        if not (self._goes_on and self.is_waiting):
+        if not self._goes_on:
             return False
         tokens = self._reader.tokens(payload)
         if tokens is None:
@@ -45,7 +45,7 @@ class EventTap:
             if self._shortcut.take_tokens(ids, logprobs):
                 return True
         except ShortcutFailed as exc:
-            self._content.set_exception(exc)  # the task, which waits, is to raise it
+            self._fail(exc)
             return True
         self._reader.take_back(len(ids))
         return False
@@ -59,10 +59,10 @@ class EventTap:
             return False
         try:
             if self._shortcut.take(chunk):
-                self._goes_on = bool(chunk.output_ids) and self._shortcut.has_texts
+                self._goes_on = self._shortcut.has_texts
                 return True
         except ShortcutFailed as exc:
-            self._content.set_exception(exc)  # the task, which waits, is to raise it
+            self._fail(exc)
             return True
         self._reader.take_back(len(chunk.output_ids))
         return False
@@ -70,6 +70,11 @@ class EventTap:
     def rest(self) -> None:
         """What comes next has to wait until the task has read what is in `content`."""
         self.is_waiting = self._goes_on = False
+
+    def _fail(self, exc: ShortcutFailed) -> None:
+        """The task, which waits, is to raise it; nothing is taken any more."""
+        self._content.set_exception(exc)
+        self.rest()
 
 
 def tapped(
