@@ -255,7 +255,7 @@ class GenerateCall:
     asked_as: str = ""  # the rid that the client knows, where it is not `rid`
     kv_session: str = ""  # what workers call its session, where they tag its KV
     kind: TurnKind | None = None  # what the client says that its turn is
-    shortcut: Shortcut[GenerateChunk] | None = None  # for its plain chunks
+    shortcut: Shortcut[GenerateChunk] | None = None  # of a stream alone, for its plain chunks
 
     @property
     def asked(self) -> Mapping[str, Any]:

@@ -54,7 +54,7 @@ class Flight:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """It has ended."""
+        """The generation has ended, one way or another."""
 
 
 class SessionFlight(Flight):

@@ -19,6 +19,7 @@ from slime_router.api.request import missing, require, wrong_type
 from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, TokenIds
 from slime_router.values import replace
 
@@ -81,9 +82,7 @@ def read_completion_request(
     if len(prompts) * n > MAX_CHOICES:
         raise BadRequest(f"A request can ask for {MAX_CHOICES} choices, not more.", param="n")
     style = _style(fields, default_model, echo=bool(echo), logprobs=top)
-    given = worker_fields(fields)
-    if top is not None:
-        given["return_logprob"] = True
+    given = {**worker_fields(fields), **({} if top is None else {"return_logprob": True})}
     if style.shows_prompt_logprobs:
         given["logprob_start_len"] = 0
     call = GenerateCall(
@@ -110,6 +109,7 @@ def read_completion_request(
             turn_id=http.new_turn_id(),
             sampling=http.of_sample(call.sampling, k),
             request_id=f"{asked}-{i}",
+            shortcut=Shortcut() if call.stream and len(prompts) * n == 1 else None,
         )
         for i, prompt in enumerate(prompts)
         for k in range(n)
