@@ -178,7 +178,7 @@ class ModelAdmin:
     async def tokenize(self, request: web.Request) -> web.Response:
         """`{"prompt"}` or `{"messages", "tools", ...}` to tokens, with the router's tokenizer."""
         body = await read_object(request)
-        if ("prompt" in body) == ("messages" in body):
+        if (body.get("prompt") is None) == (body.get("messages") is None):
             raise BadRequest("Exactly one of 'prompt' and 'messages' is needed.", param="prompt")
         texts = self._texts(body)
         ids = []
@@ -204,7 +204,7 @@ class ModelAdmin:
         return web.Response(body=body, content_type="application/json")
 
     def _texts(self, body: Mapping[str, Any]) -> list[str]:
-        if "messages" in body:
+        if body.get("messages") is not None:
             messages = read_messages(body)
             continues = is_continued(messages, _flag(body, "continue_final_message", False))
             options = read_template_options(body, messages, continues=continues)

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from slime_router.api.chat.aliases import count_logprobs, in_our_words
+from slime_router.api.chat.aliases import count_logprobs, in_our_words, in_their_words
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
 from slime_router.api.chat.grammar import grammar
 from slime_router.api.chat.reply import ChatStyle
@@ -126,6 +126,10 @@ class SettingsReader:
 
     def _read(self, asked: Mapping[str, Any]) -> Settings:
         said = in_our_words(asked, {}, self._default_model)
+        with in_their_words(asked):
+            return self._of(said)
+
+    def _of(self, said: dict[str, Any]) -> Settings:
         count_logprobs(said)
         fields = read_fields(said, self.vocabulary)
         choice = tool_choice(
