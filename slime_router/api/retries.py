@@ -63,9 +63,9 @@ class Visit(Generic[A, T]):
     ) -> None:
         await self._stream.__aexit__(exc_type, exc, traceback)
 
-    async def opened(self) -> T:
+    def opened(self) -> Awaitable[T]:
         """What was read before the reply begins. Raises RouterError if the generation failed."""
-        return await self._opening(self._chunks)
+        return self._opening(self._chunks)
 
     def note_sign(self) -> None:
         """The client has a status line before there is a reply: if it leaves, it will not retry."""

@@ -157,7 +157,8 @@ class WorkerClient:
                     tap.is_waiting = True
                     data = await read_some(answer)
                     tap.is_waiting = False
-                    chunks = reader.feed(lines.feed(data) if data else lines.end())
+                    payloads = lines.feed(data) if data else lines.end()
+                    chunks = reader.feed(payloads) if payloads else ()
                     if chunks and reader.weight_version != exchange.weight_version:
                         exchange.hear(reader.weight_version)
                     if reader.is_finished:

@@ -243,16 +243,16 @@ def truncates(params: Mapping[str, Any]) -> bool:
     """Whether these parameters leave only a part of the vocabulary to sample from."""
     return not _CUTTING.isdisjoint(params) and (
         has_finite_top_k(params)
-        or _number(params, "top_p", 1.0) < 1.0
-        or _number(params, "min_p", 0.0) > 0.0
+        or ("top_p" in params and _number(params, "top_p", 1.0) < 1.0)
+        or ("min_p" in params and _number(params, "min_p", 0.0) > 0.0)
     )
 
 
 def has_finite_top_k(params: Mapping[str, Any]) -> bool:
     """Whether so many tokens at most are sampled from; it is one where sampling is greedy."""
-    if 0.0 <= _number(params, "temperature", 1.0) < _GREEDY:
+    if "temperature" in params and 0.0 <= _number(params, "temperature", 1.0) < _GREEDY:
         return True
-    return 0 < _number(params, "top_k", -1) < _ALL
+    return "top_k" in params and 0 < _number(params, "top_k", -1) < _ALL
 
 
 def _number(params: Mapping[str, Any], name: str, otherwise: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Unpack
 
 from slime_router.errors import BadRequest, NotFound, RouterError
@@ -168,8 +169,9 @@ class WorkerPool:
 
     def context_len(self) -> int | None:
         """The shortest context of the workers that have reported theirs, in tokens."""
-        known = (worker.context_len for worker in self._workers.values())
-        return min((length for length in known if length is not None), default=None)
+        return min(
+            filter(None, map(attrgetter("context_len"), self._workers.values())), default=None
+        )
 
     # State
 
@@ -387,7 +389,7 @@ class WorkerPool:
     def _returned(self, worker: Worker) -> None:
         worker.returned()
         self._total_in_flight -= 1
-        if worker not in self and not worker.in_flight:
+        if not worker.in_flight and worker not in self:
             self._changed()  # it need not be watched any longer
         self._leave(worker)
 

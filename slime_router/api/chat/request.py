@@ -101,8 +101,8 @@ def _named(
 
 
 def _input_ids(own: Mapping[str, Any], vocab_size: int) -> TokenIds | None:
-    for name in _ID_FIELDS:
-        if own.get(name) is not None:
+    for name in filter(own.__contains__, _ID_FIELDS):
+        if own[name] is not None:
             return checked_ids(own[name], vocab_size, name)
     return None
 
