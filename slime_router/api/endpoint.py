@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
 
 from aiohttp import web
 
@@ -25,7 +25,10 @@ from slime_router.edge.owned_calls import own_call
 from slime_router.errors import BadRequest, NotFound
 from slime_router.telemetry.request_record import keeps_body, note_body
 from slime_router.template import heard
+from slime_router.types import GenerateCall
 from slime_router.values import replace
+
+PromptLength: TypeAlias = Callable[[GenerateCall], Awaitable[int]]  # in tokens; runs nothing
 
 
 async def serve(
@@ -57,6 +60,28 @@ async def serve(
         if isinstance(body, web.StreamResponse):
             return body
         return await _deliver(dialect, context, request, body, headers, who)
+
+
+async def count_prompt(
+    context: EndpointContext,
+    prompt_len: PromptLength,
+    request: web.Request,
+    media_path: str,
+    headers: Mapping[str, str],
+    read: Callable[[dict[str, Any]], GenerateCall],
+) -> int | web.StreamResponse:
+    """How many tokens the prompt of a request has; nothing runs, and nothing is kept.
+
+    `read` makes the call; for media it is a worker's answer, as in `read_text`.
+
+    Raises:
+        RouterError: as for a request that generates.
+    """
+    with context.admission.of(caller(request).owner):
+        body = await read_text(context, request, media_path, headers)
+        if isinstance(body, web.StreamResponse):
+            return body
+        return await prompt_len(read(body))
 
 
 async def read_text(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from operator import attrgetter
 from typing import Unpack
 
 from slime_router.errors import BadRequest, NotFound, RouterError
@@ -169,9 +168,8 @@ class WorkerPool:
 
     def context_len(self) -> int | None:
         """The shortest context of the workers that have reported theirs, in tokens."""
-        return min(
-            filter(None, map(attrgetter("context_len"), self._workers.values())), default=None
-        )
+        known = [worker.context_len for worker in self._workers.values()]
+        return min(filter(None, known), default=None)
 
     # State
 

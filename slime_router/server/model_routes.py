@@ -144,8 +144,9 @@ class ModelAdmin:
         }
 
     async def models(self, _: web.Request) -> web.Response:
-        """The one model."""
-        return web.json_response({"object": "list", "data": [self._card()]})
+        """The one model, as OpenAI's and Anthropic's clients read lists of them."""
+        page = {"has_more": False, "first_id": self._model_name, "last_id": self._model_name}
+        return web.json_response({"object": "list", "data": [self._card()], **page})
 
     async def model(self, request: web.Request) -> web.Response:
         """The card of one model, by its name."""
@@ -167,6 +168,10 @@ class ModelAdmin:
             "root": self._model_name,
             "parent": None,
             "max_model_len": context_len,
+            "type": "model",  # from here on for Anthropic's
+            "display_name": self._model_name,
+            "created_at": "1970-01-01T00:00:00Z",
+            "max_input_tokens": context_len,
         }
 
     async def template(self, _: web.Request) -> web.Response:

@@ -18,6 +18,10 @@ from slime_router.errors import BadRequest
 
 RANK_HEADER = "x-data-parallel-rank"
 KEY_HEADER = "x-smg-routing-key"
+_IDS_HEADERS = {  # and the fields that they stand for, where they are 1
+    "x-sglext-return-input-ids": "return_input_ids_in_sglext",
+    "x-sglext-return-output-ids": "return_output_ids_in_sglext",
+}
 MAX_TOP_LOGPROBS = 20
 
 _RENAMED = (  # the name that wins comes first
@@ -88,6 +92,7 @@ def said_in_headers(headers: Mapping[str, str]) -> dict[str, Any]:
         said["routed_dp_rank"] = int(rank[:10])
     if (key := headers.get(KEY_HEADER)) is not None:
         said["routing_key"] = key
+    said |= {field: True for name, field in _IDS_HEADERS.items() if headers.get(name) == "1"}
     return said
 
 

@@ -162,6 +162,8 @@ class SettingsReader:
             token_ids=bool(fields.return_token_ids),
             prompt_token_ids=bool(fields.return_token_ids or fields.return_prompt_token_ids),
             meta_info=bool(fields.return_meta_info),
+            input_ids=bool(fields.return_input_ids_in_sglext),
+            output_ids=bool(fields.return_output_ids_in_sglext),
             routed_experts=bool(fields.return_routed_experts),
             usage=options is not None and bool(options.include_usage),
             running_usage=options is not None and bool(options.continuous_usage_stats),

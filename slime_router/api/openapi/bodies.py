@@ -99,6 +99,9 @@ BODIES: Mapping[str, Body] = {
         "OpenAI's completions, streamed or not", COMPLETION_FIELDS, ("prompt",)
     ),
     "/v1/responses": Body("OpenAI's Responses, streamed or not", RESPONSES_FIELDS, ("input",)),
+    "/v1/responses/input_tokens": Body(
+        "How many tokens a prompt has", RESPONSES_FIELDS, ("input",)
+    ),
     "/v1/messages": Body(
         "Anthropic's Messages, streamed or not", MESSAGES_FIELDS, ("messages", "max_tokens")
     ),
