@@ -252,7 +252,8 @@ class RedisArchive:
         )
         cursor = entries[-1][0].decode() if entries else after
         is_gone = is_gone and not told.is_deleted
-        return News(home, cursor, kept + marked, told.state, told.is_deleted, is_gone)
+        lost = sum(data[name] is None for name in wanted)  # a server that evicts takes whole keys
+        return News(home, cursor, kept + marked, told.state, told.is_deleted, is_gone, lost)
 
     async def _entries(self, home: str, first: Cursor) -> list[_Entry]:
         """The entries of a log from `first` on. Raises ArchiveDown."""

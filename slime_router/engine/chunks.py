@@ -60,6 +60,7 @@ class ChunkReader:
         masks: MaskPlan = NO_MASKS,
         tops: TopPlan = NO_TOPS,
         worker_url: str = "",
+        is_anothers: Callable[[object], bool] = lambda _: False,
     ) -> None:
         self.is_finished = False
         self.failure: RouterError | None = None  # after the chunks that were returned last
@@ -69,6 +70,7 @@ class ChunkReader:
         self._version_before = version_before
         self._experts_start = experts_start
         self._worker_url = worker_url
+        self._is_anothers = is_anothers  # whether an id is that of another generation
         self._masks = masks
         self._uncaptured = masks.uncaptured
         self._with_logprobs = with_logprobs
@@ -257,6 +259,8 @@ class ChunkReader:
 
     def _read_item(self, item: Item) -> GenerateChunk:
         meta = answer.check_shape(item)
+        if not self._ids and self._is_anothers(meta.get("id")):
+            raise WorkerFailed("The worker sends the output of another request.")
         entries = meta.get("output_token_logprobs") or []
         ids = item.get("output_ids")
         if ids is None:  # older workers

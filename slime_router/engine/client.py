@@ -322,7 +322,11 @@ class WorkerClient:
             experts_start=experts_start(call),
             masks=masks,
             worker_url=exchange.worker.url,
+            is_anothers=lambda rid: rid != call.rid and self._runs(exchange.worker, rid),
         )
+
+    def _runs(self, worker: Worker, rid: object) -> bool:
+        return any(each.rid and each.rid == rid for each in self._exchanges.get(worker, ()))
 
     def _abort_later(self, worker: Worker, call: GenerateCall) -> None:
         """Aborts after the request was closed: its caller, even a cancelled one, need not wait."""
