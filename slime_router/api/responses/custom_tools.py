@@ -48,7 +48,7 @@ def encode_input(text: str) -> str:
 def decode_input(arguments: str) -> str:
     """The input in a call's arguments, or as much of it as was written.
 
-    The arguments themselves where they are no object, or one that holds no text.
+    The arguments themselves where they are not an object that holds a text.
     """
     try:
         value = json.loads(arguments)
