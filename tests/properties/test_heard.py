@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import product
 from typing import Any
 
 import orjson
@@ -162,6 +163,17 @@ def test_the_same_request_again_has_nothing_new():
     for _ in range(3):
         assert read(texts, raw) == orjson.loads(raw)
     assert len(texts) == 1
+
+
+def test_their_end_is_found_whatever_they_hold():
+    for letters in product('\\"]a', repeat=4):
+        first = {"role": "user", "content": "".join(letters)}
+        texts = MessageTexts()
+        raw = orjson.dumps({"messages": [first], "stop": "]"})
+        assert read(texts, raw) == orjson.loads(raw)
+        found = texts.read(orjson.dumps({"messages": [first, first], "stop": ""}))
+        assert found is not None
+        assert found[0]["messages"].known == (first,), letters
 
 
 def test_two_requests_at_once_with_the_same_messages_are_kept_once():
