@@ -145,6 +145,9 @@ def test_a_conversation_that_goes_on_is_read_from_where_it_was_left():
         assert written.new == talk[-2:]
         assert list(written.checked(written.new)) == talk
         assert len(texts) == min(number + 1, 2)
+    last = next(reversed(texts._kept))
+    assert last.before is not None
+    assert last.before.before is None, "what was forgotten is not held by what came after it"
 
 
 def test_a_conversation_that_parts_keeps_where_it_parted():
@@ -156,6 +159,9 @@ def test_a_conversation_that_parts_keeps_where_it_parted():
         assert found is not None
         assert found[0]["messages"].known == tuple(talk)
         found[0]["messages"].checked(found[0]["messages"].new)
+        if number:  # one of them goes on
+            body["messages"].append({"role": "user", "content": "more"})
+            read(texts, orjson.dumps(body))
 
 
 def test_the_same_request_again_has_nothing_new():
@@ -174,6 +180,17 @@ def test_their_end_is_found_whatever_they_hold():
         found = texts.read(orjson.dumps({"messages": [first, first], "stop": ""}))
         assert found is not None
         assert found[0]["messages"].known == (first,), letters
+
+
+def test_what_was_used_least_recently_goes_first():
+    raws = [orjson.dumps({"messages": [{"content": letter * 100}]}) for letter in "abc"]
+    one = MessageTexts()
+    read(one, raws[0])
+    texts = MessageTexts(2 * one._kept_len)
+    for number in (0, 1, 0, 2):
+        read(texts, raws[number])
+    known = [texts.read(raw) for raw in raws]
+    assert [len(found[0]["messages"].known) for found in known if found] == [1, 0, 1]
 
 
 def test_two_requests_at_once_with_the_same_messages_are_kept_once():
