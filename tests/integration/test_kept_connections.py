@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 
 from slime_router.engine.client import WorkerClient
-from slime_router.engine.kept import KeptAnswer, KeptConnections
 from slime_router.engine.exchange import NotTaken
+from slime_router.engine.kept import KeptAnswer, KeptConnections
 from slime_router.errors import WorkerFailed, WorkerTimeout
 from slime_router.pool.worker import Worker
 from tests.clock import Clock
@@ -175,9 +175,10 @@ async def test_what_was_read_or_failed_stays_so():
             with suppress(aiohttp.ClientPayloadError):
                 await answer.content.read()
             fault = answer.content.exception()
+            assert isinstance(answer, KeptAnswer)
+            assert answer._timer.cancelled() is (fault is None)
             answer.close()
             assert answer.content.exception() is fault
-            assert isinstance(answer, KeptAnswer)
             assert answer._timer.cancelled()
         assert isinstance(fault, aiohttp.ClientPayloadError)
 
