@@ -39,6 +39,17 @@ def test_a_new_session_has_had_nothing():
     assert made.samples_of("r") == 0
 
 
+def test_the_turns_of_one_request_are_counted_while_they_are_held():
+    made = session()
+    turns = [turn(name, request_id=name[0]) for name in ("a1", "a2", "b1")]
+    for each in turns:
+        made.gain(each, age=1)
+    assert [made.samples_of(name) for name in "abc"] == [2, 1, 0]
+    for each in turns:
+        made.lose(each)
+    assert [made.samples_of(name) for name in "abc"] == [0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("recorded", "running", "wanted", "has_room"),
     [(0, 0, 3, True), (0, 0, 4, False), (1, 1, 1, True), (1, 1, 2, False), (2, 1, 1, False)],
