@@ -50,7 +50,6 @@ class JsonReply(web.Response):
         lines = "".join([f"{name}: {value}\r\n" for name, value in self._given.items()])
         head = _HEAD.format(lines, len(body), rfc822_formatted_time()).encode()
         self._is_out = True
-        writer.output_size += len(head) + len(body)
         if len(body) < _JOINED_LEN:
             transport.write(head + body)
         else:
