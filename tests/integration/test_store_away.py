@@ -70,6 +70,16 @@ async def test_rows_that_may_lack_a_turn_say_so(shared):
         assert (status, says, rows["stats"]["turns"]) == (200, False, 2)
 
 
+async def test_no_home_is_held_once_its_requests_have_ended(shared):
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
+        await one.chat([user("hi")], path=f"/sessions/s{CHAT}")
+        for path in ("/sessions/s", "/sessions/s/rows", "/sessions", "/sessions/t"):
+            await two.get(path)
+        homes = archive_of(two).store._homes
+        assert homes
+        assert [home.users for home in homes.values()] == [0] * len(homes)
+
+
 @pytest.mark.parametrize("kept", [b"hello", b"7", b"[]", b"{}", b"\xff"])
 async def test_a_response_that_is_not_ours_is_not_read(shared, kept):
     async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,8 +23,11 @@ from slime_router.template.layout import (
     holds,
     pairs_of,
 )
+from slime_router.template.seam import Seam
 from slime_router.template.stand_ins import Drawing, Form
+from slime_router.template.suffix import Question, Suffixes
 from slime_router.types import Message, TemplateOptions
+from slime_router.values import replace
 from tests.tiny import build_tiny_checkpoint
 
 
@@ -122,6 +127,20 @@ def test_a_long_text_is_found_however_often_it_begins(count, start):
     text = f"{sought}-{'a' * count}{sought}-{'a' * 99}"
     assert find_long(text, sought, start) == text.find(sought, start)
     assert find_long(text, sought.replace("b", "c"), start) == -1
+
+
+def test_what_was_seen_holds_for_such_messages_until_there_are_twice_as_many():
+    talk = [user("a"), reply(), result("b"), reply(), user("c")]
+    question = Question(talk, 3, TemplateOptions())
+    suffixes = Suffixes(lambda *_: None, cast("Seam", None), None)
+    seen = Layout((), start=1, pairs=pairs_of(talk[2:], ()), proved_len=3)
+    assert suffixes.covers(seen, question)
+    assert not suffixes.covers(replace(seen, proved_len=2), question)
+    longer = Question([user("x"), *talk], 4, TemplateOptions())
+    assert not suffixes.covers(seen, longer), "there are twice as many"
+    for gone in (talk[2:4], talk[3:]):  # what stands before the reply, and after it
+        known = seen.pairs - pairs_of(gone, ())
+        assert not suffixes.covers(replace(seen, pairs=known), question)
 
 
 def test_the_oldest_layouts_go():
