@@ -111,7 +111,7 @@ class Policy:
 
     def sample(self, body: dict[str, Any]) -> Script:
         """A reply to a request of the router, with the log-probability of each token."""
-        asked = body.get("sampling_params", {}).get("max_new_tokens") or MAX_TOKENS
+        asked = (body.get("sampling_params") or {}).get("max_new_tokens") or MAX_TOKENS
         count = min(int(asked), MAX_TOKENS)
         drawn = self._random.choice(self.vocab_size, size=count, p=np.exp(self._logprobs))
         ids = [int(token) for token in drawn]

@@ -21,7 +21,7 @@ from slime_router.choices import (
     ReasoningField,
     StrictFields,
 )
-from slime_router.setting import FOREVER_S, SOON, count, required, seconds, setting
+from slime_router.setting import FOREVER_S, SOON, count, path, required, seconds, setting
 from slime_router.worker_settings import FailureSettings, LaunchSettings, WorkerSettings
 
 
@@ -34,13 +34,11 @@ class ModelSettings:
     hf_checkpoint: str = required(
         "the checkpoint whose tokenizer and chat template are used (required)",
         metavar="PATH_OR_ID",
+        is_path=True,
         aliases=("--model-path", "--tokenizer-path"),
     )
-    chat_template: str | None = setting(
-        None,
-        "a file with a chat template, or the template itself",
-        metavar="FILE",
-        default_help="the checkpoint's",
+    chat_template: str | None = path(
+        "a file with a chat template, or the template itself", default_help="the checkpoint's"
     )
     trust_remote_code: bool = setting(False, "run Python code from the checkpoint")
     served_model_name: str | None = setting(
@@ -113,13 +111,9 @@ class AccessSettings:
         metavar="KEY",
         is_secret=True,
     )
-    api_keys_file: str | None = setting(
-        None, "lines `name: key`, or JSON: each name has its own sessions", metavar="FILE"
-    )
-    tls_cert_path: str | None = setting(
-        None, "serve HTTPS with this certificate (PEM)", metavar="FILE"
-    )
-    tls_key_path: str | None = setting(None, "its private key (PEM)", metavar="FILE")
+    api_keys_file: str | None = path("lines `name: key`, or JSON: each name has its own sessions")
+    tls_cert_path: str | None = path("serve HTTPS with this certificate (PEM)")
+    tls_key_path: str | None = path("its private key (PEM)")
     cors_allowed_origins: tuple[str, ...] = setting(
         (), "web pages that may use the router; * for all", metavar="ORIGIN"
     )
@@ -258,10 +252,9 @@ class JournalSettings:
 
     title: ClassVar[str] = "journal"
 
-    journal: str | None = setting(
-        None,
+    journal: str | None = path(
         "a directory in which turns, sessions, responses and registered workers outlive the router",
-        metavar="DIR",
+        "DIR",
         default_help="they end with it",
     )
     journal_sync: JournalSync = setting(

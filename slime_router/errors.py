@@ -66,6 +66,15 @@ class RouterError(Exception):
         if code is not None:
             self.code = code
 
+    def say_as(self, ours: str, theirs: str) -> bool:
+        """Gives the field at fault the client's name, where it is `ours` or stands within it."""
+        if self.param is None or not self.param.startswith(ours):
+            return False
+        said = theirs + self.param.removeprefix(ours)
+        self.message = self.message.replace(f"'{self.param}'", f"'{said}'")
+        self.param = said
+        return True
+
 
 class BadRequest(RouterError):
     """The request cannot be served as it is written. It had no effect."""
@@ -285,6 +294,13 @@ class WorkerTimeout(RouterError):
 
 class SetupError(RouterError):
     """The router cannot start. The message is one line that names what is missing."""
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for line ends, control characters, and what is not a character."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(exc: Exception) -> str:

@@ -33,6 +33,7 @@ class Setting:
     default_help: str | None = None  # what a default of None or () means
     is_secret: bool = False
     is_repeated: bool = False  # a list of lists: each use of the flag adds one
+    is_path: bool = False  # `~` stands for the home directory: shells leave it in `--journal=~/x`
     read: Callable[[str], Any] | None = None  # raises ValueError with a message for the user
     show: Callable[[Any], str] = str  # the inverse of `read`
 
@@ -54,6 +55,11 @@ def seconds(
 ) -> float:
     """A field that says how long something may take, in seconds."""
     return setting(default, help, metavar="S", low=low, high=high, **more)
+
+
+def path(help: str, metavar: str = "FILE", **more: Any) -> str | None:
+    """A field that names a file or a directory; None unless the user does."""
+    return setting(None, help, metavar=metavar, is_path=True, **more)
 
 
 def count(default: T, help: str, *, metavar: str = "N", low: int = 1, **more: Any) -> T:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from slime_router.choices import PolicyName, Resume
-from slime_router.setting import SOON, count, seconds, setting
+from slime_router.setting import SOON, count, path, seconds, setting
 from slime_router.version_policy import read_version_policy, show_version_policy
 
 
@@ -117,13 +117,10 @@ class LaunchSettings:
         0, "start N SGLang servers for the checkpoint; flags after `--` go to them"
     )
     worker_flags: tuple[str, ...] = setting((), "SGLang's own flags for them", flag=None)
-    worker_python: str | None = setting(
-        None, "the Python that has SGLang", metavar="PATH", default_help="this one"
-    )
-    worker_log_dir: str | None = setting(
-        None,
+    worker_python: str | None = path("the Python that has SGLang", "PATH", default_help="this one")
+    worker_log_dir: str | None = path(
         "write their output to files in this directory",
-        metavar="DIR",
+        "DIR",
         default_help="it goes to this log",
     )
     worker_startup_timeout_s: float = seconds(  # big models take long to load

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
 
 from aiohttp import web
 
@@ -18,14 +18,17 @@ from slime_router.api.request import (
     said_kind,
     with_ids,
 )
-from slime_router.auth.caller import caller
+from slime_router.auth.caller import Caller, caller
 from slime_router.edge.bodies import read_body
 from slime_router.edge.lengths import MAX_CONTAINERS, check_messages
 from slime_router.edge.owned_calls import own_call
 from slime_router.errors import BadRequest, NotFound
 from slime_router.telemetry.request_record import keeps_body, note_body
 from slime_router.template import heard
+from slime_router.types import GenerateCall
 from slime_router.values import replace
+
+PromptLength: TypeAlias = Callable[[GenerateCall], Awaitable[int]]  # in tokens; runs nothing
 
 
 async def serve(
@@ -36,7 +39,7 @@ async def serve(
     Raises:
         RouterError: before anything was sent. Later errors are events of the stream.
     """
-    headers = reply_headers(request, dialect.errors.id_headers)
+    headers, who = reply_headers(request, dialect.errors.id_headers), caller(request)
     if not dialect.is_limited:
         given = await read_allowed(
             context,
@@ -44,8 +47,8 @@ async def serve(
             await read_body(request),  # it has no name here: it would stay until the reply is out
             dialect.ids_field,
         )
-        return await _deliver(dialect, context, request, given, headers)
-    with context.admission.of(caller(request).owner):
+        return await _deliver(dialect, context, request, given, headers, who)
+    with context.admission.of(who.owner):
         body = await read_text(
             context,
             request,
@@ -56,7 +59,29 @@ async def serve(
         )
         if isinstance(body, web.StreamResponse):
             return body
-        return await _deliver(dialect, context, request, body, headers)
+        return await _deliver(dialect, context, request, body, headers, who)
+
+
+async def count_prompt(
+    context: EndpointContext,
+    prompt_len: PromptLength,
+    request: web.Request,
+    media_path: str,
+    headers: Mapping[str, str],
+    read: Callable[[dict[str, Any]], GenerateCall],
+) -> int | web.StreamResponse:
+    """How many tokens the prompt of a request has; nothing runs, and nothing is kept.
+
+    `read` makes the call; for media it is a worker's answer, as in `read_text`.
+
+    Raises:
+        RouterError: as for a request that generates.
+    """
+    with context.admission.of(caller(request).owner):
+        body = await read_text(context, request, media_path, headers)
+        if isinstance(body, web.StreamResponse):
+            return body
+        return await prompt_len(read(body))
 
 
 async def read_text(
@@ -132,10 +157,10 @@ def _deliver(
     request: web.Request,
     body: dict[str, Any],
     headers: dict[str, str],
+    who: Caller,
 ) -> Awaitable[web.StreamResponse]:
     context.strictness.check(body, dialect.fields, headers)
     asked = dialect.read(body, request, context)
-    who = caller(request)
     if who.tag or (context.isolates_owners and who.owner):
         calls = (own_call(c, who, is_isolated=context.isolates_owners) for c in asked.calls)
         asked = replace(asked, calls=tuple(calls))  # type: ignore[type-var]  # it is a dataclass

@@ -26,6 +26,12 @@ def home_of(turn: Turn, home_of_base: Callable[[str], str]) -> str:
     return _TREE + turn.id if turn.base is None else home_of_base(turn.base)
 
 
+def in_words(home: str) -> str:
+    """How log lines call the turns of a home."""
+    name = session_of(home)
+    return "turns without a session" if name is None else f"session {name}"
+
+
 def name_of_key(key: bytes) -> bytes:
     """The name of the turns of a conversation."""
     return b"k" + key

@@ -40,6 +40,8 @@ def opened(
     limits = _retention(config, idle_s)
     if config.journal_shared and config.journal is None:
         raise SetupError("--journal-shared needs --journal")
+    if config.store_wait_replicas and config.store is None:
+        raise SetupError("--store-wait-replicas needs --store")
     if config.store is not None:
         return _in_redis(config, config.store, vocabulary, on_end)
     if config.journal is None:
@@ -108,10 +110,11 @@ def _in_redis(
         raise SetupError("--store and --journal are two places for the same: give one of them")
     try:
         from slime_router.archive.redis import RedisArchive
-        from slime_router.archive.redis_client import RedisClients, is_cluster
+        from slime_router.archive.redis_client import RedisClients, StoreUrl
     except ImportError as exc:
         raise SetupError("--store needs the extra: pip install 'slime-router[redis]'") from exc
-    if config.store_wait_replicas and is_cluster(url):  # each of its servers has its own replicas
+    # Each server of a cluster has its own replicas.
+    if config.store_wait_replicas and StoreUrl(url).is_cluster:
         raise SetupError("--store-wait-replicas cannot be used with a cluster")
     clients = RedisClients(
         url,

@@ -55,6 +55,7 @@ class News:
         state: the session as it is, if anything but turns happened to it.
         is_deleted: the session was deleted; what is in `turns` stays without it, and has its data.
         is_gone: there was more before, and the archive has lost a part of it, or all.
+        lost: turns that it still names, and has lost.
     """
 
     home: str
@@ -63,6 +64,7 @@ class News:
     state: SessionState | None = None
     is_deleted: bool = False
     is_gone: bool = False
+    lost: int = 0
 
     def in_parts(self, since: Cursor, turns: int) -> Iterator[News]:
         """The same news, so many turns at a time: only the last part leads on from `since`.
@@ -80,6 +82,7 @@ class News:
                 cursor=self.cursor if is_last else since,
                 turns=self.turns[start:end],
                 state=None if start else self.state,
+                lost=0 if start else self.lost,
             )
 
 

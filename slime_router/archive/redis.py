@@ -25,12 +25,11 @@ from hashlib import blake2b
 from typing import Any, TypeAlias
 
 from redis.asyncio.client import Pipeline as AsyncPipeline
-from redis.exceptions import RedisError
 
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.merging import merged
 from slime_router.archive.port import NOTHING_SEEN, Cursor, Kept, News
-from slime_router.archive.redis_client import RedisClients, answered, as_expected, refused
+from slime_router.archive.redis_client import FAILURES, RedisClients, answered, as_expected, refused
 from slime_router.journal.codec import Damaged, SessionState, unpacked_session
 from slime_router.journal.database import (
     Change,
@@ -126,7 +125,7 @@ class RedisArchive:
                 if self._wait_replicas:  # for what this connection has written
                     pipe.execute_command("WAIT", self._wait_replicas, self._wait_ms)
                 answers = pipe.execute(raise_on_error=False)
-        except RedisError as exc:
+        except FAILURES as exc:
             raise OSError(str(exc)) from exc
         faults = refused(answers)
         self.refusal = faults[0] if faults else None  # all else must not wait for them
@@ -253,7 +252,8 @@ class RedisArchive:
         )
         cursor = entries[-1][0].decode() if entries else after
         is_gone = is_gone and not told.is_deleted
-        return News(home, cursor, kept + marked, told.state, told.is_deleted, is_gone)
+        lost = sum(data[name] is None for name in wanted)  # a server that evicts takes whole keys
+        return News(home, cursor, kept + marked, told.state, told.is_deleted, is_gone, lost)
 
     async def _entries(self, home: str, first: Cursor) -> list[_Entry]:
         """The entries of a log from `first` on. Raises ArchiveDown."""

@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from redis.exceptions import RedisError
-
 from slime_router.archive.redis import SCHEMA
-from slime_router.archive.redis_client import client_of
+from slime_router.archive.redis_client import FAILURES, client_of
 from slime_router.journal.codec import Damaged, unpacked_session
 
 TIMEOUT_S = 10.0
@@ -51,7 +49,7 @@ def stats_of(url: str, prefix: str) -> StoreStats:
                 counts["responses"] += 1
             elif name == b"workers":
                 counts["workers"] += sum(map(_is_registered, client.hgetall(key).items()))
-    except RedisError as exc:
+    except FAILURES as exc:
         raise OSError(str(exc)) from exc
     finally:
         client.close()
@@ -75,7 +73,7 @@ def sessions_in(url: str, prefix: str) -> Iterator[str]:
                         continue
             if name is not None:
                 yield name
-    except RedisError as exc:
+    except FAILURES as exc:
         raise OSError(str(exc)) from exc
     finally:
         client.close()

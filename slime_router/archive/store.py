@@ -16,7 +16,7 @@ from secrets import token_hex
 from typing import Unpack
 
 from slime_router.archive.home import Home, before, put_of, size_of
-from slime_router.archive.homes import home_of, home_of_session, session_of
+from slime_router.archive.homes import home_of, home_of_session, in_words, session_of
 from slime_router.archive.port import NOTHING_SEEN, Cursor, Kept, News
 from slime_router.archive.sessions import ArchivedSessions
 from slime_router.errors import NotFound
@@ -299,22 +299,26 @@ class ArchivedStore(TrajectoryStore):
         if news.is_gone and not is_settled:
             return True  # the next look says so again
         home.cursor = news.cursor
+        if news.lost:
+            self._note_lost(news.lost, news.home)
         if news.is_gone:
-            self._write_again(home, session_id)
+            self._write_again(home, news.home)
         return True
 
-    def _write_again(self, home: Home, session_id: str | None) -> None:
+    def _note_lost(self, count: int, name: str) -> None:
+        """The archive names turns that it has lost: nobody who asks here sees them."""
+        self.skipped_turns += count
+        if (session := self.sessions.find(session_of(name) or "")) is not None:
+            session.had_lost(max(count - session.dropped_turns, 0), 0)
+        logger.error("the store has lost %d turns of %s", count, in_words(name))
+
+    def _write_again(self, home: Home, name: str) -> None:
         """The archive has lost a home; it gets back what is here."""
-        session = None if session_id is None else self.sessions.find(session_id)
-        if session is not None:
+        if (session := self.sessions.find(session_of(name) or "")) is not None:
             self._written.write(session)
         self._write_turns(home)
-        self.rewritten_turns += len(home.turns)
-        logger.warning(
-            "the store had lost %s: %d turns written again",
-            "turns without a session" if session_id is None else f"session {session_id}",
-            len(home.turns),
-        )
+        self.rewritten_turns += (count := len(home.turns))
+        logger.warning("the store had lost %s: %d turns written again", in_words(name), count)
 
     def _write_turns(self, home: Home) -> None:
         """All turns of a home, each after its base."""

@@ -8,15 +8,18 @@ its own name point to this machine (DNS rebinding), the host that it asks for.
 from __future__ import annotations
 
 import ipaddress
+import re
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
 
-from slime_router.errors import Forbidden
+from slime_router.errors import Forbidden, SetupError
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 ANY_HOST = "*"
+_NAME = re.compile(r"[^\s/:@*?#]+|\[[0-9A-Fa-f:.]+\]")
 
 _DEFAULT_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
 _OWN_SITES = (None, "none", "same-origin")
@@ -68,18 +71,32 @@ def own_hosts(host: str, allowed: Sequence[str], *, has_keys: bool) -> frozenset
     """The names under which a router that listens on `host` may be asked; None for any.
 
     Without keys, a router on a loopback address relies on nobody else reaching it.
+
+    Raises:
+        SetupError: one of `allowed` is not a name, so nobody would ever ask under it.
     """
+    for name in allowed:
+        if name != ANY_HOST and not _NAME.fullmatch(name):
+            raise SetupError(
+                f"--allowed-hosts {name!r}: it takes names such as router.example, without scheme"
+                " and port"
+            )
     if has_keys or not is_loopback(host) or ANY_HOST in allowed:
         return None
     return frozenset(name.lower().rstrip(".") for name in (host, *allowed))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """Whether only this machine reaches the address, however it is written."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        pass
+    try:
+        return ipaddress.ip_address(socket.inet_aton(host)).is_loopback  # 127.1, say
+    except (OSError, UnicodeError):
+        name = host.lower().rstrip(".")
+        return name in ("localhost", "ip6-localhost", "ip6-loopback") or name.endswith(".localhost")
 
 
 def is_own_host(given: str, hosts: frozenset[str]) -> bool:

@@ -41,6 +41,7 @@ CONVERSATIONS = frozenset(
         "/v1/messages",
         "/v1/messages/count_tokens",
         "/v1/responses",
+        "/v1/responses/input_tokens",
         "/invocations",
         "/parse_function_call",
         "/api/chat",
@@ -57,7 +58,8 @@ SURFACE: Mapping[str, Served] = MappingProxyType(
     {
         **_all("/generate", "door", "client", _POST_PUT),
         **_all(
-            "/v1/chat/completions /v1/completions /v1/responses /v1/responses/{id}/cancel"
+            "/v1/chat/completions /v1/completions"
+            " /v1/responses /v1/responses/input_tokens /v1/responses/{id}/cancel"
             " /v1/messages /v1/messages/count_tokens /invocations",
             "door",
             "client",

@@ -23,7 +23,11 @@ class CheckpointFiles:
         """SetupError where the name is a path without a directory."""
         self.name = path_or_id
         is_path = path_or_id.startswith(("/", "./", "../"))
-        if is_path and not Path(path_or_id).is_dir():
+        try:
+            is_directory = Path(path_or_id).is_dir()
+        except OSError as exc:  # it may not be looked at, or its name is too long
+            raise SetupError(f"cannot be read: {exc.strerror}") from exc
+        if is_path and not is_directory:
             raise SetupError("no such directory")
 
     def find(self, filename: str) -> Path | None:

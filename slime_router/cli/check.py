@@ -17,7 +17,7 @@ import orjson
 from slime_router.checkup.examination import Examination
 from slime_router.checkup.on_worker import OnWorker
 from slime_router.checkup.verdict import Report, Verdict, report_text
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
 from slime_router.cli.settings.shared import add_config, shared_settings
 from slime_router.cli.terminal.progress import tracked
 from slime_router.config import Config
@@ -53,7 +53,7 @@ def check_main(argv: Sequence[str]) -> int:
     try:
         report = asyncio.run(_report(_config(asked)))
     except RouterError as exc:
-        sys.stderr.write(f"slime-router check: error: {exc.message}\n")
+        sys.stderr.write(error_line(exc.message, "slime-router check"))
         return EXIT_WRONG_USE
     text = orjson.dumps(report.to_json()).decode() if asked.json else report_text(report)
     sys.stdout.write(text + "\n")

@@ -16,7 +16,7 @@ import orjson
 
 from slime_router.api.diagnose import diagnosis_body, read_question
 from slime_router.api.request import missing
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
 from slime_router.cli.settings.shared import add_config, shared_settings
 from slime_router.config import Config
 from slime_router.doctor.doctor import Diagnosis, diagnose
@@ -45,7 +45,7 @@ def diagnose_main(argv: Sequence[str]) -> int:
         model = _load_model(asked)
         diagnoses = [_diagnose(model, place, body) for place, body in bodies]
     except RouterError as exc:
-        sys.stderr.write(f"slime-router diagnose: error: {exc.message}\n")
+        sys.stderr.write(error_line(exc.message, "slime-router diagnose"))
         return EXIT_WRONG_USE
     for (place, _), diagnosis in zip(bodies, diagnoses, strict=True):
         if asked.json:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from slime_router.api.sessions.listing import read_listing
 from slime_router.api.sessions.request import STATES
 from slime_router.archive.port import Archive
 from slime_router.archive.sqlite import SqliteArchive
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
 from slime_router.cli.terminal.progress import bar
 from slime_router.cli.terminal.remote import ABOUT_KEYS, BadPlace, Remote, add_url
 from slime_router.config import JournalSettings
@@ -155,7 +156,7 @@ def _source(asked: argparse.Namespace, query: dict[str, str]) -> Source:
     if asked.journal is None:
         return RouterSource(Remote(asked.url), query)
     directory = Path(asked.journal)
-    if not (directory / FILE_NAME).is_file():
+    if not os.path.isfile(directory / FILE_NAME):
         raise SetupError(f"{directory}: there is no journal")
     return ArchiveSource(SqliteArchive(directory))
 
@@ -196,5 +197,5 @@ def _tell(counts: ExportCounts, skipped: int, *, is_json: bool) -> None:
 
 
 def _failed(message: str, code: int) -> int:
-    sys.stderr.write(f"slime-router export: error: {message}\n")
+    sys.stderr.write(error_line(message, "slime-router export"))
     return code

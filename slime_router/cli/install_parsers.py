@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
+from slime_router.cli.one_line import error_line
 from slime_router.errors import SetupError
 from slime_router.replies.sglang_parsers import load_parsers
 
@@ -50,7 +51,7 @@ def install_parsers_main(argv: Sequence[str]) -> int:
         importlib.invalidate_caches()
         parsers = load_parsers()
     except SetupError as exc:
-        sys.stderr.write(f"slime-router install-parsers: error: {exc.message}\n")
+        sys.stderr.write(error_line(exc.message, "slime-router install-parsers"))
         return 1
     counts = (
         f"{len(parsers.tool_formats)} of tool calls, {len(parsers.reasoning_formats)} of reasoning"

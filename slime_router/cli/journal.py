@@ -19,7 +19,7 @@ import orjson
 from slime_router.api.sessions.parquet import write_parquet
 from slime_router.api.sessions.row_formats import lines
 from slime_router.archive.sqlite import SqliteArchive
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
 from slime_router.cli.terminal.figures import listed
 from slime_router.cli.terminal.progress import tracked
 from slime_router.errors import RouterError
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _failed(message: str, code: int) -> int:
-    sys.stderr.write(f"slime-router journal: error: {message}\n")
+    sys.stderr.write(error_line(message, "slime-router journal"))
     return code
 
 

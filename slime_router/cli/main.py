@@ -9,12 +9,15 @@ What serves takes more than a second to import, so that waits until the argument
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
 
 from slime_router.cli.commands import COMMANDS, command
 from slime_router.cli.flags import read_settings
-from slime_router.cli.processes.exit_codes import EXIT_INTERRUPTED
+from slime_router.cli.one_line import error_line
+from slime_router.cli.processes.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
+from slime_router.cli.standard_streams import fill_standard_streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(given: list[str]) -> int:
+    fill_standard_streams()
+    try:
+        os.getcwd()
+    except OSError as exc:  # much of what is imported asks for it
+        sys.stderr.write(error_line(f"the working directory cannot be used: {exc.strerror}"))
+        return EXIT_FAILED
     if given and given[0] in COMMANDS:
         return command(given[0])(given[1:])
     settings = read_settings(given)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+from slime_router.errors import printable
+
 EXIT_WRONG_USE = 2
+MOST_CHARS = 1000  # of a message: it may name a value
+
+
+def error_line(message: str, program: str = "slime-router") -> str:
+    """What is wrong, in one line, whatever a user has put into the values that it names."""
+    shown = printable(message.rstrip())
+    return f"{program}: error: {shown[:MOST_CHARS]}{'...' * (len(shown) > MOST_CHARS)}\n"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -13,4 +22,4 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, then exit code 2."""
-        self.exit(EXIT_WRONG_USE, f"{self.prog}: error: {message}\n")
+        self.exit(EXIT_WRONG_USE, error_line(message, self.prog))

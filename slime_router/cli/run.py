@@ -17,7 +17,9 @@ from slime_router import __version__
 from slime_router.archive.shared import SharedArchive
 from slime_router.cli.banner import banner
 from slime_router.cli.log import start_log
+from slime_router.cli.one_line import error_line
 from slime_router.cli.processes.exit_codes import EXIT_FAILED, EXIT_GAVE_UP, EXIT_INTERRUPTED
+from slime_router.cli.standard_streams import show
 from slime_router.config import Config
 from slime_router.edge.listener import Listener, reason_of
 from slime_router.errors import SetupError
@@ -50,12 +52,11 @@ class Terminal:
 
     def up(self, banner: str) -> None:
         """See `Herald`."""
-        sys.stdout.write(banner)
-        sys.stdout.flush()
+        show(banner)
 
     def failed(self, message: str) -> None:
         """See `Herald`."""
-        sys.stderr.write(f"slime-router: error: {message}\n")
+        sys.stderr.write(error_line(message))
 
 
 def run(config: Config, read_again: Callable[[], Config] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -123,7 +124,7 @@ def read_source(text: str) -> Source:
     """
     kind, _, rest = text.partition(":")
     if kind == "file" and rest:
-        return FileSource(Path(rest))
+        return FileSource(Path(os.path.expanduser(rest)))
     host, _, port = rest.rpartition(":")
     if kind == "dns" and host and port.isdecimal() and 0 < int(port) < 65536:
         return NameSource(host.strip("[]"), int(port))

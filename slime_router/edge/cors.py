@@ -29,7 +29,8 @@ EXPOSED = (
 )
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 _ASKED = "access-control-request-method"
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\s*:\[\]]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 class Cors:
@@ -42,11 +43,7 @@ class Cors:
     def __init__(self, origins: Sequence[str]) -> None:
         for origin in origins:
             check_header_value(origin, "--cors-allowed-origins")
-            if origin != ANY and not _ORIGIN.fullmatch(origin.lower()):
-                raise SetupError(
-                    f"--cors-allowed-origins {origin!r}: an origin looks like https://host:port"
-                )
-        self._origins = frozenset(origin.lower() for origin in origins)
+        self._origins = frozenset(map(_as_browsers_say_it, origins))
 
     def __repr__(self) -> str:
         return f"<Cors {', '.join(sorted(self._origins)) or 'off'}>"
@@ -92,3 +89,16 @@ class Cors:
         if ANY in self._origins:
             return ANY
         return origin if self.allows(origin) else None
+
+
+def _as_browsers_say_it(origin: str) -> str:
+    """In small letters, and without the port that its scheme has anyway."""
+    found = _ORIGIN.fullmatch(origin.lower())
+    if origin == ANY:
+        return origin
+    if found is None or int((found[3] or ":0")[1:]) > 65535:
+        raise SetupError(
+            f"--cors-allowed-origins {origin!r}: an origin looks like https://host:port"
+        )
+    scheme, host, port = found.groups(default="")
+    return f"{scheme}://{host}{'' if port == _DEFAULT_PORTS.get(scheme) else port}"

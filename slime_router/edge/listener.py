@@ -175,9 +175,12 @@ async def bound(host: str, port: int, *, is_shared: bool) -> list[socket.socket]
         OSError: the name is unknown, or an address of it cannot be used.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    try:
+        found = await loop.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except UnicodeError:  # of the codec for names, which fails where a part has 64 letters or none
+        raise OSError("it is not the name of a host") from None
     sockets: list[socket.socket] = []
     try:
         for family, kind, protocol, _, address in dict.fromkeys(found):
@@ -194,7 +197,12 @@ async def bound(host: str, port: int, *, is_shared: bool) -> list[socket.socket]
                 with suppress(OSError):  # or "::" would take IPv4's port, too
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setblocking(False)
-            sock.bind(address)
+            try:
+                sock.bind(address)
+            except OSError as exc:  # ::1 of localhost, say, where the system's IPv6 is switched off
+                if exc.errno != errno.EADDRNOTAVAIL:
+                    raise
+                sockets.pop().close()
     except OSError:
         for sock in sockets:
             sock.close()

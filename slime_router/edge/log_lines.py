@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from slime_router.telemetry.log_format import printable
+from slime_router.errors import printable
 
 PACKAGE = "slime_router"
 

@@ -20,6 +20,7 @@ from slime_router.errors import SetupError
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_PLAIN_PATH = re.compile(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~@:+-]+)+")  # as clients send it
 _ENCODED_SLASH = re.compile("%2f", re.IGNORECASE)
 
 
@@ -55,10 +56,11 @@ def add_chat(app: web.Application, path: str, handler: Handler) -> None:
     Raises:
         SetupError: it cannot be a path.
     """
-    try:
-        app.router.add_post(path, handler)
-    except ValueError as exc:  # aiohttp takes part of it for a pattern
-        raise SetupError(f"chat cannot be served at {path!r}: {exc}") from exc
+    if not _PLAIN_PATH.fullmatch(path.removeprefix(IN_SESSION)):  # aiohttp would see a pattern
+        raise SetupError(
+            f"chat cannot be served at {path!r}: letters, digits and ._~@:+- stand between slashes"
+        )
+    app.router.add_post(path, handler)
 
 
 class TidyPaths(web.AbstractResource):

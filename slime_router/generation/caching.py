@@ -175,11 +175,21 @@ class Cacher:
         return ReplyReader(self._visible(call, parser), parser)
 
     def _begun(self, call: GenerateCall, prompt: MadePrompt) -> tuple[str, str]:
-        """The end of the prompt's text, or what the client wrote of the reply: one is empty."""
+        """The end of the prompt's text, or what there is of the reply already: one is empty.
+
+        A reply that is continued before it had content may have stopped in its reasoning.
+        """
         if call.template.continue_final_message:
-            return "", prompt.reply_prefix
+            written = prompt.reply_prefix or self._open_turn(prompt)
+            return "", written if prompt.reply_prefix or self._parsers.has_marks(written) else ""
         tail = prompt.ids[-PROMPT_TAIL_LEN:].tolist()
         return self._tokenizer.decode(tail, skip_special_tokens=False), ""
+
+    def _open_turn(self, prompt: MadePrompt) -> str:
+        """The text of a prompt since a turn ended in it."""
+        [ends] = np.nonzero(np.isin(prompt.ids, list(self._tokenizer.eos_ids)))
+        tail = prompt.ids[int(ends[-1]) + 1 if len(ends) else 0 :].tolist()
+        return self._tokenizer.decode(tail, skip_special_tokens=False)
 
     def _thinks_first(self, call: GenerateCall, prompt: MadePrompt) -> bool:
         """Whether something of a chat waits at the worker until the reply has reasoned."""

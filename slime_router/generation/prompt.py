@@ -247,7 +247,7 @@ class PromptMaker:
         """What continues the turn, which may be dropped meanwhile; to render all takes a thread."""
         messages, index, layout = talk.messages, talk.reply_index, self._layouts.get(turn.id)
         find = partial(self._template.suffix, messages, index, call.template)
-        find = partial(find, last_id=turn.last_id, date=_parsed(turn.date), layout=layout)
+        find = partial(find, sampled=turn.output_ids, date=_parsed(turn.date), layout=layout)
         if len(messages) < LONG_TALK or self._template.is_late(messages, index, layout):
             return find()
         self._continued[turn.id] += 1

@@ -192,7 +192,7 @@ class Database:
         is_shared: bool = False,
     ) -> None:
         self.path = directory / FILE_NAME
-        if not is_new_allowed and not self.path.is_file():
+        if not is_new_allowed and not os.path.isfile(self.path):
             raise SetupError(f"{directory}: there is no journal")
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -58,7 +58,7 @@ def alone_with_an_older_one(directory: Path) -> Iterator[None]:
         SetupError: an older router has it open, or another new one takes too long.
     """
     # Whoever has just brought it up to date may still have it to himself.
-    if not _is_older(directory / DATABASE) and not (directory / UPDATE_FILE_NAME).exists():
+    if not _is_older(directory / DATABASE) and not os.path.exists(directory / UPDATE_FILE_NAME):
         yield
         return
     locks = [_after_others(directory)]
@@ -87,7 +87,7 @@ def _after_others(directory: Path) -> JournalLock:
 
 
 def _is_older(path: Path) -> bool:
-    if not path.is_file():
+    if not os.path.isfile(path):  # nor may it be looked at
         return False
     try:
         with closing(sqlite3.connect(path, timeout=0)) as sql:

@@ -7,8 +7,9 @@ models write.
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from slime_router.errors import SetupError
@@ -52,6 +53,8 @@ _STEP3_FIELD = "param_regex"
 _STEP3_PARAMETER = re.compile(
     r'<steptml:parameter name="([^"]+)">(.*?)</steptml:parameter>', re.DOTALL
 )
+_PYTHONIC = "PythonicDetector"
+_PYTHON_LISTS = (_PYTHONIC, "Lfm2Detector")  # each skips calls whose arguments it cannot read
 
 
 class NamedTokens:
@@ -81,6 +84,12 @@ class CallDetector:
         if self.name == _STEP3:  # it takes no value that holds a `<`
             _check(detector, {_STEP3_FIELD: re.Pattern}, ())
             detector.param_regex = _STEP3_PARAMETER
+        if self.name == _PYTHONIC:  # it takes no number with a sign
+            _check(detector, {}, ("_get_parameter_value",))
+            detector._get_parameter_value = _literal
+        if self.name in _PYTHON_LISTS:
+            _check(detector, {}, ("detect_and_parse",))
+            detector.detect_and_parse = _with_skipped(detector.detect_and_parse)
         self.begin: str = detector.bot_token  # of a call, or of the array of all
         self.end: str = detector.eot_token
 
@@ -144,6 +153,37 @@ class CallDetector:
         """Makes it return the calls of tools that were not offered, too."""
         indices = _AnyName(self._detector._get_tool_indices(tools))
         self._detector._get_tool_indices = lambda _tools: indices
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of an argument; sets are lists, as JSON has none."""
+    value = ast.literal_eval(node)
+    return list(value) if isinstance(value, set) else value
+
+
+def _with_skipped(parse: Callable[[str, list[Any]], Any]) -> Callable[[str, list[Any]], Any]:
+    """Reads a list of Python's calls; those that are skipped among others are content."""
+
+    def parse_all(text: str, tools: list[Any]) -> Any:
+        result = parse(text, tools)
+        if result.calls:
+            read = {call.tool_index for call in result.calls}
+            result.normal_text += _skipped(text, read)
+        return result
+
+    return parse_all
+
+
+def _skipped(text: str, read: Container[int]) -> str:
+    """The source of the calls in a list of them but for those that were read, by their places."""
+    source = text[text.find("[") : text.rfind("]") + 1]
+    try:
+        found = ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError):  # SGLang has read it, mended
+        return ""
+    each = found.elts if isinstance(found, ast.List) else []
+    left = (node for index, node in enumerate(each) if index not in read)
+    return ", ".join(ast.get_source_segment(source, node) or "" for node in left)
 
 
 class _AnyName(dict[str, int]):

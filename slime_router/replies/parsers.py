@@ -82,7 +82,11 @@ _BARE: Mapping[str, Callable[[ReplyFormat], Json]] = MappingProxyType(
     {"gigachat3": _object_calls, "pythonic": _python_calls}
 )
 
-_SHOWN = ("iquest_q1", "minimax-m3")  # reasoning that a grammar waits for where a prompt opens it
+_SHOWN = (
+    "iquest_q1",
+    "k2_horizon",
+    "minimax-m3",
+)  # reasoning that a grammar waits for where a prompt opens it
 _BY_EFFORT = {"hunyuan": Thinking(by_effort=True)}
 
 
@@ -227,12 +231,17 @@ class ReplyParsers:
         if detector is None:
             return False
         is_open = _is_thinking(detector, prompt_tail.rstrip(), written)
-        if is_open is not None or written or not self._presumes_thinking:
+        if is_open is not None or not self._presumes_thinking:
             return bool(is_open)
         if self.reasoning in _SHOWN:
             return False
         known = self._thinking or _BY_EFFORT.get(self.reasoning or "")
         return (known or Thinking.of_mode(detector.mode)).holds(kwargs)
+
+    def has_marks(self, text: str) -> bool:
+        """Whether a mark at which reasoning begins or ends is in a text."""
+        known = self._tried
+        return known is not None and (known.begin in text or known.end in text)
 
     def are_needed(self, form: ReplyFormat) -> bool:
         """Whether a reply of this form is taken apart at all."""
@@ -361,7 +370,7 @@ class ReplyParsers:
 def _is_thinking(detector: ReasoningDetector, prompt_tail: str, written: str) -> bool | None:
     """Whether the reply begins inside reasoning; None where the format's own default holds."""
     begin, end = detector.begin, detector.end
-    if begin in written or end in written:
+    if written:
         return bool(written.rfind(begin) > written.rfind(end))
     if prompt_tail.endswith(end):
         return False

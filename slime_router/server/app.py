@@ -29,7 +29,7 @@ from slime_router.api.media import MediaPass
 from slime_router.api.openapi.description import ApiDescription
 from slime_router.api.request import A
 from slime_router.api.responses import stored
-from slime_router.api.responses.dialect import responses
+from slime_router.api.responses.dialect import count_input, responses
 from slime_router.api.responses.journaled import JournaledResponses
 from slime_router.api.responses.store import ResponseStore
 from slime_router.api.retries import Joiner
@@ -320,22 +320,20 @@ class Gateway:
         kept = self.responses
         shared = SharedResponses(kept, self.siblings, self.journal).first
         settled = None if self.journal is None else self.journal.written
+        counts = (self.context, self.path.length)
         return [
             ("POST", "/generate", self._serving(GENERATE)),
             ("PUT", "/generate", self._serving(GENERATE)),  # SGLang takes both
             ("POST", "/v1/completions", self._serving(COMPLETIONS)),
             ("POST", "/inference/v1/generate", self._serving(INFERENCE)),
             ("POST", "/v1/responses", shared(self._serving(responses(kept, settled)))),
+            ("POST", "/v1/responses/input_tokens", shared(partial(count_input, *counts, kept))),
             ("GET", "/v1/responses/{id}", shared(partial(stored.show, kept))),
             ("DELETE", "/v1/responses/{id}", shared(partial(stored.delete, kept))),
             ("GET", "/v1/responses/{id}/input_items", shared(partial(stored.list_items, kept))),
             ("POST", "/v1/responses/{id}/cancel", shared(partial(stored.cancel, kept))),
             ("POST", "/v1/messages", self._serving(ANTHROPIC)),
-            (
-                "POST",
-                "/v1/messages/count_tokens",
-                partial(count_tokens, self.context, self.path.length),
-            ),
+            ("POST", "/v1/messages/count_tokens", partial(count_tokens, *counts)),
             ("POST", "/retrieve_from_text", retrieve.from_text),
             ("POST", "/retrieve_from_messages_template", retrieve.from_messages),
             ("POST", "/diagnose", DiagnoseDoor(doctor, self.path.meters.diagnosed).handle),
@@ -344,7 +342,7 @@ class Gateway:
             ("GET", "/metrics/prometheus", partial(metrics_text, self)),
             ("GET", "/prometheus/metrics", partial(metrics_text, self)),
             *model.routes(),
-            *ApiDescription(self.config.openai_chat_completion_path).routes(),
+            *ApiDescription(self.config.openai_chat_completion_path.rstrip("/")).routes(),
         ]
 
     def _serving(self, dialect: Dialect[A]) -> Handler:
@@ -364,7 +362,7 @@ class Gateway:
         )
 
     def _chat_path(self, used: Collection[str]) -> str | None:
-        path = self.config.openai_chat_completion_path
+        path = self.config.openai_chat_completion_path.rstrip("/") or "/"
         if not self.config.enable_openai_chat_completion:
             return None
         if path in used:

@@ -161,10 +161,10 @@ class ControlRoutes:
             BadRequest: `rid` is not a string, or `abort_all` not a boolean.
         """
         fields = _fields(order.body)
-        rid, is_for_all = fields.get("rid") or "", fields.get("abort_all") or False
-        if not isinstance(rid, str):
+        rid, is_for_all = fields.get("rid"), fields.get("abort_all")
+        if not isinstance(rid, str | None):
             raise BadRequest("rid must be a string.", param="rid")
-        if not isinstance(is_for_all, bool):
+        if not isinstance(is_for_all, bool | None):
             raise BadRequest("abort_all must be a boolean.", param="abort_all")
         if is_for_all:
             await self._aborts.cancel_all()

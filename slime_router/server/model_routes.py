@@ -144,8 +144,9 @@ class ModelAdmin:
         }
 
     async def models(self, _: web.Request) -> web.Response:
-        """The one model."""
-        return web.json_response({"object": "list", "data": [self._card()]})
+        """The one model, as OpenAI's and Anthropic's clients read lists of them."""
+        page = {"has_more": False, "first_id": self._model_name, "last_id": self._model_name}
+        return web.json_response({"object": "list", "data": [self._card()], **page})
 
     async def model(self, request: web.Request) -> web.Response:
         """The card of one model, by its name."""
@@ -167,6 +168,10 @@ class ModelAdmin:
             "root": self._model_name,
             "parent": None,
             "max_model_len": context_len,
+            "type": "model",  # from here on for Anthropic's
+            "display_name": self._model_name,
+            "created_at": "1970-01-01T00:00:00Z",
+            "max_input_tokens": context_len,
         }
 
     async def template(self, _: web.Request) -> web.Response:
@@ -178,7 +183,7 @@ class ModelAdmin:
     async def tokenize(self, request: web.Request) -> web.Response:
         """`{"prompt"}` or `{"messages", "tools", ...}` to tokens, with the router's tokenizer."""
         body = await read_object(request)
-        if ("prompt" in body) == ("messages" in body):
+        if (body.get("prompt") is None) == (body.get("messages") is None):
             raise BadRequest("Exactly one of 'prompt' and 'messages' is needed.", param="prompt")
         texts = self._texts(body)
         ids = []
@@ -204,7 +209,7 @@ class ModelAdmin:
         return web.Response(body=body, content_type="application/json")
 
     def _texts(self, body: Mapping[str, Any]) -> list[str]:
-        if "messages" in body:
+        if body.get("messages") is not None:
             messages = read_messages(body)
             continues = is_continued(messages, _flag(body, "continue_final_message", False))
             options = read_template_options(body, messages, continues=continues)

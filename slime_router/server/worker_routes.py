@@ -11,11 +11,12 @@ from aiohttp import web
 
 from slime_router.api.request import read_object, require
 from slime_router.pool.pool import WorkerPool
-from slime_router.pool.worker import KINDS, RegistrationFields, Worker
+from slime_router.pool.worker import KINDS, Registration, RegistrationFields, Worker
 from slime_router.server.boundary import Handler
 from slime_router.server.together.merging import merged_workers, silence
 from slime_router.server.together.registry import Registry
 from slime_router.siblings.siblings import Siblings
+from slime_router.values import replace
 
 _URL_REQUIRED = "worker_url is required (use query ?url=... or JSON body)"
 _NAMES = {"worker_type": "kind"}  # our name for a field, where it differs
@@ -78,7 +79,7 @@ class WorkerAdmin:
         body = await read_object(request)
         url = body.get("url")
         require(isinstance(url, str) and bool(url), "url", "the worker's URL")
-        worker = await self._registry.add(str(url), **_fields(body))
+        worker = await self._registry.add(str(url), **self._fields(str(url), body))
         return self._accepted(worker, "Worker added")
 
     async def list_all(self, _: web.Request) -> web.Response:
@@ -106,7 +107,7 @@ class WorkerAdmin:
     async def change(self, request: web.Request) -> web.Response:
         """`PUT` or `PATCH /workers/{id or URL}`: changes only the fields in the body."""
         worker = self._pool.get(request.match_info["worker"])
-        fields = _fields(await read_object(request))
+        fields = self._fields(worker.url, await read_object(request))
         await self._registry.add(worker.url, **fields)
         return self._accepted(worker, "Worker updated")
 
@@ -114,6 +115,18 @@ class WorkerAdmin:
         """`DELETE /workers/{id or URL}`: gets no new requests, and leaves after its last."""
         worker = await self._registry.drain(request.match_info["worker"])
         return self._accepted(worker, "Worker removed when it has answered what it has")
+
+    def _fields(self, url: str, body: Mapping[str, Any]) -> RegistrationFields:
+        """A body's fields, which fit with what is known of the worker there, if there is one."""
+        fields = _fields(body)
+        known = next((each for each in self._pool.list() if each.url == url.rstrip("/")), None)
+        made = replace(known.registration if known else Registration(), **fields)
+        require(
+            made.kind != "prefill" or made.bootstrap_port is not None,
+            "bootstrap_port",
+            "the port of a prefill worker's bootstrap server",
+        )
+        return fields
 
     @staticmethod
     def _accepted(worker: Worker, message: str) -> web.Response:
@@ -197,12 +210,6 @@ def _fields(body: Mapping[str, Any]) -> RegistrationFields:
         if name in body:
             require(is_fine(body[name]), name, wanted)
             fields[_NAMES.get(name, name)] = body[name]
-    is_prefill = fields.get("kind") == "prefill"
-    require(
-        not is_prefill or fields.get("bootstrap_port") is not None,
-        "bootstrap_port",
-        "the port of a prefill worker's bootstrap server",
-    )
     return cast(RegistrationFields, fields)  # each was checked above
 
 

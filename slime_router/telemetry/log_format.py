@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from slime_router.choices import LogFormat
+from slime_router.errors import printable
 from slime_router.telemetry.bodies import BodyLine
 from slime_router.telemetry.request_line import RequestLine
 from slime_router.telemetry.request_record import current_request
@@ -51,13 +52,6 @@ class _Lines(logging.Formatter):
         if record.exc_info:  # without the values of variables: no secrets
             event["exception"] = self.formatException(record.exc_info)
         return self._write(record, event)
-
-
-def printable(text: str) -> str:
-    """`text` with escapes for line ends, control characters, and what is not a character."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _as_json(record: logging.LogRecord, event: Event) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from slime_router import __version__
 from slime_router.errors import SetupError
@@ -51,11 +52,19 @@ _NAMES = {  # of the fields of a request's line
 }
 
 
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port
+        return False
+
+
 class Tracing:
     """Sends spans to `endpoint`, the base URL of a collector that speaks OTLP over HTTP.
 
     Raises:
-        SetupError: OpenTelemetry is not installed.
+        SetupError: OpenTelemetry is not installed, or this is not the URL of a collector.
     """
 
     def __init__(
@@ -70,6 +79,8 @@ class Tracing:
             raise SetupError(
                 f"--otlp-endpoint: {exc.name} is missing: pip install 'slime-router[otel]'"
             ) from exc
+        if not _is_http(endpoint):
+            raise SetupError(f"--otlp-endpoint {endpoint!r}: it looks like http://host:4318")
         self._endpoint, self._model = endpoint, model
         url = f"{endpoint.rstrip('/')}/v1/traces"
         resource = Resource({"service.name": SERVICE, "service.version": __version__})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
 from slime_router.errors import BadRequest
@@ -16,7 +17,7 @@ from slime_router.template.messages import (
     without_late_systems,
 )
 from slime_router.template.parts import Parts, find_parts, prints_names
-from slime_router.template.seam import Control, Seam
+from slime_router.template.seam import Control, Sampled, Seam
 from slime_router.template.self_test import Findings, find_ends, self_test
 from slime_router.template.spelling import Spelling, find_spelling
 from slime_router.template.suffix import Question, Suffix, Suffixes
@@ -44,6 +45,9 @@ class TemplateTokenizer(Protocol):
         date: datetime | None = None,
     ) -> str:
         """The text of the conversation; BadRequest where the template refuses it."""
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool) -> str:
+        """The text of tokens that follow a prompt."""
 
     def find_added(self, text: str) -> Iterator[Control]:
         """All added tokens in `text`, left to right, as `(start, end, id)`."""
@@ -154,7 +158,7 @@ class ChatTemplate:
         reply_index: int,
         options: TemplateOptions,
         *,
-        last_id: int | None,
+        sampled: Sequence[int],
         date: datetime | None = None,
         layout: Layout | None = None,
     ) -> Suffix | None:
@@ -164,7 +168,7 @@ class ChatTemplate:
             messages: the whole request, the echoed reply in it.
             reply_index: which of them is the reply of the held turn.
             options: tools and arguments of the rendering.
-            last_id: the last held token.
+            sampled: the tokens of that reply.
             date: the date pinned for this conversation.
             layout: what the held turn's own prompt looked like, where that is known.
 
@@ -172,7 +176,9 @@ class ChatTemplate:
             None where the template is not shown to append there.
         """
         question = Question(messages, reply_index, options, date)
-        return self._suffixes.find(question, last_id=last_id, layout=layout)
+        read = partial(self._tokenizer.decode, sampled, skip_special_tokens=False)
+        reply = Sampled(int(sampled[-1]) if len(sampled) else None, read)
+        return self._suffixes.find(question, sampled=reply, layout=layout)
 
     def layout(
         self,

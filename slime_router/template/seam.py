@@ -6,7 +6,7 @@ same turn in its own way. Exactly one of the two must be in the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +30,17 @@ class TurnEnds:
     openers: Mapping[int, str] = field(default_factory=dict)
     closer: str | None = None  # the token after a reply when a user's turn follows
     closing: str = ""  # from the reply's text to the end of `closer`, where words are between them
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What is looked at of a held reply: its last token, and all its text if it was cut.
+
+    Control tokens are written out in the text.
+    """
+
+    last_id: int | None
+    text: Callable[[], str] = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,39 +82,76 @@ class Seam:
         """Whether an added token stands first in a text, white space aside."""
         return next(leading(text, self._controls), None) is not None
 
-    def after_text(self, behind: str, last_id: int | None, own_len: int | None = None) -> Cut:
+    def after_text(self, behind: str, sampled: Sampled, own_len: int | None = None) -> Cut:
         """Where `behind`, the text that follows a reply's content, is entered.
 
         What closes a turn is right at its beginning, apart from white space and what the template
         always closes with; and before `own_len`, where the text of the next message begins.
         """
+        last_id = sampled.last_id
+        has_words = bool(self._closing) and behind.startswith(self._closing)
+        if has_words and not self.ends_turn(last_id):
+            return Cut(len(self._closing) - len(self._unsaid(sampled.text())))
         run = [
             control
             for control in leading(behind, self._controls)
             if own_len is None or control[0] < own_len
         ]
-        if self._closing and behind.startswith(self._closing):
+        if has_words:
             own = self._controls.find_added(self._closing)
             run += (control for control in own if self.ends_turn(control[2]))
         if not run:
             return Cut(0, self._drop(last_id))
-        sampled = next((control for control in run if control[2] == last_id), None)
+        same = next((control for control in run if control[2] == last_id), None)
         ending = next((control for control in run if self.ends_turn(control[2])), run[0])
-        return self._at(behind, sampled or ending, last_id, own_start=0)
+        return self._at(behind, same or ending, last_id, own_start=0)
 
-    def after_call(self, behind: str, tail_len: int, last_id: int | None) -> Cut:
+    def after_call(self, behind: str, tail_len: int, sampled: Sampled) -> Cut:
         """The same where the reply's last call continues for `tail_len` characters."""
-        closing = self.closing(behind, last_id)
-        if closing is None or behind[tail_len : closing[0]].strip():
+        last_id, closing = sampled.last_id, self.closing(behind)
+        if closing is not None and behind[tail_len : closing[0]].strip():
+            closing = None
+        if not self.ends_turn(last_id):
+            own, end = (tail_len, tail_len) if closing is None else closing[:2]
+            return Cut(self._inside_call(behind[:own], behind[:end], sampled.text()))
+        if closing is None:
             return Cut(tail_len, self._drop(last_id))
         return self._at(behind, closing, last_id, own_start=closing[0])
 
-    def closing(self, behind: str, last_id: int | None) -> Control | None:
-        """The first token that ends the turn, or that the model sampled last."""
+    def closing(self, behind: str) -> Control | None:
+        """The first token that ends the turn."""
         for control in self._controls.find_added(behind):
-            if control[2] == last_id or self.ends_turn(control[2]):
+            if self.ends_turn(control[2]):
                 return control
         return None
+
+    def _inside_call(self, own: str, ended: str, written: str) -> int:
+        """Where a turn is closed that was left open: `own` closes its call, `ended` the turn, too.
+
+        After what was sampled of `own`, if more than one token of it was; else at its end, where
+        a call stays as it was cut.
+        """
+        for length in range(min(len(own), len(written)), 0, -1):
+            part = written[-length:]
+            if own.count(part) == 1 and self._has_more_than_token(part):
+                return own.index(part) + length
+        rest = self._unsaid(written)
+        return len(ended) - len(rest) if rest and ended.endswith(rest) else len(own)
+
+    def _has_more_than_token(self, part: str) -> bool:
+        found = next(self._controls.find_added(part), None)
+        return found is not None and found[1] - found[0] < len(part)
+
+    def _unsaid(self, written: str) -> str:
+        """What the closing words have after `written`, in which some may stand already."""
+        at, words = 0, [0]  # where each word ends
+        for start, end, _ in self._controls.find_added(self._closing):
+            if at < start and end < len(self._closing):
+                words.append(end)
+            at = end
+        rest = self._closing[max(end for end in words if self._closing[:end] in written) :]
+        begun = (length for length in range(len(rest), 0, -1) if written.endswith(rest[:length]))
+        return rest[next(begun, 0) :]
 
     def boundary(self, behind: str, index: int) -> int:
         """`index`, or the start of the added token that it would cut."""

@@ -106,7 +106,7 @@ class Probed(Protocol):
         reply_index: int,
         options: TemplateOptions,
         *,
-        last_id: int | None,
+        sampled: Sequence[int],
     ) -> Suffix | None:
         """What the template puts after a reply; None where it does not append."""
 
@@ -200,7 +200,7 @@ def _behind(try_render: TryRender, messages: list[Message], options: TemplateOpt
 def _appends(
     template: Probed, messages: list[Message], index: int, options: TemplateOptions
 ) -> bool:
-    return template.suffix(messages, index, options, last_id=None) is not None
+    return template.suffix(messages, index, options, sampled=()) is not None
 
 
 def _keeps_reasoning(template: Probed) -> bool:

@@ -2,8 +2,9 @@
 
 Templates disagree on what an assistant message with calls holds. Most print arguments given as an
 object; DeepSeek's adds them to a string. DeepSeek V3's prints calls only where the content is null,
-gpt-oss' only where it is not. Mistral's refuses ids that are not nine letters or digits. Those of
-models that see pictures may print a list of parts and nothing of a string.
+gpt-oss' only where it is not; that of a distilled R1 prints an empty turn after calls where it is
+not null. Mistral's refuses ids that are not nine letters or digits. Those of models that see
+pictures may print a list of parts and nothing of a string.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Spelling:
     """What a template takes: the forms of content, of a call's arguments, and of ids."""
 
     arguments: Literal["object", "text"] = "object"
-    has_null_content: bool = False  # calls are printed only where the content is null
+    has_null_content: bool = False  # a call's empty content is null, or more than it is printed
     has_short_ids: bool = False
     prints_ids: bool = False
     has_parts: bool = False
@@ -111,16 +112,22 @@ def find_spelling(try_render: TryRender) -> Spelling:
     `try_render` takes messages as they are and returns None where the template refuses them.
     """
     has_parts = _has_parts(try_render)
-    for call_id, content, as_object in product((_LONG_ID, _PROBE_ID), ("", None), (True, False)):
+
+    def printed(call_id: str, content: str | None, *, as_object: bool) -> str:
+        """The text of a call and its result; "" where the call is not in it."""
         loop = _tool_loop(call_id, content, as_object=as_object)
         if has_parts:
             loop = [Spelling(has_parts=True).spelled(message) for message in loop]
         text = try_render(loop, PROBE_OPTIONS) or ""
         # Python's own quotes: the template took the object for a string.
-        if _PROBE in text and f"'{_PROBE}'" not in text:
+        return text if _PROBE in text and f"'{_PROBE}'" not in text else ""
+
+    for call_id, content, as_object in product((_LONG_ID, _PROBE_ID), ("", None), (True, False)):
+        if text := printed(call_id, content, as_object=as_object):
+            null = printed(call_id, None, as_object=as_object)
             return Spelling(
                 arguments="object" if as_object else "text",
-                has_null_content=content is None,
+                has_null_content=content is None or 0 < len(null) < len(text),
                 has_short_ids=call_id == _PROBE_ID,
                 prints_ids=call_id in text,
                 has_parts=has_parts,

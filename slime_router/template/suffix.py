@@ -35,7 +35,7 @@ from slime_router.template.layout import (
     reach,
 )
 from slime_router.template.messages import content_text
-from slime_router.template.seam import Cut, Seam
+from slime_router.template.seam import Cut, Sampled, Seam
 from slime_router.template.stand_ins import (
     SENTINEL,
     Drawing,
@@ -97,21 +97,19 @@ class Suffixes:
         )  # that the template looks for, where they are known
         self._literals = self.literals or ()
 
-    def find(
-        self, question: Question, *, last_id: int | None, layout: Layout | None
-    ) -> Suffix | None:
+    def find(self, question: Question, *, sampled: Sampled, layout: Layout | None) -> Suffix | None:
         """The suffix, or None where the template is not shown to append.
 
-        `last_id` is the last held token, `layout` that of the held turn's prompt, where known.
+        `sampled` is the held reply, `layout` that of the held turn's prompt, where known.
         """
         if layout is not None and layout.start:
-            found = self._find(question, last_id, layout) if self.covers(layout, question) else None
+            found = self._find(question, sampled, layout) if self.covers(layout, question) else None
             if found is not None:
                 return found
             layout = None
-        return self._find(question, last_id, layout)
+        return self._find(question, sampled, layout)
 
-    def _find(self, question: Question, last_id: int | None, known: Layout | None) -> Suffix | None:
+    def _find(self, question: Question, sampled: Sampled, known: Layout | None) -> Suffix | None:
         view = View.of(question.messages, question.index, known.start if known else 0)
         drawing = self._draw(view, question)
         if drawing is None:
@@ -123,7 +121,7 @@ class Suffixes:
         left_out = self._left_out(view, drawing, question)
         if left_out is None:
             return None
-        cut = self._cut(view, drawing, question, last_id)
+        cut = self._cut(view, drawing, question, sampled)
         after = self._after(known, view, drawing, question)
         return Suffix(drawing.behind[cut.start :], cut.drop, left_out, after)
 
@@ -211,15 +209,15 @@ class Suffixes:
 
     # The seam
 
-    def _cut(self, view: View, drawing: Drawing, question: Question, last_id: int | None) -> Cut:
+    def _cut(self, view: View, drawing: Drawing, question: Question, sampled: Sampled) -> Cut:
         behind = drawing.behind
         has_calls = bool(view.messages[view.index].get("tool_calls"))
         if not has_calls or drawing.form is Form.NO_CALLS:
             own_len = self._own_len(view, drawing, question)
-            return self._seam.after_text(behind, last_id, own_len)
-        closing = self._seam.closing(behind, last_id)
+            return self._seam.after_text(behind, sampled, own_len)
+        closing = self._seam.closing(behind)
         if closing is not None and _is_before(closing[1], behind, view.later):
-            return self._seam.after_call(behind, closing[0], last_id)
+            return self._seam.after_call(behind, closing[0], sampled)
         alone = View(view.messages[: view.index + 1], view.index)
         options = replace(
             question.options, add_generation_prompt=False, continue_final_message=False
@@ -228,7 +226,7 @@ class Suffixes:
             alone, Question(alone.messages, alone.index, options, question.date), [drawing.form]
         )
         tail_len = _common_len(behind, drawn.behind if drawn is not None else "")
-        return self._seam.after_call(behind, self._seam.boundary(behind, tail_len), last_id)
+        return self._seam.after_call(behind, self._seam.boundary(behind, tail_len), sampled)
 
     def _own_len(self, view: View, drawing: Drawing, question: Question) -> int:
         """How much of what follows the reply comes before the first later message's own text.

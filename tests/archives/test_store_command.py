@@ -56,6 +56,73 @@ def test_a_cluster_has_no_replicas_to_wait_for():
         opened(settings, b"v", lambda _: None)
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://u:SECRET@h/x", "redis://h/x cannot be used: after the host stands"),
+        ("redis://u:SECRET@h/-1", "after the host stands"),
+        ("redis://h?db=a&password=SECRET", "redis://h cannot be used: an option is wrong"),
+        ("redis://h?x=y&password=SECRET", "it has an option 'x'"),
+        ("redis://h?decode_responses=1", "it has an option 'decode_responses'"),
+        ("redis://h?socket_timeout=1000", "it has an option 'socket_timeout'"),
+        ("redis://u:SECRET@h:99999", "a host looks like HOST:PORT"),
+        ("redis://u:SECRET@[h", "a host looks like HOST:PORT"),
+        ("redis://u:SEC/SECRET@h:1", "are written %40 %2F"),
+        ("redis://u:SEC#SECRET@h:1", "are written %40 %2F"),
+        ("redis://u:SEC?SECRET@h:1", "are written %40 %2F"),
+        ("redis://h/0?password=SEC@SECRET", "are written %40 %2F"),
+        ("u:SECRET@h:1", "--store URL cannot be used: it begins with redis://"),
+        ("redis:/u:SECRET@h", "--store URL cannot be used: it begins with redis://"),
+        ("REDIS://u:SECRET@h", "it begins with redis://"),
+        ("redis+cluster://u:SECRET@", "a host is missing"),
+        ("redis+cluster://u:SECRET@h/1", "after the host stands"),
+        ("redis+sentinel://u:SECRET@h,/name", "a host is missing"),
+        ("redis+sentinel://u:SECRET@h/name?password=SECRET", "the name of the primary"),
+        ("redis+sentinel://u:SECRET@h/name/2", "the name of the primary"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_its_password(url, said):
+    with pytest.raises(SetupError) as caught:
+        RedisClients(url, timeout_s=1.0, write_timeout_s=1.0)
+    assert said in caught.value.message
+    assert "SEC" not in caught.value.message
+
+
+def test_a_url_is_shown_without_its_password():
+    for url, shown in (
+        ("redis://u:SECRET@h:1/2?client_name=a&password=SECRET", "redis://h:1/2"),
+        ("redis://:SEC%40%2F%3F%23RET@h", "redis://h"),
+        ("unix://u:SECRET@/tmp/socket?db=3", "unix:///tmp/socket"),
+        ("rediss+sentinel://u:SECRET@h:1,g/name", "rediss+sentinel://h:1,g/name"),
+    ):
+        clients = RedisClients(url, timeout_s=1.0, write_timeout_s=1.0)
+        assert clients.shown == shown
+        assert "SEC" not in repr(clients)
+
+
+def test_the_account_and_tls_of_a_sentinels_url_are_those_of_the_primary():
+    url = "rediss+sentinel://u:a%40b@h:1/primary"
+    for client in vars(RedisClients(url, timeout_s=1.0, write_timeout_s=1.0)).values():
+        if not hasattr(client, "connection_pool"):
+            continue
+        pool = client.connection_pool
+        assert (pool.connection_kwargs["username"], pool.connection_kwargs["password"]) == (
+            "u",
+            "a@b",
+        )
+        assert "SSL" in pool.connection_class.__name__
+        [sentinel] = pool.sentinel_manager.sentinels
+        kwargs = sentinel.connection_pool.connection_kwargs
+        assert "SSL" in sentinel.connection_pool.connection_class.__name__
+        assert kwargs.get("password") is None
+
+
+def test_a_cluster_that_is_away_says_so(capsys):
+    assert store_main(["ls", "redis+cluster://127.0.0.1:1"]) == 1
+    assert "does not answer" in capsys.readouterr().err
+    assert store_main(["stats", "redis+cluster://127.0.0.1:1"]) == 1
+
+
 def test_urls_of_clusters_and_sentinels_are_read():
     clients = RedisClients("redis+sentinel://h:1,g:2/primary", timeout_s=1.0, write_timeout_s=1.0)
     assert "primary" in repr(clients.blocking.connection_pool)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from slime_router.types import Message
+from slime_router.checkup.scenarios import TOOLS
+from slime_router.types import Message, TemplateOptions
 from tests.families.catalogue import family
 from tests.families.conversation import FamilyTalk
 from tests.families.test_cases import ASK, deepseek_call, results
@@ -202,3 +205,62 @@ async def test_a_call_of_a_turn_that_is_closed_in_several_words_is_closed_once()
     assert talk.text(talk.suffix(before, after)).startswith(
         '<|open|>message role="tool" tool="get_weather"<|sep|>Sunny'
     )
+
+
+K3_CUT_CALL = K3_CALL.removesuffix("<|close|>tools<|sep|>")
+K3_CUTS = [
+    ("Hello<|close|>", (), "response<|sep|>" + K3_END),
+    ("Hello<|close|>res", (), "ponse<|sep|>" + K3_END),
+    ("Hello" + K3_RESPONSE, (), K3_END),
+    ("Hello" + K3_RESPONSE + "<|close|>", (), "message<|sep|>"),
+    ("Hello" + K3_RESPONSE + K3_END, (), ""),
+    ("Hello" + K3_RESPONSE + K3_CALL[:60], TOOLS, K3_END),  # no call was read
+    ("Hello" + K3_RESPONSE + K3_CUT_CALL, TOOLS, "<|close|>tools<|sep|>" + K3_END),
+    ("Hello" + K3_RESPONSE + K3_CALL, TOOLS, K3_END),
+    ("Hello" + K3_RESPONSE + K3_CALL + "<|close|>", TOOLS, "message<|sep|>"),
+    ("Hello" + K3_RESPONSE + K3_CALL + K3_END, TOOLS, ""),
+]
+
+
+@pytest.mark.parametrize(("said", "tools", "rest"), K3_CUTS)
+async def test_a_turn_that_is_cut_in_its_closing_words_is_closed_once(said, tools, rest):
+    talk = FamilyTalk(family("kimi_k3"))
+    before = await talk.hear([ASK], K3_THOUGHT + said, tools=tools)
+    asked = results(before.reply, "Sunny") if before.calls else [user("More")]
+    after = await talk.hear([ASK, before.reply, *asked], "Yes", "<|end_of_msg|>", tools=tools)
+    suffix = talk.text(talk.suffix(before, after))
+    assert suffix.startswith(f"{rest}<|end_of_msg|><|open|>message role=")
+    assert asked[0]["content"] in suffix
+
+
+GEMMA_CALL = '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}'
+
+
+@pytest.mark.parametrize(
+    ("said", "rest"),
+    [
+        (GEMMA_CALL.removesuffix('Paris<|"|>}'), ""),  # a quote that opens, not one that closes
+        (GEMMA_CALL, "<tool_call|>"),
+        (GEMMA_CALL + "<tool_call|>", ""),
+    ],
+)
+async def test_a_call_of_gemma_that_is_cut_is_closed_where_it_had_ended(said, rest):
+    talk = FamilyTalk(family("gemma4_v5"))
+    before = await talk.hear([ASK], said)
+    messages = [ASK, before.reply, *results(before.reply, "Sunny")]
+    after = await talk.hear(messages, "Fine.", "<turn|>")
+    assert talk.text(talk.suffix(before, after)).startswith(f"{rest}<|tool_response>response:")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "glm4moe", "minimax_m2", "kimi_k3"])
+async def test_a_thought_that_was_cut_goes_on_as_a_thought(name):
+    talk = FamilyTalk(family(name))
+    reasoning = talk.tokenizer.render([ASK], TemplateOptions())
+    opened = "" if reasoning.rstrip().endswith(("<think>", "think<|sep|>")) else "<think>"
+    closed = K3_THOUGHT if name == "kimi_k3" else "Hm.</think>\n\n"
+    before = await talk.hear([ASK], opened + "I wonder. " * 20, tools=())
+    assert (before.reply["content"], before.reasoning.strip()) == ("", ("I wonder. " * 20).strip())
+    going_on: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False}
+    after = await talk.hear([ASK, before.reply], closed + "Sunny.", tools=(), **going_on)
+    assert talk.suffix(before, after) == []
+    assert (after.reply["content"].strip(), after.reasoning.strip()) == ("Sunny.", "Hm.")

@@ -108,6 +108,7 @@ CLIENTS = [
     ("POST", CHAT),
     ("POST", f"/sessions/s{CHAT}"),
     ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/v1/responses/input_tokens"),
     ("GET", "/v1/models"),
     ("GET", "/metrics"),
     ("GET", "/"),

@@ -227,6 +227,30 @@ async def test_token_ids_stand_under_both_names_and_in_streams():
     assert list(chain.from_iterable(streamed_ids)) == output_ids
 
 
+@pytest.mark.parametrize("by_header", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+async def test_ids_stand_in_sglangs_own_part(n, by_header):
+    """As its route has them; in a stream they have an event of their own, before the usage."""
+    names = ("return_input_ids_in_sglext", "return_output_ids_in_sglext")
+    headers = {"x-sglext-return-input-ids": "1", "x-sglext-return-output-ids": "1"}
+    output_ids = [*b"Hello", STOP_ID]
+    asked: dict[str, Any] = {**ASK, "n": n, "stream_options": {"include_usage": True}}
+    given = headers if by_header else {}
+    if not by_header:
+        asked |= dict.fromkeys(names, True)
+    async with door() as (client, _):
+        async with client.post(PATH, json=asked, headers=given) as response:
+            reply = await response.json()
+        async with client.post(PATH, json={**asked, "stream": True}, headers=given) as response:
+            *chunks, ids, usage, _ = events(await response.read())
+        plain = await whole(client, return_input_ids_in_sglext=False)
+    part = {"input_ids": PROMPT_IDS, "output_ids": [output_ids] * n}
+    assert reply["sglext"] == ids["sglext"] == part
+    assert ids["choices"] == usage["choices"] == []
+    assert not any("sglext" in each for each in chunks)
+    assert "sglext" not in plain
+
+
 async def test_meta_info_is_the_workers_own_and_stands_on_the_finish_chunk():
     item = {"meta_info": {"id": "x", "anything": [1]}}
     async with door(lambda *_: [first("a"), last(item=item)]) as (client, _):
@@ -454,9 +478,9 @@ async def test_the_last_generation_is_read_to_its_end_when_the_reply_is_written(
         kind: Any = EventStream if stream else JsonReply
         send = kind.send
 
-        async def noted(self: Any, what: Any) -> None:
-            await send(self, what)
-            if not stream or b'"finish_reason":"stop"' in what:
+        async def noted(self: Any, *what: Any) -> None:
+            await send(self, *what)
+            if not stream or any(b'"finish_reason":"stop"' in event for event in what):
                 read_before.append(len(scripted.read_to_end))
 
         monkeypatch.setattr(kind, "send", noted)

@@ -41,6 +41,7 @@ BASES: dict[str, dict[str, Any]] = {  # what is drawn is laid over these
     "/v1/messages": {**TEXT, "max_tokens": 3},
     "/v1/messages/count_tokens": TEXT,
     "/v1/responses": {"input": "Hi", "max_output_tokens": 3},
+    "/v1/responses/input_tokens": {"input": "Hi"},
     "/generate": {"text": "Hi", "sampling_params": {"max_new_tokens": 3}},
     "/inference/v1/generate": {"token_ids": [5, 6], "sampling_params": {"max_tokens": 3}},
     "/tokenize": {"prompt": "Hi"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import anthropic
 import pytest
 
 from slime_router.testing import FakeWorker
@@ -312,6 +313,22 @@ async def test_the_model_is_listed_under_its_served_name():
         assert set(body["error"]) == FOUR_KEYS
         _, reply = await router.post(CHAT, {"messages": [user("hi")]})
         assert reply["model"] == name
+
+
+async def test_anthropics_client_reads_the_list_of_models_too():
+    async with served(served_model_name="mine") as (router, _):
+        url = str(router.http._base_url)
+        async with anthropic.AsyncAnthropic(base_url=url, api_key="none") as client:
+            page = await client.models.list()
+            [card] = [each async for each in page]
+            assert await client.models.retrieve("mine") == card
+    assert (card.id, card.type, card.display_name, page.has_more) == (
+        "mine",
+        "model",
+        "mine",
+        False,
+    )
+    assert card.created_at is not None
 
 
 async def test_any_other_path_is_passed_through_whatever_stands_in_it():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 from typing import Any
 
@@ -99,3 +100,35 @@ async def test_no_good_worker_is_left() -> None:
         assert len(router.gateway.store) == 0
         counted = (await router.get("/metrics"))[1]
         assert orjson.dumps(counted)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_worker_that_mixes_up_two_requests_is_not_believed(stream):
+    """One tenant would read, and train on, what was sampled for another."""
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        worker.hold()
+        one = asyncio.create_task(ask(router, "completions", stream=False))
+        await worker.wait_running(1)
+        mixed_up = {
+            "text": "secret",
+            "output_ids": [7, 8],
+            "meta_info": {
+                "id": worker.running[0],
+                "finish_reason": {"type": "length", "length": 2},
+                "prompt_tokens": 3,
+                "completion_tokens": 2,
+                "output_token_logprobs": [[-0.5, 7, None], [-0.5, 8, None]],
+            },
+        }
+        raw = orjson.dumps(mixed_up)
+        if stream:
+            worker.answer_next(200, b"data: %s\n\ndata: [DONE]\n\n" % raw, "text/event-stream")
+        else:
+            worker.answer_next(200, raw)
+        two = asyncio.create_task(ask(router, "messages", stream=stream))
+        await worker.wait_running(2)  # it was asked again
+        worker.release()
+        answers = await asyncio.gather(one, two)
+        assert [status for status, _ in answers] == [200, 200]
+        assert all(b"secret" not in body for _, body in answers)
+        assert len(worker.requests) == 3

@@ -10,7 +10,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from slime_router.api.chat.fields import ChatFields
-from slime_router.api.openapi.document import BODIES
+from slime_router.api.openapi.bodies import BODIES
 from slime_router.server.app import Gateway
 from tests.integration.gateway import CHAT, served
 from tests.integration.test_docs import real_routes
@@ -29,7 +29,8 @@ async def described(**settings: Any) -> tuple[dict[str, Any], set[tuple[str, str
 
 
 def schema(document: dict[str, Any], path: str) -> dict[str, Any]:
-    body = document["paths"][path]["post"]["requestBody"]
+    methods = document["paths"][path]
+    body = methods["post" if "post" in methods else "put"]["requestBody"]
     found: dict[str, Any] = body["content"]["application/json"]["schema"]
     return found
 

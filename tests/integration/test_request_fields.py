@@ -71,6 +71,8 @@ SAMPLED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"guided_regex": "a+"}, {"regex": "a+"}),
     ({"guided_choice": ["a.b", "c d"]}, {"regex": "(a\\.b)|(c d)"}),
     ({"structured_outputs": {"grammar": 'root ::= "a"'}}, {"ebnf": 'root ::= "a"'}),
+    ({"structured_outputs": {"json_object": True}}, {"json_schema": '{"type": "object"}'}),
+    ({"structured_outputs": {"json_object": False, "regex": "a+"}}, {"regex": "a+"}),
 ]
 
 # The field, and what it becomes at the top level.
@@ -142,6 +144,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"regex": "a", "guided_regex": "b"}, "regex"),
     ({"guided_json": "{"}, "guided_json"),
     ({"guided_choice": [1]}, "guided_choice"),
+    ({"guided_regex": "a" * 2**17}, "guided_regex"),
+    ({"structured_outputs": []}, "structured_outputs"),
+    ({"structured_outputs": "a+"}, "structured_outputs"),
+    ({"structured_outputs": {"json_object": 1}}, "structured_outputs.json_object"),
+    ({"structured_outputs": {"regex": 5}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"structural_tag": 5}}, "structured_outputs.structural_tag"),
+    ({"functions": 0}, "functions"),
+    ({"functions": [5]}, "functions[0]"),
+    ({"functions": [FUNCTION, {"name": 5}]}, "functions[1].name"),
+    ({"functions": [FUNCTION], "function_call": "required"}, "function_call"),
+    ({"function_call": False}, "function_call"),
+    ({"reasoning": "high"}, "reasoning"),
+    ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
+    ({"reasoning": {"enabled": 1}}, "reasoning.enabled"),
+    ({"thinking_token_budget": "x"}, "thinking_token_budget"),
     ({"chat_template_kwargs": []}, "chat_template_kwargs"),
     (
         {"chat_template_kwargs": {"spaces_between_special_tokens": 1}},
@@ -154,6 +171,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"custom_logit_processor": "x"}, "custom_logit_processor"),
     ({"custom_labels": {"a": 1}}, "custom_labels.a"),
     ({"routed_dp_rank": -1}, "routed_dp_rank"),
+    ({"data_parallel_rank": -1}, "data_parallel_rank"),
     ({"bootstrap_port": 2**70}, "bootstrap_port"),
     ({"rid": ""}, "rid"),
     ({"rid": ["a"]}, "rid"),
@@ -213,6 +231,16 @@ async def test_what_is_wrong_is_a_400_that_names_it(said, param):
 
 
 @pytest.mark.parametrize("path", ASK)
+async def test_a_complaint_has_the_client_s_own_name_for_a_field(path):
+    async with served() as (router, _):
+        said = {**ASK[path], "data_parallel_rank": "first"}
+        status, reply = await router.post(path, said)
+    assert status == 400
+    assert "'data_parallel_rank'" in reply["error"]["message"]
+    assert "routed_dp_rank" not in str(reply)
+
+
+@pytest.mark.parametrize("path", ASK)
 async def test_a_rank_in_the_header_wins_as_with_sglang(path):
     """Its chat route reads the header, its `/generate` does not: so it goes into the body."""
     body = await sent(path, {"routed_dp_rank": 0}, {"x-data-parallel-rank": "3"})
@@ -265,6 +293,11 @@ async def test_functions_of_old_are_tools():
         ({"reasoning_effort": "high"}, "True True high"),
         ({"reasoning": {"effort": "low"}}, "True True low"),
         ({"reasoning": {"enabled": False}}, "False False none"),
+        ({"reasoning": {"enabled": True}}, "True True "),
+        (
+            {"reasoning": {"enabled": True}, "chat_template_kwargs": {"thinking": False}},
+            "False True ",
+        ),
         (
             {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}},
             "True False low",

@@ -117,7 +117,7 @@ def events(raw: bytes) -> list[Any]:
 
 def without_ids(reply: Any) -> Any:
     items = [{k: v for k, v in item.items() if k != "id"} for item in reply["output"]]
-    rest = {k: v for k, v in reply.items() if k not in ("id", "created_at")}
+    rest = {k: v for k, v in reply.items() if k not in ("id", "created_at", "completed_at")}
     return {**rest, "output": items}
 
 

@@ -147,6 +147,32 @@ async def test_a_refusal_in_a_reply_is_its_text() -> None:
         assert "I will not." in tiny_tokenizer().decode(one, skip_special_tokens=False)
 
 
+async def test_a_prompt_is_counted_as_it_would_be_sent() -> None:
+    """By OpenAI's own client; nothing runs and nothing is kept."""
+    tools: Any = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
+    asked: dict[str, Any] = {"model": "tiny", "input": "Hi", "instructions": "Be nice"}
+    async with served() as (router, worker):
+        async with openai.AsyncOpenAI(
+            base_url=str(router.http._base_url) + "/v1", api_key="none"
+        ) as client:
+            counted = await client.responses.input_tokens.count(**asked, tools=tools)
+            assert (router.footprint()[0], worker.requests) == (0, [])
+            worker.script(HELLO)
+            reply = await client.responses.create(**asked, tools=tools)
+            assert reply.usage is not None
+            assert counted.input_tokens == reply.usage.input_tokens
+            assert counted.object == "response.input_tokens"
+            more = await client.responses.input_tokens.count(
+                model="tiny", input="More", previous_response_id=reply.id
+            )
+            assert more.input_tokens > len(HELLO)
+            with pytest.raises(openai.BadRequestError, match="not found"):
+                await client.responses.input_tokens.count(input="a", previous_response_id="nope")
+        status, answer = await router.post(PATH + "/input_tokens", {"input": [{"type": "zzz"}]})
+        assert (status, answer["error"]["param"]) == (400, "input[0].type")
+        assert (await router.get(PATH + "/input_tokens"))[0] == 404, "no response has this id"
+
+
 # Custom tools
 
 PATCH = {

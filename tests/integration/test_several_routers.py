@@ -9,6 +9,7 @@ from secrets import token_hex
 from typing import Any, TypeAlias
 
 import pytest
+import redis
 
 from slime_router.archive.shared import SharedArchive
 from slime_router.archive.store import ArchivedStore
@@ -393,3 +394,25 @@ async def test_a_worker_that_was_removed_here_does_not_come_back(shared):
         for router in (one, two):
             await router.gateway.together.enrolment.look()
             assert workers_of(router).keys() == {worker.url}
+
+
+@pytest.mark.redis
+async def test_turns_that_the_store_has_evicted_are_counted_and_said(redis_url, caplog):
+    """A server with another `maxmemory-policy` than `noeviction` drops whole keys."""
+    prefix = token_hex(4)
+    shared = {"store": redis_url, "store_prefix": prefix}
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
+        await one.post("/sessions", {"session_id": "s"})
+        await alternate(worker, [one, two], f"/sessions/s{CHAT}", 3)
+        client = redis.Redis.from_url(redis_url)
+        client.delete(*client.scan_iter(f"{prefix}:*:turns"))
+        client.close()
+        async with serving(worker.url, **shared) as late:
+            await archive_of(late).read()
+            assert (await rows_of(one, "s"))["stats"]["sampled_tokens"] > 0  # it has them
+            assert (await rows_of(late, "s"))["rows"] == []
+            _, found = await late.get("/sessions/s")
+            assert (found["turns"], found["dropped_turns"]) == (0, 3)
+            _, metrics = await late.get("/metrics")
+            assert metrics["journal"]["skipped"] == 3
+        assert caplog.messages.count("the store has lost 3 turns of session s") == 1

@@ -201,7 +201,8 @@ def _response(response: dict[str, Any]) -> Any:
     output = [
         {key: value for key, value in item.items() if key not in own} for item in response["output"]
     ]
-    return {**response, "id": None, "created_at": None, "output": output}
+    of_time = dict.fromkeys(("id", "created_at", "completed_at"))
+    return {**response, **of_time, "output": output}
 
 
 def generate_whole(answer: Answer) -> Any:

@@ -74,6 +74,25 @@ async def test_it_is_recorded_as_a_turn_of_its_session() -> None:
         assert row["tokens"] == [*PROMPT, *SAMPLED, 9, 14]
 
 
+@pytest.mark.parametrize(
+    ("constraint", "sent"),
+    [
+        (
+            {"structured_outputs": {"json": {"type": "object"}}},
+            {"json_schema": '{"type":"object"}'},
+        ),
+        ({"structured_outputs": {"json_object": True}}, {"json_schema": '{"type": "object"}'}),
+        ({"guided_json": {"type": "object"}}, {"json_schema": '{"type":"object"}'}),
+        ({"structured_outputs": {"regex": "a+"}}, {"regex": "a+"}),
+        ({"guided_choice": ["a", "b"]}, {"regex": "(a)|(b)"}),
+    ],
+)
+async def test_a_constraint_reaches_the_worker(constraint: dict[str, Any], sent: dict[str, str]):
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        await ask(router, worker, sampling_params={"max_tokens": 3, **constraint})
+    assert worker.requests[-1].body["sampling_params"].items() >= sent.items()
+
+
 @pytest.mark.parametrize("incremental", [False, True])
 async def test_streamed_it_is_the_same(incremental: bool) -> None:
     async with tiny_worker(incremental=incremental) as worker, serving(worker.url) as router:
@@ -117,6 +136,15 @@ async def test_without_logprobs_there_are_none() -> None:
         ({"sampling_params": {"temperature": "hot"}}, "sampling_params.temperature"),
         ({"sampling_params": {"stop_token_ids": [10**6]}}, "sampling_params.stop_token_ids"),
         ({"sampling_params": {"n": 2}}, "sampling_params.n"),
+        (
+            {"sampling_params": {"structured_outputs": {"regex": 5}}},
+            "sampling_params.structured_outputs.regex",
+        ),
+        ({"sampling_params": {"guided_json": 5}}, "sampling_params.guided_json"),
+        (
+            {"sampling_params": {"thinking_token_budget": "x"}},
+            "sampling_params.thinking_token_budget",
+        ),
         ({"sampling_params": {"bad_words": ["x"]}}, "sampling_params.bad_words"),
         ({"features": {"mm_hashes": {}}}, "features"),
         ({"priority": "high"}, "priority"),

@@ -105,6 +105,23 @@ async def test_a_field_that_is_wrong_is_named_and_changes_nothing(field, value):
         assert after == before
 
 
+@pytest.mark.parametrize("method", ["PATCH", "POST"])
+async def test_a_prefill_worker_keeps_its_bootstrap_port(method):
+    async with serving() as router:
+        await router.post(
+            "/workers", {"url": URL, "worker_type": "prefill", "bootstrap_port": 8998}
+        )
+        path = f"/workers/{URL}" if method == "PATCH" else "/workers"
+        for change, wanted in (
+            ({"bootstrap_port": None}, 400),
+            ({"worker_type": "prefill", "cost": 2}, 202),
+            ({"worker_type": "decode", "bootstrap_port": None}, 202),
+            ({"worker_type": "prefill"}, 400),
+        ):
+            status, _ = await told(router, method, path, {"url": URL, **change})
+            assert status == wanted, change
+
+
 @pytest.mark.parametrize("by", ["id", "url"])
 async def test_a_deleted_worker_is_gone_when_it_has_answered(by):
     async with served() as (router, worker), tiny_worker() as other:

@@ -75,7 +75,7 @@ def turns(
         index = len(messages)
         messages = [*messages, reply, *later]
         yield messages, index, layout
-        found = template.suffix(messages, index, options, last_id=None, layout=layout)
+        found = template.suffix(messages, index, options, sampled=(), layout=layout)
         layout = found.layout if found is not None else None
 
 
@@ -88,8 +88,8 @@ def test_a_window_says_what_the_whole_says(family: Family) -> None:
     @given(exchanges())
     def check(said: list[tuple[Message, list[Message]]]) -> None:
         for messages, index, layout in turns(template, said, options):
-            near = template.suffix(messages, index, options, last_id=None, layout=layout)
-            whole = template.suffix(messages, index, options, last_id=None, layout=None)
+            near = template.suffix(messages, index, options, sampled=(), layout=layout)
+            whole = template.suffix(messages, index, options, sampled=(), layout=None)
             assert near == whole
             true = template.try_render(messages, options)
             if whole is not None and true is not None:

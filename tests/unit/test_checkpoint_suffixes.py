@@ -75,7 +75,7 @@ def test_every_later_message_is_in_the_suffix(form, tmp_path):
     template, end = ChatTemplate(tokenizer), min(tokenizer.eos_ids)
     options = TemplateOptions(tools=(TOOL,), kwargs=kwargs)
     for name, (messages, index) in TALKS.items():
-        suffix = template.suffix(messages, index, options, last_id=end)
+        suffix = template.suffix(messages, index, options, sampled=[end])
         asks_again = messages[-1]["role"] == "user"
         if form in MOVES_TOOLS and asks_again:
             assert suffix is None, name

@@ -211,6 +211,31 @@ def test_a_call_of_an_unknown_tool_is_not_lost(name, order):
         assert str(next(iter(call[1].values()))) in shown
 
 
+@pytest.mark.parametrize("name", ["lfm2", "pythonic"])
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("-1", -1), ("+2.5", 2.5), ("[-1, {'a': -2}]", [-1, {"a": -2}]), ("(1, 2)", [1, 2])],
+)
+def test_a_python_value_is_read(name, written, value):
+    """SGLang's own reader of one of them takes no number with a sign."""
+    form = FORMATS[name]
+    text = f"{form.head}search(query='x'), search(query={written}){form.tail}"
+    content, found = read(name, tokens(text))
+    assert (content, values(found)) == (
+        "",
+        [("search", {"query": "x"}), ("search", {"query": value})],
+    )
+
+
+@pytest.mark.parametrize("name", ["lfm2", "pythonic"])
+@pytest.mark.parametrize("written", ["query=Paris", "query=b'x'", "query=1e999", "query='a' + 'b'"])
+def test_a_python_call_that_cannot_be_read_is_content(name, written):
+    form = FORMATS[name]
+    for calls in (f"search({written}), search(query='x')", f"search(query='x'), search({written})"):
+        content, found = read(name, tokens(f"{form.head}{calls}{form.tail}"))
+        assert (content, values(found)) == (f"search({written})", [("search", {"query": "x"})])
+
+
 @pytest.mark.parametrize("name", DISTINCT)
 def test_where_one_call_is_asked_for_the_others_leave_nothing_behind(name):
     for kind, cut, behind in (("two", "tokens", ""), ("same", "letters", " Bye.")):

@@ -162,7 +162,7 @@ def test_a_layout_has_a_limited_number_of_marks(tmp_path, monkeypatch):
     for number in range(1, 6):
         index = len(messages)
         messages = [*messages, {"role": "assistant", "content": "yes"}, user(str(number))]
-        found = template.suffix(messages, index, options, last_id=None, layout=layout)
+        found = template.suffix(messages, index, options, sampled=(), layout=layout)
         assert found is not None
         assert template.render(messages, options).endswith(found.text)
         layout = found.layout
@@ -186,7 +186,7 @@ def test_a_long_conversation_is_continued_from_few_messages(tmp_path, monkeypatc
     for number in range(100):
         index = len(messages)
         messages = [*messages, {"role": "assistant", "content": "yes"}, user(str(number))]
-        found = template.suffix(messages, index, options, last_id=None, layout=layout)
+        found = template.suffix(messages, index, options, sampled=(), layout=layout)
         assert found is not None
         layout = found.layout
     whole = [size for size in sizes if size > suffix.SHIFT_LEN + 1]

@@ -373,6 +373,13 @@ def test_a_continued_reply_goes_on_inside_or_behind_its_reasoning(written, reaso
     assert (reply.reasoning, reply.content) == (reasoning, content)
 
 
+@pytest.mark.parametrize("name", ["deepseek-r1", "kimi_k3", "minimax", "qwen3"])
+def test_an_answer_that_the_client_began_goes_on_as_content(name):
+    """Also where a reply begins with reasoning otherwise."""
+    reply = read(parser_of(None, name, written="It is"), " sunny.")
+    assert (reply.reasoning, reply.content) == ("", " sunny.")
+
+
 @pytest.mark.parametrize("streams", [True, False])
 def test_reasoning_cut_by_length_is_reasoning(streams):
     reply = read(parser_of(None, "qwen3", streams_reasoning=streams), "<think>\nHm </thi")

@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from jinja2.exceptions import SecurityError, UndefinedError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest
@@ -113,6 +115,68 @@ def test_model_without_template_says_so(tmp_path: Path) -> None:
     (path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(BadRequest, match="no chat template"):
         load_tokenizer(str(path)).render(HELLO, PLAIN)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "m.content",
+        "m.name",
+        "not m.name",
+        "m.items",
+        "m.items()",
+        "m.get('role')",
+        "m.values",
+        "m.missing",
+        "m.missing is defined",
+        "m.update({})",
+        "m.__class__",
+        "m.pop('content')",
+        "ns.number",
+        "not ns.nothing",
+        "ns.missing is defined",
+        "ns.made()",
+        "ns.spelled('x')",
+        "ns.__class__",
+        "ns._hidden",
+        "ns.message.content",
+        "'{}'.format(m.content)",
+        "'{0.__class__}'.format(m)",
+        "m.content.format(3)",
+        "m.content.__class__",
+        "[3].append(4)",
+        "m.content.split('{')",
+        "m.content.format",
+        "m.content.missing",
+        "m.content[1]",
+        "loop.index",
+        "loop.previtem",
+        "loop.previtem is defined",
+        "loop.cycle('a', 'b')",
+        "loop._length",
+        "loop.__class__",
+        "loop.missing",
+    ],
+)
+def test_attributes_are_guarded_as_the_sandbox_guards_them(directory: Path, words: str) -> None:
+    source = (
+        "{% set ns = namespace(number=3, nothing=none, made=dict, spelled='{}'.format) %}"
+        "{% for m in messages %}{% set ns.message = m %}{{ " + words + " }}{% endfor %}"
+    )
+    message = {"role": "user", "content": "a{}b", "items": "x", "name": None}
+    sandbox = ImmutableSandboxedEnvironment()
+    sandbox.globals["dict"] = dict
+    wanted: str | None
+    try:
+        wanted = sandbox.from_string(source).render(messages=[message])
+    except (SecurityError, UndefinedError):
+        wanted = None
+    tokenizer = load_tokenizer(str(directory), chat_template=source)
+    try:
+        found = tokenizer.render([message], PLAIN)
+    except BadRequest:
+        found = None
+    assert (found and found.split(" at 0x")[0]) == (wanted and wanted.split(" at 0x")[0])
 
 
 @pytest.mark.parametrize("name", ["tokenize", "chat_template", "tools", "conversation"])

@@ -108,7 +108,7 @@ def test_a_stream_reads_the_same_with_and_without_cutting(ids, cuts, texts, with
     for cutting in (True, False):
         reader = ChunkReader(vocab_size=2**31, with_logprobs=with_logprobs)
         if not cutting:
-            reader._cutter = None
+            reader._may_be_plain = False
         chunks = [chunk for payload in payloads for chunk in reader.feed([payload])]
         assert [i for chunk in chunks for i in chunk.output_ids] == ids
         read.append([(c.output_ids, c.logprobs, c.finish, c.cached_tokens) for c in chunks])

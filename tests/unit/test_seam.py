@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from slime_router.template.seam import Cut, Seam, TurnEnds
+from slime_router.template.seam import Cut, Sampled, Seam, TurnEnds
 
 NAMES = ("<end>", "<eos>", "<user>", "<tool>", "<call>", "</call>", "<resp>")
 LITERALS = {name: number for number, name in enumerate(NAMES, 1)}
@@ -65,7 +65,7 @@ HARMONY = Seam(Controls(EOS, CALL), TurnEnds(closers=frozenset({END, EOS})))
     ],
 )
 def test_after_a_text(seam: Seam, behind: str, last_id: int | None, rest: str, drop: int) -> None:
-    cut = seam.after_text(behind, last_id)
+    cut = seam.after_text(behind, Sampled(last_id))
     assert (behind[cut.start :], cut.drop) == (rest, drop)
 
 
@@ -91,14 +91,16 @@ def test_after_a_call(
     seam: Seam, tail: str, behind: str, last_id: int, rest: str, drop: int
 ) -> None:
     whole = tail + behind
-    cut = seam.after_call(whole, len(tail), last_id)
+    head, mark, _ = tail.partition(next((n for n in NAMES if LITERALS[n] == last_id), "<none>"))
+    written = f"Paris{head}{mark}" if mark else "Paris"
+    cut = seam.after_call(whole, len(tail), Sampled(last_id, lambda: written))
     assert (whole[cut.start :], cut.drop) == (rest, drop)
 
 
 @pytest.mark.parametrize(("own_len", "rest"), [(0, "<end>? Hi"), (1, "? Hi"), (None, "? Hi")])
 def test_a_token_in_the_next_message_ends_nothing(own_len: int | None, rest: str) -> None:
     behind = "<end>? Hi"
-    assert behind[CHATML.after_text(behind, END, own_len).start :] == rest
+    assert behind[CHATML.after_text(behind, Sampled(END), own_len).start :] == rest
 
 
 def test_a_cut_never_parts_a_token() -> None:
@@ -106,4 +108,68 @@ def test_a_cut_never_parts_a_token() -> None:
     assert CHATML.boundary("a</call><end>", 8) == 8
     assert CHATML.boundary("abc", 2) == 2
     assert CHATML.boundary("abc</call>", 2) == 2
-    assert CHATML.after_text("", END) == Cut(0)
+    assert CHATML.after_text("", Sampled(END)) == Cut(0)
+
+
+WORDS = "<call>said<end><call>turn<end><eos>"  # what a turn is closed with
+KIMI = Seam(Controls(EOS), TurnEnds(frozenset({EOS}), {}, "<eos>", WORDS))
+
+
+@pytest.mark.parametrize(
+    ("written", "rest"),
+    [
+        ("Hello", WORDS),
+        ("", WORDS),
+        ("<call>said", "<end><call>turn<end><eos>"),
+        ("Hello<call>", "said<end><call>turn<end><eos>"),
+        ("Hello<call>sa", "id<end><call>turn<end><eos>"),
+        ("Hello<call>said<end>", "<call>turn<end><eos>"),
+        ("Hello<call>said<end><call>", "turn<end><eos>"),
+        ("Hello<call>said<end><call>turn<end>", "<eos>"),
+        ("Hello<call>said<end><user>get", "<call>turn<end><eos>"),  # something has begun
+        (f"{WORDS} and on", "<eos>"),
+        ("<call>thought<end>Hello", WORDS),
+    ],
+)
+def test_closing_words_that_were_sampled_are_not_sent_again(written: str, rest: str) -> None:
+    behind = WORDS + "<user>Hi"
+    cut = KIMI.after_text(behind, Sampled(WORD, lambda: written))
+    assert behind[cut.start :] == rest + "<user>Hi"
+
+
+CALL_END = "</call>arg<end></call>get<end>"
+
+
+@pytest.mark.parametrize(
+    ("written", "rest"),
+    [
+        ("<call>get", "<call>turn<end><eos>"),
+        ("<call>said<end><tool>get<end>Par", "<call>turn<end><eos>"),  # in the call: it stays cut
+        ("Paris</call>arg<end>", "</call>get<end><call>turn<end><eos>"),
+        ("Paris</call>arg<end></call>", "get<end><call>turn<end><eos>"),
+        ("Paris</call>arg<end></call>get<end>", "<call>turn<end><eos>"),
+        ("Paris</call>arg<end></call>get<end><call>tu", "rn<end><eos>"),
+        ("<tool>now<end></call>get<end>", "<call>turn<end><eos>"),  # without an argument
+    ],
+)
+def test_a_call_that_was_closed_in_part_is_closed_to_its_end(written: str, rest: str) -> None:
+    behind = CALL_END + "<call>turn<end><eos><user>Hi"
+    written = "<call>said<end>" + written
+    cut = KIMI.after_call(behind, len(behind) - len("<user>Hi"), Sampled(WORD, lambda: written))
+    assert behind[cut.start :] == rest + "<user>Hi"
+
+
+@pytest.mark.parametrize(
+    ("written", "rest"),
+    [
+        ('{city:"', "<resp>"),  # it may have opened the text
+        ("{city:<call>", "<resp>"),
+        ("Paris<call>}", "</call><resp>"),
+        ("Paris<call>}</call>", "<resp>"),
+    ],
+)
+def test_a_call_is_closed_where_its_end_was_begun_for_certain(written: str, rest: str) -> None:
+    behind = "<call>}</call><resp>5"
+    tail_len = len("<call>}</call><resp>")
+    cut = GEMMA.after_call(behind, tail_len, Sampled(WORD, lambda: written))
+    assert behind[cut.start :] == rest + "5"

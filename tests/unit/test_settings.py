@@ -164,6 +164,24 @@ def test_a_file_is_toml_or_yaml(name, text, tmp_path):
     assert read == Config(hf_checkpoint="m", worker_wait_s=5.0, worker_urls=("http://a",), port=7)
 
 
+def test_a_path_may_begin_with_the_home_directory(tmp_path, monkeypatch):
+    """bash leaves the `~` of `--journal=~/x` as it is, and no file is read by a shell."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(
+        tmp_path, 'journal = "~/j"\nhf_checkpoint = "~/m"\nserved_model_name = "~/n"\n', "a.toml"
+    )
+    read = read_config(
+        ["--config=~/a.toml", "--api-keys-file=~/k"], {"SLIME_ROUTER_WORKER_LOG_DIR": "~"}
+    )
+    home = str(tmp_path)
+    assert (read.journal, read.hf_checkpoint, read.served_model_name) == (
+        f"{home}/j",
+        f"{home}/m",
+        "~/n",
+    )
+    assert (read.api_keys_file, read.worker_log_dir) == (f"{home}/k", home)
+
+
 def test_an_empty_file_sets_nothing(tmp_path):
     for name in ("a.toml", "a.yaml"):
         assert config("--config", written(tmp_path, "", name)) == config()
@@ -197,6 +215,20 @@ def test_an_empty_file_sets_nothing(tmp_path):
         ("a.yaml", "port: [", "expected the node content"),
         ("a.yaml", "- port", "it must hold settings by name"),
         ("a.json", "{}", "is neither .toml nor .yaml"),
+        ("a.yaml", "port: !!int x", "invalid literal"),
+        ("a.yaml", "strict_model: !!bool maybe", "maybe"),
+        ("a.yaml", "host: !!timestamp x", "has no attribute"),
+        ("a.yaml", f"port: {'9' * 5000}", "5000 digits"),
+        ("a.toml", f"port = {'9' * 5000}", "5000 digits"),
+        ("a.toml", f"worker_wait_secs = {'9' * 400}", "is not in [0.0,"),
+        ("a.yaml", f"host: {'[' * 5000}", "recursion"),
+        ("a.toml", f"host = {'[' * 5000}", "recursion"),
+        ("a.toml", 'version_policy = "a\\nb"', "a\\nb is not any"),
+        ("a.yaml", "worker_group: [[]]", "one list of them is empty"),
+        ("a.yaml", 'chat_template: "a\\0b"', "it has a NUL character"),
+        ("a.toml", 'worker_urls = ["a\\u0000b"]', "it has a NUL character"),
+        ("a.toml", 'worker_group = [["a", " "]]', "it is empty"),
+        ("a.toml", f"strict_model = '{'x' * 100_000}'", "xxx..."),
     ],
 )
 def test_a_wrong_file_ends_with_2_and_one_line(name, text, said, tmp_path, capsys):

@@ -33,6 +33,14 @@ def prints_calls_without_content(messages: list[Message]) -> str:
     return calls_of(messages) if messages[1]["content"] is None else "nothing"
 
 
+def prints_an_empty_turn(messages: list[Message]) -> str:
+    return calls_of(messages) + ("" if messages[1]["content"] is None else "<turn><end>")
+
+
+def prints_none(messages: list[Message]) -> str:
+    return f"{messages[1]['content']}{calls_of(messages)}"
+
+
 def refuses_long_ids(messages: list[Message]) -> str:
     [call] = messages[1]["tool_calls"]
     if len(call["id"]) != 9 or len(messages[2]["tool_call_id"]) != 9:
@@ -52,6 +60,8 @@ def prints_parts(messages: list[Message]) -> str:
         (adds_text, Spelling("text")),
         (prints_objects_as_python_does, Spelling("text")),
         (prints_calls_without_content, Spelling(has_null_content=True, prints_ids=True)),
+        (prints_an_empty_turn, Spelling(has_null_content=True, prints_ids=True)),
+        (prints_none, Spelling(prints_ids=True)),
         (refuses_long_ids, Spelling(has_short_ids=True, prints_ids=True)),
         (prints_parts, Spelling(has_parts=True, prints_ids=True)),
         (lambda _: "no calls at all", Spelling()),

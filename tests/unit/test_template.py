@@ -69,7 +69,7 @@ def suffix(source: str, messages: list[Message], stop_token: str | None = END) -
     found = next(ids.find_controls(stop_token), None) if stop_token else None
     index = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
     return chat_template(source).suffix(
-        messages, index, OPTIONS, last_id=found[2] if found else None
+        messages, index, OPTIONS, sampled=[found[2]] if found else ()
     )
 
 
@@ -125,7 +125,7 @@ def test_a_long_conversation_has_the_suffix_of_its_whole_rendering(source, first
     for replies in (30, 31, 32):  # the first of the shape is the proof, the others rely on it
         messages = [*first, *([ASK, REPLY] * replies), {"role": "user", "content": "now"}]
         index = len(messages) - 2
-        found = template.suffix(messages, index, OPTIONS, last_id=None)
+        found = template.suffix(messages, index, OPTIONS, sampled=())
         assert found is not None
         assert template.render(messages, OPTIONS).endswith(found.text)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from aiohttp import web
 
@@ -11,13 +10,10 @@ from slime_router.api.anthropic.reply import ANTHROPIC_ERRORS, PING, MessageBody
 from slime_router.api.anthropic.request import MessagesRequest, read_messages_request
 from slime_router.api.context import EndpointContext
 from slime_router.api.dialect import Dialect
-from slime_router.api.endpoint import read_text
+from slime_router.api.endpoint import PromptLength, count_prompt
 from slime_router.api.known.names import MESSAGES_FIELDS
 from slime_router.api.request import reply_headers
-from slime_router.auth.caller import caller
 from slime_router.types import GenerateCall
-
-PromptLength: TypeAlias = Callable[[GenerateCall], Awaitable[int]]  # in tokens; runs nothing
 
 PATH = "/v1/messages"
 COUNT_PATH = f"{PATH}/count_tokens"
@@ -32,12 +28,14 @@ async def count_tokens(
         RouterError: as for a request that generates.
     """
     headers = reply_headers(request, ANTHROPIC_ERRORS.id_headers)
-    with context.admission.of(caller(request).owner):
-        body = await read_text(context, request, COUNT_PATH, headers)
-        if isinstance(body, web.StreamResponse):
-            return body
-        asked = _read(body, request, context, is_counted=True)
-        return web.json_response({"input_tokens": await prompt_len(asked.call)}, headers=headers)
+
+    def read(body: dict[str, Any]) -> GenerateCall:
+        return _read(body, request, context, is_counted=True).call
+
+    count = await count_prompt(context, prompt_len, request, COUNT_PATH, headers, read)
+    if isinstance(count, web.StreamResponse):
+        return count
+    return web.json_response({"input_tokens": count}, headers=headers)
 
 
 def _read(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -17,17 +18,18 @@ from slime_router.errors import BadRequest
 
 RANK_HEADER = "x-data-parallel-rank"
 KEY_HEADER = "x-smg-routing-key"
+_IDS_HEADERS = {  # and the fields that they stand for, where they are 1
+    "x-sglext-return-input-ids": "return_input_ids_in_sglext",
+    "x-sglext-return-output-ids": "return_output_ids_in_sglext",
+}
 MAX_TOP_LOGPROBS = 20
 
 _RENAMED = (  # the name that wins comes first
     ("routed_dp_rank", "data_parallel_rank"),
     ("max_thinking_tokens", "thinking_token_budget"),
 )
-_CONSTRAINTS = tuple(  # each kind, and its two names
-    (kind, f"structured_outputs.{kind}", f"guided_{kind}")
-    for kind in ("json", "regex", "choice", "grammar", "structural_tag")
-)
-_CONSTRAINED = frozenset(("structured_outputs", *(guided for _, _, guided in _CONSTRAINTS)))
+_KINDS = ("json", "regex", "choice", "grammar", "structural_tag")  # of constraints
+_CONSTRAINED = frozenset(("structured_outputs", *(f"guided_{kind}" for kind in _KINDS)))
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 
@@ -49,11 +51,33 @@ def in_our_words(
         said["lora_path"] = adapter
     _modernise_functions(said)
     _hoist_effort(said)
-    for name, value in _constraints(body):
+    for name, _, value in _constraints(body):
         if said.get(name) is not None:
             raise BadRequest("Only one constraint can be set.", param=name)
         said[name] = value
     return said
+
+
+@contextmanager
+def in_their_words(body: Mapping[str, Any]) -> Iterator[None]:
+    """Complaints about `in_our_words(body)` have the names that `body` has for the fields."""
+    try:
+        yield
+    except BadRequest as fault:
+        any(fault.say_as(ours, theirs) for ours, theirs in _renamed(body))
+        raise
+
+
+def _renamed(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for ours, theirs in _RENAMED:
+        if body.get(ours) is None:
+            yield ours, theirs
+    if isinstance(body.get("reasoning"), dict) and body.get("reasoning_effort") is None:
+        yield "reasoning_effort", "reasoning.effort"
+    if body.get("tools") is None and (functions := body.get("functions")):
+        yield "tool_choice", "function_call"
+        yield from ((f"tools[{k}].function", f"functions[{k}]") for k in range(len(functions)))
+    yield from ((ours, theirs) for ours, theirs, _ in _constraints(body))
 
 
 def said_in_headers(headers: Mapping[str, str]) -> dict[str, Any]:
@@ -68,6 +92,7 @@ def said_in_headers(headers: Mapping[str, str]) -> dict[str, Any]:
         said["routed_dp_rank"] = int(rank[:10])
     if (key := headers.get(KEY_HEADER)) is not None:
         said["routing_key"] = key
+    said |= {field: True for name, field in _IDS_HEADERS.items() if headers.get(name) == "1"}
     return said
 
 
@@ -83,8 +108,10 @@ def _adapter(model: Any, served_model: str) -> str | None:
 def _modernise_functions(said: dict[str, Any]) -> None:
     """The deprecated `functions` and `function_call` as tools and their choice."""
     functions, choice = said.get("functions"), said.get("function_call")
+    require(isinstance(functions, list | None), "functions", "a list of functions")
+    is_choice = isinstance(choice, str | dict | None)
+    require(is_choice, "function_call", "'none', 'auto' or a named function")
     if functions and said.get("tools") is None:
-        require(isinstance(functions, list), "functions", "a list of functions")
         said["tools"] = [{"type": "function", "function": each} for each in functions]
         if choice is not None and said.get("tool_choice") is None:
             named = isinstance(choice, dict)
@@ -114,42 +141,58 @@ def count_logprobs(said: dict[str, Any]) -> None:
         said["top_logprobs"] = count
 
 
+def thinking_switch(*, is_on: bool) -> dict[str, bool]:
+    """The arguments of a template that turn its thinking on or off: each knows one of the names."""
+    return {"thinking": is_on, "enable_thinking": is_on}
+
+
 def _hoist_effort(said: dict[str, Any]) -> None:
-    """OpenRouter's `reasoning` object as `reasoning_effort`."""
+    """OpenRouter's `reasoning` object as `reasoning_effort`, or as the switch that it is."""
     reasoning = said.get("reasoning")
-    if not isinstance(reasoning, dict) or said.get("reasoning_effort") is not None:
+    require(isinstance(reasoning, dict | None), "reasoning", "an object")
+    if reasoning is None or said.get("reasoning_effort") is not None:
         return
+    enabled = reasoning.get("enabled")
+    require(isinstance(enabled, bool | None), "reasoning.enabled", "true or false")
     if reasoning.get("effort") is not None:
         said["reasoning_effort"] = reasoning["effort"]
-    elif reasoning.get("enabled") is False:
+    elif enabled is False:
         said["reasoning_effort"] = "none"
+    elif enabled and isinstance(kwargs := said.get("chat_template_kwargs") or {}, dict):
+        said["chat_template_kwargs"] = {**thinking_switch(is_on=True), **kwargs}
 
 
-def _constraints(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """vLLM's `structured_outputs` and `guided_*`, as fields of ours."""
+def _constraints(body: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """vLLM's `structured_outputs` and `guided_*`: our field, theirs, and the value of ours."""
     if _CONSTRAINED.isdisjoint(body):
         return
     given = body.get("structured_outputs")
-    within = given if isinstance(given, dict) else {}
-    for kind, name, guided in _CONSTRAINTS:
-        if (value := within.get(kind)) is not None:
-            yield _constraint(kind, value, name)
-        if (value := body.get(guided)) is not None:
-            yield _constraint(kind, value, guided)
+    require(isinstance(given, dict | None), "structured_outputs", "an object")
+    within, name = given or {}, "structured_outputs.{}".format
+    any_json = within.get("json_object")
+    require(isinstance(any_json, bool | None), name("json_object"), "true or false")
+    if any_json:
+        yield "response_format", name("json_object"), {"type": "json_object"}
+    for kind in _KINDS:
+        guided = f"guided_{kind}"
+        for theirs, value in ((name(kind), within.get(kind)), (guided, body.get(guided))):
+            if value is not None:
+                yield _constraint(kind, value, theirs)
 
 
-def _constraint(kind: str, value: Any, name: str) -> tuple[str, Any]:
+def _constraint(kind: str, value: Any, name: str) -> tuple[str, str, Any]:
     match kind:
         case "json":
-            return "response_format", {"type": "json_schema", "schema": _object(value, name)}
+            wanted = {"type": "json_schema", "schema": _object(value, name)}
+            return "response_format", name, wanted
         case "structural_tag":
-            return "response_format", {**_object(value, name), "type": "structural_tag"}
+            return "response_format", name, {**_object(value, name), "type": "structural_tag"}
         case "choice":
             texts = isinstance(value, list) and value and all(isinstance(v, str) for v in value)
             require(bool(texts), name, "a list of strings")
-            return "regex", "|".join(f"({_SPECIAL.sub(_escaped, each)})" for each in value)
+            return "regex", name, "|".join(f"({_SPECIAL.sub(_escaped, each)})" for each in value)
     require(isinstance(value, str), name, "a string")
-    return ("ebnf" if kind == "grammar" else kind), value
+    return ("ebnf" if kind == "grammar" else kind), name, value
 
 
 def _escaped(found: re.Match[str]) -> str:

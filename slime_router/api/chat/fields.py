@@ -140,6 +140,8 @@ class ChatFields(BaseModel):
     return_tokens_as_token_ids: bool | None = None
     return_prompt_token_ids: bool | None = None
     return_meta_info: bool | None = None
+    return_input_ids_in_sglext: bool | None = None
+    return_output_ids_in_sglext: bool | None = None
 
     parallel_tool_calls: bool | None = None
     separate_reasoning: bool | None = None

@@ -6,7 +6,7 @@ usage where the client asked for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -36,6 +36,8 @@ class ChatStyle:
     prompt_token_ids: bool = False
     meta_info: bool = False
     routed_experts: bool = False
+    input_ids: bool = False  # in SGLang's own part of the reply, as are the next
+    output_ids: bool = False
     usage: bool = False
     running_usage: bool = False
     two_reasonings: bool = False  # also under the name that vLLM and OpenRouter use
@@ -101,8 +103,11 @@ class ChatStream:
             "created": created,
             "model": style.model,
         }
+        self._prompt: Prompt | None = None
+        self._ids: dict[int, list[int]] = {}  # by choice, where they are asked for
         self._is_plain = not (style.logprobs or style.token_ids or style.running_usage)
-        self.text_event = self._text_event if self._is_plain else None
+        is_text = self._is_plain and not style.output_ids
+        self.text_event = self._text_event if is_text else None
         self._text_head = sse.event({**self._head, "choices": []})[: -len(b"]}\n\n")]
 
     def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
@@ -111,9 +116,12 @@ class ChatStream:
         events = []
         if index not in self._begun:
             self._begun.add(index)
+            self._prompt = self._prompt or chunk.prompt
             self._tally.begin(chunk)  # a running usage counts no token before its event
             events.append(self._role(index, chunk.prompt))
         self._tally.add(chunk)
+        if self._style.output_ids:
+            self._ids.setdefault(index, []).extend(chunk.output_ids)
         if self._is_plain:
             if chunk.reasoning:
                 events.append(self._piece(index, self._style.reasoning(chunk.reasoning)))
@@ -137,7 +145,10 @@ class ChatStream:
         return _TEXT_EVENT % (self._text_head, 0, one_line(orjson.dumps(text)))
 
     def closing(self) -> Iterable[bytes]:
-        """The usage, where it is asked for."""
+        """All ids, and the usage, where they are asked for."""
+        outputs = [self._ids[index] for index in sorted(self._ids)]
+        if extension := _extension(self._style, prompt=self._prompt, outputs=outputs):
+            yield sse.event({**self._head, "choices": [], **extension})
         if self._style.usage:
             yield sse.event({**self._head, "choices": [], "usage": self._tally.usage()})
 
@@ -177,8 +188,8 @@ class ChatStream:
             **_ending(finish, index in self._calling),
         }
         if self._style.meta_info:
-            choice["meta_info"] = _meta_info(chunk)
-        return self._event(choice, _extension(chunk.routed_experts, self._style))
+            choice["meta_info"] = _meta_info(chunk.item)
+        return self._event(choice, _extension(self._style, experts=chunk.routed_experts))
 
     def _event(self, choice: dict[str, Any], extra: dict[str, Any]) -> bytes:
         payload = {**self._head, "choices": [choice], **extra}
@@ -193,13 +204,13 @@ class _Choice:
     Mostly a choice is one chunk, which says all of it: then that is read as it is.
     """
 
-    __slots__ = ("_only", "_reply", "logprobs", "meta_info", "weight_version")
+    __slots__ = ("_only", "_reply", "item", "logprobs", "weight_version")
 
     def __init__(self) -> None:
         self._only: GenerateChunk | None = None
         self._reply: Reply | None = None
         self.logprobs: list[dict[str, Any]] = []
-        self.meta_info: Any = None
+        self.item: dict[str, Any] | None = None  # the worker's last one
         self.weight_version: WeightVersion | None = None
 
     def add(self, chunk: GenerateChunk) -> None:
@@ -207,7 +218,7 @@ class _Choice:
         if chunk.weight_version is not None:
             self.weight_version = chunk.weight_version
         if chunk.finish is not None:
-            self.meta_info = _meta_info(chunk)
+            self.item = chunk.item
         if self._reply is None:
             if self._only is None and not chunk.tool_calls:
                 self._only = chunk
@@ -269,7 +280,12 @@ class ChatBody:
             "choices": [self._choice(i, choice) for i, choice in enumerate(self._choices)],
             "usage": self._tally.usage(),
             "metadata": _metadata(first.weight_version),
-            **_extension(first.experts, self._style),
+            **_extension(
+                self._style,
+                experts=first.experts,
+                prompt=first.said.prompt,
+                outputs=[choice.said.output_ids for choice in self._choices],
+            ),
         }
         if self._style.prompt_token_ids and (prompt := first.said.prompt) is not None:
             payload["prompt_token_ids"] = prompt.ids.tolist()
@@ -299,7 +315,7 @@ class ChatBody:
         if self._style.token_ids:  # vLLM's name and SGLang's
             written["token_ids"] = written["response_token_ids"] = reply.output_ids
         if self._style.meta_info:
-            written["meta_info"] = choice.meta_info
+            written["meta_info"] = _meta_info(choice.item)
         return written
 
 
@@ -348,12 +364,23 @@ def _metadata(version: WeightVersion | None) -> dict[str, str]:
     return {} if version is None else {"weight_version": str(version)}
 
 
-def _meta_info(chunk: GenerateChunk) -> Any:
-    return chunk.item.get("meta_info") if chunk.item is not None else None
+def _meta_info(item: dict[str, Any] | None) -> Any:
+    return None if item is None else item.get("meta_info")
 
 
-def _extension(routed_experts: str | None, style: ChatStyle) -> dict[str, Any]:
-    """SGLang's own part of a chat reply."""
-    if routed_experts is None or not style.routed_experts:
-        return {}
-    return {"sglext": {"routed_experts": routed_experts}}
+def _extension(
+    style: ChatStyle,
+    *,
+    experts: str | None = None,
+    prompt: Prompt | None = None,
+    outputs: Sequence[Sequence[int]] = (),
+) -> dict[str, Any]:
+    """SGLang's own part of a chat reply, as far as it is asked for; `outputs` by choice."""
+    part: dict[str, Any] = {}
+    if experts is not None and style.routed_experts:
+        part["routed_experts"] = experts
+    if prompt is not None and style.input_ids:
+        part["input_ids"] = prompt.ids.tolist()
+    if outputs and style.output_ids:
+        part["output_ids"] = outputs
+    return {"sglext": part} if part else {}

@@ -14,7 +14,12 @@ from typing import Any
 
 import orjson
 
-from slime_router.api.chat.aliases import count_logprobs, in_our_words
+from slime_router.api.chat.aliases import (
+    count_logprobs,
+    in_our_words,
+    in_their_words,
+    thinking_switch,
+)
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
 from slime_router.api.chat.grammar import grammar
 from slime_router.api.chat.reply import ChatStyle
@@ -126,6 +131,10 @@ class SettingsReader:
 
     def _read(self, asked: Mapping[str, Any]) -> Settings:
         said = in_our_words(asked, {}, self._default_model)
+        with in_their_words(asked):
+            return self._of(said)
+
+    def _of(self, said: dict[str, Any]) -> Settings:
         count_logprobs(said)
         fields = read_fields(said, self.vocabulary)
         choice = tool_choice(
@@ -158,6 +167,8 @@ class SettingsReader:
             token_ids=bool(fields.return_token_ids),
             prompt_token_ids=bool(fields.return_token_ids or fields.return_prompt_token_ids),
             meta_info=bool(fields.return_meta_info),
+            input_ids=bool(fields.return_input_ids_in_sglext),
+            output_ids=bool(fields.return_output_ids_in_sglext),
             routed_experts=bool(fields.return_routed_experts),
             usage=options is not None and bool(options.include_usage),
             running_usage=options is not None and bool(options.continuous_usage_stats),
@@ -207,9 +218,8 @@ def _template_kwargs(fields: ChatFields) -> dict[str, Any]:
     """What the client gives the template; an effort is spelled as the templates know it."""
     effort, documents = fields.reasoning_effort, fields.documents
     given: dict[str, Any] = {}
-    if effort is not None:  # the two names of one switch, as SGLang sets them
-        thinks = effort != "none"
-        given = {"thinking": thinks, "enable_thinking": thinks, "reasoning_effort": effort}
+    if effort is not None:
+        given = {**thinking_switch(is_on=effort != "none"), "reasoning_effort": effort}
     if documents is not None:
         given["documents"] = documents
     return {**given, **(fields.chat_template_kwargs or {})}

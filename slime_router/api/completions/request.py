@@ -6,19 +6,21 @@ A prompt is a text, its ids, or a list of either; choice `i * n + k` is sample `
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 from slime_router.api import request as http
-from slime_router.api.chat.aliases import in_our_words
+from slime_router.api.chat.aliases import in_our_words, in_their_words
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
 from slime_router.api.chat.grammar import check_text, grammar
 from slime_router.api.request import missing, require, wrong_type
 from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, TokenIds
 from slime_router.values import replace
 
@@ -63,7 +65,7 @@ def read_completion_request(
     Raises:
         BadRequest: with the path of the field at fault.
     """
-    body = in_our_words(body, request.headers, default_model)
+    asked, body = body, in_our_words(body, request.headers, default_model)
     top = body.get("logprobs")
     require(top is None or type(top) is int, "logprobs", "an integer")
     limit = min(20, vocabulary.vocab_size)
@@ -75,7 +77,9 @@ def read_completion_request(
     is_echo_alone = bool(echo) and type(body.get("max_tokens")) is int and not body["max_tokens"]
     if is_echo_alone:
         unread["max_tokens"] = None
-    fields = read_fields({**body, **unread}, vocabulary)
+    with in_their_words(asked):
+        fields = read_fields({**body, **unread}, vocabulary)
+        constraint = _grammar(body, fields)
     prompts = _prompts(body.get("prompt"), vocabulary.vocab_size)
     n = fields.n or 1
     if len(prompts) * n > MAX_CHOICES:
@@ -91,7 +95,7 @@ def read_completion_request(
         turn_id="",
         session_id=http.session_id(request, body),
         scope=http.scope(request, body),
-        sampling=sampling(_limited(fields, is_echo_alone), _grammar(body, fields)),
+        sampling=sampling(_limited(fields, is_echo_alone), constraint),
         reply=ReplyFormat(separates_reasoning=False),
         worker_fields=given,
         headers=http.forwarded_headers(request),
@@ -100,21 +104,29 @@ def read_completion_request(
         top_logprobs=top or 0,
         samples=n,
     )
-    asked = f"cmpl-{fresh_hex(32)}"  # `id` may be the client's, and used again
-    calls = tuple(
-        replace(
-            call,
-            text=prompt if isinstance(prompt, str) else None,
-            input_ids=None if isinstance(prompt, str) else prompt,
-            rid=f"{style.id}-{i * n + k}" if i + k else style.id,
-            turn_id=http.new_turn_id(),
-            sampling=http.of_sample(call.sampling, k),
-            request_id=f"{asked}-{i}",
-        )
-        for i, prompt in enumerate(prompts)
-        for k in range(n)
-    )
+    calls = tuple(_calls(call, prompts, style.id))
     return CompletionRequest(calls, style, bool(fields.stream))
+
+
+def _calls(
+    call: GenerateCall, prompts: Sequence[str | TokenIds], reply_id: str
+) -> Iterator[GenerateCall]:
+    """One call for each choice, those of a prompt in a row."""
+    asked = f"cmpl-{fresh_hex(32)}"  # the reply's id may be the client's, and used again
+    is_alone = len(prompts) * call.samples == 1
+    for i, prompt in enumerate(prompts):
+        for k in range(call.samples):
+            index = i * call.samples + k
+            yield replace(
+                call,
+                text=prompt if isinstance(prompt, str) else None,
+                input_ids=None if isinstance(prompt, str) else prompt,
+                rid=f"{reply_id}-{index}" if index else reply_id,
+                turn_id=http.new_turn_id(),
+                sampling=http.of_sample(call.sampling, k),
+                request_id=f"{asked}-{i}",
+                shortcut=Shortcut() if call.stream and is_alone else None,
+            )
 
 
 def _prompts(prompt: Any, vocab_size: int) -> list[str | TokenIds]:

@@ -172,7 +172,8 @@ def _rids(given: Any, count: int, is_batch: bool) -> list[str]:
         if len(set(rids)) != count:
             raise BadRequest("'rid' must be a list of distinct strings.", param="rid")
         return rids
-    require(not given, "rid", "a string, or a list of strings for a batch")
+    is_none = given is None or given == "" or (is_batch and given == [])
+    require(is_none, "rid", "a string, or a list of strings for a batch")
     return [fresh_hex(32) for _ in range(count)]
 
 

@@ -12,14 +12,15 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.api import request as http
-from slime_router.api.chat.aliases import in_our_words
+from slime_router.api.chat.aliases import in_our_words, in_their_words
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
 from slime_router.api.chat.grammar import grammar
 from slime_router.api.request import missing, require
 from slime_router.api.token_ids import Vocabulary, checked_ids, written
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
-from slime_router.types import GenerateCall, ReplyFormat, Sampling
+from slime_router.shortcut.shortcut import Shortcut
+from slime_router.types import GenerateCall, Grammar, ReplyFormat, Sampling
 
 DEFAULT_MAX_TOKENS = 16  # vLLM's
 MAX_TOP_LOGPROBS = 20
@@ -66,7 +67,7 @@ def read_token_request(
     stream = body.get("stream")
     require(stream is None or type(stream) is bool, "stream", "true or false")
     outside = {name: body[name] for name in (*_OUTSIDE, *_EXPERTS) if name in body}
-    fields = _read(given, outside, request, vocabulary, default_model)
+    fields, constraint = _read(given, outside, request, vocabulary, default_model)
     request_id = _request_id(body)
     call = GenerateCall(
         rid=request_id,
@@ -75,7 +76,7 @@ def read_token_request(
         ids_text=written(body["token_ids"]),
         session_id=http.session_id(request, body),
         scope=http.scope(request, body),
-        sampling=_sampling(given, fields),
+        sampling=_sampling(given, fields, constraint),
         reply=ReplyFormat(separates_reasoning=False),
         worker_fields={
             **worker_fields(fields, *_EXPERTS),
@@ -85,6 +86,7 @@ def read_token_request(
         stream=bool(stream),
         top_logprobs=top or 0,
         request_id=f"gen-{fresh_hex(32)}",  # the client's own may be used again
+        shortcut=Shortcut() if stream else None,
     )
     return TokenRequest(
         (call,),
@@ -102,13 +104,16 @@ def _read(
     request: web.Request,
     vocabulary: Vocabulary,
     default_model: str,
-) -> ChatFields:
-    """The sampling fields; complaints name them where the client wrote them."""
+) -> tuple[ChatFields, Grammar | None]:
+    """The sampling fields and the grammar; complaints name them where the client wrote them."""
     inside = {name: value for name, value in given.items() if name not in outside}
+    asked = {**inside, **outside}
     try:
-        return read_fields(
-            in_our_words({**inside, **outside}, request.headers, default_model), vocabulary
-        )
+        said = in_our_words(asked, request.headers, default_model)
+        with in_their_words(asked):
+            fields = read_fields(said, vocabulary)
+            wanted = said.get("response_format")
+            return fields, grammar(wanted, regex=fields.regex, ebnf=fields.ebnf)
     except BadRequest as exc:
         name = exc.param or ""
         if name.partition(".")[0].partition("[")[0] in inside:
@@ -116,11 +121,10 @@ def _read(
         raise
 
 
-def _sampling(given: dict[str, Any], fields: ChatFields) -> Sampling:
+def _sampling(given: dict[str, Any], fields: ChatFields, constraint: Grammar | None) -> Sampling:
     """vLLM stops after 16 tokens where no length is given, and runs to the end for null."""
     if "max_tokens" not in given and fields.max_completion_tokens is None:
         fields = fields.model_copy(update={"max_tokens": DEFAULT_MAX_TOKENS})
-    constraint = grammar(given.get("response_format"), regex=fields.regex, ebnf=fields.ebnf)
     return sampling(fields, constraint)
 
 
@@ -145,4 +149,5 @@ def _request_id(body: dict[str, Any]) -> str:
 
 def _wants_usage(body: dict[str, Any]) -> bool:
     options = body.get("stream_options")
-    return isinstance(options, dict) and options.get("include_usage") is True
+    require(isinstance(options, dict | None), "stream_options", "an object")
+    return options is not None and options.get("include_usage") is True

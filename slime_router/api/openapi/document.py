@@ -8,32 +8,9 @@ from typing import Any, NamedTuple
 
 from slime_router import __version__
 from slime_router.api.chat.fields import ChatFields
-from slime_router.api.known.names import (
-    CHAT_FIELDS,
-    COMPLETION_FIELDS,
-    MESSAGES_FIELDS,
-    RESPONSES_FIELDS,
-    TOKEN_FIELDS,
-)
-from slime_router.api.sessions.request import SPEC_FIELDS
+from slime_router.api.openapi.bodies import ANY_OBJECT, BODIES, CHAT_PATH
 from slime_router.auth.access import IN_SESSION
-
-CHAT_PATH = "/v1/chat/completions"
-
-_ANY_OBJECT: dict[str, Any] = {"type": "object"}
-_SHAPES: dict[str, dict[str, Any]] = {  # of fields that are not scalars, where it is simple
-    "messages": {"type": "array", "items": _ANY_OBJECT},
-    "tools": {"type": "array", "items": _ANY_OBJECT},
-    "metadata": _ANY_OBJECT,
-    "sampling_params": _ANY_OBJECT,
-    "response_format": _ANY_OBJECT,
-    "token_ids": {"type": "array", "items": {"type": "integer"}},
-    "input_ids": {"type": "array", "items": {"type": "integer"}},
-    "instructions": {"type": ["string", "null"]},
-    "session_id": {"type": "string"},
-    "group_id": {"type": ["string", "integer", "null"]},
-    "url": {"type": "string"},
-}
+from slime_router.auth.surface import served_at
 
 
 class Route(NamedTuple):
@@ -42,42 +19,6 @@ class Route(NamedTuple):
     method: str
     path: str
     about: str
-
-
-class Body(NamedTuple):
-    """What is sent to a path: the fields, those that must be there, and what the path does."""
-
-    about: str
-    fields: frozenset[str]
-    required: tuple[str, ...] = ()
-
-
-BODIES: Mapping[str, Body] = {
-    CHAT_PATH: Body("OpenAI's chat completions, streamed or not", CHAT_FIELDS, ("messages",)),
-    "/v1/completions": Body("OpenAI's completions, streamed or not", COMPLETION_FIELDS),
-    "/v1/responses": Body("OpenAI's Responses, streamed or not", RESPONSES_FIELDS),
-    "/v1/messages": Body(
-        "Anthropic's Messages, streamed or not", MESSAGES_FIELDS, ("messages", "max_tokens")
-    ),
-    "/v1/messages/count_tokens": Body(
-        "How many tokens a prompt has", MESSAGES_FIELDS, ("messages",)
-    ),
-    "/inference/v1/generate": Body(
-        "vLLM's token API: ids in, ids out", TOKEN_FIELDS, ("token_ids",)
-    ),
-    "/generate": Body(
-        "SGLang's own API; its fields are the worker's",
-        frozenset(("text", "input_ids", "sampling_params", "return_logprob", "stream", "rid")),
-    ),
-    "/sessions": Body("Opens a session", frozenset(SPEC_FIELDS)),
-    "/workers": Body(
-        "Registers a worker",
-        frozenset(
-            ("url", "worker_type", "bootstrap_port", "api_key", "priority", "cost", "labels")
-        ),
-        ("url",),
-    ),
-}
 
 
 def document(routes: Iterable[Route], *, chat_path: str) -> dict[str, Any]:
@@ -105,7 +46,7 @@ def document(routes: Iterable[Route], *, chat_path: str) -> dict[str, Any]:
         },
         "paths": paths,
         "components": {
-            "schemas": {"Error": _ERROR, **definitions},
+            "schemas": {**_ERRORS, **definitions},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -115,35 +56,54 @@ def document(routes: Iterable[Route], *, chat_path: str) -> dict[str, Any]:
     }
 
 
-_ERROR: dict[str, Any] = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"], "description": "the field at fault"},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
+def _object(**properties: Any) -> dict[str, Any]:
+    """The schema of an object that has all of these."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+_STRING, _MAYBE = {"type": "string"}, {"type": ["string", "null"]}
+_ERRORS = {  # by the API whose clients read them
+    "Error": _object(
+        error=_object(
+            message=_STRING,
+            type=_STRING,
+            param={**_MAYBE, "description": "the field at fault"},
+            code=_MAYBE,
+        )
+    ),
+    "NativeError": _object(error=_object(message=_STRING)),
+    "MessagesError": _object(
+        type={"const": "error"},
+        error=_object(type=_STRING, message=_STRING),
+        request_id=_STRING,
+    ),
+    "WorkerError": {"description": "the worker's own, or an Error"},
 }
 
 
+def _error_of(path: str) -> str:
+    """The name of the errors that a path answers with."""
+    if path == "/generate":
+        return "NativeError"
+    if path.startswith("/v1/messages"):
+        return "MessagesError"
+    served = served_at(path)
+    is_worker_s = served is not None and (served.how == "control" or served.who == "admin")
+    return "WorkerError" if is_worker_s else "Error"
+
+
 def _operation(route: Route, chat_path: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
-    body = BODIES.get(CHAT_PATH if route.path in (chat_path, "/invocations") else route.path)
-    body = body if route.method in ("POST", "PUT") else None
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    body = BODIES.get(CHAT_PATH if route.path == chat_path else route.path)
+    if route.method not in ("POST", "PUT", "PATCH"):
+        body = None
+    schema = {"$ref": f"#/components/schemas/{_error_of(route.path)}"}
+    error = {"application/json": {"schema": schema}}
+    about = (body.about if body is not None else "") or route.about
     operation: dict[str, Any] = {
-        "summary": body.about
-        if body is not None
-        else route.about or f"{route.method} {route.path}",
+        "summary": about or f"{route.method} {route.path}",
         "operationId": _identifier(route),
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            {"name": name, "in": "path", "required": True, "schema": _STRING}
             for name in re.findall(r"\{(\w+)\}", route.path)
         ],
         "responses": {
@@ -153,24 +113,11 @@ def _operation(route: Route, chat_path: str, scalars: Mapping[str, Any]) -> dict
         },
     }
     if body is not None:
-        schema = {
-            "type": "object",
-            "required": list(body.required),
-            "properties": {name: _shape(name, scalars) for name in sorted(body.fields)},
-        }
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": schema}},
-        }
+        content = {"application/json": {"schema": body.schema(scalars)}}
+        operation["requestBody"] = {"required": not body.may_lack, "content": content}
     elif route.method in ("POST", "PUT", "PATCH"):
-        operation["requestBody"] = {"content": {"application/json": {"schema": _ANY_OBJECT}}}
+        operation["requestBody"] = {"content": {"application/json": {"schema": ANY_OBJECT}}}
     return operation
-
-
-def _shape(name: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
-    shape: dict[str, Any] = dict(_SHAPES.get(name) or scalars.get(name) or {})
-    shape.pop("title", None)
-    return shape
 
 
 def _identifier(route: Route) -> str:

@@ -10,10 +10,13 @@ from aiohttp import web
 
 from slime_router.api.context import EndpointContext
 from slime_router.api.dialect import Dialect
+from slime_router.api.endpoint import PromptLength, count_prompt
 from slime_router.api.known.names import RESPONSES_FIELDS
+from slime_router.api.request import reply_headers
 from slime_router.api.responses.reply import RESPONSES_ERRORS, ResponseBody, ResponseStream
 from slime_router.api.responses.request import ResponsesRequest, read_responses_request
 from slime_router.api.responses.store import ResponseStore, Stored
+from slime_router.types import GenerateCall
 
 PATH = "/v1/responses"
 
@@ -47,6 +50,24 @@ def responses(
         settled=settled,
         media_path=PATH,
     )
+
+
+async def count_input(
+    context: EndpointContext, prompt_len: PromptLength, kept: ResponseStore, request: web.Request
+) -> web.StreamResponse:
+    """How many tokens the prompt of a request would have.
+
+    Raises:
+        RouterError: as for a request that generates.
+    """
+    headers = reply_headers(request)
+
+    def read(body: dict[str, Any]) -> GenerateCall:
+        return read_responses_request(body, request, context.chat_settings, kept).call
+
+    count = await count_prompt(context, prompt_len, request, "", headers, read)
+    reply = {"object": "response.input_tokens", "input_tokens": count}
+    return web.json_response(reply, headers=headers)
 
 
 def _keep(

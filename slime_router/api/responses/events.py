@@ -42,6 +42,7 @@ class ResponseStyle:
 
     id: str
     created: int  # in seconds since 1970
+    clock: Callable[[], float]  # likewise
     echo: Mapping[str, Any]  # the request's own fields, which a response repeats
     namespaces: Mapping[str, str]  # of the functions that are in one
     customs: frozenset[str] = frozenset()  # names of the tools that take free text
@@ -83,8 +84,8 @@ class _Item:
         if self.kind == "message":
             return {**item, "role": "assistant", "content": [self.part()] if has_begun else []}
         shown = [self.part()] if has_begun else []
-        handle = (turn or None) if has_begun else None
-        return {**item, "summary": [], "content": shown, "encrypted_content": handle}
+        handle = {"encrypted_content": turn} if has_begun and turn else {}
+        return {**item, "summary": [], "content": shown, **handle}
 
 
 class ResponseEvents:
@@ -134,7 +135,8 @@ class ResponseEvents:
         failed = self._response("failed", error={"code": code, "message": exc.message})
         told = {name: error[name] for name in ("message", "param", "code")}
         events += [self._event("response.failed", response=failed)]
-        return [*events, self._event("error", **told)]
+        # The fields are OpenAI's; the payload is that of Open Responses.
+        return [*events, self._event("error", **told, error={"type": error["type"], **told})]
 
     def _created(self) -> list[Event]:
         begun = self._response("in_progress")
@@ -238,6 +240,8 @@ class ResponseEvents:
         extra: dict[str, Any] = {"usage": self._usage()}
         if status == "incomplete":
             extra["incomplete_details"] = {"reason": "max_output_tokens"}
+        else:
+            extra["completed_at"] = int(self._style.clock())
         response = self._response(status, **extra)
         self._keep(response, self._turn)
         return [*events, self._event(f"response.{status}", response=response)]
@@ -247,6 +251,7 @@ class ResponseEvents:
             "id": self._style.id,
             "object": "response",
             "created_at": self._style.created,
+            "completed_at": None,
             "status": status,
             "error": None,
             "incomplete_details": None,

@@ -79,9 +79,5 @@ RESPONSES_ERRORS = ErrorStyle(responses_error)
 
 def _in_own_words(exc: RouterError) -> RouterError:
     """The same error; a field that it names has its name of this API."""
-    for chat, own in _OWN_NAMES:
-        if exc.param is not None and exc.param.startswith(chat):
-            exc.message = exc.message.replace(f"'{exc.param}'", f"'{own}{exc.param[len(chat) :]}'")
-            exc.param = own + exc.param.removeprefix(chat)
-            break
+    any(exc.say_as(chat, own) for chat, own in _OWN_NAMES)
     return exc

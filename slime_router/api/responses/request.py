@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,11 +49,15 @@ _ECHOED = (
     "previous_response_id",
     "prompt_cache_key",
     "safety_identifier",
-    "service_tier",
-    "temperature",
-    "top_p",
     "user",
 )
+_UNASKED = {  # how workers sample where nothing is asked for
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+_FUNCTION = {"type": "function", "description": None, "parameters": None, "strict": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class ResponseTool:
         """The tool as a response repeats it."""
         if self.custom is not None:
             return self.custom
-        return {"type": "function", "parameters": None, "strict": None, **self.chat["function"]}
+        return {**_FUNCTION, **self.chat["function"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ def read_responses_request(
     style = ResponseStyle(
         id=f"resp_{fresh_hex(48)}",
         created=int(time.time()),
+        clock=time.time,
         echo={"model": made.style.model, **_echo(body, tools)},
         namespaces={tool.name: tool.namespace for tool in tools if tool.namespace},
         customs=frozenset(tool.name for tool in tools if tool.custom is not None),
@@ -195,25 +200,37 @@ def _chat_body(
 
 
 def _echo(body: dict[str, Any], tools: tuple[ResponseTool, ...]) -> dict[str, Any]:
-    """The request's fields that a response repeats."""
+    """What a response says of its request: every field that Open Responses requires."""
     metadata = body.get("metadata") or {}
     text = body.get("text") or {}
     choice = body.get("tool_choice")
     parallel = body.get("parallel_tool_calls")
+    tier = body.get("service_tier")
     return {
         **{name: body.get(name) for name in _ECHOED},
+        **{
+            name: plain if body.get(name) is None else body[name]
+            for name, plain in _UNASKED.items()
+        },
+        "service_tier": tier if isinstance(tier, str) and tier != "auto" else "default",
         "background": False,
         "instructions": body.get("instructions"),
         "metadata": {k: v for k, v in metadata.items() if isinstance(v, str)},
         "parallel_tool_calls": parallel is not False,
-        "reasoning": body.get("reasoning") or {"effort": None, "summary": None},
+        "reasoning": {"effort": None, "summary": None, **(body.get("reasoning") or {})},
         "store": body.get("store") is not False,
-        "text": {**text, "format": text.get("format") or {"type": "text"}},
+        "text": {**text, "format": _format_of(text)},
         "tool_choice": "auto" if choice is None else choice,
         "tools": [tool.echo() for tool in tools],
         "top_logprobs": body.get("top_logprobs") or 0,
         "truncation": "disabled",
     }
+
+
+def _format_of(text: Mapping[str, Any]) -> dict[str, Any]:
+    asked = text.get("format") or {"type": "text"}
+    is_schema = asked["type"] == "json_schema"
+    return {"description": None, "strict": False, **asked} if is_schema else asked
 
 
 def _response_tools(given: Any) -> tuple[ResponseTool, ...]:

@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 
 MAX_SESSIONS = 100_000  # in one request
 
-ROW_OPTIONS = _OPTIONS = ("realign_threshold", "max_len", "retries", "leave_out")
+ROW_OPTIONS = ("realign_threshold", "max_len", "retries", "leave_out")
 _KINDS = ("retry", "subagent", "compaction")  # that can be left out
-_SELECTORS = ("session_ids", "group_id", "rollout_id")
+SELECTORS = ("session_ids", "group_id", "rollout_id")
 _BY_NAME_ONLY = ("slime", "tree")  # formats that are JSON, but not the usual one
 _MAX_DIGITS = 18  # int() of an arbitrarily long string would burn CPU
 _FORMATS_BY_MEDIA_TYPE = {
@@ -67,7 +67,7 @@ class RowsDoor:
 
     async def of_session(self, request: web.Request) -> web.Response:
         """The rows of one session, in the format that the query or `Accept` names."""
-        query = read_query(request.query, ("format", "exported", *_OPTIONS))
+        query = read_query(request.query, ("format", "exported", *ROW_OPTIONS))
         exported = query.get("exported", "true")
         require(exported in ("true", "false"), "exported", "true or false")
         form = rows_reply.FORMATS[_format(query, request.headers.get("accept", ""))]
@@ -84,7 +84,7 @@ class RowsDoor:
         A client that leaves ends it.
         """
         body = await read_object(request)
-        check_known(body, (*_SELECTORS, *_OPTIONS))
+        check_known(body, (*SELECTORS, *ROW_OPTIONS))
         options = self._options(body)
         session_ids = await self._selected(body, caller(request))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -172,10 +172,10 @@ class RowsDoor:
 
     async def _selected(self, body: Body, by: Caller) -> Sequence[str]:
         """The sessions that are asked for in one of the three ways, as the router knows them."""
-        given = [name for name in _SELECTORS if body.get(name) is not None]
+        given = [name for name in SELECTORS if body.get(name) is not None]
         if len(given) != 1:
             raise BadRequest(
-                f"Exactly one of {', '.join(_SELECTORS)} must be given.", param=_SELECTORS[0]
+                f"Exactly one of {', '.join(SELECTORS)} must be given.", param=SELECTORS[0]
             )
         [selector] = given
         if selector == "session_ids":

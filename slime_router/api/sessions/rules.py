@@ -16,8 +16,10 @@ def sampling_rules(config: Config, vocabulary: Vocabulary) -> SamplingRules:
     """The rules for every call.
 
     Raises:
-        SetupError: the pins are not what they must be.
+        SetupError: the pins are not what they must be, or logprobs are wanted and not recorded.
     """
+    if config.keep_top_logprobs and config.capture in ("tokens", "off"):
+        raise SetupError(f"--keep-top-logprobs: --capture {config.capture} records no logprobs")
     fits = config.capture == "distribution" and config.mask_top_k > 0
     return SamplingRules(
         _pins(config.sampling_pins, vocabulary),

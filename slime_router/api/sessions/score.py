@@ -45,7 +45,8 @@ class ScoreDoor:
         """`{"worker_group", "top_logprobs"}` and the options of rows; how much was scored."""
         body = await read_object(request)
         check_known(body, ("worker_group", "top_logprobs", *ROW_OPTIONS))
-        group, top = _group(body), body.get("top_logprobs") or 0
+        group, top = _group(body), body.get("top_logprobs")
+        top = 0 if top is None else top
         require(type(top) is int and 0 <= top <= MAX_TOP, "top_logprobs", f"from 0 to {MAX_TOP}")
         session_id = session_in_path(request)
         session, rowset = await self._rows.preview(session_id, body)

@@ -19,7 +19,9 @@ from functools import partial
 from pathlib import Path
 
 from slime_router.cli.log import start_log
+from slime_router.cli.one_line import error_line
 from slime_router.cli.processes.exit_codes import EXIT_FAILED, EXIT_GAVE_UP, EXIT_INTERRUPTED
+from slime_router.cli.standard_streams import show
 from slime_router.config import Config
 from slime_router.edge.listener import bound, reason_of
 from slime_router.errors import SetupError
@@ -193,8 +195,7 @@ class Parent:
 
     def _announce(self) -> None:
         banner = self._children[0].place.banner or ""
-        sys.stdout.write(f"{banner}  {'processes':<9} {len(self._children)}\n")
-        sys.stdout.flush()
+        show(f"{banner}  {'processes':<9} {len(self._children)}\n")
 
     # The end
 
@@ -285,4 +286,4 @@ def _as_of_a_router(code: int | None) -> int:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"slime-router: error: {message}\n")
+    sys.stderr.write(error_line(message))

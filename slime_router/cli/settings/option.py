@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -49,6 +50,10 @@ class Option:
         Raises:
             ValueError: it is not allowed; the message is for the user.
         """
+        if "\0" in text:  # only a file can say it
+            raise ValueError("it has a NUL character")
+        if not text.isascii() and text.encode(errors="ignore").decode() != text:
+            raise ValueError("it is not UTF-8")
         if self.setting.read is not None:
             return self.setting.read(text)
         if self.choices:
@@ -60,7 +65,7 @@ class Option:
         if self.kind is str:
             if self.flags and not self.is_required and not text.strip():  # "$NOT_SET"
                 raise ValueError("it is empty")
-            return text
+            return os.path.expanduser(text) if self.setting.is_path else text
         try:
             value = self.kind(text)
         except ValueError:
@@ -97,11 +102,13 @@ class Option:
         if self.setting.is_repeated:
             if not isinstance(value, list) or not all(map(_is_strings, value)):
                 raise ValueError("must be a list of lists of strings")
-            return tuple(map(tuple, value))
+            if [] in value:
+                raise ValueError("one list of them is empty")
+            return tuple(tuple(map(self.read, words)) for words in value)
         if self.is_list:
             if not _is_strings(value):
                 raise ValueError("must be a list of strings")
-            return tuple(value)
+            return tuple(map(self.read, value))
         if isinstance(value, str):
             return self.read(value)
         if self.kind is bool and isinstance(value, bool):
@@ -109,7 +116,8 @@ class Option:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if self.setting.read is None and is_number:
             if self.kind is float or (self.kind is int and isinstance(value, int)):
-                return self._within(self.kind(value), str(value))
+                self._within(value, str(value))
+                return self.kind(value)
             if self.kind is int:
                 raise ValueError("must be a whole number")
         words = {bool: "true or false", int: "a number", float: "a number"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_router.cli.settings.option import ENVIRONMENT, Option
+from slime_router.errors import one_line
 
 CONFIG_VARIABLE = f"{ENVIRONMENT}CONFIG"  # the same as --config
 _OF_KUBERNETES = re.compile(r"(tcp|udp|sctp)://")  # set for a service that is called slime-router
@@ -110,15 +112,15 @@ def _table(path: str) -> dict[Any, Any]:
     if kind == ".toml":
         try:
             return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as exc:
+        except (ValueError, RecursionError) as exc:  # a number of thousands of digits is the former
             raise BadSource(f"{path}: {exc}") from None
     import yaml  # it takes longer to import than all the rest
 
     try:
         table = yaml.safe_load(text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as exc:
-        raise BadSource(f"{path}: {' '.join(str(exc).split())}") from None
+    except Exception as exc:  # noqa: BLE001 - its constructors let through whatever they meet
+        raise BadSource(f"{path}: {one_line(exc)}") from None
     if table is None:
         return {}
     if not isinstance(table, dict):
@@ -132,7 +134,7 @@ def _table(path: str) -> dict[Any, Any]:
 
 def _text(path: str, *, named: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except OSError as exc:
         raise BadSource(f"{named}: cannot read {path}: {exc.strerror}") from None
     except UnicodeDecodeError:

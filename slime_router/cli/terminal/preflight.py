@@ -18,7 +18,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from slime_router.cli.flags import read_config
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
 from slime_router.cli.settings.option import ENVIRONMENT
 from slime_router.cli.terminal.figures import plain, table
 from slime_router.cli.terminal.progress import tracked
@@ -60,7 +60,7 @@ def doctor_main(argv: Sequence[str]) -> int:
         own, tokenizer = _own_side(config, is_needed=asked.config is not None)
         signs = {"router": own, **asyncio.run(_examined(config, tokenizer))}
     except RouterError as exc:
-        sys.stderr.write(f"slime-router doctor: error: {exc.message}\n")
+        sys.stderr.write(error_line(exc.message, "slime-router doctor"))
         return EXIT_WRONG_USE
     if asked.json:
         body = {name: [asdict(sign) for sign in found] for name, found in signs.items()}

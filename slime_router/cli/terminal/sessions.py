@@ -17,7 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
 from slime_router.cli.terminal.figures import count, plain, table
 from slime_router.cli.terminal.remote import ABOUT_KEYS, BadPlace, Remote, add_url
 from slime_router.cli.terminal.top import EXIT_FAILED, session_table
@@ -241,5 +241,5 @@ def legend(tokens: dict[str, Any], by: str) -> Text:
 
 
 def _failed(message: str, code: int) -> int:
-    sys.stderr.write(f"slime-router sessions: error: {message}\n")
+    sys.stderr.write(error_line(message, "slime-router sessions"))
     return code

@@ -13,7 +13,7 @@ from dataclasses import asdict
 import orjson
 
 from slime_router.archive.redis_listing import sessions_in, stats_of
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
 from slime_router.cli.terminal.figures import listed
 from slime_router.errors import RouterError
 
@@ -64,5 +64,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _failed(message: str, code: int) -> int:
-    sys.stderr.write(f"slime-router store: error: {message}\n")
+    sys.stderr.write(error_line(message, "slime-router store"))
     return code

@@ -17,7 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
 from slime_router.cli.terminal.figures import count, percent, plain, table
 from slime_router.cli.terminal.remote import ABOUT_KEYS, BadPlace, Remote, add_url
 from slime_router.client import ClientError
@@ -227,5 +227,5 @@ def _interval(text: str) -> float:
 
 
 def _failed(message: str, code: int) -> int:
-    sys.stderr.write(f"slime-router top: error: {message}\n")
+    sys.stderr.write(error_line(message, "slime-router top"))
     return code
