@@ -31,7 +31,12 @@ from typing import Any
 
 import orjson
 
-from slime_router.template.messages import content_text, references, without_reasoning
+from slime_router.template.messages import (
+    content_text,
+    references,
+    with_begun_arguments,
+    without_reasoning,
+)
 from slime_router.types import Message, TemplateOptions
 
 Key = bytes  # 16 bytes
@@ -132,8 +137,9 @@ def reply_links(
 ) -> tuple[tuple[Key, ...], Key]:
     """The keys under which a turn is found again: its reply as given, and without its thinking.
 
-    Where the thinking was separated from it, also with both in one text, as some clients keep them.
-    Beside them, the spelling of the conversation with the reply as given.
+    Where the thinking was separated from it, also with both in one text, as some clients keep them;
+    where a call was cut, also with the object that its arguments begin. Beside them, the spelling
+    of the conversation with the reply as given; that of a reply which was cut is like no other.
     """
     forms = [reply]
     content = content_text(reply.get("content"))
@@ -142,8 +148,11 @@ def reply_links(
         forms.append({**reply, "content": visible})
     if reasoning.strip():
         forms.append({**reply, "content": f"{_THINK}{reasoning}{_THOUGHT}{content}"})
+    begun = with_begun_arguments(reply)
+    forms += begun
     links = [next_link(key, spelling, form, with_call_ids=with_call_ids) for form in forms]
-    return tuple(found for found, _ in links), links[0][1]
+    spelled = _digest(links[0][1], b"cut") if begun else links[0][1]
+    return tuple(found for found, _ in links), spelled
 
 
 def _canonical(message: Message, role: str, content: str, *, with_call_ids: bool) -> bytes:
