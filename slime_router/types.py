@@ -169,7 +169,7 @@ class Pins:
     """
 
     names: tuple[str, ...] = ()
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = Sampling()
 
     def over(self, others: Pins) -> Pins:
         """These pins, and of `others` those that these do not name."""
@@ -230,17 +230,17 @@ class GenerateCall:
     text: str | None = None
     input_ids: TokenIds | None = None
     ids_text: bytes | memoryview = b""  # the JSON array that `input_ids` came as, if it was kept
-    template: TemplateOptions = field(default_factory=TemplateOptions)
+    template: TemplateOptions = TemplateOptions()
     history: History | None = None
     session_id: str | None = None
     scope: str = ""
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = Sampling()
     worker_fields: Mapping[str, Any] = field(default_factory=dict)  # at top level
     headers: Mapping[str, str] = field(default_factory=dict)  # handed on to the worker
     stream: bool = False
     top_logprobs: int = 0
     prompt: Prompt | None = None
-    reply: ReplyFormat = field(default_factory=ReplyFormat)
+    reply: ReplyFormat = ReplyFormat()
     request_id: str = ""  # shared by the samples of one prompt that were asked for together
     samples: int = 1  # how many those are
     token_limit: int | None = None  # at most so many output tokens, whatever the client says
@@ -255,7 +255,7 @@ class GenerateCall:
     asked_as: str = ""  # the rid that the client knows, where it is not `rid`
     kv_session: str = ""  # what workers call its session, where they tag its KV
     kind: TurnKind | None = None  # what the client says that its turn is
-    shortcut: Shortcut[GenerateChunk] | None = None  # for its plain chunks
+    shortcut: Shortcut[GenerateChunk] | None = None  # of a stream alone, for its plain chunks
 
     @property
     def asked(self) -> Mapping[str, Any]:

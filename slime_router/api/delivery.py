@@ -117,8 +117,7 @@ async def _play(
     if not left and dialect.settled is not None:
         await dialect.settled()
     stream = await line.open(_receipt_header(begun[-1]))
-    for event in events:
-        await stream.send(event)
+    await stream.send(*events)
     if left:
         if visit.shortcut is not None:
             _open_shortcut(visit.shortcut, reply, stream)
@@ -127,14 +126,12 @@ async def _play(
             left -= chunk.finish is not None
             if not left and dialect.settled is not None:
                 await dialect.settled()
-            for event in made:
-                await stream.send(event)
+            await stream.send(*made)
             if not left:
                 break
         else:
             raise _ended()
-    for event in reply.closing():
-        await stream.send(event)
+    await stream.send(*reply.closing())
     await _read_to_end(chunks)  # the client has it all; many hang up before the end
     await stream.end()
     return stream

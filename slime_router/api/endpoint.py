@@ -18,7 +18,7 @@ from slime_router.api.request import (
     said_kind,
     with_ids,
 )
-from slime_router.auth.caller import caller
+from slime_router.auth.caller import Caller, caller
 from slime_router.edge.bodies import read_body
 from slime_router.edge.lengths import MAX_CONTAINERS, check_messages
 from slime_router.edge.owned_calls import own_call
@@ -39,7 +39,7 @@ async def serve(
     Raises:
         RouterError: before anything was sent. Later errors are events of the stream.
     """
-    headers = reply_headers(request, dialect.errors.id_headers)
+    headers, who = reply_headers(request, dialect.errors.id_headers), caller(request)
     if not dialect.is_limited:
         given = await read_allowed(
             context,
@@ -47,8 +47,8 @@ async def serve(
             await read_body(request),  # it has no name here: it would stay until the reply is out
             dialect.ids_field,
         )
-        return await _deliver(dialect, context, request, given, headers)
-    with context.admission.of(caller(request).owner):
+        return await _deliver(dialect, context, request, given, headers, who)
+    with context.admission.of(who.owner):
         body = await read_text(
             context,
             request,
@@ -59,7 +59,7 @@ async def serve(
         )
         if isinstance(body, web.StreamResponse):
             return body
-        return await _deliver(dialect, context, request, body, headers)
+        return await _deliver(dialect, context, request, body, headers, who)
 
 
 async def count_prompt(
@@ -157,10 +157,10 @@ def _deliver(
     request: web.Request,
     body: dict[str, Any],
     headers: dict[str, str],
+    who: Caller,
 ) -> Awaitable[web.StreamResponse]:
     context.strictness.check(body, dialect.fields, headers)
     asked = dialect.read(body, request, context)
-    who = caller(request)
     if who.tag or (context.isolates_owners and who.owner):
         calls = (own_call(c, who, is_isolated=context.isolates_owners) for c in asked.calls)
         asked = replace(asked, calls=tuple(calls))  # type: ignore[type-var]  # it is a dataclass

@@ -14,26 +14,22 @@ from dataclasses import dataclass
 
 from slime_router.generation.middleware import Chunks
 from slime_router.generation.router import Router
-from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, GenerateChunk
-from slime_router.values import replace
 
 
 def generations(
-    router: Router,
-    calls: Sequence[GenerateCall],
-    shortcut: Shortcut[GenerateChunk] | None = None,
+    router: Router, calls: Sequence[GenerateCall]
 ) -> aclosing[AsyncGenerator[GenerateChunk, None]]:
     """The chunks of all `calls` as they come; each says of which sample it is.
 
-    Leaving the block closes every generation. `shortcut` is for those of a single one.
+    Leaving the block closes every generation.
 
     Raises:
         RouterError: from the stream, when one of the generations fails.
     """
     if len(calls) > 1:
         return aclosing(_several(router, calls))
-    return router.generate(calls[0] if shortcut is None else replace(calls[0], shortcut=shortcut))
+    return router.generate(calls[0])
 
 
 async def _several(

@@ -187,10 +187,8 @@ def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Sequence[Any]
     within = metadata if isinstance(metadata, dict) else {}
     return (
         *map(headers.get, SESSION_HEADERS),
-        body.get("session_id"),
-        body.get("prompt_cache_key"),
-        within.get("session_id"),
-        within.get("user_id"),
+        *map(body.get, ("session_id", "prompt_cache_key")),
+        *map(within.get, ("session_id", "user_id")),
         body.get("user"),
         session_in_key(headers),
     )

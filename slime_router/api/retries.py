@@ -28,9 +28,7 @@ from slime_router.edge.bodies import LONG_LEN, forget_body, read_body
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.generation.middleware import Chunks
 from slime_router.generation.router import Router
-from slime_router.shortcut.shortcut import Shortcut
 from slime_router.telemetry.request_record import current_request
-from slime_router.types import GenerateChunk
 
 RETRY_COUNT = "x-stainless-retry-count"
 JOINED = "x-slime-joined"
@@ -49,10 +47,8 @@ class Visit(Generic[A, T]):
 
     def __init__(self, asked: A, router: Router, opening: Opening[T]) -> None:
         self.asked = asked  # for a run, by the first try
-        is_single = len(asked.calls) == 1 and asked.calls[0].stream
-        # For the rest, where a single client reads it.
-        self.shortcut: Shortcut[GenerateChunk] | None = Shortcut() if is_single else None
-        self._stream = generations(router, asked.calls, self.shortcut)
+        self.shortcut = asked.calls[0].shortcut  # for the rest, where a single client reads it
+        self._stream = generations(router, asked.calls)
         self._opening = opening
 
     async def __aenter__(self) -> Visit[A, T]:
@@ -67,9 +63,9 @@ class Visit(Generic[A, T]):
     ) -> None:
         await self._stream.__aexit__(exc_type, exc, traceback)
 
-    async def opened(self) -> T:
+    def opened(self) -> Awaitable[T]:
         """What was read before the reply begins. Raises RouterError if the generation failed."""
-        return await self._opening(self._chunks)
+        return self._opening(self._chunks)
 
     def note_sign(self) -> None:
         """The client has a status line before there is a reply: if it leaves, it will not retry."""

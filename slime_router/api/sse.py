@@ -1,9 +1,9 @@
 """Server-sent events as clients read them; for chat and `/generate`, `data:` lines only.
 
 Those clients never get an `id:`, `retry:` or `event:` line: once openai-python has seen one, it
-takes the next comment frame for an event. APIs with named events write them themselves. Each event
-is one write, and aiohttp turns Nagle's algorithm off on the server's sockets, so each leaves at
-once.
+takes the next comment frame for an event. APIs with named events write them themselves. What comes
+at once is one write, each event in a chunk of its own, and aiohttp turns Nagle's algorithm off on
+the server's sockets, so each write leaves at once.
 """
 
 from __future__ import annotations
@@ -94,17 +94,20 @@ class EventStream:
         self.sent_at = self._time()
         self._transport.write(b"%x\r\n%b\r\n" % (len(event), event))
 
-    async def send(self, event: bytes) -> None:
-        """One event, one write. Raises ClientLeft."""
+    async def send(self, *events: bytes) -> None:
+        """These events in one write, where that is possible. Raises ClientLeft."""
+        if not events:
+            return
         transport = self._transport
+        self.sent_at = self._time()
         try:
             if transport is None or self._writer is None:
-                self.sent_at = self._time()
-                await self.response.write(event)
+                for event in events:
+                    await self.response.write(event)
                 return
             if transport.is_closing():
                 raise ClientLeft
-            self.write(event)
+            transport.write(b"".join([b"%x\r\n%b\r\n" % (len(event), event) for event in events]))
             if transport.get_write_buffer_size() > MAX_UNSENT_LEN:
                 await self._writer.drain()
         except ConnectionError as exc:

@@ -119,6 +119,7 @@ class SharedDatabase(Database):
 
     def apply(self, changes: Sequence[Change]) -> Late:
         """See `Archive.apply`."""
+        self.check_place()
         late: dict[str, Literal["closed", "deleted"]] = {}
         with writing(self._sql):
             version, keeps_idles = self._sql.execute(_BEGIN).fetchone()

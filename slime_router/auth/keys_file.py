@@ -21,7 +21,7 @@ def read_keys_file(path: Path) -> dict[str, str]:
     """
     place = f"--api-keys-file {path}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as exc:
         raise SetupError(f"{place}: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:

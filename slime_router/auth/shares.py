@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 
 
@@ -15,7 +16,7 @@ class Shares:
 
     def __init__(self, limit: int, owners: Collection[str] = ()) -> None:
         self._limit = limit
-        self._taken: dict[str, int] = {}
+        self._taken: defaultdict[str, int] = defaultdict(int)
         self._total = 0
         self.share_among(owners)
 
@@ -59,15 +60,12 @@ class Shares:
         self._change(owner, -count)
 
     def _change(self, owner: str, by: int) -> None:
-        owed = self._owed_to(owner) if self._share else 0
-        self._total += by
-        count = self._taken.get(owner, 0) + by
-        if count:
-            self._taken[owner] = count
-        else:
-            self._taken.pop(owner, None)
         if self._share:
-            self._owed += self._owed_to(owner) - owed
+            self._owed -= self._owed_to(owner)
+        self._total += by
+        self._taken[owner] += by
+        if self._share:
+            self._owed += self._owed_to(owner)
 
     def _owed_to(self, owner: str) -> int:
         return max(self._share - self.taken(owner), 0) if owner in self._owners else 0

@@ -68,7 +68,7 @@ class FileSource:
                 raise SourceFailed("it is not a file")
             if about.st_size > MAX_FILE_BYTES:
                 raise SourceFailed(f"it is longer than {MAX_FILE_BYTES} bytes")
-            text = self._path.read_text(encoding="utf-8")
+            text = self._path.read_text(encoding="utf-8-sig")
         except OSError as exc:
             raise SourceFailed(f"it cannot be read: {exc.strerror}") from exc
         except UnicodeDecodeError as exc:

@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -151,11 +152,11 @@ def _is_plain(body: Mapping[str, Any]) -> bool:
     """
     if not body.keys().isdisjoint(_SUSPECTS):
         return False
-    for name, value in body.items():
-        kind = type(value)
-        if kind not in _HOLDERS or name in _OF_TOOLS:
+    for name in compress(body, map(_HOLDERS.__contains__, map(type, body.values()))):
+        value = body[name]
+        if name in _OF_TOOLS:
             continue
-        if kind is dict:
+        if type(value) is dict:
             if not _is_bare(value):
                 return False
         elif not _HOLDERS.isdisjoint(map(type, value)):  # token ids, say: there may be a million

@@ -47,10 +47,10 @@ class JsonReply(web.Response):
             await self.prepare(request)
             await self.write_eof()
             return
-        lines = "".join([f"{name}: {value}\r\n" for name, value in self._given.items()])
+        given = self._given
+        lines = "".join(map("{}: {}\r\n".format, given.keys(), given.values()))
         head = _HEAD.format(lines, len(body), rfc822_formatted_time()).encode()
         self._is_out = True
-        writer.output_size += len(head) + len(body)
         if len(body) < _JOINED_LEN:
             transport.write(head + body)
         else:

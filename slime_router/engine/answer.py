@@ -22,6 +22,7 @@ Item: TypeAlias = dict[str, Any]  # one JSON object from a worker
 MAX_LOGPROB = 0.1  # probabilities end at 1; more than this is not a rounding error
 MIN_LOGPROB = -3.5e38  # float32 ends here
 MAX_COUNT = 2**31 - 1
+_COUNTS = range(MAX_COUNT + 1)
 MAX_VERSION_LEN = 256  # characters
 MAX_EMPTY_SPANS = 1000  # updates in which nothing was sampled
 MAX_WORDS_LEN = 16 * 1024  # characters of a message or of a matched stop
@@ -123,7 +124,7 @@ def count(meta: Item, name: str) -> int | None:
         WorkerFailed: it is not a number of tokens.
     """
     value = meta.get(name)
-    if value is None or (type(value) is int and 0 <= value <= MAX_COUNT):
+    if value is None or (type(value) is int and value in _COUNTS):
         return value
     raise WorkerFailed(f"The worker's {name} is not a number of tokens.")
 

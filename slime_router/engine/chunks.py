@@ -79,11 +79,9 @@ class ChunkReader:
         self._is_cumulative: bool | None = None  # None until an item shows it
         self._ids: list[int] = []  # all that came
         self._entries: list[Any] = []  # the logprobs of the last item
-        self._plain_items = PlainItems(
-            vocab_size=vocab_size, with_logprobs=with_logprobs, asks_masks=masks.asks
-        )
-        is_cut = is_stream and not is_native and not tops.asked
-        self._cutter = CumulativeCutter() if is_cut else None
+        self._may_be_plain = is_stream and not is_native and not tops.asked
+        self._plain_items: PlainItems | None = None  # once an item has shown what they look like
+        self._cutter: CumulativeCutter | None = None  # of a stream that has shown it needs one
         self._is_incremental = False  # and its plain items can be read at once
 
     def feed(self, payloads: Sequence[bytes]) -> list[GenerateChunk]:
@@ -110,16 +108,16 @@ class ChunkReader:
                     rest = [each for each in payloads[index:] if each not in _NO_ITEMS]
                     self._read_newest(rest, chunks)
                     break
-                if self._cutter is not None and self._is_cumulative is not False:
-                    self._cutter.cut(payload)  # parsed whole, but remembered for the next one
                 item = answer.load_item(payload)
                 plain = self._plain(item) if self._is_incremental else None
                 chunks.append(self._chunk(item, payload) if plain is None else plain)
+                if self._cutter is not None:  # this item has shown that the next ones repeat it
+                    self._cutter.cut(payload)
         except RouterError as exc:
             if not chunks:
                 raise
             self.failure = exc
-            self._plain_items.forget()
+            self._plain_items = None
         return chunks if len(chunks) < 2 or self._is_native else together(chunks)
 
     def plain(self, payloads: Sequence[bytes]) -> GenerateChunk | None:
@@ -148,16 +146,14 @@ class ChunkReader:
 
         Nor are tokens read here that come with what they were sampled from.
         """
+        plain_items, cutter = self._plain_items, self._cutter
+        if plain_items is None or self._masks.asks:
+            return None
         try:
-            if self._is_incremental:
-                item = orjson.loads(payload)
-            elif self._is_cumulative and self._cutter is not None:
-                item = orjson.loads(self._cutter.cut(payload) or b"{}")
-            else:
-                return None
+            item = orjson.loads(payload if cutter is None else cutter.cut(payload) or b"{}")
         except ValueError:  # it is read, or refused, step by step
             return None
-        tokens = None if self._masks.asks else self._plain_items.tokens(item, len(self._ids))
+        tokens = plain_items.tokens(item, len(self._ids))
         if tokens is None or not tokens[0]:
             return None
         self._ids += tokens[0]
@@ -204,7 +200,8 @@ class ChunkReader:
 
     def _plain(self, item: Item) -> GenerateChunk | None:
         """The chunk of a plain item; None for any other."""
-        tokens = self._plain_items.tokens(item, len(self._ids))
+        known = self._plain_items
+        tokens = None if known is None else known.tokens(item, len(self._ids))
         if tokens is None:
             return None
         chunk = self.chunk_of(*tokens)
@@ -219,7 +216,8 @@ class ChunkReader:
         return chunk
 
     def chunk_of(self, ids: list[int], logprobs: list[float] | None) -> GenerateChunk:
-        """The chunk of the tokens of a plain item."""
+        """The chunk of the tokens of a plain item, which is known to be one."""
+        assert self._plain_items is not None, "it was found plain by these"
         # Made for each token: with the names of its fields it takes three times as long.
         return tuple.__new__(GenerateChunk, (ids, logprobs, *self._plain_items.rest))
 
@@ -234,7 +232,14 @@ class ChunkReader:
             uncaptured=self._uncaptured,
             worker_url=self._worker_url,
         )
-        self._plain_items.learn(item, meta, like)
+        self._plain_items = PlainItems(
+            item,
+            meta,
+            like,
+            vocab_size=self._vocab_size,
+            with_logprobs=self._with_logprobs,
+            asks_masks=self._masks.asks,
+        )
 
     def _chunk(self, item: Item, payload: bytes) -> GenerateChunk:
         if (error := item.get("error")) is not None:
@@ -248,13 +253,13 @@ class ChunkReader:
             is_own = isinstance(refusal, MasksRefused) and not self._masks.is_clients
             if is_own and chunk.output_ids:  # sampled before, and as good as those before them
                 self.failure = refusal
-                self._plain_items.forget()
+                self._plain_items = None
                 return _going_on(chunk)
             if is_own or not self._is_native:
                 raise refusal
         if finish is not None:
             self.is_finished = True
-            self._plain_items.forget()
+            self._plain_items = None
         return chunk
 
     def _read_item(self, item: Item) -> GenerateChunk:
@@ -284,7 +289,8 @@ class ChunkReader:
             raise WorkerFailed(f"The worker's sampling masks are not those of {len(ids)} tokens.")
         if self._is_native:
             self._check_passed_on(item, meta, ids, entries, new_len)
-        return self._build(meta, _last(ids, new_len), _last(entries, new_len), item)
+        newest = slice(len(ids) - new_len, None)
+        return self._build(meta, ids[newest], entries[newest] if entries else entries, item)
 
     def _check_passed_on(
         self, item: Item, meta: Item, ids: list[int], entries: list[Any], new_len: int
@@ -334,7 +340,7 @@ class ChunkReader:
             worker_url=self._worker_url,
             speculation=answer.speculation(meta) if "spec_verify_ct" in meta else None,
         )
-        if self._cutter is not None:
+        if self._is_incremental or self._cutter is not None:
             self._note_plain(item, meta, chunk)
         return chunk
 
@@ -356,8 +362,10 @@ class ChunkReader:
             is_cumulative = ids_len == total
             if self._is_cumulative not in (None, is_cumulative):
                 raise WorkerFailed("The worker's stream changed between whole and new output.")
+            if self._may_be_plain and self._is_cumulative is None:
+                self._is_incremental = not is_cumulative
+                self._cutter = CumulativeCutter() if is_cumulative else None
             self._is_cumulative = is_cumulative
-            self._is_incremental = self._cutter is not None and not is_cumulative
         return new_len
 
 

@@ -20,14 +20,27 @@ from yarl import URL
 from slime_router.choices import Capture
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.connector import Connector, Use, note_in
-from slime_router.engine.exchange import Body, Exchange, NotTaken, Opened, WorkerAnswer, framed
-from slime_router.engine.kept import Answer, KeptConnections
+from slime_router.engine.exchange import Body, Exchange, NotTaken, WorkerAnswer, framed
+from slime_router.engine.kept import (
+    Answer,
+    KeptConnections,
+    drain,
+    lines_of,
+    read_some,
+    read_whole,
+    translation,
+)
 from slime_router.engine.masks import MaskPlan, mask_plan
-from slime_router.engine.request import experts_start, generate_body, read_error, wants_logprobs
-from slime_router.engine.sse import BodyJoiner, EventSplitter
-from slime_router.engine.top_logprobs import top_plan
+from slime_router.engine.request import (
+    experts_start,
+    generate_body,
+    read_error,
+    sampling_params,
+    wants_logprobs,
+)
+from slime_router.engine.top_logprobs import TopPlan, top_plan
 from slime_router.engine.wire.event_tap import tapped
-from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
+from slime_router.errors import RouterError, WorkerFailed
 from slime_router.pool.worker import Worker
 from slime_router.tokens.prompt_text import PromptTexts
 from slime_router.types import GenerateCall, GenerateChunk
@@ -36,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 KEEPALIVE_S = 3.0  # uvicorn, in the workers, closes an idle connection after 5 s
 READ_BUFFER_LEN = 256 * 2**10  # bytes; a backlog of cumulative items is read in one go
-DRAIN_TIMEOUT_S = 1.0  # for the few bytes after the last item
 PROBE_TIMEOUT_S = 10.0
 
 _JSON = {"Content-Type": "application/json"}
@@ -65,7 +77,7 @@ class WorkerClient:
         self._kept: KeptConnections | None = None
         self._texts = PromptTexts()
         self._aborts: set[asyncio.Task[None]] = set()
-        self._exchanges: dict[Worker, set[Exchange]] = {}
+        self._exchanges: dict[Worker, set[Exchange[Answer]]] = {}
 
     def __repr__(self) -> str:
         state = "closed" if self._session is None else "open"
@@ -119,38 +131,39 @@ class WorkerClient:
             WorkerFailed: the worker died, or its answer cannot be read.
             WorkerTimeout: the whole generation took longer than `timeout_s`.
         """
-        capture = self._capture
-        masks = mask_plan(call, capture, worker)
-        headers = CIMultiDict(call.headers)
-        headers["Content-Type"] = "application/json"
+        capture, params = self._capture, sampling_params(call)
+        masks, tops = mask_plan(call, params, capture, worker), top_plan(call, capture)
+        with_logprobs, more = wants_logprobs(call, capture), {**tops.fields, **masks.fields}
         is_over = False  # the worker no longer runs it
         try:
             async with self.exchange(
                 worker,
                 "POST",
                 "/generate",
-                headers=headers,
-                body=generate_body(call, capture=capture, more=masks.fields, texts=self._texts),
+                headers=_headers(call),
+                body=generate_body(  # it has no name here: it would stay until the reply is out
+                    call, params, more, with_logprobs=with_logprobs, texts=self._texts
+                ),
                 timeout_s=timeout_s,
                 rid=call.rid,
             ) as (exchange, answer):
-                if answer.status != 200:
-                    is_over = True
+                if is_over := answer.status != 200:
                     raise read_error(answer.status, await read_whole(answer))
-                prompt, lines = call.prompt, _lines(answer)
-                reader = self._reader(call, exchange, masks)
+                prompt, lines = call.prompt, lines_of(answer)
+                reader = self._reader(call, exchange, masks, tops, with_logprobs=with_logprobs)
                 tap = tapped(answer, call.shortcut, lines, reader)
                 data = b"-"
                 while data and not reader.is_finished:
                     tap.is_waiting = True
                     data = await read_some(answer)
                     tap.is_waiting = False
-                    chunks = reader.feed(lines.feed(data) if data else lines.end())
+                    payloads = lines.feed(data) if data else lines.end()
+                    chunks = reader.feed(payloads) if payloads else ()
                     if chunks and reader.weight_version != exchange.weight_version:
                         exchange.hear(reader.weight_version)
                     if reader.is_finished:
                         is_over = True
-                        await _drain(answer)
+                        await drain(answer)
                     for chunk in chunks:
                         if prompt is not None:
                             chunk, prompt = chunk._replace(prompt=prompt), None
@@ -176,7 +189,7 @@ class WorkerClient:
         body: Body | None = None,
         timeout_s: float,
         rid: str = "",
-    ) -> Opened[Answer]:
+    ) -> Exchange[Answer]:
         """Sends a request to `worker`; within the block, `give_up` or `cut` by `rid` can end it.
 
         The answer may have any status, and is closed on leaving the block.
@@ -190,7 +203,7 @@ class WorkerClient:
         sending = self.send(
             worker, method, path, headers=headers, body=body, timeout_s=timeout_s, use=use
         )
-        return Opened(Exchange(worker, rid, use), sending, self._exchanges)
+        return Exchange(worker, rid, sending, use, self._exchanges)
 
     def give_up(self, worker: Worker) -> int:
         """Cuts off everything `worker` runs; whoever waits for it gets WorkerFailed at once."""
@@ -280,13 +293,13 @@ class WorkerClient:
         if worker.api_key is not None:
             headers = CIMultiDict(headers)
             headers["Authorization"] = f"Bearer {worker.api_key}"
-        note_in(use := use or Use())
-        url = worker.url + path
+        use, url = use or Use(), worker.url + path
         try:
             if method == "POST" and self._kept is not None:
                 kept = await self._kept.post(url, headers, body, timeout_s=timeout_s)
                 if kept is not None:
                     return kept
+            note_in(use)
             headers, body = framed(headers, body)
             return await self.session.request(
                 method,
@@ -307,20 +320,28 @@ class WorkerClient:
                 raise WorkerFailed(words) from exc
             raise NotTaken("the connection was closed", is_stale=True) from exc
         except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
-            raise _translation(exc) from exc
+            raise translation(exc) from exc
         except ValueError as exc:  # of the address, such as a name that idna refuses
             raise NotTaken("the worker's address cannot be used") from exc
 
-    def _reader(self, call: GenerateCall, exchange: Exchange, masks: MaskPlan) -> ChunkReader:
+    def _reader(
+        self,
+        call: GenerateCall,
+        exchange: Exchange[Answer],
+        masks: MaskPlan,
+        tops: TopPlan,
+        *,
+        with_logprobs: bool,
+    ) -> ChunkReader:
         return ChunkReader(
             vocab_size=self._vocab_size,
-            with_logprobs=wants_logprobs(call, self._capture),
-            tops=top_plan(call, self._capture),
+            with_logprobs=with_logprobs,
             is_native=call.is_passed_on,
             is_stream=call.stream,
             version_before=exchange.version_before_update,
             experts_start=experts_start(call),
             masks=masks,
+            tops=tops,
             worker_url=exchange.worker.url,
             is_anothers=lambda rid: rid != call.rid and self._runs(exchange.worker, rid),
         )
@@ -338,15 +359,13 @@ class WorkerClient:
         task.add_done_callback(self._aborts.discard)
 
     async def _abort(self, worker: Worker, call: GenerateCall) -> None:
-        headers = CIMultiDict(call.headers)
-        headers["Content-Type"] = "application/json"
         self.aborts_sent += 1
         try:
             answer = await self.ask(
                 worker,
                 "POST",
                 "/abort_request",
-                headers=headers,
+                headers=_headers(call),
                 body=orjson.dumps({"rid": call.rid}),
                 timeout_s=self._abort_timeout_s,
             )
@@ -360,41 +379,7 @@ class WorkerClient:
             logger.exception("abort failed: worker=%s rid=%s", worker.url, call.rid)
 
 
-def _lines(answer: Answer) -> EventSplitter | BodyJoiner:
-    is_stream = answer.content_type == "text/event-stream"
-    return EventSplitter() if is_stream else BodyJoiner()
-
-
-async def read_some(answer: Answer) -> bytes:
-    """What has arrived since the last read, at least one byte; empty at the end."""
-    try:
-        return await answer.content.readany()
-    except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
-        raise _translation(exc) from exc
-
-
-async def read_whole(answer: Answer) -> bytes:
-    """The whole body, up to a limit. Raises what `read_some` and `BodyJoiner.feed` raise."""
-    joiner = BodyJoiner()
-    while data := await read_some(answer):
-        joiner.feed(data)
-    return joiner.end()[0]
-
-
-async def _drain(answer: Answer) -> None:
-    """Reads what follows the last item, so that the connection can be kept."""
-    if answer.content.at_eof():
-        return
-    try:
-        async with asyncio.timeout(DRAIN_TIMEOUT_S):
-            while await answer.content.readany():
-                pass
-    except (TimeoutError, aiohttp.ClientError):
-        pass  # the generation is complete; only the connection is lost
-
-
-def _translation(exc: Exception) -> RouterError:
-    """An aiohttp error in our own words: a worker's URL is not the client's business."""
-    if isinstance(exc, TimeoutError):
-        return WorkerTimeout("The worker did not answer in time.")
-    return WorkerFailed("The connection to the worker broke.")
+def _headers(call: GenerateCall) -> Mapping[str, str]:
+    headers = CIMultiDict(call.headers)
+    headers["Content-Type"] = "application/json"
+    return headers

@@ -76,44 +76,71 @@ class WorkerAnswer:
     body: bytes
 
 
-class Exchange:
-    """One request in progress at a worker; it can be cut off from outside.
+class Exchange(Generic[A]):
+    """For the block, one request at a worker and its answer; it can be cut off from outside.
 
-    `weight_version` is the version the worker was known to run at dispatch, later the one that it
-    reported last.
+    Until it is left, it is one of those `under_way`. `sending` gives the answer once its head is
+    there; it notes in `use` how it got its connection. `weight_version` is the version that the
+    worker was known to run at dispatch, later the one that it reported last.
     """
 
     __slots__ = (
-        "_answer", "_at_dispatch", "_scope", "_updates", "_use", "rid", "weight_version", "worker",
+        "_answer", "_at_dispatch", "_scope", "_sending", "_under_way", "_updates", "_use", "rid",
+        "weight_version", "worker",
     )  # fmt: skip
 
-    def __init__(self, worker: Worker, rid: str = "", use: Use | None = None) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        rid: str,
+        sending: Awaitable[A],
+        use: Use,
+        under_way: dict[Worker, set[Exchange[A]]],
+    ) -> None:
         self.worker = worker
-        self._use = use or Use()  # of a connection
         self.rid = rid  # of a generation
         self.weight_version = self._at_dispatch = worker.weight_version
         self._updates = worker.updates
+        self._sending = sending
+        self._use = use
+        self._under_way = under_way
         self._scope: CancelScope | None = None
-        self._answer: Closable | None = None
+        self._answer: A | None = None
 
-    async def opening(self, answer: Awaitable[A]) -> A:
-        """Waits for the head of the answer, unless the exchange is cut off first.
+    async def __aenter__(self) -> tuple[Exchange[A], A]:
+        """Waits for the head of the answer.
 
         Raises:
             NotTaken: it was cut off before anything was sent.
             WorkerFailed: it was cut off.
         """
+        self._under_way.setdefault(self.worker, set()).add(self)
         try:
             with CancelScope() as self._scope:
-                opened = await answer
-        except Cut:
+                answer = self._answer = await self._sending
+        except BaseException as exc:  # or cancelled: a block that was not entered is never left
+            self._forget()
+            if not isinstance(exc, Cut):
+                raise
             if self._use.is_connecting:
                 raise NotTaken("it was given up before it was reached") from None
             raise WorkerFailed(GIVEN_UP) from None
         finally:
             self._scope = None
-        self._answer = opened
-        return opened
+        return self, answer
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            if self._answer is not None:
+                self._answer.close()  # keeps the connection if all was read
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        open_ones = self._under_way[self.worker]
+        open_ones.discard(self)
+        if not open_ones:
+            del self._under_way[self.worker]
 
     def cut(self) -> None:
         """Gives up on the worker: whoever waits for its answer gets an error now."""
@@ -135,43 +162,3 @@ class Exchange:
         self.weight_version = version
         if version is not None:
             worker.observed(version, known=before)
-
-
-class Opened(Generic[A]):
-    """An exchange and its answer, which is closed on leaving the block.
-
-    Until then, the exchange is one of those `under_way`.
-    """
-
-    __slots__ = ("_answer", "_exchange", "_sending", "_under_way")
-
-    _answer: A
-
-    def __init__(
-        self, exchange: Exchange, sending: Awaitable[A], under_way: dict[Worker, set[Exchange]]
-    ) -> None:
-        self._exchange = exchange
-        self._sending = sending
-        self._under_way = under_way
-
-    async def __aenter__(self) -> tuple[Exchange, A]:
-        exchange = self._exchange
-        self._under_way.setdefault(exchange.worker, set()).add(exchange)
-        try:
-            self._answer = await exchange.opening(self._sending)
-        except BaseException:  # or cancelled: a block that was not entered is never left
-            self._forget()
-            raise
-        return exchange, self._answer
-
-    async def __aexit__(self, *_: object) -> None:
-        try:
-            self._answer.close()  # keeps the connection if all was read
-        finally:
-            self._forget()
-
-    def _forget(self) -> None:
-        open_ones = self._under_way[self._exchange.worker]
-        open_ones.discard(self._exchange)
-        if not open_ones:
-            del self._under_way[self._exchange.worker]

@@ -24,7 +24,10 @@ from yarl import URL
 
 from slime_router.engine.exchange import Body
 from slime_router.engine.request import LONG_BODY_LEN, LongBody
+from slime_router.engine.sse import BodyJoiner, EventSplitter
+from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 
+DRAIN_TIMEOUT_S = 1.0  # for the few bytes after the last item
 MOST_PLACES = 4096  # more workers than anybody has
 _FRAMING = frozenset(
     ("host", "connection", "content-length", "transfer-encoding", "expect", "upgrade", "trailer")
@@ -126,39 +129,27 @@ class KeptConnections:
         head = _head(headers, len(body))
         if head is None or (connection := await self._connector._get(place.key, [])) is None:
             return None
-        try:
-            self._write(connection, place.head + head, body)
-            return await self._answer(connection, timeout_s)
-        except HttpProcessingError as exc:
-            connection.close()
-            raise aiohttp.ClientPayloadError("The answer is not HTTP.") from exc
-        except BaseException:  # cancelled, too: what comes later belongs to nobody
-            connection.close()
-            raise
-
-    def _write(self, connection: Connection, head: bytes, body: bytes | LongBody) -> None:
         protocol, transport = connection.protocol, connection.transport
         assert protocol is not None, "it was just taken from those that are open"
         assert transport is not None, "likewise"
-        protocol.set_response_params(
-            read_until_eof=True, auto_decompress=False, read_bufsize=self._read_len
-        )
-        if isinstance(body, LongBody):
-            transport.writelines([head, *body.take()])
-        else:
-            transport.write(head + body)
-
-    async def _answer(self, connection: Connection, timeout_s: float) -> KeptAnswer:
-        protocol = connection.protocol
-        assert protocol is not None, "it was just taken from those that are open"
         timer = asyncio.get_running_loop().call_later(timeout_s, protocol._on_read_timeout)
         try:
+            protocol.set_response_params(
+                read_until_eof=True, auto_decompress=False, read_bufsize=self._read_len
+            )
+            if isinstance(body, LongBody):
+                transport.writelines([place.head, head, *body.take()])
+            else:
+                transport.write(place.head + head + body)
             while True:
                 message, content = await protocol.read()
                 if message.code == 101 or not 100 <= message.code <= 199:
                     return KeptAnswer(message, content, connection, timer)
-        except BaseException:  # cancelled, too
+        except BaseException as exc:  # cancelled, too: what comes later belongs to nobody
             timer.cancel()
+            connection.close()
+            if isinstance(exc, HttpProcessingError):
+                raise aiohttp.ClientPayloadError("The answer is not HTTP.") from exc
             raise
 
     def _place(self, url: str) -> _Place | None:
@@ -190,3 +181,52 @@ def _head(headers: Mapping[str, str], body_len: int) -> bytes | None:
         return None
     lines = "".join(map("{}: {}\r\n".format, names, values))
     return f"{lines}Content-Length: {body_len}\r\n\r\n".encode()
+
+
+# Reading an answer, whoever has opened its connection
+
+
+def lines_of(answer: Answer) -> EventSplitter | BodyJoiner:
+    """What makes payloads of its bytes."""
+    is_stream = answer.content_type == "text/event-stream"
+    return EventSplitter() if is_stream else BodyJoiner()
+
+
+async def read_some(answer: Answer) -> bytes:
+    """What has arrived since the last read, at least one byte; empty at the end.
+
+    Raises:
+        WorkerFailed: the connection broke.
+        WorkerTimeout: it has taken too long.
+    """
+    try:
+        return await answer.content.readany()
+    except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
+        raise translation(exc) from exc
+
+
+async def read_whole(answer: Answer) -> bytes:
+    """The whole body, up to a limit. Raises what `read_some` and `BodyJoiner.feed` raise."""
+    joiner = BodyJoiner()
+    while data := await read_some(answer):
+        joiner.feed(data)
+    return joiner.end()[0]
+
+
+async def drain(answer: Answer) -> None:
+    """Reads what follows the last item, so that the connection can be kept."""
+    if answer.content.at_eof():
+        return
+    try:
+        async with asyncio.timeout(DRAIN_TIMEOUT_S):
+            while await answer.content.readany():
+                pass
+    except (TimeoutError, aiohttp.ClientError):
+        pass  # the generation is complete; only the connection is lost
+
+
+def translation(exc: Exception) -> RouterError:
+    """An aiohttp error in our own words: a worker's URL is not the client's business."""
+    if isinstance(exc, TimeoutError):
+        return WorkerTimeout("The worker did not answer in time.")
+    return WorkerFailed("The connection to the worker broke.")

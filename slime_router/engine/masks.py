@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from slime_router.choices import Capture
-from slime_router.engine.request import has_finite_top_k, sampling_params, truncates
+from slime_router.engine.request import has_finite_top_k, truncates
 from slime_router.pool.worker import Worker
 from slime_router.types import GenerateCall
 
@@ -52,12 +52,18 @@ class MaskPlan:
 NO_MASKS = MaskPlan()
 
 
-def mask_plan(call: GenerateCall, capture: Capture, worker: Worker) -> MaskPlan:
-    """The plan for `call` at this worker, which may have sampling defaults of its own."""
+def mask_plan(
+    call: GenerateCall, params: Mapping[str, Any], capture: Capture, worker: Worker
+) -> MaskPlan:
+    """The plan for `call` at this worker, which may have sampling defaults of its own.
+
+    `params` are the call's `sampling_params`.
+    """
     if call.asked.get("return_sampling_mask"):
         is_read = call.asked.get("sampling_logprobs_mode") in (None, "selected")
         return MaskPlan(asks=is_read, uncaptured="not_given", is_clients=True)
-    params = {**worker.preferred_sampling, **sampling_params(call)}
+    if worker.preferred_sampling:
+        params = {**worker.preferred_sampling, **params}
     if capture == "off" or not truncates(params):
         return NO_MASKS
     reason = _obstacle(call, capture, params, is_pair=worker.kind != "regular")

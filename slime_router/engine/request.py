@@ -16,7 +16,6 @@ import orjson
 
 from slime_router.choices import Capture
 from slime_router.engine.answer import Item
-from slime_router.engine.top_logprobs import top_plan
 from slime_router.errors import (
     BadRequest,
     MasksRefused,
@@ -50,6 +49,7 @@ _said = attrgetter(*_SPELLING)  # of a Sampling, all of these at once
 _UNSAID = _said(Sampling())
 _CUTTING = frozenset(("temperature", "top_k", "top_p", "min_p"))  # what may
 _GREEDY = 1e-6  # SGLang samples below this temperature as with a top_k of 1
+_NUMBERS = (int, float)
 _ALL = 2**30  # a top_k that leaves every token
 _ABOUT_MASKS = re.compile(r"sampling[_-]mask|sampling_logprobs_mode|sampling support")
 _GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}  # a worker takes at most one
@@ -113,44 +113,43 @@ def experts_start(call: GenerateCall) -> int:
 
 def generate_body(
     call: GenerateCall,
+    params: Item,
+    more: Mapping[str, Any],
     *,
-    capture: Capture = "full",
-    more: Mapping[str, Any] | None = None,
+    with_logprobs: bool,
     texts: PromptTexts | None = None,
 ) -> bytes | LongBody:
     """The JSON body of `POST /generate`, with `more` fields. `call.prompt` has been made.
 
-    The client's own text of the ids stays as it is, where nothing was made of them. `texts` has
-    those of earlier prompts.
+    `params` are the call's `sampling_params`. The client's own text of the ids stays as it is,
+    where nothing was made of them. `texts` has those of earlier prompts.
 
     Raises:
         BadRequest: a field of the client cannot be written as JSON.
     """
     assert call.prompt is not None, "the caching middleware makes the prompt"
-    asked = call.asked.items()
-    body: Item = {name: value for name, value in asked if name not in ("text", "input_ids")}
+    body: Item = {**call.asked}
+    body.pop("text", None)
+    body.pop("input_ids", None)
     ids_text = _ids_text(call, call.prompt, texts)
     if ids_text is None:
         body["input_ids"] = _input_ids(call, call.prompt.ids)
     body |= {
         "rid": call.rid,
-        "return_logprob": wants_logprobs(call, capture),
+        "return_logprob": with_logprobs,
         "stream": call.stream,
     }
     if call.kv_session and not body.get("session_params"):  # SGLang takes one of the two
         body["session_id"] = call.kv_session
-    params = sampling_params(call)
-    if params or not isinstance(call, NativeCall):
+    if params or not call.is_passed_on:
         body["sampling_params"] = params
-    body |= top_plan(call, capture).fields
     if call.wants_routed_experts and not body.get("return_routed_experts"):
         body |= {"return_routed_experts": True, "routed_experts_start_len": experts_start(call)}
     if call.wants_indexer_topk:
         body["return_indexer_topk"] = True
     if call.thinks_first:
         body["require_reasoning"] = True
-    if more:
-        body |= more
+    body |= more
     try:
         written = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as exc:
@@ -244,21 +243,21 @@ def truncates(params: Mapping[str, Any]) -> bool:
     """Whether these parameters leave only a part of the vocabulary to sample from."""
     return not _CUTTING.isdisjoint(params) and (
         has_finite_top_k(params)
-        or _number(params, "top_p", 1.0) < 1.0
-        or _number(params, "min_p", 0.0) > 0.0
+        or ("top_p" in params and _number(params, "top_p", 1.0) < 1.0)
+        or ("min_p" in params and _number(params, "min_p", 0.0) > 0.0)
     )
 
 
 def has_finite_top_k(params: Mapping[str, Any]) -> bool:
     """Whether so many tokens at most are sampled from; it is one where sampling is greedy."""
-    if 0.0 <= _number(params, "temperature", 1.0) < _GREEDY:
+    if "temperature" in params and 0.0 <= _number(params, "temperature", 1.0) < _GREEDY:
         return True
-    return 0 < _number(params, "top_k", -1) < _ALL
+    return "top_k" in params and 0 < _number(params, "top_k", -1) < _ALL
 
 
 def _number(params: Mapping[str, Any], name: str, otherwise: float) -> float:
     value = params.get(name)
-    return float(value) if isinstance(value, int | float) else otherwise
+    return value if isinstance(value, _NUMBERS) else otherwise
 
 
 def pinned(params: Item, pins: Pins) -> Item:

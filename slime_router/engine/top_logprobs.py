@@ -85,8 +85,9 @@ def top_plan(call: GenerateCall, capture: Capture) -> TopPlan:
     is_native = isinstance(call, NativeCall)
     wanted = (call.asked.get("top_logprobs_num") or 0) if is_native else call.top_logprobs
     if not kept:
-        fields = {"top_logprobs_num": wanted} if wanted and not is_native else {}
-        return TopPlan(asked=0 if is_native else wanted, fields=fields)
+        if is_native or not wanted:  # a client of /generate reads its own
+            return NO_TOPS
+        return TopPlan(asked=wanted, fields={"top_logprobs_num": wanted})
     if is_native and wanted and any(call.asked.get(name) for name in _ASKS_FLAT):
         return TopPlan(asked=wanted)  # it reads them in its own way
     asked = max(kept, wanted)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from slime_router.choices import Resume
@@ -55,11 +55,32 @@ class RelaySettings:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A generation in progress: `worker` runs it now as `rid`, or is None if no worker does."""
+    """A generation in progress: whoever granted the latest `lease` runs it as `rid`, or has."""
 
-    worker: Worker | None = None
+    lease: Lease | None = None
     rid: str = ""
     is_cancelled: bool = False  # its abort was requested: it must not continue
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker that has it now; None if none has."""
+        lease = self.lease
+        return lease.worker if lease is not None and lease.is_open else None
+
+
+@dataclass(slots=True, eq=False)
+class _Trouble:
+    """What went wrong with the tries of one request."""
+
+    accused: dict[str, set[Worker]] = field(default_factory=dict)  # by what they answered
+    stale: set[str] = field(default_factory=set)  # URLs whose kept connection was closed
+    tried_prefills: set[str] = field(default_factory=set)  # URLs
+    short_stays: int = 0  # in a row, that ended with an abort
+    resumed_at: tuple[WeightVersion | None, int] | None = None  # see `may_resume`
+    # In a row, without a token in between:
+    retries: int = 0
+    broken: int = 0
+    aborts: int = 0
 
 
 class Cancelled(Exception):
@@ -112,44 +133,34 @@ class Attempts:
         self._deadline = self._clock() + self._settings.request_timeout_s
         self._worker: Worker | None = None  # the latest one tried
         self._tried: set[str] = set()
-        self._tried_prefills: set[str] = set()
-        self._stale: set[str] = set()
         self.is_sampling = False  # the worker, since it was leased
-        self._accused: dict[str, set[Worker]] = {}  # by what they answered; see `_settle`
         self._entered_at = 0.0
-        self._short_stays = 0  # in a row, that ended with an abort
-        # In a row, without a token in between:
-        self._retries = 0
-        self._broken = 0
-        self._aborts = 0
-        self._resumed_at: tuple[WeightVersion | None, int] | None = None  # see `may_resume`
+        self._known_trouble: _Trouble | None = None
+
+    @property
+    def _trouble(self) -> _Trouble:
+        """What went wrong so far: with most requests nothing does."""
+        if self._known_trouble is None:
+            self._known_trouble = _Trouble()
+        return self._known_trouble
 
     def left_s(self) -> float:
         """How much of the request timeout is left."""
         return max(self._deadline - self._clock(), 0.001)
 
-    def lease(self, rid: str = "") -> Stay:
-        """A worker, waiting while one may become available; it gets the request as `rid`.
+    async def lease(self, rid: str = "") -> Lease:
+        """Leases a worker, waiting while one may become available; it gets the request as `rid`.
 
         Raises:
             NoWorker: there is none, and none came in time.
             Cancelled: the abort of the request was asked for meanwhile.
         """
         self._worker = None
-        return Stay(self, rid)
-
-    async def enter(self, rid: str) -> Lease:
-        """Starts the stay at a worker."""
         lease = await self._found(self._need, self._tried)
         self._worker, self.is_sampling = lease.worker, False
         self._entered_at = self._clock()
-        self._run.worker, self._run.rid = lease.worker, rid
+        self._run.lease, self._run.rid = lease, rid
         return lease
-
-    def leave(self, lease: Lease) -> None:
-        """Ends the stay."""
-        self._run.worker = None
-        lease.close()
 
     async def prefill(self) -> Lease:
         """Leases a worker to compute the prompt for the one leased before; the caller closes it.
@@ -159,11 +170,11 @@ class Attempts:
             Cancelled: the abort of the request was asked for meanwhile.
         """
         need = replace(self._need, target=None)
-        return await self._found(need, self._tried_prefills, "prefill")
+        return await self._found(need, self._trouble.tried_prefills, "prefill")
 
     def prefill_failed(self, prefill: Worker) -> None:
         """The next try has another worker compute its prompt, where there is one."""
-        self._tried_prefills.add(prefill.url)
+        self._trouble.tried_prefills.add(prefill.url)
 
     async def _found(self, need: Need, tried: set[str], kind: Kind | None = None) -> Lease:
         began = self._clock()
@@ -198,8 +209,9 @@ class Attempts:
     def progress(self, lease: Lease) -> None:
         """The worker samples: the request is fine, and failures are counted from zero again."""
         self.is_sampling = True
-        self._settle(is_good=True)
-        self._retries = self._broken = self._aborts = 0
+        if (trouble := self._known_trouble) is not None:
+            self._settle(is_good=True)
+            trouble.retries = trouble.broken = trouble.aborts = 0
         lease.answered()
 
     async def failed(self, exc: Failure, stitch: Stitch | None = None) -> None:
@@ -212,20 +224,22 @@ class Attempts:
         can_go_on = stitch is None or stitch.can_go_on
         if worker is None or not self._is_worth_another(exc, worker) or not can_go_on:
             raise self._final_error(exc) from exc
-        if isinstance(exc, NotTaken) and exc.is_stale and worker.url not in self._stale:
-            self._stale.add(worker.url)
+        if isinstance(exc, NotTaken) and exc.is_stale and worker.url not in self._trouble.stale:
+            self._trouble.stale.add(worker.url)
             self._note_retry(logging.INFO, worker, exc)  # idle connections get closed: no fault
             return
         self._tried.add(worker.url)
         has_others = self._pool.has_candidates(self._need, self._tried)
         if not (isinstance(exc, NotTaken) and has_others):
-            if self._retries >= self._dispatcher.backoff.max_retries:
+            if self._trouble.retries >= self._dispatcher.backoff.max_retries:
                 raise self._final_error(exc) from exc
-            self._retries += 1
+            self._trouble.retries += 1
         sampled_len = 0 if stitch is None else len(stitch.output_ids)
         self._note_retry(logging.WARNING, worker, exc, sampled_len)
         if not has_others:
-            await self._back_off(self._retries - 1, at_least_s=self._pool.cooldown_s(self._need))
+            await self._back_off(
+                self._trouble.retries - 1, at_least_s=self._pool.cooldown_s(self._need)
+            )
 
     def _settle(self, *, is_good: bool) -> None:
         """Counts the errors that workers gave as answers, once it is known whose fault they were.
@@ -233,11 +247,11 @@ class Attempts:
         A request that works elsewhere was not at fault. Nor is a worker whose error another gives
         to the same request: otherwise one client's request could take all of them out of service.
         """
-        for workers in self._accused.values():
+        for workers in self._trouble.accused.values():
             if is_good or len(workers) == 1:
                 for worker in workers:
                     self._pool.failed(worker)
-        self._accused.clear()
+        self._trouble.accused.clear()
 
     def _final_error(self, exc: Failure) -> RouterError:
         self._settle(is_good=False)
@@ -268,12 +282,12 @@ class Attempts:
         if not isinstance(exc, WorkerFailed | WorkerTimeout):
             return False  # it is not the worker's fault
         if exc.is_answer and not self.is_sampling:
-            self._accused.setdefault(exc.message, set()).add(worker)
+            self._trouble.accused.setdefault(exc.message, set()).add(worker)
         else:
             self._pool.failed(worker)
         self._dispatcher.on_suspicion(worker)
-        self._broken += not self.is_sampling
-        return isinstance(exc, WorkerFailed) and self._broken < MAX_BROKEN
+        self._trouble.broken += not self.is_sampling
+        return isinstance(exc, WorkerFailed) and self._trouble.broken < MAX_BROKEN
 
     def may_resume(self, version: WeightVersion | None) -> bool:
         """Whether an aborted generation may resume; if so, this counts as one more resumption.
@@ -281,44 +295,25 @@ class Attempts:
         `version` is what the worker ran. A second abort under the same weights and without a pause
         in between has another reason: a trainer ends its surplus rollouts, and wants them.
         """
-        if self._run.is_cancelled or self._aborts >= MAX_ABORTS:
+        if self._run.is_cancelled or self._trouble.aborts >= MAX_ABORTS:
             return False
-        before, interruptions = self._resumed_at, self._pool.interruptions
+        before, interruptions = self._trouble.resumed_at, self._pool.interruptions
         if before is not None:
             version = before[0] if version is None else version
             if before == (version, interruptions):
                 return False
-        self._resumed_at = (version, interruptions)
-        self._aborts += 1
+        self._trouble.resumed_at = (version, interruptions)
+        self._trouble.aborts += 1
         self._dispatcher.counts["resumed"] += 1
         return True
 
     async def rest_after_abort(self) -> None:
         """A worker that keeps aborting is asked less and less often, even if tokens come."""
         is_short = self._clock() - self._entered_at < STEADY_S
-        self._short_stays = self._short_stays + 1 if is_short else 1
-        await self._back_off(self._short_stays - 1)
+        self._trouble.short_stays = self._trouble.short_stays + 1 if is_short else 1
+        await self._back_off(self._trouble.short_stays - 1)
 
     async def _back_off(self, retry: int, *, at_least_s: float = 0.0) -> None:
         delay_s = self._dispatcher.backoff.delay_s(retry, self._dispatcher.random)
         delay_s = max(delay_s, at_least_s)
         await asyncio.sleep(min(delay_s, self.left_s()))
-
-
-class Stay:
-    """For the block, the stay of a request at the worker leased to it."""
-
-    __slots__ = ("_attempts", "_lease", "_rid")
-
-    _lease: Lease
-
-    def __init__(self, attempts: Attempts, rid: str) -> None:
-        self._attempts = attempts
-        self._rid = rid
-
-    async def __aenter__(self) -> Lease:
-        self._lease = await self._attempts.enter(self._rid)
-        return self._lease
-
-    async def __aexit__(self, *_: object) -> None:
-        self._attempts.leave(self._lease)

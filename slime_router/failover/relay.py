@@ -20,7 +20,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import (
-    AbstractAsyncContextManager,
     aclosing,
     asynccontextmanager,
     nullcontext,
@@ -110,28 +109,23 @@ class Relay:
                 _open_shortcut(call.shortcut, stitch, attempts)
             while not (stitch.is_over or run.is_cancelled):
                 try:
-                    async with (
-                        attempts.lease(part.rid) as lease,
-                        self._prefilled(part, lease.worker, attempts) as sent,
-                        aclosing(
-                            self._client.generate(lease.worker, sent, timeout_s=attempts.left_s())
-                        ) as came,
-                    ):
-                        async for chunk in came:
-                            if not attempts.is_sampling and chunk.output_ids:
-                                attempts.progress(lease)
-                            if stitch.passes(chunk):
-                                yield chunk
-                                continue
-                            taken = stitch.take(chunk)
-                            if taken.finish is None:
-                                shown = stitch.emit(taken)
-                            else:
-                                shown = self._ended(part, taken, lease, stitch, attempts)
-                            for each in shown:
-                                yield each
-                            if taken.finish is not None:
-                                break
+                    with await attempts.lease(part.rid) as lease:
+                        async with aclosing(self._sampled(part, lease.worker, attempts)) as came:
+                            async for chunk in came:
+                                if not attempts.is_sampling and chunk.output_ids:
+                                    attempts.progress(lease)
+                                if stitch.passes(chunk):
+                                    yield chunk
+                                    continue
+                                taken = stitch.take(chunk)
+                                if taken.finish is None:
+                                    shown = stitch.emit(taken)
+                                else:
+                                    shown = self._ended(part, taken, lease, stitch, attempts)
+                                for each in shown:
+                                    yield each
+                                if taken.finish is not None:
+                                    break
                     if stitch.is_over:
                         break
                     await attempts.rest_after_abort()
@@ -179,28 +173,29 @@ class Relay:
         self._finished(part, lease.worker, stitch)
         return stitch.emit(last)
 
-    def _prefilled(
+    def _sampled(
         self, part: GenerateCall, worker: Worker, attempts: Attempts
-    ) -> AbstractAsyncContextManager[GenerateCall]:
-        """The call as `worker` gets it; for a decode worker, another one computes the prompt."""
+    ) -> AsyncGenerator[GenerateChunk, None]:
+        """What `worker` samples; for a decode worker, another one computes the prompt."""
         request = current_request()
-        if request is not None and request.trace is not None:
-            return self._traced(part, worker, attempts, request.trace)
-        is_decode = worker.kind == "decode"
-        return self._paired(part, worker, attempts) if is_decode else nullcontext(part)
+        trace = None if request is None else request.trace
+        if trace is None and worker.kind != "decode":
+            return self._client.generate(worker, part, timeout_s=attempts.left_s())
+        return self._sampled_with(trace, part, worker, attempts)
 
-    @asynccontextmanager
-    async def _traced(
-        self, part: GenerateCall, worker: Worker, attempts: Attempts, trace: Trace
-    ) -> AsyncIterator[GenerateCall]:
-        """The same, as a span of the request's trace, which the worker can continue."""
-        with trace.hop(worker.url) as headers:
+    async def _sampled_with(
+        self, trace: Trace | None, part: GenerateCall, worker: Worker, attempts: Attempts
+    ) -> AsyncGenerator[GenerateChunk, None]:
+        """The same, in a pair; or as a span of the request's trace, which workers can continue."""
+        is_decode = worker.kind == "decode"
+        with nullcontext({}) if trace is None else trace.hop(worker.url) as headers:
             part = replace(part, headers={**part.headers, **headers})
-            if worker.kind != "decode":
-                yield part
-                return
-            async with self._paired(part, worker, attempts) as call:
-                yield call
+            async with (
+                self._paired(part, worker, attempts) if is_decode else nullcontext(part) as sent,
+                aclosing(self._client.generate(worker, sent, timeout_s=attempts.left_s())) as came,
+            ):
+                async for chunk in came:
+                    yield chunk
 
     @asynccontextmanager
     async def _paired(
@@ -278,20 +273,18 @@ class Relay:
         attempts = Attempts(self._dispatcher, need, Run())
         while True:
             try:
-                async with (
-                    attempts.lease() as lease,
-                    self._client.exchange(
+                with await attempts.lease() as lease:
+                    async with self._client.exchange(
                         lease.worker,
                         method,
                         path,
                         headers=headers,
                         body=body,
                         timeout_s=attempts.left_s(),
-                    ) as (_, answer),
-                ):
-                    lease.answered()
-                    yield answer
-                    return
+                    ) as (_, answer):
+                        lease.answered()
+                        yield answer
+                        return
             except NotTaken as exc:
                 if exc.is_stale and not can_repeat:
                     raise WorkerFailed("The worker closed the connection.") from exc

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from slime_router.engine.client import read_whole
+from slime_router.engine.kept import read_whole
 from slime_router.engine.request import read_error
 from slime_router.engine.scores import read_score, score_body
 from slime_router.errors import WorkerFailed

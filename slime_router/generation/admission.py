@@ -42,17 +42,29 @@ class AdmissionFigures:
 
 
 class Slot:
-    """A place among the running generations. Returned once: with the last chunk, or on leaving."""
+    """A place among the running generations. Returned once: with the last chunk, or on leaving.
 
-    __slots__ = ("_admission", "_began", "_is_held")
+    Attributes:
+        rid: of the generation.
+        is_aborted: its abort was requested before its prompt was made.
+    """
 
-    def __init__(self, admission: AdmissionQueue, began: float) -> None:
+    __slots__ = ("_admission", "_began", "_is_held", "is_aborted", "rid")
+
+    def __init__(self, admission: AdmissionQueue, began: float, rid: str) -> None:
         self._admission = admission
         self._began = began  # by the loop's clock, in seconds
         self._is_held = True
+        self.rid = rid
+        self.is_aborted = False
 
     def __enter__(self) -> Slot:
         return self
+
+    def prepared(self) -> bool:
+        """The prompt is made, and whoever runs it hears of aborts; returns whether to run it."""
+        self._admission.preparing.discard(self)
+        return not self.is_aborted
 
     def finish(self) -> None:
         """The generation has finished, and may be kept open for a while."""
@@ -66,13 +78,18 @@ class Slot:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._admission.preparing.discard(self)
         if self._is_held:
             self._is_held = False
             self._admission.leave()
 
 
 class AdmissionQueue:
-    """Lets at most `max_running` generations in; at most `max_waiting` wait, `timeout_s` each."""
+    """Lets at most `max_running` generations in; at most `max_waiting` wait, `timeout_s` each.
+
+    Attributes:
+        preparing: what got in, and has no prompt yet.
+    """
 
     def __init__(self, *, max_running: int, max_waiting: int, timeout_s: float) -> None:
         self._max_running = max_running
@@ -81,6 +98,7 @@ class AdmissionQueue:
         self._counts = AdmissionFigures()
         self._took_s: float | None = None  # recent average, of those that finished
         self._tickets: dict[str, set[_Ticket]] = {}  # of those that wait, by rid
+        self.preparing: set[Slot] = set()
 
     @classmethod
     def of(cls, config: LimitSettings) -> AdmissionQueue:
@@ -116,7 +134,8 @@ class AdmissionQueue:
             self._counts.running += 1
         elif not await self._wait(call):
             return None
-        return Slot(self, clock())
+        self.preparing.add(slot := Slot(self, clock(), call.rid))
+        return slot
 
     def finished(self, began: float) -> None:
         """A generation that has finished returns its slot."""
@@ -135,12 +154,16 @@ class AdmissionQueue:
         self._counts.running -= 1
 
     def cancel(self, rid: str) -> None:
-        """Nothing waiting under this rid gets in: it ends as aborted."""
+        """Nothing that waits under this rid, or has no prompt yet, runs: it ends as aborted."""
+        for slot in self.preparing:
+            slot.is_aborted |= slot.rid == rid
         for ticket in self._tickets.get(rid, ()):
             _abort(ticket)
 
     def cancel_all(self) -> None:
-        """Nothing that is waiting now gets in."""
+        """Nothing that waits now, or has no prompt yet, runs."""
+        for slot in self.preparing:
+            slot.is_aborted = True
         for ticket in chain.from_iterable(self._tickets.values()):
             _abort(ticket)
 

@@ -47,7 +47,8 @@ class Count:
             counts.reused_tokens += receipt.reused
             counts.encoded_tokens += receipt.encoded
         counts.output_tokens += len(chunk.output_ids)
-        self._is_finished = self._is_finished or chunk.finish is not None
+        if chunk.finish is not None:
+            self._is_finished = True
 
     def __exit__(
         self,

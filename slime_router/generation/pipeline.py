@@ -83,7 +83,7 @@ class Pipeline:
                 shortcut = call.shortcut or Shortcut()
                 while True:
                     shortcut.read, shortcut.said = reading.counted, reading.said
-                    stream = self._relay(sent)
+                    stream = self._relay(sent) if slot.prepared() else _never_sent(sent)
                     try:
                         async for came in stream:
                             chunks = reading.read(came)
@@ -111,6 +111,11 @@ class Pipeline:
                         await stream.aclose()
                 turn.is_read = True
                 await self._caching.tidy()
+
+
+async def _never_sent(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
+    """What there is of a generation that was aborted while its prompt was made."""
+    yield aborted(call)._replace(prompt=call.prompt)
 
 
 class _Reading:

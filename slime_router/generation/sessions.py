@@ -29,27 +29,54 @@ LANDING_TIMEOUT_S = 10.0  # for a flight that must end; all it still does is clo
 
 
 class Flight:
-    """One generation, in a session or without one, and the error that it must end with, if any."""
+    """One generation for the block: here, one without a session, which nobody ends but itself."""
+
+    __slots__ = ("call", "session")
+    can_end = False  # before its reply does
+
+    def __init__(self, call: GenerateCall, session: Session | None = None) -> None:
+        self.call = call  # including what its session adds to it
+        self.session = session
+
+    def __enter__(self) -> Flight:
+        return self
+
+    def shown(self, chunk: GenerateChunk) -> GenerateChunk:
+        """The chunk, recorded by now, as its client sees it."""
+        return chunk
+
+    def resume(self) -> None:
+        """The client asks for more, perhaps from another task."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """The generation has ended, one way or another."""
+
+
+class SessionFlight(Flight):
+    """One generation in a session, and the error that it must end with, if any."""
 
     __slots__ = (
         "_is_waiting",
         "_sessions",
         "_task",
         "_was_cancelled",
-        "call",
-        "can_end",
         "error",
         "hidden",
         "key",
         "landed",
-        "session",
     )
+    can_end = True  # if the session is ended
 
-    def __init__(self, sessions: Sessions, call: GenerateCall, session: Session | None) -> None:
-        self.call = call  # including what its session adds to it
-        self.session = session
-        self.can_end = session is not None  # before its reply does, if the session is ended
-        self.key = (call.session_id or "", call.request_id)
+    session: Session
+
+    def __init__(self, sessions: Sessions, call: GenerateCall, session: Session) -> None:
+        super().__init__(call, session)
+        self.key = (session.id, call.request_id)
         self.hidden: tuple[str, ...] = ()  # what the trainer asked for, not this client
         self.error: RouterError | None = None
         self.landed = asyncio.Event()
@@ -58,9 +85,8 @@ class Flight:
         self._is_waiting = False  # for a worker, within our own code
         self._was_cancelled = False
 
-    def __enter__(self) -> Flight:
-        if self.can_end:
-            self.resume()
+    def __enter__(self) -> SessionFlight:
+        self.resume()
         return self
 
     def shown(self, chunk: GenerateChunk) -> GenerateChunk:
@@ -157,7 +183,7 @@ class Sessions:
         self._fetch = AllIsHere() if fetch is None else fetch
         self.kv_name: Callable[[str], str] = lambda _: ""  # what workers call a session
         self._rules = rules or SamplingRules()
-        self._flights: dict[str, set[Flight]] = {}
+        self._flights: dict[str, set[SessionFlight]] = {}
         self._of_request: dict[tuple[str, str], int] = {}  # flights of a session and a request
 
     def admit(self, call: GenerateCall) -> Flight:
@@ -167,9 +193,9 @@ class Sessions:
             RouterError: the session does not let it in.
         """
         if call.session_id is None:
-            return Flight(self, self._rules.applied(call), None)
+            return Flight(self._rules.applied(call))
         session = self._enter(call, call.session_id)
-        flight = Flight(self, self._prepared(call, session), session)
+        flight = SessionFlight(self, self._prepared(call, session), session)
         flight.hidden = tuple(
             name
             for name in ("routed_experts", "indexer_topk")
@@ -230,11 +256,9 @@ class Sessions:
             return 0
         return session.samples_of(call.request_id)
 
-    def release(self, flight: Flight) -> None:
+    def release(self, flight: SessionFlight) -> None:
         """A generation has left its session."""
         session = flight.session
-        if session is None:
-            return
         flights = self._flights[session.id]
         flights.discard(flight)
         if not flights:

@@ -209,7 +209,8 @@ class Database:
             raise SetupError(f"the journal {directory} cannot be opened: {exc}") from exc
         try:
             self._open(sync, is_shared=is_shared)
-        except sqlite3.Error as exc:
+            self._place = os.stat(self.path)  # once it was written to: some file systems copy then
+        except (sqlite3.Error, OSError) as exc:
             self._sql.close()
             raise SetupError(_explained(directory, exc)) from exc
         except SetupError:
@@ -246,6 +247,19 @@ class Database:
                 f"{self.path} has no table {missing[0]!r}: restore it, or name another directory"
             )
         sql.execute("COMMIT")
+
+    def check_place(self) -> None:
+        """See that the file is still there: SQLite goes on writing to one that was removed.
+
+        Raises:
+            OSError: it was removed or replaced, and a restart would not find what is written.
+        """
+        try:
+            is_same = os.path.samestat(os.stat(self.path), self._place)
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
+            raise OSError(f"{self.path} was removed or replaced while it was open")
 
     def close(self) -> None:
         """Close it; what was applied stays."""
@@ -369,7 +383,7 @@ def as_text(blob: bytes) -> str:
     return blob.decode("utf-8", "surrogatepass")
 
 
-def _explained(directory: Path, exc: sqlite3.Error) -> str:
+def _explained(directory: Path, exc: sqlite3.Error | OSError) -> str:
     if "locked" in str(exc):
         return f"the journal {directory} is in use by another router"
     return f"the journal {directory} cannot be read ({exc}): restore it, or name another directory"

@@ -52,11 +52,14 @@ class Breaker:
 
     def allows(self, now: float) -> bool:
         """Whether the worker may have another request."""
-        state = self.state(now)
-        return state == "closed" or (state == "half_open" and not self._trials)
+        if self._opened_at is None:
+            return True
+        return self.state(now) == "half_open" and not self._trials
 
     def begin(self, now: float) -> bool:
         """A request goes to the worker; returns whether it is a trial, which has to `end_trial`."""
+        if self._opened_at is None:
+            return False
         is_trial = self.state(now) == "half_open"
         self._trials += is_trial
         return is_trial

@@ -52,10 +52,13 @@ class _Held:
     ends: OrderedDict[int, None] = field(default_factory=OrderedDict)
     tokens: int = 0
 
-    def put(self, prefixes: Prefixes, lens: Sequence[int]) -> None:
-        """All of `prefixes` are the newest now; `lens` are the blocks' own."""
+    def put(self, prefixes: Prefixes, lens: Sequence[int]) -> int:
+        """All of `prefixes` are the newest now; `lens` are the blocks' own.
+
+        Returns how many of them were there.
+        """
         if not prefixes:
-            return
+            return 0
         blocks, known = self.blocks, _count(self.blocks, prefixes)
         before = prefixes[known - 1] if known else None
         for prefix, length in zip(prefixes[known:], lens[known : len(prefixes)], strict=True):
@@ -66,6 +69,7 @@ class _Held:
             before = prefix
         self.ends[prefixes[-1]] = None
         self.ends.move_to_end(prefixes[-1])
+        return known
 
     def shrink(self, capacity: int) -> None:
         """The oldest blocks go first, each before those that precede it."""
@@ -101,11 +105,17 @@ class KVCacheModel:
     def prefixes(self, scope: str, ids: TokenIds) -> Prefixes:
         """One hash for each whole block of `ids`, over all tokens up to its end, within `scope`.
 
-        Each goes on from the one before. Python's hashes of bytes have a secret of the process:
-        nobody can make two prompts collide on purpose.
+        Each goes on from the one before; what a long prompt shares with an earlier one is not
+        hashed again. Python's hashes of bytes have a secret of the process: nobody can make two
+        prompts collide on purpose.
         """
-        known = self._known(scope, ids)
-        return self._continued(known, scope, ids[self._end(len(known)) :])
+        if len(ids) < LONG_LEN or not ids.flags.c_contiguous:
+            return self._continued([], scope, ids)
+        data = ids.data.cast("B")
+        known = self._known(scope, ids, data)
+        prefixes = self._continued(known, scope, ids[self._end(len(known)) :])
+        self._hashed.keep(scope, data, (ref(ids), prefixes), len(prefixes))
+        return prefixes
 
     def with_output(
         self, prefixes: Prefixes, scope: str, prompt: TokenIds, output: Sequence[int]
@@ -133,18 +143,12 @@ class KVCacheModel:
             start = stop
         return prefixes
 
-    def remember(self, scope: str, ids: TokenIds, prefixes: Prefixes) -> None:
-        """These are the prefixes of `ids`: what begins as they do is not hashed again.
+    def _known(self, scope: str, ids: TokenIds, data: memoryview) -> Prefixes:
+        """The prefixes that are known of what `ids` begin with; `data` are their bytes.
 
-        The ids are not kept for that: they are compared as long as somebody else keeps them.
+        No ids are kept for that: they are compared as long as somebody else keeps them.
         """
-        if (data := _long(ids)) is not None:
-            self._hashed.keep(scope, data, (ref(ids), prefixes), len(prefixes))
-
-    def _known(self, scope: str, ids: TokenIds) -> Prefixes:
-        """The prefixes that are known of what `ids` begin with."""
-        data = _long(ids)
-        found = None if data is None else self._hashed.likely(scope, data)
+        found = self._hashed.likely(scope, data)
         earlier = None if found is None else found[0]()
         if found is None or earlier is None:
             return []
@@ -158,29 +162,28 @@ class KVCacheModel:
         Each worker costs two look-ups, and log2(len(prefixes)) more if it holds any prefix.
         """
         helds = map(self._held.get, workers)
-        return [self._end(_count(held.blocks, prefixes)) if held else 0 for held in helds]
+        return [0 if held is None else self._end(_count(held.blocks, prefixes)) for held in helds]
 
     def knows(self, worker: Worker) -> bool:
         """Whether anything was added for `worker` since it was last forgotten."""
         return worker in self._held
 
-    def add(self, worker: Worker, prefixes: Prefixes) -> None:
-        """`worker` now holds all of `prefixes`, or as many of the shorter ones as fit."""
-        held = self._held.setdefault(worker, _Held())
+    def add(self, worker: Worker, prefixes: Prefixes) -> int:
+        """`worker` now holds all of `prefixes`, or as many of the shorter ones as fit.
+
+        Returns the tokens of the longest one that it has held before.
+        """
+        held = self._held.get(worker)
+        if held is None:
+            held = self._held[worker] = _Held()
         capacity = worker.kv_tokens or DEFAULT_KV_TOKENS
-        count = min(len(prefixes), bisect_right(self._ends, capacity))
-        held.put(prefixes[:count], self._lens)
+        known = held.put(prefixes[: bisect_right(self._ends, capacity)], self._lens)
         held.shrink(capacity)
+        return self._end(known)
 
     def forget(self, worker: Worker) -> None:
         """`worker` holds nothing."""
         self._held.pop(worker, None)
-
-
-def _long(ids: TokenIds) -> memoryview | None:
-    """The bytes of a long prompt."""
-    is_long = len(ids) >= LONG_LEN and ids.flags.c_contiguous
-    return ids.data.cast("B") if is_long else None
 
 
 def _count(held: Container[int], prefixes: Prefixes) -> int:

@@ -188,9 +188,7 @@ class CacheAware:
 
     def sent(self, worker: Worker, need: Need) -> int:
         """See `Policy`. The prompt counts as held at once: it will be when an equal one starts."""
-        prefixes = self._prefixes(need)
-        [held_len] = self._kv_model.held_lens([worker], prefixes)
-        self._kv_model.add(worker, prefixes)
+        held_len = self._kv_model.add(worker, self._prefixes(need))
         self._affinity.keep(need.key, worker)
         computed = len(need.ids) - held_len
         self._recent.add(worker, computed)
@@ -214,9 +212,7 @@ class CacheAware:
     def _prefixes(self, need: Need) -> Prefixes:
         """Hashed once, for `choose` and for `sent` after it."""
         if self._last is None or self._last[0] is not need:
-            prefixes = self._kv_model.prefixes(need.scope, need.ids)
-            self._kv_model.remember(need.scope, need.ids, prefixes)
-            self._last = (need, prefixes)
+            self._last = (need, self._kv_model.prefixes(need.scope, need.ids))
         return self._last[1]
 
 

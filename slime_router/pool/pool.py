@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Unpack
 
-from slime_router.errors import BadRequest, NotFound, NoWorker, RouterError
+from slime_router.errors import BadRequest, NotFound, RouterError
 from slime_router.pool.address import worker_url
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.breaker import Breaker, BreakerSettings
 from slime_router.pool.cooldown import Cooldown
+from slime_router.pool.obstacles import Obstacle, no_worker
 from slime_router.pool.policy import Policy, make_policy
 from slime_router.pool.worker import Kind, Need, RegistrationFields, Worker
 from slime_router.types import TokenIds
@@ -26,14 +27,14 @@ NO_COOLDOWN = Backoff(initial_s=0.0)
 class Lease:
     """A worker's promise to take one request; `close` returns it, and may be called repeatedly."""
 
-    __slots__ = ("_is_answered", "_is_open", "_is_trial", "_pending", "_pool", "worker")
+    __slots__ = ("_is_answered", "_is_trial", "_pending", "_pool", "is_open", "worker")
 
     def __init__(self, pool: WorkerPool, worker: Worker, pending: int, *, is_trial: bool) -> None:
         self.worker = worker
         self._pool = pool
         self._pending = pending
         self._is_trial = is_trial
-        self._is_open = True
+        self.is_open = True
         self._is_answered = False
 
     def answered(self) -> None:
@@ -46,8 +47,8 @@ class Lease:
 
     def close(self) -> None:
         """The worker no longer has the request."""
-        if self._is_open:
-            self._is_open = False
+        if self.is_open:
+            self.is_open = False
             self.answered()
             self._pool._returned(self.worker)
 
@@ -167,8 +168,8 @@ class WorkerPool:
 
     def context_len(self) -> int | None:
         """The shortest context of the workers that have reported theirs, in tokens."""
-        known = (worker.context_len for worker in self._workers.values())
-        return min((length for length in known if length is not None), default=None)
+        known = [worker.context_len for worker in self._workers.values()]
+        return min(filter(None, known), default=None)
 
     # State
 
@@ -262,7 +263,7 @@ class WorkerPool:
             NoWorker: no worker can take it now; `is_temporary` if that may change by itself.
         """
         now = self._clock()
-        candidates = self._candidates(need, exclude, kind)
+        candidates = self._candidates(need, exclude, kind, now)
         if len(candidates) > 1:
             candidates = [w for w in candidates if w.was_greeted] or candidates
             candidates = [w for w in candidates if not self._cooldowns[w].spares(now)] or candidates
@@ -277,7 +278,7 @@ class WorkerPool:
     def has_candidates(self, need: Need, exclude: Collection[str] = ()) -> bool:
         """Whether `lease` would find a worker."""
         try:
-            return bool(self._candidates(need, exclude, None))
+            return bool(self._candidates(need, exclude, None, self._clock()))
         except RouterError:
             return False
 
@@ -285,7 +286,7 @@ class WorkerPool:
         """How long a request that failed on its last worker must wait, given who may take it."""
         now = self._clock()
         try:
-            candidates = self._candidates(need, (), None)
+            candidates = self._candidates(need, (), None, now)
         except RouterError:
             return 0.0
         return min(self._cooldowns[worker].left_s(now) for worker in candidates)
@@ -335,42 +336,41 @@ class WorkerPool:
         return self._total_in_flight
 
     def _candidates(
-        self, need: Need, exclude: Collection[str], kind: Kind | None
+        self, need: Need, exclude: Collection[str], kind: Kind | None, now: float
     ) -> Sequence[Worker]:
-        now = self._clock()
-        there: Sequence[Worker] = self.list()
-        if need.target is not None:
-            there = (self._target(need.target),)
-        if not there:
-            raise NoWorker("No worker is registered.")
-        there = [w for w in there if (w.kind == kind if kind else w.kind != "prefill")]
-        if not there:
-            raise NoWorker(f"No {kind or 'decode or regular'} worker is registered.")
-        there = [w for w in there if w.url not in exclude]
-        if not there:
-            raise NoWorker("No worker left.")
-        up = [w for w in there if w.is_there]
-        if not up:
-            misfits = [w.misfit for w in there if w.misfit]
-            if len(misfits) == len(there):
-                raise NoWorker(f"No worker can serve this model: {misfits[0]}.")
-            raise NoWorker(
-                "No worker can be reached.", is_temporary=True, retry_after_s=self.probe_s
+        there = self.list() if need.target is None else (self._target(need.target),)
+        obstacles = {}
+        candidates = []
+        for worker in there:
+            obstacle = self._obstacle(worker, exclude, kind, now)
+            if obstacle is None:
+                candidates.append(worker)
+            else:
+                obstacles[worker] = obstacle
+        if not candidates:
+            raise no_worker(
+                obstacles,
+                kind,
+                probe_s=self.probe_s,
+                tries_in_s=lambda worker: self._breakers[worker].tries_in_s(now),
             )
-        running = [w for w in up if not w.is_resting]
-        if not running:
-            raise NoWorker("Generation is paused.", is_temporary=True, is_paused=True)
-        current = [w for w in running if self._may_serve(w)]
-        if not current:
-            raise NoWorker("No worker runs weights that are new enough.", is_temporary=True)
-        allowed = [w for w in current if self._breakers[w].allows(now)]
-        if not allowed:
-            waits_s = [self._breakers[worker].tries_in_s(now) for worker in current]
-            retry_after_s = min((wait_s for wait_s in waits_s if wait_s > 0), default=None)
-            raise NoWorker(
-                "All workers failed too often.", is_temporary=True, retry_after_s=retry_after_s
-            )
-        return allowed
+        return candidates
+
+    def _obstacle(
+        self, worker: Worker, exclude: Collection[str], kind: Kind | None, now: float
+    ) -> Obstacle | None:
+        """What stops the worker first; None if it can take a request."""
+        if worker.kind == "prefill" if kind is None else worker.kind != kind:
+            return Obstacle.KIND
+        if worker.url in exclude:
+            return Obstacle.EXCLUDED
+        if not worker.is_there:
+            return Obstacle.AWAY
+        if worker.is_resting:
+            return Obstacle.RESTS
+        if not self._may_serve(worker):
+            return Obstacle.OLD
+        return None if self._breakers[worker].allows(now) else Obstacle.FAILED
 
     def _target(self, name: str) -> Worker:
         """By index in the list, as in sglang-router; or by URL or id."""
@@ -387,7 +387,7 @@ class WorkerPool:
     def _returned(self, worker: Worker) -> None:
         worker.returned()
         self._total_in_flight -= 1
-        if worker not in self and not worker.in_flight:
+        if not worker.in_flight and worker not in self:
             self._changed()  # it need not be watched any longer
         self._leave(worker)
 

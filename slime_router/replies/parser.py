@@ -95,7 +95,14 @@ class ReplyParser:
             self.stops = self._marks if is_free else None
             has_begun = self._silent is None and not (self._may_strip or self.is_thinking)
             self._begins = self._marks.begins if is_free and has_begun else None
-        return ReplyDelta(is_thinking=self.is_thinking) if whole is None else whole
+        if whole is None:
+            return ReplyDelta(is_thinking=self.is_thinking)
+        return self._without_end(whole) if self.ends else whole
+
+    def _without_end(self, delta: ReplyDelta) -> ReplyDelta:
+        """What was added without a token that ends replies, of which the format made nothing."""
+        ended = next((end for end in self.ends if delta.content.endswith(end)), "")
+        return delta._replace(content=delta.content.removesuffix(ended))
 
     def _cut(self, text: str, *, is_last: bool) -> Sequence[str]:
         if self._pieces is None:

@@ -23,8 +23,7 @@ from slime_router.edge.bodies import read_body, unpacked, unpacker_of
 from slime_router.edge.grace import Grace
 from slime_router.edge.headers import to_client, to_worker
 from slime_router.edge.paths import tidied
-from slime_router.engine.client import read_some
-from slime_router.engine.kept import Answer
+from slime_router.engine.kept import Answer, read_some
 from slime_router.errors import (
     MethodNotSupported,
     NotFound,

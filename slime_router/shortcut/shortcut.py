@@ -46,25 +46,20 @@ class Shortcut(Generic[C]):
         write_text: writes the text of so many tokens.
     """
 
-    __slots__ = (
-        "adds", "has_texts", "is_clear", "made", "read", "said", "takes", "write", "write_text"
-    )  # fmt: skip
-
+    # What nobody has named, which leaves everything to the long way: it costs a generation nothing.
+    takes: Callable[[C], bool] = staticmethod(lambda _: False)
+    read: Callable[[C], Sequence[C]] = staticmethod(lambda chunk: (chunk,))
+    is_clear: Callable[[], bool] = staticmethod(lambda: False)
+    write: Callable[[C], None] = staticmethod(lambda _: None)
+    adds: Callable[[list[int]], None] = staticmethod(lambda _: None)
     made: Callable[[list[int], list[float] | None], C]
-
-    def __init__(self) -> None:
-        self.close()
+    said: Callable[[list[int], list[float] | None], str | None] = staticmethod(lambda *_: None)
+    has_texts = False
+    write_text: Callable[[str, int], None] = staticmethod(lambda *_: None)
 
     def close(self) -> None:
         """Forgets all steps: nothing goes the short way, and nothing is kept for it."""
-        self.takes: Callable[[C], bool] = lambda _: False
-        self.read: Callable[[C], Sequence[C]] = lambda chunk: (chunk,)
-        self.is_clear: Callable[[], bool] = lambda: False
-        self.write: Callable[[C], None] = lambda _: None
-        self.adds: Callable[[list[int]], None] = lambda _: None
-        self.said: Callable[[list[int], list[float] | None], str | None] = lambda *_: None
-        self.has_texts = False
-        self.write_text: Callable[[str, int], None] = lambda *_: None
+        vars(self).clear()
 
     def take(self, chunk: C) -> bool:
         """Takes a chunk all the way; or does nothing and returns False, where it has to wait.

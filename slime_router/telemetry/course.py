@@ -93,11 +93,11 @@ class Course:
 
     def admitted(self) -> None:
         """The generation has got a slot."""
-        self.admitted_s = self.elapsed_s()
+        self.admitted_s = self._clock() - self._began
 
     def prompted(self) -> None:
         """The prompt is made."""
-        self.prompted_s = self.elapsed_s()
+        self.prompted_s = self._clock() - self._began
 
     @property
     def prompt_s(self) -> float:

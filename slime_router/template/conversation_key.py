@@ -31,7 +31,12 @@ from typing import Any
 
 import orjson
 
-from slime_router.template.messages import content_text, references, without_reasoning
+from slime_router.template.messages import (
+    content_text,
+    references,
+    with_begun_arguments,
+    without_reasoning,
+)
 from slime_router.types import Message, TemplateOptions
 
 Key = bytes  # 16 bytes
@@ -40,7 +45,7 @@ Key = bytes  # 16 bytes
 _SPACE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff"
 _NO_TOOLS, _NO_KWARGS = b"[]", b"{}"
 _KEY_LEN = (16).to_bytes(8, "little")
-_THINK, _THOUGHT = "<think>", "</think>"
+THINK, THOUGHT = "<think>", "</think>"
 _NAMED_BY_AGENTS = ("assistant", "tool", "function")  # who name them, or drop their names
 _SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
@@ -120,10 +125,10 @@ def _reply_text(content: str) -> str:
     have had already.
     """
     told = content.replace("\r\n", "\n").strip(_SPACE)
-    thought, mark, said = told.rpartition(_THOUGHT)
+    thought, mark, said = told.rpartition(THOUGHT)
     if not mark:
         return told
-    thought = thought.removeprefix(_THINK).strip(_SPACE)
+    thought = thought.removeprefix(THINK).strip(_SPACE)
     return f"{thought}{mark}{said.lstrip(_SPACE)}" if thought else said.lstrip(_SPACE)
 
 
@@ -132,8 +137,9 @@ def reply_links(
 ) -> tuple[tuple[Key, ...], Key]:
     """The keys under which a turn is found again: its reply as given, and without its thinking.
 
-    Where the thinking was separated from it, also with both in one text, as some clients keep them.
-    Beside them, the spelling of the conversation with the reply as given.
+    Where the thinking was separated from it, also with both in one text, as some clients keep them;
+    where a call was cut, also with the object that its arguments begin. Beside them, the spelling
+    of the conversation with the reply as given; that of a reply which was cut is like no other.
     """
     forms = [reply]
     content = content_text(reply.get("content"))
@@ -141,9 +147,12 @@ def reply_links(
     if visible != content:
         forms.append({**reply, "content": visible})
     if reasoning.strip():
-        forms.append({**reply, "content": f"{_THINK}{reasoning}{_THOUGHT}{content}"})
+        forms.append({**reply, "content": f"{THINK}{reasoning}{THOUGHT}{content}"})
+    begun = with_begun_arguments(reply)
+    forms += begun
     links = [next_link(key, spelling, form, with_call_ids=with_call_ids) for form in forms]
-    return tuple(found for found, _ in links), links[0][1]
+    spelled = _digest(links[0][1], b"cut") if begun else links[0][1]
+    return tuple(found for found, _ in links), spelled
 
 
 def _canonical(message: Message, role: str, content: str, *, with_call_ids: bool) -> bytes:

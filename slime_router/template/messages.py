@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import from_json
 
@@ -94,14 +94,47 @@ def _is_broken(call: dict[str, Any]) -> bool:
 def _mended(call: dict[str, Any]) -> dict[str, Any]:
     if not _is_broken(call):
         return call
-    function = call["function"]
-    text = str(function["arguments"])
+    text = str(call["function"]["arguments"])
+    return _with_arguments(call, _begun(text, "trailing-strings") or {"_raw": text})
+
+
+def with_begun_arguments(reply: Message) -> list[Message]:
+    """A reply as SDKs have it that add up a call which was cut: with the string that was cut, and
+    without it. Empty where none was cut.
+    """
+    calls = reply.get("tool_calls") or ()
+    if not any(map(_is_cut, calls)):
+        return []
+    return [
+        {**reply, "tool_calls": [_added_up(call, is_kept) for call in calls]}
+        for is_kept in ("trailing-strings", True)
+    ]
+
+
+def _is_cut(call: dict[str, Any]) -> bool:
+    """Whether its arguments end before their object does; seen without reading them."""
+    arguments = call["function"].get("arguments")
+    written = arguments.rstrip() if isinstance(arguments, str) else ""
+    return bool(written) and not written.endswith("}")
+
+
+def _added_up(call: dict[str, Any], is_kept: Literal["trailing-strings", True]) -> dict[str, Any]:
+    if not _is_cut(call):
+        return call
+    return _with_arguments(call, _begun(call["function"]["arguments"], is_kept))
+
+
+def _begun(text: str, is_kept: Literal["trailing-strings", True]) -> dict[str, Any]:
+    """The object that a text begins, as far as it goes."""
     try:
-        value = from_json(without_halves(text), allow_partial="trailing-strings")
+        value = from_json(without_halves(text), allow_partial=is_kept)
     except ValueError:
-        value = None
-    arguments = value if isinstance(value, dict) and value else {"_raw": text}
-    return {**call, "function": {**function, "arguments": arguments}}
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _with_arguments(call: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def renderable(

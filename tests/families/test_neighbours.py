@@ -10,7 +10,7 @@ from slime_router.checkup.scenarios import TOOLS
 from slime_router.types import Message, TemplateOptions
 from tests.families.catalogue import family
 from tests.families.conversation import FamilyTalk
-from tests.families.test_cases import ASK, deepseek_call, results
+from tests.families.test_cases import ASK, deepseek_call, kimi_call, results
 from tests.talk import user
 
 pytestmark = pytest.mark.tokenizers
@@ -264,3 +264,30 @@ async def test_a_thought_that_was_cut_goes_on_as_a_thought(name):
     after = await talk.hear([ASK, before.reply], closed + "Sunny.", tools=(), **going_on)
     assert talk.suffix(before, after) == []
     assert (after.reply["content"].strip(), after.reasoning.strip()) == ("Sunny.", "Hm.")
+
+
+async def test_a_call_that_was_cut_is_found_by_what_it_began_and_none_in_its_place():
+    """Kimi's ids tell no samples apart; Anthropic's SDKs add a cut input up to an object."""
+    talk = FamilyTalk(family("kimi_k2"))
+    whole = await talk.hear([ASK], kimi_call("Par"), "<|im_end|>")
+    cut = await talk.hear([ASK], kimi_call("Par").partition('"}')[0])
+    assert cut.calls == [("get_weather", '{"city": "Par')]
+    messages = [ASK, whole.reply, *results(whole.reply, "Sunny")]
+    talk.suffix(whole, await talk.hear(messages, "Fine.", "<|im_end|>"))
+    other = FamilyTalk(family("kimi_k2"))
+    cut = await other.hear([ASK], kimi_call("Par").partition('"}')[0])
+    messages = [ASK, whole.reply, *results(whole.reply, "Sunny")]
+    other.suffix(cut, await other.hear(messages, "Fine.", "<|im_end|>"))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "glm4moe", "minimax_m2"])
+@pytest.mark.parametrize("is_apart", [True, False], ids=["apart", "in the content"])
+async def test_a_thought_that_the_client_began_is_a_part_of_its_turn(name, is_apart):
+    talk = FamilyTalk(family(name))
+    begun: Message = {"role": "assistant", "content": "<think>\nHm"}
+    going_on: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False}
+    before = await talk.hear([ASK, begun], " so.</think>\n\nYes", tools=(), **going_on)
+    assert (before.reasoning.strip(), before.reply["content"].strip()) == ("so.", "Yes")
+    whole = f"<think>\nHm{before.reasoning}</think>{before.reply['content']}"
+    echo = before.reply if is_apart else {**before.reply, "content": whole}
+    talk.suffix(before, await talk.hear([ASK, echo, user("More")], "Fine.", tools=()))

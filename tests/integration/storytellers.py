@@ -87,7 +87,9 @@ async def check_whole(router: Served, workers: Sequence[FakeWorker]) -> None:
         assert len(rids) == len(set(rids))
 
 
-def at_worker(router: Served, url: str) -> tuple[set[Exchange], set[Exchange], set[Exchange]]:
+def at_worker(
+    router: Served, url: str
+) -> tuple[set[Exchange[Any]], set[Exchange[Any]], set[Exchange[Any]]]:
     """What is under way: generations and probes of that worker, and all that others have."""
     under_way = router.gateway.fleet.client._exchanges
     of_all = {each for exchanges in under_way.values() for each in exchanges}
@@ -98,7 +100,7 @@ def at_worker(router: Served, url: str) -> tuple[set[Exchange], set[Exchange], s
 
 async def miss_a_probe(router: Served, worker: FakeWorker, clock: Clock) -> None:
     """What the router has just asked of a silent worker ends by its time-out, and nothing else."""
-    probes: set[Exchange] = set()
+    probes: set[Exchange[Any]] = set()
 
     def are_alone() -> bool:
         nonlocal probes

@@ -478,9 +478,9 @@ async def test_the_last_generation_is_read_to_its_end_when_the_reply_is_written(
         kind: Any = EventStream if stream else JsonReply
         send = kind.send
 
-        async def noted(self: Any, what: Any) -> None:
-            await send(self, what)
-            if not stream or b'"finish_reason":"stop"' in what:
+        async def noted(self: Any, *what: Any) -> None:
+            await send(self, *what)
+            if not stream or any(b'"finish_reason":"stop"' in event for event in what):
                 read_before.append(len(scripted.read_to_end))
 
         monkeypatch.setattr(kind, "send", noted)

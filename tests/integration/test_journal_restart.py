@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 import threading
 from contextlib import asynccontextmanager, closing
@@ -280,6 +281,35 @@ async def test_a_journal_that_cannot_be_written_is_said_in_receipts_and_caught_u
         held = len(router.gateway.store)
     with closing(Database(tmp_path)) as database:
         assert database.count("turns") == held == 3
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_a_journal_that_is_moved_away_is_said_in_receipts_and_caught_up(
+    tmp_path, is_shared, is_replaced
+):
+    """SQLite goes on writing to a file that nobody will find again."""
+    place, aside = tmp_path / "journal", tmp_path / "aside"
+    async with (
+        tiny_worker() as worker,
+        journaled(worker.url, place, journal_shared=is_shared) as router,
+    ):
+        journal_of(router).writer._retry_s = 0.01
+        await router.chat(QUESTION)
+        place.rename(aside)
+        if is_replaced:
+            shutil.copytree(aside, place)
+        _, receipt = await router.chat(QUESTION)
+        [note] = receipt["notes"]
+        assert note.endswith("journal.sqlite was removed or replaced while it was open")
+        if is_replaced:
+            shutil.rmtree(place)
+        aside.rename(place)
+        await until(lambda: not journal_of(router).figures()["degraded"])
+        _, receipt = await router.chat(QUESTION)
+        assert "notes" not in receipt
+    with closing(Database(place)) as database:
+        assert database.count("turns") == 3
 
 
 async def test_where_it_must_be_written_the_reply_fails_and_the_router_stops(tmp_path):

@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from slime_router.types import Finish, VersionSpan
+from slime_router.generation.prompt import MadePrompt, PromptMaker
+from slime_router.types import Finish, GenerateCall, VersionSpan
 from tests.integration.gateway import CHAT, until
 from tests.integration.storytellers import fleet, only_turn, request_of, story, streamed
 from tests.integration.test_resume import COUNT, PROMPT, native
@@ -299,6 +300,37 @@ async def test_a_chat_that_is_aborted_in_the_admission_queue_is_told_as_any_othe
         assert "Abort in waiting queue" in reply["error"]["message"]
         worker.release()
         await first
+
+
+@pytest.mark.parametrize("order", [{"rid": "mine"}, {"abort_all": True}], ids=["rid", "all"])
+@pytest.mark.parametrize("path", [CHAT, "/generate"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_abort_reaches_what_has_no_prompt_yet(path, stream, order):
+    """Long prompts are made a few at a time, so it may take long."""
+    async with fleet(1) as (router, (worker,)):
+        maker = router.gateway.path.maker
+        may_go_on = asyncio.Event()
+
+        async def slow(call: GenerateCall) -> MadePrompt:
+            await may_go_on.wait()
+            return await PromptMaker.make(maker, call)
+
+        maker.make = slow  # type: ignore[method-assign]
+        body = request_of(rid="mine", stream=stream)
+        if path == "/generate":
+            body = {"text": "hello", "rid": "mine", "stream": stream}
+        asked = asyncio.create_task(router.http.post(path, json=body))
+        await until(lambda: len(router.gateway.admission.preparing) == 1)
+        await router.http.post("/abort_request", json={"rid": "another"})
+        await router.http.post("/abort_request", json=order)
+        may_go_on.set()
+        async with await asked as response:
+            raw = await response.read()
+        assert b"Abort in waiting queue" in raw
+        assert response.status == (200 if path == "/generate" else 503)
+        assert worker.requests == []
+        assert router.gateway.admission.preparing == set()
+        await router.chat([{"role": "user", "content": "the slot is free"}])
 
 
 @pytest.mark.parametrize("order", [{"rid": "mine"}, {"abort_all": True}], ids=["rid", "all"])

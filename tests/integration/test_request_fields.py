@@ -293,6 +293,11 @@ async def test_functions_of_old_are_tools():
         ({"reasoning_effort": "high"}, "True True high"),
         ({"reasoning": {"effort": "low"}}, "True True low"),
         ({"reasoning": {"enabled": False}}, "False False none"),
+        ({"reasoning": {"enabled": True}}, "True True "),
+        (
+            {"reasoning": {"enabled": True}, "chat_template_kwargs": {"thinking": False}},
+            "False True ",
+        ),
         (
             {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}},
             "True False low",

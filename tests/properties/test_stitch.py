@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_router.engine.chunks import ChunkReader
-from slime_router.engine.request import generate_body
+from slime_router.engine.request import generate_body, sampling_params
 from slime_router.engine.top_logprobs import top_plan
 from slime_router.failover.stitch import Stitch
 from slime_router.testing.engine import Engine
@@ -99,7 +99,8 @@ class Case:
 
 async def chunks_of(case: Case, call: GenerateCall, part: Part) -> list[GenerateChunk]:
     """What the worker says until it is gone; an abort has a finish."""
-    raw = generate_body(call)
+    tops = top_plan(call, "full")
+    raw = generate_body(call, sampling_params(call), tops.fields, with_logprobs=True)
     assert isinstance(raw, bytes)
     body = orjson.loads(raw)
     body["sampling_params"] = {**body["sampling_params"]}
@@ -108,7 +109,7 @@ async def chunks_of(case: Case, call: GenerateCall, part: Part) -> list[Generate
     reader = ChunkReader(
         vocab_size=2**31,
         with_logprobs=True,
-        tops=top_plan(call, "full"),
+        tops=tops,
         is_native=call.is_passed_on,
         is_stream=call.stream,
     )

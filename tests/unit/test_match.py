@@ -143,6 +143,24 @@ def test_call_ids_count_where_the_template_prints_them():
     assert key(results[0], with_call_ids=True) != key(results[1], with_call_ids=True)
 
 
+@pytest.mark.parametrize(
+    ("cut", "read"),
+    [
+        ('{"a": "Par', {"a": "Par"}),
+        ('{"a": "Par', {}),
+        ('{"a": "Paris", "b', {"a": "Paris"}),
+        ('{"a": [1, 2', {"a": [1, 2]}),
+        ("{", {}),
+    ],
+)
+def test_a_call_that_was_cut_is_found_as_sdks_add_it_up(cut, read):
+    found = reply_keys(calls(cut))
+    assert key(calls(cut)) == found[0]
+    assert key(calls(read)) in found
+    assert key(calls({"a": "Rome"})) not in found
+    assert len(reply_keys(calls('{"a": "Paris"}'))) == 1
+
+
 def test_comparing_changes_no_message():
     for one, other in (*EQUAL, *DIFFERENT):
         before = copy.deepcopy((one, other))

@@ -233,8 +233,11 @@ def test_parallel_calls_can_be_switched_off(kind):
 @pytest.mark.parametrize(
     ("thinking", "kwargs"),
     [
-        ({"type": "enabled", "budget_tokens": 2048}, {"enable_thinking": True}),
-        ({"type": "disabled"}, {"enable_thinking": False}),
+        (
+            {"type": "enabled", "budget_tokens": 2048},
+            {"thinking": True, "enable_thinking": True},
+        ),
+        ({"type": "disabled"}, {"thinking": False, "enable_thinking": False}),
         ({"type": "adaptive"}, {}),
         ({"type": "between_tools"}, {}),
         (None, {}),
@@ -242,7 +245,7 @@ def test_parallel_calls_can_be_switched_off(kind):
 )
 def test_thinking_is_told_to_the_template_where_the_client_says_so(thinking, kwargs):
     assert call_of({"thinking": thinking}).template.kwargs == kwargs
-    own = {"enable_thinking": 7, "x": 1}
+    own = {"enable_thinking": 7, "thinking": 8, "x": 1}
     call = call_of({"thinking": thinking, "chat_template_kwargs": own})
     assert call.template.kwargs == own, "what is said in the template's own words wins"
 

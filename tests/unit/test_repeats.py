@@ -108,7 +108,7 @@ def test_a_stream_reads_the_same_with_and_without_cutting(ids, cuts, texts, with
     for cutting in (True, False):
         reader = ChunkReader(vocab_size=2**31, with_logprobs=with_logprobs)
         if not cutting:
-            reader._cutter = None
+            reader._may_be_plain = False
         chunks = [chunk for payload in payloads for chunk in reader.feed([payload])]
         assert [i for chunk in chunks for i in chunk.output_ids] == ids
         read.append([(c.output_ids, c.logprobs, c.finish, c.cached_tokens) for c in chunks])
@@ -122,6 +122,13 @@ def test_a_worker_that_changes_what_it_said_fails_as_before():
     list(reader.feed([item([1, 2])]))
     with pytest.raises(WorkerFailed):
         list(reader.feed([item([1, 9, 3])]))
+
+
+def test_an_item_with_logprobs_of_fewer_tokens_fails_though_the_new_ones_have_theirs():
+    reader = ChunkReader(vocab_size=2**31, with_logprobs=True)
+    list(reader.feed([item([1])]))
+    with pytest.raises(WorkerFailed, match="1 logprobs for 2 tokens"):
+        list(reader.feed([item([1, 2], output_token_logprobs=[[-0.5, 2, None]])]))
 
 
 def test_a_stream_that_is_not_cumulative_reads_the_same():

@@ -6,7 +6,7 @@ import pytest
 
 from slime_router.auth.owners import owned
 from slime_router.errors import Conflict, StorageFull
-from slime_router.generation.sessions import Flight, Sessions
+from slime_router.generation.sessions import SessionFlight, Sessions
 from slime_router.json_text import size_of
 from slime_router.trajectory import session_table
 from slime_router.trajectory.session import SessionSpec
@@ -94,11 +94,13 @@ async def test_a_sample_is_admitted_at_the_same_cost_however_many_run_or_were_re
     store = TrajectoryStore(10**9)
     sessions = Sessions(store)
 
-    def admitted(number: int) -> Flight:
+    def admitted(number: int) -> SessionFlight:
         call = GenerateCall(
             rid="r", turn_id=f"t{number}", session_id="s", request_id="one", samples=10**6
         )
-        return sessions.admit(call)
+        flight = sessions.admit(call)
+        assert isinstance(flight, SessionFlight)
+        return flight
 
     flights = [admitted(number) for number in range(100)]
     early = opcodes(lambda: flights.append(admitted(100)))

@@ -182,6 +182,13 @@ def test_a_path_may_begin_with_the_home_directory(tmp_path, monkeypatch):
     assert (read.api_keys_file, read.worker_log_dir) == (f"{home}/k", home)
 
 
+def test_files_may_begin_with_a_byte_order_mark(tmp_path):
+    for name, text in (("a.toml", "port = 7"), ("a.yaml", "port: 7")):
+        assert config("--config", written(tmp_path, f"\ufeff{text}\n", name)).port == 7
+    key = written(tmp_path, "\ufeffsecret\n", "key")
+    assert config(environ={"SLIME_ROUTER_API_KEY_FILE": key}).api_key == "secret"
+
+
 def test_an_empty_file_sets_nothing(tmp_path):
     for name in ("a.toml", "a.yaml"):
         assert config("--config", written(tmp_path, "", name)) == config()

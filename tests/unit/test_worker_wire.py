@@ -13,11 +13,14 @@ from slime_router.engine.request import (
     LongBody,
     experts_start,
     generate_body,
+    has_finite_top_k,
     read_error,
+    sampling_params,
+    truncates,
     wants_logprobs,
 )
 from slime_router.engine.sse import EventSplitter
-from slime_router.engine.top_logprobs import TopPlan
+from slime_router.engine.top_logprobs import TopPlan, top_plan
 from slime_router.errors import BadRequest, RouterError, WorkerFailed, WorkerRefused
 from slime_router.types import (
     Finish,
@@ -47,8 +50,18 @@ def call(ids=(1, 2, 3), **fields):
     return asked(prompt=Prompt(token_ids(ids), receipt), **fields)
 
 
+def made(given_call, capture="full"):
+    """What is sent of a call."""
+    return generate_body(
+        given_call,
+        sampling_params(given_call),
+        top_plan(given_call, capture).fields,
+        with_logprobs=wants_logprobs(given_call, capture),
+    )
+
+
 def body(given_call, capture="full"):
-    raw = generate_body(given_call, capture=capture)
+    raw = made(given_call, capture)
     return orjson.loads(raw if isinstance(raw, bytes) else b"".join(raw.take()))
 
 
@@ -101,7 +114,7 @@ def test_a_native_body_goes_on_untouched_and_in_order():
         "rid": "mine",
         "image_data": None,
     }
-    raw = generate_body(call(native=native), capture="off")
+    raw = made(call(native=native), capture="off")
     assert raw == (
         b'{"sampling_params":{"n":1,"unknown":{"z":1,"a":2}},"return_routed_experts":true,'
         b'"rid":"r","image_data":null,"input_ids":[1,2,3],"return_logprob":false,"stream":false}'
@@ -125,15 +138,15 @@ def written_call(count, **fields):
 @pytest.mark.parametrize("count", [3, 20_000])
 def test_ids_go_on_as_the_text_that_they_came_as(count):
     given = written_call(count)
-    made = generate_body(given)
-    assert isinstance(made, LongBody) == (count > 3)
-    raw = bytes(made) if isinstance(made, bytes) else b""
-    if isinstance(made, LongBody):
-        pieces = made.take()
+    sent = made(given)
+    assert isinstance(sent, LongBody) == (count > 3)
+    raw = bytes(sent) if isinstance(sent, bytes) else b""
+    if isinstance(sent, LongBody):
+        pieces = sent.take()
         assert pieces[1] is given.ids_text, "nothing long is copied"
-        assert made.take() == [], "it is kept by nobody"
+        assert sent.take() == [], "it is kept by nobody"
         raw = b"".join(pieces)
-    assert len(raw) == len(made)
+    assert len(raw) == len(sent)
     assert bytes(given.ids_text) in raw
     assert (
         orjson.loads(raw)
@@ -301,7 +314,7 @@ def test_ids_in_strides_are_written_right():
 
 def test_what_is_no_json_is_the_clients_mistake():
     with pytest.raises(BadRequest):
-        generate_body(call(native={"x": 2**70}))
+        made(call(native={"x": 2**70}))
 
 
 # Events
@@ -748,3 +761,25 @@ def test_an_error_inside_a_stream_is_the_same_error():
     with pytest.raises(WorkerRefused, match="too hot") as caught:
         list(ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False).feed([raw]))
     assert (caught.value.status, caught.value.body) == (400, raw)
+
+
+@pytest.mark.parametrize(
+    ("params", "is_finite", "is_cut"),
+    [
+        ({}, False, False),
+        ({"temperature": 0}, True, True),  # greedy: one token
+        ({"temperature": 1e-7}, True, True),
+        ({"temperature": 1e-6}, False, False),
+        ({"temperature": 1.0, "top_k": -1}, False, False),
+        ({"top_k": 1}, True, True),
+        ({"top_k": 2**30 - 1}, True, True),
+        ({"top_k": 2**30}, False, False),  # every token
+        ({"top_k": 0}, False, False),
+        ({"top_p": 1.0, "min_p": 0.0}, False, False),
+        ({"top_p": 0.99}, False, True),
+        ({"min_p": 0.01}, False, True),
+    ],
+)
+def test_what_truncates_is_known_and_where_so_many_are_left_at_most(params, is_finite, is_cut):
+    assert has_finite_top_k(params) is is_finite
+    assert truncates(params) is is_cut

@@ -16,6 +16,7 @@ from aiohttp import web
 from slime_router.api.anthropic.events import MessageStyle
 from slime_router.api.anthropic.messages import read_conversation
 from slime_router.api.anthropic.reply import THREAD_UNSUPPORTED
+from slime_router.api.chat.aliases import thinking_switch
 from slime_router.api.chat.fields import MAX_STOPS
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
@@ -227,4 +228,4 @@ def _template_kwargs(body: Mapping[str, Any]) -> dict[str, Any]:
     given = body.get("chat_template_kwargs") or {}
     if _THINKS[kind] is None or not isinstance(given, dict):
         return {}
-    return {"chat_template_kwargs": {"enable_thinking": _THINKS[kind], **given}}
+    return {"chat_template_kwargs": {**thinking_switch(is_on=bool(_THINKS[kind])), **given}}

@@ -141,8 +141,13 @@ def count_logprobs(said: dict[str, Any]) -> None:
         said["top_logprobs"] = count
 
 
+def thinking_switch(*, is_on: bool) -> dict[str, bool]:
+    """The arguments of a template that turn its thinking on or off: each knows one of the names."""
+    return {"thinking": is_on, "enable_thinking": is_on}
+
+
 def _hoist_effort(said: dict[str, Any]) -> None:
-    """OpenRouter's `reasoning` object as `reasoning_effort`."""
+    """OpenRouter's `reasoning` object as `reasoning_effort`, or as the switch that it is."""
     reasoning = said.get("reasoning")
     require(isinstance(reasoning, dict | None), "reasoning", "an object")
     if reasoning is None or said.get("reasoning_effort") is not None:
@@ -153,6 +158,8 @@ def _hoist_effort(said: dict[str, Any]) -> None:
         said["reasoning_effort"] = reasoning["effort"]
     elif enabled is False:
         said["reasoning_effort"] = "none"
+    elif enabled and isinstance(kwargs := said.get("chat_template_kwargs") or {}, dict):
+        said["chat_template_kwargs"] = {**thinking_switch(is_on=True), **kwargs}
 
 
 def _constraints(body: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:

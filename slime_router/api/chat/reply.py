@@ -188,7 +188,7 @@ class ChatStream:
             **_ending(finish, index in self._calling),
         }
         if self._style.meta_info:
-            choice["meta_info"] = _meta_info(chunk)
+            choice["meta_info"] = _meta_info(chunk.item)
         return self._event(choice, _extension(self._style, experts=chunk.routed_experts))
 
     def _event(self, choice: dict[str, Any], extra: dict[str, Any]) -> bytes:
@@ -204,13 +204,13 @@ class _Choice:
     Mostly a choice is one chunk, which says all of it: then that is read as it is.
     """
 
-    __slots__ = ("_only", "_reply", "logprobs", "meta_info", "weight_version")
+    __slots__ = ("_only", "_reply", "item", "logprobs", "weight_version")
 
     def __init__(self) -> None:
         self._only: GenerateChunk | None = None
         self._reply: Reply | None = None
         self.logprobs: list[dict[str, Any]] = []
-        self.meta_info: Any = None
+        self.item: dict[str, Any] | None = None  # the worker's last one
         self.weight_version: WeightVersion | None = None
 
     def add(self, chunk: GenerateChunk) -> None:
@@ -218,7 +218,7 @@ class _Choice:
         if chunk.weight_version is not None:
             self.weight_version = chunk.weight_version
         if chunk.finish is not None:
-            self.meta_info = _meta_info(chunk)
+            self.item = chunk.item
         if self._reply is None:
             if self._only is None and not chunk.tool_calls:
                 self._only = chunk
@@ -315,7 +315,7 @@ class ChatBody:
         if self._style.token_ids:  # vLLM's name and SGLang's
             written["token_ids"] = written["response_token_ids"] = reply.output_ids
         if self._style.meta_info:
-            written["meta_info"] = choice.meta_info
+            written["meta_info"] = _meta_info(choice.item)
         return written
 
 
@@ -364,8 +364,8 @@ def _metadata(version: WeightVersion | None) -> dict[str, str]:
     return {} if version is None else {"weight_version": str(version)}
 
 
-def _meta_info(chunk: GenerateChunk) -> Any:
-    return chunk.item.get("meta_info") if chunk.item is not None else None
+def _meta_info(item: dict[str, Any] | None) -> Any:
+    return None if item is None else item.get("meta_info")
 
 
 def _extension(

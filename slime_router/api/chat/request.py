@@ -18,6 +18,7 @@ from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.auth.caller import caller
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Message, TemplateOptions, TokenIds
 from slime_router.values import replace, value
 
@@ -64,6 +65,7 @@ def read_chat_request(
         messages = read_messages(own)
     fields = settings.fields
     stream, reply_id = bool(fields.stream), rid or f"chatcmpl-{fresh_hex(32)}"
+    count = fields.n or 1
     call = GenerateCall(
         rid=reply_id,
         turn_id=http.new_turn_id(),
@@ -80,7 +82,8 @@ def read_chat_request(
         stream=stream,
         top_logprobs=fields.top_logprobs or 0,
         request_id=f"chatcmpl-{fresh_hex(32)}" if rid else reply_id,
-        samples=fields.n or 1,
+        samples=count,
+        shortcut=Shortcut() if stream and count == 1 else None,
     )
     return ChatRequest(_choices(call), settings.style, stream, reply_id, int(time.time()))
 
@@ -98,8 +101,8 @@ def _named(
 
 
 def _input_ids(own: Mapping[str, Any], vocab_size: int) -> TokenIds | None:
-    for name in _ID_FIELDS:
-        if own.get(name) is not None:
+    for name in filter(own.__contains__, _ID_FIELDS):
+        if own[name] is not None:
             return checked_ids(own[name], vocab_size, name)
     return None
 

@@ -14,7 +14,12 @@ from typing import Any
 
 import orjson
 
-from slime_router.api.chat.aliases import count_logprobs, in_our_words, in_their_words
+from slime_router.api.chat.aliases import (
+    count_logprobs,
+    in_our_words,
+    in_their_words,
+    thinking_switch,
+)
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
 from slime_router.api.chat.grammar import grammar
 from slime_router.api.chat.reply import ChatStyle
@@ -213,9 +218,8 @@ def _template_kwargs(fields: ChatFields) -> dict[str, Any]:
     """What the client gives the template; an effort is spelled as the templates know it."""
     effort, documents = fields.reasoning_effort, fields.documents
     given: dict[str, Any] = {}
-    if effort is not None:  # the two names of one switch, as SGLang sets them
-        thinks = effort != "none"
-        given = {"thinking": thinks, "enable_thinking": thinks, "reasoning_effort": effort}
+    if effort is not None:
+        given = {**thinking_switch(is_on=effort != "none"), "reasoning_effort": effort}
     if documents is not None:
         given["documents"] = documents
     return {**given, **(fields.chat_template_kwargs or {})}

@@ -20,6 +20,7 @@ from slime_router.api.request import missing, require, wrong_type
 from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, TokenIds
 from slime_router.values import replace
 
@@ -112,6 +113,7 @@ def _calls(
 ) -> Iterator[GenerateCall]:
     """One call for each choice, those of a prompt in a row."""
     asked = f"cmpl-{fresh_hex(32)}"  # the reply's id may be the client's, and used again
+    is_alone = len(prompts) * call.samples == 1
     for i, prompt in enumerate(prompts):
         for k in range(call.samples):
             index = i * call.samples + k
@@ -123,6 +125,7 @@ def _calls(
                 turn_id=http.new_turn_id(),
                 sampling=http.of_sample(call.sampling, k),
                 request_id=f"{asked}-{i}",
+                shortcut=Shortcut() if call.stream and is_alone else None,
             )
 
 

@@ -19,6 +19,7 @@ from slime_router.api.request import missing, require
 from slime_router.api.token_ids import Vocabulary, checked_ids, written
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
+from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, Sampling
 
 DEFAULT_MAX_TOKENS = 16  # vLLM's
@@ -85,6 +86,7 @@ def read_token_request(
         stream=bool(stream),
         top_logprobs=top or 0,
         request_id=f"gen-{fresh_hex(32)}",  # the client's own may be used again
+        shortcut=Shortcut() if stream else None,
     )
     return TokenRequest(
         (call,),

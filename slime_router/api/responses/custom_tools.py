@@ -46,21 +46,35 @@ def encode_input(text: str) -> str:
 
 
 def decode_input(arguments: str) -> str:
-    """The input in a call's arguments; the arguments themselves where they hold none."""
+    """The input in a call's arguments, or as much of it as was written.
+
+    The arguments themselves where they are not an object that holds a text.
+    """
     try:
         value = json.loads(arguments)
     except (ValueError, RecursionError):
-        return input_so_far(arguments) or arguments
-    texts = [value.get(_KEY), *value.values()] if isinstance(value, dict) else []
-    found = next((text for text in texts[:2] if isinstance(text, str)), None)
+        begun = _object_so_far(arguments)
+        return arguments if begun is None else _text_in(begun) or ""
+    found = _text_in(value) if isinstance(value, dict) else None
     return arguments if found is None else escaped_halves(found)
 
 
 def input_so_far(arguments: str) -> str:
     """The beginning of the input in arguments that are not whole yet."""
+    text = (_object_so_far(arguments) or {}).get(_KEY)
+    return text if isinstance(text, str) else ""
+
+
+def _object_so_far(arguments: str) -> dict[str, Any] | None:
+    """What arguments that break off hold; None where they do not begin as an object."""
     try:
         value = from_json(arguments, allow_partial="trailing-strings")
     except ValueError:  # half of an escaped emoji, or no JSON
-        return ""
-    text = value.get(_KEY) if isinstance(value, dict) else None
-    return text if isinstance(text, str) else ""
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _text_in(value: dict[str, Any]) -> str | None:
+    """The input under its name, or what a model that named it otherwise wrote first."""
+    texts = [value.get(_KEY), *value.values()][:2]
+    return next((text for text in texts if isinstance(text, str)), None)

@@ -134,7 +134,7 @@ def _table(path: str) -> dict[Any, Any]:
 
 def _text(path: str, *, named: str) -> str:
     try:
-        return Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+        return Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
     except OSError as exc:
         raise BadSource(f"{named}: cannot read {path}: {exc.strerror}") from None
     except UnicodeDecodeError:

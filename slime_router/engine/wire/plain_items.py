@@ -25,42 +25,37 @@ Tokens: TypeAlias = tuple[list[int], list[float] | None]  # ids, and a logprob f
 
 
 class PlainItems:
-    """What the plain items of one stream look like, as the items that were read before show.
+    """What the plain items of one stream look like, as an item that was read step by step shows.
 
-    `rest` is what the chunk of a plain item has beside ids and logprobs, in the order of its
-    fields: the same object for as long as it stays the same.
+    `like` is a chunk with what the chunks of those after it say; `rest` is that without ids and
+    logprobs, in the order of its fields: the same object for as long as it stays the same.
     """
 
     __slots__ = (
-        "_asks_masks", "_keys", "_meta_keys", "_steady", "_usual", "_vocab_size", "_with_logprobs",
-        "rest",
+        "_keys", "_meta_keys", "_steady", "_usual", "_vocab_size", "_with_logprobs", "rest"
     )  # fmt: skip
 
-    def __init__(self, *, vocab_size: int, with_logprobs: bool, asks_masks: bool) -> None:
+    def __init__(
+        self,
+        item: Item,
+        meta: Item,
+        like: GenerateChunk,
+        *,
+        vocab_size: int,
+        with_logprobs: bool,
+        asks_masks: bool,
+    ) -> None:
+        names = [name for name in _STEADY if name in meta]
+        if not asks_masks and MASK in meta:
+            names.append(MASK)
         self._vocab_size = vocab_size
         self._with_logprobs = with_logprobs
-        self._asks_masks = asks_masks
-        self._keys: tuple[str, ...] = ()
-        self._meta_keys: tuple[str, ...] = ()
-        self._steady: Callable[[Item], Any] = len
-        self._usual: Any = None
-        self.rest: tuple[Any, ...] = ()
-
-    def forget(self) -> None:
-        """No item is plain until another one was learned from."""
-        self._keys = ()
-
-    def learn(self, item: Item, meta: Item, like: GenerateChunk) -> None:
-        """An item was read step by step; `like` is a chunk with what its chunk's successors say."""
-        names = [name for name in _STEADY if name in meta]
-        if not self._asks_masks and MASK in meta:
-            names.append(MASK)
         self._keys, self._meta_keys = tuple(item), tuple(meta)
         if "error" in item or "completion_tokens" not in meta or any(map(meta.get, _NEVER_PLAIN)):
             self._keys = ()
-        self._steady = itemgetter(*names) if names else len
+        self._steady: Callable[[Item], Any] = itemgetter(*names) if names else len
         self._usual = self._steady(meta)
-        self.rest = like[2:]
+        self.rest: tuple[Any, ...] = like[2:]
 
     def tokens(self, item: Item, known_len: int) -> Tokens | None:
         """The new tokens of an item after `known_len` others; None for any that is not plain."""
