@@ -51,7 +51,6 @@ class JsonReply(web.Response):
         lines = "".join(map("{}: {}\r\n".format, given.keys(), given.values()))
         head = _HEAD.format(lines, len(body), rfc822_formatted_time()).encode()
         self._is_out = True
-        writer.output_size += len(head) + len(body)
         if len(body) < _JOINED_LEN:
             transport.write(head + body)
         else:

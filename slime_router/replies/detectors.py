@@ -35,6 +35,7 @@ _REASONING_FIELDS: dict[str, type] = {
     "think_start_self_label": str,
 }
 _IN_REASONING = "_in_reasoning"
+_SAYS_AGAIN = "_force_nonempty_content"  # a reply that is all reasoning is content, too
 _READS = ("parse_streaming_increment", "_parse_streaming_increment_impl", "finish")
 _WITHOUT_STATE = ("BeamReasoningDetector",)  # its reply names each part
 _DROP_UNKNOWN = {
@@ -238,6 +239,7 @@ class ReasoningDetector:
         state = {_IN_REASONING: bool} if self._has_state else {}
         _check(detector, _REASONING_FIELDS | state, ())
         self._starts_open = self.is_open
+        self._say_once()
         self.begin: str = detector.think_start_token
         self.end: str = detector.think_end_token
         self.label: str = detector.think_start_self_label  # follows `begin`: Gemma's
@@ -256,9 +258,15 @@ class ReasoningDetector:
         if self._parser is None:
             self._parser = self._make()
             self._detector = self._parser.detector
+            self._say_once()
             if self._has_state:
                 self._detector._in_reasoning = self._starts_open
         return self._parser
+
+    def _say_once(self) -> None:
+        """What was given as reasoning is not given as content at the end."""
+        if hasattr(self._detector, _SAYS_AGAIN):
+            setattr(self._detector, _SAYS_AGAIN, False)
 
     @property
     def is_open(self) -> bool:

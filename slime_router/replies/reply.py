@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from slime_router.template.conversation_key import THINK, THOUGHT
 from slime_router.types import (
     Finish,
     GenerateChunk,
@@ -245,7 +246,12 @@ class Reply:
         return self.versions.spans(len(self.output_ids))
 
     def message(self, prefix: str = "") -> Message:
-        """The reply as a client has it, without its reasoning; `prefix` is what it wrote itself."""
+        """The reply as a client has it, without its reasoning; `prefix` is what it wrote itself.
+
+        Where that has opened a thought, the reasoning goes on in it.
+        """
+        if self.reasoning and prefix.rfind(THINK) > prefix.rfind(THOUGHT):
+            prefix += self.reasoning + (THOUGHT if self.text or self.calls else "")
         message: Message = {"role": "assistant", "content": prefix + self.text}
         if self.calls:
             message["tool_calls"] = [call.to_json() for call in self.calls.values()]

@@ -45,7 +45,7 @@ Key = bytes  # 16 bytes
 _SPACE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff"
 _NO_TOOLS, _NO_KWARGS = b"[]", b"{}"
 _KEY_LEN = (16).to_bytes(8, "little")
-_THINK, _THOUGHT = "<think>", "</think>"
+THINK, THOUGHT = "<think>", "</think>"
 _NAMED_BY_AGENTS = ("assistant", "tool", "function")  # who name them, or drop their names
 _SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
@@ -125,10 +125,10 @@ def _reply_text(content: str) -> str:
     have had already.
     """
     told = content.replace("\r\n", "\n").strip(_SPACE)
-    thought, mark, said = told.rpartition(_THOUGHT)
+    thought, mark, said = told.rpartition(THOUGHT)
     if not mark:
         return told
-    thought = thought.removeprefix(_THINK).strip(_SPACE)
+    thought = thought.removeprefix(THINK).strip(_SPACE)
     return f"{thought}{mark}{said.lstrip(_SPACE)}" if thought else said.lstrip(_SPACE)
 
 
@@ -147,7 +147,7 @@ def reply_links(
     if visible != content:
         forms.append({**reply, "content": visible})
     if reasoning.strip():
-        forms.append({**reply, "content": f"{_THINK}{reasoning}{_THOUGHT}{content}"})
+        forms.append({**reply, "content": f"{THINK}{reasoning}{THOUGHT}{content}"})
     begun = with_begun_arguments(reply)
     forms += begun
     links = [next_link(key, spelling, form, with_call_ids=with_call_ids) for form in forms]

@@ -48,7 +48,7 @@ class Mark:
 
     def fits(self, part: str) -> bool:
         """Whether the part begins with the same text."""
-        return len(part) >= self.length and hash(part[: self.length]) == self.digest
+        return hash(part[: self.length]) == self.digest
 
 
 @value(frozen=True, slots=True)

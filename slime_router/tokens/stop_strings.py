@@ -74,9 +74,7 @@ class VisibleText:
         if isinstance(matched, str) and matched in self._stops:
             found = self._pending.find(matched)
             end = found if found >= 0 else end
-        text = self._release(end)
-        self._pending = ""
-        return text
+        return self._pending[:end]
 
     def _is_stop(self, ids: Sequence[int], matched: int | str | None) -> bool:
         """Whether the last of `ids` is the stop, which is not shown."""

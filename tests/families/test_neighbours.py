@@ -278,3 +278,16 @@ async def test_a_call_that_was_cut_is_found_by_what_it_began_and_none_in_its_pla
     cut = await other.hear([ASK], kimi_call("Par").partition('"}')[0])
     messages = [ASK, whole.reply, *results(whole.reply, "Sunny")]
     other.suffix(cut, await other.hear(messages, "Fine.", "<|im_end|>"))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "glm4moe", "minimax_m2"])
+@pytest.mark.parametrize("is_apart", [True, False], ids=["apart", "in the content"])
+async def test_a_thought_that_the_client_began_is_a_part_of_its_turn(name, is_apart):
+    talk = FamilyTalk(family(name))
+    begun: Message = {"role": "assistant", "content": "<think>\nHm"}
+    going_on: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False}
+    before = await talk.hear([ASK, begun], " so.</think>\n\nYes", tools=(), **going_on)
+    assert (before.reasoning.strip(), before.reply["content"].strip()) == ("so.", "Yes")
+    whole = f"<think>\nHm{before.reasoning}</think>{before.reply['content']}"
+    echo = before.reply if is_apart else {**before.reply, "content": whole}
+    talk.suffix(before, await talk.hear([ASK, echo, user("More")], "Fine.", tools=()))

@@ -57,8 +57,13 @@ async def answers(port: int, *requests: bytes) -> list[tuple[list[bytes], bytes]
 @pytest.mark.parametrize("body", BODIES, ids=["short", "long"])
 @pytest.mark.parametrize(
     "request_line",
-    [GET, GET.replace(b"1.1", b"1.0"), GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")],
-    ids=["kept", "old", "closed"],
+    [
+        GET,
+        GET.replace(b"1.1", b"1.0"),
+        GET.replace(b"1.1\r\n", b"1.0\r\nconnection: keep-alive\r\n"),
+        GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"),
+    ],
+    ids=["kept", "old", "old and kept", "closed"],
 )
 async def test_a_reply_is_what_aiohttp_would_write(body, request_line):
     both = []

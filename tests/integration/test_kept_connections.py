@@ -12,6 +12,7 @@ import pytest
 
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import NotTaken
+from slime_router.engine.kept import KeptAnswer, KeptConnections
 from slime_router.errors import WorkerFailed, WorkerTimeout
 from slime_router.pool.worker import Worker
 from tests.clock import Clock
@@ -31,6 +32,7 @@ ANSWERS = {
     "cut chunks": CHUNKED + b"9\r\nabc",
     "not HTTP": b"HELLO\r\n\r\n",
     "a bad head": b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+    "another protocol": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
     "packed": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
 }  # fmt: skip
 
@@ -162,6 +164,42 @@ async def test_its_body_has_as_long_as_it_was_given():
         assert await asked == (200, True)
 
 
+async def test_what_was_read_or_failed_stays_so():
+    """Nothing comes of its time any more, nor of its end."""
+    async with scripted(ANSWERS["cut"]) as (worker, client):
+        await ask(client, worker, "/prime")
+        for path in ("/prime", "/x"):
+            answer = await client.send(
+                Worker(worker.url), "POST", path, headers=HEADERS, body=b"{}", timeout_s=5.0
+            )
+            with suppress(aiohttp.ClientPayloadError):
+                await answer.content.read()
+            fault = answer.content.exception()
+            assert isinstance(answer, KeptAnswer)
+            assert answer._timer.cancelled() is (fault is None)
+            answer.close()
+            assert answer.content.exception() is fault
+            assert answer._timer.cancelled()
+        assert isinstance(fault, aiohttp.ClientPayloadError)
+
+
+async def test_an_address_with_a_password_is_left_to_the_session():
+    async with aiohttp.TCPConnector() as connector:
+        kept = KeptConnections(connector, 2**16)
+        for url in ("http://a:b@x/", "http://a@x/", "http://:b@x/"):
+            assert kept._place(url) is None
+        assert kept._place("http://x/") is not None
+
+
+async def test_few_addresses_are_remembered(monkeypatch):
+    monkeypatch.setattr("slime_router.engine.kept.MOST_PLACES", 2)
+    async with aiohttp.TCPConnector() as connector:
+        kept = KeptConnections(connector, 2**16)
+        for number in range(9):
+            kept._place(f"http://x/{number}")
+            assert len(kept._places) <= 2
+
+
 async def test_a_client_that_leaves_closes_it(sessions):
     async with scripted(None) as (worker, client):
         await ask(client, worker, "/prime")
@@ -190,11 +228,12 @@ async def test_a_header_that_frames_the_message_is_left_to_the_session(headers, 
     assert sessions == ["POST", "POST"]
 
 
-async def test_a_header_that_is_none_is_refused_as_ever():
+@pytest.mark.parametrize("headers", [{"X": "a\r\nY: b"}, {"X: a\r\nY": "b"}])
+async def test_a_header_that_is_none_is_refused_as_ever(headers):
     async with scripted(None) as (worker, client):
         await ask(client, worker, "/prime")
         with pytest.raises(NotTaken):
             await client.send(
-                Worker(worker.url), "POST", "/x", headers={"X": "a\r\nY: b"}, body=b"", timeout_s=5
+                Worker(worker.url), "POST", "/x", headers=headers, body=b"", timeout_s=5
             )
     assert not worker.requests

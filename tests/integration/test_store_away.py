@@ -11,7 +11,7 @@ import pytest
 from slime_router.archive.filling import RETRY_S
 from slime_router.archive.port import ArchiveDown
 from tests.integration.gateway import CHAT, Served, assistant, tiny_worker, user
-from tests.integration.test_several_routers import archive_of, routers
+from tests.integration.test_several_routers import archive_of, routers, store_of
 
 ASKED = ("find", "news", "sessions", "states", "get", "named", "workers_version")
 
@@ -68,6 +68,16 @@ async def test_rows_that_may_lack_a_turn_say_so(shared):
             assert (await degraded(one, "/sessions"))[:2] == (200, True)
         status, says, rows = await degraded(one, "/sessions/s/rows")
         assert (status, says, rows["stats"]["turns"]) == (200, False, 2)
+
+
+async def test_no_home_is_held_once_its_requests_have_ended(shared):
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
+        await one.chat([user("hi")], path=f"/sessions/s{CHAT}")
+        for path in ("/sessions/s", "/sessions/s/rows", "/sessions", "/sessions/t"):
+            await two.get(path)
+        homes = store_of(two)._homes
+        assert homes
+        assert [home.users for home in homes.values()] == [0] * len(homes)
 
 
 @pytest.mark.parametrize("kept", [b"hello", b"7", b"[]", b"{}", b"\xff"])

@@ -44,6 +44,15 @@ async def test_an_api_that_only_workers_have_is_handed_on_unread(prefix, path, b
         assert router.footprint()[:4] == before
 
 
+async def test_each_path_without_a_route_is_looked_at_by_itself():
+    async with serving("http://127.0.0.1:1") as router:
+        names = []
+        for path in ("/v1/of/tomorrow", "/proxied/v1/messages", "/v1/of/tomorrow"):
+            async with router.http.get(path) as answer:
+                names.append("request-id" in answer.headers)
+        assert names == [False, True, False], "Anthropic's has another name for its id"
+
+
 async def test_an_upload_is_streamed_and_not_parsed():
     """In its sender's own parts; the limit on bodies holds for it too."""
     sound = bytes(range(256)) * 4000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import product
 from typing import Any
 
 import orjson
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from slime_router.json_text import brackets
 from slime_router.template import heard
-from slime_router.template.heard import Heard, MessageTexts, Written
+from slime_router.template.heard import MAX_CHAINS, Chain, Heard, MessageTexts, Past, Written
 
 TEXTS = st.text(
     st.sampled_from('ab]["\\{},: \n\u00fc\u2028\U0001f600') | st.characters(codec="utf-8"),
@@ -144,6 +145,10 @@ def test_a_conversation_that_goes_on_is_read_from_where_it_was_left():
         assert written.new == talk[-2:]
         assert list(written.checked(written.new)) == talk
         assert len(texts) == min(number + 1, 2)
+    last = next(reversed(texts._kept))
+    assert last.size > 3 * len(orjson.dumps(talk)), "all of it counts, not what was new"
+    assert last.before is not None
+    assert last.before.before is None, "what was forgotten is not held by what came after it"
 
 
 def test_a_conversation_that_parts_keeps_where_it_parted():
@@ -155,6 +160,9 @@ def test_a_conversation_that_parts_keeps_where_it_parted():
         assert found is not None
         assert found[0]["messages"].known == tuple(talk)
         found[0]["messages"].checked(found[0]["messages"].new)
+        if number:  # one of them goes on
+            body["messages"].append({"role": "user", "content": "more"})
+            read(texts, orjson.dumps(body))
 
 
 def test_the_same_request_again_has_nothing_new():
@@ -164,6 +172,35 @@ def test_the_same_request_again_has_nothing_new():
     assert len(texts) == 1
 
 
+def test_their_end_is_found_whatever_they_hold():
+    for letters in product('\\"]a', repeat=4):
+        first = {"role": "user", "content": "".join(letters)}
+        texts = MessageTexts()
+        raw = orjson.dumps({"messages": [first], "stop": "]"})
+        assert read(texts, raw) == orjson.loads(raw)
+        found = texts.read(orjson.dumps({"messages": [first, first], "stop": ""}))
+        assert found is not None
+        assert found[0]["messages"].known == (first,), letters
+
+
+def test_of_many_chains_the_newest_are_kept():
+    past = Past((), 0)
+    for number in range(MAX_CHAINS + 1):
+        past.note(b"%d" % number, Chain([], [], []))
+    assert list(past.chains) == [b"%d" % number for number in range(1, MAX_CHAINS + 1)]
+
+
+def test_what_was_used_least_recently_goes_first():
+    raws = [orjson.dumps({"messages": [{"content": letter * 100}]}) for letter in "abc"]
+    one = MessageTexts()
+    read(one, raws[0])
+    texts = MessageTexts(2 * one._kept_len)
+    for number in (0, 1, 0, 2):
+        read(texts, raws[number])
+    known = [texts.read(raw) for raw in raws]
+    assert [len(found[0]["messages"].known) for found in known if found] == [1, 0, 1]
+
+
 def test_two_requests_at_once_with_the_same_messages_are_kept_once():
     texts, raw = MessageTexts(), orjson.dumps({"messages": [{"role": "user", "content": "Hi"}]})
     found = [texts.read(raw), texts.read(raw)]
@@ -171,6 +208,7 @@ def test_two_requests_at_once_with_the_same_messages_are_kept_once():
         assert each is not None
         each[0]["messages"].checked(each[0]["messages"].new)
     assert len(texts) == 1
+    assert texts._kept_len == sum(past.size for past in texts._kept)
     assert read(texts, raw) == orjson.loads(raw)
 
 
@@ -182,6 +220,7 @@ def test_the_text_of_a_body_is_not_kept_with_it():
     written = found[0]["messages"]
     written.checked(written.new)
     assert len(texts) == 0
+    assert not texts._indexes, "nor is its owner"
     assert not [each for each in gc.get_referents(written) if type(each) is bytes]
 
 

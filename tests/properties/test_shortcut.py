@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_router.engine.chunks import ChunkReader
+from slime_router.engine.masks import MaskPlan
 from slime_router.engine.sse import EventSplitter
 from slime_router.engine.wire.event_tap import EventTap
 from slime_router.engine.wire.protocol import WorkerProtocol, whole_chunks
@@ -218,6 +219,21 @@ def test_what_has_to_wait_for_a_slow_client_is_read_once(loop: asyncio.AbstractE
             task.protocol.data_received((HEAD if end == 1 else b"") + chunked(event))
             task.run()
         assert task.outcome.ids == ids
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_tokens_with_what_they_were_sampled_from_are_never_read_without_it(asks: bool) -> None:
+    reader = ChunkReader(vocab_size=1000, with_logprobs=True, masks=MaskPlan(asks=asks))
+    ids = [*range(5)]
+    items = []
+    for start, each in enumerate(ids):
+        more = {"output_token_sampling_mask": [[each]], "output_token_sampling_logprobs": [0.0]}
+        items.append(item(ids, start, start + 1, more if asks else {}))
+    read = [chunk for each in items[:3] for chunk in reader.feed([each])]
+    assert [chunk.masks for chunk in read] == ([[[0]], [[1]], [[2]]] if asks else [None] * 3)
+    assert reader.tokens(items[3]) == (None if asks else ([3], [-3.5]))
+    if asks:
+        assert [chunk.masks for chunk in reader.feed([items[3]])] == [[[3]]]
 
 
 @pytest.mark.parametrize("number", [3, 4])

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from slime_router.failover.health import Health, HealthSettings, _count, _parsed, _State
+from slime_router.failover.health import (
+    ENDPOINT,
+    Health,
+    HealthSettings,
+    _count,
+    _parsed,
+    _State,
+)
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.worker import Worker
 from slime_router.supervisor import Supervisor
@@ -56,6 +63,10 @@ def test_a_healthy_worker_is_asked_now_and_then_or_never(is_enabled, rest_s):
     assert made.rest_s(worker) == rest_s
     made.failed("silent")
     assert made.rest_s(worker) == 1.0, "soon, whatever is switched off"
+    made.answered()
+    assert made.rest_s(worker) == rest_s
+    worker.refuses(True)
+    assert made.rest_s(worker) == 1.0, "it may take requests again"
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"1", b"\xff"])
@@ -73,8 +84,10 @@ class _Updated:
 
     def __init__(self, seen: str | None) -> None:
         self._seen = seen
+        self.paths: list[str] = []
 
-    async def ask(self, worker: Worker, *_: object, **__: object) -> Any:
+    async def ask(self, worker: Worker, _: str, path: str, **__: object) -> Any:
+        self.paths.append(path)
         if self._seen is not None:
             worker.observed(self._seen, known=worker.weight_version)
         return SimpleNamespace(status=200, body=b'{"weight_version": "old"}')
@@ -89,3 +102,14 @@ async def test_an_answer_that_is_older_than_what_was_seen_meanwhile_counts_for_n
     worker.observed("first", known=None)
     assert await health._probe(worker) == "answers"
     assert worker.weight_version == known
+
+
+async def test_a_worker_that_rests_is_asked_what_it_answers_then():
+    pool: Any = SimpleNamespace(note_versions=lambda: None, subscribe=lambda look: None)
+    client: Any = _Updated(None)
+    health = Health(pool, client, HealthSettings(endpoint="/v1/of/mine"), Supervisor())
+    worker = Worker("http://a")
+    await health._probe(worker)
+    worker.rested(is_paused=True, is_asleep=False)
+    await health._probe(worker)
+    assert client.paths == ["/v1/of/mine", ENDPOINT]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,17 +12,22 @@ from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.template import suffix
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.layout import (
+    BEGINNING_LEN,
     Layout,
     Layouts,
     Mark,
+    begin_of,
     compared_literals,
     find_long,
     has_word,
     holds,
     pairs_of,
 )
+from slime_router.template.seam import Seam
 from slime_router.template.stand_ins import Drawing, Form
+from slime_router.template.suffix import Question, Suffixes
 from slime_router.types import Message, TemplateOptions
+from slime_router.values import replace
 from tests.tiny import build_tiny_checkpoint
 
 
@@ -32,6 +39,10 @@ def result(text: str) -> Message:
     return {"role": "tool", "content": text, "tool_call_id": "c"}
 
 
+def reply(calls: int = 0) -> Message:
+    return {"role": "assistant", "content": "ok", "tool_calls": [{}] * calls}
+
+
 @pytest.mark.parametrize(
     ("text", "messages", "is_held"),
     [
@@ -40,6 +51,8 @@ def result(text: str) -> Message:
         ("<t>two<t>one", [result("one"), result("two")], True),  # results may be sorted
         ("<t>two<t>one<u>x", [result("one"), result("two"), user("x")], True),
         ("<u>x<t>two<t>one", [result("one"), result("two"), user("x")], False),
+        ("<t>two<u>x<t>one", [result("one"), result("two"), user("x")], False),
+        ("<t>two<a>ok<t>one", [result("one"), reply(), result("two")], False),
         ("<u>one", [user("  one\n")], True),  # templates trim
         ("<u>", [user("  ")], True),
         ('"a \\"b\\" ü"', [result('a "b" ü')], True),  # as JSON writes it
@@ -57,6 +70,13 @@ def test_a_mark_ends_with_the_last_message_and_not_with_what_follows_it():
     assert mark.fits("<u>Hi<end><a>")
     assert not mark.fits("<u>Ho<end><a><think></think>")
     assert not mark.fits("<u>H")
+    assert Mark.of("<u>Hi<end>", [user("Hi"), user("in no prompt")]).length == len("<u>Hi")
+
+
+def test_a_message_begins_where_its_text_does():
+    assert begin_of("<u>Hi<end>", user(" Hi")) == 3
+    assert begin_of("<u>Hi<end>", user("Ho")) == -1
+    assert begin_of("<u>Hi<end>", user(" ")) == -1
 
 
 def test_a_layout_counts_replies():
@@ -69,8 +89,9 @@ def test_the_words_that_a_template_looks_for():
     source = (
         "{% if '</think>' in m.content and not m.content.startswith('<tool_response>') %}"
         "{{ m.content.split('<x>')[0] + 'printed' }}{% endif %}"
+        "{% if '<y>' not in m.content and '{' in m.content %}{% endif %}"
     )
-    assert compared_literals(source) == ("</think>", "<tool_response>", "<x>")
+    assert compared_literals(source) == ("</think>", "<tool_response>", "<x>", "<y>")
     assert compared_literals("{% generation %}") is None
     assert compared_literals(None) is None
 
@@ -81,6 +102,9 @@ def test_messages_are_of_one_kind_where_a_template_cannot_tell_them_apart():
     assert plain != pairs_of([user("c"), user("d<x>")], ("<x>",))
     assert plain != pairs_of([user("c"), result("d")], ("<x>",))
     assert plain != pairs_of([user("c"), user("")], ("<x>",))
+    none, one, two, three = (pairs_of([user("c"), reply(count)], ()) for count in range(4))
+    assert len({none, one, two}) == 3
+    assert two == three
 
 
 LETTERS = st.text("ab", max_size=24)
@@ -94,6 +118,29 @@ def test_a_long_text_is_found_where_any_search_finds_it(before, part, after, tim
     for each in (sought, sought[:30], part):
         assert find_long(text, each, start) == text.find(each, start)
         assert has_word(text, each) is (each in text)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9, 50])
+@pytest.mark.parametrize("start", [0, 1, BEGINNING_LEN + 2])
+def test_a_long_text_is_found_however_often_it_begins(count, start):
+    sought = "a" * BEGINNING_LEN + "b"
+    text = f"{sought}-{'a' * count}{sought}-{'a' * 99}"
+    assert find_long(text, sought, start) == text.find(sought, start)
+    assert find_long(text, sought.replace("b", "c"), start) == -1
+
+
+def test_what_was_seen_holds_for_such_messages_until_there_are_twice_as_many():
+    talk = [user("a"), reply(), result("b"), reply(), user("c")]
+    question = Question(talk, 3, TemplateOptions())
+    suffixes = Suffixes(lambda *_: None, cast("Seam", None), None)
+    seen = Layout((), start=1, pairs=pairs_of(talk[2:], ()), proved_len=3)
+    assert suffixes.covers(seen, question)
+    assert not suffixes.covers(replace(seen, proved_len=2), question)
+    longer = Question([user("x"), *talk], 4, TemplateOptions())
+    assert not suffixes.covers(seen, longer), "there are twice as many"
+    for gone in (talk[2:4], talk[3:]):  # what stands before the reply, and after it
+        known = seen.pairs - pairs_of(gone, ())
+        assert not suffixes.covers(replace(seen, pairs=known), question)
 
 
 def test_the_oldest_layouts_go():

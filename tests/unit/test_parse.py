@@ -373,6 +373,13 @@ def test_a_continued_reply_goes_on_inside_or_behind_its_reasoning(written, reaso
     assert (reply.reasoning, reply.content) == (reasoning, content)
 
 
+@pytest.mark.parametrize("name", ["ling3", "nemotron_3", "qwen3"])
+def test_a_reply_that_is_cut_in_its_reasoning_says_it_once(name):
+    """SGLang's parsers give that of some models again as content."""
+    reply = read(parser_of(None, name, tail="<think>"), "Hm, so")
+    assert (reply.reasoning, reply.content) == ("Hm, so", "")
+
+
 @pytest.mark.parametrize("end", ["<|eot|>", "<|eom|>"])
 @pytest.mark.parametrize("said", ["", "Hello"])
 def test_an_end_that_a_format_makes_nothing_of_is_no_content(said, end):

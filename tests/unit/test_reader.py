@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from slime_router.replies.detectors import Marks
 from slime_router.replies.parser import ReplyDelta, ReplyParser
 from slime_router.replies.reader import ReplyReader
 from slime_router.tokens.stop_strings import VisibleText
@@ -97,3 +98,17 @@ def test_a_chunk_may_be_cut_more_than_once() -> None:
         ([4], 1),
     ]
     assert [part.prompt for part in parts] == [prompt, None, None]
+
+
+def test_a_mark_is_seen_from_its_first_character_on() -> None:
+    marks = Marks(["<think>", "◁/"])
+    for mark in ("<think>", "◁/"):
+        assert marks.is_in(f"a{mark}b")
+        assert not marks.is_in(f"a{mark[:-1]}b")
+        for length in range(1, len(mark) + 1):
+            head = f"a{mark[:length]}"
+            assert marks.begins(head), head
+            assert marks.begins_in(head.encode()), head
+    for text in ("", "a", "a<b", "a<thinb", "think>", "◁b"):
+        assert not marks.begins(text), text
+        assert not marks.begins_in(text.encode()), text

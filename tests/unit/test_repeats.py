@@ -124,6 +124,13 @@ def test_a_worker_that_changes_what_it_said_fails_as_before():
         list(reader.feed([item([1, 9, 3])]))
 
 
+def test_an_item_with_logprobs_of_fewer_tokens_fails_though_the_new_ones_have_theirs():
+    reader = ChunkReader(vocab_size=2**31, with_logprobs=True)
+    list(reader.feed([item([1])]))
+    with pytest.raises(WorkerFailed, match="1 logprobs for 2 tokens"):
+        list(reader.feed([item([1, 2], output_token_logprobs=[[-0.5, 2, None]])]))
+
+
 def test_a_stream_that_is_not_cumulative_reads_the_same():
     reader = ChunkReader(vocab_size=2**31, with_logprobs=True)
     chunks = [

@@ -138,6 +138,8 @@ def test_white_space_before_a_thought_is_of_the_same_message(handle):
 def test_replies_without_a_user_between_them_stay_apart():
     replies = messages([said("a"), said("b"), thought("x"), said("c"), thought("y"), said("d")])
     assert [m["content"] for m in replies] == ["a", "b", "c", "d"]
+    blank = messages([thought("x"), said("\n"), said("b"), said("\n"), CALL, thought("y")])
+    assert [m["content"] for m in blank] == ["\n", "b", "\n", None]
     same = messages([thought("x", "turn_1"), said("a"), thought("y", "turn_1"), said("b")])
     assert [m["content"] for m in same] == ["ab"]  # a model that thought twice
     two = messages([CALL, thought("x", "turn_1"), CALL, thought("y", "turn_2"), CALL])

@@ -1,6 +1,8 @@
-"""How many turns and tokens a session may have."""
+"""What a session is, and how many turns and tokens it may have."""
 
 from __future__ import annotations
+
+from dataclasses import fields
 
 import pytest
 
@@ -11,6 +13,41 @@ from tests.turns import bare_turn as turn
 
 def session(**limits: int) -> Session:
     return Session(SessionSpec(id="s", **limits), is_opened=True)  # type: ignore[arg-type]  # limits
+
+
+def test_a_session_is_what_was_said_when_it_was_opened():
+    """Also where another router was quicker: it is what that one said."""
+    said = {field.name: f"the {field.name}" for field in fields(SessionSpec)}
+    spec = SessionSpec(**said)  # type: ignore[arg-type]  # a test's
+    made = Session(spec, is_opened=False, age=7, numbers=(5, 3), opener="me")
+    assert {name: getattr(made, name) for name in said} == said
+    assert (made.opener, made.number, made.own_number, made.age) == ("me", 5, 3, 7)
+    others = {**said, **{name: f"another {name}" for name in said if name != "id"}}
+    made.opened_elsewhere(SessionSpec(**others), "them")  # type: ignore[arg-type]  # a test's
+    assert {name: getattr(made, name) for name in said} == others
+    assert (made.opener, made.was_opened) == ("them", True)
+
+
+def test_a_new_session_has_had_nothing():
+    made = Session(SessionSpec(id="s"), is_opened=False)
+    assert (made.rollout_id, made.opener, made.number, made.own_number) == ("s", "", 0, 0)
+    assert (made.state, made.reward, made.started, made.last_active) == ("implicit", *[None] * 3)
+    assert (made.age, made.running, made.turn_count, made.truncated_turns) == (0, 0, 0, 0)
+    assert (made.held_tokens, made.recorded_turns, made.sampled_tokens) == (0, 0, 0)
+    assert (made.dropped_turns, made.dropped_tokens, list(made.turns)) == (0, 0, [])
+    assert (made.was_opened, made.was_exported, made.is_pinned, made.is_used) == (False,) * 4
+    assert made.samples_of("r") == 0
+
+
+def test_the_turns_of_one_request_are_counted_while_they_are_held():
+    made = session()
+    turns = [turn(name, request_id=name[0]) for name in ("a1", "a2", "b1")]
+    for each in turns:
+        made.gain(each, age=1)
+    assert [made.samples_of(name) for name in "abc"] == [2, 1, 0]
+    for each in turns:
+        made.lose(each)
+    assert [made.samples_of(name) for name in "abc"] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

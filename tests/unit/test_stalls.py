@@ -85,6 +85,13 @@ def test_the_log_is_not_filled_and_many_requests_are_a_number(caplog):
     assert "; 0 stalls before were not logged" in caplog.messages[2]
 
 
+def test_a_time_is_up_to_its_own_bound():
+    times = Times((0.5, 1.0))
+    for seconds in (0.5, 1.0, 1.5):
+        times.add(seconds)
+    assert times.over() == {0.5: 2, 1.0: 1}
+
+
 def test_few_requests_are_named(caplog):
     clock = Clock()
     watch = StallWatch(Requests(["POST /a"] * MAX_NAMED), Times(DELAYS), clock=clock)

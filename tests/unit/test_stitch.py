@@ -105,6 +105,16 @@ def test_the_last_chunk_has_the_versions_of_all_parts():
     assert (told.prompt_tokens, told.cached_tokens) == (2, 1)
 
 
+def test_what_was_cached_is_said_with_the_first_token():
+    stitch = Stitch(call(), open_text)
+    stitch.next_call()
+    for chunk in (said(cached_tokens=0), said(A, cached_tokens=7), said(B, cached_tokens=8)):
+        stitch.take(chunk)
+    stitch.next_call()
+    (told,) = stitch.emit(stitch.take(said(B, finish=Finish("length"), cached_tokens=9)))
+    assert told.cached_tokens == 7
+
+
 def test_an_abort_that_goes_on_is_no_end():
     stitch = after([A])
     chunk = said(B, finish=ABORT, weight_versions=(VersionSpan("v1", 0, 2),))

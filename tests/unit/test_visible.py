@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -41,6 +42,7 @@ def test_the_stop_token_is_not_shown():
     assert stream(ids, Finish("stop", END)) == ["H", "i", ""]
     raw = Sampling(skip_special_tokens=False)
     assert "".join(stream(ids, Finish("stop", END), raw)) == "Hi"
+    assert "".join(stream(ids[:-1], Finish("stop", END))) == "Hi", "a worker may leave it out"
 
 
 def test_a_stop_token_that_is_a_plain_word_is_not_shown_either():
@@ -66,6 +68,12 @@ def test_a_stop_string_is_never_shown_though_it_comes_in_parts():
     assert parts == ["y", "e", "s", *[""] * 6]
 
 
+def test_a_stop_string_is_not_shown_though_the_end_comes_after_it():
+    text = visible(Sampling(stop=("no",)))
+    assert text.push(in_bytes("yesno"), None) == "yes"
+    assert text.push([], Finish("stop", "no")) == ""
+
+
 def test_what_only_began_as_a_stop_string_is_shown_as_soon_as_that_is_sure():
     parts = stream(in_bytes("a\nUsx"), LENGTH, Sampling(stop=("\nUser:",)))
     assert parts == ["a", "", "", "", "\nUsx"]
@@ -83,6 +91,32 @@ def test_the_longest_of_several_false_starts_is_held_back():
     parts = stream(in_bytes("xabce"), LENGTH, sampling)
     assert parts[:4] == ["x", "", "", ""]
     assert "".join(parts) == "xabce"
+
+
+def test_a_stop_string_that_is_not_in_the_text_takes_nothing_from_it():
+    sampling = Sampling(stop=("never",))
+    assert "".join(stream(in_bytes("yes"), Finish("stop", "never"), sampling)) == "yes"
+
+
+def test_a_stop_token_that_a_parser_must_see_is_shown():
+    shown = []
+    for stop in (THINK, END):
+        decoder = tiny_tokenizer().decoder(skip_special_tokens=False)
+        text = VisibleText(decoder, Sampling(), kept={THINK})
+        shown.append(text.push([stop], Finish("stop", stop)))
+    assert shown == ["<think>", ""]
+
+
+def test_a_run_is_counted_only_where_it_is_known_what_it_shows():
+    decoder = tiny_tokenizer().decoder(skip_special_tokens=False)
+    text = VisibleText(decoder, Sampling(stop=("a!",)), hidden=frozenset({END}))
+    find, ids = re.compile(b"<").search, in_bytes("bb<b")
+    assert text.run_len(find, ids, are_last=False) == 2
+    assert text.run_len(find, [*ids, END], are_last=False) == 0
+    assert text.run_len(find, [*ids, END], are_last=True) == 2, "the stop is not shown"
+    assert text.run_len(find, [END, *ids], are_last=True) == 0
+    assert text.push(in_bytes("ba"), None) == "b"
+    assert text.run_len(find, ids, are_last=False) == 0, "there is more before them"
 
 
 def test_text_behind_the_stop_string_in_the_same_token_is_not_shown():

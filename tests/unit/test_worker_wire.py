@@ -13,8 +13,10 @@ from slime_router.engine.request import (
     LongBody,
     experts_start,
     generate_body,
+    has_finite_top_k,
     read_error,
     sampling_params,
+    truncates,
     wants_logprobs,
 )
 from slime_router.engine.sse import EventSplitter
@@ -759,3 +761,25 @@ def test_an_error_inside_a_stream_is_the_same_error():
     with pytest.raises(WorkerRefused, match="too hot") as caught:
         list(ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False).feed([raw]))
     assert (caught.value.status, caught.value.body) == (400, raw)
+
+
+@pytest.mark.parametrize(
+    ("params", "is_finite", "is_cut"),
+    [
+        ({}, False, False),
+        ({"temperature": 0}, True, True),  # greedy: one token
+        ({"temperature": 1e-7}, True, True),
+        ({"temperature": 1e-6}, False, False),
+        ({"temperature": 1.0, "top_k": -1}, False, False),
+        ({"top_k": 1}, True, True),
+        ({"top_k": 2**30 - 1}, True, True),
+        ({"top_k": 2**30}, False, False),  # every token
+        ({"top_k": 0}, False, False),
+        ({"top_p": 1.0, "min_p": 0.0}, False, False),
+        ({"top_p": 0.99}, False, True),
+        ({"min_p": 0.01}, False, True),
+    ],
+)
+def test_what_truncates_is_known_and_where_so_many_are_left_at_most(params, is_finite, is_cut):
+    assert has_finite_top_k(params) is is_finite
+    assert truncates(params) is is_cut
