@@ -106,6 +106,10 @@ def serve(gateway: Gateway, herald: Herald) -> int:
             config.host,
             config.port,
         )
+        found = gateway.template.findings
+        is_odd = found.has_template and not found.prints_messages
+        level = logging.WARNING if is_odd else logging.INFO
+        logger.log(level, "chat template: %s", found.summary())
         herald.up(banner(gateway))
 
     if gateway.journal is not None and sys.stderr.isatty():

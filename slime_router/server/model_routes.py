@@ -184,7 +184,8 @@ class ModelAdmin:
         """`{"prompt"}` or `{"messages", "tools", ...}` to tokens, with the router's tokenizer."""
         body = await read_object(request)
         if (body.get("prompt") is None) == (body.get("messages") is None):
-            raise BadRequest("Exactly one of 'prompt' and 'messages' is needed.", param="prompt")
+            name = "prompt" if "prompt" in body or "messages" not in body else "messages"
+            raise BadRequest("Exactly one of 'prompt' and 'messages' is needed.", param=name)
         texts = self._texts(body)
         ids = []
         for text in texts:

@@ -46,6 +46,7 @@ class Findings:
     """What the self-test found out about a template, as `GET /template` returns it."""
 
     has_template: bool = False
+    prints_messages: bool = False  # else it can hardly be the right file
     prints_date: bool = False
     has_developer_role: bool = False
     prints_call_ids: bool = False
@@ -63,7 +64,8 @@ class Findings:
         """One line for the banner and the log."""
         if not self.has_template:
             return "none: chat needs --chat-template"
-        words = [f"turns close with {self.closer or ' or '.join(self.openers) or 'nothing'}"]
+        words = [] if self.prints_messages else ["it prints nothing of a user's message"]
+        words += [f"turns close with {self.closer or ' or '.join(self.openers) or 'nothing'}"]
         for name, appends in (
             ("user", self.appends_after_user),
             ("tool", self.appends_after_tool),
@@ -176,6 +178,8 @@ def self_test(template: Probed, ends: TurnEnds) -> Findings:
     spelling = template.spelling
     return Findings(
         has_template=True,
+        prints_messages=SENTINEL
+        in (template.try_render([{**_USER, "content": SENTINEL}], _PLAIN) or ""),
         prints_date=len({template.try_render([_USER], _PLAIN, date) for date in _DATES}) > 1,
         has_developer_role=template.has_developer_role,
         prints_call_ids=spelling.prints_ids,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,70 @@ def test_the_turns_of_one_request_are_counted_while_they_are_held():
     for each in turns:
         made.lose(each)
     assert [made.samples_of(name) for name in "abc"] == [0, 0, 0]
+
+
+def test_figures_are_those_of_all_that_happened():
+    """An hour counts from the first beginning to the last end, in whatever order turns came."""
+    made = session()
+    turns = [
+        turn("a", [1], [2, 2], account=SimpleNamespace(started=20.0, duration_s=5.0)),
+        turn("b", [1, 1], [2], uncaptured="refused", seq=2),
+        turn("c", [1], [2] * 3, account=SimpleNamespace(started=10.0, duration_s=1.0), seq=1),
+        turn("d", [1], [2], account=SimpleNamespace(started=30.0, duration_s=1.0), seq=3),
+    ]
+    seen = []
+    for age, each in enumerate(turns, 5):
+        made.gain(each, age)
+        seen.append((made.age, made.started, made.last_active, made.truncated_turns))
+    assert seen == [
+        (5, 20.0, 25.0, 0),
+        (6, 20.0, 25.0, 1),
+        (7, 10.0, 25.0, 1),
+        (8, 10.0, 31.0, 1),
+    ]
+    assert list(made.turns) == ["a", "c", "b", "d"], "by their numbers"
+    assert (made.recorded_turns, made.sampled_tokens) == (4, 7)
+    assert made.held_tokens == sum(each.own_len for each in turns)
+    made.lose(turns[0])
+    made.lose(turns[2])
+    assert (made.recorded_turns, made.dropped_turns, made.dropped_tokens) == (4, 2, 5)
+    assert made.held_tokens == turns[1].own_len + turns[3].own_len
+    made.had_lost(3, 40)
+    assert (made.recorded_turns, made.sampled_tokens) == (7, 47)
+    assert (made.dropped_turns, made.dropped_tokens) == (5, 45)
+    rest = made.resting()
+    assert (rest.turn_count, made.turn_count, list(rest.turns)) == (2, 2, [])
+
+
+def test_a_session_is_as_old_as_its_last_use():
+    made = session()
+    made.entered()
+    made.entered()
+    made.used(3)
+    assert (made.age, made.running) == (3, 2)
+    made.left(4)
+    assert (made.age, made.running) == (4, 1)
+    made.left(5)
+    with pytest.raises(ValueError, match="no turn runs"):
+        made.left(6)
+    assert (made.age, made.running) == (5, 0)
+    assert not made.freeze(7)
+    assert made.age == 7
+
+
+@pytest.mark.parametrize("is_opened", [False, True])
+def test_what_is_closed_is_exported_once(is_opened):
+    made = Session(SessionSpec(id="s"), is_opened=is_opened)
+    assert not made.exported(), "there may be more"
+    assert made.freeze(age=1) is not is_opened
+    assert made.was_opened
+    assert [made.exported(), made.exported()] == [True, False]
+    assert (made.was_exported, made.is_pinned) == (True, False)
+    with pytest.raises(Conflict):
+        made.freeze(age=2)
+    with pytest.raises(Conflict):
+        made.entered()
+    assert made.running == 0
 
 
 @pytest.mark.parametrize(

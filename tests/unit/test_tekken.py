@@ -162,6 +162,7 @@ def test_the_self_test_finds_how_turns_close(ours, checkpoint):
     version = json.loads((checkpoint / "tekken.json").read_text())["config"]["version"]
     found = ChatTemplate(ours).findings
     assert found.has_template
+    assert found.prints_messages
     assert found.closer == "</s>"
     assert found.appends_after_user
     assert found.appends_with_system == (version != "v3"), "version 3 moves the system prompt"

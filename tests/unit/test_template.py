@@ -165,6 +165,17 @@ def test_a_checkpoint_without_a_template_serves_no_chat():
     assert caught.value.param == "messages"
 
 
+@pytest.mark.parametrize(
+    "source", ["{# x #}", "{{ 'a page' }}", "{{ 1 / 0 }}", "{{ messages | length }}"]
+)
+def test_a_template_that_prints_no_message_shows(source):
+    """It may be any file: whoever asked would get replies to nothing."""
+    template = chat_template(source)
+    assert not template.findings.prints_messages
+    assert template.findings.summary().startswith("it prints nothing of a user's message")
+    assert chat_template(CHATML).findings.prints_messages
+
+
 def test_roles_that_the_template_does_not_know_are_mapped():
     template = chat_template(CHATML)
     rendered = template.render([{"role": "developer", "content": "x"}, ASK], OPTIONS)
