@@ -99,13 +99,14 @@ def _plain(made: ChatRequest, rid: Any) -> Any:
         {
             name: getattr(call, name)
             for name in type(call).__dataclass_fields__
-            if name not in ("turn_id", "request_id", "headers", "input_ids")
+            if name not in ("turn_id", "request_id", "headers", "input_ids", "shortcut")
             and (name != "rid" or rid is not None)
         }
         for call in made.calls
     ]
     ids = [None if call.input_ids is None else call.input_ids.tolist() for call in made.calls]
-    return repr((calls, ids, made.style, made.stream))  # 1, 1.0 and True differ
+    ways = [call.shortcut is not None for call in made.calls]
+    return repr((calls, ids, ways, made.style, made.stream))  # 1, 1.0 and True differ
 
 
 @pytest.mark.slow

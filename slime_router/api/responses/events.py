@@ -135,8 +135,7 @@ class ResponseEvents:
         failed = self._response("failed", error={"code": code, "message": exc.message})
         told = {name: error[name] for name in ("message", "param", "code")}
         events += [self._event("response.failed", response=failed)]
-        # The fields are OpenAI's; the payload is that of Open Responses.
-        return [*events, self._event("error", **told, error={"type": error["type"], **told})]
+        return [*events, self._event("error", **told)]
 
     def _created(self) -> list[Event]:
         begun = self._response("in_progress")
