@@ -226,7 +226,6 @@ class ReasoningDetector:
     __slots__ = (
         "_detector", "_has_state", "_make", "_parser", "_starts_open", "begin", "end", "label",
         "mode",
-        "mode",
     )  # fmt: skip
 
     def __init__(self, make: Callable[[], Any]) -> None:

@@ -82,11 +82,8 @@ _BARE: Mapping[str, Callable[[ReplyFormat], Json]] = MappingProxyType(
     {"gigachat3": _object_calls, "pythonic": _python_calls}
 )
 
-_SHOWN = (
-    "iquest_q1",
-    "k2_horizon",
-    "minimax-m3",
-)  # reasoning that a grammar waits for where a prompt opens it
+# Formats whose reasoning a grammar waits for only where the prompt has opened it.
+_SHOWN = ("iquest_q1", "k2_horizon", "minimax-m3")
 _BY_EFFORT = {"hunyuan": Thinking(by_effort=True)}
 
 

@@ -64,7 +64,9 @@ def in_their_words(body: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BadRequest as fault:
-        any(fault.say_as(ours, theirs) for ours, theirs in _renamed(body))
+        for ours, theirs in _renamed(body):
+            if fault.say_as(ours, theirs):
+                break
         raise
 
 

@@ -87,6 +87,12 @@ def _closed(*required: str, optional: tuple[str, ...] = (), may_lack: bool = Fal
 
 
 _WORKER = ("worker_type", "bootstrap_port", "api_key", "priority", "cost", "labels")
+_CONTINUED = ("input", "previous_response_id")
+_OF_BATCHES: Mapping[str, Mapping[str, Any]] = {
+    "rid": {},
+    "return_logprob": {},
+    "sampling_params": {},
+}  # or one for each prompt
 _TEMPLATE = ("tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
 
 BODIES: Mapping[str, Body] = {
@@ -98,9 +104,11 @@ BODIES: Mapping[str, Body] = {
     "/v1/completions": Body(
         "OpenAI's completions, streamed or not", COMPLETION_FIELDS, ("prompt",)
     ),
-    "/v1/responses": Body("OpenAI's Responses, streamed or not", RESPONSES_FIELDS, ("input",)),
+    "/v1/responses": Body(
+        "OpenAI's Responses, streamed or not", RESPONSES_FIELDS, any_of=_CONTINUED
+    ),
     "/v1/responses/input_tokens": Body(
-        "How many tokens a prompt has", RESPONSES_FIELDS, ("input",)
+        "How many tokens a prompt has", RESPONSES_FIELDS, any_of=_CONTINUED
     ),
     "/v1/messages": Body(
         "Anthropic's Messages, streamed or not", MESSAGES_FIELDS, ("messages", "max_tokens")
@@ -118,6 +126,7 @@ BODIES: Mapping[str, Body] = {
         "SGLang's own API; its fields are the worker's",
         frozenset(("text", "input_ids", "sampling_params", "return_logprob", "stream", "rid")),
         any_of=("text", "input_ids"),
+        shapes=_OF_BATCHES,
     ),
     "/sessions": Body(
         "Opens a session",
@@ -136,7 +145,9 @@ BODIES: Mapping[str, Body] = {
     "/sessions/{session}/reward": _closed("reward"),
     "/sessions/{session}/samples": _closed(optional=("max_seq_len", "metadata"), may_lack=True),
     "/sessions/{session}/score": _closed("worker_group", optional=("top_logprobs", *ROW_OPTIONS)),
-    "/turns/{turn}/reward": _closed("reward"),
+    "/turns/{turn}/reward": _closed("reward")._replace(
+        shapes={"reward": {"type": ["number", "null"]}}
+    ),
     "/turns/{turn}/tags": _closed("tags"),
     "/rows": Body("", frozenset((*SELECTORS, *ROW_OPTIONS)), one_of=SELECTORS, is_closed=True),
     "/retrieve_from_text": Body(
@@ -148,7 +159,6 @@ BODIES: Mapping[str, Body] = {
     "/diagnose": Body(
         "",
         frozenset(("tokens", "messages", "text", "session_id", *_TEMPLATE)),
-        ("tokens",),
         one_of=("messages", "text"),
     ),
     "/tokenize": Body(

@@ -79,5 +79,7 @@ RESPONSES_ERRORS = ErrorStyle(responses_error)
 
 def _in_own_words(exc: RouterError) -> RouterError:
     """The same error; a field that it names has its name of this API."""
-    any(exc.say_as(chat, own) for chat, own in _OWN_NAMES)
+    for chat, own in _OWN_NAMES:
+        if exc.say_as(chat, own):
+            break
     return exc
