@@ -151,7 +151,16 @@ async def test_method_query_headers_and_bytes_reach_every_worker_as_they_came(co
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("rid", ["a"]), ("rid", {"a": 1}), ("rid", 5), ("abort_all", "yes"), ("abort_all", [1])],
+    [
+        ("rid", ["a"]),
+        ("rid", {"a": 1}),
+        ("rid", 5),
+        ("rid", 0),
+        ("rid", []),
+        ("abort_all", 0),
+        ("abort_all", "yes"),
+        ("abort_all", [1]),
+    ],
 )
 async def test_an_abort_of_a_wrong_type_is_refused_before_it_reaches_a_worker(field, value):
     heard = []

@@ -210,6 +210,8 @@ async def test_the_options_of_rows_say_which_rows_are_scored():
         ({**TEACHER, "top_logprobs": -1}, 400, "top_logprobs"),
         ({**TEACHER, "top_logprobs": 129}, 400, "top_logprobs"),
         ({**TEACHER, "top_logprobs": 1.0}, 400, "top_logprobs"),
+        ({**TEACHER, "top_logprobs": False}, 400, "top_logprobs"),
+        ({**TEACHER, "top_logprobs": ""}, 400, "top_logprobs"),
         ({**TEACHER, "group": 1}, 400, "group"),
         ({**TEACHER, "max_len": 0}, 400, "max_len"),
     ],
