@@ -374,6 +374,9 @@ async def test_messages_are_tokenized_as_chat_sends_them():
         _, bare = await router.post("/tokenize", {**talk, "add_generation_prompt": False})
         assert bare["tokens"] == body["tokens"][: bare["count"]]
         assert bare["count"] < body["count"]
+        assert await router.post("/tokenize", {**talk, "prompt": None}) == (200, body)
+        prompt = await router.post("/tokenize", {"prompt": "hi"})
+        assert await router.post("/tokenize", {"prompt": "hi", "messages": None}) == prompt
 
 
 async def test_the_template_says_what_was_found_out():
