@@ -126,16 +126,15 @@ class Gateway:
             detect=lambda: detect(ModelTraits.of(self.tokenizer)),
             try_out=lambda t, r: ReplyParsers(load_parsers, tools=t, reasoning=r),
         )
-        reasoning = self.formats.reasoning.name
         self.parsers = ReplyParsers(
             load_parsers,
             tools=self.formats.tools.name,
-            reasoning=reasoning,
+            reasoning=self.formats.reasoning.name,
             presumes_thinking=self.formats.presumes_thinking,
             strips_newlines=config.strip_reasoning_newlines,
             new_call_id=self.template.spelling.new_id,
             added_tokens=self.tokenizer.added_names(),
-            thinking=thinking_of(self.tokenizer.jinja_template) if reasoning else None,
+            thinking=thinking_of(self.tokenizer.jinja_template),
         )
         known = [self.tokenizer.vocab_size, self.tokenizer.encode(PROBE_TEXT).tolist()]
         self.journal = opened(config, orjson.dumps(known), self.end, idle_s=config.session_idle_s)

@@ -7,14 +7,12 @@ import sys
 
 import pytest
 
-from slime_router.config import Config
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_detection import Thinking, thinking_of
 from slime_router.replies.sglang_parsers import load_parsers
-from slime_router.server.app import Gateway
 from tests import chat_templates
 from tests.chat_templates import template_text
-from tests.tiny import CHATML, build_tiny_checkpoint
+from tests.tiny import CHATML
 
 
 @pytest.mark.parsers
@@ -99,16 +97,3 @@ def test_it_is_known_before_any_parser_is_loaded():
     )
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout == f"{Thinking(by_effort=True)}\n"
-
-
-def test_no_rules_are_loaded_where_reasoning_is_not_read(monkeypatch, tmp_path):
-    asked: list[str | None] = []
-    monkeypatch.setattr("slime_router.server.app.thinking_of", asked.append)
-    Gateway(
-        Config(
-            hf_checkpoint=str(build_tiny_checkpoint(tmp_path)),
-            tool_call_parser="none",
-            reasoning_parser="none",
-        )
-    )
-    assert asked == []
