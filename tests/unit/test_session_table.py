@@ -222,6 +222,8 @@ def test_a_name_that_another_router_opened_keeps_its_reward():
     mine = table.name("s")
     table.set_reward("s", 1.0)
     table.opened_elsewhere(mine, SessionSpec(id="s", rollout_id="r", group_id="g"), "them")
+    assert (list(table._by_rollout), list(table._rewarded)) == ([("", "r")], [("", "r")])
+    assert mine.opener == "them"
     table.open(SessionSpec(id="other", rollout_id="r"))
     with pytest.raises(Conflict, match="another reward in session 's'"):
         table.set_reward("other", 2.0)
