@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slime_router.auth.keys import check_key
+from slime_router.configured_file import configured_text
 from slime_router.errors import SetupError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
@@ -21,7 +22,7 @@ def read_keys_file(path: Path) -> dict[str, str]:
     """
     place = f"--api-keys-file {path}"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = configured_text(path)
     except OSError as exc:
         raise SetupError(f"{place}: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:

@@ -30,6 +30,7 @@ from slime_router.checkpoint.files import (
 from slime_router.checkpoint.modalities import is_multimodal
 from slime_router.checkpoint.tekken import FILENAME as TEKKEN
 from slime_router.checkpoint.tekken import Tekken
+from slime_router.configured_file import configured_text
 from slime_router.errors import SetupError, one_line
 from slime_router.template.renderer import JinjaRenderer
 from slime_router.tokens.model import Model, Renderer
@@ -240,7 +241,7 @@ def _read_template(path_or_text: str) -> str:
     if "{" in path_or_text:  # every template has a tag; a path has none
         return path_or_text
     try:
-        return Path(path_or_text).read_text(encoding="utf-8")
+        return configured_text(Path(path_or_text))
     except (OSError, UnicodeError) as exc:
         reason = getattr(exc, "strerror", None) or str(exc)
         raise SetupError(f"{path_or_text}: cannot read the chat template: {reason}") from exc

@@ -14,6 +14,7 @@ from slime_router.cli.settings.option import ENVIRONMENT
 from slime_router.client import ClientError
 from slime_router.client.calls import Call
 from slime_router.client.sync import Client
+from slime_router.configured_file import configured_text
 
 DEFAULT_URL = "http://localhost:30001"
 URL_VARIABLE = f"{ENVIRONMENT}URL"
@@ -86,7 +87,7 @@ def _key(environ: Mapping[str, str]) -> str | None:
             return key
         if file := environ.get(f"{name}_FILE"):
             try:
-                return Path(file).read_text(encoding="utf-8").strip()
+                return configured_text(Path(file)).strip()
             except (OSError, UnicodeDecodeError) as exc:
                 raise BadPlace(f"{name}_FILE: cannot read {file}: {exc}") from None
     return None
