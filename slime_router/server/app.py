@@ -201,9 +201,11 @@ class Gateway:
             idle_s=config.session_idle_s,
             max_version_lag=config.max_version_lag,
         )
-        self.together = Together(self.siblings, self.fleet, self.path, self.upkeep, self.journal)
         keep_lines_apart()  # of plug-ins' parts of the package, too
         self.guard = PluginGuard(config.plugin_timeout_s)
+        self.together = Together(
+            self.siblings, self.fleet, self.path, self.upkeep, self.guard, self.journal
+        )
         self.grace = Grace(config.shutdown_grace_period_s)
         self.router = self.path.router(
             self.relay.generate,
