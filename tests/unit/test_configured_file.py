@@ -1,4 +1,4 @@
-"""Files that settings name: what is none is refused, and none of them can hold the router."""
+"""Files that settings name: no wrong one can hold the router, and each is refused with its reason."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from slime_router.auth.configured_file import MAX_BYTES, configured_text
 from slime_router.auth.keys_file import read_keys_file
 from slime_router.auth.tls import tls_context
-from slime_router.configured_file import MAX_BYTES, configured_text
 from slime_router.errors import SetupError
 
 
