@@ -1,4 +1,4 @@
-"""Files that settings name: no wrong one can hold the router, and each is refused with its reason."""
+"""Files that settings name: a wrong one never holds the router, and is refused with its reason."""
 
 from __future__ import annotations
 
