@@ -146,6 +146,9 @@ class LimitSettings:
     max_concurrent_requests: int = count(  # 64 engines with slime's 512 each
         32_768, "concurrent generations of all APIs; n samples count as n"
     )
+    max_inflight_per_worker: int | None = count(
+        None, "requests that each worker has at a time", default_help="as many as come"
+    )
     queue_size: int = count(  # clients have no other router to turn to, so queue
         131_072, "generations that may wait beyond those; sessions take turns", low=0
     )

@@ -178,6 +178,9 @@ class Gateway:
         self.fleet = new_fleet(config)
         self.groups = WorkerGroups(config, new_fleet, vocab_size=self.tokenizer.vocab_size)
         self.pool, self.client, self.relay = self.fleet.pool, self.fleet.client, self.fleet.relay
+        if config.max_inflight_per_worker is not None:
+            self.admission.keep_to(self.pool.places)
+            self.pool.subscribe(self.admission.admit)
         self.session_kv = SessionKv(self.pool, self.client)
         if config.session_kv:
             self.sessions.kv_name = self.path.caching.kv_name = kv_name
@@ -221,6 +224,7 @@ class Gateway:
             max_payload_size=config.max_payload_size,
             grace=self.grace,
             keepalive_s=config.sse_keepalive_s,
+            admission=self.admission,
         )
         self._wire_doors()
 
