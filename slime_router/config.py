@@ -21,6 +21,7 @@ from slime_router.choices import (
     ReasoningField,
     StrictFields,
 )
+from slime_router.host_port import bare_host
 from slime_router.setting import FOREVER_S, SOON, count, path, required, seconds, setting
 from slime_router.worker_settings import FailureSettings, LaunchSettings, WorkerSettings
 
@@ -56,7 +57,9 @@ class ServerSettings:
 
     title: ClassVar[str] = "server"
 
-    host: str = setting("127.0.0.1", "address to listen on", aliases=("--sglang-router-ip",))
+    host: str = setting(
+        "127.0.0.1", "address to listen on", aliases=("--sglang-router-ip",), read=bare_host
+    )
     port: int = setting(
         30000, "port to listen on", low=1, high=65535, aliases=("--sglang-router-port",)
     )

@@ -197,16 +197,15 @@ class Gateway:
     def _wire_generations(self) -> None:
         """Runs once plug-ins are loaded: what it wires may depend on them."""
         config = self.config
+        idle_s, lag = config.session_idle_s, config.max_version_lag
         self.upkeep = Upkeep(
-            self.store,
-            self.cache,
-            self.weights,
-            idle_s=config.session_idle_s,
-            max_version_lag=config.max_version_lag,
+            self.store, self.cache, self.weights, idle_s=idle_s, max_version_lag=lag
         )
-        self.together = Together(self.siblings, self.fleet, self.path, self.upkeep, self.journal)
         keep_lines_apart()  # of plug-ins' parts of the package, too
         self.guard = PluginGuard(config.plugin_timeout_s)
+        self.together = Together(
+            self.siblings, self.fleet, self.path, self.upkeep, self.guard, self.journal
+        )
         self.grace = Grace(config.shutdown_grace_period_s)
         self.router = self.path.router(
             self.relay.generate,
