@@ -3,7 +3,8 @@
 An agent sends its whole conversation again with every turn. The JSON text of its messages is
 compared, byte by byte, with those that came before. Messages whose text is the same are the same:
 they are not parsed, checked or recognized once more. Nothing depends on whether they were found: it
-only takes longer where they were not.
+only takes longer where they were not. Of an API whose messages become those of a chat, these are
+kept, in place of its own.
 
 The JSON parser itself says whether the text that was taken out was the value of the body's own
 `messages`: the name of the field is replaced by one that no client can know, and has to come out as
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from secrets import token_hex
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
@@ -36,8 +37,19 @@ _FIELD = b'"messages"'
 _BACKSLASH = ord("\\")
 _OPENING = re.compile(rb"\s*+:\s*+\[")
 _NEXT = re.compile(rb"[ \t\n\r]*+(?:,[ \t\n\r]*+(?=\{)|(?=\]))")  # JSON has no other white space
+Owner: TypeAlias = tuple[str, str]  # the path of an API, and who sent it
+IsUsual: TypeAlias = Callable[[Any], bool]  # of a message in a body: whether it can be remembered
+
 # Up to the next bracket or string, of JSON that was found to be valid.
 _SIGN = re.compile(rb'[^"\[\]{}]*+(["\[\]{}])')
+
+
+def is_text(message: Any) -> bool:
+    """Whether it may be a message whose content is a text, or nothing."""
+    if type(message) is not dict:
+        return False
+    content = message.get("content")
+    return content is None or type(content) is str
 
 
 class Chain(NamedTuple):
@@ -51,20 +63,44 @@ class Chain(NamedTuple):
     asked: list[tuple[int, str | None]]
 
 
+class Head(NamedTuple):
+    """Messages before all others that stand elsewhere in the body; `size` is that of their JSON."""
+
+    messages: tuple[Message, ...] = ()
+    size: int = 0
+
+
+_NO_HEAD = Head()
+
+
 class Past:
     """Messages that came in one request: they never change, nor does what is known of them.
 
-    `chains` has the last chain for each beginning of one. `is_apart`: no two of the messages are
-    one reply in two parts. `brackets`: how many arrays and objects are in their text, at most.
+    The head's come first. `count` is how many the others were in the body. `is_whole`: each has one
+    text, or nothing. `is_apart`: no two of them are one reply in two parts. `brackets`: how many
+    arrays and objects are in their text, at most. `chains` has the last chain for each beginning of
+    one.
     """
 
     __slots__ = (
-        "before", "brackets", "chains", "followers", "is_apart", "messages", "place", "size"
+        "before", "brackets", "chains", "count", "followers", "head", "is_apart", "is_whole",
+        "messages", "place", "size",
     )  # fmt: skip
 
-    def __init__(self, messages: tuple[Message, ...], brackets: int) -> None:
+    def __init__(
+        self,
+        messages: tuple[Message, ...],
+        brackets: int,
+        count: int,
+        *,
+        head: Head = _NO_HEAD,
+        is_whole: bool = True,
+    ) -> None:
         self.messages = messages
         self.brackets = brackets
+        self.count = count
+        self.head = head
+        self.is_whole = is_whole
         self.before: Past | None = None  # what was kept of the request before
         self.followers = 0
         self.size = 0
@@ -80,8 +116,9 @@ class Past:
 
 
 class Heard(tuple[Message, ...]):
-    """Messages whose contents are texts or nothing, the first of which came before.
+    """Messages that were checked, and the first of which came before: nobody may write to them.
 
+    Replies among them have one text, or nothing: nothing that was recorded says what they are.
     `past` is what came before, None for nothing; `whole` is what is known of all of them.
     """
 
@@ -102,12 +139,17 @@ class Written:
 
     past: Past | None
     new: list[Any]
-    _owner: str
+    _owner: Owner
     _text: bytes | None  # of the new ones, and what is before them; None once they are checked
     _texts: MessageTexts = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.known) + len(self.new)
+        return self.first_new + len(self.new)
+
+    @property
+    def first_new(self) -> int:
+        """The place in the body of the first new one."""
+        return 0 if self.past is None else self.past.count
 
     @property
     def known(self) -> tuple[Message, ...]:
@@ -115,31 +157,55 @@ class Written:
         return () if self.past is None else self.past.messages
 
     def checked(self, new: Iterable[Message]) -> Heard:
-        """All messages, given the new ones as they were checked; may be called once.
+        """All messages of a chat, given the new ones as they were checked; may be called once.
 
         It lets go of their text: the body may be held for as long as the reply takes.
         """
+        return self.remade((), new)
+
+    def remade(self, first: Sequence[Message], new: Iterable[Message]) -> Heard:
+        """All messages of a chat, given what was made of the new ones; in place of `checked`.
+
+        `first` are those that come before all others, and stand elsewhere in the body.
+        """
         assert self._text is not None, "called twice"
         text, self._text = self._text, None
-        if self.past is not None and not self.new:
-            return Heard.of(self.past, self.past)
-        known_brackets = 0 if self.past is None else self.past.brackets
-        now = Past((*self.known, *new), known_brackets + brackets(text))
-        self._texts.keep(now, text, self.past, self._owner)
-        return Heard.of(now, self.past)
+        past, known, known_brackets, is_whole = self.past, self.known, 0, True
+        head = _NO_HEAD if past is None else past.head
+        is_same = head.messages == tuple(first)
+        if past is not None:
+            known_brackets, is_whole = past.brackets, past.is_whole
+            if is_same and not self.new:
+                return Heard.of(past, past)
+        if not is_same:
+            known = known[len(head.messages) :]
+            head = Head(tuple(first), len(orjson.dumps(first)))
+            known, is_whole = (*head.messages, *known), is_whole and all(map(is_text, first))
+        new = tuple(new)
+        now = Past(
+            (*known, *new),
+            known_brackets + brackets(text),
+            len(self),
+            head=head,
+            is_whole=is_whole and all(map(is_text, new)),
+        )
+        if self.new:
+            self._texts.keep(now, text, past, self._owner)
+        return Heard.of(now, past if is_same else None)
 
 
 class MessageTexts:
     """Reads messages, and remembers the last two requests of each conversation.
 
-    What was used least recently goes first. Owners do not learn of each other's conversations.
+    What was used least recently goes first. Owners do not learn of each other's conversations, nor
+    does one API of another's.
     """
 
     def __init__(self, max_kept_len: int = MAX_KEPT_LEN) -> None:
         self._max_kept_len = max_kept_len
         self._name = f'"{token_hex(16)}"'.encode()
-        self._indexes: dict[str, TextIndex[bytes, Past]] = {}
-        self._kept: OrderedDict[Past, str] = OrderedDict()  # and whose they are
+        self._indexes: dict[Owner, TextIndex[bytes, Past]] = {}
+        self._kept: OrderedDict[Past, Owner] = OrderedDict()  # and whose they are
         self._kept_len = 0
 
     def __repr__(self) -> str:
@@ -149,7 +215,11 @@ class MessageTexts:
         return len(self._kept)
 
     def read(
-        self, raw: bytes, owner: str = "", max_brackets: float = inf
+        self,
+        raw: bytes,
+        owner: Owner = ("", ""),
+        is_usual: IsUsual = is_text,
+        max_brackets: float = inf,
     ) -> tuple[dict[str, Any], bytes] | None:
         """A JSON object whose `messages` are `Written`, and the part of its text that is new.
 
@@ -175,7 +245,7 @@ class MessageTexts:
         if body is None:
             return None
         new = body["messages"]
-        if not all(map(_is_text, new)) or (past is None and not new):
+        if not all(map(is_usual, new)) or (past is None and not new):
             return None
         new_at = at + len(self._name) + len(opening[0])
         end = begin + _end(rest, new_at) - new_at
@@ -183,7 +253,7 @@ class MessageTexts:
         body["messages"] = Written(past, new, owner, text, self)
         return body, rest
 
-    def keep(self, now: Past, text: bytes, past: Past | None, owner: str) -> None:
+    def keep(self, now: Past, text: bytes, past: Past | None, owner: Owner) -> None:
         """Remember messages that have this text after that of `past`."""
         index = self._indexes.setdefault(owner, TextIndex(b""))
         above = index.root
@@ -191,7 +261,8 @@ class MessageTexts:
             if past.place is None:
                 return  # it was forgotten meanwhile
             above = past.place
-        now.size = _SHARE * (above.depth + len(text)) + _MESSAGE_LEN * len(now.messages)
+        text_len = above.depth + len(text) + now.head.size
+        now.size = _SHARE * text_len + _MESSAGE_LEN * len(now.messages)
         now.place = index.below(above, text)
         for same in now.place.marks:  # another request with these messages was quicker
             self._kept_len -= same.size
@@ -209,7 +280,7 @@ class MessageTexts:
         while self._kept_len > self._max_kept_len:
             self._forget(next(iter(self._kept)))
 
-    def _find(self, owner: str, raw: bytes, start: int) -> Past | None:
+    def _find(self, owner: Owner, raw: bytes, start: int) -> Past | None:
         index = self._indexes.get(owner)
         past = None
         for place in () if index is None else index.along(raw, start=start):
@@ -239,14 +310,6 @@ class MessageTexts:
         index.prune(place)
         if not index.size:
             del self._indexes[owner]
-
-
-def _is_text(message: Any) -> bool:
-    """Whether it may be a message whose content is a text, or nothing."""
-    if type(message) is not dict:
-        return False
-    content = message.get("content")
-    return content is None or type(content) is str
 
 
 def _end(text: bytes, at: int) -> int:
