@@ -7,7 +7,7 @@ only takes longer where they were not. Of an API whose messages become those of 
 kept, in place of its own.
 
 The JSON parser itself says whether the text that was taken out was the value of the body's own
-`messages`: the name of the field is replaced by one that no client can know, and has to come out as
+messages: the name of the field is replaced by one that no client can know, and has to come out as
 a field of the body.
 """
 
@@ -33,12 +33,10 @@ MAX_KEPT_LEN = 2**26  # bytes of texts and of what was made of them
 _SHARE = 3  # of its text's length that a conversation counts
 _MESSAGE_LEN = 64  # bytes more for each message: in tuples and lists
 
-_FIELD = b'"messages"'
 _BACKSLASH = ord("\\")
 _OPENING = re.compile(rb"\s*+:\s*+\[")
 _NEXT = re.compile(rb"[ \t\n\r]*+(?:,[ \t\n\r]*+(?=\{)|(?=\]))")  # JSON has no other white space
 Owner: TypeAlias = tuple[str, str]  # the path of an API, and who sent it
-IsUsual: TypeAlias = Callable[[Any], bool]  # of a message in a body: whether it can be remembered
 
 # Up to the next bracket or string, of JSON that was found to be valid.
 _SIGN = re.compile(rb'[^"\[\]{}]*+(["\[\]{}])')
@@ -50,6 +48,16 @@ def is_text(message: Any) -> bool:
         return False
     content = message.get("content")
     return content is None or type(content) is str
+
+
+class Spoken(NamedTuple):
+    """Where an API's bodies have their messages, and which of these can be remembered."""
+
+    field: str
+    is_usual: Callable[[Any], bool]
+
+
+_CHAT = Spoken("messages", is_text)
 
 
 class Chain(NamedTuple):
@@ -76,15 +84,15 @@ _NO_HEAD = Head()
 class Past:
     """Messages that came in one request: they never change, nor does what is known of them.
 
-    The head's come first. `count` is how many the others were in the body. `is_whole`: each has one
-    text, or nothing. `is_apart`: no two of them are one reply in two parts. `brackets`: how many
-    arrays and objects are in their text, at most. `chains` has the last chain for each beginning of
-    one.
+    The head's come first. `count` is how many the others were in the body; `entries` has them as
+    they came, where they are asked for. `is_whole`: each has one text, or nothing. `is_apart`: no
+    two of them are one reply in two parts. `brackets`: how many arrays and objects are in their
+    text, at most. `chains` has the last chain for each beginning of one.
     """
 
     __slots__ = (
-        "before", "brackets", "chains", "count", "followers", "head", "is_apart", "is_whole",
-        "messages", "place", "size",
+        "before", "brackets", "chains", "count", "entries", "followers", "head", "is_apart",
+        "is_whole", "messages", "place", "size",
     )  # fmt: skip
 
     def __init__(
@@ -95,12 +103,14 @@ class Past:
         *,
         head: Head = _NO_HEAD,
         is_whole: bool = True,
+        entries: tuple[Any, ...] = (),
     ) -> None:
         self.messages = messages
         self.brackets = brackets
         self.count = count
         self.head = head
         self.is_whole = is_whole
+        self.entries = entries
         self.before: Past | None = None  # what was kept of the request before
         self.followers = 0
         self.size = 0
@@ -163,10 +173,19 @@ class Written:
         """
         return self.remade((), new)
 
-    def remade(self, first: Sequence[Message], new: Iterable[Message]) -> Heard:
+    def remade(
+        self,
+        first: Sequence[Message],
+        new: Iterable[Message],
+        entries: tuple[Any, ...] = (),
+        *,
+        is_closed: bool = True,
+    ) -> Heard:
         """All messages of a chat, given what was made of the new ones; in place of `checked`.
 
-        `first` are those that come before all others, and stand elsewhere in the body.
+        `first` are those that come before all others, and stand elsewhere in the body; `entries`
+        are all others as they came, if they are to be kept. Where the last message may become
+        another one with what follows (not `is_closed`), they are not remembered.
         """
         assert self._text is not None, "called twice"
         text, self._text = self._text, None
@@ -188,8 +207,9 @@ class Written:
             len(self),
             head=head,
             is_whole=is_whole and all(map(is_text, new)),
+            entries=entries,
         )
-        if self.new:
+        if self.new and is_closed:
             self._texts.keep(now, text, past, self._owner)
         return Heard.of(now, past if is_same else None)
 
@@ -218,15 +238,16 @@ class MessageTexts:
         self,
         raw: bytes,
         owner: Owner = ("", ""),
-        is_usual: IsUsual = is_text,
+        spoken: Spoken = _CHAT,
         max_brackets: float = inf,
     ) -> tuple[dict[str, Any], bytes] | None:
-        """A JSON object whose `messages` are `Written`, and the part of its text that is new.
+        """A JSON object whose messages are `Written`, and the part of its text that is new.
 
         None if it is short, has more brackets, or if anything about it is unusual.
         """
-        at = raw.find(_FIELD) if self._max_kept_len > 0 and len(raw) >= LONG_LEN else -1
-        opening = None if at < 0 else _OPENING.match(raw, at + len(_FIELD))
+        field, is_long = b'"%b"' % spoken.field.encode(), len(raw) >= LONG_LEN
+        at = raw.find(field) if self._max_kept_len > 0 and is_long else -1
+        opening = None if at < 0 else _OPENING.match(raw, at + len(field))
         if opening is None:
             return None
         start = opening.end()
@@ -241,16 +262,16 @@ class MessageTexts:
         rest = b"%b%b%b%b" % (raw[:at], self._name, opening[0], raw[begin:])
         if brackets(rest) + (0 if past is None else past.brackets) > max_brackets:
             return None
-        body = self._named(rest)
+        body = self._named(rest, spoken.field)
         if body is None:
             return None
-        new = body["messages"]
-        if not all(map(is_usual, new)) or (past is None and not new):
+        new = body[spoken.field]
+        if not all(map(spoken.is_usual, new)) or (past is None and not new):
             return None
         new_at = at + len(self._name) + len(opening[0])
         end = begin + _end(rest, new_at) - new_at
         text = raw[known_end:end].rstrip()
-        body["messages"] = Written(past, new, owner, text, self)
+        body[spoken.field] = Written(past, new, owner, text, self)
         return body, rest
 
     def keep(self, now: Past, text: bytes, past: Past | None, owner: Owner) -> None:
@@ -262,7 +283,9 @@ class MessageTexts:
                 return  # it was forgotten meanwhile
             above = past.place
         text_len = above.depth + len(text) + now.head.size
-        now.size = _SHARE * text_len + _MESSAGE_LEN * len(now.messages)
+        now.size = (_SHARE + (_SHARE - 1) * bool(now.entries)) * text_len + _MESSAGE_LEN * len(
+            now.messages
+        )
         now.place = index.below(above, text)
         for same in now.place.marks:  # another request with these messages was quicker
             self._kept_len -= same.size
@@ -289,16 +312,16 @@ class MessageTexts:
             self._kept.move_to_end(past)
         return past
 
-    def _named(self, text: bytes) -> dict[str, Any] | None:
+    def _named(self, text: bytes, field: str) -> dict[str, Any] | None:
         """The body with its field's own name again; None if it was not the body's only one."""
         ours = self._name[1:-1].decode()
         try:
             fields = orjson.loads(text)
         except orjson.JSONDecodeError:
             return None
-        if type(fields) is not dict or type(fields.get(ours)) is not list or "messages" in fields:
+        if type(fields) is not dict or type(fields.get(ours)) is not list or field in fields:
             return None
-        return {("messages" if name == ours else name): value for name, value in fields.items()}
+        return {(field if name == ours else name): value for name, value in fields.items()}
 
     def _forget(self, past: Past) -> None:
         owner = self._kept.pop(past, None)

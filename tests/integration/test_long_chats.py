@@ -72,6 +72,33 @@ async def test_a_long_conversation_in_blocks_gets_what_it_gets_in_a_router_that_
         assert worker.requests[0].body["input_ids"] == seen[-1]
 
 
+@pytest.mark.parametrize("stores", [False, True])
+async def test_long_input_in_items_gets_what_it_gets_in_a_router_that_has_not_seen_it(stores):
+    def body(turns: int) -> dict[str, Any]:
+        items: list[dict[str, Any]] = [*talk(0)]
+        for number in range(turns):
+            call = {"call_id": f"c{number}", "name": "look", "arguments": "{}"}
+            items += [
+                {"type": "reasoning", "summary": [], "content": []},
+                {"type": "function_call", **call},
+                {"type": "function_call_output", "call_id": f"c{number}", "output": f"{number}"},
+            ]
+        return {"model": "tiny", "instructions": "Look.", "input": items, "store": stores}
+
+    async with served() as (router, worker):
+        for turns in range(6):
+            status, answer = await router.post("/v1/responses", body(turns))
+            assert status == 200
+        assert 0 < len(router.gateway.context.message_texts) <= 2
+        seen = [request.body["input_ids"] for request in worker.requests]
+        if stores:
+            _, kept = await router.get(f"/v1/responses/{answer['id']}/input_items?limit=100")
+            assert len(kept["data"]) == len(body(5)["input"])
+    async with served() as (router, worker):
+        await router.post("/v1/responses", body(5))
+        assert worker.requests[0].body["input_ids"] == seen[-1]
+
+
 async def test_an_error_names_the_place_of_a_new_message():
     async with served() as (router, _):
         await router.chat(talk(1))

@@ -14,10 +14,21 @@ from hypothesis import strategies as st
 from slime_router.api.anthropic.messages import BILLING, read_conversation
 from slime_router.api.chat.messages import checked
 from slime_router.api.media import is_free_of_media
+from slime_router.api.responses.dialect import SPOKEN
+from slime_router.api.responses.items import is_reference, read_input
+from slime_router.api.responses.request import conversation_of
 from slime_router.errors import BadRequest
 from slime_router.json_text import brackets
 from slime_router.template import heard
-from slime_router.template.heard import MAX_CHAINS, Chain, Heard, MessageTexts, Past, Written
+from slime_router.template.heard import (
+    MAX_CHAINS,
+    Chain,
+    Heard,
+    MessageTexts,
+    Past,
+    Spoken,
+    Written,
+)
 from slime_router.types import Message
 
 TEXTS = st.text(
@@ -268,6 +279,7 @@ def test_what_is_unusual_is_left_to_the_usual_way(raw):
     assert MessageTexts().read(raw) is None
 
 
+BLOCKED = Spoken("messages", is_free_of_media)
 BLOCKS = st.fixed_dictionaries({"type": st.just("text"), "text": TEXTS}) | st.sampled_from(
     [
         {"type": "thinking", "thinking": "Hm.", "signature": "turn_" + "0" * 24},
@@ -313,7 +325,7 @@ def test_blocks_say_in_a_chat_what_they_say_when_all_are_read(steps, data) -> No
         wanted = said(body)
         if type(wanted) is list:
             talks.append(talk)
-        found = texts.read(orjson.dumps(body), ("/v1/messages", ""), is_free_of_media)
+        found = texts.read(orjson.dumps(body), ("/v1/messages", ""), BLOCKED)
         if found is None:
             assert not all(map(is_free_of_media, talk))
             continue
@@ -321,11 +333,59 @@ def test_blocks_say_in_a_chat_what_they_say_when_all_are_read(steps, data) -> No
         assert said(found[0]) == wanted
 
 
+ITEMS = st.sampled_from(
+    [
+        {"role": "user", "content": "Hi"},
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "b"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "c"}]},
+        {"role": "assistant", "content": " "},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        {"type": "reasoning", "summary": [], "encrypted_content": "turn_" + "0" * 24},
+        {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "d"},
+        {"type": "web_search_call", "id": "w", "action": {"type": "search", "query": "e"}},
+        {"type": "custom_tool_call", "call_id": "c2", "name": "run", "input": "f"},
+        {"type": "custom_tool_call_output", "call_id": "c2", "output": "g"},
+        {"type": "function_call", "name": "look"},
+        {"type": "unheard_of"},
+        {"type": "item_reference", "id": "i1"},
+    ]
+)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.lists(ITEMS, max_size=3)), max_size=10),
+    st.data(),
+)
+def test_items_say_in_a_chat_what_they_say_when_all_are_read(steps, data) -> None:
+    def asked(body: dict[str, Any]) -> tuple[Any, ...]:
+        """The items and the messages, or what is wrong with them, and where."""
+        try:
+            items = read_input(body["input"], lambda name, path: {"type": "reasoning", "id": name})
+            return items, tuple(checked(list(conversation_of(body, items, None)), 0))
+        except BadRequest as exc:
+            return str(exc), exc.param
+
+    texts = MessageTexts()
+    talks: list[list[dict[str, Any]]] = [[{"role": "user", "content": "Hi"}]]
+    for which, new in steps:
+        talk = [*talks[which % len(talks)], *new]
+        body = {"instructions": data.draw(st.none() | TEXTS), "input": talk}
+        wanted = asked(body)
+        if type(wanted[0]) is tuple:
+            talks.append(talk)
+        found = texts.read(orjson.dumps(body), ("/v1/responses", ""), SPOKEN)
+        if found is None:
+            assert any(map(is_reference, talk))
+            continue
+        assert asked(found[0]) == wanted
+
+
 def test_of_blocks_too_only_what_is_new_is_read():
     texts, talk = MessageTexts(), [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
     result = {"type": "tool_result", "tool_use_id": "c", "content": "x"}
     for number in range(6):
-        found = texts.read(orjson.dumps({"messages": talk}), is_usual=is_free_of_media)
+        found = texts.read(orjson.dumps({"messages": talk}), spoken=BLOCKED)
         assert found is not None
         assert found[0]["messages"].new == talk[-1:]
         assert len(read_conversation(found[0])) == 2 * len(talk) - 1

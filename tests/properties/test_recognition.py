@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from slime_router.api.media import is_free_of_media
 from slime_router.template import heard
 from slime_router.template.conversation_key import reply_links
-from slime_router.template.heard import MessageTexts
+from slime_router.template.heard import MessageTexts, Spoken
 from slime_router.template.parts import Parts
 from slime_router.trajectory.recognition import Conversation, Recogniser
 from slime_router.types import GenerateCall, Message, TemplateOptions
@@ -105,7 +105,9 @@ def test_a_turn_is_found_whether_or_not_its_messages_came_before(steps) -> None:
         for number, (which, new, has_tools, head, then, reply) in enumerate(steps):
             talk = [*talks[which % len(talks)], *new]
             options = TemplateOptions(tools=(TOOL,) if has_tools else ())
-            found = texts.read(orjson.dumps({"messages": talk}), is_usual=is_free_of_media)
+            found = texts.read(
+                orjson.dumps({"messages": talk}), spoken=Spoken("messages", is_free_of_media)
+            )
             assert found is not None
             written = found[0]["messages"]
             got = ours.recognise(_call(written.remade(head, written.new), options))
