@@ -58,8 +58,8 @@ class HealthSettings:
 class Health:
     """Runs one watching task for each worker of the pool, as workers come and go.
 
-    `on_up(worker)` is called when a worker answers for the first time, again, or after a request
-    to it failed.
+    `on_up(worker)` is called when a worker answers for the first time, again, after a request to
+    it failed, or with another tokenizer's name.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Health:
             if self._is_gone(worker):
                 return
             try:
-                probe = await self._probe(worker)
+                probe = await self._probe(worker, state)
             except OutOfDescriptors:
                 continue
             if probe == "answers":
@@ -159,7 +159,7 @@ class Health:
         alarm.clear()
         return True
 
-    async def _probe(self, worker: Worker) -> Probe:
+    async def _probe(self, worker: Worker, state: _State) -> Probe:
         known = worker.weight_version
         endpoint = ENDPOINT if worker.is_resting else self._settings.endpoint
         try:
@@ -176,7 +176,9 @@ class Health:
             if answer.status == _REFUSES:
                 self._note_refusing(worker, True)
             return "silent"
-        version = _parsed(answer.body).get("weight_version")
+        info = _parsed(answer.body)
+        state.named(info.get("tokenizer_path"))
+        version = info.get("weight_version")
         # Trainers update workers behind our back; a change made meanwhile is newer than the answer.
         if isinstance(version, str | int) and not isinstance(version, bool):
             is_news = worker.observed(version, known=known)
@@ -222,7 +224,7 @@ class Health:
             self.recoveries += not is_new
             logger.info("worker %s is %s", worker.url, "up" if is_new else "back")
             is_new = True
-        if is_new or is_suspected or worker.misfit is not None:
+        if is_new or is_suspected or state.is_another or worker.misfit is not None:
             self._on_up(worker)
         await self._ask_whether_it_drains(worker)
         if self._settings.is_enabled:
@@ -255,7 +257,12 @@ class Health:
 
 
 class _State:
-    """The outcome of one worker's probes so far."""
+    """The outcome of one worker's probes so far.
+
+    Attributes:
+        was_seen: it has answered.
+        is_another: the last answer came from a server of another model than the one before.
+    """
 
     def __init__(
         self, settings: HealthSettings, backoff: Backoff, random: Callable[[], float]
@@ -265,7 +272,9 @@ class _State:
         self._random = random
         self._failures = 0
         self._successes = 0
+        self._tokenizer_path: object = None
         self.was_seen = False
+        self.is_another = False
 
     def rest_s(self, worker: Worker) -> float | None:
         """Seconds until the next probe; None to wait until a request fails."""
@@ -284,6 +293,11 @@ class _State:
         is_trusted = not self.was_seen or self._successes >= self._settings.success_threshold
         self.was_seen = True
         return is_trusted
+
+    def named(self, tokenizer_path: object) -> None:
+        """What the worker says of its tokenizer; unlike its model's path, no update changes it."""
+        known, self._tokenizer_path = self._tokenizer_path, tokenizer_path
+        self.is_another = None not in (known, tokenizer_path) and known != tokenizer_path
 
     def failed(self, probe: Probe) -> bool:
         """The worker did not answer; True if it now counts as down."""

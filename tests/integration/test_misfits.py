@@ -12,6 +12,7 @@ from aiohttp import web
 
 from slime_router.config import Config
 from slime_router.errors import SetupError
+from slime_router.failover.greetings import PROBE_TEXT
 from slime_router.pool.backoff import Backoff
 from slime_router.server.app import Gateway
 from slime_router.testing import FakeWorker
@@ -19,6 +20,7 @@ from tests.integration.gateway import (
     CHAT,
     OtherWords,
     Served,
+    Words,
     checkpoint,
     serving,
     tiny_worker,
@@ -124,6 +126,23 @@ async def test_a_worker_that_comes_to_fit_serves():
         is_there = True
         await until(lambda: misfits(router) == [])
         assert (await card(router, url))["status"] == "ready"
+
+
+async def test_a_worker_whose_place_another_took_between_two_probes_is_looked_at_again():
+    named, words = "/models/a", Words()
+
+    def changing(request: web.Request) -> web.Response:
+        if request.path == "/tokenize":
+            return web.json_response({"tokens": words.encode(PROBE_TEXT)})
+        return web.json_response({"tokenizer_path": named})
+
+    async with server(changing) as url, serving(url, **QUICK) as router:
+        [known] = router.gateway.pool.list()
+        await until(lambda: known.is_token_exact is True)
+        named, words = "/models/b", OtherWords()
+        await until(lambda: misfits(router) == [url])
+        assert known.is_up
+        assert "other tokens" in (await card(router, url))["reason"]
 
 
 @pytest.mark.parametrize("allows", [False, True])
@@ -434,10 +453,10 @@ async def test_a_watch_that_fails_goes_on(part, monkeypatch, caplog):
         plain = getattr(health, part)
         failures: list[Exception] = [OSError("too many\nfiles"), UnicodeError("label too long")]
 
-        async def broken(worker: Any) -> Any:
+        async def broken(*given: Any) -> Any:
             if failures:
                 raise failures.pop()
-            return await plain(worker)
+            return await plain(*given)
 
         monkeypatch.setattr(health, part, broken)
         await until(lambda: supervisor.failures["health watch"] == 2)

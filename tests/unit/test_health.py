@@ -93,6 +93,9 @@ class _Updated:
         return SimpleNamespace(status=200, body=b'{"weight_version": "old"}')
 
 
+NAMELESS: Any = SimpleNamespace(named=lambda tokenizer_path: None)  # what probes told so far
+
+
 @pytest.mark.parametrize(("seen", "known"), [("new", "new"), (None, "old")])
 async def test_an_answer_that_is_older_than_what_was_seen_meanwhile_counts_for_nothing(seen, known):
     pool: Any = SimpleNamespace(note_versions=lambda: None, subscribe=lambda look: None)
@@ -100,7 +103,7 @@ async def test_an_answer_that_is_older_than_what_was_seen_meanwhile_counts_for_n
     health = Health(pool, client, HealthSettings(), Supervisor())
     worker = Worker("http://a")
     worker.observed("first", known=None)
-    assert await health._probe(worker) == "answers"
+    assert await health._probe(worker, NAMELESS) == "answers"
     assert worker.weight_version == known
 
 
@@ -109,7 +112,7 @@ async def test_a_worker_that_rests_is_asked_what_it_answers_then():
     client: Any = _Updated(None)
     health = Health(pool, client, HealthSettings(endpoint="/v1/of/mine"), Supervisor())
     worker = Worker("http://a")
-    await health._probe(worker)
+    await health._probe(worker, NAMELESS)
     worker.rested(is_paused=True, is_asleep=False)
-    await health._probe(worker)
+    await health._probe(worker, NAMELESS)
     assert client.paths == ["/v1/of/mine", ENDPOINT]
