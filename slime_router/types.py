@@ -266,10 +266,6 @@ class GenerateCall:
         """The call with these for `asked`."""
         return replace(self, worker_fields=fields)
 
-    def renamed(self, suffix: str) -> GenerateCall:
-        """The call under a rid of its own, for a worker that may still have the other one."""
-        return replace(self, rid=f"{self.rid}-{suffix}", asked_as=self.asked_as or self.rid)
-
     def under(self, defaults: Sampling) -> GenerateCall:
         """The call with a session's defaults for whatever it does not say itself."""
         return replace(self, sampling=self.sampling.over(defaults))

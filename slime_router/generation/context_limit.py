@@ -56,4 +56,10 @@ class ContextLimit:
 def _to_the_end(call: GenerateCall) -> GenerateCall:
     """The call limited only by the context; under a new rid, as the first is being aborted."""
     sampling = replace(call.sampling, max_tokens=None)
-    return replace(call.renamed("again"), sampling=sampling, token_limit=None)
+    return replace(
+        call,
+        sampling=sampling,
+        token_limit=None,
+        rid=f"{call.rid}-again",
+        asked_as=call.asked_as or call.rid,
+    )

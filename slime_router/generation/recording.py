@@ -229,9 +229,9 @@ class Recorder:
         self._open.add(turn_id)
         if turn_id == call.turn_id:
             return call
-        call = replace(call, turn_id=turn_id, request_id=turn_id)
-        # A worker refuses a rid that it is answering already.
-        return call.renamed(f"try{tries}") if is_beside else call
+        if is_beside:  # a worker refuses a rid that it is answering already
+            call = replace(call, rid=f"{call.rid}-try{tries}", asked_as=call.asked_as or call.rid)
+        return replace(call, turn_id=turn_id, request_id=turn_id)
 
     def record(self, turn: OpenTurn, finish: Finish) -> None:
         """Puts the turn into the store, unless it is empty. A fault never fails the reply."""
