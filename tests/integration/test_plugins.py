@@ -52,6 +52,14 @@ async def twice(call, call_next):
         yield chunk
 
 
+async def beside(call, call_next):
+    """Asks for another reply while it keeps the first one half read."""
+    first = aiter(call_next(call))
+    await anext(first)
+    async for chunk in call_next(call):
+        yield chunk
+
+
 async def loud(call, call_next):
     """Changes what the client sees."""
     async for chunk in call_next(call):
@@ -253,6 +261,31 @@ async def test_a_plugin_can_ask_again_and_each_generation_is_a_turn():
         text, _ = await router.chat([user("hi")])
         assert len(router.gateway.store) == 2
     assert text == "Hello"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_generations_side_by_side_do_not_share_a_rid(count):
+    async with served(**paths("beside")) as (router, worker):
+        body = {"messages": [user("hi")], "max_tokens": 4, "n": count, "stream": True}
+        async with router.http.post(CHAT, json=body) as response:
+            raw = await response.read()
+    rids = [request.body["rid"] for request in worker.requests]
+    assert response.status == 200, raw
+    assert b'"error"' not in raw
+    assert len(set(rids)) == len(rids) == 2 * count
+
+
+async def test_an_abort_ends_all_that_run_side_by_side_for_one_rid():
+    async with served(**paths("beside")) as (router, worker):
+        worker.hold(after_tokens=1)
+        body = {"text": "hi", "rid": "mine", "stream": True}
+        async with router.http.post("/generate", json=body) as response:
+            await worker.wait_running(2)
+            async with router.http.post("/abort_request", json={"rid": "mine"}) as aborted:
+                assert aborted.status == 200
+            raw = await response.read()
+    assert sorted(worker.aborted[:2]) == sorted(each.body["rid"] for each in worker.requests)
+    assert b'"type":"abort"' in raw
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
