@@ -93,7 +93,7 @@ class _Updated:
         return SimpleNamespace(status=200, body=b'{"weight_version": "old"}')
 
 
-NAMELESS: Any = SimpleNamespace(named=lambda tokenizer_path: None)  # what probes told so far
+NAMELESS: Any = SimpleNamespace(named=lambda tokenizer_path: None)  # keeps no name
 
 
 @pytest.mark.parametrize(("seen", "known"), [("new", "new"), (None, "old")])
