@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from slime_router.errors import BadRequest
-from slime_router.template.layout import Layout, compares_messages, holds
+from slime_router.template.layout import Layout, compares_messages, not_found
 from slime_router.template.messages import (
     REFERENCE,
     renderable,
@@ -20,6 +20,7 @@ from slime_router.template.parts import Parts, find_parts, prints_names
 from slime_router.template.seam import Control, Sampled, Seam
 from slime_router.template.self_test import Findings, find_ends, self_test
 from slime_router.template.spelling import Spelling, find_spelling
+from slime_router.template.stand_ins import is_reply, unsaid_word
 from slime_router.template.suffix import Question, Suffix, Suffixes
 from slime_router.template.transcript import Transcripts
 from slime_router.types import Message, TemplateOptions
@@ -190,9 +191,40 @@ class ChatTemplate:
         """What the prompt `text` of these messages looks like; None where it takes more to know."""
         return self._suffixes.layout(Question(messages, len(messages), options, date), text)
 
-    def left_out(self, text: str, messages: Sequence[Message]) -> list[int]:
-        """Which of `messages` the template did not print in `text`."""
-        return [index for index, message in enumerate(messages) if not holds(text, [message])]
+    def left_out(self, text: str, asked: Question) -> tuple[str, ...]:
+        """What of the messages from `asked.index` on, and of the tools, is not in their prompt.
+
+        `text` is that prompt. Where the text of a message is not found in it, a word in its place
+        is looked for: some templates print JSON in a form of their own.
+        """
+        lost = tuple(not_found(text, asked.messages, asked.index))
+        if lost:
+            words = {index: unsaid_word(f"{index}x") for index in lost}
+            marked = [
+                {**message, "content": words.get(index, message.get("content"))}
+                for index, message in enumerate(asked.messages)
+            ]
+            again = self.try_render(marked, asked.options, asked.date)
+            lost = tuple(index for index in lost if again is not None and words[index] not in again)
+        return (*(f"messages[{index}]" for index in lost), *self.left_out_fields(asked))
+
+    def left_out_fields(self, asked: Question) -> Iterator[str]:
+        """The fields that the template never prints, of the messages from `asked.index` on."""
+        found = self.findings
+        if asked.options.tools and not found.prints_tools:
+            yield "tools"
+        for index in range(asked.index, asked.size):
+            message = asked.messages[index]
+            if len(message) == 2:  # a role and a text
+                continue
+            names = []
+            if not is_reply(message):
+                names = [] if self.prints_names or message["role"] == "tool" else ["name"]
+            elif not found.prints_calls:
+                names = ["tool_calls"]
+            if is_reply(message) and not found.prints_reasoning:
+                names.append("reasoning_content")
+            yield from (f"messages[{index}].{name}" for name in names if message.get(name))
 
     def transcripts(self) -> Transcripts:
         """Keeps the texts of prompts, for what is rendered after them."""
