@@ -21,6 +21,7 @@ from slime_router.choices import (
     ReasoningField,
     StrictFields,
 )
+from slime_router.host_port import bare_host
 from slime_router.setting import FOREVER_S, SOON, count, path, required, seconds, setting
 from slime_router.worker_settings import FailureSettings, LaunchSettings, WorkerSettings
 
@@ -56,7 +57,9 @@ class ServerSettings:
 
     title: ClassVar[str] = "server"
 
-    host: str = setting("127.0.0.1", "address to listen on", aliases=("--sglang-router-ip",))
+    host: str = setting(
+        "127.0.0.1", "address to listen on", aliases=("--sglang-router-ip",), read=bare_host
+    )
     port: int = setting(
         30000, "port to listen on", low=1, high=65535, aliases=("--sglang-router-port",)
     )
@@ -142,6 +145,9 @@ class LimitSettings:
 
     max_concurrent_requests: int = count(  # 64 engines with slime's 512 each
         32_768, "concurrent generations of all APIs; n samples count as n"
+    )
+    max_inflight_per_worker: int | None = count(
+        None, "requests that each worker has at a time", default_help="as many as come"
     )
     queue_size: int = count(  # clients have no other router to turn to, so queue
         131_072, "generations that may wait beyond those; sessions take turns", low=0

@@ -206,7 +206,8 @@ class StorageFull(RouterError):
 class NoWorker(RouterError):
     """No worker is registered, or none can take a request.
 
-    `is_temporary`: this may change by itself; `is_paused`: it will when generation is continued.
+    `is_temporary`: this may change by itself; `is_paused`: it will when generation is continued;
+    `is_full`: it will when a request at one of them ends.
     """
 
     status = 503
@@ -219,12 +220,14 @@ class NoWorker(RouterError):
         *,
         is_temporary: bool = False,
         is_paused: bool = False,
+        is_full: bool = False,
         retry_after_s: float | None = None,
         code: str | None = None,
     ) -> None:
         super().__init__(message, code=code, retry_after_s=retry_after_s)
         self.is_temporary = is_temporary
         self.is_paused = is_paused
+        self.is_full = is_full
 
 
 class OutOfDescriptors(RouterError):

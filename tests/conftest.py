@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web_app
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -36,6 +36,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("any machine")
+# `make mutants` asks only whether a test fails: looking for its smallest example takes longer than
+# finding one.
+settings.register_profile(
+    "mutants",
+    settings.get_profile("any machine"),
+    phases=(Phase.explicit, Phase.generate),
+    report_multiple_bugs=False,
+)
 
 
 # Gives free memory back to the system; other C libraries than glibc do so by themselves.

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from slime_router.auth.configured_file import configured_text
 from slime_router.auth.keys import check_key
 from slime_router.errors import SetupError
 
@@ -21,7 +22,7 @@ def read_keys_file(path: Path) -> dict[str, str]:
     """
     place = f"--api-keys-file {path}"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = configured_text(path)
     except OSError as exc:
         raise SetupError(f"{place}: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:

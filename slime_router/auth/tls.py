@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 
+from slime_router.auth.configured_file import check_regular
 from slime_router.errors import SetupError
 
 
@@ -19,8 +21,7 @@ def tls_context(cert_path: str | None, key_path: str | None) -> ssl.SSLContext |
         raise SetupError("--tls-cert-path and --tls-key-path are given together, or not at all")
     for flag, path in (("--tls-cert-path", cert_path), ("--tls-key-path", key_path)):
         try:
-            with open(path, "rb"):
-                pass
+            check_regular(Path(path))
         except OSError as exc:  # the ssl module does not say which of the two files it was
             raise SetupError(f"{flag} {path}: {exc.strerror}") from exc
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -19,6 +19,7 @@ from typing import Any
 
 import tokenizers
 
+from slime_router.auth.configured_file import configured_text
 from slime_router.checkpoint import python_formats as encoders
 from slime_router.checkpoint import tiktoken_file
 from slime_router.checkpoint.byte_bpe import prove
@@ -240,7 +241,7 @@ def _read_template(path_or_text: str) -> str:
     if "{" in path_or_text:  # every template has a tag; a path has none
         return path_or_text
     try:
-        return Path(path_or_text).read_text(encoding="utf-8")
+        return configured_text(Path(path_or_text))
     except (OSError, UnicodeError) as exc:
         reason = getattr(exc, "strerror", None) or str(exc)
         raise SetupError(f"{path_or_text}: cannot read the chat template: {reason}") from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slime_router.host_port import host_port
 from slime_router.replies.formats import Formats
 from slime_router.server.app import Gateway
 
@@ -9,12 +10,11 @@ from slime_router.server.app import Gateway
 def banner(gateway: Gateway) -> str:
     """What the router prints at start: where it listens, what it serves and who can reach it."""
     config = gateway.config
-    host = f"[{config.host}]" if ":" in config.host else config.host
     scheme = "http" if gateway.tls is None else "https"
     warning = gateway.access.warning(config.host)
     workers = ", ".join(worker.url for worker in gateway.pool.list())
     lines = (
-        ("url", f"{scheme}://{host}:{config.port}"),
+        ("url", f"{scheme}://{host_port(config.host, config.port)}"),
         *([("WARNING", warning)] if warning else []),
         ("model", config.model_name),
         ("workers", workers or "none yet (POST /add_worker?url=...)"),

@@ -23,6 +23,7 @@ from slime_router.cli.standard_streams import show
 from slime_router.config import Config
 from slime_router.edge.listener import Listener, reason_of
 from slime_router.errors import SetupError
+from slime_router.host_port import host_port
 from slime_router.server.app import Gateway
 from slime_router.server.boundary import protocols
 from slime_router.server.loop.garbage import GarbageCollector
@@ -100,11 +101,10 @@ def serve(gateway: Gateway, herald: Herald) -> int:
     def announce() -> None:
         start_up.is_over = True
         logger.info(
-            "slime-router %s serves %s on %s:%d",
+            "slime-router %s serves %s on %s",
             __version__,
             config.model_name,
-            config.host,
-            config.port,
+            host_port(config.host, config.port),
         )
         found = gateway.template.findings
         is_odd = found.has_template and not found.prints_messages
@@ -119,7 +119,7 @@ def serve(gateway: Gateway, herald: Herald) -> int:
     try:
         _run(_serving(gateway, app, announce))
     except OSError as exc:
-        herald.failed(f"cannot listen on {config.host}:{config.port}: {reason_of(exc)}")
+        herald.failed(f"cannot listen on {host_port(config.host, config.port)}: {reason_of(exc)}")
         return EXIT_FAILED
     logger.info("slime-router has stopped")
     if gateway.failure is not None:

@@ -2,6 +2,7 @@
 
 `SystemExit` and its like would end the process, and a plug-in that sleeps would keep a request for
 ever. The time that counts is the plug-in's own: while it waits for what it wraps, the clock stands.
+An abort ends it in that time, too; what it wraps hears of aborts by itself.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import TypeAlias, TypeVar
 
 from aiohttp import web
@@ -17,8 +19,10 @@ from aiohttp.typedefs import Middleware as HttpMiddleware
 
 from slime_router.edge.bodies import share_body
 from slime_router.errors import RouterError
+from slime_router.generation.admission import aborted
 from slime_router.generation.middleware import CallNext, HttpPlugin, Middleware
 from slime_router.types import GenerateCall, GenerateChunk
+from slime_router.waiting.cancel_scope import CancelScope, Cut
 
 logger = logging.getLogger(__name__)
 
@@ -29,22 +33,37 @@ Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _Clock:
-    """The time of one layer for one request; it stands while something inside runs."""
+    """The time of one layer for one request; it stands while something inside runs.
+
+    Attributes:
+        is_aborted: the abort of the request was asked for.
+        open_streams: of what the layer wraps; they end by themselves after an abort.
+    """
 
     def __init__(self, limit_s: float) -> None:
+        self.is_aborted = False
+        self.open_streams = 0
         self._limit_s = limit_s
         self._timeout: asyncio.Timeout | None = None
+        self._scope: CancelScope | None = None
         self._inside = 0
 
     @contextmanager
     def running(self, timeout: asyncio.Timeout) -> Iterator[None]:
-        """For the block, `timeout` is what ends the layer."""
-        self._timeout = timeout
-        self._set()
-        try:
-            yield
-        finally:
-            self._timeout = None
+        """For the block, `timeout` is what ends the layer; an abort raises Cut."""
+        with CancelScope() as self._scope:
+            self._timeout = timeout
+            self._set()
+            try:
+                yield
+            finally:
+                self._timeout = self._scope = None
+
+    def abort(self) -> None:
+        """Ends what the layer does by itself."""
+        self.is_aborted = True
+        if self._scope is not None and not self._inside:
+            self._scope.cut()
 
     @contextmanager
     def standing(self) -> Iterator[None]:
@@ -71,9 +90,31 @@ class PluginGuard:
     def __init__(self, limit_s: float) -> None:
         self.failures = 0
         self._limit_s = limit_s
+        self._clocks: dict[str, set[_Clock]] = {}  # of generations, by rid
 
     def __repr__(self) -> str:
         return f"<PluginGuard {self._limit_s} s, {self.failures} failures>"
+
+    def cancel(self, rid: str) -> None:
+        """No plug-in goes on with a generation of this rid: it ends as aborted."""
+        for clock in self._clocks.get(rid, ()):
+            clock.abort()
+
+    def cancel_all(self) -> None:
+        """No plug-in goes on with a generation that runs now."""
+        for clock in chain.from_iterable(self._clocks.values()):
+            clock.abort()
+
+    @contextmanager
+    def _clock(self, rid: str) -> Iterator[_Clock]:
+        clocks = self._clocks.setdefault(rid, set())
+        clocks.add(clock := _Clock(self._limit_s))
+        try:
+            yield clock
+        finally:
+            clocks.discard(clock)
+            if not clocks:
+                self._clocks.pop(rid, None)
 
     def generations(self, plugin: Middleware) -> Middleware:
         """The plug-in, guarded."""
@@ -81,16 +122,22 @@ class PluginGuard:
         async def guarded(
             call: GenerateCall, call_next: CallNext
         ) -> AsyncGenerator[GenerateChunk, None]:
-            clock = _Clock(self._limit_s)
-            stream = plugin(call, _standing(call_next, clock))
-            try:
-                while True:
-                    chunk = await self._within(stream.__anext__, clock, plugin)
-                    if chunk is None:
+            with self._clock(call.rid) as clock:
+                stream = plugin(call, _standing(call_next, clock))
+                has_finished = False
+                try:
+                    while has_finished or clock.open_streams or not clock.is_aborted:
+                        chunk = await self._within(stream.__anext__, clock, plugin)
+                        if chunk is None:
+                            return
+                        has_finished |= chunk.finish is not None
+                        yield chunk
+                except Cut:
+                    if has_finished:
                         return
-                    yield chunk
-            finally:
-                await self._closed(stream, plugin)
+                finally:
+                    await self._closed(stream, plugin)
+                yield aborted(call)
 
         guarded.__name__ = _name(plugin)
         return guarded
@@ -155,7 +202,11 @@ class PluginGuard:
 
 def _standing(call_next: CallNext, clock: _Clock) -> CallNext:
     async def inside(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
+        if clock.is_aborted:
+            yield aborted(call)
+            return
         stream = call_next(call)
+        clock.open_streams += 1
         try:
             while True:
                 with clock.standing():
@@ -164,6 +215,7 @@ def _standing(call_next: CallNext, clock: _Clock) -> CallNext:
                     return
                 yield chunk
         finally:
+            clock.open_streams -= 1
             with clock.standing():
                 await stream.aclose()
 

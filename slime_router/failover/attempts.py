@@ -9,19 +9,29 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from slime_router.choices import Resume
 from slime_router.engine.exchange import NotTaken
-from slime_router.errors import NoWorker, RouterError, WorkerFailed, WorkerRefused, WorkerTimeout
+from slime_router.errors import (
+    NoWorker,
+    RouterError,
+    TooManyRequests,
+    WorkerFailed,
+    WorkerRefused,
+    WorkerTimeout,
+)
 from slime_router.failover.stitch import Stitch
 from slime_router.pool.backoff import Backoff
-from slime_router.pool.pool import Lease, WorkerPool
+from slime_router.pool.lease import Lease
+from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Kind, Need, Worker
 from slime_router.types import WeightVersion
 from slime_router.values import replace
+from slime_router.waiting.line import Line, Place
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +54,14 @@ class RelaySettings:
         request_timeout_s: for a whole generation, with all its tries and waits.
         worker_wait_s: how long a request waits while no worker can be reached.
         pause_wait_s: how long it waits while generation is paused.
+        room_wait_s: how long it waits while workers have as many requests as they may.
         resume_aborted: which endpoints' generations resume by themselves if a worker aborts them.
     """
 
     request_timeout_s: float
     worker_wait_s: float = 30.0
     pause_wait_s: float = 600.0
+    room_wait_s: float = 3600.0
     resume_aborted: Resume = "chat"
 
 
@@ -108,16 +120,26 @@ class Dispatcher:
         self.backoff = backoff
         self.on_suspicion = on_suspicion
         self.random = random
-        self.change = asyncio.Event()  # set when something changes, and then replaced
-        pool.subscribe(self.wake)
+        self.line: Line[Worker] = Line()  # those that wait for a worker
+        pool.subscribe(self.line.wake)
+        pool.on_room = self.line.offer
 
     def __repr__(self) -> str:
         return f"<Dispatcher to {self.pool!r}>"
 
-    def wake(self) -> None:
-        """Makes everyone waiting for a worker look again."""
-        self.change.set()
-        self.change = asyncio.Event()
+    @contextmanager
+    def waiting(
+        self, need: Need, tried: Collection[str], kind: Kind | None
+    ) -> Iterator[Place[Worker]]:
+        """For the block, a request that needs this waits for a worker that was not tried."""
+        pool, is_pinned = self.pool, need.target is not None
+        self.counts["waited"] += 1
+        pool.note_pinned(+is_pinned)
+        try:
+            with self.line.place(lambda worker: pool.can_take(worker, need, tried, kind)) as place:
+                yield place
+        finally:
+            pool.note_pinned(-is_pinned)
 
 
 class Attempts:
@@ -177,34 +199,54 @@ class Attempts:
         self._trouble.tried_prefills.add(prefill.url)
 
     async def _found(self, need: Need, tried: set[str], kind: Kind | None = None) -> Lease:
-        began = self._clock()
-        has_waited = False
-        while True:
-            change = self._dispatcher.change
-            if self._run.is_cancelled:
-                raise Cancelled
-            try:
-                return self._pool.lease(need, tried, kind=kind)
-            except NoWorker as exc:
-                if tried:
-                    tried.clear()
-                    continue
-                settings = self._settings
-                wait_s = settings.pause_wait_s if exc.is_paused else settings.worker_wait_s
-                until = min(began + wait_s, self._deadline)
-                now = self._clock()
-                if not exc.is_temporary or now >= until:
-                    raise
-                look_at = (
-                    until if exc.retry_after_s is None else min(until, now + exc.retry_after_s)
-                )
-            self._dispatcher.counts["waited"] += not has_waited
-            has_waited = True
-            try:
-                async with asyncio.timeout_at(look_at):
-                    await change.wait()
-            except TimeoutError:
-                pass  # try once more; that raises the reason why there is none
+        since = self._clock()
+        try:
+            return self._look(need, tried, kind)
+        except NoWorker as exc:
+            why, look_at = exc, self._look_at(exc, since)
+        with self._dispatcher.waiting(need, tried, kind) as place:
+            while True:
+                await place.wait(look_at)
+                if place.offered is None:
+                    tried.clear()  # something else has changed
+                try:
+                    lease = self._look(need, tried, kind)
+                except NoWorker as exc:
+                    if (exc.is_full, exc.is_paused) != (why.is_full, why.is_paused):
+                        since = self._clock()
+                    why, look_at = exc, self._look_at(exc, since)
+                else:
+                    place.taken = lease.worker
+                    return lease
+
+    def _look(self, need: Need, tried: set[str], kind: Kind | None) -> Lease:
+        """Leases a worker that is there now: one that was not tried, or else any."""
+        if self._run.is_cancelled:
+            raise Cancelled
+        try:
+            return self._pool.lease(need, tried, kind=kind)
+        except NoWorker as exc:
+            if not tried or exc.is_full:
+                raise
+        tried.clear()
+        return self._pool.lease(need, kind=kind)
+
+    def _look_at(self, why: NoWorker, since: float) -> float:
+        """By the loop's clock, when to look again, at the latest. Raises what there is to say if
+        that makes no sense: the request has waited `since` then, for the same reason.
+        """
+        settings = self._settings
+        wait_s = settings.worker_wait_s
+        if why.is_full:
+            wait_s = settings.room_wait_s
+        elif why.is_paused:
+            wait_s = settings.pause_wait_s
+        until, now = min(since + wait_s, self._deadline), self._clock()
+        if why.is_temporary and now < until:
+            return until if why.retry_after_s is None else min(until, now + why.retry_after_s)
+        if why.is_full:
+            raise TooManyRequests(f"{why.message} Try again later.") from None
+        raise why
 
     def progress(self, lease: Lease) -> None:
         """The worker samples: the request is fine, and failures are counted from zero again."""

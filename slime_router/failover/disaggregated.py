@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import NotTaken
 from slime_router.errors import RouterError
-from slime_router.pool.pool import Lease
+from slime_router.pool.lease import Lease
 from slime_router.pool.worker import Worker
 from slime_router.types import GenerateCall
 from slime_router.values import replace

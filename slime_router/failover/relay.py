@@ -36,7 +36,8 @@ from slime_router.failover.disaggregated import paired, prefilling
 from slime_router.failover.native_items import OpenText
 from slime_router.failover.stitch import Stitch
 from slime_router.pool.backoff import Backoff
-from slime_router.pool.pool import Lease, WorkerPool
+from slime_router.pool.lease import Lease
+from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Need, Worker
 from slime_router.shortcut.shortcut import Shortcut
 from slime_router.telemetry.request_record import Trace, current_request
@@ -171,6 +172,7 @@ class Relay:
                 self._note_dropped(part, len(stitch.output_ids))
             return stitch.emit(last, goes_on=True)
         self._finished(part, lease.worker, stitch)
+        lease.close()  # its reader may keep it open for the other samples of the request
         return stitch.emit(last)
 
     def _sampled(
@@ -238,14 +240,14 @@ class Relay:
         runs = self._runs.get(rid, [])
         for run in runs:
             run.is_cancelled = True
-        self._dispatcher.wake()
+        self._dispatcher.line.wake()
         return [(run.worker, run.rid) for run in runs if run.worker is not None]
 
     def cancel_all(self) -> None:
         """No generation in progress is to be resumed after an abort."""
         for run in chain.from_iterable(self._runs.values()):
             run.is_cancelled = True
-        self._dispatcher.wake()
+        self._dispatcher.line.wake()
 
     # Other requests
 

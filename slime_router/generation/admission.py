@@ -1,17 +1,19 @@
 """Admission: how many generations run at once, and which ones wait, for how long.
 
-Each generation that a plug-in asks for waits for its own slot. Invariants: never more than
-`max_running` are inside; while any waits, exactly that many are. A returned slot is handed to the
-next in the same step, so no slot is free while somebody waits, and none is lost with a waiter that
-left or was aborted. A generation returns its slot with its last chunk, not when it is closed: a
-finished sample is kept open until the other samples of its request finish, and these may still be
-waiting for a slot.
+Each generation that a plug-in asks for waits for its own slot. Invariants: none comes in while
+`places` or more are inside; while any waits, at least that many are. A returned slot is handed to
+the next in the same step, so no slot is free while somebody waits, and none is lost with a waiter
+that left or was aborted. Where each worker has room for so many only, the places are theirs: they
+come and go with the workers, and what waits here does not wait in front of one.
+A generation returns its slot with its last chunk, not when it is closed: a finished sample is kept
+open until the other samples of its request finish, and these may still be waiting for a slot.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
@@ -94,6 +96,7 @@ class AdmissionQueue:
     def __init__(self, *, max_running: int, max_waiting: int, timeout_s: float) -> None:
         self._max_running = max_running
         self._timeout_s = timeout_s
+        self._room: Callable[[], int] | None = None
         self._queue: FairQueue[_Ticket] = FairQueue(max_waiting)
         self._counts = AdmissionFigures()
         self._took_s: float | None = None  # recent average, of those that finished
@@ -115,7 +118,7 @@ class AdmissionQueue:
         return cls(max_running=sys.maxsize, max_waiting=0, timeout_s=0.0)
 
     def __repr__(self) -> str:
-        return f"<AdmissionQueue {self._counts.running}/{self._max_running} {self._queue!r}>"
+        return f"<AdmissionQueue {self._counts.running}/{self.places} {self._queue!r}>"
 
     @property
     def figures(self) -> AdmissionFigures:
@@ -123,18 +126,29 @@ class AdmissionQueue:
         self._counts.waiting = len(self._queue)
         return self._counts
 
-    async def enter(self, call: GenerateCall) -> Slot | None:
-        """Waits for a slot; None if the abort of the call was requested meanwhile.
+    @property
+    def places(self) -> int:
+        """How many may be inside at the moment."""
+        return self._max_running if self._room is None else min(self._max_running, self._room())
+
+    def keep_to(self, room: Callable[[], int]) -> None:
+        """Lets no more in than there is room for; when that has grown, `admit` is to be called."""
+        self._room = room
+
+    async def enter(self, rid: str, party: Party) -> Slot | None:
+        """Waits for a slot; None if the abort of this rid was requested meanwhile.
 
         Raises:
             TooManyRequests: no slot became free in time, or there was no room to wait for one.
         """
         clock = asyncio.get_running_loop().time
-        if self._counts.running < self._max_running:
+        if self._queue:
+            self.admit()
+        if self._counts.running < self.places:
             self._counts.running += 1
-        elif not await self._wait(call):
+        elif not await self._wait(rid, party):
             return None
-        self.preparing.add(slot := Slot(self, clock(), call.rid))
+        self.preparing.add(slot := Slot(self, clock(), rid))
         return slot
 
     def finished(self, began: float) -> None:
@@ -145,13 +159,20 @@ class AdmissionQueue:
         self.leave()
 
     def leave(self) -> None:
-        """Hands the slot to the next waiter, skipping any that left but are still queued."""
-        while self._queue:
+        """A slot is free: the next one gets it."""
+        self._counts.running -= 1
+        self.admit()
+
+    def admit(self) -> None:
+        """Gives free slots to those who wait, skipping any that left but are still queued."""
+        if not self._queue:
+            return
+        places = self.places
+        while self._queue and self._counts.running < places:
             ticket = self._queue.pop()
             if not ticket.done():
+                self._counts.running += 1
                 ticket.set_result(None)
-                return
-        self._counts.running -= 1
 
     def cancel(self, rid: str) -> None:
         """Nothing that waits under this rid, or has no prompt yet, runs: it ends as aborted."""
@@ -167,14 +188,13 @@ class AdmissionQueue:
         for ticket in chain.from_iterable(self._tickets.values()):
             _abort(ticket)
 
-    async def _wait(self, call: GenerateCall) -> bool:
+    async def _wait(self, rid: str, party: Party) -> bool:
         """Waits in the queue; returns whether it got a slot."""
-        party = party_of(call)
         loop = asyncio.get_running_loop()
         ticket: _Ticket = loop.create_future()
         if (out := self._queue.push(party, ticket)) is not None:
             self._refuse(party, out, f"{len(self._queue)} generations wait already")
-        self._tickets.setdefault(call.rid, set()).add(ticket)
+        self._tickets.setdefault(rid, set()).add(ticket)
         began = loop.time()
         late = f"no other generation ended within {self._timeout_s:g} s"
         timer = loop.call_later(self._timeout_s, self._refuse, party, ticket, late)
@@ -187,7 +207,7 @@ class AdmissionQueue:
         finally:
             timer.cancel()
             self._queue.discard(party, ticket)
-            self._forget(call.rid, ticket)
+            self._forget(rid, ticket)
             self._counts.waited += 1
             self._counts.queue_time_s += loop.time() - began
         if isinstance(answer, TooManyRequests):
@@ -204,7 +224,7 @@ class AdmissionQueue:
         """How long it may take to admit everyone waiting now, plus one more."""
         if self._took_s is None:
             return None
-        return self._took_s * (len(self._queue) + 1) / max(self._max_running, 1)
+        return self._took_s * (len(self._queue) + 1) / max(self.places, 1)
 
     def _refuse(self, party: Party, ticket: _Ticket, reason: str) -> None:
         self._queue.discard(party, ticket)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 
 from slime_router.errors import WorkerRefused
-from slime_router.generation.admission import AdmissionQueue, aborted
+from slime_router.generation.admission import AdmissionQueue, aborted, party_of
 from slime_router.generation.caching import Cacher, Filing
 from slime_router.generation.context_limit import ContextLimit
 from slime_router.generation.counting import Count, Counting
@@ -63,7 +63,7 @@ class Pipeline:
         """
         reply, course = Reply(), self._meters.course()
         with self._counting.count(call) as count:
-            slot = await self._admission.enter(call)
+            slot = await self._admission.enter(call.rid, party_of(call))
             if slot is None:
                 count.add(chunk := aborted(call))
                 yield chunk

@@ -18,6 +18,7 @@ class Obstacle(IntEnum):
     RESTS = 4
     OLD = 5  # its weights are
     FAILED = 6  # too often
+    FULL = 7  # it has as many requests as it may
 
 
 def no_worker(
@@ -49,6 +50,9 @@ def no_worker(
         return NoWorker("Generation is paused.", is_temporary=True, is_paused=True)
     if last is Obstacle.OLD:
         return NoWorker("No worker runs weights that are new enough.", is_temporary=True)
+    if last is Obstacle.FULL:
+        words = "Every worker has as many requests as it may."
+        return NoWorker(words, is_temporary=True, is_full=True)
     waits_s = map(tries_in_s, stopped)
     retry_after_s = min((wait_s for wait_s in waits_s if wait_s > 0), default=None)
     words = "All workers failed too often."

@@ -10,53 +10,20 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Unpack
 
-from slime_router.errors import BadRequest, NotFound, RouterError
+from slime_router.errors import BadRequest, NotFound, NoWorker, RouterError
 from slime_router.pool.address import worker_url
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.breaker import Breaker, BreakerSettings
 from slime_router.pool.cooldown import Cooldown
+from slime_router.pool.lease import Lease
 from slime_router.pool.obstacles import Obstacle, no_worker
 from slime_router.pool.policy import Policy, make_policy
+from slime_router.pool.room import Room
 from slime_router.pool.worker import Kind, Need, RegistrationFields, Worker
 from slime_router.types import TokenIds
 
 ANY_NEED = Need()
 NO_COOLDOWN = Backoff(initial_s=0.0)
-
-
-class Lease:
-    """A worker's promise to take one request; `close` returns it, and may be called repeatedly."""
-
-    __slots__ = ("_is_answered", "_is_trial", "_pending", "_pool", "is_open", "worker")
-
-    def __init__(self, pool: WorkerPool, worker: Worker, pending: int, *, is_trial: bool) -> None:
-        self.worker = worker
-        self._pool = pool
-        self._pending = pending
-        self._is_trial = is_trial
-        self.is_open = True
-        self._is_answered = False
-
-    def answered(self) -> None:
-        """The first token arrived, or something else showed that the worker does its job."""
-        if not self._is_answered:
-            self._is_answered = True
-            self.worker.computed(self._pending)
-            if self._is_trial:
-                self._pool._tried(self.worker)
-
-    def close(self) -> None:
-        """The worker no longer has the request."""
-        if self.is_open:
-            self.is_open = False
-            self.answered()
-            self._pool._returned(self.worker)
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class WorkerPool:
@@ -65,6 +32,7 @@ class WorkerPool:
     `may_serve` decides by weight version which of the available workers may have requests.
     `api_key` is sent to workers that are added without one. A worker that is down is probed every
     `probe_s`, if that is known. `cooldown` gives the delays for workers that fail in a row.
+    No worker has more than `max_in_flight` requests; light ones do not count for that.
     """
 
     def __init__(
@@ -77,6 +45,7 @@ class WorkerPool:
         may_serve: Callable[[Worker], bool] = lambda _: True,
         api_key: str | None = None,
         probe_s: float | None = None,
+        max_in_flight: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = policy or make_policy("least_inflight")
@@ -85,13 +54,14 @@ class WorkerPool:
         self._may_serve = may_serve
         self._api_key = api_key
         self.probe_s = probe_s
+        self._room = Room(max_in_flight)
         self._clock = clock
         self._workers: dict[str, Worker] = {}
         self._breakers: dict[Worker, Breaker] = {}
         self._cooldowns: dict[Worker, Cooldown] = {}
-        self._leases = 0  # granted so far: an order that no clock can turn back
-        self._total_in_flight = 0
+        self._leases = self._total_in_flight = 0  # granted so far, and open
         self._listeners: list[Callable[[], None]] = []
+        self.on_room: Callable[[Worker], None] = lambda _: None
         for url in urls:
             self.add(url)
 
@@ -267,8 +237,7 @@ class WorkerPool:
         if len(candidates) > 1:
             candidates = [w for w in candidates if w.was_greeted] or candidates
             candidates = [w for w in candidates if not self._cooldowns[w].spares(now)] or candidates
-        is_clear = len(candidates) == 1
-        worker = candidates[0] if is_clear else self._policy.choose(candidates, need)
+        worker = candidates[0] if len(candidates) == 1 else self._policy.choose(candidates, need)
         pending = self._policy.sent(worker, need)
         self._leases += 1
         worker.leased(self._leases, pending)
@@ -276,11 +245,37 @@ class WorkerPool:
         return Lease(self, worker, pending, is_trial=self._breakers[worker].begin(now))
 
     def has_candidates(self, need: Need, exclude: Collection[str] = ()) -> bool:
-        """Whether `lease` would find a worker."""
+        """Whether `lease` would find a worker, now or once one has room."""
         try:
             return bool(self._candidates(need, exclude, None, self._clock()))
+        except RouterError as exc:
+            return isinstance(exc, NoWorker) and exc.is_full
+
+    def can_take(
+        self, worker: Worker, need: Need, exclude: Collection[str], kind: Kind | None
+    ) -> bool:
+        """Whether `lease` could choose this worker."""
+        try:
+            return worker in self._candidates(need, exclude, kind, self._clock())
         except RouterError:
             return False
+
+    def places(self) -> int:
+        """How many requests the workers have room for, those under way included."""
+        now = self._clock()
+        obstacles = {worker: self._obstacle(worker, (), None, now) for worker in self.list()}
+        return self._room.places(obstacles, self._total_in_flight)
+
+    @property
+    def full(self) -> int:
+        """Workers that have as many requests as they may."""
+        return sum(map(self._room.is_full, self.list()))
+
+    def note_pinned(self, change: int) -> None:
+        """So many more requests wait for room at a worker of their own choice; or fewer."""
+        if change:
+            self._room.pinned += change
+            self._changed()
 
     def cooldown_s(self, need: Need) -> float:
         """How long a request that failed on its last worker must wait, given who may take it."""
@@ -343,7 +338,7 @@ class WorkerPool:
         candidates = []
         for worker in there:
             obstacle = self._obstacle(worker, exclude, kind, now)
-            if obstacle is None:
+            if obstacle is None or (obstacle is Obstacle.FULL and need.is_light):
                 candidates.append(worker)
             else:
                 obstacles[worker] = obstacle
@@ -370,7 +365,9 @@ class WorkerPool:
             return Obstacle.RESTS
         if not self._may_serve(worker):
             return Obstacle.OLD
-        return None if self._breakers[worker].allows(now) else Obstacle.FAILED
+        if not self._breakers[worker].allows(now):
+            return Obstacle.FAILED
+        return Obstacle.FULL if self._room.is_full(worker) else None
 
     def _target(self, name: str) -> Worker:
         """By index in the list, as in sglang-router; or by URL or id."""
@@ -378,18 +375,21 @@ class WorkerPool:
             return self.list()[int(name)]
         return self.get(name)
 
-    def _tried(self, worker: Worker) -> None:
+    def tried(self, worker: Worker) -> None:
         """The request that a breaker let through as a trial has ended, one way or another."""
         if worker in self._breakers:
             self._breakers[worker].end_trial()
             self._changed()
 
-    def _returned(self, worker: Worker) -> None:
+    def returned(self, worker: Worker) -> None:
+        """A request has ended."""
         worker.returned()
         self._total_in_flight -= 1
         if not worker.in_flight and worker not in self:
             self._changed()  # it need not be watched any longer
         self._leave(worker)
+        if self._room.most is not None and worker in self:
+            self.on_room(worker)
 
     def _leave(self, worker: Worker) -> None:
         if worker.is_draining and not worker.in_flight and worker in self:

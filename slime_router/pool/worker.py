@@ -28,12 +28,14 @@ class Need:
 
     `key` tells whose request it is (`X-SMG-Routing-Key`, or the session): equal keys prefer the
     same worker. `target` names one worker, by URL, id or index in the list: only it may take it.
+    One that `is_light` takes no room at a worker: it does not generate.
     """
 
     ids: TokenIds = field(default_factory=lambda: NO_TOKENS)
     scope: str = ""
     key: str | None = None
     target: str | None = None
+    is_light: bool = False
 
 
 @value(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ torch is not installed, those are stood in for, and nothing that is called here 
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -16,10 +15,11 @@ from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any, Protocol
 
+from slime_router.checkpoint.sglang_entry import import_from_sglang
 from slime_router.errors import SetupError, one_line
 from slime_router.replies.sglang_parsers import MISSING, load_parsers
 
-_RULES = "sglang.srt.parser.template_detection"
+_RULES = "parser.template_detection"
 _SETTINGS = "sglang.srt.arg_groups"
 _HUB = "sglang.srt.utils.hf_transformers_utils"
 _FLAGS = ("reasoning_parser", "tool_call_parser")
@@ -153,12 +153,12 @@ def _by_architecture(rules: Any, model: ModelTraits) -> Detected:
 
 def _load_rules() -> Any:
     if importlib.util.find_spec("torch") is not None:
-        return importlib.import_module(_RULES)
+        return import_from_sglang(_RULES)
     with (
         _lent(f"{_SETTINGS}.muse_spark_hook", muse_spark_chat_template_default=None),
         _lent(f"{_SETTINGS}.overrides", declare_resolution=None, resolving_view=lambda args: args),
     ):
-        return importlib.import_module(_RULES)
+        return import_from_sglang(_RULES)
 
 
 @contextmanager

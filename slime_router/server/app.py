@@ -178,6 +178,9 @@ class Gateway:
         self.fleet = new_fleet(config)
         self.groups = WorkerGroups(config, new_fleet, vocab_size=self.tokenizer.vocab_size)
         self.pool, self.client, self.relay = self.fleet.pool, self.fleet.client, self.fleet.relay
+        if config.max_inflight_per_worker is not None:
+            self.admission.keep_to(self.pool.places)
+            self.pool.subscribe(self.admission.admit)
         self.session_kv = SessionKv(self.pool, self.client)
         if config.session_kv:
             self.sessions.kv_name = self.path.caching.kv_name = kv_name
@@ -194,16 +197,15 @@ class Gateway:
     def _wire_generations(self) -> None:
         """Runs once plug-ins are loaded: what it wires may depend on them."""
         config = self.config
+        idle_s, lag = config.session_idle_s, config.max_version_lag
         self.upkeep = Upkeep(
-            self.store,
-            self.cache,
-            self.weights,
-            idle_s=config.session_idle_s,
-            max_version_lag=config.max_version_lag,
+            self.store, self.cache, self.weights, idle_s=idle_s, max_version_lag=lag
         )
-        self.together = Together(self.siblings, self.fleet, self.path, self.upkeep, self.journal)
         keep_lines_apart()  # of plug-ins' parts of the package, too
         self.guard = PluginGuard(config.plugin_timeout_s)
+        self.together = Together(
+            self.siblings, self.fleet, self.path, self.upkeep, self.guard, self.journal
+        )
         self.grace = Grace(config.shutdown_grace_period_s)
         self.router = self.path.router(
             self.relay.generate,
@@ -219,6 +221,7 @@ class Gateway:
             max_payload_size=config.max_payload_size,
             grace=self.grace,
             keepalive_s=config.sse_keepalive_s,
+            admission=self.admission,
         )
         self._wire_doors()
 

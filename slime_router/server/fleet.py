@@ -129,6 +129,7 @@ class Fleet:
                 request_timeout_s=config.request_timeout_s,
                 worker_wait_s=config.worker_wait_s,
                 pause_wait_s=config.pause_wait_s,
+                room_wait_s=config.queue_timeout_s,
                 resume_aborted=config.resume_aborted,
             ),
             open_text=_text_reader(tokenizer),
@@ -260,6 +261,7 @@ def _pool(config: Config, weights: WeightVersions) -> WorkerPool:
         api_key=config.worker_api_key,
         cooldown=_backoff(config),
         probe_s=config.health_check_interval_s,
+        max_in_flight=config.max_inflight_per_worker,
     )
     for url in config.worker_urls:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import TypeAlias
@@ -25,6 +26,7 @@ from slime_router.edge.headers import to_client, to_worker
 from slime_router.edge.paths import tidied
 from slime_router.engine.kept import Answer, read_some
 from slime_router.errors import (
+    Conflict,
     MethodNotSupported,
     NotFound,
     NotSupported,
@@ -35,8 +37,11 @@ from slime_router.errors import (
     WorkerFailed,
 )
 from slime_router.failover.relay import Relay
+from slime_router.fresh_ids import fresh_hex
+from slime_router.generation.admission import AdmissionQueue
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Need
+from slime_router.waiting.fair_queue import Party
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +61,12 @@ class PassThrough:
         max_payload_size: int,
         grace: Grace | None = None,
         keepalive_s: float = 0.0,
+        admission: AdmissionQueue | None = None,
     ) -> None:
         self._relay = relay
         self._keepalive_s = keepalive_s  # between signs of life in a worker's stream; 0: none
         self._grace = grace or Grace(0)
+        self._admission = admission or AdmissionQueue.unlimited()
         self._max_payload_size = max_payload_size  # bytes
 
     def __repr__(self) -> str:
@@ -76,9 +83,12 @@ class PassThrough:
 
         A worker that cannot be reached is skipped; one that took the request is not. `target` is
         the path, with the query, that the worker gets; `body` is the request's body if it has
-        already been read. `headers` are added to the answer.
+        already been read. `headers` are added to the answer. What was read to be checked is work,
+        which waits for a slot as a generation does.
 
         Raises:
+            TooManyRequests: no slot became free in time, or there was no room to wait for one.
+            Conflict: it waited when all requests were aborted.
             NoWorker: none is registered, or none could be reached.
             WorkerFailed: the worker closed the connection without an answer, or it redirects.
             WorkerTimeout: no answer within the request timeout.
@@ -90,19 +100,36 @@ class PassThrough:
         is_unread = body is None and request.body_exists
         upload = _Upload(request, self._max_payload_size) if is_unread else None
         try:
-            async with self._relay.reach(
-                request.method,
-                target,
-                headers=to_worker(request, but=() if body is None else _LENGTH),
-                body=body if upload is None else upload,
-                can_repeat=upload is None,
-                need=_need(request),
-            ) as answer:
+            async with (
+                self._slot(request, is_work=body is not None),
+                self._relay.reach(
+                    request.method,
+                    target,
+                    headers=to_worker(request, but=() if body is None else _LENGTH),
+                    body=body if upload is None else upload,
+                    can_repeat=upload is None,
+                    need=_need(request, is_light=body is None),
+                ) as answer,
+            ):
                 return await self._answered(request, answer, headers)
         except RouterError as exc:
             if upload is not None and upload.fault is not None:
                 raise upload.fault from exc
             raise
+
+    @asynccontextmanager
+    async def _slot(self, request: web.Request, *, is_work: bool) -> AsyncIterator[None]:
+        """Work has a slot for the block."""
+        if not is_work:
+            yield
+            return
+        name = fresh_hex(24)
+        slot = await self._admission.enter(name, Party(caller(request).owner, name))
+        if slot is None:
+            raise Conflict("It was aborted while it waited.")
+        with slot:
+            slot.prepared()
+            yield
 
     async def _answered(
         self, request: web.Request, answer: Answer, headers: Mapping[str, str]
@@ -183,9 +210,10 @@ def _break_off(request: web.Request) -> None:
         request.transport.abort()
 
 
-def _need(request: web.Request) -> Need:
+def _need(request: web.Request, *, is_light: bool) -> Need:
     headers = request.headers
-    return Need(key=headers.get("X-SMG-Routing-Key"), target=headers.get("X-SMG-Target-Worker"))
+    key, target = headers.get("X-SMG-Routing-Key"), headers.get("X-SMG-Target-Worker")
+    return Need(key=key, target=target, is_light=is_light)
 
 
 def _target(request: web.Request) -> str:

@@ -9,8 +9,8 @@ from slime_router.siblings.place import Place
 from slime_router.values import replace
 
 _LIMITS = (
-    "max_concurrent_requests", "queue_size", "openai_max_concurrent_requests",
-    "radix_tree_max_size", "max_stored_tokens", "max_memory",
+    "max_concurrent_requests", "max_inflight_per_worker", "queue_size",
+    "openai_max_concurrent_requests", "radix_tree_max_size", "max_stored_tokens", "max_memory",
 )  # fmt: skip
 
 

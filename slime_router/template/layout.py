@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import jinja2
 from jinja2 import nodes
@@ -198,7 +198,7 @@ def _kind(message: Message, literals: Sequence[str]) -> tuple[object, ...]:
     role = str(message["role"]).lower()
     if role == "assistant":  # a stand-in takes its place
         return role, min(calls, 2)
-    return role, bool(content), tuple(has_word(content, literal) for literal in literals)
+    return role, bool(content), tuple(map(has_word, repeat(content), literals))
 
 
 def has_word(text: str, word: str) -> bool:

@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
+from itertools import pairwise, repeat
 from operator import is_
 from sys import getsizeof
 
@@ -200,7 +200,7 @@ def _kind(message: Message, literals: Sequence[str]) -> tuple[object, ...]:
     """All that a template may branch on, of replies as of other messages."""
     said = [name for name, value in message.items() if value]
     texts = [value for value in message.values() if type(value) is str]
-    found = [literal for literal in literals if any(has_word(text, literal) for text in texts)]
+    found = [literal for literal in literals if any(map(has_word, texts, repeat(literal)))]
     calls = len(message.get("tool_calls") or ())
     return str(message["role"]).lower(), min(calls, 2), frozenset(said), *found
 

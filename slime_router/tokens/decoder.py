@@ -97,7 +97,7 @@ def _byte_level_reader() -> Callable[[int, str], bytes]:
 
     def read(_token_id: int, token: str) -> bytes:
         try:
-            return bytes(byte_of[character] for character in token)
+            return bytes(map(byte_of.__getitem__, token))
         except KeyError:  # an added token, which is not written in the byte alphabet
             return token.encode()
 

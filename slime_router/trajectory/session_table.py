@@ -111,10 +111,7 @@ class SessionTable:
                 code="session_exists",
             )
         self._check_room(owner_of(spec.id))
-        said = [dict(spec.metadata), asdict(spec.sampling)]
-        if spec.sampling_pins.names:
-            said.append(asdict(spec.sampling_pins))
-        size = size_of(said)
+        size = _size(spec)
         self.check_bytes(owner_of(spec.id), size)
         numbers = self._numbers(spec)
         session = Session(spec, is_opened=True, age=age, numbers=numbers, opener=opener)
@@ -165,7 +162,7 @@ class SessionTable:
             del self._rewarded[_rollout(session)]
         session.opened_elsewhere(spec, opener)
         self._opened.take(session.owner)
-        self._resize(session, size_of([dict(spec.metadata), asdict(spec.sampling)]))
+        self._resize(session, _size(spec))
         self._add(session)
         if was_rewarded:
             self._rewarded.setdefault(_rollout(session), {})[session.id] = None
@@ -314,3 +311,11 @@ class SessionTable:
 def _rollout(session: Session) -> tuple[str, str]:
     """Rollouts of two owners can have one name."""
     return session.owner, session.rollout_id
+
+
+def _size(spec: SessionSpec) -> int:
+    """The bytes of what a session brings along."""
+    said = [dict(spec.metadata), asdict(spec.sampling)]
+    if spec.sampling_pins.names:
+        said.append(asdict(spec.sampling_pins))
+    return size_of(said)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from itertools import chain
 from math import inf
+from operator import methodcaller
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -25,6 +26,7 @@ LONG_TALK = 64  # messages: from here on a step may take a millisecond
 _CHARACTER_LEN = 4  # bytes at most
 _MESSAGE_LEN = 128  # bytes, for the names of its fields
 _TEXT = frozenset((str,))
+_CONTENT = methodcaller("get", "content")
 
 _Ticket: TypeAlias = "asyncio.Future[None]"
 
@@ -47,6 +49,8 @@ class Turnstile:
     def passing(self, values: Iterable[Any], party: Party) -> AbstractAsyncContextManager[object]:
         """For the block, what is made of these values is worked at, for this party."""
         values = tuple(values)
+        if len(values) >= LONG_TALK and _least_len(values) >= self._long_len:
+            return _Place(self, party)
         if _most_len(values) < self._long_len:
             return self._passage
         left = self._long_len
@@ -103,6 +107,17 @@ class _Place(AbstractAsyncContextManager[None]):
 async def others_run() -> None:
     """Between two steps that take milliseconds each for a long conversation, see `LONG_TALK`."""
     await asyncio.sleep(0)
+
+
+def _least_len(messages: Sequence[Any]) -> int:
+    """At least so many bytes are in these messages, without a step for each; 0 if others are there.
+
+    A content in parts counts one for each of them.
+    """
+    try:
+        return sum(map(len, filter(None, map(_CONTENT, messages))))
+    except (AttributeError, TypeError):
+        return 0
 
 
 def _most_len(values: Sequence[Any]) -> float:

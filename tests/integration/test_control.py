@@ -16,6 +16,7 @@ from aiohttp.test_utils import TestServer, unused_port
 from yarl import URL
 
 from slime_router.api.errors import openai_error
+from slime_router.edge.plugin_guard import PluginGuard
 from slime_router.errors import RouterError
 from slime_router.generation.admission import AdmissionQueue
 from slime_router.generation.weight_versions import WeightVersions
@@ -73,7 +74,7 @@ async def router(*urls, request_timeout_s=60.0):
         running = Router(pool, client, None)
         app = web.Application(client_max_size=2**30, middlewares=[boundary])
         alone = Siblings(None)
-        aborts = Aborts(pool, client.relay, no_limit(), alone)
+        aborts = Aborts(pool, client.relay, no_limit(), PluginGuard(60.0), alone)
         registry = Registry(pool, WeightVersions(), alone, on_weights=running.on_weights)
         for method, path, handler in ControlRoutes(pool, client, aborts, registry).routes():
             app.router.add_route(method, path, handler)

@@ -153,6 +153,37 @@ async def sleeping_late(call, call_next):
         await asyncio.Event().wait()
 
 
+class Waiting:
+    """Works until it is cancelled: before it asks, or between chunks."""
+
+    def __init__(self, context):
+        import asyncio
+        self.is_working = asyncio.Event()
+        self.was_cancelled = asyncio.Event()
+
+    async def work(self):
+        import asyncio
+        self.is_working.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.was_cancelled.set()
+
+
+class WaitingFirst(Waiting):
+    async def __call__(self, call, call_next):
+        await self.work()
+        async for chunk in call_next(call):
+            yield chunk
+
+
+class WaitingLate(Waiting):
+    async def __call__(self, call, call_next):
+        async for chunk in call_next(call):
+            yield chunk
+            await self.work()
+
+
 @web.middleware
 async def ending_http(request, handler):
     raise SystemExit(3)
@@ -278,6 +309,42 @@ async def test_a_plugin_can_neither_end_the_router_nor_keep_a_request(name, stre
         assert router.gateway.guard.failures >= 1
         assert router.gateway.pool.total_in_flight == 0
     assert f"plug-in failed: {name}" in caplog.text
+
+
+@pytest.mark.parametrize("order", [{"rid": "mine"}, {"abort_all": True}], ids=["rid", "all"])
+@pytest.mark.parametrize("outer", [(), ("loud", "twice")], ids=["alone", "nested"])
+@pytest.mark.parametrize("name", ["WaitingFirst", "WaitingLate"])
+async def test_an_abort_ends_a_plugin_that_works(name, outer, order):
+    is_late = name == "WaitingLate"  # without a stream, it would see the whole reply first
+    body = {"messages": [user("hi")], "rid": "mine", "max_tokens": 3, "stream": is_late}
+    async with served({"chunk_tokens": 1}, **paths(*outer, name)) as (router, _):
+
+        async def ask() -> str:
+            async with router.http.post(CHAT, json=body) as response:
+                return await response.text()
+
+        plugin: Any = router.gateway.plugins.generation[-1]
+        asked = asyncio.create_task(ask())
+        async with asyncio.timeout(10):
+            await plugin.is_working.wait()
+            assert (await router.post("/abort_request", order))[0] == 200
+            await plugin.was_cancelled.wait()
+            assert "aborted the generation" in await asked
+        assert router.gateway.guard.failures == 0
+        assert router.gateway.pool.total_in_flight == 0
+
+
+@pytest.mark.parametrize("name", ["WaitingFirst", "WaitingLate"])
+async def test_a_client_that_leaves_ends_a_plugin_that_works(name):
+    async with served({"chunk_tokens": 1}, **paths(name)) as (router, _):
+        (plugin,) = router.gateway.plugins.generation
+        working: Any = plugin
+        asked = asyncio.create_task(router.post(CHAT, {"messages": [user("hi")], "max_tokens": 3}))
+        async with asyncio.timeout(10):
+            await working.is_working.wait()
+            asked.cancel()
+            await working.was_cancelled.wait()
+        assert router.gateway.guard.failures == 0
 
 
 @pytest.mark.parametrize(("name", "what"), [("silent_http", "nothing"), ("wordy_http", "a str")])

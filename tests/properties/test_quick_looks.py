@@ -12,7 +12,7 @@ from slime_router.edge.allowances import Allowances
 from slime_router.errors import BadRequest
 from slime_router.json_text import size_of
 from slime_router.waiting.fair_queue import Party
-from slime_router.waiting.turnstile import Turnstile
+from slime_router.waiting.turnstile import LONG_TALK, Turnstile
 
 TEXTS = st.sampled_from(["", "a", "text", "\u00fc" * 9, "\U0001f600" * 20, "/etc/passwd", "x" * 70])
 NAMES = st.sampled_from(
@@ -53,4 +53,20 @@ def test_what_is_plain_has_nothing_to_refuse(body, local_media, logit_processors
 def test_what_is_long_is_found_however_it_is_looked_at(values, long_len):
     turnstile = Turnstile(1, long_len)
     is_long = sum(map(size_of, values)) >= long_len and bool(values)
+    assert (turnstile.passing(values, Party("", "")) is not turnstile._passage) == is_long
+
+
+CONTENTS = st.one_of(st.none(), st.text(max_size=30), st.lists(VALUES, max_size=3))
+
+
+@given(
+    st.lists(CONTENTS, min_size=1, max_size=4),
+    st.lists(st.one_of(st.just({}), VALUES), max_size=2),
+    st.integers(1, 4000),
+)
+def test_so_is_a_long_conversation(contents, others, long_len):
+    messages = [{"role": "user", "content": content} for content in contents] * LONG_TALK
+    values = [*messages, *others]
+    turnstile = Turnstile(1, long_len)
+    is_long = sum(map(size_of, values)) >= long_len
     assert (turnstile.passing(values, Party("", "")) is not turnstile._passage) == is_long

@@ -58,6 +58,7 @@ def test_the_checkpoint_has_three_names(flag):
     [
         ("--host 0.0.0.0 --port 1", {"host": "0.0.0.0", "port": 1}),
         ("--sglang-router-ip ::1 --sglang-router-port 65535", {"host": "::1", "port": 65535}),
+        ("--host [::1]", {"host": "::1"}),
         ("--worker-urls http://a http://b", {"worker_urls": ("http://a", "http://b")}),
         ("--worker-urls", {"worker_urls": ()}),
         ("--history template", {"history": "template"}),
@@ -122,6 +123,7 @@ def test_each_flag_sets_its_setting_and_no_other(flags, expected):
         (["--capture", "on"], "invalid choice: 'on'"),
         (["--openai-chat-completion-path", "v1"], "must begin with /"),
         (["--openai-chat-completion-path=--"], "expected one argument"),
+        (["--host", "[]"], "argument --host/--sglang-router-ip: it is empty"),
         (["--host=--"], "argument --host/--sglang-router-ip: expected one argument"),
         (["--version-policy", "a\nb"], r"a\nb is not any"),
         (["--history", "x" * 100_000], "..."),

@@ -1,19 +1,24 @@
-"""The table of sessions: how many bytes they may take, and what a reward costs to give."""
+"""The table of sessions: which there are, what they may take, and what a reward costs to give."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
-from slime_router.auth.owners import owned
-from slime_router.errors import Conflict, StorageFull
+from slime_router.auth.owners import name_of_root, owned
+from slime_router.errors import Conflict, NotFound, StorageFull, TooManyRequests
 from slime_router.generation.sessions import SessionFlight, Sessions
 from slime_router.json_text import size_of
 from slime_router.trajectory import session_table
+from slime_router.trajectory.measures.scores import TeacherScore
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.session_table import SessionTable
 from slime_router.trajectory.store import TrajectoryStore
-from slime_router.types import GenerateCall, Sampling
+from slime_router.types import GenerateCall, Pins, Sampling
 from tests.effort import opcodes
+from tests.turns import bare_turn
 from tests.unit.test_prefixes import turn
 
 
@@ -111,3 +116,138 @@ async def test_a_sample_is_admitted_at_the_same_cost_however_many_run_or_were_re
     for flight in flights:
         sessions.release(flight)
     assert not sessions._of_request
+
+
+def test_those_of_a_group_of_a_rollout_and_in_a_state_are_listed_oldest_first():
+    table = SessionTable(100)
+    for name, group, rollout in (("a", "g", "r"), ("b", "g", None), ("c", None, "r")):
+        table.open(SessionSpec(id=name, group_id=group, rollout_id=rollout))
+    table.name("d")
+    table.mark_closed(table.get("a"), 1)
+    asked: list[tuple[dict[str, Any], str]] = [
+        ({}, "abcd"),
+        ({"group_id": "g"}, "ab"),
+        ({"rollout_id": "r"}, "ac"),
+        ({"rollout_id": "b"}, "b"),
+        ({"group_id": "g", "rollout_id": "r"}, "a"),
+        ({"state": "open"}, "bc"),
+        ({"state": "implicit"}, "d"),
+        ({"group_id": "g", "state": "closed"}, "a"),
+        ({"group_id": "g", "among": [table.get("b"), table.get("c")]}, "b"),
+    ]
+    for which, names in asked:
+        assert "".join(each.id for each in table.list(**which)) == names, which
+
+
+def test_each_owner_has_its_share_of_the_places_however_a_session_takes_one():
+    table = SessionTable(4, ["ann", "bob"])
+    first = table.open(SessionSpec(id=owned("ann", "0")))
+    named = table.name(owned("ann", "1"))
+    table.mark_closed(named, 1)
+    table.opened_elsewhere(table.name(owned("ann", "2")), SessionSpec(id=owned("ann", "2")), "them")
+    with pytest.raises(TooManyRequests, match="3 of your sessions, and 3 in all"):
+        table.open(SessionSpec(id=owned("ann", "3")))
+    with pytest.raises(TooManyRequests):
+        table.check_closing(table.name(owned("ann", "3")))
+    table.check_closing(first)
+    bobs = table.open(SessionSpec(id=owned("bob", "0")))
+    assert table.opened == 4
+    assert [(each.number, each.own_number) for each in (first, named, bobs)] == [
+        (1, 1),
+        (2, 2),
+        (5, 1),
+    ]
+    table.share_among(["ann"])
+    table.forget(bobs, is_deleted=True)
+    table.open(SessionSpec(id=owned("ann", "4")))
+
+
+def test_the_names_of_the_last_deleted_sessions_are_remembered(monkeypatch):
+    monkeypatch.setattr(session_table, "MAX_TOMBSTONES", 2)
+    table = SessionTable(100)
+    for name in "abc":
+        table.forget(table.open(SessionSpec(id=name)), is_deleted=True)
+    table.forget(table.name("d"), is_deleted=False)
+    for name in "bc":
+        with pytest.raises(NotFound, match="was deleted"):
+            table.name(name)
+    table.name("a")
+    table.name("d")
+    reopened = table.open(SessionSpec(id="b"))
+    table.forget(reopened, is_deleted=False)
+    table.name("b")
+
+
+def test_whoever_waits_for_the_end_of_a_session_or_a_conversation_hears_of_it_once():
+    ended: list[str] = []
+    table = SessionTable(100)
+    table.on_end = ended.append
+    closed, used, unused = (table.open(SessionSpec(id=name)) for name in ("closed", "used", "new"))
+    for session in (closed, used):
+        table.gain(session, bare_turn("t"), 1)
+    table.mark_closed(closed, 1)
+    assert ended == ["closed"]
+    for session in (closed, used, unused):
+        table.forget(session, is_deleted=True)
+    assert ended == ["closed", "used"]
+    table.lose(None, bare_turn("first", conversation=name_of_root("first")))
+    table.lose(None, bare_turn("second", conversation=name_of_root("first")))
+    assert ended == ["closed", "used", name_of_root("first")]
+
+
+def scored(name: str, tokens: int) -> TeacherScore:
+    """What a teacher thinks of so many tokens: 4 bytes each."""
+    return TeacherScore(
+        np.zeros(tokens, np.float32), np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32), name
+    )
+
+
+def test_the_scores_of_turns_count_as_they_change():
+    table = SessionTable(100, ["ann"])
+    session = table.name(owned("ann", "s"))
+    before = bare_turn("t", scores={"big": scored("v1", 100), "small": scored("v1", 10)})
+    after = bare_turn("t", scores={"big": scored("v2", 30)})
+    table.gain(session, before, 7)
+    assert (session.age, table._bytes.taken("ann")) == (7, 440)
+    table.remarked(session, before, after)
+    table.remarked(None, before, after)
+    assert table._bytes.taken("ann") == 120
+    table.lose(session, after)
+    assert table._bytes.taken("ann") == 0
+
+
+def test_a_name_that_another_router_opened_keeps_its_reward():
+    """And it goes to the rollout of which it is now."""
+    table = SessionTable(100)
+    mine = table.name("s")
+    table.set_reward("s", 1.0)
+    table.opened_elsewhere(mine, SessionSpec(id="s", rollout_id="r", group_id="g"), "them")
+    assert (list(table._by_rollout), list(table._rewarded)) == ([("", "r")], [("", "r")])
+    assert mine.opener == "them"
+    table.open(SessionSpec(id="other", rollout_id="r"))
+    with pytest.raises(Conflict, match="another reward in session 's'"):
+        table.set_reward("other", 2.0)
+    own = table.open(SessionSpec(id="own", rollout_id="s"))
+    table.rewarded_elsewhere(own, 3.0)
+    assert own.reward == 3.0
+    assert [each.id for each in table.list(rollout_id="r")] == ["s", "other"]
+    for session in table:
+        table.forget(session, is_deleted=True)
+    assert (len(table), table.opened, table._bytes.total) == (0, 0, 0)
+    assert (table._by_rollout, table._rewarded) == ({}, {})
+
+
+@pytest.mark.parametrize("is_here", [True, False], ids=["here", "elsewhere"])
+def test_pins_count_among_what_a_session_brings_along(is_here):
+    table = SessionTable(100)
+    sizes = []
+    pins = Pins(names=("stop",), sampling=Sampling(stop=("x" * 500,)))
+    for name, given in (("a", Pins()), ("b", pins)):
+        before = table._bytes.total
+        spec = SessionSpec(id=name, sampling_pins=given)
+        if is_here:
+            table.open(spec)
+        else:
+            table.opened_elsewhere(table.name(name), spec, "them")
+        sizes.append(table._bytes.total - before)
+    assert sizes[1] > sizes[0] + 500

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
+from slime_router.waiting import turnstile as module
 from slime_router.waiting.fair_queue import Party
 from slime_router.waiting.turnstile import Turnstile
 
@@ -136,3 +138,15 @@ async def test_whoever_is_cancelled_while_it_waits_takes_no_turn_of_its_owner():
         await settled()
     assert begun == ["a2", "b1"]
     await asyncio.wait_for(turnstile.enter(NOBODY), 30)
+
+
+@pytest.mark.parametrize("unsaid", [None, "", []])
+async def test_a_long_conversation_is_not_walked_through(monkeypatch, unsaid):
+    def walked(_: object) -> Iterator[int]:
+        raise AssertionError
+
+    monkeypatch.setattr(module, "sizes", walked)
+    talk = [{"role": "user", "content": "x" * 50}, {"role": "assistant", "content": unsaid}] * 64
+    turnstile = Turnstile(1, 50 * 64)
+    async with turnstile.passing(talk, NOBODY):
+        assert turnstile._free == 0

@@ -25,6 +25,7 @@ from slime_router.cli.standard_streams import show
 from slime_router.config import Config
 from slime_router.edge.listener import bound, reason_of
 from slime_router.errors import SetupError
+from slime_router.host_port import host_port
 from slime_router.launch.keeper import Keeper, Kept
 from slime_router.launch.launcher import Launcher
 from slime_router.launch.process import KILL_TIMEOUT_S, ask_to_end, ask_to_reload
@@ -189,9 +190,7 @@ class Parent:
                 sock.close()
             return await bound(*address, is_shared=True)
         except OSError as exc:
-            raise SetupError(
-                f"cannot listen on {address[0]}:{address[1]}: {reason_of(exc)}"
-            ) from exc
+            raise SetupError(f"cannot listen on {host_port(*address)}: {reason_of(exc)}") from exc
 
     def _announce(self) -> None:
         banner = self._children[0].place.banner or ""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from slime_router.auth.configured_file import configured_text
 from slime_router.cli.settings.option import ENVIRONMENT, Option
 from slime_router.errors import one_line
 
@@ -134,7 +135,7 @@ def _table(path: str) -> dict[Any, Any]:
 
 def _text(path: str, *, named: str) -> str:
     try:
-        return Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
+        return configured_text(Path(os.path.expanduser(path)))
     except OSError as exc:
         raise BadSource(f"{named}: cannot read {path}: {exc.strerror}") from None
     except UnicodeDecodeError:

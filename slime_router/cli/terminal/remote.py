@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from slime_router.auth.configured_file import configured_text
 from slime_router.cli.settings.option import ENVIRONMENT
 from slime_router.client import ClientError
 from slime_router.client.calls import Call
@@ -86,7 +87,7 @@ def _key(environ: Mapping[str, str]) -> str | None:
             return key
         if file := environ.get(f"{name}_FILE"):
             try:
-                return Path(file).read_text(encoding="utf-8").strip()
+                return configured_text(Path(file)).strip()
             except (OSError, UnicodeDecodeError) as exc:
                 raise BadPlace(f"{name}_FILE: cannot read {file}: {exc}") from None
     return None

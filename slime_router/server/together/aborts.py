@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from slime_router.edge.plugin_guard import PluginGuard
 from slime_router.errors import NotFound
 from slime_router.failover.relay import Relay
 from slime_router.generation.admission import AdmissionQueue
@@ -18,11 +19,17 @@ class Aborts:
     """Ends generations here and in the other processes; their workers are still to be asked."""
 
     def __init__(
-        self, pool: WorkerPool, relay: Relay, admission: AdmissionQueue, siblings: Siblings
+        self,
+        pool: WorkerPool,
+        relay: Relay,
+        admission: AdmissionQueue,
+        plugins: PluginGuard,
+        siblings: Siblings,
     ) -> None:
         self._pool = pool
         self._relay = relay
         self._admission = admission
+        self._plugins = plugins
         self._siblings = siblings
         siblings.answer(ABORT, self._heard)
 
@@ -50,9 +57,11 @@ class Aborts:
         return [(worker.url, name) for worker, name in self._cancel(rid)]
 
     def _cancel(self, rid: str) -> list[tuple[Worker, str]]:
+        self._plugins.cancel(rid)
         self._admission.cancel(rid)
         return self._relay.cancel(rid)
 
     def _cancel_all(self) -> None:
+        self._plugins.cancel_all()
         self._admission.cancel_all()
         self._relay.cancel_all()

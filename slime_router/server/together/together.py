@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slime_router.edge.plugin_guard import PluginGuard
 from slime_router.generation.token_path import TokenPath
 from slime_router.journal.keeping import Keeping
 from slime_router.server.fleet import Fleet
@@ -25,12 +26,13 @@ class Together:
         fleet: Fleet,
         path: TokenPath,
         upkeep: Upkeep,
+        plugins: PluginGuard,
         journal: Keeping | None,
     ) -> None:
         self.registry = Registry(
             fleet.pool, path.weights, siblings, on_weights=upkeep.on_weights, journal=journal
         )
-        self.aborts = Aborts(fleet.pool, fleet.relay, path.admission, siblings)
+        self.aborts = Aborts(fleet.pool, fleet.relay, path.admission, plugins, siblings)
         flights = Flights(path.sessions, path.store.sessions, path.fetch, journal, siblings)
         if siblings.others:
             path.sessions.elsewhere = flights

@@ -1,0 +1,48 @@
+"""How many requests a worker may have at once, and how many all of them have room for. Pure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from slime_router.pool.obstacles import Obstacle
+from slime_router.pool.worker import Worker
+
+
+class Room:
+    """At most `most` requests at each worker; None: as many as come.
+
+    Attributes:
+        pinned: requests that wait for room at the one worker that may take them.
+    """
+
+    __slots__ = ("most", "pinned")
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+        self.pinned = 0
+
+    def __repr__(self) -> str:
+        return f"<Room for {self.most} at each worker>"
+
+    def is_full(self, worker: Worker) -> bool:
+        """Whether it has as many as it may."""
+        return self.most is not None and worker.in_flight >= self.most
+
+    def places(self, workers: Mapping[Worker, Obstacle | None], in_flight: int) -> int:
+        """How many requests may be under way, so that none of them waits for room.
+
+        Those at workers that take no more count, also at removed ones (`in_flight` is that of all),
+        and so do pinned ones. While no worker can take any, it is as if all could: that many wait
+        until one can, or get the error.
+        """
+        if self.most is None:
+            return sys.maxsize
+        places, elsewhere = 0, in_flight + self.pinned
+        for worker, obstacle in workers.items():
+            if obstacle in (None, Obstacle.FULL):
+                places += self.most
+                elsewhere -= worker.in_flight
+            elif worker.kind == "prefill":  # its requests are at decode workers, too
+                elsewhere -= worker.in_flight
+        return places + elsewhere if places else self.most * max(len(workers), 1)
