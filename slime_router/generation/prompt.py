@@ -101,8 +101,7 @@ class PromptMaker:
         talk = self.recognise(call)
         failed = ""
         if talk.turn is not None and (call.history or self._history) == "held":
-            prompt = await self._extend(call, talk, talk.turn)
-            if prompt is not None:
+            if (prompt := await self._extend(call, talk, talk.turn)) is not None:
                 return prompt
             failed = "the template is not shown to append here"
         async with self._turnstile.passing(call.messages, party_of(call)):
@@ -131,8 +130,10 @@ class PromptMaker:
             if is_long:
                 await others_run()
         first = 0 if failed else talk.new_index(messages)
-        left_out = self._template.left_out(text, Question(messages, first, call.template, date))
+        left_out = self._template.left_out(text, messages, first, call.template, date)
         prompt = await self._from_text(call, text, talk=talk, date=date, reason=reason)
+        if not (notes or left_out):
+            return prompt
         receipt = replace(prompt.receipt, notes=(*prompt.receipt.notes, *notes))
         return replace(prompt, receipt=receipt, left_out=left_out)
 
@@ -256,10 +257,9 @@ class PromptMaker:
     def _unsaid(self, call: GenerateCall, talk: Conversation, suffix: Suffix) -> tuple[str, ...]:
         """What of the messages after the turn's reply is not in the suffix, by its name."""
         messages = call.messages or ()
-        asked = Question(messages, talk.new_index(messages), call.template)
+        fields = self._template.left_out_fields(messages, talk.new_index(messages), call.template)
         shift = len(messages) - len(talk.messages)
-        texts = (f"messages[{index + shift}]" for index in suffix.left_out)
-        return (*texts, *self._template.left_out_fields(asked))
+        return (*[f"messages[{index + shift}]" for index in suffix.left_out], *fields)
 
     def _choice(self, call: GenerateCall, talk: Conversation, turn: Turn) -> str:
         """The receipt's note if several turns read the same."""

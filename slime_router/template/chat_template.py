@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from slime_router.errors import BadRequest
-from slime_router.template.layout import Layout, compares_messages, not_found
+from slime_router.template.layout import Layout, compares_messages, holds_plainly, not_found
 from slime_router.template.messages import (
     REFERENCE,
     renderable,
@@ -191,40 +191,53 @@ class ChatTemplate:
         """What the prompt `text` of these messages looks like; None where it takes more to know."""
         return self._suffixes.layout(Question(messages, len(messages), options, date), text)
 
-    def left_out(self, text: str, asked: Question) -> tuple[str, ...]:
-        """What of the messages from `asked.index` on, and of the tools, is not in their prompt.
+    def left_out(
+        self,
+        text: str,
+        messages: Sequence[Message],
+        first: int,
+        options: TemplateOptions,
+        date: datetime | None,
+    ) -> tuple[str, ...]:
+        """What of `messages[first:]`, and of the tools, is not in their prompt `text`, by its name.
 
-        `text` is that prompt. Where the text of a message is not found in it, a word in its place
-        is looked for: some templates print JSON in a form of their own.
+        Where the text of a message is not found there, a word in its place is looked for: some
+        templates print JSON in a form of their own.
         """
-        lost = tuple(not_found(text, asked.messages, asked.index))
+        fields = self.left_out_fields(messages, first, options)
+        if holds_plainly(text, messages, first):
+            return fields
+        lost = tuple(not_found(text, messages, first))
         if lost:
             words = {index: unsaid_word(f"{index}x") for index in lost}
             marked = [
                 {**message, "content": words.get(index, message.get("content"))}
-                for index, message in enumerate(asked.messages)
+                for index, message in enumerate(messages)
             ]
-            again = self.try_render(marked, asked.options, asked.date)
+            again = self.try_render(marked, options, date)
             lost = tuple(index for index in lost if again is not None and words[index] not in again)
-        return (*(f"messages[{index}]" for index in lost), *self.left_out_fields(asked))
+        return (*(f"messages[{index}]" for index in lost), *fields)
 
-    def left_out_fields(self, asked: Question) -> Iterator[str]:
-        """The fields that the template never prints, of the messages from `asked.index` on."""
-        found = self.findings
-        if asked.options.tools and not found.prints_tools:
-            yield "tools"
-        for index in range(asked.index, asked.size):
-            message = asked.messages[index]
-            if len(message) == 2:  # a role and a text
-                continue
-            names = []
-            if not is_reply(message):
-                names = [] if self.prints_names or message["role"] == "tool" else ["name"]
-            elif not found.prints_calls:
-                names = ["tool_calls"]
-            if is_reply(message) and not found.prints_reasoning:
-                names.append("reasoning_content")
-            yield from (f"messages[{index}].{name}" for name in names if message.get(name))
+    def left_out_fields(
+        self, messages: Sequence[Message], first: int, options: TemplateOptions
+    ) -> tuple[str, ...]:
+        """The names of fields in `messages[first:]`, and of `options`, that it never prints."""
+        lost = ["tools"] if options.tools and not self.findings.prints_tools else []
+        for index, message in enumerate(messages[first:], first):
+            if len(message) > 2:  # more than a role and a text
+                unprinted = self._unprinted(message)
+                lost += [f"messages[{index}].{name}" for name in unprinted if message.get(name)]
+        return tuple(lost)
+
+    def _unprinted(self, message: Message) -> Iterator[str]:
+        """The fields that it does not print of such a message."""
+        if is_reply(message):
+            if not self.findings.prints_calls:
+                yield "tool_calls"
+            if not self.findings.prints_reasoning:
+                yield "reasoning_content"
+        elif not self.prints_names and message["role"] != "tool":
+            yield "name"
 
     def transcripts(self) -> Transcripts:
         """Keeps the texts of prompts, for what is rendered after them."""

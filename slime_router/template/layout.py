@@ -27,6 +27,7 @@ MAX_LAYOUTS = 16_384
 BEGINNING_LEN = 64  # characters of a text that is looked for
 MAX_BEGINNINGS = 8  # that are looked at one by one
 MAX_FRAMES_LEN = 2**14  # characters that a template puts around a few messages
+NEAR_END = 2**16  # characters in which the new messages usually are
 MAX_MARKS = 64  # of a layout; a conversation with more replies in view is rendered once more
 _STRING_METHODS = frozenset({"startswith", "endswith", "split", "rsplit", "find", "replace"})
 
@@ -117,6 +118,22 @@ def holds(text: str, messages: Sequence[Message]) -> bool:
         if found < 0:
             return False
         end, was_result = max(end, found), is_result
+    return True
+
+
+def holds_plainly(text: str, messages: Sequence[Message], first: int) -> bool:
+    """Whether the texts of `messages[first:]` are in `text` as they are, in order.
+
+    It is the usual case, and quick: of a longer prompt only its end is looked at.
+    """
+    at = max(0, len(text) - NEAR_END) if first else 0
+    for message in messages[first:]:
+        content = message.get("content")
+        if not isinstance(content, str):
+            return False
+        at = find_long(text, content, at)
+        if at < 0:
+            return False
     return True
 
 

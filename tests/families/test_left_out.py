@@ -9,15 +9,12 @@ import pytest
 
 from slime_router.checkup.scenarios import TOOLS
 from slime_router.choices import History
-from slime_router.errors import BadRequest
-from slime_router.template.suffix import Question
 from slime_router.types import Message, TemplateOptions
-from tests.families.catalogue import families, family
-from tests.families.checkpoints import Family
+from tests.families.catalogue import family
 from tests.families.conversation import FamilyTalk
 from tests.talk import user
 
-pytestmark = pytest.mark.tokenizers
+pytestmark = [pytest.mark.tokenizers, pytest.mark.slow]  # a second for each family
 
 ASK = user("Zuser")
 SYSTEM: Message = {"role": "system", "content": "Zsystem"}
@@ -71,22 +68,44 @@ def lost(text: str, messages: Sequence[Message]) -> tuple[str, ...]:
     return tuple(f"messages[{at}]" for at, word in enumerate(words) if word not in text)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("each", families(), ids=lambda each: each.name)
-def test_texts_that_a_template_drops_are_named(each: Family):
-    template = each.chat_template()
+# The talks of which something is lost, by families that print least, and by some that print all.
+LOSSES: dict[str, set[int]] = {
+    "cohere2": {1, 2, 5, 8, 9, 10, 11, 12},  # developers and results
+    "deepseek_r1_distill": {2, 4},  # a system message before another one
+    "gemma3": {7},  # a system message alone
+    "gptoss": {2, 3, 4, 5, 6, 11},  # late systems and developers
+    "lfm2": set(),
+    "llama3_1": {10},  # a text beside calls
+    "llama_2": {2, 3, 4, 5, 6, 7},
+    "phi3_5": {8, 9, 10, 11, 12},  # results
+    "qwen3": set(),
+    "qwen3_vl": {2, 3, 4, 5, 6, 11},
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_texts_that_a_template_drops_are_named(name):
+    template = family(name).chat_template()
     options = TemplateOptions(tools=TOOLS)
-    for messages in TALKS:
-        try:
-            text = template.render(messages, options)
-        except BadRequest:
+    found = set()
+    for number, messages in enumerate(TALKS):
+        text = template.try_render(messages, options)
+        if text is None:
             continue
-        named = template.left_out(text, Question(messages, 0, options))
+        named = template.left_out(text, messages, 0, options, None)
         texts = tuple(name for name in named if name.endswith("]"))
         assert texts == lost(text, messages), messages
-        assert ("tools" in named) == ("get_weather" not in text.replace("Zcity", "", 1)) or any(
-            "tool_calls" in message for message in messages
-        )
+        found |= {number} if texts else set()
+    assert found == LOSSES[name]
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3"])
+def test_only_what_is_new_is_looked_for(name):
+    template = family(name).chat_template()
+    messages = [ASK, REPLY, SYSTEM, user("Znext"), REPLY, SYSTEM, user("Zlast")]
+    text = template.render(messages, TemplateOptions())
+    named = template.left_out(text, messages, 5, TemplateOptions(), None)
+    assert named == (("messages[5]",) if name == "qwen3_vl" else ())
 
 
 HISTORIES: tuple[History, ...] = ("held", "template")
@@ -129,7 +148,8 @@ async def test_fields_that_a_template_never_prints_are_in_the_receipt(
     name, messages, tools, expected
 ):
     heard = await FamilyTalk(family(name)).hear(messages, "Yes", tools=tools)
-    _, *named = heard.prompt.receipt.reason.split("; the template leaves out ")
+    reason = heard.prompt.receipt.reason.removesuffix("; tools not parsed")
+    _, *named = reason.split("; the template leaves out ")
     assert named == expected
 
 
