@@ -16,6 +16,7 @@ from slime_router.api.context import EndpointContext
 from slime_router.api.errors import OPENAI_ERRORS, ErrorStyle
 from slime_router.api.request import A
 from slime_router.errors import RouterError
+from slime_router.template.heard import Spoken
 from slime_router.types import GenerateChunk
 
 TextEvent: TypeAlias = Callable[[str, int], bytes]
@@ -69,7 +70,8 @@ class Dialect(Generic[A]):
         media_path: the worker's own path for requests with media; "" if there is none.
         fields: the names that a body may have at its top; empty if any may stand there.
         ids_field: the field that holds the prompt as token ids, which may be long; "" if none does.
-        takes_written: whether `messages` may be `Written`, so that only new ones are read.
+        spoken: where a body has messages that need not be read again once they were, so that they
+            come as `Written`; None if it has none.
     """
 
     read: Callable[[dict[str, Any], web.Request, EndpointContext], A]
@@ -83,4 +85,4 @@ class Dialect(Generic[A]):
     media_path: str = ""
     fields: frozenset[str] = frozenset()
     ids_field: str = ""
-    takes_written: bool = False
+    spoken: Spoken | None = None

@@ -55,7 +55,7 @@ async def serve(
             dialect.media_path,
             headers,
             ids_field=dialect.ids_field,
-            takes_written=dialect.takes_written,
+            spoken=dialect.spoken,
         )
         if isinstance(body, web.StreamResponse):
             return body
@@ -91,7 +91,7 @@ async def read_text(
     headers: Mapping[str, str],
     *,
     ids_field: str = "",
-    takes_written: bool = False,
+    spoken: heard.Spoken | None = None,
 ) -> dict[str, Any] | web.StreamResponse:
     """The request's body; if it has media, instead the answer from a worker's `media_path`.
 
@@ -99,8 +99,8 @@ async def read_text(
         RouterError: the body is not a JSON object or names another model, or no worker took it.
     """
     raw, body = await read_body(request), None
-    if takes_written and len(raw) >= heard.LONG_LEN:
-        body = _read_written(context, request, raw)
+    if spoken is not None and len(raw) >= heard.LONG_LEN:
+        body = _read_written(context, raw, (media_path, caller(request).owner), spoken)
     if body is None:
         body = await read_allowed(context, request, raw, ids_field)
     _check_model(context.served_names, body)
@@ -112,7 +112,7 @@ async def read_text(
 
 
 def _read_written(
-    context: EndpointContext, request: web.Request, raw: bytes
+    context: EndpointContext, raw: bytes, owner: heard.Owner, spoken: heard.Spoken
 ) -> dict[str, Any] | None:
     """`read_allowed`, where the messages are `Written`.
 
@@ -120,14 +120,14 @@ def _read_written(
     """
     if keeps_body():
         return None
-    found = context.message_texts.read(raw, caller(request).owner, MAX_CONTAINERS)
+    found = context.message_texts.read(raw, owner, spoken, MAX_CONTAINERS)
     if found is None:
         return None
     body, text = found
-    written = body["messages"]
-    shown = {**body, "messages": written.new}
+    written = body[spoken.field]
+    shown = {**body, spoken.field: written.new}
     try:
-        check_messages(written, "messages")
+        check_messages(written, spoken.field)
         check_read(text, shown)
         context.allowances.check(shown)
     except BadRequest:

@@ -106,6 +106,11 @@ class MediaPass:
             return await self._hand_on(request, target, raw, {**headers, RECEIPT: _receipt(reason)})
 
 
+def is_free_of_media(message: Any) -> bool:
+    """Whether there are no media in a message, whichever API it is for."""
+    return next(_within(message, ""), None) is None
+
+
 def _receipt(reason: str) -> str:
     """With the keys of every receipt: no token reused, none encoded, no turn continued."""
     fields = {

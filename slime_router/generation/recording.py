@@ -219,7 +219,8 @@ class Recorder:
     def _own_turn(self, call: GenerateCall) -> GenerateCall:
         """The call with its own turn id: a plug-in may ask several times.
 
-        Each further try is another request: to the trainer, a retry of the one before.
+        Each further try is another request: to the trainer, a retry of the one before. Its id
+        says of which (`Turn.sample_id`).
         """
         turn_id, tries = call.turn_id, count(2)
         while turn_id in self._open or turn_id in self._store:

@@ -6,8 +6,9 @@ it. Each turn is kept, or left out for exactly one reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from slime_router.rows.forest import TurnNode
 
@@ -38,7 +39,7 @@ def select(
 
     undelivered: nobody read the reply to its end, and nothing kept continues it
     retry:       the same prompt was sent again, and the conversation continued from another reply
-                 (or from neither: then the latest request counts)
+                 (or from neither: then the latest request counts, or the latest try at a sample)
     over_length: ends after `max_len` tokens, and so does everything kept after it
     """
     selection = Selection()
@@ -55,16 +56,15 @@ def _drop_unused(
     selection: Selection,
 ) -> list[TurnNode]:
     """The nodes that are used, children before their parents."""
-    prompts: dict[bytes, list[TurnNode]] = {}
-    for node in nodes:
-        prompts.setdefault(node.prompt_key, []).append(node)
+    prompts = _grouped(nodes, lambda node: node.prompt_key)
+    origins = _origins(nodes)
     kept: list[TurnNode] = []
     continued: set[str] = set()
     # A child's prompt is longer than its parent's: so children come first.
-    for twins in sorted(prompts.values(), key=lambda twins: -twins[0].prompt_len):
+    for twins in sorted(prompts, key=lambda twins: -twins[0].prompt_len):
         read = [n for n in twins if n.turn.id in continued or is_delivered(n.turn.id)]
         has_retries = len(read) > 1 and not keeps_retries
-        used = _last_requests(read, continued) if has_retries else read
+        used = _last_requests(read, continued, origins) if has_retries else read
         _leave_out_others(selection, "undelivered", twins, read)
         _leave_out_others(selection, "retry", read, used)
         kept += used
@@ -72,19 +72,48 @@ def _drop_unused(
     return kept
 
 
-def _last_requests(twins: Sequence[TurnNode], continued: set[str]) -> list[TurnNode]:
+def _origins(nodes: Sequence[TurnNode]) -> dict[str, tuple[str, str]]:
+    """By turn: the request that asked for it, and the first try at the same sample.
+
+    A plug-in's further try is recorded as a request of its own, and named after the first.
+    """
+    turns = {node.turn.id: node.turn for node in nodes}
+    origins = {}
+    for turn in turns.values():
+        first = turns.get(turn.sample_id, turn)
+        origins[turn.id] = (first.request_id or first.id, first.id)
+    return origins
+
+
+def _last_requests(
+    twins: Sequence[TurnNode], continued: set[str], origins: Mapping[str, tuple[str, str]]
+) -> list[TurnNode]:
     """Of turns with one prompt, those whose request was used; else those of the latest request.
 
-    Samples that one request asked for together are not retries of each other.
+    Samples that one request asked for together are not retries of each other; tries at one are.
     """
-    requests: dict[tuple[str, str], list[TurnNode]] = {}
-    for node in twins:
-        request_id = node.turn.request_id
-        requests.setdefault((request_id, "" if request_id else node.turn.id), []).append(node)
-    used = [r for r in requests.values() if any(node.turn.id in continued for node in r)]
-    if not used:
-        used = [max(requests.values(), key=lambda nodes: max(node.turn.seq for node in nodes))]
-    return [node for request in used for node in request]
+    requests = _grouped(twins, lambda node: origins[node.turn.id][0])
+    samples = _grouped(
+        chain.from_iterable(_used(requests, continued)), lambda node: origins[node.turn.id]
+    )
+    tries = (_used([[node] for node in sample], continued) for sample in samples)
+    return [node for [node] in chain.from_iterable(tries)]
+
+
+def _used(groups: Sequence[list[TurnNode]], continued: set[str]) -> list[list[TurnNode]]:
+    """The groups in which a turn is continued; else the latest."""
+    used = [group for group in groups if any(node.turn.id in continued for node in group)]
+    return used or [max(groups, key=lambda group: max(node.turn.seq for node in group))]
+
+
+def _grouped(
+    nodes: Iterable[TurnNode], key_of: Callable[[TurnNode], Hashable]
+) -> list[list[TurnNode]]:
+    """The nodes with equal keys together, in order."""
+    groups: dict[Hashable, list[TurnNode]] = {}
+    for node in nodes:
+        groups.setdefault(key_of(node), []).append(node)
+    return list(groups.values())
 
 
 def _leave_out_others(

@@ -3,10 +3,11 @@
 An agent sends its whole conversation again with every turn. The JSON text of its messages is
 compared, byte by byte, with those that came before. Messages whose text is the same are the same:
 they are not parsed, checked or recognized once more. Nothing depends on whether they were found: it
-only takes longer where they were not.
+only takes longer where they were not. Of an API whose messages become those of a chat, these are
+kept, in place of its own.
 
 The JSON parser itself says whether the text that was taken out was the value of the body's own
-`messages`: the name of the field is replaced by one that no client can know, and has to come out as
+messages: the name of the field is replaced by one that no client can know, and has to come out as
 a field of the body.
 """
 
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from secrets import token_hex
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
@@ -32,12 +33,31 @@ MAX_KEPT_LEN = 2**26  # bytes of texts and of what was made of them
 _SHARE = 3  # of its text's length that a conversation counts
 _MESSAGE_LEN = 64  # bytes more for each message: in tuples and lists
 
-_FIELD = b'"messages"'
 _BACKSLASH = ord("\\")
 _OPENING = re.compile(rb"\s*+:\s*+\[")
 _NEXT = re.compile(rb"[ \t\n\r]*+(?:,[ \t\n\r]*+(?=\{)|(?=\]))")  # JSON has no other white space
+Owner: TypeAlias = tuple[str, str]  # the path of an API, and who sent it
+
 # Up to the next bracket or string, of JSON that was found to be valid.
 _SIGN = re.compile(rb'[^"\[\]{}]*+(["\[\]{}])')
+
+
+def is_text(message: Any) -> bool:
+    """Whether it may be a message whose content is a text, or nothing."""
+    if type(message) is not dict:
+        return False
+    content = message.get("content")
+    return content is None or type(content) is str
+
+
+class Spoken(NamedTuple):
+    """Where an API's bodies have their messages, and which of these can be remembered."""
+
+    field: str
+    is_usual: Callable[[Any], bool]
+
+
+_CHAT = Spoken("messages", is_text)
 
 
 class Chain(NamedTuple):
@@ -51,20 +71,46 @@ class Chain(NamedTuple):
     asked: list[tuple[int, str | None]]
 
 
+class Head(NamedTuple):
+    """Messages before all others that stand elsewhere in the body; `size` is that of their JSON."""
+
+    messages: tuple[Message, ...] = ()
+    size: int = 0
+
+
+_NO_HEAD = Head()
+
+
 class Past:
     """Messages that came in one request: they never change, nor does what is known of them.
 
-    `chains` has the last chain for each beginning of one. `is_apart`: no two of the messages are
-    one reply in two parts. `brackets`: how many arrays and objects are in their text, at most.
+    The head's come first. `count` is how many the others were in the body; `entries` has them as
+    they came, where they are asked for. `is_whole`: each has one text, or nothing. `is_apart`: no
+    two of them are one reply in two parts. `brackets`: how many arrays and objects are in their
+    text, at most. `chains` has the last chain for each beginning of one.
     """
 
     __slots__ = (
-        "before", "brackets", "chains", "followers", "is_apart", "messages", "place", "size"
+        "before", "brackets", "chains", "count", "entries", "followers", "head", "is_apart",
+        "is_whole", "messages", "place", "size",
     )  # fmt: skip
 
-    def __init__(self, messages: tuple[Message, ...], brackets: int) -> None:
+    def __init__(
+        self,
+        messages: tuple[Message, ...],
+        brackets: int,
+        count: int,
+        *,
+        head: Head = _NO_HEAD,
+        is_whole: bool = True,
+        entries: tuple[Any, ...] = (),
+    ) -> None:
         self.messages = messages
         self.brackets = brackets
+        self.count = count
+        self.head = head
+        self.is_whole = is_whole
+        self.entries = entries
         self.before: Past | None = None  # what was kept of the request before
         self.followers = 0
         self.size = 0
@@ -80,8 +126,9 @@ class Past:
 
 
 class Heard(tuple[Message, ...]):
-    """Messages whose contents are texts or nothing, the first of which came before.
+    """Messages that were checked, and the first of which came before: nobody may write to them.
 
+    Replies among them have one text, or nothing: nothing that was recorded says what they are.
     `past` is what came before, None for nothing; `whole` is what is known of all of them.
     """
 
@@ -102,12 +149,17 @@ class Written:
 
     past: Past | None
     new: list[Any]
-    _owner: str
+    _owner: Owner
     _text: bytes | None  # of the new ones, and what is before them; None once they are checked
     _texts: MessageTexts = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.known) + len(self.new)
+        return self.first_new + len(self.new)
+
+    @property
+    def first_new(self) -> int:
+        """The place in the body of the first new one."""
+        return 0 if self.past is None else self.past.count
 
     @property
     def known(self) -> tuple[Message, ...]:
@@ -115,31 +167,65 @@ class Written:
         return () if self.past is None else self.past.messages
 
     def checked(self, new: Iterable[Message]) -> Heard:
-        """All messages, given the new ones as they were checked; may be called once.
+        """All messages of a chat, given the new ones as they were checked; may be called once.
 
         It lets go of their text: the body may be held for as long as the reply takes.
         """
+        return self.remade((), new)
+
+    def remade(
+        self,
+        first: Sequence[Message],
+        new: Iterable[Message],
+        entries: tuple[Any, ...] = (),
+        *,
+        is_closed: bool = True,
+    ) -> Heard:
+        """All messages of a chat, given what was made of the new ones; in place of `checked`.
+
+        `first` are those that come before all others, and stand elsewhere in the body; `entries`
+        are all others as they came, if they are to be kept. Where the last message may become
+        another one with what follows (not `is_closed`), they are not remembered.
+        """
         assert self._text is not None, "called twice"
         text, self._text = self._text, None
-        if self.past is not None and not self.new:
-            return Heard.of(self.past, self.past)
-        known_brackets = 0 if self.past is None else self.past.brackets
-        now = Past((*self.known, *new), known_brackets + brackets(text))
-        self._texts.keep(now, text, self.past, self._owner)
-        return Heard.of(now, self.past)
+        past, known, known_brackets, is_whole = self.past, self.known, 0, True
+        head = _NO_HEAD if past is None else past.head
+        is_same = head.messages == tuple(first)
+        if past is not None:
+            known_brackets, is_whole = past.brackets, past.is_whole
+            if is_same and not self.new:
+                return Heard.of(past, past)
+        if not is_same:
+            known = known[len(head.messages) :]
+            head = Head(tuple(first), len(orjson.dumps(first)))
+            known, is_whole = (*head.messages, *known), is_whole and all(map(is_text, first))
+        new = tuple(new)
+        now = Past(
+            (*known, *new),
+            known_brackets + brackets(text),
+            len(self),
+            head=head,
+            is_whole=is_whole and all(map(is_text, new)),
+            entries=entries,
+        )
+        if self.new and is_closed:
+            self._texts.keep(now, text, past, self._owner)
+        return Heard.of(now, past if is_same else None)
 
 
 class MessageTexts:
     """Reads messages, and remembers the last two requests of each conversation.
 
-    What was used least recently goes first. Owners do not learn of each other's conversations.
+    What was used least recently goes first. Owners do not learn of each other's conversations, nor
+    does one API of another's.
     """
 
     def __init__(self, max_kept_len: int = MAX_KEPT_LEN) -> None:
         self._max_kept_len = max_kept_len
         self._name = f'"{token_hex(16)}"'.encode()
-        self._indexes: dict[str, TextIndex[bytes, Past]] = {}
-        self._kept: OrderedDict[Past, str] = OrderedDict()  # and whose they are
+        self._indexes: dict[Owner, TextIndex[bytes, Past]] = {}
+        self._kept: OrderedDict[Past, Owner] = OrderedDict()  # and whose they are
         self._kept_len = 0
 
     def __repr__(self) -> str:
@@ -149,14 +235,19 @@ class MessageTexts:
         return len(self._kept)
 
     def read(
-        self, raw: bytes, owner: str = "", max_brackets: float = inf
+        self,
+        raw: bytes,
+        owner: Owner = ("", ""),
+        spoken: Spoken = _CHAT,
+        max_brackets: float = inf,
     ) -> tuple[dict[str, Any], bytes] | None:
-        """A JSON object whose `messages` are `Written`, and the part of its text that is new.
+        """A JSON object whose messages are `Written`, and the part of its text that is new.
 
         None if it is short, has more brackets, or if anything about it is unusual.
         """
-        at = raw.find(_FIELD) if self._max_kept_len > 0 and len(raw) >= LONG_LEN else -1
-        opening = None if at < 0 else _OPENING.match(raw, at + len(_FIELD))
+        field, is_long = b'"%b"' % spoken.field.encode(), len(raw) >= LONG_LEN
+        at = raw.find(field) if self._max_kept_len > 0 and is_long else -1
+        opening = None if at < 0 else _OPENING.match(raw, at + len(field))
         if opening is None:
             return None
         start = opening.end()
@@ -171,19 +262,19 @@ class MessageTexts:
         rest = b"%b%b%b%b" % (raw[:at], self._name, opening[0], raw[begin:])
         if brackets(rest) + (0 if past is None else past.brackets) > max_brackets:
             return None
-        body = self._named(rest)
+        body = self._named(rest, spoken.field)
         if body is None:
             return None
-        new = body["messages"]
-        if not all(map(_is_text, new)) or (past is None and not new):
+        new = body[spoken.field]
+        if not all(map(spoken.is_usual, new)) or (past is None and not new):
             return None
         new_at = at + len(self._name) + len(opening[0])
         end = begin + _end(rest, new_at) - new_at
         text = raw[known_end:end].rstrip()
-        body["messages"] = Written(past, new, owner, text, self)
+        body[spoken.field] = Written(past, new, owner, text, self)
         return body, rest
 
-    def keep(self, now: Past, text: bytes, past: Past | None, owner: str) -> None:
+    def keep(self, now: Past, text: bytes, past: Past | None, owner: Owner) -> None:
         """Remember messages that have this text after that of `past`."""
         index = self._indexes.setdefault(owner, TextIndex(b""))
         above = index.root
@@ -191,7 +282,10 @@ class MessageTexts:
             if past.place is None:
                 return  # it was forgotten meanwhile
             above = past.place
-        now.size = _SHARE * (above.depth + len(text)) + _MESSAGE_LEN * len(now.messages)
+        text_len = above.depth + len(text) + now.head.size
+        now.size = (_SHARE + (_SHARE - 1) * bool(now.entries)) * text_len + _MESSAGE_LEN * len(
+            now.messages
+        )
         now.place = index.below(above, text)
         for same in now.place.marks:  # another request with these messages was quicker
             self._kept_len -= same.size
@@ -209,7 +303,7 @@ class MessageTexts:
         while self._kept_len > self._max_kept_len:
             self._forget(next(iter(self._kept)))
 
-    def _find(self, owner: str, raw: bytes, start: int) -> Past | None:
+    def _find(self, owner: Owner, raw: bytes, start: int) -> Past | None:
         index = self._indexes.get(owner)
         past = None
         for place in () if index is None else index.along(raw, start=start):
@@ -218,16 +312,16 @@ class MessageTexts:
             self._kept.move_to_end(past)
         return past
 
-    def _named(self, text: bytes) -> dict[str, Any] | None:
+    def _named(self, text: bytes, field: str) -> dict[str, Any] | None:
         """The body with its field's own name again; None if it was not the body's only one."""
         ours = self._name[1:-1].decode()
         try:
             fields = orjson.loads(text)
         except orjson.JSONDecodeError:
             return None
-        if type(fields) is not dict or type(fields.get(ours)) is not list or "messages" in fields:
+        if type(fields) is not dict or type(fields.get(ours)) is not list or field in fields:
             return None
-        return {("messages" if name == ours else name): value for name, value in fields.items()}
+        return {(field if name == ours else name): value for name, value in fields.items()}
 
     def _forget(self, past: Past) -> None:
         owner = self._kept.pop(past, None)
@@ -239,14 +333,6 @@ class MessageTexts:
         index.prune(place)
         if not index.size:
             del self._indexes[owner]
-
-
-def _is_text(message: Any) -> bool:
-    """Whether it may be a message whose content is a text, or nothing."""
-    if type(message) is not dict:
-        return False
-    content = message.get("content")
-    return content is None or type(content) is str
 
 
 def _end(text: bytes, at: int) -> int:

@@ -32,7 +32,7 @@ class Parts:
 
     def whole(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages with one text each; the same object where each has that already."""
-        if isinstance(messages, Heard):  # they have
+        if isinstance(messages, Heard) and messages.whole.is_whole:
             return messages
         if not any(map(_is_parted, messages)):
             return messages

@@ -102,8 +102,8 @@ class Recogniser:
             keys, spellings, named = self._chain(call, messages)
         except RecursionError as exc:
             raise BadRequest("the request is nested too deeply", param="messages") from exc
-        if not isinstance(messages, Heard):
-            messages = tuple(self._template.parts.whole(messages))
+        whole = self._template.parts.whole(messages)
+        messages = messages if whole is messages else tuple(whole)
         for index in range(len(messages) - 1, -1, -1):
             if not is_reply(messages[index]):
                 continue

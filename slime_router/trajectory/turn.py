@@ -96,6 +96,11 @@ class Turn:
             raise ValueError(f"turn {self.id} reuses more than its base holds")
 
     @property
+    def sample_id(self) -> str:
+        """The id of the first try at this sample: a plug-in's further tries are `ID-2`, ..."""
+        return self.id.partition("-")[0]
+
+    @property
     def held_len(self) -> int:
         """Prompt and output tokens in all."""
         return self.base_len + len(self.prompt_ids) + len(self.output_ids)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 
 from slime_router.failover.greetings import GREETING_DELAYS_S
-from tests.integration.gateway import OtherWords, serving, tiny_worker, until
+from tests.integration.gateway import OtherWords, serving, tiny_worker, until, user
+
+FOREVER_S = 1e6
 
 
 def tokenize_count(worker) -> int:
@@ -45,6 +47,32 @@ async def test_a_worker_that_does_not_answer_is_asked_once_for_each_delay():
             assert (await card(router))["is_token_exact"] is None
         assert tokenize_count(worker) == 3
     assert list(GREETING_DELAYS_S) == sorted(GREETING_DELAYS_S), "the delays grow"
+
+
+async def test_a_worker_is_asked_again_when_it_comes_up_and_not_before_the_delay_is_over():
+    async with (
+        tiny_worker(tokenizer=None) as worker,
+        serving(worker.url, greeting_delays_s=(0, FOREVER_S)) as router,
+    ):
+        await until(lambda: tokenize_count(worker) == 1)
+        await router.chat([user("Hi")])
+        assert tokenize_count(worker) == 1
+        greetings, [known] = router.gateway.fleet.greetings, router.gateway.pool.list()
+        assert len(greetings) == 1
+        greetings.greet(known)
+        await until(lambda: not len(greetings))
+        assert tokenize_count(worker) == 2
+
+
+async def test_the_same_tokens_are_said_once(caplog):
+    caplog.set_level(logging.INFO, "slime_router")
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        await greeted(router, worker)
+        greetings, [known] = router.gateway.fleet.greetings, router.gateway.pool.list()
+        greetings.greet(known)
+        await until(lambda: not len(greetings))
+        assert tokenize_count(worker) == 2
+    assert sum("makes the same tokens" in line for line in caplog.messages) == 1
 
 
 async def test_a_removed_worker_is_asked_no_more():

@@ -172,7 +172,7 @@ async def test_messages_have_a_limit(path, field, start):
     async with served() as (router, worker):
         if start:
             texts = router.gateway.context.message_texts
-            found = texts.read(orjson.dumps({**body, field: messages[:start]}))
+            found = texts.read(orjson.dumps({**body, field: messages[:start]}), (path, ""))
             assert found is not None
             found[0][field].checked(found[0][field].new)
         status, answer = await router.post(path, body)

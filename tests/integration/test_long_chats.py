@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
+from slime_router.api.anthropic.messages import BILLING
 from slime_router.generation.middleware import CallNext
 from slime_router.template import heard
 from slime_router.types import GenerateCall, GenerateChunk, Message
@@ -46,6 +48,57 @@ async def test_a_long_chat_gets_what_it_gets_in_a_router_that_has_not_seen_it():
         assert worker.requests[0].body["input_ids"] == seen[-1]
 
 
+async def test_a_long_conversation_in_blocks_gets_what_it_gets_in_a_router_that_has_not_seen_it():
+    def body(turns: int) -> dict[str, Any]:
+        first, *others = talk(turns)
+        blocks = [{"type": "text", "text": part} for part in ("One.", first["content"])]
+        system = [{"type": "text", "text": f"{BILLING} {turns}"}, {"type": "text", "text": "Hm."}]
+        messages = [user(blocks), *others]
+        return {"model": "tiny", "max_tokens": 5, "system": system, "messages": messages}
+
+    async with served() as (router, worker):
+        for turns in range(6):
+            status, _ = await router.post("/v1/messages", body(turns))
+            assert status == 200
+        assert 0 < len(router.gateway.context.message_texts) <= 2
+        seen = [request.body["input_ids"] for request in worker.requests]
+        broken = body(5)
+        broken["messages"].append({"role": "user"})
+        status, answer = await router.post("/v1/messages", broken)
+        assert status == 400
+        assert "messages[11].content" in answer["error"]["message"]
+    async with served() as (router, worker):
+        await router.post("/v1/messages", body(5))
+        assert worker.requests[0].body["input_ids"] == seen[-1]
+
+
+@pytest.mark.parametrize("stores", [False, True])
+async def test_long_input_in_items_gets_what_it_gets_in_a_router_that_has_not_seen_it(stores):
+    def body(turns: int) -> dict[str, Any]:
+        items: list[dict[str, Any]] = [*talk(0)]
+        for number in range(turns):
+            call = {"call_id": f"c{number}", "name": "look", "arguments": "{}"}
+            items += [
+                {"type": "reasoning", "summary": [], "content": []},
+                {"type": "function_call", **call},
+                {"type": "function_call_output", "call_id": f"c{number}", "output": f"{number}"},
+            ]
+        return {"model": "tiny", "instructions": "Look.", "input": items, "store": stores}
+
+    async with served() as (router, worker):
+        for turns in range(6):
+            status, answer = await router.post("/v1/responses", body(turns))
+            assert status == 200
+        assert 0 < len(router.gateway.context.message_texts) <= 2
+        seen = [request.body["input_ids"] for request in worker.requests]
+        if stores:
+            _, kept = await router.get(f"/v1/responses/{answer['id']}/input_items?limit=100")
+            assert len(kept["data"]) == len(body(5)["input"])
+    async with served() as (router, worker):
+        await router.post("/v1/responses", body(5))
+        assert worker.requests[0].body["input_ids"] == seen[-1]
+
+
 async def test_an_error_names_the_place_of_a_new_message():
     async with served() as (router, _):
         await router.chat(talk(1))
@@ -66,3 +119,12 @@ async def test_a_plugin_that_writes_to_messages_changes_nobody_elses():
     async with served() as (router, worker):
         await router.chat([{**each, "content": each["content"] + "!"} for each in talk(2)])
         assert worker.requests[0].body["input_ids"] == first
+
+
+async def test_nor_does_it_change_what_was_made_of_blocks():
+    body = {"model": "tiny", "max_tokens": 5, "messages": talk(2)}
+    async with served(middleware_paths=(f"{__name__}:rude",)) as (router, worker):
+        for _ in range(3):
+            await router.post("/v1/messages", body)
+        first, *others = [request.body["input_ids"] for request in worker.requests]
+        assert others == [first, first]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -76,6 +77,18 @@ async def test_every_worker_is_asked_and_a_failure_is_counted():
         _, metrics = await router.get("/metrics")
         assert metrics["fleet"]["session_kv_failed"] == 1
         await first.accept_connections()
+
+
+@pytest.mark.parametrize(("status", "failed"), [(200, 0), (399, 0), (400, 2), (404, 2), (500, 2)])
+async def test_what_a_worker_answers_tells_whether_it_released_a_session(status, failed):
+    async def ask(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(status=status)
+
+    workers = [SimpleNamespace(url=f"http://w{number}") for number in range(2)]
+    pool: Any = SimpleNamespace(list=lambda: workers)
+    kv = SessionKv(pool, cast("Any", SimpleNamespace(ask=ask)))
+    await kv._release("s")
+    assert (kv.released, kv.failed) == (1, failed)
 
 
 async def test_without_the_flag_nothing_is_said():

@@ -11,9 +11,25 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from slime_router.api.anthropic.messages import BILLING, read_conversation
+from slime_router.api.chat.messages import checked
+from slime_router.api.media import is_free_of_media
+from slime_router.api.responses.dialect import SPOKEN
+from slime_router.api.responses.items import is_reference, read_input
+from slime_router.api.responses.request import conversation_of
+from slime_router.errors import BadRequest
 from slime_router.json_text import brackets
 from slime_router.template import heard
-from slime_router.template.heard import MAX_CHAINS, Chain, Heard, MessageTexts, Past, Written
+from slime_router.template.heard import (
+    MAX_CHAINS,
+    Chain,
+    Heard,
+    MessageTexts,
+    Past,
+    Spoken,
+    Written,
+)
+from slime_router.types import Message
 
 TEXTS = st.text(
     st.sampled_from('ab]["\\{},: \n\u00fc\u2028\U0001f600') | st.characters(codec="utf-8"),
@@ -81,7 +97,7 @@ def _all_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read(texts: MessageTexts, raw: bytes, owner: str = "") -> dict[str, Any] | None:
     """The body with all of its messages, which count as checked then."""
-    found = texts.read(raw, owner)
+    found = texts.read(raw, ("", owner))
     if found is None:
         return None
     body = found[0]
@@ -184,7 +200,7 @@ def test_their_end_is_found_whatever_they_hold():
 
 
 def test_of_many_chains_the_newest_are_kept():
-    past = Past((), 0)
+    past = Past((), 0, 0)
     for number in range(MAX_CHAINS + 1):
         past.note(b"%d" % number, Chain([], [], []))
     assert list(past.chains) == [b"%d" % number for number in range(1, MAX_CHAINS + 1)]
@@ -227,7 +243,7 @@ def test_the_text_of_a_body_is_not_kept_with_it():
 def test_what_another_owner_sent_is_not_known():
     texts, raw = MessageTexts(), orjson.dumps({"messages": [{"role": "user", "content": "Hi"}]})
     assert read(texts, raw, "one") is not None
-    found = texts.read(raw, "two")
+    found = texts.read(raw, ("", "two"))
     assert found is not None
     assert found[0]["messages"].known == ()
 
@@ -261,6 +277,140 @@ def test_brackets_that_came_before_count(raws: list[bytes], most: int) -> None:
 )
 def test_what_is_unusual_is_left_to_the_usual_way(raw):
     assert MessageTexts().read(raw) is None
+
+
+BLOCKED = Spoken("messages", is_free_of_media)
+BLOCKS = st.fixed_dictionaries({"type": st.just("text"), "text": TEXTS}) | st.sampled_from(
+    [
+        {"type": "thinking", "thinking": "Hm.", "signature": "turn_" + "0" * 24},
+        {"type": "tool_use", "id": "c1", "name": "look", "input": {"at": ["a", 1]}},
+        {"type": "server_tool_use", "id": "c2", "name": "find", "input": {}},
+        {"type": "web_search_tool_result", "tool_use_id": "c2", "content": "found"},
+        {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "b"}]},
+        {"type": "fallback"},
+        {"type": "image", "source": {"type": "base64", "data": ""}},
+        {"type": "text"},
+        {"no": "type"},
+    ]
+)
+ANTHROPIC_MESSAGES = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["user", "assistant", "user", "assistant", "system", "tool"]),
+        "content": TEXTS | st.lists(BLOCKS, max_size=4),
+    }
+)
+
+
+def said(body: dict[str, Any]) -> list[Message] | tuple[str, str | None]:
+    """The messages of a chat, or what is wrong with Anthropic's, and where."""
+    try:
+        return checked(read_conversation(body), 0)
+    except BadRequest as exc:
+        return str(exc), exc.param
+
+
+SYSTEMS = st.none() | TEXTS | st.just([{"type": "text", "text": f"{BILLING} 1"}])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.lists(ANTHROPIC_MESSAGES, max_size=3)), max_size=10),
+    st.data(),
+)
+def test_blocks_say_in_a_chat_what_they_say_when_all_are_read(steps, data) -> None:
+    texts = MessageTexts()
+    talks: list[list[dict[str, Any]]] = [[{"role": "user", "content": "Hi"}]]
+    for which, new in steps:
+        talk = [*talks[which % len(talks)], *new]
+        body = {"system": data.draw(SYSTEMS), "messages": talk}
+        wanted = said(body)
+        if type(wanted) is list:
+            talks.append(talk)
+        found = texts.read(orjson.dumps(body), ("/v1/messages", ""), BLOCKED)
+        if found is None:
+            assert not all(map(is_free_of_media, talk))
+            continue
+        assert len(found[0]["messages"]) == len(talk)
+        assert said(found[0]) == wanted
+
+
+ITEMS = st.sampled_from(
+    [
+        {"role": "user", "content": "Hi"},
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "b"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "c"}]},
+        {"role": "assistant", "content": " "},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        {"type": "reasoning", "summary": [], "encrypted_content": "turn_" + "0" * 24},
+        {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "d"},
+        {"type": "web_search_call", "id": "w", "action": {"type": "search", "query": "e"}},
+        {"type": "custom_tool_call", "call_id": "c2", "name": "run", "input": "f"},
+        {"type": "custom_tool_call_output", "call_id": "c2", "output": "g"},
+        {"type": "function_call", "name": "look"},
+        {"type": "unheard_of"},
+        {"type": "item_reference", "id": "i1"},
+    ]
+)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.lists(ITEMS, max_size=3)), max_size=10),
+    st.data(),
+)
+def test_items_say_in_a_chat_what_they_say_when_all_are_read(steps, data) -> None:
+    def asked(body: dict[str, Any]) -> tuple[Any, ...]:
+        """The items and the messages, or what is wrong with them, and where."""
+        try:
+            items = read_input(body["input"], lambda name, path: {"type": "reasoning", "id": name})
+            return items, tuple(checked(list(conversation_of(body, items, None)), 0))
+        except BadRequest as exc:
+            return str(exc), exc.param
+
+    texts = MessageTexts()
+    talks: list[list[dict[str, Any]]] = [[{"role": "user", "content": "Hi"}]]
+    for which, new in steps:
+        talk = [*talks[which % len(talks)], *new]
+        body = {"instructions": data.draw(st.none() | TEXTS), "input": talk}
+        wanted = asked(body)
+        if type(wanted[0]) is tuple:
+            talks.append(talk)
+        found = texts.read(orjson.dumps(body), ("/v1/responses", ""), SPOKEN)
+        if found is None:
+            assert any(map(is_reference, talk))
+            continue
+        assert asked(found[0]) == wanted
+
+
+def test_of_blocks_too_only_what_is_new_is_read():
+    texts, talk = MessageTexts(), [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    result = {"type": "tool_result", "tool_use_id": "c", "content": "x"}
+    for number in range(6):
+        found = texts.read(orjson.dumps({"messages": talk}), spoken=BLOCKED)
+        assert found is not None
+        assert found[0]["messages"].new == talk[-1:]
+        assert len(read_conversation(found[0])) == 2 * len(talk) - 1
+        talk = [*talk, {"role": "user", "content": [result, {"type": "text", "text": "so"}]}]
+        assert len(texts) == min(number + 1, 2)
+
+
+def test_what_stands_before_all_messages_counts():
+    def kept_len(system: str) -> int:
+        texts = MessageTexts()
+        found = texts.read(orjson.dumps({"messages": [{"role": "user", "content": "Hi"}]}))
+        assert found is not None
+        written = found[0]["messages"]
+        written.remade([{"role": "system", "content": system}], written.new)
+        return texts._kept_len
+
+    assert kept_len("a" * 1_000) - kept_len("") == 3 * 1_000, "as for the messages' text"
+
+
+def test_what_another_api_was_sent_is_not_known():
+    texts, raw = MessageTexts(), orjson.dumps({"messages": [{"role": "user", "content": "Hi"}]})
+    assert read(texts, raw) is not None
+    found = texts.read(raw, ("/v1/messages", ""))
+    assert found is not None
+    assert found[0]["messages"].known == ()
 
 
 def test_short_bodies_are_not_looked_at(monkeypatch):

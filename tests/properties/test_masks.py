@@ -143,3 +143,17 @@ def test_a_row_is_truncated_where_it_trains_a_turn_of_unknown_masks(book, chosen
 def test_masks_survive_a_journal(book):
     for turn in book.turns.values():
         assert same(unpacked_turn(packed_turn(turn)), turn)
+
+
+def test_the_masks_of_the_last_tokens_begin_at_their_own():
+    whole = distribution(
+        np.array([2, 1, 0, 2], np.int32),
+        token_ids([10, 11, 20, 40, 41]),
+        np.array([-1, -2, np.nan, -4], np.float32),
+    )
+    assert not any(each.flags.writeable for each in (whole.offsets, whole.ids, whole.logprobs))
+    part = whole.last(1)
+    part.check(3)
+    assert part.offsets.tolist() == [0, 1, 1, 3]
+    assert (part.ids.tolist(), part.lengths.tolist()) == ([20, 40, 41], [1, 0, 2])
+    assert part.logprobs[::2].tolist() == [-2, -4]

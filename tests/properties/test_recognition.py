@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slime_router.api.media import is_free_of_media
 from slime_router.template import heard
 from slime_router.template.conversation_key import reply_links
-from slime_router.template.heard import MessageTexts
+from slime_router.template.heard import MessageTexts, Spoken
 from slime_router.template.parts import Parts
 from slime_router.trajectory.recognition import Conversation, Recogniser
 from slime_router.types import GenerateCall, Message, TemplateOptions
@@ -22,11 +23,15 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 TEXTS = st.sampled_from(["", "a", " a", "<think>x</think> a", "b"])
 
 
+PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+
+
 def call_of(name: str) -> dict[str, Any]:
     return {"id": name, "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 MESSAGES = st.one_of(
+    st.just({"role": "user", "content": PARTS}),
     st.builds(lambda text: {"role": "user", "content": text}, TEXTS),
     st.builds(lambda text: {"role": "user", "content": text, "name": "Ann"}, TEXTS),
     st.builds(lambda text: {"role": "assistant", "content": text}, TEXTS),
@@ -62,10 +67,17 @@ class Store:
         )
 
 
+HEADS: list[list[Message]] = [
+    [],
+    [],
+    [{"role": "system", "content": "a"}],
+    [{"role": "system", "content": PARTS}],
+]
 STEPS = st.tuples(
     st.integers(0, 9),  # which conversation goes on
     st.lists(MESSAGES, max_size=3),
     st.booleans(),  # with tools
+    st.sampled_from(HEADS),
     st.sampled_from(["", "record", "record", "forget"]),
     st.sampled_from(
         [
@@ -90,14 +102,16 @@ def test_a_turn_is_found_whether_or_not_its_messages_came_before(steps) -> None:
         )
         ours, plain = (Recogniser(template, cast("Any", store)) for _ in range(2))
         talks: list[list[Message]] = [[{"role": "user", "content": "Hi"}]]
-        for number, (which, new, has_tools, then, reply) in enumerate(steps):
+        for number, (which, new, has_tools, head, then, reply) in enumerate(steps):
             talk = [*talks[which % len(talks)], *new]
             options = TemplateOptions(tools=(TOOL,) if has_tools else ())
-            found = texts.read(orjson.dumps({"messages": talk}))
+            found = texts.read(
+                orjson.dumps({"messages": talk}), spoken=Spoken("messages", is_free_of_media)
+            )
             assert found is not None
             written = found[0]["messages"]
-            got = ours.recognise(_call(written.checked(written.new), options))
-            wanted = plain.recognise(_call(tuple(talk), options))
+            got = ours.recognise(_call(written.remade(head, written.new), options))
+            wanted = plain.recognise(_call((*head, *talk), options))
             assert got == wanted
             if then == "record":
                 store.record(number, wanted, reply)

@@ -32,6 +32,8 @@ def test_the_turn_that_is_spelled_so_is_found_first():
     assert found(conversations, b"o") == "other"
     assert found(conversations, b"unknown") == "plain"
     assert conversations.count(KEY, None) == 3
+    assert conversations.turns(KEY) == ["plain", "spaced", "other"]
+    assert conversations.turns(b"another") == []
 
 
 def test_any_spelling_will_do_where_there_is_no_other():

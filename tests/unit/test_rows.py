@@ -216,6 +216,29 @@ def test_a_request_was_used_where_one_of_its_samples_was(book: Book):
     assert result.stats.left_out == {"retry": LeftOut(1, 1)}
 
 
+def test_a_further_try_at_one_sample_leaves_the_others_of_its_request(book: Book):
+    """A plug-in asked again for the first of three: its try is a request of its own."""
+    for number in (1, 2, 3):
+        book.add(f"a{number}", P, [10 + number], request_id="r")
+    book.add("a1-2", P, [21], request_id="a1-2")
+    result = book.rows()
+    assert row_turns(result) == [("a2",), ("a3",), ("a1-2",)]
+    assert result.stats.left_out == {"retry": LeftOut(1, 1)}
+    book.add("b", [*P, 11, 4], [30])
+    assert row_turns(book.rows()) == [("a2",), ("a3",), ("a1", "b")]
+
+
+def test_further_tries_with_another_prompt_are_samples_too(book: Book):
+    for number in (1, 2):
+        book.add(f"a{number}", P, [10 + number], request_id="r", is_delivered=False)
+    for number in (1, 2):
+        name = f"a{number}-2"
+        book.add(name, [*P, 7], [20 + number], request_id=name)
+    result = book.rows()
+    assert row_turns(result) == [("a1-2",), ("a2-2",)]
+    assert result.stats.left_out == {"undelivered": LeftOut(2, 2)}
+
+
 def test_equal_prompts_are_retries_whatever_they_were_stored_on(book: Book):
     """A turn that was recorded in between may be the base of the second try."""
     book.add("a", P, [10])

@@ -150,12 +150,13 @@ def test_each_owner_has_its_share_of_the_places_however_a_session_takes_one():
     with pytest.raises(TooManyRequests):
         table.check_closing(table.name(owned("ann", "3")))
     table.check_closing(first)
+    table.check_closing(table.name(owned("bob", "1")))
     bobs = table.open(SessionSpec(id=owned("bob", "0")))
     assert table.opened == 4
     assert [(each.number, each.own_number) for each in (first, named, bobs)] == [
         (1, 1),
         (2, 2),
-        (5, 1),
+        (6, 2),
     ]
     table.share_among(["ann"])
     table.forget(bobs, is_deleted=True)

@@ -105,6 +105,28 @@ def test_the_last_chunk_has_the_versions_of_all_parts():
     assert (told.prompt_tokens, told.cached_tokens) == (2, 1)
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["the first part", "a later one"])
+def test_weights_that_came_and_went_within_a_chunk_are_told(is_first):
+    """Its version is that of the chunk before, its spans tell of another in between."""
+    stitch = after([A, B])
+    if not is_first:
+        stitch.next_call()
+        stitch.take(said(A, B, weight_version="v1"))
+    spans = (VersionSpan("v1", 0, 2), VersionSpan("v2", 2, 3), VersionSpan("v1", 3, 4))
+    chunk = said(A, B, weight_version="v1", weight_versions=spans)
+    assert not stitch.passes(chunk)
+    stitch.take(chunk)
+    stitch.next_call()
+    last = said(EOS, weight_version="v1", finish=Finish("stop", EOS))
+    (told,) = stitch.emit(stitch.take(last))
+    begin = 0 if is_first else 2
+    assert told.weight_versions == (
+        VersionSpan("v1", 0, begin + 2),
+        VersionSpan("v2", begin + 2, begin + 3),
+        VersionSpan("v1", begin + 3, begin + 5),
+    )
+
+
 def test_what_was_cached_is_said_with_the_first_token():
     stitch = Stitch(call(), open_text)
     stitch.next_call()

@@ -12,7 +12,9 @@ from slime_router.api.context import EndpointContext
 from slime_router.api.dialect import Dialect
 from slime_router.api.endpoint import PromptLength, count_prompt
 from slime_router.api.known.names import MESSAGES_FIELDS
+from slime_router.api.media import is_free_of_media
 from slime_router.api.request import reply_headers
+from slime_router.template.heard import Spoken
 from slime_router.types import GenerateCall
 
 PATH = "/v1/messages"
@@ -65,4 +67,5 @@ ANTHROPIC = Dialect(
     ending=b"",
     sign_of_life=PING,
     media_path=PATH,
+    spoken=Spoken("messages", is_free_of_media),
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -30,9 +30,11 @@ from slime_router.api.anthropic.blocks import (
     string_of,
 )
 from slime_router.api.as_written import write_as_read
+from slime_router.api.chat.messages import checked
 from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
 from slime_router.json_text import is_json, without_halves
+from slime_router.template.heard import Written
 from slime_router.template.messages import REFERENCE
 from slime_router.types import Message
 
@@ -42,7 +44,7 @@ BILLING = "x-anthropic-billing-header:"  # Claude Code's: differs in every reque
 _TURN_ID = re.compile(r"turn_[0-9a-f]{24}(-\d+)?")
 
 
-def read_conversation(body: Mapping[str, Any]) -> list[Message]:
+def read_conversation(body: Mapping[str, Any]) -> Sequence[Message]:
     """The chat messages of `system` and `messages`.
 
     Raises:
@@ -51,14 +53,26 @@ def read_conversation(body: Mapping[str, Any]) -> list[Message]:
     messages = body.get("messages")
     if messages is None:
         raise missing("messages")
-    require(isinstance(messages, list), "messages", "a list of messages")
-    if not messages:
-        raise BadRequest("'messages' cannot be empty.", param="messages")
-    chat = _system(body.get("system"), "system")
-    for i, message in enumerate(messages):
-        chat += _message(message, f"messages[{i}]")
+    head = _system(body.get("system"), "system")
+    chat: Sequence[Message]
+    if isinstance(messages, Written):
+        new = _talk(messages.new, messages.first_new)
+        chat = messages.remade(checked(head, 0), checked(new, len(messages.known)))
+    else:
+        require(isinstance(messages, list), "messages", "a list of messages")
+        if not messages:
+            raise BadRequest("'messages' cannot be empty.", param="messages")
+        chat = head + _talk(messages, 0)
     if not chat:
         raise BadRequest("'messages' cannot be empty.", param="messages")
+    return chat
+
+
+def _talk(messages: Sequence[Any], first: int) -> list[Message]:
+    """What the messages say in a chat; `first` is the place of the first of them."""
+    chat: list[Message] = []
+    for i, message in enumerate(messages, first):
+        chat += _message(message, f"messages[{i}]")
     return chat
 
 

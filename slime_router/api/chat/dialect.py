@@ -11,6 +11,7 @@ from slime_router.api.chat.request import ChatRequest, read_chat_request
 from slime_router.api.context import EndpointContext
 from slime_router.api.dialect import Dialect
 from slime_router.api.known.names import CHAT_FIELDS
+from slime_router.template.heard import Spoken, is_text
 
 
 def _read(body: dict[str, Any], request: web.Request, context: EndpointContext) -> ChatRequest:
@@ -33,5 +34,5 @@ CHAT = Dialect(
     stream=_stream,
     fields=CHAT_FIELDS,
     media_path="/v1/chat/completions",  # a worker's own; the router's may be another
-    takes_written=True,
+    spoken=Spoken("messages", is_text),
 )

@@ -13,7 +13,7 @@ from typing import Any
 from slime_router.api.chat.tools import custom_hint, named_function
 from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
-from slime_router.template.heard import Written
+from slime_router.template.heard import Heard, Written
 from slime_router.template.messages import REFERENCE
 from slime_router.types import Message
 
@@ -30,14 +30,16 @@ def read_messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
         BadRequest: with the path of the field at fault, such as `messages[3].content`.
     """
     messages = body.get("messages")
+    if isinstance(messages, Heard):
+        return messages
     if isinstance(messages, Written):
-        return messages.checked(_checked(messages.new, len(messages.known)))
+        return messages.checked(checked(messages.new, messages.first_new))
     if messages is None:
         raise missing("messages")
     require(type(messages) is list, "messages", "a list of messages")
     if not messages:
         raise BadRequest("'messages' cannot be empty.", param="messages")
-    return tuple(_checked(messages, 0))
+    return tuple(checked(messages, 0))
 
 
 def is_continued(messages: tuple[Message, ...], asked: bool) -> bool:
@@ -57,7 +59,7 @@ def is_continued(messages: tuple[Message, ...], asked: bool) -> bool:
     return True
 
 
-def _checked(messages: Sequence[Any], start: int) -> list[Message]:
+def checked(messages: Sequence[Any], start: int) -> list[Message]:
     """Messages after checking; `start` is the place of the first."""
     return [
         message if _is_plain(message) else _message(message, f"messages[{i}]")

@@ -12,13 +12,24 @@ from slime_router.api.context import EndpointContext
 from slime_router.api.dialect import Dialect
 from slime_router.api.endpoint import PromptLength, count_prompt
 from slime_router.api.known.names import RESPONSES_FIELDS
+from slime_router.api.media import is_free_of_media
 from slime_router.api.request import reply_headers
+from slime_router.api.responses.items import is_reference
 from slime_router.api.responses.reply import RESPONSES_ERRORS, ResponseBody, ResponseStream
 from slime_router.api.responses.request import ResponsesRequest, read_responses_request
 from slime_router.api.responses.store import ResponseStore, Stored
+from slime_router.template.heard import Spoken
 from slime_router.types import GenerateCall
 
 PATH = "/v1/responses"
+
+
+def _is_usual(item: Any) -> bool:
+    """Whether an item says itself what it is, and is text."""
+    return isinstance(item, dict) and not is_reference(item) and is_free_of_media(item)
+
+
+SPOKEN = Spoken("input", _is_usual)
 
 
 def responses(
@@ -49,6 +60,7 @@ def responses(
         ending=b"",
         settled=settled,
         media_path=PATH,
+        spoken=SPOKEN,
     )
 
 

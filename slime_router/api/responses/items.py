@@ -18,6 +18,7 @@ from slime_router.api.responses.service_items import (
     unsupported,
 )
 from slime_router.errors import BadRequest
+from slime_router.template.heard import Written
 from slime_router.types import Message
 
 Item: TypeAlias = dict[str, Any]
@@ -33,29 +34,41 @@ _OUTPUTS = ("function_call_output", "custom_tool_call_output")
 def read_input(given: Any, find_item: FindItem) -> tuple[Item, ...]:
     """The items in `input`, each an object with a `type`; references are looked up.
 
+    Those that came before are as they were read then.
+
     Raises:
         BadRequest: with the path of the field at fault, such as `input[3].role`.
         NotFound: a reference leads nowhere.
     """
     if isinstance(given, str):
         return ({"type": "message", "role": "user", "content": given},)
+    known: tuple[Item, ...] = ()
+    if isinstance(given, Written):
+        known, given = () if given.past is None else given.past.entries, given.new
     require(isinstance(given, list), "input", "a string or a list of items")
-    return tuple(_typed(item, f"input[{i}]", find_item) for i, item in enumerate(given))
+    new = (_typed(item, f"input[{i}]", find_item) for i, item in enumerate(given, len(known)))
+    return (*known, *new)
 
 
-def to_messages(items: Sequence[Item], *, first: int = 0) -> list[Message]:
+def is_reference(item: Item) -> bool:
+    """Whether an item stands for another one, which it names."""
+    kind = item.get("type")
+    return kind == "item_reference" or (kind is None and "role" not in item and "id" in item)
+
+
+def to_talk(items: Sequence[Item], *, first: int = 0) -> Talk:
     """The equivalent chat messages; `input[0]` of the request is `items[first]`.
 
     Raises:
         BadRequest: with the path of the field at fault.
     """
-    talk = _Talk()
+    talk = Talk()
     for i, item in enumerate(items):
         talk.add(item, f"input[{i - first}]")
-    return talk.messages
+    return talk
 
 
-class _Talk:
+class Talk:
     """Messages as far as the items have been read."""
 
     def __init__(self) -> None:
@@ -63,7 +76,13 @@ class _Talk:
         self._reply: Message | None = None  # the assistant message that may still grow
         self._last = ""  # the type of the item before
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no item that follows can become a part of the last message."""
+        return self._reply is None
+
     def add(self, item: Item, path: str) -> None:
+        """Read another item; `path` is its place in the request. Raises BadRequest."""
         kind = item["type"]
         if kind == "reasoning":
             self._reason(item, path)
@@ -133,7 +152,7 @@ class _Talk:
 def _typed(item: Any, path: str, find_item: FindItem) -> Item:
     require(isinstance(item, dict), path, "an object")
     kind = item.get("type")
-    if kind == "item_reference" or (kind is None and "role" not in item and "id" in item):
+    if is_reference(item):
         require(isinstance(item.get("id"), str), f"{path}.id", "a string")
         return find_item(item["id"], f"{path}.id")
     if kind is None and "role" not in item:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from aiohttp import web
 
+from slime_router.api.chat.messages import checked
 from slime_router.api.chat.reply import logprob_entries
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.chat.tools import read_tools
 from slime_router.api.request import missing, require
 from slime_router.api.responses.custom_tools import as_function
-from slime_router.api.responses.items import Item, read_input, to_messages
+from slime_router.api.responses.items import Item, read_input, to_talk
 from slime_router.api.responses.reply import ResponseStyle
 from slime_router.api.responses.store import ResponseStore, Stored
 from slime_router.api.token_ids import Vocabulary
@@ -25,11 +26,13 @@ from slime_router.auth.caller import Caller, caller
 from slime_router.edge.lengths import check_messages
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
-from slime_router.types import GenerateCall, GenerateChunk
+from slime_router.template.heard import Written
+from slime_router.types import GenerateCall, GenerateChunk, Message
 from slime_router.values import replace
 
-_NOT_OF_CHAT = frozenset(  # named like a chat field but different, or not supported here
+_NOT_OF_CHAT = frozenset(  # read here, named like a chat field but different, or not supported
     {
+        "input",
         "input_ids",
         "logprobs",
         "n",
@@ -116,7 +119,7 @@ def read_responses_request(
         previous = kept.previous(body["previous_response_id"], by)
     asked = _asked(body, kept, previous, by)
     tools = _response_tools(body.get("tools"))
-    chat = _chat_body(body, _messages(body, asked, previous), tools)
+    chat = _chat_body(body, conversation_of(body, asked, previous), tools)
     made = read_chat_request(chat, request, reader)
     style = ResponseStyle(
         id=f"resp_{fresh_hex(48)}",
@@ -167,22 +170,35 @@ def _asked(
     return read_input(body["input"], partial(kept.item, by=by))
 
 
-def _messages(
-    body: dict[str, Any], asked: tuple[Item, ...], previous: Stored | None
-) -> list[dict[str, Any]]:
+def conversation_of(
+    body: Mapping[str, Any], asked: tuple[Item, ...], previous: Stored | None
+) -> Sequence[Message]:
+    """The chat messages of `instructions` and of all items.
+
+    Raises:
+        BadRequest: with the path of the field at fault.
+    """
+    instructions = body.get("instructions")  # of this request only, not those of the previous one
+    head = [{"role": "system", "content": instructions}] if instructions else []
     before = previous.conversation() if previous is not None else []
-    check_messages([*before, *asked], "input")
-    messages = to_messages([*before, *asked], first=len(before))
-    if not messages:
+    written = body.get("input")
+    messages: Sequence[Message]
+    if isinstance(written, Written) and not before:
+        talk = to_talk(asked[written.first_new :], first=-written.first_new)
+        new = checked(talk.messages, len(written.known))
+        messages = written.remade(head, new, asked, is_closed=talk.is_closed)
+        is_empty = len(messages) == len(head)
+    else:
+        check_messages([*before, *asked], "input")
+        said = to_talk([*before, *asked], first=len(before)).messages
+        messages, is_empty = [*head, *said], not said
+    if is_empty:
         raise BadRequest("'input' cannot be empty.", param="input")
-    instructions = body.get("instructions")
-    if instructions:  # of this request only: those of the previous one are gone
-        messages.insert(0, {"role": "system", "content": instructions})
     return messages
 
 
 def _chat_body(
-    body: dict[str, Any], messages: list[dict[str, Any]], tools: tuple[ResponseTool, ...]
+    body: dict[str, Any], messages: Sequence[Message], tools: tuple[ResponseTool, ...]
 ) -> dict[str, Any]:
     """The chat request that asks for the same; fields that no API knows go through."""
     plain = {name: value for name, value in body.items() if name not in _NOT_OF_CHAT}
