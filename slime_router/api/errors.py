@@ -67,8 +67,8 @@ def native_error_object(exc: RouterError) -> dict[str, Any]:
 
 
 def abort_error(finish: Finish, *, has_begun: bool) -> RouterError:
-    """The error that a chat client gets for a generation that the worker aborted."""
-    message = f"The worker aborted the generation: {finish.message or 'no reason given'}"
+    """The error that a chat client gets for an aborted generation: by its worker or the router."""
+    message = f"The generation was aborted: {finish.message or 'no reason given'}"
     status = finish.status_code
     if status is not None and 400 <= status < 500:
         return WorkerRefused(message, status=status)

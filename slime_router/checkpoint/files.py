@@ -25,6 +25,7 @@ class CheckpointFiles:
         is_path = path_or_id.startswith(("/", "./", "../"))
         try:
             is_directory = Path(path_or_id).is_dir()
+            is_path |= Path(path_or_id).exists()
         except OSError as exc:  # it may not be looked at, or its name is too long
             raise SetupError(f"cannot be read: {exc.strerror}") from exc
         if is_path and not is_directory:

@@ -47,7 +47,7 @@ class ContextLimit:
             WorkerRefused: the same refusal, unless its cause is the number of tokens requested
                 beyond the prompt.
         """
-        was_tried = bool(call.asked_as)
+        was_tried = call.sampling.max_tokens is None and call.token_limit is None
         if was_tried or call.is_passed_on or not is_too_much(refusal):
             raise refusal
         return _to_the_end(call)
@@ -57,5 +57,9 @@ def _to_the_end(call: GenerateCall) -> GenerateCall:
     """The call limited only by the context; under a new rid, as the first is being aborted."""
     sampling = replace(call.sampling, max_tokens=None)
     return replace(
-        call, sampling=sampling, token_limit=None, rid=f"{call.rid}-again", asked_as=call.rid
+        call,
+        sampling=sampling,
+        token_limit=None,
+        rid=f"{call.rid}-again",
+        asked_as=call.asked_as or call.rid,
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import count
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -222,12 +221,16 @@ class Recorder:
         Each further try is another request: to the trainer, a retry of the one before. Its id
         says of which (`Turn.sample_id`).
         """
-        turn_id, tries = call.turn_id, count(2)
+        turn_id, tries, is_beside = call.turn_id, 1, False
         while turn_id in self._open or turn_id in self._store:
-            turn_id = f"{call.turn_id}-{next(tries)}"
+            is_beside |= turn_id in self._open
+            tries += 1
+            turn_id = f"{call.turn_id}-{tries}"
         self._open.add(turn_id)
         if turn_id == call.turn_id:
             return call
+        if is_beside:  # a worker refuses a rid that it is answering already
+            call = replace(call, rid=f"{call.rid}-try{tries}", asked_as=call.asked_as or call.rid)
         return replace(call, turn_id=turn_id, request_id=turn_id)
 
     def record(self, turn: OpenTurn, finish: Finish) -> None:

@@ -59,11 +59,11 @@ def _host(parts: SplitResult, field: str) -> str:
 
 
 def _checked_ip(host: str, field: str) -> str:
+    """The address in its shortest form; before a zone, a URL may write %25 (RFC 6874)."""
     try:
-        ip_address(host)
+        return ip_address(host.replace("%25", "%", 1)).compressed
     except ValueError:
         raise _refusal("has a host name or an IP address", field) from None
-    return host
 
 
 def _refusal(what: str, field: str) -> BadRequest:

@@ -49,6 +49,9 @@ def test_what_is_no_worker_url_is_refused_and_changes_nothing(url):
     [
         ("https://A/", "https://a"),
         ("http://[::1]:9/", "http://[::1]:9"),
+        ("http://[0:0:0:0:0:0:0:1]:9", "http://[::1]:9"),
+        ("http://[FE80::1%25eth0]:9", "http://[fe80::1%eth0]:9"),  # as RFC 6874 has it
+        ("http://[fe80::1%Eth0]:9", "http://[fe80::1%Eth0]:9"),
         (" http://a/ ", "http://a"),
         ("http://a//", "http://a"),
         ("http://gpu-7.rack_2.cluster.:30000", "http://gpu-7.rack_2.cluster.:30000"),

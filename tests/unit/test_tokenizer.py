@@ -95,8 +95,9 @@ class TestLoad:
             assert tokenizer.render(HELLO, PLAIN) == "Hello!"
 
     def test_errors_are_one_line_that_names_the_culprit(
-        self, directory: Path, tmp_path: Path
+        self, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.chdir(directory)
         empty = tmp_path / "empty"
         empty.mkdir()
         template = tmp_path / "bad.jinja"
@@ -106,6 +107,7 @@ class TestLoad:
         cases: list[tuple[str, str | None, str, str]] = [
             (str(tmp_path / "none"), None, str(tmp_path / "none"), "no such directory"),
             (str(empty), None, str(empty), "cannot load the tokenizer"),
+            ("config.json", None, "config.json", "no such directory"),  # a file, and no id
             (broken, None, broken, "bad generation_config.json"),
             (str(directory), str(template), str(template), "bad chat template"),
             (str(directory), "none.jinja", "none.jinja", "No such file"),
