@@ -177,7 +177,7 @@ def test_a_worker_that_failed_or_is_busy_is_asked_after_the_others():
     pool.busy(b)
     assert {leased(pool) for _ in range(3)} == {a}
     pool.failed(a)
-    assert {leased(pool) for _ in range(3)} == {a, b}, "it is no worse than the other"
+    assert {leased(pool) for _ in range(3)} == {a, b}, "both failed"
     for worker in (a, b):
         pool.succeeded(worker)
     assert {leased(pool) for _ in range(3)} == {a, b}
