@@ -186,6 +186,7 @@ class ModelAdmin:
         if (body.get("prompt") is None) == (body.get("messages") is None):
             name = "prompt" if "prompt" in body or "messages" not in body else "messages"
             raise BadRequest("Exactly one of 'prompt' and 'messages' is needed.", param=name)
+        wants_spelling = _flag(body, "return_token_strs", False)
         texts = self._texts(body)
         ids = []
         for text in texts:
@@ -197,6 +198,9 @@ class ModelAdmin:
             "count": [len(run) for run in ids] if is_list else len(ids[0]),
             "max_model_len": self._card()["max_model_len"],
         }
+        if wants_spelling:  # vLLM's
+            spelled = [await self._aside.run(len(run), self._tokenizer.spelled, run) for run in ids]
+            reply["token_strs"] = spelled if is_list else spelled[0]
         return await self._written(sum(map(len, ids)), reply)
 
     async def _encoded(self, text: str) -> TokenIds:

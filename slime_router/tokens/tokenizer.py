@@ -255,6 +255,10 @@ class Tokenizer:
 
     # Ids to text.
 
+    def spelled(self, ids: TokenIds) -> list[str | None]:
+        """The tokens as the vocabulary spells them (`ĠHello`); None for an id without a token."""
+        return [self._backend.id_to_token(token_id) for token_id in ids.tolist()]
+
     def token_bytes(self, token_id: int) -> bytes:
         """The token's bytes in the middle of a text; `b""` for an id without a token."""
         return self._bytes[token_id]

@@ -364,6 +364,20 @@ async def test_tokens_and_text_make_a_round_trip():
         assert (await router.post("/v1/detokenize", runs))[1]["text"] == ["a", "bc"]
 
 
+async def test_tokenize_spells_the_tokens_where_asked():
+    async with served() as (router, _):
+        asked = {"prompt": "Hello world", "return_token_strs": True}
+        _, one = await router.post("/tokenize", asked)
+        _, two = await router.post("/tokenize", {**asked, "prompt": ["Hello", "Hello world"]})
+        status, refused = await router.post("/tokenize", {**asked, "return_token_strs": "yes"})
+    names = tiny_tokenizer()
+    assert len(one["token_strs"]) == one["count"]
+    assert set(one["token_strs"]) <= set(names.token_names())
+    assert "".join(one["token_strs"]).replace("Ġ", " ") == "Hello world"
+    assert two["token_strs"][1] == one["token_strs"]
+    assert (status, refused["error"]["param"]) == (400, "return_token_strs")
+
+
 async def test_messages_are_tokenized_as_chat_sends_them():
     tools = [{"type": "function", "function": {"name": "search", "parameters": {}}}]
     talk: dict[str, Any] = {"messages": [user("hi")], "tools": tools}

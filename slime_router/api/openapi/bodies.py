@@ -162,7 +162,9 @@ BODIES: Mapping[str, Body] = {
         one_of=("messages", "text"),
     ),
     "/tokenize": Body(
-        "", frozenset(("prompt", "messages", *_TEMPLATE)), one_of=("prompt", "messages")
+        "",
+        frozenset(("prompt", "messages", "return_token_strs", *_TEMPLATE)),
+        one_of=("prompt", "messages"),
     ),
     "/detokenize": Body("", frozenset(("tokens", "skip_special_tokens")), ("tokens",)),
     "/workers": Body("Registers a worker", frozenset(("url", *_WORKER)), ("url",)),
