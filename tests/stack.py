@@ -93,6 +93,7 @@ class Stack:
         self.cache, self.store, self.weights = path.cache, path.store, path.weights
         self.maker, self.sessions, self.recording = path.maker, path.sessions, path.recording
         self.counting, self.admission = path.counting, path.admission
+        self.caching = path.caching
         self.retriever = Retriever(self.maker, self.cache, self.store, self.tokenizer, AllIsHere())
         self.dispatch = dispatch or self._play  # a test may put another one here
         self.router = path.router(lambda call: self.dispatch(call), plugins=plugins)

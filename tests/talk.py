@@ -78,13 +78,13 @@ class Talk(Stack):
         self.now = NOON
         self.maker._now = lambda: self.now
         self._prompts: list[MadePrompt] = []
-        make = self.maker.make
+        make = self.caching._noted
 
-        async def noted(call: GenerateCall) -> MadePrompt:
-            self._prompts.append(prompt := await make(call))
+        def noted(call: GenerateCall, prompt: MadePrompt) -> MadePrompt:
+            self._prompts.append(prompt := make(call, prompt))
             return prompt
 
-        self.maker.make = noted  # type: ignore[method-assign]  # to see what was made
+        self.caching._noted = noted  # type: ignore[method-assign]  # to see what was made
 
     def ask(self, messages: Sequence[Message], **fields: Any) -> GenerateCall:
         options = {name: fields.pop(name) for name in OPTIONS if name in fields}

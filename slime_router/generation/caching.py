@@ -30,6 +30,7 @@ from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
 
+MAX_LEFT_OUT = 3  # names in one receipt
 PROMPT_TAIL_LEN = 32  # tokens; a template that opens the reasoning does it right at the end
 
 
@@ -119,6 +120,7 @@ class Cacher:
         self._tokenizer = tokenizer
         self._capture = capture
         self._has_warned = False  # of tools whose calls stay text
+        self.left_out = 0  # prompts without something that the client sent
 
     async def open(self, call: GenerateCall, reply: Reply) -> Filing:
         """The prompt of `call`, and whatever is added to `reply`, to be filed after it.
@@ -154,6 +156,8 @@ class Cacher:
             receipt = prompt.receipt
             notes = (*receipt.notes, *call.notes)
             prompt = replace(prompt, receipt=replace(receipt, notes=notes))
+        if prompt.left_out:
+            prompt = self._with_left_out(prompt)
         if not call.reply.tools or self._parsers.tools is not None:
             return prompt
         if not self._has_warned:  # warn once; the receipts always note it
@@ -161,6 +165,18 @@ class Cacher:
             self._has_warned = True
         reason = f"{prompt.receipt.reason}; tools not parsed"
         return replace(prompt, receipt=replace(prompt.receipt, reason=reason))
+
+    def _with_left_out(self, prompt: MadePrompt) -> MadePrompt:
+        """The prompt; its receipt names what the template does not print."""
+        if not self.left_out:  # warn once, too
+            logger.warning("the template leaves out %s of a request", prompt.left_out[0])
+        self.left_out += 1
+        names = [*prompt.left_out[:MAX_LEFT_OUT]]
+        if len(prompt.left_out) > MAX_LEFT_OUT:
+            names.append("more")
+        reason = "".join(f"; the template leaves out {name}" for name in names)
+        receipt = replace(prompt.receipt, reason=prompt.receipt.reason + reason)
+        return replace(prompt, receipt=receipt)
 
     def _reader(self, call: GenerateCall, prompt: MadePrompt) -> ReplyReader | None:
         if call.is_passed_on:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cached_property, partial
-from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -40,20 +39,19 @@ from slime_router.types import GenerateCall, Message, Piece, Prompt, Receipt, To
 from slime_router.values import replace, value
 from slime_router.waiting.turnstile import LONG_TALK, Turnstile, others_run
 
-MAX_LEFT_OUT = 3  # messages that one receipt names
-
 
 @value(frozen=True, slots=True)
 class MadePrompt(Prompt):
     """A prompt and what it keeps until it is released.
 
     `pieces` are the tokens after those that the tree holds already up to `node`; they are slices of
-    `own_ids`.
+    `own_ids`. `left_out` names what of the new messages the template does not print.
     """
 
     pieces: tuple[Piece, ...] = ()
     node: Node | None = None  # pinned; None where nothing can be filed after it
     is_reserved: bool = False  # `base` is this prompt's until then
+    left_out: tuple[str, ...] = ()
 
 
 class PromptMaker:
@@ -103,8 +101,7 @@ class PromptMaker:
         talk = self.recognise(call)
         failed = ""
         if talk.turn is not None and (call.history or self._history) == "held":
-            prompt = await self._extend(call, talk, talk.turn)
-            if prompt is not None:
+            if (prompt := await self._extend(call, talk, talk.turn)) is not None:
                 return prompt
             failed = "the template is not shown to append here"
         async with self._turnstile.passing(call.messages, party_of(call)):
@@ -117,14 +114,13 @@ class PromptMaker:
         assert call.messages is not None
         mode = call.history or self._history
         reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
+        reason = failed or reason
         date = self._date(talk.turn)
         messages = self._template.parts.whole(call.messages)
         if mode == "template" or failed:
             text, notes = self._rendered(call, talk, messages, date)
         else:
             text, notes = self._template.render_noted(messages, call.template, date=date)
-        if failed:
-            reason = failed + _left_out(self._template.left_out(text, messages))
         if mode == "held" and not call.template.continue_final_message:
             is_long = len(messages) >= LONG_TALK
             if is_long:
@@ -133,11 +129,13 @@ class PromptMaker:
             self._layouts.note(call.turn_id, layout)
             if is_long:
                 await others_run()
+        first = 0 if failed else talk.new_index(messages)
+        left_out = self._template.left_out(text, messages, first, call.template, date)
         prompt = await self._from_text(call, text, talk=talk, date=date, reason=reason)
-        if not notes:
+        if not (notes or left_out):
             return prompt
         receipt = replace(prompt.receipt, notes=(*prompt.receipt.notes, *notes))
-        return replace(prompt, receipt=receipt)
+        return replace(prompt, receipt=receipt, left_out=left_out)
 
     def _rendered(
         self,
@@ -155,8 +153,7 @@ class PromptMaker:
             text, notes = self._template.render_noted(messages, call.template, date=date)
             if notes:
                 return text, notes
-            answered = talk.reply_index + len(messages) - len(talk.messages)
-            made = self._transcripts.of_whole(asked, text, before, answered)
+            made = self._transcripts.of_whole(asked, text, before, talk.new_index(messages) - 1)
             if made is None:
                 return text, notes
         self._transcripts.note(call.turn_id, made)
@@ -199,6 +196,7 @@ class PromptMaker:
         if is_open and talk.reply_index == len(talk.messages) - 1:
             has_ended = turn.last_id is not None and self._template.ends_turn(turn.last_id)
             text, drop = "", int(has_ended)  # no model continues after its own end
+            left_out: tuple[str, ...] = ()
             reason = "continues the open turn"
         else:
             suffix = await self._suffix(call, talk, turn)
@@ -206,8 +204,7 @@ class PromptMaker:
                 return None
             self._layouts.note(call.turn_id, suffix.layout)
             text, drop = suffix.text, suffix.drop
-            shift = len(call.messages or ()) - len(talk.messages)
-            reason = "continues the turn" + _left_out(index + shift for index in suffix.left_out)
+            reason, left_out = "continues the turn", self._unsaid(call, talk, suffix)
         if drop:
             reason += "; its stop token gives way"
         reason += self._choice(call, talk, turn)
@@ -240,6 +237,7 @@ class PromptMaker:
             own_ids=own_ids,
             conversation=talk.name_of(call),
             is_reserved=True,
+            left_out=left_out,
             new_messages=talk.new_after(turn),
         )
 
@@ -255,6 +253,13 @@ class PromptMaker:
             return await asyncio.to_thread(find)
         finally:
             self._give_back(turn.id)
+
+    def _unsaid(self, call: GenerateCall, talk: Conversation, suffix: Suffix) -> tuple[str, ...]:
+        """What of the messages after the turn's reply is not in the suffix, by its name."""
+        messages = call.messages or ()
+        fields = self._template.left_out_fields(messages, talk.new_index(messages), call.template)
+        shift = len(messages) - len(talk.messages)
+        return (*[f"messages[{index + shift}]" for index in suffix.left_out], *fields)
 
     def _choice(self, call: GenerateCall, talk: Conversation, turn: Turn) -> str:
         """The receipt's note if several turns read the same."""
@@ -388,12 +393,6 @@ async def _joined(head: TokenIds, pieces: tuple[Piece, ...]) -> Whole:
     if len(pieces) <= INLINE_PIECES:
         return with_head(head, pieces)
     return await asyncio.to_thread(with_head, head, pieces)
-
-
-def _left_out(indexes: Iterable[int]) -> str:
-    """The receipt's note on messages that the template did not print."""
-    notes = (f"; the template leaves out messages[{index}]" for index in indexes)
-    return "".join(islice(notes, MAX_LEFT_OUT))
 
 
 def _parsed(date: str | None) -> datetime | None:

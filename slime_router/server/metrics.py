@@ -276,6 +276,8 @@ METRICS = (
          lambda r: r.cache.counts.lost_paths),
     _one("cache_failed_insertions_total", "cache.failed_insertions", "faults of the router",
          lambda r: r.cache.counts.failed_insertions),
+    _one("template_left_out_total", "template.left_out",
+         "prompts without something that the client sent", lambda r: r.path.caching.left_out),
     _one("weight_epoch", "weights.epoch", "weight updates seen", lambda r: r.weights.epoch),
     _one("turns", "trajectories.turns", "recorded turns held", lambda r: len(r.store)),
     _one("turn_tokens", "trajectories.tokens", "tokens of the turns", lambda r: r.store.tokens),

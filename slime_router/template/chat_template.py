@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from slime_router.errors import BadRequest
-from slime_router.template.layout import Layout, compares_messages, holds
+from slime_router.template.layout import Layout, compares_messages, holds_plainly, not_found
 from slime_router.template.messages import (
     REFERENCE,
     renderable,
@@ -20,6 +20,7 @@ from slime_router.template.parts import Parts, find_parts, prints_names
 from slime_router.template.seam import Control, Sampled, Seam
 from slime_router.template.self_test import Findings, find_ends, self_test
 from slime_router.template.spelling import Spelling, find_spelling
+from slime_router.template.stand_ins import is_reply, unsaid_word
 from slime_router.template.suffix import Question, Suffix, Suffixes
 from slime_router.template.transcript import Transcripts
 from slime_router.types import Message, TemplateOptions
@@ -190,9 +191,53 @@ class ChatTemplate:
         """What the prompt `text` of these messages looks like; None where it takes more to know."""
         return self._suffixes.layout(Question(messages, len(messages), options, date), text)
 
-    def left_out(self, text: str, messages: Sequence[Message]) -> list[int]:
-        """Which of `messages` the template did not print in `text`."""
-        return [index for index, message in enumerate(messages) if not holds(text, [message])]
+    def left_out(
+        self,
+        text: str,
+        messages: Sequence[Message],
+        first: int,
+        options: TemplateOptions,
+        date: datetime | None,
+    ) -> tuple[str, ...]:
+        """What of `messages[first:]`, and of the tools, is not in their prompt `text`, by its name.
+
+        Where the text of a message is not found there, a word in its place is looked for: some
+        templates print JSON in a form of their own.
+        """
+        fields = self.left_out_fields(messages, first, options)
+        if holds_plainly(text, messages, first):
+            return fields
+        lost = tuple(not_found(text, messages, first))
+        if lost:
+            words = {index: unsaid_word(f"{index}x") for index in lost}
+            marked = [
+                {**message, "content": words.get(index, message.get("content"))}
+                for index, message in enumerate(messages)
+            ]
+            again = self.try_render(marked, options, date)
+            lost = tuple(index for index in lost if again is not None and words[index] not in again)
+        return (*(f"messages[{index}]" for index in lost), *fields)
+
+    def left_out_fields(
+        self, messages: Sequence[Message], first: int, options: TemplateOptions
+    ) -> tuple[str, ...]:
+        """The names of fields in `messages[first:]`, and of `options`, that it never prints."""
+        lost = ["tools"] if options.tools and not self.findings.prints_tools else []
+        for index, message in enumerate(messages[first:], first):
+            if len(message) > 2:  # more than a role and a text
+                unprinted = self._unprinted(message)
+                lost += [f"messages[{index}].{name}" for name in unprinted if message.get(name)]
+        return tuple(lost)
+
+    def _unprinted(self, message: Message) -> Iterator[str]:
+        """The fields that it does not print of such a message."""
+        if is_reply(message):
+            if not self.findings.prints_calls:
+                yield "tool_calls"
+            if not self.findings.prints_reasoning:
+                yield "reasoning_content"
+        elif not self.prints_names and message["role"] != "tool":
+            yield "name"
 
     def transcripts(self) -> Transcripts:
         """Keeps the texts of prompts, for what is rendered after them."""

@@ -18,7 +18,7 @@ from itertools import pairwise, repeat
 import jinja2
 from jinja2 import nodes
 
-from slime_router.template.messages import content_text
+from slime_router.template.messages import content_text, without_reasoning
 from slime_router.template.stand_ins import Drawing, View, is_reply
 from slime_router.types import Message
 from slime_router.values import value
@@ -26,6 +26,8 @@ from slime_router.values import value
 MAX_LAYOUTS = 16_384
 BEGINNING_LEN = 64  # characters of a text that is looked for
 MAX_BEGINNINGS = 8  # that are looked at one by one
+MAX_FRAMES_LEN = 2**14  # characters that a template puts around a few messages
+NEAR_END = 2**16  # characters in which the new messages usually are
 MAX_MARKS = 64  # of a layout; a conversation with more replies in view is rendered once more
 _STRING_METHODS = frozenset({"startswith", "endswith", "split", "rsplit", "find", "replace"})
 
@@ -117,6 +119,39 @@ def holds(text: str, messages: Sequence[Message]) -> bool:
             return False
         end, was_result = max(end, found), is_result
     return True
+
+
+def holds_plainly(text: str, messages: Sequence[Message], first: int) -> bool:
+    """Whether the texts of `messages[first:]` are in `text` as they are, in order.
+
+    It is the usual case, and quick: of a longer prompt only its end is looked at.
+    """
+    at = max(0, len(text) - NEAR_END) if first else 0
+    for message in messages[first:]:
+        content = message.get("content")
+        if not isinstance(content, str):
+            return False
+        at = find_long(text, content, at)
+        if at < 0:
+            return False
+    return True
+
+
+def not_found(text: str, messages: Sequence[Message], first: int) -> Iterator[int]:
+    """Which of `messages[first:]` have a text that is not in `text`, as far as that can be seen.
+
+    Each is looked for after the one before it, where it usually is.
+    """
+    new_len = sum(len(content_text(each.get("content"))) for each in messages[first:])
+    at = max(0, len(text) - 2 * new_len - MAX_FRAMES_LEN) if first else 0
+    for index in range(first, len(messages)):
+        said = content_text(messages[index].get("content"))
+        if is_reply(messages[index]):
+            said = without_reasoning(said)
+        end = _find(text, said, at)
+        if end < 0 and _find(text, said, 0) < 0:
+            yield index
+        at = max(at, end)
 
 
 def pairs_of(messages: Sequence[Message], literals: Sequence[str]) -> frozenset[int]:

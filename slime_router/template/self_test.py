@@ -49,7 +49,10 @@ class Findings:
     prints_messages: bool = False  # else it can hardly be the right file
     prints_date: bool = False
     has_developer_role: bool = False
+    prints_tools: bool = False
+    prints_calls: bool = False
     prints_call_ids: bool = False
+    prints_reasoning: bool = False  # in `reasoning_content`, of a reply that was the last
     call_arguments: str = "object"  # or "text"
     call_ids: str = "any"  # or "short": nine letters or digits
     content: str = "text"  # or "parts"
@@ -178,11 +181,13 @@ def self_test(template: Probed, ends: TurnEnds) -> Findings:
     spelling = template.spelling
     return Findings(
         has_template=True,
-        prints_messages=SENTINEL
-        in (template.try_render([{**_USER, "content": SENTINEL}], _PLAIN) or ""),
+        prints_messages=_is_printed(template, [{**_USER, "content": SENTINEL}], _PLAIN, SENTINEL),
         prints_date=len({template.try_render([_USER], _PLAIN, date) for date in _DATES}) > 1,
         has_developer_role=template.has_developer_role,
+        prints_tools=_prints_tools(template),
+        prints_calls=spelling.prints_calls,
         prints_call_ids=spelling.prints_ids,
+        prints_reasoning=_prints_reasoning(template),
         call_arguments=spelling.arguments,
         call_ids="short" if spelling.has_short_ids else "any",
         content="parts" if spelling.has_parts else "text",
@@ -209,4 +214,23 @@ def _appends(
 
 def _keeps_reasoning(template: Probed) -> bool:
     thinking = {**_REPLY, "content": f"<think>\n{SENTINEL}\n</think>\n\nHello"}
-    return SENTINEL in (template.try_render([_USER, thinking, _USER], _PLAIN) or "")
+    return _is_printed(template, [_USER, thinking, _USER], _PLAIN, SENTINEL)
+
+
+def _prints_tools(template: Probed) -> bool:
+    [tool] = PROBE_OPTIONS.tools
+    named = {**tool, "function": {**tool["function"], "name": SENTINEL}}
+    return _is_printed(template, [_USER], TemplateOptions(tools=(named,)), SENTINEL)
+
+
+def _prints_reasoning(template: Probed) -> bool:
+    said = {"reasoning_content": SENTINEL}
+    return _is_printed(template, [_USER, {**_REPLY, **said}], _SILENT, SENTINEL) or _is_printed(
+        template, [_USER, {**_CALL, **said}, _RESULT], PROBE_OPTIONS, SENTINEL
+    )
+
+
+def _is_printed(
+    template: Probed, messages: list[Message], options: TemplateOptions, word: str
+) -> bool:
+    return word in (template.try_render(messages, options) or "")

@@ -47,6 +47,7 @@ class Spelling:
     arguments: Literal["object", "text"] = "object"
     has_null_content: bool = False  # a call's empty content is null, or more than it is printed
     has_short_ids: bool = False
+    prints_calls: bool = False
     prints_ids: bool = False
     has_parts: bool = False
 
@@ -129,6 +130,7 @@ def find_spelling(try_render: TryRender) -> Spelling:
                 arguments="object" if as_object else "text",
                 has_null_content=content is None or 0 < len(null) < len(text),
                 has_short_ids=call_id == _PROBE_ID,
+                prints_calls=True,
                 prints_ids=call_id in text,
                 has_parts=has_parts,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Protocol
 
 from slime_router.auth.owners import name_of_root
@@ -38,6 +38,15 @@ class Conversation:
         if turn is None:
             return name_of_root(call.turn_id)
         return turn.session_id or turn.conversation or name_of_root(turn.id)
+
+    def new_index(self, messages: Sequence[Message]) -> int:
+        """Where what comes after the turn's reply begins in `messages`, which are the call's own.
+
+        Without a turn all is new.
+        """
+        if self.turn is None:
+            return 0
+        return self.reply_index + 1 + len(messages) - len(self.messages)
 
     def new_after(self, base: Turn | None) -> int | None:
         """How many messages come after the reply of `base`; None where they do not continue it."""

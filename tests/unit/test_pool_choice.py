@@ -176,7 +176,10 @@ def test_a_worker_that_failed_or_is_busy_is_asked_after_the_others():
     assert {leased(pool) for _ in range(3)} == {a, b}
     pool.busy(b)
     assert {leased(pool) for _ in range(3)} == {a}
-    pool.succeeded(b)
+    pool.failed(a)
+    assert {leased(pool) for _ in range(3)} == {a, b}, "both failed"
+    for worker in (a, b):
+        pool.succeeded(worker)
     assert {leased(pool) for _ in range(3)} == {a, b}
     assert pool.cooldown_s(Need()) == 0.0
 

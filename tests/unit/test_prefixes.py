@@ -134,3 +134,13 @@ def test_with_a_sieve_or_without_the_longest_is_found(steps):
                 wanted = max(fitting, key=lambda t: (t.held_len, int(t.id[1:])), default=None)
                 found = index.deepest(token_ids(asked), "s", "")
                 assert found == (None if wanted is None else wanted.id)
+
+
+def test_the_turn_that_was_recorded_last_is_found_without_a_digest(monkeypatch):
+    store = TrajectoryStore(10**9)
+    store.add(turn("first", [1, 2], [3]))
+    store.add(turn("second", [], [4], base="first", base_len=3))
+    monkeypatch.setattr(store._prefixes, "_mixed", None)
+    found = store.deepest_prefix(token_ids([1, 2, 3, 4, 5]), "s")
+    assert found is not None
+    assert found.id == "second"

@@ -112,3 +112,19 @@ def test_a_mark_is_seen_from_its_first_character_on() -> None:
     for text in ("", "a", "a<b", "a<thinb", "think>", "◁b"):
         assert not marks.begins(text), text
         assert not marks.begins_in(text.encode()), text
+
+
+def test_a_mark_is_seen_wherever_it_is_and_a_beginning_of_one_at_the_end():
+    marks = Marks(["<think>", "[END]"])
+    for mark in ("<think>", "[END]"):
+        for text in (mark, f"a{mark}b"):
+            assert marks.is_in(text)
+            assert marks.begins(text)
+        for length in range(1, len(mark)):
+            text = f"a{mark[:length]}"
+            assert not marks.is_in(text)
+            assert marks.begins(text)
+            assert marks.begins_in(text.encode())
+            assert not marks.begins(f"{text}b")
+            assert not marks.begins_in(f"{text}b".encode())
+    assert not marks.begins("a")

@@ -227,12 +227,13 @@ def test_what_came_before_names_a_turn_for_as_long_as_that_is_there(monkeypatch)
     for number in range(4):
         if number == 1:
             talks.record("a", user("Hi"), reply)
+            talks.record("b", user("Hi"), reply)
         elif number == 3:
             list(talks.store.drop_older(1))
         messages.append(user(f"more {number}"))
         talk = talks.recogniser.recognise(talks.heard(*messages))
         assert talk == talks.recogniser.recognise(call(*messages)), number
-        assert (talk.turn is not None) is (number in (1, 2))
+        assert (talk.turn and talk.turn.id) == ("a" if number in (1, 2) else None)
 
 
 def test_what_came_before_is_not_recognised_again(monkeypatch):
@@ -247,11 +248,15 @@ def test_what_came_before_is_not_recognised_again(monkeypatch):
     assert max(costs[-10:]) <= 1.1 * max(costs[10:20])
 
 
-def test_a_reply_of_two_messages_may_come_first(monkeypatch):
+@pytest.mark.parametrize("before", [[], [user("Hi")]], ids=["first", "after another message"])
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_reply_of_two_messages_may_have_come_in_part_before(before, is_known, monkeypatch):
     monkeypatch.setattr(heard, "LONG_LEN", 0)
     talks = Talks()
-    talks.record("a", {**calls("{}"), "content": "thinks"})
-    asked = talks.heard(said("thinks"), calls("{}"), user("Hi"))
-    talk = talks.recogniser.recognise(asked)
+    talks.record("a", *before, {**calls("{}"), "content": "thinks"})
+    parted = [*before, said("thinks"), calls("{}"), user("and")]
+    if is_known:
+        talks.recogniser.recognise(talks.heard(*parted[:-2]))
+    talk = talks.recogniser.recognise(talks.heard(*parted))
     assert talk.turn is not None
-    assert len(talk.messages) == 2
+    assert len(talk.messages) == len(parted) - 1

@@ -56,14 +56,17 @@ def prints_parts(messages: list[Message]) -> str:
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
-        (takes_objects, Spelling(prints_ids=True)),
-        (adds_text, Spelling("text")),
-        (prints_objects_as_python_does, Spelling("text")),
-        (prints_calls_without_content, Spelling(has_null_content=True, prints_ids=True)),
-        (prints_an_empty_turn, Spelling(has_null_content=True, prints_ids=True)),
-        (prints_none, Spelling(prints_ids=True)),
-        (refuses_long_ids, Spelling(has_short_ids=True, prints_ids=True)),
-        (prints_parts, Spelling(has_parts=True, prints_ids=True)),
+        (takes_objects, Spelling(prints_ids=True, prints_calls=True)),
+        (adds_text, Spelling("text", prints_calls=True)),
+        (prints_objects_as_python_does, Spelling("text", prints_calls=True)),
+        (
+            prints_calls_without_content,
+            Spelling(has_null_content=True, prints_ids=True, prints_calls=True),
+        ),
+        (prints_an_empty_turn, Spelling(has_null_content=True, prints_ids=True, prints_calls=True)),
+        (prints_none, Spelling(prints_ids=True, prints_calls=True)),
+        (refuses_long_ids, Spelling(has_short_ids=True, prints_ids=True, prints_calls=True)),
+        (prints_parts, Spelling(has_parts=True, prints_ids=True, prints_calls=True)),
         (lambda _: "no calls at all", Spelling()),
     ],
 )
