@@ -173,6 +173,10 @@ class Written:
         """
         return self.remade((), new)
 
+    def let_go(self) -> None:
+        """Frees the text of messages that are not remembered; in place of `checked`."""
+        self._text = None
+
     def remade(
         self,
         first: Sequence[Message],

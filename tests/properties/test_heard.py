@@ -240,6 +240,14 @@ def test_the_text_of_a_body_is_not_kept_with_it():
     assert not [each for each in gc.get_referents(written) if type(each) is bytes]
 
 
+def test_nor_is_it_where_nothing_is_remembered():
+    found = MessageTexts().read(orjson.dumps({"messages": [{"content": "x" * 0x4000}]}))
+    assert found is not None
+    written = found[0]["messages"]
+    written.let_go()
+    assert not [each for each in gc.get_referents(written) if type(each) is bytes]
+
+
 def test_what_another_owner_sent_is_not_known():
     texts, raw = MessageTexts(), orjson.dumps({"messages": [{"role": "user", "content": "Hi"}]})
     assert read(texts, raw, "one") is not None

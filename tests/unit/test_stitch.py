@@ -107,7 +107,7 @@ def test_the_last_chunk_has_the_versions_of_all_parts():
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["the first part", "a later one"])
 def test_weights_that_came_and_went_within_a_chunk_are_told(is_first):
-    """Its version is that of the chunk before, its spans tell of another in between."""
+    """The chunk carries the version of the one before it, but its spans show another in between."""
     stitch = after([A, B])
     if not is_first:
         stitch.next_call()

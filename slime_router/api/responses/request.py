@@ -189,6 +189,8 @@ def conversation_of(
         messages = written.remade(head, new, asked, is_closed=talk.is_closed)
         is_empty = len(messages) == len(head)
     else:
+        if isinstance(written, Written):
+            written.let_go()  # what they become depends on the items before them
         check_messages([*before, *asked], "input")
         said = to_talk([*before, *asked], first=len(before)).messages
         messages, is_empty = [*head, *said], not said
