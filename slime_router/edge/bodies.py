@@ -16,6 +16,7 @@ from aiohttp import web
 from slime_router.auth.caller import Visit, visit
 from slime_router.edge.codings import Unpacker, coding_of
 from slime_router.errors import PayloadTooLarge
+from slime_router.waiting.arrived import take_arrived
 
 SERVER_ARGS: Mapping[str, Any] = MappingProxyType({"auto_decompress": False})
 _SHORT_LEN = 2**16  # bytes that come at once, mostly
@@ -71,8 +72,8 @@ async def _received(request: web.Request, kept: Visit) -> bytes:
     if kept.is_body_shared or content.at_eof():
         return await request.read()  # which keeps it for good
     limit = request.client_max_size
-    if content.is_eof() and content.total_bytes <= _SHORT_LEN <= limit:
-        return content.read_nowait()  # all of it came with the head
+    if content.total_bytes <= _SHORT_LEN <= limit and (body := take_arrived(content)) is not None:
+        return body
     content.set_read_chunk_size(limit)
     pieces, length = [], 0
     while data := await content.readany():

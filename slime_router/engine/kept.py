@@ -26,6 +26,7 @@ from slime_router.engine.exchange import Body
 from slime_router.engine.request import LONG_BODY_LEN, LongBody
 from slime_router.engine.sse import BodyJoiner, EventSplitter
 from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
+from slime_router.waiting.arrived import take_arrived
 
 DRAIN_TIMEOUT_S = 1.0  # for the few bytes after the last item
 MOST_PLACES = 4096  # more workers than anybody has
@@ -199,6 +200,8 @@ async def read_some(answer: Answer) -> bytes:
         WorkerFailed: the connection broke.
         WorkerTimeout: it has taken too long.
     """
+    if (body := take_arrived(answer.content)) is not None:
+        return body
     try:
         return await answer.content.readany()
     except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
