@@ -133,7 +133,6 @@ AIOHTTP = {
     "auth.origins": "reads where a request comes from",
     "auth.caller": "reads who asks",
     "siblings.siblings": "the processes of a router talk over sockets",
-    "waiting.arrived": "takes a body out of its reader",
     "testing": "is a worker",
 }
 TRANSFORMERS = {

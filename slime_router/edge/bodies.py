@@ -11,12 +11,11 @@ from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from slime_router.auth.caller import Visit, visit
 from slime_router.edge.codings import Unpacker, coding_of
 from slime_router.errors import PayloadTooLarge
-from slime_router.waiting.arrived import take_arrived
 
 SERVER_ARGS: Mapping[str, Any] = MappingProxyType({"auto_decompress": False})
 _SHORT_LEN = 2**16  # bytes that come at once, mostly
@@ -72,7 +71,7 @@ async def _received(request: web.Request, kept: Visit) -> bytes:
     if kept.is_body_shared or content.at_eof():
         return await request.read()  # which keeps it for good
     limit = request.client_max_size
-    if content.total_bytes <= _SHORT_LEN <= limit and (body := take_arrived(content)) is not None:
+    if content.total_bytes <= _SHORT_LEN <= limit and (body := _arrived(content)) is not None:
         return body
     content.set_read_chunk_size(limit)
     pieces, length = [], 0
@@ -82,6 +81,20 @@ async def _received(request: web.Request, kept: Visit) -> bytes:
         if limit and length > limit:
             raise web.HTTPRequestEntityTooLarge(limit, length)
     return b"".join(pieces)
+
+
+def _arrived(content: StreamReader) -> bytes | None:
+    """The body, taken out of its reader, if it came in one piece and nothing of it was read.
+
+    To read it would ask the parser for more and let the transport go on, though nothing follows.
+    """
+    length = content.total_bytes
+    if not content._eof or length != content._size or len(content._buffer) != 1:
+        return None
+    if content._exception is not None:
+        return None
+    content._size = 0
+    return content._buffer.popleft()
 
 
 async def unpacked(request: web.Request, max_len: int) -> AsyncIterator[bytes]:

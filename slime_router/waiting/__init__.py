@@ -1,1 +1,1 @@
-"""What waits: what others can end, what has to wait for its turn, and what no longer has to."""
+"""What waits: what others can end, and what has to wait for its turn."""

@@ -7,9 +7,8 @@ import asyncio
 import aiohttp
 import pytest
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.streams import EMPTY_PAYLOAD
 
-from slime_router.waiting.arrived import take_arrived
+from slime_router.edge.bodies import _arrived
 
 
 def content(*pieces: bytes, is_over: bool = True) -> aiohttp.StreamReader:
@@ -24,8 +23,8 @@ def content(*pieces: bytes, is_over: bool = True) -> aiohttp.StreamReader:
 
 async def test_a_body_that_came_whole_is_taken_once_and_nothing_follows():
     reader = content(b'{"text": 1}')
-    assert take_arrived(reader) == b'{"text": 1}'
-    assert take_arrived(reader) is None
+    assert _arrived(reader) == b'{"text": 1}'
+    assert _arrived(reader) is None
     assert reader.at_eof()
     assert await reader.readany() == b""
 
@@ -33,31 +32,27 @@ async def test_a_body_that_came_whole_is_taken_once_and_nothing_follows():
 @pytest.mark.parametrize("pieces", [(), (b"ab", b"cd")])
 async def test_an_empty_body_and_one_in_pieces_are_left(pieces):
     reader = content(*pieces)
-    assert take_arrived(reader) is None
+    assert _arrived(reader) is None
     assert await reader.read() == b"".join(pieces)
 
 
 async def test_a_body_that_is_not_over_is_left():
     reader = content(b"ab", is_over=False)
-    assert take_arrived(reader) is None
+    assert _arrived(reader) is None
     reader.feed_eof()
-    assert take_arrived(reader) == b"ab"
+    assert _arrived(reader) == b"ab"
 
 
 async def test_a_body_of_which_something_was_read_is_left():
     reader = content(b"abcd")
     assert await reader.read(1) == b"a"
-    assert take_arrived(reader) is None
+    assert _arrived(reader) is None
     assert await reader.read() == b"bcd"
 
 
 async def test_a_broken_connection_is_raised_by_the_reader():
     reader = content(b"abcd")
     reader.set_exception(aiohttp.ClientConnectionError("cut"))
-    assert take_arrived(reader) is None
+    assert _arrived(reader) is None
     with pytest.raises(aiohttp.ClientConnectionError):
         await reader.readany()
-
-
-async def test_the_reader_of_no_body_at_all_is_left():
-    assert take_arrived(EMPTY_PAYLOAD) is None
