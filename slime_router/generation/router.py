@@ -18,6 +18,7 @@ from slime_router.types import GenerateCall, GenerateChunk
 from slime_router.values import replace
 from slime_router.waiting.cancel_scope import CancelScope, Cut
 
+
 class Router:
     """Runs generations through the middleware, outermost first, down to `dispatch`.
 
