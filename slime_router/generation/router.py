@@ -94,7 +94,7 @@ class _Streams:
 
 
 class _Stream:
-    """One of them. Tasks of a plug-in may read it; whoever does when it ends is cancelled."""
+    """A stream that tasks of a plug-in may read; whoever does when it ends is cancelled."""
 
     def __init__(self, stream: AsyncGenerator[GenerateChunk, None]) -> None:
         self._stream = stream
@@ -102,7 +102,7 @@ class _Stream:
         self._reading: CancelScope | None = None
 
     async def chunks(self) -> AsyncGenerator[GenerateChunk, None]:
-        """Its chunks, for one reader.
+        """The chunks, for one reader.
 
         Raises:
             CancelledError: the request ended meanwhile.
