@@ -8,11 +8,17 @@ models write.
 from __future__ import annotations
 
 import ast
+import logging
 import re
-from collections.abc import Callable, Container, Iterable
+import string
+from collections.abc import Callable, Container, Iterable, Mapping
+from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 from slime_router.errors import SetupError
+
+logger = logging.getLogger(__name__)
 
 _TAG = re.compile(r"<.{1,62}>")
 _PLAIN_TAG = re.compile(r"<[^<>|｜\s]{1,62}>")
@@ -21,6 +27,8 @@ _MARKS = {  # what calls begin and end with, by three names
     "tool_call_start_token": "tool_call_end_token",
     "TOOL_CALL_START": "TOOL_CALL_END",
 }
+# What calls do not begin with, unless a field of their detector says so.
+_LETTERS = string.ascii_letters + string.digits + " .,!?;:'()-\n"
 _CALL_FIELDS: dict[str, type] = {
     "_buffer": str,
     "current_tool_id": int,
@@ -76,10 +84,12 @@ class CallDetector:
         SetupError: this version of SGLang does not fit.
     """
 
-    __slots__ = ("_detector", "begin", "end", "name")
+    __slots__ = ("_detector", "_untouched", "begin", "end", "name")
 
-    def __init__(self, detector: Any) -> None:
+    def __init__(self, detector: Any, plain: PlainText | None = None) -> None:
+        """`plain` is the text that its format lets pass, where there is some."""
         self._detector = detector
+        self._untouched = None if plain is None else plain.untouched
         self.name = type(detector).__name__
         _check(detector, _CALL_FIELDS, _CALL_METHODS)
         if self.name == _STEP3:  # it takes no value that holds a `<`
@@ -129,6 +139,11 @@ class CallDetector:
         return bool(self._detector.current_tool_id >= 0)
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether it is known to be as if no text had come: then plain text passes."""
+        return bool(vars(self._detector) == self._untouched)
+
+    @property
     def has_named(self) -> bool:
         """Whether it has given the name of the call that it reads."""
         return bool(self._detector.current_tool_name_sent)
@@ -149,6 +164,30 @@ class CallDetector:
     def finds_call(self, text: str) -> bool:
         """Whether a call begins in `text`."""
         return bool(self._detector.has_tool_call(text))
+
+    def plain_text(self, tools: list[Any]) -> PlainText | None:
+        """What text passes as it is and leaves no trace, tried out on this detector.
+
+        None where none does, or where the format does not say what its calls begin with.
+        """
+        kinds = (vars(kind).items() for kind in type(self._detector).__mro__)
+        named = [value for name, value in chain(*kinds) if not name.startswith("__")]
+        begins = {
+            text[:1]
+            for value in (*named, *vars(self._detector).values())
+            if isinstance(value, str)
+            for text in (value, value.strip())
+        }
+        letters = "".join(letter for letter in _LETTERS if letter not in begins)
+        try:
+            untouched = deepcopy(vars(self._detector))
+            for text in ("", *letters, letters, letters[::-1], ""):
+                if self.read(text, tools) != (text, []) or vars(self._detector) != untouched:
+                    return None
+            return PlainText(letters, untouched) if self.finish(tools) == ("", []) else None
+        except Exception:  # SGLang's detectors may raise anything, also where they are copied
+            logger.debug("no text is plain to %r", self, exc_info=True)
+            return None
 
     def take_any_tool(self, tools: list[Any]) -> None:
         """Makes it return the calls of tools that were not offered, too."""
@@ -197,17 +236,42 @@ class _AnyName(dict[str, int]):
         return -1
 
 
+class PlainText:
+    """Text of these letters, one of them no space: what a format of calls lets pass as it is.
+
+    `untouched` are the fields of its detector before any text came.
+    """
+
+    __slots__ = ("_beside", "letters", "untouched")
+
+    def __init__(self, letters: str, untouched: Mapping[str, Any]) -> None:
+        self.letters = letters
+        self.untouched = untouched
+        self._beside: dict[Marks | None, Marks] = {}
+
+    def beside(self, reasoning: Marks | None) -> Marks:
+        """All but plain text that begins no mark of `reasoning`, either, as marks."""
+        if reasoning not in self._beside:
+            begins = {mark[0] for mark in reasoning.whole} if reasoning is not None else set()
+            letters = "".join(letter for letter in self.letters if letter not in begins)
+            other = rf"[^{re.escape(letters)}]|\A\s*\Z"
+            both = self._beside[reasoning] = Marks(())
+            both.is_in = both.begins = re.compile(other).search
+            both.begins_in = re.compile(other.encode()).search
+        return self._beside[reasoning]
+
+
 class Marks:
-    """What a format of reasoning does not let pass as text.
+    """What a format does not let pass as text.
 
     `is_in(text)` finds a mark; `begins(text)` one, or the beginning of one at the very end, and so
     does `begins_in(utf_8)`. They return a match, or None.
     """
 
-    __slots__ = ("begins", "begins_in", "is_in")
+    __slots__ = ("begins", "begins_in", "is_in", "whole")
 
     def __init__(self, marks: Iterable[str]) -> None:
-        whole = [*marks]
+        self.whole = whole = [*marks]
         heads = {mark[:length] for mark in whole for length in range(1, len(mark))}
         is_in = "|".join(map(re.escape, whole))
         begins = rf"{is_in}|(?:{'|'.join(map(re.escape, heads))})\Z"

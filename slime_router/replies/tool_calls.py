@@ -68,6 +68,13 @@ class CallReader:
         return self._hidden
 
     @property
+    def holds_nothing(self) -> bool:
+        """Whether it is as if nothing had come: then it need not be given plain text, nor none."""
+        has_read = self._begun or self._count or self._next is not None or self._is_rewritten
+        is_waiting = self._raw or self._unsaid or self._held
+        return not (has_read or is_waiting) and self._parser.is_untouched
+
+    @property
     def marks(self) -> tuple[str, ...]:
         """Tags that the parser must be given in one piece."""
         return self._parser.tags
@@ -101,7 +108,7 @@ class CallReader:
     def _boundary(self, text: str) -> int:
         """Where what waits is read whatever its length: after JSON, before a mark."""
         if self._braces is None:
-            begins = FRAME.search(text) or self._mark() in text.split()
+            begins = FRAME.search(text) or self._parser.mark in text.split()
             return 0 if self._held and begins else -1
         end = self._braces.end(text)
         if end >= 0:
@@ -177,7 +184,7 @@ class CallReader:
             return [(each.name, each.parameters or "") for each in items if each.name] == read
 
         return leftovers.between_calls(
-            self._unsaid, leftovers.call_start(self._unsaid, self._mark(), is_call)
+            self._unsaid, leftovers.call_start(self._unsaid, self._parser.mark, is_call)
         )
 
     def _said_behind(self) -> str:
@@ -213,7 +220,7 @@ class CallReader:
         return leftovers.inside_call(self._unsaid)
 
     def _read_on(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
-        had_begun, was_inside = bool(self._begun), self._is_inside()
+        had_begun, was_inside = bool(self._begun), self._parser.has_calls
         self._raw += text
         content, items = self._parse(text, is_last=is_last)
         if is_last and had_begun and content not in self._unsaid:
@@ -224,7 +231,7 @@ class CallReader:
         if not self._begun:
             return self._as_written(content, is_last=is_last), deltas
         if had_begun:
-            is_lost = was_inside and not self._is_inside()
+            is_lost = was_inside and not self._parser.has_calls
             found = self._broken(is_lost=is_lost, is_last=is_last)
             if found is not None:
                 index = max(self._begun) + 1
@@ -232,10 +239,6 @@ class CallReader:
         if is_last:
             deltas += self._rest()
         return content, deltas
-
-    def _is_inside(self) -> bool:
-        """Whether the parser counts calls, and has begun to."""
-        return self._parser.has_calls
 
     def _broken(self, *, is_lost: bool, is_last: bool) -> tuple[str, str] | None:
         """A call after another that the parser does not recognise, and what follows it.
@@ -295,10 +298,6 @@ class CallReader:
         if not is_array or has_more or not self._begun or "{" in self._parser.unread:
             return False
         return is_json(self._begun[max(self._begun)])
-
-    def _mark(self) -> str:
-        """What the first call begins with."""
-        return self._parser.mark
 
     def _begin(self) -> str:
         """What each call begins with; those of an array have no mark of their own."""

@@ -6,7 +6,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import field
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,8 @@ def logprob_array(values: Sequence[float | None]) -> Logprobs:
     """
     if None in values:
         values = [math.nan if each is None else each for each in values]
-    exact, small = array("d", values), array("f", values)  # type: ignore[type-var]  # no None is left
+    floats = cast("Sequence[float]", values)
+    exact, small = array("d", floats), array("f", floats)
     is_exact = array("d", small).tobytes() == exact.tobytes()
     result: Logprobs = np.array(small if is_exact else exact)
     result.setflags(write=False)
