@@ -179,12 +179,9 @@ class Health:
         info = _parsed(answer.body)
         state.named(info.get("tokenizer_path"))
         version = info.get("weight_version")
+        is_named = isinstance(version, str | int) and not isinstance(version, bool)
         # Trainers update workers behind our back; a change made meanwhile is newer than the answer.
-        if isinstance(version, str | int) and not isinstance(version, bool):
-            is_news = worker.observed(version, known=known)
-        else:
-            is_news = False
-        if is_news:
+        if is_named and worker.observed(version, known=known):
             self._pool.note_versions()
         return "answers"
 
