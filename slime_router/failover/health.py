@@ -179,9 +179,12 @@ class Health:
         info = _parsed(answer.body)
         state.named(info.get("tokenizer_path"))
         version = info.get("weight_version")
-        is_named = isinstance(version, str | int) and not isinstance(version, bool)
         # Trainers update workers behind our back; a change made meanwhile is newer than the answer.
-        if is_named and worker.observed(version, known=known):
+        if (
+            isinstance(version, str | int)
+            and not isinstance(version, bool)
+            and worker.observed(version, known=known)
+        ):
             self._pool.note_versions()
         return "answers"
 
