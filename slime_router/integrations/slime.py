@@ -93,6 +93,9 @@ async def _is_finished(
     try:
         await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
+            watch.result()
+        # An agent fails, too, where its turn is aborted before the flag is looked at again.
+        if not work.done() or (work.exception() is not None and _state(args).aborted):
             await session.close(in_flight="cancel")
             return False
         await work
@@ -106,13 +109,18 @@ async def _is_finished(
 
 async def _aborted(args: Namespace) -> None:
     """Returns once slime has enough rollouts."""
+    state = _state(args)
+    while not state.aborted:  # noqa: ASYNC110 - slime sets a flag, and no event
+        await asyncio.sleep(ABORT_POLL_S)
+
+
+def _state(args: Namespace) -> Any:
+    """slime's state of its rollouts, of which there is one."""
     from slime.rollout.sglang_rollout import (  # type: ignore[import-not-found] # runs in slime
         GenerateState,
     )
 
-    state = GenerateState(args)
-    while not state.aborted:  # noqa: ASYNC110 - slime sets a flag, and no event
-        await asyncio.sleep(ABORT_POLL_S)
+    return GenerateState(args)
 
 
 def to_samples(

@@ -310,9 +310,28 @@ class TestSlimeGenerate:
             assert len(router.gateway.store.sessions) == 0
             assert len([r for r in worker.requests if r.path == "/generate"]) == 1
 
+    async def test_an_agent_that_fails_as_slime_aborts_is_an_aborted_rollout(
+        self, slime, monkeypatch
+    ):
+        """Its turn may end with the abort at the worker before the flag is looked at again."""
+        monkeypatch.setattr(integration, "ABORT_POLL_S", 3600)
+        async with served(resume_aborted="none") as (router, worker):
+            worker.hold()
+            args = slime_args(router)
+            rollout = slime.generate(args, Sample(index=0, prompt="Hi"), SAMPLING)
+            task = asyncio.create_task(rollout)
+            await worker.wait_running(1)
+            args.is_aborted = True
+            worker._engine.abort(worker.running[0])
+            [sample] = await asyncio.wait_for(task, 60)
+            assert sample.status == Sample.Status.ABORTED
+            assert len(router.gateway.store.sessions) == 0
+
     @pytest.mark.parametrize(
         ("args", "params", "named"),
         [
+            ({}, {"json_schema": "{}"}, "json_schema"),
+            ({}, {"n": 2}, "n=2"),
             ({"apply_chat_template": True}, {}, "--apply-chat-template"),
             ({"partial_rollout": True}, {}, "--partial-rollout"),
         ],
