@@ -137,7 +137,7 @@ def to_samples(
     as one rollout. With `replays_top_p` they say what each token was sampled from.
 
     Raises:
-        ValueError: that is not known of a row.
+        ValueError: that, or the experts that slime is to replay, is not known of a row.
     """
     from slime.utils.types import (  # type: ignore[import-not-found] # it runs inside slime
         Sample as SlimeSample,
@@ -150,6 +150,11 @@ def to_samples(
     for row, text in zip(rows, texts, strict=True):
         fields = {**row.to_sample(), "response": text}
         fields["metadata"] = {**(sample.metadata or {}), **fields["metadata"]}
+        if row.routed_experts is None and getattr(args, "use_rollout_routing_replay", False):
+            raise ValueError(
+                "--use-rollout-routing-replay needs the routed experts of each row, and a row lacks"
+                " them: start the workers with --enable-return-routed-experts."
+            )
         if row.routed_experts is not None:
             shape = (len(row.tokens) - 1, args.num_layers, args.moe_router_topk)
             fields["rollout_routed_experts"] = row.routed_experts.astype("int32").reshape(shape)

@@ -364,6 +364,15 @@ class TestSlimeGenerate:
                 await task
             assert len(router.gateway.store.sessions) == 0
 
+    async def test_a_replay_without_experts_is_refused_in_one_line(self, slime):
+        """slime would train without them, and say nothing."""
+        async with served() as (router, worker):
+            worker.script([11])
+            args = slime_args(router, use_rollout_routing_replay=True)
+            with pytest.raises(ValueError, match="--enable-return-routed-experts") as caught:
+                await slime.generate(args, Sample(index=0, prompt="Hi"), SAMPLING)
+            assert "\n" not in str(caught.value)
+
     def test_routed_experts_have_the_shape_of_the_model(self, slime):
         """slime replays them layer by layer, for all tokens but the last."""
         row = Row(
