@@ -29,7 +29,7 @@ _RENAMED = (  # the name that wins comes first
     ("max_thinking_tokens", "thinking_token_budget"),
 )
 _KINDS = ("json", "regex", "choice", "grammar", "structural_tag")  # of constraints
-_CONSTRAINED = frozenset(("structured_outputs", *(f"guided_{kind}" for kind in _KINDS)))
+CONSTRAINED = frozenset(("structured_outputs", *(f"guided_{kind}" for kind in _KINDS)))
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 
@@ -159,7 +159,7 @@ def _hoist_effort(said: dict[str, Any]) -> None:
 
 def _constraints(body: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """vLLM's `structured_outputs` and `guided_*`: our field, theirs, and the value of ours."""
-    if _CONSTRAINED.isdisjoint(body):
+    if CONSTRAINED.isdisjoint(body):
         return
     given = body.get("structured_outputs")
     require(isinstance(given, dict | None), "structured_outputs", "an object")
