@@ -20,7 +20,6 @@ from slime_router.api.responses.custom_tools import as_function
 from slime_router.api.responses.items import Item, read_input, to_talk
 from slime_router.api.responses.reply import ResponseStyle
 from slime_router.api.responses.store import ResponseStore, Stored
-from slime_router.api.token_ids import Vocabulary
 from slime_router.api.token_names import TokenNames
 from slime_router.auth.caller import Caller, caller
 from slime_router.edge.lengths import check_messages
@@ -107,8 +106,9 @@ def read_responses_request(
     request: web.Request,
     reader: SettingsReader,
     kept: ResponseStore,
+    token_names: Callable[[bool | None], TokenNames],
 ) -> ResponsesRequest:
-    """Checks every field and makes the call.
+    """Checks every field and makes the call; `token_names` are used beside log-probabilities.
 
     Raises:
         BadRequest: with the path of the field at fault, in the words of this API or of chat.
@@ -130,7 +130,7 @@ def read_responses_request(
         echo={"model": made.style.model, **_echo(body, tools)},
         namespaces={tool.name: tool.namespace for tool in tools if tool.namespace},
         customs=frozenset(tool.name for tool in tools if tool.custom is not None),
-        entries=_entries(reader.vocabulary) if chat["logprobs"] else None,
+        entries=_entries(token_names(made.style.tokens_as_ids)) if chat["logprobs"] else None,
     )
     rid = body.get("rid") or style.id
     call = replace(made.calls[0], rid=rid, request_id=style.id)
@@ -138,8 +138,8 @@ def read_responses_request(
     return ResponsesRequest((call,), style, made.stream, stores, asked, previous, by.owner)
 
 
-def _entries(vocabulary: Vocabulary) -> Callable[[GenerateChunk], list[dict[str, Any]]]:
-    return partial(logprob_entries, names=TokenNames(vocabulary))
+def _entries(names: TokenNames) -> Callable[[GenerateChunk], list[dict[str, Any]]]:
+    return partial(logprob_entries, names=names)
 
 
 def _check(body: dict[str, Any]) -> None:
