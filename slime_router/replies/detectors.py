@@ -7,18 +7,13 @@ models write.
 
 from __future__ import annotations
 
-import ast
-import logging
 import re
-import string
-from collections.abc import Callable, Container, Iterable, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
 from slime_router.errors import SetupError
-
-logger = logging.getLogger(__name__)
+from slime_router.replies.calls import python_lists
 
 _TAG = re.compile(r"<.{1,62}>")
 _PLAIN_TAG = re.compile(r"<[^<>|｜\s]{1,62}>")
@@ -27,8 +22,6 @@ _MARKS = {  # what calls begin and end with, by three names
     "tool_call_start_token": "tool_call_end_token",
     "TOOL_CALL_START": "TOOL_CALL_END",
 }
-# What calls do not begin with, unless a field of their detector says so.
-_LETTERS = string.ascii_letters + string.digits + " .,!?;:'()-\n"
 _CALL_FIELDS: dict[str, type] = {
     "_buffer": str,
     "current_tool_id": int,
@@ -62,7 +55,12 @@ _STEP3_FIELD = "param_regex"
 _STEP3_PARAMETER = re.compile(
     r'<steptml:parameter name="([^"]+)">(.*?)</steptml:parameter>', re.DOTALL
 )
+_MINIMAX2 = "MinimaxM2Detector"
+_MINIMAX2_END = "tool_call_function_end_token"
+_MINIMAX2_READ = "_parse_and_stream_parameters"
 _PYTHONIC = "PythonicDetector"
+_PYTHONIC_FIELD = "tool_call_regex"
+_PYTHONIC_METHODS = ("_get_parameter_value", "_find_matching_bracket")
 _PYTHON_LISTS = (_PYTHONIC, "Lfm2Detector")  # each skips calls whose arguments it cannot read
 
 
@@ -86,21 +84,29 @@ class CallDetector:
 
     __slots__ = ("_detector", "_untouched", "begin", "end", "name")
 
-    def __init__(self, detector: Any, plain: PlainText | None = None) -> None:
-        """`plain` is the text that its format lets pass, where there is some."""
+    def __init__(self, detector: Any, untouched: Mapping[str, Any] | None = None) -> None:
+        """`untouched` are the fields of one that no text has changed; None: they are not known."""
         self._detector = detector
-        self._untouched = None if plain is None else plain.untouched
+        self._untouched = untouched
         self.name = type(detector).__name__
         _check(detector, _CALL_FIELDS, _CALL_METHODS)
         if self.name == _STEP3:  # it takes no value that holds a `<`
             _check(detector, {_STEP3_FIELD: re.Pattern}, ())
             detector.param_regex = _STEP3_PARAMETER
-        if self.name == _PYTHONIC:  # it takes no number with a sign
-            _check(detector, {}, ("_get_parameter_value",))
-            detector._get_parameter_value = _literal
+        if self.name == _MINIMAX2:  # it counts braces in strings, too
+            _check(
+                detector, {_MINIMAX2_END: str, "streamed_args_for_tool": list}, (_MINIMAX2_READ,)
+            )
+            parse = _with_last_brace(detector, detector._parse_and_stream_parameters)
+            detector._parse_and_stream_parameters = parse
+        if self.name == _PYTHONIC:  # it takes no number with a sign, no bracket in a string
+            _check(detector, {_PYTHONIC_FIELD: re.Pattern}, _PYTHONIC_METHODS)
+            detector._get_parameter_value = python_lists.literal
+            detector._find_matching_bracket = python_lists.closing_bracket
+            detector.tool_call_regex = python_lists.CallList()
         if self.name in _PYTHON_LISTS:
             _check(detector, {}, ("detect_and_parse",))
-            detector.detect_and_parse = _with_skipped(detector.detect_and_parse)
+            detector.detect_and_parse = python_lists.with_skipped(detector.detect_and_parse)
         self.begin: str = detector.bot_token  # of a call, or of the array of all
         self.end: str = detector.eot_token
 
@@ -140,8 +146,22 @@ class CallDetector:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether it is known to be as if no text had come: then plain text passes."""
+        """Whether it is known to be as if no text had come."""
         return bool(vars(self._detector) == self._untouched)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All that it keeps, by name."""
+        kept: dict[str, Any] = vars(self._detector)
+        return kept
+
+    @property
+    def first_letters(self) -> set[str]:
+        """What a mark of the format may begin with: every text in a field of it does."""
+        kinds = (vars(kind).items() for kind in type(self._detector).__mro__)
+        known = (value for name, value in chain(*kinds) if not name.startswith("__"))
+        texts = [value for value in (*known, *self.fields.values()) if isinstance(value, str)]
+        return {text[:1] for value in texts for text in (value, value.strip())}
 
     @property
     def has_named(self) -> bool:
@@ -165,65 +185,23 @@ class CallDetector:
         """Whether a call begins in `text`."""
         return bool(self._detector.has_tool_call(text))
 
-    def plain_text(self, tools: list[Any]) -> PlainText | None:
-        """What text passes as it is and leaves no trace, tried out on this detector.
-
-        None where none does, or where the format does not say what its calls begin with.
-        """
-        kinds = (vars(kind).items() for kind in type(self._detector).__mro__)
-        named = [value for name, value in chain(*kinds) if not name.startswith("__")]
-        begins = {
-            text[:1]
-            for value in (*named, *vars(self._detector).values())
-            if isinstance(value, str)
-            for text in (value, value.strip())
-        }
-        letters = "".join(letter for letter in _LETTERS if letter not in begins)
-        try:
-            untouched = deepcopy(vars(self._detector))
-            for text in ("", *letters, letters, letters[::-1], ""):
-                if self.read(text, tools) != (text, []) or vars(self._detector) != untouched:
-                    return None
-            return PlainText(letters, untouched) if self.finish(tools) == ("", []) else None
-        except Exception:  # SGLang's detectors may raise anything, also where they are copied
-            logger.debug("no text is plain to %r", self, exc_info=True)
-            return None
-
     def take_any_tool(self, tools: list[Any]) -> None:
         """Makes it return the calls of tools that were not offered, too."""
         indices = _AnyName(self._detector._get_tool_indices(tools))
         self._detector._get_tool_indices = lambda _tools: indices
 
 
-def _literal(node: ast.expr) -> Any:
-    """The value of an argument; sets are lists, as JSON has none."""
-    value = ast.literal_eval(node)
-    return list(value) if isinstance(value, set) else value
-
-
-def _with_skipped(parse: Callable[[str, list[Any]], Any]) -> Callable[[str, list[Any]], Any]:
-    """Reads a list of Python's calls; those that are skipped among others are content."""
+def _with_last_brace(detector: Any, parse: Callable[..., Any]) -> Callable[..., Any]:
+    """Reads the values of a call; when it ends, it lacks one brace, whatever is in its strings."""
 
     def parse_all(text: str, tools: list[Any]) -> Any:
-        result = parse(text, tools)
-        if result.calls:
-            read = {call.tool_index for call in result.calls}
-            result.normal_text += _skipped(text, read)
-        return result
+        items = parse(text, tools)
+        given = detector.streamed_args_for_tool
+        if detector.tool_call_function_end_token in text and given[detector.current_tool_id]:
+            given[detector.current_tool_id] = "{"
+        return items
 
     return parse_all
-
-
-def _skipped(text: str, read: Container[int]) -> str:
-    """The source of the calls in a list of them but for those that were read, by their places."""
-    source = text[text.find("[") : text.rfind("]") + 1]
-    try:
-        found = ast.parse(source, mode="eval").body
-    except (SyntaxError, ValueError):  # SGLang has read it, mended
-        return ""
-    each = found.elts if isinstance(found, ast.List) else []
-    left = (node for index, node in enumerate(each) if index not in read)
-    return ", ".join(ast.get_source_segment(source, node) or "" for node in left)
 
 
 class _AnyName(dict[str, int]):
@@ -234,31 +212,6 @@ class _AnyName(dict[str, int]):
 
     def __missing__(self, _: str) -> int:
         return -1
-
-
-class PlainText:
-    """Text of these letters, one of them no space: what a format of calls lets pass as it is.
-
-    `untouched` are the fields of its detector before any text came.
-    """
-
-    __slots__ = ("_beside", "letters", "untouched")
-
-    def __init__(self, letters: str, untouched: Mapping[str, Any]) -> None:
-        self.letters = letters
-        self.untouched = untouched
-        self._beside: dict[Marks | None, Marks] = {}
-
-    def beside(self, reasoning: Marks | None) -> Marks:
-        """All but plain text that begins no mark of `reasoning`, either, as marks."""
-        if reasoning not in self._beside:
-            begins = {mark[0] for mark in reasoning.whole} if reasoning is not None else set()
-            letters = "".join(letter for letter in self.letters if letter not in begins)
-            other = rf"[^{re.escape(letters)}]|\A\s*\Z"
-            both = self._beside[reasoning] = Marks(())
-            both.is_in = both.begins = re.compile(other).search
-            both.begins_in = re.compile(other.encode()).search
-        return self._beside[reasoning]
 
 
 class Marks:

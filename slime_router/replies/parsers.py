@@ -24,18 +24,15 @@ from slime_router.engine.structural_tag import (
     tagged,
 )
 from slime_router.errors import BadRequest, SetupError, one_line
-from slime_router.replies import harmony, mistral_ids
+from slime_router.replies import harmony
 from slime_router.replies.call_ids import NewCallId, call_ids
-from slime_router.replies.detectors import (
-    CallDetector,
-    Marks,
-    NamedTokens,
-    PlainText,
-    ReasoningDetector,
-)
+from slime_router.replies.calls import mistral_ids
+from slime_router.replies.calls.mistral_ids import MistralCalls
+from slime_router.replies.calls.plain_text import PlainText, plain_text
+from slime_router.replies.calls.tagged_values import TAGS, TaggedCalls
+from slime_router.replies.detectors import CallDetector, Marks, NamedTokens, ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
-from slime_router.replies.mistral_ids import MistralCalls
-from slime_router.replies.parser import ReplyParser
+from slime_router.replies.parser import Calls, ReplyParser
 from slime_router.replies.sglang_detection import Thinking
 from slime_router.replies.sglang_parsers import SGLangParsers
 from slime_router.replies.tool_calls import CallReader
@@ -153,7 +150,7 @@ class ReplyParsers:
             self.parser(form, prompt_tail="", history=())
             if self.tools is not None and self.tools != harmony.NAME:
                 tried = CallDetector(self._calls_parser(form).detector)
-                self._plain = tried.plain_text(self._tools(form))
+                self._plain = plain_text(tried, self._tools(form))
         except SetupError:
             raise
         except Exception as exc:  # SGLang may raise anything
@@ -310,9 +307,7 @@ class ReplyParsers:
         reader.enter(prompt_tail)
         return reader
 
-    def _call_reader(
-        self, form: ReplyFormat, history: Sequence[Message]
-    ) -> CallReader | MistralCalls | None:
+    def _call_reader(self, form: ReplyFormat, history: Sequence[Message]) -> Calls | None:
         if not self._reads_calls(form):
             return None
         assert self._sglang is not None
@@ -320,16 +315,20 @@ class ReplyParsers:
         is_array = self._is_array(form)
         if self.tools == harmony.NAME and not is_array:
             return None
+        untouched = None if self._plain is None else self._plain.untouched
         reader = CallReader(
             self._array_detector
             if is_array
-            else lambda: CallDetector(self._calls_parser(form).detector, self._plain),
+            else lambda: CallDetector(self._calls_parser(form).detector, untouched),
             self._tools(form),
             call_ids(self.tools, self._new_call_id, history),
             is_parallel=form.is_parallel,
         )
-        is_named = self.tools == mistral_ids.NAME and not is_array
-        return MistralCalls(reader) if is_named else reader
+        if is_array:
+            return reader
+        if self.tools == mistral_ids.NAME:
+            return MistralCalls(reader)
+        return TaggedCalls(reader, TAGS[self.tools]) if self.tools in TAGS else reader
 
     def _array_detector(self) -> CallDetector:
         """Reads the calls that a grammar forces a model to write."""
@@ -344,7 +343,7 @@ class ReplyParsers:
 
     def _tools(self, form: ReplyFormat) -> list[Any]:
         assert self._sglang is not None
-        return [self._sglang.Tool.model_validate(_told(tool)) for tool in form.tools]
+        return [self._sglang.Tool.model_validate(_without_nulls(tool)) for tool in form.tools]
 
     def _choice(self, form: ReplyFormat) -> Any:
         assert self._sglang is not None
@@ -388,7 +387,7 @@ def _is_thinking(detector: ReasoningDetector, prompt_tail: str, written: str) ->
     return True if prompt_tail.endswith((begin, begin + detector.label.rstrip())) else None
 
 
-def _told(tool: dict[str, Any]) -> dict[str, Any]:
+def _without_nulls(tool: dict[str, Any]) -> dict[str, Any]:
     """The tool without what is null: SGLang has defaults for it, but takes no null."""
     function = {name: value for name, value in tool["function"].items() if value is not None}
     return {**tool, "function": function}
