@@ -142,7 +142,7 @@ class CallReader:
         if self._has_blank() and leftovers.is_empty_call(self._raw):
             deltas += self._filled()
         content, self._misread = content + self._said_after_frame(), ""
-        if deltas or content.strip():
+        if deltas or content.strip() or (content == self._unsaid and not (had_begun or is_last)):
             self._unsaid = ""
         elif is_last:
             content = self._left()

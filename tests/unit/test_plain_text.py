@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slime_router.replies.parser import ReplyDelta
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.types import ReplyFormat
@@ -55,7 +56,9 @@ def parsers_of(name: str) -> ReplyParsers:
     return ReplyParsers(load_parsers, tools=name, reasoning="qwen3", new_call_id=lambda: "call_1")
 
 
-def told(name: str, pieces: list[str], form: ReplyFormat, *, is_plain_known: bool) -> object:
+def told(
+    name: str, pieces: list[str], form: ReplyFormat, *, is_plain_known: bool
+) -> list[ReplyDelta]:
     """What a parser says of each piece, with and without a way past it."""
     parsers = parsers_of(name)
     known = parsers._plain
@@ -67,7 +70,7 @@ def told(name: str, pieces: list[str], form: ReplyFormat, *, is_plain_known: boo
     assert parser is not None
     assert (parser._marks is not None) is (is_plain_known and known is not None)
     said = [parser.push(piece, is_last=False) for piece in pieces]
-    return [*said, parser.push("", is_last=True)], parser.is_thinking
+    return [*said, parser.push("", is_last=True)]
 
 
 texts = st.lists(st.sampled_from(WORDS * 3 + ODD), max_size=12).map("".join)
@@ -114,11 +117,19 @@ def seen_by(name: str, pieces: list[str]) -> list[str]:
 
 def test_only_what_may_begin_a_call_is_given_to_sglang():
     plain = ["Well", ", I", " look", " it up.", " Now"]
-    assert seen_by("qwen25", [*plain, " 1 <", "2", *plain]) == [" ", "1", " ", "", "<2"]
-    assert seen_by("qwen25", [*plain, "\n", *plain]) == ["\n", "Well"], "a call may follow a line"
+    assert seen_by("qwen25", [*plain, " 1 <", "2", *plain]) == [" ", "1", " ", "<2"]
+    assert seen_by("qwen25", [*plain, "\n", *plain]) == ["\n"], "a call may end with it"
 
 
 def test_most_formats_let_plain_text_pass():
     known = {name for name in DISTINCT if parsers_of(name)._plain is not None}
     assert len(known) > len(DISTINCT) / 2
     assert known >= {"qwen25", "hermes", "llama3", "qwen3_coder", "glm45", "deepseekv3", "kimi_k2"}
+
+
+@pytest.mark.parametrize("is_plain_known", [True, False])
+def test_the_line_end_before_a_call_that_was_cut_is_given_once(is_plain_known):
+    written = FORMATS["inkling"].write(REPLIES["call"])
+    pieces = re.findall(CUTS["tokens"], "I look.\n" + written[: len(written) // 2])
+    said = told("inkling", pieces, ReplyFormat(tools=TOOLS), is_plain_known=is_plain_known)
+    assert "".join(delta.content for delta in said).count("\n") == 1

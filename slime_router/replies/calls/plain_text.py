@@ -18,7 +18,7 @@ from slime_router.replies.detectors import CallDetector, Marks
 logger = logging.getLogger(__name__)
 
 # What no call begins with, unless a field of its detector says so.
-_LETTERS = string.ascii_letters + string.digits + " .,!?;:'()-\n"
+_LETTERS = string.ascii_letters + string.digits + " .,!?;:'()-_*/#@%&+=\n"
 
 
 class PlainText:
