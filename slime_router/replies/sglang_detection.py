@@ -134,7 +134,7 @@ def thinking_of(template: str | None) -> Thinking | None:
         if found is None:
             return None
         special, switch, default = found.special_case, found.toggle_param, found.default_enabled
-    except Exception as exc:  # SGLang's rules may raise anything on a template
+    except Exception as exc:  # noqa: BLE001 - SGLang's rules may raise anything on a template
         if getattr(exc, "name", None) != "sglang":  # without it, nobody asks for this
             logger.warning(_UNKNOWN_THINKING, one_line(exc))
         return None
