@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import orjson
 
-from slime_router.api.request import require
+from slime_router.api.request import named_as, require
 from slime_router.errors import BadRequest
 
 RANK_HEADER = "x-data-parallel-rank"
@@ -58,16 +58,9 @@ def in_our_words(
     return said
 
 
-@contextmanager
-def in_their_words(body: Mapping[str, Any]) -> Iterator[None]:
+def in_their_words(body: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Complaints about `in_our_words(body)` have the names that `body` has for the fields."""
-    try:
-        yield
-    except BadRequest as fault:
-        for ours, theirs in _renamed(body):
-            if fault.say_as(ours, theirs):
-                break
-        raise
+    return named_as(_renamed(body))
 
 
 def _renamed(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

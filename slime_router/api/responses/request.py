@@ -15,7 +15,7 @@ from slime_router.api.chat.reply import logprob_entries
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.chat.tools import read_tools
-from slime_router.api.request import missing, require
+from slime_router.api.request import missing, named_as, require
 from slime_router.api.responses.custom_tools import as_function
 from slime_router.api.responses.items import Item, read_input, to_talk
 from slime_router.api.responses.reply import ResponseStyle
@@ -64,9 +64,10 @@ _FUNCTION = {"type": "function", "description": None, "parameters": None, "stric
 
 @dataclass(frozen=True, slots=True)
 class ResponseTool:
-    """One function, as a chat client would send it, and the namespace that it stood in."""
+    """One function, as a chat client would send it, and where the client wrote it."""
 
     chat: dict[str, Any]
+    path: str
     namespace: str | None = None
     custom: dict[str, Any] | None = None  # as the client wrote it
 
@@ -120,7 +121,8 @@ def read_responses_request(
     asked = _asked(body, kept, previous, by)
     tools = _response_tools(body.get("tools"))
     chat = _chat_body(body, conversation_of(body, asked, previous), tools)
-    made = read_chat_request(chat, request, reader)
+    with named_as((f"tools[{k}].function", tool.path) for k, tool in enumerate(tools)):
+        made = read_chat_request(chat, request, reader)
     style = ResponseStyle(
         id=f"resp_{fresh_hex(48)}",
         created=int(time.time()),
@@ -150,9 +152,17 @@ def _check(body: dict[str, Any]) -> None:
         ("reasoning", dict, "an object"),
         ("include", list, "a list of strings"),
         ("metadata", dict, "an object"),
+        ("service_tier", str, "a string"),
+        ("stream_options", dict, "an object"),
     ):
         value = body.get(name)
         require(value is None or isinstance(value, kind), name, what)
+    for i, each in enumerate(body.get("include") or ()):
+        require(isinstance(each, str), f"include[{i}]", "a string")
+    truncation, calls = body.get("truncation"), body.get("max_tool_calls")
+    require(truncation in (None, "auto", "disabled"), "truncation", "'auto' or 'disabled'")
+    is_count = calls is None or (type(calls) is int and calls > 0)
+    require(is_count, "max_tool_calls", "a positive integer")
     for name in ("background", "conversation", "prompt"):
         if body.get(name):
             raise BadRequest(f"'{name}' is not supported.", param=name, code="unsupported_value")
@@ -282,9 +292,9 @@ def _functions(tool: Any, path: str, namespace: str | None = None) -> Iterator[R
     require(isinstance(tool, dict), path, "an object")
     require(isinstance(tool.get("type"), str), f"{path}.type", "a string")
     if tool["type"] == "function":
-        yield ResponseTool(_chat_tool(tool, path), namespace)
+        yield ResponseTool(_chat_tool(tool, path), path, namespace)
     elif tool["type"] == "custom":
-        yield ResponseTool(_chat_tool(as_function(tool, path), path), namespace, tool)
+        yield ResponseTool(_chat_tool(as_function(tool, path), path), path, namespace, tool)
     elif tool["type"] == "namespace" and namespace is None:
         nested = tool.get("tools") or []
         require(isinstance(nested, list), f"{path}.tools", "a list of tools")
@@ -296,10 +306,6 @@ def _chat_tool(tool: dict[str, Any], path: str) -> dict[str, Any]:
     """In the client's own key order, because templates print it; nulls say nothing."""
     function = {k: v for k, v in tool.items() if k in _FUNCTION_KEYS and v is not None}
     chat = {"type": "function", "function": function}
-    try:
+    with named_as([("tools[0].function", path)]):
         read_tools({"tools": [chat]})
-    except BadRequest as exc:
-        exc.param = (exc.param or "").replace("tools[0].function", path)
-        exc.message = exc.message.replace("tools[0].function", path)
-        raise
     return chat
