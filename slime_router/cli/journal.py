@@ -26,7 +26,7 @@ from slime_router.errors import RouterError
 from slime_router.export.source import ArchiveSource, SourceFailed
 from slime_router.journal.database import Database
 from slime_router.journal.reading import faults, stats
-from slime_router.rows.rows import Row, RowSet, build_rows
+from slime_router.rows.rows import Row, RowOptions, RowSet, build_rows
 from slime_router.trajectory.session import Session
 
 EXIT_SOUND, EXIT_FAULTY = 0, 1
@@ -133,7 +133,7 @@ def _export(directory: Path, output: str | None, form: str) -> int:
 def _read(source: ArchiveSource) -> Iterator[tuple[Session, RowSet]]:
     """One session after the other: they need not find room in memory."""
     for store, session, _ in tracked(source.read(), len(source), "sessions"):
-        yield session, build_rows(store, tuple(session.turns))
+        yield session, build_rows(store, tuple(session.turns), RowOptions(wanted=session.wanted))
 
 
 def _write_lines(source: ArchiveSource, file: BinaryIO) -> None:
