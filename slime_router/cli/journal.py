@@ -19,7 +19,7 @@ import orjson
 from slime_router.api.sessions.parquet import write_parquet
 from slime_router.api.sessions.row_formats import lines
 from slime_router.archive.sqlite import SqliteArchive
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
+from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line
 from slime_router.cli.terminal.figures import listed
 from slime_router.cli.terminal.progress import tracked
 from slime_router.errors import RouterError
@@ -64,12 +64,7 @@ def journal_main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
-    p = OneLineParser(
-        prog="slime-router journal",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("journal", _DESCRIPTION, _EPILOG)
     actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, words in (
         ("stats", "how many turns, sessions and tokens it holds"),

@@ -25,12 +25,7 @@ from slime_router.rows.selection import Selection, select
 from slime_router.trajectory.measures.distribution import Distribution
 from slime_router.trajectory.measures.top_logprobs import TopLogprobs
 from slime_router.trajectory.measures.top_logprobs import laid_out as tops_laid_out
-from slime_router.trajectory.routed_experts import (
-    ExpertsSpan,
-    RoutedExperts,
-    find_misfit,
-    line_up,
-)
+from slime_router.trajectory.routed_experts import ExpertsSpan, RoutedExperts, find_misfit, line_up
 from slime_router.trajectory.turn import Logprobs, Turn
 from slime_router.types import TokenIds, WeightVersion
 
