@@ -215,3 +215,20 @@ def test_a_doubt_in_a_long_conversation_costs_few_messages(is_there, tmp_path, m
     left_out = template.left_out(text, messages, len(messages) - 1, 190, options, None)
     assert left_out == (() if is_there else lost)
     assert sizes == [1 + len(messages) - 190]
+
+
+@pytest.mark.parametrize("period", [2, 5, 17])
+def test_kinds_of_messages_that_come_now_and_then_are_seen_once(tmp_path, period):
+    template = ChatTemplate(load_tokenizer(str(build_tiny_checkpoint(tmp_path))))
+    options, messages, whole = TemplateOptions(), [user("0")], 0
+    layout = template.layout(template.render(messages, options), messages, options, None)
+    for number in range(100):
+        index = len(messages)
+        said = result("21") if not number % period else user("" if number % 7 == 3 else "go on")
+        messages = [*messages, {"role": "assistant", "content": "yes"}, said]
+        whole += not template.is_late(messages, index, layout)
+        found = template.suffix(messages, index, options, sampled=(), layout=layout)
+        assert found is not None
+        assert found == template.suffix(messages, index, options, sampled=())
+        layout = found.layout
+    assert whole <= 20
