@@ -256,11 +256,14 @@ class Fallback:
         """The same for a path within a session; the worker gets the rest of the path.
 
         Only for what workers are known to serve: a client that asks for something else means the
-        session, and must not hear from a worker that all is well.
+        session, and must not hear from a worker that all is well. Nor is it one worker's where all
+        are meant.
         """
         _, _, _, rest = _target(request).split("/", 3)
         path = "/" + request.match_info["path"]
-        if served_at(path) is None and not await _allowed_methods(request):
+        served = served_at(path)
+        is_a_workers = served is not None and served.how != "control"
+        if not is_a_workers and not await _allowed_methods(request):
             raise NotFound(f"A session has nothing at {path[:200]!r}.", code="unknown_url")
         return await self._pass(request, path, f"/{rest}")
 
