@@ -333,7 +333,7 @@ class ReplyParsers:
 
     def _tools(self, form: ReplyFormat) -> list[Any]:
         assert self._sglang is not None
-        return [self._sglang.Tool.model_validate(_told(tool)) for tool in form.tools]
+        return [self._sglang.Tool.model_validate(_without_nulls(tool)) for tool in form.tools]
 
     def _choice(self, form: ReplyFormat) -> Any:
         assert self._sglang is not None
@@ -377,7 +377,7 @@ def _is_thinking(detector: ReasoningDetector, prompt_tail: str, written: str) ->
     return True if prompt_tail.endswith((begin, begin + detector.label.rstrip())) else None
 
 
-def _told(tool: dict[str, Any]) -> dict[str, Any]:
+def _without_nulls(tool: dict[str, Any]) -> dict[str, Any]:
     """The tool without what is null: SGLang has defaults for it, but takes no null."""
     function = {name: value for name, value in tool["function"].items() if value is not None}
     return {**tool, "function": function}

@@ -32,7 +32,9 @@ from slime_router.template.layout import (
     in_view,
     marks_of,
     pairs_of,
+    printed_words,
     reach,
+    stands_elsewhere,
 )
 from slime_router.template.messages import content_text
 from slime_router.template.seam import Cut, Sampled, Seam
@@ -96,18 +98,22 @@ class Suffixes:
             source
         )  # that the template looks for, where they are known
         self._literals = self.literals or ()
+        self.printed = printed_words(source)
 
     def find(self, question: Question, *, sampled: Sampled, layout: Layout | None) -> Suffix | None:
         """The suffix, or None where the template is not shown to append.
 
         `sampled` is the held reply, `layout` that of the held turn's prompt, where known.
         """
-        if layout is not None and layout.start:
-            found = self._find(question, sampled, layout) if self.covers(layout, question) else None
-            if found is not None:
-                return found
-            layout = None
-        return self._find(question, sampled, layout)
+        if layout is None or not layout.start:
+            return self._find(question, sampled, layout)
+        if self.covers(layout, question):
+            return self._find(question, sampled, layout) or self._find(question, sampled, None)
+        found = self._find(question, sampled, None)
+        if found is None or found.layout is None or not found.layout.start:
+            return found
+        pairs = found.layout.pairs | layout.pairs  # what was seen before counts further on
+        return replace(found, layout=replace(found.layout, pairs=pairs))
 
     def _find(self, question: Question, sampled: Sampled, known: Layout | None) -> Suffix | None:
         view = View.of(question.messages, question.index, known.start if known else 0)
@@ -178,9 +184,13 @@ class Suffixes:
     def _left_out(self, view: View, drawing: Drawing, question: Question) -> tuple[int, ...] | None:
         """Which later messages the template prints nowhere; None where one is elsewhere.
 
-        Where their texts are not found, words in their places are looked for.
+        Where their texts are not found, or may be there for another reason, words in their places
+        are looked for.
         """
-        if holds(drawing.behind, view.later):
+        near = view.messages[view.index :]
+        if holds(drawing.behind, view.later) and not stands_elsewhere(
+            near, view.later, self.printed
+        ):
             return ()
         words = {
             view.index + 1 + number: f"{_LATER}{number}x"

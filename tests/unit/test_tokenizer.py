@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest, SetupError
@@ -70,6 +71,33 @@ class TestLoad:
         assert tokenizer.context_len is None
         assert tokenizer.vocab_size == control_id(tokenizer, THINK_TOKENS[-1]) + 1
         assert tokenizer.eos_ids == {control_id(tokenizer, "<|im_end|>")}
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            (
+                "truncation",
+                {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+            ),
+            (
+                "padding",
+                {
+                    "strategy": {"Fixed": 64},
+                    "direction": "Right",
+                    "pad_to_multiple_of": None,
+                    "pad_id": 0,
+                    "pad_type_id": 0,
+                    "pad_token": SPECIAL_TOKENS[0],
+                },
+            ),
+        ],
+    )
+    def test_a_text_is_neither_cut_nor_padded_whatever_the_file_says(
+        self, tokenizer: Tokenizer, directory: Path, tmp_path: Path, name: str, value: Any
+    ) -> None:
+        made = load_tokenizer(changed(directory, tmp_path, "tokenizer.json", **{name: value}))
+        text = "Hello there, how are you today?"
+        assert made.encode(text).tolist() == tokenizer.encode(text).tolist()
 
     @pytest.mark.parametrize(
         ("template", "source"),
@@ -283,3 +311,12 @@ class TestDecode:
     def test_ids_without_a_token_have_no_bytes(self, tokenizer: Tokenizer) -> None:
         for token_id in (-1, tokenizer.vocab_size - 1, tokenizer.vocab_size, 2**31 - 1):
             assert tokenizer.token_bytes(token_id) == b""
+
+
+@pytest.mark.parametrize("name", vocabularies.NAMES)
+def test_a_text_is_framed_as_the_checkpoint_frames_it(name: str) -> None:
+    path = str(vocabularies.vocabulary(name))
+    ours, theirs = load_tokenizer(path), AutoTokenizer.from_pretrained(path)
+    for text in ("Hello there", ""):
+        framed = ours.framed(ours.encode(text)).tolist()
+        assert framed == theirs.encode(text)

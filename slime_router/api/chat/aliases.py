@@ -33,7 +33,7 @@ CONSTRAINED = frozenset(("structured_outputs", *(f"guided_{kind}" for kind in _K
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 
-def in_our_words(
+def normalize_aliases(
     body: Mapping[str, Any], headers: Mapping[str, str], served_model: str
 ) -> dict[str, Any]:
     """A copy of `body` in which each thing stands under one name; what is new there wins.
@@ -58,8 +58,8 @@ def in_our_words(
     return said
 
 
-def in_their_words(body: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """Complaints about `in_our_words(body)` have the names that `body` has for the fields."""
+def errors_in_their_names(body: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Complaints about `normalize_aliases(body)` have the names that `body` has for the fields."""
     return named_as(_renamed(body))
 
 
@@ -95,8 +95,9 @@ def _adapter(model: Any, served_model: str) -> str | None:
     """The adapter in `base:adapter`; the served model's own name may have colons."""
     if not isinstance(model, str) or model == served_model:
         return None
-    behind_name = model.removeprefix(f"{served_model}:")
-    adapter = behind_name if behind_name != model else model.partition(":")[2]
+    adapter = model.removeprefix(f"{served_model}:")
+    if adapter == model:
+        adapter = model.partition(":")[2]
     return adapter.strip() or None
 
 
