@@ -13,7 +13,7 @@ only where all of this holds; otherwise everything is rendered:
   replies before it). Several beginnings are kept: the longest stays while an agent calls tools,
   a shorter one when the user speaks again;
 * the messages before `start`, the tools, the arguments and the date are those of that time, letter
-  by letter: the keys by which conversations are recognized leave out what a template may print.
+  by letter: the keys by which conversations are recognised leave out what a template may print.
 """
 
 from __future__ import annotations
