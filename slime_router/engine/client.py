@@ -150,7 +150,14 @@ class WorkerClient:
                 if is_over := answer.status != 200:
                     raise read_error(answer.status, await read_whole(answer))
                 prompt, lines = call.prompt, lines_of(answer)
-                reader = self._reader(call, exchange, masks, tops, with_logprobs=with_logprobs)
+                reader = self._reader(
+                    call,
+                    exchange,
+                    masks,
+                    tops,
+                    with_logprobs=with_logprobs,
+                    max_len=params.get("max_new_tokens"),
+                )
                 tap = tapped(answer, call.shortcut, lines, reader)
                 data = b"-"
                 while data and not reader.is_finished:
@@ -332,10 +339,12 @@ class WorkerClient:
         tops: TopPlan,
         *,
         with_logprobs: bool,
+        max_len: int | None,
     ) -> ChunkReader:
         return ChunkReader(
             vocab_size=self._vocab_size,
             with_logprobs=with_logprobs,
+            max_len=exchange.worker.context_len if max_len is None else max_len,
             is_native=call.is_passed_on,
             is_stream=call.stream,
             version_before=exchange.version_before_update,
