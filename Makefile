@@ -22,6 +22,7 @@ install: $(PARSERS)  ## make .venv with the router and the tools to work on it
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make install PYTHON=python3.11")'
+	@test ! -L $(VENV) || { echo "$(VENV) is a link, and would be emptied: make install where it leads"; exit 1; }
 	@echo "install: making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@echo "install: the router, its dependencies and the tools (about a minute)"

@@ -16,6 +16,7 @@
     ├── StorageFull 507           sessions that were not exported fill the store
     ├── NotSupported 501
     ├── NoWorker 503              nobody can take the request
+    ├── Aborted 503               somebody asked for its end before its first token
     ├── OutOfDescriptors 503      the router has none for a connection to a worker
     ├── ShuttingDown 503          the router ends, and with it what still runs
     ├── StartingUp 503            the router still reads its journal
@@ -228,6 +229,15 @@ class NoWorker(RouterError):
         self.is_temporary = is_temporary
         self.is_paused = is_paused
         self.is_full = is_full
+
+
+class Aborted(RouterError):
+    """The generation was aborted before its first token; a retry would begin what is to end."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "upstream_error"
+    is_final = True
 
 
 class OutOfDescriptors(RouterError):

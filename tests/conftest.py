@@ -48,6 +48,7 @@ settings.register_profile(
 
 # Gives free memory back to the system; other C libraries than glibc do so by themselves.
 TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
+MANY_OBJECTS = 200_000  # what a collection looks through in some 20 ms
 MARKS_OF_A_FILE = re.compile(r"^pytestmark = (\[.*?\]$|.*?$)", re.MULTILINE | re.DOTALL)
 
 
@@ -134,10 +135,9 @@ def light() -> Iterator[None]:
     A router that ran in the test's process has set the collector for a long life. And what several
     threads allocated, as those of tokenizers do, glibc keeps when it is free again.
     """
-    frozen = gc.get_freeze_count()
     yield
     assert gc.isenabled(), "a test has left the garbage collector off"
-    if not frozen / 2 < gc.get_freeze_count() <= frozen:  # what is frozen may die
+    if len(gc.get_objects(generation=2)) > MANY_OBJECTS:  # to count what is frozen takes 0.1 s
         gc.unfreeze()
         gc.collect()
         gc.freeze()

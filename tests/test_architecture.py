@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -115,6 +116,22 @@ CLOCKS = {
     "integrations.verl": "verl counts how long a rollout took",
     "generation.prompt": "the date of a conversation; handed in by tests",
 }
+# Tasks that last no longer than the request, the block or the process they belong to; each module
+# awaits its own.
+STARTS_TASKS = {
+    "api.fanout": "the samples of one request",
+    "archive.shared": "its start, which its end awaits",
+    "integrations.slime": "the work of one rollout, which awaits it",
+    "api.retries": "a generation that a retry may join",
+    "cli.processes.parent": "a wait for a signal or an end; the start of workers",
+    "cli.run": "the server itself",
+    "edge.listener": "accepting, and the opening of each connection, until it closes",
+    "api.sse": "a sign of life, which its stream awaits at its end",
+    "engine.client": "aborts after closed requests",
+    "failover.disaggregated": "the prefill of one generation",
+    "launch.process": "the output of one process",
+    "supervisor": "all that outlives a request",
+}
 AIOHTTP = {
     "engine.client": "talks to the workers",
     "engine.connector": "opens the connections to them",
@@ -195,6 +212,9 @@ PARTS = {
     "WorkerClient",
     "WorkerPool",
 }
+OPENINGS = re.compile(
+    r"(?:That|Those) (?:of|not|which|in|who|fields)\b|As `|(?:It|They|Its)\b|All of it"
+)
 MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 MUTABLE_CALLS = {"list", "dict", "set", "deque", "defaultdict", "OrderedDict", "Counter"}
 
@@ -269,6 +289,15 @@ def uncovered(modules: set[str], allowed: dict[str, str]) -> tuple[set[str], set
     """Modules that are not allowed, and permissions that nobody uses any more."""
     used = {module: listed(module, allowed) for module in modules}
     return {m for m, name in used.items() if name is None}, set(allowed) - set(used.values())
+
+
+def starts_tasks(tree: ast.Module) -> bool:
+    called = [ast.unparse(node.func) for node in nodes(tree) if isinstance(node, ast.Call)]
+    return any(
+        name.rpartition(".")[2] in ("create_task", "ensure_future")
+        and not name.startswith("group.")  # a TaskGroup's own
+        for name in called
+    )
 
 
 def test_imports_point_down():
@@ -361,6 +390,15 @@ def test_only_the_wiring_makes_the_parts():
     assert makers.keys() == PARTS, "a part has another name now"
 
 
+def test_only_owners_start_tasks():
+    found = {
+        module
+        for module, (_, tree) in sources().items()
+        if not module.startswith(("client", "testing")) and starts_tasks(tree)
+    }
+    assert found == STARTS_TASKS.keys()
+
+
 def test_modules_have_no_state():
     """What changes belongs to an object with an owner."""
     wrong = []
@@ -398,6 +436,18 @@ def test_every_module_says_what_it_is():
     assert [name for name, (_, tree) in sources().items() if not ast.get_docstring(tree)] == []
     folders = {path.parent for path, _ in sources().values()}
     assert [f for f in folders if not (f / "__init__.py").exists()] == []
+
+
+def test_a_docstring_names_what_it_is_about():
+    """Read alone, in an editor's hint, `It is gone` and `Those of a chunk` say nothing."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [
+        f"{module}: {words[:60]}"
+        for module, (_, tree) in sources().items()
+        for node in nodes(tree)
+        if isinstance(node, documented) and OPENINGS.match(words := ast.get_docstring(node) or "")
+    ]
+    assert not found, "\n" + "\n".join(found)
 
 
 def test_no_folder_is_flat_with_many_files():

@@ -159,32 +159,13 @@ def found_in(name: str) -> list[str]:
     return sorted({finding for text in texts(name) for finding in findings(text)})
 
 
-@pytest.mark.parametrize("name", sorted(files()))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "tests" else ())
+        for name in sorted(files())
+    ],
+)
 def test_a_room_speaks_plain_english(name):
     found = found_in(name)
-    assert not found, "\n" + "\n".join(found)
-
-
-OPENINGS = re.compile(
-    r"(?:That|Those) (?:of|not|which|in|who|fields)\b|As `|(?:It|They|Its)\b|All of it"
-)
-
-
-def openings(source: str, path: str) -> Iterator[Text]:
-    """How each docstring of the package begins."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            words = ast.get_docstring(node)
-            if words:
-                yield Text(f"{path}:{getattr(node, 'lineno', 1)}", words)
-
-
-def test_a_docstring_names_what_it_is_about():
-    """Read alone, in an editor's hint, `It is gone` and `Those of a chunk` say nothing."""
-    found = [
-        f"{text.place}: {text.words[:60]}"
-        for file in sorted((ROOT / PACKAGE).rglob("*.py"))
-        for text in openings(file.read_text(encoding="utf-8"), str(file.relative_to(ROOT)))
-        if OPENINGS.match(text.words)
-    ]
     assert not found, "\n" + "\n".join(found)

@@ -62,6 +62,7 @@ class Dialect(Generic[A]):
         write: makes the writer of a reply in one piece.
         stream: makes the writer of a streamed reply, given the request's id.
         errors: how to answer a request that failed before its first byte.
+        prompt_field: the field at fault where a prompt is too long.
         ending: the event that ends a stream; empty if there is none.
         sign_of_life: what is sent where a stream would be silent for too long.
         is_limited: whether the router's limit on concurrent requests and its model names apply.
@@ -78,6 +79,7 @@ class Dialect(Generic[A]):
     write: Callable[[A, EndpointContext], WholeReply]
     stream: Callable[[A, EndpointContext, str], StreamedReply]
     errors: ErrorStyle = OPENAI_ERRORS
+    prompt_field: str = "messages"
     ending: bytes = sse.DONE
     sign_of_life: bytes = sse.COMMENT
     is_limited: bool = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from aiohttp import web
@@ -22,7 +23,7 @@ from slime_router.auth.caller import Caller, caller
 from slime_router.edge.bodies import read_body
 from slime_router.edge.lengths import MAX_CONTAINERS, check_messages
 from slime_router.edge.owned_calls import own_call
-from slime_router.errors import BadRequest, NotFound
+from slime_router.errors import BadRequest, ContextLengthExceeded, NotFound, RouterError
 from slime_router.telemetry.request_record import keeps_body, note_body
 from slime_router.template import heard
 from slime_router.types import GenerateCall
@@ -48,7 +49,7 @@ async def serve(
             dialect.ids_field,
         )
         return await _deliver(dialect, context, request, given, headers, who)
-    with context.admission.of(who.owner):
+    with context.admission.of(who.owner), _naming(dialect.prompt_field):
         body = await read_text(
             context,
             request,
@@ -60,6 +61,17 @@ async def serve(
         if isinstance(body, web.StreamResponse):
             return body
         return await _deliver(dialect, context, request, body, headers, who)
+
+
+@contextmanager
+def _naming(prompt_field: str) -> Iterator[None]:
+    """For the block, a worker that finds a prompt too long finds fault with this field."""
+    try:
+        yield
+    except RouterError as exc:
+        if exc.code == ContextLengthExceeded.code and exc.param is None:
+            exc.param = prompt_field
+        raise
 
 
 async def count_prompt(

@@ -14,7 +14,14 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from slime_router.errors import NoWorker, RouterError, TooManyRequests, WorkerFailed, WorkerRefused
+from slime_router.errors import (
+    Aborted,
+    NoWorker,
+    RouterError,
+    TooManyRequests,
+    WorkerFailed,
+    WorkerRefused,
+)
 from slime_router.types import Finish
 
 _RETRY_AFTER_S = range(1, 61)  # the first, if nothing better is known
@@ -76,7 +83,7 @@ def abort_error(finish: Finish, *, has_begun: bool) -> RouterError:
         return WorkerFailed(message)
     if status is not None and status >= 500:
         return WorkerRefused(message, status=status)
-    return NoWorker(message, code="upstream_error")
+    return Aborted(message)
 
 
 def _kind_and_code(exc: RouterError) -> tuple[str, str | None]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from codecs import BOM_UTF8
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, Protocol, TypeVar, cast
 
@@ -298,6 +299,21 @@ def _check_depth(body: dict[str, Any]) -> None:
         orjson.dumps(body)
     except orjson.JSONEncodeError as exc:
         raise BadRequest("The request body is nested too deeply.", code="invalid_json") from exc
+
+
+@contextmanager
+def named_as(names: Iterable[tuple[str, str]]) -> Iterator[None]:
+    """For the block, complaints name fields as the client does.
+
+    `names` are pairs of our name and the client's; the first that fits wins.
+    """
+    try:
+        yield
+    except BadRequest as fault:
+        for ours, theirs in names:
+            if fault.say_as(ours, theirs):
+                break
+        raise
 
 
 def require(holds: bool, param: str, what: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from slime_router.auth.caller import Visit, visit
 from slime_router.edge.codings import Unpacker, coding_of
@@ -71,8 +71,8 @@ async def _received(request: web.Request, kept: Visit) -> bytes:
     if kept.is_body_shared or content.at_eof():
         return await request.read()  # which keeps it for good
     limit = request.client_max_size
-    if content.is_eof() and content.total_bytes <= _SHORT_LEN <= limit:
-        return content.read_nowait()  # all of it came with the head
+    if content.total_bytes <= _SHORT_LEN <= limit and (body := _arrived(content)) is not None:
+        return body
     content.set_read_chunk_size(limit)
     pieces, length = [], 0
     while data := await content.readany():
@@ -81,6 +81,20 @@ async def _received(request: web.Request, kept: Visit) -> bytes:
         if limit and length > limit:
             raise web.HTTPRequestEntityTooLarge(limit, length)
     return b"".join(pieces)
+
+
+def _arrived(content: StreamReader) -> bytes | None:
+    """The body, taken out of its reader, if it came in one piece and nothing of it was read.
+
+    To read it would ask the parser for more and let the transport go on, though nothing follows.
+    """
+    length = content.total_bytes
+    if not content._eof or length != content._size or len(content._buffer) != 1:
+        return None
+    if content._exception is not None:
+        return None
+    content._size = 0
+    return content._buffer.popleft()
 
 
 async def unpacked(request: web.Request, max_len: int) -> AsyncIterator[bytes]:

@@ -25,6 +25,7 @@ from yarl import URL
 from slime_router.engine.exchange import Body
 from slime_router.engine.request import LONG_BODY_LEN, LongBody
 from slime_router.engine.sse import BodyJoiner, EventSplitter
+from slime_router.engine.wire.protocol import WorkerProtocol
 from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 
 DRAIN_TIMEOUT_S = 1.0  # for the few bytes after the last item
@@ -130,13 +131,11 @@ class KeptConnections:
         if head is None or (connection := await self._connector._get(place.key, [])) is None:
             return None
         protocol, transport = connection.protocol, connection.transport
-        assert protocol is not None, "it was just taken from those that are open"
+        assert isinstance(protocol, WorkerProtocol), "it was just taken from those that are open"
         assert transport is not None, "likewise"
         timer = asyncio.get_running_loop().call_later(timeout_s, protocol._on_read_timeout)
         try:
-            protocol.set_response_params(
-                read_until_eof=True, auto_decompress=False, read_bufsize=self._read_len
-            )
+            protocol.expect(read_until_eof=True, auto_decompress=False, read_bufsize=self._read_len)
             if isinstance(body, LongBody):
                 transport.writelines([place.head, head, *body.take()])
             else:

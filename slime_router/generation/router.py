@@ -7,17 +7,16 @@ would leave the worker's lease to the garbage collector.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from copy import deepcopy
-from typing import TypeAlias
 
 from slime_router.generation.middleware import CallNext, Dispatch, Middleware
 from slime_router.template.heard import Heard
 from slime_router.types import GenerateCall, GenerateChunk
 from slime_router.values import replace
-
-_Streams: TypeAlias = list[AsyncGenerator[GenerateChunk, None]]
+from slime_router.waiting.cancel_scope import CancelScope, Cut
 
 
 class Router:
@@ -45,33 +44,88 @@ class Router:
         return aclosing(self._wrapped(replace(call, shortcut=None)))  # they see every chunk
 
     async def _wrapped(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
-        streams: _Streams = []
+        streams = _Streams()
         if isinstance(call.messages, Heard):  # other requests share them, and plug-ins may write
             call = replace(call, messages=deepcopy(tuple(call.messages)))
         try:
             async for chunk in self._link(0, streams)(call):
                 yield chunk
         finally:
-            await _close(streams)
+            await streams.close()
 
     def _link(self, depth: int, streams: _Streams) -> CallNext:
         def call_next(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
-            stream: AsyncGenerator[GenerateChunk, None]
             if depth == len(self._middlewares):
-                stream = self._dispatch(call)
-            else:
-                stream = self._middlewares[depth](call, self._link(depth + 1, streams))
-            streams.append(stream)
-            return stream
+                return streams.own(self._dispatch(call))
+            return streams.own(self._middlewares[depth](call, self._link(depth + 1, streams)))
 
         return call_next
 
 
-async def _close(streams: _Streams) -> None:
-    """Closes all streams, the last one first, even if closing one of them fails."""
-    try:
-        while streams:
-            await streams.pop().aclose()
-    finally:
-        if streams:
-            await _close(streams)
+class _Streams:
+    """The streams that the layers opened for one request."""
+
+    def __init__(self) -> None:
+        self._open: list[_Stream] = []
+        self._is_closed = False
+
+    def own(
+        self, stream: AsyncGenerator[GenerateChunk, None]
+    ) -> AsyncGenerator[GenerateChunk, None]:
+        """The stream, which ends with the request whoever reads it then.
+
+        Raises:
+            RuntimeError: the request is over.
+        """
+        if self._is_closed:
+            raise RuntimeError("the request of this call_next is over")
+        self._open.append(owned := _Stream(stream))
+        return owned.chunks()
+
+    async def close(self) -> None:
+        """Closes all streams, the last one first, even if closing one of them fails."""
+        self._is_closed = True
+        try:
+            while self._open:
+                await self._open.pop().close()
+        finally:
+            if self._open:
+                await self.close()
+
+
+class _Stream:
+    """A stream that tasks of a plug-in may read; whoever does when it ends is cancelled."""
+
+    def __init__(self, stream: AsyncGenerator[GenerateChunk, None]) -> None:
+        self._stream = stream
+        self._in_use = asyncio.Lock()  # a generator raises if it is closed while it runs
+        self._reading: CancelScope | None = None
+
+    async def chunks(self) -> AsyncGenerator[GenerateChunk, None]:
+        """The chunks, for one reader.
+
+        Raises:
+            CancelledError: the request ended meanwhile.
+        """
+        try:
+            while (chunk := await self._next()) is not None:
+                yield chunk
+        finally:
+            await self.close()
+
+    async def _next(self) -> GenerateChunk | None:
+        async with self._in_use:
+            try:
+                with CancelScope() as self._reading:
+                    return await anext(self._stream, None)
+            except Cut:
+                raise asyncio.CancelledError from None
+            finally:
+                self._reading = None
+
+    async def close(self) -> None:
+        """Ends whoever reads it, then the stream itself."""
+        if self._reading is not None:
+            self._reading.cut()
+        async with self._in_use:
+            await self._stream.aclose()

@@ -59,14 +59,14 @@ class WorkerPool:
         self._workers: dict[str, Worker] = {}
         self._breakers: dict[Worker, Breaker] = {}
         self._cooldowns: dict[Worker, Cooldown] = {}
-        self._leases = self._total_in_flight = 0  # granted so far, and open
+        self._leases = 0  # granted so far
         self._listeners: list[Callable[[], None]] = []
         self.on_room: Callable[[Worker], None] = lambda _: None
         for url in urls:
             self.add(url)
 
     def __repr__(self) -> str:
-        return f"<WorkerPool {len(self._workers)} workers, {self._total_in_flight} in flight>"
+        return f"<WorkerPool {len(self._workers)} workers, {self.total_in_flight} in flight>"
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -241,7 +241,7 @@ class WorkerPool:
         pending = self._policy.sent(worker, need)
         self._leases += 1
         worker.leased(self._leases, pending)
-        self._total_in_flight += 1
+        self._room.took(worker, +1)
         return Lease(self, worker, pending, is_trial=self._breakers[worker].begin(now))
 
     def has_candidates(self, need: Need, exclude: Collection[str] = ()) -> bool:
@@ -264,7 +264,7 @@ class WorkerPool:
         """How many requests the workers have room for, those under way included."""
         now = self._clock()
         obstacles = {worker: self._obstacle(worker, (), None, now) for worker in self.list()}
-        return self._room.places(obstacles, self._total_in_flight)
+        return self._room.places(obstacles)
 
     @property
     def full(self) -> int:
@@ -328,7 +328,7 @@ class WorkerPool:
     @property
     def total_in_flight(self) -> int:
         """Open leases, including those of removed workers."""
-        return self._total_in_flight
+        return self._room.taken
 
     def _candidates(
         self, need: Need, exclude: Collection[str], kind: Kind | None, now: float
@@ -384,12 +384,12 @@ class WorkerPool:
     def returned(self, worker: Worker) -> None:
         """A request has ended."""
         worker.returned()
-        self._total_in_flight -= 1
+        self._room.took(worker, -1)
         if not worker.in_flight and worker not in self:
             self._changed()  # it need not be watched any longer
         self._leave(worker)
-        if self._room.most is not None and worker in self:
-            self.on_room(worker)
+        if self._room.most is not None and worker.url in self._workers:
+            self.on_room(self._workers[worker.url])  # it may have left and come back
 
     def _leave(self, worker: Worker) -> None:
         if worker.is_draining and not worker.in_flight and worker in self:

@@ -22,6 +22,8 @@ from slime_router.checkpoint import checkpoint as checkpoints
 from slime_router.checkpoint.checkpoint import load_checkpoint
 from slime_router.cli.run import listener
 from slime_router.config import Config
+from slime_router.replies.sglang_detection import thinking_of
+from slime_router.server import app
 from slime_router.server.app import Gateway
 from slime_router.siblings.place import Place
 from slime_router.template import suffix
@@ -50,6 +52,7 @@ def read_once() -> Iterator[None]:
     with (
         patch.object(checkpoints, "load_checkpoint", _load),
         patch.object(suffix, "compared_literals", _literals),
+        patch.object(app, "thinking_of", _thinking),
     ):
         yield
 
@@ -66,6 +69,7 @@ def _load(path: str, **options: Any) -> Model:
 
 
 _literals = cache(compared_literals)
+_thinking = cache(thinking_of)  # SGLang's rules parse the template four times
 
 
 class Words:

@@ -28,6 +28,12 @@ ANSWERS = {
     "up to the end": b"HTTP/1.1 200 OK\r\n\r\nabc",
     "empty": b"HTTP/1.1 204 No Content\r\n\r\n",
     "an error": b"HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno",
+    "plain": b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-length: 3\r\nX-A: 1 2\r\n\r\nabc",
+    "nothing": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "the last": b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 3\r\n\r\nabc",
+    "two framings": CHUNKED[:-2] + b"Content-Length: 3\r\n\r\n1\r\na\r\n0\r\n\r\n",
+    "too much": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nabc",
     "cut": b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc",
     "cut chunks": CHUNKED + b"9\r\nabc",
     "not HTTP": b"HELLO\r\n\r\n",
@@ -88,7 +94,8 @@ async def ask(client: WorkerClient, worker: Scripted, path: str, timeout_s: floa
     except (NotTaken, WorkerFailed, WorkerTimeout) as exc:
         return type(exc), str(exc)
     try:
-        return answer.status, answer.content_type, dict(answer.headers), await answer.content.read()
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        return answer.status, answer.content_type, headers, await answer.content.read()
     except (aiohttp.ClientError, TimeoutError) as exc:
         return answer.status, isinstance(exc, TimeoutError)
     finally:
@@ -136,6 +143,19 @@ async def test_it_is_kept_again_once_all_was_read(sessions):
             await ask(client, worker, "/prime")
     assert worker.connections == 1
     assert sessions == ["POST"]
+
+
+async def test_a_worker_that_goes_on_after_its_answer_does_not_answer_the_next_request(sessions):
+    async with scripted(ANSWERS["plain"]) as (worker, client):
+        worker.hangs_up = False
+        await ask(client, worker, "/prime")
+        assert await ask(client, worker, "/x") == await ask(client, worker, "/x")
+        assert worker.connections == 1
+        worker.answer, first = PRIME + ANSWERS["plain"], worker.answer
+        assert (await ask(client, worker, "/x"))[-1] == b"{}"  # type: ignore[index]
+        worker.answer = first
+        assert (await ask(client, worker, "/x"))[-1] == b"abc"  # type: ignore[index]
+    assert worker.connections == 2
 
 
 async def test_a_kept_connection_that_is_closed_without_an_answer_is_stale():

@@ -290,14 +290,18 @@ async def test_what_is_aborted_in_the_admission_queue_ends_as_one_that_waits_for
 async def test_a_chat_that_is_aborted_in_the_admission_queue_is_told_as_any_other():
     async with fleet(1, max_concurrent_requests=1) as (router, (worker,)):
         first = await held_stream(router, worker, CHAT, request_of(max_tokens=COUNT))
-        asked = asyncio.create_task(router.post(CHAT, request_of(rid="mine")))
+        asked = asyncio.create_task(router.http.post(CHAT, json=request_of(rid="mine")))
         await until(lambda: router.gateway.admission.figures.waiting == 1)
         await router.http.post("/abort_request", json={"rid": "another"})
         assert router.gateway.admission.figures.waiting == 1
         await router.http.post("/abort_request", json={"rid": "mine"})
-        status, reply = await asked
-        assert (status, reply["error"]["code"]) == (503, "upstream_error")
+        async with await asked as response:
+            reply = await response.json()
+        assert (response.status, reply["error"]["code"]) == (503, "upstream_error")
         assert "Abort in waiting queue" in reply["error"]["message"]
+        # An SDK that asks again would begin what is to end.
+        assert response.headers["x-should-retry"] == "false"
+        assert "retry-after" not in response.headers
         worker.release()
         await first
 

@@ -160,6 +160,14 @@ async def test_the_receipt_names_what_was_replaced():
         assert shown["turn_list"][0]["receipt"]["notes"] == [note]
 
 
+@pytest.mark.parametrize("name", ["no_stop_trim", "include_stop_str_in_output"])
+async def test_whether_a_stop_stays_in_the_text_can_be_pinned(name):
+    async with served() as (router, worker):
+        await router.post("/sessions", {"session_id": "s", "sampling_pins": {name: True}})
+        await ask(router, f"/sessions/s{CHAT}", {**HI, "stop": "X", "no_stop_trim": False})
+        assert worker.requests[0].body["sampling_params"]["no_stop_trim"] is True
+
+
 async def test_a_pinned_length_does_not_fall_below_the_least():
     async with served() as (router, worker):
         await router.post("/sessions", {"session_id": "s", "sampling_pins": {"max_tokens": 2}})

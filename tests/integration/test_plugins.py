@@ -24,6 +24,7 @@ STOP_ID = 514
 HELLO = [*tiny_tokenizer().encode("Hello").tolist(), STOP_ID]
 
 PLUGINS = '''
+import asyncio
 from dataclasses import replace
 
 from aiohttp import web
@@ -58,6 +59,18 @@ async def beside(call, call_next):
     await anext(first)
     async for chunk in call_next(call):
         yield chunk
+
+
+async def gathering(call, call_next):
+    """Reads on in a task of its own, while something else fails."""
+
+    async def refuse():
+        raise TooManyRequests("not today")
+
+    first = aiter(call_next(call))
+    await anext(first)
+    await asyncio.gather(anext(first), refuse())
+    yield
 
 
 async def loud(call, call_next):
@@ -286,6 +299,16 @@ async def test_an_abort_ends_all_that_run_side_by_side_for_one_rid():
             raw = await response.read()
     assert sorted(worker.aborted[:2]) == sorted(each.body["rid"] for each in worker.requests)
     assert b'"type":"abort"' in raw
+
+
+async def test_a_failure_beside_a_generation_that_runs_is_what_the_client_gets():
+    async with served(**paths("gathering")) as (router, worker):
+        worker.hold(after_tokens=1)
+        body = {"messages": [user("hi")], "max_tokens": 4, "stream": True}
+        async with router.http.post(CHAT, json=body) as response:
+            answer = await response.json()
+    assert (response.status, answer["error"]["message"]) == (429, "not today")
+    assert worker.aborted[:1] == [worker.requests[0].body["rid"]]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

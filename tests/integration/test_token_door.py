@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import orjson
 import pytest
 
 from slime_router.testing import FakeWorker
 from tests.integration.gateway import Served, serving, tiny_worker
 from tests.integration.scripted import events
+from tests.integration.storytellers import only_turn
 
 PATH = "/inference/v1/generate"
 PROMPT = [5, 6, 7]
@@ -122,6 +125,44 @@ async def test_without_logprobs_there_are_none() -> None:
         assert reply["choices"][0]["logprobs"] is None
 
 
+async def test_parameters_that_ask_for_nothing_else_are_served() -> None:
+    """Clients write out all that vLLM has, with its defaults."""
+    idle: dict[str, Any] = {
+        **{"n": 1, "best_of": None, "prompt_logprobs": None, "extra_args": None, "seed": None},
+        **{"bad_words": [], "logits_processors": None, "return_sampling_mask": False},
+        **{"detokenize": False, "flat_logprobs": True, "output_kind": 2, "skip_clone": False},
+        **{"include_stop_str_in_output": True, "output_text_buffer_length": 0, "top_k": 0},
+    }
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        reply = await ask(router, worker, sampling_params={**SAMPLING, **idle})
+        assert reply["choices"][0]["token_ids"] == SAMPLED
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_abort_is_a_reason_with_what_was_sampled(stream: bool) -> None:
+    """As with vLLM: whoever aborts a rollout may want to go on from there."""
+    async with tiny_worker() as worker, serving(worker.url, resume_aborted="none") as router:
+        worker.hold(after_tokens=2)
+        asked = body(stream=stream, request_id="mine", sampling_params={**SAMPLING, "logprobs": 0})
+        running = asyncio.create_task(router.http.post(PATH, json=asked))
+        await worker.wait_running(1)
+        await router.http.post("/abort_request", json={"abort_all": True})
+        worker.release()
+        async with await running as response:
+            raw = await response.read()
+        assert response.status == 200
+        replies = events(raw)[:-1] if stream else [orjson.loads(raw)]
+        choices = [reply["choices"][0] for reply in replies]
+        ids = [token for choice in choices for token in choice["token_ids"]]
+        entries = [entry for choice in choices for entry in choice["logprobs"]["content"]]
+        assert choices[-1]["finish_reason"] == "abort"
+        assert [entry["token"] for entry in entries] == [f"token_id:{token}" for token in ids]
+        turn = only_turn(router)
+        assert turn.output_ids.tolist() == ids
+        assert len(ids) == 2
+        assert router.gateway.store.is_delivered(turn.id)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -146,6 +187,24 @@ async def test_without_logprobs_there_are_none() -> None:
             "sampling_params.thinking_token_budget",
         ),
         ({"sampling_params": {"bad_words": ["x"]}}, "sampling_params.bad_words"),
+        ({"sampling_params": {"logprobs": 129}}, "sampling_params.logprobs"),
+        ({"sampling_params": {"prompt_logprobs": 0}}, "sampling_params.prompt_logprobs"),
+        ({"sampling_params": {"logprob_token_ids": [5]}}, "sampling_params.logprob_token_ids"),
+        (
+            {"sampling_params": {"return_sampling_mask": True}},
+            "sampling_params.return_sampling_mask",
+        ),
+        (
+            {"sampling_params": {"routed_experts_prompt_start": 0}},
+            "sampling_params.routed_experts_prompt_start",
+        ),
+        (
+            {"sampling_params": {"truncate_prompt_tokens": 2}},
+            "sampling_params.truncate_prompt_tokens",
+        ),
+        ({"sampling_params": {"extra_args": {"x": 1}}}, "sampling_params.extra_args"),
+        ({"sampling_params": {"max_new_tokens": 4}}, "sampling_params.max_new_tokens"),
+        ({"ec_transfer_params": {"x": 1}}, "ec_transfer_params"),
         ({"features": {"mm_hashes": {}}}, "features"),
         ({"priority": "high"}, "priority"),
         ({"stream": 1}, "stream"),

@@ -35,6 +35,13 @@ async def complete(router: Served, **fields: Any) -> Any:
     return reply["choices"][0]["logprobs"]
 
 
+async def respond(router: Served, **fields: Any) -> Any:
+    asked = {"input": "Hi", "include": ["message.output_text.logprobs"], **fields}
+    status, reply = await router.post("/v1/responses", asked)
+    assert status == 200, reply
+    return reply["output"][0]["content"][0]["logprobs"]
+
+
 @pytest.mark.parametrize(
     ("server", "fields", "by_id"),
     [
@@ -61,6 +68,9 @@ async def test_tokens_are_named_by_id_where_that_is_asked_for(
         assert (legacy["tokens"] == NAMED) is by_id
         names = [name for top in legacy["top_logprobs"] for name in top]
         assert all(name.startswith("token_id:") is by_id for name in names)
+        worker.script(HELLO)
+        entries = await respond(router, **fields)
+        assert ([entry["token"] for entry in entries] == NAMED) is by_id
 
 
 async def test_the_same_in_streams() -> None:

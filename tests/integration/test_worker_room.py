@@ -210,6 +210,22 @@ async def test_what_moves_comes_before_what_waits_in_the_queue():
     await house.end("r2")
 
 
+async def test_a_worker_that_left_and_came_back_still_has_what_it_had():
+    house = House(1, 1)
+    for name in ("r0", "r1"):
+        await house.ask(name)
+    (url,) = house.pool.loads
+    house.pool.remove(url)
+    house.pool.add(url)
+    await steps()
+    assert list(house.held) == ["r0"]
+    assert house.pool.full == 1
+    await house.end("r0")
+    assert list(house.held) == ["r1"]
+    await house.end("r1")
+    assert house.pool.full == house.pool.total_in_flight == 0
+
+
 async def test_one_that_names_its_worker_waits_for_that_one_and_delays_nobody():
     house = House(2, 1)
     await house.ask("r0")

@@ -17,6 +17,8 @@ from slime_router.server.loop.garbage import (
 )
 from tests.integration.gateway import until
 
+pytestmark = pytest.mark.slow  # each looks through all that the process holds
+
 
 class Loop:
     """Holds itself: only a collection finds it."""

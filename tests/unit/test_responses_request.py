@@ -10,6 +10,7 @@ from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.responses.request import ResponsesRequest, read_responses_request
 from slime_router.api.responses.store import ResponseStore, Stored
+from slime_router.api.token_names import TokenNames
 from slime_router.errors import BadRequest, NotFound
 from slime_router.types import GenerateCall, Grammar
 from tests.integration.scripted import Bytes, asked
@@ -30,7 +31,9 @@ READER = SettingsReader(Bytes(), "tiny", NO_PARSERS)
 def read(kept: ResponseStore | None = None, **body: Any) -> ResponsesRequest:
     given = {"input": "hi", **body}
     store = kept if kept is not None else ResponseStore(9)
-    return read_responses_request(given, asked(), READER, store)
+    return read_responses_request(
+        given, asked(), READER, store, lambda by_id: TokenNames(Bytes(), by_id=bool(by_id))
+    )
 
 
 def messages(items: Any, **body: Any) -> list[Any]:

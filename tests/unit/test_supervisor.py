@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import logging
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 from slime_router.pool.backoff import Backoff
 from slime_router.supervisor import Supervisor
 
-ROOT = Path(__file__).parents[2] / "slime_router"
 DELAYS = Backoff(initial_s=1.0, factor=2.0, max_s=8.0, jitter=0.0)
 
 
@@ -211,41 +207,3 @@ async def test_a_stop_that_is_cancelled_waits_for_the_clean_up_all_the_same():
     with pytest.raises(asyncio.CancelledError):
         await stopping
     assert is_clean
-
-
-# Tasks that last no longer than the request, the block or the process they belong to; each module
-# awaits its own.
-OWNERS = {
-    "api/fanout.py": "the samples of one request",
-    "archive/shared.py": "its start, which its end awaits",
-    "integrations/slime.py": "the work of one rollout, which awaits it",
-    "api/retries.py": "a generation that a retry may join",
-    "cli/processes/parent.py": "a wait for a signal or an end; the start of workers",
-    "cli/run.py": "the server itself",
-    "edge/listener.py": "accepting, and the opening of each connection, until it closes",
-    "api/sse.py": "a sign of life, which its stream awaits at its end",
-    "engine/client.py": "aborts after closed requests",
-    "failover/disaggregated.py": "the prefill of one generation",
-    "launch/process.py": "the output of one process",
-    "supervisor.py": "all that outlives a request",
-}
-
-
-def _starts_tasks(tree: ast.AST) -> bool:
-    names: Callable[[ast.Call], str] = lambda call: ast.unparse(call.func)  # noqa: E731
-    return any(
-        names(node).rpartition(".")[2] in ("create_task", "ensure_future")
-        and not names(node).startswith("group.")  # a TaskGroup's own
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-    )
-
-
-def test_only_owners_start_tasks():
-    found = {
-        str(path.relative_to(ROOT))
-        for path in ROOT.rglob("*.py")
-        if path.relative_to(ROOT).parts[0] not in ("client", "testing")
-        and _starts_tasks(ast.parse(path.read_text(encoding="utf-8")))
-    }
-    assert found == set(OWNERS)

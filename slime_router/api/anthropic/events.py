@@ -27,6 +27,7 @@ class MessageStyle:
 
     id: str
     model: str
+    hides_thinking: bool = False  # its blocks are there, and signed, but empty
 
 
 @dataclass(slots=True)
@@ -88,6 +89,8 @@ class MessageEvents:
             if kind == "thinking":
                 empty = {"type": "thinking", "thinking": "", "signature": ""}
             events += [*self._close(), self._begin(empty)]
+        if kind == "thinking" and self._style.hides_thinking:
+            return events
         assert self._open is not None
         return [*events, _delta(self._open, {"type": f"{kind}_delta", kind: text})]
 

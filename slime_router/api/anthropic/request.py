@@ -7,7 +7,7 @@ to Anthropic's own service are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from slime_router.api.chat.aliases import thinking_switch
 from slime_router.api.chat.fields import MAX_STOPS
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
-from slime_router.api.request import missing, require
+from slime_router.api.request import missing, named_as, require
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.types import GenerateCall
@@ -93,11 +93,34 @@ def read_messages_request(
     """
     if body.get("max_tokens") is None and not is_counted:
         raise missing("max_tokens")
-    asked = read_chat_request(_as_chat(body), request, reader)
+    chat = _as_chat(body)
+    with named_as(_own_names(body)):
+        asked = read_chat_request(chat, request, reader)
     reply_id = f"msg_{fresh_hex(32)}"
     rid = body.get("rid") or reply_id
-    call = replace(asked.calls[0], rid=rid, request_id=reply_id)
-    return MessagesRequest((call,), MessageStyle(reply_id, asked.style.model), asked.stream)
+    notes = tuple(f"'{name}' is not enforced" for name in _unenforced(body))
+    call = asked.calls[0]
+    call = replace(call, rid=rid, request_id=reply_id, notes=(*call.notes, *notes))
+    hides = (body.get("thinking") or {}).get("display") == "omitted"
+    style = MessageStyle(reply_id, asked.style.model, hides_thinking=hides)
+    return MessagesRequest((call,), style, asked.stream)
+
+
+def _unenforced(body: Mapping[str, Any]) -> Iterator[str]:
+    """Fields of a body that was read which ask for what workers do not do."""
+    for name, field in (("thinking", "budget_tokens"), ("output_config", "task_budget")):
+        if (body.get(name) or {}).get(field) is not None:
+            yield f"{name}.{field}"
+
+
+def _own_names(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Chat's names of what is in a body that was read as a chat, and the client's."""
+    own = (i for i, tool in enumerate(body.get("tools") or ()) if _is_own(tool))
+    for k, i in enumerate(own):
+        yield f"tools[{k}].function.parameters", f"tools[{i}].input_schema"
+        yield f"tools[{k}].function", f"tools[{i}]"
+    older = body.get("output_format") is not None
+    yield "response_format.json_schema", "output_format" if older else "output_config.format"
 
 
 def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +193,7 @@ def _tool(tool: Any, path: str) -> dict[str, Any] | None:
     require(isinstance(tool, dict), path, "an object")
     kind = tool.get("type")
     require(kind is None or isinstance(kind, str), f"{path}.type", "a string")
-    if kind not in (None, "custom"):
+    if not _is_own(tool):
         return None
     for name in ("name", "input_schema"):
         if tool.get(name) in (None, ""):
@@ -191,6 +214,11 @@ def _tool(tool: Any, path: str) -> dict[str, Any] | None:
         function["strict"] = True
     chat = {"type": "function", "function": function}
     return {**chat, "defer_loading": True} if tool.get("defer_loading") else chat
+
+
+def _is_own(tool: Mapping[str, Any]) -> bool:
+    """Whether a tool is the client's."""
+    return tool.get("type") in (None, "custom")
 
 
 def _tool_choice(choice: Any) -> dict[str, Any]:
@@ -225,6 +253,8 @@ def _template_kwargs(body: Mapping[str, Any]) -> dict[str, Any]:
         raise BadRequest(
             f"'thinking.type' must be one of {', '.join(_THINKS)}.", param="thinking.type"
         )
+    budget = thinking.get("budget_tokens")
+    require(budget is None or type(budget) is int, "thinking.budget_tokens", "an integer")
     given = body.get("chat_template_kwargs") or {}
     if _THINKS[kind] is None or not isinstance(given, dict):
         return {}

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import orjson
 
-from slime_router.api.request import require
+from slime_router.api.request import named_as, require
 from slime_router.errors import BadRequest
 
 RANK_HEADER = "x-data-parallel-rank"
@@ -29,7 +29,7 @@ _RENAMED = (  # the name that wins comes first
     ("max_thinking_tokens", "thinking_token_budget"),
 )
 _KINDS = ("json", "regex", "choice", "grammar", "structural_tag")  # of constraints
-_CONSTRAINED = frozenset(("structured_outputs", *(f"guided_{kind}" for kind in _KINDS)))
+CONSTRAINED = frozenset(("structured_outputs", *(f"guided_{kind}" for kind in _KINDS)))
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 
@@ -58,16 +58,9 @@ def in_our_words(
     return said
 
 
-@contextmanager
-def in_their_words(body: Mapping[str, Any]) -> Iterator[None]:
+def in_their_words(body: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Complaints about `in_our_words(body)` have the names that `body` has for the fields."""
-    try:
-        yield
-    except BadRequest as fault:
-        for ours, theirs in _renamed(body):
-            if fault.say_as(ours, theirs):
-                break
-        raise
+    return named_as(_renamed(body))
 
 
 def _renamed(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -166,7 +159,7 @@ def _hoist_effort(said: dict[str, Any]) -> None:
 
 def _constraints(body: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """vLLM's `structured_outputs` and `guided_*`: our field, theirs, and the value of ours."""
-    if _CONSTRAINED.isdisjoint(body):
+    if CONSTRAINED.isdisjoint(body):
         return
     given = body.get("structured_outputs")
     require(isinstance(given, dict | None), "structured_outputs", "an object")

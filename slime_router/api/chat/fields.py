@@ -6,6 +6,7 @@ of every vendor send their own. Messages, tools and grammars have modules of the
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -176,6 +177,20 @@ class ChatFields(BaseModel):
 
     reasoning_effort: Annotated[Any, BeforeValidator(_effort)] = None
     modalities: Annotated[list[str], AfterValidator(_no_audio)] | None = None
+
+
+SAMPLING_FIELDS = {
+    **{
+        field.name: field.name
+        for field in fields(Sampling)
+        if field.name in ChatFields.model_fields
+    },
+    "max_completion_tokens": "max_tokens",
+    "include_stop_str_in_output": "keep_stop",
+    "no_stop_trim": "keep_stop",
+    **dict.fromkeys(("response_format", "regex", "ebnf"), "grammar"),
+}
+"""How to sample, by the names of a chat: the field of Sampling that each sets."""
 
 
 def read_fields(body: dict[str, Any], vocabulary: Vocabulary) -> ChatFields:

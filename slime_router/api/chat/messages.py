@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slime_router.api.chat.tools import custom_hint, named_function
-from slime_router.api.request import missing, require
+from slime_router.api.request import missing, named_as, require
 from slime_router.errors import BadRequest
 from slime_router.template.heard import Heard, Written
 from slime_router.template.messages import REFERENCE
@@ -87,10 +87,23 @@ def _message(message: Any, path: str) -> Message:
     require(prefix is None or isinstance(prefix, bool), f"{path}.prefix", "true or false")
     content = message.get("content")
     _check_content(content, role, f"{path}.content")
+    message = _modern(message, path)
     _check_tool_calls(message.get("tool_calls"), f"{path}.tool_calls")
     if role == "assistant" and type(content) is list and any(map(_is_thinking, content)):
         message = _without_thinking_parts(message)
     return message if message["role"] == role else {**message, "role": role}
+
+
+def _modern(message: Message, path: str) -> Message:
+    """The message with the deprecated `function_call` among its calls, unless there are others."""
+    function = message.get("function_call")
+    if function is None or message.get("tool_calls"):
+        return message
+    call = {"type": "function", "function": function}
+    with named_as([(f"{path}.function", f"{path}.function_call")]):
+        _check_tool_call(call, path)
+    plain = {name: value for name, value in message.items() if name != "function_call"}
+    return {**plain, "tool_calls": [call]}
 
 
 def _is_thinking(part: Any) -> bool:

@@ -60,6 +60,12 @@ class Tally:
 
     def add(self, chunk: GenerateChunk) -> None:
         """Counts the chunk. Raises RouterError where it says that the worker gave up."""
+        self.count(chunk)
+        if chunk.finish is not None and chunk.finish.type == "abort":
+            raise abort_error(chunk.finish, has_begun=self.completion > 0)
+
+    def count(self, chunk: GenerateChunk) -> None:
+        """Counts the chunk, also one that says that the worker gave up."""
         if (
             chunk.prompt is not None
             or chunk.prompt_tokens > self._prompt
@@ -68,8 +74,6 @@ class Tally:
             self.begin(chunk)
         self.completion += len(chunk.output_ids)
         self._reasoning += chunk.reasoning_tokens
-        if chunk.finish is not None and chunk.finish.type == "abort":
-            raise abort_error(chunk.finish, has_begun=self.completion > 0)
 
     def begin(self, chunk: GenerateChunk) -> None:
         """Counts the prompt alone."""

@@ -83,6 +83,7 @@ def read_chat_request(
         top_logprobs=fields.top_logprobs or 0,
         request_id=f"chatcmpl-{fresh_hex(32)}" if rid else reply_id,
         samples=count,
+        notes=settings.notes,
         shortcut=Shortcut() if stream and count == 1 else None,
     )
     return ChatRequest(_choices(call), settings.style, stream, reply_id, int(time.time()))

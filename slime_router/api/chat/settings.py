@@ -36,6 +36,7 @@ MAX_KEPT_LEN = 2**23  # bytes of settings that are remembered, about
 _OWN_LEN = 2**12  # bytes of one, besides what the client has written
 _SHARE = 8  # times the JSON, for that and the objects read from it
 _MAX_SHARE = 16  # a longer one than this part of all is read each time
+STRICT_NOTE = "'strict' tools are not enforced where the model may choose to call them"
 _EXPERT_FIELDS = ("return_hidden_states", "return_routed_experts", "routed_experts_start_len")
 
 
@@ -44,7 +45,7 @@ class Settings:
     """The fields of a request that neither its messages nor its names change; nobody writes to it.
 
     `template` is that of a request which begins a new message. `parting` names what separates the
-    caches, whoever the caller is.
+    caches, whoever the caller is. `notes` are for the receipt.
     """
 
     fields: ChatFields
@@ -55,6 +56,7 @@ class Settings:
     worker_fields: Mapping[str, Any]
     parting: str
     style: ChatStyle
+    notes: tuple[str, ...] = ()
 
 
 class SettingsReader:
@@ -143,6 +145,8 @@ class SettingsReader:
             can_force=self._parsers.tools is not None,
         )
         form = _reply_format(fields, choice)
+        constraint = self._grammar(said, fields, form)
+        is_free = constraint is None and any(t["function"].get("strict") for t in form.tools)
         return Settings(
             fields=fields,
             shown_tools=choice.shown,
@@ -152,10 +156,11 @@ class SettingsReader:
                 kwargs=_template_kwargs(fields),
             ),
             reply=form,
-            sampling=sampling(fields, self._grammar(said, fields, form)),
+            sampling=sampling(fields, constraint),
             worker_fields=_worker_fields(fields),
             parting=parting(said),
             style=self._style(fields),
+            notes=(STRICT_NOTE,) if is_free else (),
         )
 
     def _style(self, fields: ChatFields) -> ChatStyle:

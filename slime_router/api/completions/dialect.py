@@ -29,4 +29,10 @@ def _stream(asked: CompletionRequest, context: EndpointContext, _: str) -> Compl
     )
 
 
-COMPLETIONS = Dialect(read=_read, write=_write, stream=_stream, fields=COMPLETION_FIELDS)
+COMPLETIONS = Dialect(
+    read=_read,
+    write=_write,
+    stream=_stream,
+    prompt_field="prompt",
+    fields=COMPLETION_FIELDS,
+)

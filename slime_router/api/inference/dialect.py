@@ -26,5 +26,10 @@ def _stream(asked: TokenRequest, _: EndpointContext, __: str) -> TokenStream:
 
 
 INFERENCE = Dialect(
-    read=_read, write=_write, stream=_stream, fields=TOKEN_FIELDS, ids_field="token_ids"
+    read=_read,
+    write=_write,
+    stream=_stream,
+    prompt_field="token_ids",
+    fields=TOKEN_FIELDS,
+    ids_field="token_ids",
 )

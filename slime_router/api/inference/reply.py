@@ -1,4 +1,7 @@
-"""Chunks written as vLLM's token replies: ids, log-probabilities, and why they ended."""
+"""Chunks written as vLLM's token replies: ids, log-probabilities, and why they ended.
+
+An abort is a reason like others, as with vLLM: whoever trains wants what was sampled until then.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ class TokenStream:
         self._tally = Tally()
 
     def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
-        """The event of one chunk. Raises RouterError where the worker gave up."""
-        self._tally.add(chunk)
+        """The event of one chunk."""
+        self._tally.count(chunk)
         if not chunk.output_ids and chunk.finish is None:
             return ()
         entries = _entries(chunk) if self._asked.has_logprobs else None
@@ -58,8 +61,8 @@ class TokenBody:
         self._last: GenerateChunk | None = None
 
     def add(self, chunk: GenerateChunk) -> None:
-        """Takes a chunk. Raises RouterError where the worker gave up."""
-        self._tally.add(chunk)
+        """Takes a chunk."""
+        self._tally.count(chunk)
         self._output_ids += chunk.output_ids
         if self._asked.has_logprobs:
             self._entries += _entries(chunk)

@@ -6,30 +6,45 @@ is a number, and for lengths, which may be absent.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 from slime_router.api import request as http
-from slime_router.api.chat.aliases import in_our_words, in_their_words
-from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
+from slime_router.api.chat.aliases import CONSTRAINED, in_our_words, in_their_words
+from slime_router.api.chat.fields import (
+    SAMPLING_FIELDS,
+    ChatFields,
+    read_fields,
+    sampling,
+    worker_fields,
+)
 from slime_router.api.chat.grammar import grammar
 from slime_router.api.request import missing, require
 from slime_router.api.token_ids import Vocabulary, checked_ids, written
+from slime_router.engine.top_logprobs import MAX_KEPT
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, Sampling
 
 DEFAULT_MAX_TOKENS = 16  # vLLM's
-MAX_TOP_LOGPROBS = 20
 
 _WITHIN = "sampling_params."
 _OUTSIDE = ("model", "cache_salt", "priority", "lora_path", "extra_key")  # of the sampling
 _EXPERTS = ("return_routed_experts", "routed_experts_start_len")
-_UNSERVED = ("features", "content_parts", "kv_transfer_params")
-_UNSERVED_SAMPLING = ("bad_words", "allowed_token_ids", "prompt_logprobs", "logits_processors")
+_UNSERVED = ("features", "content_parts", "kv_transfer_params", "ec_transfer_params")
+_IDLE = frozenset(  # parameters of vLLM that change neither ids nor log-probabilities
+    (
+        *("detokenize", "include_stop_str_in_output", "flat_logprobs", "output_kind"),
+        *("output_text_buffer_length", "skip_clone", "skip_reading_prefix_cache"),
+    )
+)
+_PARAMETERS = SAMPLING_FIELDS.keys() | CONSTRAINED | _IDLE
+_PARAMETERS |= {"logprobs", "n", "thinking_token_budget"}
+_NOTHING: tuple[object, ...] = ("", [], {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +74,10 @@ def read_token_request(
     given = body.get("sampling_params")
     require(given is None or isinstance(given, dict), "sampling_params", "an object")
     given = dict(given or {})
-    _refuse(given, _UNSERVED_SAMPLING, _WITHIN)
+    _refuse(given, given.keys() - _PARAMETERS, _WITHIN)
     top = given.pop("logprobs", None)
-    is_count = top is None or (type(top) is int and 0 <= top <= MAX_TOP_LOGPROBS)
-    require(is_count, f"{_WITHIN}logprobs", f"an integer in [0, {MAX_TOP_LOGPROBS}]")
+    is_count = top is None or (type(top) is int and 0 <= top <= MAX_KEPT)
+    require(is_count, f"{_WITHIN}logprobs", f"an integer in [0, {MAX_KEPT}]")
     top = None if top is None else min(top, vocabulary.vocab_size)
     stream = body.get("stream")
     require(stream is None or type(stream) is bool, "stream", "true or false")
@@ -128,10 +143,11 @@ def _sampling(given: dict[str, Any], fields: ChatFields, constraint: Grammar | N
     return sampling(fields, constraint)
 
 
-def _refuse(values: dict[str, Any], names: tuple[str, ...], within: str) -> None:
+def _refuse(values: dict[str, Any], names: Iterable[str], within: str) -> None:
     """What would change the output is not dropped in silence."""
     for name in names:
-        if values.get(name):
+        value = values.get(name)
+        if value is not None and value is not False and value not in _NOTHING:
             path = f"{within}{name}"
             raise BadRequest(f"'{path}' is not served.", param=path, code="unsupported_parameter")
     samples = values.get("n")

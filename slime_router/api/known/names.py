@@ -47,5 +47,12 @@ MESSAGES_FIELDS = (
 TOKEN_FIELDS = _SESSION | {
     *("token_ids", "sampling_params", "model", "stream", "stream_options", "request_id"),
     *("cache_salt", "priority", "lora_path", "extra_key", "return_routed_experts"),
-    *("routed_experts_start_len", "features", "content_parts", "kv_transfer_params", "n"),
+    *(
+        "routed_experts_start_len",
+        "features",
+        "content_parts",
+        "kv_transfer_params",
+        "ec_transfer_params",
+        "n",
+    ),
 }

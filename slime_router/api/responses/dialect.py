@@ -43,7 +43,7 @@ def responses(
     def read(
         body: dict[str, Any], request: web.Request, context: EndpointContext
     ) -> ResponsesRequest:
-        return read_responses_request(body, request, context.chat_settings, kept)
+        return _read(body, request, context, kept)
 
     def write(asked: ResponsesRequest, _: EndpointContext) -> ResponseBody:
         return ResponseBody(asked.style, partial(_keep, kept, asked))
@@ -64,6 +64,12 @@ def responses(
     )
 
 
+def _read(
+    body: dict[str, Any], request: web.Request, context: EndpointContext, kept: ResponseStore
+) -> ResponsesRequest:
+    return read_responses_request(body, request, context.chat_settings, kept, context.token_names)
+
+
 async def count_input(
     context: EndpointContext, prompt_len: PromptLength, kept: ResponseStore, request: web.Request
 ) -> web.StreamResponse:
@@ -75,7 +81,7 @@ async def count_input(
     headers = reply_headers(request)
 
     def read(body: dict[str, Any]) -> GenerateCall:
-        return read_responses_request(body, request, context.chat_settings, kept).call
+        return _read(body, request, context, kept).call
 
     count = await count_prompt(context, prompt_len, request, "", headers, read)
     reply = {"object": "response.input_tokens", "input_tokens": count}

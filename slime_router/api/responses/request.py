@@ -15,12 +15,11 @@ from slime_router.api.chat.reply import logprob_entries
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.chat.tools import read_tools
-from slime_router.api.request import missing, require
+from slime_router.api.request import missing, named_as, require
 from slime_router.api.responses.custom_tools import as_function
 from slime_router.api.responses.items import Item, read_input, to_talk
 from slime_router.api.responses.reply import ResponseStyle
 from slime_router.api.responses.store import ResponseStore, Stored
-from slime_router.api.token_ids import Vocabulary
 from slime_router.api.token_names import TokenNames
 from slime_router.auth.caller import Caller, caller
 from slime_router.edge.lengths import check_messages
@@ -65,9 +64,10 @@ _FUNCTION = {"type": "function", "description": None, "parameters": None, "stric
 
 @dataclass(frozen=True, slots=True)
 class ResponseTool:
-    """One function, as a chat client would send it, and the namespace that it stood in."""
+    """One function, as a chat client would send it, and where the client wrote it."""
 
     chat: dict[str, Any]
+    path: str
     namespace: str | None = None
     custom: dict[str, Any] | None = None  # as the client wrote it
 
@@ -106,8 +106,9 @@ def read_responses_request(
     request: web.Request,
     reader: SettingsReader,
     kept: ResponseStore,
+    token_names: Callable[[bool | None], TokenNames],
 ) -> ResponsesRequest:
-    """Checks every field and makes the call.
+    """Checks every field and makes the call; `token_names` are used beside log-probabilities.
 
     Raises:
         BadRequest: with the path of the field at fault, in the words of this API or of chat.
@@ -120,7 +121,8 @@ def read_responses_request(
     asked = _asked(body, kept, previous, by)
     tools = _response_tools(body.get("tools"))
     chat = _chat_body(body, conversation_of(body, asked, previous), tools)
-    made = read_chat_request(chat, request, reader)
+    with named_as((f"tools[{k}].function", tool.path) for k, tool in enumerate(tools)):
+        made = read_chat_request(chat, request, reader)
     style = ResponseStyle(
         id=f"resp_{fresh_hex(48)}",
         created=int(time.time()),
@@ -128,7 +130,7 @@ def read_responses_request(
         echo={"model": made.style.model, **_echo(body, tools)},
         namespaces={tool.name: tool.namespace for tool in tools if tool.namespace},
         customs=frozenset(tool.name for tool in tools if tool.custom is not None),
-        entries=_entries(reader.vocabulary) if chat["logprobs"] else None,
+        entries=_entries(token_names(made.style.tokens_as_ids)) if chat["logprobs"] else None,
     )
     rid = body.get("rid") or style.id
     call = replace(made.calls[0], rid=rid, request_id=style.id)
@@ -136,8 +138,8 @@ def read_responses_request(
     return ResponsesRequest((call,), style, made.stream, stores, asked, previous, by.owner)
 
 
-def _entries(vocabulary: Vocabulary) -> Callable[[GenerateChunk], list[dict[str, Any]]]:
-    return partial(logprob_entries, names=TokenNames(vocabulary))
+def _entries(names: TokenNames) -> Callable[[GenerateChunk], list[dict[str, Any]]]:
+    return partial(logprob_entries, names=names)
 
 
 def _check(body: dict[str, Any]) -> None:
@@ -150,9 +152,17 @@ def _check(body: dict[str, Any]) -> None:
         ("reasoning", dict, "an object"),
         ("include", list, "a list of strings"),
         ("metadata", dict, "an object"),
+        ("service_tier", str, "a string"),
+        ("stream_options", dict, "an object"),
     ):
         value = body.get(name)
         require(value is None or isinstance(value, kind), name, what)
+    for i, each in enumerate(body.get("include") or ()):
+        require(isinstance(each, str), f"include[{i}]", "a string")
+    truncation, calls = body.get("truncation"), body.get("max_tool_calls")
+    require(truncation in (None, "auto", "disabled"), "truncation", "'auto' or 'disabled'")
+    is_count = calls is None or (type(calls) is int and calls > 0)
+    require(is_count, "max_tool_calls", "a positive integer")
     for name in ("background", "conversation", "prompt"):
         if body.get(name):
             raise BadRequest(f"'{name}' is not supported.", param=name, code="unsupported_value")
@@ -282,9 +292,9 @@ def _functions(tool: Any, path: str, namespace: str | None = None) -> Iterator[R
     require(isinstance(tool, dict), path, "an object")
     require(isinstance(tool.get("type"), str), f"{path}.type", "a string")
     if tool["type"] == "function":
-        yield ResponseTool(_chat_tool(tool, path), namespace)
+        yield ResponseTool(_chat_tool(tool, path), path, namespace)
     elif tool["type"] == "custom":
-        yield ResponseTool(_chat_tool(as_function(tool, path), path), namespace, tool)
+        yield ResponseTool(_chat_tool(as_function(tool, path), path), path, namespace, tool)
     elif tool["type"] == "namespace" and namespace is None:
         nested = tool.get("tools") or []
         require(isinstance(nested, list), f"{path}.tools", "a list of tools")
@@ -296,10 +306,6 @@ def _chat_tool(tool: dict[str, Any], path: str) -> dict[str, Any]:
     """In the client's own key order, because templates print it; nulls say nothing."""
     function = {k: v for k, v in tool.items() if k in _FUNCTION_KEYS and v is not None}
     chat = {"type": "function", "function": function}
-    try:
+    with named_as([("tools[0].function", path)]):
         read_tools({"tools": [chat]})
-    except BadRequest as exc:
-        exc.param = (exc.param or "").replace("tools[0].function", path)
-        exc.message = exc.message.replace("tools[0].function", path)
-        raise
     return chat

@@ -7,14 +7,14 @@ limit that is never enforced.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import orjson
 from aiohttp import web
 from multidict import MultiMapping
 
-from slime_router.api.chat.fields import ChatFields, read_fields, sampling
+from slime_router.api.chat.fields import SAMPLING_FIELDS, read_fields, sampling
 from slime_router.api.chat.grammar import grammar
 from slime_router.api.request import missing, read_object, require
 from slime_router.api.sessions.row_formats import OUR_METADATA_KEY
@@ -51,21 +51,6 @@ SPEC_FIELDS = (
     "extra_key",
     "priority",
 )
-_SAMPLING_FIELDS = {
-    *({field.name for field in fields(Sampling)} & ChatFields.model_fields.keys()),
-    "max_completion_tokens",
-    "include_stop_str_in_output",
-    "response_format",
-    "regex",
-    "ebnf",
-}
-_FIELD_OF = {  # a name in `sampling`: the field of Sampling that it sets, where that is another
-    "max_completion_tokens": "max_tokens",
-    "include_stop_str_in_output": "keep_stop",
-    "response_format": "grammar",
-    "regex": "grammar",
-    "ebnf": "grammar",
-}
 _LISTING_LEVELS = 8  # an object is written deeper inside a reply than it stood in the request
 
 Body: TypeAlias = dict[str, Any]
@@ -111,7 +96,7 @@ def read_pins(wanted: Any, vocabulary: Vocabulary) -> Pins:
         BadRequest: with the path of the field at fault.
     """
     sampling = _read_sampling(wanted, "sampling_pins", vocabulary)
-    names = dict.fromkeys(_FIELD_OF.get(name, name) for name in wanted or ())
+    names = dict.fromkeys(SAMPLING_FIELDS[name] for name in wanted or ())
     return Pins(names=tuple(names), sampling=sampling)
 
 
@@ -259,7 +244,7 @@ def _read_sampling(wanted: Any, field: str, vocabulary: Vocabulary) -> Sampling:
     if wanted is None:
         return Sampling()
     require(isinstance(wanted, dict), field, "an object")
-    check_known(wanted, _SAMPLING_FIELDS, f"{field}.")
+    check_known(wanted, SAMPLING_FIELDS, f"{field}.")
     try:
         chat = read_fields(wanted, vocabulary)
         constraint = grammar(wanted.get("response_format"), regex=chat.regex, ebnf=chat.ebnf)

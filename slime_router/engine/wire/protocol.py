@@ -1,18 +1,24 @@
-"""A connection to a worker, with a tap: events can be taken off it before aiohttp reads them.
+"""A connection to a worker, of which aiohttp need not read all.
 
-aiohttp's parser, its buffer and the wake-up of whoever reads it are half of what a streamed token
-costs. Where the answer comes in whole chunks of HTTP (a worker writes one for each event), the
-parser's state is the same after a chunk as before it, so it need not see those that are taken.
-All else it gets byte for byte: heads, pieces of chunks, the end, and what nobody takes.
+A plain answer that comes whole, as short ones do, is taken as it is: no parser is made for it.
+
+Of a stream, a tap can take events off before aiohttp reads them: its parser, its buffer and the
+wake-up of whoever reads it are half of what a streamed token costs. Where the answer comes in whole
+chunks of HTTP (a worker writes one for each event), the parser's state is the same after a chunk as
+before it, so it need not see those that are taken. All else it gets byte for byte: heads, pieces of
+chunks, the end, and what nobody takes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from aiohttp import HttpVersion11, StreamReader
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import RawResponseMessage
+from multidict import CIMultiDict, CIMultiDictProxy
 
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 _HEAD = b"HTTP/1.1 200 "
@@ -20,6 +26,14 @@ _HEAD_END = b"\r\n\r\n"
 _EVENT_BEGIN = b"\r\ndata: {"  # after the size of its chunk
 _EVENT_END = b"\n\n\r\n"  # and that of its chunk
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked *\r\n", re.IGNORECASE)
+_PLAIN_LINES = rb"(?:(?:date|server|content-type|x-[a-z0-9-]+): [!-~]+(?: [!-~]+)*\r\n)*"
+_PLAIN = re.compile(
+    b"HTTP/1\\.1 200 OK\r\n(%bcontent-length: ([0-9]{1,8})\r\n%b)\r\n"
+    % (_PLAIN_LINES, _PLAIN_LINES),
+    re.IGNORECASE,
+)
+_PLAIN_HEAD_LEN = 2048  # bytes; a longer head is left to aiohttp, which has limits
+_LINE = re.compile("(.+?): (.+)\r\n")
 
 
 class Tap(Protocol):
@@ -41,14 +55,36 @@ class WorkerProtocol(ResponseHandler):
     tap: Tap | None = None
     _has_head = False  # or some of it
     _is_whole = False  # the head, and every chunk up to here
+    _params: dict[str, Any] | None = None  # of a parser that nothing has needed yet
+
+    _is_answered = False  # without one
+
+    def expect(self, **params: Any) -> None:
+        """Another request is sent; its answer is read by `ArrivedBody`'s methods alone.
+
+        What `set_response_params` makes is only made where the answer is not whole and plain.
+        """
+        self.tap, self._has_head, self._is_whole, self._is_answered = None, False, False, False
+        self._parser, self._payload, self._params = None, None, params
 
     def set_response_params(self, **params: Any) -> None:
         """Another request is sent."""
-        self.tap, self._has_head, self._is_whole = None, False, False
+        self.tap, self._has_head, self._is_whole, self._is_answered = None, False, False, False
+        self._params = None
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
         """Something came."""
+        if (params := self._params) is not None:
+            self._params = None
+            if (answer := plain_answer(data)) is not None:
+                self._is_answered = True
+                self.feed_data(answer)
+                return
+            super().set_response_params(**params)
+        elif self._is_answered:  # and goes on: whatever that is, it answers no later request
+            self.abort()
+            return
         if self._is_whole:
             tap = self.tap
             if tap is not None:
@@ -67,6 +103,60 @@ class WorkerProtocol(ResponseHandler):
             if not self._is_whole:
                 self.tap = None
         super().data_received(data)
+
+
+class ArrivedBody(StreamReader):
+    """A body that is all here: as much of a reader as answers are read with."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes) -> None:  # without all that a reader makes to wait for more
+        self._body = body
+        self._exception = None
+
+    def __repr__(self) -> str:
+        return f"<ArrivedBody of which {len(self._body)} bytes are left>"
+
+    def set_exception(self, exc: BaseException, *_: BaseException) -> None:
+        """From now on whoever reads gets it."""
+        self._exception = exc
+
+    def on_eof(self, callback: Callable[[], None]) -> None:
+        """Nothing more comes, so it is called at once."""
+        callback()
+
+    def is_eof(self) -> bool:
+        """Nothing more comes."""
+        return True
+
+    def at_eof(self) -> bool:
+        """Whether all was read."""
+        return not self._body
+
+    async def readany(self) -> bytes:
+        """The whole body, then nothing. Raises what `set_exception` was given."""
+        if self._exception is not None:
+            raise self._exception
+        body, self._body = self._body, b""
+        return body
+
+    async def read(self, n: int = -1) -> bytes:
+        """The whole body: no part of one is asked for."""
+        assert n < 0
+        return await self.readany()
+
+
+def plain_answer(data: bytes) -> tuple[RawResponseMessage, ArrivedBody] | None:
+    """The answer that `data` is, if that is a plain one, and all of it: as aiohttp would read it.
+
+    Its length is given, and no line of its head says anything of how the connection is used.
+    """
+    head = _PLAIN.match(data, 0, _PLAIN_HEAD_LEN)
+    if head is None or int(head[2]) != len(data) - head.end():
+        return None
+    headers = CIMultiDictProxy(CIMultiDict(_LINE.findall(head[1].decode("ascii"))))
+    message = RawResponseMessage(HttpVersion11, 200, "OK", headers, (), False, None, False, False)
+    return message, ArrivedBody(data[head.end() :])
 
 
 def sole_event(data: bytes) -> bytes | None:
