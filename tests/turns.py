@@ -130,9 +130,12 @@ class Book:
         max_len: int | None = None,
         keeps_retries: bool = False,
         leave_out: Iterable[str] = (),
+        wanted: Iterable[str] = (),
     ) -> RowSet:
         """The rows of all turns; the equations of their counts hold."""
-        options = RowOptions(realign_threshold, max_len, keeps_retries, frozenset(leave_out))
+        options = RowOptions(
+            realign_threshold, max_len, keeps_retries, frozenset(leave_out), frozenset(wanted)
+        )
         result = build_rows(self, list(self.turns), options)
         check_counts(self, result)
         check_alone(self, result, options)

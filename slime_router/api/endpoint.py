@@ -11,14 +11,7 @@ from aiohttp import web
 from slime_router.api.context import EndpointContext
 from slime_router.api.delivery import deliver_stream, deliver_whole
 from slime_router.api.dialect import Dialect
-from slime_router.api.request import (
-    A,
-    check_read,
-    object_in,
-    reply_headers,
-    said_kind,
-    with_ids,
-)
+from slime_router.api.request import A, check_read, object_in, reply_headers, said_kind, with_ids
 from slime_router.auth.caller import Caller, caller
 from slime_router.edge.bodies import read_body
 from slime_router.edge.lengths import MAX_CONTAINERS, check_messages

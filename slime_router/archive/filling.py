@@ -14,12 +14,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from slime_router.archive.homes import (
-    home_of_session,
-    name_of_handle,
-    name_of_id,
-    name_of_key,
-)
+from slime_router.archive.homes import home_of_session, name_of_handle, name_of_id, name_of_key
 from slime_router.archive.port import (
     NOTHING_SEEN,
     Archive,

@@ -19,22 +19,10 @@ from urllib.parse import quote
 from slime_router.archive.database import SharedDatabase
 from slime_router.archive.homes import session_of
 from slime_router.archive.indexing import has_older_names, homes_named
-from slime_router.archive.port import (
-    NOTHING_SEEN,
-    ArchiveBroken,
-    ArchiveDown,
-    Cursor,
-    Kept,
-    News,
-)
+from slime_router.archive.port import NOTHING_SEEN, ArchiveBroken, ArchiveDown, Cursor, Kept, News
 from slime_router.choices import JournalSync
 from slime_router.errors import SetupError
-from slime_router.journal.codec import (
-    Damaged,
-    SessionState,
-    unpacked_opening,
-    unpacked_session,
-)
+from slime_router.journal.codec import Damaged, SessionState, unpacked_opening, unpacked_session
 from slime_router.journal.database import Change, Late, Table, as_blob, as_text
 from slime_router.journal.lock import JournalLock, alone_with_an_older_one
 from slime_router.journal.progress import Progress

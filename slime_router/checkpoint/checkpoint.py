@@ -23,11 +23,7 @@ from slime_router.auth.configured_file import configured_text
 from slime_router.checkpoint import python_formats as encoders
 from slime_router.checkpoint import tiktoken_file
 from slime_router.checkpoint.byte_bpe import prove
-from slime_router.checkpoint.files import (
-    CheckpointFiles,
-    default_template,
-    without_torch_advice,
-)
+from slime_router.checkpoint.files import CheckpointFiles, default_template, without_torch_advice
 from slime_router.checkpoint.modalities import is_multimodal
 from slime_router.checkpoint.tekken import FILENAME as TEKKEN
 from slime_router.checkpoint.tekken import Tekken

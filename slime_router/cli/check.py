@@ -17,7 +17,7 @@ import orjson
 from slime_router.checkup.examination import Examination
 from slime_router.checkup.on_worker import OnWorker
 from slime_router.checkup.verdict import Report, Verdict, report_text
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
+from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line
 from slime_router.cli.settings.shared import add_config, shared_settings
 from slime_router.cli.terminal.progress import tracked
 from slime_router.config import Config
@@ -62,12 +62,7 @@ def check_main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
-    p = OneLineParser(
-        prog="slime-router check",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("check", _DESCRIPTION, _EPILOG)
     p.add_argument(
         "hf_checkpoint",
         metavar="CHECKPOINT",

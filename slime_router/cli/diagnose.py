@@ -16,7 +16,7 @@ import orjson
 
 from slime_router.api.diagnose import diagnosis_body, read_question
 from slime_router.api.request import missing
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
+from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line
 from slime_router.cli.settings.shared import add_config, shared_settings
 from slime_router.config import Config
 from slime_router.doctor.doctor import Diagnosis, diagnose
@@ -88,12 +88,7 @@ def report(diagnosis: Diagnosis, *, title: str = "") -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
-    p = OneLineParser(
-        prog="slime-router diagnose",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("diagnose", _DESCRIPTION, _EPILOG)
     p.add_argument("file", metavar="FILE", help="a path, or - for standard input")
     p.add_argument(
         "--hf-checkpoint",

@@ -22,7 +22,7 @@ from slime_router.api.sessions.listing import read_listing
 from slime_router.api.sessions.request import STATES
 from slime_router.archive.port import Archive
 from slime_router.archive.sqlite import SqliteArchive
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
+from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line
 from slime_router.cli.terminal.progress import bar
 from slime_router.cli.terminal.remote import ABOUT_KEYS, BadPlace, Remote, add_url
 from slime_router.config import JournalSettings
@@ -75,12 +75,7 @@ def export_main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
-    p = OneLineParser(
-        prog="slime-router export",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("export", _DESCRIPTION, _EPILOG)
     p.add_argument("directory", metavar="DIR", help="where to write; made if it is not there")
     p.add_argument("--format", choices=tuple(FORMATS), default="parquet", help="(default: parquet)")
     add_url(p)

@@ -19,14 +19,14 @@ import orjson
 from slime_router.api.sessions.parquet import write_parquet
 from slime_router.api.sessions.row_formats import lines
 from slime_router.archive.sqlite import SqliteArchive
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
+from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line
 from slime_router.cli.terminal.figures import listed
 from slime_router.cli.terminal.progress import tracked
 from slime_router.errors import RouterError
 from slime_router.export.source import ArchiveSource, SourceFailed
 from slime_router.journal.database import Database
 from slime_router.journal.reading import faults, stats
-from slime_router.rows.rows import Row, RowSet, build_rows
+from slime_router.rows.rows import Row, RowOptions, RowSet, build_rows
 from slime_router.trajectory.session import Session
 
 EXIT_SOUND, EXIT_FAULTY = 0, 1
@@ -64,12 +64,7 @@ def journal_main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
-    p = OneLineParser(
-        prog="slime-router journal",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("journal", _DESCRIPTION, _EPILOG)
     actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, words in (
         ("stats", "how many turns, sessions and tokens it holds"),
@@ -133,7 +128,7 @@ def _export(directory: Path, output: str | None, form: str) -> int:
 def _read(source: ArchiveSource) -> Iterator[tuple[Session, RowSet]]:
     """One session after the other: they need not find room in memory."""
     for store, session, _ in tracked(source.read(), len(source), "sessions"):
-        yield session, build_rows(store, tuple(session.turns))
+        yield session, build_rows(store, tuple(session.turns), RowOptions(wanted=session.wanted))
 
 
 def _write_lines(source: ArchiveSource, file: BinaryIO) -> None:

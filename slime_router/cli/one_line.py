@@ -23,3 +23,13 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, then exit code 2."""
         self.exit(EXIT_WRONG_USE, error_line(message, self.prog))
+
+
+def command_parser(name: str, description: str, epilog: str) -> OneLineParser:
+    """The parser of `slime-router NAME`, whose texts are shown with their own line breaks."""
+    return OneLineParser(
+        prog=f"slime-router {name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

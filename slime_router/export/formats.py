@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 import safetensors.numpy
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from slime_router.errors import SetupError
 from slime_router.export.columns import COLUMNS, Column, Record
 from slime_router.json_text import one_line
-
-NO_VERSION = -1  # in the column of weight versions
-Array = NDArray[Any]
+from slime_router.rows.flat import Array, joined, offsets_of, version_column
 
 
 class Format(NamedTuple):
@@ -92,12 +90,12 @@ def as_safetensors(records: Sequence[Record]) -> bytes:
 
     All else is JSON in the metadata: `meta` is `{"rows", "versions"}`.
     """
-    offsets = _offsets(len(each["tokens"]) for each in records)
-    ids, versions = _version_column(records)
+    offsets = offsets_of(len(each["tokens"]) for each in records)
+    ids, versions = version_column(chain.from_iterable(each["weight_versions"] for each in records))
     tensors: dict[str, Array] = {
         "offsets": offsets,
-        "tokens": _joined((each["tokens"] for each in records), np.int32),
-        "loss_mask": _joined((each["loss_mask"] for each in records), np.uint8),
+        "tokens": joined((each["tokens"] for each in records), np.int32),
+        "loss_mask": joined((each["loss_mask"] for each in records), np.uint8),
         "weight_version": ids,
         **_per_token("logprobs", records, [each["logprobs"] for each in records], np.float64),
         **_masks(records),
@@ -122,23 +120,6 @@ def as_safetensors(records: Sequence[Record]) -> bytes:
     return safetensors.numpy.save(tensors, metadata={"meta": meta})
 
 
-def _joined(arrays: Iterable[Array], dtype: DTypeLike) -> Array:
-    return np.concatenate([np.zeros(0, dtype), *arrays], dtype=dtype, casting="unsafe")
-
-
-def _offsets(lengths: Iterable[int]) -> Array:
-    return np.cumsum([0, *lengths], dtype=np.int64)
-
-
-def _version_column(records: Sequence[Record]) -> tuple[Array, list[str]]:
-    """The index of each token's version among all there are; they change seldom, so by runs."""
-    versions = chain.from_iterable(each["weight_versions"] for each in records)
-    runs = [(version, len(tuple(run))) for version, run in groupby(versions)]
-    known: dict[str, int] = {}
-    ids = [NO_VERSION if v is None else known.setdefault(v, len(known)) for v, _ in runs]
-    return np.repeat(np.array(ids, np.int32), [length for _, length in runs]), list(known)
-
-
 def _per_token(
     name: str, records: Sequence[Record], arrays: Sequence[Array | None], dtype: DTypeLike
 ) -> dict[str, Array]:
@@ -148,7 +129,7 @@ def _per_token(
         np.full(len(record["tokens"]), np.nan) if array is None else array
         for record, array in zip(records, arrays, strict=True)
     )
-    return {name: _joined(parts, dtype)}
+    return {name: joined(parts, dtype)}
 
 
 def _masks(records: Sequence[Record]) -> dict[str, Array]:
@@ -171,8 +152,8 @@ def _of_tokens(kind: str, names: Sequence[str], records: Sequence[Record]) -> di
         for each in records
     )
     return {
-        f"{kind}_ends": np.cumsum(_joined(lengths, np.int64), dtype=np.int64),
-        **{name: _joined((e[name] for e in known), known[0][name].dtype) for name in names},
+        f"{kind}_ends": np.cumsum(joined(lengths, np.int64), dtype=np.int64),
+        **{name: joined((e[name] for e in known), known[0][name].dtype) for name in names},
     }
 
 
@@ -200,7 +181,7 @@ def _bytes(name: str, records: Sequence[Record]) -> dict[str, Array]:
 
 
 def _flat(name: str, parts: Sequence[Array], dtype: DTypeLike) -> dict[str, Array]:
-    return {name: _joined(parts, dtype), f"{name}_offsets": _offsets(map(len, parts))}
+    return {name: joined(parts, dtype), f"{name}_offsets": offsets_of(map(len, parts))}
 
 
 FORMATS: Mapping[str, Format] = {

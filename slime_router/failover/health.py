@@ -180,11 +180,11 @@ class Health:
         state.named(info.get("tokenizer_path"))
         version = info.get("weight_version")
         # Trainers update workers behind our back; a change made meanwhile is newer than the answer.
-        if isinstance(version, str | int) and not isinstance(version, bool):
-            is_news = worker.observed(version, known=known)
-        else:
-            is_news = False
-        if is_news:
+        if (
+            isinstance(version, str | int)
+            and not isinstance(version, bool)
+            and worker.observed(version, known=known)
+        ):
             self._pool.note_versions()
         return "answers"
 

@@ -11,19 +11,8 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Callable,
-    Collection,
-    Mapping,
-    Sequence,
-)
-from contextlib import (
-    aclosing,
-    asynccontextmanager,
-    nullcontext,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from itertools import chain
 
 from slime_router.auth.owners import shown

@@ -29,9 +29,8 @@ CLOSE_TIMEOUT_S = 5.0
 
 def kv_name(session_id: str) -> str:
     """What workers call a session; nobody can read its owner or its name from it."""
-    return (
-        f"slime_{blake2b(session_id.encode('utf-8', 'surrogatepass'), digest_size=12).hexdigest()}"
-    )
+    digest = blake2b(session_id.encode("utf-8", "surrogatepass"), digest_size=12)
+    return f"slime_{digest.hexdigest()}"
 
 
 class SessionKv:

@@ -12,14 +12,7 @@ from collections.abc import Collection, Sequence
 from slime_router.engine.request import is_constrained, length_limit, stop_ids, text_rules
 from slime_router.failover.native_items import Items, OpenText, TextReader, finish_reason
 from slime_router.replies.reply import Versions
-from slime_router.types import (
-    Finish,
-    GenerateCall,
-    GenerateChunk,
-    Sampling,
-    Speculation,
-    token_ids,
-)
+from slime_router.types import Finish, GenerateCall, GenerateChunk, Sampling, Speculation, token_ids
 from slime_router.values import replace
 
 IN_QUEUE = "Abort in waiting queue"  # SGLang's message for a request that has sampled nothing

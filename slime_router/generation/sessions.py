@@ -197,9 +197,7 @@ class Sessions:
         session = self._enter(call, call.session_id)
         flight = SessionFlight(self, self._prepared(call, session), session)
         flight.hidden = tuple(
-            name
-            for name in ("routed_experts", "indexer_topk")
-            if getattr(session, f"return_{name}") and not call.asked.get(f"return_{name}")
+            name for name in session.wanted if not call.asked.get(f"return_{name}")
         )
         if flight.call.kept_tops:
             flight.hidden += (_TOPS,)

@@ -8,10 +8,15 @@ from typing import Any
 
 from slime_router.client import Row
 
-NAMES = {"max_new_tokens": "max_tokens", "sampling_seed": "seed"}
+NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
 IN_A_CHAT = (
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed"),
-    *("stop", "stop_token_ids", "skip_special_tokens"),
+    *("stop", "stop_token_ids", "stop_regex", "skip_special_tokens", "min_tokens", "ignore_eos"),
+    *("presence_penalty", "frequency_penalty", "logit_bias", "custom_params"),
+)
+ONLY_OF_TEXT = (  # or of what a reply shows: the tokens are the same without them
+    *("no_stop_trim", "spaces_between_special_tokens", "include_stop_str_in_output"),
+    *("detokenize", "logprobs"),
 )
 
 
@@ -48,7 +53,11 @@ def longest(rows: Sequence[Row]) -> Row | None:
 def chat_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
     """SGLang's or vLLM's sampling parameters under the names of a chat, as session defaults.
 
-    What a chat has no word for is left out.
+    Raises:
+        ValueError: a chat has no word for one that changes what is sampled.
     """
-    given = {NAMES.get(name, name): value for name, value in sampling.items()}
-    return {name: given[name] for name in IN_A_CHAT if given.get(name) is not None}
+    given = {NAMES.get(name, name): value for name, value in sampling.items() if value is not None}
+    for name in given.keys() - {*IN_A_CHAT, *ONLY_OF_TEXT}:
+        if (name, given[name]) != ("n", 1):
+            raise ValueError(f"The sampling parameter {name}={given[name]!r} is none of a chat's.")
+    return {name: given[name] for name in IN_A_CHAT if name in given}

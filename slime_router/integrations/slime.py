@@ -93,6 +93,9 @@ async def _is_finished(
     try:
         await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
+            watch.result()
+        # An agent fails, too, where its turn is aborted before the flag is looked at again.
+        if not work.done() or (work.exception() is not None and _state(args).aborted):
             await session.close(in_flight="cancel")
             return False
         await work
@@ -106,13 +109,18 @@ async def _is_finished(
 
 async def _aborted(args: Namespace) -> None:
     """Returns once slime has enough rollouts."""
+    state = _state(args)
+    while not state.aborted:  # noqa: ASYNC110 - slime sets a flag, and no event
+        await asyncio.sleep(ABORT_POLL_S)
+
+
+def _state(args: Namespace) -> Any:
+    """slime's state of its rollouts, of which there is one."""
     from slime.rollout.sglang_rollout import (  # type: ignore[import-not-found] # runs in slime
         GenerateState,
     )
 
-    state = GenerateState(args)
-    while not state.aborted:  # noqa: ASYNC110 - slime sets a flag, and no event
-        await asyncio.sleep(ABORT_POLL_S)
+    return GenerateState(args)
 
 
 def to_samples(
@@ -129,7 +137,7 @@ def to_samples(
     as one rollout. With `replays_top_p` they say what each token was sampled from.
 
     Raises:
-        ValueError: that is not known of a row.
+        ValueError: that, or the experts that slime is to replay, is not known of a row.
     """
     from slime.utils.types import (  # type: ignore[import-not-found] # it runs inside slime
         Sample as SlimeSample,
@@ -142,6 +150,11 @@ def to_samples(
     for row, text in zip(rows, texts, strict=True):
         fields = {**row.to_sample(), "response": text}
         fields["metadata"] = {**(sample.metadata or {}), **fields["metadata"]}
+        if row.routed_experts is None and getattr(args, "use_rollout_routing_replay", False):
+            raise ValueError(
+                "--use-rollout-routing-replay needs the routed experts of each row, and a row lacks"
+                " them: start the workers with --enable-return-routed-experts."
+            )
         if row.routed_experts is not None:
             shape = (len(row.tokens) - 1, args.num_layers, args.moe_router_topk)
             fields["rollout_routed_experts"] = row.routed_experts.astype("int32").reshape(shape)

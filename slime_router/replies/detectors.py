@@ -7,12 +7,12 @@ models write.
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from slime_router.errors import SetupError
+from slime_router.replies.calls import python_lists
 
 _TAG = re.compile(r"<.{1,62}>")
 _PLAIN_TAG = re.compile(r"<[^<>|｜\s]{1,62}>")
@@ -54,7 +54,12 @@ _STEP3_FIELD = "param_regex"
 _STEP3_PARAMETER = re.compile(
     r'<steptml:parameter name="([^"]+)">(.*?)</steptml:parameter>', re.DOTALL
 )
+_MINIMAX2 = "MinimaxM2Detector"
+_MINIMAX2_END = "tool_call_function_end_token"
+_MINIMAX2_READ = "_parse_and_stream_parameters"
 _PYTHONIC = "PythonicDetector"
+_PYTHONIC_FIELD = "tool_call_regex"
+_PYTHONIC_METHODS = ("_get_parameter_value", "_find_matching_bracket")
 _PYTHON_LISTS = (_PYTHONIC, "Lfm2Detector")  # each skips calls whose arguments it cannot read
 
 
@@ -85,12 +90,20 @@ class CallDetector:
         if self.name == _STEP3:  # it takes no value that holds a `<`
             _check(detector, {_STEP3_FIELD: re.Pattern}, ())
             detector.param_regex = _STEP3_PARAMETER
-        if self.name == _PYTHONIC:  # it takes no number with a sign
-            _check(detector, {}, ("_get_parameter_value",))
-            detector._get_parameter_value = _literal
+        if self.name == _MINIMAX2:  # it counts braces in strings, too
+            _check(
+                detector, {_MINIMAX2_END: str, "streamed_args_for_tool": list}, (_MINIMAX2_READ,)
+            )
+            parse = _with_last_brace(detector, detector._parse_and_stream_parameters)
+            detector._parse_and_stream_parameters = parse
+        if self.name == _PYTHONIC:  # it takes no number with a sign, no bracket in a string
+            _check(detector, {_PYTHONIC_FIELD: re.Pattern}, _PYTHONIC_METHODS)
+            detector._get_parameter_value = python_lists.literal
+            detector._find_matching_bracket = python_lists.closing_bracket
+            detector.tool_call_regex = python_lists.CallList()
         if self.name in _PYTHON_LISTS:
             _check(detector, {}, ("detect_and_parse",))
-            detector.detect_and_parse = _with_skipped(detector.detect_and_parse)
+            detector.detect_and_parse = python_lists.with_skipped(detector.detect_and_parse)
         self.begin: str = detector.bot_token  # of a call, or of the array of all
         self.end: str = detector.eot_token
 
@@ -156,35 +169,17 @@ class CallDetector:
         self._detector._get_tool_indices = lambda _tools: indices
 
 
-def _literal(node: ast.expr) -> Any:
-    """The value of an argument; sets are lists, as JSON has none."""
-    value = ast.literal_eval(node)
-    return list(value) if isinstance(value, set) else value
-
-
-def _with_skipped(parse: Callable[[str, list[Any]], Any]) -> Callable[[str, list[Any]], Any]:
-    """Reads a list of Python's calls; those that are skipped among others are content."""
+def _with_last_brace(detector: Any, parse: Callable[..., Any]) -> Callable[..., Any]:
+    """Reads the values of a call; when it ends, it lacks one brace, whatever is in its strings."""
 
     def parse_all(text: str, tools: list[Any]) -> Any:
-        result = parse(text, tools)
-        if result.calls:
-            read = {call.tool_index for call in result.calls}
-            result.normal_text += _skipped(text, read)
-        return result
+        items = parse(text, tools)
+        given = detector.streamed_args_for_tool
+        if detector.tool_call_function_end_token in text and given[detector.current_tool_id]:
+            given[detector.current_tool_id] = "{"
+        return items
 
     return parse_all
-
-
-def _skipped(text: str, read: Container[int]) -> str:
-    """The source of the calls in a list of them but for those that were read, by their places."""
-    source = text[text.find("[") : text.rfind("]") + 1]
-    try:
-        found = ast.parse(source, mode="eval").body
-    except (SyntaxError, ValueError):  # SGLang has read it, mended
-        return ""
-    each = found.elts if isinstance(found, ast.List) else []
-    left = (node for index, node in enumerate(each) if index not in read)
-    return ", ".join(ast.get_source_segment(source, node) or "" for node in left)
 
 
 class _AnyName(dict[str, int]):

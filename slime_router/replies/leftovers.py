@@ -30,7 +30,7 @@ def without_control_tokens(text: str) -> str:
     return FRAME.sub("", text)
 
 
-def behind_call(text: str) -> str:
+def after_call(text: str) -> str:
     """The text after a call that has ended; empty where it is only the end of the frame."""
     said = text[_FRAMES.match(text).end() :]  # type: ignore[union-attr] # it matches anything
     return _content(said)
@@ -56,7 +56,7 @@ def call_start(text: str, mark: str, is_call: Callable[[str], bool]) -> int:
 
 def between_calls(text: str, at: int) -> str:
     """The text after a call and before the next one, which begins `at`, and whose name was read."""
-    return behind_call(_HEADER.split(text[:at])[0]) if at > 0 else ""
+    return after_call(_HEADER.split(text[:at])[0]) if at > 0 else ""
 
 
 def inside_call(text: str) -> str:

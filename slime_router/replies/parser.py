@@ -9,17 +9,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from slime_router.replies.detectors import Marks, ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
 from slime_router.replies.leftovers import without_control_tokens
-from slime_router.replies.mistral_ids import MistralCalls
 from slime_router.replies.pieces import Pieces
-from slime_router.replies.tool_calls import CallReader
 from slime_router.types import ToolDelta
 
 logger = logging.getLogger(__name__)
+
+
+class Calls(Protocol):
+    """A reader of calls; see `CallReader`."""
+
+    @property
+    def marks(self) -> Sequence[str]:
+        """Tags that it must be given in one piece."""
+
+    @property
+    def hidden(self) -> int:
+        """Calls that were read and are not given: one was asked for."""
+
+    def unread(self) -> str:
+        """The text that neither content nor calls were made of yet."""
+
+    def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
+        """Content and calls that a piece of text adds; at the end also what was held back."""
 
 
 class ReplyDelta(NamedTuple):
@@ -44,7 +60,7 @@ class ReplyParser:
         self,
         reasoning: ReasoningDetector | None,
         messages: HarmonyReader | None,
-        calls: CallReader | MistralCalls | None,
+        calls: Calls | None,
         *,
         ends: Collection[str] = (),
         marks: Marks | None = None,

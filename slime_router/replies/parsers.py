@@ -24,12 +24,14 @@ from slime_router.engine.structural_tag import (
     tagged,
 )
 from slime_router.errors import BadRequest, SetupError, one_line
-from slime_router.replies import harmony, mistral_ids
+from slime_router.replies import harmony
 from slime_router.replies.call_ids import NewCallId, call_ids
+from slime_router.replies.calls import mistral_ids
+from slime_router.replies.calls.mistral_ids import MistralCalls
+from slime_router.replies.calls.tagged_values import TAGS, TaggedCalls
 from slime_router.replies.detectors import CallDetector, Marks, NamedTokens, ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
-from slime_router.replies.mistral_ids import MistralCalls
-from slime_router.replies.parser import ReplyParser
+from slime_router.replies.parser import Calls, ReplyParser
 from slime_router.replies.sglang_detection import Thinking
 from slime_router.replies.sglang_parsers import SGLangParsers
 from slime_router.replies.tool_calls import CallReader
@@ -296,9 +298,7 @@ class ReplyParsers:
         reader.enter(prompt_tail)
         return reader
 
-    def _call_reader(
-        self, form: ReplyFormat, history: Sequence[Message]
-    ) -> CallReader | MistralCalls | None:
+    def _call_reader(self, form: ReplyFormat, history: Sequence[Message]) -> Calls | None:
         if not self._reads_calls(form):
             return None
         assert self._sglang is not None
@@ -314,8 +314,11 @@ class ReplyParsers:
             call_ids(self.tools, self._new_call_id, history),
             is_parallel=form.is_parallel,
         )
-        is_named = self.tools == mistral_ids.NAME and not is_array
-        return MistralCalls(reader) if is_named else reader
+        if is_array:
+            return reader
+        if self.tools == mistral_ids.NAME:
+            return MistralCalls(reader)
+        return TaggedCalls(reader, TAGS[self.tools]) if self.tools in TAGS else reader
 
     def _array_detector(self) -> CallDetector:
         """Reads the calls that a grammar forces a model to write."""
@@ -330,7 +333,7 @@ class ReplyParsers:
 
     def _tools(self, form: ReplyFormat) -> list[Any]:
         assert self._sglang is not None
-        return [self._sglang.Tool.model_validate(_told(tool)) for tool in form.tools]
+        return [self._sglang.Tool.model_validate(_without_nulls(tool)) for tool in form.tools]
 
     def _choice(self, form: ReplyFormat) -> Any:
         assert self._sglang is not None
@@ -374,7 +377,7 @@ def _is_thinking(detector: ReasoningDetector, prompt_tail: str, written: str) ->
     return True if prompt_tail.endswith((begin, begin + detector.label.rstrip())) else None
 
 
-def _told(tool: dict[str, Any]) -> dict[str, Any]:
+def _without_nulls(tool: dict[str, Any]) -> dict[str, Any]:
     """The tool without what is null: SGLang has defaults for it, but takes no null."""
     function = {name: value for name, value in tool["function"].items() if value is not None}
     return {**tool, "function": function}

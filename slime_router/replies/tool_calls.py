@@ -52,8 +52,8 @@ class CallReader:
         self._begun: dict[int, str] = {}  # calls whose name was given: their arguments so far
         self._raw = ""  # what is not content yet; in a call the text since its name
         self._unsaid = ""  # what was read since the parser said something
-        self._behind = ""  # what the parser wrongly took for arguments
-        self._is_behind = False  # the frame of the last call has ended
+        self._misread = ""  # what the parser wrongly took for arguments
+        self._has_left_frame = False  # the frame of the last call has ended
         self._space: str | None = None  # after content that follows a call
         self._held = ""  # what waits to be read together
         self._braces: Braces | None = None  # of the call that is read
@@ -134,12 +134,12 @@ class CallReader:
             content += self._said_before(deltas)
         if self._has_blank() and leftovers.is_empty_call(self._raw):
             deltas += self._filled()
-        content, self._behind = content + self._said_behind(), ""
+        content, self._misread = content + self._said_after_frame(), ""
         if deltas or content.strip():
             self._unsaid = ""
         elif is_last:
             content = self._left()
-        content = self._behind_calls(content, deltas) if had_begun else content
+        content = self._after_calls(content, deltas) if had_begun else content
         if self._doubted is None:
             return content, deltas
         return self._decided(content, deltas, is_last=is_last)
@@ -153,7 +153,7 @@ class CallReader:
         assert self._doubted is not None
         before, deltas = ("" if self._doubted else content), (*self._doubted, *deltas)
         mark = self._parser.end.strip()
-        written, end, behind = self._written.partition(mark) if len(mark) > 1 else ("", "", "")
+        written, end, rest = self._written.partition(mark) if len(mark) > 1 else ("", "", "")
         key = _ARGUMENTS.search(written)
         is_undecided = key is None or leftovers.has_no_value(written[key.end() :])
         if is_undecided and len(mark) > 1 and not (end or is_last):
@@ -165,7 +165,7 @@ class CallReader:
         index = max(self._begun)
         kept = tuple(delta for delta in deltas if delta.index != index)
         del self._begun[index]
-        text, more = self._past(written + end, behind, is_last=is_last, deltas=kept, index=index)
+        text, more = self._past(written + end, rest, is_last=is_last, deltas=kept, index=index)
         return before + text, more
 
     def _said_before(self, deltas: tuple[ToolDelta, ...]) -> str:
@@ -180,15 +180,15 @@ class CallReader:
             self._unsaid, leftovers.call_start(self._unsaid, self._mark(), is_call)
         )
 
-    def _said_behind(self) -> str:
+    def _said_after_frame(self) -> str:
         """The part of what was given as the last call's arguments that follows its frame."""
-        if self._is_behind:
-            return self._behind
-        said = leftovers.behind_call(self._behind)
-        self._is_behind = bool(said)
+        if self._has_left_frame:
+            return self._misread
+        said = leftovers.after_call(self._misread)
+        self._has_left_frame = bool(said)
         return said
 
-    def _behind_calls(self, content: str, deltas: tuple[ToolDelta, ...]) -> str:
+    def _after_calls(self, content: str, deltas: tuple[ToolDelta, ...]) -> str:
         """The content without line ends between calls; white space waits for what comes next."""
         if deltas and not content.strip():
             self._space = None
@@ -209,7 +209,7 @@ class CallReader:
     def _left(self) -> str:
         """What the parser has made nothing of, at the end."""
         if self._begun and is_json(self._begun[max(self._begun)]):
-            return leftovers.behind_call(self._unsaid)
+            return leftovers.after_call(self._unsaid)
         return leftovers.inside_call(self._unsaid)
 
     def _read_on(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
@@ -257,14 +257,14 @@ class CallReader:
         broken = unread[unread.index(begin) :]
         end = self._parser.end.strip()
         if len(end) > 1 and end in broken:
-            head, _, behind = broken.partition(end)
-            return head + end, behind
+            head, _, rest = broken.partition(end)
+            return head + end, rest
         return (broken, "") if is_last and len(broken) > len(begin) else None
 
     def _past(
         self,
         broken: str,
-        behind: str,
+        rest: str,
         *,
         is_last: bool,
         deltas: tuple[ToolDelta, ...],
@@ -273,9 +273,9 @@ class CallReader:
         """What is broken is content; a fresh reader takes what follows it, from call `index` on."""
         self._next = self._fresh(index)
         content = without_control_tokens(broken)
-        for index in range(len(behind) + is_last):
-            at_end = is_last and index == len(behind)
-            more = self._next.read(behind[index : index + 1], is_last=at_end)
+        for index in range(len(rest) + is_last):
+            at_end = is_last and index == len(rest)
+            more = self._next.read(rest[index : index + 1], is_last=at_end)
             content, deltas = content + more[0], deltas + more[1]
         return content, deltas
 
@@ -347,7 +347,7 @@ class CallReader:
         if index not in self._begun or not arguments:
             return ()
         if self._begun[index].endswith("}") and is_json(self._begun[index]):
-            self._behind += arguments  # some return everything after the last call
+            self._misread += arguments  # some return everything after the last call
             return ()
         self._begun[index] += arguments
         return (ToolDelta(index, None, None, arguments),)
@@ -379,9 +379,9 @@ class CallReader:
             return ()
         key = _ARGUMENTS.search(self._raw)
         mark = self._parser.end.strip()
-        body, has_ended, behind = self._raw, "", ""
+        body, has_ended, later = self._raw, "", ""
         if len(mark) > 1:
-            body, has_ended, behind = body.partition(mark)
+            body, has_ended, later = body.partition(mark)
         if key is None:  # a call without any
             rest = ""
         else:
@@ -389,7 +389,7 @@ class CallReader:
                 given, leftovers.opened(body[key.end() :], has_ended=bool(has_ended))
             )
         deltas = (ToolDelta(index, None, None, rest),) if rest else ()
-        return deltas + self._later(behind, index + 1)
+        return deltas + self._later(later, index + 1)
 
     def _later(self, text: str, first_index: int) -> tuple[ToolDelta, ...]:
         """The calls after one at which the parser stopped."""

@@ -25,12 +25,7 @@ from slime_router.rows.selection import Selection, select
 from slime_router.trajectory.measures.distribution import Distribution
 from slime_router.trajectory.measures.top_logprobs import TopLogprobs
 from slime_router.trajectory.measures.top_logprobs import laid_out as tops_laid_out
-from slime_router.trajectory.routed_experts import (
-    ExpertsSpan,
-    RoutedExperts,
-    find_misfit,
-    line_up,
-)
+from slime_router.trajectory.routed_experts import ExpertsSpan, RoutedExperts, find_misfit, line_up
 from slime_router.trajectory.turn import Logprobs, Turn
 from slime_router.types import TokenIds, WeightVersion
 
@@ -47,12 +42,14 @@ class RowOptions:
     max_len:           rows are cut at the last turn that fits, in tokens
     keeps_retries:     turns of the same prompt are all trained
     leave_out:         turns of these kinds (`retry`) or with these tags (`tag:draft`) are not
+    wanted:            `routed_experts` or `indexer_topk`: a row without is counted as missing them
     """
 
     realign_threshold: int = 16
     max_len: int | None = None
     keeps_retries: bool = False
     leave_out: frozenset[str] = frozenset()
+    wanted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +164,7 @@ def plan(
         max_len=options.max_len,
         rule_of=lambda node: _rule_of(node.turn, lineage, options.leave_out),
     )
-    return nodes, selection, RowBuilder(source, turns, selection, lineage)
+    return nodes, selection, RowBuilder(source, turns, selection, lineage, options.wanted)
 
 
 def _find_lineage(source: TurnSource, nodes: Sequence[TurnNode]) -> dict[str, Lineage]:
@@ -208,8 +205,10 @@ class RowBuilder:
         turns: Sequence[Turn],
         selection: Selection,
         lineage: Mapping[str, Lineage],
+        wanted: frozenset[str],
     ) -> None:
         self._source = source
+        self._wanted = wanted
         self._lineage = lineage
         self._ruled_out = selection.ruled_out
         self._turns = turns
@@ -276,9 +275,17 @@ class RowBuilder:
             finish_reason=finish_reason,
             turn_versions=tuple(turn_versions),
             routed_experts=_lined_up(
-                spans, lambda turn: turn.routed_experts, self._experts_missing
+                spans,
+                lambda turn: turn.routed_experts,
+                self._experts_missing,
+                is_wanted="routed_experts" in self._wanted,
             ),
-            indexer_topk=_lined_up(spans, lambda turn: turn.indexer_topk, self._indexer_missing),
+            indexer_topk=_lined_up(
+                spans,
+                lambda turn: turn.indexer_topk,
+                self._indexer_missing,
+                is_wanted="indexer_topk" in self._wanted,
+            ),
             distribution=laid_out(tuple(map(_masked, spans)), len(tokens)),
             uncaptured=self._uncaptured(learnt),
             top_logprobs=tops_laid_out(
@@ -343,9 +350,11 @@ def _lined_up(
     spans: Sequence[Span],
     kept: Callable[[Turn], RoutedExperts | None],
     missing: dict[str, int],
+    *,
+    is_wanted: bool,
 ) -> NDArray[Any] | None:
     """What is kept for each position of a row, where all its turns have it and it fits together."""
-    if all(kept(span.turn) is None for span in spans):
+    if not is_wanted and all(kept(span.turn) is None for span in spans):
         return None
     parts, start = [], 0
     for span in spans:

@@ -181,16 +181,21 @@ class ModelAdmin:
         return web.json_response({**fields, "source": self._tokenizer.chat_template})
 
     async def tokenize(self, request: web.Request) -> web.Response:
-        """`{"prompt"}` or `{"messages", "tools", ...}` to tokens, with the router's tokenizer."""
+        """`{"prompt"}` or `{"messages", "tools", ...}` to tokens, with the router's tokenizer.
+
+        As at workers, a prompt gets the special tokens that begin a text; templates write theirs.
+        """
         body = await read_object(request)
         if (body.get("prompt") is None) == (body.get("messages") is None):
             name = "prompt" if "prompt" in body or "messages" not in body else "messages"
             raise BadRequest("Exactly one of 'prompt' and 'messages' is needed.", param=name)
         wants_spelling = _flag(body, "return_token_strs", False)
+        is_framed = _flag(body, "add_special_tokens", body.get("prompt") is not None)
         texts = self._texts(body)
         ids = []
         for text in texts:
-            ids.append(await self._encoded(text))
+            encoded = await self._encoded(text)
+            ids.append(self._tokenizer.framed(encoded) if is_framed else encoded)
             await asyncio.sleep(0)
         is_list = isinstance(body.get("prompt"), list)
         reply = {

@@ -1,7 +1,4 @@
-"""The requests that failed last, for people who look.
-
-A fault of the request is named, not described: the words of such an error may repeat what was said.
-"""
+"""What people get to see of failed requests: the last ones, and how an error is described."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from slime_router.telemetry.request_record import RequestRecord
 
 KEPT = 200
 MAX_REASON_LEN = MAX_PATH_LEN = 300
+MAX_PARAM_LEN = 100
 _ASKING = ("GET", "HEAD", "OPTIONS")
 _OUR_FAULT = 500
 
@@ -36,20 +34,32 @@ class RecentFailures:
         entry: dict[str, Any] = {
             "at": round(at, 3),
             "method": method,
-            "path": path[:MAX_REASON_LEN],
+            "path": path[:MAX_PATH_LEN],
+            "status": exc.status,
+            **described(exc),
         }
-        entry |= {"status": exc.status, "error": exc.code}
         if record is not None:
             entry |= {"request": record.id, "door": record.door, "key": record.key}
-        if exc.param is not None:
-            entry["param"] = exc.param[:100]
-        if exc.status >= _OUR_FAULT:
-            entry["reason"] = exc.message[:MAX_REASON_LEN]
-            cause = exc.__cause__
-            if cause is not None and str(cause) not in ("", exc.message):
-                entry["cause"] = f"{type(cause).__name__}: {cause}"[:MAX_REASON_LEN]
         self._entries.appendleft(entry)
 
     def seen_by(self, sees: Callable[[str], bool]) -> list[dict[str, Any]]:
         """The failures of the owners that `sees` accepts, the newest first."""
         return [entry for entry in self._entries if sees(entry.get("key", ""))]
+
+
+def described(failure: Exception) -> dict[str, Any]:
+    """Which error; unless the fault is the request's, also its words and what led to it.
+
+    The words of other errors may repeat what a client has said.
+    """
+    if not isinstance(failure, RouterError):
+        return {"error": type(failure).__name__}
+    fields: dict[str, Any] = {"error": failure.code}
+    if failure.param is not None:
+        fields["param"] = failure.param[:MAX_PARAM_LEN]
+    if failure.status >= _OUR_FAULT:
+        fields["reason"] = failure.message[:MAX_REASON_LEN]
+        cause = failure.__cause__
+        if cause is not None and str(cause) not in ("", failure.message):
+            fields["cause"] = f"{type(cause).__name__}: {cause}"[:MAX_REASON_LEN]
+    return fields

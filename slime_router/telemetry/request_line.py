@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from slime_router.errors import RouterError
+from slime_router.telemetry.failures import described
 from slime_router.telemetry.request_record import RequestRecord
-
-MAX_CAUSE_LEN = 300
-_SERVERS_FAULT = 500
 
 
 class RequestLine:
@@ -59,7 +56,7 @@ def request_line(
     if record.ending:
         fields["ended"] = record.ending
     if record.failure is not None:
-        _add_failure(fields, record.failure)
+        fields |= described(record.failure)
     return RequestLine(fields)
 
 
@@ -83,24 +80,6 @@ def _add_outcomes(fields: dict[str, Any], record: RequestRecord) -> None:
         fields["first_token_ms"] = round(first.first_token_s * 1e3, 3)
     if first.finish is not None:
         fields["finish"] = first.finish
-
-
-def _add_failure(fields: dict[str, Any], failure: Exception) -> None:
-    """Which error; unless the fault is the request's, also its words and what led to it.
-
-    The words of other errors may repeat what a client has said.
-    """
-    if not isinstance(failure, RouterError):
-        fields["error"] = type(failure).__name__
-        return
-    fields["error"] = failure.code
-    if failure.param is not None:
-        fields["param"] = failure.param[:100]
-    if failure.status >= _SERVERS_FAULT:
-        fields["reason"] = failure.message[:MAX_CAUSE_LEN]
-        cause = failure.__cause__
-        if cause is not None and str(cause) not in ("", failure.message):
-            fields["cause"] = f"{type(cause).__name__}: {cause}"[:MAX_CAUSE_LEN]
 
 
 def _shown(value: Any) -> str:

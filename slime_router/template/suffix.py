@@ -102,12 +102,15 @@ class Suffixes:
 
         `sampled` is the held reply, `layout` that of the held turn's prompt, where known.
         """
-        if layout is not None and layout.start:
-            found = self._find(question, sampled, layout) if self.covers(layout, question) else None
-            if found is not None:
-                return found
-            layout = None
-        return self._find(question, sampled, layout)
+        if layout is None or not layout.start:
+            return self._find(question, sampled, layout)
+        if self.covers(layout, question):
+            return self._find(question, sampled, layout) or self._find(question, sampled, None)
+        found = self._find(question, sampled, None)
+        if found is None or found.layout is None or not found.layout.start:
+            return found
+        pairs = found.layout.pairs | layout.pairs  # what was seen before counts further on
+        return replace(found, layout=replace(found.layout, pairs=pairs))
 
     def _find(self, question: Question, sampled: Sampled, known: Layout | None) -> Suffix | None:
         view = View.of(question.messages, question.index, known.start if known else 0)

@@ -1,15 +1,17 @@
 """The text of a whole conversation, of which only what is new is rendered.
 
-    render(messages) == settled + what render([*head, *messages[start:]]) has after its head
+    render(messages) == settled + what render([*first, *messages[start:]]) has after its head
 
-The head is the first user's turn and what comes before it. The right side is used only where all of
-this holds; otherwise everything is rendered:
+First is a user's first turn and what comes before it. The head is their text, or all up to the
+next reply: some templates print what follows a tool's result in another way. The right side is used
+only where all of this holds; otherwise everything is rendered:
 
 * both sides were seen to be equal for this conversation, and again whenever it has doubled;
 * what is settled stood in the prompt before as well: it stays as the conversation goes on;
 * whatever came since is of a kind that came after the settled text before, in the same order: all
   that a template may branch on when it looks ahead (a user's next turn takes the thinking from the
-  replies before it);
+  replies before it). Several beginnings are kept: the longest stays while an agent calls tools,
+  a shorter one when the user speaks again;
 * the messages before `start`, the tools, the arguments and the date are those of that time, letter
   by letter: the keys by which conversations are recognized leave out what a template may print.
 """
@@ -20,14 +22,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise, repeat
+from itertools import pairwise, repeat, takewhile
 from operator import is_
 from sys import getsizeof
 
 import orjson
 
-from slime_router.template.layout import has_word, reach
-from slime_router.template.stand_ins import View, head_len
+from slime_router.template.layout import Mark, has_word
+from slime_router.template.stand_ins import View, head_len, is_reply
 from slime_router.template.suffix import Question, Render, later_start
 from slime_router.types import Message, TemplateOptions
 from slime_router.values import replace
@@ -36,7 +38,31 @@ MAX_KEPT_LEN = 2**26  # bytes of texts and of messages
 SHIFT_LEN = 14  # messages in view from which a later start is tried
 KEPT_LEN = 6  # messages that stay in view, at least: replies are printed as they are
 LEAST_LEN = SHIFT_LEN - 4  # messages; shorter conversations are rendered quickly
+STEP = 2  # between the lengths of what stays in view
 _SHARE = 3  # of its text's size that a transcript counts: its messages are kept, too
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A beginning of a prompt that stays, and how what comes after it is rendered.
+
+    Attributes:
+        start: the message from which the rest is rendered.
+        length: characters that are settled.
+        head: what a rendering from there begins with, in place of them.
+        pairs: which kinds of messages followed which since, and it stayed.
+    """
+
+    start: int
+    length: int
+    head: Mark
+    pairs: frozenset[int] = frozenset()
+
+    def joined(self, text: str, near: str | None) -> str | None:
+        """The settled beginning of `text` with the rest of a rendering from `start` on."""
+        if near is None or not self.head.fits(near):
+            return None
+        return text[: self.length] + near[self.head.length :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +73,20 @@ class Transcript:
         text: the whole prompt.
         messages: all of them.
         circumstances: what else it was rendered with.
-        start: the message from which the rest is rendered; 0: nothing is settled.
-        settled_len: how much of the text is from before that.
-        head: what a rendering from there begins with, in place of it.
-        pairs: which kinds of messages followed which after that.
+        settled: its beginnings that stay; a shorter one stays where more kinds of messages come.
         proved_len: how many messages there were when all of them were rendered.
     """
 
     text: str
     messages: Sequence[Message]
     circumstances: bytes
-    start: int = 0
-    settled_len: int = 0
-    head: str = ""
-    pairs: frozenset[int] = frozenset()
+    settled: tuple[Settled, ...] = ()
     proved_len: int = 0
+
+    def with_settled(self, later: Settled) -> Transcript:
+        """The same with a longer beginning settled, in place of those that stay no better."""
+        earlier = (each for each in self.settled if not each.pairs <= later.pairs)
+        return replace(self, settled=(*earlier, later))
 
 
 class Transcripts:
@@ -103,16 +128,14 @@ class Transcripts:
         `question.index` is where the reply to come will be, after all messages.
         """
         known = self._kept.get(turn_id or "")
-        if known is None or not self._covers(known, question):
+        settled = () if known is None else self._staying(known, question)
+        if known is None or not settled:
             return None
-        near = self._near(question, known.start)
-        if near is None or not near.startswith(known.head):
+        text = settled[-1].joined(known.text, self._near(question, settled[-1].start))
+        if text is None:
             return None
-        text = known.text[: known.settled_len] + near[len(known.head) :]
-        made = replace(known, text=text, messages=question.messages)
-        if question.size - known.start + head_len(question.messages) < SHIFT_LEN:
-            return made
-        return self._settled(made, question, known) or made
+        made = replace(known, text=text, messages=question.messages, settled=settled)
+        return self._moved(made, question, known)
 
     def of_whole(
         self, question: Question, text: str, turn_id: str | None, answered: int
@@ -129,11 +152,12 @@ class Transcripts:
         if turn_id is None or question.size < SHIFT_LEN:
             return made
         before = self._before(made, question, turn_id, answered)
-        settled = None if before is None else self._settled(made, question, before)
-        if before is None or settled is None:
+        if before is None:
             return made
-        self.note(turn_id, replace(settled, text=before.text, messages=before.messages))
-        return settled
+        made = replace(made, settled=self._proved(before, made, question))
+        made = self._moved(made, question, before)
+        self.note(turn_id, replace(made, text=before.text, messages=before.messages))
+        return made
 
     def _before(
         self, made: Transcript, question: Question, turn_id: str, answered: int
@@ -144,8 +168,7 @@ class Transcripts:
         if (
             known is not None
             and known.circumstances == made.circumstances
-            and len(known.messages) == answered
-            and _are_all_same(messages, known.messages)
+            and len(known.messages) == _same_len(messages, known.messages) == answered
         ):
             return known
         text = self._render(messages, question.options, question.date)
@@ -155,37 +178,66 @@ class Transcripts:
         self.note(turn_id, before)
         return before
 
+    def _proved(
+        self, before: Transcript, made: Transcript, question: Question
+    ) -> tuple[Settled, ...]:
+        """The shortest beginning of `before` that stayed, with what came since; () for none."""
+        if not before.settled:
+            return ()
+        first = before.settled[0]
+        if not made.text.startswith(before.text[: first.length]):
+            return ()
+        if first.joined(made.text, self._near(question, first.start)) != made.text:
+            return ()
+        new = self._pairs(question.messages[len(before.messages) - 1 :])
+        return (replace(first, pairs=first.pairs | new),)
+
+    def _moved(self, made: Transcript, question: Question, before: Transcript) -> Transcript:
+        """The same with as much settled as can be, where many messages are in view.
+
+        The longest beginning stays before few kinds of messages. Where much more was in view, one
+        in between stays before more of them.
+        """
+        start = made.settled[-1].start if made.settled else 0
+        in_view = question.size - start + (head_len(question.messages) if start else 0)
+        kept_len, found = KEPT_LEN, list[Settled]()
+        while in_view >= SHIFT_LEN and 2 * kept_len < in_view:
+            start = later_start(question, question.index - kept_len)
+            pairs = self._pairs(question.messages[start:])
+            if start and not (found and pairs <= found[-1].pairs):
+                settled = self._settled(made, question, before, start)
+                found += [] if settled is None else [replace(settled, pairs=pairs)]
+            kept_len *= STEP
+        for each in reversed(found):
+            made = made.with_settled(each)
+        return made
+
     def _settled(
-        self, made: Transcript, question: Question, before: Transcript
-    ) -> Transcript | None:
-        """The transcript with as much settled as can be; None where that is nothing."""
-        start = later_start(question, question.index - KEPT_LEN)
-        near = self._near(question, start) if start else None
+        self, made: Transcript, question: Question, before: Transcript, start: int
+    ) -> Settled | None:
+        """The beginning up to a message, or to the next reply; None where neither stays."""
+        near = self._near(question, start)
         if near is None:
             return None
-        head = near[: reach(near, question.messages[: head_len(question.messages)])]
-        settled_len = len(made.text) - (len(near) - len(head))
-        if settled_len <= 0 or not made.text.endswith(near[len(head) :]):
-            return None
-        if not before.text.startswith(made.text[:settled_len]):
-            return None
-        return replace(
-            made,
-            start=start,
-            settled_len=settled_len,
-            head=head,
-            pairs=self._pairs(question.messages[start:]),
-        )
+        messages = question.messages
+        first = messages[: head_len(messages)]
+        results = takewhile(lambda each: not is_reply(each), messages[start + 1 :])
+        for group in (first, [*first, messages[start], *results]):
+            head = Mark.of(near, group)
+            length = len(made.text) - len(near) + head.length
+            is_same = length > 0 and made.text.endswith(near[head.length :])
+            if is_same and before.text.startswith(made.text[:length]):
+                return Settled(start, length, head)
+        return None
 
-    def _covers(self, known: Transcript, question: Question) -> bool:
-        messages, start = question.messages, known.start
-        return (
-            0 < start < len(messages)
-            and len(messages) < 2 * known.proved_len
-            and self._pairs(messages[start:]) <= known.pairs
-            and known.circumstances == _circumstances(question)
-            and _are_all_same(messages[:start], known.messages)
-        )
+    def _staying(self, known: Transcript, question: Question) -> tuple[Settled, ...]:
+        """The beginnings of a transcript that stay before what came since, the longest last."""
+        messages = question.messages
+        if len(messages) >= 2 * known.proved_len or known.circumstances != _circumstances(question):
+            return ()
+        same_len = _same_len(messages, known.messages)
+        new = self._pairs(messages[max(same_len - 1, 0) :])
+        return tuple(each for each in known.settled if each.start < same_len and new <= each.pairs)
 
     def _near(self, question: Question, start: int) -> str | None:
         near = View.of(question.messages, question.index, start)
@@ -205,8 +257,11 @@ def _kind(message: Message, literals: Sequence[str]) -> tuple[object, ...]:
     return str(message["role"]).lower(), min(calls, 2), frozenset(said), *found
 
 
-def _are_all_same(some: Sequence[Message], others: Sequence[Message]) -> bool:
-    return all(map(is_, some, others)) or all(map(_are_same, some, others))
+def _same_len(some: Sequence[Message], others: Sequence[Message]) -> int:
+    """How many of the first messages no template can tell apart."""
+    if all(map(is_, some, others)):
+        return min(len(some), len(others))
+    return sum(1 for _ in takewhile(bool, map(_are_same, some, others)))
 
 
 def _are_same(one: Message, other: Message) -> bool:

@@ -81,14 +81,14 @@ class Encoder:
             return self._encode_one(text)
         if after is After.CONTROL and self._control_literal:
             return self._encode_one(self._control_literal + text)[1:]
-        return self._encode_behind_text(text)
+        return self._encode_after_text(text)
 
     def encode_pieces_after(self, last_id: int | None, text: str) -> tuple[Piece, ...]:
         """`text` as it follows a token, or begins the prompt: cut at safe places, with its ids."""
         if last_id is None:
             return self.encode_pieces(text, After.START)
         if eater := self._controls.eater(last_id):
-            return self.encode_pieces_behind(eater, text)
+            return self._pieces_after_literal(eater, text)
         after = After.CONTROL if last_id in self._controls else After.TEXT
         return self.encode_pieces(text, after)
 
@@ -104,7 +104,7 @@ class Encoder:
             runs[0] = self.encode(parts[0], after)
         return tuple(map(Piece, parts, runs))
 
-    def encode_pieces_behind(self, literal: str, text: str) -> tuple[Piece, ...]:
+    def _pieces_after_literal(self, literal: str, text: str) -> tuple[Piece, ...]:
         """The same right after an added token that is no anchor: it may eat white space."""
         if not text:
             return ()
@@ -136,7 +136,7 @@ class Encoder:
             yield text[begin:end]
             begin = end
 
-    def _encode_behind_text(self, text: str) -> TokenIds:
+    def _encode_after_text(self, text: str) -> TokenIds:
         """Without the space that SentencePiece puts before a text's first word."""
         first_control = self._controls.next_start(text, 0)
         head, rest = text[:first_control], text[first_control:]

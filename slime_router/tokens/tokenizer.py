@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 
+import numpy as np
 import tokenizers
 
 from slime_router.choices import EncoderName
@@ -26,7 +27,7 @@ from slime_router.tokens.fast_encoder import load_fast_library
 from slime_router.tokens.libraries import Library, TokenizersLibrary
 from slime_router.tokens.model import Model
 from slime_router.tokens.proof import RENDERED, first_difference, probes
-from slime_router.types import NO_TOKENS, Message, Piece, TemplateOptions, TokenIds
+from slime_router.types import NO_TOKENS, Message, Piece, TemplateOptions, TokenIds, token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class Tokenizer:
         }
         self._bytes = TokenBytes(backend, literals)
         self._visible_bytes = TokenBytes(backend, literals | dict.fromkeys(self._special_ids, b""))
+        self._before, self._after = _around_text(backend)
         self._backend = backend
         self._encoder = Encoder(backend, self._controls, self._bytes)
         self._switch = EncoderSwitch(self._encoder)
@@ -122,6 +124,10 @@ class Tokenizer:
             BadRequest: The text is not valid Unicode.
         """
         return self._switch.encode(lambda encoder: encoder.encode(text, after))
+
+    def framed(self, ids: TokenIds) -> TokenIds:
+        """The ids of a text with the special tokens that the checkpoint puts around one."""
+        return np.concatenate((self._before, ids, self._after))
 
     def encode_pieces(self, text: str, after: After = After.START) -> tuple[Piece, ...]:
         """`text` cut at safe places, each piece with its ids.
@@ -300,3 +306,14 @@ def _ids(value: int | list[int] | None) -> frozenset[int]:
     if value is None:
         return frozenset()
     return frozenset([value] if isinstance(value, int) else value)
+
+
+def _around_text(backend: tokenizers.Tokenizer) -> tuple[TokenIds, TokenIds]:
+    """The special tokens that the tokenizer puts before a text and after it."""
+    bare = backend.encode("a", add_special_tokens=False).ids
+    whole = backend.encode("a").ids
+    for start in range(len(whole)):
+        end = start + len(bare)
+        if whole[start:end] == bare:
+            return token_ids(whole[:start]), token_ids(whole[end:])
+    return NO_TOKENS, NO_TOKENS

@@ -137,6 +137,15 @@ class Session:
         return {name: value for name, value in named.items() if value is not None}
 
     @property
+    def wanted(self) -> frozenset[str]:
+        """What workers are asked for beside tokens: `routed_experts`, `indexer_topk`."""
+        asked = {
+            "routed_experts": self.return_routed_experts,
+            "indexer_topk": self.return_indexer_topk,
+        }
+        return frozenset(name for name, is_asked in asked.items() if is_asked)
+
+    @property
     def state(self) -> SessionState:
         """The state of the session."""
         if self._is_closed:

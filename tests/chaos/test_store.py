@@ -16,12 +16,7 @@ import pytest
 from tests.chaos.chats import Chat, new_chats
 from tests.chaos.fleet import FLAGS, Fleet
 from tests.chaos.processes import POLL_S, RouterProcess
-from tests.chaos.test_journal import (
-    SCALE,
-    SEED,
-    TURNS,
-    PatientAgents,
-)
+from tests.chaos.test_journal import SCALE, SEED, TURNS, PatientAgents
 from tests.integration.gateway import checkpoint
 from tests.redis_server import RedisServer
 from tests.sglang.child import say

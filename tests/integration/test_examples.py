@@ -310,9 +310,28 @@ class TestSlimeGenerate:
             assert len(router.gateway.store.sessions) == 0
             assert len([r for r in worker.requests if r.path == "/generate"]) == 1
 
+    async def test_an_agent_that_fails_as_slime_aborts_is_an_aborted_rollout(
+        self, slime, monkeypatch
+    ):
+        """Its turn may end with the abort at the worker before the flag is looked at again."""
+        monkeypatch.setattr(integration, "ABORT_POLL_S", 3600)
+        async with served(resume_aborted="none") as (router, worker):
+            worker.hold()
+            args = slime_args(router)
+            rollout = slime.generate(args, Sample(index=0, prompt="Hi"), SAMPLING)
+            task = asyncio.create_task(rollout)
+            await worker.wait_running(1)
+            args.is_aborted = True
+            worker._engine.abort(worker.running[0])
+            [sample] = await asyncio.wait_for(task, 60)
+            assert sample.status == Sample.Status.ABORTED
+            assert len(router.gateway.store.sessions) == 0
+
     @pytest.mark.parametrize(
         ("args", "params", "named"),
         [
+            ({}, {"json_schema": "{}"}, "json_schema"),
+            ({}, {"n": 2}, "n=2"),
             ({"apply_chat_template": True}, {}, "--apply-chat-template"),
             ({"partial_rollout": True}, {}, "--partial-rollout"),
         ],
@@ -344,6 +363,15 @@ class TestSlimeGenerate:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert len(router.gateway.store.sessions) == 0
+
+    async def test_a_replay_without_experts_is_refused_in_one_line(self, slime):
+        """slime would train without them, and say nothing."""
+        async with served() as (router, worker):
+            worker.script([11])
+            args = slime_args(router, use_rollout_routing_replay=True)
+            with pytest.raises(ValueError, match="--enable-return-routed-experts") as caught:
+                await slime.generate(args, Sample(index=0, prompt="Hi"), SAMPLING)
+            assert "\n" not in str(caught.value)
 
     def test_routed_experts_have_the_shape_of_the_model(self, slime):
         """slime replays them layer by layer, for all tokens but the last."""

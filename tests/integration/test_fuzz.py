@@ -18,9 +18,7 @@ from anthropic.types.message_create_params import MessageCreateParamsBase
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
-from openai.types.completion_create_params import (
-    CompletionCreateParamsBase as TextParams,
-)
+from openai.types.completion_create_params import CompletionCreateParamsBase as TextParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from slime_router.api.chat.fields import ChatFields

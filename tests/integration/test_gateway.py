@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from typing import Any
 
 import anthropic
 import pytest
+import tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from slime_router.testing import FakeWorker
 from tests.integration.gateway import (
@@ -14,6 +17,7 @@ from tests.integration.gateway import (
     FOUR_KEYS,
     Served,
     assistant,
+    checkpoint,
     served,
     serving,
     tiny_worker,
@@ -376,6 +380,32 @@ async def test_tokenize_spells_the_tokens_where_asked():
     assert "".join(one["token_strs"]).replace("Ġ", " ") == "Hello world"
     assert two["token_strs"][1] == one["token_strs"]
     assert (status, refused["error"]["param"]) == (400, "return_token_strs")
+
+
+@pytest.mark.parametrize(
+    ("body", "is_framed"),
+    [
+        ({"prompt": "Hi"}, True),
+        ({"prompt": "Hi", "add_special_tokens": None}, True),
+        ({"prompt": ["Hi", "a"]}, True),
+        ({"prompt": "Hi", "add_special_tokens": False}, False),
+        ({"messages": [user("Hi")]}, False),
+        ({"messages": [user("Hi")], "add_special_tokens": True}, True),
+    ],
+    ids=str,
+)
+async def test_a_prompt_is_tokenized_with_what_begins_a_text(body, is_framed, tmp_path):
+    directory = shutil.copytree(checkpoint(), tmp_path / "model")
+    backend = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    begin = backend.token_to_id("<|endoftext|>")
+    special = [("<|endoftext|>", begin)]
+    backend.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=special)
+    backend.save(str(directory / "tokenizer.json"))
+    async with served(hf_checkpoint=str(directory)) as (router, _):
+        _, reply = await router.post("/tokenize", body)
+    runs = reply["tokens"] if isinstance(body.get("prompt"), list) else [reply["tokens"]]
+    assert [run[0] == begin for run in runs] == [is_framed] * len(runs)
+    assert all(begin not in run[1:] for run in runs)
 
 
 async def test_messages_are_tokenized_as_chat_sends_them():

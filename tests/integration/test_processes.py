@@ -15,14 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_launcher import (
-    WORKER,
-    Book,
-    ask,
-    is_alive,
-    parent_of,
-    worker_python,
-)
+from tests.integration.test_launcher import WORKER, Book, ask, is_alive, parent_of, worker_python
 from tests.ports import free_port
 from tests.unit.test_cli import ended, hang_ups, read_banner, started
 

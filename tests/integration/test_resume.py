@@ -8,14 +8,7 @@ import pytest
 
 from slime_router.types import VersionSpan
 from tests.integration.gateway import CHAT, until
-from tests.integration.storytellers import (
-    fleet,
-    only_turn,
-    request_of,
-    story,
-    streamed,
-    text_of,
-)
+from tests.integration.storytellers import fleet, only_turn, request_of, story, streamed, text_of
 
 PROMPT = [70, 71, 72]
 COUNT = 6

@@ -28,7 +28,7 @@ from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, VersionSpan, token_ids
-from tests.integration.gateway import assistant, served, user
+from tests.integration.gateway import CHAT, assistant, served, user
 from tests.integration.scripted import application
 
 ROW_KEYS = {
@@ -464,3 +464,15 @@ async def test_a_session_is_walked_from_its_opening_to_its_end():
         async with router.http.delete(path) as response:
             assert response.status == 200
         assert (await router.get(f"{path}/rows"))[0] == 404
+
+
+async def test_a_row_without_the_experts_that_its_session_wants_is_counted():
+    """A worker without the flag gives none, and says nothing of it."""
+    async with served() as (router, worker):
+        spec = {"session_id": "s", "return_routed_experts": True, "return_indexer_topk": True}
+        await router.post("/sessions", spec)
+        worker.script([11])
+        await router.chat([user("Hi")], path=f"/sessions/s{CHAT}")
+        _, rows = await router.get("/sessions/s/rows")
+        assert rows["stats"]["routed_experts_missing"] == {"missing": 1}
+        assert rows["stats"]["indexer_topk_missing"] == {"missing": 1}

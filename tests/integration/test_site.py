@@ -20,15 +20,7 @@ from slime_router.cli.flags import parser
 from slime_router.doctor.causes import Cause
 from slime_router.server.metrics import METRICS
 from slime_router.telemetry.meters import INSTRUMENTS, PREFIX
-from tests.integration.test_docs import (
-    ROOT,
-    blocks,
-    every_error,
-    names,
-    page,
-    section,
-    table,
-)
+from tests.integration.test_docs import ROOT, blocks, every_error, names, page, section, table
 from tests.ports import free_port
 
 DOCS = ROOT / "docs"

@@ -54,12 +54,14 @@ def exchanges(draw: st.DrawFn) -> list[tuple[Message, list[Message]]]:
     for number in range(draw(st.integers(1, 24))):
         if draw(st.booleans()):
             reply: Message = {"role": "assistant", "content": "It is fine."}
-            said.append((reply, [{"role": "user", "content": draw(ASKS)}]))
+            said.append((reply, [{"role": "user", "content": draw(ASKS | st.just(""))}]))
             continue
-        made = call(number, draw(CITIES))
-        reply = {"role": "assistant", "content": "", "tool_calls": [made]}
-        result = {"role": "tool", "content": draw(RESULTS), "tool_call_id": made["id"]}
-        said.append((reply, [result]))
+        made = [call(10 * number + each, draw(CITIES)) for each in range(draw(st.integers(1, 2)))]
+        reply = {"role": "assistant", "content": "", "tool_calls": made}
+        results: list[Message] = [
+            {"role": "tool", "content": draw(RESULTS), "tool_call_id": each["id"]} for each in made
+        ]
+        said.append((reply, results))
     return said
 
 

@@ -31,7 +31,7 @@ def rounds(draw: st.DrawFn) -> list[list[Message]]:
     """What a client adds to its messages, turn after turn: a reply, and what it says to it."""
     said: list[list[Message]] = []
     kind = draw(st.sampled_from(["talk", "tools", "both"]))
-    for number in range(draw(st.integers(4, 26))):
+    for number in range(draw(st.integers(4, 28))):
         is_call = kind == "tools" or (kind == "both" and draw(st.booleans()))
         if is_call and draw(st.integers(0, 9)):
             made = call(number, draw(CITIES))
@@ -43,7 +43,10 @@ def rounds(draw: st.DrawFn) -> list[list[Message]]:
             continue
         text = draw(THOUGHTS) + draw(st.sampled_from(["It is fine.", "Yes.", "5"]))
         said.append(
-            [{"role": "assistant", "content": text}, {"role": "user", "content": draw(ASKS)}]
+            [
+                {"role": "assistant", "content": text},
+                {"role": "user", "content": draw(ASKS | st.just(""))},
+            ]
         )
     return said
 

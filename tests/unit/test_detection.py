@@ -11,11 +11,7 @@ from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import SetupError
 from slime_router.replies.formats import Choice, choose_formats
 from slime_router.replies.parsers import ReplyParsers
-from slime_router.replies.sglang_detection import (
-    Detected,
-    ModelTraits,
-    detect,
-)
+from slime_router.replies.sglang_detection import Detected, ModelTraits, detect
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.types import ReplyFormat
 from tests import chat_templates, vocabularies

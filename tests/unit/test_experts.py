@@ -175,6 +175,13 @@ def test_a_row_whose_experts_do_not_fit_has_none_and_is_counted(book: Book, expe
     assert result.stats.routed_experts_missing == {reason: 1}
 
 
+def test_a_row_without_any_is_counted_where_its_session_wants_them(book: Book):
+    book.add("a", P, [10, 11])
+    assert book.rows().stats.routed_experts_missing == {}
+    stats = book.rows(wanted=frozenset({"routed_experts"})).stats
+    assert (stats.routed_experts_missing, stats.indexer_topk_missing) == ({"missing": 1}, {})
+
+
 def test_behind_a_drift_the_experts_are_the_later_turns(book: Book):
     """The given-up token was an input of the first turn only."""
     marked = RoutedExperts(0, np.concatenate((positions(0, 4).ids, [[99, 99]])))

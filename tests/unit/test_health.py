@@ -7,14 +7,7 @@ from typing import Any
 
 import pytest
 
-from slime_router.failover.health import (
-    ENDPOINT,
-    Health,
-    HealthSettings,
-    _count,
-    _parsed,
-    _State,
-)
+from slime_router.failover.health import ENDPOINT, Health, HealthSettings, _count, _parsed, _State
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.worker import Worker
 from slime_router.supervisor import Supervisor

@@ -192,3 +192,20 @@ def test_a_long_conversation_is_continued_from_few_messages(tmp_path, monkeypatc
     whole = [size for size in sizes if size > suffix.SHIFT_LEN + 1]
     assert 4 <= len(whole) <= 2 * 5  # from 10 messages on: at about 20, 40, 80 and 160
     assert sum(sizes) - sum(whole) <= 100 * 10
+
+
+@pytest.mark.parametrize("period", [2, 5, 17])
+def test_kinds_of_messages_that_come_now_and_then_are_seen_once(tmp_path, period):
+    template = ChatTemplate(load_tokenizer(str(build_tiny_checkpoint(tmp_path))))
+    options, messages, whole = TemplateOptions(), [user("0")], 0
+    layout = template.layout(template.render(messages, options), messages, options, None)
+    for number in range(100):
+        index = len(messages)
+        said = result("21") if not number % period else user("" if number % 7 == 3 else "go on")
+        messages = [*messages, {"role": "assistant", "content": "yes"}, said]
+        whole += not template.is_late(messages, index, layout)
+        found = template.suffix(messages, index, options, sampled=(), layout=layout)
+        assert found is not None
+        assert found == template.suffix(messages, index, options, sampled=())
+        layout = found.layout
+    assert whole <= 20

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest, SetupError
@@ -283,3 +284,12 @@ class TestDecode:
     def test_ids_without_a_token_have_no_bytes(self, tokenizer: Tokenizer) -> None:
         for token_id in (-1, tokenizer.vocab_size - 1, tokenizer.vocab_size, 2**31 - 1):
             assert tokenizer.token_bytes(token_id) == b""
+
+
+@pytest.mark.parametrize("name", vocabularies.NAMES)
+def test_a_text_is_framed_as_the_checkpoint_frames_it(name: str) -> None:
+    path = str(vocabularies.vocabulary(name))
+    ours, theirs = load_tokenizer(path), AutoTokenizer.from_pretrained(path)
+    for text in ("Hello there", ""):
+        framed = ours.framed(ours.encode(text)).tolist()
+        assert framed == theirs.encode(text)

@@ -33,6 +33,15 @@ def thoughtful(messages: Sequence[Message]) -> str:
     )
 
 
+def outlined(messages: Sequence[Message]) -> str:
+    """A reply to a tool's result has no header of its own, as DeepSeek's have none."""
+    after = [messages[0], *messages]
+    return "".join(
+        f"{m['content']}\n" if before["role"] == "tool" else f"<{m['role']}>{m['content']}\n"
+        for before, m in zip(after, messages, strict=False)
+    )
+
+
 class Renderer:
     """Renders as one of these does, and counts messages."""
 
@@ -120,6 +129,40 @@ def test_a_kind_of_message_that_is_new_is_rendered_with_everything():
     assert talk.asked_until(12)[-1]
     talk.go_on(role="tool")
     assert not talk.ask()
+
+
+def mixed(show: Shown) -> tuple[list[bool], int]:
+    """An agent whose user speaks after each three calls: which turns are late, and the longest."""
+    talk, late, most = Talk(show), [], 0
+    for turn in range(120):
+        late.append(talk.ask())
+        most = max(most, talk.renderer.rendered if late[-1] else 0)
+        thought = "<think>Hm.</think>" if turn % 3 else ""
+        talk.go_on(f"{thought}Step.", role="tool" if turn % 4 else "user")
+    return late, most
+
+
+@pytest.mark.parametrize("show", [plain, outlined, thoughtful])
+def test_a_user_who_speaks_now_and_then_costs_an_agent_no_whole_rendering(show):
+    late, most = mixed(show)
+    assert late.count(False) <= 14
+    assert most <= 100
+
+
+def test_an_agents_replies_to_results_may_be_printed_in_another_way():
+    talk = Talk(outlined)
+    late = talk.asked_until(60, role="tool")
+    assert late.count(False) <= 11
+
+
+def test_a_blank_message_now_and_then_is_seen_once():
+    talk, late = Talk(), []
+    for turn in range(100):
+        late.append(talk.ask())
+        talk.go_on()
+        if turn % 7 == 3:
+            talk.messages[-1] = {"role": "user", "content": ""}
+    assert late.count(False) <= 13
 
 
 @pytest.mark.parametrize(

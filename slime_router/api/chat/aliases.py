@@ -95,8 +95,9 @@ def _adapter(model: Any, served_model: str) -> str | None:
     """The adapter in `base:adapter`; the served model's own name may have colons."""
     if not isinstance(model, str) or model == served_model:
         return None
-    behind_name = model.removeprefix(f"{served_model}:")
-    adapter = behind_name if behind_name != model else model.partition(":")[2]
+    adapter = model.removeprefix(f"{served_model}:")
+    if adapter == model:
+        adapter = model.partition(":")[2]
     return adapter.strip() or None
 
 

@@ -163,7 +163,7 @@ BODIES: Mapping[str, Body] = {
     ),
     "/tokenize": Body(
         "",
-        frozenset(("prompt", "messages", "return_token_strs", *_TEMPLATE)),
+        frozenset(("prompt", "messages", "add_special_tokens", "return_token_strs", *_TEMPLATE)),
         one_of=("prompt", "messages"),
     ),
     "/detokenize": Body("", frozenset(("tokens", "skip_special_tokens")), ("tokens",)),

@@ -9,32 +9,28 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 import orjson
 import safetensors.numpy
-from numpy.typing import DTypeLike, NDArray
 
 from slime_router.api.sessions.parquet import parquet_of
 from slime_router.api.sessions.row_turns import row_turn
 from slime_router.api.sessions.teachers import teacher_columns, teacher_versions, teachers
 from slime_router.errors import Conflict
 from slime_router.json_text import one_line
+from slime_router.rows.flat import Array, joined, offsets_of, version_column
 from slime_router.rows.rows import Row, RowSet, RowStats
 from slime_router.rows.tree import Positions, TokenTree, grow
 from slime_router.trajectory.measures.distribution import no_masks
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.turn import Logprobs, logprob_array
-from slime_router.types import WeightVersion
 
 OUR_METADATA_KEY = "slime_router"  # in the metadata of slime's samples; agents cannot set it
-NO_VERSION = -1  # in the column of weight versions
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,12 +277,12 @@ def _stats(session: Session, stats: RowStats) -> dict[str, Any]:
 def _columns(session: Session, rowset: RowSet) -> tuple[dict[str, Array], bytes]:
     """All rows concatenated, row `i` in `[offsets[i], offsets[i + 1])`; and the meta."""
     rows = rowset.rows
-    version_ids, versions = _version_column(rows)
+    version_ids, versions = version_column(chain.from_iterable(row.weight_versions for row in rows))
     columns: dict[str, Array] = {
-        "tokens": _joined((row.tokens for row in rows), np.int32),
-        "loss_mask": _joined((row.loss_mask for row in rows), np.uint8),
+        "tokens": joined((row.tokens for row in rows), np.int32),
+        "loss_mask": joined((row.loss_mask for row in rows), np.uint8),
         "weight_version": version_ids,
-        "offsets": _offsets(len(row.tokens) for row in rows),
+        "offsets": offsets_of(len(row.tokens) for row in rows),
         **_logprob_column(rows),
         **_mask_columns(rows),
         **_top_columns(rows),
@@ -300,27 +296,6 @@ def _columns(session: Session, rowset: RowSet) -> tuple[dict[str, Array], bytes]
         "stats": _stats(session, rowset.stats),
     }
     return columns, _dumps(meta)
-
-
-def _joined(arrays: Iterable[Array], dtype: DTypeLike) -> Array:
-    return np.concatenate([np.zeros(0, dtype), *arrays], dtype=dtype, casting="unsafe")
-
-
-def _offsets(lengths: Iterable[int]) -> Array:
-    return np.cumsum([0, *lengths], dtype=np.int64)
-
-
-def _version_column(rows: Sequence[Row]) -> tuple[Array, list[WeightVersion]]:
-    """The index of each token's version among all there are; they change seldom, so by runs."""
-    versions = chain.from_iterable(row.weight_versions for row in rows)
-    runs = [(version, len(tuple(run))) for version, run in groupby(versions)]
-    known: dict[WeightVersion, int] = {}
-    ids = [
-        NO_VERSION if version is None else known.setdefault(version, len(known))
-        for version, _ in runs
-    ]
-    lengths = [length for _, length in runs]
-    return np.repeat(np.array(ids, np.int32), lengths), list(known)
 
 
 def _logprob_column(rows: Sequence[Row]) -> dict[str, Logprobs]:
@@ -337,9 +312,9 @@ def _mask_columns(rows: Sequence[Row]) -> dict[str, Array]:
         return {}
     parts = [row.distribution or no_masks(len(row.tokens)) for row in rows]
     return {
-        "mask_offsets": _offsets(chain.from_iterable(part.lengths.tolist() for part in parts)),
-        "mask_ids": _joined((part.ids for part in parts), np.int32),
-        "sampling_logprobs": _joined((part.logprobs for part in parts), np.float32),
+        "mask_offsets": offsets_of(chain.from_iterable(part.lengths.tolist() for part in parts)),
+        "mask_ids": joined((part.ids for part in parts), np.int32),
+        "sampling_logprobs": joined((part.logprobs for part in parts), np.float32),
     }
 
 
@@ -355,9 +330,9 @@ def _top_columns(rows: Sequence[Row]) -> dict[str, Array]:
         for row in rows
     )
     return {
-        "top_offsets": _offsets(chain.from_iterable(each.tolist() for each in lengths)),
-        "top_ids": _joined((tops.ids for tops in known), np.int32),
-        "top_logprobs": _joined((tops.logprobs for tops in known), np.float32),
+        "top_offsets": offsets_of(chain.from_iterable(each.tolist() for each in lengths)),
+        "top_ids": joined((tops.ids for tops in known), np.int32),
+        "top_logprobs": joined((tops.logprobs for tops in known), np.float32),
     }
 
 
@@ -378,4 +353,4 @@ def _position_columns(name: str, arrays: Sequence[Array | None]) -> dict[str, Ar
             param="format",
         )
     lengths = (0 if array is None else len(array) for array in arrays)
-    return {name: np.concatenate(known), f"{name}_offsets": _offsets(lengths)}
+    return {name: np.concatenate(known), f"{name}_offsets": offsets_of(lengths)}

@@ -9,6 +9,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -156,7 +157,7 @@ class RowsDoor:
     async def _made(self, session: Session, options: RowOptions) -> RowSet:
         """The rows of the turns that it has now."""
         turn_ids = tuple(session.turns)
-        turns = Snapshot(self._store, turn_ids)
+        turns, options = Snapshot(self._store, turn_ids), replace(options, wanted=session.wanted)
         return await self._aside.run(turns.size, build_rows, turns, turn_ids, options)
 
     def _options(self, given: Mapping[str, Any]) -> RowOptions:

@@ -10,7 +10,7 @@ import shtab
 
 from slime_router.cli import flags
 from slime_router.cli.commands import parsers
-from slime_router.cli.one_line import OneLineParser
+from slime_router.cli.one_line import command_parser
 
 SHELLS = ("bash", "zsh", "fish")
 _EPILOG = """\
@@ -29,11 +29,8 @@ def completion_main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
-    p = OneLineParser(
-        prog="slime-router completion",
-        description="Prints a script with which the shell completes commands and flags.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    p = command_parser(
+        "completion", "Prints a script with which the shell completes commands and flags.", _EPILOG
     )
     p.add_argument("shell", choices=SHELLS, help="which shell")
     return p

@@ -18,7 +18,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from slime_router.cli.flags import read_config
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
+from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line
 from slime_router.cli.settings.option import ENVIRONMENT
 from slime_router.cli.terminal.figures import plain, table
 from slime_router.cli.terminal.progress import tracked
@@ -73,12 +73,7 @@ def doctor_main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
-    p = OneLineParser(
-        prog="slime-router doctor",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("doctor", _DESCRIPTION, _EPILOG)
     p.add_argument("--config", metavar="FILE", help="the router's .toml or .yaml file")
     p.add_argument("--workers", nargs="+", metavar="URL", default=[], help="in place of the file's")
     p.add_argument(

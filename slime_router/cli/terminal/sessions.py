@@ -17,7 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
+from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line
 from slime_router.cli.terminal.figures import count, plain, table
 from slime_router.cli.terminal.remote import ABOUT_KEYS, BadPlace, Remote, add_url
 from slime_router.cli.terminal.top import EXIT_FAILED, session_table
@@ -68,11 +68,8 @@ def sessions_main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
-    p = OneLineParser(
-        prog="slime-router sessions",
-        description="The sessions of a running router; of one its turns, rows and tokens.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    p = command_parser(
+        "sessions", "The sessions of a running router; of one its turns, rows and tokens.", _EPILOG
     )
     p.add_argument("session", nargs="?", metavar="ID", help="show this session")
     add_url(p)

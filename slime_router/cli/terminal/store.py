@@ -13,7 +13,7 @@ from dataclasses import asdict
 import orjson
 
 from slime_router.archive.redis_listing import sessions_in, stats_of
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
+from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line
 from slime_router.cli.terminal.figures import listed
 from slime_router.errors import RouterError
 
@@ -44,12 +44,7 @@ def store_main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    p = OneLineParser(
-        prog="slime-router store",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("store", _DESCRIPTION, _EPILOG)
     actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, words in (
         ("stats", "how many homes, turns, sessions and bytes it holds"),

@@ -17,7 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser, error_line
+from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line
 from slime_router.cli.terminal.figures import count, percent, plain, table
 from slime_router.cli.terminal.remote import ABOUT_KEYS, BadPlace, Remote, add_url
 from slime_router.client import ClientError
@@ -71,11 +71,8 @@ def top_main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
-    p = OneLineParser(
-        prog="slime-router top",
-        description="Workers, rates and the newest sessions of a running router.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    p = command_parser(
+        "top", "Workers, rates and the newest sessions of a running router.", _EPILOG
     )
     add_url(p)
     p.add_argument(

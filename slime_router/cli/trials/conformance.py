@@ -15,7 +15,7 @@ from dataclasses import asdict
 import orjson
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
-from slime_router.cli.one_line import EXIT_WRONG_USE, OneLineParser
+from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser
 from slime_router.conformance.adapter import GatewayError
 from slime_router.conformance.kit import ADAPTERS, Report, examine, report_text
 from slime_router.errors import SetupError
@@ -50,12 +50,7 @@ def conformance_main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
-    p = OneLineParser(
-        prog="slime-router conformance",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("conformance", _DESCRIPTION, _EPILOG)
     p.add_argument("--url", required=True, help="where the gateway listens")
     p.add_argument(
         "--hf-checkpoint", required=True, metavar="PATH", help="the gateway's own checkpoint"

@@ -22,10 +22,8 @@ LOOK_S = 0.02
 ENOUGH = 5_000  # objects more than after the last collection: about a millisecond
 CALM_PAUSE_S = 600.0  # from one look through everything to the next, where no request is under way
 BUSY_PAUSE_S = 3600.0  # the same where there is always one
-CALM_SHARE, BUSY_SHARE = (
-    1 / 1000,
-    1 / 10_000,
-)  # of the time at most: it takes longer where much is held
+CALM_SHARE = 1 / 1000  # of the time at most: it takes longer where much is held
+BUSY_SHARE = 1 / 10_000
 
 
 class GarbageCollector:

@@ -1,0 +1,1 @@
+"""Readers of calls in formats of which SGLang's parser alone is not enough."""
