@@ -22,7 +22,7 @@ SETTINGS_LEN = 2**16
 GRAMMAR_LEN = 2**20
 # Each is looked at, one by one, and takes a dozen times the memory that it takes in the body.
 MAX_CONTAINERS = 2**19
-# Each is recognized and rendered, which takes some 20 us, all in one go: no agent has as many.
+# Each is recognised and rendered, which takes some 20 us, all in one go: no agent has as many.
 MAX_MESSAGES = 2**13
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[{'))
 

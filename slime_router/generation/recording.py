@@ -18,8 +18,7 @@ import numpy as np
 
 from slime_router.choices import Capture
 from slime_router.errors import Conflict, NotDurable
-from slime_router.generation.reports.account import account_of
-from slime_router.generation.reports.outcome import outcome_of
+from slime_router.generation.reports import account_of, outcome_of
 from slime_router.replies.reply import Reply
 from slime_router.telemetry.course import Course
 from slime_router.telemetry.meters import Meters

@@ -82,11 +82,11 @@ class Recent:
         self._given.pop(worker, None)
 
 
-def load(worker: Worker) -> int:
+def queue_load(worker: Worker) -> int:
     """Requests that `worker` has; those waiting in its own queue count twice."""
     return worker.busy_with + worker.queued
 
 
-def most(workers: Sequence[Worker]) -> float:
+def load_limit(workers: Sequence[Worker]) -> float:
     """The highest load at which one of `workers` still keeps up with the others."""
-    return SPILL_RATIO * sum(map(load, workers)) / len(workers) + SPILL_SLACK
+    return SPILL_RATIO * sum(map(queue_load, workers)) / len(workers) + SPILL_SLACK

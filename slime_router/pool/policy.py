@@ -11,7 +11,7 @@ from random import Random
 from typing import Protocol, TypeAlias, assert_never
 
 from slime_router.choices import PolicyName
-from slime_router.pool.affinity import Affinity, Recent, load, most
+from slime_router.pool.affinity import Affinity, Recent, load_limit, queue_load
 from slime_router.pool.kv_cache import KVCacheModel, Prefixes
 from slime_router.pool.worker import Need, Worker
 from slime_router.types import TokenIds
@@ -98,7 +98,7 @@ class Sticky:
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
         """See `Policy`."""
         last = self._affinity.last(need.key)
-        if last is not None and last in workers and load(last) <= most(workers):
+        if last is not None and last in workers and queue_load(last) <= load_limit(workers):
             return last
         return self._pick(workers)
 
@@ -130,8 +130,8 @@ class ConsistentHashing:
         if need.key is None:
             return least_in_flight(workers)
         key = need.key.encode(errors="surrogatepass")
-        limit = most(workers)
-        able = [worker for worker in workers if load(worker) <= limit]
+        limit = load_limit(workers)
+        able = [worker for worker in workers if queue_load(worker) <= limit]
         return max(able, key=lambda worker: _rank(key, worker.url))
 
     def sent(self, worker: Worker, need: Need) -> int:  # noqa: ARG002 - of no interest

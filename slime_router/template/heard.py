@@ -2,7 +2,7 @@
 
 An agent sends its whole conversation again with every turn. The JSON text of its messages is
 compared, byte by byte, with those that came before. Messages whose text is the same are the same:
-they are not parsed, checked or recognized once more. Nothing depends on whether they were found: it
+they are not parsed, checked or recognised once more. Nothing depends on whether they were found: it
 only takes longer where they were not. Of an API whose messages become those of a chat, these are
 kept, in place of its own.
 

@@ -127,7 +127,11 @@ async def test_a_session_that_is_not_there_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["nonsense", "sample", "v1/nonsense", "samples/1", "rows/x", "a/b/c"]
+    "path",
+    [
+        *("nonsense", "sample", "v1/nonsense", "samples/1", "rows/x", "a/b/c"),
+        *("abort_request", "pause_generation", "update_weights_from_disk"),  # they are for all
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
 async def test_what_a_session_does_not_have_never_goes_to_a_worker(method: str, path: str) -> None:
@@ -138,3 +142,4 @@ async def test_what_a_session_does_not_have_never_goes_to_a_worker(method: str, 
             assert response.status == 404, await response.text()
             assert (await response.json())["error"]["code"] == "unknown_url"
         assert not [each for each in worker.controls[before:] if path in each.path]
+        assert not worker.aborted

@@ -111,6 +111,25 @@ def test_a_session_with_many_turns_is_looked_through_at_the_cost_of_one_with_few
     assert looks[1] <= 2 * looks[0]
 
 
+def test_a_prompt_that_leaves_all_turns_early_is_looked_up_at_the_cost_of_one_among_few():
+    """The sieve stays sparse: hardly any of the prompt's prefixes is looked for by itself."""
+    prompt = token_ids([*range(10), *range(5_000, 9_000)])
+
+    def filled(turns: int) -> TrajectoryStore:
+        store = TrajectoryStore(10**9)
+        for number in range(turns):
+            store.add(turn(f"t{number}", [], [], prompt_ids=token_ids(range(1 + number))))
+        return store
+
+    few, many = filled(100), filled(3_000)
+    for store in (few, many):
+        found = store.deepest_prefix(prompt, "s")
+        assert found is not None
+        assert found.id == "t9"
+    looks = [opcodes(partial(store.deepest_prefix, prompt, "s")) for store in (few, many)]
+    assert looks[1] <= 4 * looks[0]
+
+
 @given(
     steps=st.lists(st.tuples(st.lists(st.integers(0, 1), max_size=9), st.booleans()), max_size=60)
 )
@@ -127,7 +146,7 @@ def test_with_a_sieve_or_without_the_longest_is_found(steps):
             if goes and number % 2:
                 index.remove(turns.pop(next(iter(turns))))
             index.check_integrity(turns)
-            for asked in (ids, [*ids, 1, 0, 1], ids[1:]):
+            for asked in (ids, [*ids, 1, 0, 1], ids[1:], steps[number // 2][0]):
                 fitting = [
                     t for t in turns.values() if asked[: t.held_len] == t.prompt_ids.tolist()
                 ]

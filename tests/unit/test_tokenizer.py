@@ -73,6 +73,33 @@ class TestLoad:
         assert tokenizer.eos_ids == {control_id(tokenizer, "<|im_end|>")}
 
     @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            (
+                "truncation",
+                {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+            ),
+            (
+                "padding",
+                {
+                    "strategy": {"Fixed": 64},
+                    "direction": "Right",
+                    "pad_to_multiple_of": None,
+                    "pad_id": 0,
+                    "pad_type_id": 0,
+                    "pad_token": SPECIAL_TOKENS[0],
+                },
+            ),
+        ],
+    )
+    def test_a_text_is_neither_cut_nor_padded_whatever_the_file_says(
+        self, tokenizer: Tokenizer, directory: Path, tmp_path: Path, name: str, value: Any
+    ) -> None:
+        made = load_tokenizer(changed(directory, tmp_path, "tokenizer.json", **{name: value}))
+        text = "Hello there, how are you today?"
+        assert made.encode(text).tolist() == tokenizer.encode(text).tolist()
+
+    @pytest.mark.parametrize(
         ("template", "source"),
         [
             ([{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}], "D"),

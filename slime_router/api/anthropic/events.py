@@ -4,7 +4,7 @@ First comes the start of the message; then its blocks, one after the other, each
 deltas and stop; then why the reply ended and its usage; last the stop of the message.
 
 A thinking block is signed with the turn's id: agents send it back unchanged, so the turn can be
-recognized whatever else they rewrite. A tool's arguments are passed on as they come if they can
+recognised whatever else they rewrite. A tool's arguments are passed on as they come if they can
 still become an object; if it is known that they cannot, they wait for their end (see `messages`).
 """
 

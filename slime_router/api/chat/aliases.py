@@ -33,7 +33,7 @@ CONSTRAINED = frozenset(("structured_outputs", *(f"guided_{kind}" for kind in _K
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 
-def in_our_words(
+def normalize_aliases(
     body: Mapping[str, Any], headers: Mapping[str, str], served_model: str
 ) -> dict[str, Any]:
     """A copy of `body` in which each thing stands under one name; what is new there wins.
@@ -58,8 +58,8 @@ def in_our_words(
     return said
 
 
-def in_their_words(body: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """Complaints about `in_our_words(body)` have the names that `body` has for the fields."""
+def errors_in_their_names(body: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Complaints about `normalize_aliases(body)` have the names that `body` has for the fields."""
     return named_as(_renamed(body))
 
 

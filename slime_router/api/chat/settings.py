@@ -16,8 +16,8 @@ import orjson
 
 from slime_router.api.chat.aliases import (
     count_logprobs,
-    in_our_words,
-    in_their_words,
+    errors_in_their_names,
+    normalize_aliases,
     thinking_switch,
 )
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
@@ -132,8 +132,8 @@ class SettingsReader:
             self._kept_len -= _size(self._kept.popitem(last=False)[0])
 
     def _read(self, asked: Mapping[str, Any]) -> Settings:
-        said = in_our_words(asked, {}, self._default_model)
-        with in_their_words(asked):
+        said = normalize_aliases(asked, {}, self._default_model)
+        with errors_in_their_names(asked):
             return self._of(said)
 
     def _of(self, said: dict[str, Any]) -> Settings:

@@ -159,10 +159,10 @@ class CompletionStream(_Completion):
         """The events of one chunk. Raises RouterError where the worker gave up."""
         self._tally.add(chunk)
         index, text = chunk.sample, chunk.text
-        if index not in self._begun and self._style.echo:
-            text = echoed(self._calls[index], self._names) + text
         is_new = index not in self._begun
         self._begun.add(index)
+        if is_new and self._style.echo:
+            text = echoed(self._calls[index], self._names) + text
         if text or chunk.output_ids or chunk.finish is not None:
             yield self._event(index, text, chunk, chunk.prompt if is_new else None)
 

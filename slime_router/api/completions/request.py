@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.api import request as http
-from slime_router.api.chat.aliases import in_our_words, in_their_words
+from slime_router.api.chat.aliases import errors_in_their_names, normalize_aliases
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
 from slime_router.api.chat.grammar import check_text, grammar
 from slime_router.api.request import missing, require, wrong_type
@@ -65,7 +65,7 @@ def read_completion_request(
     Raises:
         BadRequest: with the path of the field at fault.
     """
-    asked, body = body, in_our_words(body, request.headers, default_model)
+    asked, body = body, normalize_aliases(body, request.headers, default_model)
     top = body.get("logprobs")
     require(top is None or type(top) is int, "logprobs", "an integer")
     limit = min(20, vocabulary.vocab_size)
@@ -77,7 +77,7 @@ def read_completion_request(
     is_echo_alone = bool(echo) and type(body.get("max_tokens")) is int and not body["max_tokens"]
     if is_echo_alone:
         unread["max_tokens"] = None
-    with in_their_words(asked):
+    with errors_in_their_names(asked):
         fields = read_fields({**body, **unread}, vocabulary)
         constraint = _grammar(body, fields)
     prompts = _prompts(body.get("prompt"), vocabulary.vocab_size)

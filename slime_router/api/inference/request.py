@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.api import request as http
-from slime_router.api.chat.aliases import CONSTRAINED, in_our_words, in_their_words
+from slime_router.api.chat.aliases import CONSTRAINED, errors_in_their_names, normalize_aliases
 from slime_router.api.chat.fields import (
     SAMPLING_FIELDS,
     ChatFields,
@@ -124,8 +124,8 @@ def _read(
     inside = {name: value for name, value in given.items() if name not in outside}
     asked = {**inside, **outside}
     try:
-        said = in_our_words(asked, request.headers, default_model)
-        with in_their_words(asked):
+        said = normalize_aliases(asked, request.headers, default_model)
+        with errors_in_their_names(asked):
             fields = read_fields(said, vocabulary)
             wanted = said.get("response_format")
             return fields, grammar(wanted, regex=fields.regex, ebnf=fields.ebnf)

@@ -2,7 +2,7 @@
 
 The response is created; its items come one after the other, each with its beginning, its deltas
 and its end; the response ends with all of them. Reasoning carries the turn's id in the field that
-a client must return untouched, so the turn can be recognized whatever else is rewritten.
+a client must return untouched, so the turn can be recognised whatever else is rewritten.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""The account of a turn: how it came about, and what was said."""
+"""What is reported of a generation once it is over: its turn's account, and its log line."""
 
 from __future__ import annotations
 
+from slime_router.auth.owners import shown
 from slime_router.replies.reply import Reply
 from slime_router.telemetry.course import Course
+from slime_router.telemetry.request_record import Outcome
 from slime_router.trajectory.account import Account, packed_words
 from slime_router.types import GenerateCall, Message, Prompt
 
@@ -37,3 +39,20 @@ def _words(messages: tuple[Message, ...], new: int | None, reply: Reply, prompt:
     if reply.reasoning:
         message["reasoning_content"] = reply.reasoning
     return packed_words(messages if new is None else messages[len(messages) - new :], message)
+
+
+def outcome_of(call: GenerateCall, reply: Reply, course: Course) -> Outcome:
+    """How a generation ended, as far as it came, for the line that the log has of its request."""
+    prompt = reply.prompt
+    receipt = None if prompt is None else prompt.receipt
+    return Outcome(
+        turn=call.turn_id,
+        session=None if call.session_id is None else shown(call.session_id),
+        receipt=None if receipt is None else receipt.status,
+        prompt_tokens=0 if prompt is None else len(prompt.ids),
+        reused_tokens=0 if receipt is None else receipt.reused,
+        output_tokens=len(reply.output_ids),
+        finish=None if reply.finish is None else reply.finish.type,
+        worker=course.workers[-1] if course.workers else "",
+        first_token_s=course.first_token_s,
+    )
