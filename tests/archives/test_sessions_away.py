@@ -104,6 +104,19 @@ async def test_a_rollout_has_one_reward_wherever_its_sessions_are(opened):
     await closed(one, other)
 
 
+async def test_a_rewarded_session_that_nobody_opened_leaves_nothing_behind(opened):
+    one = await small(opened)
+    with await one.fetch.of_session("a"):
+        one.store.add(replace(turn("turn of a", 0, "a"), seq=0))
+    await one.reward("a", 1.0)
+    await one.open("b")
+    assert one.here() == ["b"]
+    assert one.store._written._rewarded_away == {("", "a"): {"a": None}}
+    await one.delete("a")
+    assert one.store._written._rewarded_away == {}
+    await closed(one)
+
+
 class Reads:
     """Counts the turns that are read with their data."""
 
