@@ -168,3 +168,16 @@ async def test_a_list_reads_a_session_that_is_not_in_memory_once(opened, monkeyp
         ("b", 2, "open", 2, 2, 2, None),
     ]
     await closed(one)
+
+
+async def test_of_few_sessions_is_remembered_how_they_were_listed(opened, monkeypatch):
+    monkeypatch.setattr("slime_router.archive.filling.MAX_AT_REST", 2)
+    one = await small(opened)
+    for name in "abc":
+        await one.open(name)
+    with await one.fetch.of_session("d"):
+        one.store.add(replace(turn("turn of d", 0, "d"), seq=0))
+    listed = said(await one.fetch.of_sessions())
+    assert len(one.fetch._at_rest) == 2
+    assert said(await one.fetch.of_sessions()) == listed
+    await closed(one)
