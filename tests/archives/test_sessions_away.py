@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from slime_router.archive.filling import Filler
+from slime_router.archive.filling import RETRY_S, Filler
 from slime_router.archive.port import Archive
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import Conflict, TooManyRequests
 from slime_router.trajectory.session import Session, SessionSpec
 from tests.archives.archives import KINDS, Opened, Straight, opener
+from tests.archives.memory import MemoryArchive
 from tests.archives.test_conformance import turn
 from tests.archives.test_several_stores import Router
 from tests.stack import chat_template, tiny_tokenizer
@@ -181,3 +182,18 @@ async def test_of_few_sessions_is_remembered_how_they_were_listed(opened, monkey
     assert len(one.fetch._at_rest) == 2
     assert said(await one.fetch.of_sessions()) == listed
     await closed(one)
+
+
+async def test_an_archive_that_does_not_answer_is_not_asked_again_at_once():
+    archive = MemoryArchive()
+    one = Small(archive, 1)
+    await one.open("a")
+    archive.is_away = True
+    for _ in range(3):
+        with await one.fetch.of_session("a") as trouble:
+            assert trouble is not None
+    assert (one.fetch.counts.failures, one.fetch.counts.unasked) == (1, 2)
+    archive.is_away = False
+    one.fetch._down_until -= RETRY_S
+    with await one.fetch.of_session("a") as trouble:
+        assert trouble is None
