@@ -109,6 +109,7 @@ CLOCKS = {
     "journal.retention": "how long it has been closed; handed in by the archive",
     "journal.lock": "waits until another router has brought the file up to date",
     "journal.writer": "says when upkeep is due",
+    "checkpoint.hub": "a moment between two looks",
     "auth.configured_file": "a pipe has a limited time",
     "fresh_ids": "ids begin with the time",
     "pool.pool": "a breaker opens and closes with time; handed in by tests",
