@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from itertools import chain
 from typing import Any
 
 import orjson
@@ -114,9 +113,8 @@ class CallDetector:
     __slots__ = ("_detector", "_untouched", "begin", "end", "name")
 
     def __init__(self, detector: Any, untouched: Mapping[str, Any] | None = None) -> None:
-        """`untouched` are the fields of one that no text has changed; None: they are not known."""
         self._detector = detector
-        self._untouched = untouched
+        self._untouched = untouched  # the fields of one that no text has changed, where known
         self.name = type(detector).__name__
         _check(detector, _CALL_FIELDS, _CALL_METHODS)
         if self.name == _STEP3:  # it takes no value that holds a `<`
@@ -188,16 +186,16 @@ class CallDetector:
     @property
     def fields(self) -> dict[str, Any]:
         """All that it keeps, by name."""
-        kept: dict[str, Any] = vars(self._detector)
-        return kept
+        return dict(vars(self._detector))
 
     @property
     def first_letters(self) -> set[str]:
         """What a mark of the format may begin with: every text in a field of it does."""
-        kinds = (vars(kind).items() for kind in type(self._detector).__mro__)
-        known = (value for name, value in chain(*kinds) if not name.startswith("__"))
-        texts = [value for value in (*known, *self.fields.values()) if isinstance(value, str)]
-        return {text[:1] for value in texts for text in (value, value.strip())}
+        kinds = (vars(self._detector), *map(vars, type(self._detector).__mro__))
+        known = [each[name] for each in kinds for name in each if name[:2] != "__"]
+        return {
+            said[:1] for text in known if isinstance(text, str) for said in (text, text.strip())
+        }
 
     @property
     def has_named(self) -> bool:
