@@ -189,13 +189,11 @@ class CallDetector:
         return dict(vars(self._detector))
 
     @property
-    def first_letters(self) -> set[str]:
-        """What a mark of the format may begin with: every text in a field of it does."""
+    def texts(self) -> list[str]:
+        """All texts that it or its class has by a name: every mark is one of them."""
         kinds = (vars(self._detector), *map(vars, type(self._detector).__mro__))
         known = [each[name] for each in kinds for name in each if name[:2] != "__"]
-        return {
-            said[:1] for text in known if isinstance(text, str) for said in (text, text.strip())
-        }
+        return [text for text in known if isinstance(text, str)]
 
     @property
     def has_named(self) -> bool:

@@ -49,7 +49,8 @@ class PlainText:
 
 def plain_text(detector: CallDetector, tools: list[Any]) -> PlainText | None:
     """What text passes, tried out on a fresh detector; None where none is known to."""
-    letters = "".join(each for each in _LETTERS if each not in detector.first_letters)
+    begins = {text[:1] for said in detector.texts for text in (said, said.strip())}
+    letters = "".join(each for each in _LETTERS if each not in begins)
     try:
         untouched = deepcopy(detector.fields)
         for text in ("", *letters, letters, letters[::-1], ""):
