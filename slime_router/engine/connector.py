@@ -83,9 +83,10 @@ class Connector(aiohttp.TCPConnector):
         except BaseException as exc:  # or cancelled, as nothing answers
             # The name may have another address by now: a pod that was made again has.
             self.clear_dns_cache(url.raw_host, url.port)
-            is_known = isinstance(exc, aiohttp.ClientConnectorError)
-            if is_known and exc.os_error.errno in OUT_OF_DESCRIPTORS:
-                raise OutOfDescriptors("The router has no file descriptors left.") from exc
-            raise
+            if not isinstance(exc, aiohttp.ClientConnectorError):
+                raise
+            if exc.os_error.errno not in OUT_OF_DESCRIPTORS:
+                raise
+            raise OutOfDescriptors("The router has no file descriptors left.") from exc
         use.is_connecting = False
         return opened
