@@ -72,7 +72,7 @@ class Stitch:
     def next_call(self) -> GenerateCall:
         """The call for the next part; each has its own rid, the first one the client's.
 
-        No rid begins with another's: SGLang aborts all rids that begin with the one it is told.
+        No rid begins with another's: SGLang aborts all rids that begin with the one it is given.
         """
         self._begin = len(self.output_ids)
         self._parts += 1

@@ -437,7 +437,7 @@ SEVERAL = {
 
 @pytest.mark.parametrize(("path", "asked"), SEVERAL.items(), ids=SEVERAL)
 async def test_no_rid_at_a_worker_begins_with_another(path, asked):
-    """SGLang aborts all that begin with the rid it is told: one sample would end others."""
+    """SGLang aborts all that begin with the rid it is given: one sample would end others."""
     async with fleet(1) as (router, (worker,)):
         worker.hold(after_tokens=1)
         asking = asyncio.create_task(router.http.post(path, json={**asked, "rid": "mine"}))
