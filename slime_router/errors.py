@@ -49,7 +49,7 @@ class RouterError(Exception):
     status = 500
     type = "server_error"
     code: str | None = "internal_error"
-    is_answer = False  # of a worker: it is alive, and says itself that it failed
+    is_misfit = False  # of a worker: no request could do better there
     is_final = False  # a retry cannot help: a header keeps SDKs from trying
 
     def __init__(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 from aiohttp import web
 
+from slime_router.api.generate.worker_bodies import WorkerBody
 from slime_router.api.request import session_id
 from slime_router.auth.caller import Caller, caller
 from slime_router.edge.bodies import read_body
@@ -22,7 +23,7 @@ RECEIPT = "x-slime-receipt"
 STATUS = "passed"  # in the receipt, where a captured turn shows how its prompt was made
 
 HandOn: TypeAlias = Callable[
-    [web.Request, str, bytes, Mapping[str, str]], Awaitable[web.StreamResponse]
+    [web.Request, str, WorkerBody, Mapping[str, str]], Awaitable[web.StreamResponse]
 ]
 Flight: TypeAlias = Callable[[str | None], AbstractAsyncContextManager[None]]
 
@@ -63,7 +64,7 @@ class MediaPass:
         self,
         hand_on: HandOn | None,
         flight: Flight | None,
-        prepare: Callable[[bytes, bool, Caller], bytes] = lambda raw, _, __: raw,
+        prepare: Callable[[bytes, bool, Caller], WorkerBody] = lambda raw, _, __: WorkerBody(raw),
     ) -> None:
         self.passed = 0
         self._prepare = prepare
@@ -97,13 +98,15 @@ class MediaPass:
         medium = next(_media(body), None)
         if medium is None:
             return None
-        raw = self._prepare(await read_body(request), True, caller(request))
+        sent = self._prepare(await read_body(request), True, caller(request))
         self.passed += 1
         session, reason = session_id(request, body), f"{medium.kind} at {medium.path}"
         logger.info("not captured: path=%s session=%.100r reason=%s", path, session, reason)
         target = f"{path}?{request.rel_url.raw_query_string}".rstrip("?")
         async with self._flight(session):
-            return await self._hand_on(request, target, raw, {**headers, RECEIPT: _receipt(reason)})
+            return await self._hand_on(
+                request, target, sent, {**headers, RECEIPT: _receipt(reason)}
+            )
 
 
 def is_free_of_media(message: Any) -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from slime_router.checkpoint import hub
 from slime_router.errors import SetupError, one_line
 
 
@@ -20,8 +21,11 @@ class CheckpointFiles:
     """
 
     def __init__(self, path_or_id: str) -> None:
-        """SetupError where the name is a path without a directory."""
-        self.name = path_or_id
+        """SetupError where the name is a path without a directory, or an id that is out of reach.
+
+        Attributes:
+            name: the id; or the directory that has the files.
+        """
         is_path = path_or_id.startswith(("/", "./", "../"))
         try:
             is_directory = Path(path_or_id).is_dir()
@@ -30,6 +34,7 @@ class CheckpointFiles:
             raise SetupError(f"cannot be read: {exc.strerror}") from exc
         if is_path and not is_directory:
             raise SetupError("no such directory")
+        self.name = path_or_id if is_directory else hub.reached(path_or_id)
 
     def find(self, filename: str) -> Path | None:
         """Where the file is on this machine; fetched first where it is not."""

@@ -25,7 +25,8 @@ def import_from_sglang(name: str) -> Any:
     """A module of SGLang, `name` without the leading `sglang.srt.`.
 
     Raises:
-        ImportError: SGLang is not installed, or too old to have it.
+        ModuleNotFoundError: of the name `sglang`: it is not installed.
+        ImportError: it is too old to have this module, or misses something.
     """
     if not _has_engine():
         _enter_without_engine()
@@ -51,7 +52,7 @@ def _enter_without_engine() -> None:
         return
     found = PathFinder.find_spec("sglang")
     if found is None or not found.submodule_search_locations:
-        raise ImportError("no module named sglang")
+        raise ModuleNotFoundError("no module named sglang", name=_PACKAGES[0])
     root = str(found.submodule_search_locations[0])
     for name in _PACKAGES:
         package = ModuleType(name)

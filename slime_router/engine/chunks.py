@@ -7,6 +7,7 @@ All tokens of a chunk have one weight version, unless the worker gives exact spa
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,12 @@ import orjson
 
 from slime_router.engine import answer
 from slime_router.engine.answer import Item
-from slime_router.engine.cumulative import CumulativeCutter, names_version
+from slime_router.engine.cumulative import (
+    CumulativeCutter,
+    has_spans,
+    names_version,
+    repeats_all,
+)
 from slime_router.engine.masks import (
     LOGPROBS,
     MASK,
@@ -44,8 +50,8 @@ class ChunkReader:
     request, `version_before` gives the version it had then: without spans, the one in the reply
     would be wrong. Anything else the router knows is older than what the worker reports.
     `masks` says whether the worker was asked what it samples from, `tops` the same of the likeliest
-    tokens. `experts_start` is the position from which routed experts were requested, and ids are in
-    `[0, vocab_size)`.
+    tokens. `experts_start` is the position from which routed experts were requested, ids are in
+    `[0, vocab_size)`, and there are at most `max_len` of them.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class ChunkReader:
         *,
         vocab_size: int,
         with_logprobs: bool,
+        max_len: int | None = None,
         is_native: bool = False,
         is_stream: bool = True,
         version_before: Callable[[], WeightVersion | None] = lambda: None,
@@ -66,6 +73,7 @@ class ChunkReader:
         self.failure: RouterError | None = None  # after the chunks that were returned last
         self.weight_version: WeightVersion | None = None  # as the worker reported it last
         self._vocab_size = vocab_size
+        self._max_len = sys.maxsize if max_len is None else max_len
         self._is_stream = is_stream
         self._version_before = version_before
         self._experts_start = experts_start
@@ -173,8 +181,8 @@ class ChunkReader:
         if chunk is not None:
             self.take_back(len(chunk.output_ids))
         newest = answer.load_item(payloads[-1])
-        before = payloads[:0] if _repeats_all(newest) else payloads[-2:-1]
-        if not _has_spans(newest) and (hides_weights or self._is_under_new_weights(newest)):
+        before = payloads[:0] if repeats_all(newest) else payloads[-2:-1]
+        if not has_spans(newest) and (hides_weights or self._is_under_new_weights(newest)):
             before = payloads[:-1]  # only these show which tokens other weights sampled
         chunks.extend(self._chunk(answer.load_item(payload), payload) for payload in before)
         chunks.append(self._chunk(newest, payloads[-1]))
@@ -237,6 +245,7 @@ class ChunkReader:
             meta,
             like,
             vocab_size=self._vocab_size,
+            max_len=self._max_len,
             with_logprobs=self._with_logprobs,
             asks_masks=self._masks.asks,
         )
@@ -356,6 +365,10 @@ class ChunkReader:
             raise WorkerFailed("The worker's output became shorter.")
         if new_len == 0:  # an abort in the queue repeats its last id in either kind of stream
             return 0
+        if total > self._max_len:
+            raise WorkerFailed(
+                f"The worker sent {total} tokens, and was asked for {self._max_len}."
+            )
         if ids_len not in (total, new_len):
             raise WorkerFailed(f"The worker sent {ids_len} ids of {total}, {before} known before.")
         if before:
@@ -374,19 +387,6 @@ def _going_on(chunk: GenerateChunk) -> GenerateChunk:
     item = chunk.item or {}
     meta = {**item.get("meta_info", {}), "finish_reason": None}
     return chunk._replace(finish=None, item={**item, "meta_info": meta})
-
-
-def _repeats_all(item: Item) -> bool:
-    meta = item.get("meta_info")
-    ids = item.get("output_ids")
-    if not isinstance(meta, dict):
-        return False
-    return not isinstance(ids, list) or len(ids) == meta.get("completion_tokens", len(ids))
-
-
-def _has_spans(item: Item) -> bool:
-    meta = item.get("meta_info")
-    return isinstance(meta, dict) and bool(meta.get("weight_versions"))
 
 
 def _error_status(error: Any) -> int:

@@ -18,6 +18,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from slime_router.choices import Capture
+from slime_router.engine.answer import Item
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.connector import Connector, Use, note_in
 from slime_router.engine.exchange import Body, Exchange, NotTaken, WorkerAnswer, framed
@@ -150,7 +151,7 @@ class WorkerClient:
                 if is_over := answer.status != 200:
                     raise read_error(answer.status, await read_whole(answer))
                 prompt, lines = call.prompt, lines_of(answer)
-                reader = self._reader(call, exchange, masks, tops, with_logprobs=with_logprobs)
+                reader = self._reader(call, params, exchange, masks, tops, with_logprobs)
                 tap = tapped(answer, call.shortcut, lines, reader)
                 data = b"-"
                 while data and not reader.is_finished:
@@ -327,15 +328,17 @@ class WorkerClient:
     def _reader(
         self,
         call: GenerateCall,
+        params: Item,
         exchange: Exchange[Answer],
         masks: MaskPlan,
         tops: TopPlan,
-        *,
         with_logprobs: bool,
     ) -> ChunkReader:
+        limit: int | None = params.get("max_new_tokens")
         return ChunkReader(
             vocab_size=self._vocab_size,
             with_logprobs=with_logprobs,
+            max_len=exchange.worker.context_len if limit is None else limit,
             is_native=call.is_passed_on,
             is_stream=call.stream,
             version_before=exchange.version_before_update,

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import orjson
 
+from slime_router.engine.answer import Item
 from slime_router.types import WeightVersion
 
 # No JSON string can contain these: a quote inside a string is escaped.
@@ -109,3 +110,18 @@ class CumulativeCutter:
     @staticmethod
     def _unfound(known: dict[bytes, tuple[int, int]]) -> Iterator[bytes]:
         return (marker for marker, _ in _LISTS if marker not in known)
+
+
+def repeats_all(item: Item) -> bool:
+    """Whether an item of a stream has all output so far, as far as it says."""
+    meta = item.get("meta_info")
+    ids = item.get("output_ids")
+    if not isinstance(meta, dict):
+        return False
+    return not isinstance(ids, list) or len(ids) == meta.get("completion_tokens", len(ids))
+
+
+def has_spans(item: Item) -> bool:
+    """Whether an item says which weights sampled which tokens."""
+    meta = item.get("meta_info")
+    return isinstance(meta, dict) and bool(meta.get("weight_versions"))

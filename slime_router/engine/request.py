@@ -327,20 +327,24 @@ def _spelled(sampling: Sampling) -> Item:
     return params
 
 
+def _misfit(words: str) -> WorkerFailed:
+    failed = WorkerFailed(words)
+    failed.is_misfit = True
+    return failed
+
+
 def read_error(status: int, body: bytes) -> RouterError:
     """The error that an answer with `status` means; reads every shape that workers use."""
     if status >= 400 and _ABOUT_MASKS.search(words := _words(body)):
         return MasksRefused(words, status=status, body=body)
     if status >= 500 and status != 503:
-        failed = WorkerFailed(f"The worker failed with status {status}.")
-        failed.is_answer = True
-        return failed
-    if status in NOT_SERVED:  # no request could do better there
-        return WorkerFailed(f"The worker does not serve this route: it answers {status}.")
-    if status in NO_KEY:  # nor here
-        return WorkerFailed(f"The worker refuses the router's key: it answers {status}.")
+        return WorkerFailed(f"The worker failed with status {status}.")
+    if status in NOT_SERVED:
+        return _misfit(f"The worker does not serve this route: it answers {status}.")
+    if status in NO_KEY:
+        return _misfit(f"The worker refuses the router's key: it answers {status}.")
     if status < 400:
-        return WorkerFailed(f"The worker answered with an unexpected status, {status}.")
+        return _misfit(f"The worker answered with an unexpected status, {status}.")
     words = _words(body) or f"The worker refused the request with status {status}."
     if status == 503:
         busy = WorkerRefused(words, status=status, body=body)

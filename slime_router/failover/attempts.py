@@ -44,6 +44,7 @@ MAX_ABORTS = 5  # by workers, in a row and without a token in between
 STEADY_S = 5.0  # a generation that ran for this long may resume at once: weights were updated
 
 Failure: TypeAlias = NotTaken | RouterError
+_Accused: TypeAlias = dict[str, set[Worker]]  # workers by how they failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +85,11 @@ class Run:
 class _Trouble:
     """What went wrong with the tries of one request."""
 
-    accused: dict[str, set[Worker]] = field(default_factory=dict)  # by what they answered
+    accused: _Accused = field(default_factory=dict)  # before they sampled anything
+    cut_short: _Accused = field(default_factory=dict)  # in the middle of their output
     stale: set[str] = field(default_factory=set)  # URLs whose kept connection was closed
     tried_prefills: set[str] = field(default_factory=set)  # URLs
-    short_stays: int = 0  # in a row, that ended with an abort
+    short_stays: int = 0  # in a row, that ended before the output did
     resumed_at: tuple[WeightVersion | None, int] | None = None  # see `may_resume`
     # In a row, without a token in between:
     retries: int = 0
@@ -252,9 +254,14 @@ class Attempts:
         """The worker samples: the request is fine, and failures are counted from zero again."""
         self.is_sampling = True
         if (trouble := self._known_trouble) is not None:
-            self._settle(is_good=True)
+            self._settle(trouble.accused, is_good=True)
             trouble.retries = trouble.broken = trouble.aborts = 0
         lease.answered()
+
+    def served(self) -> None:
+        """A worker has ended the output: those that broke it off were at fault."""
+        if (trouble := self._known_trouble) is not None:
+            self._settle(trouble.cut_short, is_good=True)
 
     async def failed(self, exc: Failure, stitch: Stitch | None = None) -> None:
         """The try ended with `exc`; returns when the next one is due.
@@ -278,25 +285,37 @@ class Attempts:
             self._trouble.retries += 1
         sampled_len = 0 if stitch is None else len(stitch.output_ids)
         self._note_retry(logging.WARNING, worker, exc, sampled_len)
+        stays = self._note_stay() if self.is_sampling else 0
         if not has_others:
             await self._back_off(
-                self._trouble.retries - 1, at_least_s=self._pool.cooldown_s(self._need)
+                max(self._trouble.retries, stays) - 1, at_least_s=self._pool.cooldown_s(self._need)
             )
+        elif stays > MAX_BROKEN:
+            await self._back_off(stays - MAX_BROKEN - 1)
 
-    def _settle(self, *, is_good: bool) -> None:
-        """Counts the errors that workers gave as answers, once it is known whose fault they were.
+    def _accuse(self, worker: Worker, exc: RouterError) -> None:
+        trouble = self._trouble
+        accused = trouble.cut_short if self.is_sampling else trouble.accused
+        alike = accused.setdefault(exc.message, set())
+        if self.is_sampling and alike == {worker}:  # again, and no other has
+            self._pool.failed(worker)
+        alike.add(worker)
 
-        A request that works elsewhere was not at fault. Nor is a worker whose error another gives
-        to the same request: otherwise one client's request could take all of them out of service.
+    def _settle(self, accused: _Accused, *, is_good: bool) -> None:
+        """Counts the failures of workers, once it is known whose fault they were.
+
+        A request that works elsewhere was not at fault. Nor is a worker if another fails alike with
+        the same request: otherwise one client's request could take all of them out of service.
         """
-        for workers in self._trouble.accused.values():
+        for workers in accused.values():
             if is_good or len(workers) == 1:
                 for worker in workers:
                     self._pool.failed(worker)
-        self._trouble.accused.clear()
+        accused.clear()
 
     def _final_error(self, exc: Failure) -> RouterError:
-        self._settle(is_good=False)
+        for accused in (self._trouble.accused, self._trouble.cut_short):
+            self._settle(accused, is_good=False)
         if not isinstance(exc, NotTaken):
             return exc
         words = f"No worker could be reached: {exc.reason}."
@@ -323,10 +342,10 @@ class Attempts:
             return True
         if not isinstance(exc, WorkerFailed | WorkerTimeout):
             return False  # it is not the worker's fault
-        if exc.is_answer and not self.is_sampling:
-            self._trouble.accused.setdefault(exc.message, set()).add(worker)
-        else:
+        if exc.is_misfit:
             self._pool.failed(worker)
+        else:
+            self._accuse(worker, exc)
         self._dispatcher.on_suspicion(worker)
         self._trouble.broken += not self.is_sampling
         return isinstance(exc, WorkerFailed) and self._trouble.broken < MAX_BROKEN
@@ -351,9 +370,13 @@ class Attempts:
 
     async def rest_after_abort(self) -> None:
         """A worker that keeps aborting is asked less and less often, even if tokens come."""
+        await self._back_off(self._note_stay() - 1)
+
+    def _note_stay(self) -> int:
+        """How many stays in a row were short, with the one that ends now; at least one."""
         is_short = self._clock() - self._entered_at < STEADY_S
         self._trouble.short_stays = self._trouble.short_stays + 1 if is_short else 1
-        await self._back_off(self._trouble.short_stays - 1)
+        return self._trouble.short_stays
 
     async def _back_off(self, retry: int, *, at_least_s: float = 0.0) -> None:
         delay_s = self._dispatcher.backoff.delay_s(retry, self._dispatcher.random)

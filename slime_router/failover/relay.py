@@ -160,6 +160,7 @@ class Relay:
             if not stitch.can_go_on:
                 self._note_dropped(part, len(stitch.output_ids))
             return stitch.emit(last, goes_on=True)
+        attempts.served()
         self._finished(part, lease.worker, stitch)
         lease.close()  # its reader may keep it open for the other samples of the request
         return stitch.emit(last)

@@ -118,8 +118,9 @@ class PromptMaker:
         date = self._date(talk.turn)
         messages = self._template.parts.whole(call.messages)
         if mode == "template" or failed:
-            text, notes = self._rendered(call, talk, messages, date)
+            text, notes, start = self._rendered(call, talk, messages, date)
         else:
+            start = 0
             text, notes = self._template.render_noted(messages, call.template, date=date)
         if mode == "held" and not call.template.continue_final_message:
             is_long = len(messages) >= LONG_TALK
@@ -130,7 +131,7 @@ class PromptMaker:
             if is_long:
                 await others_run()
         first = 0 if failed else talk.new_index(messages)
-        left_out = self._template.left_out(text, messages, first, call.template, date)
+        left_out = self._template.left_out(text, messages, first, start, call.template, date)
         prompt = await self._from_text(call, text, talk=talk, date=date, reason=reason)
         if not (notes or left_out):
             return prompt
@@ -143,8 +144,8 @@ class PromptMaker:
         talk: Conversation,
         messages: Sequence[Message],
         date: datetime | None,
-    ) -> tuple[str, tuple[str, ...]]:
-        """The text of all messages, with notes as `render_noted` has them."""
+    ) -> tuple[str, tuple[str, ...], int]:
+        """The text of all messages, notes as `render_noted` has them, and what it begins at."""
         asked = Question(messages, len(messages), call.template, date)
         before = None if talk.turn is None else talk.turn.id
         made = self._transcripts.continued(asked, before)
@@ -152,12 +153,12 @@ class PromptMaker:
         if made is None:
             text, notes = self._template.render_noted(messages, call.template, date=date)
             if notes:
-                return text, notes
+                return text, notes, 0
             made = self._transcripts.of_whole(asked, text, before, talk.new_index(messages) - 1)
             if made is None:
-                return text, notes
+                return text, notes, 0
         self._transcripts.note(call.turn_id, made)
-        return made.text, notes
+        return made.text, notes, made.start
 
     async def length(self, call: GenerateCall) -> int:
         """How many tokens the prompt of a call has; nothing of it is kept."""

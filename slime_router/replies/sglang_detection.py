@@ -8,6 +8,7 @@ torch is not installed, those are stood in for, and nothing that is called here 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +20,13 @@ from slime_router.checkpoint.sglang_entry import import_from_sglang
 from slime_router.errors import SetupError, one_line
 from slime_router.replies.sglang_parsers import MISSING, load_parsers
 
+logger = logging.getLogger(__name__)
+
 _RULES = "parser.template_detection"
 _SETTINGS = "sglang.srt.arg_groups"
 _HUB = "sglang.srt.utils.hf_transformers_utils"
 _FLAGS = ("reasoning_parser", "tool_call_parser")
+_UNKNOWN_THINKING = "SGLang's rules do not say whether this chat template thinks: %s"
 _EXPLICIT = "explicit_"  # of a mode: it has to be turned on
 
 
@@ -121,15 +125,22 @@ class Thinking:
 
 
 def thinking_of(template: str | None) -> Thinking | None:
-    """What a chat template says of it by SGLang's rules; None where they know nothing."""
+    """What a chat template says of it by SGLang's rules; None where they know nothing.
+
+    What the rules cannot say, the format's parser does; a line of the log says why they cannot.
+    """
     try:
-        _, found = _load_rules().detect_reasoning_pattern(template)
-        special, switch = found.special_case, found.toggle_param
-    except Exception:  # noqa: BLE001 - what the rules cannot say, the format's parser does
+        found = _load_rules().detect_reasoning_pattern(template)[1]
+        if found is None:
+            return None
+        special, switch, default = found.special_case, found.toggle_param, found.default_enabled
+    except Exception as exc:  # noqa: BLE001 - SGLang's rules may raise anything on a template
+        if getattr(exc, "name", None) != "sglang":  # without it, nobody asks for this
+            logger.warning(_UNKNOWN_THINKING, one_line(exc))
         return None
     if special is not None:
         return Thinking(default=special != "mistral", by_effort=special != "always")
-    return Thinking(default=bool(found.default_enabled), switch=switch)
+    return Thinking(default=bool(default), switch=switch)
 
 
 class _Vocabulary:

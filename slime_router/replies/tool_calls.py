@@ -324,10 +324,9 @@ class CallReader:
     def _parse(self, text: str, *, is_last: bool) -> tuple[str, list[Any]]:
         content, items = self._parser.read(text, self._tools)
         if is_last:
-            more = items
-            while more:  # some give a name only, and its arguments with the next piece
-                _, more = self._parser.read("", self._tools)
-                items += more
+            more = items  # some give a name only, and its arguments with the next piece
+            while more and (found := self._parser.read("", self._tools)[1]) != more:
+                items += (more := found)  # never the same again: DeepSeek V3.1's repeats itself
             rest, late = self._parser.finish(self._tools)
             content, items = content + rest, [*items, *late]
         return content, items

@@ -8,7 +8,7 @@ The same forest and selection as those of the rows, without their arrays: what a
     fork       the same, but the parent was continued before
     drift      departs inside the answer of an older turn
     realigned  the same, shortly before the end of the answer: it continues it all the same
-    sample     answers the prompt of an older turn, asked for by the same request
+    sample     answers the prompt of an older turn, as another sample of the same request
     retry      answers the prompt of an older turn, which was sent again
     empty      has no output
 """
@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias
 
 from slime_router.rows.forest import TurnNode, TurnSource
 from slime_router.rows.rows import RowOptions, RowStats, Span, plan
+from slime_router.rows.selection import origins_of
 from slime_router.trajectory.turn import Turn
 
 Cause: TypeAlias = Literal[
@@ -89,12 +90,13 @@ def outline(
 
 
 def _places(nodes: Sequence[TurnNode], reasons: dict[str, str]) -> list[Place]:
-    first: dict[bytes, TurnNode] = {}
+    origins = origins_of(nodes)
+    first: dict[tuple[bytes, str], TurnNode] = {}
     continued: set[str] = set()
     places = []
     for node in nodes:
-        cause, of, departs_at = _cause(node, first.get(node.prompt_key), continued)
-        first.setdefault(node.prompt_key, node)
+        repeated = _repeated(node, *origins[node.turn.id], first)
+        cause, of, departs_at = repeated or _cause(node, continued)
         parent = None if node.parent is None else node.parent.turn.id
         if parent is not None:
             continued.add(parent)
@@ -102,13 +104,20 @@ def _places(nodes: Sequence[TurnNode], reasons: dict[str, str]) -> list[Place]:
     return places
 
 
-def _cause(
-    node: TurnNode, twin: TurnNode | None, continued: set[str]
-) -> tuple[Cause, str | None, int]:
+def _repeated(
+    node: TurnNode, request: str, sample: str, first: dict[tuple[bytes, str], TurnNode]
+) -> tuple[Cause, str, int] | None:
+    """The older turn with the same prompt: of the same sample, else request, else any.
+
+    `first` has the oldest turns by prompt and by each of those names; this one is added.
+    """
+    names: tuple[tuple[Cause, str], ...] = (("retry", sample), ("sample", request), ("retry", ""))
+    twins = [(cause, first.setdefault((node.prompt_key, name), node)) for cause, name in names]
+    return next(((c, twin.turn.id, node.prompt_len) for c, twin in twins if twin is not node), None)
+
+
+def _cause(node: TurnNode, continued: set[str]) -> tuple[Cause, str | None, int]:
     turn, parent = node.turn, node.parent
-    if twin is not None:
-        is_sample = bool(turn.request_id) and turn.request_id == twin.turn.request_id
-        return "sample" if is_sample else "retry", twin.turn.id, node.prompt_len
     if parent is not None and node.shared_len < parent.turn.held_len:
         return "realigned", parent.turn.id, node.shared_len
     if node.base is not None and node.base_len < node.base.held_len:

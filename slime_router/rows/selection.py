@@ -49,6 +49,19 @@ def select(
     return selection
 
 
+def origins_of(nodes: Iterable[TurnNode]) -> dict[str, tuple[str, str]]:
+    """By turn: the request that asked for it, and the first try at the same sample.
+
+    A plug-in's further try is recorded as a request of its own, and named after the first.
+    """
+    turns = {node.turn.id: node.turn for node in nodes}
+    origins = {}
+    for turn in turns.values():
+        first = turns.get(turn.sample_id, turn)
+        origins[turn.id] = (first.request_id or first.id, first.id)
+    return origins
+
+
 def _drop_unused(
     nodes: Sequence[TurnNode],
     is_delivered: Callable[[str], bool],
@@ -57,7 +70,7 @@ def _drop_unused(
 ) -> list[TurnNode]:
     """The nodes that are used, children before their parents."""
     prompts = _grouped(nodes, lambda node: node.prompt_key)
-    origins = _origins(nodes)
+    origins = origins_of(nodes)
     kept: list[TurnNode] = []
     continued: set[str] = set()
     # A child's prompt is longer than its parent's: so children come first.
@@ -70,19 +83,6 @@ def _drop_unused(
         kept += used
         continued.update(node.parent.turn.id for node in used if node.parent is not None)
     return kept
-
-
-def _origins(nodes: Sequence[TurnNode]) -> dict[str, tuple[str, str]]:
-    """By turn: the request that asked for it, and the first try at the same sample.
-
-    A plug-in's further try is recorded as a request of its own, and named after the first.
-    """
-    turns = {node.turn.id: node.turn for node in nodes}
-    origins = {}
-    for turn in turns.values():
-        first = turns.get(turn.sample_id, turn)
-        origins[turn.id] = (first.request_id or first.id, first.id)
-    return origins
 
 
 def _last_requests(

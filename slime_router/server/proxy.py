@@ -17,6 +17,7 @@ from aiohttp import hdrs, web
 
 from slime_router.api import sse
 from slime_router.api.errors import openai_error_object
+from slime_router.api.generate.worker_bodies import WorkerBody
 from slime_router.api.request import reply_headers
 from slime_router.auth.caller import Caller, caller
 from slime_router.auth.surface import CONVERSATIONS, Served, is_of_an_api, served_at, tidy_path
@@ -76,7 +77,7 @@ class PassThrough:
         self,
         request: web.Request,
         target: str,
-        body: bytes | None = None,
+        body: WorkerBody | None = None,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> web.StreamResponse:
         """Sends `request` to the least loaded worker and its answer to the client.
@@ -101,12 +102,12 @@ class PassThrough:
         upload = _Upload(request, self._max_payload_size) if is_unread else None
         try:
             async with (
-                self._slot(request, is_work=body is not None),
+                self._slot(request, body),
                 self._relay.reach(
                     request.method,
                     target,
                     headers=to_worker(request, but=() if body is None else _LENGTH),
-                    body=body if upload is None else upload,
+                    body=upload if body is None else body.raw,
                     can_repeat=upload is None,
                     need=_need(request, is_light=body is None),
                 ) as answer,
@@ -118,13 +119,13 @@ class PassThrough:
             raise
 
     @asynccontextmanager
-    async def _slot(self, request: web.Request, *, is_work: bool) -> AsyncIterator[None]:
-        """Work has a slot for the block."""
-        if not is_work:
+    async def _slot(self, request: web.Request, body: WorkerBody | None) -> AsyncIterator[None]:
+        """Work, of which the body was read, has a slot for the block."""
+        if body is None:
             yield
             return
-        name = fresh_hex(24)
-        slot = await self._admission.enter(name, Party(caller(request).owner, name))
+        party = Party(caller(request).owner, fresh_hex(24))
+        slot = await self._admission.enter(body.rid or party.name, party)
         if slot is None:
             raise Conflict("It was aborted while it waited.")
         with slot:
@@ -222,7 +223,7 @@ def _target(request: web.Request) -> str:
     return raw if raw.startswith("/") else request.rel_url.raw_path_qs
 
 
-Prepare: TypeAlias = Callable[[bytes, bool, Caller], bytes]
+Prepare: TypeAlias = Callable[[bytes, bool, Caller], WorkerBody]
 
 
 class Fallback:
@@ -276,8 +277,8 @@ class Fallback:
         if not _is_checked(request, path, served):
             return await self._others.hand_on(request, target)
         raw = await read_body(request)
-        raw = self._prepare(raw, tidy in CONVERSATIONS, caller(request))
-        return await self._others.hand_on(request, target, raw)
+        body = self._prepare(raw, tidy in CONVERSATIONS, caller(request))
+        return await self._others.hand_on(request, target, body)
 
     async def _check(self, request: web.Request, path: str, served: Served | None) -> None:
         is_upgrade = request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"

@@ -9,9 +9,16 @@ from functools import partial
 from typing import Protocol
 
 from slime_router.errors import BadRequest
-from slime_router.template.layout import Layout, compares_messages, holds_plainly, not_found
+from slime_router.template.layout import (
+    Layout,
+    compares_messages,
+    end_of,
+    holds,
+    stands_elsewhere,
+)
 from slime_router.template.messages import (
     REFERENCE,
+    content_text,
     renderable,
     with_whole_arguments,
     without_late_systems,
@@ -20,7 +27,7 @@ from slime_router.template.parts import Parts, find_parts, prints_names
 from slime_router.template.seam import Control, Sampled, Seam
 from slime_router.template.self_test import Findings, find_ends, self_test
 from slime_router.template.spelling import Spelling, find_spelling
-from slime_router.template.stand_ins import is_reply, unsaid_word
+from slime_router.template.stand_ins import View, is_reply, unsaid_word
 from slime_router.template.suffix import Question, Suffix, Suffixes
 from slime_router.template.transcript import Transcripts
 from slime_router.types import Message, TemplateOptions
@@ -196,26 +203,43 @@ class ChatTemplate:
         text: str,
         messages: Sequence[Message],
         first: int,
+        start: int,
         options: TemplateOptions,
         date: datetime | None,
     ) -> tuple[str, ...]:
         """What of `messages[first:]`, and of the tools, is not in their prompt `text`, by its name.
 
-        Where the text of a message is not found there, a word in its place is looked for: some
-        templates print JSON in a form of their own.
+        Args:
+            text: the prompt of all messages.
+            messages: the whole conversation.
+            first: which of them is the first new one.
+            start: the message from which it is enough to render (see `Transcript`); 0: all of it.
+            options: tools and arguments of the rendering.
+            date: the date pinned for this conversation.
+
+        Where their texts are not found there one after the other, as some templates print JSON in
+        a form of their own, or where they may be there for another reason, words in their places
+        are looked for.
         """
         fields = self.left_out_fields(messages, first, options)
-        if holds_plainly(text, messages, first):
+        new, near = messages[first:], messages[max(0, first - 1) :]
+        after = end_of(text, messages[:first])
+        if holds(text, new, after, with_replies=True) and not stands_elsewhere(
+            near, new, self._suffixes.printed
+        ):
             return fields
-        lost = tuple(not_found(text, messages, first))
-        if lost:
-            words = {index: unsaid_word(f"{index}x") for index in lost}
-            marked = [
-                {**message, "content": words.get(index, message.get("content"))}
-                for index, message in enumerate(messages)
-            ]
-            again = self.try_render(marked, options, date)
-            lost = tuple(index for index in lost if again is not None and words[index] not in again)
+        words = {
+            index: unsaid_word(f"{index}x")
+            for index, message in enumerate(new, first)
+            if content_text(message.get("content")).strip()
+        }
+        view = View.of(messages, len(messages), start if start <= first else 0).messages
+        marked = [
+            {**message, "content": words.get(index, message.get("content"))}
+            for index, message in enumerate(view, len(messages) - len(view))
+        ]
+        again = self.try_render(marked, options, date)
+        lost = [index for index, word in words.items() if again is not None and word not in again]
         return (*(f"messages[{index}]" for index in lost), *fields)
 
     def left_out_fields(

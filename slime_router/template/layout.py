@@ -26,9 +26,9 @@ from slime_router.values import value
 MAX_LAYOUTS = 16_384
 BEGINNING_LEN = 64  # characters of a text that is looked for
 MAX_BEGINNINGS = 8  # that are looked at one by one
-MAX_FRAMES_LEN = 2**14  # characters that a template puts around a few messages
-NEAR_END = 2**16  # characters in which the new messages usually are
+MAX_COMMON_LEN = 256  # characters of a text that a template may say by itself
 MAX_MARKS = 64  # of a layout; a conversation with more replies in view is rendered once more
+_PLAIN = frozenset({"role", "content"})
 _STRING_METHODS = frozenset({"startswith", "endswith", "split", "rsplit", "find", "replace"})
 
 
@@ -100,58 +100,70 @@ def marks_of(parts: Sequence[str], groups: Sequence[Sequence[Message]]) -> tuple
     return tuple(Mark.of(part, group) for part, group in zip(parts, groups, strict=True))
 
 
-def holds(text: str, messages: Sequence[Message]) -> bool:
-    """Whether the text of each message that nobody sampled is in `text`, in order.
+def holds(
+    text: str, messages: Sequence[Message], start: int = 0, *, with_replies: bool = False
+) -> bool:
+    """Whether the text of each message is in `text` after `start`, one after the other.
 
-    Consecutive results of tools may be in any order: some templates sort them.
+    Consecutive results of tools may be in any order: some templates sort them. What was sampled
+    counts only `with_replies`, and then without its reasoning.
     """
-    start = end = 0
+    end = start
     was_result = False
     for message in messages:
+        said = content_text(message.get("content"))
         if is_reply(message):
             was_result = False
-            continue
+            if not with_replies:
+                continue
+            said = without_reasoning(said)
         is_result = str(message["role"]).lower() in ("tool", "function")
         if not (is_result and was_result):
             start = end
-        found = _find(text, content_text(message.get("content")), start)
+        found = _find(text, said, start)
         if found < 0:
             return False
         end, was_result = max(end, found), is_result
     return True
 
 
-def holds_plainly(text: str, messages: Sequence[Message], first: int) -> bool:
-    """Whether the texts of `messages[first:]` are in `text` as they are, in order.
-
-    It is the usual case, and quick: of a longer prompt only its end is looked at.
-    """
-    at = max(0, len(text) - NEAR_END) if first else 0
-    for message in messages[first:]:
-        content = message.get("content")
-        if not isinstance(content, str):
-            return False
-        at = find_long(text, content, at)
-        if at < 0:
-            return False
-    return True
-
-
-def not_found(text: str, messages: Sequence[Message], first: int) -> Iterator[int]:
-    """Which of `messages[first:]` have a text that is not in `text`, as far as that can be seen.
-
-    Each is looked for after the one before it, where it usually is.
-    """
-    new_len = sum(len(content_text(each.get("content"))) for each in messages[first:])
-    at = max(0, len(text) - 2 * new_len - MAX_FRAMES_LEN) if first else 0
-    for index in range(first, len(messages)):
-        said = content_text(messages[index].get("content"))
-        if is_reply(messages[index]):
+def end_of(text: str, messages: Sequence[Message]) -> int:
+    """Where the last of the messages that has a text ends, as far as that can be seen."""
+    for message in reversed(messages):
+        said = content_text(message.get("content"))
+        if is_reply(message):
             said = without_reasoning(said)
-        end = _find(text, said, at)
-        if end < 0 and _find(text, said, 0) < 0:
-            yield index
-        at = max(at, end)
+        if said := said.strip():
+            at = text.rfind(said)
+            return at + len(said) if at >= 0 else 0
+    return 0
+
+
+def stands_elsewhere(messages: Sequence[Message], new: Sequence[Message], printed: str) -> bool:
+    """Whether a text of the `new` messages may be in the prompt all the same if it is left out.
+
+    It may in what the template prints of its own, or among the calls or the reasoning of
+    `messages`.
+    """
+    others = [printed]
+    for message in messages:
+        if len(message) > 2:  # more than a role and a text
+            others += [str(value) for name, value in message.items() if name not in _PLAIN]
+    for message in new:
+        said = content_text(message.get("content")).strip()
+        if said and len(said) <= MAX_COMMON_LEN and any(said in other for other in others):
+            return True
+    return False
+
+
+def printed_words(source: str | None) -> str:
+    """All that a template may print of its own, and a little more; empty where nobody knows."""
+    tree = _parsed(source)
+    if tree is None:
+        return ""
+    texts = [data.data for data in tree.find_all(nodes.TemplateData)]
+    texts += [const.value for const in tree.find_all(nodes.Const) if isinstance(const.value, str)]
+    return "\0".join(texts)
 
 
 def pairs_of(messages: Sequence[Message], literals: Sequence[str]) -> frozenset[int]:

@@ -32,7 +32,9 @@ from slime_router.template.layout import (
     in_view,
     marks_of,
     pairs_of,
+    printed_words,
     reach,
+    stands_elsewhere,
 )
 from slime_router.template.messages import content_text
 from slime_router.template.seam import Cut, Sampled, Seam
@@ -96,6 +98,7 @@ class Suffixes:
             source
         )  # that the template looks for, where they are known
         self._literals = self.literals or ()
+        self.printed = printed_words(source)
 
     def find(self, question: Question, *, sampled: Sampled, layout: Layout | None) -> Suffix | None:
         """The suffix, or None where the template is not shown to append.
@@ -181,9 +184,13 @@ class Suffixes:
     def _left_out(self, view: View, drawing: Drawing, question: Question) -> tuple[int, ...] | None:
         """Which later messages the template prints nowhere; None where one is elsewhere.
 
-        Where their texts are not found, words in their places are looked for.
+        Where their texts are not found, or may be there for another reason, words in their places
+        are looked for.
         """
-        if holds(drawing.behind, view.later):
+        near = view.messages[view.index :]
+        if holds(drawing.behind, view.later) and not stands_elsewhere(
+            near, view.later, self.printed
+        ):
             return ()
         words = {
             view.index + 1 + number: f"{_LATER}{number}x"

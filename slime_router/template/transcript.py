@@ -83,6 +83,11 @@ class Transcript:
     settled: tuple[Settled, ...] = ()
     proved_len: int = 0
 
+    @property
+    def start(self) -> int:
+        """The message from which the rest is rendered; 0: nothing is settled."""
+        return self.settled[-1].start if self.settled else 0
+
     def with_settled(self, later: Settled) -> Transcript:
         """The same with a longer beginning settled, in place of those that stay no better."""
         earlier = (each for each in self.settled if not each.pairs <= later.pairs)
@@ -198,7 +203,7 @@ class Transcripts:
         The longest beginning stays before few kinds of messages. Where much more was in view, one
         in between stays before more of them.
         """
-        start = made.settled[-1].start if made.settled else 0
+        start = made.start
         in_view = question.size - start + (head_len(question.messages) if start else 0)
         kept_len, found = KEPT_LEN, list[Settled]()
         while in_view >= SHIFT_LEN and 2 * kept_len < in_view:

@@ -33,6 +33,7 @@ CALL: Message = {
 }
 RESULT: Message = {"role": "tool", "content": "Zresult", "tool_call_id": "abCD12345"}
 JSON: Message = {**RESULT, "content": '{"answer": "Zresult é", "list": [1,2]}'}
+HISTORIES: tuple[History, ...] = ("held", "template")
 TALKS: tuple[list[Message], ...] = (
     [SYSTEM, ASK],
     [DEVELOPER, ASK],
@@ -92,11 +93,55 @@ def test_texts_that_a_template_drops_are_named(name):
         text = template.try_render(messages, options)
         if text is None:
             continue
-        named = template.left_out(text, messages, 0, options, None)
+        named = template.left_out(text, messages, 0, 0, options, None)
         texts = tuple(name for name in named if name.endswith("]"))
         assert texts == lost(text, messages), messages
         found |= {number} if texts else set()
     assert found == LOSSES[name]
+
+
+# Texts that stand in the prompt for another reason, too: with the first new message of each talk.
+GO: Message = {"role": "system", "content": "go on"}
+ECHOES: tuple[tuple[list[Message], int], ...] = (
+    ([GO, ASK, REPLY, GO, user("Znext")], 3),
+    ([user("go on"), REPLY, GO, user("Znext")], 2),
+    ([ASK, REPLY, GO, user("go on then")], 2),
+    ([ASK, REPLY, GO, user("go on")], 2),
+    ([ASK, REPLY, user("go on"), GO], 2),
+    ([ASK, REPLY, {**GO, "content": "assistant"}, user("Znext")], 2),
+    ([ASK, CALL, {**RESULT, "content": "Zcity"}], 2),
+    ([ASK, CALL, {**RESULT, "content": "Zcity"}], 0),
+    ([ASK, CALL, {**RESULT, "content": "5"}, user("5")], 1),
+)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_text_that_is_dropped_is_named_though_it_stands_elsewhere(name):
+    template = family(name).chat_template()
+    options = TemplateOptions(tools=TOOLS)
+    for messages, first in ECHOES:
+        text = template.try_render(messages, options)
+        if text is None:
+            continue
+        marked = [{**m, "content": m["content"] and f"Z{at}Z"} for at, m in enumerate(messages)]
+        again = template.render(marked, options)
+        dropped = [
+            f"messages[{at}]" for at in range(first, len(messages)) if f"Z{at}Z" not in again
+        ]
+        named = template.left_out(text, messages, first, 0, options, None)
+        expected = [each for each in dropped if messages[int(each[9:-1])]["content"]]
+        assert [each for each in named if each.endswith("]")] == expected, messages
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+async def test_a_dropped_text_that_is_the_models_own_word_is_in_the_receipt(history):
+    talk = FamilyTalk(family("qwen3_vl"), history=history)
+    before = await talk.hear([ASK], "Hello", "<|im_end|>", tools=())
+    for word in ("assistant", "Hello", "Zuser", "Znext"):
+        late = {**SYSTEM, "content": word}
+        asked = [ASK, before.reply, late, user("Znext")]
+        after = await talk.hear(asked, "Yes", "<|im_end|>", tools=())
+        assert after.prompt.receipt.reason.endswith("; the template leaves out messages[2]"), word
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "qwen3"])
@@ -104,11 +149,8 @@ def test_only_what_is_new_is_looked_for(name):
     template = family(name).chat_template()
     messages = [ASK, REPLY, SYSTEM, user("Znext"), REPLY, SYSTEM, user("Zlast")]
     text = template.render(messages, TemplateOptions())
-    named = template.left_out(text, messages, 5, TemplateOptions(), None)
+    named = template.left_out(text, messages, 5, 0, TemplateOptions(), None)
     assert named == (("messages[5]",) if name == "qwen3_vl" else ())
-
-
-HISTORIES: tuple[History, ...] = ("held", "template")
 
 
 @pytest.mark.parametrize("history", HISTORIES)

@@ -252,6 +252,26 @@ async def test_it_counts_among_the_requests_that_a_door_lets_in():
         assert (await asked)[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body"), [(CHAT, chat(IMAGE)), ("/v1/embeddings", {"input": "a"})]
+)
+async def test_an_abort_reaches_what_waits_to_be_passed_on(path, body):
+    async with (
+        any_worker(hold_before=0) as worker,
+        serving(worker.url, enable_multimodal=True, max_concurrent_requests=1) as router,
+    ):
+        first = asyncio.create_task(router.post(path, json=body))
+        await until(lambda: len(worker.heard) == 1)
+        others = [asyncio.create_task(router.post(path, json={**body, "rid": r})) for r in "ab"]
+        await until(lambda: router.gateway.admission.figures.waiting == 2)
+        abort = asyncio.create_task(router.post("/abort_request", json={"rid": "b"}))
+        status, reply = await asyncio.wait_for(others[1], 30)
+        assert (status, reply["error"]["message"]) == (409, "It was aborted while it waited.")
+        worker.go.set()
+        await abort
+        assert [(await each)[0] for each in (first, others[0])] == [200, 200]
+
+
 async def test_without_a_worker_it_is_a_503():
     async with serving(enable_multimodal=True) as router:
         assert await refusal(router, CHAT) == (503, "no_available_workers")

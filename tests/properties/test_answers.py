@@ -90,6 +90,41 @@ def test_nothing_malformed_gets_through(
         orjson.dumps((chunk.item, chunk.text, chunk.weight_version, chunk.prompt_tokens))
 
 
+@given(
+    ids=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=2, max_size=12),
+    missing=st.integers(1, 5),
+    is_native=st.booleans(),
+    is_cumulative=st.booleans(),
+    is_whole=st.booleans(),
+)
+def test_no_more_tokens_come_than_were_asked_for(
+    ids: list[int], missing: int, is_native: bool, is_cumulative: bool, is_whole: bool
+) -> None:
+    max_len = max(len(ids) - missing, 0)
+    items = [
+        item(ids, 0 if is_cumulative else place, place + 1, is_last=place + 1 == len(ids))
+        for place in range(len(ids))
+    ]
+    if is_whole:
+        items = [item(ids, 0, len(ids), is_last=True)]
+    payloads = [[orjson.dumps(each)] for each in items]
+    for limit in (max_len, len(ids)):
+        reader = ChunkReader(
+            vocab_size=VOCAB_SIZE, with_logprobs=True, is_native=is_native, max_len=limit
+        )
+        begun, error = read_all(reader, payloads[:1])
+        found = [token for chunk in begun for token in chunk.output_ids]
+        for payload in payloads[1:] if error is None else ():
+            tokens = reader.tokens(payload[0])
+            chunks, error = read_all(reader, [payload] if tokens is None else [])
+            found += tokens[0] if tokens is not None else ()
+            found += [token for chunk in chunks for token in chunk.output_ids]
+            if error is not None:
+                break
+        assert found == (ids[:limit] if not is_whole or limit == len(ids) else [])
+        assert isinstance(error, WorkerFailed) is (limit < len(ids))
+
+
 @pytest.mark.parametrize(
     "streams",
     [

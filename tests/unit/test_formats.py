@@ -243,3 +243,27 @@ def test_where_one_call_is_asked_for_the_others_leave_nothing_behind(name):
         pieces = re.findall(CUTS[cut], text + behind)
         content, calls = read(name, pieces)
         assert read(name, pieces, is_parallel=False) == (content, calls[:1])
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", DISTINCT)
+def test_half_an_escaped_emoji_does_not_take_the_next_call_with_it(name, cut):
+    form = FORMATS[name]
+    calls: list[Call] = [("search", {"query": "a HALF b"}), PARIS]
+    text = form.write(calls[: form.most]).replace("HALF", r"\ud83d")
+    content, found = read(name, re.findall(CUTS[cut], text))
+    (_, first), *rest = values(found)
+    assert content.strip() == ""
+    assert first["query"] in ("a \ud83d b", r"a \ud83d b")  # an escape only where values are JSON
+    assert rest == calls[1 : form.most]
+
+
+@pytest.mark.parametrize("cut", [*CUTS, "split marks"])
+def test_deepseeks_call_that_is_not_json_ends_with_its_frame(cut):
+    """SGLang waits for JSON to end, and gives what it has again and again."""
+    text = FORMATS["deepseekv31"].write([("search", {"query": "a BROKEN"}), PARIS])
+    text = text.replace('BROKEN"', "b")
+    content, found = read("deepseekv31", re.findall(CUTS.get(cut, r"[\s\S]"), text))
+    assert found[0] == ("search", '{"query": "a b}')
+    if cut in CUTS:
+        assert (content, values(found[1:])) == ("", [PARIS])

@@ -194,6 +194,29 @@ def test_a_long_conversation_is_continued_from_few_messages(tmp_path, monkeypatc
     assert sum(sizes) - sum(whole) <= 100 * 10
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_doubt_in_a_long_conversation_costs_few_messages(is_there, tmp_path, monkeypatch):
+    """`assistant` is a word that the template prints itself."""
+    tokenizer = load_tokenizer(str(build_tiny_checkpoint(tmp_path)))
+    template, options, sizes = ChatTemplate(tokenizer), TemplateOptions(), []
+    render = tokenizer.render
+
+    def counted(messages, *args, **kwargs):
+        sizes.append(len(messages))
+        text = render(messages, *args, **kwargs)
+        return text if is_there else text.replace(messages[-1]["content"], "")
+
+    said = {"role": "assistant", "content": "yes"}
+    messages = [user("0"), *(each for n in range(100) for each in (said, user(f"{n} and")))]
+    messages += [said, user("assistant")]
+    text = template.render(messages, options)
+    monkeypatch.setattr(tokenizer, "render", counted)
+    lost = ("messages[202]",)
+    left_out = template.left_out(text, messages, len(messages) - 1, 190, options, None)
+    assert left_out == (() if is_there else lost)
+    assert sizes == [1 + len(messages) - 190]
+
+
 @pytest.mark.parametrize("period", [2, 5, 17])
 def test_kinds_of_messages_that_come_now_and_then_are_seen_once(tmp_path, period):
     template = ChatTemplate(load_tokenizer(str(build_tiny_checkpoint(tmp_path))))

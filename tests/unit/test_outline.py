@@ -62,6 +62,27 @@ def test_a_prompt_that_departs_inside_an_older_prompt_is_a_branch():
     assert causes(outline(book, ["t1", "t2"]))["t2"] == ("branch", "t1", 2)
 
 
+def test_further_tries_at_samples_are_retries_of_these_and_samples_of_each_other():
+    """Their requests are their own; a plug-in may have changed the prompt of all of them."""
+    book = Book()
+    for number in (1, 2):
+        book.add(f"a{number}", [1], [10 + number], request_id="r")
+    for number in (1, 2):
+        book.add(f"a{number}-2", [1, 7], [20 + number], request_id=f"a{number}-2")
+    book.add("a2-3", [1], [31], request_id="a2-3")
+    book.add("b1", [1], [41], request_id="q")
+    book.add("b2", [1], [42], request_id="q")
+    assert causes(outline(book, list(book.turns))) == {
+        "a1": ("start", None, 0),
+        "a2": ("sample", "a1", 1),
+        "a1-2": ("start", None, 0),
+        "a2-2": ("sample", "a1-2", 2),
+        "a2-3": ("retry", "a2", 1),
+        "b1": ("retry", "a1", 1),
+        "b2": ("sample", "b1", 1),
+    }
+
+
 def test_turns_without_a_token_are_there_and_say_so():
     book = Book()
     book.add("t1", [1, 2], [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,9 +33,40 @@ def test_a_template_says_whether_its_model_thinks(template, found):
     assert thinking_of(text) == found
 
 
-def test_without_sglangs_rules_nothing_is_known(monkeypatch):
-    monkeypatch.setattr("slime_router.replies.sglang_detection._load_rules", lambda: None)
+def test_without_sglang_nothing_is_known_and_nothing_said(monkeypatch, caplog):
+    def missing():
+        raise ModuleNotFoundError("no module named sglang", name="sglang")
+
+    monkeypatch.setattr("slime_router.replies.sglang_detection._load_rules", missing)
     assert thinking_of(CHATML) is None
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (ModuleNotFoundError("no module named 'regex'", name="regex"), "no module named 'regex'"),
+        (ImportError("cannot import\nname"), "cannot import name"),
+        (RecursionError("too deep"), "too deep"),
+    ],
+)
+def test_rules_that_fail_are_named_in_one_line(failure, said, monkeypatch, caplog):
+    def fails(template):
+        raise failure
+
+    rules = SimpleNamespace(detect_reasoning_pattern=fails)
+    monkeypatch.setattr("slime_router.replies.sglang_detection._load_rules", lambda: rules)
+    assert thinking_of(CHATML) is None
+    [line] = caplog.messages
+    assert line.endswith(f": {said}")
+
+
+def test_rules_of_another_shape_are_named_in_one_line(monkeypatch, caplog):
+    rules = SimpleNamespace(detect_reasoning_pattern=lambda template: (True, SimpleNamespace()))
+    monkeypatch.setattr("slime_router.replies.sglang_detection._load_rules", lambda: rules)
+    assert thinking_of(CHATML) is None
+    [line] = caplog.messages
+    assert "special_case" in line
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -43,6 +43,13 @@ _PROMPTS = frozenset({"text", "input", "prompt", "query"})
 _OF_MEDIA = ("image", "video", "audio")  # how names of what is not for the tokenizer begin
 
 
+class WorkerBody(NamedTuple):
+    """A body as a worker gets it. `rid`: the router's name of the request, where it has one."""
+
+    raw: bytes
+    rid: str | None = None
+
+
 class WorkerBodies:
     """Checks them. `vocab_size`: ids are in `[0, vocab_size)`."""
 
@@ -56,7 +63,7 @@ class WorkerBodies:
     def __repr__(self) -> str:
         return f"<WorkerBodies for {self._vocab_size} ids>"
 
-    def prepared(self, raw: bytes, is_conversation: bool, who: Caller) -> bytes:
+    def prepared(self, raw: bytes, is_conversation: bool, who: Caller) -> WorkerBody:
         """The body as a worker gets it for `who`: as it came, unless the callers' differ in it.
 
         A rid of the caller's choice is left out where another caller's could be the same.
@@ -64,24 +71,25 @@ class WorkerBodies:
         Raises:
             BadRequest: a worker might not survive it.
         """
-        self.check(raw, is_conversation)
+        body = self._checked(raw, is_conversation)
         is_parted = self._isolates_owners and bool(who.owner)
-        if not raw.strip() or not (who.tag or is_parted):
-            return raw
-        body = orjson.loads(raw)
+        given = body.get("rid")
+        rid = who.own_rid(given) if given and isinstance(given, str) else None
+        if not body or not (who.tag or is_parted):
+            return WorkerBody(raw, rid)
         own = {name: value for name, value in body.items() if name != "rid" or not who.tag}
         if is_parted:
             own = own_fields(own, who)
-        return raw if own == body else orjson.dumps(own)
+        return WorkerBody(raw if own == body else orjson.dumps(own), rid)
 
-    def check(self, raw: bytes, is_conversation: bool = False) -> None:
-        """Raises BadRequest unless a worker survives the body.
+    def _checked(self, raw: bytes, is_conversation: bool) -> dict[str, Any]:
+        """The object in a body that a worker survives, empty where there is none; else BadRequest.
 
         In a conversation only lists that are named so hold ids: it has schemas of tools, with
         numbers of any kind.
         """
         if not raw.strip():
-            return
+            return {}
         check_containers(raw)
         try:
             body = orjson.loads(raw)
@@ -93,6 +101,7 @@ class WorkerBodies:
             raise BadRequest("The request body must be a JSON object.", code="invalid_json")
         self.allowances.check(body)
         self._check_object(body, "", 0, is_strict=not is_conversation)
+        return body
 
     def _check_object(
         self, body: Mapping[str, Any], where: str, depth: int, *, is_strict: bool

@@ -32,7 +32,8 @@ class PlainItems:
     """
 
     __slots__ = (
-        "_keys", "_meta_keys", "_steady", "_usual", "_vocab_size", "_with_logprobs", "rest"
+        "_keys", "_max_len", "_meta_keys", "_steady", "_usual", "_vocab_size", "_with_logprobs",
+        "rest",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +43,7 @@ class PlainItems:
         like: GenerateChunk,
         *,
         vocab_size: int,
+        max_len: int,
         with_logprobs: bool,
         asks_masks: bool,
     ) -> None:
@@ -49,6 +51,7 @@ class PlainItems:
         if not asks_masks and MASK in meta:
             names.append(MASK)
         self._vocab_size = vocab_size
+        self._max_len = max_len
         self._with_logprobs = with_logprobs
         self._keys, self._meta_keys = tuple(item), tuple(meta)
         if "error" in item or "completion_tokens" not in meta or any(map(meta.get, _NEVER_PLAIN)):
@@ -65,7 +68,7 @@ class PlainItems:
         if tuple(meta) != self._meta_keys or self._steady(meta) != self._usual:
             return None
         total = meta["completion_tokens"]
-        if type(total) is not int or total != known_len + len(ids):
+        if type(total) is not int or total != known_len + len(ids) or total > self._max_len:
             return None
         if type(item.get("text", "")) is not str:
             return None
