@@ -160,7 +160,9 @@ class CallDetector:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Tags that it must be given in one piece, in order."""
+        """Tags that it must be given in one piece, in order; what ends calls is among them."""
+        if self.name == _PYTHONIC:
+            return ("]",)
         known = {**vars(type(self._detector)), **vars(self._detector)}.values()
         texts = {value.strip() for value in known if isinstance(value, str)}
         return tuple(sorted(filter(_TAG.fullmatch, texts)))

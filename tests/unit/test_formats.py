@@ -175,6 +175,16 @@ def test_a_call_cut_before_its_arguments_has_none(name):
             assert arguments.strip() != "{}", text[:at]
 
 
+@pytest.mark.parametrize("name", DISTINCT)
+def test_white_space_at_the_end_is_content(name):
+    """Also where the reply ends with the very token that has it."""
+    for text in ("Well.\n", "Well. \n\n", "1 < 2 [x]\n"):
+        parser = parser_of(name)
+        pieces = tokens(text)
+        said = [parser.push(p, is_last=n == len(pieces)) for n, p in enumerate(pieces, 1)]
+        assert "".join(delta.content for delta in said) == text
+
+
 @pytest.mark.parametrize("name", sorted(FORMATS.keys() - NO_TEXT_BETWEEN))
 def test_text_behind_the_calls_is_content(name):
     text, calls = written(name, "two", LEAD)
@@ -182,6 +192,17 @@ def test_text_behind_the_calls_is_content(name):
     assert values(found) == calls
     lead = LEAD.strip() if FORMATS[name].speaks else ""
     assert content.split() == f"{lead} That is all, I think.".split()
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - NO_TEXT_BETWEEN))
+def test_text_behind_a_long_call_is_content(name):
+    """Its parser was given longer pieces for a while."""
+    for length in range(0, 600, 60):
+        city = "Köln " * (length // 5) + "end"
+        calls: list[Call] = [("get_weather", {"days": 3, "city": city})]
+        content, found = read(name, tokens(FORMATS[name].write(calls) + "\n\nThat is all."))
+        assert values(found) == calls
+        assert content.split() == ["That", "is", "all."], length
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS.keys() - NO_TEXT_BETWEEN - {"gigachat3"}))
