@@ -36,9 +36,7 @@ NO_TOKENS = token_ids(())
 
 @value(frozen=True, slots=True)
 class Piece:
-    """A run of tokens and its text.
-
-    Cutting is safe: where a text is cut into pieces that nobody sampled,
+    """A run of tokens and its text. Cutting is safe: of pieces that nobody sampled,
     `concat(p.ids for p in pieces) == encode(concat(p.text for p in pieces))`.
     """
 
