@@ -229,7 +229,7 @@ class Recorder:
         if turn_id == call.turn_id:
             return call
         if is_beside:  # a worker refuses a rid that it is answering already
-            call = replace(call, rid=f"{call.rid}-try{tries}", asked_as=call.asked_as or call.rid)
+            call = replace(call, rid=f"try{tries}-{call.rid}", asked_as=call.asked_as or call.rid)
         return replace(call, turn_id=turn_id, request_id=turn_id)
 
     def record(self, turn: OpenTurn, finish: Finish) -> None:
