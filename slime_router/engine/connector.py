@@ -81,9 +81,14 @@ class Connector(aiohttp.TCPConnector):
         """
         use = _use.get(None) or Use()
         use.is_fresh = use.is_connecting = True
+        url = args[0].url
         try:
             opened = await super()._create_connection(*args, **kwargs)
-        except aiohttp.ClientConnectorError as exc:
+        except BaseException as exc:  # or cancelled, as nothing answers
+            # The name may have another address by now: a pod that was made again has.
+            self.clear_dns_cache(url.raw_host, url.port)
+            if not isinstance(exc, aiohttp.ClientConnectorError):
+                raise
             if exc.os_error.errno not in OUT_OF_DESCRIPTORS:
                 raise
             raise OutOfDescriptors("The router has no file descriptors left.") from exc
