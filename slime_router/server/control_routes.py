@@ -147,7 +147,6 @@ class ControlRoutes:
         (answer,) = heard.values()
         if isinstance(answer, RouterError):
             raise answer
-        check_answer(answer.status)
         headers = to_client(answer.headers, but=("content-length",))
         return web.Response(status=answer.status, headers=headers, body=answer.body)
 
@@ -186,6 +185,7 @@ class ControlRoutes:
             answer = await self._client.ask(
                 worker, order.method, order.target, headers=order.headers, body=order.body or None
             )
+            check_answer(answer.status)
         except RouterError as exc:  # one worker's failure; the others still get the request
             logger.warning("%s failed: worker=%s reason=%s", order.target, worker.url, exc)
             if path in _STOPS:
