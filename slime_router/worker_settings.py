@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from slime_router.choices import PolicyName, Resume
+from slime_router.choices import PolicyName, Resume, read_version_policy, show_version_policy
 from slime_router.setting import SOON, count, path, seconds, setting
-from slime_router.version_policy import read_version_policy, show_version_policy
 
 
 @dataclass(frozen=True, kw_only=True)

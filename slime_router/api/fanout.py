@@ -39,6 +39,7 @@ async def _several(
 
     No reply is whole before that.
     """
+    await router.check(calls)
     steps: asyncio.Queue[_Step] = asyncio.Queue()
     tasks = [
         asyncio.create_task(_pump(router, call, index, steps), name=f"generation {call.rid}")

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from slime_router.auth.configured_file import configured_text
 from slime_router.auth.keys import check_key
+from slime_router.configured_file import configured_text
 from slime_router.errors import SetupError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")

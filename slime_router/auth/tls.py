@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from slime_router.auth.configured_file import check_regular
+from slime_router.configured_file import check_regular
 from slime_router.errors import SetupError
 
 

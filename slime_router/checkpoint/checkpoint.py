@@ -19,7 +19,6 @@ from typing import Any
 
 import tokenizers
 
-from slime_router.auth.configured_file import configured_text
 from slime_router.checkpoint import python_formats as encoders
 from slime_router.checkpoint import tiktoken_file
 from slime_router.checkpoint.byte_bpe import prove
@@ -27,6 +26,7 @@ from slime_router.checkpoint.files import CheckpointFiles, default_template, wit
 from slime_router.checkpoint.modalities import is_multimodal
 from slime_router.checkpoint.tekken import FILENAME as TEKKEN
 from slime_router.checkpoint.tekken import Tekken
+from slime_router.configured_file import configured_text
 from slime_router.errors import SetupError, one_line
 from slime_router.template.renderer import JinjaRenderer
 from slime_router.tokens.model import Model, Renderer

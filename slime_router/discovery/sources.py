@@ -46,9 +46,13 @@ class Source(Protocol):
 
 
 class FileSource:
-    """A file with one URL per line; `#` begins a comment. An empty file means no workers."""
+    """A file with one URL per line; `#` begins a comment. An empty file means no workers.
 
-    patience = 1
+    A worker leaves after two looks without it: a file that is being written over is empty, or ends
+    anywhere, for a moment.
+    """
+
+    patience = 2
 
     def __init__(self, path: Path) -> None:
         self.name = f"file:{path}"

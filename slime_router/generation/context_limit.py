@@ -8,10 +8,10 @@ that does not fit itself is passed on, and the worker's refusal is the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from slime_router.engine.request import is_too_much
-from slime_router.errors import WorkerRefused
+from slime_router.errors import ContextLengthExceeded, WorkerRefused
 from slime_router.types import GenerateCall
 from slime_router.values import replace
 
@@ -20,11 +20,41 @@ class ContextLimit:
     """Limits calls, once their prompts are made, to the tokens that fit.
 
     `context_len()` is the shortest context of the workers, None until one has reported it.
-    A native body is left as it is.
+    A native body is left as it is. `length(call)` is that of a call's prompt, in tokens.
     """
 
-    def __init__(self, context_len: Callable[[], int | None]) -> None:
+    def __init__(
+        self,
+        context_len: Callable[[], int | None],
+        length: Callable[[GenerateCall], Awaitable[int]],
+    ) -> None:
         self._context_len = context_len
+        self._length = length
+
+    async def check(self, calls: Sequence[GenerateCall]) -> None:
+        """Whether the prompts of one request all fit: nothing is sampled of it where one does not.
+
+        A text of fewer bytes than the context has tokens fits, and need not be encoded for that.
+
+        Raises:
+            ContextLengthExceeded: one does not.
+        """
+        context_len = self._context_len()
+        if context_len is None:
+            return
+        prompts = {call.request_id: call for call in calls}  # samples of one prompt share it
+        for call in prompts.values():
+            length = 0
+            if call.input_ids is not None:
+                length = len(call.input_ids)
+            elif call.text is not None and len(call.text.encode()) >= context_len:
+                length = await self._length(call)
+            if length >= context_len:
+                raise ContextLengthExceeded(
+                    f"This model's maximum context length is {context_len} tokens. The input"
+                    f" ({length} tokens) is longer than the model's context length"
+                    f" ({context_len} tokens)."
+                )
 
     def fitted(self, call: GenerateCall) -> GenerateCall:
         """The call, with a limit if it asks for more than there is room for."""

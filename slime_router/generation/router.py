@@ -8,9 +8,10 @@ would leave the worker's lease to the garbage collector.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from copy import deepcopy
+from typing import TypeAlias
 
 from slime_router.generation.middleware import CallNext, Dispatch, Middleware
 from slime_router.template.heard import Heard
@@ -18,20 +19,35 @@ from slime_router.types import GenerateCall, GenerateChunk
 from slime_router.values import replace
 from slime_router.waiting.cancel_scope import CancelScope, Cut
 
+Check: TypeAlias = Callable[[Sequence[GenerateCall]], Awaitable[None]]
+
 
 class Router:
     """Runs generations through the middleware, outermost first, down to `dispatch`.
 
-    `dispatch` is the pipeline; without plug-ins, it is all there is.
+    `dispatch` is the pipeline; without plug-ins, it is all there is. `check` looks at the prompts
+    of a request that has several, before the first of them is sent.
     """
 
-    def __init__(self, middlewares: Sequence[Middleware], dispatch: Dispatch) -> None:
+    def __init__(
+        self, middlewares: Sequence[Middleware], dispatch: Dispatch, *, check: Check | None = None
+    ) -> None:
         self._middlewares = tuple(middlewares)
         self._dispatch = dispatch
+        self._check = check
 
     def __repr__(self) -> str:
         names = [getattr(m, "__name__", type(m).__name__) for m in self._middlewares]
         return f"<Router {' -> '.join([*names, 'dispatch'])}>"
+
+    async def check(self, calls: Sequence[GenerateCall]) -> None:
+        """Whether all `calls` of one request can be served. Plug-ins may change prompts first.
+
+        Raises:
+            RouterError: one cannot.
+        """
+        if self._check is not None and not self._middlewares:
+            await self._check(calls)
 
     def generate(self, call: GenerateCall) -> aclosing[AsyncGenerator[GenerateChunk, None]]:
         """The stream of one generation; leaving the block closes every layer.

@@ -101,6 +101,7 @@ class TokenPath:
 
         `context_len()` is the shortest context of the workers, None until one has reported it.
         """
+        limit = ContextLimit(context_len, self.length)
         pipeline = Pipeline(
             # Plug-ins may ask several times, or not at all, so counting goes outside them.
             counting=Counting() if plugins else self.counting,
@@ -109,9 +110,9 @@ class TokenPath:
             fetch=self.fetch,
             recording=self.recording,
             caching=self.caching,
-            context_limit=ContextLimit(context_len),
+            context_limit=limit,
             relay=relay,
             meters=self.meters,
         )
         outer = (self.counting.around, *plugins) if plugins else ()
-        return Router(outer, pipeline.generate)
+        return Router(outer, pipeline.generate, check=limit.check)

@@ -11,7 +11,10 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import orjson
+
 from slime_router.errors import SetupError
+from slime_router.json_text import without_halves
 from slime_router.replies.calls import python_lists
 
 _TAG = re.compile(r"<.{1,62}>")
@@ -34,6 +37,7 @@ _REASONING_FIELDS: dict[str, type] = {
     "think_end_token": str,
     "think_start_self_label": str,
 }
+_IS_WHOLE = "_is_complete_json"
 _IN_REASONING = "_in_reasoning"
 _SAYS_AGAIN = "_force_nonempty_content"  # a reply that is all reasoning is content, too
 _READS = ("parse_streaming_increment", "_parse_streaming_increment_impl", "finish")
@@ -57,10 +61,35 @@ _STEP3_PARAMETER = re.compile(
 _MINIMAX2 = "MinimaxM2Detector"
 _MINIMAX2_END = "tool_call_function_end_token"
 _MINIMAX2_READ = "_parse_and_stream_parameters"
+_DEEPSEEK31 = "DeepSeekV31Detector"
+_DEEPSEEK31_END = "<｜tool▁call▁end｜>"
 _PYTHONIC = "PythonicDetector"
 _PYTHONIC_FIELD = "tool_call_regex"
 _PYTHONIC_METHODS = ("_get_parameter_value", "_find_matching_bracket")
 _PYTHON_LISTS = (_PYTHONIC, "Lfm2Detector")  # each skips calls whose arguments it cannot read
+
+
+def read_any_json(modules: Iterable[Any]) -> None:
+    """Makes SGLang's modules take JSON with half of an escaped emoji for whole JSON.
+
+    They ask orjson, which refuses it. A call with one never ended: the calls after it were lost.
+
+    Raises:
+        SetupError: this version of SGLang does not fit.
+    """
+    for module in modules:
+        if not callable(getattr(module, _IS_WHOLE, None)):
+            where = f"{module.__name__}.{_IS_WHOLE}()"
+            raise SetupError(f"this version of SGLang does not fit: {where} is missing")
+        setattr(module, _IS_WHOLE, _is_whole)
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        orjson.loads(without_halves(text))
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 class NamedTokens:
@@ -96,6 +125,11 @@ class CallDetector:
             )
             parse = _with_last_brace(detector, detector._parse_and_stream_parameters)
             detector._parse_and_stream_parameters = parse
+        if self.name == _DEEPSEEK31:  # it waits for JSON, past the end of the call and in the next
+            _check(detector, {"_last_arguments": str}, ())
+            parse = detector.parse_streaming_increment
+            detector.parse_streaming_increment = _ending_with_frame(detector, parse)
+            detector.call_end = _DEEPSEEK31_END  # among its tags
         if self.name == _PYTHONIC:  # it takes no number with a sign, no bracket in a string
             _check(detector, {_PYTHONIC_FIELD: re.Pattern}, _PYTHONIC_METHODS)
             detector._get_parameter_value = python_lists.literal
@@ -126,7 +160,9 @@ class CallDetector:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Tags that it must be given in one piece, in order."""
+        """Tags that it must be given in one piece, in order; what ends calls is among them."""
+        if self.name == _PYTHONIC:
+            return ("]",)
         known = {**vars(type(self._detector)), **vars(self._detector)}.values()
         texts = {value.strip() for value in known if isinstance(value, str)}
         return tuple(sorted(filter(_TAG.fullmatch, texts)))
@@ -178,6 +214,22 @@ def _with_last_brace(detector: Any, parse: Callable[..., Any]) -> Callable[..., 
         if detector.tool_call_function_end_token in text and given[detector.current_tool_id]:
             given[detector.current_tool_id] = "{"
         return items
+
+    return parse_all
+
+
+def _ending_with_frame(detector: Any, parse: Callable[..., Any]) -> Callable[..., Any]:
+    """Reads calls; one whose arguments are not JSON ends with its frame, too."""
+
+    def parse_all(text: str, tools: list[Any]) -> Any:
+        result = parse(text, tools)
+        call, end, rest = detector._buffer.partition(_DEEPSEEK31_END)
+        given = detector._last_arguments
+        if end and detector.current_tool_name_sent and call.rstrip().endswith(given):
+            detector._buffer, detector._last_arguments = rest, ""
+            detector.current_tool_id += 1
+            detector.current_tool_name_sent = False
+        return result
 
     return parse_all
 

@@ -41,6 +41,7 @@ class CallReader:
     ) -> None:
         self._make = make
         self._parser = make()
+        self.marks = self._parser.tags  # that it must be given in one piece
         self._unknown = UnknownCalls(self._parser, tools)
         self._tools = tools
         self._ids = ids
@@ -66,11 +67,6 @@ class CallReader:
     def hidden(self) -> int:
         """Calls that were read and are not given: one was asked for."""
         return self._hidden
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """Tags that the parser must be given in one piece."""
-        return self._parser.tags
 
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         """Content and calls that one token's text adds; at the end also what was held back."""
@@ -101,8 +97,7 @@ class CallReader:
     def _boundary(self, text: str) -> int:
         """Where what waits is read whatever its length: after JSON, before a mark."""
         if self._braces is None:
-            begins = FRAME.search(text) or self._mark() in text.split()
-            return 0 if self._held and begins else -1
+            return 0 if self._held and self._is_mark(text) else -1
         end = self._braces.end(text)
         if end >= 0:
             self._braces = None
@@ -112,7 +107,11 @@ class CallReader:
         """Inside JSON the pieces grow with what was read, so that all of them cost as one."""
         if not _SHORT_LEN < len(self._held) + len(self._raw) < 2 * len(self._raw):
             return False
-        return self._braces is not None or not (self._begun or FRAME.search(text))
+        return self._braces is not None or not (self._begun or self._is_mark(text))
+
+    def _is_mark(self, text: str) -> bool:
+        mark = text.strip()
+        return bool((mark and mark in (self._mark(), *self.marks)) or FRAME.search(text))
 
     def unread(self) -> str:
         """The text that neither content nor calls were made of yet."""
@@ -138,7 +137,7 @@ class CallReader:
         if deltas or content.strip():
             self._unsaid = ""
         elif is_last:
-            content = self._left()
+            content = self._left() or content
         content = self._after_calls(content, deltas) if had_begun else content
         if self._doubted is None:
             return content, deltas
@@ -324,10 +323,9 @@ class CallReader:
     def _parse(self, text: str, *, is_last: bool) -> tuple[str, list[Any]]:
         content, items = self._parser.read(text, self._tools)
         if is_last:
-            more = items
-            while more:  # some give a name only, and its arguments with the next piece
-                _, more = self._parser.read("", self._tools)
-                items += more
+            more = items  # some give a name only, and its arguments with the next piece
+            while more and (found := self._parser.read("", self._tools)[1]) != more:
+                items += (more := found)  # never the same again: DeepSeek V3.1's repeats itself
             rest, late = self._parser.finish(self._tools)
             content, items = content + rest, [*items, *late]
         return content, items

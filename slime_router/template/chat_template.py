@@ -250,7 +250,11 @@ class ChatTemplate:
         for index, message in enumerate(messages[first:], first):
             if len(message) > 2:  # more than a role and a text
                 unprinted = self._unprinted(message)
-                lost += [f"messages[{index}].{name}" for name in unprinted if message.get(name)]
+                lost += [
+                    f"messages[{index}].{name}"
+                    for name in unprinted
+                    if message.get(name.removesuffix("[1:]"))
+                ]
         return tuple(lost)
 
     def _unprinted(self, message: Message) -> Iterator[str]:
@@ -258,6 +262,8 @@ class ChatTemplate:
         if is_reply(message):
             if not self.findings.prints_calls:
                 yield "tool_calls"
+            elif not self.findings.prints_more_calls and len(message.get("tool_calls") or ()) > 1:
+                yield "tool_calls[1:]"
             if not self.findings.prints_reasoning:
                 yield "reasoning_content"
         elif not self.prints_names and message["role"] != "tool":

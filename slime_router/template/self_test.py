@@ -51,6 +51,7 @@ class Findings:
     has_developer_role: bool = False
     prints_tools: bool = False
     prints_calls: bool = False
+    prints_more_calls: bool = True  # of one reply, beside the first
     prints_call_ids: bool = False
     prints_reasoning: bool = False  # in `reasoning_content`, of a reply that was the last
     call_arguments: str = "object"  # or "text"
@@ -186,6 +187,7 @@ def self_test(template: Probed, ends: TurnEnds) -> Findings:
         has_developer_role=template.has_developer_role,
         prints_tools=_prints_tools(template),
         prints_calls=spelling.prints_calls,
+        prints_more_calls=_prints_more_calls(template),
         prints_call_ids=spelling.prints_ids,
         prints_reasoning=_prints_reasoning(template),
         call_arguments=spelling.arguments,
@@ -221,6 +223,18 @@ def _prints_tools(template: Probed) -> bool:
     [tool] = PROBE_OPTIONS.tools
     named = {**tool, "function": {**tool["function"], "name": SENTINEL}}
     return _is_printed(template, [_USER], TemplateOptions(tools=(named,)), SENTINEL)
+
+
+def _prints_more_calls(template: Probed) -> bool:
+    """False only where a reply with two calls is printed with one of them."""
+    [call] = _CALL["tool_calls"]
+    calls = [
+        {**call, "id": call_id, "function": {"name": "add", "arguments": {"a": word}}}
+        for call_id, word in ((_CALL_ID, "first"), (_CALL_ID[::-1], SENTINEL))
+    ]
+    results = [{**_RESULT, "tool_call_id": call["id"]} for call in calls]
+    text = template.try_render([_USER, {**_CALL, "tool_calls": calls}, *results], PROBE_OPTIONS)
+    return text is None or SENTINEL in text
 
 
 def _prints_reasoning(template: Probed) -> bool:

@@ -100,6 +100,28 @@ def test_texts_that_a_template_drops_are_named(name):
     assert found == LOSSES[name]
 
 
+@pytest.mark.parametrize("name", ["gptoss", "qwen3", "llama3_1", "built-in llama3_2"])
+def test_calls_of_which_only_the_first_is_printed_are_named(name):
+    """Where a template refuses several calls, that is another matter."""
+    template = family(name).chat_template()
+    options = TemplateOptions(tools=TOOLS)
+    [call] = CALL["tool_calls"]
+    function = {**call["function"], "arguments": '{"city": "Zmore"}'}
+    more: Message = {
+        **CALL,
+        "tool_calls": [call, {**call, "id": "abCD67890", "function": function}],
+    }
+    results = [RESULT, {**RESULT, "tool_call_id": "abCD67890"}]
+    for calls, expected in (
+        (CALL, ()),
+        (more, ("messages[1].tool_calls[1:]",) if name == "gptoss" else ()),
+    ):
+        messages = [ASK, calls, *results[: len(calls["tool_calls"])]]
+        text = template.try_render(messages, options) or ""
+        assert template.left_out(text, messages, 0, 0, options, None) == expected
+        assert template.left_out(text, messages, 2, 0, options, None) == ()
+
+
 # Texts that stand in the prompt for another reason, too: with the first new message of each talk.
 GO: Message = {"role": "system", "content": "go on"}
 ECHOES: tuple[tuple[list[Message], int], ...] = (

@@ -12,6 +12,7 @@ from anthropic.types.beta import beta_content_block_param, beta_tool_result_bloc
 from pydantic import BaseModel
 
 from tests.integration.gateway import Served, served, user
+from tests.integration.test_tool_calls import parsing, say
 from tests.stack import tiny_tokenizer
 
 MESSAGES = "/v1/messages"
@@ -312,3 +313,20 @@ async def test_what_is_wrong_about_the_output_is_named(fields: dict[str, Any], p
         assert status == 400
         assert f"'{param}'" in reply["error"]["message"]
         assert not worker.requests
+
+
+@pytest.mark.parsers
+async def test_a_reply_that_comes_back_in_several_messages_is_one() -> None:
+    call = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
+    tools = [{"name": "look", "input_schema": {"type": "object"}}]
+    body = {"model": "m", "max_tokens": 99, "tools": tools}
+    async with parsing() as (router, worker):
+        say(worker, "<think>\nhm\n</think>\n\nI look.\n" + call)
+        _, reply = await router.post(MESSAGES, {**body, "messages": [user("Hi")]})
+        said = [{"role": "assistant", "content": [block]} for block in reply["content"]]
+        assert len(said) == 3
+        result = {"type": "tool_result", "tool_use_id": reply["content"][-1]["id"], "content": "A"}
+        talk = [user("Hi"), *said, user([result])]
+        async with router.http.post(MESSAGES, json={**body, "messages": talk}) as response:
+            receipt = json.loads(response.headers["x-slime-receipt"])
+    assert (receipt["status"], receipt["reason"]) == ("extended", "continues the turn")

@@ -162,3 +162,39 @@ async def test_the_worker_s_own_words_are_not_touched():
         assert status == 400
         assert "Requested token count exceeds" in orjson.dumps(reply).decode()
         assert [wanted(worker, i) for i in range(len(worker.requests))] == [32_000]
+
+
+IDS = {"input_ids": [HELLO, [1] * CONTEXT_LEN]}
+BATCHES: dict[str, tuple[str, dict[str, Any]]] = {
+    "texts": (COMPLETIONS, {"prompt": ["Hi", LONG]}),
+    "ids": (COMPLETIONS, {"prompt": [HELLO, [1] * CONTEXT_LEN], "n": 2}),
+    "native texts": ("/generate", {"text": ["Hi", LONG]}),
+    "native ids": ("/generate", IDS),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), BATCHES.values(), ids=BATCHES)
+async def test_a_prompt_of_several_that_does_not_fit_is_refused_before_any_is_sent(
+    path, body, stream
+):
+    async with served({"context_len": CONTEXT_LEN}) as (router, worker):
+        await told(router)
+        before = router.footprint()
+        status, reply = await router.post(path, {**body, "stream": stream})
+        assert (status, worker.requests) == (400, [])
+        assert router.footprint() == before
+    assert reply["error"]["message"].startswith(
+        f"This model's maximum context length is {CONTEXT_LEN} tokens."
+    )
+    if path == COMPLETIONS:
+        error = reply["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+
+
+async def test_prompts_that_fit_are_all_sent():
+    texts = ["Hi", "again " * 40]  # more bytes than the context has tokens
+    async with served({"context_len": 2 * CONTEXT_LEN}) as (router, worker):
+        await told(router)
+        assert (await router.post(COMPLETIONS, {"prompt": texts, "max_tokens": 2}))[0] == 200
+        assert len(worker.requests) == 2

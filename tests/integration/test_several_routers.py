@@ -286,6 +286,20 @@ async def test_a_stored_response_is_continued_at_any_router(shared):
             assert (await fresh.post("/v1/responses", given))[0] == 400
 
 
+async def test_an_output_item_can_be_named_at_any_router(shared):
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
+        first = await answered(one, "first")
+        _, shown = await one.get(f"/v1/responses/{first}")
+        name = shown["output"][-1]["id"]
+        for router in (one, two):
+            given = {"input": [{"type": "item_reference", "id": name}, user("so?")]}
+            status, reply = await router.post("/v1/responses", given)
+            assert status == 200, reply
+        item: dict[str, Any] = {"type": "item_reference", "id": f"{name[:-1]}f"}
+        given = {"input": [item, user("so?")]}
+        assert (await two.post("/v1/responses", given))[0] == 404
+
+
 async def answered(router: Served, text: str, previous: str | None = None) -> str:
     """The id of a response."""
     given = {"input": text, "max_output_tokens": 4, "previous_response_id": previous}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from slime_router.auth.configured_file import MAX_BYTES, configured_text
 from slime_router.auth.keys_file import read_keys_file
 from slime_router.auth.tls import tls_context
+from slime_router.configured_file import MAX_BYTES, configured_text
 from slime_router.errors import SetupError
 
 

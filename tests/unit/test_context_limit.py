@@ -24,6 +24,14 @@ def call(prompt_len: int, max_tokens: int | None, token_limit: int | None = None
     )
 
 
+async def never(_: GenerateCall) -> int:
+    raise AssertionError("nothing is encoded")
+
+
+def limit(context_len: int | None) -> ContextLimit:
+    return ContextLimit(lambda: context_len, never)
+
+
 @pytest.mark.parametrize(
     ("prompt_len", "max_tokens", "token_limit", "fitted"),
     [
@@ -40,9 +48,9 @@ def call(prompt_len: int, max_tokens: int | None, token_limit: int | None = None
 def test_a_call_is_cut_to_what_fits(prompt_len, max_tokens, token_limit, fitted):
     asked = call(prompt_len, max_tokens, token_limit)
     expected = asked if fitted is None else replace(asked, token_limit=fitted)
-    assert ContextLimit(lambda: CONTEXT_LEN).fitted(asked) == expected
+    assert limit(CONTEXT_LEN).fitted(asked) == expected
 
 
 def test_nothing_is_cut_until_a_worker_has_said_how_long_its_context_is():
     asked = call(4, 1000)
-    assert ContextLimit(lambda: None).fitted(asked) is asked
+    assert limit(None).fitted(asked) is asked

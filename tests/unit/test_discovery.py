@@ -217,6 +217,20 @@ async def test_a_file_that_is_not_right_says_why(content, said, tmp_path):
         await FileSource(tmp_path).find()
 
 
+async def test_a_file_that_is_being_written_over_removes_nobody(tmp_path):
+    path, pool = tmp_path / "workers", WorkerPool()
+    path.write_text("http://a:1\nhttp://b:2\n")
+    discovery = Discovery(pool, [FileSource(path)], Supervisor(), interval_s=5)
+    for content in (None, "", None, "http://a:1\nhtt", None, "http://a:1\n", None):
+        path.write_text("http://a:1\nhttp://b:2\n" if content is None else content)
+        await discovery.look()
+        assert members(pool) == {"http://a:1", "http://b:2"}
+    path.write_text("http://a:1\n")
+    await discovery.look()
+    await discovery.look()
+    assert members(pool) == {"http://a:1"}
+
+
 # Names
 
 

@@ -175,6 +175,16 @@ def test_a_call_cut_before_its_arguments_has_none(name):
             assert arguments.strip() != "{}", text[:at]
 
 
+@pytest.mark.parametrize("name", DISTINCT)
+def test_white_space_at_the_end_is_content(name):
+    """Also where the reply ends with the very token that has it."""
+    for text in ("Well.\n", "Well. \n\n", "1 < 2 [x]\n"):
+        parser = parser_of(name)
+        pieces = tokens(text)
+        said = [parser.push(p, is_last=n == len(pieces)) for n, p in enumerate(pieces, 1)]
+        assert "".join(delta.content for delta in said) == text
+
+
 @pytest.mark.parametrize("name", sorted(FORMATS.keys() - NO_TEXT_BETWEEN))
 def test_text_behind_the_calls_is_content(name):
     text, calls = written(name, "two", LEAD)
@@ -182,6 +192,17 @@ def test_text_behind_the_calls_is_content(name):
     assert values(found) == calls
     lead = LEAD.strip() if FORMATS[name].speaks else ""
     assert content.split() == f"{lead} That is all, I think.".split()
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - NO_TEXT_BETWEEN))
+def test_text_behind_a_long_call_is_content(name):
+    """Its parser was given longer pieces for a while."""
+    for length in range(0, 600, 60):
+        city = "Köln " * (length // 5) + "end"
+        calls: list[Call] = [("get_weather", {"days": 3, "city": city})]
+        content, found = read(name, tokens(FORMATS[name].write(calls) + "\n\nThat is all."))
+        assert values(found) == calls
+        assert content.split() == ["That", "is", "all."], length
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS.keys() - NO_TEXT_BETWEEN - {"gigachat3"}))
@@ -243,3 +264,27 @@ def test_where_one_call_is_asked_for_the_others_leave_nothing_behind(name):
         pieces = re.findall(CUTS[cut], text + behind)
         content, calls = read(name, pieces)
         assert read(name, pieces, is_parallel=False) == (content, calls[:1])
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", DISTINCT)
+def test_half_an_escaped_emoji_does_not_take_the_next_call_with_it(name, cut):
+    form = FORMATS[name]
+    calls: list[Call] = [("search", {"query": "a HALF b"}), PARIS]
+    text = form.write(calls[: form.most]).replace("HALF", r"\ud83d")
+    content, found = read(name, re.findall(CUTS[cut], text))
+    (_, first), *rest = values(found)
+    assert content.strip() == ""
+    assert first["query"] in ("a \ud83d b", r"a \ud83d b")  # an escape only where values are JSON
+    assert rest == calls[1 : form.most]
+
+
+@pytest.mark.parametrize("cut", [*CUTS, "split marks"])
+def test_deepseeks_call_that_is_not_json_ends_with_its_frame(cut):
+    """SGLang waits for JSON to end, and gives what it has again and again."""
+    text = FORMATS["deepseekv31"].write([("search", {"query": "a BROKEN"}), PARIS])
+    text = text.replace('BROKEN"', "b")
+    content, found = read("deepseekv31", re.findall(CUTS.get(cut, r"[\s\S]"), text))
+    assert found[0] == ("search", '{"query": "a b}')
+    if cut in CUTS:
+        assert (content, values(found[1:])) == ("", [PARIS])

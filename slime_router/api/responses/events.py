@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 
 from slime_router.api.chat.reply import Tally
 from slime_router.api.responses.custom_tools import decode_input, input_so_far
+from slime_router.api.responses.item_ids import item_id
 from slime_router.errors import RouterError
-from slime_router.fresh_ids import fresh_hex
 from slime_router.types import Finish, GenerateChunk, ToolDelta
 
 Event: TypeAlias = dict[str, Any]
@@ -165,8 +165,9 @@ class ResponseEvents:
 
     def _begin(self, kind: Kind, fields: dict[str, Any]) -> list[Event]:
         events = self._close("completed")
-        item_id = f"{_ID_PREFIXES[kind]}_{fresh_hex(48)}"
-        item = self._open = _Item(kind, len(self._output), item_id, fields)
+        index = len(self._output)
+        name = item_id(_ID_PREFIXES[kind], self._style.id, index)
+        item = self._open = _Item(kind, index, name, fields)
         begun = item.written("in_progress", "")
         events.append(
             self._event("response.output_item.added", output_index=item.index, item=begun)

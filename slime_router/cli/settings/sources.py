@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from slime_router.auth.configured_file import configured_text
 from slime_router.cli.settings.option import ENVIRONMENT, Option
+from slime_router.configured_file import configured_text
 from slime_router.errors import one_line
 
 CONFIG_VARIABLE = f"{ENVIRONMENT}CONFIG"  # the same as --config

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from slime_router.auth.configured_file import configured_text
 from slime_router.cli.settings.option import ENVIRONMENT
 from slime_router.client import ClientError
 from slime_router.client.calls import Call
 from slime_router.client.sync import Client
+from slime_router.configured_file import configured_text
 
 DEFAULT_URL = "http://localhost:30001"
 URL_VARIABLE = f"{ENVIRONMENT}URL"

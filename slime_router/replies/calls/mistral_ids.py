@@ -12,7 +12,7 @@ import re
 
 import orjson
 
-from slime_router.json_text import Braces
+from slime_router.json_text import Braces, without_halves
 from slime_router.replies.tool_calls import CallReader
 from slime_router.types import ToolDelta
 from slime_router.values import replace
@@ -136,7 +136,7 @@ def _without_end(deltas: list[ToolDelta]) -> list[ToolDelta]:
 def _call_in(body: str) -> tuple[str, str | None]:
     """The name and the id of a call in the older form; "" and None where they are not to be had."""
     try:
-        call = orjson.loads(body)
+        call = orjson.loads(without_halves(body))  # a name and an id have none
     except orjson.JSONDecodeError:
         return "", None
     name, call_id = call.get("name"), call.get("id")

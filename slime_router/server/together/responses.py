@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from aiohttp import web
 
 from slime_router.api.request import read_object
+from slime_router.api.responses.item_ids import response_of_item
 from slime_router.api.responses.journaled import TABLE, JournaledResponses, is_deleted, is_packed
 from slime_router.api.responses.store import ResponseStore
 from slime_router.errors import NotDurable, RouterError
@@ -71,7 +72,7 @@ class SharedResponses:
                     self._put([(name, text.encode()) for name, text in line])
         for name in missing:
             if not self._kept.holds(name):
-                self._put(await self._line_of(name))
+                self._put(await self._line_of(response_of_item(name) or name))
 
     async def _hear_of_deletions(self, names: Iterable[str]) -> None:
         """What is here may have been deleted at another router."""
