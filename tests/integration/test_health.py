@@ -238,7 +238,7 @@ async def test_a_workers_queue_is_known():
 @pytest.mark.parametrize("loads", [5, True, "x", {"a": 1}, [5], [[]], [{"num_waiting_reqs": "x"}]])
 async def test_a_queue_that_a_worker_makes_no_sense_of_is_empty(loads):
     class Odd(FakeWorker):
-        async def _control(self, request: web.Request) -> web.StreamResponse:
+        async def _control(self, request: web.Request) -> web.Response:
             answer = await super()._control(request)
             is_asked = request.path == "/v1/loads"
             return web.json_response({"loads": loads}) if is_asked else answer
