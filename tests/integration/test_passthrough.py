@@ -175,6 +175,11 @@ async def test_what_only_the_router_says_does_not_come_from_a_worker():
         "Location": "http://10.0.0.1/",
         "Access-Control-Allow-Origin": "*",
         "Alt-Svc": 'h2="10.0.0.1:1"',
+        "Set-Cookie2": "a=1",
+        "Authentication-Info": "x",
+        "X-Accel-Redirect": "/internal",
+        "X-Sendfile": "/etc/passwd",
+        "NEL": "{}",
         "X-Own": "y",
     }
 
