@@ -206,7 +206,7 @@ def _fields(body: Mapping[str, Any]) -> RegistrationFields:
         "cost": (_is_cost, "a number, 0 or more"),
         "labels": (
             _are_labels,
-            f"at most {_MAX_LABELS} names with texts, each of at most {NAME_LEN} characters",
+            f"at most {_MAX_LABELS} names with texts, all of them short",
         ),
     }
     fields: dict[str, Any] = {}
