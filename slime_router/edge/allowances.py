@@ -45,7 +45,7 @@ _SESSION_FIELDS: Mapping[str, type] = {
 _SUSPECTS = _MEDIA_FIELDS | {"custom_logit_processor", "session_params", "type"}
 _HOLDERS = frozenset({dict, list})
 _BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]*")
-_JPEG = "/9j/"  # how each begins in base64
+_JPEG = "/9j/"  # the first bytes of each, in base64
 _MAX_PATH_LEN = 4096  # characters; Linux opens no longer one
 _FILE_ENDINGS = (
     *("png", "jpg", "jpeg", "webp", "gif", "bmp", "mp4", "avi", "mov", "mkv", "webm"),
@@ -204,7 +204,7 @@ def _is_harmless(source: str) -> bool:
 
 
 def _is_base64(source: str) -> bool:
-    """Whether a text of its letters, as short as a path, is no path: workers open those."""
+    """Whether a text in its letters, as short as a path, cannot be one: workers open paths."""
     text = "".join(source.split())
     is_path = text.startswith("/") and not text.startswith(_JPEG)
     return not is_path and len(text) % 4 == 0 and "=" not in text.rstrip("=")
