@@ -23,8 +23,8 @@ class Strictness:
     """Looks at the names of a body's fields.
 
     With `warn`, a reply has a header that names the unknown ones, and the log names each once; with
-    `refuse`, the first one is a 400. The log names those of vLLM that no worker keeps to whatever
-    is set: who sends them expects something.
+    `refuse`, the first one is a 400. In each mode the log names the fields of vLLM that no worker
+    keeps to: a client that sends one expects something of it.
     """
 
     def __init__(self, mode: StrictFields) -> None:
