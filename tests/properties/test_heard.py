@@ -202,7 +202,7 @@ def test_their_end_is_found_whatever_they_hold():
 def test_of_many_chains_the_newest_are_kept():
     past = Past((), 0, 0)
     for number in range(MAX_CHAINS + 1):
-        past.note(b"%d" % number, Chain([], [], []))
+        past.note(b"%d" % number, Chain([], [], [], [], set()))
     assert list(past.chains) == [b"%d" % number for number in range(1, MAX_CHAINS + 1)]
 
 
@@ -318,6 +318,16 @@ def said(body: dict[str, Any]) -> list[Message] | tuple[str, str | None]:
 
 
 SYSTEMS = st.none() | TEXTS | st.just([{"type": "text", "text": f"{BILLING} 1"}])
+
+
+def test_a_reply_that_came_before_is_joined_with_one_that_follows_it() -> None:
+    texts, talk = MessageTexts(), [{"role": "user", "content": "Hi"}]
+    for word in ("Well.", "And?", "Yes."):
+        talk = [*talk, {"role": "assistant", "content": word}]
+        body = {"messages": talk}
+        found = texts.read(orjson.dumps(body), ("/v1/messages", ""), BLOCKED)
+        assert found is not None
+        assert said(found[0]) == said(body)
 
 
 @given(
