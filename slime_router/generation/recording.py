@@ -375,6 +375,7 @@ class Recorder:
             reply.message(prompt.reply_prefix),
             with_call_ids=self._with_call_ids,
             reasoning=reply.reasoning,
+            tools=call.template.tools,
         )
         is_keyed = prompt.messages_key is not None and not call.is_passed_on
         return keys if is_keyed else (), spelling
