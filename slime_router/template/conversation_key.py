@@ -17,8 +17,10 @@ have the same conversation, as far as a client can be trusted to repeat it:
                     of lists and of calls; invalid JSON that is spelled otherwise; NFC and NFD
 
 Identifiers of tool calls count only where the template prints them. Then arguments are also looked
-for without what agents change in them: defaults, and white space at the ends of lines. Of several turns whose replies
-differ in white space alone, the one that is spelled as the client has it is found: see `spelling`.
+for without what agents change in them: defaults, and white space at the ends of lines.
+
+Of several turns whose replies differ in white space alone, the one that is spelled as the client
+has it is found: see `spelling`.
 """
 
 from __future__ import annotations
