@@ -188,7 +188,9 @@ def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 def _check(config: Config) -> None:
     """Refuses settings that do not go together."""
     if config.worker_flags and not config.launch_workers:
-        raise BadSource("flags after -- are for workers: --launch-workers sets how many to start")
+        raise BadSource(
+            "flags after -- (worker_flags) are for workers: --launch-workers sets how many"
+        )
     for flag in config.worker_flags:
         if flag.partition("=")[0] in ROUTERS_OWN:
             raise BadSource(f"{flag} after --: the router chooses where its workers listen")

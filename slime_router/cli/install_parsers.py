@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from slime_router.cli.one_line import error_line
+from slime_router.cli.one_line import command_parser, error_line
 from slime_router.errors import SetupError
 from slime_router.replies.sglang_parsers import load_parsers
 
@@ -110,11 +110,6 @@ def _run(command: Sequence[str]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
-    p = argparse.ArgumentParser(
-        prog="slime-router install-parsers",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("install-parsers", _DESCRIPTION, _EPILOG)
     p.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     return p

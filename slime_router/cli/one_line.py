@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+from slime_router import __version__
 from slime_router.errors import printable
 
 EXIT_WRONG_USE = 2
@@ -27,9 +28,20 @@ class OneLineParser(argparse.ArgumentParser):
 
 def command_parser(name: str, description: str, epilog: str) -> OneLineParser:
     """The parser of `slime-router NAME`, whose texts are shown with their own line breaks."""
-    return OneLineParser(
+    p = OneLineParser(
         prog=f"slime-router {name}",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    p.add_argument("--version", action="version", version=f"slime-router {__version__}")
+    return p
+
+
+def utf8(text: str) -> str:
+    """The type of an argument that goes into a URL: a terminal may send any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("it is not UTF-8") from None
+    return text

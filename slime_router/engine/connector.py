@@ -19,6 +19,7 @@ from slime_router.errors import OUT_OF_DESCRIPTORS, OutOfDescriptors, SetupError
 _OPENS = "_create_connection"
 _TAKES = "_get"  # a connection that is kept
 _EXPIRES = "_on_read_timeout"
+_READS = ("_buffer", "_eof", "_exception", "_size")  # of a body: `edge/bodies.py`, `ArrivedBody`
 
 
 class Use:
@@ -51,9 +52,12 @@ def check_aiohttp(connector: type[aiohttp.BaseConnector] = aiohttp.TCPConnector)
     for name in (_OPENS, _TAKES):
         if not inspect.iscoroutinefunction(getattr(connector, name, None)):
             raise _misfit(f"{connector.__name__}.{name}()")
-    for name in ("set_response_params", "read", _EXPIRES):
+    for name in ("set_response_params", "read", "abort", _EXPIRES):
         if not callable(getattr(ResponseHandler, name, None)):
             raise _misfit(f"{ResponseHandler.__name__}.{name}()")
+    for name in _READS:
+        if not hasattr(aiohttp.StreamReader, name):
+            raise _misfit(f"{aiohttp.StreamReader.__name__}.{name}")
 
 
 def _misfit(what: str) -> SetupError:
@@ -77,9 +81,14 @@ class Connector(aiohttp.TCPConnector):
         """
         use = _use.get(None) or Use()
         use.is_fresh = use.is_connecting = True
+        url = args[0].url
         try:
             opened = await super()._create_connection(*args, **kwargs)
-        except aiohttp.ClientConnectorError as exc:
+        except BaseException as exc:  # or cancelled, as nothing answers
+            # The name may have another address by now: a pod that was made again has.
+            self.clear_dns_cache(url.raw_host, url.port)
+            if not isinstance(exc, aiohttp.ClientConnectorError):
+                raise
             if exc.os_error.errno not in OUT_OF_DESCRIPTORS:
                 raise
             raise OutOfDescriptors("The router has no file descriptors left.") from exc

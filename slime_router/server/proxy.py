@@ -27,7 +27,7 @@ from slime_router.edge.headers import to_client, to_worker
 from slime_router.edge.paths import tidied
 from slime_router.engine.kept import Answer, read_some
 from slime_router.errors import (
-    Conflict,
+    Aborted,
     MethodNotSupported,
     NotFound,
     NotSupported,
@@ -89,7 +89,7 @@ class PassThrough:
 
         Raises:
             TooManyRequests: no slot became free in time, or there was no room to wait for one.
-            Conflict: it waited when all requests were aborted.
+            Aborted: somebody asked for that while it waited.
             NoWorker: none is registered, or none could be reached.
             WorkerFailed: the worker closed the connection without an answer, or it redirects.
             WorkerTimeout: no answer within the request timeout.
@@ -127,7 +127,7 @@ class PassThrough:
         party = Party(caller(request).owner, fresh_hex(24))
         slot = await self._admission.enter(body.rid or party.name, party)
         if slot is None:
-            raise Conflict("It was aborted while it waited.")
+            raise Aborted("It was aborted while it waited.")
         with slot:
             slot.prepared()
             yield

@@ -145,15 +145,15 @@ def stands_elsewhere(messages: Sequence[Message], new: Sequence[Message], printe
     It may in what the template prints of its own, or among the calls or the reasoning of
     `messages`.
     """
+    texts = (content_text(message.get("content")).strip() for message in new)
+    short = [text for text in texts if 0 < len(text) <= MAX_COMMON_LEN]
+    if not short:
+        return False
     others = [printed]
     for message in messages:
         if len(message) > 2:  # more than a role and a text
             others += [str(value) for name, value in message.items() if name not in _PLAIN]
-    for message in new:
-        said = content_text(message.get("content")).strip()
-        if said and len(said) <= MAX_COMMON_LEN and any(said in other for other in others):
-            return True
-    return False
+    return any(text in other for text in short for other in others)
 
 
 def printed_words(source: str | None) -> str:

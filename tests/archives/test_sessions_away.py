@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from slime_router.archive.filling import Filler
+from slime_router.archive.filling import RETRY_S, Filler
 from slime_router.archive.port import Archive
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import Conflict, TooManyRequests
 from slime_router.trajectory.session import Session, SessionSpec
 from tests.archives.archives import KINDS, Opened, Straight, opener
+from tests.archives.memory import MemoryArchive
 from tests.archives.test_conformance import turn
 from tests.archives.test_several_stores import Router
 from tests.stack import chat_template, tiny_tokenizer
@@ -104,6 +105,19 @@ async def test_a_rollout_has_one_reward_wherever_its_sessions_are(opened):
     await closed(one, other)
 
 
+async def test_a_rewarded_session_that_nobody_opened_leaves_nothing_behind(opened):
+    one = await small(opened)
+    with await one.fetch.of_session("a"):
+        one.store.add(replace(turn("turn of a", 0, "a"), seq=0))
+    await one.reward("a", 1.0)
+    await one.open("b")
+    assert one.here() == ["b"]
+    assert one.store._written._rewarded_away == {("", "a"): {"a": None}}
+    await one.delete("a")
+    assert one.store._written._rewarded_away == {}
+    await closed(one)
+
+
 class Reads:
     """Counts the turns that are read with their data."""
 
@@ -155,3 +169,31 @@ async def test_a_list_reads_a_session_that_is_not_in_memory_once(opened, monkeyp
         ("b", 2, "open", 2, 2, 2, None),
     ]
     await closed(one)
+
+
+async def test_of_few_sessions_is_remembered_how_they_were_listed(opened, monkeypatch):
+    monkeypatch.setattr("slime_router.archive.filling.MAX_AT_REST", 2)
+    one = await small(opened)
+    for name in "abc":
+        await one.open(name)
+    with await one.fetch.of_session("d"):
+        one.store.add(replace(turn("turn of d", 0, "d"), seq=0))
+    listed = said(await one.fetch.of_sessions())
+    assert len(one.fetch._at_rest) == 2
+    assert said(await one.fetch.of_sessions()) == listed
+    await closed(one)
+
+
+async def test_an_archive_that_does_not_answer_is_not_asked_again_at_once():
+    archive = MemoryArchive()
+    one = Small(archive, 1)
+    await one.open("a")
+    archive.is_away = True
+    for _ in range(3):
+        with await one.fetch.of_session("a") as trouble:
+            assert trouble is not None
+    assert (one.fetch.counts.failures, one.fetch.counts.unasked) == (1, 2)
+    archive.is_away = False
+    one.fetch._down_until -= RETRY_S
+    with await one.fetch.of_session("a") as trouble:
+        assert trouble is None

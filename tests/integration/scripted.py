@@ -166,5 +166,17 @@ def events(raw: bytes) -> list[Any]:
     return [_payload(block.removeprefix(b"data: ")) for block in blocks]
 
 
+def named_events(raw: bytes) -> list[Any]:
+    """The payloads of a whole stream; each event is a line with its name and one with its data."""
+    *blocks, rest = raw.split(b"\n\n")
+    assert rest == b"", "the last event ends with a blank line"
+    payloads = []
+    for block in blocks:
+        name, data = block.split(b"\n")
+        payloads.append(orjson.loads(data.removeprefix(b"data: ")))
+        assert name == b"event: " + payloads[-1]["type"].encode()
+    return payloads
+
+
 def _payload(data: bytes) -> Any:
     return "[DONE]" if data == b"[DONE]" else orjson.loads(data)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from slime_router.engine.client import WorkerClient
+from slime_router.engine.connector import Connector
 from slime_router.engine.exchange import NotTaken
 from slime_router.engine.kept import KeptAnswer, KeptConnections
 from slime_router.errors import WorkerFailed, WorkerTimeout
 from slime_router.pool.worker import Worker
 from tests.clock import Clock
-from tests.integration.gateway import until
+from tests.integration.gateway import tiny_worker, until
 
 HEADERS = {"X-Request-Id": "é1", "Content-Type": "application/json"}
 PRIME = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -209,6 +213,36 @@ async def test_an_address_with_a_password_is_left_to_the_session():
         for url in ("http://a:b@x/", "http://a@x/", "http://:b@x/"):
             assert kept._place(url) is None
         assert kept._place("http://x/") is not None
+
+
+class Names(AbstractResolver):
+    """Every name has one address, which a test may change."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def resolve(self, host, port=0, family=socket.AF_INET):
+        return [
+            ResolveResult(
+                hostname=host, host=self.address, port=port, family=family, proto=0, flags=0
+            )
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_a_name_that_leads_nowhere_is_looked_up_again():
+    """A pod that was made again has another address, well before the old one is forgotten."""
+    names = Names("127.0.0.2")
+    async with tiny_worker() as worker, Connector(resolver=names) as connector:
+        url = f"http://worker.test:{urlsplit(worker.url).port}/health"
+        async with aiohttp.ClientSession(connector=connector) as session:
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await session.get(url)
+            names.address = "127.0.0.1"
+            async with session.get(url) as answer:
+                assert answer.status == 200
 
 
 async def test_few_addresses_are_remembered(monkeypatch):

@@ -266,7 +266,7 @@ async def test_an_abort_reaches_what_waits_to_be_passed_on(path, body):
         await until(lambda: router.gateway.admission.figures.waiting == 2)
         abort = asyncio.create_task(router.post("/abort_request", json={"rid": "b"}))
         status, reply = await asyncio.wait_for(others[1], 30)
-        assert (status, reply["error"]["message"]) == (409, "It was aborted while it waited.")
+        assert (status, reply["error"]["message"]) == (503, "It was aborted while it waited.")
         worker.go.set()
         await abort
         assert [(await each)[0] for each in (first, others[0])] == [200, 200]

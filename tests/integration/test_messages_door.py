@@ -40,6 +40,7 @@ from tests.integration.scripted import (
     first,
     hello,
     last,
+    named_events,
     said,
 )
 from tests.stack import tiny_tokenizer
@@ -94,19 +95,7 @@ async def streamed(client: Client, **fields: Any) -> list[Any]:
     async with client.post(PATH, json={**ASK, "stream": True, **fields}) as response:
         assert response.status == 200, await response.text()
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-        return events(await response.read())
-
-
-def events(raw: bytes) -> list[Any]:
-    """The payloads of a whole stream; each event is a line with its name and one with its data."""
-    *blocks, rest = raw.split(b"\n\n")
-    assert rest == b"", "the last event ends with a blank line"
-    payloads = []
-    for block in blocks:
-        name, data = block.split(b"\n")
-        payloads.append(orjson.loads(data.removeprefix(b"data: ")))
-        assert name == b"event: " + payloads[-1]["type"].encode()
-    return payloads
+        return named_events(await response.read())
 
 
 def folded(stream: Sequence[Any]) -> Any:
@@ -387,7 +376,7 @@ async def test_an_error_after_the_first_byte_is_an_event():
         client.post(PATH, json={**ASK, "stream": True}, headers={"x-request-id": "r"}) as response,
     ):
         assert response.status == 200
-        got = events(await response.read())
+        got = named_events(await response.read())
     assert got[-1] == {
         "type": "error",
         "error": {"type": "api_error", "message": "it died"},
@@ -501,7 +490,7 @@ async def asked(
         raw = await response.read()
         assert response.status == 200, raw
         receipt = orjson.loads(response.headers["x-slime-receipt"])
-    return (folded(events(raw)) if stream else orjson.loads(raw)), receipt
+    return (folded(named_events(raw)) if stream else orjson.loads(raw)), receipt
 
 
 def extends(worker: FakeWorker, output: Sequence[int]) -> bool:

@@ -33,6 +33,7 @@ from tests.integration.scripted import (
     first,
     hello,
     last,
+    named_events,
     said,
 )
 from tests.stack import tiny_tokenizer
@@ -103,14 +104,9 @@ async def streamed(client: Client, **fields: Any) -> list[Any]:
 
 def events(raw: bytes) -> list[Any]:
     """The payloads of a whole stream, each checked against its type in the SDK."""
-    *blocks, rest = raw.split(b"\n\n")
-    assert rest == b"", "the last event ends with a blank line"
-    payloads = []
-    for block in blocks:
-        name, data = block.split(b"\n")
-        payloads.append(orjson.loads(data.removeprefix(b"data: ")))
-        assert name == b"event: " + payloads[-1]["type"].encode()
-        EVENT.validate_python(payloads[-1])
+    payloads = named_events(raw)
+    for payload in payloads:
+        EVENT.validate_python(payload)
     assert [p["sequence_number"] for p in payloads] == list(range(len(payloads)))
     return payloads
 

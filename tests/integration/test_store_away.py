@@ -75,6 +75,10 @@ async def test_no_home_is_held_once_its_requests_have_ended(shared):
         await one.chat([user("hi")], path=f"/sessions/s{CHAT}")
         for path in ("/sessions/s", "/sessions/s/rows", "/sessions", "/sessions/t"):
             await two.get(path)
+        reply, _ = await one.chat([user("hi")])
+        more = [user("hi"), assistant(reply), user("and")]
+        again, _ = await one.chat(more)
+        await two.chat([*more, assistant(again), user("then")])
         homes = store_of(two)._homes
         assert homes
         assert [home.users for home in homes.values()] == [0] * len(homes)

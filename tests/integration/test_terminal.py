@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from slime_router import __version__
 from slime_router.cli.commands import COMMANDS
 from slime_router.cli.main import main
 from slime_router.cli.terminal import sessions, top
@@ -294,6 +295,30 @@ def test_each_command_has_its_help(name, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: slime-router {name}")
     assert "examples:" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_its_version_and_says_in_one_line_what_is_wrong(name, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([name, "--version"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"slime-router {__version__}\n"
+    with pytest.raises(SystemExit) as exit:
+        main([name, "--nonsense"])
+    assert exit.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"slime-router {name}: error: ")
+
+
+@pytest.mark.parametrize(
+    "argv", [["\udcff"], ["--search", "\udcff"], ["x", "--turn=\udcff"], ["x", "--row=\udcff"]]
+)
+def test_names_that_are_not_utf8_are_refused_in_one_line(argv, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["sessions", *argv])
+    assert exit.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("it is not UTF-8")
 
 
 def test_the_help_of_the_router_names_all_commands(capsys):

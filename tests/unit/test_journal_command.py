@@ -18,7 +18,7 @@ from slime_router.archive.homes import home_of_session
 from slime_router.cli.main import main
 from slime_router.journal.codec import packed_session
 from slime_router.journal.database import FILE_NAME, Database, Put, PutTurn
-from slime_router.rows.rows import RowSet, build_rows
+from slime_router.rows.rows import RowOptions, RowSet, build_rows
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
 from tests.archives.archives import Shelf, recorded
@@ -115,9 +115,9 @@ def test_export_has_one_session_in_memory_at_a_time(run, tmp_path, monkeypatch, 
             database.apply([Put("sessions", name, packed_session(given)), put_of(made, home)])
     held: list[int] = []
 
-    def noted(store: TrajectoryStore, turns: Sequence[str]) -> RowSet:
+    def noted(store: TrajectoryStore, turns: Sequence[str], options: RowOptions) -> RowSet:
         held.append(len(store))
-        return build_rows(store, turns)
+        return build_rows(store, turns, options)
 
     monkeypatch.setattr("slime_router.cli.journal.build_rows", noted)
     monkeypatch.setattr("slime_router.cli.journal.GROUP_TOKENS", 1)

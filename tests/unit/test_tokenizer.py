@@ -313,6 +313,7 @@ class TestDecode:
             assert tokenizer.token_bytes(token_id) == b""
 
 
+@pytest.mark.tokenizers
 @pytest.mark.parametrize("name", vocabularies.NAMES)
 def test_a_text_is_framed_as_the_checkpoint_frames_it(name: str) -> None:
     path = str(vocabularies.vocabulary(name))

@@ -33,7 +33,7 @@ from slime_router.api.as_written import write_as_read
 from slime_router.api.chat.messages import checked
 from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
-from slime_router.json_text import is_json, without_halves
+from slime_router.json_text import StringControls, is_json, without_halves
 from slime_router.template.heard import Written
 from slime_router.template.messages import REFERENCE
 from slime_router.types import Message
@@ -69,11 +69,30 @@ def read_conversation(body: Mapping[str, Any]) -> Sequence[Message]:
 
 
 def _talk(messages: Sequence[Any], first: int) -> list[Message]:
-    """What the messages say in a chat; `first` is the place of the first of them."""
+    """What the messages say in a chat; `first` is the place of the first of them.
+
+    Replies that follow each other are one, as Anthropic documents it, unless two turns are named.
+    """
     chat: list[Message] = []
     for i, message in enumerate(messages, first):
-        chat += _message(message, f"messages[{i}]")
+        said = _message(message, f"messages[{i}]")
+        if chat and said and _are_one(chat[-1], said[0]):
+            chat[-1] = _joined(chat[-1], said.pop(0))
+        chat += said
     return chat
+
+
+def _are_one(begun: Message, more: Message) -> bool:
+    turns = {each["turn"] for each in (begun, more) if "turn" in each}
+    return begun["role"] == more["role"] == "assistant" and len(turns) < 2
+
+
+def _joined(begun: Message, more: Message) -> Message:
+    both = {**begun, **more}
+    for name in ("content", "reasoning_content", "tool_calls"):
+        if name in begun and name in more:
+            both[name] = begun[name] + more[name]
+    return both
 
 
 def _message(message: Any, path: str) -> list[Message]:
@@ -226,10 +245,11 @@ def _content(texts: list[str]) -> str | list[dict[str, str]]:
 
 
 def input_json(arguments: str) -> str:
-    """The input as JSON text; an object is left as the model spelled it."""
+    """The input as JSON text; an object is left as the model spelled it, but for bare line ends."""
     if not arguments.strip():
         return "{}"
-    return arguments if _is_object(arguments) else orjson.dumps({RAW: arguments}).decode()
+    written = StringControls().escaped(arguments)
+    return written if _is_object(written) else orjson.dumps({RAW: arguments}).decode()
 
 
 def arguments_of(given: dict[str, Any]) -> dict[str, Any] | str:

@@ -273,7 +273,16 @@ def _response_tools(given: Any) -> tuple[ResponseTool, ...]:
     if given is None:
         return ()
     require(isinstance(given, list), "tools", "a list of tools")
-    return tuple(tool for i, each in enumerate(given) for tool in _functions(each, f"tools[{i}]"))
+    tools = tuple(tool for i, each in enumerate(given) for tool in _functions(each, f"tools[{i}]"))
+    homes: dict[str, str | None] = {}
+    for tool in tools:
+        if homes.setdefault(tool.name, tool.namespace) != tool.namespace:
+            raise BadRequest(
+                f"'{tool.path}.name' is the name of a tool elsewhere, too: the model calls both"
+                f" '{tool.name[:80]}'.",
+                param=f"{tool.path}.name",
+            )
+    return tools
 
 
 def _chat_choice(choice: Any) -> Any:

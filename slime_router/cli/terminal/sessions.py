@@ -17,7 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line
+from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line, utf8
 from slime_router.cli.terminal.figures import count, plain, table
 from slime_router.cli.terminal.remote import ABOUT_KEYS, BadPlace, Remote, add_url
 from slime_router.cli.terminal.top import EXIT_FAILED, session_table
@@ -71,15 +71,21 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser(
         "sessions", "The sessions of a running router; of one its turns, rows and tokens.", _EPILOG
     )
-    p.add_argument("session", nargs="?", metavar="ID", help="show this session")
+    p.add_argument("session", nargs="?", metavar="ID", type=utf8, help="show this session")
     add_url(p)
-    p.add_argument("--search", metavar="TEXT", help="of the list: those that this leads to")
+    p.add_argument(
+        "--search", metavar="TEXT", type=utf8, help="of the list: those that this leads to"
+    )
     p.add_argument(
         "--limit", type=int, default=DEFAULT_LIMIT, metavar="N", help="of the list (default: 50)"
     )
     which = p.add_mutually_exclusive_group()
-    which.add_argument("--turn", metavar="TURN", help="the tokens of this turn (default: the last)")
-    which.add_argument("--row", metavar="ROW", help="the tokens of this row, as the trainer has it")
+    which.add_argument(
+        "--turn", metavar="TURN", type=utf8, help="the tokens of this turn (default: the last)"
+    )
+    which.add_argument(
+        "--row", metavar="ROW", type=utf8, help="the tokens of this row, as the trainer has it"
+    )
     p.add_argument(
         "--by",
         choices=("source", "mask", "logprob", "version"),
