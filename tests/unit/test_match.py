@@ -224,7 +224,11 @@ def test_arguments_are_the_same_exactly_where_their_values_are(one, other):
 def test_what_agents_change_in_arguments_is_left_out():
     fields = {"path": {"type": "string"}, "all": {"default": False}, "lines": {"default": [1]}}
     edit = {"name": "edit", "parameters": {"type": "object", "properties": fields}}
-    odd = ({"name": "edit2"}, {"name": "edit3", "parameters": {"properties": []}}, {})
+    odd: tuple[Any, ...] = (
+        {"name": "edit2"},
+        {"name": "edit3", "parameters": {"properties": []}},
+        {},
+    )
     tools = [{"type": "function", "function": each} for each in (edit, *odd)]
 
     def told(arguments: Any, name: str = "edit") -> Any:
