@@ -23,9 +23,6 @@ Message: TypeAlias = dict[str, Any]  # one chat message, a JSON object
 WeightVersion: TypeAlias = str | int  # SGLang names them; they may not be comparable
 TurnKind: TypeAlias = Literal["main", "retry", "subagent", "compaction"]
 
-NO_TOKENS: TokenIds = np.zeros(0, np.int32)
-NO_TOKENS.setflags(write=False)
-
 
 def token_ids(values: Any) -> TokenIds:
     """A read-only int32 copy of `values`; nobody can change it behind the owner's back."""
@@ -34,11 +31,12 @@ def token_ids(values: Any) -> TokenIds:
     return ids
 
 
+NO_TOKENS = token_ids(())
+
+
 @value(frozen=True, slots=True)
 class Piece:
-    """A run of tokens and its text.
-
-    Cutting is safe: where a text is cut into pieces that nobody sampled,
+    """A run of tokens and its text. Cutting is safe: of pieces that nobody sampled,
     `concat(p.ids for p in pieces) == encode(concat(p.text for p in pieces))`.
     """
 
@@ -117,10 +115,11 @@ class Grammar:
 class Sampling:
     """How to sample. None means that the client did not say: then the worker is not sent it either.
 
-    `max_tokens` None runs to the end of the context.
+    `max_tokens` None runs to `usual_max_tokens`, an API's own, or else to the end of the context.
     """
 
     max_tokens: int | None = None
+    usual_max_tokens: int | None = None
     min_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None

@@ -136,7 +136,7 @@ class PrefixCache:
         `epoch` counts the weight updates before it; see `drop_older`.
         """
         pieces = (*prompt, *output)
-        anchors = [bool(len(p.ids)) and self._is_control(int(p.ids[-1])) for p in pieces]
+        anchors = [p.ids.size > 0 and self._is_control(p.ids.item(-1)) for p in pieces]
         if output:
             anchors[-1] = True  # the end of a whole sampled span
         end = self._tree.insert(node, pieces, owner=session_id, anchors=anchors, epoch=epoch)

@@ -203,8 +203,9 @@ class RadixTree:
         """
         if node.parent is None and pieces:
             node = self.root(node.scope)  # an empty one may have been forgotten
+        below = self._indexes[node.scope].below
         for piece, is_anchor in zip(pieces, anchors, strict=True):
-            child = self._child(node, piece)
+            child = self._child(node, below(node.place, piece.text), piece)
             child.is_anchor = child.is_anchor or is_anchor
             if piece.is_sampled or node.owners is not None:
                 child.owners = _with_owner(child.owners, owner)
@@ -213,9 +214,8 @@ class RadixTree:
         self._touch(node)
         return node
 
-    def _child(self, parent: Node, piece: Piece) -> Node:
-        """The child of `parent` that is `piece`; it is the most recent at its place now."""
-        place = self._indexes[parent.scope].below(parent.place, piece.text)
+    def _child(self, parent: Node, place: Place[str, Node], piece: Piece) -> Node:
+        """The child of `parent` that is `piece`; it is the most recent at `place` now."""
         for node in place.marks:
             if (
                 node.parent is parent
@@ -230,7 +230,7 @@ class RadixTree:
         )
         place.marks = (*place.marks, node)
         parent.child_count += 1
-        self._tokens += len(piece.ids)
+        self._tokens += node.end - parent.end
         self._nodes += 1
         return node
 

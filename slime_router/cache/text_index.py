@@ -89,12 +89,13 @@ class TextIndex(Generic[AnyStr, Mark]):
 
     def below(self, place: Place[AnyStr, Mark], text: AnyStr) -> Place[AnyStr, Mark]:
         """The place that reads `text` below `place`, made where it is missing."""
-        pos = 0
-        while pos < len(text):
-            child = place.children.get(text[pos])
+        pos, length = 0, len(text)
+        while pos < length:
+            begin = text[pos]
+            child = place.children.get(begin)
             if child is None:
-                child = Place(text[pos:], place, place.depth + len(text) - pos)
-                place.children[text[pos]] = child
+                child = Place(text[pos:], place, place.depth + length - pos)
+                place.children[begin] = child
                 self.size += 1
                 return child
             shared = common_prefix_len(child.edge, text, pos)

@@ -18,7 +18,8 @@ from slime_router.values import replace
 def own_call(call: GenerateCall, who: Caller, *, is_isolated: bool) -> GenerateCall:
     """The call as it goes to a worker for `who`."""
     if who.tag:
-        call = replace(call, rid=who.own_rid(call.rid))
+        asked_as = call.asked_as and who.own_rid(call.asked_as)
+        call = replace(call, rid=who.own_rid(call.rid), asked_as=asked_as)
     if not is_isolated or not who.owner:
         return call
     return call.asking(own_fields(call.asked, who))

@@ -19,6 +19,7 @@ from slime_router.errors import OUT_OF_DESCRIPTORS, OutOfDescriptors, SetupError
 _OPENS = "_create_connection"
 _TAKES = "_get"  # a connection that is kept
 _EXPIRES = "_on_read_timeout"
+_READS = ("_buffer", "_eof", "_exception", "_size")  # of a body: `edge/bodies.py`, `ArrivedBody`
 
 
 class Use:
@@ -51,9 +52,12 @@ def check_aiohttp(connector: type[aiohttp.BaseConnector] = aiohttp.TCPConnector)
     for name in (_OPENS, _TAKES):
         if not inspect.iscoroutinefunction(getattr(connector, name, None)):
             raise _misfit(f"{connector.__name__}.{name}()")
-    for name in ("set_response_params", "read", _EXPIRES):
+    for name in ("set_response_params", "read", "abort", _EXPIRES):
         if not callable(getattr(ResponseHandler, name, None)):
             raise _misfit(f"{ResponseHandler.__name__}.{name}()")
+    for name in _READS:
+        if not hasattr(aiohttp.StreamReader, name):
+            raise _misfit(f"{aiohttp.StreamReader.__name__}.{name}")
 
 
 def _misfit(what: str) -> SetupError:

@@ -37,6 +37,9 @@ class SamplingRules:
 
         Its notes say what was replaced.
         """
+        usual = call.sampling.usual_max_tokens
+        if usual is not None and call.sampling.max_tokens is None:  # nor does its session say it
+            call = replace(call, sampling=replace(call.sampling, max_tokens=usual))
         pins = self.pins if pins is None else pins.over(self.pins)
         if pins.names:
             replaced = ", ".join(_replaced(call, pins))

@@ -70,7 +70,10 @@ class Stitch:
         return can
 
     def next_call(self) -> GenerateCall:
-        """The call for the next part; each has its own rid, the first one the client's."""
+        """The call for the next part; each has its own rid, the first one the client's.
+
+        No rid begins with another's: SGLang aborts all rids that begin with the one it is given.
+        """
         self._begin = len(self.output_ids)
         self._parts += 1
         if self._parts == 1:
@@ -81,7 +84,7 @@ class Stitch:
         if self._begin:
             self._seam = _Seam.open(text_rules(self._call).stop, self.output_ids, self._open_text)
         return replace(
-            self._call, rid=f"{self._call.rid}~{self._parts}", sampled=token_ids(self.output_ids)
+            self._call, rid=f"{self._parts}~{self._call.rid}", sampled=token_ids(self.output_ids)
         )
 
     def passes(self, chunk: GenerateChunk) -> bool:

@@ -31,7 +31,7 @@ from slime_router.values import replace
 logger = logging.getLogger(__name__)
 
 MAX_LEFT_OUT = 3  # names in one receipt
-PROMPT_TAIL_LEN = 32  # tokens; a template that opens the reasoning does it right at the end
+PROMPT_TAIL_LEN = 128  # tokens or characters; a template opens the reasoning right at the end
 
 
 class RadixTreeMiddleware:
@@ -198,8 +198,19 @@ class Cacher:
         if call.template.continue_final_message:
             written = prompt.reply_prefix or self._open_turn(prompt)
             return "", written if prompt.reply_prefix or self._parsers.has_marks(written) else ""
+        return self._tail(prompt), ""
+
+    def _tail(self, prompt: MadePrompt) -> str:
+        """The end of the prompt's text, or all of it; decoded where its text is not at hand."""
+        text = ""
+        for piece in reversed(prompt.pieces):
+            text = piece.text + text
+            if len(text) >= PROMPT_TAIL_LEN:
+                return text
+        if text and not prompt.receipt.reused:
+            return text
         tail = prompt.ids[-PROMPT_TAIL_LEN:].tolist()
-        return self._tokenizer.decode(tail, skip_special_tokens=False), ""
+        return self._tokenizer.decode(tail, skip_special_tokens=False)
 
     def _open_turn(self, prompt: MadePrompt) -> str:
         """The text of a prompt since a turn ended in it."""

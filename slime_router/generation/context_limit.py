@@ -90,6 +90,6 @@ def _to_the_end(call: GenerateCall) -> GenerateCall:
         call,
         sampling=sampling,
         token_limit=None,
-        rid=f"{call.rid}-again",
+        rid=f"again-{call.rid}",
         asked_as=call.asked_as or call.rid,
     )

@@ -63,7 +63,7 @@ class Pipeline:
         """
         reply, course = Reply(), self._meters.course()
         with self._counting.count(call) as count:
-            slot = await self._admission.enter(call.rid, party_of(call))
+            slot = await self._admission.enter(call.asked_as or call.rid, party_of(call))
             if slot is None:
                 count.add(chunk := aborted(call))
                 yield chunk

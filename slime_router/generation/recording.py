@@ -29,7 +29,7 @@ from slime_router.trajectory.routed_experts import RoutedExperts, decode, decode
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Logprobs, Turn, logprob_array
-from slime_router.types import Finish, GenerateCall, Prompt, WeightVersion, token_ids
+from slime_router.types import Finish, GenerateCall, Message, Prompt, WeightVersion, token_ids
 from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class Recorder:
         if turn_id == call.turn_id:
             return call
         if is_beside:  # a worker refuses a rid that it is answering already
-            call = replace(call, rid=f"{call.rid}-try{tries}", asked_as=call.asked_as or call.rid)
+            call = replace(call, rid=f"try{tries}-{call.rid}", asked_as=call.asked_as or call.rid)
         return replace(call, turn_id=turn_id, request_id=turn_id)
 
     def record(self, turn: OpenTurn, finish: Finish) -> None:
@@ -265,7 +265,8 @@ class Recorder:
             )
             base, base_len = None, 0
         versions = reply.weight_versions
-        keys, spelling = self._links(call, prompt, reply)
+        said = reply.message(prompt.reply_prefix)
+        keys, spelling = self._links(call, prompt, reply, said)
         return Turn(
             id=call.turn_id,
             base=base,
@@ -293,7 +294,7 @@ class Recorder:
             uncaptured=reply.uncaptured,
             epoch=self._epoch_of(span.version for span in versions),
             seq=self._store.next_seq,
-            account=account_of(call, reply, prompt, turn.course, goes_on=base is not None),
+            account=account_of(call, reply, prompt, turn.course, said, goes_on=base is not None),
             said_kind=call.kind,
             speculation=reply.speculation,
         )
@@ -366,18 +367,18 @@ class Recorder:
         return logprob_array(reply.logprobs)
 
     def _links(
-        self, call: GenerateCall, prompt: Prompt, reply: Reply
+        self, call: GenerateCall, prompt: Prompt, reply: Reply, said: Message
     ) -> tuple[tuple[bytes, ...], bytes]:
-        """The keys of the conversation with the reply appended, and its spelling."""
-        keys, spelling = reply_links(
-            prompt.messages_key or b"",
+        """The keys of the conversation with the reply appended, as it was `said`; its spelling."""
+        if prompt.messages_key is None or call.is_passed_on:
+            return (), b""
+        return reply_links(
+            prompt.messages_key,
             prompt.spelling,
-            reply.message(prompt.reply_prefix),
+            said,
             with_call_ids=self._with_call_ids,
             reasoning=reply.reasoning,
         )
-        is_keyed = prompt.messages_key is not None and not call.is_passed_on
-        return keys if is_keyed else (), spelling
 
 
 def _distribution(reply: Reply) -> Distribution | None:

@@ -11,9 +11,19 @@ from slime_router.types import GenerateCall, Message, Prompt
 
 
 def account_of(
-    call: GenerateCall, reply: Reply, prompt: Prompt, course: Course, *, goes_on: bool
+    call: GenerateCall,
+    reply: Reply,
+    prompt: Prompt,
+    course: Course,
+    said: Message,
+    *,
+    goes_on: bool,
 ) -> Account:
-    """How a turn came about; `goes_on`: the turn that its prompt begins with is still held."""
+    """How a turn came about.
+
+    `said` is the reply as a message, without its reasoning; `goes_on`: the turn that its prompt
+    begins with is still held.
+    """
     asker = course.request
     new = prompt.new_messages if goes_on else None
     rid = call.asked_as or call.rid
@@ -28,17 +38,16 @@ def account_of(
         key="" if asker is None else asker.key,
         request_id="" if asker is None else asker.id,
         rid=rid if asker is None else rid.removeprefix(asker.tag),
-        words=None if call.messages is None else _words(call.messages, new, reply, prompt),
+        words=None if call.messages is None else _words(call.messages, new, said, reply),
         goes_on=new is not None,
     )
 
 
-def _words(messages: tuple[Message, ...], new: int | None, reply: Reply, prompt: Prompt) -> bytes:
+def _words(messages: tuple[Message, ...], new: int | None, said: Message, reply: Reply) -> bytes:
     """The `new` messages at the end (None: all of them) and the reply, as JSON."""
-    message = reply.message(prompt.reply_prefix)
-    if reply.reasoning:
-        message["reasoning_content"] = reply.reasoning
-    return packed_words(messages if new is None else messages[len(messages) - new :], message)
+    if reasoning := reply.reasoning:
+        said = {**said, "reasoning_content": reasoning}
+    return packed_words(messages if new is None else messages[len(messages) - new :], said)
 
 
 def outcome_of(call: GenerateCall, reply: Reply, course: Course) -> Outcome:

@@ -8,7 +8,7 @@ models write.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -110,10 +110,11 @@ class CallDetector:
         SetupError: this version of SGLang does not fit.
     """
 
-    __slots__ = ("_detector", "begin", "end", "name")
+    __slots__ = ("_detector", "_untouched", "begin", "end", "name")
 
-    def __init__(self, detector: Any) -> None:
+    def __init__(self, detector: Any, untouched: Mapping[str, Any] | None = None) -> None:
         self._detector = detector
+        self._untouched = untouched  # the fields of one that no text has changed, where known
         self.name = type(detector).__name__
         _check(detector, _CALL_FIELDS, _CALL_METHODS)
         if self.name == _STEP3:  # it takes no value that holds a `<`
@@ -176,6 +177,23 @@ class CallDetector:
     def has_calls(self) -> bool:
         """Whether it counts calls, and has begun to."""
         return bool(self._detector.current_tool_id >= 0)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether it is known to be as if no text had come."""
+        return bool(vars(self._detector) == self._untouched)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All that it keeps, by name."""
+        return dict(vars(self._detector))
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts that it or its class has by a name: every mark is one of them."""
+        kinds = (vars(self._detector), *map(vars, type(self._detector).__mro__))
+        known = [each[name] for each in kinds for name in each if name[:2] != "__"]
+        return [text for text in known if isinstance(text, str)]
 
     @property
     def has_named(self) -> bool:
@@ -245,16 +263,16 @@ class _AnyName(dict[str, int]):
 
 
 class Marks:
-    """What a format of reasoning does not let pass as text.
+    """What a format does not let pass as text.
 
     `is_in(text)` finds a mark; `begins(text)` one, or the beginning of one at the very end, and so
     does `begins_in(utf_8)`. They return a match, or None.
     """
 
-    __slots__ = ("begins", "begins_in", "is_in")
+    __slots__ = ("begins", "begins_in", "is_in", "whole")
 
     def __init__(self, marks: Iterable[str]) -> None:
-        whole = [*marks]
+        self.whole = whole = [*marks]
         heads = {mark[:length] for mark in whole for length in range(1, len(mark))}
         is_in = "|".join(map(re.escape, whole))
         begins = rf"{is_in}|(?:{'|'.join(map(re.escape, heads))})\Z"

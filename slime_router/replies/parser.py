@@ -31,6 +31,10 @@ class Calls(Protocol):
     def hidden(self) -> int:
         """Calls that were read and are not given: one was asked for."""
 
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether it is as if nothing had come: then it need not be given plain text, nor none."""
+
     def unread(self) -> str:
         """The text that neither content nor calls were made of yet."""
 
@@ -52,7 +56,7 @@ class ReplyParser:
     """Takes one reply apart.
 
     `ends` are control tokens that it must see although a generation may end with them. `marks` are
-    those of its reasoning, where it is known that text without them is not cut. With
+    those of its reasoning and calls, where it is known that text without them is not cut. With
     `strips_newlines` its content does not begin with the line breaks that follow reasoning.
     """
 
@@ -79,9 +83,10 @@ class ReplyParser:
             self.is_thinking = True
         self._may_strip = strips_newlines  # until the content has begun
         self._has_thought = self.is_thinking
-        self._marks = marks if messages is None and calls is None else None
+        self._marks = marks if messages is None else None
         # Text without these may come in one piece, however long; None: it comes token by token.
-        self.stops = self._marks
+        is_free = calls is None or calls.holds_nothing
+        self.stops = self._marks if is_free else None
         # Set while text in which it finds nothing is content, and need not be pushed.
         self._begins: Callable[[str], object] | None = None
 
@@ -93,6 +98,8 @@ class ReplyParser:
         """What a piece of text adds; at the end also what was held back."""
         pieces: Sequence[str]
         stops = self.stops
+        if not is_last and self.is_content(text):
+            return ReplyDelta(text)
         if stops is None or (stops.is_in(text) if is_last else stops.begins(text)) is not None:
             pieces = self._cut(text, is_last=is_last)
         elif self.is_thinking or self._may_strip:
@@ -105,15 +112,22 @@ class ReplyParser:
         for index, piece in enumerate(pieces, 1):
             delta = self._guarded(piece, is_last=is_last and index == len(pieces))
             whole = delta if whole is None else joined(whole, delta)
-        if self._marks is not None and self._reasoning is not None:
-            is_waiting = self._pieces is not None and self._pieces.waiting
-            is_free = self._reasoning.holds_nothing and not (is_waiting or self._is_broken)
+        if self._marks is not None:
+            is_free = self._holds_nothing()
             self.stops = self._marks if is_free else None
             has_begun = self._silent is None and not (self._may_strip or self.is_thinking)
             self._begins = self._marks.begins if is_free and has_begun else None
         if whole is None:
             return ReplyDelta(is_thinking=self.is_thinking)
         return self._without_end(whole) if self.ends else whole
+
+    def _holds_nothing(self) -> bool:
+        """Whether all text so far was given back, so that what follows stands by itself."""
+        if self._is_broken or (self._pieces is not None and self._pieces.waiting):
+            return False
+        if self._reasoning is not None and not self._reasoning.holds_nothing:
+            return False
+        return self._calls is None or self._calls.holds_nothing
 
     def _without_end(self, delta: ReplyDelta) -> ReplyDelta:
         """What was added without a token that ends replies, of which the format made nothing."""
@@ -171,7 +185,7 @@ class ReplyParser:
             hidden += self._messages.hidden
             is_open = is_open or self._messages.is_thinking
         self.is_thinking = is_open
-        if self._calls is not None:
+        if self._calls is not None and (text or is_last or not self._calls.holds_nothing):
             hidden -= self._calls.hidden
             text, more_calls = self._calls.read(text, is_last=is_last)
             calls += more_calls

@@ -28,6 +28,7 @@ from slime_router.replies import harmony
 from slime_router.replies.call_ids import NewCallId, call_ids
 from slime_router.replies.calls import mistral_ids
 from slime_router.replies.calls.mistral_ids import MistralCalls
+from slime_router.replies.calls.plain_text import PlainText, plain_text
 from slime_router.replies.calls.tagged_values import TAGS, TaggedCalls
 from slime_router.replies.detectors import CallDetector, Marks, NamedTokens, ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
@@ -129,6 +130,7 @@ class ReplyParsers:
         self._strips_newlines = strips_newlines
         self._ends = (*_ENDS.get(tools or "", ()), *_ENDS.get(reasoning or "", ()))
         self._marks: Marks | None = None  # of its reasoning
+        self._plain: PlainText | None = None  # of its calls
         self._tried: ReasoningDetector | None = None  # of no reply: the others are like it
         self._sglang = load() if tools or reasoning else None
         if self._sglang is not None:
@@ -143,9 +145,12 @@ class ReplyParsers:
 
     def _try_out(self) -> None:
         """Fails now where every reply would: some formats need something that is missing here."""
-        tool = {"type": "function", "function": {"name": "any"}}
+        form = ReplyFormat(tools=({"type": "function", "function": {"name": "any"}},))
         try:
-            self.parser(ReplyFormat(tools=(tool,)), prompt_tail="", history=())
+            self.parser(form, prompt_tail="", history=())
+            if self.tools is not None and self.tools != harmony.NAME:
+                tried = CallDetector(self._calls_parser(form).detector)
+                self._plain = plain_text(tried, self._tools(form))
         except SetupError:
             raise
         except Exception as exc:  # SGLang may raise anything
@@ -260,17 +265,21 @@ class ReplyParsers:
         `prompt_tail` is the end of the prompt's text: it may have opened the reasoning already, as
         may `written`, which the client wrote of the reply.
         """
-        stages = (
-            self._reasoning_parser(form, prompt_tail, written),
-            self._harmony_reader(form, prompt_tail, history),
-            self._call_reader(form, history),
-        )
-        if stages == (None, None, None):
+        reasoning = self._reasoning_parser(form, prompt_tail, written)
+        harmony_reader = self._harmony_reader(form, prompt_tail, history)
+        calls = self._call_reader(form, history)
+        if not (reasoning or harmony_reader or calls):
             return None
+        marks = None if reasoning is None else self._marks
+        if calls is not None:
+            is_known = reasoning is None or marks is not None
+            marks = self._plain.beside(marks) if is_known and self._plain is not None else None
         return ReplyParser(
-            *stages,
+            reasoning,
+            harmony_reader,
+            calls,
             ends=self._ends,
-            marks=self._marks,
+            marks=marks,
             strips_newlines=self._strips_newlines,
         )
 
@@ -306,10 +315,11 @@ class ReplyParsers:
         is_array = self._is_array(form)
         if self.tools == harmony.NAME and not is_array:
             return None
+        untouched = None if self._plain is None else self._plain.untouched
         reader = CallReader(
             self._array_detector
             if is_array
-            else lambda: CallDetector(self._calls_parser(form).detector),
+            else lambda: CallDetector(self._calls_parser(form).detector, untouched),
             self._tools(form),
             call_ids(self.tools, self._new_call_id, history),
             is_parallel=form.is_parallel,

@@ -72,6 +72,11 @@ class Versions:
 
     def spans(self, end: int) -> tuple[VersionSpan, ...]:
         """The spans of `end` tokens, in order, none of them empty; unnamed weights have none."""
+        if not self._exact and not self._earlier and len(self._runs) == 1:  # mostly
+            [(version, start)] = self._runs
+            if version is None or start >= end:
+                return ()
+            return (VersionSpan(version, start, end),)
         found = list(self._earlier)
         for version, start, stop in self._of_part(end):
             if version is None or start >= stop:

@@ -68,6 +68,13 @@ class CallReader:
         """Calls that were read and are not given: one was asked for."""
         return self._hidden
 
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether it is as if nothing had come: then it need not be given plain text, nor none."""
+        has_read = self._begun or self._count or self._next is not None or self._is_rewritten
+        is_waiting = self._raw or self._unsaid or self._held
+        return not (has_read or is_waiting) and self._parser.is_untouched
+
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         """Content and calls that one token's text adds; at the end also what was held back."""
         content, deltas = self._take(text, is_last=is_last)
@@ -111,7 +118,7 @@ class CallReader:
 
     def _is_mark(self, text: str) -> bool:
         mark = text.strip()
-        return bool((mark and mark in (self._mark(), *self.marks)) or FRAME.search(text))
+        return bool((mark and mark in (self._parser.mark, *self.marks)) or FRAME.search(text))
 
     def unread(self) -> str:
         """The text that neither content nor calls were made of yet."""
@@ -134,7 +141,7 @@ class CallReader:
         if self._has_blank() and leftovers.is_empty_call(self._raw):
             deltas += self._filled()
         content, self._misread = content + self._said_after_frame(), ""
-        if deltas or content.strip():
+        if deltas or content.strip() or (content == self._unsaid and not (had_begun or is_last)):
             self._unsaid = ""
         elif is_last:
             content = self._left() or content
@@ -176,7 +183,7 @@ class CallReader:
             return [(each.name, each.parameters or "") for each in items if each.name] == read
 
         return leftovers.between_calls(
-            self._unsaid, leftovers.call_start(self._unsaid, self._mark(), is_call)
+            self._unsaid, leftovers.call_start(self._unsaid, self._parser.mark, is_call)
         )
 
     def _said_after_frame(self) -> str:
@@ -212,7 +219,7 @@ class CallReader:
         return leftovers.inside_call(self._unsaid)
 
     def _read_on(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
-        had_begun, was_inside = bool(self._begun), self._is_inside()
+        had_begun, was_inside = bool(self._begun), self._parser.has_calls
         self._raw += text
         content, items = self._parse(text, is_last=is_last)
         if is_last and had_begun and content not in self._unsaid:
@@ -223,7 +230,7 @@ class CallReader:
         if not self._begun:
             return self._as_written(content, is_last=is_last), deltas
         if had_begun:
-            is_lost = was_inside and not self._is_inside()
+            is_lost = was_inside and not self._parser.has_calls
             found = self._broken(is_lost=is_lost, is_last=is_last)
             if found is not None:
                 index = max(self._begun) + 1
@@ -231,10 +238,6 @@ class CallReader:
         if is_last:
             deltas += self._rest()
         return content, deltas
-
-    def _is_inside(self) -> bool:
-        """Whether the parser counts calls, and has begun to."""
-        return self._parser.has_calls
 
     def _broken(self, *, is_lost: bool, is_last: bool) -> tuple[str, str] | None:
         """A call after another that the parser does not recognise, and what follows it.
@@ -294,10 +297,6 @@ class CallReader:
         if not is_array or has_more or not self._begun or "{" in self._parser.unread:
             return False
         return is_json(self._begun[max(self._begun)])
-
-    def _mark(self) -> str:
-        """What the first call begins with."""
-        return self._parser.mark
 
     def _begin(self) -> str:
         """What each call begins with; those of an array have no mark of their own."""

@@ -111,10 +111,11 @@ class Engine:
                 del self.runs[run.rid]
 
     def abort(self, rid: str) -> None:
-        """Ends the generation `rid`, if there is one."""
-        if rid in self.runs:
-            self.runs[rid].is_aborted = True
-            self.runs[rid].woken.set()
+        """Ends the generation `rid`, if there is one, and as in SGLang all whose rid begins so."""
+        for name, run in self.runs.items() if rid in self.runs else ():
+            if name.startswith(rid):
+                run.is_aborted = True
+                run.woken.set()
 
     def pause(self, mode: str) -> None:
         """Samples nothing until `go_on`; with mode `abort` what runs now ends."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import TypeAlias
 
 import numpy as np
@@ -23,9 +22,8 @@ def with_head(head: TokenIds, pieces: tuple[Piece, ...]) -> Whole:
     ids: TokenIds = np.concatenate((head, own)) if len(head) else own
     own.setflags(write=False)
     ids.setflags(write=False)
-    ends = accumulate(len(piece.ids) for piece in pieces)
-    slices = tuple(
-        Piece(piece.text, own[end - len(piece.ids) : end], piece.is_sampled)
-        for piece, end in zip(pieces, ends, strict=True)
-    )
-    return ids, own, slices
+    slices, end = [], 0
+    for piece in pieces:
+        begin, end = end, end + len(piece.ids)
+        slices.append(Piece(piece.text, own[begin:end], piece.is_sampled))
+    return ids, own, tuple(slices)

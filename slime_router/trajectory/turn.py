@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import field
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +36,12 @@ def logprob_array(values: Sequence[float | None]) -> Logprobs:
     SGLang computes them in float32, so half the memory keeps them exactly; where a worker gives
     more digits, float64 does.
     """
-    exact = np.array(values, np.float64)  # None becomes NaN
-    with np.errstate(over="ignore"):
-        small = exact.astype(np.float32)
-    is_exact = small.astype(np.float64).tobytes() == exact.tobytes()
-    result = small if is_exact else exact
+    if None in values:
+        values = [math.nan if each is None else each for each in values]
+    floats = cast("Sequence[float]", values)
+    exact, small = array("d", floats), array("f", floats)
+    is_exact = array("d", small).tobytes() == exact.tobytes()
+    result: Logprobs = np.array(small if is_exact else exact)
     result.setflags(write=False)
     return result
 

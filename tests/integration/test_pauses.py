@@ -11,7 +11,7 @@ import pytest
 
 from slime_router.generation.prompt import MadePrompt, PromptMaker
 from slime_router.types import Finish, GenerateCall, VersionSpan
-from tests.integration.gateway import CHAT, until
+from tests.integration.gateway import CHAT, until, user
 from tests.integration.storytellers import fleet, only_turn, request_of, story, streamed
 from tests.integration.test_resume import COUNT, PROMPT, native
 from tests.tiny import CONTEXT_LEN
@@ -209,14 +209,14 @@ async def test_what_a_client_aborts_is_not_resumed(order):
     async with fleet(2, resume_aborted="all") as (router, workers):
         workers[0].die_next(after_tokens=1)
         asked = await held_stream(router, workers[1], "/generate", native())
-        assert [request.body["rid"] for request in workers[1].requests] == ["mine~2"]
+        assert [request.body["rid"] for request in workers[1].requests] == ["2~mine"]
         async with router.http.post("/abort_request", json=order) as response:
             assert response.status in (200, 207)
         last = (await asked)[-1]
         assert last["meta_info"]["finish_reason"]["type"] == "abort"
         assert last["meta_info"]["id"] == "mine"
         assert last["output_ids"] == story(PROMPT, 3)[0]
-        assert workers[1].aborted == ["mine~2"]
+        assert workers[1].aborted == ["2~mine"]
         assert len(workers[1].requests) == 1
 
 
@@ -346,12 +346,12 @@ async def test_an_abort_reaches_the_second_try_of_what_asked_for_too_much(order)
         body = request_of(rid="mine", max_tokens=10 * CONTEXT_LEN, stream=True)
         asked = asyncio.create_task(router.http.post(CHAT, json=body))
         await until(lambda: any(run.count == 2 for run in worker._engine.runs.values()))
-        assert worker.running == ["mine-again"]
+        assert worker.running == ["again-mine"]
         assert (await router.http.post("/abort_request", json=order)).status == 200
         async with await asked as response:
             assert b"generation was aborted" in await response.read()
-        assert "mine-again" in worker.aborted
-        assert [request.body["rid"] for request in worker.requests] == ["mine", "mine-again"]
+        assert "again-mine" in worker.aborted
+        assert [request.body["rid"] for request in worker.requests] == ["mine", "again-mine"]
 
 
 @pytest.mark.parametrize(
@@ -426,3 +426,44 @@ async def test_what_was_to_be_aborted_does_not_move_when_its_worker_dies():
         assert last["output_ids"] == story(PROMPT, 2)[0]
         assert workers[1].requests == []
         assert router.gateway.relay.cancel("mine") == []
+
+
+SEVERAL = {
+    CHAT: {"messages": [user("Hi")], "n": 12},
+    "/v1/completions": {"prompt": ["a", "b"], "n": 6},
+    "/generate": {"input_ids": PROMPT, "sampling_params": {"n": 12}},
+}
+
+
+@pytest.mark.parametrize(("path", "asked"), SEVERAL.items(), ids=SEVERAL)
+async def test_no_rid_at_a_worker_begins_with_another(path, asked):
+    """SGLang aborts all that begin with the rid it is given: one sample would end others."""
+    async with fleet(1) as (router, (worker,)):
+        worker.hold(after_tokens=1)
+        asking = asyncio.create_task(router.http.post(path, json={**asked, "rid": "mine"}))
+        await worker.wait_running(12)
+        await router.post("/pause_generation", {"mode": "abort"})
+        await router.post("/continue_generation", {})
+        if path != "/generate":  # aborts are handed over there
+            await until(lambda: len(worker.requests) == 24)
+        worker.release()
+        async with await asking as response:
+            assert response.status == 200
+        rids = {request.body["rid"] for request in worker.requests}
+        assert len(rids) == len(worker.requests)
+        assert not [(a, b) for a in rids for b in rids if a != b and b.startswith(a)]
+
+
+@pytest.mark.parametrize(("path", "asked"), SEVERAL.items(), ids=SEVERAL)
+async def test_an_abort_by_rid_ends_all_samples_also_those_that_wait(path, asked):
+    async with fleet(1, max_concurrent_requests=5) as (router, (worker,)):
+        worker.hold(after_tokens=1)
+        body = {**asked, "rid": "mine", "stream": True}
+        asking = asyncio.create_task(router.http.post(path, json=body))
+        await worker.wait_running(5)
+        await until(lambda: router.gateway.admission.figures.waiting == 7)
+        assert (await router.http.post("/abort_request", json={"rid": "mine"})).status == 200
+        worker.release()
+        async with await asking as response:
+            assert b"bort" in await response.read()
+        assert len(worker.requests) == 5

@@ -160,6 +160,24 @@ async def test_the_receipt_names_what_was_replaced():
         assert shown["turn_list"][0]["receipt"]["notes"] == [note]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "unsaid"),
+    [
+        ("/v1/completions", {"prompt": "Hi"}, {}),
+        ("/inference/v1/generate", {"token_ids": [5, 6], "sampling_params": {}}, {}),
+        ("/inference/v1/generate", {"token_ids": [5]}, {"sampling_params": {"max_tokens": None}}),
+    ],
+)
+async def test_an_apis_own_length_is_nothing_that_a_request_says(path, body, unsaid):
+    """A session's default goes before it."""
+    async with served() as (router, worker):
+        await router.post("/sessions", {"session_id": "s", "sampling": {"max_tokens": 3}})
+        await ask(router, path, body)
+        await ask(router, f"/sessions/s{path}", {**body, **unsaid})
+        sent = [request.body["sampling_params"]["max_new_tokens"] for request in worker.requests]
+        assert sent == [16, 3]
+
+
 @pytest.mark.parametrize("name", ["no_stop_trim", "include_stop_str_in_output"])
 async def test_whether_a_stop_stays_in_the_text_can_be_pinned(name):
     async with served() as (router, worker):

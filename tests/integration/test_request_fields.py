@@ -268,7 +268,7 @@ async def test_a_client_s_rid_names_each_choice_once():
         _, again = await router.post(CHAT, {**ASK[CHAT], "rid": "mine"})
     assert reply["id"] == again["id"] == "mine"
     rids = [request.body["rid"] for request in worker.requests]
-    assert sorted(rids[:3]) == ["mine", "mine-1", "mine-2"]
+    assert sorted(rids[:3]) == ["1-mine", "2-mine", "mine"]
 
 
 async def test_functions_of_old_are_tools():
@@ -417,6 +417,12 @@ async def test_each_sampled_token_has_a_logprob_those_that_are_hidden_too(stream
     assert all(math.isfinite(entry["logprob"]) for entry in entries)
 
 
+def sample(rid: str) -> int:
+    """Which one of a request's samples has this rid: all but the first begin with a number."""
+    number = rid.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
+
+
 @pytest.mark.parametrize(
     ("path", "asked", "seeds"),
     [
@@ -429,7 +435,7 @@ async def test_each_sampled_token_has_a_logprob_those_that_are_hidden_too(stream
 async def test_each_of_several_samples_has_a_seed_of_its_own(path, asked, seeds):
     async with served() as (router, worker):
         await router.post(path, {**ASK[path], "max_tokens": 1, **asked})
-        sent = sorted((each.body for each in worker.requests), key=lambda body: body["rid"])
+        sent = sorted((each.body for each in worker.requests), key=lambda body: sample(body["rid"]))
         assert [each["sampling_params"].get("sampling_seed") for each in sent] == seeds
 
 
@@ -452,5 +458,5 @@ async def test_each_of_several_native_samples_has_one_too(texts, asked, seeds):
     body = {"text": texts[0] if one else texts, "rid": rids[0] if one else rids}
     async with served() as (router, worker):
         await router.post("/generate", {**body, "sampling_params": {"max_new_tokens": 1, **asked}})
-        sent = sorted((each.body for each in worker.requests), key=lambda body: body["rid"])
+        sent = sorted((e.body for e in worker.requests), key=lambda e: e["rid"].split("_")[::-1])
         assert [each["sampling_params"].get("sampling_seed") for each in sent] == seeds * len(texts)

@@ -118,6 +118,9 @@ def test_another_aiohttp_keeps_the_router_from_starting(monkeypatch):
     refused(lambda: check_aiohttp(Renamed), "_create_connection")  # type: ignore[arg-type]
     monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", lambda *_: None)
     refused(check_aiohttp, "_create_connection")
+    monkeypatch.undo()
+    monkeypatch.setattr("slime_router.engine.connector._READS", ("_elsewhere",))
+    refused(check_aiohttp, "StreamReader._elsewhere")
 
 
 class _Mute:

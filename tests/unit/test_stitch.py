@@ -48,9 +48,9 @@ def after(first: list[int], **fields: Any) -> Stitch:
 def test_the_next_part_samples_what_is_left_under_a_name_of_its_own():
     stitch = after([A, B], sampling=Sampling(max_tokens=5))
     following = stitch.next_call()
-    assert following.rid == "r~2"
+    assert following.rid == "2~r"
     assert following.sampled.tolist() == [A, B]
-    assert stitch.next_call().rid == "r~3"
+    assert stitch.next_call().rid == "3~r"
 
 
 def test_chunks_of_the_first_part_are_told_as_they_came():
@@ -249,6 +249,6 @@ def test_the_drafts_of_all_parts_are_counted_together():
         stitch.take(said(B, speculation=Speculation(2, 6, 2), finish=Finish("stop")))
     )
     assert last.speculation == Speculation(4, 12, 5)
-    assert stitch.next_call().rid == "r~3"
+    assert stitch.next_call().rid == "3~r"
     [ended] = stitch.ended()
     assert ended.speculation == Speculation(4, 12, 5), "a part without a chunk adds nothing"

@@ -128,7 +128,8 @@ def _choices(call: GenerateCall) -> tuple[GenerateCall, ...]:
     others = (
         replace(
             call,
-            rid=f"{call.rid}-{index}",
+            rid=f"{index}-{call.rid}",  # none may begin with another, see `Stitch.next_call`
+            asked_as=call.rid,
             turn_id=http.new_turn_id(),
             sampling=http.of_sample(call.sampling, index),
         )

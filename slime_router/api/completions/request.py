@@ -21,7 +21,7 @@ from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.shortcut.shortcut import Shortcut
-from slime_router.types import GenerateCall, Grammar, ReplyFormat, TokenIds
+from slime_router.types import GenerateCall, Grammar, ReplyFormat, Sampling, TokenIds
 from slime_router.values import replace
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -95,7 +95,7 @@ def read_completion_request(
         turn_id="",
         session_id=http.session_id(request, body),
         scope=http.scope(request, body),
-        sampling=sampling(_limited(fields, is_echo_alone), constraint),
+        sampling=_sampling(fields, constraint, is_echo_alone=is_echo_alone),
         reply=ReplyFormat(separates_reasoning=False),
         worker_fields=given,
         headers=http.forwarded_headers(request),
@@ -121,7 +121,8 @@ def _calls(
                 call,
                 text=prompt if isinstance(prompt, str) else None,
                 input_ids=None if isinstance(prompt, str) else prompt,
-                rid=f"{reply_id}-{index}" if index else reply_id,
+                rid=f"{index}-{reply_id}" if index else reply_id,
+                asked_as=reply_id,
                 turn_id=http.new_turn_id(),
                 sampling=http.of_sample(call.sampling, k),
                 request_id=f"{asked}-{i}",
@@ -154,12 +155,9 @@ def _text(text: str, param: str) -> str:
     return text
 
 
-def _limited(fields: ChatFields, is_echo_alone: bool) -> ChatFields:
-    if is_echo_alone:
-        return fields.model_copy(update={"max_tokens": 0, "max_completion_tokens": None})
-    if fields.max_tokens is None and fields.max_completion_tokens is None:
-        return fields.model_copy(update={"max_tokens": DEFAULT_MAX_TOKENS})
-    return fields
+def _sampling(fields: ChatFields, constraint: Grammar | None, *, is_echo_alone: bool) -> Sampling:
+    asked = replace(sampling(fields, constraint), usual_max_tokens=DEFAULT_MAX_TOKENS)
+    return replace(asked, max_tokens=0) if is_echo_alone else asked
 
 
 def _grammar(body: dict[str, Any], fields: ChatFields) -> Grammar | None:

@@ -45,7 +45,7 @@ class _Writer:
             return self._own_item(chunk)
         meta = item.get("meta_info")
         if self._tag and isinstance(meta, dict) and isinstance(meta.get("id"), str):
-            meta = {**meta, "id": meta["id"].removeprefix(self._tag)}
+            meta = {**meta, "id": meta["id"].replace(self._tag, "", 1)}
             item = {**item, "meta_info": meta}
         if (
             self._shows_logprobs

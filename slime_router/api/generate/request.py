@@ -114,7 +114,8 @@ def read_generate_request(
             name,
             request,
             vocabulary,
-            rid=rid if n == 1 else f"{rid}_{k}",
+            rid=rid if n == 1 else f"{k}_{rid}",
+            asked_as=rid,
             request_id=rid,
             samples=n,
         )
@@ -257,6 +258,7 @@ def _call(
     vocabulary: Vocabulary,
     *,
     rid: str,
+    asked_as: str,
     request_id: str,
     samples: int,
 ) -> GenerateCall:
@@ -269,6 +271,7 @@ def _call(
     text = written(prompt)
     return NativeCall(
         rid=rid,
+        asked_as=asked_as,
         turn_id=http.new_turn_id(),
         text=prompt if name == "text" else None,
         input_ids=ids,

@@ -29,6 +29,7 @@ from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, Sampling
+from slime_router.values import replace
 
 DEFAULT_MAX_TOKENS = 16  # vLLM's
 
@@ -138,9 +139,8 @@ def _read(
 
 def _sampling(given: dict[str, Any], fields: ChatFields, constraint: Grammar | None) -> Sampling:
     """vLLM stops after 16 tokens where no length is given, and runs to the end for null."""
-    if "max_tokens" not in given and fields.max_completion_tokens is None:
-        fields = fields.model_copy(update={"max_tokens": DEFAULT_MAX_TOKENS})
-    return sampling(fields, constraint)
+    usual = None if "max_tokens" in given else DEFAULT_MAX_TOKENS
+    return replace(sampling(fields, constraint), usual_max_tokens=usual)
 
 
 def _refuse(values: dict[str, Any], names: Iterable[str], within: str) -> None:

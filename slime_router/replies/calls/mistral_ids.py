@@ -41,6 +41,11 @@ class MistralCalls:
         self._given: set[str] = set()
 
     @property
+    def holds_nothing(self) -> bool:
+        """Whether all text so far has passed; nobody knows, as ids may begin anywhere."""
+        return False
+
+    @property
     def hidden(self) -> int:
         """Calls that were read and are not given: one was asked for."""
         return self._reader.hidden

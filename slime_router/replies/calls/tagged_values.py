@@ -65,6 +65,11 @@ class TaggedCalls:
         self._held: list[str] = []  # from a mark in it on
 
     @property
+    def holds_nothing(self) -> bool:
+        """Whether no value is open, and the same of the reader: see `CallReader`."""
+        return self._value is None and not self._held and self._reader.holds_nothing
+
+    @property
     def hidden(self) -> int:
         """Calls that were read and are not given: one was asked for."""
         return self._reader.hidden

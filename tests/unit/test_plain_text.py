@@ -1,0 +1,135 @@
+"""Text that passes a reader of calls: past it and through it, a reply comes out the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slime_router.replies.parser import ReplyDelta
+from slime_router.replies.parsers import ReplyParsers
+from slime_router.replies.sglang_parsers import load_parsers
+from slime_router.types import ReplyFormat
+from tests.unit.formats import FORMATS
+from tests.unit.test_formats import CUTS, DISTINCT, REPLIES, TOOLS
+
+pytestmark = pytest.mark.parsers
+
+WORDS = [
+    "I look",
+    " it up",
+    " in 2026",
+    ".",
+    " Well;",
+    "\n",
+    "\n\n",
+    " ",
+    ", ",
+    "- a",
+    " don't",
+    "(b)",
+]
+ODD = [
+    "<",
+    "</",
+    "{",
+    "[",
+    "}",
+    '"',
+    "`",
+    "東京",
+    " é",
+    "<tool",
+    "<think>",
+    "</think>",
+    "<|",
+    "Init",
+]
+
+
+@cache
+def parsers_of(name: str) -> ReplyParsers:
+    return ReplyParsers(load_parsers, tools=name, reasoning="qwen3", new_call_id=lambda: "call_1")
+
+
+def told(
+    name: str, pieces: list[str], form: ReplyFormat, *, is_plain_known: bool
+) -> list[ReplyDelta]:
+    """What a parser says of each piece, with and without a way past it."""
+    parsers = parsers_of(name)
+    known = parsers._plain
+    try:
+        parsers._plain = known if is_plain_known else None
+        parser = parsers.parser(form, prompt_tail="", history=())
+    finally:
+        parsers._plain = known
+    assert parser is not None
+    assert (parser._marks is not None) is (is_plain_known and known is not None)
+    said = [parser.push(piece, is_last=False) for piece in pieces]
+    return [*said, parser.push("", is_last=True)]
+
+
+texts = st.lists(st.sampled_from(WORDS * 3 + ODD), max_size=12).map("".join)
+calls = st.sampled_from([*REPLIES.values()])
+cuts = st.sampled_from([*CUTS.values(), r"[\s\S]{1,3}", r"[\s\S]{1,9}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DISTINCT)
+def test_a_reply_reads_the_same_past_a_reader_and_through_it(name):
+    @given(
+        lead=texts, made=calls, end=texts, cut=cuts, share=st.floats(0, 1), separates=st.booleans()
+    )
+    def check(lead, made, end, cut, share, separates):
+        written = FORMATS[name].write(made)
+        text = lead + written[: round(len(written) * share)] + end
+        form = ReplyFormat(tools=TOOLS, separates_reasoning=separates)
+        pieces = re.findall(cut, text)
+        through = told(name, pieces, form, is_plain_known=False)
+        assert told(name, pieces, form, is_plain_known=True) == through
+
+    check()
+
+
+def seen_by(name: str, pieces: list[str]) -> list[str]:
+    """The pieces that reach SGLang's detector of calls."""
+    parser = parsers_of(name).parser(ReplyFormat(tools=TOOLS), prompt_tail="", history=())
+    assert parser is not None
+    assert parser._calls is not None
+    detector = parser._calls._parser._detector  # type: ignore[attr-defined]
+    seen: list[str] = []
+    usual: Callable[..., object] = type(detector).parse_streaming_increment
+
+    def read(self: object, text: str, tools: object) -> object:
+        seen.append(text)
+        return usual(self, text, tools)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(detector), "parse_streaming_increment", read)
+        said = [parser.push(piece, is_last=False).content for piece in pieces]
+    assert "".join(said) == "".join(pieces)
+    return seen
+
+
+def test_only_what_may_begin_a_call_is_given_to_sglang():
+    plain = ["Well", ", I", " look", " it up.", " Now"]
+    assert seen_by("qwen25", [*plain, " 1 <", "2", *plain]) == [" ", "1", " ", "<2"]
+    assert seen_by("qwen25", [*plain, "\n", *plain]) == ["\n"], "a call may end with it"
+
+
+def test_most_formats_let_plain_text_pass():
+    known = {name for name in DISTINCT if parsers_of(name)._plain is not None}
+    assert len(known) > len(DISTINCT) / 2
+    assert known >= {"qwen25", "hermes", "llama3", "qwen3_coder", "glm45", "deepseekv3", "kimi_k2"}
+
+
+@pytest.mark.parametrize("is_plain_known", [True, False])
+def test_the_line_end_before_a_call_that_was_cut_is_given_once(is_plain_known):
+    written = FORMATS["inkling"].write(REPLIES["call"])
+    pieces = re.findall(CUTS["tokens"], "I look.\n" + written[: len(written) // 2])
+    said = told("inkling", pieces, ReplyFormat(tools=TOOLS), is_plain_known=is_plain_known)
+    assert "".join(delta.content for delta in said).count("\n") == 1
