@@ -24,7 +24,7 @@ def bare(value: Any) -> str:
     written = json.dumps(value, indent=1, ensure_ascii=False)
     for control in CONTROLS:
         escape = json.dumps(control)[1:-1]
-        parts = written.split("\\\\")  # a backslash of the text's own is no escape
+        parts = written.split("\\\\")  # a backslash of the text's own begins no escape
         written = "\\\\".join(part.replace(escape, control) for part in parts)
     return written
 
