@@ -57,7 +57,10 @@ def read_conversation(body: Mapping[str, Any]) -> Sequence[Message]:
     chat: Sequence[Message]
     if isinstance(messages, Written):
         new = _talk(messages.new, messages.first_new)
-        chat = messages.remade(checked(head, 0), checked(new, len(messages.known)))
+        is_closed = not new or new[-1]["role"] != "assistant"  # the next message may go on with it
+        chat = messages.remade(
+            checked(head, 0), checked(new, len(messages.known)), is_closed=is_closed
+        )
     else:
         require(isinstance(messages, list), "messages", "a list of messages")
         if not messages:
