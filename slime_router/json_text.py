@@ -9,6 +9,7 @@ from typing import Any
 
 _HALVES = re.compile("[\ud800-\udfff]")
 _ESCAPES = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SIGNS = re.compile(r'["\\\x00-\x1f]')
 _LINE_ENDS = tuple((end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029")
 
 
@@ -82,6 +83,36 @@ class Braces:
                 if not self._depth:
                     return index + 1
         return -1
+
+
+class StringControls:
+    """Escapes the control characters in strings of JSON that comes in pieces.
+
+    JSON has none there, but models write line ends and tabs as they are.
+    """
+
+    def __init__(self) -> None:
+        self._in_string = False
+        self._is_escaped = False
+
+    def escaped(self, text: str) -> str:
+        """The next piece, of which everything else stays as it is."""
+        parts: list[str] = []
+        start, escaped_at = 0, 0 if self._is_escaped else -1
+        self._is_escaped = False
+        for found in _SIGNS.finditer(text):
+            at, sign = found.start(), found[0]
+            if at == escaped_at:
+                continue
+            if sign == '"':
+                self._in_string = not self._in_string
+            elif self._in_string and sign == "\\":
+                escaped_at = at + 1
+            elif self._in_string:
+                parts += text[start:at], json.dumps(sign)[1:-1]
+                start = at + 1
+        self._is_escaped = escaped_at == len(text)
+        return "".join([*parts, text[start:]])
 
 
 def brackets(raw: bytes) -> int:

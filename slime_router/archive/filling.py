@@ -329,3 +329,10 @@ class _Probe:
     def of_handle(self, handle: str, session_id: str | None, scope: str = "") -> Turn | None:
         self.names |= {name_of_handle(scope, handle), name_of_id(handle)}
         return self._store.of_handle(handle, session_id, scope)
+
+    def ids_of_handles(
+        self, handles: Sequence[str], session_id: str | None, scope: str = ""
+    ) -> list[str | None]:
+        for handle in handles:
+            self.names |= {name_of_handle(scope, handle), name_of_id(handle)}
+        return self._store.ids_of_handles(handles, session_id, scope)

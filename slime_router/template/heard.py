@@ -63,12 +63,19 @@ _CHAT = Spoken("messages", is_text)
 class Chain(NamedTuple):
     """What was worked out of the messages of a conversation: of each prefix, the empty one first.
 
-    `asked` are the messages that could name a turn: the place of each, and the turn's id.
+    `handles` are the names of turns in them, `found` the ids of the turns that had these, and
+    `named` the places of the messages that are replies of such turns.
     """
 
     keys: list[bytes]
     spellings: list[bytes]
-    asked: list[tuple[int, str | None]]
+    handles: list[str]
+    found: list[str | None]
+    named: set[int]
+
+    def copy(self) -> Chain:
+        """The same, to be continued."""
+        return Chain(self.keys[:], self.spellings[:], self.handles[:], self.found[:], {*self.named})
 
 
 class Head(NamedTuple):

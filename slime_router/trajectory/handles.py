@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from slime_router.trajectory.turn import Turn
 
@@ -27,6 +27,26 @@ class Handles:
     def find(self, scope: str, handle: str) -> str | None:
         """The id of the turn with this handle."""
         return self._turn_ids.get((scope, handle))
+
+    def ids(
+        self,
+        handles: Sequence[str],
+        turns: Mapping[str, Turn],
+        session_id: str | None,
+        scope: str,
+    ) -> list[str | None]:
+        """The id of the turn that has each handle, or has it as its id, in this scope and session.
+
+        None where no such turn is among `turns`.
+        """
+        ids = self._turn_ids
+        found = [turns.get(ids.get((scope, handle), handle)) for handle in handles]
+        return [
+            None
+            if turn is None or turn.scope != scope or session_id not in (None, turn.session_id)
+            else turn.id
+            for turn in found
+        ]
 
     def check_integrity(self, turns: Mapping[str, Turn]) -> None:
         """Look at each.

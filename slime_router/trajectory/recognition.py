@@ -71,6 +71,11 @@ class Recorded(Protocol):
     def of_handle(self, handle: str, session_id: str | None, scope: str = "") -> Turn | None:
         """The turn that has this id of a tool call, or this id itself."""
 
+    def ids_of_handles(
+        self, handles: Sequence[str], session_id: str | None, scope: str = ""
+    ) -> list[str | None]:
+        """The id of each turn that `of_handle` finds, in order; none of them counts as used."""
+
 
 class Recogniser:
     """Finds turns by the messages that came before them and by their replies."""
@@ -99,15 +104,16 @@ class Recogniser:
         self, call: GenerateCall, messages: tuple[Message, ...], taken: Container[str]
     ) -> Conversation:
         try:
-            keys, spellings, named = self._chain(call, messages)
+            keys, spellings, *_, named = self._chain(call, messages)
         except RecursionError as exc:
             raise BadRequest("the request is nested too deeply", param="messages") from exc
-        whole = self._template.parts.whole(messages)
+        given, whole = messages, self._template.parts.whole(messages)
         messages = messages if whole is messages else tuple(whole)
         for index in range(len(messages) - 1, -1, -1):
             if not is_reply(messages[index]):
                 continue
-            turn = named.get(index) or self._store.find(
+            turn = self._named_turn(given[index], keys[index], call) if index in named else None
+            turn = turn or self._store.find(
                 keys[index + 1],
                 call.session_id,
                 taken=taken,
@@ -117,26 +123,22 @@ class Recogniser:
                 return Conversation(messages, keys, spellings, turn, index)
         return Conversation(messages, keys, spellings)
 
-    def _chain(
-        self, call: GenerateCall, messages: tuple[Message, ...]
-    ) -> tuple[list[Key], list[Key], dict[int, Turn]]:
-        """The key and the spelling of each prefix, and the turns that replies identify by their
-        content.
+    def _chain(self, call: GenerateCall, messages: tuple[Message, ...]) -> Chain:
+        """The key and the spelling of each prefix, and the replies that name their turns.
 
         A reply that identifies its turn enters the chain as it was recorded, however the client
         spells it now.
         """
         root = root_key(call.scope, call.template)
-        known = self._known_chain(call, messages, root)
-        (keys, spellings, asked), named = known or (Chain([root], [b""], []), {})
+        chain = self._known_chain(call, messages, root) or Chain([root], [b""], [], [], set())
+        keys, spellings = chain.keys, chain.spellings
         link = Link(keys[-1], spellings[-1])
         for index in range(len(keys) - 1, len(messages)):
             message, turn = messages[index], None
             if "tool_calls" in message or "turn" in message:
-                turn = self._named_turn(message, link.key, call)
-                asked.append((index, None if turn is None else turn.id))
+                turn = self._named_turn(message, link.key, call, chain)
             if turn is not None:
-                named[index] = turn
+                chain.named.add(index)
                 link = Link(turn.keys[0], turn.spelling)
             elif "name" not in message and type(message.get("content")) is str:  # the usual case
                 link = self._known(link, message)
@@ -145,25 +147,19 @@ class Recogniser:
             keys.append(link.key)
             spellings.append(link.spelling)
         if isinstance(messages, Heard):
-            messages.whole.note(root, Chain(keys, spellings, asked))
-        return keys, spellings, named
+            messages.whole.note(root, chain)
+        return chain
 
     def _known_chain(
         self, call: GenerateCall, messages: tuple[Message, ...], root: Key
-    ) -> tuple[Chain, dict[int, Turn]] | None:
-        """The chain of the messages that came before, and the turns that they name still."""
+    ) -> Chain | None:
+        """The chain of the messages that came before, where what they name is what it was."""
         past = messages.past if isinstance(messages, Heard) else None
         chain = None if past is None else past.chains.get(root)
         if chain is None:
             return None
-        named = {}
-        for index, turn_id in chain.asked:
-            turn = self._named_turn(messages[index], chain.keys[index], call)
-            if turn_id != (None if turn is None else turn.id):
-                return None
-            if turn is not None:
-                named[index] = turn
-        return Chain([*chain.keys], [*chain.spellings], [*chain.asked]), named
+        found = self._store.ids_of_handles(chain.handles, call.session_id, call.scope)
+        return chain.copy() if found == chain.found else None
 
     def _next(self, link: Link, message: Message) -> Link:
         with_ids = self._template.findings.prints_call_ids
@@ -186,16 +182,22 @@ class Recogniser:
                     return each
         return links[0]
 
-    def _named_turn(self, message: Message, asked: Key, call: GenerateCall) -> Turn | None:
+    def _named_turn(
+        self, message: Message, asked: Key, call: GenerateCall, chain: Chain | None = None
+    ) -> Turn | None:
         """The turn that made the tool calls of this message, if the messages before it match.
 
-        Number and tools of the calls must match: an agent may repair arguments, nothing else.
+        Number and tools of the calls must match: an agent may repair arguments, nothing else. What
+        was looked for, and what was found, is noted in `chain`.
         """
         calls = message.get("tool_calls")
         handle = message.get("turn") or (calls[0].get("id") if calls else None)
         if not isinstance(handle, str):
             return None
         turn = self._store.of_handle(handle, call.session_id, call.scope)
+        if chain is not None:
+            chain.handles.append(handle)
+            chain.found.append(None if turn is None else turn.id)
         if turn is None or turn.asked != asked or not turn.keys:
             return None
         made = tuple((each.get("id"), each["function"]["name"]) for each in calls or ())

@@ -14,7 +14,7 @@ exported since closing it; those of exported sessions go last. Each drop is coun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from typing import Unpack
 
 from slime_router.errors import Conflict, StorageFull
@@ -177,14 +177,14 @@ class TrajectoryStore:
         return self._used(self._conversations.find(key, session_id, taken, spelling))
 
     def of_handle(self, handle: str, session_id: str | None, scope: str = "") -> Turn | None:
-        """The turn whose reply alone has this id of a tool call, or that has this id itself.
+        """The turn of this scope and session that alone has this id of a call, or this own id."""
+        return self._used(self.ids_of_handles((handle,), session_id, scope)[0])
 
-        It is one of this scope, and of this session where one is named.
-        """
-        turn = self._turns.get(self._handles.find(scope, handle) or handle)
-        if turn is None or turn.scope != scope or session_id not in (None, turn.session_id):
-            return None
-        return self._used(turn.id)
+    def ids_of_handles(
+        self, handles: Sequence[str], session_id: str | None, scope: str = ""
+    ) -> list[str | None]:
+        """The id of each turn that `of_handle` finds, in order; none of them counts as used."""
+        return self._handles.ids(handles, self._turns, session_id, scope)
 
     def count_alike(self, key: bytes, session_id: str | None) -> int:
         """How many turns `find` could choose from."""

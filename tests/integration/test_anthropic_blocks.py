@@ -330,3 +330,31 @@ async def test_a_reply_that_comes_back_in_several_messages_is_one() -> None:
         async with router.http.post(MESSAGES, json={**body, "messages": talk}) as response:
             receipt = json.loads(response.headers["x-slime-receipt"])
     assert (receipt["status"], receipt["reason"]) == ("extended", "continues the turn")
+
+
+@pytest.mark.parsers
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_bare_line_end_in_a_call_is_escaped_in_its_input(stream: bool) -> None:
+    """Agents read the input as JSON, which has no line end in a string."""
+    call = '<tool_call>\n{"name": "look", "arguments": {"code": "a\n\tb"}}\n</tool_call>'
+    tools = [{"name": "look", "input_schema": {"type": "object"}}]
+    body = {"model": "m", "max_tokens": 99, "tools": tools}
+    async with parsing() as (router, worker):
+        say(worker, call)
+        asked = {**body, "messages": [user("Hi")], "stream": stream}
+        async with router.http.post(MESSAGES, json=asked) as response:
+            raw = await response.text()
+        if stream:
+            lines = [line[6:] for line in raw.split("\n") if line.startswith("data: ")]
+            events = [json.loads(line) for line in lines]
+            parts = [event["delta"].get("partial_json", "") for event in events if "delta" in event]
+            blocks = [event["content_block"] for event in events if "content_block" in event]
+            [use] = [{**block, "input": json.loads("".join(parts))} for block in blocks]
+        else:
+            [use] = json.loads(raw)["content"]
+        assert use["input"] == {"code": "a\n\tb"}
+        result = {"type": "tool_result", "tool_use_id": use["id"], "content": "A"}
+        talk = [user("Hi"), {"role": "assistant", "content": [use]}, user([result])]
+        async with router.http.post(MESSAGES, json={**body, "messages": talk}) as response:
+            receipt = json.loads(response.headers["x-slime-receipt"])
+    assert receipt["status"] == "extended"

@@ -215,6 +215,7 @@ async def ask(router: Served, *, stream: bool, **body: Any) -> tuple[Any, list[A
         ('{"patch": "other name"}', "other name"),
         ('{"input": 5, "x": "y"}', '{"input": 5, "x": "y"}'),
         (r'{"input": "a\ud83d b"}', r"a\ud83d b"),
+        ('{"input": "as the model\n\twrites it \\"a\\""}', 'as the model\n\twrites it "a"'),
     ],
 )
 async def test_a_custom_tool_is_called_with_free_text(

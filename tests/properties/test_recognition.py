@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -58,6 +59,12 @@ class Store:
         return next(
             (turn for turn in self.turns.values() if turn.calls[:1] == ((handle, "f"),)), None
         )
+
+    def ids_of_handles(
+        self, handles: Sequence[str], session_id: str | None, scope: str = ""
+    ) -> list[str | None]:
+        found = [self.of_handle(handle, session_id, scope) for handle in handles]
+        return [turn and turn.id for turn in found]
 
     def record(self, number: int, talk: Conversation, reply: Message) -> None:
         keys, spelling = reply_links(talk.keys[-1], talk.spellings[-1], reply, with_call_ids=False)

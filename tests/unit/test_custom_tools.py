@@ -11,10 +11,13 @@ from slime_router.api.responses.custom_tools import decode_input, encode_input, 
 INPUT = '*** Begin\n"two" \N{EURO SIGN} \\ end'
 
 
+@pytest.mark.parametrize("is_bare", [True, False])
 @pytest.mark.parametrize("is_ascii", [True, False])
-def test_of_a_call_that_is_cut_the_input_is_what_was_written_of_it(is_ascii):
+def test_of_a_call_that_is_cut_the_input_is_what_was_written_of_it(is_ascii, is_bare):
     """Never the JSON around it: an agent would take that for a patch."""
     arguments = json.dumps({"input": INPUT}, ensure_ascii=is_ascii)
+    if is_bare:  # as models write line ends
+        arguments = arguments.replace("\\n", "\n")
     for end in range(1, len(arguments) + 1):
         begun = decode_input(arguments[:end])
         assert INPUT.startswith(begun), arguments[:end]

@@ -112,6 +112,19 @@ def test_a_turn_is_found_by_its_handle_in_its_scope_and_session_only():
     assert store.of_handle("call_2", "s", "lora") is None
 
 
+def test_turns_that_are_looked_up_by_many_handles_are_those_found_by_each_and_not_used():
+    store = TrajectoryStore(6)
+    store.add(turn("a", [1], [2], handles=("call_a",), scope="lora", session_id="s"))
+    for name in "bc":
+        store.add(turn(name, [1], [2], handles=(f"call_{name}",)))
+    handles = ["call_a", "call_b", "b", "a", "call_d", "call_c", "call_b"]
+    assert store.ids_of_handles(handles, None) == [None, "b", "b", None, None, "c", "b"]
+    assert store.ids_of_handles(handles, "s", "lora") == ["a", None, None, "a", None, None, None]
+    assert store.ids_of_handles(handles, "t", "lora") == [None] * len(handles)
+    store.add(turn("d", [1], [2]))
+    assert "a" not in store
+
+
 def test_a_turn_that_is_found_by_its_handle_was_used():
     store = TrajectoryStore(6)
     for name in "abc":

@@ -11,11 +11,12 @@ still become an object; if it is known that they cannot, they wait for their end
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from slime_router.api.anthropic.messages import begins_object, input_json
 from slime_router.api.chat.reply import Tally
+from slime_router.json_text import StringControls
 from slime_router.types import Finish, GenerateChunk, ToolDelta
 
 Event: TypeAlias = dict[str, Any]
@@ -38,6 +39,7 @@ class _Block:
     type: str
     held: str = ""  # arguments not passed on yet
     is_flowing: bool = False  # they are
+    controls: StringControls = field(default_factory=StringControls)  # in those passed on
 
 
 class MessageEvents:
@@ -177,13 +179,13 @@ class MessageEvents:
 def _arguments(block: _Block, text: str, *, is_last: bool) -> list[Event]:
     """Passes on what can become an object; arguments held to the end are checked as a whole."""
     if block.is_flowing:
-        return [_input_delta(block, text)] if text else []
+        return [_input_delta(block, block.controls.escaped(text))] if text else []
     is_broken = bool(block.held.strip())
     block.held += text
-    if is_broken or is_last or not begins_object(block.held):
+    if is_broken or is_last or not begins_object(StringControls().escaped(block.held)):
         return []
     given, block.held, block.is_flowing = block.held, "", True
-    return [_input_delta(block, given)]
+    return [_input_delta(block, block.controls.escaped(given))]
 
 
 def _input_delta(block: _Block, text: str) -> Event:

@@ -33,7 +33,7 @@ from slime_router.api.as_written import write_as_read
 from slime_router.api.chat.messages import checked
 from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
-from slime_router.json_text import is_json, without_halves
+from slime_router.json_text import StringControls, is_json, without_halves
 from slime_router.template.heard import Written
 from slime_router.template.messages import REFERENCE
 from slime_router.types import Message
@@ -248,10 +248,11 @@ def _content(texts: list[str]) -> str | list[dict[str, str]]:
 
 
 def input_json(arguments: str) -> str:
-    """The input as JSON text; an object is left as the model spelled it."""
+    """The input as JSON text; an object is left as the model spelled it, but for bare line ends."""
     if not arguments.strip():
         return "{}"
-    return arguments if _is_object(arguments) else orjson.dumps({RAW: arguments}).decode()
+    written = StringControls().escaped(arguments)
+    return written if _is_object(written) else orjson.dumps({RAW: arguments}).decode()
 
 
 def arguments_of(given: dict[str, Any]) -> dict[str, Any] | str:

@@ -9,7 +9,7 @@ import orjson
 from pydantic_core import from_json
 
 from slime_router.api.request import require
-from slime_router.json_text import escaped_halves
+from slime_router.json_text import StringControls, escaped_halves
 
 _KEY = "input"
 
@@ -51,7 +51,7 @@ def decode_input(arguments: str) -> str:
     The arguments themselves where they are not an object that holds a text.
     """
     try:
-        value = json.loads(arguments)
+        value = json.loads(arguments, strict=False)  # models write line ends as they are
     except (ValueError, RecursionError):
         begun = _object_so_far(arguments)
         return arguments if begun is None else _text_in(begun) or ""
@@ -68,7 +68,8 @@ def input_so_far(arguments: str) -> str:
 def _object_so_far(arguments: str) -> dict[str, Any] | None:
     """What arguments that break off hold; None where they do not begin as an object."""
     try:
-        value = from_json(arguments, allow_partial="trailing-strings")
+        written = StringControls().escaped(arguments)
+        value = from_json(written, allow_partial="trailing-strings")
     except ValueError:  # half of an escaped emoji, or no JSON
         return None
     return value if isinstance(value, dict) else None
