@@ -92,16 +92,6 @@ async def test_long_bodies_of_other_apis_get_what_they_get_in_a_router_that_has_
     await assert_unseen_is_the_same(path, body)
 
 
-async def test_a_reply_that_a_prompt_ended_with_goes_on_in_the_next_message():
-    """Messages only: two assistant messages there are one reply, wherever the first was read."""
-    talk = [user(LONG), assistant("Yes."), user("More."), *map(assistant, "ab"), user("Well?")]
-
-    def body(turns: int) -> dict[str, Any]:
-        return {"model": "tiny", "max_tokens": 5, "messages": talk[: turns + 1]}
-
-    await assert_unseen_is_the_same("/v1/messages", body)
-
-
 async def test_an_error_names_the_place_of_a_new_message_in_blocks():
     async with served() as (router, _):
         await router.post("/v1/messages", in_blocks(5))

@@ -167,3 +167,17 @@ def test_a_long_name_is_cut():
     with pytest.raises(BadRequest) as caught:
         Strictness("refuse").check({"x" * 10_000: 0}, {"a"}, {})
     assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses"])
+async def test_what_no_worker_keeps_to_is_logged_once(path, caplog):
+    async with served() as (router, worker):
+        for _ in range(2):
+            status, reply = await router.post(
+                path,
+                {**ASK[path], "bad_words": ["a"], "use_beam_search": True, "length_penalty": None},
+            )
+            assert status == 200, reply
+        assert "bad_words" not in worker.requests[0].body
+    said = [r.getMessage() for r in caplog.records if "nobody here knows" in r.getMessage()]
+    assert said == ["fields that nobody here knows are ignored: bad_words, use_beam_search"]

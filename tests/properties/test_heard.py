@@ -320,6 +320,16 @@ def said(body: dict[str, Any]) -> list[Message] | tuple[str, str | None]:
 SYSTEMS = st.none() | TEXTS | st.just([{"type": "text", "text": f"{BILLING} 1"}])
 
 
+def test_a_reply_that_came_before_is_joined_with_one_that_follows_it() -> None:
+    texts, talk = MessageTexts(), [{"role": "user", "content": "Hi"}]
+    for word in ("Well.", "And?", "Yes."):
+        talk = [*talk, {"role": "assistant", "content": word}]
+        body = {"messages": talk}
+        found = texts.read(orjson.dumps(body), ("/v1/messages", ""), BLOCKED)
+        assert found is not None
+        assert said(found[0]) == said(body)
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.lists(ANTHROPIC_MESSAGES, max_size=3)), max_size=10),
     st.data(),

@@ -57,10 +57,9 @@ def read_conversation(body: Mapping[str, Any]) -> Sequence[Message]:
     chat: Sequence[Message]
     if isinstance(messages, Written):
         new = _talk(messages.new, messages.first_new)
-        is_closed = not new or new[-1]["role"] != "assistant"  # the next message may go on with it
-        chat = messages.remade(
-            checked(head, 0), checked(new, len(messages.known)), is_closed=is_closed
-        )
+        is_closed = not (new and new[-1]["role"] == "assistant")  # else another may join it
+        made = checked(new, len(messages.known))
+        chat = messages.remade(checked(head, 0), made, is_closed=is_closed)
     else:
         require(isinstance(messages, list), "messages", "a list of messages")
         if not messages:

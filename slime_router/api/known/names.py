@@ -14,6 +14,13 @@ _ALIASES = frozenset(
         *("functions", "function_call", "reasoning", "json_schema", "response_format"),
     )
 )
+UNENFORCED = frozenset(  # vLLM's, which ask for what SGLang's workers do not do
+    (
+        *("allowed_token_ids", "bad_words", "length_penalty", "mm_processor_kwargs"),
+        *("repetition_detection", "stream_interval", "truncate_prompt_tokens"),
+        *("use_beam_search", "vllm_xargs"),
+    )
+)
 _SESSION = frozenset(("metadata", "prompt_cache_key", "session_id", "user"))
 _OF_A_SERVICE = frozenset(  # of OpenAI's own service; nothing here depends on them
     (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from typing import Any
 
+from slime_router.api.known.names import UNENFORCED
 from slime_router.choices import StrictFields
 from slime_router.errors import BadRequest
 
@@ -22,7 +23,8 @@ class Strictness:
     """Looks at the names of a body's fields.
 
     With `warn`, a reply has a header that names the unknown ones, and the log names each once; with
-    `refuse`, the first one is a 400.
+    `refuse`, the first one is a 400. In each mode the log names the fields of vLLM that no worker
+    keeps to: a client that sends one expects something of it.
     """
 
     def __init__(self, mode: StrictFields) -> None:
@@ -40,7 +42,11 @@ class Strictness:
         Raises:
             BadRequest: a field is unknown, and that is not allowed.
         """
-        if self._mode == "ignore" or not known:
+        if not known:
+            return
+        if not UNENFORCED.isdisjoint(body):
+            self._log(sorted(name for name in UNENFORCED if body.get(name)))
+        if self._mode == "ignore":
             return
         unknown = [name for name in body if name not in known]
         if not unknown:
@@ -49,7 +55,11 @@ class Strictness:
             raise _refusal(unknown[0], known)
         shown = [_printable(name) for name in unknown[:MAX_NAMED]]
         headers[HEADER] = ", ".join(shown)
-        new = [name for name in shown if name not in self._logged]
+        self._log(shown)
+
+    def _log(self, names: Sequence[str]) -> None:
+        """Each name once."""
+        new = [name for name in names if name not in self._logged]
         new = new[: MAX_LOGGED - len(self._logged)]
         if new:
             self._logged.update(new)
