@@ -49,7 +49,14 @@ _OF_WORKERS = frozenset(
         "server",
         "date",
         "set-cookie",
+        "set-cookie2",
         "www-authenticate",
+        "authentication-info",
+        "nel",
+        "report-to",
+        "reporting-endpoints",
+        "public-key-pins",
+        "x-sendfile",  # with those of nginx, a file or path that the proxy before us would serve
         "location",
         "content-location",
         "refresh",
@@ -61,7 +68,7 @@ _OF_WORKERS = frozenset(
         "x-should-retry",
     }
 )
-_OF_WORKERS_PREFIXES = ("access-control-", "x-slime-")
+_OF_WORKERS_PREFIXES = ("access-control-", "x-accel-", "x-slime-")
 _PACKED = frozenset({"content-encoding", "content-length"})
 
 Dropped: TypeAlias = Callable[[str], bool]

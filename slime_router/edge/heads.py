@@ -25,6 +25,7 @@ METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_GO_ON = "100-continue"
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
@@ -35,7 +36,8 @@ def check_head(request: web.Request) -> None:
     Raises:
         HeadTooLarge: the URL, a header, or their number.
         MethodNotSupported: a method that no API has.
-        BadRequest: a header that is not text, an invalid host, or framing that HTTP/1.0 lacks.
+        BadRequest: a header that is not text, an invalid host, something that is expected and
+            unknown, or framing that HTTP/1.0 lacks.
     """
     if len(request.raw_path) > MAX_TARGET_LEN:
         raise HeadTooLarge(f"The URL is longer than {MAX_TARGET_LEN} characters.", status=414)
@@ -51,9 +53,22 @@ def check_head(request: web.Request) -> None:
         raise MethodNotSupported(request.method, METHODS)
     if request.version < HttpVersion11 and "Transfer-Encoding" in headers:
         raise BadRequest("HTTP/1.0 has no Transfer-Encoding.", param="transfer-encoding")
+    if headers.get("Expect", _GO_ON).lower() != _GO_ON:
+        raise BadRequest(f"'expect' must be '{_GO_ON}'.", param="expect")
     hosts = headers.getall("Host", ())
     if len(hosts) > 1 or (hosts and hosts[0] and _HOST.fullmatch(hosts[0]) is None):
         raise BadRequest("'host' must be a name or an address, with a port or not.", param="host")
+
+
+async def let_go_on(request: web.Request) -> None:
+    """Asks for the body, where a client waits for that; `check_head` refuses what else it expects.
+
+    aiohttp's own handler answers before anything of ours runs.
+    """
+    is_asked = request.headers["Expect"].lower() == _GO_ON
+    if is_asked and request.version >= HttpVersion11 and request.writer is not None:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the answer, nothing was sent
 
 
 def _check_lengths(request: web.Request) -> None:

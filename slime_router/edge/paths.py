@@ -10,12 +10,13 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.abc import AbstractMatchInfo
 from yarl import URL
 
 from slime_router.auth.access import IN_SESSION
 from slime_router.auth.surface import tidy_path
+from slime_router.edge.heads import let_go_on
 from slime_router.errors import SetupError
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -45,9 +46,9 @@ def in_sessions(routes: Sequence[tuple[str, str, Handler]]) -> list[tuple[str, s
 
 def add_route(app: web.Application, method: str, path: str, handler: Handler) -> None:
     """Serves `path`; what answers GET answers HEAD too."""
-    app.router.add_route(method, path, handler)
+    app.router.add_route(method, path, handler, expect_handler=let_go_on)
     if method == "GET":
-        app.router.add_route("HEAD", path, handler)
+        app.router.add_route("HEAD", path, handler, expect_handler=let_go_on)
 
 
 def add_chat(app: web.Application, path: str, handler: Handler) -> None:
@@ -60,7 +61,7 @@ def add_chat(app: web.Application, path: str, handler: Handler) -> None:
         raise SetupError(
             f"chat cannot be served at {path!r}: letters, digits and ._~@:+- stand between slashes"
         )
-    app.router.add_post(path, handler)
+    add_route(app, hdrs.METH_POST, path, handler)
 
 
 class TidyPaths(web.AbstractResource):

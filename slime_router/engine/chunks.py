@@ -28,13 +28,14 @@ from slime_router.engine.masks import (
     MaskPlan,
     without_masks,
 )
-from slime_router.engine.request import read_error
+from slime_router.engine.request import error_status, read_error
+from slime_router.engine.scores import check_prompt
 from slime_router.engine.sse import DONE
 from slime_router.engine.top_logprobs import NO_TOPS, TopPlan
 from slime_router.engine.wire.joined import together
 from slime_router.engine.wire.plain_items import PlainItems, Tokens
 from slime_router.errors import MasksRefused, RouterError, WorkerFailed
-from slime_router.types import GenerateChunk, WeightVersion
+from slime_router.types import GenerateChunk, TokenIds, WeightVersion
 
 _NO_ITEMS = (b"", DONE)
 
@@ -52,6 +53,7 @@ class ChunkReader:
     `masks` says whether the worker was asked what it samples from, `tops` the same of the likeliest
     tokens. `experts_start` is the position from which routed experts were requested, ids are in
     `[0, vocab_size)`, and there are at most `max_len` of them.
+    `scored` is the prompt, where the logprobs of its tokens were asked for.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ChunkReader:
         vocab_size: int,
         with_logprobs: bool,
         max_len: int | None = None,
+        scored: TokenIds | None = None,
         is_native: bool = False,
         is_stream: bool = True,
         version_before: Callable[[], WeightVersion | None] = lambda: None,
@@ -74,6 +77,7 @@ class ChunkReader:
         self.weight_version: WeightVersion | None = None  # as the worker reported it last
         self._vocab_size = vocab_size
         self._max_len = sys.maxsize if max_len is None else max_len
+        self._scored = scored
         self._is_stream = is_stream
         self._version_before = version_before
         self._experts_start = experts_start
@@ -252,7 +256,7 @@ class ChunkReader:
 
     def _chunk(self, item: Item, payload: bytes) -> GenerateChunk:
         if (error := item.get("error")) is not None:
-            raise read_error(_error_status(error), payload)
+            raise read_error(error_status(error), payload)
         chunk = self._read_item(item)
         finish = chunk.finish
         if finish is not None and finish.status_code:
@@ -267,6 +271,8 @@ class ChunkReader:
             if is_own or not self._is_native:
                 raise refusal
         if finish is not None:
+            if self._scored is not None and finish.type != "abort":
+                check_prompt(item["meta_info"], self._scored, self._tops.asked, self._vocab_size)
             self.is_finished = True
             self._plain_items = None
         return chunk
@@ -387,11 +393,6 @@ def _going_on(chunk: GenerateChunk) -> GenerateChunk:
     item = chunk.item or {}
     meta = {**item.get("meta_info", {}), "finish_reason": None}
     return chunk._replace(finish=None, item={**item, "meta_info": meta})
-
-
-def _error_status(error: Any) -> int:
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and code >= 400 else 400
 
 
 def _last(values: Any, count: int) -> Any:

@@ -335,9 +335,11 @@ class WorkerClient:
         with_logprobs: bool,
     ) -> ChunkReader:
         limit: int | None = params.get("max_new_tokens")
+        is_scored = not call.is_passed_on and call.asked.get("logprob_start_len") == 0
         return ChunkReader(
             vocab_size=self._vocab_size,
             with_logprobs=with_logprobs,
+            scored=call.prompt.ids if is_scored and call.prompt and not len(call.sampled) else None,
             max_len=exchange.worker.context_len if limit is None else limit,
             is_native=call.is_passed_on,
             is_stream=call.stream,

@@ -13,6 +13,7 @@ import orjson
 from numpy.typing import NDArray
 
 from slime_router.engine import answer
+from slime_router.engine.answer import Item
 from slime_router.errors import WorkerFailed
 from slime_router.trajectory.measures.scores import TeacherScore
 from slime_router.types import TokenIds
@@ -63,6 +64,20 @@ def read_score(
         array.setflags(write=False)
     version = answer.version(meta.get("weight_version"))
     return TeacherScore(logprobs, top_ids, top_logprobs, version)
+
+
+def check_prompt(meta: Item, prompt: TokenIds, top: int, vocab_size: int) -> None:
+    """The logprobs of a whole prompt, which a client reads, with `top` likeliest tokens each.
+
+    Raises:
+        WorkerFailed: they are of other tokens, or cannot be that.
+    """
+    ids = prompt.tolist()
+    entries = meta.get("input_token_logprobs")
+    if not entries or None in answer.logprobs(_named(entries, ids, vocab_size), ids)[1:]:
+        raise WorkerFailed(f"The worker's logprobs are not those of {len(ids)} tokens.")
+    if top:
+        answer.top_logprobs(meta.get("input_top_logprobs"), ids, vocab_size)
 
 
 def _named(entries: Any, ids: list[int], vocab_size: int) -> Any:

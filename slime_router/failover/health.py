@@ -239,7 +239,8 @@ class Health:
         except RouterError:
             return  # the next probe will show why
         loads = _parsed(answer.body).get("loads") if answer.status == 200 else None
-        ranks = [load for load in loads if isinstance(load, dict)] if loads else []
+        listed = loads if isinstance(loads, list) else []
+        ranks = [load for load in listed if isinstance(load, dict)]
         worker.reported(
             queued=sum(_count(rank.get("num_waiting_reqs")) for rank in ranks),
             kv_tokens=sum(_count(rank.get("max_total_num_tokens")) for rank in ranks),

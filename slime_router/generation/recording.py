@@ -360,8 +360,7 @@ class Recorder:
     def _logprobs(self, reply: Reply) -> Logprobs | None:
         if not reply.has_logprobs:
             return None
-        missing = reply.logprobs.count(None)
-        if missing:
+        if missing := reply.logprobs.count(None):
             self.counts.missing_logprobs += missing
             logger.warning("%d of %d logprobs are missing", missing, len(reply.logprobs))
         return logprob_array(reply.logprobs)
@@ -378,6 +377,7 @@ class Recorder:
             said,
             with_call_ids=self._with_call_ids,
             reasoning=reply.reasoning,
+            tools=call.template.tools,
         )
 
 

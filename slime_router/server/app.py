@@ -296,7 +296,7 @@ class Gateway:
         strays = Fallback(self.pool, self.others, self.bodies.prepared)
         for prefix, stray in ((IN_SESSION, strays.handle_in_session), ("", strays.handle)):
             app.router.register_resource(TidyPaths(app.router, prefix or "/", STRAYS))
-            app.router.add_route("*", prefix + "/{path:(?s:.*)}", stray)
+            add_route(app, "*", prefix + "/{path:(?s:.*)}", stray)
         app.cleanup_ctx.append(self._lifespan)
         app.on_shutdown.append(self.grace.start)
         if self.cors.is_on:

@@ -22,9 +22,10 @@ from slime_router.api.errors import openai_error_object
 from slime_router.auth.caller import Caller, caller
 from slime_router.edge.bodies import read_body
 from slime_router.edge.headers import to_client, to_worker
+from slime_router.engine import answer as worker_answer
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import WorkerAnswer
-from slime_router.errors import BadRequest, NoWorker, RouterError
+from slime_router.errors import BadRequest, NoWorker, RouterError, WorkerFailed
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
 from slime_router.server.boundary import Handler
@@ -147,7 +148,6 @@ class ControlRoutes:
         (answer,) = heard.values()
         if isinstance(answer, RouterError):
             raise answer
-        check_answer(answer.status)
         headers = to_client(answer.headers, but=("content-length",))
         return web.Response(status=answer.status, headers=headers, body=answer.body)
 
@@ -186,6 +186,7 @@ class ControlRoutes:
             answer = await self._client.ask(
                 worker, order.method, order.target, headers=order.headers, body=order.body or None
             )
+            check_answer(answer.status)
         except RouterError as exc:  # one worker's failure; the others still get the request
             logger.warning("%s failed: worker=%s reason=%s", order.target, worker.url, exc)
             if path in _STOPS:
@@ -234,9 +235,15 @@ def _update(path: str, body: bytes) -> _Update | None:
     if path not in _LOADS and path not in _NAMES:
         return None
     fields = _fields(body)
-    version = fields.get("weight_version", fields.get("new_version"))
+    name = "weight_version" if "weight_version" in fields else "new_version"
+    version = fields.get(name)
+    version = version if type(version) in (str, int) else None
+    try:  # no reply under another one would be believed
+        worker_answer.version(version)
+    except WorkerFailed:
+        raise BadRequest(f"'{name}' must be a short string or an int.", param=name) from None
     return _Update(
-        version=version if type(version) in (str, int) else None,
+        version=version,
         flushes=path in _LOADS and bool(fields.get("flush_cache", True)),
     )
 

@@ -197,11 +197,14 @@ def check_answer(status: int) -> None:
     """Checks whether an answer is for the client.
 
     Raises:
-        WorkerFailed: it is a redirect, which names an address that no client should know; or it
-            refuses the router's key, which would be taken for the client's own.
+        WorkerFailed: it is a redirect, which names an address that no client should know; it
+            refuses the router's key, which would be taken for the client's own; or it ends nothing,
+            as a 101 does, after which a client takes the connection for something else.
     """
-    if status == HTTPStatus.UNAUTHORIZED:
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED):
         raise WorkerFailed(f"The worker refuses the router's key: it answers {status}.")
+    if not 200 <= status < 600:
+        raise WorkerFailed(f"The worker answered with an unexpected status, {status}.")
     if 300 <= status < 400 and status != HTTPStatus.NOT_MODIFIED:
         raise WorkerFailed(f"The worker answered with a redirect ({status}).")
 

@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 
 from slime_router.api.request import read_object, require
+from slime_router.edge.lengths import NAME_LEN
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import KINDS, Registration, RegistrationFields, Worker
 from slime_router.server.boundary import Handler
@@ -203,7 +204,10 @@ def _fields(body: Mapping[str, Any]) -> RegistrationFields:
         "api_key": (lambda v: v is None or _is_key(v), "the worker's key, printable ASCII"),
         "priority": (lambda v: type(v) is int, "a whole number"),
         "cost": (_is_cost, "a number, 0 or more"),
-        "labels": (_are_labels, f"at most {_MAX_LABELS} names with texts"),
+        "labels": (
+            _are_labels,
+            f"at most {_MAX_LABELS} names with texts, all of them short",
+        ),
     }
     fields: dict[str, Any] = {}
     for name, (is_fine, wanted) in checks.items():
@@ -235,6 +239,7 @@ def _are_labels(value: object) -> bool:
         isinstance(value, dict)
         and len(value) <= _MAX_LABELS
         and all(isinstance(label, str) for label in value.values())
+        and all(len(text) <= NAME_LEN for label in value.items() for text in label)
     )
 
 

@@ -248,7 +248,7 @@ class ChatTemplate:
         """The names of fields in `messages[first:]`, and of `options`, that it never prints."""
         lost = ["tools"] if options.tools and not self.findings.prints_tools else []
         for index, message in enumerate(messages[first:], first):
-            if len(message) > 2:  # more than a role and a text
+            if len(message) > 2 or "content" not in message:  # more than a role and a text
                 unprinted = self._unprinted(message)
                 lost += [
                     f"messages[{index}].{name}"

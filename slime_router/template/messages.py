@@ -137,6 +137,58 @@ def _with_arguments(call: dict[str, Any], arguments: dict[str, Any]) -> dict[str
     return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
+def without_repairs(reply: Message, tools: Sequence[dict[str, Any]]) -> Message:
+    """A reply without what agents change in the arguments of its calls: the defaults of the tools,
+    and white space at the ends of lines. The reply itself where there is neither.
+    """
+    calls = reply.get("tool_calls") or ()
+    plain = [_unrepaired(call, tools) for call in calls]
+    is_changed = any(call is not each for call, each in zip(calls, plain, strict=True))
+    return {**reply, "tool_calls": plain} if is_changed else reply
+
+
+def _unrepaired(call: dict[str, Any], tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    arguments = call["function"].get("arguments")
+    try:
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        if not isinstance(arguments, dict):
+            return call
+        defaults = _defaults(call["function"].get("name"), tools)
+        kept = {
+            name: _without_trailing_space(value)
+            for name, value in arguments.items()
+            if name not in defaults or json.dumps(value) != defaults[name]
+        }
+    except (ValueError, RecursionError):  # no JSON, or beyond all bounds
+        return call
+    return call if kept == arguments else _with_arguments(call, kept)
+
+
+def _defaults(name: Any, tools: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The values, as JSON, that the fields of a tool have where they are left out."""
+    schemas = (tool["function"].get("parameters") for tool in tools if _name(tool) == name)
+    fields = next((each.get("properties") for each in schemas if isinstance(each, dict)), None)
+    return {
+        field: json.dumps(schema["default"])
+        for field, schema in (fields.items() if isinstance(fields, dict) else ())
+        if isinstance(schema, dict) and "default" in schema
+    }
+
+
+def _name(tool: dict[str, Any]) -> Any:
+    return tool["function"].get("name")
+
+
+def _without_trailing_space(value: Any) -> Any:
+    if isinstance(value, str):
+        return "\n".join(line.rstrip() for line in value.split("\n"))
+    if isinstance(value, list):
+        return [_without_trailing_space(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _without_trailing_space(each) for name, each in value.items()}
+    return value
+
+
 def renderable(
     messages: Sequence[Message], *, has_developer_role: bool, takes_references: bool = False
 ) -> list[Message]:

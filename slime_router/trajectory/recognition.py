@@ -10,6 +10,7 @@ from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key, joined, next_link, root_key
 from slime_router.template.heard import Chain, Heard
+from slime_router.template.messages import without_repairs
 from slime_router.template.stand_ins import is_reply
 from slime_router.trajectory.known_links import KnownLinks, Link
 from slime_router.trajectory.turn import Turn
@@ -134,12 +135,15 @@ class Recogniser:
         keys, spellings = chain.keys, chain.spellings
         link = Link(keys[-1], spellings[-1])
         for index in range(len(keys) - 1, len(messages)):
-            message, turn = messages[index], None
+            message = messages[index]
+            turn = told = None
             if "tool_calls" in message or "turn" in message:
                 turn = self._named_turn(message, link.key, call, chain)
+                told = turn or self._repaired_turn(message, link.key, call)
             if turn is not None:
                 chain.named.add(index)
-                link = Link(turn.keys[0], turn.spelling)
+            if told is not None:
+                link = Link(told.keys[0], told.spelling)
             elif "name" not in message and type(message.get("content")) is str:  # the usual case
                 link = self._known(link, message)
             else:
@@ -202,6 +206,16 @@ class Recogniser:
             return None
         made = tuple((each.get("id"), each["function"]["name"]) for each in calls or ())
         return turn if made == turn.calls else None
+
+    def _repaired_turn(self, message: Message, asked: Key, call: GenerateCall) -> Turn | None:
+        """The turn of a reply whose ids the model chose, and whose arguments an agent changed."""
+        if not (self._template.findings.prints_call_ids and is_reply(message)):
+            return None
+        told = without_repairs(message, call.template.tools)
+        as_given, as_told = (self._next(Link(asked, b""), each).key for each in (message, told))
+        if self._store.find(as_given, call.session_id) is not None:
+            return None  # nothing was changed
+        return self._store.find(as_told, call.session_id)
 
 
 def _joined(messages: tuple[Message, ...]) -> tuple[Message, ...]:

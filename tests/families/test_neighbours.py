@@ -9,7 +9,7 @@ import pytest
 from slime_router.checkup.scenarios import TOOLS
 from slime_router.types import Message, TemplateOptions
 from tests.families.catalogue import family
-from tests.families.conversation import FamilyTalk
+from tests.families.conversation import FamilyTalk, Heard
 from tests.families.test_cases import ASK, deepseek_call, kimi_call, results
 from tests.talk import user
 
@@ -291,3 +291,35 @@ async def test_a_thought_that_the_client_began_is_a_part_of_its_turn(name, is_ap
     whole = f"<think>\nHm{before.reasoning}</think>{before.reply['content']}"
     echo = before.reply if is_apart else {**before.reply, "content": whole}
     talk.suffix(before, await talk.hear([ASK, echo, user("More")], "Fine.", tools=()))
+
+
+@pytest.mark.parametrize("session_id", [None, "s1"])
+async def test_arguments_that_an_agent_repairs_leave_a_call_what_it_was(session_id):
+    """Kimi's ids name no turn; an agent fills in defaults, and strips the lines of a text."""
+    talk = FamilyTalk(family("kimi_k2"))
+    fields = {"city": {"type": "string"}, "is_exact": {"type": "boolean", "default": False}}
+    parameters = {"type": "object", "properties": fields}
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": parameters}}]
+    given: dict[str, Any] = {"tools": tools, "session_id": session_id}
+    rome = await talk.hear([ASK], kimi_call("Rome"), "<|im_end|>", **given)
+    paris = await talk.hear([ASK], kimi_call("Paris  \\nand so"), "<|im_end|>", **given)
+
+    async def answered(before: Heard, arguments: str) -> tuple[list[Message], Heard]:
+        [call] = before.reply["tool_calls"]
+        function = {"name": "get_weather", "arguments": arguments}
+        reply = {**before.reply, "tool_calls": [{**call, "function": function}]}
+        messages = [ASK, reply, *results(reply, "Sunny")]
+        return messages, await talk.hear(messages, "Fine.", "<|im_end|>", **given)
+
+    for before, arguments in (
+        (paris, '{"city": "Paris\\nand so"}'),
+        (paris, '{"is_exact": false, "city": "Paris  \\nand so"}'),
+        (rome, '{"city": "Rome", "is_exact": false}'),
+    ):
+        messages, after = await answered(before, arguments)
+        talk.suffix(before, after)
+        asked = [*messages, after.reply, user("More")]
+        talk.suffix(after, await talk.hear(asked, "Bye.", "<|im_end|>", **given))
+    for other in ('{"city": "Rome", "is_exact": 0}', '{"city": "rome"}', '{"city": "Rome  x"}'):
+        _, after = await answered(rome, other)
+        assert after.status == "branched", other

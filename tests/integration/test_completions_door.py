@@ -193,11 +193,22 @@ async def test_prompt_logprobs_are_asked_for_only_with_an_echo():
 
 @pytest.mark.parametrize("given", [[], [[None, 1, None]], None, [["x"]]], ids=str)
 async def test_a_worker_that_scores_another_prompt_has_failed(given):
-    async with served() as (router, worker):
+    async with served(retry_max_retries=0) as (router, worker):
         worker.script(HELLO, input_token_logprobs=given)
         body = {"prompt": PROMPT, "echo": True, "max_tokens": 1, "logprobs": 0}
         status, reply = await router.post(PATH, body)
+        assert len(router.gateway.store) == 0
     assert (status, reply["error"]["code"]) == (502, "upstream_error")
+
+
+async def test_the_last_token_of_the_vocabulary_is_scored_as_others_are():
+    """SGLang names 0 in its place."""
+    last = tiny_tokenizer().vocab_size - 1
+    async with served() as (router, _):
+        body = {"prompt": [1, last, 2], "echo": True, "max_tokens": 1, "logprobs": 1}
+        status, reply = await router.post(PATH, body)
+    assert status == 200
+    assert len(reply["choices"][0]["logprobs"]["token_logprobs"]) == 4
 
 
 @pytest.mark.parametrize(

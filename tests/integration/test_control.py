@@ -490,6 +490,18 @@ async def test_a_weight_update_is_told_for_each_worker_that_took_it(
     assert known == {version or "old"}
 
 
+@pytest.mark.parametrize("name", ["weight_version", "new_version"])
+@pytest.mark.parametrize("version", ["v" * 257, 2**31, -(2**40)])
+async def test_a_version_that_no_worker_could_report_is_refused(name, version):
+    """Each reply under it would be taken for a lie, and all workers for broken ones."""
+    async with workers_saying((200, DONE)) as (running, _):
+        order = orjson.dumps({name: version})
+        status, reply = await running.tell("/update_weight_version", order)
+        assert (status, running.updates) == (400, [])
+        assert [worker.weight_version for worker in running.pool.list()] == [None]
+    assert f"'{name}'" in str(reply)
+
+
 async def test_a_worker_that_did_not_take_an_update_runs_what_it_ran():
     answers = (200, DONE), (400, FAILED), (200, FAILED), (500, b"Internal Server Error")
     async with workers_saying(*answers) as (running, urls):

@@ -140,6 +140,8 @@ async def test_many_headers_and_a_long_url_are_refused_likewise():
         b"Host: x\nX-SMG-Routing-Key: \xc3",
         b"Host: x\nX-Request-ID: a\xed\xa0\x80",
         b"Host: x\nX-Any: a\x01b",
+        b"Host: x\nExpect: \xff",
+        b"Host: x\nExpect: banana",
     ],
 )
 async def test_a_broken_header_is_a_400_that_changes_nothing(path, header):
@@ -152,6 +154,17 @@ async def test_a_broken_header_is_a_400_that_changes_nothing(path, header):
         assert router.footprint() == before
         assert len(router.gateway.store.sessions) == 0
     assert [r for r in worker.requests if r.path in ("/generate", path)] == []
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/no/such"])
+async def test_who_waits_for_it_is_asked_for_the_body(path):
+    async with served() as (router, _):
+        head = "POST %s HTTP/1.1\nHost: x\nExpect: 100-Continue\nConnection: close\n%s"
+        body = b'{"prompt": "x"}'
+        length = f"Content-Length: {len(body)}"
+        status, rest, _ = await raw(router, head % (path, length), body)
+    assert status == 100
+    assert rest.startswith(f"\r\nHTTP/1.1 {200 if path == '/tokenize' else 404} ")
 
 
 async def test_text_in_headers_need_not_be_ascii():

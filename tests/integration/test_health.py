@@ -7,7 +7,7 @@ import errno
 from typing import Any
 
 import pytest
-from aiohttp import ClientConnectorError, ClientRequest, TCPConnector
+from aiohttp import ClientConnectorError, ClientRequest, TCPConnector, web
 
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.connector import Connector
@@ -233,6 +233,20 @@ async def test_a_workers_queue_is_known():
         worker.queued = 7
         await until(lambda: known.queued == 7)
         assert known.kv_tokens == 100_000
+
+
+@pytest.mark.parametrize("loads", [5, True, "x", {"a": 1}, [5], [[]], [{"num_waiting_reqs": "x"}]])
+async def test_a_queue_that_a_worker_makes_no_sense_of_is_empty(loads):
+    class Odd(FakeWorker):
+        async def _control(self, request: web.Request) -> web.Response:
+            answer = await super()._control(request)
+            is_asked = request.path == "/v1/loads"
+            return web.json_response({"loads": loads}) if is_asked else answer
+
+    async with Odd() as worker, serving(worker.url, health_check_interval_s=0.01) as router:
+        (known,) = router.gateway.pool.list()
+        await until(lambda: paths(worker).count("/v1/loads") > 1)
+        assert (known.queued, router.gateway.supervisor.failures.total()) == (0, 0)
 
 
 async def test_weights_that_a_trainer_changed_behind_our_back_are_found():

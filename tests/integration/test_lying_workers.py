@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
+from slime_router.testing import FakeWorker
 from slime_router.testing.malformed import LyingWorker
 from tests.integration.gateway import Served, Words, serving, tiny_worker, user
 from tests.integration.random_replies import PATHS
@@ -100,6 +101,45 @@ async def test_no_good_worker_is_left() -> None:
         assert len(router.gateway.store) == 0
         counted = (await router.get("/metrics"))[1]
         assert orjson.dumps(counted)
+
+
+NO_SCORES: tuple[Any, ...] = ("x", [], [5], {}, [[-0.5, 3, None]] * 99)
+
+
+class _OfPrompts(FakeWorker):
+    """Lies about the prompt alone: `lies` are fields of its `meta_info`."""
+
+    lies: dict[str, Any]
+
+    def write(self, item: Any) -> bytes:
+        return super().write({**item, "meta_info": {**item["meta_info"], **self.lies}})
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+@pytest.mark.parametrize(
+    "lies",
+    [
+        *({"input_token_logprobs": bad} for bad in NO_SCORES),
+        *({"input_token_logprobs": [[None, 1], [bad, 2]]} for bad in ("x", 1e300, True, None)),
+        *(
+            {"input_top_logprobs": bad}
+            for bad in ("x", [5], [None, [[1e300, 1]]], [None, [[-1, -5]]])
+        ),
+    ],
+    ids=str,
+)
+async def test_a_worker_that_lies_about_the_prompt_is_not_believed(lies, is_alone):
+    settings: dict[str, Any] = {"vocab_size": 300, "context_len": CONTEXT_LEN, "tokenizer": Words()}
+    async with _OfPrompts(**settings) as bad, tiny_worker() as good:
+        bad.lies = lies
+        urls = [bad.url] if is_alone else [bad.url, good.url]
+        async with serving(*urls, **{**RECKLESS, "retry_max_retries": 2}) as router:
+            body = {"prompt": [1, 2], "echo": True, "max_tokens": 4, "logprobs": 2}
+            for _ in range(2):
+                status, _ = await router.post("/v1/completions", body)
+                assert status == (502 if is_alone else 200)
+            assert len(router.gateway.store) == (0 if is_alone else 2)
+        assert len(bad.requests) >= 1
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -148,6 +148,21 @@ async def test_a_redirect_is_a_failure_of_the_worker(status):
         assert "elsewhere" not in await answer.text()
 
 
+@pytest.mark.parametrize("status", [0, 101, 199, 401, 407, 600, 999])
+async def test_what_is_no_answer_for_a_client_is_a_failure_of_the_worker(status):
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %03d X\r\nContent-Length: 0\r\nUpgrade: x\r\n\r\n" % status)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with router(url) as http, http.get("/x") as reply:
+            assert (reply.status, await reply.json()) == (502, {"code": "upstream_error"})
+            assert "Upgrade" not in reply.headers
+
+
 async def test_what_only_the_router_says_does_not_come_from_a_worker():
     said = {
         "Set-Cookie": "a=1",
@@ -160,6 +175,11 @@ async def test_what_only_the_router_says_does_not_come_from_a_worker():
         "Location": "http://10.0.0.1/",
         "Access-Control-Allow-Origin": "*",
         "Alt-Svc": 'h2="10.0.0.1:1"',
+        "Set-Cookie2": "a=1",
+        "Authentication-Info": "x",
+        "X-Accel-Redirect": "/internal",
+        "X-Sendfile": "/etc/passwd",
+        "NEL": "{}",
         "X-Own": "y",
     }
 

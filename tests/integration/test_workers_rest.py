@@ -87,6 +87,8 @@ async def test_a_change_changes_what_it_names(method):
         ("cost", "2"),
         ("labels", {"a": 1}),
         ("labels", ["a"]),
+        ("labels", {"a": "x" * 513}),
+        ("labels", {"x" * 513: "a"}),
     ],
 )
 async def test_a_field_that_is_wrong_is_named_and_changes_nothing(field, value):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_router.template.conversation_key import next_link, reply_links, root_key
+from slime_router.template.messages import without_repairs
 from slime_router.types import TemplateOptions
 
 ABSENT = object()
@@ -218,3 +219,29 @@ def same(one: Any, other: Any) -> bool:
 @given(one=st.dictionaries(st.just("a"), json_values), other=json_values)
 def test_arguments_are_the_same_exactly_where_their_values_are(one, other):
     assert (key(calls(one)) == key(calls({"a": other}))) is same(one, {"a": other})
+
+
+def test_what_agents_change_in_arguments_is_left_out():
+    fields = {"path": {"type": "string"}, "all": {"default": False}, "lines": {"default": [1]}}
+    edit = {"name": "edit", "parameters": {"type": "object", "properties": fields}}
+    odd: tuple[Any, ...] = (
+        {"name": "edit2"},
+        {"name": "edit3", "parameters": {"properties": []}},
+        {},
+    )
+    tools = [{"type": "function", "function": each} for each in (edit, *odd)]
+
+    def told(arguments: Any, name: str = "edit") -> Any:
+        call = {"id": "a:0", "type": "function", "function": {"name": name, "arguments": arguments}}
+        reply = {"role": "assistant", "content": "", "tool_calls": [call]}
+        found = without_repairs(reply, tools)
+        [after] = found["tool_calls"]
+        assert (found is reply) == (after is call)
+        return after["function"]["arguments"]
+
+    assert told('{"path": "a \\n b\\t\\n", "all": false}') == {"path": "a\n b\n"}
+    assert told({"path": ["x ", {"y": "z "}], "lines": [1]}) == {"path": ["x", {"y": "z"}]}
+    for same in ('{"path": "a", "all": 0}', "", "{", "[1]", None, {"lines": [1.0]}, "[" * 100_000):
+        assert told(same) == same
+    for name in ("edit2", "edit3", "none"):
+        assert told('{"all": false}', name) == '{"all": false}'
