@@ -56,8 +56,7 @@ class WorkerProtocol(ResponseHandler):
     _has_head = False  # or some of it
     _is_whole = False  # the head, and every chunk up to here
     _params: dict[str, Any] | None = None  # of a parser that nothing has needed yet
-
-    _is_answered = False  # without one
+    _is_answered = False  # and nothing will
 
     def expect(self, **params: Any) -> None:
         """Another request is sent; its answer is read by `ArrivedBody`'s methods alone.
