@@ -120,9 +120,8 @@ def _of_prompt(chunk: GenerateChunk) -> tuple[list[int], list[float | None], lis
         values = [None if i == 0 else _known(entry[0]) for i, entry in enumerate(entries)]
     except (KeyError, TypeError, ValueError) as exc:
         raise WorkerFailed("The worker's logprobs of the prompt cannot be read.") from exc
-    ids = (
-        [] if chunk.prompt is None else chunk.prompt.ids.tolist()
-    )  # a worker may not name its last
+    # The prompt's own ids: a worker does not name the last of its vocabulary.
+    ids = [] if chunk.prompt is None else chunk.prompt.ids.tolist()
     if not len(ids) == len(values) == len(tops):
         raise WorkerFailed("The worker's logprobs are not those of the prompt.")
     return ids, values, [None, *tops[1:]]
