@@ -57,7 +57,7 @@ def chat_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a chat has no word for one that changes what is sampled.
     """
     given = {NAMES.get(name, name): value for name, value in sampling.items() if value is not None}
-    for name in given.keys() - {*IN_A_CHAT, *ONLY_OF_TEXT}:
+    for name in sorted(given.keys() - {*IN_A_CHAT, *ONLY_OF_TEXT}):
         if (name, given[name]) != ("n", 1):
             raise ValueError(f"The sampling parameter {name}={given[name]!r} is none of a chat's.")
     return {name: given[name] for name in IN_A_CHAT if name in given}

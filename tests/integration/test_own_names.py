@@ -183,6 +183,14 @@ async def test_a_broken_function_call_is_named(given: Any, param: str) -> None:
     assert worker.requests == []
 
 
+async def test_a_function_call_of_another_role_says_nothing() -> None:
+    asked = {**user("Hi"), "function_call": "search"}
+    async with served() as (router, worker):
+        status, _ = await router.post(CHAT, {"messages": [asked], "tools": TOOLS})
+    assert status == 200
+    assert len(worker.requests) == 1
+
+
 async def test_calls_of_today_win_over_one_of_old() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "now", "arguments": "{}"}}
     called = {"role": "assistant", "tool_calls": [call], "function_call": FUNCTION}

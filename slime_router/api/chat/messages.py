@@ -87,7 +87,8 @@ def _message(message: Any, path: str) -> Message:
     require(prefix is None or isinstance(prefix, bool), f"{path}.prefix", "true or false")
     content = message.get("content")
     _check_content(content, role, f"{path}.content")
-    message = _modern(message, path)
+    if role == "assistant":
+        message = _modern(message, path)
     _check_tool_calls(message.get("tool_calls"), f"{path}.tool_calls")
     if role == "assistant" and type(content) is list and any(map(_is_thinking, content)):
         message = _without_thinking_parts(message)

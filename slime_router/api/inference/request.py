@@ -145,7 +145,7 @@ def _sampling(given: dict[str, Any], fields: ChatFields, constraint: Grammar | N
 
 def _refuse(values: dict[str, Any], names: Iterable[str], within: str) -> None:
     """What would change the output is not dropped in silence."""
-    for name in names:
+    for name in sorted(names):
         value = values.get(name)
         if value is not None and value is not False and value not in _NOTHING:
             path = f"{within}{name}"

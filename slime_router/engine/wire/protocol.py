@@ -56,8 +56,7 @@ class WorkerProtocol(ResponseHandler):
     _has_head = False  # or some of it
     _is_whole = False  # the head, and every chunk up to here
     _params: dict[str, Any] | None = None  # of a parser that nothing has needed yet
-
-    _is_answered = False  # without one
+    _is_answered = False  # and nothing will
 
     def expect(self, **params: Any) -> None:
         """Another request is sent; its answer is read by `ArrivedBody`'s methods alone.
@@ -75,16 +74,6 @@ class WorkerProtocol(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """Something came."""
-        if (params := self._params) is not None:
-            self._params = None
-            if (answer := plain_answer(data)) is not None:
-                self._is_answered = True
-                self.feed_data(answer)
-                return
-            super().set_response_params(**params)
-        elif self._is_answered:  # and goes on: whatever that is, it answers no later request
-            self.abort()
-            return
         if self._is_whole:
             tap = self.tap
             if tap is not None:
@@ -97,6 +86,16 @@ class WorkerProtocol(ResponseHandler):
             elif tap is not None and tap.take(chunks):
                 return
         elif not self._has_head:
+            if self._is_answered:  # and it goes on: whatever that is, it answers no later request
+                self.abort()
+                return
+            if (params := self._params) is not None:
+                self._params = None
+                if (answer := plain_answer(data)) is not None:
+                    self._is_answered = True
+                    self.feed_data(answer)
+                    return
+                super().set_response_params(**params)
             self._has_head, self._is_whole = True, _begins_whole(data)
         if self.tap is not None:
             self.tap.rest()
