@@ -16,8 +16,6 @@ pytestmark = pytest.mark.parsers
 ENDLESS = {"$ref": "#"}
 SERVER_TOOL = {"type": "web_search_20260101", "name": "web_search"}
 STRICT = {"name": "look", "strict": True}
-LOOK = {"type": "function", "name": "look"}
-NAMESPACE = {"type": "namespace", "name": "eyes", "tools": [LOOK]}
 RESPONSES: list[tuple[dict[str, Any], str]] = [
     ({"truncation": "some"}, "truncation"),
     ({"truncation": 1}, "truncation"),
@@ -41,8 +39,6 @@ RESPONSES: list[tuple[dict[str, Any], str]] = [
         },
         "tools[1].tools[0].parameters",
     ),
-    ({"tools": [NAMESPACE, {**NAMESPACE, "name": "other"}]}, "tools[1].tools[0].name"),
-    ({"tools": [LOOK, NAMESPACE]}, "tools[1].tools[0].name"),
 ]
 MESSAGES: list[tuple[dict[str, Any], str]] = [
     (

@@ -94,7 +94,7 @@ def completion(**fields: Any) -> CompletionStream:
 
 
 def response() -> ResponseStream:
-    return ResponseStream(ResponseStyle("r", 1, lambda: 1.0, {}, {}), lambda *_: None)
+    return ResponseStream(ResponseStyle("r", 1, lambda: 1.0, {}, {}, {}), lambda *_: None)
 
 
 STREAMS: dict[str, Callable[[], StreamedReply]] = {

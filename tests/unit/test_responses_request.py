@@ -181,6 +181,37 @@ def test_unsupported_tools_are_dropped_and_namespaces_opened():
     assert read(tools=[FLAT, other], tool_choice=choice).call.template.tools == (CHAT_TOOL,)
 
 
+def test_tools_of_one_name_are_told_apart_by_their_namespaces():
+    def nested(name: str) -> dict[str, Any]:
+        return {
+            "type": "namespace",
+            "name": name,
+            "tools": [FLAT, {**FLAT, "name": f"only_{name}"}],
+        }
+
+    items = [
+        {"type": "message", "role": "user", "content": "q"},
+        {**CALL, "call_id": "call_1", "namespace": "left"},
+        {**CALL, "call_id": "call_2"},
+        {**CALL, "call_id": "call_3", "namespace": "left", "name": "only_left"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "ok"},
+    ]
+    got = read(input=items, tools=[FLAT, nested("left"), nested("right")])
+    shown = [tool["function"]["name"] for tool in got.call.template.tools]
+    assert shown == ["f", "left__f", "only_left", "right__f", "only_right"]
+    calls = [
+        each["function"]["name"]
+        for m in got.call.messages or ()
+        for each in m.get("tool_calls", ())
+    ]
+    assert calls == ["left__f", "f", "only_left"]
+    assert got.style.names == {"left__f": "f", "right__f": "f"}
+    assert got.style.namespaces["right__f"] == "right"
+    assert [tool["name"] for tool in got.style.echo["tools"]] == [
+        "f", "f", "only_left", "f", "only_right"
+    ]  # fmt: skip
+
+
 def stored() -> ResponseStore:
     kept = ResponseStore(9)
     item = {**said("yes", id="msg_1"), "turn": "turn_7"}

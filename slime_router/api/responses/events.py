@@ -44,7 +44,8 @@ class ResponseStyle:
     created: int  # in seconds since 1970
     clock: Callable[[], float]  # likewise
     echo: Mapping[str, Any]  # the request's own fields, which a response repeats
-    namespaces: Mapping[str, str]  # of the functions that are in one
+    namespaces: Mapping[str, str]  # of the functions that are in one, by the model's names
+    names: Mapping[str, str]  # the client's, where the model has others
     customs: frozenset[str] = frozenset()  # names of the tools that take free text
     entries: Callable[[GenerateChunk], list[Entry]] | None = None  # its logprobs, where asked for
 
@@ -155,8 +156,9 @@ class ResponseEvents:
         events: list[Event] = []
         if call.index not in self._calls:
             self._calls.add(call.index)
-            fields = {"call_id": call.id, "name": call.name}
-            namespace = self._style.namespaces.get(call.name or "")
+            name = call.name or ""
+            fields = {"call_id": call.id, "name": self._style.names.get(name, call.name)}
+            namespace = self._style.namespaces.get(name)
             if namespace is not None:
                 fields["namespace"] = namespace
             is_custom = call.name in self._style.customs

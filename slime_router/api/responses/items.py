@@ -6,7 +6,8 @@ that a conversation reads the same through either door.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from slime_router.api.request import missing, require, wrong_type
@@ -23,7 +24,10 @@ from slime_router.types import Message
 
 Item: TypeAlias = dict[str, Any]
 FindItem: TypeAlias = Callable[[str, str], Item]  # by id and the path that names it
+# What the model calls a tool, by its namespace and its name, where that is not its name.
+ModelNames: TypeAlias = Mapping[tuple[str, str], str]
 
+NO_NAMES: ModelNames = MappingProxyType({})
 TURN_PREFIX = "turn_"  # of the handles in `encrypted_content`; what others encrypted is ignored
 
 _ROLES = ("user", "assistant", "system", "developer")
@@ -56,13 +60,13 @@ def is_reference(item: Item) -> bool:
     return kind == "item_reference" or (kind is None and "role" not in item and "id" in item)
 
 
-def to_talk(items: Sequence[Item], *, first: int = 0) -> Talk:
+def to_talk(items: Sequence[Item], *, first: int = 0, names: ModelNames = NO_NAMES) -> Talk:
     """The equivalent chat messages; `input[0]` of the request is `items[first]`.
 
     Raises:
         BadRequest: with the path of the field at fault.
     """
-    talk = Talk()
+    talk = Talk(names)
     for i, item in enumerate(items):
         talk.add(item, f"input[{i - first}]")
     return talk
@@ -71,8 +75,9 @@ def to_talk(items: Sequence[Item], *, first: int = 0) -> Talk:
 class Talk:
     """Messages as far as the items have been read."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: ModelNames = NO_NAMES) -> None:
         self.messages: list[Message] = []
+        self._names = names
         self._reply: Message | None = None  # the assistant message that may still grow
         self._last = ""  # the type of the item before
 
@@ -88,7 +93,7 @@ class Talk:
             self._reason(item, path)
         elif kind in ("function_call", "custom_tool_call"):
             reply = self._growing(item, may_grow=True)
-            reply.setdefault("tool_calls", []).append(_call(item, path))
+            reply.setdefault("tool_calls", []).append(_call(item, path, self._names))
         elif kind in _OUTPUTS:
             self._say({"role": "tool", **_result(item, path)})
         elif kind == "message":
@@ -175,7 +180,7 @@ def _role(item: Item, path: str) -> str:
     return role.lower()
 
 
-def _call(item: Item, path: str) -> dict[str, Any]:
+def _call(item: Item, path: str, names: ModelNames) -> dict[str, Any]:
     """A call as a chat client sends it back; tools that are not functions take one argument."""
     if item["type"] == "custom_tool_call":
         arguments: Any = encode_input(_optional_text(item, "input", path))
@@ -183,7 +188,10 @@ def _call(item: Item, path: str) -> dict[str, Any]:
         arguments = item.get("arguments", "")
         is_known = arguments is None or isinstance(arguments, str | dict)
         require(is_known, f"{path}.arguments", "a string or an object")
-    function = {"name": _text(item, "name", path), "arguments": arguments}
+    name, namespace = _text(item, "name", path), item.get("namespace")
+    if isinstance(namespace, str):
+        name = names.get((namespace, name), name)
+    function = {"name": name, "arguments": arguments}
     return {"id": _text(item, "call_id", path), "type": "function", "function": function}
 
 

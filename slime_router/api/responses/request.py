@@ -17,7 +17,7 @@ from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.chat.tools import read_tools
 from slime_router.api.request import missing, named_as, require
 from slime_router.api.responses.custom_tools import as_function
-from slime_router.api.responses.items import Item, read_input, to_talk
+from slime_router.api.responses.items import NO_NAMES, Item, ModelNames, read_input, to_talk
 from slime_router.api.responses.reply import ResponseStyle
 from slime_router.api.responses.store import ResponseStore, Stored
 from slime_router.api.token_names import TokenNames
@@ -68,19 +68,25 @@ class ResponseTool:
 
     chat: dict[str, Any]
     path: str
+    name: str  # as the client wrote it
     namespace: str | None = None
     custom: dict[str, Any] | None = None  # as the client wrote it
 
     @property
-    def name(self) -> str:
-        """The function's."""
+    def model_name(self) -> str:
+        """What the model calls it."""
         return str(self.chat["function"]["name"])
+
+    def qualified(self) -> ResponseTool:
+        """The same, for the model by a name that says its namespace, as those of MCP servers do."""
+        function = {**self.chat["function"], "name": f"{self.namespace}__{self.name}"}
+        return replace(self, chat={**self.chat, "function": function})
 
     def echo(self) -> dict[str, Any]:
         """The tool as a response repeats it."""
         if self.custom is not None:
             return self.custom
-        return {**_FUNCTION, **self.chat["function"]}
+        return {**_FUNCTION, **self.chat["function"], "name": self.name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +126,12 @@ def read_responses_request(
         previous = kept.previous(body["previous_response_id"], by)
     asked = _asked(body, kept, previous, by)
     tools = _response_tools(body.get("tools"))
-    chat = _chat_body(body, conversation_of(body, asked, previous), tools)
+    names = {
+        (tool.namespace, tool.name): tool.model_name
+        for tool in tools
+        if tool.namespace and tool.model_name != tool.name
+    }
+    chat = _chat_body(body, conversation_of(body, asked, previous, names), tools)
     with named_as((f"tools[{k}].function", tool.path) for k, tool in enumerate(tools)):
         made = read_chat_request(chat, request, reader)
     style = ResponseStyle(
@@ -128,8 +139,9 @@ def read_responses_request(
         created=int(time.time()),
         clock=time.time,
         echo={"model": made.style.model, **_echo(body, tools)},
-        namespaces={tool.name: tool.namespace for tool in tools if tool.namespace},
-        customs=frozenset(tool.name for tool in tools if tool.custom is not None),
+        namespaces={tool.model_name: tool.namespace for tool in tools if tool.namespace},
+        names={model_name: name for (_, name), model_name in names.items()},
+        customs=frozenset(tool.model_name for tool in tools if tool.custom is not None),
         entries=_entries(token_names(made.style.tokens_as_ids)) if chat["logprobs"] else None,
     )
     rid = body.get("rid") or style.id
@@ -181,9 +193,12 @@ def _asked(
 
 
 def conversation_of(
-    body: Mapping[str, Any], asked: tuple[Item, ...], previous: Stored | None
+    body: Mapping[str, Any],
+    asked: tuple[Item, ...],
+    previous: Stored | None,
+    names: ModelNames = NO_NAMES,
 ) -> Sequence[Message]:
-    """The chat messages of `instructions` and of all items.
+    """The chat messages of `instructions` and of all items; `names` are those of their calls.
 
     Raises:
         BadRequest: with the path of the field at fault.
@@ -194,7 +209,7 @@ def conversation_of(
     written = body.get("input")
     messages: Sequence[Message]
     if isinstance(written, Written) and not before:
-        talk = to_talk(asked[written.first_new :], first=-written.first_new)
+        talk = to_talk(asked[written.first_new :], first=-written.first_new, names=names)
         new = checked(talk.messages, len(written.known))
         messages = written.remade(head, new, asked, is_closed=talk.is_closed)
         is_empty = len(messages) == len(head)
@@ -202,7 +217,7 @@ def conversation_of(
         if isinstance(written, Written):
             written.let_go()  # what they become depends on the items before them
         check_messages([*before, *asked], "input")
-        said = to_talk([*before, *asked], first=len(before)).messages
+        said = to_talk([*before, *asked], first=len(before), names=names).messages
         messages, is_empty = [*head, *said], not said
     if is_empty:
         raise BadRequest("'input' cannot be empty.", param="input")
@@ -274,15 +289,17 @@ def _response_tools(given: Any) -> tuple[ResponseTool, ...]:
         return ()
     require(isinstance(given, list), "tools", "a list of tools")
     tools = tuple(tool for i, each in enumerate(given) for tool in _functions(each, f"tools[{i}]"))
-    homes: dict[str, str | None] = {}
+    return _distinct(tools)
+
+
+def _distinct(tools: tuple[ResponseTool, ...]) -> tuple[ResponseTool, ...]:
+    """The tools, of which those have longer names that share theirs with one elsewhere."""
+    homes: dict[str, set[str | None]] = {}
     for tool in tools:
-        if homes.setdefault(tool.name, tool.namespace) != tool.namespace:
-            raise BadRequest(
-                f"'{tool.path}.name' is the name of a tool elsewhere, too: the model calls both"
-                f" '{tool.name[:80]}'.",
-                param=f"{tool.path}.name",
-            )
-    return tools
+        homes.setdefault(tool.name, set()).add(tool.namespace)
+    return tuple(
+        tool.qualified() if tool.namespace and len(homes[tool.name]) > 1 else tool for tool in tools
+    )
 
 
 def _chat_choice(choice: Any) -> Any:
@@ -301,9 +318,11 @@ def _functions(tool: Any, path: str, namespace: str | None = None) -> Iterator[R
     require(isinstance(tool, dict), path, "an object")
     require(isinstance(tool.get("type"), str), f"{path}.type", "a string")
     if tool["type"] == "function":
-        yield ResponseTool(_chat_tool(tool, path), path, namespace)
+        chat = _chat_tool(tool, path)
+        yield ResponseTool(chat, path, tool["name"], namespace)
     elif tool["type"] == "custom":
-        yield ResponseTool(_chat_tool(as_function(tool, path), path), path, namespace, tool)
+        chat = _chat_tool(as_function(tool, path), path)
+        yield ResponseTool(chat, path, tool["name"], namespace, tool)
     elif tool["type"] == "namespace" and namespace is None:
         nested = tool.get("tools") or []
         require(isinstance(nested, list), f"{path}.tools", "a list of tools")
