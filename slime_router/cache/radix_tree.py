@@ -203,9 +203,9 @@ class RadixTree:
         """
         if node.parent is None and pieces:
             node = self.root(node.scope)  # an empty one may have been forgotten
-        below = self._indexes[node.scope].below
         for piece, is_anchor in zip(pieces, anchors, strict=True):
-            child = self._child(node, below(node.place, piece.text), piece)
+            place = self._indexes[node.scope].below(node.place, piece.text)
+            child = self._child(node, place, piece)
             child.is_anchor = child.is_anchor or is_anchor
             if piece.is_sampled or node.owners is not None:
                 child.owners = _with_owner(child.owners, owner)

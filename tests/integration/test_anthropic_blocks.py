@@ -142,7 +142,7 @@ async def test_the_order_of_text_and_results_stays() -> None:
 @pytest.mark.parametrize(
     ("block", "param"),
     [
-        ({"type": "document", "source": {"type": "base64", "data": "x"}}, "source.type"),
+        ({"type": "document", "source": {"type": "base64", "data": "eA=="}}, "source.type"),
         (
             {"type": "document", "source": {"type": "url", "url": "https://example.com/x"}},
             "source.type",
