@@ -59,5 +59,7 @@ def chat_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
     given = {NAMES.get(name, name): value for name, value in sampling.items() if value is not None}
     for name in sorted(given.keys() - {*IN_A_CHAT, *ONLY_OF_TEXT}):
         if (name, given[name]) != ("n", 1):
-            raise ValueError(f"The sampling parameter {name}={given[name]!r} is none of a chat's.")
+            raise ValueError(
+                f"The sampling parameter {name}={given[name]!r} is not one that a chat has."
+            )
     return {name: given[name] for name in IN_A_CHAT if name in given}

@@ -29,7 +29,7 @@ class Room:
         return f"<Room for {self.most} at each worker>"
 
     def took(self, worker: Worker, change: int) -> None:
-        """The worker has so many more requests; or fewer."""
+        """Counts `change` more requests at the worker; fewer if it is negative."""
         self.taken += change
         self._taken_at[worker.url] += change
         if not self._taken_at[worker.url]:

@@ -33,7 +33,7 @@ class Calls(Protocol):
 
     @property
     def holds_nothing(self) -> bool:
-        """Whether it is as if nothing had come: then it need not be given plain text, nor none."""
+        """Whether it is as if nothing had come: plain text may go past it then."""
 
     def unread(self) -> str:
         """The text that neither content nor calls were made of yet."""

@@ -70,7 +70,7 @@ class CallReader:
 
     @property
     def holds_nothing(self) -> bool:
-        """Whether it is as if nothing had come: then it need not be given plain text, nor none."""
+        """Whether it is as if nothing had come: plain text may go past it then."""
         has_read = self._begun or self._count or self._next is not None or self._is_rewritten
         is_waiting = self._raw or self._unsaid or self._held
         return not (has_read or is_waiting) and self._parser.is_untouched

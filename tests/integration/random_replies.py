@@ -16,7 +16,7 @@ from slime_router.testing import FakeWorker
 from slime_router.testing.script import Script
 from tests.examples import examples
 from tests.integration.gateway import CHAT, Served, served, user
-from tests.integration.scripted import events
+from tests.integration.scripted import events, named_events
 from tests.stack import tiny_tokenizer
 
 COUNT = examples(200)
@@ -220,14 +220,7 @@ class Answer:
     @property
     def named_events(self) -> list[Any]:
         """Payloads of a stream of events with names, which say what stands in them too."""
-        *blocks, rest = self.raw.split(b"\n\n")
-        assert rest == b""
-        payloads = []
-        for block in blocks:
-            name, data = block.split(b"\n")
-            payloads.append(orjson.loads(data.removeprefix(b"data: ")))
-            assert name == b"event: " + payloads[-1]["type"].encode()
-        return payloads
+        return named_events(self.raw)
 
 
 async def ask(stage: Stage, door: str, reply: Reply, *, stream: bool) -> Answer:

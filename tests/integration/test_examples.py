@@ -18,7 +18,7 @@ import pytest
 
 from slime_router.client import Row
 from slime_router.integrations import slime as integration
-from slime_router.testing import Script
+from slime_router.testing import FakeWorker, Script
 from tests.integration.gateway import Served, served
 from tests.stack import tiny_tokenizer
 
@@ -224,6 +224,18 @@ SAMPLING = {
 }
 
 
+async def aborted_while_running(
+    slime: Any, router: Served, worker: FakeWorker
+) -> asyncio.Task[Any]:
+    """A rollout that is held at the worker, after slime has said that it aborts."""
+    worker.hold()
+    args = slime_args(router)
+    task = asyncio.create_task(slime.generate(args, Sample(index=0, prompt="Hi"), SAMPLING))
+    await worker.wait_running(1)
+    args.is_aborted = True
+    return task
+
+
 class TestSlimeGenerate:
     async def test_the_samples_are_what_was_sampled(self, slime):
         """Two turns that extend each other are one sample, with the prompt's own fields kept."""
@@ -299,12 +311,7 @@ class TestSlimeGenerate:
     async def test_a_rollout_that_slime_aborts_ends_at_once_and_is_aborted(self, slime):
         """Its worker does not have to be waited for, and the router resumes nothing."""
         async with served() as (router, worker):
-            worker.hold()
-            args = slime_args(router)
-            rollout = slime.generate(args, Sample(index=0, prompt="Hi"), SAMPLING)
-            task = asyncio.create_task(rollout)
-            await worker.wait_running(1)
-            args.is_aborted = True
+            task = await aborted_while_running(slime, router, worker)
             [sample] = await asyncio.wait_for(task, 60)
             assert (sample.status, sample.remove_sample) == (Sample.Status.ABORTED, True)
             assert len(router.gateway.store.sessions) == 0
@@ -316,12 +323,7 @@ class TestSlimeGenerate:
         """Its turn may end with the abort at the worker before the flag is looked at again."""
         monkeypatch.setattr(integration, "ABORT_POLL_S", 3600)
         async with served(resume_aborted="none") as (router, worker):
-            worker.hold()
-            args = slime_args(router)
-            rollout = slime.generate(args, Sample(index=0, prompt="Hi"), SAMPLING)
-            task = asyncio.create_task(rollout)
-            await worker.wait_running(1)
-            args.is_aborted = True
+            task = await aborted_while_running(slime, router, worker)
             worker._engine.abort(worker.running[0])
             [sample] = await asyncio.wait_for(task, 60)
             assert sample.status == Sample.Status.ABORTED

@@ -83,7 +83,7 @@ class WorkerBodies:
         return WorkerBody(raw if own == body else orjson.dumps(own), rid)
 
     def _checked(self, raw: bytes, is_conversation: bool) -> dict[str, Any]:
-        """The object in a body that a worker survives, empty where there is none; else BadRequest.
+        """The JSON object in a body that no worker fails on; empty if the body is. Else BadRequest.
 
         In a conversation only lists that are named so hold ids: it has schemas of tools, with
         numbers of any kind.

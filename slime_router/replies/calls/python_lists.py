@@ -18,7 +18,7 @@ _BRACKETS = re.compile(r"[\[\]]")
 _BARE_BRACKETS = re.compile(
     r"""[\[\]]|'(?:[^'\\\n]|\\.)*(?:'|\\?\Z)|"(?:[^"\\\n]|\\.)*(?:"|\\?\Z)""", re.DOTALL
 )
-_MOST_LISTS = 16  # so many are looked at: each takes as long as the text is
+_MOST_LISTS = 16  # that are tried: each try takes time in proportion to the text
 
 
 class CallList:
@@ -71,7 +71,7 @@ def with_skipped(parse: Callable[[str, list[Any]], Any]) -> Callable[[str, list[
 
 
 def _skipped(text: str, read: Container[int]) -> str:
-    """The source of the calls in a list of them but for those that were read, by their places."""
+    """The source of the calls in a list, without those already read, by their places."""
     source = text[text.find("[") : text.rfind("]") + 1]
     left = (node for index, node in enumerate(_elements(source)) if index not in read)
     return ", ".join(ast.get_source_segment(source, node) or "" for node in left)

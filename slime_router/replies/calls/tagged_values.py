@@ -54,7 +54,7 @@ TAGS: Mapping[str, Tags] = MappingProxyType(
 
 
 class TaggedCalls:
-    """A reader of calls to whose parser no mark in a value looks like one."""
+    """A reader of calls that hides the marks inside values from its parser."""
 
     def __init__(self, reader: CallReader, tags: Tags) -> None:
         self._reader = reader
@@ -108,7 +108,7 @@ class TaggedCalls:
 
 
 def _hidden(piece: str) -> str:
-    """A piece of a value that is no mark."""
+    """A piece of a value that is not a mark."""
     return piece[:1] + _ODD + piece[1:] if piece.startswith("<") else piece
 
 
