@@ -93,7 +93,7 @@ class ContextLengthExceeded(BadRequest):
 
     @classmethod
     def of(cls, length: int, context_len: int, *, is_least: bool = False) -> Self:
-        """That of a prompt of `length` tokens, or at least of so many."""
+        """The error for a prompt of `length` tokens, or at least of so many."""
         count = f"at least {length}" if is_least else f"{length}"
         return cls(
             f"This model's maximum context length is {context_len} tokens. The input ({count}"

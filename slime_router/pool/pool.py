@@ -137,7 +137,7 @@ class WorkerPool:
         return tuple(self._workers.values())
 
     def context_lens(self) -> Sequence[int | None]:
-        """The contexts of the workers, in tokens; None for each that is up and has not told."""
+        """The contexts of the workers, in tokens; None for each that is up and has not said."""
         workers = self._workers.values()
         return [each.context_len for each in workers if each.is_up or each.context_len]
 

@@ -1,4 +1,4 @@
-"""How many tokens a text has at least, told from its characters: nothing is encoded for that.
+"""How many tokens a text has at least, by its characters: nothing is encoded to know it.
 
 Each character has a weight, and no token's characters weigh more than 1 together: so a text has at
 least as many tokens as it weighs. A character weighs one over the length of the longest token that

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_router import beginnings
-from slime_router.tokens import id_digits, id_text
+from slime_router.tokens.written import id_digits, id_text
 from slime_router.tokens.written.id_digits import read_ids
 from slime_router.tokens.written.id_text import IdTexts
 from tests.examples import examples

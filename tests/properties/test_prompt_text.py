@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.tokens import prompt_text
+from slime_router.tokens.written import prompt_text
 from slime_router.tokens.written.prompt_text import PromptTexts
 from slime_router.types import Prompt, Receipt, TokenIds, token_ids
 

@@ -63,7 +63,7 @@ def test_what_other_processes_have_in_flight_counts() -> None:
 
 
 def test_the_contexts_of_the_fleet() -> None:
-    """One that is down and never told its own says nothing about what fits."""
+    """One that is down and never reported its own says nothing about what fits."""
     pool = WorkerPool([A, B])
     a, b = pool.list()
     assert pool.context_lens() == [None, None]
