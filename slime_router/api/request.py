@@ -23,7 +23,7 @@ from slime_router.edge.lengths import MAX_PARTS, check_containers, check_lengths
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.json_text import brackets
-from slime_router.tokens.id_text import LONG_LEN, IdTexts
+from slime_router.tokens.written.id_text import LONG_LEN, IdTexts
 from slime_router.types import GenerateCall, Sampling, TurnKind
 from slime_router.values import replace
 
