@@ -52,7 +52,7 @@ class Closable(Protocol):
 
 A = TypeVar("A", bound=Closable)
 
-# The exchanges of each worker by their rids; of what is no generation, that is empty.
+# The exchanges of each worker by their rids; only those of generations have one that is not empty.
 UnderWay: TypeAlias = "dict[Worker, dict[str, set[Exchange[A]]]]"
 
 
