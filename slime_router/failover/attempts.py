@@ -165,7 +165,7 @@ class Attempts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The client may have left before the end: who alone broke the output off is at fault."""
+        """The client may have left before the end: a worker that broke off alone is at fault."""
         if (trouble := self._known_trouble) is not None:
             self._settle(trouble.cut_short, is_good=False)
 

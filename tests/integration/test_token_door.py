@@ -221,7 +221,7 @@ async def test_what_is_wrong_is_named(fields: dict[str, Any], param: str) -> Non
 
 @pytest.mark.parametrize("priority", [3, 0, -3])
 async def test_the_lowest_priority_is_the_first_as_with_vllm(priority: int) -> None:
-    """SGLang's workers take the highest first, unless they are told otherwise."""
+    """SGLang takes the highest first, unless a flag turns that round."""
     async with tiny_worker() as worker, serving(worker.url) as router:
         assert (await router.post(PATH, body(priority=priority)))[0] == 200
         assert worker.requests[-1].body["priority"] == -priority
