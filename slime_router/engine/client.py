@@ -44,7 +44,7 @@ from slime_router.engine.top_logprobs import TopPlan, top_plan
 from slime_router.engine.wire.event_tap import tapped
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.pool.worker import Worker
-from slime_router.tokens.prompt_text import PromptTexts
+from slime_router.tokens.written.prompt_text import PromptTexts
 from slime_router.types import GenerateCall, GenerateChunk
 
 logger = logging.getLogger(__name__)
