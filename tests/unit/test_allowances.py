@@ -126,8 +126,11 @@ def test_what_begins_as_a_file_of_media_is_data_however_short(source):
 @pytest.mark.parametrize("data", ["//uQxAAAAAAAAAAAAAAA", "//uQxAA", "AAAA", "UklGRg==", ""])
 def test_what_no_worker_takes_for_a_path_is_data(data):
     """A short MP3 begins as a path from the root does."""
-    audio = {"type": "input_audio", "input_audio": {"data": data, "format": "mp3"}}
-    image = {"type": "image", "source": {"type": "base64", "media_type": "x", "data": data}}
+    audio: dict[str, Any] = {"type": "input_audio", "input_audio": {"data": data, "format": "mp3"}}
+    image: dict[str, Any] = {
+        "type": "image",
+        "source": {"type": "base64", "media_type": "x", "data": data},
+    }
     check({"messages": [{"role": "user", "content": [audio, image]}]})
     for part in (audio["input_audio"], image["source"]):
         part["data"] = "file:///etc/passwd"
