@@ -263,7 +263,7 @@ def test_all_entry_points_are_one():
     assert vars(module_entry)["main"] is main
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, name = project["scripts"]["slime-router"].partition(":")
-    assert getattr(import_module(module), name) is main
+    assert getattr(import_module(module), name) is module_entry.run
 
 
 # In a process of its own
