@@ -75,7 +75,7 @@ def packed_turn(turn: Turn) -> bytes:
     """A turn as bytes that `unpacked_turn` reads."""
     experts, indexer, receipt = turn.routed_experts, turn.indexer_topk, turn.receipt
     kinds, blobs = _written(_arrays_of(turn))
-    head = {
+    head: dict[str, Any] = {
         "id": turn.id,
         "base": turn.base,
         "base_len": turn.base_len,
