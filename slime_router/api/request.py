@@ -19,11 +19,11 @@ from slime_router.auth.caller import caller, visit
 from slime_router.auth.keys import session_in_key
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_session_id
 from slime_router.edge.bodies import read_body
-from slime_router.edge.lengths import MAX_CONTAINERS, check_containers, check_lengths
+from slime_router.edge.lengths import MAX_PARTS, check_containers, check_lengths, check_parts
 from slime_router.errors import BadRequest
 from slime_router.fresh_ids import fresh_hex
 from slime_router.json_text import brackets
-from slime_router.tokens.id_text import LONG_LEN, IdTexts
+from slime_router.tokens.written.id_text import LONG_LEN, IdTexts
 from slime_router.types import GenerateCall, Sampling, TurnKind
 from slime_router.values import replace
 
@@ -91,9 +91,7 @@ async def object_in(raw: bytes) -> dict[str, Any]:
     """The same of a body that has been read."""
     if raw.startswith(BOM_UTF8):  # some editors and shells send it
         raw = raw.removeprefix(BOM_UTF8)
-    count = brackets(raw)
-    if count > MAX_CONTAINERS:
-        check_containers(raw)
+    check_containers(raw)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
@@ -104,9 +102,7 @@ async def object_in(raw: bytes) -> dict[str, Any]:
         raise BadRequest(f"The request body is not valid JSON: {exc}", code="invalid_json") from exc
     if type(body) is not dict:
         raise BadRequest("The request body must be a JSON object.", code="invalid_json")
-    if count > _SHALLOW_BRACKETS:
-        _check_depth(body)
-    check_lengths(body)
+    check_read(raw, body)
     return body
 
 
@@ -131,10 +127,8 @@ def with_ids(
         return None
     if type(body) is not dict or body.get(field) != []:
         return None
-    if brackets(rest) > _SHALLOW_BRACKETS:
-        _check_depth(body)
+    check_read(rest, body)
     body[field] = ids
-    check_lengths(body)
     return body
 
 
@@ -288,9 +282,12 @@ def new_turn_id() -> str:
 
 def check_read(raw: bytes, body: dict[str, Any]) -> None:
     """Raises BadRequest if `body`, which was read from `raw`, goes too deep or has a long field."""
-    if brackets(raw) > _SHALLOW_BRACKETS:
-        _check_depth(body)
+    count = brackets(raw)
+    if count > MAX_PARTS:
+        check_parts(body)
     check_lengths(body)
+    if count > _SHALLOW_BRACKETS:
+        _check_depth(body)
 
 
 def _check_depth(body: dict[str, Any]) -> None:

@@ -38,12 +38,13 @@ from slime_router.engine.request import (
     read_error,
     sampling_params,
     wants_logprobs,
+    worker_rid,
 )
 from slime_router.engine.top_logprobs import TopPlan, top_plan
 from slime_router.engine.wire.event_tap import tapped
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.pool.worker import Worker
-from slime_router.tokens.prompt_text import PromptTexts
+from slime_router.tokens.written.prompt_text import PromptTexts
 from slime_router.types import GenerateCall, GenerateChunk
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ class WorkerClient:
                     call, params, more, with_logprobs=with_logprobs, texts=self._texts
                 ),
                 timeout_s=timeout_s,
-                rid=call.rid,
+                rid=worker_rid(call.rid),
             ) as (exchange, answer):
                 if is_over := answer.status != 200:
                     raise read_error(answer.status, await read_whole(answer))
@@ -214,7 +215,8 @@ class WorkerClient:
         return len(under_way)
 
     def cut(self, worker: Worker, rid: str) -> None:
-        """Cuts off the one generation that `worker` runs under this rid."""
+        """Cuts off the one generation that `worker` runs for the call of this rid."""
+        rid = worker_rid(rid)
         for exchange in tuple(self._exchanges.get(worker, ())):
             if exchange.rid == rid:
                 exchange.cut()
@@ -348,7 +350,7 @@ class WorkerClient:
             masks=masks,
             tops=tops,
             worker_url=exchange.worker.url,
-            is_anothers=lambda rid: rid != call.rid and self._runs(exchange.worker, rid),
+            is_anothers=lambda rid: rid != exchange.rid and self._runs(exchange.worker, rid),
         )
 
     def _runs(self, worker: Worker, rid: object) -> bool:
@@ -371,7 +373,7 @@ class WorkerClient:
                 "POST",
                 "/abort_request",
                 headers=_headers(call),
-                body=orjson.dumps({"rid": call.rid}),
+                body=orjson.dumps({"rid": worker_rid(call.rid)}),
                 timeout_s=self._abort_timeout_s,
             )
             if answer.status != 200:

@@ -122,14 +122,17 @@ class Cacher:
         self._has_warned = False  # of tools whose calls stay text
         self.left_out = 0  # prompts without something that the client sent
 
-    async def open(self, call: GenerateCall, reply: Reply) -> Filing:
+    async def open(
+        self, call: GenerateCall, reply: Reply, context_len: int | None = None
+    ) -> Filing:
         """The prompt of `call`, and whatever is added to `reply`, to be filed after it.
 
         Raises:
             BadRequest: the template refuses the messages, or the prompt is empty.
+            ContextLengthExceeded: a long text is not worth encoding, as it does not fit.
         """
         await self.tidy()  # an earlier one may have been cut short between filing and this
-        prompt = self._noted(call, await self.maker.make(call))
+        prompt = self._noted(call, await self.maker.make(call, context_len))
         try:
             reader = self._reader(call, prompt)
             if self._capture == "off":  # nothing is filed: its text need not be kept

@@ -74,7 +74,7 @@ class Pipeline:
                 await self._fetch.of_call(call) as trouble,
                 self._sessions.admit(call) as flight,
                 self._recording.turn(flight.call, flight.session, reply, course) as turn,
-                await self._caching.open(turn.call, reply) as filing,
+                await self._caching.open(turn.call, reply, self._context_limit.longest()) as filing,
             ):
                 course.prompted()
                 sent = self._context_limit.fitted(filing.call)

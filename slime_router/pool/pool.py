@@ -136,10 +136,10 @@ class WorkerPool:
         """All workers, in order of registration."""
         return tuple(self._workers.values())
 
-    def context_len(self) -> int | None:
-        """The shortest context of the workers that have reported theirs, in tokens."""
-        known = [worker.context_len for worker in self._workers.values()]
-        return min(filter(None, known), default=None)
+    def context_lens(self) -> Sequence[int | None]:
+        """The contexts of the workers, in tokens; None for each that is up and has not said."""
+        workers = self._workers.values()
+        return [each.context_len for each in workers if each.is_up or each.context_len]
 
     # State
 

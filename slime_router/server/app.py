@@ -210,7 +210,7 @@ class Gateway:
         self.router = self.path.router(
             self.relay.generate,
             plugins=tuple(map(self.guard.generations, self.plugins.generation)),
-            context_len=self.pool.context_len,
+            context_lens=self.pool.context_lens,
         )
         self.joiner = Joiner(self.router, retry_grace_s=config.retry_grace_s)
         allowed = Allowances(config.allow_local_media, config.allow_custom_logit_processors)

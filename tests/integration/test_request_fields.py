@@ -85,7 +85,7 @@ PASSED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"data_parallel_rank": 1}, {"routed_dp_rank": 1}),
     ({"bootstrap_host": "h", "bootstrap_room": 2**40}, {"bootstrap_room": 2**40}),
     ({"bootstrap_port": 8998}, {"bootstrap_port": 8998}),
-    ({"rid": "mine"}, {"rid": "mine"}),
+    ({"rid": "mine"}, {"rid": "#4:mine"}),
 ]
 PASSED_OF_CHAT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"disagg_prefill_dp_rank": 2}, {"disagg_prefill_dp_rank": 2}),
@@ -268,7 +268,7 @@ async def test_a_client_s_rid_names_each_choice_once():
         _, again = await router.post(CHAT, {**ASK[CHAT], "rid": "mine"})
     assert reply["id"] == again["id"] == "mine"
     rids = [request.body["rid"] for request in worker.requests]
-    assert sorted(rids[:3]) == ["1-mine", "2-mine", "mine"]
+    assert sorted(rids[:3]) == ["#4:mine", "#6:1-mine", "#6:2-mine"]
 
 
 async def test_functions_of_old_are_tools():

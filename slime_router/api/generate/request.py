@@ -102,11 +102,11 @@ def read_generate_request(
     require(stream is None or isinstance(stream, bool), "stream", "true or false")
     name = _prompt_field(body)
     is_batch = _is_batch(name, body[name])
+    _check_count(len(body[name]) if is_batch else 1)
     natives = _split(body, name) if is_batch else [body]
     rids = _rids(body.get("rid"), len(natives), is_batch)
     samples = [_check_native(native, vocabulary.vocab_size) for native in natives]
-    if sum(samples) > MAX_CALLS:
-        raise BadRequest(f"A request can ask for {MAX_CALLS} generations, not more.", param="n")
+    _check_count(sum(samples))
     _check_stop_regex(natives)
     calls = tuple(
         _call(
@@ -123,6 +123,11 @@ def read_generate_request(
         for k in range(n)
     )
     return GenerateRequest(calls, is_batch or len(calls) > 1, bool(stream), tag=caller(request).tag)
+
+
+def _check_count(generations: int) -> None:
+    if generations > MAX_CALLS:
+        raise BadRequest(f"A request can ask for {MAX_CALLS} generations, not more.", param="n")
 
 
 def _prompt_field(body: dict[str, Any]) -> str:
