@@ -181,6 +181,7 @@ class Gateway:
         if config.max_inflight_per_worker is not None:
             self.admission.keep_to(self.pool.places)
             self.pool.subscribe(self.admission.admit)
+        self.sessions.abort = self.relay.abort
         self.session_kv = SessionKv(self.pool, self.client)
         if config.session_kv:
             self.sessions.kv_name = self.path.caching.kv_name = kv_name

@@ -83,6 +83,8 @@ def read_token_request(
     stream = body.get("stream")
     require(stream is None or type(stream) is bool, "stream", "true or false")
     outside = {name: body[name] for name in (*_OUTSIDE, *_EXPERTS) if name in body}
+    if type(priority := outside.get("priority")) is int:
+        outside["priority"] = -priority  # vLLM serves the lowest first, SGLang the highest
     fields, constraint = _read(given, outside, request, vocabulary, default_model)
     request_id = _request_id(body)
     call = GenerateCall(
