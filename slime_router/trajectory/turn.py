@@ -47,6 +47,16 @@ def logprob_array(values: Sequence[float | None]) -> Logprobs:
     return result
 
 
+def narrowed(exact: NDArray[np.float64]) -> Logprobs:
+    """What `logprob_array` makes of the same values, for many that are in an array already."""
+    with np.errstate(over="ignore"):
+        small = exact.astype(np.float32)
+    is_exact = small.astype(np.float64).tobytes() == exact.tobytes()
+    result: Logprobs = small if is_exact else exact
+    result.setflags(write=False)
+    return result
+
+
 @value(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One generation as it was sampled."""
