@@ -180,7 +180,7 @@ class WorkerClient:
             raise
         finally:
             if not is_over:
-                self._abort_later(worker, call)
+                self.abort_later(worker, call)
 
     def exchange(
         self,
@@ -356,7 +356,7 @@ class WorkerClient:
     def _runs(self, worker: Worker, rid: object) -> bool:
         return isinstance(rid, str) and bool(rid) and rid in self._exchanges.get(worker, {})
 
-    def _abort_later(self, worker: Worker, call: GenerateCall) -> None:
+    def abort_later(self, worker: Worker, call: GenerateCall) -> None:
         """Aborts after the request was closed: its caller, even a cancelled one, need not wait."""
         if self._session is None:
             logger.warning("abort not sent, client closed: worker=%s rid=%s", worker.url, call.rid)
