@@ -120,6 +120,11 @@ def brackets(raw: bytes) -> int:
     return raw.count(b"[") + raw.count(b"{")
 
 
+def signs(raw: bytes) -> int:
+    """How many arrays, objects and members of objects, likewise."""
+    return brackets(raw) + raw.count(b":")
+
+
 def size_of(value: Any) -> int:
     """The bytes of a value, as JSON or a little less."""
     return sum(sizes(value))

@@ -105,6 +105,11 @@ class PluginGuard:
         for clock in chain.from_iterable(self._clocks.values()):
             clock.abort()
 
+    def note_exit(self, exc: SystemExit) -> None:
+        """A task or a callback asked for the end of the process, which goes on."""
+        self.failures += 1
+        logger.error("plug-in failed: what it started raised %r; the router goes on", exc)
+
     @contextmanager
     def _clock(self, rid: str) -> Iterator[_Clock]:
         clocks = self._clocks.setdefault(rid, set())
@@ -149,18 +154,34 @@ class PluginGuard:
         async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
             clock = _Clock(self._limit_s)
             share_body(request)
+            sent: web.StreamResponse | None = None
 
             async def inside(request: web.Request) -> web.StreamResponse:
+                nonlocal sent
+                if sent is not None:
+                    raise RuntimeError("the reply to this request is out: there can be no other")
                 with clock.standing():
-                    return await handler(request)
+                    response = await handler(request)
+                if response.prepared:
+                    sent = response
+                return response
 
             async def ask() -> object:
                 return await plugin(request, inside)
 
-            response = await self._within(ask, clock, plugin)
-            if not isinstance(response, web.StreamResponse):
-                what = "nothing" if response is None else f"a {type(response).__name__}"
-                raise self._failed(plugin, f"it returned {what}")
+            try:
+                response = await self._within(ask, clock, plugin)
+                if not isinstance(response, web.StreamResponse):
+                    what = "nothing" if response is None else f"a {type(response).__name__}"
+                    raise self._failed(plugin, f"it returned {what}")
+                if sent is not None and response is not sent:
+                    raise self._failed(plugin, "it returned another reply than the one that is out")
+            except Exception as exc:  # any: the client would read a second reply as the next one's
+                if sent is None:
+                    raise
+                if not isinstance(exc, RouterError):
+                    self._failed(plugin, f"it raised {type(exc).__name__} after the reply")
+                return sent
             return response
 
         return guarded
@@ -180,9 +201,12 @@ class PluginGuard:
             if not timeout.expired():
                 raise
             raise self._failed(plugin, f"it took more than {self._limit_s:g} s") from None
-        except (Exception, asyncio.CancelledError, GeneratorExit):  # the boundary translates it
+        except Exception:  # the boundary translates it
             raise
         except BaseException as exc:  # SystemExit and its like would end the process
+            task = asyncio.current_task()
+            if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
             raise self._failed(plugin, f"it raised {type(exc).__name__}") from exc
 
     async def _closed(self, stream: AsyncGenerator[GenerateChunk, None], plugin: object) -> None:

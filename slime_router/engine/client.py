@@ -44,7 +44,7 @@ from slime_router.engine.top_logprobs import TopPlan, top_plan
 from slime_router.engine.wire.event_tap import tapped
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.pool.worker import Worker
-from slime_router.tokens.prompt_text import PromptTexts
+from slime_router.tokens.written.prompt_text import PromptTexts
 from slime_router.types import GenerateCall, GenerateChunk
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class WorkerClient:
             raise
         finally:
             if not is_over:
-                self._abort_later(worker, call)
+                self.abort_later(worker, call)
 
     def exchange(
         self,
@@ -356,7 +356,7 @@ class WorkerClient:
     def _runs(self, worker: Worker, rid: object) -> bool:
         return any(each.rid and each.rid == rid for each in self._exchanges.get(worker, ()))
 
-    def _abort_later(self, worker: Worker, call: GenerateCall) -> None:
+    def abort_later(self, worker: Worker, call: GenerateCall) -> None:
         """Aborts after the request was closed: its caller, even a cancelled one, need not wait."""
         if self._session is None:
             logger.warning("abort not sent, client closed: worker=%s rid=%s", worker.url, call.rid)

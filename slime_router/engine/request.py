@@ -23,7 +23,7 @@ from slime_router.errors import (
     WorkerFailed,
     WorkerRefused,
 )
-from slime_router.tokens.prompt_text import PromptTexts
+from slime_router.tokens.written.prompt_text import PromptTexts
 from slime_router.types import GenerateCall, NativeCall, Pins, Prompt, Sampling, TokenIds
 
 _SPELLING = {  # a field of Sampling: SGLang's name for it; sent only if it was set

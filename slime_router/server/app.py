@@ -181,6 +181,7 @@ class Gateway:
         if config.max_inflight_per_worker is not None:
             self.admission.keep_to(self.pool.places)
             self.pool.subscribe(self.admission.admit)
+        self.sessions.abort = self.relay.abort
         self.session_kv = SessionKv(self.pool, self.client)
         if config.session_kv:
             self.sessions.kv_name = self.path.caching.kv_name = kv_name
@@ -210,7 +211,7 @@ class Gateway:
         self.router = self.path.router(
             self.relay.generate,
             plugins=tuple(map(self.guard.generations, self.plugins.generation)),
-            context_len=self.pool.context_len,
+            context_lens=self.pool.context_lens,
         )
         self.joiner = Joiner(self.router, retry_grace_s=config.retry_grace_s)
         allowed = Allowances(config.allow_local_media, config.allow_custom_logit_processors)

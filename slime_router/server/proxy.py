@@ -18,7 +18,7 @@ from aiohttp import hdrs, web
 from slime_router.api import sse
 from slime_router.api.errors import openai_error_object
 from slime_router.api.generate.worker_bodies import WorkerBody
-from slime_router.api.request import reply_headers
+from slime_router.api.request import fresh_hex, reply_headers
 from slime_router.auth.caller import Caller, caller
 from slime_router.auth.surface import CONVERSATIONS, Served, is_of_an_api, served_at, tidy_path
 from slime_router.edge.bodies import read_body, unpacked, unpacker_of
@@ -38,7 +38,6 @@ from slime_router.errors import (
     WorkerFailed,
 )
 from slime_router.failover.relay import Relay
-from slime_router.fresh_ids import fresh_hex
 from slime_router.generation.admission import AdmissionQueue
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Need

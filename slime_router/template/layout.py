@@ -27,6 +27,9 @@ MAX_LAYOUTS = 16_384
 BEGINNING_LEN = 64  # characters of a text that is looked for
 MAX_BEGINNINGS = 8  # that are looked at one by one
 MAX_COMMON_LEN = 256  # characters of a text that a template may say by itself
+# Characters to look through for the results of one row, or for texts that may be elsewhere: less
+# than a second. Each is looked for among all the others.
+MAX_LOOKED_THROUGH = 2**28
 MAX_MARKS = 64  # of a layout; a conversation with more replies in view is rendered once more
 _PLAIN = frozenset({"role", "content"})
 _STRING_METHODS = frozenset({"startswith", "endswith", "split", "rsplit", "find", "replace"})
@@ -107,10 +110,12 @@ def holds(
     """Whether the text of each message is in `text` after `start`, one after the other.
 
     Consecutive results of tools may be in any order: some templates sort them. What was sampled
-    counts only `with_replies`, and then without its reasoning.
+    counts only `with_replies`, and then without its reasoning. Of more results than can be looked
+    for, the answer is no.
     """
     end = start
     was_result = False
+    left = MAX_LOOKED_THROUGH
     for message in messages:
         said = content_text(message.get("content"))
         if is_reply(message):
@@ -122,7 +127,8 @@ def holds(
         if not (is_result and was_result):
             start = end
         found = _find(text, said, start)
-        if found < 0:
+        left -= found - start if is_result and was_result else 0
+        if found < 0 or left < 0:
             return False
         end, was_result = max(end, found), is_result
     return True
@@ -144,17 +150,18 @@ def stands_elsewhere(messages: Sequence[Message], new: Sequence[Message], printe
     """Whether a text of the `new` messages may be in the prompt all the same if it is left out.
 
     It may in what the template prints of its own, or among the calls or the reasoning of
-    `messages`.
+    `messages`; or where there is too much of that to look through it for each.
     """
     texts = (content_text(message.get("content")).strip() for message in new)
-    short = [text for text in texts if 0 < len(text) <= MAX_COMMON_LEN]
+    short = {text for text in texts if 0 < len(text) <= MAX_COMMON_LEN}
     if not short:
         return False
     others = [printed]
     for message in messages:
         if len(message) > 2:  # more than a role and a text
             others += [str(value) for name, value in message.items() if name not in _PLAIN]
-    return any(text in other for text in short for other in others)
+    said = "\0".join(others)
+    return len(short) * len(said) > MAX_LOOKED_THROUGH or any(text in said for text in short)
 
 
 def printed_words(source: str | None) -> str:

@@ -11,6 +11,7 @@ prints nothing of it, less is tried: the first call only, then no calls.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -30,6 +31,18 @@ def unsaid_word(name: str) -> str:
 
 
 SENTINEL = unsaid_word("sentinel")
+_NUMBER = unsaid_word("number")
+_NUMBERED = re.compile(f"{_NUMBER}([0-9]+)x")
+
+
+def numbered_word(number: int) -> str:
+    """One of many unsaid words, none of which is in another."""
+    return f"{_NUMBER}{number}x"
+
+
+def numbers_in(text: str) -> set[int]:
+    """The numbers of the numbered words in a text."""
+    return {int(number) for number in _NUMBERED.findall(text)}
 
 
 class Form(IntEnum):

@@ -48,6 +48,8 @@ from slime_router.template.stand_ins import (
     draw,
     head_len,
     is_reply,
+    numbered_word,
+    numbers_in,
     unsaid_word,
 )
 from slime_router.types import Message, TemplateOptions
@@ -194,8 +196,8 @@ class Suffixes:
         ):
             return ()
         words = {
-            view.index + 1 + number: f"{_LATER}{number}x"
-            for number, message in enumerate(view.later)
+            index: numbered_word(index)
+            for index, message in enumerate(view.later, view.index + 1)
             if not is_reply(message) and content_text(message.get("content")).strip()
         }
         marked = [
@@ -208,9 +210,8 @@ class Suffixes:
         if holds(again.behind, marked[view.index + 1 :]):
             return ()
         text = self._render(marked, question.options, question.date)  # with the replies themselves
-        lost = tuple(
-            index for index, word in words.items() if text is not None and word not in text
-        )
+        printed = words.keys() if text is None else numbers_in(text)
+        lost = tuple(index for index in words if index not in printed)
         kept = [
             each for index, each in enumerate(marked) if index > view.index and index not in lost
         ]

@@ -315,9 +315,9 @@ async def test_an_abort_reaches_what_has_no_prompt_yet(path, stream, order):
         maker = router.gateway.path.maker
         may_go_on = asyncio.Event()
 
-        async def slow(call: GenerateCall) -> MadePrompt:
+        async def slow(call: GenerateCall, context_len: int | None = None) -> MadePrompt:
             await may_go_on.wait()
-            return await PromptMaker.make(maker, call)
+            return await PromptMaker.make(maker, call, context_len)
 
         maker.make = slow  # type: ignore[method-assign]
         body = request_of(rid="mine", stream=stream)

@@ -20,9 +20,8 @@ from slime_router.api.chat.aliases import thinking_switch
 from slime_router.api.chat.fields import MAX_STOPS
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
-from slime_router.api.request import missing, named_as, require
+from slime_router.api.request import fresh_hex, missing, named_as, require
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.types import GenerateCall
 from slime_router.values import replace
 
