@@ -182,7 +182,7 @@ def pairs_of(messages: Sequence[Message], literals: Sequence[str]) -> frozenset[
 def first_of_each(
     messages: Sequence[Message], places: Iterable[int], literals: Sequence[str]
 ) -> tuple[int, ...]:
-    """Those of the places where a kind of message follows another for the first time.
+    """The places of the first of each kind of message that follows another.
 
     A reply is there with all that comes after it, up to the next one, which there has to be.
     """
