@@ -223,9 +223,7 @@ class SessionSettings:
         metavar="BYTES",
         low=0,
     )
-    max_sessions: int = count(
-        100_000, "the most sessions, closed ones included, that are not deleted"
-    )
+    max_sessions: int = count(100_000, "the most sessions at a time, until they are deleted")
     session_max_turns: int = count(10_000, "turns of an opened session that does not set max_turns")
     session_idle_s: float = seconds(
         14_400.0, "drop turns outside open sessions after this idle time", low=SOON
