@@ -200,7 +200,7 @@ class CacheAware:
         """See `Policy`."""
         model, last = self._kv_model, self._last
         if output and not model.is_filled(len(prompt), len(output)):
-            return  # all that can be told of it was, when it was sent
+            return  # its blocks were added when it was sent
         if model.knows(worker):
             is_last = last is not None and last[0].ids is prompt and last[0].scope == scope
             prefixes = last[1] if last and is_last else model.prefixes(scope, prompt)
