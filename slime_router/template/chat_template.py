@@ -27,7 +27,7 @@ from slime_router.template.parts import Parts, find_parts, prints_names
 from slime_router.template.seam import Control, Sampled, Seam
 from slime_router.template.self_test import Findings, find_ends, self_test
 from slime_router.template.spelling import Spelling, find_spelling
-from slime_router.template.stand_ins import View, is_reply, unsaid_word
+from slime_router.template.stand_ins import View, is_reply, numbered_word, numbers_in
 from slime_router.template.suffix import Question, Suffix, Suffixes
 from slime_router.template.transcript import Transcripts
 from slime_router.types import Message, TemplateOptions
@@ -229,7 +229,7 @@ class ChatTemplate:
         ):
             return fields
         words = {
-            index: unsaid_word(f"{index}x")
+            index: numbered_word(index)
             for index, message in enumerate(new, first)
             if content_text(message.get("content")).strip()
         }
@@ -239,7 +239,8 @@ class ChatTemplate:
             for index, message in enumerate(view, len(messages) - len(view))
         ]
         again = self.try_render(marked, options, date)
-        lost = [index for index, word in words.items() if again is not None and word not in again]
+        printed = words.keys() if again is None else numbers_in(again)
+        lost = [index for index in words if index not in printed]
         return (*(f"messages[{index}]" for index in lost), *fields)
 
     def left_out_fields(

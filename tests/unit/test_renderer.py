@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from random import Random
 
 import pytest
 from jinja2.exceptions import SecurityError, UndefinedError
@@ -15,9 +18,18 @@ from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
-from tests import vocabularies
+from tests import chat_templates, vocabularies
 from tests.tiny import build_tiny_checkpoint
 
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+ROLES = (
+    ["user"], ["user"], ["system", "user"], ["user", "assistant", "user"],
+    ["system", "user", "assistant", "user"], ["user", "assistant", "tool", "user"],
+)  # fmt: skip
+WORDS = (
+    "Hi", "Hi", " ", "\n", "</think>", "<think>", "<tool_response>", "</tool_response>", '"', "<",
+    "é", "/no_think", "[INST]", "{{", "%s", "\\", "None", "detailed thinking on",
+)  # fmt: skip
 HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
 PLAIN = TemplateOptions()
 
@@ -194,3 +206,35 @@ def test_messages_are_not_changed(tokenizer: Tokenizer) -> None:
     before = copy.deepcopy(messages)
     tokenizer.render(messages, PLAIN)
     assert messages == before
+
+
+# Renderings without the template, see `template/forms`
+
+
+@pytest.mark.tokenizers
+@pytest.mark.slow
+@pytest.mark.parametrize("name", chat_templates.NAMES)
+def test_conversations_of_a_kind_read_as_if_they_came_once(directory: Path, name: str) -> None:
+    tokenizer = load_tokenizer(str(directory), chat_template=chat_templates.template_text(name))
+    drawn = Random(name)
+    for number in range(120):
+        roles = drawn.choice(ROLES)
+        messages = [{"role": role, "content": text_of(drawn)} for role in roles]
+        tools, date = drawn.choice([(), (TOOL,)]), drawn.choice([None, datetime(2024, 7, 26)])
+        kwargs = drawn.choice([{}, {"enable_thinking": False}])
+        often = TemplateOptions(tools=tools, kwargs=kwargs)
+        once = TemplateOptions(tools=tools, kwargs={**kwargs, "number": number})
+        render = partial(tokenizer.render, messages, date=date)
+        assert said(partial(render, options=often)) == said(partial(render, options=once))
+
+
+def said(render: Callable[[], str]) -> str | None:
+    """A rendering, or None where the template refuses."""
+    try:
+        return render()
+    except BadRequest:
+        return None
+
+
+def text_of(drawn: Random) -> str:
+    return "".join(drawn.choices(WORDS, k=drawn.choice([0, 1, 1, 2, 3, 5])))
