@@ -304,7 +304,7 @@ def k3_call(city: str) -> str:
 async def test_arguments_that_an_agent_fills_in_leave_a_call_what_it_was(session_id, repaired):
     """Kimi K3's ids name no turn, and its template prints none."""
     talk = FamilyTalk(family("kimi_k3"))
-    fields = {"city": {"type": "string"}, "note": {"type": ["string", "null"]}}
+    fields: dict[str, Any] = {"city": {"type": "string"}, "note": {"type": ["string", "null"]}}
     if "null" not in repaired:
         fields["note"]["default"] = ""
     parameters = {"type": "object", "properties": fields, "required": ["city"]}
