@@ -113,8 +113,8 @@ class JinjaRenderer:
             if isinstance(exc, TemplateSyntaxError):
                 raise SetupError(f"{name}: bad chat template: {one_line(exc)}") from exc
         if self._compile is not None and not self._renders_itself:
-            for source in (self._template, _PIN + self._template):
-                _make_cheaper(self._compile(source))
+            for pin in ("", _PIN) if self._can_pin else ("",):
+                _make_cheaper(self._compile(pin + self._template))
 
     def _apply(
         self,
