@@ -182,6 +182,12 @@ class NotSupported(RouterError):
     is_final = True
 
 
+class OnlyHttp(NotSupported):
+    """A websocket of the Responses API: at this status Codex goes on over HTTP, at once."""
+
+    status = 426
+
+
 class TooManyRequests(RouterError):
     """A limit on concurrent requests is reached; the client may try again."""
 

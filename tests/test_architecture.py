@@ -21,7 +21,6 @@ FLOOR_OF = {
     "aside": "async",
     "waiting": "async",
     "errors": "words",
-    "fresh_ids": "words",
     "host_port": "words",
     "json_text": "words",
     "beginnings": "words",
@@ -98,6 +97,7 @@ ASYNCIO_ON_THE_PURE_FLOOR = {
 CLOCKS = {
     "api.chat.request": "a reply says when it was created",
     "api.completions.request": "a reply says when it was created",
+    "api.request": "ids begin with the time",
     "api.responses.request": "a reply says when it was created",
     "cli.terminal.top": "rates are differences over time",
     "server.boundary": "the log says how long a request took",
@@ -110,7 +110,6 @@ CLOCKS = {
     "journal.writer": "says when upkeep is due",
     "checkpoint.hub": "a moment between two looks",
     "configured_file": "a pipe has a limited time",
-    "fresh_ids": "ids begin with the time",
     "pool.pool": "a breaker opens and closes with time; handed in by tests",
     "integrations.trl": "TRL counts how long a rollout took",
     "integrations.verl": "verl counts how long a rollout took",

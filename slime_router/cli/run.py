@@ -191,7 +191,8 @@ def _run(serving: Coroutine[Any, Any, None], on_exit: Callable[[SystemExit], Non
 
     What it started goes on until `serving` has cleaned up, unlike in `asyncio.run`: requests have
     their grace period. Where a task of somebody else's raises SystemExit, which ends a loop,
-    `on_exit` is called with it, and the loop goes on.
+    `on_exit` is called with it, and the loop goes on. At the end it does not wait long for those
+    who go on though they are cancelled.
     """
     loop = _event_loop()
     asyncio.set_event_loop(loop)
@@ -217,7 +218,7 @@ def _run(serving: Coroutine[Any, Any, None], on_exit: Callable[[SystemExit], Non
             for task in left:
                 task.cancel()
             if left:
-                loop.run_until_complete(asyncio.wait(left))
+                loop.run_until_complete(asyncio.wait(left, timeout=FAREWELL_S))
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
 

@@ -13,12 +13,10 @@ from typing import Unpack
 from slime_router.errors import BadRequest, NotFound, NoWorker, RouterError
 from slime_router.pool.address import worker_url
 from slime_router.pool.backoff import Backoff
-from slime_router.pool.breaker import Breaker, BreakerSettings
-from slime_router.pool.cooldown import Cooldown
-from slime_router.pool.lease import Lease
+from slime_router.pool.failures import Breaker, BreakerSettings, Cooldown
+from slime_router.pool.lease import Lease, Room
 from slime_router.pool.obstacles import Obstacle, no_worker
 from slime_router.pool.policy import Policy, make_policy
-from slime_router.pool.room import Room
 from slime_router.pool.worker import Kind, Need, RegistrationFields, Worker
 from slime_router.types import TokenIds
 

@@ -21,6 +21,7 @@ from aiohttp import web
 from slime_router.checkpoint.checkpoint import load_checkpoint, load_tokenizer
 from slime_router.cli.run import listener
 from slime_router.config import Config
+from slime_router.dashboard import page
 from slime_router.replies.sglang_detection import thinking_of
 from slime_router.server import app
 from slime_router.server.app import Gateway
@@ -54,6 +55,7 @@ def read_once() -> Iterator[None]:
         patch.object(app, "load_tokenizer", _load),
         patch.object(app, "ChatTemplate", _template),
         patch.object(app, "thinking_of", _thinking),
+        patch.object(page, "assets", _assets),
     ):
         yield
 
@@ -92,17 +94,21 @@ def _template(tokenizer: Tokenizer) -> ChatTemplate:
 
 
 _thinking = cache(thinking_of)  # SGLang's rules parse the template four times
+_assets = cache(page.assets)
 
 
 class Words:
-    """The tiny tokenizer as a worker has it."""
+    """A tokenizer as a worker has it: the tiny one, unless another is given."""
+
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+        self._tokenizer = tokenizer or tiny_tokenizer()
 
     def encode(self, text: str) -> Sequence[int]:
-        ids: list[int] = tiny_tokenizer().encode(text).tolist()
+        ids: list[int] = self._tokenizer.encode(text).tolist()
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return tiny_tokenizer().decode(ids, skip_special_tokens=True)
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class OtherWords(Words):
@@ -186,8 +192,9 @@ async def serving(
     )
     with read_once():
         gateway = Gateway(config, greeting_delays_s=greeting_delays_s, place=place)
+        application = gateway.app()
     runner = web.AppRunner(
-        gateway.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
+        application, handler_cancellation=True, access_log=None, shutdown_timeout=1.0
     )
     await runner.setup()
     try:

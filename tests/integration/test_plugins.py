@@ -205,6 +205,24 @@ class WaitingLate(Waiting):
             await self.work()
 
 
+waiting = Waiting(None)
+
+
+@web.middleware
+async def waiting_http(request, handler):
+    if request.path != "/abort_request":
+        await waiting.work()
+    return await handler(request)
+
+
+@web.middleware
+async def waiting_read_http(request, handler):
+    if request.path != "/abort_request":
+        await request.read()
+        await waiting.work()
+    return await handler(request)
+
+
 @web.middleware
 async def ending_http(request, handler):
     raise SystemExit(3)
@@ -438,6 +456,27 @@ async def test_an_abort_ends_a_plugin_that_works(name, outer, order):
             assert "generation was aborted" in await asked
         assert router.gateway.guard.failures == 0
         assert router.gateway.pool.total_in_flight == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("order", [{"rid": "mine"}, {"abort_all": True}], ids=["rid", "all"])
+@pytest.mark.parametrize("name", ["waiting_http", "waiting_read_http"])
+async def test_an_abort_ends_a_plugin_of_aiohttps_kind_that_works(name, order, stream):
+    """The rid is in a body that nobody has parsed by then."""
+    body = {"messages": [user("hi")], "rid": "mine", "max_tokens": 3, "stream": stream}
+    async with served(**paths(name)) as (router, worker):
+        waiting = sys.modules["team.plugins"].waiting
+        asked = asyncio.create_task(router.post(CHAT, body))
+        async with asyncio.timeout(10):
+            await waiting.is_working.wait()
+            assert (await router.post("/abort_request", {"rid": "other"}))[0] == 200
+            assert not asked.done()
+            assert (await router.post("/abort_request", order))[0] == 200
+            await waiting.was_cancelled.wait()
+            status, answer = await asked
+        assert (status, "aborted" in answer["error"]["message"]) == (503, True)
+        assert router.gateway.guard.failures == 0
+    assert [each for each in worker.requests if each.path == "/generate"] == []
 
 
 @pytest.mark.parametrize("name", ["WaitingFirst", "WaitingLate"])

@@ -149,6 +149,8 @@ def test_a_wrong_argument_ends_with_2_and_one_line(flags, told, capsys):
         ([], "--hf-checkpoint is required"),
         (["--hf-checkpoint", ""], "--hf-checkpoint is required"),
         (["--hf-checkpont", "m"], "did you mean --hf-checkpoint?"),
+        (["sesions"], "unknown argument sesions: did you mean the command sessions?"),
+        (["--port", "30001", "top"], "unknown argument top: a command is the first argument"),
     ],
 )
 def test_without_a_checkpoint_the_user_is_told_which_flag_is_meant(flags, told, capsys):
@@ -616,6 +618,27 @@ def test_what_a_plugin_started_cannot_end_the_router():
 
     _run(serve_on(), noted.append)
     assert [each.code for each in noted] == [3, 4]
+
+
+def test_what_does_not_end_cannot_keep_the_router(monkeypatch):
+    monkeypatch.setattr("slime_router.cli.run.FAREWELL_S", 0.01)
+    tries: list[str] = []
+    noted: list[SystemExit] = []
+
+    async def stay() -> None:
+        while len(tries) < 5:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                tries.append("cancelled")
+
+    async def serve_on() -> None:
+        task = asyncio.ensure_future(stay())
+        await asyncio.sleep(0)
+        assert not task.done()
+
+    _run(serve_on(), noted.append)
+    assert (tries, noted) == (["cancelled"], [])
 
 
 def test_what_a_signal_asks_for_ends_the_loop():

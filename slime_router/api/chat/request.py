@@ -14,10 +14,10 @@ from slime_router.api.chat.fields import read_fields
 from slime_router.api.chat.messages import is_continued, read_messages
 from slime_router.api.chat.reply import ChatStyle
 from slime_router.api.chat.settings import Settings, SettingsReader
+from slime_router.api.request import fresh_hex
 from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.auth.caller import caller
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Message, TemplateOptions, TokenIds
 from slime_router.values import replace, value

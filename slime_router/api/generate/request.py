@@ -16,11 +16,10 @@ from aiohttp import web
 from slime_router.api import request as http
 from slime_router.api.chat.grammar import check_text
 from slime_router.api.chat.stop_regex import regex_fault
-from slime_router.api.request import require, wrong_type
+from slime_router.api.request import fresh_hex, require, wrong_type
 from slime_router.api.token_ids import Vocabulary, check_bias_keys, checked_ids, written
 from slime_router.auth.caller import caller
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.types import GenerateCall, NativeCall
 
 MAX_CALLS = 16_384  # `n` is a number in a small body: it must not be able to fill the router

@@ -22,11 +22,10 @@ from slime_router.api.chat.fields import (
     worker_fields,
 )
 from slime_router.api.chat.grammar import grammar
-from slime_router.api.request import missing, require
+from slime_router.api.request import fresh_hex, missing, require
 from slime_router.api.token_ids import Vocabulary, checked_ids, written
 from slime_router.engine.top_logprobs import MAX_KEPT
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, Sampling
 from slime_router.values import replace

@@ -15,7 +15,7 @@ from slime_router.api.chat.reply import logprob_entries
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.chat.tools import read_tools
-from slime_router.api.request import missing, named_as, require
+from slime_router.api.request import fresh_hex, missing, named_as, require
 from slime_router.api.responses.custom_tools import as_function
 from slime_router.api.responses.items import NO_NAMES, Item, ModelNames, read_input, to_talk
 from slime_router.api.responses.reply import ResponseStyle
@@ -24,7 +24,6 @@ from slime_router.api.token_names import TokenNames
 from slime_router.auth.caller import Caller, caller
 from slime_router.edge.lengths import check_messages
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.template.heard import Written
 from slime_router.types import GenerateCall, GenerateChunk, Message
 from slime_router.values import replace
