@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         type=_positive,
         default=int(JournalSettings.store_ttl_s),
         metavar="S",
-        help="as its routers have it (default: 604800)",
+        help="as for its routers (default: 604800)",
     )
     p.add_argument(
         "--state",

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import AsyncGenerator, Mapping
+from itertools import chain
 from types import TracebackType
 
 import aiohttp
@@ -21,7 +22,7 @@ from slime_router.choices import Capture
 from slime_router.engine.answer import Item
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.connector import Connector, Use, note_in
-from slime_router.engine.exchange import Body, Exchange, NotTaken, WorkerAnswer, framed
+from slime_router.engine.exchange import Body, Exchange, NotTaken, UnderWay, WorkerAnswer, framed
 from slime_router.engine.kept import (
     Answer,
     KeptConnections,
@@ -79,7 +80,7 @@ class WorkerClient:
         self._kept: KeptConnections | None = None
         self._texts = PromptTexts()
         self._aborts: set[asyncio.Task[None]] = set()
-        self._exchanges: dict[Worker, set[Exchange[Answer]]] = {}
+        self._exchanges: UnderWay[Answer] = {}
 
     def __repr__(self) -> str:
         state = "closed" if self._session is None else "open"
@@ -209,7 +210,7 @@ class WorkerClient:
 
     def give_up(self, worker: Worker) -> int:
         """Cuts off everything `worker` runs; whoever waits for it gets WorkerFailed at once."""
-        under_way = tuple(self._exchanges.get(worker, ()))
+        under_way = list(chain.from_iterable(self._exchanges.get(worker, {}).values()))
         for exchange in under_way:
             exchange.cut()
         return len(under_way)
@@ -217,9 +218,8 @@ class WorkerClient:
     def cut(self, worker: Worker, rid: str) -> None:
         """Cuts off the one generation that `worker` runs for the call of this rid."""
         rid = worker_rid(rid)
-        for exchange in tuple(self._exchanges.get(worker, ())):
-            if exchange.rid == rid:
-                exchange.cut()
+        for exchange in tuple(self._exchanges.get(worker, {}).get(rid, ())):
+            exchange.cut()
 
     async def tokenize(self, worker: Worker, text: str) -> tuple[list[int], int | None] | None:
         """The ids that `worker` makes of `text`, and its context length if it reports one.
@@ -354,7 +354,7 @@ class WorkerClient:
         )
 
     def _runs(self, worker: Worker, rid: object) -> bool:
-        return any(each.rid and each.rid == rid for each in self._exchanges.get(worker, ()))
+        return isinstance(rid, str) and bool(rid) and rid in self._exchanges.get(worker, {})
 
     def abort_later(self, worker: Worker, call: GenerateCall) -> None:
         """Aborts after the request was closed: its caller, even a cancelled one, need not wait."""

@@ -30,8 +30,10 @@ class RequestLine:
     def _written(self) -> str:
         known = dict(self.fields)
         begin = (known.pop("method"), known.pop("path"), known.pop("status"), known.pop("ms"))
-        said = [f"{name}={_shown(value)}" for name, value in known.items()]
-        return " ".join(["{} {} {} {:.0f} ms".format(*begin), *said])
+        said = " ".join(map("{}={}".format, known.keys(), known.values()))
+        if not _is_plain(said, len(known)):
+            said = " ".join(f"{name}={_shown(value)}" for name, value in known.items())
+        return " ".join(["{} {} {} {:.0f} ms".format(*begin), said])
 
 
 def request_line(
@@ -80,6 +82,13 @@ def _add_outcomes(fields: dict[str, Any], record: RequestRecord) -> None:
         fields["first_token_ms"] = round(first.first_token_s * 1e3, 3)
     if first.finish is not None:
         fields["finish"] = first.finish
+
+
+def _is_plain(said: str, count: int) -> bool:
+    """Whether so many fields in a row can be told apart as they are."""
+    has_empty = "= " in said or said.endswith("=")
+    is_apart = said.count("=") == count and said.count(" ") == count - 1
+    return is_apart and not has_empty and said.isprintable()
 
 
 def _shown(value: Any) -> str:

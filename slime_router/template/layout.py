@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, repeat
 
 import jinja2
@@ -60,16 +60,17 @@ class Mark:
 class Layout:
     """What the prompt of a turn looked like.
 
-    `start` is the message from which it was rendered (0: all of it), which is enough as long as
-    messages follow each other as in `pairs`, and there are fewer than twice `proved_len` of them.
-    From `shift_len` messages in view on, a later start is tried.
+    `start` is the message from which it was rendered (0: all of it), after those whose places are
+    in `lead`. That is enough as long as messages follow each other as in `pairs`, and there are
+    fewer than twice `proved_len` of them. `hidden` says which followed which before `start`.
     """
 
     marks: tuple[Mark, ...]
     start: int = 0
+    lead: tuple[int, ...] = ()
+    hidden: frozenset[int] = frozenset()
     pairs: frozenset[int] = frozenset()
     proved_len: int = 0
-    shift_len: int = 0
 
     def agrees(self, drawing: Drawing) -> bool:
         """Whether the text before each reply is what it was."""
@@ -176,6 +177,27 @@ def printed_words(source: str | None) -> str:
 def pairs_of(messages: Sequence[Message], literals: Sequence[str]) -> frozenset[int]:
     """Which kinds of messages follow which: all that a template may branch on there."""
     return frozenset(hash(pair) for pair in pairwise(_kind(m, literals) for m in messages))
+
+
+def first_of_each(
+    messages: Sequence[Message], places: Iterable[int], literals: Sequence[str]
+) -> tuple[int, ...]:
+    """The places of the first of each kind of message that follows another.
+
+    A reply is there with all that comes after it, up to the next one, which there has to be.
+    """
+    seen, first = set[int](), list[int]()
+    for place in places:
+        if not is_reply(messages[place]):
+            continue
+        end = place + 1
+        while not is_reply(messages[end]):
+            end += 1
+        pairs = pairs_of(messages[place - 1 : end], literals)
+        if not pairs <= seen:
+            seen |= pairs
+            first += range(place, end)
+    return tuple(first)
 
 
 def compared_literals(source: str | None) -> tuple[str, ...] | None:

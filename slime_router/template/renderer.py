@@ -113,8 +113,11 @@ class JinjaRenderer:
             if isinstance(exc, TemplateSyntaxError):
                 raise SetupError(f"{name}: bad chat template: {one_line(exc)}") from exc
         if self._compile is not None and not self._renders_itself:
-            for source in (self._template, _PIN + self._template):
-                _make_cheaper(self._compile(source))
+            pinned = [_PIN + self._template] if self._can_pin else []
+            for source in (self._template, *pinned):
+                compiled = self._compile(source)
+                _make_cheaper(compiled)
+                self._watching[source] = watching(compiled, source)
 
     def _apply(
         self,
@@ -161,8 +164,6 @@ class JinjaRenderer:
         messages: Sequence[Message],
     ) -> str:
         """The same for texts that are watched: `transformers` would make plain texts of them."""
-        if template not in self._watching and self._compile is not None:
-            self._watching[template] = watching(self._compile(template), template)
         watched = self._watching.get(template)
         if watched is None:
             raise ValueError("nobody can watch what this template does with a text")

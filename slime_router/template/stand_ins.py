@@ -61,11 +61,14 @@ class View:
     index: int
 
     @staticmethod
-    def of(messages: Sequence[Message], index: int, start: int) -> View:
-        """The first user's turn and what comes before it, then all from `start` on; 0 is all."""
+    def of(messages: Sequence[Message], index: int, start: int, lead: Sequence[int] = ()) -> View:
+        """The first user's turn and what comes before it, then all from `start` on; 0 is all.
+
+        Between them stand the messages whose places are in `lead`.
+        """
         if not start:
             return View(tuple(messages), index)
-        head = messages[: head_len(messages)]
+        head = (*messages[: head_len(messages)], *(messages[place] for place in lead))
         return View((*head, *messages[start:]), index - start + len(head))
 
     @property

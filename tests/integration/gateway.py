@@ -98,14 +98,17 @@ _assets = cache(page.assets)
 
 
 class Words:
-    """The tiny tokenizer as a worker has it."""
+    """A tokenizer as a worker has it: the tiny one, unless another is given."""
+
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+        self._tokenizer = tokenizer or tiny_tokenizer()
 
     def encode(self, text: str) -> Sequence[int]:
-        ids: list[int] = tiny_tokenizer().encode(text).tolist()
+        ids: list[int] = self._tokenizer.encode(text).tolist()
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return tiny_tokenizer().decode(ids, skip_special_tokens=True)
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class OtherWords(Words):

@@ -149,6 +149,8 @@ def test_a_wrong_argument_ends_with_2_and_one_line(flags, told, capsys):
         ([], "--hf-checkpoint is required"),
         (["--hf-checkpoint", ""], "--hf-checkpoint is required"),
         (["--hf-checkpont", "m"], "did you mean --hf-checkpoint?"),
+        (["sesions"], "unknown argument sesions: did you mean the command sessions?"),
+        (["--port", "30001", "top"], "unknown argument top: a command is the first argument"),
     ],
 )
 def test_without_a_checkpoint_the_user_is_told_which_flag_is_meant(flags, told, capsys):

@@ -37,6 +37,8 @@ PRYING = (
     "{% if messages[0].content | length > 3 %}long{% endif %}{{ messages[0].content }}",
     "{% if messages[0].content == 'a' %}A{% endif %}{{ messages[0].content }}",
     "{% if messages[0].content != '' and none != messages[0].content %}A{% endif %}",
+    "{% if 'a' == messages[0].content or 'b' in messages[0].content %}A{% endif %}",
+    "{% if 'b' > messages[0].content %}A{% endif %}{{ messages[0].content }}",
     "{% if messages[0].content in ['a', '<'] %}A{% endif %}{{ messages[0].content }}",
     "{% if messages[0].content in 'abc' %}A{% endif %}{{ messages[0].content }}",
     "{% if messages[0].content is in 'abc' %}A{% endif %}{{ messages[0].content }}",

@@ -21,7 +21,7 @@ from slime_router.values import value
 MAX_KINDS = 256  # of conversations: roles, tools and arguments
 MAX_TRIES = 4  # to find a form for one kind
 MAX_MESSAGES = 16  # longer conversations are rendered from a late message on
-MAX_OWN_LEN = 2**16  # characters that the template prints of its own
+MAX_OWN_LEN = 2**14  # characters that the template prints of its own: 16 MB of forms at most
 _FIELDS = ("role", "content")
 _OTHER = "qZ7"  # makes another text of one
 
