@@ -254,7 +254,7 @@ async def test_a_text_that_cannot_fit_is_refused_without_being_encoded(path, bod
         status, reply = await router.post(path, {**body, "stream": stream})
         assert (status, worker.requests) == (400, [])
         assert router.footprint() == before
-    assert not encoded or max(encoded) < len(HOPELESS)
+    assert max(encoded, default=0) < len(HOPELESS)  # short ones may be known from before
     error = reply["error"]
     words = f"This model's maximum context length is {CONTEXT_LEN} tokens. The input (at least "
     assert words in error["message"]
@@ -280,7 +280,7 @@ async def test_what_follows_held_tokens_is_refused_too(encoded):
         assert (status, len(worker.requests)) == (400, 1)
         assert router.footprint() == before
         assert reply["error"]["code"] == "context_length_exceeded"
-        assert max(encoded) < len(HOPELESS)
+        assert max(encoded, default=0) < len(HOPELESS)
 
 
 @pytest.mark.parametrize("path", [CHAT, "/generate"])
