@@ -7,12 +7,14 @@ worker. Formats that are written in Python are in `checkpoint/`: `python_formats
 from __future__ import annotations
 
 import inspect
+import marshal
 import re
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import orjson
 from jinja2 import TemplateSyntaxError
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -30,6 +32,18 @@ _PIN = f"{{% set strftime_now = {_PINNED_DATES}.get %}}\n"
 _OF_ALL_DICTS = frozenset(dir(dict))
 _OF_TEXTS = frozenset(n for n in dir(str) if not n.startswith("_")) - {"format", "format_map"}
 _OF_JINJA = (Namespace, LoopContext)
+
+# Fields of a message that `transformers` hands on as they are, as far as a probe shows it.
+_HANDED_ON = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
+_SHOWN = "".join(
+    f"{{{{ {name} | tojson }}}}"
+    for name in ("messages", "tools", "documents", "add_generation_prompt", "more")
+)
+_EXACT = (
+    orjson.OPT_PASSTHROUGH_DATACLASS
+    | orjson.OPT_PASSTHROUGH_DATETIME
+    | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
 
 
 class JinjaRenderer:
@@ -62,6 +76,7 @@ class JinjaRenderer:
         self._date_formats = {date_format for _, date_format in calls}
         self._can_pin = bool(calls) and "" not in self._date_formats
         self._compile = getattr(chat_template_utils, "_compile_jinja_template", None)
+        self._compiled: dict[str, Any] = {}  # of templates that plain values may be given directly
 
     def render(
         self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
@@ -98,9 +113,14 @@ class JinjaRenderer:
         except Exception as exc:  # it may refuse such messages; only its syntax matters here
             if isinstance(exc, TemplateSyntaxError):
                 raise SetupError(f"{name}: bad chat template: {one_line(exc)}") from exc
-        if self._compile is not None and not self._renders_itself:
-            for source in (self._template, _PIN + self._template):
-                _make_cheaper(self._compile(source))
+        if self._compile is None or self._renders_itself:
+            return
+        sources = (self._template, _PIN + self._template)
+        compiled = {source: self._compile(source) for source in sources}
+        for each in compiled.values():
+            _make_cheaper(each)
+        if _hands_on(self._render_jinja, self._compile):
+            self._compiled = compiled
 
     def _apply(
         self,
@@ -110,19 +130,55 @@ class JinjaRenderer:
         kwargs: Mapping[str, Any],
     ) -> str:
         goes_on = options.continue_final_message
-        settings: dict[str, Any] = {
-            "tools": list(options.tools) or None,
-            "chat_template": template,
-            "add_generation_prompt": options.add_generation_prompt and not goes_on,
-            "continue_final_message": goes_on,
-            **kwargs,
-        }
+        chat, settings = list(messages), {**self._known, **kwargs}
+        settings["tools"] = list(options.tools) or None
+        settings["add_generation_prompt"] = options.add_generation_prompt and not goes_on
         text: str
+        compiled = None if goes_on else self._compiled.get(template)
+        if compiled is not None and _is_handed_on(chat, settings):
+            text = compiled.render(settings, messages=chat, documents=None)
+            return escaped_halves(text)
+        settings |= {"chat_template": template, "continue_final_message": goes_on}
         if self._renders_itself:
-            text = self._hf.apply_chat_template(list(messages), tokenize=False, **settings)
+            text = self._hf.apply_chat_template(chat, tokenize=False, **settings)
         else:  # without the wrapper, which takes a content that is null from the messages
-            text = self._render_jinja([list(messages)], **{**self._known, **settings})[0][0]
+            text = self._render_jinja([chat], **settings)[0][0]
         return escaped_halves(text)  # of a call's arguments: no tokenizer takes them otherwise
+
+
+def _is_handed_on(chat: list[Message], settings: Mapping[str, Any]) -> bool:
+    """Whether `transformers` would give the template copies of these values, and nothing else.
+
+    It rebuilds all of them of JSON's own types, which takes longer than most templates. What both
+    writers below take is made of these types and of no others.
+    """
+    if "documents" in settings or not all(map(_HANDED_ON.issuperset, chat)):
+        return False
+    try:
+        orjson.dumps([chat, settings], option=_EXACT)
+        marshal.dumps([chat, settings], 2)  # without references, which take longer
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _hands_on(render_jinja: Callable[..., Any], compile_jinja: Callable[[str], Any]) -> bool:
+    """Whether a template that shows all that it is given shows the same if it is given it directly.
+
+    Another release of `transformers` may add to a message, or leave out of it.
+    """
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": [1, None, "b"]}}}
+    chat = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}], "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "b", "tool_call_id": "c"},
+    ]
+    for tools in ([call], None):
+        settings = {"tools": tools, "add_generation_prompt": True, "more": {"a": [False, 1.5]}}
+        shown = render_jinja([chat], chat_template=_SHOWN, **settings)[0][0]
+        if shown != compile_jinja(_SHOWN).render(settings, messages=chat, documents=None):
+            return False
+    return True
 
 
 def _make_cheaper(compiled: Any) -> None:

@@ -6,10 +6,15 @@ import copy
 import json
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers.utils import chat_template_utils
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest
@@ -20,6 +25,15 @@ from tests.tiny import build_tiny_checkpoint
 
 HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
 PLAIN = TemplateOptions()
+SHOW_ALL = "{{ messages }}{{ tools }}{{ documents }}{{ add_generation_prompt }}{{ mood }}"
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(
+    ["role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "thinking", "other"]
+)
 
 
 def test_tools_keep_their_own_key_order(tokenizer: Tokenizer) -> None:
@@ -194,3 +208,62 @@ def test_messages_are_not_changed(tokenizer: Tokenizer) -> None:
     before = copy.deepcopy(messages)
     tokenizer.render(messages, PLAIN)
     assert messages == before
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Renders all that a template is given."""
+    path = build_tiny_checkpoint(tmp_path_factory.mktemp("shown"))
+    return load_tokenizer(str(path), chat_template=SHOW_ALL)
+
+
+def as_transformers_renders(messages: list[Any], options: TemplateOptions) -> str:
+    """Without any shorter way."""
+    text: str = chat_template_utils.render_jinja_template(
+        [messages],
+        chat_template=SHOW_ALL,
+        tools=list(options.tools) or None,
+        add_generation_prompt=options.add_generation_prompt,
+        **options.kwargs,
+    )[0][0]
+    return text
+
+
+@given(st.lists(st.dictionaries(FIELDS, JSON), max_size=3), st.lists(JSON, max_size=1), JSON)
+def test_template_is_given_what_transformers_gives_it(
+    shown: Tokenizer, messages: list[Message], tools: list[Any], mood: object
+) -> None:
+    tool = tuple({"type": "function", "function": each} for each in tools)
+    options = TemplateOptions(tools=tool, kwargs={"mood": mood})
+    assert shown.render(messages, options) == as_transformers_renders(messages, options)
+
+
+class Loud(str):
+    """A text of a kind of its own."""
+
+    def __repr__(self) -> str:
+        return "LOUD"
+
+
+@pytest.mark.parametrize(
+    "value", [Loud("a"), UUID(int=1), b"a", {1: 2}, (1, 2), 2**70, float("nan"), {"a": {3}}]
+)
+def test_values_that_are_not_jsons_are_replaced_as_transformers_does(
+    shown: Tokenizer, value: object
+) -> None:
+    messages: list[Message] = [{"role": "user", "content": value}]
+    options = TemplateOptions(kwargs={"mood": value})
+    assert shown.render(messages, options) == as_transformers_renders(messages, options)
+
+
+def test_release_of_transformers_that_adds_to_messages_is_followed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = chat_template_utils.render_jinja_template
+
+    def adding(chats: list[list[Message]], **settings: Any) -> Any:
+        return usual([[{**each, "added": "x"} for each in chat] for chat in chats], **settings)
+
+    monkeypatch.setattr(chat_template_utils, "render_jinja_template", adding)
+    tokenizer = load_tokenizer(str(directory), chat_template="{{ messages[0].added }}")
+    assert tokenizer.render(HELLO, PLAIN) == "x"
