@@ -28,10 +28,13 @@ class RequestLine:
         return self._text
 
     def _written(self) -> str:
-        known = dict(self.fields)
-        begin = (known.pop("method"), known.pop("path"), known.pop("status"), known.pop("ms"))
-        said = [f"{name}={_shown(value)}" for name, value in known.items()]
-        return " ".join(["{} {} {} {:.0f} ms".format(*begin), *said])
+        method, path, status, ms, *values = self.fields.values()
+        texts = [*map(str, values)]
+        whole = "".join(texts)
+        if "" in texts or " " in whole or "=" in whole or not whole.isprintable():
+            texts = [*map(_shown, texts)]
+        said = map("{}={}".format, list(self.fields)[4:], texts)
+        return " ".join([f"{method} {path} {status} {ms:.0f} ms", *said])
 
 
 def request_line(
@@ -82,7 +85,6 @@ def _add_outcomes(fields: dict[str, Any], record: RequestRecord) -> None:
         fields["finish"] = first.finish
 
 
-def _shown(value: Any) -> str:
-    """A value as text: in quotes where it could be taken for several fields."""
-    text = str(value)
+def _shown(text: str) -> str:
+    """A value, in quotes where it could be taken for several fields."""
     return repr(text) if not text or " " in text or "=" in text or not text.isprintable() else text

@@ -39,6 +39,7 @@ _SHOWN = "".join(
     f"{{{{ {name} | tojson }}}}"
     for name in ("messages", "tools", "documents", "add_generation_prompt", "more")
 )
+_TEXTS = frozenset({str, type(None)})
 _EXACT = (
     orjson.OPT_PASSTHROUGH_DATACLASS
     | orjson.OPT_PASSTHROUGH_DATETIME
@@ -149,14 +150,19 @@ class JinjaRenderer:
 def _is_handed_on(chat: list[Message], settings: Mapping[str, Any]) -> bool:
     """Whether `transformers` would give the template copies of these values, and nothing else.
 
-    It rebuilds all of them of JSON's own types, which takes longer than most templates. What both
-    writers below take is made of these types and of no others.
+    It rebuilds all of them of JSON's own types, which takes longer than most templates.
     """
     if "documents" in settings or not all(map(_HANDED_ON.issuperset, chat)):
         return False
+    richer = [m for m in chat if not _TEXTS.issuperset(map(type, m.values()))]
+    return _is_json([richer, settings])
+
+
+def _is_json(value: Any) -> bool:
+    """Whether it is made of JSON's own types: both writers take these, and together no others."""
     try:
-        orjson.dumps([chat, settings], option=_EXACT)
-        marshal.dumps([chat, settings], 2)  # without references, which take longer
+        orjson.dumps(value, option=_EXACT)
+        marshal.dumps(value, 2)  # without references, which take longer
     except (TypeError, ValueError):
         return False
     return True
