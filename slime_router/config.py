@@ -67,7 +67,7 @@ class ServerSettings:
         1, "how many processes serve on the port, each on a core of its own", high=128
     )
     max_payload_size: int = count(
-        512 * 2**20, "the size of a body, as sent and unpacked", metavar="BYTES"
+        512 * 2**20, "the largest body, as sent and unpacked", metavar="BYTES"
     )
     request_timeout_s: float = seconds(  # slime's own default: a long rollout is not a failure
         14_400.0,
@@ -147,7 +147,7 @@ class LimitSettings:
         32_768, "concurrent generations of all APIs; n samples count as n"
     )
     max_inflight_per_worker: int | None = count(
-        None, "requests that each worker has at a time", default_help="as many as come"
+        None, "the most requests that a worker has at a time", default_help="no limit"
     )
     queue_size: int = count(  # clients have no other router to turn to, so queue
         131_072, "generations that may wait beyond those; sessions take turns", low=0
@@ -219,11 +219,11 @@ class SessionSettings:
     )
     max_words_bytes: int = count(
         2**29,
-        "what messages and replies may take that are kept as text, for GET /turns",
+        "the size of messages and replies kept as text, for GET /turns",
         metavar="BYTES",
         low=0,
     )
-    max_sessions: int = count(100_000, "sessions that are opened and not deleted")
+    max_sessions: int = count(100_000, "the most sessions at a time, until they are deleted")
     session_max_turns: int = count(10_000, "turns of an opened session that does not set max_turns")
     session_idle_s: float = seconds(
         14_400.0, "drop turns outside open sessions after this idle time", low=SOON

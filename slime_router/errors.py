@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from typing import Self
 
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # of this process, of the system
 MAX_REASON_LEN = 400  # characters of a foreign error message that are passed on
@@ -89,6 +90,15 @@ class ContextLengthExceeded(BadRequest):
     """The prompt, or the prompt and the wanted reply, do not fit the model's context."""
 
     code = "context_length_exceeded"
+
+    @classmethod
+    def of(cls, length: int, context_len: int, *, is_least: bool = False) -> Self:
+        """The error for a prompt of `length` tokens, or at least of so many."""
+        count = f"at least {length}" if is_least else f"{length}"
+        return cls(
+            f"This model's maximum context length is {context_len} tokens. The input ({count}"
+            f" tokens) is longer than the model's context length ({context_len} tokens)."
+        )
 
 
 class PayloadTooLarge(BadRequest):
@@ -170,6 +180,12 @@ class NotSupported(RouterError):
     type = "invalid_request_error"
     code = "not_supported"
     is_final = True
+
+
+class OnlyHttp(NotSupported):
+    """A websocket of the Responses API: at this status Codex goes on over HTTP, at once."""
+
+    status = 426
 
 
 class TooManyRequests(RouterError):

@@ -228,6 +228,7 @@ class GenerateCall:
     messages: tuple[Message, ...] | None = None
     text: str | None = None
     input_ids: TokenIds | None = None
+    prefix_ids: TokenIds | None = None  # its prompt begins with these, or it is refused
     ids_text: bytes | memoryview = b""  # the JSON array that `input_ids` came as, if it was kept
     template: TemplateOptions = TemplateOptions()
     history: History | None = None

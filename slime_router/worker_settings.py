@@ -29,7 +29,7 @@ class WorkerSettings:
         "where more workers are found: the lines of a watched file, the addresses of a name",
         metavar="{file:PATH,dns:NAME:PORT}",
     )
-    worker_discovery_interval_s: float = seconds(5.0, "the time between two looks there", low=SOON)
+    worker_discovery_interval_s: float = seconds(5.0, "how often to look there", low=SOON)
     policy: PolicyName = setting("cache_aware", "which worker takes the next request")
     worker_api_key: str | None = setting(
         None, "sent to workers that have no key of their own", metavar="KEY", is_secret=True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +21,6 @@ FLOOR_OF = {
     "aside": "async",
     "waiting": "async",
     "errors": "words",
-    "fresh_ids": "words",
     "host_port": "words",
     "json_text": "words",
     "beginnings": "words",
@@ -99,6 +97,7 @@ ASYNCIO_ON_THE_PURE_FLOOR = {
 CLOCKS = {
     "api.chat.request": "a reply says when it was created",
     "api.completions.request": "a reply says when it was created",
+    "api.request": "ids begin with the time",
     "api.responses.request": "a reply says when it was created",
     "cli.terminal.top": "rates are differences over time",
     "server.boundary": "the log says how long a request took",
@@ -111,7 +110,6 @@ CLOCKS = {
     "journal.writer": "says when upkeep is due",
     "checkpoint.hub": "a moment between two looks",
     "configured_file": "a pipe has a limited time",
-    "fresh_ids": "ids begin with the time",
     "pool.pool": "a breaker opens and closes with time; handed in by tests",
     "integrations.trl": "TRL counts how long a rollout took",
     "integrations.verl": "verl counts how long a rollout took",
@@ -249,15 +247,18 @@ def floor(module: str) -> int:
     return FLOORS.index(FLOOR_OF[name])
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
+@cache
+def imports(tree: ast.AST) -> frozenset[str]:
     """Full names of what is imported anywhere in a module; `from a import b` is `a` and `a.b`."""
+    found: set[str] = set()
     for node in nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found.add(str(node.module))
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(found)
 
 
 def own_imports(tree: ast.AST) -> set[str]:

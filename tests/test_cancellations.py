@@ -31,10 +31,10 @@ class Waiting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
-    async def encode_pieces_async(self, *args: Any) -> Any:
+    async def encode_pieces_async(self, text: str, *_rest: Any) -> Any:
         for _ in range(3):
             await asyncio.sleep(0)
-        return self._tokenizer.encode_pieces(*args)
+        return self._tokenizer.encode_pieces(text)
 
 
 def waiting_tokenizer() -> Tokenizer:

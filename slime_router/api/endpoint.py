@@ -14,7 +14,7 @@ from slime_router.api.dialect import Dialect
 from slime_router.api.request import A, check_read, object_in, reply_headers, said_kind, with_ids
 from slime_router.auth.caller import Caller, caller
 from slime_router.edge.bodies import read_body
-from slime_router.edge.lengths import MAX_CONTAINERS, check_messages
+from slime_router.edge.lengths import MAX_MEMBERS, MAX_MESSAGES
 from slime_router.edge.owned_calls import own_call
 from slime_router.errors import BadRequest, ContextLengthExceeded, NotFound, RouterError
 from slime_router.telemetry.request_record import keeps_body, note_body
@@ -125,14 +125,13 @@ def _read_written(
     """
     if keeps_body():
         return None
-    found = context.message_texts.read(raw, owner, spoken, MAX_CONTAINERS)
+    found = context.message_texts.read(raw, owner, spoken, MAX_MEMBERS, MAX_MESSAGES)
     if found is None:
         return None
     body, text = found
     written = body[spoken.field]
     shown = {**body, spoken.field: written.new}
     try:
-        check_messages(written, spoken.field)
         check_read(text, shown)
         context.allowances.check(shown)
     except BadRequest:

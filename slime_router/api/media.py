@@ -57,7 +57,7 @@ class MediaPass:
     `hand_on(request, target, body, headers)` sends one to a worker and its answer, with `headers`
     added, to the client; `flight(session_id)` keeps it in its session while it runs;
     `prepare(raw, is_conversation, caller)` returns a body as the worker gets it; it raises
-    BadRequest for one that a worker might not survive.
+    BadRequest for one that a worker might not survive. `is_on`: such requests are taken at all.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class MediaPass:
         self._prepare = prepare
         self._hand_on = hand_on
         self._flight = flight
+        self.is_on = hand_on is not None and flight is not None
 
     @classmethod
     def off(cls) -> MediaPass:
@@ -77,12 +78,7 @@ class MediaPass:
         return cls(None, None)
 
     def __repr__(self) -> str:
-        return f"<MediaPass {'off' if self._hand_on is None else 'on'}, {self.passed} passed>"
-
-    @property
-    def is_on(self) -> bool:
-        """Whether such requests are taken at all."""
-        return self._hand_on is not None and self._flight is not None
+        return f"<MediaPass {'on' if self.is_on else 'off'}, {self.passed} passed>"
 
     async def take(
         self, request: web.Request, body: Mapping[str, Any], path: str, headers: Mapping[str, str]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from os import urandom
 from typing import Any, Protocol, TypeVar, cast
 
 import orjson
@@ -16,14 +18,13 @@ from aiohttp import web
 from slime_router.api.as_written import load_as_written
 from slime_router.auth.access import OVERRIDE_PREFIX, TARGET_HEADER
 from slime_router.auth.caller import caller, visit
-from slime_router.auth.keys import session_in_key
+from slime_router.auth.keys import SESSION_KEY_PREFIX
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_session_id
 from slime_router.edge.bodies import read_body
-from slime_router.edge.lengths import MAX_CONTAINERS, check_containers, check_lengths
+from slime_router.edge.lengths import MAX_PARTS, check_containers, check_lengths, check_parts
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.json_text import brackets
-from slime_router.tokens.id_text import LONG_LEN, IdTexts
+from slime_router.tokens.written.id_text import LONG_LEN, IdTexts
 from slime_router.types import GenerateCall, Sampling, TurnKind
 from slime_router.values import replace
 
@@ -45,6 +46,8 @@ _HANDED_ON = (*sorted(_FORWARDED_HEADERS), OVERRIDE_PREFIX, "traceparent")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,200})?")
 _SCOPE_FIELDS = ("lora_path", "extra_key", "cache_salt")
 _AS_WRITTEN_SIGNS = ("surrogate in string", "number is infinity")
+_TIME_LEN = 12  # hex digits, of milliseconds since 1970
+_TIME_MASK = (1 << 4 * _TIME_LEN) - 1
 _SHALLOW_BRACKETS = 200  # below orjson's depth limit, so the text cannot nest too deeply
 
 
@@ -91,9 +94,7 @@ async def object_in(raw: bytes) -> dict[str, Any]:
     """The same of a body that has been read."""
     if raw.startswith(BOM_UTF8):  # some editors and shells send it
         raw = raw.removeprefix(BOM_UTF8)
-    count = brackets(raw)
-    if count > MAX_CONTAINERS:
-        check_containers(raw)
+    check_containers(raw)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
@@ -104,9 +105,7 @@ async def object_in(raw: bytes) -> dict[str, Any]:
         raise BadRequest(f"The request body is not valid JSON: {exc}", code="invalid_json") from exc
     if type(body) is not dict:
         raise BadRequest("The request body must be a JSON object.", code="invalid_json")
-    if count > _SHALLOW_BRACKETS:
-        _check_depth(body)
-    check_lengths(body)
+    check_read(raw, body)
     return body
 
 
@@ -131,10 +130,8 @@ def with_ids(
         return None
     if type(body) is not dict or body.get(field) != []:
         return None
-    if brackets(rest) > _SHALLOW_BRACKETS:
-        _check_depth(body)
+    check_read(rest, body)
     body[field] = ids
-    check_lengths(body)
     return body
 
 
@@ -191,8 +188,14 @@ def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Sequence[Any]
         *map(body.get, ("session_id", "prompt_cache_key")),
         *map(within.get, ("session_id", "user_id")),
         body.get("user"),
-        session_in_key(headers),
+        _session_in_key(headers),
     )
+
+
+def _session_in_key(headers: Mapping[str, str]) -> str | None:
+    """The session that a key names, for agents that can set only a key; None for real keys."""
+    key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+    return key.removeprefix(SESSION_KEY_PREFIX) if key.startswith(SESSION_KEY_PREFIX) else None
 
 
 def checked_session_id(name: object, param: str) -> str:
@@ -207,6 +210,16 @@ def checked_session_id(name: object, param: str) -> str:
             param=param,
         )
     return str(name)
+
+
+def fresh_hex(length: int) -> str:
+    """A new id of `length` hex digits (even, at least 24): the time, then random ones.
+
+    The first 48 bits are milliseconds, as in UUIDv7 of RFC 9562: an index of such ids grows at its
+    end, where a few pages take all that comes, and not everywhere at once. No order depends on it.
+    """
+    now_ms = time.time_ns() // 1_000_000 & _TIME_MASK
+    return f"{now_ms:012x}{urandom((length - _TIME_LEN) // 2).hex()}"
 
 
 def request_id(headers: Mapping[str, str]) -> str:
@@ -288,9 +301,12 @@ def new_turn_id() -> str:
 
 def check_read(raw: bytes, body: dict[str, Any]) -> None:
     """Raises BadRequest if `body`, which was read from `raw`, goes too deep or has a long field."""
-    if brackets(raw) > _SHALLOW_BRACKETS:
-        _check_depth(body)
+    count = brackets(raw)
+    if count > MAX_PARTS:
+        check_parts(body)
     check_lengths(body)
+    if count > _SHALLOW_BRACKETS:
+        _check_depth(body)
 
 
 def _check_depth(body: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import orjson
 
 from slime_router.api.request import wrong_type
 from slime_router.errors import BadRequest
-from slime_router.tokens.id_text import WrittenIds
+from slime_router.tokens.written.id_text import WrittenIds
 from slime_router.types import TokenIds, token_ids
 
 _MAX_ID_DIGITS = 10  # int() of an arbitrarily long string would burn CPU

@@ -166,7 +166,7 @@ class SharedDatabase(Database):
         for some in portions(rows):
             marks = ",".join(["(?,?,?,?,?,?,?)"] * len(some))
             self._sql.execute(_PUT_TURNS.format(marks), list(chain(*some)))
-        put_names(self._sql, ((name, each.seq) for each in turns for name in each.names))
+        put_names(self._sql, [(each.names, each.seq) for each in turns])
         if self._keeps_idles:
             for each in turns:
                 self._note_use(each)

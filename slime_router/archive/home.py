@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from numpy.typing import NDArray
 
 from slime_router.archive.homes import names_of
 from slime_router.archive.port import NOTHING_SEEN, Cursor
@@ -36,14 +33,16 @@ class Home:
 
 def size_of(turn: Turn) -> int:
     """The bytes that a turn takes, about."""
-    arrays: list[NDArray[Any] | None] = [turn.prompt_ids, turn.output_ids, turn.logprobs]
-    arrays += [each.ids for each in (turn.routed_experts, turn.indexer_topk) if each is not None]
-    if (tops := turn.top_logprobs) is not None:
-        arrays += [tops.offsets, tops.ids, tops.logprobs]
-    if (masks := turn.distribution) is not None:
-        arrays += [masks.offsets, masks.ids, masks.logprobs]
-    own = sum(each.nbytes for each in arrays if each is not None)
-    return OVERHEAD + own + nbytes(turn.scores)
+    size = OVERHEAD + turn.prompt_ids.nbytes + turn.output_ids.nbytes
+    if turn.logprobs is not None:
+        size += turn.logprobs.nbytes
+    for experts in (turn.routed_experts, turn.indexer_topk):
+        if experts is not None:
+            size += experts.ids.nbytes
+    for likely in (turn.top_logprobs, turn.distribution):
+        if likely is not None:
+            size += likely.offsets.nbytes + likely.ids.nbytes + likely.logprobs.nbytes
+    return size + nbytes(turn.scores) if turn.scores else size
 
 
 def put_of(

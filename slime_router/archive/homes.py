@@ -53,9 +53,9 @@ def names_of(turn: Turn) -> tuple[bytes, ...]:
     if turn.account is not None:
         ids += [turn.account.request_id, turn.account.rid]
     return (
-        *(name_of_id(each) for each in dict.fromkeys(filter(None, ids))),
+        *map(name_of_id, dict.fromkeys(filter(None, ids))),
         *(name_of_handle(turn.scope, handle) for handle in turn.handles),
-        *(name_of_key(key) for key in turn.keys),
+        *map(name_of_key, turn.keys),
     )
 
 

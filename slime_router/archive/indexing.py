@@ -35,6 +35,7 @@ HOMELESS = "CREATE INDEX IF NOT EXISTS homeless ON turns (seq) WHERE home IS NUL
 _OWN_ID = re.compile(rb"t(?:[a-z]{2,8}[_-])?(0[12][0-9a-f]{10})[0-9a-f]*([0-9a-f]{12})")
 _PERIOD = 6  # bits: 64 ms have the same
 _BITS = 21  # that tell apart what is made within that time; two numbers of 63 bits seldom meet
+_RANDOM = (1 << _BITS) - 1
 _COUNT = "SELECT count(*) FROM turns WHERE home IS NULL"
 _OF_HOME = "SELECT seq, data FROM turns WHERE home = ?"
 _OF_SESSION = "SELECT seq, data FROM turns WHERE home = ? AND session IS NOT NULL"
@@ -88,7 +89,7 @@ def _index(
         home = homes.get(turn.base) or _home_of(sql, turn.base)
     homes[turn.id] = home
     sql.execute("UPDATE turns SET home = ? WHERE seq = ?", (as_blob(home), seq))
-    put_names(sql, ((name, seq) for name in names_of(turn)))
+    put_names(sql, [(names_of(turn), seq)])
 
 
 def number_of(name: bytes) -> int:
@@ -97,13 +98,15 @@ def number_of(name: bytes) -> int:
     So those that are made now are on the last few pages; all others are anywhere.
     """
     if (own := _OWN_ID.fullmatch(name)) is not None:
-        return int(own[1], 16) >> _PERIOD << _BITS | int(own[2], 16) & (1 << _BITS) - 1
+        made_ms, random = own.groups()
+        return int(made_ms, 16) >> _PERIOD << _BITS | int(random, 16) & _RANDOM
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "little", signed=True)
 
 
-def put_names(sql: sqlite3.Connection, names: Iterable[tuple[bytes, int]]) -> None:
-    """Turns can be found by these names: each with the number of its turn."""
-    rows = sorted({(number_of(name), seq) for name, seq in names})  # page by page
+def put_names(sql: sqlite3.Connection, turns: Iterable[tuple[Iterable[bytes], int]]) -> None:
+    """Turns can be found by these names: those of each, and its number."""
+    numbers = {(number_of(name), seq) for names, seq in turns for name in names}
+    rows = sorted(numbers)  # page by page
     for some in portions(rows):
         marks = ",".join(["(?,?)"] * len(some))
         sql.execute(f"INSERT OR IGNORE INTO names VALUES {marks}", list(chain(*some)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from multidict import MultiMapping
 
@@ -23,12 +23,6 @@ def sent_keys(headers: MultiMapping[str]) -> Iterator[str]:
             yield text.strip()
     for name in _PLAIN:
         yield from (value.strip() for value in headers.getall(name, ()))
-
-
-def session_in_key(headers: Mapping[str, str]) -> str | None:
-    """The session that a key names, for agents that can set only a key; None for real keys."""
-    key = headers.get("x-api-key") or headers.get(_BEARER, "").removeprefix("Bearer ")
-    return key.removeprefix(SESSION_KEY_PREFIX) if key.startswith(SESSION_KEY_PREFIX) else None
 
 
 def check_header_value(value: str, where: str) -> None:

@@ -71,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add_config(p)
     p.add_argument("--chat-template", metavar="FILE", help="used instead of the checkpoint's")
-    p.add_argument("--tool-call-parser", metavar="NAME", help="as the router's own")
-    p.add_argument("--reasoning-parser", metavar="NAME", help="as the router's own")
+    p.add_argument("--tool-call-parser", metavar="NAME", help="as for the router")
+    p.add_argument("--reasoning-parser", metavar="NAME", help="as for the router")
     p.add_argument("--worker", metavar="URL", help="also compare tokens and run a chat with it")
     p.add_argument("--json", action="store_true", help="the report as JSON, on one line")
     p.add_argument(

@@ -28,7 +28,7 @@ COMMANDS = {
         "terminal.sessions",
         "sessions_main",
         "sessions [ID]",
-        "its sessions; of one the turns, rows and tokens, coloured",
+        "its sessions, or the turns, rows and coloured tokens of one",
     ),
     "doctor": Command(
         "terminal.preflight",

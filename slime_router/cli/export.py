@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         type=_positive,
         default=int(JournalSettings.store_ttl_s),
         metavar="S",
-        help="as its routers have it (default: 604800)",
+        help="as for its routers (default: 604800)",
     )
     p.add_argument(
         "--state",
@@ -133,16 +133,15 @@ def _run(asked: argparse.Namespace) -> int:
     if asked.state != "all":
         query["state"] = asked.state
     wanted, form = read_listing(MultiDict(query)), FORMATS[asked.format]
-    with closing(LocalDisk(Path(asked.directory), lock=NAME)) as disk:
-        card = card_of(asked.format, form.suffix)
-        directory = ExportDirectory(disk, asked.format, form.suffix, card)
-        with closing(_source(asked, query)) as source:
+    with closing(_source(asked, query)) as source:
+        count = len(source)  # where nobody answers, no directory is made
+        with closing(LocalDisk(Path(asked.directory), lock=NAME)) as disk:
+            card = card_of(asked.format, form.suffix)
+            directory = ExportDirectory(disk, asked.format, form.suffix, card)
             export = Export(source, directory, form, file_bytes=asked.file_bytes)
-            counts = _with_bar(
-                source, lambda advance: export.run(wanted, asked.min_reward, advance)
-            )
-            _tell(counts, source.skipped, is_json=asked.json)
-            return EXIT_FAILED if counts.gone or source.skipped else 0
+            counts = _with_bar(count, lambda advance: export.run(wanted, asked.min_reward, advance))
+        _tell(counts, source.skipped, is_json=asked.json)
+        return EXIT_FAILED if counts.gone or source.skipped else 0
 
 
 def _source(asked: argparse.Namespace, query: dict[str, str]) -> Source:
@@ -166,9 +165,9 @@ def _redis(url: str, prefix: str, ttl_s: int) -> Archive:
     return RedisArchive(clients, prefix=prefix, ttl_s=ttl_s)
 
 
-def _with_bar(source: Source, run: Callable[[Callable[[], None]], ExportCounts]) -> ExportCounts:
+def _with_bar(count: int, run: Callable[[Callable[[], None]], ExportCounts]) -> ExportCounts:
     with bar() as progress:
-        task = progress.add_task("sessions", total=len(source))
+        task = progress.add_task("sessions", total=count)
         return run(lambda: progress.advance(task))
 
 

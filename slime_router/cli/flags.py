@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slime_router import __version__
-from slime_router.cli.commands import summaries
+from slime_router.cli.commands import COMMANDS, summaries
 from slime_router.cli.one_line import OneLineParser
 from slime_router.cli.settings.option import ENVIRONMENT, Option, options
 from slime_router.cli.settings.sources import (
@@ -47,10 +47,13 @@ class _HintingParser(OneLineParser):
         return parsed
 
     def _hint(self, flag: str) -> str:
-        known = [name for action in self._actions for name in action.option_strings]
-        close = difflib.get_close_matches(flag.partition("=")[0], known, n=1)
         name = flag.partition("=")[0]  # its value may be a key
-        return f"unknown argument {name}" + (f": did you mean {close[0]}?" if close else "")
+        if name in COMMANDS:
+            return f"unknown argument {name}: a command is the first argument"
+        flags = [name for action in self._actions for name in action.option_strings]
+        kind, known = ("", flags) if name.startswith("-") else ("the command ", [*COMMANDS])
+        close = difflib.get_close_matches(name, known, n=1)
+        return f"unknown argument {name}" + (f": did you mean {kind}{close[0]}?" if close else "")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -117,7 +117,7 @@ def serve(gateway: Gateway, herald: Herald) -> int:
 
     gc.freeze()  # hundreds of thousands of objects stay
     try:
-        _run(_serving(gateway, app, announce))
+        _run(_serving(gateway, app, announce), gateway.guard.note_exit)
     except OSError as exc:
         herald.failed(f"cannot listen on {host_port(config.host, config.port)}: {reason_of(exc)}")
         return EXIT_FAILED
@@ -186,17 +186,25 @@ def listener(gateway: Gateway, runner: web.AppRunner) -> Listener:
     )
 
 
-def _run(serving: Coroutine[Any, Any, None]) -> None:
+def _run(serving: Coroutine[Any, Any, None], on_exit: Callable[[SystemExit], None]) -> None:
     """Runs `serving` until a signal ends it, in a loop of its own.
 
     What it started goes on until `serving` has cleaned up, unlike in `asyncio.run`: requests have
-    their grace period.
+    their grace period. Where a task of somebody else's raises SystemExit, which ends a loop,
+    `on_exit` is called with it, and the loop goes on. At the end it does not wait long for those
+    who go on though they are cancelled.
     """
     loop = _event_loop()
     asyncio.set_event_loop(loop)
     main = loop.create_task(serving)
     try:
-        loop.run_until_complete(main)
+        while not main.done():
+            try:
+                loop.run_until_complete(main)
+            except web.GracefulExit:
+                raise
+            except SystemExit as exc:
+                on_exit(exc)
     except (web.GracefulExit, KeyboardInterrupt):
         pass
     finally:
@@ -210,7 +218,7 @@ def _run(serving: Coroutine[Any, Any, None]) -> None:
             for task in left:
                 task.cancel()
             if left:
-                loop.run_until_complete(asyncio.wait(left))
+                loop.run_until_complete(asyncio.wait(left, timeout=FAREWELL_S))
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
 

@@ -41,16 +41,21 @@ HEADERS = {
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+def assets() -> dict[str, tuple[bytes, str]]:
+    """The page's files, by name: what is in them, and of which media type it is."""
+    return {
+        path.name: (path.read_bytes(), MEDIA_TYPES[path.suffix])
+        for path in sorted(ASSETS.iterdir())
+        if path.suffix in MEDIA_TYPES
+    }
+
+
 class Dashboard:
     """Serves the page, whose files are read once, and the requests that failed last."""
 
     def __init__(self, failures: RecentFailures) -> None:
         self._failures = failures
-        self._files = {
-            path.name: (path.read_bytes(), MEDIA_TYPES[path.suffix])
-            for path in sorted(ASSETS.iterdir())
-            if path.suffix in MEDIA_TYPES
-        }
+        self._files = assets()
 
     def routes(self) -> list[tuple[str, str, Handler]]:
         """Method, path and handler of every route."""

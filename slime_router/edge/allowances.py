@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import compress
@@ -31,6 +32,7 @@ _SOURCES = frozenset(
     | {"file_data", "file", "image", "video", "audio", "data", "path", "uri"}
 )
 _NO_SOURCES = frozenset({"detail", "format", "media_type", "type", "filename", "file_id", "title"})
+_DATA_SOURCES = frozenset({"base64"})
 _TEXT_SOURCES = frozenset({"text", "content"})  # parts of a content are looked at by themselves
 # Calls of tools and their schemas may have fields of any name.
 _OF_TOOLS = frozenset({"tools", "functions", "arguments", "metadata", "chat_template_kwargs"})
@@ -45,7 +47,12 @@ _SESSION_FIELDS: Mapping[str, type] = {
 _SUSPECTS = _MEDIA_FIELDS | {"custom_logit_processor", "session_params", "type"}
 _HOLDERS = frozenset({dict, list})
 _BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]*")
-_JPEG = "/9j/"  # the first bytes of each, in base64
+_SIGNATURES = re.compile(  # how files of media begin
+    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|II\*\0|MM\0\*|BM....\0\0\0\0"
+    rb"|RIFF....(WEBP|WAVE|AVI )|....ftyp|\x1a\x45\xdf\xa3|OggS|fLaC|ID3|%PDF",
+    re.DOTALL,
+)
+_SIGNED_LEN = 16  # characters of base64, which have every signature
 _MAX_PATH_LEN = 4096  # characters; Linux opens no longer one
 _FILE_ENDINGS = (
     *("png", "jpg", "jpeg", "webp", "gif", "bmp", "mp4", "avi", "mov", "mkv", "webm"),
@@ -188,26 +195,37 @@ def _check_sources(value: Any, where: str, depth: int) -> None:
             if not isinstance(item, int | float):
                 _check_sources(item, f"{where}[{i}]", depth + 1)
     elif isinstance(value, dict):
+        is_data = _holds_data(value)
         for name, item in value.items():
-            if name not in _NO_SOURCES:
+            if name not in _NO_SOURCES and not (is_data and name == "data"):
                 _check_sources(item, _at(where, name), depth + 1)
 
 
 def _is_harmless(source: str) -> bool:
-    if source.lower().startswith("data:"):
+    if not source.strip() or source.lower().startswith("data:"):
         return True
     if "://" in source or ":" in source[:16]:
         return is_public(source)
     if _BASE64.fullmatch(source) is None or source.lower().endswith(_FILE_ENDINGS):
         return False
-    return len(source) > _MAX_PATH_LEN or _is_base64(source)
+    return len(source) > _MAX_PATH_LEN or _begins_a_file(source)
 
 
-def _is_base64(source: str) -> bool:
-    """Whether a text in its letters, as short as a path, cannot be one: workers open paths."""
-    text = "".join(source.split())
-    is_path = text.startswith("/") and not text.startswith(_JPEG)
-    return not is_path and len(text) % 4 == 0 and "=" not in text.rstrip("=")
+def _begins_a_file(source: str) -> bool:
+    """Whether base64 as short as a path is that of a medium: workers open what may be a path."""
+    begin = "".join(source.split())[:_SIGNED_LEN].rstrip("=")
+    try:
+        decoded = b64decode(begin[: len(begin) // 4 * 4], validate=True)
+    except ValueError:
+        return False
+    return _SIGNATURES.match(decoded) is not None
+
+
+def _holds_data(part: Mapping[str, Any]) -> bool:
+    """Whether its `data` is base64 to every worker, as `input_audio` and sources of messages."""
+    is_data = isinstance(part.get("format"), str) or _is_one_of(part.get("type"), _DATA_SOURCES)
+    data = part.get("data")
+    return is_data and isinstance(data, str) and _BASE64.fullmatch(data) is not None
 
 
 def _check_sessions(params: Any, where: str) -> None:

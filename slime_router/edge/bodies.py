@@ -65,6 +65,19 @@ def forget_body(request: web.Request) -> None:
         kept.body = None
 
 
+def body_so_far(request: web.Request) -> bytes:
+    """What is here of the body, as it was sent or unpacked; whoever reads it gets it all the same.
+
+    Empty where a part was taken by somebody who keeps it.
+    """
+    body = visit(request).body or request._read_bytes
+    if body is not None:
+        return body
+    content = request.content
+    is_whole = getattr(content, "_buffer_offset", 1) == 0 and content.total_bytes == content._size
+    return b"".join(content._buffer) if is_whole else b""
+
+
 async def _received(request: web.Request, kept: Visit) -> bytes:
     """The body as it was sent. Raises HTTPRequestEntityTooLarge."""
     content = request.content

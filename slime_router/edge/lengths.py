@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from slime_router.errors import BadRequest
-from slime_router.json_text import brackets, sizes
+from slime_router.json_text import signs, sizes
 
 NAME_LEN = 512
 PATH_LEN = 4096
@@ -22,9 +22,11 @@ SETTINGS_LEN = 2**16
 GRAMMAR_LEN = 2**20
 # Each is looked at, one by one, and takes a dozen times the memory that it takes in the body.
 MAX_CONTAINERS = 2**19
+MAX_MEMBERS = 2**18  # of objects: each is read, copied and written some times, in 2 us
 # Each is recognised and rendered, which takes some 20 us, all in one go: no agent has as many.
 MAX_MESSAGES = 2**13
-_NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[{'))
+MAX_PARTS = 2**14  # of contents, and calls of tools, in all messages: they take up to 50 us
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[{:'))
 
 # Bytes at most, of strings and of objects as JSON. `a.b` is a field of an object.
 MAX_LENGTHS: Mapping[str, int] = MappingProxyType(
@@ -78,22 +80,31 @@ def check_containers(raw: bytes) -> None:
     """Looks at a body before it is parsed.
 
     Raises:
-        BadRequest: it has more than `MAX_CONTAINERS` arrays and objects.
+        BadRequest: it has more than `MAX_CONTAINERS` arrays and objects, or than `MAX_MEMBERS`.
     """
-    if brackets(raw) > MAX_CONTAINERS and containers(raw) > MAX_CONTAINERS:
-        raise BadRequest(
-            f"The request body has more than {MAX_CONTAINERS} arrays and objects.",
-            code="invalid_json",
-        )
+    if signs(raw) <= MAX_MEMBERS:
+        return
+    containers, members = structure(raw)
+    for count, limit, what in (
+        (containers, MAX_CONTAINERS, "arrays and objects"),
+        (members, MAX_MEMBERS, "members of objects"),
+    ):
+        if count > limit:
+            message = f"The request body has more than {limit} {what}."
+            raise BadRequest(message, code="invalid_json")
 
 
-def containers(raw: bytes) -> int:
-    """How many arrays and objects a body of valid JSON has; without a step in Python for each."""
+def structure(raw: bytes) -> tuple[int, int]:
+    """How many arrays and objects a body of valid JSON has, and how many members of objects.
+
+    It takes no step in Python for each.
+    """
     plain = raw.replace(rb"\\", b"").replace(rb"\"", b"")
-    signs = np.frombuffer(plain.translate(None, _NOT_STRUCTURE), np.uint8)
-    is_quote = signs == ord('"')
-    is_inside = np.bitwise_xor.accumulate(is_quote)
-    return int(np.count_nonzero(~is_quote & ~is_inside))
+    found = np.frombuffer(plain.translate(None, _NOT_STRUCTURE), np.uint8)
+    is_quote = found == ord('"')
+    is_sign = ~is_quote & ~np.bitwise_xor.accumulate(is_quote)
+    members = int(np.count_nonzero(is_sign & (found == ord(":"))))
+    return int(np.count_nonzero(is_sign)) - members, members
 
 
 def check_lengths(body: Mapping[str, Any]) -> None:
@@ -120,6 +131,25 @@ def check_messages(messages: Sized, name: str) -> None:
             param=name,
             code="array_above_max_length",
         )
+
+
+def check_parts(body: Mapping[str, Any]) -> None:
+    """Raises BadRequest if the messages or items of a body have more than `MAX_PARTS` in all."""
+    for name in ("messages", "input"):
+        value = body.get(name)
+        if type(value) is list and sum(map(_parts, value)) > MAX_PARTS:
+            raise BadRequest(
+                f"'{name}' can have {MAX_PARTS} parts and calls of tools, and has more.",
+                param=name,
+                code="array_above_max_length",
+            )
+
+
+def _parts(message: Any) -> int:
+    if type(message) is not dict:
+        return 0
+    lists = (value for value in message.values() if type(value) is list)
+    return sum(len(each) for each in lists if each and type(each[0]) is dict)
 
 
 def _check_text(value: Any) -> None:

@@ -2,7 +2,8 @@
 
 `SystemExit` and its like would end the process, and a plug-in that sleeps would keep a request for
 ever. The time that counts is the plug-in's own: while it waits for what it wraps, the clock stands.
-An abort ends it in that time, too; what it wraps hears of aborts by itself.
+An abort ends it in that time, too; what it wraps hears of aborts by itself. Where a plug-in of
+aiohttp's kind works, the rid is in a body that nobody may have read yet: it is looked up then.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TypeAlias, TypeVar
 
+import orjson
 from aiohttp import web
 from aiohttp.typedefs import Middleware as HttpMiddleware
 
-from slime_router.edge.bodies import share_body
-from slime_router.errors import RouterError
+from slime_router.auth.caller import caller
+from slime_router.edge.bodies import body_so_far, share_body
+from slime_router.errors import Aborted, RouterError
 from slime_router.generation.admission import aborted
 from slime_router.generation.middleware import CallNext, HttpPlugin, Middleware
 from slime_router.types import GenerateCall, GenerateChunk
@@ -91,6 +94,7 @@ class PluginGuard:
         self.failures = 0
         self._limit_s = limit_s
         self._clocks: dict[str, set[_Clock]] = {}  # of generations, by rid
+        self._requests: dict[_Clock, web.Request] = {}  # at plug-ins of aiohttp's kind
 
     def __repr__(self) -> str:
         return f"<PluginGuard {self._limit_s} s, {self.failures} failures>"
@@ -99,11 +103,19 @@ class PluginGuard:
         """No plug-in goes on with a generation of this rid: it ends as aborted."""
         for clock in self._clocks.get(rid, ()):
             clock.abort()
+        for clock, request in self._requests.items():
+            if rid in _rids(request):
+                clock.abort()
 
     def cancel_all(self) -> None:
         """No plug-in goes on with a generation that runs now."""
-        for clock in chain.from_iterable(self._clocks.values()):
+        for clock in chain(self._requests, *self._clocks.values()):
             clock.abort()
+
+    def note_exit(self, exc: SystemExit) -> None:
+        """A task or a callback asked for the end of the process, which goes on."""
+        self.failures += 1
+        logger.error("plug-in failed: what it started raised %r; the router goes on", exc)
 
     @contextmanager
     def _clock(self, rid: str) -> Iterator[_Clock]:
@@ -149,18 +161,39 @@ class PluginGuard:
         async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
             clock = _Clock(self._limit_s)
             share_body(request)
+            sent: web.StreamResponse | None = None
 
             async def inside(request: web.Request) -> web.StreamResponse:
+                nonlocal sent
+                if sent is not None:
+                    raise RuntimeError("the reply to this request is out: there can be no other")
                 with clock.standing():
-                    return await handler(request)
+                    response = await handler(request)
+                if response.prepared:
+                    sent = response
+                return response
 
             async def ask() -> object:
                 return await plugin(request, inside)
 
-            response = await self._within(ask, clock, plugin)
-            if not isinstance(response, web.StreamResponse):
-                what = "nothing" if response is None else f"a {type(response).__name__}"
-                raise self._failed(plugin, f"it returned {what}")
+            self._requests[clock] = request
+            try:
+                response = await self._within(ask, clock, plugin)
+                if not isinstance(response, web.StreamResponse):
+                    what = "nothing" if response is None else f"a {type(response).__name__}"
+                    raise self._failed(plugin, f"it returned {what}")
+                if sent is not None and response is not sent:
+                    raise self._failed(plugin, "it returned another reply than the one that is out")
+            except Exception as exc:  # any: the client would read a second reply as the next one's
+                if sent is None and isinstance(exc, Cut):
+                    raise Aborted("It was aborted while a plug-in worked.") from exc
+                if sent is None:
+                    raise
+                if not isinstance(exc, (RouterError, Cut)):
+                    self._failed(plugin, f"it raised {type(exc).__name__} after the reply")
+                return sent
+            finally:
+                del self._requests[clock]
             return response
 
         return guarded
@@ -180,9 +213,12 @@ class PluginGuard:
             if not timeout.expired():
                 raise
             raise self._failed(plugin, f"it took more than {self._limit_s:g} s") from None
-        except (Exception, asyncio.CancelledError, GeneratorExit):  # the boundary translates it
+        except Exception:  # the boundary translates it
             raise
         except BaseException as exc:  # SystemExit and its like would end the process
+            task = asyncio.current_task()
+            if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
             raise self._failed(plugin, f"it raised {type(exc).__name__}") from exc
 
     async def _closed(self, stream: AsyncGenerator[GenerateChunk, None], plugin: object) -> None:
@@ -198,6 +234,18 @@ class PluginGuard:
         self.failures += 1
         logger.error("plug-in failed: %s: %s", _name(plugin), reason)
         return RouterError("A plug-in failed; the log says which.")
+
+
+def _rids(request: web.Request) -> Iterator[str]:
+    """The rids, as workers have them, in a body that has arrived; none where it is packed."""
+    try:
+        body = orjson.loads(body_so_far(request))
+    except orjson.JSONDecodeError:
+        return
+    given = body.get("rid") if isinstance(body, dict) else None
+    for rid in given if isinstance(given, list) else (given,):
+        if isinstance(rid, str):
+            yield caller(request).own_rid(rid)
 
 
 def _standing(call_next: CallNext, clock: _Clock) -> CallNext:

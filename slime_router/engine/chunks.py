@@ -100,7 +100,7 @@ class ChunkReader:
         """The chunks in `payloads`, what came in one read.
 
         They are one chunk, as far as they can be: it costs the layers above only one step. A client
-        of /generate gets every item by itself, exactly as the worker wrote it.
+        of /generate gets every item by itself, as the worker wrote it.
 
         Raises:
             WorkerRefused: the worker refuses the request inside its stream.

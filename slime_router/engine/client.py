@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import AsyncGenerator, Mapping
+from itertools import chain
 from types import TracebackType
 
 import aiohttp
@@ -21,7 +22,7 @@ from slime_router.choices import Capture
 from slime_router.engine.answer import Item
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.connector import Connector, Use, note_in
-from slime_router.engine.exchange import Body, Exchange, NotTaken, WorkerAnswer, framed
+from slime_router.engine.exchange import Body, Exchange, NotTaken, UnderWay, WorkerAnswer, framed
 from slime_router.engine.kept import (
     Answer,
     KeptConnections,
@@ -38,12 +39,13 @@ from slime_router.engine.request import (
     read_error,
     sampling_params,
     wants_logprobs,
+    worker_rid,
 )
 from slime_router.engine.top_logprobs import TopPlan, top_plan
 from slime_router.engine.wire.event_tap import tapped
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.pool.worker import Worker
-from slime_router.tokens.prompt_text import PromptTexts
+from slime_router.tokens.written.prompt_text import PromptTexts
 from slime_router.types import GenerateCall, GenerateChunk
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class WorkerClient:
         self._kept: KeptConnections | None = None
         self._texts = PromptTexts()
         self._aborts: set[asyncio.Task[None]] = set()
-        self._exchanges: dict[Worker, set[Exchange[Answer]]] = {}
+        self._exchanges: UnderWay[Answer] = {}
 
     def __repr__(self) -> str:
         state = "closed" if self._session is None else "open"
@@ -146,7 +148,7 @@ class WorkerClient:
                     call, params, more, with_logprobs=with_logprobs, texts=self._texts
                 ),
                 timeout_s=timeout_s,
-                rid=call.rid,
+                rid=worker_rid(call.rid),
             ) as (exchange, answer):
                 if is_over := answer.status != 200:
                     raise read_error(answer.status, await read_whole(answer))
@@ -178,7 +180,7 @@ class WorkerClient:
             raise
         finally:
             if not is_over:
-                self._abort_later(worker, call)
+                self.abort_later(worker, call)
 
     def exchange(
         self,
@@ -208,16 +210,16 @@ class WorkerClient:
 
     def give_up(self, worker: Worker) -> int:
         """Cuts off everything `worker` runs; whoever waits for it gets WorkerFailed at once."""
-        under_way = tuple(self._exchanges.get(worker, ()))
+        under_way = list(chain.from_iterable(self._exchanges.get(worker, {}).values()))
         for exchange in under_way:
             exchange.cut()
         return len(under_way)
 
     def cut(self, worker: Worker, rid: str) -> None:
-        """Cuts off the one generation that `worker` runs under this rid."""
-        for exchange in tuple(self._exchanges.get(worker, ())):
-            if exchange.rid == rid:
-                exchange.cut()
+        """Cuts off the one generation that `worker` runs for the call of this rid."""
+        rid = worker_rid(rid)
+        for exchange in tuple(self._exchanges.get(worker, {}).get(rid, ())):
+            exchange.cut()
 
     async def tokenize(self, worker: Worker, text: str) -> tuple[list[int], int | None] | None:
         """The ids that `worker` makes of `text`, and its context length if it reports one.
@@ -348,13 +350,13 @@ class WorkerClient:
             masks=masks,
             tops=tops,
             worker_url=exchange.worker.url,
-            is_anothers=lambda rid: rid != call.rid and self._runs(exchange.worker, rid),
+            is_anothers=lambda rid: rid != exchange.rid and self._runs(exchange.worker, rid),
         )
 
     def _runs(self, worker: Worker, rid: object) -> bool:
-        return any(each.rid and each.rid == rid for each in self._exchanges.get(worker, ()))
+        return isinstance(rid, str) and bool(rid) and rid in self._exchanges.get(worker, {})
 
-    def _abort_later(self, worker: Worker, call: GenerateCall) -> None:
+    def abort_later(self, worker: Worker, call: GenerateCall) -> None:
         """Aborts after the request was closed: its caller, even a cancelled one, need not wait."""
         if self._session is None:
             logger.warning("abort not sent, client closed: worker=%s rid=%s", worker.url, call.rid)
@@ -371,7 +373,7 @@ class WorkerClient:
                 "POST",
                 "/abort_request",
                 headers=_headers(call),
-                body=orjson.dumps({"rid": call.rid}),
+                body=orjson.dumps({"rid": worker_rid(call.rid)}),
                 timeout_s=self._abort_timeout_s,
             )
             if answer.status != 200:

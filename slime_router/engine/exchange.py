@@ -52,6 +52,9 @@ class Closable(Protocol):
 
 A = TypeVar("A", bound=Closable)
 
+# The exchanges of each worker by their rids; only those of generations have one that is not empty.
+UnderWay: TypeAlias = "dict[Worker, dict[str, set[Exchange[A]]]]"
+
 
 class NotTaken(Exception):
     """The worker did not take the request, so it may be sent to another one.
@@ -95,7 +98,7 @@ class Exchange(Generic[A]):
         rid: str,
         sending: Awaitable[A],
         use: Use,
-        under_way: dict[Worker, set[Exchange[A]]],
+        under_way: UnderWay[A],
     ) -> None:
         self.worker = worker
         self.rid = rid  # of a generation
@@ -114,7 +117,7 @@ class Exchange(Generic[A]):
             NotTaken: it was cut off before anything was sent.
             WorkerFailed: it was cut off.
         """
-        self._under_way.setdefault(self.worker, set()).add(self)
+        self._under_way.setdefault(self.worker, {}).setdefault(self.rid, set()).add(self)
         try:
             with CancelScope() as self._scope:
                 answer = self._answer = await self._sending
@@ -137,9 +140,12 @@ class Exchange(Generic[A]):
             self._forget()
 
     def _forget(self) -> None:
-        open_ones = self._under_way[self.worker]
-        open_ones.discard(self)
-        if not open_ones:
+        of_worker = self._under_way[self.worker]
+        of_rid = of_worker[self.rid]
+        of_rid.discard(self)
+        if not of_rid:
+            del of_worker[self.rid]
+        if not of_worker:
             del self._under_way[self.worker]
 
     def cut(self) -> None:

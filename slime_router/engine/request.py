@@ -23,7 +23,7 @@ from slime_router.errors import (
     WorkerFailed,
     WorkerRefused,
 )
-from slime_router.tokens.prompt_text import PromptTexts
+from slime_router.tokens.written.prompt_text import PromptTexts
 from slime_router.types import GenerateCall, NativeCall, Pins, Prompt, Sampling, TokenIds
 
 _SPELLING = {  # a field of Sampling: SGLang's name for it; sent only if it was set
@@ -53,6 +53,7 @@ _NUMBERS = (int, float)
 _ALL = 2**30  # a top_k that leaves every token
 _ABOUT_MASKS = re.compile(r"sampling[_-]mask|sampling_logprobs_mode|sampling support")
 _GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}  # a worker takes at most one
+RID_MARK = "#"  # begins every rid that this router gives a worker for a call
 LONG_BODY_LEN = 2**16  # bytes; a longer one is freed once it is sent
 NOT_SERVED = (404, 405)  # with 501: what answers is not an SGLang worker
 NO_KEY = (401, 403)  # no client's key reaches a worker, so none of them is refused there
@@ -111,6 +112,15 @@ def experts_start(call: GenerateCall) -> int:
     return max(call.prompt.base_len - 1, 0) if call.prompt is not None else 0
 
 
+def worker_rid(rid: str) -> str:
+    """The rid that a worker gets for `rid`: none begins with another, whatever clients choose.
+
+    SGLang aborts every generation whose rid begins with that of an abort (`abort_request` in
+    managers/scheduler.py).
+    """
+    return f"{RID_MARK}{len(rid)}:{rid}"
+
+
 def generate_body(
     call: GenerateCall,
     params: Item,
@@ -135,7 +145,7 @@ def generate_body(
     if ids_text is None:
         body["input_ids"] = _input_ids(call, call.prompt.ids)
     body |= {
-        "rid": call.rid,
+        "rid": worker_rid(call.rid),
         "return_logprob": with_logprobs,
         "stream": call.stream,
     }

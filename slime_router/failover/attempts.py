@@ -145,7 +145,7 @@ class Dispatcher:
 
 
 class Attempts:
-    """The tries of one request: which workers it tried, how long to wait, when to stop."""
+    """The tries of one request, for the block: which workers it tried, when to wait or stop."""
 
     def __init__(self, dispatcher: Dispatcher, need: Need, run: Run) -> None:
         self._dispatcher = dispatcher
@@ -160,6 +160,14 @@ class Attempts:
         self.is_sampling = False  # the worker, since it was leased
         self._entered_at = 0.0
         self._known_trouble: _Trouble | None = None
+
+    def __enter__(self) -> Attempts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The client may have left before the end: a worker that broke off alone is at fault."""
+        if (trouble := self._known_trouble) is not None:
+            self._settle(trouble.cut_short, is_good=False)
 
     @property
     def _trouble(self) -> _Trouble:

@@ -92,8 +92,10 @@ class Relay:
         stitch = Stitch(
             call, self._open_text, eos_ids=self._eos_ids, is_cumulative=self._is_cumulative
         )
-        with _Listed(self._runs, call.asked_as or call.rid) as run:
-            attempts = Attempts(self._dispatcher, _need(call), run)
+        with (
+            _Listed(self._runs, call.asked_as or call.rid) as run,
+            Attempts(self._dispatcher, _need(call), run) as attempts,
+        ):
             part = stitch.next_call()
             if call.shortcut is not None:
                 _open_shortcut(call.shortcut, stitch, attempts)
@@ -232,6 +234,16 @@ class Relay:
             run.is_cancelled = True
         self._dispatcher.line.wake()
         return [(run.worker, run.rid) for run in runs if run.worker is not None]
+
+    def abort(self, call: GenerateCall) -> bool:
+        """Has the worker that runs the call end it, and say what it sampled; whether one runs it.
+
+        It is not resumed, and neither are other samples of its request.
+        """
+        found = self.cancel(call.asked_as or call.rid)
+        for worker, rid in found:
+            self._client.abort_later(worker, replace(call, rid=rid))
+        return bool(found)
 
     def cancel_all(self) -> None:
         """No generation in progress is to be resumed after an abort."""

@@ -12,6 +12,7 @@ import numpy as np
 from slime_router.auth.owners import is_of_root
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.choices import Capture
+from slime_router.errors import BadRequest
 from slime_router.generation.prompt import MadePrompt, PromptMaker
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.replies.parser import ReplyParser
@@ -25,6 +26,7 @@ from slime_router.types import (
     GenerateCall,
     GenerateChunk,
     Piece,
+    TokenIds,
 )
 from slime_router.values import replace
 
@@ -99,6 +101,21 @@ class Filing:
             self._cacher.maker.release(self._prompt)
 
 
+def _check_prefix(prompt: MadePrompt, prefix: TokenIds) -> None:
+    """Raises BadRequest where another prompt was made than the one that the client continues."""
+    known = prompt.ids[: len(prefix)]
+    if np.array_equal(known, prefix):
+        return
+    same = (
+        int((known != prefix[: len(known)]).argmax()) if len(known) == len(prefix) else len(known)
+    )
+    raise BadRequest(
+        f"The prompt departs from 'required_prefix_token_ids' at token {same} of {len(prefix)}:"
+        f" {prompt.receipt.reason}.",
+        param="required_prefix_token_ids",
+    )
+
+
 class Cacher:
     """Makes prompts, decodes replies for chat clients, and inserts both into the tree."""
 
@@ -122,15 +139,21 @@ class Cacher:
         self._has_warned = False  # of tools whose calls stay text
         self.left_out = 0  # prompts without something that the client sent
 
-    async def open(self, call: GenerateCall, reply: Reply) -> Filing:
+    async def open(
+        self, call: GenerateCall, reply: Reply, context_len: int | None = None
+    ) -> Filing:
         """The prompt of `call`, and whatever is added to `reply`, to be filed after it.
 
         Raises:
-            BadRequest: the template refuses the messages, or the prompt is empty.
+            BadRequest: the template refuses the messages, or the prompt is empty or begins with
+                other tokens than the client knows of.
+            ContextLengthExceeded: a long text is not worth encoding, as it does not fit.
         """
         await self.tidy()  # an earlier one may have been cut short between filing and this
-        prompt = self._noted(call, await self.maker.make(call))
+        prompt = self._noted(call, await self.maker.make(call, context_len))
         try:
+            if call.prefix_ids is not None:
+                _check_prefix(prompt, call.prefix_ids)
             reader = self._reader(call, prompt)
             if self._capture == "off":  # nothing is filed: its text need not be kept
                 prompt = replace(prompt, pieces=())

@@ -2,8 +2,11 @@
 
 Agents send one number for every model (`max_tokens: 32000`), and a worker refuses what does not
 fit. The rest of the context is all that such a client can get, so that is what it gets: as a number
-if the workers have reported their context length, else as "to the end" after a refusal. A prompt
-that does not fit itself is passed on, and the worker's refusal is the answer.
+if the workers have reported their context length, else as "to the end" after a refusal.
+
+A prompt that does not fit itself is passed on, and the worker's refusal is the answer: another
+worker may have room for it. What no worker has room for is refused here where that is known early:
+of several prompts, before one of them is sampled, and of a long text, before it is encoded.
 """
 
 from __future__ import annotations
@@ -19,17 +22,23 @@ from slime_router.values import replace
 class ContextLimit:
     """Limits calls, once their prompts are made, to the tokens that fit.
 
-    `context_len()` is the shortest context of the workers, None until one has reported it.
-    A native body is left as it is. `length(call)` is that of a call's prompt, in tokens.
+    `context_lens()` are the contexts of the workers, None for those that are unknown.
+    A native body is left as it is. `length(call, context_len)` is that of a call's prompt, in
+    tokens; it may raise `ContextLengthExceeded` instead of a length that does not fit.
     """
 
     def __init__(
         self,
-        context_len: Callable[[], int | None],
-        length: Callable[[GenerateCall], Awaitable[int]],
+        context_lens: Callable[[], Sequence[int | None]],
+        length: Callable[[GenerateCall, int], Awaitable[int]],
     ) -> None:
-        self._context_len = context_len
+        self._context_lens = context_lens
         self._length = length
+
+    def longest(self) -> int | None:
+        """The longest context of the workers; None while one may be longer than those known."""
+        known = self._context_lens()
+        return None if None in known else max(filter(None, known), default=None)
 
     async def check(self, calls: Sequence[GenerateCall]) -> None:
         """Whether the prompts of one request all fit: nothing is sampled of it where one does not.
@@ -39,7 +48,7 @@ class ContextLimit:
         Raises:
             ContextLengthExceeded: one does not.
         """
-        context_len = self._context_len()
+        context_len = self.longest()
         if context_len is None:
             return
         prompts = {call.request_id: call for call in calls}  # samples of one prompt share it
@@ -48,17 +57,13 @@ class ContextLimit:
             if call.input_ids is not None:
                 length = len(call.input_ids)
             elif call.text is not None and len(call.text.encode()) >= context_len:
-                length = await self._length(call)
+                length = await self._length(call, context_len)
             if length >= context_len:
-                raise ContextLengthExceeded(
-                    f"This model's maximum context length is {context_len} tokens. The input"
-                    f" ({length} tokens) is longer than the model's context length"
-                    f" ({context_len} tokens)."
-                )
+                raise ContextLengthExceeded.of(length, context_len)
 
     def fitted(self, call: GenerateCall) -> GenerateCall:
         """The call, with a limit if it asks for more than there is room for."""
-        context_len = self._context_len()
+        context_len = min(filter(None, self._context_lens()), default=None)
         if call.is_passed_on or call.prompt is None or context_len is None:
             return call
         room = context_len - len(call.prompt.ids)

@@ -20,7 +20,6 @@ from slime_router.generation.recording import OpenTurn, Recorder
 from slime_router.generation.sessions import Sessions
 from slime_router.journal.fetching import Fetch
 from slime_router.replies.reply import Reply
-from slime_router.shortcut.shortcut import Shortcut
 from slime_router.telemetry.course import Course
 from slime_router.telemetry.meters import Meters
 from slime_router.types import GenerateCall, GenerateChunk
@@ -74,15 +73,15 @@ class Pipeline:
                 await self._fetch.of_call(call) as trouble,
                 self._sessions.admit(call) as flight,
                 self._recording.turn(flight.call, flight.session, reply, course) as turn,
-                await self._caching.open(turn.call, reply) as filing,
+                await self._caching.open(turn.call, reply, self._context_limit.longest()) as filing,
             ):
                 course.prompted()
                 sent = self._context_limit.fitted(filing.call)
                 turn.trouble = trouble
                 reading = _Reading(filing, reply, course, count)
-                shortcut = call.shortcut or Shortcut()
                 while True:
-                    shortcut.read, shortcut.said = reading.counted, reading.said
+                    if call.shortcut is not None:
+                        call.shortcut.read, call.shortcut.said = reading.counted, reading.said
                     stream = self._relay(sent) if slot.prepared() else _never_sent(sent)
                     try:
                         async for came in stream:
@@ -107,7 +106,8 @@ class Pipeline:
                             raise
                         sent = self._context_limit.after_refusal(sent, refusal)
                     finally:
-                        shortcut.close()
+                        if call.shortcut is not None:
+                            call.shortcut.close()
                         await stream.aclose()
                 turn.is_read = True
                 await self._caching.tidy()

@@ -83,37 +83,41 @@ class PromptMaker:
         """Made when they are needed first: the template's source takes some time to read."""
         return self._template.transcripts()
 
-    async def make(self, call: GenerateCall) -> MadePrompt:
+    async def make(self, call: GenerateCall, context_len: int | None = None) -> MadePrompt:
         """The prompt of a call. The caller must `release` it.
 
         Raises:
             BadRequest: the template refuses the messages, or the prompt is empty.
+            ContextLengthExceeded: it can be seen without encoding it that it does not fit.
         """
         if call.input_ids is not None:
             return self._from_ids(call, call.input_ids)
         if call.messages is None:
             assert call.text is not None
             async with self._turnstile.passing((call.text,), party_of(call)):
-                return await self._from_text(call, call.text)
+                return await self._from_text(call, call.text, context_len)
         is_long = len(call.messages) >= LONG_TALK
         if is_long:
             await others_run()
         talk = self.recognise(call)
         failed = ""
         if talk.turn is not None and (call.history or self._history) == "held":
-            if (prompt := await self._extend(call, talk, talk.turn)) is not None:
+            if (prompt := await self._extend(call, talk, talk.turn, context_len)) is not None:
                 return prompt
             failed = "the template is not shown to append here"
         async with self._turnstile.passing(call.messages, party_of(call)):
             if is_long:
                 await others_run()
-            return await self._of_all(call, talk, failed)
+            return await self._of_all(call, talk, failed, context_len)
 
-    async def _of_all(self, call: GenerateCall, talk: Conversation, failed: str) -> MadePrompt:
+    async def _of_all(
+        self, call: GenerateCall, talk: Conversation, failed: str, context_len: int | None
+    ) -> MadePrompt:
         """The prompt of a call whose messages are all rendered, as to extend a turn `failed`."""
         assert call.messages is not None
         mode = call.history or self._history
-        reason = failed or ("the history is rendered" if talk.turn else "no recorded turn matches")
+        reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
+        reason = failed or reason
         date = self._date(talk.turn)
         messages = self._template.parts.whole(call.messages)
         if mode == "template" or failed:
@@ -131,7 +135,9 @@ class PromptMaker:
                 await others_run()
         first = 0 if failed else talk.new_index(messages)
         left_out = self._template.left_out(text, messages, first, start, call.template, date)
-        prompt = await self._from_text(call, text, same_len, talk=talk, date=date, reason=reason)
+        prompt = await self._from_text(
+            call, text, context_len, talk=talk, date=date, reason=reason, same_len=same_len
+        )
         if not (notes or left_out):
             return prompt
         receipt = replace(prompt.receipt, notes=(*prompt.receipt.notes, *notes))
@@ -151,21 +157,13 @@ class PromptMaker:
         notes: tuple[str, ...] = ()
         if made is None:
             text, notes = self._template.render_noted(messages, call.template, date=date)
-            if not notes:
-                answered = talk.new_index(messages) - 1
-                made = self._transcripts.of_whole(asked, text, before, answered)
+            if notes:
+                return text, notes, 0, 0
+            made = self._transcripts.of_whole(asked, text, before, talk.new_index(messages) - 1)
             if made is None:
                 return text, notes, 0, 0
         self._transcripts.note(call.turn_id, made)
         return made.text, notes, made.start, made.same_len
-
-    async def length(self, call: GenerateCall) -> int:
-        """How many tokens the prompt of a call has; nothing of it is kept."""
-        prompt = await self.make(call)
-        try:
-            return len(prompt.ids)
-        finally:
-            self.release(prompt)
 
     def release(self, prompt: MadePrompt) -> None:
         """Unpin what the prompt protects from eviction, and release the turn that it continues."""
@@ -190,7 +188,7 @@ class PromptMaker:
     # A: extend a held turn
 
     async def _extend(
-        self, call: GenerateCall, talk: Conversation, turn: Turn
+        self, call: GenerateCall, talk: Conversation, turn: Turn, context_len: int | None
     ) -> MadePrompt | None:
         is_open = call.template.continue_final_message
         if is_open and talk.reply_index == len(talk.messages) - 1:
@@ -214,7 +212,7 @@ class PromptMaker:
             reason += "; not filed for look-ups by text"
         self._continued[turn.id] += 1
         try:
-            pieces = await self._tokenizer.encode_pieces_async(text, held)
+            pieces = await self._tokenizer.encode_pieces_async(text, held, context_len)
             ids, own_ids, pieces = await _joined(held, pieces)
         except BaseException:  # or cancelled while a long text was encoded: unpin
             self._give_back(turn.id)
@@ -275,11 +273,12 @@ class PromptMaker:
         self,
         call: GenerateCall,
         text: str,
-        same_len: int = 0,
+        context_len: int | None,
         *,
         talk: Conversation | None = None,
         date: datetime | None = None,
         reason: str = "",
+        same_len: int = 0,
     ) -> MadePrompt:
         if not text:
             raise BadRequest("the prompt is empty", param="messages" if talk else "text")
@@ -294,7 +293,7 @@ class PromptMaker:
             else:
                 cached = match.node.path_ids()
             rest = text[match.text_len :]
-            pieces = await self._tokenizer.encode_pieces_async(rest, cached)
+            pieces = await self._tokenizer.encode_pieces_async(rest, cached, context_len)
             ids, own_ids, pieces = await _joined(cached, pieces)
             base = self._base(call, match.node, ids)
             status, why = self._verdict(talk, base, match.node)

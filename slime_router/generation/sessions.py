@@ -25,7 +25,8 @@ from slime_router.values import replace
 logger = logging.getLogger(__name__)
 
 _TOPS = "top_logprobs"
-LANDING_TIMEOUT_S = 10.0  # for a flight that must end; all it still does is close what it holds
+LANDING_TIMEOUT_S = 10.0  # for a flight that must end, its last words included
+_LAST_WORDS_S = 5.0  # in which a worker says what it has sampled of a reply that is not streamed
 
 
 class Flight:
@@ -113,12 +114,10 @@ class SessionFlight(Flight):
         self._task = asyncio.current_task()
         self._is_waiting = True
 
-    def end(self, error: RouterError) -> None:
-        """Make it fail with `error`: at once if it is waiting, else at its next step."""
-        if self.error is not None:
-            return
-        self.error = error
-        if self._is_waiting and self._task is not None:
+    def end(self, error: RouterError, *, at_once: bool = True) -> None:
+        """Make it fail with `error`: `at_once` if it is waiting, else at its next step."""
+        self.error = self.error or error
+        if at_once and self._is_waiting and self._task is not None and not self._was_cancelled:
             self._was_cancelled = True
             self._task.cancel()
 
@@ -182,6 +181,7 @@ class Sessions:
         self._store = store
         self._fetch = AllIsHere() if fetch is None else fetch
         self.kv_name: Callable[[str], str] = lambda _: ""  # what workers call a session
+        self.abort: Callable[[GenerateCall], bool] = lambda _: False  # whether a worker has it
         self._rules = rules or SamplingRules()
         self._flights: dict[str, set[SessionFlight]] = {}
         self._of_request: dict[tuple[str, str], int] = {}  # flights of a session and a request
@@ -299,9 +299,21 @@ class Sessions:
         """What runs in a session that takes no new turns is awaited, or ends with a conflict."""
         if not cancel:
             await self._landed(session_id, timeout_s)
-        closed = f"The session '{name}' was closed."
-        self.end(session_id, Conflict(closed, code="session_closed"))
-        await self._landed(session_id, LANDING_TIMEOUT_S)
+        error = Conflict(f"The session '{name}' was closed.", code="session_closed")
+        aborted = self._aborted(session_id, error)
+        self.end(session_id, error, but=aborted)
+        if aborted:
+            await self._landed(session_id, _LAST_WORDS_S)
+            self.end(session_id, error)
+        await self._landed(session_id, LANDING_TIMEOUT_S - _LAST_WORDS_S)
+
+    def _aborted(self, session_id: str, error: RouterError) -> Collection[SessionFlight]:
+        """What ends with `error` once its worker has said, for the turn, what it has sampled."""
+        whole = [each for each in self._flights.get(session_id, ()) if not each.call.stream]
+        aborted = [each for each in whole if self.abort(each.call)]
+        for flight in aborted:
+            flight.end(error, at_once=False)
+        return aborted
 
     async def delete(self, session_id: str) -> None:
         """Forget a session and its turns; what runs in it ends with a 404.
@@ -313,11 +325,18 @@ class Sessions:
         self.end(session_id)
         await self.elsewhere.end(session_id)
 
-    def end(self, session_id: str, error: RouterError | None = None) -> None:
+    def end(
+        self,
+        session_id: str,
+        error: RouterError | None = None,
+        *,
+        but: Collection[SessionFlight] = (),
+    ) -> None:
         """What runs in a session ends with `error`; None: the session was deleted."""
         error = error or _deleted(session_id)
         for flight in tuple(self._flights.get(session_id, ())):
-            flight.end(error)
+            if flight not in but:
+                flight.end(error)
 
     async def _landed(self, session_id: str, timeout_s: float) -> None:
         """Waits until nothing runs in the session, for up to `timeout_s`."""

@@ -85,23 +85,31 @@ class TokenPath:
     def __repr__(self) -> str:
         return f"<TokenPath {self.store!r}>"
 
-    async def length(self, call: GenerateCall) -> int:
-        """How many tokens a call's prompt has; nothing of it is kept."""
+    async def length(self, call: GenerateCall, context_len: int | None = None) -> int:
+        """How many tokens a call's prompt has; nothing of it is kept.
+
+        Raises:
+            BadRequest: as where the prompt is made to be sent.
+        """
         with await self.fetch.of_call(call):
-            return await self.maker.length(call)
+            prompt = await self.maker.make(call, context_len)
+            try:
+                return len(prompt.ids)
+            finally:
+                self.maker.release(prompt)
 
     def router(
         self,
         relay: Dispatch,
         *,
         plugins: Sequence[Middleware] = (),
-        context_len: Callable[[], int | None] = lambda: None,
+        context_lens: Callable[[], Sequence[int | None]] = tuple,
     ) -> Router:
         """Generations along this path, down to `relay`, with `plugins` around each of them.
 
-        `context_len()` is the shortest context of the workers, None until one has reported it.
+        `context_lens()` are the contexts of the workers, None for those that are unknown.
         """
-        limit = ContextLimit(context_len, self.length)
+        limit = ContextLimit(context_lens, self.length)
         pipeline = Pipeline(
             # Plug-ins may ask several times, or not at all, so counting goes outside them.
             counting=Counting() if plugins else self.counting,

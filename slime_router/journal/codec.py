@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, count
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -41,10 +43,15 @@ from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, Grammar, Pins, Receipt, Sampling, Speculation, VersionSpan
 
 _PREFIX = struct.Struct("<II")
-_MARKS = ("conversation", "said_kind", "speculation", "reward", "tags")
 _KNOWN = {each.name for each in fields(Turn)}
+_MARKS = ("uncaptured", "said_kind", "speculation", "reward", "tags")  # what few turns have
+_NO_MARKS = ("", None, None, None, ())
 _OF_ACCOUNT = tuple(each.name for each in fields(Account))
-_ARRAYS = (  # in this order; an older journal has only the first four
+# All fields at once: while a turn is packed, the loop waits for the interpreter.
+_marks_of, _account_of = attrgetter(*_MARKS), attrgetter(*_OF_ACCOUNT)
+_span_of = attrgetter("version", "start", "end")
+_finish_of = attrgetter("type", "matched", "message", "status_code")
+_ARRAYS = (  # in this order; the first routers knew four, those before top logprobs eight
     "prompt_ids",
     "output_ids",
     "logprobs",
@@ -57,8 +64,7 @@ _ARRAYS = (  # in this order; an older journal has only the first four
     "top_ids",
     "top_logprobs",
 )
-_OLD_ARRAYS = 4  # of the first routers
-_LATER_ARRAYS = 8  # of those before top logprobs
+_LITTLE = "=<|" if sys.byteorder == "little" else "<|"  # orders of bytes that stay as they are
 
 
 class Damaged(ValueError):
@@ -67,29 +73,15 @@ class Damaged(ValueError):
 
 def packed_turn(turn: Turn) -> bytes:
     """A turn as bytes that `unpacked_turn` reads."""
-    experts, finish, receipt = turn.routed_experts, turn.finish, turn.receipt
-    indexer, masks, tops = turn.indexer_topk, turn.distribution, turn.top_logprobs
-    scores = turn.scores
-    arrays: list[NDArray[Any] | None] = [
-        turn.prompt_ids,
-        turn.output_ids,
-        turn.logprobs,
-        None if experts is None else experts.ids,
-        None if indexer is None else indexer.ids,
-        *((None,) * 3 if masks is None else (masks.lengths, masks.ids, masks.logprobs)),
-        *((None,) * 3 if tops is None else (tops.lengths, tops.ids, tops.logprobs)),
-        *(part for each in scores.values() for part in _parts(each)),
-    ]
-    if tops is None and not scores:  # as an older router reads it, too
-        del arrays[_LATER_ARRAYS if indexer is not None or masks is not None else _OLD_ARRAYS :]
-    blobs = [None if array is None else _little(array) for array in arrays]
-    head = {
+    experts, indexer, receipt = turn.routed_experts, turn.indexer_topk, turn.receipt
+    kinds, blobs = _written(_arrays_of(turn))
+    head: dict[str, Any] = {
         "id": turn.id,
         "base": turn.base,
         "base_len": turn.base_len,
-        "weight_versions": [(each.version, each.start, each.end) for each in turn.weight_versions],
-        "finish": (finish.type, finish.matched, finish.message, finish.status_code),
-        "keys": [key.hex() for key in turn.keys],
+        "weight_versions": list(map(_span_of, turn.weight_versions)),
+        "finish": _finish_of(turn.finish),
+        "keys": list(map(bytes.hex, turn.keys)),
         "spelling": turn.spelling.hex(),
         "asked": None if turn.asked is None else turn.asked.hex(),
         "calls": turn.calls,
@@ -101,22 +93,61 @@ def packed_turn(turn: Turn) -> bytes:
         "receipt": None if receipt is None else receipt.to_dict(),
         "experts_start": None if experts is None else experts.start,
         "seq": turn.seq,
-        **({"uncaptured": turn.uncaptured} if turn.uncaptured else {}),
-        **({} if indexer is None else {"indexer_start": indexer.start}),
-        **_marks(turn),
-        **({"scores": [(name, each.version) for name, each in scores.items()]} if scores else {}),
-        "arrays": [None if each is None else (each.dtype.str, each.shape) for each in blobs],
     }
+    if indexer is not None:
+        head["indexer_start"] = indexer.start
+    if turn.conversation:
+        head["conversation"] = turn.conversation
+    if (marks := _marks_of(turn)) != _NO_MARKS:
+        named = zip(_MARKS, marks, strict=True)
+        head |= {name: value for name, value in named if value not in (None, (), "")}
+    if turn.scores:
+        head["scores"] = [(name, each.version) for name, each in turn.scores.items()]
+    head["arrays"] = kinds
     text = _json(head)
     account = b"" if turn.account is None else _packed_account(turn.account)
-    body = b"".join([text, *(each.tobytes() for each in blobs if each is not None), account])
+    body = b"".join([text, *blobs, account])
     length = len(text).to_bytes(4, "little")
     return _PREFIX.pack(zlib.crc32(body, zlib.crc32(length)), len(text)) + body
 
 
-def _marks(turn: Turn) -> dict[str, Any]:
-    """What few turns have: only where they have it."""
-    return {name: value for name in _MARKS if (value := getattr(turn, name)) not in (None, (), "")}
+def _arrays_of(turn: Turn) -> list[NDArray[Any] | None]:
+    """In the order of `_ARRAYS`; most turns have only those that the oldest router reads, too."""
+    experts, indexer, masks = turn.routed_experts, turn.indexer_topk, turn.distribution
+    tops, scores = turn.top_logprobs, turn.scores
+    arrays: list[NDArray[Any] | None] = [
+        turn.prompt_ids,
+        turn.output_ids,
+        turn.logprobs,
+        None if experts is None else experts.ids,
+    ]
+    has_later = tops is not None or bool(scores)
+    if has_later or indexer is not None or masks is not None:
+        arrays.append(None if indexer is None else indexer.ids)
+        arrays += (None,) * 3 if masks is None else (masks.lengths, masks.ids, masks.logprobs)
+    if has_later:
+        arrays += (None,) * 3 if tops is None else (tops.lengths, tops.ids, tops.logprobs)
+        arrays += [part for each in scores.values() for part in _parts(each)]
+    return arrays
+
+
+def _written(
+    arrays: Iterable[NDArray[Any] | None],
+) -> tuple[list[tuple[str, tuple[int, ...]] | None], list[bytes]]:
+    """Type and shape of each, and the bytes of those that are there."""
+    kinds: list[tuple[str, tuple[int, ...]] | None] = []
+    blobs = []
+    for array in arrays:
+        if array is None:
+            kinds.append(None)
+            continue
+        dtype = array.dtype
+        if dtype.byteorder not in _LITTLE:
+            dtype = dtype.newbyteorder("<")
+            array = array.astype(dtype)
+        kinds.append((dtype.str, array.shape))
+        blobs.append(array.tobytes())
+    return kinds, blobs
 
 
 def unpacked_turn(data: bytes) -> Turn:
@@ -167,9 +198,10 @@ def unpacked_turn(data: bytes) -> Turn:
 
 
 def _packed_account(account: Account) -> bytes:
-    known = {name: getattr(account, name) for name in _OF_ACCOUNT}
+    known = dict(zip(_OF_ACCOUNT, _account_of(account), strict=True))
     words = known.pop("words")
-    text = _json({**known, "has_words": words is not None})
+    known["has_words"] = words is not None
+    text = _json(known)
     return len(text).to_bytes(4, "little") + text + (words or b"")
 
 
@@ -187,13 +219,9 @@ def _unpacked_account(data: bytes) -> Account | None:
 
 def _json(known: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(known)
+        return orjson.dumps(known, default=tuple)  # as it writes no named tuples by itself
     except TypeError:  # halves of surrogate pairs, or an integer beyond 64 bits
         return json.dumps(known, separators=(",", ":")).encode()
-
-
-def _little(array: NDArray[Any]) -> NDArray[Any]:
-    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _arrays(kinds: list[Any], data: memoryview) -> tuple[dict[str, NDArray[Any] | None], int]:

@@ -26,7 +26,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -34,6 +34,7 @@ from slime_router.choices import JournalSync
 from slime_router.errors import SetupError
 from slime_router.journal.closings import TABLES as CLOSINGS
 from slime_router.journal.closings import dropped
+from slime_router.values import value
 
 FILE_NAME = "journal.sqlite"
 SCHEMA = 3
@@ -113,7 +114,7 @@ DO UPDATE SET id = excluded.id, session = excluded.session, data = excluded.data
 """
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class PutTurn:
     """A turn is recorded, or written again after a change."""
 
@@ -129,14 +130,14 @@ class PutTurn:
     needed: Callable[[], Iterable[Change]] = field(default=tuple, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class DropTurn:
     """A turn is no longer held."""
 
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class MarkUndelivered:
     """The client left before it had the whole reply."""
 
@@ -145,7 +146,7 @@ class MarkUndelivered:
     home: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Put:
     """Something with a name is as `data` says from now on."""
 
@@ -154,7 +155,7 @@ class Put:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Drop:
     """Something with a name is gone; a session's name may be remembered as deleted."""
 

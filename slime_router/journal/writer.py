@@ -83,7 +83,8 @@ class JournalWriter:
         self._on_late = on_late
         self._retry_s = retry_s
         self._max_waiting = max_waiting
-        self._wakeup = threading.Condition()
+        self._lock = threading.Lock()
+        self._wakeup = threading.Condition(self._lock)
         self._waiting: deque[Made] = deque()
         self._put = self._done = 0  # changes, in all
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -144,7 +145,7 @@ class JournalWriter:
         if self._is_lost:
             self.counts.lost += 1
             return
-        with self._wakeup:
+        with self._lock:
             self._waiting.append(made)
             self._put += 1
         if not self._is_calling and self._loop is not None:
@@ -157,7 +158,8 @@ class JournalWriter:
         """Wait until all that was put is durable; returns why it is not, if it cannot be."""
         if self._trouble is not None or self._done >= self._put:
             return self._trouble
-        waiter = asyncio.get_running_loop().create_future()
+        assert self._loop is not None
+        waiter = self._loop.create_future()
         self._waiters.append((self._put, waiter))
         await waiter
         return self._trouble

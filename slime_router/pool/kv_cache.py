@@ -121,10 +121,15 @@ class KVCacheModel:
         self, prefixes: Prefixes, scope: str, prompt: TokenIds, output: Sequence[int]
     ) -> Prefixes:
         """The prefixes of a prompt and what was sampled after it; `prefixes` are the prompt's."""
-        if bisect_right(self._ends, len(prompt) + len(output)) == len(prefixes):
-            return prefixes  # it fills no block
+        if not self.is_filled(len(prompt), len(output)):
+            return prefixes
         rest = np.concatenate((prompt[self._end(len(prefixes)) :], np.array(output, np.int32)))
         return self._continued(prefixes, scope, rest)
+
+    def is_filled(self, prompt_len: int, output_len: int) -> bool:
+        """Whether any block ends in an output after such a prompt."""
+        ends = self._ends
+        return bisect_right(ends, prompt_len + output_len) > bisect_right(ends, prompt_len)
 
     def _end(self, blocks: int) -> int:
         """Where that many blocks end, counted in tokens."""

@@ -199,6 +199,8 @@ class CacheAware:
     ) -> None:
         """See `Policy`."""
         model, last = self._kv_model, self._last
+        if output and not model.is_filled(len(prompt), len(output)):
+            return  # its blocks were added when it was sent
         if model.knows(worker):
             is_last = last is not None and last[0].ids is prompt and last[0].scope == scope
             prefixes = last[1] if last and is_last else model.prefixes(scope, prompt)

@@ -13,12 +13,10 @@ from typing import Unpack
 from slime_router.errors import BadRequest, NotFound, NoWorker, RouterError
 from slime_router.pool.address import worker_url
 from slime_router.pool.backoff import Backoff
-from slime_router.pool.breaker import Breaker, BreakerSettings
-from slime_router.pool.cooldown import Cooldown
-from slime_router.pool.lease import Lease
+from slime_router.pool.failures import Breaker, BreakerSettings, Cooldown
+from slime_router.pool.lease import Lease, Room
 from slime_router.pool.obstacles import Obstacle, no_worker
 from slime_router.pool.policy import Policy, make_policy
-from slime_router.pool.room import Room
 from slime_router.pool.worker import Kind, Need, RegistrationFields, Worker
 from slime_router.types import TokenIds
 
@@ -136,10 +134,10 @@ class WorkerPool:
         """All workers, in order of registration."""
         return tuple(self._workers.values())
 
-    def context_len(self) -> int | None:
-        """The shortest context of the workers that have reported theirs, in tokens."""
-        known = [worker.context_len for worker in self._workers.values()]
-        return min(filter(None, known), default=None)
+    def context_lens(self) -> Sequence[int | None]:
+        """The contexts of the workers, in tokens; None for each that is up and has not said."""
+        workers = self._workers.values()
+        return [each.context_len for each in workers if each.is_up or each.context_len]
 
     # State
 

@@ -181,6 +181,7 @@ class Gateway:
         if config.max_inflight_per_worker is not None:
             self.admission.keep_to(self.pool.places)
             self.pool.subscribe(self.admission.admit)
+        self.sessions.abort = self.relay.abort
         self.session_kv = SessionKv(self.pool, self.client)
         if config.session_kv:
             self.sessions.kv_name = self.path.caching.kv_name = kv_name
@@ -210,7 +211,7 @@ class Gateway:
         self.router = self.path.router(
             self.relay.generate,
             plugins=tuple(map(self.guard.generations, self.plugins.generation)),
-            context_len=self.pool.context_len,
+            context_lens=self.pool.context_lens,
         )
         self.joiner = Joiner(self.router, retry_grace_s=config.retry_grace_s)
         allowed = Allowances(config.allow_local_media, config.allow_custom_logit_processors)
@@ -331,10 +332,7 @@ class Gateway:
             ("POST", "/inference/v1/generate", self._serving(INFERENCE)),
             ("POST", "/v1/responses", shared(self._serving(responses(kept, settled)))),
             ("POST", "/v1/responses/input_tokens", shared(partial(count_input, *counts, kept))),
-            ("GET", "/v1/responses/{id}", shared(partial(stored.show, kept))),
-            ("DELETE", "/v1/responses/{id}", shared(partial(stored.delete, kept))),
-            ("GET", "/v1/responses/{id}/input_items", shared(partial(stored.list_items, kept))),
-            ("POST", "/v1/responses/{id}/cancel", shared(partial(stored.cancel, kept))),
+            *stored.routes(kept, shared),
             ("POST", "/v1/messages", self._serving(ANTHROPIC)),
             ("POST", "/v1/messages/count_tokens", partial(count_tokens, *counts)),
             ("POST", "/retrieve_from_text", retrieve.from_text),

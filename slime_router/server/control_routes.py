@@ -25,6 +25,7 @@ from slime_router.edge.headers import to_client, to_worker
 from slime_router.engine import answer as worker_answer
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import WorkerAnswer
+from slime_router.engine.request import RID_MARK, worker_rid
 from slime_router.errors import BadRequest, NoWorker, RouterError, WorkerFailed
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
@@ -155,7 +156,8 @@ class ControlRoutes:
         """The workers that run the generation, each with its name there; empty to abort on all.
 
         It is one of the caller's own, or of the owner that it names. A generation aborted this way
-        is not resumed.
+        is not resumed. A rid that nothing here has may be that of a request which was passed on;
+        it must not begin what another caller runs.
 
         Raises:
             BadRequest: `rid` is not a string, or `abort_all` not a boolean.
@@ -170,9 +172,13 @@ class ControlRoutes:
             await self._aborts.cancel_all()
         if is_for_all or not rid:
             return []
+        own = who.own_rid(rid)
+        found = await self._aborts.cancel(own)
+        if not found and (who.tag or rid.startswith(RID_MARK)):
+            found = [(worker, own) for worker in self._pool.list()]
         return [
-            (worker, replace(order, body=orjson.dumps({**fields, "rid": name})))
-            for worker, name in await self._aborts.cancel(who.own_rid(rid))
+            (worker, replace(order, body=orjson.dumps({**fields, "rid": worker_rid(name)})))
+            for worker, name in found
         ]
 
     async def _tell(self, worker: Worker, order: _Order) -> WorkerAnswer | RouterError:

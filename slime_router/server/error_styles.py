@@ -19,6 +19,7 @@ _STYLES: Mapping[str, ErrorStyle] = MappingProxyType(
         "/generate": NATIVE_ERRORS,
         "/v1/responses": RESPONSES_ERRORS,
         "/v1/responses/input_tokens": RESPONSES_ERRORS,
+        "/v1/responses/compact": RESPONSES_ERRORS,
         "/v1/responses/{id}": RESPONSES_ERRORS,
         "/v1/responses/{id}/input_items": RESPONSES_ERRORS,
         "/v1/responses/{id}/cancel": RESPONSES_ERRORS,

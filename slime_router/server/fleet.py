@@ -24,7 +24,7 @@ from slime_router.generation.weight_versions import WeightVersions
 from slime_router.launch.command import WorkerCommand, sglang_commands
 from slime_router.launch.launcher import Launcher
 from slime_router.pool.backoff import Backoff
-from slime_router.pool.breaker import BreakerSettings
+from slime_router.pool.failures import BreakerSettings
 from slime_router.pool.policy import make_policy
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker

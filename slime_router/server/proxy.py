@@ -18,7 +18,8 @@ from aiohttp import hdrs, web
 from slime_router.api import sse
 from slime_router.api.errors import openai_error_object
 from slime_router.api.generate.worker_bodies import WorkerBody
-from slime_router.api.request import reply_headers
+from slime_router.api.request import fresh_hex, reply_headers
+from slime_router.api.responses.dialect import PATH as RESPONSES_PATH
 from slime_router.auth.caller import Caller, caller
 from slime_router.auth.surface import CONVERSATIONS, Served, is_of_an_api, served_at, tidy_path
 from slime_router.edge.bodies import read_body, unpacked, unpacker_of
@@ -32,13 +33,13 @@ from slime_router.errors import (
     NotFound,
     NotSupported,
     NoWorker,
+    OnlyHttp,
     PayloadTooLarge,
     RouterError,
     ShuttingDown,
     WorkerFailed,
 )
 from slime_router.failover.relay import Relay
-from slime_router.fresh_ids import fresh_hex
 from slime_router.generation.admission import AdmissionQueue
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Need
@@ -286,7 +287,8 @@ class Fallback:
     async def _check(self, request: web.Request, path: str, served: Served | None) -> None:
         is_upgrade = request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
         if is_upgrade or (served is not None and served.how == "refused"):
-            raise NotSupported("Websockets are not served; use HTTP, with 'stream' where needed.")
+            refusal = OnlyHttp if tidy_path(path) == RESPONSES_PATH else NotSupported
+            raise refusal("Websockets are not served; use HTTP, with 'stream' where needed.")
         allowed = await _allowed_methods(request)
         if not allowed and served is not None and request.method not in served.methods:
             allowed = set(served.methods)

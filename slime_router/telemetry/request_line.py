@@ -28,13 +28,12 @@ class RequestLine:
         return self._text
 
     def _written(self) -> str:
-        method, path, status, ms, *values = self.fields.values()
-        texts = [*map(str, values)]
-        whole = "".join(texts)
-        if "" in texts or " " in whole or "=" in whole or not whole.isprintable():
-            texts = [*map(_shown, texts)]
-        said = map("{}={}".format, list(self.fields)[4:], texts)
-        return " ".join([f"{method} {path} {status} {ms:.0f} ms", *said])
+        known = dict(self.fields)
+        begin = (known.pop("method"), known.pop("path"), known.pop("status"), known.pop("ms"))
+        said = " ".join(map("{}={}".format, known.keys(), known.values()))
+        if not _is_plain(said, len(known)):
+            said = " ".join(f"{name}={_shown(value)}" for name, value in known.items())
+        return " ".join(["{} {} {} {:.0f} ms".format(*begin), said])
 
 
 def request_line(
@@ -85,6 +84,14 @@ def _add_outcomes(fields: dict[str, Any], record: RequestRecord) -> None:
         fields["finish"] = first.finish
 
 
-def _shown(text: str) -> str:
-    """A value, in quotes where it could be taken for several fields."""
+def _is_plain(said: str, count: int) -> bool:
+    """Whether so many fields in a row can be told apart as they are."""
+    has_empty = "= " in said or said.endswith("=")
+    is_apart = said.count("=") == count and said.count(" ") == count - 1
+    return is_apart and not has_empty and said.isprintable()
+
+
+def _shown(value: Any) -> str:
+    """A value as text: in quotes where it could be taken for several fields."""
+    text = str(value)
     return repr(text) if not text or " " in text or "=" in text or not text.isprintable() else text

@@ -14,6 +14,7 @@ from slime_router.template.layout import (
     compares_messages,
     end_of,
     holds,
+    parsed,
     stands_elsewhere,
 )
 from slime_router.template.messages import (
@@ -27,7 +28,7 @@ from slime_router.template.parts import Parts, find_parts, prints_names
 from slime_router.template.seam import Control, Sampled, Seam
 from slime_router.template.self_test import Findings, find_ends, self_test
 from slime_router.template.spelling import Spelling, find_spelling
-from slime_router.template.stand_ins import View, is_reply, unsaid_word
+from slime_router.template.stand_ins import View, is_reply, numbered_word, numbers_in
 from slime_router.template.suffix import Question, Suffix, Suffixes
 from slime_router.template.transcript import Transcripts
 from slime_router.types import Message, TemplateOptions
@@ -68,6 +69,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self.has_developer_role = tokenizer.has_developer_role
         self._takes_references = REFERENCE in (tokenizer.jinja_template or "")
+        self._tree = parsed(tokenizer.jinja_template)
         self.spelling = Spelling()
         self.findings = Findings()
         self.parts = Parts()
@@ -78,7 +80,7 @@ class ChatTemplate:
             self.prints_names = prints_names(self.try_render)
         ends = find_ends(self.try_render, tokenizer)
         self._seam = Seam(tokenizer, ends)
-        self._suffixes = Suffixes(self.try_render, self._seam, tokenizer.jinja_template)
+        self._suffixes = Suffixes(self.try_render, self._seam, self._tree)
         if tokenizer.chat_template is not None:
             self.findings = self_test(self, ends)
 
@@ -229,7 +231,7 @@ class ChatTemplate:
         ):
             return fields
         words = {
-            index: unsaid_word(f"{index}x")
+            index: numbered_word(index)
             for index, message in enumerate(new, first)
             if content_text(message.get("content")).strip()
         }
@@ -239,7 +241,8 @@ class ChatTemplate:
             for index, message in enumerate(view, len(messages) - len(view))
         ]
         again = self.try_render(marked, options, date)
-        lost = [index for index, word in words.items() if again is not None and word not in again]
+        printed = words.keys() if again is None else numbers_in(again)
+        lost = [index for index in words if index not in printed]
         return (*(f"messages[{index}]" for index in lost), *fields)
 
     def left_out_fields(
@@ -271,7 +274,7 @@ class ChatTemplate:
 
     def transcripts(self) -> Transcripts:
         """Keeps the texts of prompts, for what is rendered after them."""
-        is_fit = not compares_messages(self._tokenizer.jinja_template)
+        is_fit = not compares_messages(self._tree)
         return Transcripts(self._render_as_given, self._suffixes.literals if is_fit else None)
 
     def _render_as_given(

@@ -16,8 +16,9 @@ have the same conversation, as far as a client can be trusted to repeat it:
     a difference:   case and white space inside of content; true and 1; "null" and null; the order
                     of lists and of calls; invalid JSON that is spelled otherwise; NFC and NFD
 
-Identifiers of tool calls count only where the template prints them. Then arguments are also looked
-for without what agents change in them: defaults, and white space at the ends of lines.
+Identifiers of tool calls count only where the template prints them. Where they name no turn,
+arguments are also looked for without what agents change in them: defaults, null where a field may
+be left out, and white space at the ends of lines.
 
 Of several turns whose replies differ in white space alone, the one that is spelled as the client
 has it is found: see `spelling`.
@@ -148,8 +149,8 @@ def reply_links(
     """The keys under which a turn is found again: its reply as given, and without its thinking.
 
     Where the thinking was separated from it, also with both in one text, as some clients keep them;
-    where a call was cut, also with the object that its arguments begin; where the ids of calls are
-    not ours, also without what agents change in arguments. Beside them, the spelling of the
+    where a call was cut, also with the object that its arguments begin; and without what agents
+    change in arguments. Beside them, the spelling of the
     conversation with the reply as given; that of a reply which was cut is like no other.
     """
     forms = [reply]
@@ -161,7 +162,7 @@ def reply_links(
         forms.append({**reply, "content": f"{THINK}{reasoning}{THOUGHT}{content}"})
     begun = with_begun_arguments(reply)
     forms += begun
-    if with_call_ids and (told := without_repairs(reply, tools)) is not reply:
+    if (told := without_repairs(reply, tools)) is not reply:
         forms.append(told)
     links = [next_link(key, spelling, form, with_call_ids=with_call_ids) for form in forms]
     spelled = _digest(links[0][1], b"cut") if begun else links[0][1]

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from slime_router.cache.text_index import Place, TextIndex
-from slime_router.json_text import brackets
+from slime_router.json_text import signs
 from slime_router.types import Message
 
 LONG_LEN = 2**14  # bytes of a body that is worth a closer look
@@ -93,19 +93,19 @@ class Past:
 
     The head's come first. `count` is how many the others were in the body; `entries` has them as
     they came, where they are asked for. `is_whole`: each has one text, or nothing. `is_apart`: no
-    two of them are one reply in two parts. `brackets`: how many arrays and objects are in their
-    text, at most. `chains` has the last chain for each beginning of one.
+    two of them are one reply in two parts. `signs`: how many arrays, objects and members are in
+    their text, at most. `chains` has the last chain for each beginning of one.
     """
 
     __slots__ = (
-        "before", "brackets", "chains", "count", "entries", "followers", "head", "is_apart",
-        "is_whole", "messages", "place", "size",
+        "before", "chains", "count", "entries", "followers", "head", "is_apart",
+        "is_whole", "messages", "place", "signs", "size",
     )  # fmt: skip
 
     def __init__(
         self,
         messages: tuple[Message, ...],
-        brackets: int,
+        signs: int,
         count: int,
         *,
         head: Head = _NO_HEAD,
@@ -113,7 +113,7 @@ class Past:
         entries: tuple[Any, ...] = (),
     ) -> None:
         self.messages = messages
-        self.brackets = brackets
+        self.signs = signs
         self.count = count
         self.head = head
         self.is_whole = is_whole
@@ -200,11 +200,11 @@ class Written:
         """
         assert self._text is not None, "called twice"
         text, self._text = self._text, None
-        past, known, known_brackets, is_whole = self.past, self.known, 0, True
+        past, known, known_signs, is_whole = self.past, self.known, 0, True
         head = _NO_HEAD if past is None else past.head
         is_same = head.messages == tuple(first)
         if past is not None:
-            known_brackets, is_whole = past.brackets, past.is_whole
+            known_signs, is_whole = past.signs, past.is_whole
             if is_same and not self.new:
                 return Heard.of(past, past)
         if not is_same:
@@ -214,7 +214,7 @@ class Written:
         new = tuple(new)
         now = Past(
             (*known, *new),
-            known_brackets + brackets(text),
+            known_signs + signs(text),
             len(self),
             head=head,
             is_whole=is_whole and all(map(is_text, new)),
@@ -250,11 +250,13 @@ class MessageTexts:
         raw: bytes,
         owner: Owner = ("", ""),
         spoken: Spoken = _CHAT,
-        max_brackets: float = inf,
+        max_signs: float = inf,
+        max_messages: float = inf,
     ) -> tuple[dict[str, Any], bytes] | None:
         """A JSON object whose messages are `Written`, and the part of its text that is new.
 
-        None if it is short, has more brackets, or if anything about it is unusual.
+        None if it is short, has more signs (see `signs`) or messages, or if anything about it is
+        unusual.
         """
         field, is_long = b'"%b"' % spoken.field.encode(), len(raw) >= LONG_LEN
         at = raw.find(field) if self._max_kept_len > 0 and is_long else -1
@@ -271,12 +273,14 @@ class MessageTexts:
                 return None
             begin = following.end()
         rest = b"%b%b%b%b" % (raw[:at], self._name, opening[0], raw[begin:])
-        if brackets(rest) + (0 if past is None else past.brackets) > max_brackets:
+        if signs(rest) + (0 if past is None else past.signs) > max_signs:
             return None
         body = self._named(rest, spoken.field)
         if body is None:
             return None
         new = body[spoken.field]
+        if len(new) + (0 if past is None else past.count) > max_messages:
+            return None
         if not all(map(spoken.is_usual, new)) or (past is None and not new):
             return None
         new_at = at + len(self._name) + len(opening[0])

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, repeat
+from typing import TypeAlias
 
 import jinja2
 from jinja2 import nodes
@@ -23,10 +24,14 @@ from slime_router.template.stand_ins import Drawing, View, is_reply
 from slime_router.types import Message
 from slime_router.values import value
 
+Tree: TypeAlias = nodes.Template  # a template as Jinja reads it
 MAX_LAYOUTS = 16_384
 BEGINNING_LEN = 64  # characters of a text that is looked for
 MAX_BEGINNINGS = 8  # that are looked at one by one
 MAX_COMMON_LEN = 256  # characters of a text that a template may say by itself
+# Characters to look through for the results of one row, or for texts that may be elsewhere: less
+# than a second. Each is looked for among all the others.
+MAX_LOOKED_THROUGH = 2**28
 MAX_MARKS = 64  # of a layout; a conversation with more replies in view is rendered once more
 _PLAIN = frozenset({"role", "content"})
 _STRING_METHODS = frozenset({"startswith", "endswith", "split", "rsplit", "find", "replace"})
@@ -57,16 +62,17 @@ class Mark:
 class Layout:
     """What the prompt of a turn looked like.
 
-    `start` is the message from which it was rendered (0: all of it), which is enough as long as
-    messages follow each other as in `pairs`, and there are fewer than twice `proved_len` of them.
-    From `shift_len` messages in view on, a later start is tried.
+    `start` is the message from which it was rendered (0: all of it), after those whose places are
+    in `lead`. That is enough as long as messages follow each other as in `pairs`, and there are
+    fewer than twice `proved_len` of them. `hidden` says which followed which before `start`.
     """
 
     marks: tuple[Mark, ...]
     start: int = 0
+    lead: tuple[int, ...] = ()
+    hidden: frozenset[int] = frozenset()
     pairs: frozenset[int] = frozenset()
     proved_len: int = 0
-    shift_len: int = 0
 
     def agrees(self, drawing: Drawing) -> bool:
         """Whether the text before each reply is what it was."""
@@ -106,10 +112,12 @@ def holds(
     """Whether the text of each message is in `text` after `start`, one after the other.
 
     Consecutive results of tools may be in any order: some templates sort them. What was sampled
-    counts only `with_replies`, and then without its reasoning.
+    counts only `with_replies`, and then without its reasoning. Of more results than can be looked
+    for, the answer is no.
     """
     end = start
     was_result = False
+    left = MAX_LOOKED_THROUGH
     for message in messages:
         said = content_text(message.get("content"))
         if is_reply(message):
@@ -121,7 +129,8 @@ def holds(
         if not (is_result and was_result):
             start = end
         found = _find(text, said, start)
-        if found < 0:
+        left -= found - start if is_result and was_result else 0
+        if found < 0 or left < 0:
             return False
         end, was_result = max(end, found), is_result
     return True
@@ -143,22 +152,22 @@ def stands_elsewhere(messages: Sequence[Message], new: Sequence[Message], printe
     """Whether a text of the `new` messages may be in the prompt all the same if it is left out.
 
     It may in what the template prints of its own, or among the calls or the reasoning of
-    `messages`.
+    `messages`; or where there is too much of that to look through it for each.
     """
     texts = (content_text(message.get("content")).strip() for message in new)
-    short = [text for text in texts if 0 < len(text) <= MAX_COMMON_LEN]
+    short = {text for text in texts if 0 < len(text) <= MAX_COMMON_LEN}
     if not short:
         return False
     others = [printed]
     for message in messages:
         if len(message) > 2:  # more than a role and a text
             others += [str(value) for name, value in message.items() if name not in _PLAIN]
-    return any(text in other for text in short for other in others)
+    said = "\0".join(others)
+    return len(short) * len(said) > MAX_LOOKED_THROUGH or any(text in said for text in short)
 
 
-def printed_words(source: str | None) -> str:
+def printed_words(tree: Tree | None) -> str:
     """All that a template may print of its own, and a little more; empty where nobody knows."""
-    tree = _parsed(source)
     if tree is None:
         return ""
     texts = [data.data for data in tree.find_all(nodes.TemplateData)]
@@ -171,25 +180,44 @@ def pairs_of(messages: Sequence[Message], literals: Sequence[str]) -> frozenset[
     return frozenset(hash(pair) for pair in pairwise(_kind(m, literals) for m in messages))
 
 
-def compared_literals(source: str | None) -> tuple[str, ...] | None:
+def first_of_each(
+    messages: Sequence[Message], places: Iterable[int], literals: Sequence[str]
+) -> tuple[int, ...]:
+    """The places of the first of each kind of message that follows another.
+
+    A reply is there with all that comes after it, up to the next one, which there has to be.
+    """
+    seen, first = set[int](), list[int]()
+    for place in places:
+        if not is_reply(messages[place]):
+            continue
+        end = place + 1
+        while not is_reply(messages[end]):
+            end += 1
+        pairs = pairs_of(messages[place - 1 : end], literals)
+        if not pairs <= seen:
+            seen |= pairs
+            first += range(place, end)
+    return tuple(first)
+
+
+def compared_literals(tree: Tree | None) -> tuple[str, ...] | None:
     """The words for which a template looks in its messages (`'</think>' in content`).
 
-    None where nobody knows: `source` is None if the template is not Jinja.
+    None where nobody knows: there is no tree.
     """
-    tree = _parsed(source)
     if tree is None:
         return None
     found = {literal for literal in _literals(tree) if len(literal) > 1}
     return tuple(sorted(found))
 
 
-def compares_messages(source: str | None) -> bool:
+def compares_messages(tree: Tree | None) -> bool:
     """Whether a template asks if one message is another, as Mistral's do (`m == users[-1]`).
 
     Then a new message may change how an old one of the same words is printed. True where nobody
     knows.
     """
-    tree = _parsed(source)
     if tree is None:
         return True
     loops = (loop.target for loop in tree.find_all(nodes.For))
@@ -235,7 +263,8 @@ def has_word(text: str, word: str) -> bool:
     return word[:1] in text and word in text
 
 
-def _parsed(source: str | None) -> nodes.Template | None:
+def parsed(source: str | None) -> Tree | None:
+    """A template as Jinja reads it; None where there is none, or it has tags of its own."""
     if source is None:
         return None
     try:
@@ -244,7 +273,7 @@ def _parsed(source: str | None) -> nodes.Template | None:
         return None
 
 
-def _literals(tree: nodes.Template) -> Iterator[str]:
+def _literals(tree: Tree) -> Iterator[str]:
     for compare in tree.find_all(nodes.Compare):
         if isinstance(compare.expr, nodes.Const) and any(
             operand.op in ("in", "notin") for operand in compare.ops

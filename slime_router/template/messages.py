@@ -139,7 +139,8 @@ def _with_arguments(call: dict[str, Any], arguments: dict[str, Any]) -> dict[str
 
 def without_repairs(reply: Message, tools: Sequence[dict[str, Any]]) -> Message:
     """A reply without what agents change in the arguments of its calls: the defaults of the tools,
-    and white space at the ends of lines. The reply itself where there is neither.
+    null where a field may be left out, and white space at the ends of lines. The reply itself where
+    there is none of that.
     """
     calls = reply.get("tool_calls") or ()
     plain = [_unrepaired(call, tools) for call in calls]
@@ -167,11 +168,13 @@ def _unrepaired(call: dict[str, Any], tools: Sequence[dict[str, Any]]) -> dict[s
 def _defaults(name: Any, tools: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The values, as JSON, that the fields of a tool have where they are left out."""
     schemas = (tool["function"].get("parameters") for tool in tools if _name(tool) == name)
-    fields = next((each.get("properties") for each in schemas if isinstance(each, dict)), None)
+    schema = next((each for each in schemas if isinstance(each, dict)), {})
+    fields, required = schema.get("properties"), schema.get("required")
     return {
-        field: json.dumps(schema["default"])
-        for field, schema in (fields.items() if isinstance(fields, dict) else ())
-        if isinstance(schema, dict) and "default" in schema
+        field: json.dumps(each.get("default"))
+        for field, each in (fields.items() if isinstance(fields, dict) else ())
+        if isinstance(each, dict)
+        and ("default" in each or not (isinstance(required, list) and field in required))
     }
 
 

@@ -7,44 +7,36 @@ worker. Formats that are written in Python are in `checkpoint/`: `python_formats
 from __future__ import annotations
 
 import inspect
-import marshal
 import re
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import orjson
-from jinja2 import TemplateSyntaxError
+from jinja2 import Template, TemplateSyntaxError
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from slime_router.errors import BadRequest, SetupError, one_line
 from slime_router.json_text import escaped_halves
+from slime_router.template.forms.forms import Forms
+from slime_router.template.forms.watched import watching
 from slime_router.types import Message, TemplateOptions
 
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(?:(["'])(.*?)\1\s*\))?""")
 # A template sees plain values only, so its clock is pinned by a table of the formats it asks for.
 # Jinja swallows the line break; the template itself still starts on a new line.
+_CLOCK = "strftime_now"
 _PINNED_DATES = "pinned_dates"
 _PIN = f"{{% set strftime_now = {_PINNED_DATES}.get %}}\n"
 _OF_ALL_DICTS = frozenset(dir(dict))
 _OF_TEXTS = frozenset(n for n in dir(str) if not n.startswith("_")) - {"format", "format_map"}
+_HELLO: Message = {"role": "user", "content": "Hello"}
 _OF_JINJA = (Namespace, LoopContext)
-
-# Fields of a message that `transformers` hands on as they are, as far as a probe shows it.
-_HANDED_ON = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
-_SHOWN = "".join(
-    f"{{{{ {name} | tojson }}}}"
-    for name in ("messages", "tools", "documents", "add_generation_prompt", "more")
-)
-_TEXTS = frozenset({str, type(None)})
-_EXACT = (
-    orjson.OPT_PASSTHROUGH_DATACLASS
-    | orjson.OPT_PASSTHROUGH_DATETIME
-    | orjson.OPT_PASSTHROUGH_SUBCLASS
-)
 
 
 class JinjaRenderer:
@@ -76,8 +68,9 @@ class JinjaRenderer:
         calls = _DATE_CALL.findall(template)
         self._date_formats = {date_format for _, date_format in calls}
         self._can_pin = bool(calls) and "" not in self._date_formats
+        self._forms = Forms()
+        self._watching: dict[str, Template | None] = {}  # by their sources
         self._compile = getattr(chat_template_utils, "_compile_jinja_template", None)
-        self._compiled: dict[str, Any] = {}  # of templates that plain values may be given directly
 
     def render(
         self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
@@ -99,8 +92,15 @@ class JinjaRenderer:
         if date is not None and self._can_pin:
             template = _PIN + template
             kwargs[_PINNED_DATES] = {each: date.strftime(each) for each in self._date_formats}
+        render = partial(self._apply, template, options, kwargs)
         try:
-            return self._apply(template, messages, options, kwargs)
+            about = self._about(template, options, kwargs)
+            if about is None:
+                text = render(messages)
+            else:
+                watch = partial(self._watch, template, options, kwargs)
+                text = self._forms.rendered(messages, about, render, watch)
+            return escaped_halves(text)  # of a call's arguments: no tokenizer takes them otherwise
         except Exception as exc:  # a template is a program: on a client's messages it may raise any
             reason = f"The chat template cannot render these messages: {one_line(exc)}"
             raise BadRequest(reason, param="messages") from exc
@@ -108,83 +108,73 @@ class JinjaRenderer:
     def check(self, name: str) -> None:
         """Compile the template; `SetupError` if it is not Jinja."""
         try:
-            self._apply(
-                self._template, [{"role": "user", "content": "Hello"}], TemplateOptions(), {}
-            )
+            self._apply(self._template, TemplateOptions(), {}, [_HELLO])
         except Exception as exc:  # it may refuse such messages; only its syntax matters here
             if isinstance(exc, TemplateSyntaxError):
                 raise SetupError(f"{name}: bad chat template: {one_line(exc)}") from exc
-        if self._compile is None or self._renders_itself:
-            return
-        sources = (self._template, _PIN + self._template)
-        compiled = {source: self._compile(source) for source in sources}
-        for each in compiled.values():
-            _make_cheaper(each)
-        if _hands_on(self._render_jinja, self._compile):
-            self._compiled = compiled
+        if self._compile is not None and not self._renders_itself:
+            pinned = [_PIN + self._template] if self._can_pin else []
+            for source in (self._template, *pinned):
+                compiled = self._compile(source)
+                _make_cheaper(compiled)
+                self._watching[source] = watching(compiled, source)
 
     def _apply(
         self,
         template: str,
-        messages: Sequence[Message],
         options: TemplateOptions,
         kwargs: Mapping[str, Any],
+        messages: Sequence[Message],
     ) -> str:
         goes_on = options.continue_final_message
-        chat, settings = list(messages), {**self._known, **kwargs}
-        settings["tools"] = list(options.tools) or None
-        settings["add_generation_prompt"] = options.add_generation_prompt and not goes_on
+        settings: dict[str, Any] = {
+            "tools": list(options.tools) or None,
+            "chat_template": template,
+            "add_generation_prompt": options.add_generation_prompt and not goes_on,
+            "continue_final_message": goes_on,
+            **kwargs,
+        }
         text: str
-        compiled = None if goes_on else self._compiled.get(template)
-        if compiled is not None and _is_handed_on(chat, settings):
-            text = compiled.render(settings, messages=chat, documents=None)
-            return escaped_halves(text)
-        settings |= {"chat_template": template, "continue_final_message": goes_on}
         if self._renders_itself:
-            text = self._hf.apply_chat_template(chat, tokenize=False, **settings)
+            text = self._hf.apply_chat_template(list(messages), tokenize=False, **settings)
         else:  # without the wrapper, which takes a content that is null from the messages
-            text = self._render_jinja([chat], **settings)[0][0]
-        return escaped_halves(text)  # of a call's arguments: no tokenizer takes them otherwise
+            text = self._render_jinja([list(messages)], **{**self._known, **settings})[0][0]
+        return text
 
+    def _about(
+        self, template: str, options: TemplateOptions, kwargs: Mapping[str, Any]
+    ) -> Hashable | None:
+        """All but the messages that a rendering depends on; None where it may be something else."""
+        has_clock = template is self._template and _CLOCK in template
+        if options.continue_final_message or has_clock or self._renders_itself:
+            return None
+        if not (kwargs or options.tools):
+            return options.add_generation_prompt
+        try:
+            written = orjson.dumps([options.tools, kwargs])
+        except TypeError:  # JSON cannot say it
+            return None
+        return options.add_generation_prompt, blake2b(written, digest_size=16).digest()
 
-def _is_handed_on(chat: list[Message], settings: Mapping[str, Any]) -> bool:
-    """Whether `transformers` would give the template copies of these values, and nothing else.
-
-    It rebuilds all of them of JSON's own types, which takes longer than most templates.
-    """
-    if "documents" in settings or not all(map(_HANDED_ON.issuperset, chat)):
-        return False
-    richer = [m for m in chat if not _TEXTS.issuperset(map(type, m.values()))]
-    return _is_json([richer, settings])
-
-
-def _is_json(value: Any) -> bool:
-    """Whether it is made of JSON's own types: both writers take these, and together no others."""
-    try:
-        orjson.dumps(value, option=_EXACT)
-        marshal.dumps(value, 2)  # without references, which take longer
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _hands_on(render_jinja: Callable[..., Any], compile_jinja: Callable[[str], Any]) -> bool:
-    """Whether a template that shows all that it is given shows the same if it is given it directly.
-
-    Another release of `transformers` may add to a message, or leave out of it.
-    """
-    call = {"type": "function", "function": {"name": "f", "arguments": {"a": [1, None, "b"]}}}
-    chat = [
-        {"role": "user", "content": [{"type": "text", "text": "a"}], "name": None},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "content": "b", "tool_call_id": "c"},
-    ]
-    for tools in ([call], None):
-        settings = {"tools": tools, "add_generation_prompt": True, "more": {"a": [False, 1.5]}}
-        shown = render_jinja([chat], chat_template=_SHOWN, **settings)[0][0]
-        if shown != compile_jinja(_SHOWN).render(settings, messages=chat, documents=None):
-            return False
-    return True
+    def _watch(
+        self,
+        template: str,
+        options: TemplateOptions,
+        kwargs: Mapping[str, Any],
+        messages: Sequence[Message],
+    ) -> str:
+        """The same for texts that are watched: `transformers` would make plain texts of them."""
+        watched = self._watching.get(template)
+        if watched is None:
+            raise ValueError("nobody can watch what this template does with a text")
+        return watched.render(
+            **self._known,
+            messages=messages,
+            tools=list(options.tools) or None,
+            documents=None,
+            add_generation_prompt=options.add_generation_prompt,
+            **kwargs,
+        )
 
 
 def _make_cheaper(compiled: Any) -> None:

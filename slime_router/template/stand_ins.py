@@ -11,6 +11,7 @@ prints nothing of it, less is tried: the first call only, then no calls.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -30,6 +31,18 @@ def unsaid_word(name: str) -> str:
 
 
 SENTINEL = unsaid_word("sentinel")
+_NUMBER = unsaid_word("number")
+_NUMBERED = re.compile(f"{_NUMBER}([0-9]+)x")
+
+
+def numbered_word(number: int) -> str:
+    """One of many unsaid words, none of which is in another."""
+    return f"{_NUMBER}{number}x"
+
+
+def numbers_in(text: str) -> set[int]:
+    """The numbers of the numbered words in a text."""
+    return {int(number) for number in _NUMBERED.findall(text)}
 
 
 class Form(IntEnum):
@@ -48,11 +61,14 @@ class View:
     index: int
 
     @staticmethod
-    def of(messages: Sequence[Message], index: int, start: int) -> View:
-        """The first user's turn and what comes before it, then all from `start` on; 0 is all."""
+    def of(messages: Sequence[Message], index: int, start: int, lead: Sequence[int] = ()) -> View:
+        """The first user's turn and what comes before it, then all from `start` on; 0 is all.
+
+        Between them stand the messages whose places are in `lead`.
+        """
         if not start:
             return View(tuple(messages), index)
-        head = messages[: head_len(messages)]
+        head = (*messages[: head_len(messages)], *(messages[place] for place in lead))
         return View((*head, *messages[start:]), index - start + len(head))
 
     @property

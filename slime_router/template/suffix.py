@@ -13,12 +13,13 @@ Otherwise the answer is None and the caller renders everything: never a guess.
 Long conversations are not rendered from their beginning each time. What is rendered starts at a
 later reply once the same was seen to come out of both; the start moves on as the conversation
 grows, so that a turn costs what is new. It is seen for this conversation, for the kinds of messages
-that were there, and again whenever the conversation has doubled.
+that were there, while the same kinds are out of view, and again whenever the conversation has
+doubled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -26,8 +27,10 @@ from slime_router.template.layout import (
     MAX_MARKS,
     Layout,
     Mark,
+    Tree,
     begin_of,
     compared_literals,
+    first_of_each,
     holds,
     in_view,
     marks_of,
@@ -46,6 +49,8 @@ from slime_router.template.stand_ins import (
     draw,
     head_len,
     is_reply,
+    numbered_word,
+    numbers_in,
     unsaid_word,
 )
 from slime_router.types import Message, TemplateOptions
@@ -91,35 +96,31 @@ class Question:
 class Suffixes:
     """Finds suffixes with one template. `render` returns None where it refuses the messages."""
 
-    def __init__(self, render: Render, seam: Seam, source: str | None) -> None:
+    def __init__(self, render: Render, seam: Seam, tree: Tree | None) -> None:
         self._render = render
         self._seam = seam
-        self.literals = compared_literals(
-            source
-        )  # that the template looks for, where they are known
+        self.literals = compared_literals(tree)  # that the template looks for, where it is known
         self._literals = self.literals or ()
-        self.printed = printed_words(source)
+        self.printed = printed_words(tree)
 
     def find(self, question: Question, *, sampled: Sampled, layout: Layout | None) -> Suffix | None:
         """The suffix, or None where the template is not shown to append.
 
         `sampled` is the held reply, `layout` that of the held turn's prompt, where known.
         """
-        if layout is None or not layout.start:
-            return self._find(question, sampled, layout)
-        if self.covers(layout, question):
-            return self._find(question, sampled, layout) or self._find(question, sampled, None)
-        found = self._find(question, sampled, None)
-        if found is None or found.layout is None or not found.layout.start:
-            return found
-        pairs = found.layout.pairs | layout.pairs  # what was seen before counts further on
-        return replace(found, layout=replace(found.layout, pairs=pairs))
+        is_near = layout is not None and layout.start and self.covers(layout, question)
+        found = self._find(question, sampled, layout) if is_near else None
+        return found or self._find(question, sampled, layout, is_whole=True)
 
-    def _find(self, question: Question, sampled: Sampled, known: Layout | None) -> Suffix | None:
-        view = View.of(question.messages, question.index, known.start if known else 0)
+    def _find(
+        self, question: Question, sampled: Sampled, layout: Layout | None, *, is_whole: bool = False
+    ) -> Suffix | None:
+        start, lead = (0, ()) if is_whole or layout is None else (layout.start, layout.lead)
+        view = View.of(question.messages, question.index, start, lead)
         drawing = self._draw(view, question)
         if drawing is None:
             return None
+        known = layout if layout is not None and layout.start == start else None
         if known is None or not known.agrees(drawing):
             known = self._layout_before(view, drawing, question)
             if known is None or not known.agrees(drawing):
@@ -128,7 +129,7 @@ class Suffixes:
         if left_out is None:
             return None
         cut = self._cut(view, drawing, question, sampled)
-        after = self._after(known, view, drawing, question)
+        after = self._after(known, layout or known, view, drawing, question)
         return Suffix(drawing.behind[cut.start :], cut.drop, left_out, after)
 
     def layout(self, question: Question, text: str) -> Layout | None:
@@ -140,7 +141,7 @@ class Suffixes:
         if SENTINEL in text:
             return None
         if not any(map(is_reply, messages)):
-            return Layout((Mark.of(text, messages),), shift_len=SHIFT_LEN)
+            return Layout((Mark.of(text, messages),))
         start = later_start(question, question.size - 1)
         if not start:
             return None
@@ -153,8 +154,9 @@ class Suffixes:
         if drawn is None:
             return None
         marks = marks_of(drawn.parts, near.groups()[:-1])
+        hidden = pairs_of(messages[: start + 1], self._literals)
         pairs = pairs_of(messages[start - 1 :], self._literals)
-        return Layout(marks, start, pairs, question.size, SHIFT_LEN)
+        return Layout(marks, start, (), hidden, pairs, question.size)
 
     # Rendering
 
@@ -193,8 +195,8 @@ class Suffixes:
         ):
             return ()
         words = {
-            view.index + 1 + number: f"{_LATER}{number}x"
-            for number, message in enumerate(view.later)
+            index: numbered_word(index)
+            for index, message in enumerate(view.later, view.index + 1)
             if not is_reply(message) and content_text(message.get("content")).strip()
         }
         marked = [
@@ -206,16 +208,14 @@ class Suffixes:
             return None
         if holds(again.behind, marked[view.index + 1 :]):
             return ()
-        if len(view.messages) < question.size:
-            return None
         text = self._render(marked, question.options, question.date)  # with the replies themselves
-        lost = tuple(
-            index for index, word in words.items() if text is not None and word not in text
-        )
+        printed = words.keys() if text is None else numbers_in(text)
+        lost = tuple(index for index in words if index not in printed)
         kept = [
             each for index, each in enumerate(marked) if index > view.index and index not in lost
         ]
-        return lost if holds(again.behind, kept) else None
+        out_of_view = question.size - len(view.messages)
+        return tuple(out_of_view + index for index in lost) if holds(again.behind, kept) else None
 
     # The seam
 
@@ -263,36 +263,50 @@ class Suffixes:
         )
 
     def _after(
-        self, known: Layout, view: View, drawing: Drawing, question: Question
+        self, known: Layout, before: Layout, view: View, drawing: Drawing, question: Question
     ) -> Layout | None:
-        """The layout of the prompt that is made."""
+        """The layout of the prompt that is made; `before` is that of the held turn's own."""
         if any(map(is_reply, view.later)):
             return None  # they become stand-ins, and the parts others
-        shift_len = known.shift_len or SHIFT_LEN
-        if len(view.messages) >= shift_len:
-            moved = self._moved(drawing, question)
-            if moved is not None and known.start:
-                pairs = known.pairs | moved.pairs  # those that went out of view were seen, too
-                return replace(moved, pairs=pairs, proved_len=known.proved_len)
+        if len(view.messages) - len(known.lead) >= SHIFT_LEN:
+            moved = self._moved(before, drawing, question)
             if moved is not None:
-                return replace(moved, proved_len=question.size)
-            shift_len = 2 * len(view.messages)
+                return replace(moved, proved_len=known.proved_len or question.size)
         marks = (*known.marks, Mark.of(drawing.behind, view.later))
-        return replace(known, marks=marks, shift_len=shift_len) if len(marks) <= MAX_MARKS else None
+        return replace(known, marks=marks) if len(marks) <= MAX_MARKS else None
 
-    def _moved(self, drawing: Drawing, question: Question) -> Layout | None:
-        """The same from a later reply on, where all after that reply comes out alike."""
+    def _moved(self, before: Layout, drawing: Drawing, question: Question) -> Layout | None:
+        """The same from a later reply on, where all after that reply comes out alike.
+
+        Where it does not, the first messages of each kind are kept before it: DeepSeek's templates
+        print the first result of a tool in another way than those that follow.
+        """
         start = later_start(question, question.index)
         if not start:
             return None
-        near = View.of(question.messages, question.index, start)
-        drawn = self._draw(near, question, [drawing.form])
-        if drawn is None or len(drawn.parts) > len(drawing.parts):
-            return None
-        if drawn.parts[1:] != drawing.parts[len(drawing.parts) - len(drawn.parts) + 1 :]:
-            return None
-        pairs = pairs_of(question.messages[start - 1 :], self._literals)
-        return Layout(in_view(near, drawn), start, pairs, shift_len=SHIFT_LEN)
+        messages = question.messages
+        new = messages[max(before.start - 1, 0) : start + 1]
+        hidden = before.hidden | pairs_of(new, self._literals)
+        for places in self._leads(before, start, question):
+            lead = first_of_each(messages, places, self._literals)
+            near = View.of(messages, question.index, start, lead)
+            drawn = self._draw(near, question, [drawing.form])
+            own = 1 + sum(is_reply(messages[place]) for place in lead)
+            if drawn is None or drawn.parts[own:] != drawing.parts[own - len(drawn.parts) :]:
+                continue
+            pairs = pairs_of(messages[start - 1 :], self._literals)
+            if (lead, hidden) == (before.lead, before.hidden):
+                pairs |= before.pairs  # what was seen counts while the same is out of view
+            return Layout(in_view(near, drawn), start, lead, hidden, pairs)
+        return None
+
+    def _leads(self, before: Layout, start: int, question: Question) -> Iterator[Iterable[int]]:
+        """The places of the messages of which some may be kept before a start; none at first."""
+        if before.lead:
+            yield (*before.lead, *range(before.start, start))
+        else:
+            yield ()
+            yield range(head_len(question.messages), start)
 
 
 def later_start(question: Question, last: int) -> int:

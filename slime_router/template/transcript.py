@@ -28,6 +28,7 @@ from sys import getsizeof
 
 import orjson
 
+from slime_router.json_text import cut_to_size
 from slime_router.template.layout import Mark, has_word
 from slime_router.template.stand_ins import View, head_len, is_reply
 from slime_router.template.suffix import Question, Render, later_start
@@ -308,7 +309,7 @@ def _circumstances(question: Question) -> bytes | None:
 
 def _written(value: object) -> bytes | None:
     try:
-        return orjson.dumps(value)
+        return cut_to_size(orjson.dumps(value))
     except TypeError:  # half a surrogate pair, say
         return None
 

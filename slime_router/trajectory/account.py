@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from slime_router.json_text import cut_to_size
 from slime_router.types import Message
 from slime_router.values import replace, value
 
@@ -56,6 +57,6 @@ def packed_words(messages: Sequence[Message], reply: Message) -> bytes:
     """Messages and reply as `Account.words`."""
     words = {"messages": messages, "reply": reply}
     try:
-        return orjson.dumps(words)
+        return cut_to_size(orjson.dumps(words))
     except TypeError:  # halves of emojis, or deeper than orjson writes
         return json.dumps(words, separators=(",", ":")).encode()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 
-from slime_router.trajectory.by_number import ByNumber, put_by_number
-from slime_router.trajectory.turn import Turn
+from slime_router.trajectory.turn import ByNumber, Turn, put_by_number
 
 _OTHERS = b"~"  # turns of all other spellings
 

@@ -11,8 +11,7 @@ from secrets import randbits
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_router.trajectory.by_number import ByNumber, put_by_number
-from slime_router.trajectory.turn import Turn
+from slime_router.trajectory.turn import ByNumber, Turn, put_by_number
 from slime_router.types import TokenIds
 
 Party = tuple[str, str]  # a session and a scope

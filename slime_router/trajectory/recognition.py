@@ -208,8 +208,8 @@ class Recogniser:
         return turn if made == turn.calls else None
 
     def _repaired_turn(self, message: Message, asked: Key, call: GenerateCall) -> Turn | None:
-        """The turn of a reply whose ids the model chose, and whose arguments an agent changed."""
-        if not (self._template.findings.prints_call_ids and is_reply(message)):
+        """The turn of a reply whose ids name none, and whose arguments an agent changed."""
+        if not (is_reply(message) and message.get("tool_calls")):
             return None
         told = without_repairs(message, call.template.tools)
         as_given, as_told = (self._next(Link(asked, b""), each).key for each in (message, told))

@@ -18,8 +18,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from slime_router.auth.owners import owner_of, shown
 from slime_router.errors import Conflict, SessionLimit
-from slime_router.trajectory.by_number import ByNumber, put_by_number
-from slime_router.trajectory.turn import Turn
+from slime_router.trajectory.turn import ByNumber, Turn, put_by_number
 from slime_router.types import Pins, Sampling
 
 SessionState: TypeAlias = Literal["implicit", "open", "closing", "closed"]

@@ -6,7 +6,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import field
-from typing import TypedDict, cast
+from typing import TypeAlias, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from slime_router.types import (
 from slime_router.values import value
 
 Logprobs = NDArray[np.float32] | NDArray[np.float64]
+ByNumber: TypeAlias = dict[str, int]  # ids of turns to their numbers, the lowest first
 
 
 def logprob_array(values: Sequence[float | None]) -> Logprobs:
@@ -42,6 +43,16 @@ def logprob_array(values: Sequence[float | None]) -> Logprobs:
     exact, small = array("d", floats), array("f", floats)
     is_exact = array("d", small).tobytes() == exact.tobytes()
     result: Logprobs = np.array(small if is_exact else exact)
+    result.setflags(write=False)
+    return result
+
+
+def narrowed(exact: NDArray[np.float64]) -> Logprobs:
+    """What `logprob_array` makes of the same values, for many that are in an array already."""
+    with np.errstate(over="ignore"):
+        small = exact.astype(np.float32)
+    is_exact = small.astype(np.float64).tobytes() == exact.tobytes()
+    result: Logprobs = small if is_exact else exact
     result.setflags(write=False)
     return result
 
@@ -143,3 +154,13 @@ class Trace:
     loss_mask: NDArray[np.int8]  # 1 where a model sampled the token
     logprobs: NDArray[np.float64]  # NaN where there is none
     weight_versions: tuple[WeightVersion | None, ...]
+
+
+def put_by_number(turns: ByNumber, turn_id: str, seq: int) -> None:
+    """Add a turn at its place: the last one, unless it comes from another router."""
+    last = next(reversed(turns.values()), seq)
+    turns[turn_id] = seq
+    if seq < last:
+        ordered = sorted(turns.items(), key=lambda item: item[1])
+        turns.clear()
+        turns.update(ordered)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slime_router.api.request import fresh_hex
 from slime_router.archive.database import SharedDatabase
 from slime_router.archive.home import put_of
 from slime_router.archive.homes import home_of_session, name_of_id, name_of_key, names_of
@@ -22,7 +23,6 @@ from slime_router.archive.opening import opened
 from slime_router.archive.sqlite import SqliteArchive
 from slime_router.config import JournalSettings
 from slime_router.errors import SetupError
-from slime_router.fresh_ids import fresh_hex
 from slime_router.journal.closings import Leaving
 from slime_router.journal.codec import packed_session
 from slime_router.journal.database import (

@@ -7,18 +7,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from tests.npm import NpmFailed, npm
 
 PACKAGES = Path(__file__).resolve().parent / "npm"
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "clients"
 NAMES = tuple(sorted(path.parent.name for path in PACKAGES.glob("*/package.json")))
 MARKER = ".installed"  # holds the hash of the package.json that was installed
-INSTALL = ("npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent")
+INSTALL = ("install", "--no-package-lock", "--no-audit", "--no-fund")
 INSTALL_TIMEOUT_S = 600.0
 
 
@@ -52,7 +52,10 @@ def install(name: str) -> None:
         made = Path(scratch, name)
         made.mkdir()
         shutil.copy(PACKAGES / name / "package.json", made)
-        _npm_install(name, made)
+        try:
+            npm(*INSTALL, directory=made, timeout_s=INSTALL_TIMEOUT_S)
+        except NpmFailed as exc:
+            raise InstallError(f"{name}: {exc}") from exc
         (made / MARKER).write_text(_wanted(name))
         shutil.rmtree(_directory(name), ignore_errors=True)
         made.rename(_directory(name))
@@ -64,26 +67,6 @@ def _directory(name: str) -> Path:
 
 def _wanted(name: str) -> str:
     return hashlib.sha256((PACKAGES / name / "package.json").read_bytes()).hexdigest()
-
-
-def _npm_install(name: str, directory: Path) -> None:
-    try:
-        subprocess.run(
-            INSTALL,
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=INSTALL_TIMEOUT_S,
-            cwd=directory,
-            env=os.environ | {"npm_config_update_notifier": "false"},
-        )
-    except FileNotFoundError as exc:
-        raise InstallError("npm is not installed") from exc
-    except subprocess.TimeoutExpired as exc:
-        raise InstallError(f"{name}: npm took more than {INSTALL_TIMEOUT_S:.0f} s") from exc
-    except subprocess.CalledProcessError as exc:
-        said = " ".join(exc.stderr.split())
-        raise InstallError(f"{name}: npm failed: {said[-500:]}") from exc
 
 
 def main() -> int:

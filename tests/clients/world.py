@@ -21,7 +21,7 @@ import aiohttp
 from slime_router.testing import FakeWorker
 from slime_router.testing.script import Script
 from slime_router.tokens.tokenizer import Tokenizer
-from tests.integration.gateway import serving
+from tests.integration.gateway import Words, serving
 from tests.talk import real_tokenizer
 from tests.vocabularies import vocabulary
 
@@ -30,20 +30,6 @@ IM_END = 151645  # ends a reply in Qwen3's vocabulary
 MODEL = "qwen3"
 ASIDE = "A short title"  # said to whatever is not about the task
 RUN_TIMEOUT_S = 180.0
-
-
-class Words:
-    """Qwen3's tokenizer as a worker has it."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def encode(self, text: str) -> Sequence[int]:
-        ids: list[int] = self._tokenizer.encode(text).tolist()
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @dataclass

@@ -138,8 +138,9 @@ def test_generate_hands_unknown_fields_and_meta_info_through(router_url, witness
     reply = post(f"{router_url}/generate", body)
     asked = witness.exchanges[-1].asked()
     assert asked["my_field"] == {"a": [1]}
-    assert asked["rid"] == "mine-1"
-    assert reply == witness.exchanges[-1].items()[0]
+    assert asked["rid"].endswith(":mine-1")
+    said = witness.exchanges[-1].items()[0]
+    assert reply == {**said, "meta_info": {**said["meta_info"], "id": "mine-1"}}
     assert len(reply["meta_info"]["output_top_logprobs"]) == 3
 
 

@@ -263,6 +263,7 @@ async def test_what_is_wrong_is_one_line(export, tmp_path, monkeypatch):
         assert words in error
         assert error.startswith("slime-router export: error: ")
         assert error.count("\n") == 1
+        assert not (tmp_path / "rows").exists(), "nothing is made where there is nothing to read"
     await export("--format", "jsonl", "--url", "http://127.0.0.1:1")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     code, _, error = await export("--url", "http://127.0.0.1:1")

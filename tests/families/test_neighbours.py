@@ -293,6 +293,39 @@ async def test_a_thought_that_the_client_began_is_a_part_of_its_turn(name, is_ap
     talk.suffix(before, await talk.hear([ASK, echo, user("More")], "Fine.", tools=()))
 
 
+def k3_call(city: str) -> str:
+    return K3_THOUGHT + K3_RESPONSE + K3_CALL.replace("Paris", city) + K3_END
+
+
+@pytest.mark.parametrize("session_id", [None, "s1"])
+@pytest.mark.parametrize(
+    "repaired", ['{"city": "Rome", "note": null}', '{"note":"", "city":"Rome"}']
+)
+async def test_arguments_that_an_agent_fills_in_leave_a_call_what_it_was(session_id, repaired):
+    """Kimi K3's ids name no turn, and its template prints none."""
+    talk = FamilyTalk(family("kimi_k3"))
+    fields: dict[str, Any] = {"city": {"type": "string"}, "note": {"type": ["string", "null"]}}
+    if "null" not in repaired:
+        fields["note"]["default"] = ""
+    parameters = {"type": "object", "properties": fields, "required": ["city"]}
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": parameters}}]
+    given: dict[str, Any] = {"tools": tools, "session_id": session_id}
+    before = await talk.hear([ASK], k3_call("Rome"), "<|end_of_msg|>", **given)
+    await talk.hear([ASK], k3_call("Paris"), "<|end_of_msg|>", **given)
+    reply = with_arguments(before.reply, repaired)
+    messages = [ASK, reply, *results(reply, "Sunny")]
+    talk.suffix(before, await talk.hear(messages, "Fine.", "<|end_of_msg|>", **given))
+    other = with_arguments(before.reply, '{"city": "Rome", "note": "x"}')
+    after = await talk.hear([ASK, other, *results(other, "Sunny")], "Fine.", **given)
+    assert after.status != "extended"
+
+
+def with_arguments(reply: Message, arguments: str) -> Message:
+    [call] = reply["tool_calls"]
+    function = {"name": "get_weather", "arguments": arguments}
+    return {**reply, "tool_calls": [{**call, "function": function}]}
+
+
 @pytest.mark.parametrize("session_id", [None, "s1"])
 async def test_arguments_that_an_agent_repairs_leave_a_call_what_it_was(session_id):
     """Kimi's ids name no turn; an agent fills in defaults, and strips the lines of a text."""
@@ -305,9 +338,7 @@ async def test_arguments_that_an_agent_repairs_leave_a_call_what_it_was(session_
     paris = await talk.hear([ASK], kimi_call("Paris  \\nand so"), "<|im_end|>", **given)
 
     async def answered(before: Heard, arguments: str) -> tuple[list[Message], Heard]:
-        [call] = before.reply["tool_calls"]
-        function = {"name": "get_weather", "arguments": arguments}
-        reply = {**before.reply, "tool_calls": [{**call, "function": function}]}
+        reply = with_arguments(before.reply, arguments)
         messages = [ASK, reply, *results(reply, "Sunny")]
         return messages, await talk.hear(messages, "Fine.", "<|im_end|>", **given)
 

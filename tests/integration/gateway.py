@@ -18,18 +18,20 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from slime_router.checkpoint import checkpoint as checkpoints
-from slime_router.checkpoint.checkpoint import load_checkpoint
+from slime_router.checkpoint.checkpoint import load_checkpoint, load_tokenizer
 from slime_router.cli.run import listener
 from slime_router.config import Config
+from slime_router.dashboard import page
 from slime_router.replies.sglang_detection import thinking_of
 from slime_router.server import app
 from slime_router.server.app import Gateway
 from slime_router.siblings.place import Place
-from slime_router.template import suffix
-from slime_router.template.layout import compared_literals
+from slime_router.template.chat_template import ChatTemplate
 from slime_router.testing import FakeWorker
+from slime_router.tokens import tokenizer as tokenizers
+from slime_router.tokens.encoder import Encoder
 from slime_router.tokens.model import Model
+from slime_router.tokens.tokenizer import Tokenizer
 from tests.integration.scripted import events
 from tests.stack import tiny_tokenizer
 from tests.tiny import CONTEXT_LEN, build_tiny_checkpoint
@@ -50,11 +52,22 @@ def checkpoint() -> Path:
 def read_once() -> Iterator[None]:
     """Gateways that are made in it share what they would all read from the tiny checkpoint."""
     with (
-        patch.object(checkpoints, "load_checkpoint", _load),
-        patch.object(suffix, "compared_literals", _literals),
+        patch.object(app, "load_tokenizer", _load),
+        patch.object(app, "ChatTemplate", _template),
         patch.object(app, "thinking_of", _thinking),
+        patch.object(page, "assets", _assets),
     ):
         yield
+
+
+class TinyTokenizer(Tokenizer):
+    """A gateway's own tokenizer of the tiny checkpoint, with the encoder of the `first` one."""
+
+    def __init__(self, first: Tokenizer | None = None, **options: Any) -> None:
+        self.options = options
+        encoder = Encoder if first is None else lambda *_: first._encoder
+        with patch.object(tokenizers, "Encoder", encoder):
+            super().__init__(_tiny_model(**options))
 
 
 @cache
@@ -62,25 +75,40 @@ def _tiny_model(**options: Any) -> Model:
     return load_checkpoint(str(checkpoint()), **options)
 
 
-def _load(path: str, **options: Any) -> Model:
+@cache
+def _tiny_template(**options: Any) -> tuple[Tokenizer, ChatTemplate]:
+    first = TinyTokenizer(**options)
+    return first, ChatTemplate(first)
+
+
+def _load(path: str, **options: Any) -> Tokenizer:
     if path == str(checkpoint()) and options["chat_template"] is None:  # that may be any file
-        return _tiny_model(**options)
-    return load_checkpoint(path, **options)
+        return TinyTokenizer(_tiny_template(**options)[0], **options)
+    return load_tokenizer(path, **options)
 
 
-_literals = cache(compared_literals)
+def _template(tokenizer: Tokenizer) -> ChatTemplate:
+    if isinstance(tokenizer, TinyTokenizer):
+        return _tiny_template(**tokenizer.options)[1]
+    return ChatTemplate(tokenizer)
+
+
 _thinking = cache(thinking_of)  # SGLang's rules parse the template four times
+_assets = cache(page.assets)
 
 
 class Words:
-    """The tiny tokenizer as a worker has it."""
+    """A tokenizer as a worker has it: the tiny one, unless another is given."""
+
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+        self._tokenizer = tokenizer or tiny_tokenizer()
 
     def encode(self, text: str) -> Sequence[int]:
-        ids: list[int] = tiny_tokenizer().encode(text).tolist()
+        ids: list[int] = self._tokenizer.encode(text).tolist()
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return tiny_tokenizer().decode(ids, skip_special_tokens=True)
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class OtherWords(Words):
@@ -164,8 +192,9 @@ async def serving(
     )
     with read_once():
         gateway = Gateway(config, greeting_delays_s=greeting_delays_s, place=place)
+        application = gateway.app()
     runner = web.AppRunner(
-        gateway.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
+        application, handler_cancellation=True, access_log=None, shutdown_timeout=1.0
     )
     await runner.setup()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, TypeAlias
 
 import orjson
@@ -50,9 +51,14 @@ class Bytes:
         return token_id >= 256
 
 
+@cache
+def _bare() -> web.Request:
+    return make_mocked_request("POST", "/")
+
+
 def asked(**headers: str) -> web.Request:
     """A request with these headers, for what reads one without a server."""
-    return make_mocked_request("POST", "/", headers=headers)
+    return _bare().clone(headers=headers)
 
 
 def first(text: str = "", **fields: Any) -> GenerateChunk:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -92,7 +93,7 @@ def at_worker(
 ) -> tuple[set[Exchange[Any]], set[Exchange[Any]], set[Exchange[Any]]]:
     """What is under way: generations and probes of that worker, and all that others have."""
     under_way = router.gateway.fleet.client._exchanges
-    of_all = {each for exchanges in under_way.values() for each in exchanges}
+    of_all = {each for rids in under_way.values() for each in chain.from_iterable(rids.values())}
     there = {each for each in of_all if each.worker.url == url}
     generations = {each for each in there if each.rid}
     return generations, there - generations, of_all - there

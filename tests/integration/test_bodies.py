@@ -20,7 +20,13 @@ from hypothesis import strategies as st
 
 from slime_router.edge.bodies import forget_body, read_body, share_body
 from slime_router.edge.codings import CODINGS
-from slime_router.edge.lengths import MAX_CONTAINERS, check_containers, containers
+from slime_router.edge.lengths import (
+    MAX_CONTAINERS,
+    MAX_MEMBERS,
+    MAX_PARTS,
+    check_containers,
+    structure,
+)
 from slime_router.errors import PayloadTooLarge
 from tests.integration.gateway import CHAT, served, serving, user
 from tests.unit.test_codings import PACKERS
@@ -172,25 +178,72 @@ async def test_a_flood_of_small_values_is_refused_before_it_is_read(path, kind):
     assert worker.requests == []
 
 
+@pytest.mark.parametrize("path", [*DOORS, "/v1/embeddings"])
+@pytest.mark.parametrize("place", ["body", "message", "in it"])
+async def test_a_flood_of_members_is_refused_before_it_is_read(path, place):
+    """An object with many names is one object, and each of them is copied and written."""
+    members = b",".join(b'"%d":1' % number for number in range(MAX_MEMBERS))
+    flood = {"body": b'{%b,"messages":[{"role":"user","content":"hi"}]}'}
+    flood["message"] = b'{"messages":[{"role":"user","content":"hi",%b}]}'
+    flood["in it"] = b'{"messages":[{"role":"user","content":"hi","other":{%b}}]}'
+    async with served() as (router, worker):
+        before = router.footprint()
+        headers = {"Content-Type": "application/json"}
+        data = BytesIO(flood[place] % members)
+        async with router.http.post(path, data=data, headers=headers) as response:
+            assert response.status == 400
+            assert "members" in await response.text()
+        assert router.footprint() == before
+    assert worker.requests == []
+
+
+def _call(number: int) -> dict[str, Any]:
+    return {"id": f"c{number}", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "within"),
+    [
+        (CHAT, "messages", "tool_calls"),
+        (CHAT, "messages", "content"),
+        ("/v1/messages", "messages", "content"),
+        ("/v1/responses", "input", "content"),
+        ("/tokenize", "messages", "tool_calls"),
+    ],
+)
+@pytest.mark.parametrize("messages", [1, 100])
+async def test_parts_and_calls_have_a_limit_in_all_messages(path, field, within, messages):
+    """They take as long as messages do."""
+    each = MAX_PARTS // messages + 1
+    entry = _call(1) if within == "tool_calls" else {"type": "text", "text": "a"}
+    said = {"role": "assistant", "content": None, within: [entry] * each}
+    body = {"model": "tiny", "max_tokens": 3, field: [user("x"), *[said] * messages]}
+    data = BytesIO(json.dumps(body).encode())
+    async with served() as (router, worker), router.http.post(path, data=data) as response:
+        assert (response.status, worker.requests) == (400, [])
+        assert "parts and calls" in await response.text()
+
+
 async def test_brackets_in_texts_are_no_flood():
-    text = '"[{\\"}]' * MAX_CONTAINERS
+    text = '"[{\\":}]' * MAX_CONTAINERS
     check_containers(json.dumps({"messages": [user(text)]}).encode())
 
 
 def _grown(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.lists(inner) | st.dictionaries(st.text('a"\\[{'), inner)
+    return st.lists(inner) | st.dictionaries(st.text('a"\\[{:'), inner)
 
 
-def _slow_count(value: Any) -> int:
+def _slow_count(value: Any) -> tuple[int, int]:
     if not isinstance(value, (list, dict)):
-        return 0
-    inner = value.values() if isinstance(value, dict) else value
-    return 1 + sum(map(_slow_count, inner))
+        return 0, 0
+    entries, members = (value.values(), len(value)) if isinstance(value, dict) else (value, 0)
+    inner = [_slow_count(each) for each in entries]
+    return 1 + sum(n for n, _ in inner), members + sum(m for _, m in inner)
 
 
-@given(st.recursive(st.text('a"\\[{') | st.integers(), _grown))
-def test_only_what_is_an_array_or_an_object_counts(value):
-    assert containers(json.dumps(value).encode()) == _slow_count(value)
+@given(st.recursive(st.text('a"\\[{:') | st.integers(), _grown))
+def test_only_what_is_an_array_an_object_or_a_member_counts(value):
+    assert structure(json.dumps(value).encode()) == _slow_count(value)
 
 
 @pytest.mark.parametrize(("path", "field"), [("/tokenize", "prompt"), ("/detokenize", "tokens")])

@@ -21,7 +21,7 @@ from tests.checkpoints import (
     build_tiktoken_checkpoint,
     slow_code,
 )
-from tests.integration.gateway import Served, assistant, serving, user
+from tests.integration.gateway import Served, Words, assistant, serving, user
 from tests.talk import Talk, stop
 from tests.tiny import CONTEXT_LEN
 
@@ -109,20 +109,6 @@ async def test_in_template_mode_the_prompt_is_what_the_format_renders(built, tok
     messages = [user("Hi"), first.reply, user("more")]
     second = await talk.say(messages, [end], stop(end))
     assert second.ids == tokenizer.encode(talk.rendered(messages, second.call)).tolist()
-
-
-class Words:
-    """A checkpoint's tokenizer as a worker has it."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def encode(self, text: str) -> Sequence[int]:
-        ids: list[int] = self._tokenizer.encode(text).tolist()
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def worker_with(tokenizer: Tokenizer, ids: Sequence[int]) -> FakeWorker:

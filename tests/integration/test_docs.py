@@ -67,6 +67,12 @@ def page(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+def test_the_changelog_says_a_thing_once():
+    """A merge of two changes to it can bring back what one of them moved or merged."""
+    begins = [line[:40] for line in page("CHANGELOG.md").splitlines() if line.startswith("- ")]
+    assert sorted({begin for begin in begins if begins.count(begin) > 1}) == []
+
+
 def blocks(name: str) -> list[Block]:
     fences = re.findall(r"^```(\w+)([^\n]*)\n(.*?)^```$", page(name), re.MULTILINE | re.DOTALL)
     return [Block(language, mark.strip(), text) for language, mark, text in fences]

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from slime_router.errors import Conflict, NotFound, RouterError, SessionLimit, StorageFull
+from slime_router.generation import sessions
 from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.types import Finish, GenerateCall, GenerateChunk, Sampling, token_ids
+from tests.integration.gateway import CHAT, served, user
 from tests.stack import Sample, Stack, pins
 
 LENGTH = Finish("length")
@@ -281,3 +283,49 @@ async def test_an_error_of_the_worker_leaves_the_session_as_it_was(worker):
         await stack.generate(stack.call("one", session_id="s"))
     assert (session.running, session.recorded_turns) == (0, 0)
     assert_nothing_is_left(stack, worker)
+
+
+WHOLE = [
+    (CHAT, {"messages": [user("hi")]}),
+    (CHAT, {"messages": [user("hi")], "n": 2}),
+    ("/v1/completions", {"prompt": "hi"}),
+    ("/v1/messages", {"messages": [user("hi")], "max_tokens": 8}),
+    ("/v1/responses", {"input": "hi"}),
+    ("/generate", {"text": "hi", "session_id": "s"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), WHOLE)
+@pytest.mark.parametrize("timeout_s", [None, 0])
+async def test_what_a_whole_reply_had_sampled_is_kept_when_its_session_is_ended(
+    path, body, timeout_s
+):
+    """Its worker has said nothing yet: it is asked."""
+    async with served() as (router, worker):
+        worker.hold(after_tokens=3)
+        await router.post("/sessions", {"session_id": "s"})
+        asked = {**body, "session_id": "s"}
+        task = asyncio.create_task(router.post(path, asked))
+        await worker.wait_running(count := body.get("n", 1))
+        how = {"in_flight": "cancel"} if timeout_s is None else {"timeout_secs": timeout_s}
+        status, summary = await router.post("/sessions/s/close", how)
+        assert (status, summary["state"], summary["turns"]) == (200, "closed", count)
+        assert (await task)[0] == 409
+        _, summary = await router.get("/sessions/s")
+        for turn in summary["turn_list"]:
+            assert (turn["finish_reason"], turn["output_tokens"]) == ("abort", 3)
+            assert not turn["is_delivered"]
+        assert worker.running == []
+
+
+async def test_a_worker_that_does_not_say_what_it_sampled_does_not_hold_up_the_end(monkeypatch):
+    monkeypatch.setattr(sessions, "_LAST_WORDS_S", 0.0)
+    async with served() as (router, worker):
+        worker.hold(after_tokens=3)
+        worker.hold_aborts()
+        task = asyncio.create_task(router.post(f"/sessions/s{CHAT}", {"messages": [user("hi")]}))
+        await worker.wait_running(1)
+        status, summary = await router.post("/sessions/s/close", {"in_flight": "cancel"})
+        assert (status, summary["state"], summary["turns"]) == (200, "closed", 0)
+        assert (await task)[0] == 409
+        worker.release()

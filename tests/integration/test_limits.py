@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 import pytest
 
 from slime_router.testing import FakeWorker
+from slime_router.tokens.libraries import TokenizersLibrary
+from slime_router.types import TokenIds
 from tests.integration.gateway import CHAT, Served, Words, served, serving, tiny_worker, until, user
 from tests.stack import tiny_tokenizer
 
@@ -198,3 +201,112 @@ async def test_prompts_that_fit_are_all_sent():
         await told(router)
         assert (await router.post(COMPLETIONS, {"prompt": texts, "max_tokens": 2}))[0] == 200
         assert len(worker.requests) == 2
+
+
+async def test_a_prompt_of_several_that_only_some_worker_has_room_for_is_left_to_it():
+    """As a prompt that comes alone is."""
+    async with (
+        tiny_worker(context_len=2000) as long,
+        tiny_worker(context_len=CONTEXT_LEN) as short,
+        serving(long.url, short.url) as router,
+    ):
+        await told(router, 2)
+        await router.post(COMPLETIONS, {"prompt": ["Hi", LONG], "max_tokens": 2})
+        sent = [*long.requests, *short.requests]
+        assert max(len(request.body["input_ids"]) for request in sent) > CONTEXT_LEN
+
+
+HOPELESS = "again " * 4000  # long enough to look at before it is encoded
+PROMPT_KEYS = {CHAT: "messages", MESSAGES: "messages", COMPLETIONS: "prompt", RESPONSES: "input"}
+HOPELESS_ASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    CHAT: (CHAT, {"messages": [user(HOPELESS)]}),
+    "samples": (CHAT, {"messages": [user(HOPELESS)], "n": 2}),
+    "template": (CHAT, {"messages": [user(HOPELESS)], "history": "template"}),
+    MESSAGES: (MESSAGES, {"messages": [user(HOPELESS)], "max_tokens": 8}),
+    COMPLETIONS: (COMPLETIONS, {"prompt": HOPELESS, "truncate_prompt_tokens": 9}),
+    "batch": (COMPLETIONS, {"prompt": ["Hi", HOPELESS]}),
+    RESPONSES: (RESPONSES, {"input": HOPELESS, "truncation": "auto"}),
+    "native": ("/generate", {"text": HOPELESS}),
+    "native batch": ("/generate", {"text": ["Hi", HOPELESS]}),
+}
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The lengths of the texts that are encoded."""
+    lengths: list[int] = []
+    encode = TokenizersLibrary.encode
+
+    def noted(library: TokenizersLibrary, texts: Sequence[str]) -> list[TokenIds]:
+        lengths.append(sum(map(len, texts)))
+        return encode(library, texts)
+
+    monkeypatch.setattr(TokenizersLibrary, "encode", noted)
+    return lengths
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), HOPELESS_ASKS.values(), ids=HOPELESS_ASKS)
+async def test_a_text_that_cannot_fit_is_refused_without_being_encoded(path, body, stream, encoded):
+    async with served({"context_len": CONTEXT_LEN}) as (router, worker):
+        await told(router)
+        before = router.footprint()
+        status, reply = await router.post(path, {**body, "stream": stream})
+        assert (status, worker.requests) == (400, [])
+        assert router.footprint() == before
+    assert not encoded or max(encoded) < len(HOPELESS)
+    error = reply["error"]
+    words = f"This model's maximum context length is {CONTEXT_LEN} tokens. The input (at least "
+    assert words in error["message"]
+    assert "is longer than the model's context length (64 tokens)." in error["message"]
+    if path == MESSAGES:
+        assert error["type"] == "invalid_request_error"
+        assert error["message"].startswith("prompt is too long")
+    elif path != "/generate":
+        assert error["type"] == "invalid_request_error"
+        assert error["code"] == "context_length_exceeded"
+        assert error["param"] == PROMPT_KEYS[path]
+
+
+async def test_what_follows_held_tokens_is_refused_too(encoded):
+    talk = [user("Hi")]
+    async with served({"context_len": CONTEXT_LEN}) as (router, worker):
+        await told(router)
+        worker.script(HELLO)
+        _, reply = await router.post(CHAT, {"messages": talk})
+        talk += [reply["choices"][0]["message"], user(HOPELESS)]
+        before = router.footprint()
+        status, reply = await router.post(CHAT, {"messages": talk})
+        assert (status, len(worker.requests)) == (400, 1)
+        assert router.footprint() == before
+        assert reply["error"]["code"] == "context_length_exceeded"
+        assert max(encoded) < len(HOPELESS)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/generate"])
+async def test_a_text_that_may_fit_some_worker_is_encoded(path, encoded):
+    body = {"messages": [user(HOPELESS)]} if path == CHAT else {"text": HOPELESS}
+    async with (
+        tiny_worker(context_len=CONTEXT_LEN) as told_it,
+        tiny_worker(context_len=CONTEXT_LEN, tokenizer=None) as silent,
+        serving(told_it.url, silent.url) as router,
+    ):
+        await told(router)
+        assert (await router.post(path, body))[0] == 400
+        assert len(told_it.requests) + len(silent.requests) == 1
+        assert max(encoded) >= len(HOPELESS)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": HOPELESS}),
+        ("/v1/messages/count_tokens", {"messages": [user(HOPELESS)]}),
+    ],
+)
+async def test_what_is_only_counted_may_be_longer(path, body):
+    async with served({"context_len": CONTEXT_LEN}) as (router, _):
+        await told(router)
+        status, reply = await router.post(path, body)
+        assert status == 200
+        assert reply.get("count", reply.get("input_tokens")) > CONTEXT_LEN

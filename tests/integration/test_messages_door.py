@@ -639,3 +639,41 @@ async def test_a_session_is_named_by_the_path_or_by_claude_codes_header():
             assert response.status == 200
         for name in ("mine", "theirs"):
             assert len(router.gateway.store.sessions.get(name).turns) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_max_tokens_of_zero_has_the_prompt_computed_and_nothing_sampled(stream):
+    """Anthropic's way of filling its prompt cache; the next request is as if it had not been."""
+    asked = {"model": "m", "messages": [user("hi")], "stream": stream}
+    async with gateways.served() as (router, worker):
+        async with router.http.post(PATH, json={**asked, "max_tokens": 0}) as answer:
+            raw = await answer.read()
+            assert answer.status == 200, raw
+        sent = worker.requests[-1].body
+        assert sent["sampling_params"]["max_new_tokens"] == 0
+        if stream:
+            told = [orjson.loads(line[6:]) for line in raw.split(b"\n") if line[:6] == b"data: "]
+            assert [each["type"] for each in told] == [
+                "message_start",
+                "message_delta",
+                "message_stop",
+            ]
+            content, end, usage = [], told[1]["delta"], told[1]["usage"]
+        else:
+            end = orjson.loads(raw)
+            content, usage = end["content"], end["usage"]
+        assert (content, end["stop_reason"], usage["output_tokens"]) == ([], "max_tokens", 0)
+        assert len(router.gateway.store) == 0
+        async with router.http.post(PATH, json={**asked, "max_tokens": 3}) as answer:
+            assert answer.status == 200
+        assert worker.requests[-1].body["input_ids"] == sent["input_ids"]
+
+
+@pytest.mark.parametrize("limit", [-1, "0", 0.0, False])
+async def test_another_max_tokens_than_a_count_is_refused(limit):
+    async with gateways.served() as (router, worker):
+        body = {"model": "m", "messages": [user("hi")], "max_tokens": limit}
+        status, reply = await router.post(PATH, body)
+        assert status == 400
+        assert "max_tokens" in reply["error"]["message"]
+        assert not worker.requests

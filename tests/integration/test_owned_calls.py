@@ -45,9 +45,9 @@ async def test_every_door_serves_named_keys(keys, path, body, stream):
                 raw = await answer.read()
                 assert answer.status == 200, raw
         one, other = (r.body["rid"] for r in worker.requests)
-    assert one[:17] != other[:17]
-    assert one[:17] not in raw.decode()
-    assert other[:17] not in raw.decode()
+    tags = [rid.partition(":")[2][:17] for rid in (one, other)]
+    assert tags[0] != tags[1]
+    assert not [tag for tag in tags if tag in raw.decode()]
 
 
 @pytest.mark.parametrize(("path", "body"), NAMED)
@@ -118,12 +118,45 @@ async def test_an_abort_by_rid_is_for_the_owner_it_names(keys):
     assert ends == ["length", "abort"]
 
 
-async def test_without_names_a_rid_goes_as_it_is():
-    known: list[dict[str, Any]] = [{}, {"api_key": "ANN"}]
-    for settings in known:
-        async with served(**settings) as (router, worker):
-            await router.post("/generate", {"text": "hi", "rid": "mine"}, headers=ANN)
-            assert worker.requests[-1].body["rid"] == "mine"
+@pytest.mark.parametrize("settings", [{}, {"api_key": "ANN"}], ids=["no-key", "one-key"])
+async def test_without_names_a_rid_can_be_read_at_the_worker(settings):
+    async with served(**settings) as (router, worker):
+        await router.post("/generate", {"text": "hi", "rid": "mine"}, headers=ANN)
+        assert worker.requests[-1].body["rid"] == "#4:mine"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), NAMED)
+async def test_an_abort_leaves_rids_that_begin_with_its_own(path, body, stream):
+    """A worker aborts whatever begins with the rid that it gets."""
+    rids = ["mine", "mine-1", "#4:mine", "4:mine"]
+    async with served() as (router, worker):
+        worker.hold(after_tokens=1)
+        asked = [{**body, "rid": rid, "stream": stream} for rid in rids]
+        tasks = [asyncio.create_task(_read(router, path, each)) for each in asked]
+        await worker.wait_running(len(rids))
+        for unknown in ("#", "#4", "4", "min", "m"):
+            await router.post("/abort_request", {"rid": unknown})
+        await router.post("/abort_request", {"rid": "mine"})
+        await until(lambda: len(worker.running) < len(rids))
+        worker.release()
+        said = await asyncio.gather(*tasks)
+    assert ["abort" in each for each in said] == [True, False, False, False]
+    assert [f'"{rid}"' in each for rid, each in zip(rids[1:], said[1:], strict=True)] == [True] * 3
+
+
+async def _read(router: Any, path: str, body: dict[str, Any]) -> str:
+    async with router.http.post(path, json=body) as answer:
+        return str(await answer.text())
+
+
+async def test_an_abort_of_a_tenant_does_not_begin_what_another_runs(keys):
+    async with served(**keys) as (router, worker):
+        await router.post("/generate", {"text": "hi", "rid": "v"}, headers=ANN)
+        anns = worker.requests[-1].body["rid"]
+        for length in range(1, len(anns) + 1):
+            await router.post("/abort_request", {"rid": anns[:length]}, headers=BOB)
+    assert not [rid for rid in worker.aborted if anns.startswith(rid)]
 
 
 async def test_what_is_passed_on_has_no_rid_of_a_tenants_choice(keys):

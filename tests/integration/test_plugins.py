@@ -205,6 +205,24 @@ class WaitingLate(Waiting):
             await self.work()
 
 
+waiting = Waiting(None)
+
+
+@web.middleware
+async def waiting_http(request, handler):
+    if request.path != "/abort_request":
+        await waiting.work()
+    return await handler(request)
+
+
+@web.middleware
+async def waiting_read_http(request, handler):
+    if request.path != "/abort_request":
+        await request.read()
+        await waiting.work()
+    return await handler(request)
+
+
 @web.middleware
 async def ending_http(request, handler):
     raise SystemExit(3)
@@ -214,6 +232,53 @@ async def ending_http(request, handler):
 async def sleeping_http(request, handler):
     import asyncio
     await asyncio.Event().wait()
+
+
+@web.middleware
+async def cancelling_http(request, handler):
+    import asyncio
+    raise asyncio.CancelledError
+
+
+@web.middleware
+async def leaving_http(request, handler):
+    raise GeneratorExit
+
+
+async def cancelling(call, call_next):
+    import asyncio
+    raise asyncio.CancelledError
+    yield
+
+
+@web.middleware
+async def failing_after_http(request, handler):
+    await handler(request)
+    raise LookupError("too late")
+
+
+@web.middleware
+async def ending_after_http(request, handler):
+    await handler(request)
+    raise SystemExit(3)
+
+
+@web.middleware
+async def another_http(request, handler):
+    await handler(request)
+    return web.Response(text="another reply")
+
+
+@web.middleware
+async def raising_another_http(request, handler):
+    await handler(request)
+    raise web.HTTPForbidden(text="another reply")
+
+
+@web.middleware
+async def again_http(request, handler):
+    await handler(request)
+    return await handler(request)
 
 
 @web.middleware
@@ -347,6 +412,9 @@ async def test_a_plugin_that_fails_is_a_500_that_tells_no_secrets():
         "sleeping_late",
         "ending_http",
         "sleeping_http",
+        "cancelling",
+        "cancelling_http",
+        "leaving_http",
     ],
 )
 async def test_a_plugin_can_neither_end_the_router_nor_keep_a_request(name, stream, caplog):
@@ -390,6 +458,27 @@ async def test_an_abort_ends_a_plugin_that_works(name, outer, order):
         assert router.gateway.pool.total_in_flight == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("order", [{"rid": "mine"}, {"abort_all": True}], ids=["rid", "all"])
+@pytest.mark.parametrize("name", ["waiting_http", "waiting_read_http"])
+async def test_an_abort_ends_a_plugin_of_aiohttps_kind_that_works(name, order, stream):
+    """The rid is in a body that nobody has parsed by then."""
+    body = {"messages": [user("hi")], "rid": "mine", "max_tokens": 3, "stream": stream}
+    async with served(**paths(name)) as (router, worker):
+        waiting = sys.modules["team.plugins"].waiting
+        asked = asyncio.create_task(router.post(CHAT, body))
+        async with asyncio.timeout(10):
+            await waiting.is_working.wait()
+            assert (await router.post("/abort_request", {"rid": "other"}))[0] == 200
+            assert not asked.done()
+            assert (await router.post("/abort_request", order))[0] == 200
+            await waiting.was_cancelled.wait()
+            status, answer = await asked
+        assert (status, "aborted" in answer["error"]["message"]) == (503, True)
+        assert router.gateway.guard.failures == 0
+    assert [each for each in worker.requests if each.path == "/generate"] == []
+
+
 @pytest.mark.parametrize("name", ["WaitingFirst", "WaitingLate"])
 async def test_a_client_that_leaves_ends_a_plugin_that_works(name):
     async with served({"chunk_tokens": 1}, **paths(name)) as (router, _):
@@ -401,6 +490,33 @@ async def test_a_client_that_leaves_ends_a_plugin_that_works(name):
             asked.cancel()
             await working.was_cancelled.wait()
         assert router.gateway.guard.failures == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "failing_after_http",
+        "ending_after_http",
+        "another_http",
+        "raising_another_http",
+        "again_http",
+    ],
+)
+async def test_a_request_has_one_reply_whatever_a_plugin_does_after_it(name, stream, caplog):
+    """A second one on the same connection would be taken for that of the next request."""
+    body = {"messages": [user("hi")], "stream": stream, "max_tokens": 3}
+    async with served(**paths(name)) as (router, worker):
+        replies = set()
+        for count in (1, 2):  # which may take the same connection
+            async with router.http.post(CHAT, json=body) as response:
+                assert response.status == 200
+                replies.add(said := await response.text())
+            assert said.endswith("data: [DONE]\n\n") if stream else "choices" in said
+            assert len([each for each in worker.requests if each.path == "/generate"]) == count
+            assert router.gateway.guard.failures == count
+        assert len(replies) == 2
+    assert f"plug-in failed: {name}" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "what"), [("silent_http", "nothing"), ("wordy_http", "a str")])

@@ -51,8 +51,8 @@ class ToolTalk(Stack):
         self.held: list[int] = []
         make = self.maker.make
 
-        async def noted(call: GenerateCall) -> MadePrompt:
-            self.prompts.append(prompt := await make(call))
+        async def noted(call: GenerateCall, context_len: int | None = None) -> MadePrompt:
+            self.prompts.append(prompt := await make(call, context_len))
             return prompt
 
         self.maker.make = noted  # type: ignore[method-assign]  # to see what was made

@@ -85,7 +85,7 @@ PASSED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"data_parallel_rank": 1}, {"routed_dp_rank": 1}),
     ({"bootstrap_host": "h", "bootstrap_room": 2**40}, {"bootstrap_room": 2**40}),
     ({"bootstrap_port": 8998}, {"bootstrap_port": 8998}),
-    ({"rid": "mine"}, {"rid": "mine"}),
+    ({"rid": "mine"}, {"rid": "#4:mine"}),
 ]
 PASSED_OF_CHAT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"disagg_prefill_dp_rank": 2}, {"disagg_prefill_dp_rank": 2}),
@@ -221,11 +221,12 @@ async def test_what_means_nothing_here_is_taken_and_goes_nowhere(said):
 
 
 @pytest.mark.parametrize(("said", "param"), REFUSED, ids=str)
-async def test_what_is_wrong_is_a_400_that_names_it(said, param):
-    async with served() as (router, worker):
-        before = router.footprint()
-        status, reply = await router.post(CHAT, {**ASK[CHAT], **said})
-        assert router.footprint() == before
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_is_wrong_is_a_400_that_names_it(said, param, unchanged):
+    router, worker = unchanged
+    before = router.footprint()
+    status, reply = await router.post(CHAT, {**ASK[CHAT], **said})
+    assert router.footprint() == before
     assert (status, reply["error"]["param"]) == (400, param)
     assert worker.requests == []
 
@@ -268,7 +269,7 @@ async def test_a_client_s_rid_names_each_choice_once():
         _, again = await router.post(CHAT, {**ASK[CHAT], "rid": "mine"})
     assert reply["id"] == again["id"] == "mine"
     rids = [request.body["rid"] for request in worker.requests]
-    assert sorted(rids[:3]) == ["1-mine", "2-mine", "mine"]
+    assert sorted(rids[:3]) == ["#4:mine", "#6:1-mine", "#6:2-mine"]
 
 
 async def test_functions_of_old_are_tools():

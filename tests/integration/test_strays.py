@@ -75,19 +75,38 @@ async def test_an_upload_is_streamed_and_not_parsed():
             assert answer.status == 413
 
 
-@pytest.mark.parametrize("path", ["/v1/realtime", "/v1/responses", "/anything"])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/realtime", 501),
+        ("/v1/responses", 426),
+        ("/v1/responses/", 426),
+        ("/sessions/s/v1/responses", 426),
+        ("/anything", 501),
+    ],
+)
 @pytest.mark.parametrize("has_worker", [True, False])
-async def test_a_websocket_is_a_501_that_says_so(path, has_worker):
+async def test_a_websocket_is_refused_in_words(path, status, has_worker):
+    """Codex, which tries one first, goes on over HTTP where that is a 426."""
     async with any_worker() as worker, serving(*[worker.url][:has_worker]) as router:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await router.http.ws_connect(path)
-        assert refused.value.status == 501
+        assert refused.value.status == status
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
         async with router.http.get(path, headers=upgrade) as answer:
             error = (await answer.json())["error"]
             assert answer.headers["x-should-retry"] == "false"
         assert (set(error), error["code"]) == (FOUR_KEYS, "not_supported")
         assert "Websockets are not served" in error["message"]
+        assert worker.heard == []
+
+
+@pytest.mark.parametrize("path", ["/v1/responses/compact", "/sessions/s/v1/responses/compact"])
+async def test_compaction_is_refused_in_words(path):
+    async with any_worker() as worker, serving(worker.url) as router:
+        status, reply = await router.post(path, {"model": "m", "input": "hi"})
+        assert (status, reply["error"]["code"]) == (400, "not_supported")
+        assert "Compaction is not served" in reply["error"]["message"]
         assert worker.heard == []
 
 

@@ -219,6 +219,14 @@ async def test_what_is_wrong_is_named(fields: dict[str, Any], param: str) -> Non
         assert not worker.requests
 
 
+@pytest.mark.parametrize("priority", [3, 0, -3])
+async def test_the_lowest_priority_is_the_first_as_with_vllm(priority: int) -> None:
+    """SGLang takes the highest first, unless a flag turns that round."""
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        assert (await router.post(PATH, body(priority=priority)))[0] == 200
+        assert worker.requests[-1].body["priority"] == -priority
+
+
 async def test_routed_experts_come_where_they_are_asked_for() -> None:
     async with tiny_worker() as worker, serving(worker.url) as router:
         worker.script([11], routed_experts="AQAAAAIAAAA=")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
 import pytest
 
 from slime_router.testing import FakeWorker
-from tests.integration.gateway import CHAT, Served
+from tests.integration.gateway import CHAT, Served, until
 from tests.integration.storytellers import fleet, request_of
 
 TOKEN = {
@@ -73,6 +74,21 @@ async def test_a_worker_that_fails_what_another_ends_is_at_fault(payloads):
                 status, raw = await ask(router)
                 assert (status, raw.count(b'"error"')) == (200, 0)
         assert states(router) == ["open", "closed"]
+
+
+async def test_a_worker_that_broke_off_is_at_fault_though_the_client_leaves_the_next_one():
+    async with fleet(
+        2, cb_failure_threshold=1, policy="round_robin", health_check_interval_s=60.0
+    ) as (router, workers):
+        answer_next(workers[0], ANSWERS["end after a token"])
+        workers[1].hold(after_tokens=1)
+        asked = [asyncio.create_task(ask(router)) for _ in range(2)]
+        await workers[1].wait_running(2)
+        assert states(router) == ["closed"] * 2, "it is not known yet"
+        for each in asked:
+            each.cancel()
+        await until(lambda: states(router) == ["open", "closed"])
+        await asyncio.wait(asked)
 
 
 async def test_a_worker_alone_that_fails_again_and_again_is_at_fault():

@@ -72,7 +72,7 @@ async def test_the_tokens_are_the_workers_own_however_they_come(incremental, str
     assert chunks[-1].prompt_tokens == 3
     assert chunks[-1].weight_versions[0].end == 5
     assert worker.requests[0].body["input_ids"] == list(PROMPT)
-    assert worker.requests[0].body["rid"] == "r"
+    assert worker.requests[0].body["rid"] == "#1:r"
     assert worker.aborted == []
     assert client.pool.total_in_flight == 0
 
@@ -240,7 +240,7 @@ async def test_a_worker_that_hangs_is_a_timeout_and_is_told_to_stop(stream):
                 await collected
             assert client.pool.total_in_flight == 0
         await worker.wait_running(0)
-    assert worker.aborted == ["r"]
+    assert worker.aborted == ["#1:r"]
 
 
 async def test_a_client_that_leaves_frees_the_lease_at_once_and_the_worker_soon():
@@ -251,7 +251,7 @@ async def test_a_client_that_leaves_frees_the_lease_at_once_and_the_worker_soon(
             assert client.pool.loads == {worker.url: 1}
         assert client.pool.loads == {worker.url: 0}
         await worker.wait_running(0)
-        assert worker.aborted == ["their-own"]
+        assert worker.aborted == ["#9:their-own"]
         await until(lambda: not client._aborts)
         assert (client.aborts_sent, client.aborts_failed) == (1, 0)
 
@@ -264,7 +264,7 @@ async def test_the_abort_goes_to_the_worker_that_runs_it():
         one.hold(after_tokens=1)
         async with client, aclosing(client.relay.generate(call())) as chunks:
             assert (await anext(chunks)).worker_url == one.url
-        assert (one.aborted, two.aborted) == (["r"], [])
+        assert (one.aborted, two.aborted) == (["#1:r"], [])
 
 
 async def test_an_abort_that_fails_is_counted_and_holds_nobody_up():
@@ -284,13 +284,13 @@ async def test_an_abort_by_the_trainer_comes_with_what_was_sampled():
         async with aclosing(client.relay.generate(call())) as chunks:
             got = [await anext(chunks), await anext(chunks)]
             await client.send(
-                client.pool.list()[0], "POST", "/abort_request", headers={}, body=b'{"rid":"r"}',
+                client.pool.list()[0], "POST", "/abort_request", headers={}, body=b'{"rid":"#1:r"}',
                 timeout_s=1.0,
             )  # fmt: skip
             got += [chunk async for chunk in chunks]
     assert [chunk.output_ids for chunk in got] == [[7], [8], []]
     assert got[-1].finish == Finish("abort", message="Aborted")
-    assert worker.aborted == ["r"]
+    assert worker.aborted == ["#1:r"]
 
 
 async def test_native_items_are_the_workers_own():

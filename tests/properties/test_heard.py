@@ -18,7 +18,7 @@ from slime_router.api.responses.dialect import SPOKEN
 from slime_router.api.responses.items import is_reference, read_input
 from slime_router.api.responses.request import conversation_of
 from slime_router.errors import BadRequest
-from slime_router.json_text import brackets
+from slime_router.json_text import signs
 from slime_router.template import heard
 from slime_router.template.heard import (
     MAX_CHAINS,
@@ -257,14 +257,14 @@ def test_what_another_owner_sent_is_not_known():
 
 
 @given(bodies(), st.integers(0, 12))
-def test_brackets_that_came_before_count(raws: list[bytes], most: int) -> None:
+def test_signs_that_came_before_count(raws: list[bytes], most: int) -> None:
     texts = MessageTexts()
     for raw in raws:
-        found = texts.read(raw, max_brackets=most)
+        found = texts.read(raw, max_signs=most)
         if found is not None:
             written = found[0]["messages"]
             written.checked(written.new)
-        if brackets(raw) > most:
+        if signs(raw) > most:
             assert found is None
         elif found is None:
             assert texts.read(raw) is None

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_router import beginnings
-from slime_router.tokens import id_digits, id_text
-from slime_router.tokens.id_digits import read_ids
-from slime_router.tokens.id_text import IdTexts
+from slime_router.tokens.written import id_digits, id_text
+from slime_router.tokens.written.id_digits import read_ids
+from slime_router.tokens.written.id_text import IdTexts
 from tests.examples import examples
 
 SPACES = st.sampled_from(["", " ", "  ", "\n", "\t", "\r", "\f", "\v", "\u00a0"])

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.tokens import prompt_text
-from slime_router.tokens.prompt_text import PromptTexts
+from slime_router.tokens.written import prompt_text
+from slime_router.tokens.written.prompt_text import PromptTexts
 from slime_router.types import Prompt, Receipt, TokenIds, token_ids
 
 IDS = st.lists(st.integers(0, 200_000), max_size=12)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.layout import Layout
 from slime_router.types import Message, TemplateOptions
-from tests.families.catalogue import families
+from tests.families.catalogue import families, family
 from tests.families.checkpoints import Family
 from tests.needs import skip_without
 
@@ -47,26 +47,42 @@ def call(number: int, city: str) -> dict[str, Any]:
     return {"id": f"call{number:05d}", "type": "function", "function": function}
 
 
+Exchange = tuple[Message, list[Message]]
+
+
 @st.composite
-def exchanges(draw: st.DrawFn) -> list[tuple[Message, list[Message]]]:
-    """Replies, each with what a client says to it."""
-    said: list[tuple[Message, list[Message]]] = []
-    for number in range(draw(st.integers(1, 24))):
-        if draw(st.booleans()):
-            reply: Message = {"role": "assistant", "content": "It is fine."}
-            said.append((reply, [{"role": "user", "content": draw(ASKS | st.just(""))}]))
-            continue
-        made = [call(10 * number + each, draw(CITIES)) for each in range(draw(st.integers(1, 2)))]
-        reply = {"role": "assistant", "content": "", "tool_calls": made}
-        results: list[Message] = [
-            {"role": "tool", "content": draw(RESULTS), "tool_call_id": each["id"]} for each in made
-        ]
-        said.append((reply, results))
+def exchanges(draw: st.DrawFn) -> list[Exchange]:
+    """Replies, each with what a client says to it; some conversations have one kind for long."""
+    said: list[Exchange] = []
+    longest = draw(st.sampled_from([1, 8]))
+    for _ in range(draw(st.integers(1, 24 // longest))):
+        has_calls = draw(st.booleans())
+        for _ in range(draw(st.integers(1, longest))):
+            said.append(draw(exchange(len(said), has_calls=has_calls)))
     return said
 
 
+@st.composite
+def exchange(draw: st.DrawFn, number: int, *, has_calls: bool) -> Exchange:
+    if not has_calls:
+        return chat(draw(ASKS | st.just("")))
+    return tool_use(number, [draw(CITIES) for _ in range(draw(st.integers(1, 2)))], draw(RESULTS))
+
+
+def chat(ask: str = "thanks") -> Exchange:
+    return {"role": "assistant", "content": "It is fine."}, [{"role": "user", "content": ask}]
+
+
+def tool_use(number: int, cities: list[str], result: str = "sunny") -> Exchange:
+    made = [call(10 * number + each, city) for each, city in enumerate(cities)]
+    results: list[Message] = [
+        {"role": "tool", "content": result, "tool_call_id": each["id"]} for each in made
+    ]
+    return {"role": "assistant", "content": "", "tool_calls": made}, results
+
+
 def turns(
-    template: ChatTemplate, said: list[tuple[Message, list[Message]]], options: TemplateOptions
+    template: ChatTemplate, said: Sequence[Exchange], options: TemplateOptions
 ) -> Iterator[tuple[list[Message], int, Layout | None]]:
     """Each request of a conversation, its held reply, and the layout known by then."""
     messages: list[Message] = [{"role": "system", "content": "Be short."}] if len(said) % 2 else []
@@ -88,13 +104,42 @@ def test_a_window_says_what_the_whole_says(family: Family) -> None:
 
     @settings(max_examples=8, suppress_health_check=list(HealthCheck))
     @given(exchanges())
-    def check(said: list[tuple[Message, list[Message]]]) -> None:
-        for messages, index, layout in turns(template, said, options):
-            near = template.suffix(messages, index, options, sampled=(), layout=layout)
-            whole = template.suffix(messages, index, options, sampled=(), layout=None)
-            assert near == whole
-            true = template.try_render(messages, options)
-            if whole is not None and true is not None:
-                assert true.endswith(whole.text)
+    def check(said: list[Exchange]) -> None:
+        is_same_each_turn(template, said, options)
 
     check()
+
+
+def is_same_each_turn(
+    template: ChatTemplate, said: Sequence[Exchange], options: TemplateOptions
+) -> None:
+    for messages, index, layout in turns(template, said, options):
+        near = template.suffix(messages, index, options, sampled=(), layout=layout)
+        whole = template.suffix(messages, index, options, sampled=(), layout=None)
+        assert near == whole
+        true = template.try_render(messages, options)
+        if whole is not None and true is not None:
+            assert true.endswith(whole.text)
+
+
+STICKY = ("deepseekv3", "deepseek_r1_distill", "built-in deepseek_v3")
+KINDS = ("pppcpcp", "pppppcpppccc", "ccccccccccpppppppppppc", "pcpcpcpcpcpcpcpcpcpc")
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("name", STICKY)
+def test_what_is_said_once_is_said_once_when_it_is_out_of_view(name: str, kinds: str) -> None:
+    """Their templates print the first result of a tool in another way than all that follow."""
+    said = [tool_use(n, ["Paris"]) if kind == "c" else chat() for n, kind in enumerate(kinds)]
+    is_same_each_turn(family(name).chat_template(), said, TemplateOptions(tools=TOOLS))
+
+
+@pytest.mark.parametrize("name", STICKY)
+def test_an_agents_turns_are_rendered_from_late_messages_on_all_the_same(name: str) -> None:
+    template = family(name).chat_template()
+    said = [tool_use(number, ["Paris"]) for number in range(60)]
+    late = [
+        template.is_late(messages, index, layout)
+        for messages, index, layout in turns(template, said, TemplateOptions(tools=TOOLS))
+    ]
+    assert sum(late) > 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -31,6 +32,18 @@ def test_words_are_small_and_any_reader_of_json_reads_them() -> None:
     )
     half = packed_words([{"content": "\ud83d", "name": "u"}], {})
     assert half == b'{"messages":[{"content":"\\ud83d","name":"u"}],"reply":{}}'
+
+
+def test_words_take_as_much_memory_as_they_are_long() -> None:
+    said: list[dict[str, Any]] = [{"role": "user", "content": "x" * 900}]
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        words = packed_words(said, REPLY)
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken < len(words) + 200
 
 
 @pytest.mark.parametrize("depth", [10, 300])

@@ -27,6 +27,11 @@ LOCAL = [
     "FILE:///etc/passwd",
     "file:/etc/passwd",
     "/etc/passwd.png",
+    "data/img",
+    "keys/one/two",
+    "photo001",
+    "//usr/lib/x1",
+    "/9j",
     "/etc/passwd",
     "/var/lib/private/key",
     "etc/passwd",
@@ -94,6 +99,44 @@ def bodies(source: str) -> list[dict[str, Any]]:
         {"images": [source], "questions": []},
         {"model": "m", "messages": [{"content": "x", "images": [source]}]},
     ]  # fmt: skip
+
+
+SHORT = {  # as long as paths; the last ones lack their padding
+    "png": PIXEL,
+    "png, cut": PIXEL[:-2],
+    "jpeg": "/9j/4AAQSkZJRgABAQAA",
+    "gif": "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7",
+    "webp": "UklGRiIAAABXRUJQVlA4IBYAAAAwAQCdASoBAAEADsD+JaQAA3AAAAAA",
+    "bmp": "Qk06AAAAAAAAADYAAAAoAAAAAQAAAAEAAAABABgAAAAAAAQAAAAA",
+    "mp4": "AAAAIGZ0eXBpc29tAAACAGlzb21pc28yYXZjMW1wNDE=",
+    "webm": "GkXfo59ChoEBQveBAULygQRC84EIQoKEd2VibUKHgQJChYEC",
+    "ogg": "T2dnUwACAAAAAAAAAAA",
+    "flac": "ZkxhQwAAACIQ",
+    "mp3 with tags": "SUQzBAAAAAAAI1RTU0UAAAAP",
+    "spread": "iVBORw0K\nGgoAAAANSUhEUg==",
+}
+
+
+@pytest.mark.parametrize("source", SHORT.values(), ids=SHORT)
+def test_what_begins_as_a_file_of_media_is_data_however_short(source):
+    for body in bodies(source):
+        check(body)
+
+
+@pytest.mark.parametrize("data", ["//uQxAAAAAAAAAAAAAAA", "//uQxAA", "AAAA", "UklGRg==", ""])
+def test_what_no_worker_takes_for_a_path_is_data(data):
+    """A short MP3 begins as a path from the root does."""
+    audio: dict[str, Any] = {"type": "input_audio", "input_audio": {"data": data, "format": "mp3"}}
+    image: dict[str, Any] = {
+        "type": "image",
+        "source": {"type": "base64", "media_type": "x", "data": data},
+    }
+    check({"messages": [{"role": "user", "content": [audio, image]}]})
+    for part in (audio["input_audio"], image["source"]):
+        part["data"] = "file:///etc/passwd"
+    for part in (audio, image):
+        with pytest.raises(BadRequest):
+            check({"messages": [{"role": "user", "content": [part]}]})
 
 
 def check(body: Any, allowances: Allowances | None = None) -> None:

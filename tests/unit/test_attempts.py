@@ -16,7 +16,7 @@ from slime_router.failover.attempts import (
     RelaySettings,
     Run,
 )
-from slime_router.pool.breaker import BreakerSettings
+from slime_router.pool.failures import BreakerSettings
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Need
 

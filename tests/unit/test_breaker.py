@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slime_router.pool.breaker import Breaker, BreakerSettings
+from slime_router.pool.failures import Breaker, BreakerSettings
 
 
 def breaker(**settings: object) -> Breaker:

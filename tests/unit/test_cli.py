@@ -25,10 +25,11 @@ from slime_router import __version__
 from slime_router.cli.flags import read_config
 from slime_router.cli.main import main
 from slime_router.cli.processes.exit_codes import EXIT_INTERRUPTED
-from slime_router.cli.run import serving
+from slime_router.cli.run import _run, serving
 from slime_router.config import Config
 from slime_router.errors import SetupError
 from slime_router.server.app import Gateway
+from slime_router.server.signals import end_now
 from slime_router.testing import FakeWorker
 from tests.integration.gateway import CHAT, checkpoint, tiny_worker, until, user
 from tests.integration.scripted import events
@@ -148,6 +149,8 @@ def test_a_wrong_argument_ends_with_2_and_one_line(flags, told, capsys):
         ([], "--hf-checkpoint is required"),
         (["--hf-checkpoint", ""], "--hf-checkpoint is required"),
         (["--hf-checkpont", "m"], "did you mean --hf-checkpoint?"),
+        (["sesions"], "unknown argument sesions: did you mean the command sessions?"),
+        (["--port", "30001", "top"], "unknown argument top: a command is the first argument"),
     ],
 )
 def test_without_a_checkpoint_the_user_is_told_which_flag_is_meant(flags, told, capsys):
@@ -262,7 +265,7 @@ def test_all_entry_points_are_one():
     assert vars(module_entry)["main"] is main
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, name = project["scripts"]["slime-router"].partition(":")
-    assert getattr(import_module(module), name) is main
+    assert getattr(import_module(module), name) is module_entry.run
 
 
 # In a process of its own
@@ -597,3 +600,52 @@ def test_a_missing_checkpoint_is_told_in_one_line():
 def ended_late(process: subprocess.Popen[str]) -> tuple[int, str]:
     _, err = process.communicate(timeout=START_TIMEOUT_S)
     return process.returncode, err
+
+
+def test_what_a_plugin_started_cannot_end_the_router():
+    """A SystemExit in a task or a callback ends its event loop, whoever waits for it."""
+    noted: list[SystemExit] = []
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def serve_on() -> None:
+        with pytest.raises(SystemExit):
+            await asyncio.ensure_future(leave())
+        asyncio.get_running_loop().call_soon(sys.exit, 4)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    _run(serve_on(), noted.append)
+    assert [each.code for each in noted] == [3, 4]
+
+
+def test_what_does_not_end_cannot_keep_the_router(monkeypatch):
+    monkeypatch.setattr("slime_router.cli.run.FAREWELL_S", 0.01)
+    tries: list[str] = []
+    noted: list[SystemExit] = []
+
+    async def stay() -> None:
+        while len(tries) < 5:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                tries.append("cancelled")
+
+    async def serve_on() -> None:
+        task = asyncio.ensure_future(stay())
+        await asyncio.sleep(0)
+        assert not task.done()
+
+    _run(serve_on(), noted.append)
+    assert (tries, noted) == (["cancelled"], [])
+
+
+def test_what_a_signal_asks_for_ends_the_loop():
+    async def serve_on() -> None:
+        asyncio.get_running_loop().call_soon(end_now)
+        await asyncio.Event().wait()
+
+    noted: list[SystemExit] = []
+    _run(serve_on(), noted.append)
+    assert noted == []

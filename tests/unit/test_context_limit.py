@@ -24,12 +24,12 @@ def call(prompt_len: int, max_tokens: int | None, token_limit: int | None = None
     )
 
 
-async def never(_: GenerateCall) -> int:
+async def never(*_: object) -> int:
     raise AssertionError("nothing is encoded")
 
 
 def limit(context_len: int | None) -> ContextLimit:
-    return ContextLimit(lambda: context_len, never)
+    return ContextLimit(lambda: [context_len], never)
 
 
 @pytest.mark.parametrize(

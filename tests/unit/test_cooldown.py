@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slime_router.pool.backoff import Backoff
-from slime_router.pool.cooldown import BUSY_S, Cooldown
+from slime_router.pool.failures import BUSY_S, Cooldown
 
 
 def cooldown() -> Cooldown:

@@ -22,7 +22,7 @@ from slime_router.server.metrics import figures
 from slime_router.tokens.encoder_switch import CHECK_EVERY, MAX_CHECKED_LEN
 from slime_router.tokens.libraries import Library, TokenizersLibrary
 from slime_router.tokens.proof import RENDERED, first_difference, probes
-from slime_router.tokens.tokenizer import Tokenizer
+from slime_router.tokens.tokenizer import CHECKED_INLINE_TEXT_LEN, Tokenizer
 from slime_router.types import TokenIds, token_ids
 from tests.integration.gateway import checkpoint
 
@@ -193,13 +193,20 @@ async def test_one_request_of_many_is_compared(ours):
     assert await asked(ours, LIE) == wrong, "this test would not notice if all were compared"
 
 
-async def test_comparing_never_holds_the_loop(ours):
+async def test_comparing_never_holds_the_loop_for_long(ours):
     fast = quickened(ours)
-    await asked(ours, "Hello there")
+    await asked(ours, "Hello there " * CHECKED_INLINE_TEXT_LEN)
     assert all(name.startswith("tokenizer") for name in fast.threads)
     fast.threads.clear()
     await asked(ours, "Hello again")
     assert fast.threads == {threading.current_thread().name}
+
+
+async def test_a_short_text_is_compared_where_it_is_encoded(ours):
+    fast = quickened(ours)
+    await asked(ours, "Hello there")
+    assert fast.threads == {threading.current_thread().name}
+    assert ours.encoder_figures()["checked"] == 1
 
 
 @pytest.mark.parametrize("word", ["word ", "x", "<|im_end|>\n<|im_start|>user\n"])

@@ -13,6 +13,7 @@ from slime_router.template import suffix
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.layout import (
     BEGINNING_LEN,
+    MAX_LOOKED_THROUGH,
     Layout,
     Layouts,
     Mark,
@@ -22,6 +23,8 @@ from slime_router.template.layout import (
     has_word,
     holds,
     pairs_of,
+    parsed,
+    stands_elsewhere,
 )
 from slime_router.template.seam import Seam
 from slime_router.template.stand_ins import Drawing, Form
@@ -91,9 +94,9 @@ def test_the_words_that_a_template_looks_for():
         "{{ m.content.split('<x>')[0] + 'printed' }}{% endif %}"
         "{% if '<y>' not in m.content and '{' in m.content %}{% endif %}"
     )
-    assert compared_literals(source) == ("</think>", "<tool_response>", "<x>", "<y>")
-    assert compared_literals("{% generation %}") is None
-    assert compared_literals(None) is None
+    assert compared_literals(parsed(source)) == ("</think>", "<tool_response>", "<x>", "<y>")
+    assert compared_literals(parsed("{% generation %}")) is None
+    assert compared_literals(parsed(None)) is None
 
 
 def test_messages_are_of_one_kind_where_a_template_cannot_tell_them_apart():
@@ -232,3 +235,55 @@ def test_kinds_of_messages_that_come_now_and_then_are_seen_once(tmp_path, period
         assert found == template.suffix(messages, index, options, sampled=())
         layout = found.layout
     assert whole <= 20
+
+
+class Read(str):
+    """A text that counts how much of it has been looked through, and how often all of it was."""
+
+    characters = 0
+    times = 0
+
+    def find(self, part: str, start: int = 0) -> int:  # type: ignore[override]
+        at = super().find(part, start)
+        self.characters += (at if at >= 0 else len(self)) - start
+        return at
+
+    def __contains__(self, part: str) -> bool:  # type: ignore[override]
+        self.times += 1
+        return super().__contains__(part)
+
+
+def test_results_of_one_row_are_looked_for_only_so_long():
+    results = [result(f"{n} {'y' * 2000}") for n in range(2000)]
+    text = Read("".join(str(each["content"]) for each in results))
+    assert not holds(text, results)
+    assert text.characters < 1.1 * MAX_LOOKED_THROUGH
+    assert holds(text, results[:200])
+    assert holds(text, [user(str(each["content"])) for each in results])
+
+
+def test_short_texts_are_looked_for_among_the_rest_only_so_long():
+    new = [user(f"{n} words") for n in range(2000)]
+    long: Message = {**user("hi"), "name": "ab " * 10}
+    assert not stands_elsewhere([long], new, "printed")
+    assert stands_elsewhere([{**long, "name": "ab " * 2**17}], new, "printed")
+    assert not stands_elsewhere([{**long, "name": "ab " * 2**17}], new[:1] * 2000, "printed")
+
+
+def test_what_is_left_out_of_many_messages_is_seen_at_one_look(tmp_path, monkeypatch):
+    """Each of them holds a word that the template prints itself."""
+    tokenizer = load_tokenizer(str(build_tiny_checkpoint(tmp_path)))
+    template, options, drawn = ChatTemplate(tokenizer), TemplateOptions(), []
+    render = tokenizer.render
+
+    def watched(messages, *args, **kwargs):
+        text = Read(render(messages, *args, **kwargs).replace(messages[7]["content"], ""))
+        drawn.append(text)
+        return text
+
+    messages = [user("assistant") for _ in range(100)]
+    text = template.render(messages, options)
+    monkeypatch.setattr(tokenizer, "render", watched)
+    left_out = template.left_out(text, messages, 0, 0, options, None)
+    assert left_out == ("messages[7]",)
+    assert [text.times < 5 for text in drawn] == [True]

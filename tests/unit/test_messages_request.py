@@ -7,7 +7,6 @@ from typing import Any
 
 import orjson
 import pytest
-from aiohttp.test_utils import make_mocked_request
 
 from slime_router.api.anthropic.messages import RAW, arguments_of, begins_object, input_json
 from slime_router.api.anthropic.request import read_messages_request
@@ -16,7 +15,7 @@ from slime_router.api.chat.settings import SettingsReader
 from slime_router.errors import BadRequest
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.types import GenerateCall
-from tests.integration.scripted import Bytes
+from tests.integration.scripted import Bytes, asked
 from tests.stack import NO_PARSERS
 
 TURN = "turn_0123456789abcdef01234567"
@@ -37,9 +36,8 @@ class Forcing(ReplyParsers):
 
 
 def call_of(body: Mapping[str, Any], *, parsers: ReplyParsers = NO_PARSERS) -> GenerateCall:
-    request = make_mocked_request("POST", "/")
     given = {"max_tokens": 9, "messages": [HI], **body}
-    return read_messages_request(given, request, SettingsReader(Bytes(), "m", parsers)).call
+    return read_messages_request(given, asked(), SettingsReader(Bytes(), "m", parsers)).call
 
 
 def messages_of(*messages: Any, **fields: Any) -> list[dict[str, Any]]:
@@ -64,7 +62,7 @@ def test_a_conversation_with_tools_makes_the_call_of_the_chat_door():
     """Same conversation, same call: one trajectory, whichever door it comes through."""
     use = {"type": "tool_use", "id": "call_1", "name": "get_weather", "input": {"city": "Rome"}}
     result = {"type": "tool_result", "tool_use_id": "call_1", "content": "sunny"}
-    asked = call_of(
+    made = call_of(
         {
             "system": [text("Be brief.")],
             "messages": [
@@ -110,14 +108,14 @@ def test_a_conversation_with_tools_makes_the_call_of_the_chat_door():
         "stop": ["END"],
         "metadata": {"user_id": "someone"},
     }
-    request = make_mocked_request("POST", "/")
-    chat = read_chat_request(expected, request, SettingsReader(Bytes(), "m", NO_PARSERS)).calls[0]
+    settings = SettingsReader(Bytes(), "m", NO_PARSERS)
+    chat = read_chat_request(expected, asked(), settings).calls[0]
     fields = ("messages", "template", "sampling", "reply", "session_id", "scope", "worker_fields")
     for field in fields:
-        assert getattr(asked, field) == getattr(chat, field), field
-    assert asked.session_id == "someone"
-    assert asked.rid.startswith("msg_")
-    assert asked.request_id == asked.rid
+        assert getattr(made, field) == getattr(chat, field), field
+    assert made.session_id == "someone"
+    assert made.rid.startswith("msg_")
+    assert made.request_id == made.rid
 
 
 def test_the_billing_line_of_claude_code_is_dropped_wherever_a_system_text_stands():

@@ -220,6 +220,16 @@ def test_what_a_worker_held_is_forgotten_also_what_ends_afterwards():
     assert router.policy.sent(home, Need(prompt(0))) == 4_000
 
 
+def test_an_output_is_held_where_it_ends_a_block():
+    router, workers = Router("cache_aware"), fleet(1)
+    home = router.ask(workers, Need(prompt(0)))
+    before = repr(router.policy)
+    router.policy.held(home, "", prompt(0), [1])
+    assert repr(router.policy) == before
+    router.policy.held(home, "", prompt(0), [1] * 64)
+    assert repr(router.policy) != before
+
+
 def test_the_prefix_of_one_chat_outweighs_the_key_of_another():
     assert KEY_WORTH < 4_000
     router, workers = Router("cache_aware"), fleet(2)

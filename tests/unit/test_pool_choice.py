@@ -8,7 +8,7 @@ import pytest
 
 from slime_router.errors import BadRequest, NotFound, NoWorker
 from slime_router.pool.backoff import Backoff
-from slime_router.pool.breaker import BreakerSettings
+from slime_router.pool.failures import BreakerSettings
 from slime_router.pool.policy import make_policy
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Need, Worker

@@ -62,14 +62,19 @@ def test_what_other_processes_have_in_flight_counts() -> None:
     assert pool.total_in_flight == 0
 
 
-def test_the_shortest_context_of_the_fleet_is_the_routers() -> None:
+def test_the_contexts_of_the_fleet() -> None:
+    """One that is down and never reported its own says nothing about what fits."""
     pool = WorkerPool([A, B])
-    assert pool.context_len() is None
     a, b = pool.list()
+    assert pool.context_lens() == [None, None]
     a.reported(context_len=4096)
-    assert pool.context_len() == 4096
+    assert pool.context_lens() == [4096, None]
+    pool.mark_down(b)
+    assert pool.context_lens() == [4096]
+    pool.mark_up(b)
     b.reported(context_len=2048)
-    assert pool.context_len() == 2048
+    pool.mark_down(a)
+    assert pool.context_lens() == [4096, 2048]
 
 
 def test_whether_a_worker_refuses_is_news_once() -> None:

@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
-from uuid import UUID
+from random import Random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from transformers.utils import chat_template_utils
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
-from tests import vocabularies
+from tests import chat_templates, vocabularies
 from tests.tiny import build_tiny_checkpoint
 
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+ROLES = (
+    ["user"], ["user"], ["system", "user"], ["user", "assistant", "user"],
+    ["system", "user", "assistant", "user"], ["user", "assistant", "tool", "user"],
+)  # fmt: skip
+WORDS = (
+    "Hi", "Hi", " ", "\n", "</think>", "<think>", "<tool_response>", "</tool_response>", '"', "<",
+    "é", "/no_think", "[INST]", "{{", "%s", "\\", "None", "detailed thinking on",
+)  # fmt: skip
 HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
 PLAIN = TemplateOptions()
-SHOW_ALL = "{{ messages }}{{ tools }}{{ documents }}{{ add_generation_prompt }}{{ mood }}"
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=6,
-)
-FIELDS = st.sampled_from(
-    ["role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "thinking", "other"]
-)
 
 
 def test_tools_keep_their_own_key_order(tokenizer: Tokenizer) -> None:
@@ -210,60 +208,33 @@ def test_messages_are_not_changed(tokenizer: Tokenizer) -> None:
     assert messages == before
 
 
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """Renders all that a template is given."""
-    path = build_tiny_checkpoint(tmp_path_factory.mktemp("shown"))
-    return load_tokenizer(str(path), chat_template=SHOW_ALL)
+# Renderings without the template, see `template/forms`
 
 
-def as_transformers_renders(messages: list[Any], options: TemplateOptions) -> str:
-    """Without any shorter way."""
-    text: str = chat_template_utils.render_jinja_template(
-        [messages],
-        chat_template=SHOW_ALL,
-        tools=list(options.tools) or None,
-        add_generation_prompt=options.add_generation_prompt,
-        **options.kwargs,
-    )[0][0]
-    return text
+@pytest.mark.tokenizers
+@pytest.mark.slow
+@pytest.mark.parametrize("name", chat_templates.NAMES)
+def test_conversations_of_a_kind_read_as_if_they_came_once(directory: Path, name: str) -> None:
+    tokenizer = load_tokenizer(str(directory), chat_template=chat_templates.template_text(name))
+    drawn = Random(name)
+    for number in range(120):
+        roles = drawn.choice(ROLES)
+        messages = [{"role": role, "content": text_of(drawn)} for role in roles]
+        tools, date = drawn.choice([(), (TOOL,)]), drawn.choice([None, datetime(2024, 7, 26)])
+        kwargs = drawn.choice([{}, {"enable_thinking": False}])
+        often = TemplateOptions(tools=tools, kwargs=kwargs)
+        once = TemplateOptions(tools=tools, kwargs={**kwargs, "number": number})
+        render = partial(tokenizer.render, messages, date=date)
+        assert said(partial(render, options=often)) == said(partial(render, options=once))
 
 
-@given(st.lists(st.dictionaries(FIELDS, JSON), max_size=3), st.lists(JSON, max_size=1), JSON)
-def test_template_is_given_what_transformers_gives_it(
-    shown: Tokenizer, messages: list[Message], tools: list[Any], mood: object
-) -> None:
-    tool = tuple({"type": "function", "function": each} for each in tools)
-    options = TemplateOptions(tools=tool, kwargs={"mood": mood})
-    assert shown.render(messages, options) == as_transformers_renders(messages, options)
+def said(render: Callable[[], str]) -> str | None:
+    """A rendering, or None where the template refuses."""
+    try:
+        return render()
+    except BadRequest:
+        return None
 
 
-class Loud(str):
-    """A text of a kind of its own."""
-
-    def __repr__(self) -> str:
-        return "LOUD"
-
-
-@pytest.mark.parametrize(
-    "value", [Loud("a"), UUID(int=1), b"a", {1: 2}, (1, 2), 2**70, float("nan"), {"a": {3}}]
-)
-def test_values_that_are_not_jsons_are_replaced_as_transformers_does(
-    shown: Tokenizer, value: object
-) -> None:
-    messages: list[Message] = [{"role": "user", "content": value}]
-    options = TemplateOptions(kwargs={"mood": value})
-    assert shown.render(messages, options) == as_transformers_renders(messages, options)
-
-
-def test_release_of_transformers_that_adds_to_messages_is_followed(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = chat_template_utils.render_jinja_template
-
-    def adding(chats: list[list[Message]], **settings: Any) -> Any:
-        return usual([[{**each, "added": "x"} for each in chat] for chat in chats], **settings)
-
-    monkeypatch.setattr(chat_template_utils, "render_jinja_template", adding)
-    tokenizer = load_tokenizer(str(directory), chat_template="{{ messages[0].added }}")
-    assert tokenizer.render(HELLO, PLAIN) == "x"
+def text_of(drawn: Random) -> str:
+    return "".join(drawn.choices(WORDS, k=drawn.choice([0, 1, 1, 2, 3, 5])))

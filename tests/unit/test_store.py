@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import SLICE_TURNS, TrajectoryStore
-from slime_router.trajectory.turn import logprob_array
+from slime_router.trajectory.turn import logprob_array, narrowed
 from slime_router.types import Finish, GenerateChunk, VersionSpan
 from tests.effort import opcodes
 from tests.stack import Sample, Stack
@@ -39,16 +41,28 @@ async def test_a_logprob_that_is_missing_stays_a_gap_among_the_others():
     assert stack.recording.counts.missing_logprobs == 1
 
 
-def test_logprobs_come_back_bit_for_bit():
+def narrowed_of(values):
+    return narrowed(np.array(values, np.float64))
+
+
+@pytest.mark.parametrize("made_of", [logprob_array, narrowed_of])
+def test_logprobs_come_back_bit_for_bit(made_of):
     exact = [-0.1, -1e-300, -1e300, None]
-    array = logprob_array(exact)
+    array = made_of(exact)
     assert array[:3].tolist() == exact[:3]
     assert np.isnan(array[3])
-    small = logprob_array([float(np.float32(-0.1)), None])
+    small = made_of([float(np.float32(-0.1)), None])
     assert small.dtype == np.float32
     assert float(small[0]) == float(np.float32(-0.1))
     with pytest.raises(ValueError, match="read-only"):
         small[0] = 0
+
+
+@given(st.lists(st.floats() | st.floats(width=32) | st.none()))
+def test_logprobs_of_an_array_are_those_of_a_list(values):
+    array, of_list = narrowed_of(values), logprob_array(values)
+    assert array.dtype == of_list.dtype
+    assert array.tobytes() == of_list.tobytes()
 
 
 async def test_weight_versions_may_be_words_and_numbers_side_by_side():

@@ -72,7 +72,7 @@ def test_a_worker_is_told_only_what_the_client_said():
     """Older workers refuse keys that they do not know; but they must never stop at their 128."""
     assert body(call()) == {
         "input_ids": [1, 2, 3],
-        "rid": "r",
+        "rid": "#1:r",
         "return_logprob": True,
         "stream": False,
         "sampling_params": {"max_new_tokens": None, "skip_special_tokens": True},
@@ -101,7 +101,7 @@ def test_worker_fields_stand_at_top_level_and_cannot_replace_ours():
         call(worker_fields={"lora_path": "x", "rid": "theirs"}, stream=True, top_logprobs=2)
     )
     assert sent["lora_path"] == "x"
-    assert sent["rid"] == "r"
+    assert sent["rid"] == "#1:r"
     assert sent["stream"] is True
     assert sent["top_logprobs_num"] == 2
 
@@ -117,7 +117,7 @@ def test_a_native_body_goes_on_untouched_and_in_order():
     raw = made(call(native=native), capture="off")
     assert raw == (
         b'{"sampling_params":{"n":1,"unknown":{"z":1,"a":2}},"return_routed_experts":true,'
-        b'"rid":"r","image_data":null,"input_ids":[1,2,3],"return_logprob":false,"stream":false}'
+        b'"rid":"#1:r","image_data":null,"input_ids":[1,2,3],"return_logprob":false,"stream":false}'
     )
 
 
@@ -154,7 +154,7 @@ def test_ids_go_on_as_the_text_that_they_came_as(count):
         == {
             "input_ids": list(range(count)),
             "sampling_params": {"n": 1},
-            "rid": "r",
+            "rid": "#1:r",
             "return_logprob": True,
             "stream": False,
         }

@@ -20,9 +20,8 @@ from slime_router.api.chat.aliases import thinking_switch
 from slime_router.api.chat.fields import MAX_STOPS
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
-from slime_router.api.request import missing, named_as, require
+from slime_router.api.request import fresh_hex, missing, named_as, require
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.types import GenerateCall
 from slime_router.values import replace
 
@@ -88,11 +87,17 @@ def read_messages_request(
 ) -> MessagesRequest:
     """Checks every field and makes the call; one that is only counted needs no `max_tokens`.
 
+    With a `max_tokens` of 0 the worker computes the prompt, and samples nothing: it is cached then.
+
     Raises:
         BadRequest: with the path of the field at fault, such as `messages[3].content[0].type`.
     """
-    if body.get("max_tokens") is None and not is_counted:
+    limit = body.get("max_tokens")
+    if limit is None and not is_counted:
         raise missing("max_tokens")
+    samples_nothing = type(limit) is int and not limit
+    if samples_nothing:
+        body = {**body, "max_tokens": None}
     chat = _as_chat(body)
     with named_as(_own_names(body)):
         asked = read_chat_request(chat, request, reader)
@@ -101,6 +106,8 @@ def read_messages_request(
     notes = tuple(f"'{name}' is not enforced" for name in _unenforced(body))
     call = asked.calls[0]
     call = replace(call, rid=rid, request_id=reply_id, notes=(*call.notes, *notes))
+    if samples_nothing:
+        call = replace(call, sampling=replace(call.sampling, max_tokens=0))
     hides = (body.get("thinking") or {}).get("display") == "omitted"
     style = MessageStyle(reply_id, asked.style.model, hides_thinking=hides)
     return MessagesRequest((call,), style, asked.stream)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -14,21 +14,22 @@ from slime_router.api.chat.fields import read_fields
 from slime_router.api.chat.messages import is_continued, read_messages
 from slime_router.api.chat.reply import ChatStyle
 from slime_router.api.chat.settings import Settings, SettingsReader
+from slime_router.api.request import fresh_hex
 from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.auth.caller import caller
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Message, TemplateOptions, TokenIds
 from slime_router.values import replace, value
 
 _ID_FIELDS = ("input_ids", "prompt_token_ids")  # SGLang's name and vLLM's
+_PREFIX = "required_prefix_token_ids"  # NeMo-RL's
 _NAMES = ("rid", "routing_key")  # that a worker is given, and that differ between requests
 # What differs between the requests of one client; see `settings`.
 _OWN = frozenset(
     (
         *("messages", "session_id", "metadata", "prompt_cache_key", "user", "safety_identifier"),
-        *(*_ID_FIELDS, *_NAMES),
+        *(*_ID_FIELDS, *_NAMES, _PREFIX),
     )
 )
 
@@ -59,7 +60,7 @@ def read_chat_request(
     own = {name: asked.pop(name) for name in asked.keys() & _OWN}
     settings = reader.read(asked)
     rid, worker_fields = _named(own, settings, reader.vocabulary)
-    ids = _input_ids(own, reader.vocabulary.vocab_size)
+    ids = _ids(own, _ID_FIELDS, reader.vocabulary.vocab_size)
     messages = None
     if ids is None or own.get("messages") not in (None, []):  # SDKs insist on the field
         messages = read_messages(own)
@@ -71,6 +72,7 @@ def read_chat_request(
         turn_id=http.new_turn_id(),
         messages=messages if ids is None else None,
         input_ids=ids,
+        prefix_ids=_ids(own, (_PREFIX,), reader.vocabulary.vocab_size),
         template=_template(settings, messages or ()),
         reply=settings.reply,
         history=fields.history,
@@ -101,8 +103,8 @@ def _named(
     return names.rid, {**settings.worker_fields, "routing_key": names.routing_key}
 
 
-def _input_ids(own: Mapping[str, Any], vocab_size: int) -> TokenIds | None:
-    for name in filter(own.__contains__, _ID_FIELDS):
+def _ids(own: Mapping[str, Any], names: Sequence[str], vocab_size: int) -> TokenIds | None:
+    for name in filter(own.__contains__, names):
         if own[name] is not None:
             return checked_ids(own[name], vocab_size, name)
     return None

@@ -16,10 +16,9 @@ from slime_router.api import request as http
 from slime_router.api.chat.aliases import errors_in_their_names, normalize_aliases
 from slime_router.api.chat.fields import ChatFields, read_fields, sampling, worker_fields
 from slime_router.api.chat.grammar import check_text, grammar
-from slime_router.api.request import missing, require, wrong_type
+from slime_router.api.request import fresh_hex, missing, require, wrong_type
 from slime_router.api.token_ids import Vocabulary, checked_ids
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, Sampling, TokenIds
 from slime_router.values import replace

@@ -35,7 +35,6 @@ class _Writer:
 
     def __init__(self, call: GenerateCall, tag: str) -> None:
         self._rid = call.rid.removeprefix(tag)
-        self._tag = tag
         self._shows_logprobs = bool(call.asked.get("return_logprob"))
         self._reply: Reply | None = None  # of a plug-in
 
@@ -44,16 +43,14 @@ class _Writer:
         if item is None:
             return self._own_item(chunk)
         meta = item.get("meta_info")
-        if self._tag and isinstance(meta, dict) and isinstance(meta.get("id"), str):
-            meta = {**meta, "id": meta["id"].replace(self._tag, "", 1)}
-            item = {**item, "meta_info": meta}
-        if (
-            self._shows_logprobs
-            or not isinstance(meta, dict)
-            or meta.keys().isdisjoint(_LOGPROB_KEYS)
-        ):
+        if not isinstance(meta, dict):
             return item
-        shown = {key: value for key, value in meta.items() if key not in _LOGPROB_KEYS}
+        if self._shows_logprobs or meta.keys().isdisjoint(_LOGPROB_KEYS):
+            shown = {**meta}
+        else:
+            shown = {key: value for key, value in meta.items() if key not in _LOGPROB_KEYS}
+        if "id" in shown:
+            shown["id"] = self._rid  # a worker has another name for it
         return {**item, "meta_info": shown}
 
     def _own_item(self, chunk: GenerateChunk) -> dict[str, Any]:

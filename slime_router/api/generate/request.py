@@ -16,11 +16,10 @@ from aiohttp import web
 from slime_router.api import request as http
 from slime_router.api.chat.grammar import check_text
 from slime_router.api.chat.stop_regex import regex_fault
-from slime_router.api.request import require, wrong_type
+from slime_router.api.request import fresh_hex, require, wrong_type
 from slime_router.api.token_ids import Vocabulary, check_bias_keys, checked_ids, written
 from slime_router.auth.caller import caller
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.types import GenerateCall, NativeCall
 
 MAX_CALLS = 16_384  # `n` is a number in a small body: it must not be able to fill the router
@@ -102,11 +101,11 @@ def read_generate_request(
     require(stream is None or isinstance(stream, bool), "stream", "true or false")
     name = _prompt_field(body)
     is_batch = _is_batch(name, body[name])
+    _check_count(len(body[name]) if is_batch else 1)
     natives = _split(body, name) if is_batch else [body]
     rids = _rids(body.get("rid"), len(natives), is_batch)
     samples = [_check_native(native, vocabulary.vocab_size) for native in natives]
-    if sum(samples) > MAX_CALLS:
-        raise BadRequest(f"A request can ask for {MAX_CALLS} generations, not more.", param="n")
+    _check_count(sum(samples))
     _check_stop_regex(natives)
     calls = tuple(
         _call(
@@ -123,6 +122,11 @@ def read_generate_request(
         for k in range(n)
     )
     return GenerateRequest(calls, is_batch or len(calls) > 1, bool(stream), tag=caller(request).tag)
+
+
+def _check_count(generations: int) -> None:
+    if generations > MAX_CALLS:
+        raise BadRequest(f"A request can ask for {MAX_CALLS} generations, not more.", param="n")
 
 
 def _prompt_field(body: dict[str, Any]) -> str:

@@ -22,11 +22,10 @@ from slime_router.api.chat.fields import (
     worker_fields,
 )
 from slime_router.api.chat.grammar import grammar
-from slime_router.api.request import missing, require
+from slime_router.api.request import fresh_hex, missing, require
 from slime_router.api.token_ids import Vocabulary, checked_ids, written
 from slime_router.engine.top_logprobs import MAX_KEPT
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, Sampling
 from slime_router.values import replace
@@ -83,6 +82,8 @@ def read_token_request(
     stream = body.get("stream")
     require(stream is None or type(stream) is bool, "stream", "true or false")
     outside = {name: body[name] for name in (*_OUTSIDE, *_EXPERTS) if name in body}
+    if type(priority := outside.get("priority")) is int:
+        outside["priority"] = -priority  # vLLM serves the lowest first, SGLang the highest
     fields, constraint = _read(given, outside, request, vocabulary, default_model)
     request_id = _request_id(body)
     call = GenerateCall(

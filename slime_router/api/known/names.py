@@ -31,6 +31,7 @@ _OF_A_SERVICE = frozenset(  # of OpenAI's own service; nothing here depends on t
 
 CHAT_FIELDS = _SCALARS | _ALIASES | _SESSION | _OF_A_SERVICE
 CHAT_FIELDS |= {"messages", "tools", "tool_choice", "input_ids", "prompt_token_ids"}
+CHAT_FIELDS |= {"required_prefix_token_ids"}
 CHAT_FIELDS |= {"audio", "prediction", "web_search_options"}
 COMPLETION_FIELDS = _SCALARS | _ALIASES | _SESSION | {"prompt", "echo", "best_of", "suffix"}
 RESPONSES_FIELDS = CHAT_FIELDS | {

@@ -15,7 +15,7 @@ from slime_router.api.chat.reply import logprob_entries
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.chat.tools import read_tools
-from slime_router.api.request import missing, named_as, require
+from slime_router.api.request import fresh_hex, missing, named_as, require
 from slime_router.api.responses.custom_tools import as_function
 from slime_router.api.responses.items import NO_NAMES, Item, ModelNames, read_input, to_talk
 from slime_router.api.responses.reply import ResponseStyle
@@ -24,7 +24,6 @@ from slime_router.api.token_names import TokenNames
 from slime_router.auth.caller import Caller, caller
 from slime_router.edge.lengths import check_messages
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.template.heard import Written
 from slime_router.types import GenerateCall, GenerateChunk, Message
 from slime_router.values import replace
@@ -233,7 +232,7 @@ def _chat_body(
         **plain,
         "messages": messages,
         "tools": [tool.chat for tool in tools],
-        "tool_choice": _chat_choice(body.get("tool_choice")),
+        "tool_choice": _chat_choice(body.get("tool_choice"), tools),
         "max_completion_tokens": body.get("max_output_tokens"),
         "reasoning_effort": (body.get("reasoning") or {}).get("effort"),
         "response_format": (body.get("text") or {}).get("format"),
@@ -302,16 +301,50 @@ def _distinct(tools: tuple[ResponseTool, ...]) -> tuple[ResponseTool, ...]:
     )
 
 
-def _chat_choice(choice: Any) -> Any:
-    """`tool_choice` as a chat client would write it; what has no such form is left as it is."""
+def _chat_choice(choice: Any, tools: tuple[ResponseTool, ...]) -> Any:
+    """`tool_choice` as a chat client would write it; what has no such form is left as it is.
+
+    Raises:
+        BadRequest: it names a tool that is in several namespaces, or not in the one it says.
+    """
     match choice:
-        case {"type": "function" | "custom", "name": str(name)}:
-            return {"type": "function", "function": {"name": name}}
-        case {"type": "allowed_tools", "mode": mode, "tools": list(tools)}:
-            ours = ("function", "custom")
-            known = [t for t in tools if not isinstance(t, dict) or t.get("type") in ours]
+        case {"type": "function" | "custom", "name": str()}:
+            return {"type": "function", "function": {"name": _chosen(choice, tools)}}
+        case {"type": "allowed_tools", "mode": mode, "tools": list(allowed)}:
+            known = [_allowed(each, tools) for each in allowed if _is_ours(each)]
             return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": known}}
     return choice
+
+
+def _is_ours(allowed: Any) -> bool:
+    return not isinstance(allowed, dict) or allowed.get("type") in ("function", "custom")
+
+
+def _allowed(allowed: Any, tools: tuple[ResponseTool, ...]) -> Any:
+    match allowed:
+        case {"name": str()}:
+            return {**allowed, "name": _chosen(allowed, tools)}
+    return allowed
+
+
+def _chosen(choice: Mapping[str, Any], tools: tuple[ResponseTool, ...]) -> str:
+    """The model's name of the tool that the client means."""
+    name, namespace = choice["name"], choice.get("namespace")
+    require(isinstance(namespace, str | None), "tool_choice.namespace", "a string")
+    homes = {tool.namespace: tool.model_name for tool in tools if tool.name == name}
+    if namespace in homes:
+        return homes[namespace]
+    if namespace is not None:
+        raise BadRequest(
+            f"Tool '{name}' not found in the namespace '{namespace}'.", param="tool_choice"
+        )
+    if len(homes) > 1:
+        places = ", ".join(map(str, homes))
+        raise BadRequest(
+            f"Tool '{name}' is in several namespaces ({places}): 'namespace' says which.",
+            param="tool_choice",
+        )
+    return next(iter(homes.values()), str(name))
 
 
 def _functions(tool: Any, path: str, namespace: str | None = None) -> Iterator[ResponseTool]:

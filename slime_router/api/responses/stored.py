@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from slime_router.api.request import require
 from slime_router.api.responses.store import Item, ResponseStore, Stored
@@ -28,6 +30,31 @@ class _Page:
     limit: int = DEFAULT_PAGE_LEN
     is_oldest_first: bool = False
     after: str | None = None
+
+
+def routes(
+    kept: ResponseStore, shared: Callable[[Handler], Handler]
+) -> list[tuple[str, str, Handler]]:
+    """Method, path and handler of each route; `shared` finds the responses that others have."""
+    return [
+        ("GET", "/v1/responses/{id}", shared(partial(show, kept))),
+        ("DELETE", "/v1/responses/{id}", shared(partial(delete, kept))),
+        ("GET", "/v1/responses/{id}/input_items", shared(partial(list_items, kept))),
+        ("POST", "/v1/responses/{id}/cancel", shared(partial(cancel, kept))),
+        ("POST", "/v1/responses/compact", compact),
+    ]
+
+
+async def compact(_: web.Request) -> web.Response:
+    """`POST /v1/responses/compact`: refused; agents that find no such route write a summary.
+
+    Codex asks only the provider named OpenAI for it.
+    """
+    raise BadRequest(
+        "Compaction is not served: let the agent write its own summary, as Codex does with a"
+        " model provider of another name than OpenAI.",
+        code="not_supported",
+    )
 
 
 async def show(kept: ResponseStore, request: web.Request) -> web.Response:

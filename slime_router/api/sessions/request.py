@@ -16,13 +16,12 @@ from multidict import MultiMapping
 
 from slime_router.api.chat.fields import SAMPLING_FIELDS, read_fields, sampling
 from slime_router.api.chat.grammar import grammar
-from slime_router.api.request import missing, read_object, require
+from slime_router.api.request import fresh_hex, missing, read_object, require
 from slime_router.api.sessions.row_formats import OUR_METADATA_KEY
 from slime_router.api.token_ids import Vocabulary
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_dots, is_label
 from slime_router.engine.top_logprobs import MAX_KEPT
 from slime_router.errors import BadRequest
-from slime_router.fresh_ids import fresh_hex
 from slime_router.trajectory.session import Reward, SessionSpec
 from slime_router.types import Pins, Sampling
 

@@ -12,7 +12,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import orjson
@@ -28,7 +28,7 @@ from slime_router.rows.rows import Row, RowSet, RowStats
 from slime_router.rows.tree import Positions, TokenTree, grow
 from slime_router.trajectory.measures.distribution import no_masks
 from slime_router.trajectory.session import Session
-from slime_router.trajectory.turn import Logprobs, logprob_array
+from slime_router.trajectory.turn import Logprobs, narrowed
 
 OUR_METADATA_KEY = "slime_router"  # in the metadata of slime's samples; agents cannot set it
 
@@ -303,7 +303,7 @@ def _logprob_column(rows: Sequence[Row]) -> dict[str, Logprobs]:
     if all(row.logprobs is None for row in rows):
         return {}
     parts = [np.full(len(r.tokens), np.nan) if r.logprobs is None else r.logprobs for r in rows]
-    return {"logprobs": logprob_array(cast("Sequence[float]", np.concatenate(parts)))}
+    return {"logprobs": narrowed(np.concatenate(parts))}
 
 
 def _mask_columns(rows: Sequence[Row]) -> dict[str, Array]:

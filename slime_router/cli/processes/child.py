@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from slime_router.cli.flags import read_settings
 from slime_router.cli.log import start_log
+from slime_router.cli.processes.exit_codes import leave
 from slime_router.cli.run import serving
 from slime_router.config import Config
 from slime_router.errors import SetupError
@@ -60,4 +61,4 @@ def _settings_now(place: Place) -> Config:
 
 
 if __name__ == "__main__":
-    sys.exit(child_main(sys.argv[1:]))
+    leave(child_main(sys.argv[1:]))

@@ -75,11 +75,13 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
     p = command_parser("doctor", _DESCRIPTION, _EPILOG)
     p.add_argument("--config", metavar="FILE", help="the router's .toml or .yaml file")
-    p.add_argument("--workers", nargs="+", metavar="URL", default=[], help="in place of the file's")
+    p.add_argument("--workers", nargs="+", metavar="URL", default=[], help="instead of the file's")
     p.add_argument(
         "--hf-checkpoint", metavar="PATH_OR_ID", help="compare the workers' tokens with this one's"
     )
-    p.add_argument("--trust-remote-code", action="store_true")
+    p.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code from the checkpoint"
+    )
     p.add_argument("--json", action="store_true", help="the report as JSON")
     return p
 

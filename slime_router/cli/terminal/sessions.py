@@ -69,15 +69,15 @@ def sessions_main(argv: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
     p = command_parser(
-        "sessions", "The sessions of a running router; of one its turns, rows and tokens.", _EPILOG
+        "sessions",
+        "The sessions of a running router, or the turns, rows and tokens of one.",
+        _EPILOG,
     )
     p.add_argument("session", nargs="?", metavar="ID", type=utf8, help="show this session")
     add_url(p)
+    p.add_argument("--search", metavar="TEXT", type=utf8, help="list those that this leads to")
     p.add_argument(
-        "--search", metavar="TEXT", type=utf8, help="of the list: those that this leads to"
-    )
-    p.add_argument(
-        "--limit", type=int, default=DEFAULT_LIMIT, metavar="N", help="of the list (default: 50)"
+        "--limit", type=int, default=DEFAULT_LIMIT, metavar="N", help="list so many (default: 50)"
     )
     which = p.add_mutually_exclusive_group()
     which.add_argument(
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         default="source",
         help="what colours the tokens (default: source)",
     )
-    p.add_argument("--json", action="store_true", help="what the router replies")
+    p.add_argument("--json", action="store_true", help="print the router's reply")
     return p
 
 

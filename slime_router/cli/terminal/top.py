@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         type=_interval,
         default=2.0,
         metavar="SECONDS",
-        help="between two looks (default: 2)",
+        help="how often to look (default: 2)",
     )
     p.add_argument("--once", action="store_true", help="look once, print it and exit")
     p.add_argument("--json", action="store_true", help="with --once: all figures as JSON")

@@ -68,7 +68,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--api-key", metavar="KEY", help="sent as a bearer token")
     p.add_argument(
-        "--wait-secs", type=float, default=60.0, metavar="S", help="for a first reply (default: 60)"
+        "--wait-secs",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="how long to wait for a first reply (default: 60)",
     )
     p.add_argument("--json", action="store_true", help="the report as JSON, on one line")
     return p

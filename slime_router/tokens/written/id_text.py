@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slime_router.beginnings import Beginnings, common_prefix_len
-from slime_router.tokens.id_digits import read_ids
+from slime_router.tokens.written.id_digits import read_ids
 from slime_router.types import TokenIds
 
 LONG_LEN = 2**15  # bytes of a body that is worth a closer look

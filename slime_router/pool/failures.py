@@ -1,10 +1,15 @@
-"""The circuit breaker of one worker: too many failures, and it is left alone for a while.
+"""What a worker's failures lead to. Pure: the time is passed in, in seconds of any clock that never
+goes back.
+
+The circuit breaker: after too many failures the worker is left alone for a while.
 
     closed --failure_threshold failures in a row, within window_s--> open
     open --after open_s--> half open: one request at a time is let through
     half open --success_threshold successes--> closed; --a failure--> open
 
-Pure: the time is passed in, in seconds of any clock that never goes back.
+The cooldown: others are asked first for some time, but a spared worker still serves if there is no
+other. It cannot be switched off: whatever else is configured, a worker that keeps failing is asked
+less and less often.
 """
 
 from __future__ import annotations
@@ -13,7 +18,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from slime_router.pool.backoff import Backoff
+
 State: TypeAlias = Literal["closed", "open", "half_open"]
+
+BUSY_S = 1.0  # spared, after it said that it is busy, or shuts down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,3 +104,46 @@ class Breaker:
         """Forget all failures: the worker was restarted, or has proven itself."""
         self._failures.clear()
         self._opened_at = None
+
+
+class Cooldown:
+    """The time until one worker is asked again; it grows with failures in a row."""
+
+    __slots__ = ("_backoff", "_failed_until", "_failures", "_spared_until")
+
+    def __init__(self, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self._failures = 0
+        self._failed_until = self._spared_until = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"<Cooldown after {self._failures} failures>"
+
+    def failed(self, now: float) -> None:
+        """The worker failed a request. Failures of concurrent requests count once."""
+        if now < self._failed_until:
+            return
+        self._failed_until = now + self._backoff.delay_s(self._failures, _middle)
+        self._failures += 1
+        self._spared_until = max(self._spared_until, self._failed_until)
+
+    def busy(self, now: float) -> None:
+        """The worker takes no new requests at the moment."""
+        self._spared_until = max(self._spared_until, now + BUSY_S)
+
+    def succeeded(self) -> None:
+        """The worker served a request: forget earlier failures."""
+        self._failures = 0
+        self._failed_until = self._spared_until = float("-inf")
+
+    def spares(self, now: float) -> bool:
+        """Whether others are asked first."""
+        return now < self._spared_until
+
+    def left_s(self, now: float) -> float:
+        """How long a request that has failed before must wait before it is tried there."""
+        return max(self._failed_until - now, 0.0)
+
+
+def _middle() -> float:
+    return 0.5

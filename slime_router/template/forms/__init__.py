@@ -1,0 +1,1 @@
+"""Renderings of a chat template with blanks where the texts of the messages go."""

@@ -1,0 +1,1 @@
+"""Token ids as they are written in JSON, read and written fast."""
