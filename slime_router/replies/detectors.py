@@ -92,17 +92,6 @@ def _is_whole(text: str) -> bool:
     return True
 
 
-class NamedTokens:
-    """The tokenizer as SGLang's detectors use it: the names of added tokens."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._ids = {name: number for number, name in enumerate(names)}
-
-    def get_vocab(self) -> dict[str, int]:
-        """The names; their numbers are not token ids."""
-        return self._ids
-
-
 class CallDetector:
     """One reply's detector of calls; see `sglang.srt.function_call.base_format_detector`.
 
@@ -204,6 +193,11 @@ class CallDetector:
     def unread(self) -> str:
         """The text that it has made nothing of yet."""
         return str(self._detector._buffer)
+
+    @property
+    def kept_len(self) -> int:
+        """The longest text that it keeps: at most so much does it look at again with each piece."""
+        return max(len(each) for each in vars(self._detector).values() if isinstance(each, str))
 
     def read(self, text: str, tools: list[Any]) -> tuple[str, list[Any]]:
         """The content and the items of calls that `text` adds."""

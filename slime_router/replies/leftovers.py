@@ -17,6 +17,7 @@ _FRAME_PART = re.compile(
     r"|[\[\]{}(),;`]"  # of JSON, of Python, of a code block
 )
 _FRAMES = re.compile(f"(?:{_FRAME_PART.pattern})*")
+_WORDLESS = re.compile(rf"(?:{_FRAME_PART.pattern}|\W)*")  # up to the first word outside of them
 _CLOSED = re.compile(_CLOSING)
 _HEADER = re.compile(r"<\|(?:start|message_model)\|>")  # of a message that is a call
 _BEFORE_VALUE = re.compile(r'(?:\{\s*(?:"(?:[^"\\]|\\.)*(?:"\s*(?::\s*)?)?)?)?')
@@ -66,8 +67,9 @@ def inside_call(text: str) -> str:
 
 def is_empty_call(text: str) -> bool:
     """Whether a call has ended without arguments, where this is all that follows its name."""
-    has_ended = _CLOSED.search(text) is not None or text.rstrip().endswith("}")
-    return has_ended and not _WORD.search(_FRAME_PART.sub("", text))
+    if _WORDLESS.match(text).end() < len(text):  # type: ignore[union-attr] # it matches anything
+        return False
+    return _CLOSED.search(text) is not None or text.rstrip().endswith("}")
 
 
 def opened(written: str, *, has_ended: bool) -> str:

@@ -30,11 +30,11 @@ from slime_router.replies.calls import mistral_ids
 from slime_router.replies.calls.mistral_ids import MistralCalls
 from slime_router.replies.calls.plain_text import PlainText, plain_text
 from slime_router.replies.calls.tagged_values import TAGS, TaggedCalls
-from slime_router.replies.detectors import CallDetector, Marks, NamedTokens, ReasoningDetector
+from slime_router.replies.detectors import CallDetector, Marks, ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
 from slime_router.replies.parser import Calls, ReplyParser
 from slime_router.replies.sglang_detection import Thinking
-from slime_router.replies.sglang_parsers import SGLangParsers
+from slime_router.replies.sglang_parsers import NamedTokens, SGLangParsers
 from slime_router.replies.tool_calls import CallReader
 from slime_router.template.spelling import random_call_id
 from slime_router.types import Grammar, Message, ReplyFormat

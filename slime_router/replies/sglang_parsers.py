@@ -6,6 +6,7 @@ that is written here again. `sglang_entry.py` opens the package without its engi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,17 @@ _ASK_ORJSON = (  # whether what came of a call's arguments is JSON already
     "dots_detector",
     "mistral_detector",
 )
+
+
+class NamedTokens:
+    """The tokenizer as SGLang's detectors use it: the names of added tokens."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._ids = {name: number for number, name in enumerate(names)}
+
+    def get_vocab(self) -> dict[str, int]:
+        """The names; their numbers are not token ids."""
+        return self._ids
 
 
 @dataclass(frozen=True, slots=True)

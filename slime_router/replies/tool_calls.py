@@ -88,17 +88,16 @@ class CallReader:
             return self._next.read(text, is_last=is_last)
         content, deltas = "", tuple[ToolDelta, ...]()
         end = self._boundary(text)
-        if end >= 0:
+        if end >= 0 or (is_last and self._held):  # what nothing is made of is seen by itself
+            end = max(end, 0)
             content, deltas = self._read(self._held + text[:end], is_last=False)
             self._held, text = "", text[end:]
         self._held += text
         if not is_last and self._can_wait(text):
             return content, deltas
         text, self._held = self._held, ""
-        if self._next is not None:  # since this piece
-            rest, more = self._next.read(text, is_last=is_last)
-        else:
-            rest, more = self._read(text, is_last=is_last)
+        read = self._read if self._next is None else self._next.read  # since this piece
+        rest, more = read(text, is_last=is_last)
         return content + rest, deltas + more
 
     def _boundary(self, text: str) -> int:
@@ -111,10 +110,13 @@ class CallReader:
         return end
 
     def _can_wait(self, text: str) -> bool:
-        """Inside JSON the pieces grow with what was read, so that all of them cost as one."""
-        if not _SHORT_LEN < len(self._held) + len(self._raw) < 2 * len(self._raw):
+        """The pieces grow with what is parsed again with each of them, so that all cost as one."""
+        held, again = len(self._held), len(self._raw)
+        if held + again <= _SHORT_LEN or (self._braces is None and self._is_mark(text)):
             return False
-        return self._braces is not None or not (self._begun or self._is_mark(text))
+        if self._begun and self._braces is None:  # most parsers take in what they read there
+            again = self._parser.kept_len
+        return _SHORT_LEN < held + again < 2 * again
 
     def _is_mark(self, text: str) -> bool:
         mark = text.strip()

@@ -52,7 +52,10 @@ class StartUp:
             loop.add_signal_handler(signal.SIGINT, self._interrupt)
             for number in hang_ups():
                 loop.add_signal_handler(number, self._hang_up, number)
-            loop.add_signal_handler(signal.SIGTERM, _end, signal.SIGTERM)
+            for number in endings():
+                loop.add_signal_handler(number, _end, number)
+            for number in unused():
+                loop.add_signal_handler(number, note_unused, number)
 
     def _hang_up(self, number: signal.Signals) -> None:
         if self._terminal.is_gone:
@@ -89,6 +92,25 @@ def _has_terminal() -> bool:
     return True
 
 
+def endings() -> tuple[signal.Signals, ...]:
+    """Those that end the router; service managers and containers send one or the other."""
+    return _known("SIGTERM", "SIGQUIT")
+
+
+def unused() -> tuple[signal.Signals, ...]:
+    """Those that others send to have a log opened again, and that would end a process at once."""
+    return _known("SIGUSR1", "SIGUSR2")
+
+
+def note_unused(number: signal.Signals) -> None:
+    """Says in the log that it does nothing."""
+    logger.warning("%s: it means nothing to the router", number.name)
+
+
+def _known(*names: str) -> tuple[signal.Signals, ...]:
+    return tuple(signal.Signals[name] for name in names if hasattr(signal, name))
+
+
 def hang_ups() -> tuple[signal.Signals, ...]:
     """SIGHUP, unless whoever started the router has it ignored, as `nohup` does."""
     if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -97,7 +119,7 @@ def hang_ups() -> tuple[signal.Signals, ...]:
 
 
 def hurry_at_second_signal(app: web.Application, clients: SlowClients, launcher: Launcher) -> None:
-    """Once shutdown has begun, SIGINT, SIGTERM and SIGHUP cut off all clients.
+    """Once shutdown has begun, SIGINT, SIGTERM, SIGQUIT and SIGHUP cut off all clients.
 
     Their generations end as if they had left, and launched workers are given no time to end. If
     there is no client left to cut off, the signal interrupts whatever else the shutdown is waiting
@@ -112,7 +134,7 @@ def hurry_at_second_signal(app: web.Application, clients: SlowClients, launcher:
     async def listen(_: web.Application) -> None:
         loop = asyncio.get_running_loop()
         with suppress(NotImplementedError):  # on Windows
-            for number in (signal.SIGINT, signal.SIGTERM, *hang_ups()):
+            for number in (signal.SIGINT, *endings(), *hang_ups()):
                 loop.add_signal_handler(number, hurry)
 
     app.on_shutdown.append(listen)

@@ -14,6 +14,7 @@ from slime_router.template.layout import (
     compares_messages,
     end_of,
     holds,
+    parsed,
     stands_elsewhere,
 )
 from slime_router.template.messages import (
@@ -68,6 +69,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self.has_developer_role = tokenizer.has_developer_role
         self._takes_references = REFERENCE in (tokenizer.jinja_template or "")
+        self._tree = parsed(tokenizer.jinja_template)
         self.spelling = Spelling()
         self.findings = Findings()
         self.parts = Parts()
@@ -78,7 +80,7 @@ class ChatTemplate:
             self.prints_names = prints_names(self.try_render)
         ends = find_ends(self.try_render, tokenizer)
         self._seam = Seam(tokenizer, ends)
-        self._suffixes = Suffixes(self.try_render, self._seam, tokenizer.jinja_template)
+        self._suffixes = Suffixes(self.try_render, self._seam, self._tree)
         if tokenizer.chat_template is not None:
             self.findings = self_test(self, ends)
 
@@ -272,7 +274,7 @@ class ChatTemplate:
 
     def transcripts(self) -> Transcripts:
         """Keeps the texts of prompts, for what is rendered after them."""
-        is_fit = not compares_messages(self._tokenizer.jinja_template)
+        is_fit = not compares_messages(self._tree)
         return Transcripts(self._render_as_given, self._suffixes.literals if is_fit else None)
 
     def _render_as_given(

@@ -14,6 +14,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, repeat
+from typing import TypeAlias
 
 import jinja2
 from jinja2 import nodes
@@ -23,6 +24,7 @@ from slime_router.template.stand_ins import Drawing, View, is_reply
 from slime_router.types import Message
 from slime_router.values import value
 
+Tree: TypeAlias = nodes.Template  # a template as Jinja reads it
 MAX_LAYOUTS = 16_384
 BEGINNING_LEN = 64  # characters of a text that is looked for
 MAX_BEGINNINGS = 8  # that are looked at one by one
@@ -164,9 +166,8 @@ def stands_elsewhere(messages: Sequence[Message], new: Sequence[Message], printe
     return len(short) * len(said) > MAX_LOOKED_THROUGH or any(text in said for text in short)
 
 
-def printed_words(source: str | None) -> str:
+def printed_words(tree: Tree | None) -> str:
     """All that a template may print of its own, and a little more; empty where nobody knows."""
-    tree = _parsed(source)
     if tree is None:
         return ""
     texts = [data.data for data in tree.find_all(nodes.TemplateData)]
@@ -200,25 +201,23 @@ def first_of_each(
     return tuple(first)
 
 
-def compared_literals(source: str | None) -> tuple[str, ...] | None:
+def compared_literals(tree: Tree | None) -> tuple[str, ...] | None:
     """The words for which a template looks in its messages (`'</think>' in content`).
 
-    None where nobody knows: `source` is None if the template is not Jinja.
+    None where nobody knows: there is no tree.
     """
-    tree = _parsed(source)
     if tree is None:
         return None
     found = {literal for literal in _literals(tree) if len(literal) > 1}
     return tuple(sorted(found))
 
 
-def compares_messages(source: str | None) -> bool:
+def compares_messages(tree: Tree | None) -> bool:
     """Whether a template asks if one message is another, as Mistral's do (`m == users[-1]`).
 
     Then a new message may change how an old one of the same words is printed. True where nobody
     knows.
     """
-    tree = _parsed(source)
     if tree is None:
         return True
     loops = (loop.target for loop in tree.find_all(nodes.For))
@@ -264,7 +263,8 @@ def has_word(text: str, word: str) -> bool:
     return word[:1] in text and word in text
 
 
-def _parsed(source: str | None) -> nodes.Template | None:
+def parsed(source: str | None) -> Tree | None:
+    """A template as Jinja reads it; None where there is none, or it has tags of its own."""
     if source is None:
         return None
     try:
@@ -273,7 +273,7 @@ def _parsed(source: str | None) -> nodes.Template | None:
         return None
 
 
-def _literals(tree: nodes.Template) -> Iterator[str]:
+def _literals(tree: Tree) -> Iterator[str]:
     for compare in tree.find_all(nodes.Compare):
         if isinstance(compare.expr, nodes.Const) and any(
             operand.op in ("in", "notin") for operand in compare.ops

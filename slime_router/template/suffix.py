@@ -27,6 +27,7 @@ from slime_router.template.layout import (
     MAX_MARKS,
     Layout,
     Mark,
+    Tree,
     begin_of,
     compared_literals,
     first_of_each,
@@ -95,14 +96,12 @@ class Question:
 class Suffixes:
     """Finds suffixes with one template. `render` returns None where it refuses the messages."""
 
-    def __init__(self, render: Render, seam: Seam, source: str | None) -> None:
+    def __init__(self, render: Render, seam: Seam, tree: Tree | None) -> None:
         self._render = render
         self._seam = seam
-        self.literals = compared_literals(
-            source
-        )  # that the template looks for, where they are known
+        self.literals = compared_literals(tree)  # that the template looks for, where it is known
         self._literals = self.literals or ()
-        self.printed = printed_words(source)
+        self.printed = printed_words(tree)
 
     def find(self, question: Question, *, sampled: Sampled, layout: Layout | None) -> Suffix | None:
         """The suffix, or None where the template is not shown to append.

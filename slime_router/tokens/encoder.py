@@ -7,7 +7,7 @@ with a common prefix have their pieces in common as far as it reaches.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from enum import StrEnum
 
@@ -193,12 +193,19 @@ class Encoder:
         added = backend.get_added_tokens_decoder().values()
         if any(token.rstrip and token.content[-1:].isalnum() for token in added):
             return True
-        vocabulary = backend.get_vocab(with_added_tokens=True)
+        ids = map(backend.token_to_id, filter(_INNER_SPACE.search, _vocabulary(backend)))
         return any(
             _JOINED_WORDS.search(self._table[token_id].decode(errors="replace"))
-            for token, token_id in vocabulary.items()
-            if _INNER_SPACE.search(token)
+            for token_id in ids
+            if token_id is not None
         )
+
+
+def _vocabulary(backend: tokenizers.Tokenizer) -> Collection[str]:
+    """All tokens: where no id is left out one by one, which takes half the time of all at once."""
+    size = backend.get_vocab_size(with_added_tokens=True)
+    tokens = [*filter(None, map(backend.id_to_token, range(size)))]
+    return tokens if len(tokens) == size else backend.get_vocab(with_added_tokens=True)
 
 
 def _starts_with(ids: TokenIds, first: TokenIds) -> bool:

@@ -144,15 +144,16 @@ async def test_many_headers_and_a_long_url_are_refused_likewise():
         b"Host: x\nExpect: banana",
     ],
 )
-async def test_a_broken_header_is_a_400_that_changes_nothing(path, header):
-    async with served() as (router, worker):
-        before = router.footprint()
-        body = json.dumps(BODY if path == CHAT else {}).encode()
-        head = b"POST %s HTTP/1.1\n%s\nConnection: close\nContent-Length: %d"
-        status, _, _ = await raw(router, head % (path.encode(), header, len(body)), body)
-        assert status == 400
-        assert router.footprint() == before
-        assert len(router.gateway.store.sessions) == 0
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_broken_header_is_a_400_that_changes_nothing(path, header, unchanged):
+    router, worker = unchanged
+    before = router.footprint()
+    body = json.dumps(BODY if path == CHAT else {}).encode()
+    head = b"POST %s HTTP/1.1\n%s\nConnection: close\nContent-Length: %d"
+    status, _, _ = await raw(router, head % (path.encode(), header, len(body)), body)
+    assert status == 400
+    assert router.footprint() == before
+    assert len(router.gateway.store.sessions) == 0
     assert [r for r in worker.requests if r.path in ("/generate", path)] == []
 
 

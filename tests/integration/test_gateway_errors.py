@@ -91,17 +91,19 @@ CHAT_FAULTS = [
 
 @pytest.mark.parametrize(("body", "param"), CHAT_FAULTS, ids=lambda v: v if type(v) is str else "")
 @pytest.mark.parametrize("path", [CHAT, RETRIEVE])
-async def test_a_fault_in_a_conversation_is_named(path, body, param):
-    async with served() as (router, worker):
-        assert (await refused(router, worker, path, json=body))["param"] == param
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_fault_in_a_conversation_is_named(path, body, param, unchanged):
+    router, worker = unchanged
+    assert (await refused(router, worker, path, json=body))["param"] == param
 
 
 @pytest.mark.parametrize(
     ("body", "param"), CHAT_FAULTS[1:], ids=lambda v: v if type(v) is str else ""
 )
-async def test_a_fault_in_messages_to_tokenize_is_named(body, param):
-    async with served() as (router, worker):
-        assert (await refused(router, worker, "/tokenize", json=body))["param"] == param
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_fault_in_messages_to_tokenize_is_named(body, param, unchanged):
+    router, worker = unchanged
+    assert (await refused(router, worker, "/tokenize", json=body))["param"] == param
 
 
 @pytest.mark.parametrize(
@@ -141,9 +143,10 @@ async def test_a_fault_in_messages_to_tokenize_is_named(body, param):
         ("/workers", {"url": 7}, "url"),
     ],
 )
-async def test_a_fault_in_any_other_field_is_named(path, body, param):
-    async with served() as (router, worker):
-        assert (await refused(router, worker, path, json=body))["param"] == param
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_fault_in_any_other_field_is_named(path, body, param, unchanged):
+    router, worker = unchanged
+    assert (await refused(router, worker, path, json=body))["param"] == param
 
 
 @pytest.mark.parametrize("path", FOUR_KEY_DOORS)

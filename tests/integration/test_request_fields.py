@@ -221,11 +221,12 @@ async def test_what_means_nothing_here_is_taken_and_goes_nowhere(said):
 
 
 @pytest.mark.parametrize(("said", "param"), REFUSED, ids=str)
-async def test_what_is_wrong_is_a_400_that_names_it(said, param):
-    async with served() as (router, worker):
-        before = router.footprint()
-        status, reply = await router.post(CHAT, {**ASK[CHAT], **said})
-        assert router.footprint() == before
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_is_wrong_is_a_400_that_names_it(said, param, unchanged):
+    router, worker = unchanged
+    before = router.footprint()
+    status, reply = await router.post(CHAT, {**ASK[CHAT], **said})
+    assert router.footprint() == before
     assert (status, reply["error"]["param"]) == (400, param)
     assert worker.requests == []
 

@@ -409,6 +409,35 @@ async def test_a_hang_up_that_is_ignored_from_outside_stays_so():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("flags", [(), ("--processes", "2")], ids=["one", "two"])
+async def test_signals_that_log_rotators_and_containers_send_drop_nobody(flags):
+    port = free_port()
+    async with tiny_worker() as worker:
+        process = started(*flags, "--worker-urls", worker.url, port=port)
+        try:
+            await asyncio.to_thread(read_banner, process)
+            worker.hold(after_tokens=0)
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+                asked = asyncio.create_task(http.post(CHAT, json={"messages": [user("hi")]}))
+                await worker.wait_running(1)
+                process.send_signal(signal.SIGUSR1)
+                process.send_signal(signal.SIGUSR2)
+                process.send_signal(signal.SIGQUIT)
+                worker.release()
+                async with await asked as answer:
+                    assert answer.status == 200
+            code, err = await asyncio.to_thread(ended, process)
+        finally:
+            process.kill()
+            process.wait()
+    assert code == 0
+    assert "SIGUSR1: it means nothing" in err
+    assert "SIGUSR2: it means nothing" in err
+    assert "SIGQUIT: the router ends" in err
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 async def test_a_hang_up_reads_keys_and_workers_again(tmp_path):
     port = free_port()

@@ -23,6 +23,7 @@ from slime_router.template.layout import (
     has_word,
     holds,
     pairs_of,
+    parsed,
     stands_elsewhere,
 )
 from slime_router.template.seam import Seam
@@ -93,9 +94,9 @@ def test_the_words_that_a_template_looks_for():
         "{{ m.content.split('<x>')[0] + 'printed' }}{% endif %}"
         "{% if '<y>' not in m.content and '{' in m.content %}{% endif %}"
     )
-    assert compared_literals(source) == ("</think>", "<tool_response>", "<x>", "<y>")
-    assert compared_literals("{% generation %}") is None
-    assert compared_literals(None) is None
+    assert compared_literals(parsed(source)) == ("</think>", "<tool_response>", "<x>", "<y>")
+    assert compared_literals(parsed("{% generation %}")) is None
+    assert compared_literals(parsed(None)) is None
 
 
 def test_messages_are_of_one_kind_where_a_template_cannot_tell_them_apart():

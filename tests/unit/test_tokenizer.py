@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest, SetupError
 from slime_router.tokens import tokenizer as module
 from slime_router.tokens.control_tokens import ControlTokens
-from slime_router.tokens.encoder import LONG_PIECE_LEN, MIN_PIECE_LEN
+from slime_router.tokens.decoder import TokenBytes, byte_alphabet
+from slime_router.tokens.encoder import LONG_PIECE_LEN, MIN_PIECE_LEN, Encoder
 from slime_router.tokens.tokenizer import After, Tokenizer
 from slime_router.types import Message, TemplateOptions
 from tests import vocabularies
@@ -321,3 +323,19 @@ def test_a_text_is_framed_as_the_checkpoint_frames_it(name: str) -> None:
     for text in ("Hello there", ""):
         framed = ours.framed(ours.encode(text)).tolist()
         assert framed == theirs.encode(text)
+
+
+@pytest.mark.parametrize("joined_id", [None, 256, 300])
+def test_a_token_that_spans_a_space_is_found_wherever_it_is_in_the_vocabulary(
+    joined_id: int | None,
+) -> None:
+    """Also after ids that are left out. Then text is not cut there."""
+    tokens = dict(byte_alphabet())
+    merges = []
+    if joined_id is not None:
+        tokens["qĠ"], merges = joined_id, [("q", "Ġ")]
+    backend = tokenizers.Tokenizer(models.BPE(tokens, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    encoder = Encoder(backend, ControlTokens({}, has_normalizer=False), TokenBytes(backend, {}))
+    assert encoder.is_prefix_free is (joined_id is None)

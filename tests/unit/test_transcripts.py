@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from slime_router.template.layout import compares_messages
+from slime_router.template.layout import compares_messages, parsed
 from slime_router.template.suffix import Question
 from slime_router.template.transcript import Transcripts
 from slime_router.types import Message, TemplateOptions
@@ -243,4 +243,4 @@ def test_nothing_is_kept_where_nobody_knows_what_the_template_looks_for():
     ],
 )
 def test_templates_that_ask_if_one_message_is_another(source, compares):
-    assert compares_messages(source) is compares
+    assert compares_messages(parsed(source)) is compares

@@ -29,7 +29,7 @@ from slime_router.host_port import host_port
 from slime_router.launch.keeper import Keeper, Kept
 from slime_router.launch.launcher import Launcher
 from slime_router.launch.process import KILL_TIMEOUT_S, ask_to_end, ask_to_reload
-from slime_router.server.signals import Terminal, hang_ups
+from slime_router.server.signals import Terminal, endings, hang_ups, note_unused, unused
 from slime_router.siblings.place import MAX_SOCKET_PATH_LEN, Place, write_settings
 from slime_router.supervisor import Supervisor
 
@@ -200,8 +200,10 @@ class Parent:
 
     def _heed_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *endings()):
             loop.add_signal_handler(number, self._heed, number)
+        for number in unused():
+            loop.add_signal_handler(number, note_unused, number)
         for number in hang_ups():
             loop.add_signal_handler(number, self._hang_up, number)
 

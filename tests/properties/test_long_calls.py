@@ -1,0 +1,73 @@
+"""Calls with long arguments, in every format: read in pieces that grow, which changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slime_router.replies import tool_calls
+from slime_router.replies.detectors import CallDetector
+from tests.examples import examples
+from tests.unit.formats import FORMATS, Call
+from tests.unit.test_formats import read, tokens
+
+pytestmark = [pytest.mark.parsers, pytest.mark.slow]
+
+CODE = "def f(x):\n    return x < 3 and {'a': [1]}\n"
+ODD = ["lorem ipsum ", "x", "a<b ", "{} ", "</x>", '"q" ', "[1], ", "line\n", "東🙂", "\\", "}"]
+VALUES = st.lists(st.tuples(st.sampled_from([*ODD, CODE]), st.integers(1, 60)), max_size=3).map(
+    lambda runs: "".join(word * count for word, count in runs)
+)
+CALLS = st.lists(
+    st.one_of(
+        st.tuples(st.just("get_weather"), st.fixed_dictionaries({"city": VALUES})),
+        st.tuples(
+            st.just("search"), st.fixed_dictionaries({"query": VALUES, "deep": st.booleans()})
+        ),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_it_does_not_matter_in_which_pieces_an_argument_is_read(name, monkeypatch):
+    form = FORMATS[name]
+
+    @settings(max_examples=examples(5), suppress_health_check=[HealthCheck.too_slow])
+    @given(calls=CALLS, tail=st.sampled_from(["", "\n", "\n\nThat is all."]))
+    def holds(calls: list[Call], tail: str) -> None:
+        lead = "I look. " if form.speaks else ""
+        text = form.write(calls[: form.most], lead) + ("" if name in ("beam", "muse") else tail)
+        monkeypatch.setattr(tool_calls, "_SHORT_LEN", len(text))  # each piece by itself
+        alone = read(name, tokens(text))
+        monkeypatch.undo()
+        assert read(name, tokens(text)) == alone
+        assert read(name, [text]) == alone
+
+    holds()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_detector_does_not_look_at_long_arguments_for_each_token(name, monkeypatch):
+    looked_at = 0
+    read_piece = CallDetector.read
+
+    def noted(detector: CallDetector, text: str, tools: list[Any]) -> Any:
+        nonlocal looked_at
+        looked_at += len(text) + detector.kept_len
+        return read_piece(detector, text, tools)
+
+    monkeypatch.setattr(CallDetector, "read", noted)
+    code = CODE.replace("[1]", "1") if name == "pythonic" else CODE  # each bracket may end its list
+    costs = []
+    for count in (40, 160):
+        looked_at = 0
+        call: Call = ("search", {"query": code * count})
+        _, found = read(name, tokens(FORMATS[name].write([call])))
+        assert [name for name, _ in found] == ["search"]
+        costs.append(looked_at)
+    assert costs[1] < 8 * costs[0]
