@@ -31,7 +31,14 @@ WALKS = [
 WALK_TIMEOUT_S = 200.0
 OTHERS_FLAGS = {  # of docker, curl, kubectl, SGLang, agents and trainers
     *("--publish", "--volume", "--env", "--tag", "--rm", "--file", "--namespace", "--kustomize"),
-    *("--silent", "--retry", "--retry-all-errors", "--retry-delay", "--retry-connrefused"),
+    *(
+        "--silent",
+        "--fail",
+        "--retry",
+        "--retry-all-errors",
+        "--retry-delay",
+        "--retry-connrefused",
+    ),
     *("--from-literal", "--only-matching", "--router", "--use-rollout-routing-replay"),
     *("--custom-generate-function-path", "--custom-reward-post-process-path"),
 }

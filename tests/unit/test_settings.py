@@ -235,6 +235,11 @@ def test_an_empty_file_sets_nothing(tmp_path):
         ("a.yaml", 'chat_template: "a\\0b"', "it has a NUL character"),
         ("a.toml", 'worker_urls = ["a\\u0000b"]', "it has a NUL character"),
         ("a.toml", 'worker_group = [["a", " "]]', "it is empty"),
+        ("a.toml", 'served_model_name = "a\\nb"', "it has control characters"),
+        ("a.toml", 'otlp_endpoint = "http://a\\nb:1"', "it has control characters"),
+        ("a.toml", 'store = "redis://a\\rb"', "it has control characters"),
+        ("a.toml", 'store_prefix = "a\\tb"', "it has control characters"),
+        ("a.toml", 'allowed_hosts = ["a\\nb"]', "it has control characters"),
         ("a.toml", f"strict_model = '{'x' * 100_000}'", "xxx..."),
     ],
 )

@@ -16,6 +16,8 @@ from slime_router.config import GROUPS, Config
 from slime_router.setting import Setting, declared, flags_of
 
 ENVIRONMENT = "SLIME_ROUTER_"
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_JSON = "JSON"  # the metavar of what may take several lines
 _BOOLEANS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -65,12 +67,19 @@ class Option:
         if self.kind is str:
             if self.flags and not self.is_required and not text.strip():  # "$NOT_SET"
                 raise ValueError("it is empty")
+            if self._is_one_line and _CONTROLS.search(text):
+                raise ValueError("it has control characters")
             return os.path.expanduser(text) if self.setting.is_path else text
         try:
             value = self.kind(text)
         except ValueError:
             raise ValueError(f"invalid {self.kind.__name__} value: {text!r}") from None
         return self._within(value, text)
+
+    @property
+    def _is_one_line(self) -> bool:
+        """Whether it stands in headers, URLs, replies and the log."""
+        return not self.setting.is_path and self.setting.metavar != _JSON
 
     def argument(self, text: str) -> Any:
         """The same for `argparse`, which shows only messages of its own exception."""
