@@ -7,9 +7,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
+
 _HALVES = re.compile("[\ud800-\udfff]")
 _ESCAPES = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _SIGNS = re.compile(r'["\\\x00-\x1f]')
+_HUGE = re.compile(r"\d[eE]\+?\d{3}|\d{309}")  # may be more than a double can hold
+_WORDS = re.compile(r'"(?:[^"\\]|\\.)*"?|Infinity', re.DOTALL)
 _LINE_ENDS = tuple((end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029")
 
 
@@ -29,6 +33,30 @@ def escaped_halves(text: str, source: str = "") -> str:
         return spelled.get(plain, plain)
 
     return _HALVES.sub(escape, text)
+
+
+def finite(text: str, given: str, source: str) -> str:
+    """The next text of a value of which `given` was written, with `1e999` for Python's `Infinity`.
+
+    Python reads a number that no double can hold as infinity, and writes that as a word, which is
+    not JSON. A word that is not from such a number in the `source` stays.
+    """
+    if "Infinity" not in text or not _HUGE.search(source):
+        return text
+
+    def number(found: re.Match[str]) -> str:
+        return "1e999" if found[0] == "Infinity" else found[0]
+
+    return _WORDS.sub(number, given + text)[len(given) :]
+
+
+def is_whole_json(text: str) -> bool:
+    """Whether orjson takes the text for JSON, or would but for numbers that are too huge for it."""
+    try:
+        orjson.loads(without_halves(text))
+    except orjson.JSONDecodeError:
+        return _HUGE.search(text) is not None and is_json(text)
+    return True
 
 
 def one_line(written: bytes) -> bytes:

@@ -28,8 +28,10 @@ from slime_router.types import NO_TOKENS, Piece, TokenIds
 from slime_router.values import value
 
 MAX_OWNERS = 2**16  # sessions that passed through one node
+_UNNAMED = frozenset((None,))
 
 IsAnchor = Callable[[str, int], bool]
+Owners: TypeAlias = "set[str | None] | frozenset[str | None]"
 _Entry: TypeAlias = "tuple[int, int, Node]"  # a stamp, the order among equal ones
 
 
@@ -37,21 +39,9 @@ class Node:
     """A run of token ids below `parent`, reading the text between the two places."""
 
     __slots__ = (
-        "child_count",
-        "end",
-        "epoch",
-        "ids",
-        "is_anchor",
-        "is_queued",
-        "is_sampled",
-        "owners",
-        "parent",
-        "pins",
-        "place",
-        "scope",
-        "stamp",
-        "turn",
-    )
+        "child_count", "end", "epoch", "ids", "is_anchor", "is_queued", "is_sampled", "owners",
+        "parent", "pins", "place", "scope", "stamp", "turn",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -70,7 +60,7 @@ class Node:
         self.end: int = len(ids) + (parent.end if parent else 0)  # tokens from the root
         self.is_sampled = is_sampled
         self.is_anchor = is_anchor  # safe to cut after it, whatever text follows
-        self.owners: set[str | None] | None = None
+        self.owners: Owners | None = None
         self.turn: str | None = None  # of the newest turn that sampled this run
         self.epoch = 0  # of the newest turn that passed through; never newer than the parent's
         self.child_count = 0
@@ -161,14 +151,15 @@ class RadixTree:
         session_id: str | None,
         is_anchor: IsAnchor,
         likely: Node | None = None,
+        same_len: int = 0,
     ) -> Match:
         """The deepest node that reads as a prefix of `text` and at which `text` may be cut.
 
-        `is_anchor(text, index)`: unsampled text may be cut there. Ends of whole sampled spans and
-        of control tokens always may. Ties go to the most recent. Quicker below a `likely` node.
+        `is_anchor(text, index)`: unsampled text may be cut there. Ends of sampled spans and control
+        tokens always may. Ties go to the most recent. Quicker with `likely`, as in `deepest_first`.
         """
         root, near = self.root(scope), None if likely is None else likely.place
-        for place in self._indexes[scope].deepest_first(text, near):
+        for place in self._indexes[scope].deepest_first(text, near, same_len):
             may_cut = place.depth < len(text) and is_anchor(text, place.depth)
             for node in reversed(place.marks):
                 if (may_cut or node.is_anchor) and node.may_be_reused_by(session_id):
@@ -203,12 +194,13 @@ class RadixTree:
         """
         if node.parent is None and pieces:
             node = self.root(node.scope)  # an empty one may have been forgotten
+        alone = _UNNAMED if owner is None else frozenset((owner,))
         for piece, is_anchor in zip(pieces, anchors, strict=True):
             place = self._indexes[node.scope].below(node.place, piece.text)
             child = self._child(node, place, piece)
             child.is_anchor = child.is_anchor or is_anchor
             if piece.is_sampled or node.owners is not None:
-                child.owners = _with_owner(child.owners, owner)
+                child.owners = _with_owner(child.owners, alone)
             node = child
         _refresh(node, epoch)
         self._touch(node)
@@ -369,12 +361,17 @@ class RadixTree:
             index.check_integrity()
 
 
-def _with_owner(owners: set[str | None] | None, owner: str | None) -> set[str | None]:
-    owners = owners or set()
-    if owner not in owners and len(owners) >= MAX_OWNERS:
-        owners.pop()  # it may be encoded again for that session where no turn is found for it
-    owners.add(owner)
-    return owners
+def _with_owner(owners: Owners | None, alone: frozenset[str | None]) -> Owners:
+    """The owners and the one in `alone`, which all nodes that are its own share."""
+    if owners is None:
+        return alone
+    if owners >= alone:
+        return owners
+    more = owners if isinstance(owners, set) else set(owners)
+    if len(more) >= MAX_OWNERS:
+        more.pop()  # it may be encoded again for that session where no turn is found for it
+    more |= alone
+    return more
 
 
 def _refresh(node: Node | None, epoch: int) -> None:

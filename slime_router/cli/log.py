@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 from aiohttp.http_exceptions import HttpProcessingError
 
@@ -16,11 +17,27 @@ def start_log(level: str, log_format: LogFormat = "text", *, number: int | None 
     # to logging, "Optimization", has these switches, which spare that work.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = logging.StreamHandler()
+    handler = _Lines()
     handler.setFormatter(formatter(log_format, number))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("slime_router").setLevel(level.upper())
     logging.getLogger("aiohttp.server").addFilter(_without_headers)
+
+
+class _Lines(logging.Handler):
+    """Writes each record to standard error at once and in one piece, which needs no lock.
+
+    Standard error passes each line on by itself. `logging.StreamHandler` locks it and flushes it
+    for every record, which is a tenth of what a request's line costs.
+    """
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Writes the record; nothing that goes wrong with it gets out."""
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+        except Exception:  # noqa: BLE001 - as `logging` has it: whoever logs must not fail
+            self.handleError(record)
+        return True
 
 
 def _without_headers(record: logging.LogRecord) -> bool:

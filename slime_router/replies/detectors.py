@@ -11,10 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import orjson
-
 from slime_router.errors import SetupError
-from slime_router.json_text import without_halves
+from slime_router.json_text import is_whole_json
 from slime_router.replies.calls import python_lists
 
 _TAG = re.compile(r"<.{1,62}>")
@@ -61,8 +59,8 @@ _STEP3_PARAMETER = re.compile(
 _MINIMAX2 = "MinimaxM2Detector"
 _MINIMAX2_END = "tool_call_function_end_token"
 _MINIMAX2_READ = "_parse_and_stream_parameters"
-_DEEPSEEK31 = "DeepSeekV31Detector"
-_DEEPSEEK31_END = "<｜tool▁call▁end｜>"
+_DEEPSEEK = ("DeepSeekV3Detector", "DeepSeekV31Detector")
+_DEEPSEEK_END = "<｜tool▁call▁end｜>"
 _PYTHONIC = "PythonicDetector"
 _PYTHONIC_FIELD = "tool_call_regex"
 _PYTHONIC_METHODS = ("_get_parameter_value", "_find_matching_bracket")
@@ -70,9 +68,9 @@ _PYTHON_LISTS = (_PYTHONIC, "Lfm2Detector")  # each skips calls whose arguments 
 
 
 def read_any_json(modules: Iterable[Any]) -> None:
-    """Makes SGLang's modules take JSON with half of an escaped emoji for whole JSON.
+    """Makes SGLang's modules take JSON with half of an escaped emoji, or 1e999, for whole JSON.
 
-    They ask orjson, which refuses it. A call with one never ended: the calls after it were lost.
+    They ask orjson, which refuses it. Such a call never ended: the calls after it were lost.
 
     Raises:
         SetupError: this version of SGLang does not fit.
@@ -81,15 +79,7 @@ def read_any_json(modules: Iterable[Any]) -> None:
         if not callable(getattr(module, _IS_WHOLE, None)):
             where = f"{module.__name__}.{_IS_WHOLE}()"
             raise SetupError(f"this version of SGLang does not fit: {where} is missing")
-        setattr(module, _IS_WHOLE, _is_whole)
-
-
-def _is_whole(text: str) -> bool:
-    try:
-        orjson.loads(without_halves(text))
-    except orjson.JSONDecodeError:
-        return False
-    return True
+        setattr(module, _IS_WHOLE, is_whole_json)
 
 
 class CallDetector:
@@ -115,11 +105,11 @@ class CallDetector:
             )
             parse = _with_last_brace(detector, detector._parse_and_stream_parameters)
             detector._parse_and_stream_parameters = parse
-        if self.name == _DEEPSEEK31:  # it waits for JSON, past the end of the call and in the next
+        if self.name in _DEEPSEEK:  # they wait for JSON, past the end of the call and in the next
             _check(detector, {"_last_arguments": str}, ())
             parse = detector.parse_streaming_increment
             detector.parse_streaming_increment = _ending_with_frame(detector, parse)
-            detector.call_end = _DEEPSEEK31_END  # among its tags
+            detector.call_end = _DEEPSEEK_END  # among its tags
         if self.name == _PYTHONIC:  # it takes no number with a sign, no bracket in a string
             _check(detector, {_PYTHONIC_FIELD: re.Pattern}, _PYTHONIC_METHODS)
             detector._get_parameter_value = python_lists.literal
@@ -235,9 +225,9 @@ def _ending_with_frame(detector: Any, parse: Callable[..., Any]) -> Callable[...
 
     def parse_all(text: str, tools: list[Any]) -> Any:
         result = parse(text, tools)
-        call, end, rest = detector._buffer.partition(_DEEPSEEK31_END)
-        given = detector._last_arguments
-        if end and detector.current_tool_name_sent and call.rstrip().endswith(given):
+        call, end, rest = detector._buffer.partition(_DEEPSEEK_END)
+        given, call = detector._last_arguments, call.rstrip().removesuffix("```").rstrip()
+        if end and detector.current_tool_name_sent and call.endswith(given):
             detector._buffer, detector._last_arguments = rest, ""
             detector.current_tool_id += 1
             detector.current_tool_name_sent = False

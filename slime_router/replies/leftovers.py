@@ -11,6 +11,8 @@ from collections.abc import Callable
 from slime_router.json_text import Braces
 
 FRAME = re.compile(r"<[|｜][^<>]*[|｜]>")  # control tokens, which are not content
+ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
+CALL = re.compile(r'\{[^{}]*"name"\s*:\s*"')
 _CLOSING = r"</[^<>]*>|<\|close\|>\w+<\|sep\|>"
 _FRAME_PART = re.compile(
     rf"\s|{_CLOSING}|<[\w:|｜]*(?:tool|function)_calls?>|<[|｜][^<>]*[|｜]>|<\w+\|>|\]<\]minimax\[>\["
@@ -70,6 +72,25 @@ def is_empty_call(text: str) -> bool:
     if _WORDLESS.match(text).end() < len(text):  # type: ignore[union-attr] # it matches anything
         return False
     return _CLOSED.search(text) is not None or text.rstrip().endswith("}")
+
+
+def cut_call(text: str, begin: str, end: str) -> tuple[str, str]:
+    """The arguments of a call that is not JSON, and the text of the calls after it.
+
+    `text` is that since the call's name, `begin` and `end` are the marks around calls. Where they
+    have no mark of an end, it is that of the arguments' braces, if another call is next.
+    """
+    key, mark = ARGUMENTS.search(text), end.strip()
+    if len(mark) > 1:
+        body, has_ended, later = text.partition(mark)
+        written = "" if key is None else body[key.end() :]
+        return opened(written, has_ended=bool(has_ended)), later
+    written = "" if key is None else text[key.end() :]
+    at = Braces().end(written)
+    following = CALL.search(written, at) if at > 0 else None
+    if following is None or not _FRAMES.fullmatch(written, at, following.start()):
+        return opened(written, has_ended=False), ""
+    return written[:at], begin + written[following.start() :]
 
 
 def opened(written: str, *, has_ended: bool) -> str:

@@ -7,20 +7,17 @@ which takes seconds for long arguments: inside JSON they are given fewer and lon
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
-from slime_router.json_text import Braces, escaped_halves, is_json
+from slime_router.json_text import Braces, escaped_halves, finite, is_json
 from slime_router.replies import leftovers
 from slime_router.replies.call_ids import CallIds
 from slime_router.replies.detectors import CallDetector
-from slime_router.replies.leftovers import FRAME, without_control_tokens
+from slime_router.replies.leftovers import ARGUMENTS, CALL, FRAME, without_control_tokens
 from slime_router.replies.unknown_calls import UnknownCalls
 from slime_router.types import ToolDelta
 
-_ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
-_CALL = re.compile(r'\{[^{}]*"name"\s*:\s*"')
 _SHORT_LEN = 256  # at most this much is read at once
 
 
@@ -162,7 +159,7 @@ class CallReader:
         before, deltas = ("" if self._doubted else content), (*self._doubted, *deltas)
         mark = self._parser.end.strip()
         written, end, rest = self._written.partition(mark) if len(mark) > 1 else ("", "", "")
-        key = _ARGUMENTS.search(written)
+        key = ARGUMENTS.search(written)
         is_undecided = key is None or leftovers.has_no_value(written[key.end() :])
         if is_undecided and len(mark) > 1 and not (end or is_last):
             self._doubted = deltas
@@ -228,7 +225,8 @@ class CallReader:
             content = ""  # some give at the end what they gave as arguments before
         unknown, items = self._unknown.take(items, is_last=is_last)
         content += unknown
-        deltas = tuple(delta for item in items for delta in self._deltas(item, text))
+        read = self._raw
+        deltas = tuple(delta for item in items for delta in self._deltas(item, text, read))
         if not self._begun:
             return self._as_written(content, is_last=is_last), deltas
         if had_begun:
@@ -331,20 +329,21 @@ class CallReader:
             content, items = content + rest, [*items, *late]
         return content, items
 
-    def _deltas(self, item: Any, text: str) -> tuple[ToolDelta, ...]:
-        arguments = escaped_halves(item.parameters or "", self._raw)
+    def _deltas(self, item: Any, text: str, read: str) -> tuple[ToolDelta, ...]:
+        arguments = escaped_halves(item.parameters or "", read)
         if item.name:  # some number calls by their tools, or count some that they do not give
             self._indexes[item.tool_index] = self._first_index + self._count
             self._count += 1
         index = self._indexes.get(item.tool_index, -1)
         if item.name:
-            before = self._filled()
+            before, arguments = self._filled(), finite(arguments, "", read)
             self._begun[index] = arguments
             call_id, is_random = self._ids.make(item.name, index, self._unsaid)
             self._enter(text)
             return (*before, ToolDelta(index, call_id, item.name, arguments, is_random))
         if index not in self._begun or not arguments:
             return ()
+        arguments = finite(arguments, self._begun[index], read)
         if self._begun[index].endswith("}") and is_json(self._begun[index]):
             self._misread += arguments  # some return everything after the last call
             return ()
@@ -361,7 +360,7 @@ class CallReader:
 
     def _enter(self, text: str) -> None:
         """A call's name was read, in `text`: are its arguments in the same JSON object?"""
-        calls = list(_CALL.finditer(self._raw))
+        calls = list(CALL.finditer(self._raw))
         braces = Braces()
         is_open = bool(calls) and braces.end(self._raw[calls[-1].start() :]) < 0
         self._braces = braces if is_open else None
@@ -376,17 +375,8 @@ class CallReader:
         given = self._begun[index]
         if is_json(given):
             return ()
-        key = _ARGUMENTS.search(self._raw)
-        mark = self._parser.end.strip()
-        body, has_ended, later = self._raw, "", ""
-        if len(mark) > 1:
-            body, has_ended, later = body.partition(mark)
-        if key is None:  # a call without any
-            rest = ""
-        else:
-            rest = leftovers.after(
-                given, leftovers.opened(body[key.end() :], has_ended=bool(has_ended))
-            )
+        written, later = leftovers.cut_call(self._raw, self._parser.begin, self._parser.end)
+        rest = leftovers.after(given, written)
         deltas = (ToolDelta(index, None, None, rest),) if rest else ()
         return deltas + self._later(later, index + 1)
 

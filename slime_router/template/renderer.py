@@ -92,14 +92,11 @@ class JinjaRenderer:
         if date is not None and self._can_pin:
             template = _PIN + template
             kwargs[_PINNED_DATES] = {each: date.strftime(each) for each in self._date_formats}
+        about = partial(self._about, template, options, kwargs)
         render = partial(self._apply, template, options, kwargs)
+        watch = partial(self._watch, template, options, kwargs)
         try:
-            about = self._about(template, options, kwargs)
-            if about is None:
-                text = render(messages)
-            else:
-                watch = partial(self._watch, template, options, kwargs)
-                text = self._forms.rendered(messages, about, render, watch)
+            text = self._forms.rendered(messages, about, render, watch)
             return escaped_halves(text)  # of a call's arguments: no tokenizer takes them otherwise
         except Exception as exc:  # a template is a program: on a client's messages it may raise any
             reason = f"The chat template cannot render these messages: {one_line(exc)}"

@@ -288,3 +288,21 @@ def test_deepseeks_call_that_is_not_json_ends_with_its_frame(cut):
     assert found[0] == ("search", '{"query": "a b}')
     if cut in CUTS:
         assert (content, values(found[1:])) == ("", [PARIS])
+
+
+@pytest.mark.parametrize("name", sorted(set(DISTINCT) - {"lfm2", "pythonic"}))  # these: no JSON
+def test_a_number_that_is_too_huge_stays_json(name):
+    """Python reads it as infinity, and writes that as a word that is no JSON."""
+    given = {"query": "-Infinity, NaN", "filter": {"a": [77777, 2], "b": "Infinity"}}
+    form = FORMATS[name]
+    text = form.write([("search", given), ROME][: form.most]).replace("77777", "-1e999")
+    _, found = read(name, tokens(text))
+    arguments = json.loads(found[0][1], parse_constant=_refuse)
+    assert arguments["query"] == "-Infinity, NaN"
+    if name not in ("gemma4", "minimax-m3"):  # SGLang takes it for text there
+        assert arguments["filter"] == {"a": [float("-inf"), 2], "b": "Infinity"}
+    assert values(found[1:]) == [ROME][: form.most - 1]
+
+
+def _refuse(word: str) -> None:
+    raise AssertionError(f"{word} is not JSON")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -93,9 +93,9 @@ class Template:
         self._compiled, self._watching = compiled(source)
         self.forms, self.runs = Forms(), 0
 
-    def text(self, *messages: Message, about: object = None, **given: Any) -> str:
+    def text(self, *messages: Message, about: Hashable = "", **given: Any) -> str:
         watch = partial(self._watch, given)
-        return self.forms.rendered(messages, about, partial(self.run, given), watch)
+        return self.forms.rendered(messages, lambda: about, partial(self.run, given), watch)
 
     def run(self, given: dict[str, Any], messages: Sequence[Message]) -> str:
         self.runs += 1
@@ -161,6 +161,10 @@ def test_other_kinds_are_rendered(template: Template, messages: list[Message]) -
 
 def test_so_is_what_depends_on_something_else(template: Template) -> None:
     assert template.text(user("Hi"), about="ends", ends=True) == "<user>Hi<end>"
+
+
+def test_and_what_depends_on_something_that_nobody_knows(template: Template) -> None:
+    assert [template.runs_for(user("Hi"), about=None) for _ in range(4)] == [1, 1, 1, 1]
 
 
 def test_a_text_that_answers_otherwise_is_rendered() -> None:

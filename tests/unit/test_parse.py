@@ -202,6 +202,18 @@ def test_a_call_behind_bad_json_is_found(name):
     assert len(set(reply.ids)) == 2
 
 
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("bad", ['{"city": Paris}', "{city}", '{"days": 1,}', '{"city": ]}'])
+@pytest.mark.parametrize("name", ["deepseekv3", "llama3", "mistral"])
+def test_a_call_that_is_no_json_does_not_take_the_next_with_it(name, bad, cut):
+    first, second = CALLS[name]
+    reply = read(parser_of(name), first % bad + second % B, cut)
+    assert reply.names == ["get_weather", "search"]
+    assert reply.arguments[0] == bad
+    assert json.loads(reply.arguments[1]) == OTHER
+    assert reply.content == ""
+
+
 WITHOUT_END = ['{"cmd": }', '{"cmd": ', '{"cmd" }', '{"cmd": ls}', "{cmd: 1}", "{", ""]
 
 

@@ -8,11 +8,11 @@ A call is given once it is whole: its id may be the last of it.
 
 from __future__ import annotations
 
+import json
 import re
+from itertools import takewhile
 
-import orjson
-
-from slime_router.json_text import Braces, without_halves
+from slime_router.json_text import Braces
 from slime_router.replies.tool_calls import CallReader
 from slime_router.types import ToolDelta
 from slime_router.values import replace
@@ -64,7 +64,8 @@ class MistralCalls:
         for delta in deltas:
             self._waiting.setdefault(delta.index, []).append(delta)
         is_over = is_last or bool(content.strip())
-        ready = [index for index in self._waiting if is_over or self._is_whole(index)]
+        # In order: one that is not whole yet keeps those after it.
+        ready = [*takewhile(lambda index: is_over or self._is_whole(index), self._waiting)]
         return content, tuple(each for index in ready for each in self._named(index))
 
     def _is_whole(self, index: int) -> bool:
@@ -141,8 +142,8 @@ def _without_end(deltas: list[ToolDelta]) -> list[ToolDelta]:
 def _call_in(body: str) -> tuple[str, str | None]:
     """The name and the id of a call in the older form; "" and None where they are not to be had."""
     try:
-        call = orjson.loads(without_halves(body))  # a name and an id have none
-    except orjson.JSONDecodeError:
+        call = json.loads(body)  # also half an emoji or a number that is too huge, unlike orjson
+    except (ValueError, RecursionError):
         return "", None
     name, call_id = call.get("name"), call.get("id")
     return str(name), call_id if isinstance(call_id, str) else None

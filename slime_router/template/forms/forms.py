@@ -61,16 +61,21 @@ class Forms:
         return f"<Forms of {len(self._kinds)} kinds>"
 
     def rendered(
-        self, messages: Sequence[Message], about: Hashable, render: Render, watch: Render
+        self,
+        messages: Sequence[Message],
+        about: Callable[[], Hashable | None],
+        render: Render,
+        watch: Render,
     ) -> str:
-        """What `render` makes of the messages; `about` is all else that it depends on.
+        """What `render` makes of the messages.
 
-        `watch` does the same for texts that are watched. It may raise anything; `render` may, too.
+        `about` says all else that it depends on; None where nobody knows. `watch` does the same for
+        texts that are watched. It may raise anything; `render` may, too.
         """
         texts = _texts(messages)
-        if texts is None or len(texts) > MAX_MESSAGES:
+        if texts is None or len(texts) > MAX_MESSAGES or (rest := about()) is None:
             return render(messages)
-        key = (about, *[message["role"] for message in messages])
+        key = (rest, *[message["role"] for message in messages])
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = _Kind()
