@@ -70,16 +70,21 @@ class PrefixCache:
         return self._budget_tokens
 
     def match_prefix(
-        self, scope: str, text: str, session_id: str | None, likely: Node | None = None
+        self,
+        scope: str,
+        text: str,
+        session_id: str | None,
+        likely: Node | None = None,
+        same_len: int = 0,
     ) -> Match:
         """The deepest node that reads as a prefix of `text`, at a sound anchor; pinned.
 
-        It is found sooner if `likely`, which `turn_node` gave, reads so. The caller owes an
-        `unpin`.
+        It is found sooner if `likely`, which `turn_node` gave, reads so; its first `same_len`
+        characters are known to. The caller owes an `unpin`.
         """
         if likely is not None and likely.scope != scope:
             likely = None
-        match = self._tree.match_prefix(scope, text, session_id, self._is_anchor, likely)
+        match = self._tree.match_prefix(scope, text, session_id, self._is_anchor, likely, same_len)
         self._tree.pin(match.node)
         if match.text_len:
             self.counts.hits += 1

@@ -151,14 +151,15 @@ class RadixTree:
         session_id: str | None,
         is_anchor: IsAnchor,
         likely: Node | None = None,
+        same_len: int = 0,
     ) -> Match:
         """The deepest node that reads as a prefix of `text` and at which `text` may be cut.
 
-        `is_anchor(text, index)`: unsampled text may be cut there. Ends of whole sampled spans and
-        of control tokens always may. Ties go to the most recent. Quicker below a `likely` node.
+        `is_anchor(text, index)`: unsampled text may be cut there. Ends of sampled spans and control
+        tokens always may. Ties go to the most recent. Quicker with `likely`, as in `deepest_first`.
         """
         root, near = self.root(scope), None if likely is None else likely.place
-        for place in self._indexes[scope].deepest_first(text, near):
+        for place in self._indexes[scope].deepest_first(text, near, same_len):
             may_cut = place.depth < len(text) and is_anchor(text, place.depth)
             for node in reversed(place.marks):
                 if (may_cut or node.is_anchor) and node.may_be_reused_by(session_id):

@@ -66,11 +66,14 @@ class TextIndex(Generic[AnyStr, Mark]):
                 yield place
 
     def deepest_first(
-        self, text: AnyStr, likely: Place[AnyStr, Mark] | None = None
+        self, text: AnyStr, likely: Place[AnyStr, Mark] | None = None, same_len: int = 0
     ) -> Iterator[Place[AnyStr, Mark]]:
-        """The same, deepest first: quicker where the text passes through a `likely` place."""
+        """The same, deepest first: quicker where the text passes through a `likely` place.
+
+        `same_len`: so many characters are known to be those that the likely place reads.
+        """
         place = self.root
-        if likely is not None and self._passes(text, likely):
+        if likely is not None and self._passes(text, likely, same_len):
             place = likely
         yield from reversed(list(self.along(text, place)))
         while place.parent is not None:
@@ -79,9 +82,9 @@ class TextIndex(Generic[AnyStr, Mark]):
             place = place.parent
 
     @staticmethod
-    def _passes(text: AnyStr, place: Place[AnyStr, Mark]) -> bool:
-        """Whether the place's text is a prefix of `text`."""
-        while (parent := place.parent) is not None:
+    def _passes(text: AnyStr, place: Place[AnyStr, Mark], same_len: int) -> bool:
+        """Whether the place's text is a prefix of `text`, of which the beginning is known."""
+        while place.depth > same_len and (parent := place.parent) is not None:
             if not text.startswith(place.edge, parent.depth):
                 return False
             place = parent

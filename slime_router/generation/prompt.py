@@ -121,9 +121,9 @@ class PromptMaker:
         date = self._date(talk.turn)
         messages = self._template.parts.whole(call.messages)
         if mode == "template" or failed:
-            text, notes, start = self._rendered(call, talk, messages, date)
+            text, notes, start, same_len = self._rendered(call, talk, messages, date)
         else:
-            start = 0
+            start = same_len = 0
             text, notes = self._template.render_noted(messages, call.template, date=date)
         if mode == "held" and not call.template.continue_final_message:
             is_long = len(messages) >= LONG_TALK
@@ -135,7 +135,9 @@ class PromptMaker:
                 await others_run()
         first = 0 if failed else talk.new_index(messages)
         left_out = self._template.left_out(text, messages, first, start, call.template, date)
-        prompt = await self._from_text(call, text, context_len, talk=talk, date=date, reason=reason)
+        prompt = await self._from_text(
+            call, text, context_len, talk=talk, date=date, reason=reason, same_len=same_len
+        )
         if not (notes or left_out):
             return prompt
         receipt = replace(prompt.receipt, notes=(*prompt.receipt.notes, *notes))
@@ -147,8 +149,8 @@ class PromptMaker:
         talk: Conversation,
         messages: Sequence[Message],
         date: datetime | None,
-    ) -> tuple[str, tuple[str, ...], int]:
-        """The text of all messages, notes as `render_noted` has them, and what it begins at."""
+    ) -> tuple[str, tuple[str, ...], int, int]:
+        """The text, notes as `render_noted` has them, what it begins at, and how much was sent."""
         asked = Question(messages, len(messages), call.template, date)
         before = None if talk.turn is None else talk.turn.id
         made = self._transcripts.continued(asked, before)
@@ -156,12 +158,12 @@ class PromptMaker:
         if made is None:
             text, notes = self._template.render_noted(messages, call.template, date=date)
             if notes:
-                return text, notes, 0
+                return text, notes, 0, 0
             made = self._transcripts.of_whole(asked, text, before, talk.new_index(messages) - 1)
             if made is None:
-                return text, notes, 0
+                return text, notes, 0, 0
         self._transcripts.note(call.turn_id, made)
-        return made.text, notes, made.start
+        return made.text, notes, made.start, made.same_len
 
     def release(self, prompt: MadePrompt) -> None:
         """Unpin what the prompt protects from eviction, and release the turn that it continues."""
@@ -276,6 +278,7 @@ class PromptMaker:
         talk: Conversation | None = None,
         date: datetime | None = None,
         reason: str = "",
+        same_len: int = 0,
     ) -> MadePrompt:
         if not text:
             raise BadRequest("the prompt is empty", param="messages" if talk else "text")
@@ -283,7 +286,7 @@ class PromptMaker:
         if talk is not None and talk.turn is not None:
             turn = self._store.get(talk.turn.id)  # it may be gone by now
         ending = None if turn is None else self._cache.turn_node(turn.id)
-        match = self._cache.match_prefix(call.scope, text, call.session_id, ending)
+        match = self._cache.match_prefix(call.scope, text, call.session_id, ending, same_len)
         try:
             if turn is not None and match.node is ending and ending.end == turn.held_len:
                 cached = self._store.held_ids(turn.id)

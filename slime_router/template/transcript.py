@@ -76,6 +76,8 @@ class Transcript:
         circumstances: what else it was rendered with.
         settled: its beginnings that stay; a shorter one stays where more kinds of messages come.
         proved_len: how many messages there were when all of them were rendered.
+        is_prompt: the turn was sent this text; of a turn that was not, it was rendered later.
+        same_len: so many characters are those that the turn before was sent.
     """
 
     text: str
@@ -83,11 +85,18 @@ class Transcript:
     circumstances: bytes
     settled: tuple[Settled, ...] = ()
     proved_len: int = 0
+    is_prompt: bool = True
+    same_len: int = 0
 
     @property
     def start(self) -> int:
         """The message from which the rest is rendered; 0: nothing is settled."""
         return self.settled[-1].start if self.settled else 0
+
+    def after(self, before: Transcript) -> Transcript:
+        """The same as the prompt of a turn that continues the one `before`."""
+        is_known = before.is_prompt and self.settled
+        return replace(self, is_prompt=True, same_len=self.settled[-1].length if is_known else 0)
 
     def with_settled(self, later: Settled) -> Transcript:
         """The same with a longer beginning settled, in place of those that stay no better."""
@@ -141,7 +150,7 @@ class Transcripts:
         if text is None:
             return None
         made = replace(known, text=text, messages=question.messages, settled=settled)
-        return self._moved(made, question, known)
+        return self._moved(made, question, known).after(known)
 
     def of_whole(
         self, question: Question, text: str, turn_id: str | None, answered: int
@@ -162,8 +171,9 @@ class Transcripts:
             return made
         made = replace(made, settled=self._proved(before, made, question))
         made = self._moved(made, question, before)
-        self.note(turn_id, replace(made, text=before.text, messages=before.messages))
-        return made
+        noted = replace(made, text=before.text, messages=before.messages)
+        self.note(turn_id, replace(noted, is_prompt=before.is_prompt))
+        return made.after(before)
 
     def _before(
         self, made: Transcript, question: Question, turn_id: str, answered: int
@@ -180,7 +190,7 @@ class Transcripts:
         text = self._render(messages, question.options, question.date)
         if text is None:
             return None
-        before = replace(made, text=text, messages=messages)
+        before = replace(made, text=text, messages=messages, is_prompt=False)
         self.note(turn_id, before)
         return before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import orjson
@@ -107,6 +108,13 @@ async def test_ids_of_the_vocabulary_do():
         ("/v1/embeddings", {"input": []}),
         ("/encode", {"text": ""}),
         ("/encode", {"input_ids": [[1], []]}),
+        ("/encode", {"input_ids": []}),
+        ("/classify", {"input_ids": [1, None]}),
+        ("/vertex_generate", {"instances": [{"input_ids": [5.5]}]}),
+        ("/vertex_generate", {"instances": [{"input_ids": [None]}]}),
+        ("/vertex_generate", {"instances": [{"input_ids": [[1], [2, 0.5]]}]}),
+        ("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": [1, 2.5]}),
+        ("/encode", {"input_ids": json.loads("[" * 200 + "0.5" + "]" * 200)}),
         ("/v1/score", {"query": "", "items": ["a"]}),
         ("/vertex_generate", {"instances": [{"text": ""}]}),
         ("/vertex_generate", {"instances": [{"text": "a"}], "parameters": {"sampling_params": 5}}),

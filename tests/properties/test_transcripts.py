@@ -73,7 +73,7 @@ def test_a_transcript_reads_as_the_whole(family: Family) -> None:
     @settings(max_examples=4, suppress_health_check=list(HealthCheck))
     @given(rounds(), st.lists(st.integers(0, 25), max_size=3), st.sampled_from([2**26, 30_000]))
     def check(said: list[list[Message]], branches: list[int], max_kept_len: int) -> None:
-        transcripts = _of(template, max_kept_len)
+        transcripts, sent = _of(template, max_kept_len), dict[str, str]()
         for messages, answered in requests(said, branches):
             asked = Question(messages, len(messages), OPTIONS, DATE)
             text = template.try_render(messages, OPTIONS, DATE)
@@ -82,8 +82,11 @@ def test_a_transcript_reads_as_the_whole(family: Family) -> None:
                 assert made.text == text
             elif text is not None:
                 made = transcripts.of_whole(asked, text, f"turn {answered}", answered)
+            if made is not None and made.same_len:
+                assert made.text[: made.same_len] == sent[f"turn {answered}"][: made.same_len]
             if made is not None and messages[-1]["content"] != "Stop.":
                 transcripts.note(f"turn {len(messages)}", made)
+                sent[f"turn {len(messages)}"] = made.text
 
     check()
 

@@ -348,6 +348,22 @@ def test_a_place_below_which_one_path_leads_on_is_there_for_its_mark_alone(is_ma
     assert index.size == (2 if is_marked else 1)
 
 
+def test_what_a_text_is_known_to_begin_with_is_not_compared():
+    index: TextIndex[str, int] = TextIndex("")
+    first = index.below(index.root, "old text, ")
+    likely = index.below(first, "and new")
+    first.marks, likely.marks = (1,), (2,)
+    for text, same_len, found in (
+        ("old text, and new one", 0, [2, 1]),
+        ("other one, and new one", 0, []),
+        ("********, and new one", 10, [2, 1]),  # whoever says so has seen it
+        ("********, and new one", 9, []),
+        ("********, and no", 10, []),
+    ):
+        places = index.deepest_first(text, likely, same_len)
+        assert [mark for place in places for mark in place.marks] == found
+
+
 @given(lens=st.lists(st.integers(2, 40), min_size=1, max_size=60), is_long=st.booleans())
 def test_a_text_that_grows_is_not_copied_each_time(lens, is_long):
     """Where each end but the last is forgotten, few places are left, and every text is found."""

@@ -9,8 +9,9 @@ import pytest
 
 from slime_router.template.layout import compares_messages, parsed
 from slime_router.template.suffix import Question
-from slime_router.template.transcript import Transcripts
+from slime_router.template.transcript import Transcript, Transcripts
 from slime_router.types import Message, TemplateOptions
+from slime_router.values import replace
 
 DATE = datetime(2026, 5, 4)
 Shown = Callable[[Sequence[Message]], str]
@@ -63,7 +64,7 @@ class Talk:
         self.renderer = Renderer(show)
         self.transcripts = Transcripts(self.renderer, ("</think>",), max_kept_len)
         self.messages: list[Message] = [{"role": "user", "content": "Hi there"}]
-        self.answered = 0
+        self.answered = self.same_len = 0
 
     def ask(self, options: TemplateOptions | None = None, date: datetime = DATE) -> bool:
         """Makes the prompt; whether it was rendered from a late message on."""
@@ -73,14 +74,20 @@ class Talk:
         assert text is not None
         before, self.renderer.rendered = f"turn {self.answered}", 0
         made = self.transcripts.continued(asked, before)
-        is_late = made is not None
+        is_late, self.same_len = made is not None, 0
         if made is None:
             made = self.transcripts.of_whole(asked, text, before, self.answered)
         if made is not None:
             assert made.text == text
+            self.same_len = made.same_len
             self.transcripts.note(f"turn {len(self.messages)}", made)
         self.answered = len(self.messages)
         return is_late
+
+    def sent_otherwise(self) -> Transcript:
+        """The last transcript, had its turn been sent another text."""
+        known = self.transcripts._kept[f"turn {self.answered}"]
+        return replace(known, is_prompt=False)
 
     def go_on(self, reply: str = "Well.", said: str = "Go on.", role: str = "user") -> None:
         self.messages = [
@@ -103,6 +110,19 @@ def test_a_long_conversation_is_rendered_whole_only_when_it_has_doubled():
     late = talk.asked_until(100)
     whole = [2 * number + 1 for number, is_late in enumerate(late) if not is_late]
     assert whole == [1, 3, 5, 7, 9, 11, 13, 15, 31, 63, 127]
+
+
+def test_what_was_sent_before_is_known_without_a_look_at_it():
+    talk = Talk()
+    talk.asked_until(20)
+    before = len(plain(talk.messages))
+    talk.asked_until(1)
+    assert talk.same_len > before / 2
+    talk.transcripts.note(f"turn {talk.answered}", talk.sent_otherwise())
+    talk.asked_until(1)
+    assert talk.same_len == 0, "that text was rendered, and another one may have been sent"
+    talk.asked_until(1)
+    assert talk.same_len > before / 2
 
 
 def test_a_late_rendering_has_few_messages():

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from slime_router.api.generate.request import check_sampling
+from slime_router.api.request import wrong_type
 from slime_router.api.token_ids import check_bias_keys, checked_ids
 from slime_router.auth.caller import Caller
 from slime_router.edge.allowances import MAX_DEPTH, Allowances
@@ -39,7 +40,7 @@ _NO_IDS = frozenset(  # lists of numbers, one for each prompt of a batch, that a
 _IDS = ("_ids", "token_id", "score_extraction_token")  # how names of ids end
 _NUMBER = re.compile(r"\s*[+-]?\d[\d_]*(\.0*)?\s*")
 MAX_NUMBER_LEN = 40  # characters
-_PROMPTS = frozenset({"text", "input", "prompt", "query"})
+_PROMPTS = frozenset({"text", "input", "input_ids", "prompt", "query"})
 _OF_MEDIA = ("image", "video", "audio")  # how names of what is not for the tokenizer begin
 
 
@@ -132,6 +133,8 @@ class WorkerBodies:
         # In a list of texts, one may be a number: `text` has pairs of them.
         texts_at = 99 if name == "text" else 0 if is_named else 1
         self._check_value(value, path, depth, is_strict=is_strict or is_named, texts_at=texts_at)
+        if name.endswith(_IDS) and _holds_no_id(value):
+            raise wrong_type(path, "a list of integers")
 
     def _check_value(
         self, value: Any, path: str, depth: int, *, is_strict: bool, texts_at: int = 1
@@ -174,3 +177,15 @@ class WorkerBodies:
             if not isinstance(params, dict):
                 raise BadRequest(f"'{path}' must be an object.", param=path, code="invalid_type")
             check_sampling(params, self._vocab_size)
+
+
+def _holds_no_id(value: Any) -> bool:
+    """Whether a list of ids, or of such lists, holds a fraction or a null: workers answer 500."""
+    if not isinstance(value, list):
+        return False
+    kinds = set(map(type, value))
+    if type(None) in kinds or (
+        float in kinds and not all(each.is_integer() for each in value if type(each) is float)
+    ):
+        return True
+    return list in kinds and any(map(_holds_no_id, value))
