@@ -79,6 +79,14 @@ PRYING = (
     "{% if messages[-1].content in messages[0].content %}A{% endif %}",
     "{{ messages[0].content and messages[-1].content or 'none' }}",
     "{{ 1 // (messages[0].content == 'a') }}",
+    "{% if '%s!' % (messages[0].content,) == 'a!' %}A{% endif %}",
+    "{% if '%(content)s!' % messages[0] == 'a!' %}A{% endif %}",
+    "{% if 'a' in messages[0].values() | join %}A{% endif %}",
+    "{% if 'a' in ''.join(messages[0].values()) %}A{% endif %}",
+    "{% if 'user' in [messages[0].content] | selectattr('upper') | join %}A{% endif %}",
+    "{% if ''.join([messages[0].content] | selectattr('upper')) == 'a' %}A{% endif %}",
+    "{{ 'abc' | trim(messages[0].content) }}",
+    "{% if not messages[0].content.parts and messages[0].content == 'a' %}A{% endif %}",
     "{% if messages[0].content | random == 'a' %}A{% endif %}",
 )  # fmt: skip
 TEXTS = st.lists(
@@ -190,6 +198,13 @@ def test_no_form_is_larger_than_is_worth_it() -> None:
     for _ in range(3):
         template.text(user("Hi"))
     assert template.runs_for(user("Hi"))
+
+
+def test_nor_are_its_questions() -> None:
+    template = Template("{% if word in messages[0].content %}A{% endif %}")
+    for _ in range(3):
+        template.text(user("Hi"), word="x" * (MAX_OWN_LEN + 1))
+    assert template.runs_for(user("Hi"), word="x" * (MAX_OWN_LEN + 1))
 
 
 def test_kinds_have_a_limit(template: Template) -> None:

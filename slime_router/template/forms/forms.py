@@ -14,14 +14,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
-from slime_router.template.forms.watched import Log, Question, Watched
+from slime_router.template.forms.watched import Log, Question, parts_of
 from slime_router.types import Message
 from slime_router.values import value
 
 MAX_KINDS = 256  # of conversations: roles, tools and arguments
 MAX_TRIES = 4  # to find a form for one kind
 MAX_MESSAGES = 16  # longer conversations are rendered from a late message on
-MAX_OWN_LEN = 2**14  # characters that the template prints of its own: 16 MB of forms at most
+MAX_OWN_LEN = 2**14  # characters of a form: 16 MB of them at most
 _FIELDS = ("role", "content")
 _OTHER = "qZ7"  # makes another text of one
 
@@ -41,6 +41,12 @@ class Form:
             if function(texts[number], *args) != answer:
                 return None
         return "".join([part if type(part) is str else texts[part] for part in self.parts])  # type: ignore[index]
+
+    @property
+    def own_len(self) -> int:
+        """How many characters it keeps: those that are printed, and those that are looked for."""
+        asked = [str(args) for (_, _, args), _ in self.answers]
+        return sum(len(part) for part in (*self.parts, *asked) if type(part) is str)
 
 
 @dataclass(slots=True)
@@ -114,15 +120,14 @@ def _learned(
     except Exception:  # noqa: BLE001 - a template is a program: if it raises any, it has no form
         return None
     form = Form(_parts(watched), tuple(log.answers.items()))
-    own_len = sum(len(part) for part in form.parts if type(part) is str)
     is_right = form.filled(texts) == text and form.filled(others) == other
-    return form if log.is_whole and is_right and own_len <= MAX_OWN_LEN else None
+    return form if log.is_whole and is_right and form.own_len <= MAX_OWN_LEN else None
 
 
 def _parts(watched: str) -> tuple[str | int, ...]:
     """What a rendering is made of; the template's own texts in a row are one."""
     parts: list[str | int] = []
-    for part in watched.parts if isinstance(watched, Watched) else (watched,):
+    for part in parts_of(watched):
         if type(part) is str and parts and type(parts[-1]) is str:
             parts[-1] += part
         else:

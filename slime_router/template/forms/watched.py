@@ -7,11 +7,13 @@ is noted: texts that give the same answers are printed in the same places.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from typing import Any
 
 from jinja2 import Template, nodes
+from jinja2.filters import do_trim
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -29,10 +31,10 @@ _KEPT = frozenset(
 )  # fmt: skip
 # Filters that give back what they get, or look at it through its methods alone.
 _OPEN_FILTERS = frozenset(
-    ("count", "d", "default", "items", "length", "list", "rejectattr", "selectattr", "string",
-     "trim")
+    ("count", "d", "default", "items", "length", "list", "rejectattr", "selectattr", "string")
 )  # fmt: skip
 _SEARCHED = "searched"
+_BY_CHANCE = re.compile("random|lipsum")
 # Tests that ask for the type alone: any text stands for all.
 _TYPE_TESTS = frozenset(
     ("boolean", "callable", "defined", "false", "float", "integer", "iterable", "mapping", "none",
@@ -52,34 +54,28 @@ class Log:
 
     def watch(self, number: int, text: str) -> Watched:
         """The text with this number, to be given to a template."""
-        return Watched.of((number,), text, self)
+        return _made((number,), text, self)
 
 
 class Watched(str):
     """The text of a message, or one that a template has put together of some.
 
-    `parts` are the template's own texts, and the numbers of those that it was given.
+    `_parts` are the template's own texts, and the numbers of those that it was given. A sandbox
+    shows no such names to a template, for which a text has no others than Python gives it.
     """
 
-    __slots__ = ("log", "parts")
-    log: Log
-    parts: tuple[str | int, ...]
+    __slots__ = ("_log", "_parts")
+    _log: Log
+    _parts: tuple[str | int, ...]
 
-    @classmethod
-    def of(cls, parts: tuple[str | int, ...], text: str, log: Log) -> Watched:
-        """The text that these parts make."""
-        made = cls(text)
-        made.parts, made.log = parts, log
-        return made
-
-    def ask(self, function: Callable[..., object], *args: object) -> object:
+    def _ask(self, function: Callable[..., object], *args: object) -> object:
         """What the function says of the text, noted if that is one which the template was given."""
         answer = function(str.__str__(self), *args)
-        number, *more = self.parts
+        number, *more = self._parts
         if more or type(number) is not int or not all(map(_is_plain, args)):
-            self.log.is_whole = False
+            self._log.is_whole = False
         else:
-            self.log.answers[number, function, args] = answer
+            self._log.answers[number, function, args] = answer
         return answer
 
     def __str__(self) -> str:
@@ -92,20 +88,32 @@ class Watched(str):
         return joined((other, self))
 
     def __bool__(self) -> bool:
-        return any(type(part) is str for part in self.parts) or bool(self.ask(bool))
+        return any(type(part) is str for part in self._parts) or bool(self._ask(bool))
+
+
+def parts_of(text: str) -> tuple[str | int, ...]:
+    """What a text is made of: the template's own texts, and the numbers of those it was given."""
+    return text._parts if isinstance(text, Watched) else (text,)
 
 
 def joined(texts: Iterable[object]) -> str:
     """The texts in a row, watched if one of them is."""
     row = list(map(str, texts))
-    log = next((text.log for text in row if isinstance(text, Watched)), None)
+    log = next((text._log for text in row if isinstance(text, Watched)), None)
     text = "".join(row)
     if log is None:
         return text
     parts: list[str | int] = []
     for each in row:
-        parts += each.parts if isinstance(each, Watched) else (each,)
-    return Watched.of(tuple(part for part in parts if part != ""), text, log)
+        parts += parts_of(each)
+    return _made(tuple(part for part in parts if part != ""), text, log)
+
+
+def _made(parts: tuple[str | int, ...], text: str, log: Log) -> Watched:
+    """The text that these parts make."""
+    made = Watched(text)
+    made._parts, made._log = parts, log
+    return made
 
 
 def watching(compiled: Template, source: str) -> Template | None:
@@ -114,14 +122,17 @@ def watching(compiled: Template, source: str) -> Template | None:
     `compiled` is what `transformers` made of `source`.
     """
     environment = compiled.environment
-    if type(environment) is not ImmutableSandboxedEnvironment or "random" in source:
+    if type(environment) is not ImmutableSandboxedEnvironment or _BY_CHANCE.search(source):
         return None
     ours: Any = environment.overlay()
     ours.concat = joined
     ours.filters = {name: _filter(name, each) for name, each in ours.filters.items()}
+    ours.filters["trim"] = _trimmed
     ours.filters[_SEARCHED] = _searched
     ours.tests = {name: _test(name, each) for name, each in ours.tests.items()}
     ours.call = _caller(environment)
+    ours.intercepted_binops = frozenset("%")  # `'%s' % (text,)` asks nothing of the text
+    ours.call_binop = _formatting
     tree = ours.parse(source)
     for compare in tree.find_all(nodes.Compare):
         left = compare.expr
@@ -143,6 +154,11 @@ def _searched(where: Any, what: Any) -> Any:
     return where
 
 
+def _formatting(_context: Any, _operator: str, left: Any, right: Any) -> Any:
+    _show((left, right))
+    return left % right
+
+
 def _filter(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
     if name in _OPEN_FILTERS:
         return inner
@@ -155,6 +171,12 @@ def _filter(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         return inner(*given, **kwargs)
 
     return filtered
+
+
+def _trimmed(value: Any, chars: str | None = None) -> Any:
+    """Jinja's `trim`, which may get a watched text for the characters."""
+    _show(chars)
+    return do_trim(value, chars)
 
 
 def _test(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,12 +203,18 @@ def _caller(environment: ImmutableSandboxedEnvironment) -> Callable[..., Any]:
 
 
 def _show(value: object) -> None:
-    """Notes that all of the watched texts in a value can be seen."""
+    """Notes that all of the watched texts in a value can be seen.
+
+    Raises:
+        ValueError: nobody can look into it without taking from it.
+    """
     if isinstance(value, Watched):
-        value.log.is_whole = False
+        value._log.is_whole = False
     elif isinstance(value, Mapping):
         _show(list(value.values()))
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, Iterator):
+        raise ValueError("a template gives away what can be read but once")
+    elif isinstance(value, Iterable) and not isinstance(value, str | range):
         for each in value:
             _show(each)
 
@@ -203,7 +231,7 @@ def _asking(name: str) -> Callable[..., object]:
     def ask(self: Watched, *args: object) -> object:
         if name in ("__eq__", "__ne__") and not isinstance(args[0], str):
             return NotImplemented
-        return self.ask(method, *args)
+        return self._ask(method, *args)
 
     return ask
 
@@ -215,8 +243,8 @@ def _stripping(name: str) -> Callable[..., object]:
         return bool(method(text, *args) == text)
 
     def strip(self: Watched, *args: object) -> object:
-        if not self.ask(is_bare, *args):
-            self.log.is_whole = False
+        if not self._ask(is_bare, *args):
+            self._log.is_whole = False
         return self
 
     return strip
@@ -226,7 +254,7 @@ def _showing(name: str) -> Callable[..., object]:
     method = getattr(str, name)
 
     def show(self: Watched, *args: object, **kwargs: object) -> object:
-        self.log.is_whole = False
+        self._log.is_whole = False
         return method(self, *args, **kwargs)
 
     return show
