@@ -13,6 +13,7 @@ from random import Random
 import pytest
 from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers.utils import chat_template_utils
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.errors import BadRequest
@@ -22,6 +23,7 @@ from tests import chat_templates, vocabularies
 from tests.tiny import build_tiny_checkpoint
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+OTHER = {"type": "function", "function": {"name": "g", "parameters": {"type": "object"}}}
 ROLES = (
     ["user"], ["user"], ["system", "user"], ["user", "assistant", "user"],
     ["system", "user", "assistant", "user"], ["user", "assistant", "tool", "user"],
@@ -209,6 +211,53 @@ def test_messages_are_not_changed(tokenizer: Tokenizer) -> None:
 
 
 # Renderings without the template, see `template/forms`
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (PLAIN, TemplateOptions(add_generation_prompt=False)),
+        (
+            TemplateOptions(kwargs={"mood": 1}),
+            TemplateOptions(kwargs={"mood": 1}, add_generation_prompt=False),
+        ),
+        (TemplateOptions(tools=(TOOL, OTHER)), TemplateOptions(tools=(OTHER, TOOL))),
+        (TemplateOptions(kwargs={"mood": 1}), TemplateOptions(kwargs={"mood": True})),
+        (TemplateOptions(kwargs={"mood": 1}), TemplateOptions(kwargs={"mood": 1.0})),
+        (TemplateOptions(kwargs={"mood": None}), PLAIN),
+    ],
+    ids=["generation prompt", "and arguments", "order of tools", "true", "fraction", "null"],
+)
+def test_what_a_rendering_depends_on_tells_kinds_apart(
+    directory: Path, one: TemplateOptions, other: TemplateOptions
+) -> None:
+    source = "{{ messages[0].content }} {{ tools }} {{ mood }} {{ add_generation_prompt }}"
+    tokenizer = load_tokenizer(str(directory), chat_template=source)
+    expected = tokenizer.render(HELLO, other)
+    for _ in range(3):
+        tokenizer.render(HELLO, one)
+    assert tokenizer.render(HELLO, one) != expected
+    assert tokenizer.render(HELLO, other) == expected
+
+
+def test_the_date_is_that_of_each_rendering(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "{% set day = '%d' %}{{ strftime_now(day) }}{{ messages[0].content }}"
+    tokenizer = load_tokenizer(str(directory), chat_template=source)
+    clock = Clock()
+    monkeypatch.setattr(chat_template_utils, "datetime", clock)
+    for clock.day in (1, 1, 1, 2):
+        assert tokenizer.render(HELLO, PLAIN) == f"0{clock.day}Hello"
+
+
+class Clock:
+    """Stands in for `datetime`, and can be set to a day of a month."""
+
+    day = 1
+
+    def now(self) -> datetime:
+        return datetime(2024, 7, self.day)
 
 
 @pytest.mark.tokenizers
