@@ -11,9 +11,19 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from itertools import chain
+from typing import TypeAlias
 
 from slime_router.auth.owners import shown
 from slime_router.engine.client import WorkerClient
@@ -34,6 +44,9 @@ from slime_router.types import Finish, GenerateCall, GenerateChunk
 from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
+
+# Generations in progress, by the rid that the client knows and their own: its samples have several.
+_Runs: TypeAlias = dict[str, dict[str, list[Run]]]
 
 
 class Relay:
@@ -62,7 +75,7 @@ class Relay:
         self._dispatcher = Dispatcher(
             pool, settings, backoff or Backoff(), on_suspicion=on_suspicion, random=random
         )
-        self._runs: dict[str, list[Run]] = {}  # by the rid that the client knows
+        self._runs: _Runs = {}
         self._is_cumulative: bool | None = None  # whether native items repeat earlier output
 
     def __repr__(self) -> str:
@@ -76,7 +89,7 @@ class Relay:
     @property
     def running(self) -> int:
         """Generations in progress, including those that wait for a worker."""
-        return sum(map(len, self._runs.values()))
+        return sum(1 for _ in self._all_runs())
 
     # Generations
 
@@ -93,7 +106,7 @@ class Relay:
             call, self._open_text, eos_ids=self._eos_ids, is_cumulative=self._is_cumulative
         )
         with (
-            _Listed(self._runs, call.asked_as or call.rid) as run,
+            _Listed(self._runs, call) as run,
             Attempts(self._dispatcher, _need(call), run) as attempts,
         ):
             part = stitch.next_call()
@@ -229,27 +242,28 @@ class Relay:
 
     def cancel(self, rid: str) -> list[tuple[Worker, str]]:
         """Stops whatever runs under this rid; returns the workers that have it and their rids."""
-        runs = self._runs.get(rid, [])
-        for run in runs:
-            run.is_cancelled = True
+        found = _stopped(chain.from_iterable(self._runs.get(rid, {}).values()))
         self._dispatcher.line.wake()
-        return [(run.worker, run.rid) for run in runs if run.worker is not None]
+        return found
 
     def abort(self, call: GenerateCall) -> bool:
         """Has the worker that runs the call end it, and say what it sampled; whether one runs it.
 
-        It is not resumed, and neither are other samples of its request.
+        It is not resumed. Other samples of its request go on.
         """
-        found = self.cancel(call.asked_as or call.rid)
+        found = _stopped(self._runs.get(_request_of(call), {}).get(call.rid, ()))
         for worker, rid in found:
             self._client.abort_later(worker, replace(call, rid=rid))
         return bool(found)
 
     def cancel_all(self) -> None:
         """No generation in progress is to be resumed after an abort."""
-        for run in chain.from_iterable(self._runs.values()):
-            run.is_cancelled = True
+        _stopped(self._all_runs())
         self._dispatcher.line.wake()
+
+    def _all_runs(self) -> Iterator[Run]:
+        for of_request in self._runs.values():
+            yield from chain.from_iterable(of_request.values())
 
     # Other requests
 
@@ -296,22 +310,40 @@ class Relay:
 
 
 class _Listed:
-    """A run that is found by its rid, for the block."""
+    """A run that is found by its request's rid and its own, for the block."""
 
-    __slots__ = ("_rid", "_run", "_runs")
+    __slots__ = ("_request", "_rid", "_run", "_runs")
 
-    def __init__(self, runs: dict[str, list[Run]], rid: str) -> None:
-        self._runs, self._rid, self._run = runs, rid, Run()
+    def __init__(self, runs: _Runs, call: GenerateCall) -> None:
+        self._runs, self._request, self._rid, self._run = runs, _request_of(call), call.rid, Run()
 
     def __enter__(self) -> Run:
-        self._runs.setdefault(self._rid, []).append(self._run)
+        self._runs.setdefault(self._request, {}).setdefault(self._rid, []).append(self._run)
         return self._run
 
     def __exit__(self, *_: object) -> None:
-        of_rid = self._runs[self._rid]
+        of_request = self._runs[self._request]
+        of_rid = of_request[self._rid]
         of_rid.remove(self._run)
         if not of_rid:
-            del self._runs[self._rid]
+            del of_request[self._rid]
+        if not of_request:
+            del self._runs[self._request]
+
+
+def _stopped(runs: Iterable[Run]) -> list[tuple[Worker, str]]:
+    """Has the runs not go on; returns the workers that have one, and its rid there."""
+    found = []
+    for run in runs:
+        run.is_cancelled = True
+        if run.worker is not None:
+            found.append((run.worker, run.rid))
+    return found
+
+
+def _request_of(call: GenerateCall) -> str:
+    """The rid that the client knows."""
+    return call.asked_as or call.rid
 
 
 def _open_shortcut(shortcut: Shortcut[GenerateChunk], stitch: Stitch, attempts: Attempts) -> None:

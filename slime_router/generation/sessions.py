@@ -310,7 +310,7 @@ class Sessions:
     def _aborted(self, session_id: str, error: RouterError) -> Collection[SessionFlight]:
         """What ends with `error` once its worker has said, for the turn, what it has sampled."""
         whole = [each for each in self._flights.get(session_id, ()) if not each.call.stream]
-        aborted = [each for each in whole if self.abort(each.call)]
+        aborted = {each for each in whole if self.abort(each.call)}
         for flight in aborted:
             flight.end(error, at_once=False)
         return aborted

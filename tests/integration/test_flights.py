@@ -316,6 +316,8 @@ async def test_what_a_whole_reply_had_sampled_is_kept_when_its_session_is_ended(
             assert (turn["finish_reason"], turn["output_tokens"]) == ("abort", 3)
             assert not turn["is_delivered"]
         assert worker.running == []
+        _, figures = await router.get("/metrics")
+        assert figures["router"]["aborts_sent"] == count
 
 
 async def test_a_worker_that_does_not_say_what_it_sampled_does_not_hold_up_the_end(monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
@@ -142,6 +142,8 @@ def least(backend):
 
 @settings(max_examples=examples(150))
 @given(text=TEXTS)
+@example("<m>" + " " * 50)  # all of them are eaten
+@example("e\u0301" * 50)  # two become one
 def test_no_text_has_fewer(backend, least, text):
     assert least.of(text) <= len(backend.encode(text, add_special_tokens=False))
 

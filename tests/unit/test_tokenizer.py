@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
-from slime_router.errors import BadRequest, SetupError
+from slime_router.errors import BadRequest, ContextLengthExceeded, SetupError
 from slime_router.tokens import tokenizer as module
 from slime_router.tokens.control_tokens import ControlTokens
 from slime_router.tokens.decoder import TokenBytes, byte_alphabet
@@ -208,6 +208,13 @@ class TestEncode:
             assert [(p.text, p.ids.tolist()) for p in pieces] == [
                 (p.text, p.ids.tolist()) for p in tokenizer.encode_pieces(text)
             ]
+
+    async def test_what_a_text_follows_takes_room_too(self, tokenizer: Tokenizer) -> None:
+        text, held = "Hello there " * module.INLINE_TEXT_LEN, tokenizer.encode("Hello there")
+        room = tokenizer.least_len(text) + 1
+        assert await tokenizer.encode_pieces_async(text, context_len=room)
+        with pytest.raises(ContextLengthExceeded, match=f"at least {room - 1 + len(held)} tokens"):
+            await tokenizer.encode_pieces_async(text, held, context_len=room)
 
     async def test_closed_tokenizer_has_no_thread(self, directory: Path) -> None:
         tokenizer = load_tokenizer(str(directory))
