@@ -45,7 +45,9 @@ class RedisServer:
     def __init__(self, directory: Path, *flags: str, sentinel: str | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        stored = ("--save", "", "--appendonly", "yes")
+        # What is synced once a second can be lost where the server is killed: a write waits for the
+        # sync before it, for up to two seconds.
+        stored = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
         self._flags = (*stored, *flags) if sentinel is None else (sentinel, "--sentinel", *flags)
         self.port = free_port()
         self._popen: subprocess.Popen[bytes] | None = None

@@ -7,6 +7,7 @@ import gzip
 import json
 import resource
 import sys
+import time
 import zlib
 from io import BytesIO
 from typing import Any
@@ -96,14 +97,13 @@ async def test_a_bomb_neither_stops_the_loop_nor_fills_the_memory(path):
     """600 MB that come as 0.6 MB."""
     packer = zlib.compressobj(9, wbits=16 + zlib.MAX_WBITS)
     bomb = b"".join(packer.compress(b"\0" * 2**20) for _ in range(600)) + packer.flush()
-    loop = asyncio.get_running_loop()
     stalls = []
 
     async def watch() -> None:
         while True:
-            before = loop.time()
+            before = time.thread_time()  # a busy machine adds nothing to it
             await asyncio.sleep(0.005)
-            stalls.append(loop.time() - before)
+            stalls.append(time.thread_time() - before)
 
     async with served() as (router, _):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
@@ -114,7 +114,7 @@ async def test_a_bomb_neither_stops_the_loop_nor_fills_the_memory(path):
         task.cancel()
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 150 * 2**10
-    assert sorted(stalls)[-1] < 0.5  # a busy machine adds to it; unpacked at once it is seconds
+    assert max(stalls) < 0.5  # unpacked at once it is seconds
 
 
 async def test_a_plugin_sees_the_body_as_it_was_sent_and_the_door_can_still_read_it():

@@ -265,7 +265,7 @@ def test_what_only_anthropics_service_knows_is_ignored():
     ("body", "param"),
     [
         ({"max_tokens": None}, "max_tokens"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": "9"}, "max_tokens"),
         ({"temperature": "hot"}, "temperature"),
         ({"stream": 1}, "stream"),
