@@ -106,9 +106,8 @@ def _check_prefix(prompt: MadePrompt, prefix: TokenIds) -> None:
     known = prompt.ids[: len(prefix)]
     if np.array_equal(known, prefix):
         return
-    same = (
-        int((known != prefix[: len(known)]).argmax()) if len(known) == len(prefix) else len(known)
-    )
+    departs = known != prefix[: len(known)]
+    same = int(departs.argmax()) if departs.any() else len(known)
     raise BadRequest(
         f"The prompt departs from 'required_prefix_token_ids' at token {same} of {len(prefix)}:"
         f" {prompt.receipt.reason}.",

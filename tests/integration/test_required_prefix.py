@@ -34,7 +34,7 @@ async def test_another_prompt_is_refused_where_it_departs(stream):
         ids = first["prompt_token_ids"]
         known = [*ids[:2], ids[2] + 1, *ids[3:]]
         before = router.footprint()
-        for prefix, where in ((known, 2), ([*ids, 1], len(ids))):
+        for prefix, where in ((known, 2), ([*ids, 1], len(ids)), ([*known, 1], 2)):
             status, reply = await router.post(CHAT, asked(stream=stream, **{FIELD: prefix}))
             assert (status, reply["error"]["param"]) == (400, FIELD)
             assert f"at token {where} of {len(prefix)}" in reply["error"]["message"]

@@ -34,7 +34,8 @@ _OPEN_FILTERS = frozenset(
     ("count", "d", "default", "items", "length", "list", "rejectattr", "selectattr", "string")
 )  # fmt: skip
 _SEARCHED = "searched"
-_BY_CHANCE = re.compile("random|lipsum")
+# What comes out differently each time, and what makes plain texts of watched ones.
+_UNFIT = re.compile("random|lipsum|autoescape")
 # Tests that ask for the type alone: any text stands for all.
 _TYPE_TESTS = frozenset(
     ("boolean", "callable", "defined", "false", "float", "integer", "iterable", "mapping", "none",
@@ -122,7 +123,7 @@ def watching(compiled: Template, source: str) -> Template | None:
     `compiled` is what `transformers` made of `source`.
     """
     environment = compiled.environment
-    if type(environment) is not ImmutableSandboxedEnvironment or _BY_CHANCE.search(source):
+    if type(environment) is not ImmutableSandboxedEnvironment or _UNFIT.search(source):
         return None
     ours: Any = environment.overlay()
     ours.concat = joined
