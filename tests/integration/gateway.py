@@ -208,6 +208,8 @@ async def serving(
     finally:
         await runner.cleanup()
     assert gateway.pool.total_in_flight == 0, "a lease was not given back"
+    kept = (gateway.client._exchanges, gateway.relay._runs, gateway.guard._requests)
+    assert kept == ({}, {}, {}), "what has ended is kept"
 
 
 @asynccontextmanager

@@ -152,14 +152,15 @@ async def _read(router: Any, path: str, body: dict[str, Any]) -> str:
         return str(await answer.text())
 
 
-async def test_an_abort_of_a_tenant_does_not_begin_what_another_runs(keys):
+async def test_an_abort_for_a_tenant_does_not_begin_what_another_runs(keys):
+    for_bob = {**ADMIN, "x-slime-owner": "bob"}
     async with served(**keys) as (router, worker):
         await router.post("/generate", {"text": "hi", "rid": "v"}, headers=ANN)
         anns = worker.requests[-1].body["rid"]
-        for length in range(1, len(anns) + 1):
-            await router.post("/abort_request", {"rid": anns[:length]}, headers=BOB)
-        # Workers name what has no rid: what is passed on, of a tenant.
-        await router.post("/abort_request", {"rid": "f"}, headers=BOB)
+        # Workers name what has no rid, as what is passed on for a tenant: perhaps "f...".
+        for rid in (*(anns[:length] for length in range(1, len(anns) + 1)), "f"):
+            assert (await router.post("/abort_request", {"rid": rid}, headers=for_bob))[0] == 200
+    assert len(worker.aborted) == len(anns) + 1
     assert not [rid for rid in worker.aborted if anns.startswith(rid) or rid == "f"]
 
 

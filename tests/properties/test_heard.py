@@ -270,6 +270,17 @@ def test_signs_that_came_before_count(raws: list[bytes], most: int) -> None:
             assert texts.read(raw) is None
 
 
+@given(bodies(), st.integers(0, 4))
+def test_so_do_messages(raws: list[bytes], most: int) -> None:
+    texts = MessageTexts()
+    for raw in raws:
+        found = texts.read(raw, max_messages=most)
+        if found is not None:
+            written = found[0]["messages"]
+            assert len(written) <= most
+            written.checked(written.new)
+
+
 @pytest.mark.parametrize(
     "raw",
     [

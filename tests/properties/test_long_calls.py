@@ -53,12 +53,14 @@ def test_it_does_not_matter_in_which_pieces_an_argument_is_read(name, monkeypatc
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_detector_does_not_look_at_long_arguments_for_each_token(name, monkeypatch):
-    looked_at = 0
+    """Nor does a client wait for all of them."""
+    looked_at, longest = 0, 0
     read_piece = CallDetector.read
 
     def noted(detector: CallDetector, text: str, tools: list[Any]) -> Any:
-        nonlocal looked_at
+        nonlocal looked_at, longest
         looked_at += len(text) + detector.kept_len
+        longest = max(longest, len(text))
         return read_piece(detector, text, tools)
 
     monkeypatch.setattr(CallDetector, "read", noted)
@@ -67,7 +69,9 @@ def test_a_detector_does_not_look_at_long_arguments_for_each_token(name, monkeyp
     for count in (40, 160):
         looked_at = 0
         call: Call = ("search", {"query": code * count})
-        _, found = read(name, tokens(FORMATS[name].write([call])))
+        written = FORMATS[name].write([call])
+        _, found = read(name, tokens(written))
         assert [name for name, _ in found] == ["search"]
+        assert longest < 0.6 * len(written)
         costs.append(looked_at)
     assert costs[1] < 8 * costs[0]

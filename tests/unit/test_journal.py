@@ -222,6 +222,11 @@ def test_a_turn_comes_back_bit_for_bit(turn):
     assert not again.output_ids.flags.writeable
 
 
+def test_the_order_of_bytes_in_memory_is_not_that_of_the_journal():
+    turned = replace(TURN, prompt_ids=TURN.prompt_ids.astype(">i4"))
+    assert packed_turn(turned) == packed_turn(TURN)
+
+
 def test_a_turn_of_before_accounts_is_read():
     assert same(unpacked_turn(OF_BEFORE), replace(TURN, account=None))
 
