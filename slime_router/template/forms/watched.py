@@ -214,7 +214,7 @@ def _show(value: object) -> None:
     elif isinstance(value, Mapping):
         _show(list(value.values()))
     elif isinstance(value, Iterator):
-        raise ValueError("a template gives away what can be read but once")
+        raise ValueError("nobody can look into what can be read but once")
     elif isinstance(value, Iterable) and not isinstance(value, str | range):
         for each in value:
             _show(each)
