@@ -87,6 +87,8 @@ PRYING = (
     "{% if ''.join([messages[0].content] | selectattr('upper')) == 'a' %}A{% endif %}",
     "{{ 'abc' | trim(messages[0].content) }}",
     "{% if not messages[0].content.parts and messages[0].content == 'a' %}A{% endif %}",
+    "{% if ('a' | safe) == messages[0].content %}A{% endif %}",
+    "{% if messages[0].content in ('a' | e | string,) %}A{% endif %}",
     "{% autoescape true %}{% set text %}{{ messages[0].content }}{% endset %}"
     "{% if text == 'a' %}A{% endif %}{% endautoescape %}",
     "{% if messages[0].content | random == 'a' %}A{% endif %}",

@@ -169,7 +169,10 @@ def _filter(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         given = [list(each) if isinstance(each, Iterator) else each for each in args]
         _show(given)
         _show(kwargs)
-        return inner(*given, **kwargs)
+        made = inner(*given, **kwargs)
+        if hasattr(made, "__html__"):  # compared with a watched text, it is asked first
+            raise ValueError("nobody can watch what is compared with marked text")
+        return made
 
     return filtered
 
