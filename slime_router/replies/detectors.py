@@ -68,9 +68,9 @@ _PYTHON_LISTS = (_PYTHONIC, "Lfm2Detector")  # each skips calls whose arguments 
 
 
 def read_any_json(modules: Iterable[Any]) -> None:
-    """Makes SGLang's modules take JSON with half of an escaped emoji, or 1e999, for whole JSON.
+    """Makes SGLang's modules take JSON with half of an escaped emoji for whole JSON.
 
-    They ask orjson, which refuses it. Such a call never ended: the calls after it were lost.
+    They ask orjson, which refuses it. A call with one never ended: the calls after it were lost.
 
     Raises:
         SetupError: this version of SGLang does not fit.

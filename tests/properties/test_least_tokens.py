@@ -25,7 +25,7 @@ PIECES = st.one_of(
     st.sampled_from(["a", "\u0301", "e\u0301\u0323", "각", "\u1100\u1161\u11a8", "й", "и\u0306"]),
     st.sampled_from([" ", "\n", "\u3000", "\u2003", "\u2581", "<m>", "<s>", "ﬁ", "K", "中", "🙂"]),
     st.sampled_from(WORDS),
-    st.characters(),
+    st.characters(exclude_categories=["Cs"]),  # no tokenizer takes a lone surrogate
 )
 TEXTS = st.lists(st.tuples(PIECES, st.integers(1, 20)), max_size=12).map(
     lambda runs: "".join(piece * count for piece, count in runs)
