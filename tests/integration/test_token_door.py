@@ -207,6 +207,8 @@ async def test_an_abort_is_a_reason_with_what_was_sampled(stream: bool) -> None:
         ({"ec_transfer_params": {"x": 1}}, "ec_transfer_params"),
         ({"features": {"mm_hashes": {}}}, "features"),
         ({"priority": "high"}, "priority"),
+        ({"priority": 2**31}, "priority"),
+        ({"priority": -(2**31) - 1}, "priority"),
         ({"stream": 1}, "stream"),
     ],
 )
@@ -219,7 +221,7 @@ async def test_what_is_wrong_is_named(fields: dict[str, Any], param: str) -> Non
         assert not worker.requests
 
 
-@pytest.mark.parametrize("priority", [3, 0, -3])
+@pytest.mark.parametrize("priority", [3, 0, -3, 2**31 - 1])
 async def test_the_lowest_priority_is_the_first_as_with_vllm(priority: int) -> None:
     """SGLang takes the highest first, unless a flag turns that round."""
     async with tiny_worker() as worker, serving(worker.url) as router:

@@ -31,6 +31,7 @@ from slime_router.types import GenerateCall, Grammar, ReplyFormat, Sampling
 from slime_router.values import replace
 
 DEFAULT_MAX_TOKENS = 16  # vLLM's
+_INT32 = 2**31
 
 _WITHIN = "sampling_params."
 _OUTSIDE = ("model", "cache_salt", "priority", "lora_path", "extra_key")  # of the sampling
@@ -82,8 +83,10 @@ def read_token_request(
     stream = body.get("stream")
     require(stream is None or type(stream) is bool, "stream", "true or false")
     outside = {name: body[name] for name in (*_OUTSIDE, *_EXPERTS) if name in body}
-    if type(priority := outside.get("priority")) is int:
-        outside["priority"] = -priority  # vLLM serves the lowest first, SGLang the highest
+    priority = outside.get("priority")
+    if type(priority) is int and -_INT32 <= priority < _INT32:  # others are refused as they are
+        # vLLM serves the lowest first, SGLang the highest.
+        outside["priority"] = min(-priority, _INT32 - 1)
     fields, constraint = _read(given, outside, request, vocabulary, default_model)
     request_id = _request_id(body)
     call = GenerateCall(
