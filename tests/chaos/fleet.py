@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import aiohttp
 from yarl import URL
@@ -20,6 +21,8 @@ from tests.chaos.processes import POLL_S, RouterProcess, WorkerProcess, ask, eve
 WORKERS = 3
 PACE_MS = 6.0
 SPARE_FILES = 16  # connections that wait to be used again
+CHAT = "/v1/chat/completions"
+TRIAL = {"model": "m", "messages": [{"role": "user", "content": "Well?"}], "max_tokens": 4}
 FLAGS = (
     *("--health-check-interval-secs", "1"),
     *("--health-check-timeout-secs", "0.7"),
@@ -107,7 +110,17 @@ class Fleet:
 
     async def wait_whole(self) -> None:
         """Until the fleet is as it was: all serve, nobody does anything, nothing is kept."""
+        await eventually(self._are_trusted, "closed circuit breakers", process=self.router)
         await eventually(self._is_whole, "a whole fleet", process=self.router)
+
+    async def _are_trusted(self) -> None:
+        """A circuit breaker that has opened closes by requests alone: here is one more."""
+        states = {w["circuit_breaker"] for w in (await self.router.get("/workers"))["workers"]}
+        if states != {"closed"}:
+            session = f"/sessions/{uuid4().hex}"
+            await self.router.post(session + CHAT, TRIAL)
+            await self.router.delete(session)
+        assert states == {"closed"}, states
 
     async def _is_whole(self) -> None:
         listed = (await self.router.get("/workers"))["workers"]
