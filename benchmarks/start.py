@@ -61,8 +61,7 @@ def _measured(checkpoint: Path, size: Size, environment: Mapping[str, str]) -> l
 
 def _environment(bytecode: str) -> dict[str, str]:
     """Ours, with bytecode in a folder of its own."""
-    kept = {name: value for name, value in os.environ.items() if name != _NO_BYTECODE}
-    return {**kept, "PYTHONPYCACHEPREFIX": bytecode}
+    return {**os.environ, _NO_BYTECODE: "", "PYTHONPYCACHEPREFIX": bytecode}  # "" is like unset
 
 
 def _help_s(environment: Mapping[str, str]) -> float:
