@@ -16,7 +16,7 @@ NO_VERSION = -1  # the index of a token that no worker named a version of
 
 
 def joined(arrays: Iterable[Array], dtype: DTypeLike) -> Array:
-    """The arrays one after the other; empty if there are none."""
+    """All arrays joined into one; an empty array if there are no arrays."""
     return np.concatenate([np.zeros(0, dtype), *arrays], dtype=dtype, casting="unsafe")
 
 

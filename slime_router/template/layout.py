@@ -204,7 +204,7 @@ def first_of_each(
 def compared_literals(tree: Tree | None) -> tuple[str, ...] | None:
     """The words for which a template looks in its messages (`'</think>' in content`).
 
-    None where nobody knows: there is no tree.
+    None if that is unknown, as without a tree.
     """
     if tree is None:
         return None
@@ -264,7 +264,7 @@ def has_word(text: str, word: str) -> bool:
 
 
 def parsed(source: str | None) -> Tree | None:
-    """A template as Jinja reads it; None where there is none, or it has tags of its own."""
+    """The template's syntax tree; None without a template, or if it has tags that Jinja lacks."""
     if source is None:
         return None
     try:

@@ -139,8 +139,8 @@ def _with_arguments(call: dict[str, Any], arguments: dict[str, Any]) -> dict[str
 
 def without_repairs(reply: Message, tools: Sequence[dict[str, Any]]) -> Message:
     """A reply without what agents change in the arguments of its calls: the defaults of the tools,
-    null where a field may be left out, and white space at the ends of lines. The reply itself where
-    there is none of that.
+    null where a field may be left out, and white space at the ends of lines. A reply without any of
+    these is returned as it is.
     """
     calls = reply.get("tool_calls") or ()
     plain = [_unrepaired(call, tools) for call in calls]

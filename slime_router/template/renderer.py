@@ -163,7 +163,7 @@ class JinjaRenderer:
         """The same for texts that are watched: `transformers` would make plain texts of them."""
         watched = self._watching.get(template)
         if watched is None:
-            raise ValueError("nobody can watch what this template does with a text")
+            raise ValueError("what this template does with a text cannot be watched")
         return watched.render(
             **self._known,
             messages=messages,

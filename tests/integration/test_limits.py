@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
@@ -30,6 +31,18 @@ async def told(router: Served, count: int = 1) -> None:
     """Waits until the workers have said how long their context is."""
     workers = router.gateway.pool.list
     await until(lambda: sum(w.context_len is not None for w in workers()) == count)
+
+
+@asynccontextmanager
+async def two_contexts(long_len: int) -> AsyncIterator[tuple[Served, FakeWorker, FakeWorker]]:
+    """A router, a worker with a context of `long_len` tokens, and one with the usual context."""
+    async with (
+        tiny_worker(context_len=long_len) as long,
+        tiny_worker(context_len=CONTEXT_LEN) as short,
+        serving(long.url, short.url) as router,
+    ):
+        await told(router, 2)
+        yield router, long, short
 
 
 def wanted(worker: FakeWorker, index: int = -1) -> Any:
@@ -115,12 +128,7 @@ async def test_the_least_is_cut_with_the_most():
 
 
 async def test_the_shortest_context_of_the_workers_counts():
-    async with (
-        tiny_worker(context_len=300) as long,
-        tiny_worker(context_len=CONTEXT_LEN) as short,
-        serving(long.url, short.url) as router,
-    ):
-        await told(router, 2)
+    async with two_contexts(300) as (router, long, short):
         await router.post(CHAT, {"messages": [user("Hi")], "max_tokens": 32_000})
         [asked] = [*long.requests, *short.requests]
     assert asked.body["sampling_params"]["max_new_tokens"] == CONTEXT_LEN - len(
@@ -205,12 +213,7 @@ async def test_prompts_that_fit_are_all_sent():
 
 async def test_a_prompt_of_several_that_only_some_worker_has_room_for_is_left_to_it():
     """As a prompt that comes alone is."""
-    async with (
-        tiny_worker(context_len=2000) as long,
-        tiny_worker(context_len=CONTEXT_LEN) as short,
-        serving(long.url, short.url) as router,
-    ):
-        await told(router, 2)
+    async with two_contexts(2000) as (router, long, short):
         await router.post(COMPLETIONS, {"prompt": ["Hi", LONG], "max_tokens": 2})
         sent = [*long.requests, *short.requests]
         assert max(len(request.body["input_ids"]) for request in sent) > CONTEXT_LEN

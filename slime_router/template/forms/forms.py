@@ -75,8 +75,8 @@ class Forms:
     ) -> str:
         """What `render` makes of the messages.
 
-        `about` says all else that it depends on; None where nobody knows. `watch` does the same for
-        texts that are watched. It may raise anything; `render` may, too.
+        `about` names everything else that the result depends on, or is None if that is unknown.
+        `watch` renders watched texts in the same way. Both may raise anything.
         """
         texts = _texts(messages)
         if texts is None or len(texts) > MAX_MESSAGES or (rest := about()) is None:
@@ -117,7 +117,7 @@ def _learned(
     try:
         watched = watch(_with(messages, [log.watch(*each) for each in enumerate(texts)]))
         other = render(_with(messages, others))
-    except Exception:  # noqa: BLE001 - a template is a program: if it raises any, it has no form
+    except Exception:  # noqa: BLE001 - a template is a program: if it raises anything, it has no form
         return None
     form = Form(_parts(watched), tuple(log.answers.items()))
     is_right = form.filled(texts) == text and form.filled(others) == other

@@ -171,7 +171,7 @@ def _filter(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         _show(kwargs)
         made = inner(*given, **kwargs)
         if hasattr(made, "__html__"):  # compared with a watched text, it is asked first
-            raise ValueError("nobody can watch what is compared with marked text")
+            raise ValueError("a comparison with marked text cannot be watched")
         return made
 
     return filtered
@@ -210,14 +210,14 @@ def _show(value: object) -> None:
     """Notes that all of the watched texts in a value can be seen.
 
     Raises:
-        ValueError: nobody can look into it without taking from it.
+        ValueError: it is an iterator: looking into it would use it up.
     """
     if isinstance(value, Watched):
         value._log.is_whole = False
     elif isinstance(value, Mapping):
         _show(list(value.values()))
     elif isinstance(value, Iterator):
-        raise ValueError("nobody can look into what can be read but once")
+        raise ValueError("an iterator can be read only once")
     elif isinstance(value, Iterable) and not isinstance(value, str | range):
         for each in value:
             _show(each)
