@@ -302,10 +302,12 @@ class Sessions:
         error = Conflict(f"The session '{name}' was closed.", code="session_closed")
         aborted = self._aborted(session_id, error)
         self.end(session_id, error, but=aborted)
+        left_s = LANDING_TIMEOUT_S
         if aborted:
             await self._landed(session_id, _LAST_WORDS_S)
             self.end(session_id, error)
-        await self._landed(session_id, LANDING_TIMEOUT_S - _LAST_WORDS_S)
+            left_s -= _LAST_WORDS_S
+        await self._landed(session_id, left_s)
 
     def _aborted(self, session_id: str, error: RouterError) -> Collection[SessionFlight]:
         """What ends with `error` once its worker has said, for the turn, what it has sampled."""

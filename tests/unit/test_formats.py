@@ -290,6 +290,15 @@ def test_deepseeks_call_that_is_not_json_ends_with_its_frame(cut):
         assert (content, values(found[1:])) == ("", [PARIS])
 
 
+@pytest.mark.parametrize("cut", CUTS)
+def test_mistrals_calls_stay_in_order_after_arguments_that_are_a_list(cut):
+    """The parser takes no list for the end of a call; a later call whose end is seen waits."""
+    text = "[TOOL_CALLS]get_weather[CALL_ID]abcdefghi[ARGS][1, 2]"
+    text += '[TOOL_CALLS]search[CALL_ID]jklmnopqr[ARGS]{"query": "x"}[TOOL_CALLS]now[ARGS]{}'
+    _, found = read("mistral", re.findall(CUTS[cut], text))
+    assert found == [("get_weather", "[1, 2]"), ("search", '{"query": "x"}'), ("now", "{}")]
+
+
 @pytest.mark.parametrize("name", sorted(set(DISTINCT) - {"lfm2", "pythonic"}))  # these: no JSON
 def test_a_number_that_is_too_huge_stays_json(name):
     """Python reads it as infinity, and writes that as a word that is no JSON."""
