@@ -234,6 +234,17 @@ def sampling_params(call: GenerateCall) -> Item:
     return _rest(params, len(call.sampled)) if len(call.sampled) else params
 
 
+def fitted(params: Item, call: GenerateCall, context_len: int | None) -> Item:
+    """`params` with no more tokens than fit after the prompt, in so long a context if it is known.
+
+    A native body is left as it is, and so is what may run to the end of the context.
+    """
+    if context_len is None or call.is_passed_on or call.prompt is None:
+        return params
+    room = context_len - len(call.prompt.ids) - len(call.sampled)
+    return _limited(params, room) if room > 0 and params["max_new_tokens"] is not None else params
+
+
 def asked_for(params: Mapping[str, Any]) -> dict[str, Any]:
     """What these parameters say, by the fields of `Sampling`."""
     said = {

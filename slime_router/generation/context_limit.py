@@ -62,8 +62,11 @@ class ContextLimit:
                 raise ContextLengthExceeded.of(length, context_len)
 
     def fitted(self, call: GenerateCall) -> GenerateCall:
-        """The call, with a limit if it asks for more than there is room for."""
-        context_len = min(filter(None, self._context_lens()), default=None)
+        """The call, with a limit if it asks for more than any worker has room for.
+
+        Where it is sent to one with less room, `slime_router.engine.request` cuts it to that.
+        """
+        context_len = self.longest()
         if call.is_passed_on or call.prompt is None or context_len is None:
             return call
         room = context_len - len(call.prompt.ids)
