@@ -103,7 +103,7 @@ class _Names:
         self._rids: Sequence[str] | None = None
 
     def known(self) -> Sequence[str]:
-        """Those in a body that has arrived; none where it is packed."""
+        """The rids in the body, once it has arrived; none where it is packed."""
         if self._rids is None and self._request.content.is_eof():
             body = body_so_far(self._request)
             self._rids = tuple(self._read(body)) if body else None

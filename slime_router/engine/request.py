@@ -65,7 +65,6 @@ _CONTEXT_LEN = re.compile(
     r"|exceeds the maximum allowed length \("
     r"|max_completion_tokens is too large)(\d+)?"
 )
-_TOO_MUCH = "Requested token count exceeds the model's maximum context length"
 
 
 class LongBody:
@@ -385,11 +384,6 @@ def read_error(status: int, body: bytes) -> RouterError:
     too_long = WorkerRefused(words, status=status, body=body)
     too_long.code = "context_length_exceeded"
     return too_long
-
-
-def is_too_much(refusal: WorkerRefused) -> bool:
-    """Whether a prompt that fits was refused for the number of tokens requested after it."""
-    return _TOO_MUCH in refusal.message
 
 
 def _words(body: bytes) -> str:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from slime_router.engine.request import is_too_much
 from slime_router.errors import ContextLengthExceeded, WorkerRefused
 from slime_router.types import GenerateCall
 from slime_router.values import replace
+
+# A worker's words for a prompt that fits, with more tokens requested after it than fit.
+_TOO_MUCH = "Requested token count exceeds the model's maximum context length"
 
 
 class ContextLimit:
@@ -86,7 +88,7 @@ class ContextLimit:
                 beyond the prompt.
         """
         was_tried = call.sampling.max_tokens is None and call.token_limit is None
-        if was_tried or call.is_passed_on or not is_too_much(refusal):
+        if was_tried or call.is_passed_on or _TOO_MUCH not in refusal.message:
             raise refusal
         return _to_the_end(call)
 

@@ -114,7 +114,7 @@ class SlowClients:
         return len(busy)
 
     def close_idle(self, for_s: float = IDLE_S) -> None:
-        """Closes connections without a request for so long: other clients wait for their places."""
+        """Closes connections without a request for `for_s`: other clients wait for their places."""
         before = asyncio.get_running_loop().time() - for_s
         waiting = takewhile(lambda each: self._idle[each] <= before, self._idle)
         unused = (each for each in waiting if not each.get_write_buffer_size())
