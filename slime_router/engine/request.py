@@ -234,10 +234,7 @@ def sampling_params(call: GenerateCall) -> Item:
 
 
 def fitted(params: Item, call: GenerateCall, context_len: int | None) -> Item:
-    """`params` with no more tokens than fit after the prompt, in so long a context if it is known.
-
-    A native body is left as it is, and so is what may run to the end of the context.
-    """
+    """`params` with no more tokens than a context has left; a native body is left as it is."""
     if context_len is None or call.is_passed_on or call.prompt is None:
         return params
     room = context_len - len(call.prompt.ids) - len(call.sampled)
