@@ -345,7 +345,7 @@ class WorkerClient:
             max_len=exchange.worker.context_len if limit is None else limit,
             is_native=call.is_passed_on,
             is_stream=call.stream,
-            version_before=exchange.version_before_update,
+            sampled_under=exchange.sampled_under,
             experts_start=experts_start(call),
             masks=masks,
             tops=tops,
