@@ -83,7 +83,7 @@ class HugePages:
             logger.debug("%d MB of memory are in huge pages", self.count * SIZE >> 20)
 
     def _wanted(self) -> list[int]:
-        """The regions to ask for: none where the system has no such pages, or shall not use any."""
+        """The regions to ask for: none where there are no such pages, or must not be."""
         try:
             if "[never]" in (self._root / _ENABLED).read_text():
                 return []
