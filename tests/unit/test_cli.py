@@ -270,7 +270,7 @@ def test_what_serves_has_its_memory_put_into_huge_pages_once_it_is_loaded(monkey
             seen.append(message)
 
     def new_gateway() -> Gateway:
-        seen.append(
+        made.append(
             Gateway(config("--hf-checkpoint", str(checkpoint()), "--port", str(free_port())))
         )
         return made[0]
