@@ -191,6 +191,7 @@ def listener(gateway: Gateway, runner: web.AppRunner) -> Listener:
         descriptors=gateway.descriptors,
         supervisor=gateway.supervisor,
         on_connection=gateway.slow_clients.note_new,
+        on_full=gateway.slow_clients.close_idle,
         is_shared=gateway.place is not None,
     )
 
