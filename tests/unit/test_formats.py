@@ -290,6 +290,18 @@ def test_deepseeks_call_that_is_not_json_ends_with_its_frame(cut):
         assert (content, values(found[1:])) == ("", [PARIS])
 
 
+@pytest.mark.parametrize("name", ["glm45", "glm47", "ling3"])
+def test_a_long_call_cut_inside_its_closing_tag_leaves_no_half_of_the_tag(name):
+    """What waits to be read together is read with what comes last: never from inside a tag on."""
+    call: Call = ("search", {"query": "lorem ipsum " * 50, "filter": {"k": ["v"]}})
+    text = FORMATS[name].write([call])
+    for end in ends(text):
+        if end > len(text) - 24:
+            content, [(called, _)] = read(name, re.findall(CUTS["letters"], text[:end]))
+            assert called == "search"
+            assert not content.strip() or content.strip()[0] == "<"
+
+
 @pytest.mark.parametrize("cut", CUTS)
 def test_mistrals_calls_stay_in_order_after_arguments_that_are_a_list(cut):
     """The parser takes no list for the end of a call; a later call whose end is seen waits."""
