@@ -36,6 +36,7 @@ _REASONING_FIELDS: dict[str, type] = {
     "think_start_self_label": str,
 }
 _IS_WHOLE = "_is_complete_json"
+_READ_SOME = "_partial_json_loads"
 _IN_REASONING = "_in_reasoning"
 _SAYS_AGAIN = "_force_nonempty_content"  # a reply that is all reasoning is content, too
 _READS = ("parse_streaming_increment", "_parse_streaming_increment_impl", "finish")
@@ -76,10 +77,23 @@ def read_any_json(modules: Iterable[Any]) -> None:
         SetupError: this version of SGLang does not fit.
     """
     for module in modules:
-        if not callable(getattr(module, _IS_WHOLE, None)):
-            where = f"{module.__name__}.{_IS_WHOLE}()"
-            raise SetupError(f"this version of SGLang does not fit: {where} is missing")
+        _check(module, {}, (_IS_WHOLE,))
         setattr(module, _IS_WHOLE, is_whole_json)
+
+
+def read_whole_numbers(base: Any, utils: Any) -> None:
+    """Makes `base` read no number at the end of JSON that may continue; it asks `utils` for that.
+
+    It gave 1 of 1.5e-3 when that came, and then what it had not given of 0.0015: that is 1.0015.
+
+    Raises:
+        SetupError: this version of SGLang does not fit.
+    """
+    for module in (base, utils):
+        _check(module, {}, (_READ_SOME,))
+    _check(utils, {"Allow": type}, ())
+    load, numbers = getattr(utils, _READ_SOME), utils.Allow.NUM
+    setattr(base, _READ_SOME, lambda text, allowed: load(text, allowed & ~numbers))
 
 
 class CallDetector:
@@ -363,7 +377,7 @@ class ReasoningDetector:
 
 def _check(part: Any, fields: dict[str, type], methods: tuple[str, ...]) -> None:
     """Whether a part of SGLang has what is used of it."""
-    name = type(part).__name__
+    name = getattr(part, "__name__", type(part).__name__)
     for field, kind in fields.items():
         value = getattr(part, field, None)
         if not isinstance(value, kind):

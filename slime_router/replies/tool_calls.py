@@ -85,8 +85,7 @@ class CallReader:
             return self._next.read(text, is_last=is_last)
         content, deltas = "", tuple[ToolDelta, ...]()
         end = self._boundary(text)
-        if end >= 0 or (is_last and self._held):  # what nothing is made of is seen by itself
-            end = max(end, 0)
+        if end >= 0:
             content, deltas = self._read(self._held + text[:end], is_last=False)
             self._held, text = "", text[end:]
         self._held += text

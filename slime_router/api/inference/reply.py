@@ -14,6 +14,7 @@ import orjson
 
 from slime_router.api import sse
 from slime_router.api.chat.reply import LOWEST_LOGPROB, Tally
+from slime_router.api.completions.reply import logprobs_of_prompt
 from slime_router.api.errors import openai_error_object
 from slime_router.api.inference.request import TokenRequest
 from slime_router.api.token_names import id_name
@@ -22,7 +23,7 @@ from slime_router.types import GenerateChunk
 
 
 class TokenStream:
-    """One streamed reply: each event has what is new."""
+    """One streamed reply: each event has what is new of one choice."""
 
     text_event = None
 
@@ -35,8 +36,7 @@ class TokenStream:
         self._tally.count(chunk)
         if not chunk.output_ids and chunk.finish is None:
             return ()
-        entries = _entries(chunk) if self._asked.has_logprobs else None
-        choice = _choice(chunk.output_ids, entries, chunk, self._asked)
+        choice = _choice(chunk.output_ids, _entries(chunk, self._asked), chunk, self._asked)
         return (sse.event({"request_id": self._asked.request_id, "choices": [choice]}),)
 
     def closing(self) -> Iterable[bytes]:
@@ -56,28 +56,40 @@ class TokenBody:
     def __init__(self, asked: TokenRequest) -> None:
         self._asked = asked
         self._tally = Tally()
-        self._output_ids: list[int] = []
-        self._entries: list[dict[str, Any]] = []
-        self._last: GenerateChunk | None = None
+        self._output_ids: list[list[int]] = [[] for _ in asked.calls]
+        self._entries: list[list[dict[str, Any]]] = [[] for _ in asked.calls]
+        self._last: dict[int, GenerateChunk] = {}
+        self._of_prompt: list[dict[str, Any] | None] | None = None
 
     def add(self, chunk: GenerateChunk) -> None:
-        """Takes a chunk."""
+        """Takes a chunk.
+
+        Raises:
+            WorkerFailed: it has no logprobs of the prompt, and they were asked for.
+        """
         self._tally.count(chunk)
-        self._output_ids += chunk.output_ids
-        if self._asked.has_logprobs:
-            self._entries += _entries(chunk)
-        self._last = chunk
+        self._output_ids[chunk.sample] += chunk.output_ids
+        self._entries[chunk.sample] += _entries(chunk, self._asked) or ()
+        if (count := self._asked.prompt_logprobs) is not None:
+            is_first = chunk.sample == 0 and 0 not in self._last
+            is_aborted = chunk.finish is not None and chunk.finish.type == "abort"
+            if is_first and not is_aborted:  # the worker may not have read the prompt yet
+                self._of_prompt = _places(chunk, count)
+        self._last[chunk.sample] = chunk
 
     def body(self) -> bytes:
         """The JSON of the whole reply."""
-        assert self._last is not None, "there is always a last chunk"
-        entries = self._entries if self._asked.has_logprobs else None
-        choice = _choice(self._output_ids, entries, self._last, self._asked)
+        asked = self._asked
+        has_logprobs = asked.top_logprobs is not None
+        choices = [
+            _choice(ids, entries if has_logprobs else None, self._last[i], asked)
+            for i, (ids, entries) in enumerate(zip(self._output_ids, self._entries, strict=True))
+        ]
         return orjson.dumps(
             {
-                "request_id": self._asked.request_id,
-                "choices": [choice],
-                "prompt_logprobs": None,
+                "request_id": asked.request_id,
+                "choices": choices,
+                "prompt_logprobs": self._of_prompt,
                 "kv_transfer_params": None,
                 "usage": self._tally.usage(),
             }
@@ -91,7 +103,7 @@ def _choice(
     asked: TokenRequest,
 ) -> dict[str, Any]:
     choice: dict[str, Any] = {
-        "index": 0,
+        "index": last.sample,
         "token_ids": ids,
         "logprobs": None if entries is None else {"content": entries},
         "finish_reason": None if last.finish is None else last.finish.type,
@@ -102,22 +114,50 @@ def _choice(
     return choice
 
 
-def _entries(chunk: GenerateChunk) -> list[dict[str, Any]]:
-    """One for each id, named by it; the numbers are finite."""
+def _entries(chunk: GenerateChunk, asked: TokenRequest) -> list[dict[str, Any]] | None:
+    """One for each id, named by it; the numbers are finite. None if they were not asked for."""
+    if asked.top_logprobs is None:
+        return None
     logprobs = chunk.logprobs if chunk.logprobs is not None else repeat(None)
     tops = chunk.top_logprobs if chunk.top_logprobs is not None else repeat([])
     return [
         {
             **_entry(token_id, logprob),
-            "top_logprobs": [_entry(other, value) for value, other in top],
+            # The worker may have been asked for more of them, for the prompt's sake.
+            "top_logprobs": [_entry(other, value) for value, other in top[: asked.top_logprobs]],
         }
         for token_id, logprob, top in zip(chunk.output_ids, logprobs, tops, strict=False)
     ]
 
 
 def _entry(token_id: int, logprob: float | None) -> dict[str, Any]:
-    known = LOWEST_LOGPROB if logprob is None else max(logprob, LOWEST_LOGPROB)
-    return {"token": id_name(token_id), "logprob": known, "bytes": None}
+    return {"token": id_name(token_id), "logprob": _finite(logprob), "bytes": None}
+
+
+def _places(chunk: GenerateChunk, likely: int) -> list[dict[str, Any] | None]:
+    """For each token of the prompt, by id as vLLM writes them, its own logprob and the `likely`."""
+    places: list[dict[str, Any] | None] = []
+    for token_id, logprob, top in zip(*logprobs_of_prompt(chunk), strict=True):
+        if logprob is None:
+            places.append(None)
+            continue
+        ranks = {other: rank for rank, (_, other) in enumerate(top or (), start=1)}
+        known = {other: value for value, other in (top or ())[:likely]} | {token_id: logprob}
+        places.append(
+            {
+                str(other): {
+                    "logprob": _finite(value),
+                    "rank": ranks.get(other),
+                    "decoded_token": None,
+                }
+                for other, value in known.items()
+            }
+        )
+    return places
+
+
+def _finite(logprob: float | None) -> float:
+    return LOWEST_LOGPROB if logprob is None else max(logprob, LOWEST_LOGPROB)
 
 
 def _experts(chunk: GenerateChunk) -> dict[str, Any]:
