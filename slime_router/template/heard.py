@@ -78,7 +78,7 @@ class Chain(NamedTuple):
 
     @classmethod
     def of(cls, root: bytes) -> Chain:
-        """That of no messages."""
+        """The chain of no messages."""
         return cls([root], [b""], [], [], set(), {}, {})
 
     def copy(self) -> Chain:
