@@ -384,7 +384,8 @@ class Gateway:
             self.session_kv.start(self.supervisor)
             self.slow_clients.start(self.supervisor)
             self.descriptors.start(self.supervisor)
-            self.supervisor.start("faster encoder", self.tokenizer.encoder_chosen)
+            choosing = self.supervisor.start("faster encoder", self.tokenizer.encoder_chosen)
+            self.encoder_choice = choosing  # done where no more is loaded
             async with self.siblings:
                 await self.together.start(self.supervisor)
                 with self.stalls.watching():

@@ -159,6 +159,30 @@ async def test_the_prompt_has_logprobs_where_they_are_asked_for(capture: str) ->
             assert place[own]["logprob"] == found[0][PROMPT.index(int(own))][own]["logprob"]
 
 
+async def test_the_own_logprob_of_each_token_of_the_prompt_comes_first() -> None:
+    """As in vLLM: prime-rl scores a rollout by the first entry of each place."""
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        unlikely = [[-9.0, PROMPT[1], None], [-8.0, PROMPT[2], None]]
+        likely = [[[-0.25, 9, None], [-0.5, 8, None]]] * 2
+        worker.script(
+            SAMPLED,
+            logprobs=[-0.5, -0.25, -0.125],
+            input_token_logprobs=[[None, PROMPT[0], None], *unlikely],
+            input_top_logprobs=[None, *likely],
+        )
+        asked = body(sampling_params={"max_tokens": 3, "prompt_logprobs": 1})
+        status, reply = await router.post(PATH, asked)
+        assert status == 200
+        first, *places = reply["prompt_logprobs"]
+        assert first is None
+        assert [next(iter(place.items())) for place in places] == [
+            (str(token), {"logprob": logprob, "rank": None, "decoded_token": None})
+            for logprob, token, _ in unlikely
+        ]
+        assert [list(place) for place in places] == [["6", "9"], ["7", "9"]]
+        assert places[0]["9"] == {"logprob": -0.25, "rank": 1, "decoded_token": None}
+
+
 async def test_an_abort_before_the_prompt_was_read_is_a_reason_too() -> None:
     async with tiny_worker() as worker, serving(worker.url, resume_aborted="none") as router:
         worker.hold(after_tokens=0)

@@ -135,14 +135,18 @@ def _entry(token_id: int, logprob: float | None) -> dict[str, Any]:
 
 
 def _places(chunk: GenerateChunk, likely: int) -> list[dict[str, Any] | None]:
-    """For each token of the prompt, by id as vLLM writes them, its own logprob and the `likely`."""
+    """For each token of the prompt its own logprob, then those of the `likely` others, by id.
+
+    As vLLM writes them; prime-rl takes the first for the token's own.
+    """
     places: list[dict[str, Any] | None] = []
     for token_id, logprob, top in zip(*logprobs_of_prompt(chunk), strict=True):
         if logprob is None:
             places.append(None)
             continue
         ranks = {other: rank for rank, (_, other) in enumerate(top or (), start=1)}
-        known = {other: value for value, other in (top or ())[:likely]} | {token_id: logprob}
+        likeliest = {other: value for value, other in (top or ())[:likely]}
+        known = {token_id: logprob, **likeliest}
         places.append(
             {
                 str(other): {
