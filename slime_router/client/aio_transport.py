@@ -10,7 +10,7 @@ from yarl import URL
 
 from slime_router.client.address import Address
 from slime_router.client.calls import Call
-from slime_router.client.errors import TimedOut, Unreachable, refusal
+from slime_router.client.errors import TimedOut, no_answer, refusal
 
 
 class AsyncAnswer:
@@ -78,4 +78,4 @@ class AsyncTransport:
         except TimeoutError as error:
             raise TimedOut(f"{self._address.url} was silent for {timeout_s:g} s.") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"No answer from {self._address.url}: {error!r}") from error
+            raise no_answer(self._address.url, error) from error

@@ -72,6 +72,13 @@ class StorageFull(Refused):
 REFUSALS = {404: NotFound, 409: Conflict, 429: TooManyRequests, 507: StorageFull}
 
 
+def no_answer(url: str, error: Exception) -> Unreachable:
+    """The error for a request to `url` whose answer `error` kept away."""
+    said = (isinstance(error, OSError) and error.strerror) or str(error)
+    reason = " ".join(said.split()) or type(error).__name__
+    return Unreachable(f"No answer from {url}: {reason}")
+
+
 def refusal(status: int, body: bytes) -> Refused:
     """The error for an answer whose status says no."""
     try:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from slime_router.client.address import Address
 from slime_router.client.calls import Call
-from slime_router.client.errors import TimedOut, Unreachable, refusal
+from slime_router.client.errors import TimedOut, no_answer, refusal
 
 BLOCK_BYTES = 2**16
 
@@ -64,6 +64,6 @@ class Transport:
         except TimeoutError as error:
             raise TimedOut(f"{self._address.url} was silent for {timeout_s:g} s.") from error
         except (OSError, http.client.HTTPException) as error:
-            raise Unreachable(f"No answer from {self._address.url}: {error!r}") from error
+            raise no_answer(self._address.url, error) from error
         finally:
             connection.close()

@@ -41,6 +41,7 @@ class Listener(web.BaseSite):
         protocols: makes one for each connection, of the runner's server.
         host: a name or an address; a name may have several.
         on_connection: called with the protocol of each connection, before that has begun.
+        on_full: called again and again while there is no room; it may close idle connections.
         is_shared: other processes listen there too, and the kernel gives each its clients.
         supervisor: keeps accepting; it must run when the listener is started.
     """
@@ -56,6 +57,7 @@ class Listener(web.BaseSite):
         descriptors: DescriptorWatch,
         supervisor: Supervisor,
         on_connection: Callable[[asyncio.Protocol], None] = lambda _: None,
+        on_full: Callable[[], None] = lambda: None,
         is_shared: bool = False,
     ) -> None:
         super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
@@ -66,6 +68,7 @@ class Listener(web.BaseSite):
         self._supervisor = supervisor
         self._protocols = protocols
         self._on_connection = on_connection
+        self._on_full = on_full
         self._most: int | None = None
         self._room = 0  # known to be left, without counting again
         self._sockets: list[socket.socket] = []
@@ -148,6 +151,7 @@ class Listener(web.BaseSite):
         if self._room <= 0 and self._most is not None:
             self._descriptors.note_pause(self._most - self._room)
         while self._room <= 0:
+            self._on_full()
             await asyncio.sleep(LOOK_S)
             self._room = self._counted_room()
 

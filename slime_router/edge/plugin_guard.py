@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TypeAlias, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 import orjson
 from aiohttp import web
@@ -30,6 +31,8 @@ from slime_router.waiting.cancel_scope import CancelScope, Cut
 logger = logging.getLogger(__name__)
 
 CLOSE_S = 5.0  # for what a plug-in does when its stream is closed
+
+_END = object()  # of a stream
 
 T = TypeVar("T")
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -62,6 +65,11 @@ class _Clock:
             finally:
                 self._timeout = self._scope = None
 
+    @property
+    def is_working(self) -> bool:
+        """Whether the layer does something by itself: what it wraps hears of aborts by itself."""
+        return self._scope is not None and not self._inside
+
     def abort(self) -> None:
         """Ends what the layer does by itself."""
         self.is_aborted = True
@@ -87,6 +95,31 @@ class _Clock:
         timeout.reschedule(None if self._inside else now + self._limit_s)
 
 
+class _Names:
+    """The rids of a request, as workers have them: they are in its body, which is parsed once."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._rids: Sequence[str] | None = None
+
+    def known(self) -> Sequence[str]:
+        """The rids in the body, once it has arrived; none where it is packed."""
+        if self._rids is None and self._request.content.is_eof():
+            body = body_so_far(self._request)
+            self._rids = tuple(self._read(body)) if body else None
+        return self._rids or ()
+
+    def _read(self, body: bytes) -> Iterator[str]:
+        try:
+            said = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return
+        given = said.get("rid") if isinstance(said, dict) else None
+        for rid in given if isinstance(given, list) else (given,):
+            if isinstance(rid, str):
+                yield caller(self._request).own_rid(rid)
+
+
 class PluginGuard:
     """Wraps plug-ins; `failures` counts the requests at which one of them failed."""
 
@@ -94,7 +127,9 @@ class PluginGuard:
         self.failures = 0
         self._limit_s = limit_s
         self._clocks: dict[str, set[_Clock]] = {}  # of generations, by rid
-        self._requests: dict[_Clock, web.Request] = {}  # at plug-ins of aiohttp's kind
+        self._requests: dict[_Clock, _Names] = {}  # at plug-ins of aiohttp's kind
+        self._answered: WeakKeyDictionary[web.StreamResponse, ref[web.Request]]
+        self._answered = WeakKeyDictionary()  # whose reply a response of such a plug-in is
 
     def __repr__(self) -> str:
         return f"<PluginGuard {self._limit_s} s, {self.failures} failures>"
@@ -103,8 +138,8 @@ class PluginGuard:
         """No plug-in goes on with a generation of this rid: it ends as aborted."""
         for clock in self._clocks.get(rid, ()):
             clock.abort()
-        for clock, request in self._requests.items():
-            if rid in _rids(request):
+        for clock, names in self._requests.items():
+            if clock.is_working and rid in names.known():
                 clock.abort()
 
     def cancel_all(self) -> None:
@@ -137,9 +172,20 @@ class PluginGuard:
             with self._clock(call.rid) as clock:
                 stream = plugin(call, _standing(call_next, clock))
                 has_finished = False
+
+                async def ask() -> GenerateChunk | None:
+                    chunk: object = await anext(stream, _END)
+                    if isinstance(chunk, GenerateChunk):
+                        return chunk
+                    if chunk is not _END:
+                        raise self._failed(plugin, f"it yielded {_kind(chunk)}")
+                    if not has_finished and not clock.is_aborted:
+                        raise self._failed(plugin, "it ended without a finish")
+                    return None
+
                 try:
                     while has_finished or clock.open_streams or not clock.is_aborted:
-                        chunk = await self._within(stream.__anext__, clock, plugin)
+                        chunk = await self._within(ask, clock, plugin)
                         if chunk is None:
                             return
                         has_finished |= chunk.finish is not None
@@ -176,12 +222,9 @@ class PluginGuard:
             async def ask() -> object:
                 return await plugin(request, inside)
 
-            self._requests[clock] = request
+            self._requests[clock] = _Names(request)
             try:
-                response = await self._within(ask, clock, plugin)
-                if not isinstance(response, web.StreamResponse):
-                    what = "nothing" if response is None else f"a {type(response).__name__}"
-                    raise self._failed(plugin, f"it returned {what}")
+                response = self._checked(await self._within(ask, clock, plugin), request, plugin)
                 if sent is not None and response is not sent:
                     raise self._failed(plugin, "it returned another reply than the one that is out")
             except Exception as exc:  # any: the client would read a second reply as the next one's
@@ -198,17 +241,25 @@ class PluginGuard:
 
         return guarded
 
-    async def _within(
-        self, ask: Callable[[], Awaitable[T]], clock: _Clock, plugin: object
-    ) -> T | None:
-        """What `ask` returns; None at the end of a stream."""
+    def _checked(
+        self, response: object, request: web.Request, plugin: object
+    ) -> web.StreamResponse:
+        """What a plug-in returned, if it can be the reply to this request. Raises RouterError."""
+        if not isinstance(response, web.StreamResponse):
+            raise self._failed(plugin, f"it returned {_kind(response)}")
+        if isinstance(response, web.WebSocketResponse) and not response.prepared:
+            raise self._failed(plugin, "it returned a WebSocketResponse that it did not prepare")
+        if self._answered.setdefault(response, ref(request))() is not request:
+            raise self._failed(plugin, "it returned a response that was sent before")
+        return response
+
+    async def _within(self, ask: Callable[[], Awaitable[T]], clock: _Clock, plugin: object) -> T:
+        """What `ask` returns."""
         timeout = asyncio.timeout(None)
         try:
             async with timeout:
                 with clock.running(timeout):
                     return await ask()
-        except StopAsyncIteration:
-            return None
         except TimeoutError:
             if not timeout.expired():
                 raise
@@ -236,18 +287,6 @@ class PluginGuard:
         return RouterError("A plug-in failed; the log says which.")
 
 
-def _rids(request: web.Request) -> Iterator[str]:
-    """The rids, as workers have them, in a body that has arrived; none where it is packed."""
-    try:
-        body = orjson.loads(body_so_far(request))
-    except orjson.JSONDecodeError:
-        return
-    given = body.get("rid") if isinstance(body, dict) else None
-    for rid in given if isinstance(given, list) else (given,):
-        if isinstance(rid, str):
-            yield caller(request).own_rid(rid)
-
-
 def _standing(call_next: CallNext, clock: _Clock) -> CallNext:
     async def inside(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
         if clock.is_aborted:
@@ -268,6 +307,10 @@ def _standing(call_next: CallNext, clock: _Clock) -> CallNext:
                 await stream.aclose()
 
     return inside
+
+
+def _kind(given: object) -> str:
+    return "nothing" if given is None else f"a {type(given).__name__}"
 
 
 def _name(plugin: object) -> str:

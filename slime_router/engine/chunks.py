@@ -48,8 +48,8 @@ class ChunkReader:
     `len(output_ids)` equals either the count or its growth. For the first item both are true.
 
     A whole reply names its version only at its end. If the worker got new weights since the
-    request, `version_before` gives the version it had then: without spans, the one in the reply
-    would be wrong. Anything else the router knows is older than what the worker reports.
+    request, that one would be wrong without spans: `sampled_under` gives the version to believe.
+    Anything else the router knows is older than what the worker reports.
     `masks` says whether the worker was asked what it samples from, `tops` the same of the likeliest
     tokens. `experts_start` is the position from which routed experts were requested, ids are in
     `[0, vocab_size)`, and there are at most `max_len` of them.
@@ -65,7 +65,7 @@ class ChunkReader:
         scored: TokenIds | None = None,
         is_native: bool = False,
         is_stream: bool = True,
-        version_before: Callable[[], WeightVersion | None] = lambda: None,
+        sampled_under: Callable[[WeightVersion], WeightVersion] = lambda named: named,
         experts_start: int = 0,
         masks: MaskPlan = NO_MASKS,
         tops: TopPlan = NO_TOPS,
@@ -79,7 +79,7 @@ class ChunkReader:
         self._max_len = sys.maxsize if max_len is None else max_len
         self._scored = scored
         self._is_stream = is_stream
-        self._version_before = version_before
+        self._sampled_under = sampled_under
         self._experts_start = experts_start
         self._worker_url = worker_url
         self._is_anothers = is_anothers  # whether an id is that of another generation
@@ -330,8 +330,7 @@ class ChunkReader:
         spans = answer.version_spans(meta.get("weight_versions"), len(self._ids))
         version = self.weight_version = answer.version(meta.get("weight_version"))
         if version is not None and not self._is_stream and not spans:
-            before = self._version_before()
-            version = version if before is None else before
+            version = self._sampled_under(version)
         prompt_tokens = answer.count(meta, "prompt_tokens")
         cached_tokens = answer.count(meta, "cached_tokens")
         chunk = GenerateChunk(

@@ -35,6 +35,7 @@ from slime_router.engine.kept import (
 from slime_router.engine.masks import MaskPlan, mask_plan
 from slime_router.engine.request import (
     experts_start,
+    fitted,
     generate_body,
     read_error,
     sampling_params,
@@ -134,7 +135,7 @@ class WorkerClient:
             WorkerFailed: the worker died, or its answer cannot be read.
             WorkerTimeout: the whole generation took longer than `timeout_s`.
         """
-        capture, params = self._capture, sampling_params(call)
+        capture, params = self._capture, fitted(sampling_params(call), call, worker.context_len)
         masks, tops = mask_plan(call, params, capture, worker), top_plan(call, capture)
         with_logprobs, more = wants_logprobs(call, capture), {**tops.fields, **masks.fields}
         is_over = False  # the worker no longer runs it
@@ -345,7 +346,7 @@ class WorkerClient:
             max_len=exchange.worker.context_len if limit is None else limit,
             is_native=call.is_passed_on,
             is_stream=call.stream,
-            version_before=exchange.version_before_update,
+            sampled_under=exchange.sampled_under,
             experts_start=experts_start(call),
             masks=masks,
             tops=tops,

@@ -155,9 +155,17 @@ class Exchange(Generic[A]):
         elif self._answer is not None:
             self._answer.close()
 
-    def version_before_update(self) -> WeightVersion | None:
-        """The version at dispatch, if the worker has got new weights through the router since."""
-        return self._at_dispatch if self.worker.updates != self._updates else None
+    def sampled_under(self, named: WeightVersion) -> WeightVersion:
+        """The weights of a whole reply that names these at its end.
+
+        Those at dispatch, if the worker has got others through the router since. But a reply that
+        does not name what the only update brought had ended before it.
+        """
+        updates, now = self.worker.updates - self._updates, self.worker.weight_version
+        if not updates or self._at_dispatch is None:
+            return named
+        ended_before = updates == 1 and now is not None and now != named
+        return named if ended_before else self._at_dispatch
 
     def hear(self, version: WeightVersion | None) -> None:
         """The worker reports its version; believed unless something else changed it meanwhile.

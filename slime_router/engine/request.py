@@ -65,7 +65,6 @@ _CONTEXT_LEN = re.compile(
     r"|exceeds the maximum allowed length \("
     r"|max_completion_tokens is too large)(\d+)?"
 )
-_TOO_MUCH = "Requested token count exceeds the model's maximum context length"
 
 
 class LongBody:
@@ -234,6 +233,14 @@ def sampling_params(call: GenerateCall) -> Item:
     return _rest(params, len(call.sampled)) if len(call.sampled) else params
 
 
+def fitted(params: Item, call: GenerateCall, context_len: int | None) -> Item:
+    """`params` with no more tokens than a context has left; a native body is left as it is."""
+    if context_len is None or call.is_passed_on or call.prompt is None:
+        return params
+    room = context_len - len(call.prompt.ids) - len(call.sampled)
+    return _limited(params, room) if room > 0 and params["max_new_tokens"] is not None else params
+
+
 def asked_for(params: Mapping[str, Any]) -> dict[str, Any]:
     """What these parameters say, by the fields of `Sampling`."""
     said = {
@@ -374,11 +381,6 @@ def read_error(status: int, body: bytes) -> RouterError:
     too_long = WorkerRefused(words, status=status, body=body)
     too_long.code = "context_length_exceeded"
     return too_long
-
-
-def is_too_much(refusal: WorkerRefused) -> bool:
-    """Whether a prompt that fits was refused for the number of tokens requested after it."""
-    return _TOO_MUCH in refusal.message
 
 
 def _words(body: bytes) -> str:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from slime_router.engine.request import is_too_much
 from slime_router.errors import ContextLengthExceeded, WorkerRefused
 from slime_router.types import GenerateCall
 from slime_router.values import replace
+
+# A worker's words for a prompt that fits, with more tokens requested after it than fit.
+_TOO_MUCH = "Requested token count exceeds the model's maximum context length"
 
 
 class ContextLimit:
@@ -62,8 +64,11 @@ class ContextLimit:
                 raise ContextLengthExceeded.of(length, context_len)
 
     def fitted(self, call: GenerateCall) -> GenerateCall:
-        """The call, with a limit if it asks for more than there is room for."""
-        context_len = min(filter(None, self._context_lens()), default=None)
+        """The call, with a limit if it asks for more than any worker has room for.
+
+        Where it is sent to one with less room, `slime_router.engine.request` cuts it to that.
+        """
+        context_len = self.longest()
         if call.is_passed_on or call.prompt is None or context_len is None:
             return call
         room = context_len - len(call.prompt.ids)
@@ -83,7 +88,7 @@ class ContextLimit:
                 beyond the prompt.
         """
         was_tried = call.sampling.max_tokens is None and call.token_limit is None
-        if was_tried or call.is_passed_on or not is_too_much(refusal):
+        if was_tried or call.is_passed_on or _TOO_MUCH not in refusal.message:
             raise refusal
         return _to_the_end(call)
 

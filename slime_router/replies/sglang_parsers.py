@@ -12,7 +12,7 @@ from typing import Any
 
 from slime_router.checkpoint.sglang_entry import HOW_TO_INSTALL, import_from_sglang
 from slime_router.errors import SetupError
-from slime_router.replies.detectors import read_any_json
+from slime_router.replies.detectors import read_any_json, read_whole_numbers
 from slime_router.types import ReplyFormat
 
 MISSING = f"tool-call and reasoning parsers need SGLang: {HOW_TO_INSTALL}"
@@ -73,7 +73,9 @@ def load_parsers() -> SGLangParsers:
         calls = import_from_sglang("function_call.function_call_parser")
         arrays = import_from_sglang("function_call.json_array_parser")
         reasoning = import_from_sglang("parser.reasoning_parser")
-        read_any_json(import_from_sglang(f"function_call.{name}") for name in _ASK_ORJSON)
+        base, *others = (import_from_sglang(f"function_call.{name}") for name in _ASK_ORJSON)
+        read_any_json([base, *others])
+        read_whole_numbers(base, import_from_sglang("function_call.utils"))
         return SGLangParsers(
             FunctionCallParser=calls.FunctionCallParser,
             JsonArrayParser=arrays.JsonArrayParser,

@@ -6,7 +6,7 @@ if it had closed the connection. Until then it costs little: a reply waits when 
 is full, and so does the worker that it comes from.
 
 A connection on which nothing was ever asked has as long for the head of its first request; aiohttp
-closes one that idles after that.
+closes one that idles after that. Where other clients wait for a place, that is done sooner.
 
 Progress is checked a few times in that period, and on the socket: the last of a reply is written
 only after every handler and middleware has returned.
@@ -18,6 +18,7 @@ import asyncio
 import logging
 import socket
 from dataclasses import dataclass
+from itertools import islice, takewhile
 
 from aiohttp import web
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 LOOKS = 4  # without any progress before a client is cut off
 UNSENT_LEN = 128 * 2**10  # bytes in the kernel, which would buffer megabytes and hide progress
+IDLE_S = 5.0  # a kept connection has as long before its place goes to a client that waits for one
+CLOSED_AT_ONCE = 16  # of these
 CUT_AT_ONCE = 64  # clients without a request: to cut one takes up to 0.1 ms of the event loop
 
 
@@ -50,6 +53,7 @@ class SlowClients:
         self.cut = 0  # clients
         self._timeout_s = timeout_s
         self._clients: dict[asyncio.Transport, _Client] = {}
+        self._idle: dict[asyncio.Transport, float] = {}  # since when, the longest first
         self._handled = 0  # requests, now
         self._new: dict[asyncio.BaseProtocol, int] = {}  # without a request for so many checks
 
@@ -70,6 +74,7 @@ class SlowClients:
             self._new.pop(request.protocol, None)
             client = self._clients[transport] = _Client()
             _keep_little_unsent(transport)
+        self._idle.pop(transport, None)
         client.request, client.received = request, -1
         self._handled += 1
         try:
@@ -77,6 +82,7 @@ class SlowClients:
         finally:
             self._handled -= 1
             client.request = None
+            self._idle[transport] = asyncio.get_running_loop().time()
 
     def note_new(self, protocol: asyncio.BaseProtocol) -> None:
         """A client connects, and has to ask something."""
@@ -107,9 +113,20 @@ class SlowClients:
             transport.abort()
         return len(busy)
 
+    def close_idle(self, for_s: float = IDLE_S) -> None:
+        """Closes connections without a request for `for_s`: other clients wait for their places."""
+        before = asyncio.get_running_loop().time() - for_s
+        waiting = takewhile(lambda each: self._idle[each] <= before, self._idle)
+        unused = (each for each in waiting if not each.get_write_buffer_size())
+        for transport in tuple(islice(unused, CLOSED_AT_ONCE)):
+            del self._idle[transport]
+            transport.close()
+
     def look(self) -> None:
         """Checks every connection once; cuts off those that have stalled for `LOOKS` checks."""
         self._look_at_new()
+        for transport in [each for each in self._idle if each.is_closing()]:
+            del self._idle[transport]
         for transport, client in tuple(self._clients.items()):
             unsent = 0 if transport.is_closing() else transport.get_write_buffer_size()
             if transport.is_closing() or (client.request is None and not unsent):

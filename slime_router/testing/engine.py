@@ -155,6 +155,12 @@ class Engine:
             run.woken.clear()
             await run.woken.wait()
 
+    def runs_steadily(self, count: int) -> bool:
+        """Whether it runs that many, each stopped if runs are held: none samples one more."""
+        if len(self.runs) != count:
+            return False
+        return self.held_after is None or all(self._is_stopped(run) for run in self.runs.values())
+
     def _is_stopped(self, run: PlayedRun) -> bool:
         return self.is_paused or (self.held_after is not None and run.count >= self.held_after)
 

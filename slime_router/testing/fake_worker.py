@@ -179,13 +179,13 @@ class FakeWorker:
         self._aborts_open.set()
 
     async def wait_running(self, count: int, *, timeout_s: float = 60.0) -> None:
-        """Waits until that many generations are being answered.
+        """Waits until that many generations are being answered; held ones, until they stand still.
 
         Raises:
             TimeoutError: it did not come to that.
         """
         async with asyncio.timeout(timeout_s):
-            while len(self._engine.runs) != count:  # noqa: ASYNC110 - a poll keeps the engine plain
+            while not self._engine.runs_steadily(count):  # noqa: ASYNC110 - keeps the engine plain
                 await asyncio.sleep(0)
 
     # How it fails

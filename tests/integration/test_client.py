@@ -392,6 +392,7 @@ class TestWithoutARouter:
                 with pytest.raises(Unreachable, match=r"No answer from http://127\.0\.0\.1") as no:
                     await it.open()
         assert "\n" not in str(no.value)
+        assert "Error" not in str(no.value), "the reason is in plain words"
         assert (no.value.status, no.value.code) == (None, None)
 
     async def test_what_only_reads_is_tried_again(self, kind):

@@ -117,6 +117,47 @@ async def test_what_still_runs_when_the_wait_is_over_is_cancelled(stack, worker)
     assert_nothing_is_left(stack, worker)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_only_what_has_said_nothing_yet_is_asked_for_its_last_words(stack, worker, stream):
+    """A streamed turn was recorded piece by piece: it ends at once."""
+    opened(stack)
+    asked: list[str] = []
+
+    def abort(call: GenerateCall) -> bool:
+        asked.append(call.rid)
+        worker.go.set()
+        return True
+
+    stack.sessions.abort = abort
+    running = await begin(stack, worker, stream=stream)
+    await stack.sessions.close("s", cancel=True, timeout_s=60)
+    with pytest.raises(Conflict):
+        await running
+    assert asked == ([] if stream else [worker.calls[0].rid])
+    assert_nothing_is_left(stack, worker)
+
+
+@pytest.mark.parametrize("has_worker", [True, False])
+async def test_what_ends_by_itself_has_no_more_time_than_what_is_cancelled(
+    stack, worker, monkeypatch, has_worker
+):
+    """The last words are part of the ten seconds, which are all there is where none are due."""
+    opened(stack)
+    waits: list[float] = []
+
+    async def landed(session_id: str, timeout_s: float) -> None:
+        waits.append(timeout_s)
+
+    monkeypatch.setattr(stack.sessions, "_landed", landed)
+    stack.sessions.abort = lambda _: has_worker
+    running = await begin(stack, worker, stream=False)
+    await stack.sessions.land("s", "s", cancel=True, timeout_s=60)
+    assert sum(waits) == sessions.LANDING_TIMEOUT_S
+    assert len(waits) == 1 + has_worker
+    with pytest.raises(Conflict):
+        await running
+
+
 async def test_closing_that_is_cut_short_has_no_effect(stack, worker):
     session = opened(stack)
     running = await begin(stack, worker)

@@ -127,13 +127,17 @@ async def test_the_least_is_cut_with_the_most():
         assert worker.requests[0].body["sampling_params"]["min_new_tokens"] == room(worker)
 
 
-async def test_the_shortest_context_of_the_workers_counts():
+@pytest.mark.parametrize("asked", [{"max_tokens": 32_000}, {}], ids=["more", "all"])
+async def test_the_context_of_the_worker_that_is_asked_counts(asked):
+    """Whatever those of the others are: neither is cut to the shortest of the fleet."""
     async with two_contexts(300) as (router, long, short):
-        await router.post(CHAT, {"messages": [user("Hi")], "max_tokens": 32_000})
-        [asked] = [*long.requests, *short.requests]
-    assert asked.body["sampling_params"]["max_new_tokens"] == CONTEXT_LEN - len(
-        asked.body["input_ids"]
-    )
+        for worker in (long, short):
+            worker.script(HELLO)
+            headers = {"x-smg-target-worker": worker.url}
+            body = {"messages": [user("Hi")], **asked}
+            assert (await router.post(CHAT, body, headers=headers))[0] == 200
+        assert wanted(long) == 300 - len(long.requests[-1].body["input_ids"])
+        assert wanted(short) == room(short)
 
 
 @pytest.mark.parametrize("is_told", [True, False])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from slime_router.cli.flags import read_config
+from slime_router.edge import plugin_guard
 from slime_router.errors import NotFound, SetupError
 from slime_router.generation.plugins import PluginContext, load_plugins
 from tests.clock import Clock
@@ -287,6 +290,35 @@ async def silent_http(request, handler):
 
 
 @web.middleware
+async def socket_http(request, handler):
+    return web.WebSocketResponse()
+
+
+SORRY = web.json_response({"error": "not today"}, status=403)
+
+
+@web.middleware
+async def stale_http(request, handler):
+    return SORRY if request.method == "POST" else await handler(request)
+
+
+async def void(call, call_next):
+    async for chunk in call_next(call):
+        yield None
+
+
+async def wordy(call, call_next):
+    yield "no chunk"
+
+
+async def mute(call, call_next):
+    async for chunk in call_next(call):
+        pass
+    return
+    yield
+
+
+@web.middleware
 async def wordy_http(request, handler):
     return "no response"
 
@@ -479,6 +511,29 @@ async def test_an_abort_ends_a_plugin_of_aiohttps_kind_that_works(name, order, s
     assert [each for each in worker.requests if each.path == "/generate"] == []
 
 
+async def test_aborts_parse_the_body_of_a_waiting_request_once(monkeypatch):
+    parsed: list[bytes] = []
+
+    def loads(body: bytes) -> Any:
+        parsed.append(body)
+        return json.loads(body)
+
+    monkeypatch.setattr(
+        plugin_guard, "orjson", SimpleNamespace(loads=loads, JSONDecodeError=ValueError)
+    )
+    async with served(**paths("waiting_http")) as (router, _):
+        waiting = sys.modules["team.plugins"].waiting
+        asked = asyncio.create_task(router.post(CHAT, {"messages": [user("hi")], "rid": "mine"}))
+        async with asyncio.timeout(10):
+            await waiting.is_working.wait()
+            parsed.clear()
+            for _ in range(20):
+                router.gateway.guard.cancel("other")
+            assert len(parsed) == 1
+            router.gateway.guard.cancel("mine")
+            assert (await asked)[0] == 503
+
+
 @pytest.mark.parametrize("name", ["WaitingFirst", "WaitingLate"])
 async def test_a_client_that_leaves_ends_a_plugin_that_works(name):
     async with served({"chunk_tokens": 1}, **paths(name)) as (router, _):
@@ -519,13 +574,51 @@ async def test_a_request_has_one_reply_whatever_a_plugin_does_after_it(name, str
     assert f"plug-in failed: {name}" in caplog.text
 
 
-@pytest.mark.parametrize(("name", "what"), [("silent_http", "nothing"), ("wordy_http", "a str")])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("silent_http", "nothing"),
+        ("wordy_http", "a str"),
+        ("socket_http", "a WebSocketResponse that it did not prepare"),
+    ],
+)
 async def test_a_plugin_that_returns_no_response_is_named_in_the_log(name, what, caplog):
     async with served(**paths(name)) as (router, _):
         status, body = await router.post(CHAT, {"messages": [user("hi")]})
         assert (status, set(body["error"])) == (500, FOUR_KEYS)
         assert router.gateway.guard.failures == 1
     assert f"plug-in failed: {name}: it returned {what}" in caplog.text
+
+
+async def test_a_plugin_that_returns_one_response_to_two_requests_is_named_in_the_log(caplog):
+    """A response that was sent is not sent again: the second client would wait for ever."""
+    async with served(**paths("stale_http")) as (router, _), asyncio.timeout(10):
+        assert (await router.post(CHAT, {"messages": [user("hi")]}))[0] == 403
+        for _ in range(2):
+            status, body = await router.post(CHAT, {"messages": [user("hi")]})
+            assert (status, set(body["error"])) == (500, FOUR_KEYS)
+        assert router.gateway.guard.failures == 2
+    assert "plug-in failed: stale_http: it returned a response that was sent before" in caplog.text
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("void", "it yielded nothing"),
+        ("wordy", "it yielded a str"),
+        ("mute", "it ended without a finish"),
+    ],
+)
+async def test_a_plugin_that_yields_no_whole_reply_is_named_in_the_log(name, what, stream, caplog):
+    body = {"messages": [user("hi")], "stream": stream, "max_tokens": 3}
+    async with served({"chunk_tokens": 1}, **paths("loud", name)) as (router, _):
+        status, answer = await router.post(CHAT, body)
+        assert (status, set(answer["error"])) == (500, FOUR_KEYS)
+        assert "plug-in" in answer["error"]["message"]
+        assert router.gateway.guard.failures == 1
+        assert router.gateway.pool.total_in_flight == 0
+    assert f"plug-in failed: {name}: {what}" in caplog.text
 
 
 async def test_the_time_of_a_generation_is_not_its_plugins():

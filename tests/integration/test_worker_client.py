@@ -341,6 +341,22 @@ async def test_a_whole_reply_that_an_update_overtakes_has_the_version_of_its_dis
     assert known.weight_version == "v2"
 
 
+async def test_a_whole_reply_that_ended_before_an_update_has_the_version_that_it_names():
+    """The worker had been updated without the router before that; it is read late."""
+    async with FakeWorker() as worker, client_of(worker) as client:
+        (known,) = client.pool.list()
+        known.observed("v1", known=None)
+        answering(worker, "v2")
+        worker.hold(after_tokens=1)
+        task = asyncio.create_task(collect(client, call(stream=False)))
+        await worker.wait_running(1)
+        known.update_taken("v3", before=known.update_started())  # through the router
+        worker.release()
+        (chunk,) = await task
+    assert chunk.weight_version == "v2"
+    assert known.weight_version == "v3"
+
+
 async def test_a_stream_that_an_update_overtakes_has_the_version_of_each_chunk():
     async with FakeWorker() as worker, client_of(worker) as client:
         answering(worker, "v1")

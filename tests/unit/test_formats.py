@@ -290,6 +290,18 @@ def test_deepseeks_call_that_is_not_json_ends_with_its_frame(cut):
         assert (content, values(found[1:])) == ("", [PARIS])
 
 
+@pytest.mark.parametrize("name", ["glm45", "glm47", "ling3"])
+def test_a_long_call_cut_inside_its_closing_tag_leaves_no_half_of_the_tag(name):
+    """What waits to be read together is read with what comes last: never from inside a tag on."""
+    call: Call = ("search", {"query": "lorem ipsum " * 50, "filter": {"k": ["v"]}})
+    text = FORMATS[name].write([call])
+    for end in ends(text):
+        if end > len(text) - 24:
+            content, [(called, _)] = read(name, re.findall(CUTS["letters"], text[:end]))
+            assert called == "search"
+            assert not content.strip() or content.strip()[0] == "<"
+
+
 @pytest.mark.parametrize("cut", CUTS)
 def test_mistrals_calls_stay_in_order_after_arguments_that_are_a_list(cut):
     """The parser takes no list for the end of a call; a later call whose end is seen waits."""
@@ -299,18 +311,34 @@ def test_mistrals_calls_stay_in_order_after_arguments_that_are_a_list(cut):
     assert found == [("get_weather", "[1, 2]"), ("search", '{"query": "x"}'), ("now", "{}")]
 
 
+@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("name", sorted(set(DISTINCT) - {"lfm2", "pythonic"}))  # these: no JSON
-def test_a_number_that_is_too_huge_stays_json(name):
+def test_a_number_that_is_too_huge_stays_json(name, cut):
     """Python reads it as infinity, and writes that as a word that is no JSON."""
     given = {"query": "-Infinity, NaN", "filter": {"a": [77777, 2], "b": "Infinity"}}
     form = FORMATS[name]
     text = form.write([("search", given), ROME][: form.most]).replace("77777", "-1e999")
-    _, found = read(name, tokens(text))
+    _, found = read(name, re.findall(CUTS[cut], text))
     arguments = json.loads(found[0][1], parse_constant=_refuse)
     assert arguments["query"] == "-Infinity, NaN"
     if name not in ("gemma4", "minimax-m3"):  # SGLang takes it for text there
         assert arguments["filter"] == {"a": [float("-inf"), 2], "b": "Infinity"}
     assert values(found[1:]) == [ROME][: form.most - 1]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", sorted(set(DISTINCT) - {"beam", "gemma4", "minimax-m3"}))
+def test_a_number_that_comes_digit_by_digit_is_the_number(name, cut):
+    """SGLang gives what it has of it, and then the end of what it turned out to be: 1.0015.
+
+    Three formats have text in its place.
+    """
+    for number in ("1.5e-3", "25e-1", "-2E+2", "0.10", "100e-2"):
+        given = {"filter": {"a": [77777, 2], "b": 77777}}
+        text = FORMATS[name].write([("search", given)]).replace("77777", number)
+        _, found = read(name, re.findall(CUTS[cut], text))
+        value = json.loads(number)
+        assert values(found)[0][1]["filter"] == {"a": [value, 2], "b": value}
 
 
 def _refuse(word: str) -> None:

@@ -578,7 +578,8 @@ async def test_a_fault_of_the_router_ends_no_thread_and_nobody_waits_for_ever(ca
         assert await writer.written() == "KeyError: 'a fault'"
     assert "Traceback" in caplog.text
     target.trouble = None
-    await soon(lambda: target.seqs == [1])
+    await soon(lambda: writer.trouble is None)
+    assert target.seqs == [1]
     await soon(lambda: upkeep.steps)
     writer.put(partial(put, 2))
     async with asyncio.timeout(60):

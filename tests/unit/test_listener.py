@@ -9,8 +9,10 @@ from typing import cast
 import uvloop
 from aiohttp import web
 
+from slime_router.edge import listener as listener_module
 from slime_router.edge.descriptors import DescriptorWatch
 from slime_router.edge.listener import Listener
+from slime_router.server.boundary import protocols
 from slime_router.supervisor import Supervisor
 
 WAITING = 120
@@ -60,3 +62,35 @@ async def turns_until_accepted() -> int:
 def test_many_connections_are_accepted_in_one_turn():
     """Where each took a turn of its own, clients of a busy router waited for seconds."""
     assert uvloop.run(turns_until_accepted()) < WAITING / 4
+
+
+async def test_where_all_places_are_taken_it_says_so_until_one_is_free(monkeypatch):
+    monkeypatch.setattr(listener_module, "LOOK_S", 0.0)
+    watch = DescriptorWatch(None)
+    monkeypatch.setattr(watch, "most_clients", lambda: 1)
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    is_full = asyncio.Event()
+    async with Supervisor() as supervisor:
+        listener = Listener(
+            runner,
+            protocols(runner),
+            "127.0.0.1",
+            0,
+            tls=None,
+            descriptors=watch,
+            supervisor=supervisor,
+            on_full=is_full.set,
+        )
+        await listener.start()
+        host, port = listener.addresses[0]
+        _, first = await asyncio.open_connection(host, port)
+        reader, second = await asyncio.open_connection(host, port)
+        async with asyncio.timeout(10):
+            await is_full.wait()
+            first.close()
+            second.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+        second.close()
+        await listener.stop()
+    await runner.cleanup()

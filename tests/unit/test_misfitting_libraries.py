@@ -13,7 +13,7 @@ from tokenizers import decoders
 from slime_router.engine import connector
 from slime_router.engine.connector import Connector, check_aiohttp
 from slime_router.errors import SetupError
-from slime_router.replies.detectors import CallDetector, ReasoningDetector
+from slime_router.replies.detectors import CallDetector, ReasoningDetector, read_whole_numbers
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.tokens.components import components
@@ -90,6 +90,13 @@ def test_another_sglang_keeps_the_router_from_starting(module, name, monkeypatch
 
     monkeypatch.setattr(kind, "__init__", renamed)
     refused(lambda: ReplyParsers(load_parsers, tools="qwen25", reasoning=None), name)
+
+
+@pytest.mark.parametrize("name", ["_partial_json_loads", "Allow"])
+def test_a_module_of_sglang_that_reads_json_otherwise(name):
+    parts = {"_partial_json_loads": lambda *_: None, "Allow": SimpleNamespace}
+    whole, other = SimpleNamespace(**parts), SimpleNamespace(**{**parts, name: None})
+    refused(lambda: read_whole_numbers(whole, other), name)
 
 
 @pytest.mark.parsers

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from slime_router.server.slow_clients import LOOKS, SlowClients
+from slime_router.server.slow_clients import CLOSED_AT_ONCE, LOOKS, SlowClients
 
 
 class Transport:
@@ -28,6 +28,9 @@ class Transport:
 
     def is_closing(self) -> bool:
         return self.is_aborted
+
+    def close(self) -> None:
+        self.is_aborted = True
 
     def abort(self) -> None:
         self.is_aborted = True
@@ -136,3 +139,26 @@ async def test_when_all_are_cut_each_is_counted_once():
 
     await watch.middleware(request(Transport(), Body()), handler)
     assert watch.cut_all() == 0
+
+
+async def empty(_: web.Request) -> web.Response:
+    return web.Response()
+
+
+async def test_idle_connections_are_closed_for_clients_that_wait_the_longest_idle_first():
+    watch = SlowClients(1.0)
+    again, unread, *rest = connections = [Transport() for _ in range(CLOSED_AT_ONCE + 3)]
+    for transport in connections:
+        await watch.middleware(request(transport, Body()), empty)
+    unread.unsent = 1
+    watch.close_idle()
+    assert not any(each.is_aborted for each in connections), "they idle since just now"
+
+    async def busy(_: web.Request) -> web.Response:
+        watch.close_idle(0)
+        return web.Response()
+
+    await watch.middleware(request(again, Body()), busy)
+    assert [each for each in connections if each.is_aborted] == rest[:CLOSED_AT_ONCE]
+    watch.close_idle(0)
+    assert [each for each in connections if not each.is_aborted] == [unread]

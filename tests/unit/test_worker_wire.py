@@ -570,7 +570,7 @@ def whole_reply(version, **meta):
 
 def test_a_whole_reply_has_the_version_before_an_update():
     """It names the version at its end: that of an update in between would be wrong."""
-    asked = {"is_stream": False, "version_before": lambda: "v1"}
+    asked = {"is_stream": False, "sampled_under": lambda _: "v1"}
     assert said(read(whole_reply("v2"), **asked)) == [([1, 2], "v1")]
 
 
@@ -579,13 +579,13 @@ def test_a_whole_reply_is_believed_where_the_router_brought_no_update():
 
 
 def test_a_worker_without_versions_gets_none():
-    asked = {"is_stream": False, "version_before": lambda: "v1"}
+    asked = {"is_stream": False, "sampled_under": lambda _: "v1"}
     assert said(read([item([1], 1, finish=LENGTH)], **asked)) == [([1], None)]
 
 
 def test_exact_spans_are_kept_as_they_are():
     spans = [{"version": "v1", "start": 0, "end": 1}, {"version": "v2", "start": 1, "end": 2}]
-    asked = {"is_stream": False, "version_before": lambda: "v0"}
+    asked = {"is_stream": False, "sampled_under": lambda _: "v0"}
     (chunk,) = read(whole_reply("v2", weight_versions=spans), **asked)
     assert chunk.weight_versions == (VersionSpan("v1", 0, 1), VersionSpan("v2", 1, 2))
     assert chunk.weight_version == "v2"
@@ -594,7 +594,7 @@ def test_exact_spans_are_kept_as_they_are():
 def test_streamed_tokens_have_the_version_that_came_with_them():
     """Whatever was known before: a stream says it itself."""
     items = [item([1], 1, weight_version="v1"), item([1, 2], 2, weight_version="v2")]
-    assert said(read(items, version_before=lambda: "v0")) == [([1], "v1"), ([2], "v2")]
+    assert said(read(items, sampled_under=lambda _: "v0")) == [([1], "v1"), ([2], "v2")]
 
 
 VERSIONS = ("v1", "v1", "v1", "v2", "v2", None, None, 3)

@@ -88,7 +88,7 @@ def read_chat_request(
         notes=settings.notes,
         shortcut=Shortcut() if stream and count == 1 else None,
     )
-    return ChatRequest(_choices(call), settings.style, stream, reply_id, int(time.time()))
+    return ChatRequest(choices(call), settings.style, stream, reply_id, int(time.time()))
 
 
 def _named(
@@ -123,8 +123,8 @@ def _template(settings: Settings, messages: tuple[Message, ...]) -> TemplateOpti
     return replace(settings.template, add_generation_prompt=False, continue_final_message=True)
 
 
-def _choices(call: GenerateCall) -> tuple[GenerateCall, ...]:
-    """One call for each choice; the first carries the reply's own id, which a client may name."""
+def choices(call: GenerateCall) -> tuple[GenerateCall, ...]:
+    """One call for each sample; the first carries the reply's own id, which a client may name."""
     if call.samples == 1:
         return (call,)
     others = (

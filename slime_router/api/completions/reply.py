@@ -18,7 +18,7 @@ from slime_router.errors import RouterError, WorkerFailed
 from slime_router.replies.reply import Reply
 from slime_router.types import Finish, GenerateCall, GenerateChunk, Prompt
 
-_Top: TypeAlias = Sequence[tuple[float, int]]  # logprob and id of the likely tokens of a place
+Top: TypeAlias = Sequence[tuple[float, int]]  # logprob and id of the likely tokens of a place
 
 
 class CompletionTally:
@@ -72,13 +72,13 @@ class Logprobs:
         prompt: dict[str, Any] | None = None
         if self._is_prompt_due:
             self._is_prompt_due = False
-            prompt = self._lists(*_of_prompt(chunk))
+            prompt = self._lists(*logprobs_of_prompt(chunk))
         values = [_known(value) for value in chunk.logprobs or [None] * len(chunk.output_ids)]
         written = self._lists(chunk.output_ids, values, chunk.top_logprobs or ())
         return written if prompt is None else _folded([prompt, written])
 
     def _lists(
-        self, ids: Sequence[int], values: Sequence[float | None], tops: Sequence[_Top | None]
+        self, ids: Sequence[int], values: Sequence[float | None], tops: Sequence[Top | None]
     ) -> dict[str, Any]:
         return {
             "tokens": [self._names.key(token_id) for token_id in ids],
@@ -96,7 +96,7 @@ class Logprobs:
         self._offset += len(self._decoder.decode(self._names.bytes_of(token_id)))
         return begin
 
-    def _ranked(self, top: _Top | None, sampled: int, logprob: float) -> dict[str, float]:
+    def _ranked(self, top: Top | None, sampled: int, logprob: float) -> dict[str, float]:
         """The likely tokens by name; the sampled one is there however unlikely it was.
 
         Of two with the same name, the likelier.
@@ -108,12 +108,20 @@ class Logprobs:
         return ranked
 
 
-def _of_prompt(chunk: GenerateChunk) -> tuple[list[int], list[float | None], list[_Top | None]]:
-    """Ids, logprobs and likely tokens of the prompt, as the worker wrote them."""
+def logprobs_of_prompt(
+    chunk: GenerateChunk,
+) -> tuple[list[int], list[float | None], list[Top | None]]:
+    """Ids, logprobs and likely tokens of the prompt, as the worker wrote them.
+
+    The first place has neither, as it follows nothing.
+
+    Raises:
+        WorkerFailed: they cannot be read, or are those of another prompt.
+    """
     meta = (chunk.item or {}).get("meta_info") or {}
     try:
         entries = meta["input_token_logprobs"]
-        tops: list[_Top | None] = [
+        tops: list[Top | None] = [
             [(float(value), token_id) for value, token_id, *_ in top or () if value is not None]
             for top in meta.get("input_top_logprobs") or [()] * len(entries)
         ]

@@ -22,6 +22,7 @@ from slime_router.api.chat.fields import (
     worker_fields,
 )
 from slime_router.api.chat.grammar import grammar
+from slime_router.api.chat.request import choices
 from slime_router.api.request import fresh_hex, missing, require
 from slime_router.api.token_ids import Vocabulary, checked_ids, written
 from slime_router.engine.top_logprobs import MAX_KEPT
@@ -44,18 +45,23 @@ _IDLE = frozenset(  # parameters of vLLM that change neither ids nor log-probabi
     )
 )
 _PARAMETERS = SAMPLING_FIELDS.keys() | CONSTRAINED | _IDLE
-_PARAMETERS |= {"logprobs", "n", "thinking_token_budget"}
+_PARAMETERS |= {"logprobs", "prompt_logprobs", "n", "thinking_token_budget"}
 _NOTHING: tuple[object, ...] = ("", [], {})
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """What a client asks for: one generation from ids."""
+    """What a client asks for: one call for each sample.
+
+    `top_logprobs` and `prompt_logprobs` say how many likely tokens come beside each token of the
+    reply and of the prompt; None: not even its own logprob.
+    """
 
     calls: tuple[GenerateCall, ...]
     stream: bool
     request_id: str
-    has_logprobs: bool
+    top_logprobs: int | None
+    prompt_logprobs: int | None
     has_experts: bool
     has_usage: bool
 
@@ -76,19 +82,18 @@ def read_token_request(
     require(given is None or isinstance(given, dict), "sampling_params", "an object")
     given = dict(given or {})
     _refuse(given, given.keys() - _PARAMETERS, _WITHIN)
-    top = given.pop("logprobs", None)
-    is_count = top is None or (type(top) is int and 0 <= top <= MAX_KEPT)
-    require(is_count, f"{_WITHIN}logprobs", f"an integer in [0, {MAX_KEPT}]")
-    top = None if top is None else min(top, vocabulary.vocab_size)
+    top = _count(given, "logprobs", vocabulary)
+    of_prompt = _count(given, "prompt_logprobs", vocabulary)
     stream = body.get("stream")
     require(stream is None or type(stream) is bool, "stream", "true or false")
+    require(not stream or of_prompt is None, f"{_WITHIN}prompt_logprobs", "null in a stream")
     outside = {name: body[name] for name in (*_OUTSIDE, *_EXPERTS) if name in body}
     priority = outside.get("priority")
     if type(priority) is int and -_INT32 <= priority < _INT32:  # others are refused as they are
         # vLLM serves the lowest first, SGLang the highest.
         outside["priority"] = min(-priority, _INT32 - 1)
     fields, constraint = _read(given, outside, request, vocabulary, default_model)
-    request_id = _request_id(body)
+    request_id, samples = _request_id(body), fields.n or 1
     call = GenerateCall(
         rid=request_id,
         turn_id=http.new_turn_id(),
@@ -106,13 +111,18 @@ def read_token_request(
         stream=bool(stream),
         top_logprobs=top or 0,
         request_id=f"gen-{fresh_hex(32)}",  # the client's own may be used again
-        shortcut=Shortcut() if stream else None,
+        samples=samples,
+        shortcut=Shortcut() if stream and samples == 1 else None,
     )
+    calls = choices(call)
+    if of_prompt is not None:  # the first sample's worker reads the prompt for all
+        calls = (_with_prompt(call, of_prompt), *calls[1:])
     return TokenRequest(
-        (call,),
+        calls,
         stream=bool(stream),
         request_id=request_id,
-        has_logprobs=top is not None,
+        top_logprobs=top,
+        prompt_logprobs=of_prompt,
         has_experts=bool(fields.return_routed_experts),
         has_usage=_wants_usage(body),
     )
@@ -147,6 +157,20 @@ def _sampling(given: dict[str, Any], fields: ChatFields, constraint: Grammar | N
     return replace(sampling(fields, constraint), usual_max_tokens=usual)
 
 
+def _count(given: dict[str, Any], name: str, vocabulary: Vocabulary) -> int | None:
+    """How many likely tokens are asked for; taken out of what is given."""
+    count = given.pop(name, None)
+    is_count = count is None or (type(count) is int and 0 <= count <= MAX_KEPT)
+    require(is_count, f"{_WITHIN}{name}", f"an integer in [0, {MAX_KEPT}]")
+    return None if count is None else min(count, vocabulary.vocab_size)
+
+
+def _with_prompt(call: GenerateCall, likely: int) -> GenerateCall:
+    """The call, with logprobs of its prompt and `likely` tokens at each place."""
+    asked = {**call.worker_fields, "return_logprob": True, "logprob_start_len": 0}
+    return replace(call, worker_fields=asked, top_logprobs=max(call.top_logprobs, likely))
+
+
 def _refuse(values: dict[str, Any], names: Iterable[str], within: str) -> None:
     """What would change the output is not dropped in silence."""
     for name in sorted(names):
@@ -154,9 +178,6 @@ def _refuse(values: dict[str, Any], names: Iterable[str], within: str) -> None:
         if value is not None and value is not False and value not in _NOTHING:
             path = f"{within}{name}"
             raise BadRequest(f"'{path}' is not served.", param=path, code="unsupported_parameter")
-    samples = values.get("n")
-    if samples not in (None, 1):
-        raise BadRequest("A token request has one sample.", param=f"{within}n")
 
 
 def _request_id(body: dict[str, Any]) -> str:
