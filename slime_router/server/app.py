@@ -243,6 +243,7 @@ class Gateway:
             grace=self.grace,
             keepalive_s=config.sse_keepalive_s,
             tokens_as_ids=config.return_tokens_as_token_ids,
+            experts_shape=self.tokenizer.experts_shape,
             strictness=Strictness(config.strict_fields),
         )
         self.responses = ResponseStore(config.max_stored_responses)

@@ -67,6 +67,19 @@ def page(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_each_row_of_a_table_stands_below_its_head(name):
+    """After a blank line it would be shown as text, with its bars."""
+    text = re.sub(r"^```.*?^```$", "", page(name), flags=re.DOTALL | re.MULTILINE)
+    lines = ["", *text.splitlines(), ""]
+    lost = [
+        line
+        for before, line, after in zip(lines, lines[1:], lines[2:], strict=False)
+        if line.startswith("|") and not before and not re.fullmatch(r"[|:\- ]+", after)
+    ]
+    assert lost == []
+
+
 def test_the_changelog_says_a_thing_once():
     """A merge of two changes to it can bring back what one of them moved or merged."""
     begins = [line[:40] for line in page("CHANGELOG.md").splitlines() if line.startswith("- ")]
