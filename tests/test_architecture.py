@@ -99,6 +99,7 @@ CLOCKS = {
     "api.completions.request": "a reply says when it was created",
     "api.request": "ids begin with the time",
     "api.responses.request": "a reply says when it was created",
+    "cli.log": "a line says when it was written",
     "cli.terminal.top": "rates are differences over time",
     "server.boundary": "the log says how long a request took",
     "telemetry.course": "what happened when; handed in by tests",

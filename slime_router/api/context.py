@@ -83,6 +83,7 @@ class EndpointContext:
         isolates_owners: named keys do not share the workers' caches.
         keepalive_s: how long a stream may be silent before it shows a sign of life; 0: for ever.
         tokens_as_ids: logprobs name tokens `token_id:40`, unless a request says otherwise.
+        experts_shape: layers, and experts for each token; None where that is not known.
         strictness: what becomes of fields that an API does not know.
         id_texts: reads long prompts of token ids.
         message_texts: reads long conversations.
@@ -100,6 +101,7 @@ class EndpointContext:
     grace: Grace = field(default_factory=lambda: Grace(0))
     keepalive_s: float = 15.0
     tokens_as_ids: bool = False
+    experts_shape: tuple[int, int] | None = None
     strictness: Strictness = field(default_factory=lambda: Strictness("ignore"))
     id_texts: IdTexts = field(default_factory=IdTexts)
     message_texts: MessageTexts = field(default_factory=MessageTexts)

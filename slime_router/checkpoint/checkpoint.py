@@ -33,6 +33,7 @@ from slime_router.tokens.model import Model, Renderer
 from slime_router.tokens.tokenizer import Tokenizer
 
 FAST = "tokenizer.json"
+_VOCABULARIES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken")  # that transformers may read
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -223,6 +224,9 @@ def _wrap(backend: tokenizers.Tokenizer, named: Mapping[str, str]) -> Any:
 
 
 def _load_hf(path_or_id: str, trusts: bool) -> Any:
+    if not (trusts or _may_have_vocabulary(path_or_id)):
+        # For some models transformers makes a tokenizer all the same, without tokens.
+        raise SetupError(f"the directory has no vocabulary, such as {FAST}")
     with without_torch_advice():
         from transformers import (
             AutoTokenizer,
@@ -231,6 +235,12 @@ def _load_hf(path_or_id: str, trusts: bool) -> Any:
         return AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=trusts)
     except Exception as exc:  # broken files, no network, or whatever the checkpoint's code raises
         raise SetupError(f"cannot load the tokenizer: {one_line(exc)}") from exc
+
+
+def _may_have_vocabulary(path_or_id: str) -> bool:
+    """False for a directory without any; of a repository nobody knows."""
+    directory = Path(path_or_id)
+    return not directory.is_dir() or any(any(directory.glob(name)) for name in _VOCABULARIES)
 
 
 def _read_template(path_or_text: str) -> str:

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from slime_router.host_port import host_port
 from slime_router.server.app import Gateway
 from slime_router.server.boundary import protocols
 from slime_router.server.loop.garbage import GarbageCollector
+from slime_router.server.loop.huge_pages import HugePages
 from slime_router.server.signals import StartUp, hurry_at_second_signal
 
 logger = logging.getLogger(__name__)
@@ -147,11 +149,18 @@ async def _serving(gateway: Gateway, app: web.Application, announce: Callable[[]
         try:
             await listener(gateway, runner).start()
             announce()
+            gateway.supervisor.start("huge pages", partial(_gather_pages, gateway))
             if gateway.journal is not None:
                 await _watch(gateway.journal)
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()
+
+
+async def _gather_pages(gateway: Gateway) -> None:
+    """Has the memory in huge pages once everything is loaded."""
+    await asyncio.wait({gateway.encoder_choice})
+    await HugePages().gather()
 
 
 async def _watch(journal: SharedArchive) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from slime_router.errors import SetupError
 from slime_router.json_text import is_whole_json
 from slime_router.replies.calls import python_lists
+from slime_router.replies.pieces import Marks
 
 _TAG = re.compile(r"<.{1,62}>")
 _PLAIN_TAG = re.compile(r"<[^<>|｜\s]{1,62}>")
@@ -62,6 +63,8 @@ _MINIMAX2_END = "tool_call_function_end_token"
 _MINIMAX2_READ = "_parse_and_stream_parameters"
 _DEEPSEEK = ("DeepSeekV3Detector", "DeepSeekV31Detector")
 _DEEPSEEK_END = "<｜tool▁call▁end｜>"
+_TOOLS = "_tool_indices"  # made when the first text comes
+_SEPARATOR = "tool_call_separator"  # read only after a call
 _PYTHONIC = "PythonicDetector"
 _PYTHONIC_FIELD = "tool_call_regex"
 _PYTHONIC_METHODS = ("_get_parameter_value", "_find_matching_bracket")
@@ -107,7 +110,6 @@ class CallDetector:
 
     def __init__(self, detector: Any, untouched: Mapping[str, Any] | None = None) -> None:
         self._detector = detector
-        self._untouched = untouched  # the fields of one that no text has changed, where known
         self.name = type(detector).__name__
         _check(detector, _CALL_FIELDS, _CALL_METHODS)
         if self.name == _STEP3:  # it takes no value that holds a `<`
@@ -132,6 +134,7 @@ class CallDetector:
         if self.name in _PYTHON_LISTS:
             _check(detector, {}, ("detect_and_parse",))
             detector.detect_and_parse = python_lists.with_skipped(detector.detect_and_parse)
+        self._untouched = untouched  # the fields of one that no text has changed, where known
         self.begin: str = detector.bot_token  # of a call, or of the array of all
         self.end: str = detector.eot_token
 
@@ -174,18 +177,20 @@ class CallDetector:
     @property
     def is_untouched(self) -> bool:
         """Whether it is known to be as if no text had come."""
-        return bool(vars(self._detector) == self._untouched)
+        return self._untouched is not None and self.fields == self._untouched
 
     @property
     def fields(self) -> dict[str, Any]:
-        """All that it keeps, by name."""
-        return dict(vars(self._detector))
+        """All that it keeps of a reply, by name."""
+        kept = vars(self._detector).items()
+        return {name: each for name, each in kept if name != _TOOLS and not callable(each)}
 
     @property
     def texts(self) -> list[str]:
-        """All texts that it or its class has by a name: every mark is one of them."""
+        """All texts that it or its class has by a name: every mark with which calls may begin."""
         kinds = (vars(self._detector), *map(vars, type(self._detector).__mro__))
-        known = [each[name] for each in kinds for name in each if name[:2] != "__"]
+        names = ((each, name) for each in kinds for name in each if name[:2] != "__")
+        known = [each[name] for each, name in names if name != _SEPARATOR]
         return [text for text in known if isinstance(text, str)]
 
     @property
@@ -258,25 +263,6 @@ class _AnyName(dict[str, int]):
 
     def __missing__(self, _: str) -> int:
         return -1
-
-
-class Marks:
-    """What a format does not let pass as text.
-
-    `is_in(text)` finds a mark; `begins(text)` one, or the beginning of one at the very end, and so
-    does `begins_in(utf_8)`. They return a match, or None.
-    """
-
-    __slots__ = ("begins", "begins_in", "is_in", "whole")
-
-    def __init__(self, marks: Iterable[str]) -> None:
-        self.whole = whole = [*marks]
-        heads = {mark[:length] for mark in whole for length in range(1, len(mark))}
-        is_in = "|".join(map(re.escape, whole))
-        begins = rf"{is_in}|(?:{'|'.join(map(re.escape, heads))})\Z"
-        self.is_in = re.compile(is_in).search
-        self.begins = re.compile(begins).search
-        self.begins_in = re.compile(begins.encode()).search
 
 
 class ReasoningDetector:

@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
-from slime_router.replies.detectors import Marks, ReasoningDetector
+from slime_router.replies.detectors import ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
 from slime_router.replies.leftovers import without_control_tokens
-from slime_router.replies.pieces import Pieces
+from slime_router.replies.pieces import Marks, Pieces
 from slime_router.types import ToolDelta
 
 logger = logging.getLogger(__name__)
@@ -56,8 +56,9 @@ class ReplyParser:
     """Takes one reply apart.
 
     `ends` are control tokens that it must see although a generation may end with them. `marks` are
-    those of its reasoning and calls, where it is known that text without them is not cut. With
-    `strips_newlines` its content does not begin with the line breaks that follow reasoning.
+    those of its reasoning and calls, where it is known that text without them is not cut, and
+    `thoughts` those that are looked for in reasoning. With `strips_newlines` its content does not
+    begin with the line breaks that follow reasoning.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ReplyParser:
         *,
         ends: Collection[str] = (),
         marks: Marks | None = None,
+        thoughts: Marks | None = None,
         strips_newlines: bool = False,
     ) -> None:
         self.ends = ends
@@ -84,9 +86,10 @@ class ReplyParser:
         self._may_strip = strips_newlines  # until the content has begun
         self._has_thought = self.is_thinking
         self._marks = marks if messages is None else None
+        self._thoughts = thoughts if messages is None else None
         # Text without these may come in one piece, however long; None: it comes token by token.
         is_free = calls is None or calls.holds_nothing
-        self.stops = self._marks if is_free else None
+        self.stops = self._stops() if is_free else None
         # Set while text in which it finds nothing is content, and need not be pushed.
         self._begins: Callable[[str], object] | None = None
 
@@ -112,14 +115,16 @@ class ReplyParser:
         for index, piece in enumerate(pieces, 1):
             delta = self._guarded(piece, is_last=is_last and index == len(pieces))
             whole = delta if whole is None else joined(whole, delta)
-        if self._marks is not None:
-            is_free = self._holds_nothing()
-            self.stops = self._marks if is_free else None
-            has_begun = self._silent is None and not (self._may_strip or self.is_thinking)
-            self._begins = self._marks.begins if is_free and has_begun else None
+        marks = self._stops()
+        self.stops = stops = marks if marks is not None and self._holds_nothing() else None
+        has_begun = self._silent is None and not (self._may_strip or self.is_thinking)
+        self._begins = stops.begins if stops is not None and has_begun else None
         if whole is None:
             return ReplyDelta(is_thinking=self.is_thinking)
         return self._without_end(whole) if self.ends else whole
+
+    def _stops(self) -> Marks | None:
+        return self._thoughts if self.is_thinking else self._marks
 
     def _holds_nothing(self) -> bool:
         """Whether all text so far was given back, so that what follows stands by itself."""

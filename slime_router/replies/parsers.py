@@ -30,9 +30,10 @@ from slime_router.replies.calls import mistral_ids
 from slime_router.replies.calls.mistral_ids import MistralCalls
 from slime_router.replies.calls.plain_text import PlainText, plain_text
 from slime_router.replies.calls.tagged_values import TAGS, TaggedCalls
-from slime_router.replies.detectors import CallDetector, Marks, ReasoningDetector
+from slime_router.replies.detectors import CallDetector, ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
 from slime_router.replies.parser import Calls, ReplyParser
+from slime_router.replies.pieces import Marks
 from slime_router.replies.sglang_detection import Thinking
 from slime_router.replies.sglang_parsers import NamedTokens, SGLangParsers
 from slime_router.replies.tool_calls import CallReader
@@ -149,8 +150,7 @@ class ReplyParsers:
         try:
             self.parser(form, prompt_tail="", history=())
             if self.tools is not None and self.tools != harmony.NAME:
-                tried = CallDetector(self._calls_parser(form).detector)
-                self._plain = plain_text(tried, self._tools(form))
+                self._plain = plain_text(partial(self._detector, form), self._tools(form))
         except SetupError:
             raise
         except Exception as exc:  # SGLang may raise anything
@@ -185,7 +185,7 @@ class ReplyParsers:
             return either(asked, bare(form))
         kind, value = self._written(replace(form, is_forced=True))
         calls = None
-        frame = CallDetector(self._calls_parser(form).detector).frame
+        frame = self._detector(form).frame
         if kind == "structural_tag":
             calls = calls_format(value, is_parallel=form.is_parallel)
         elif frame is not None:
@@ -270,7 +270,7 @@ class ReplyParsers:
         calls = self._call_reader(form, history)
         if not (reasoning or harmony_reader or calls):
             return None
-        marks = None if reasoning is None else self._marks
+        marks = thoughts = None if reasoning is None else self._marks
         if calls is not None:
             is_known = reasoning is None or marks is not None
             marks = self._plain.beside(marks) if is_known and self._plain is not None else None
@@ -280,6 +280,7 @@ class ReplyParsers:
             calls,
             ends=self._ends,
             marks=marks,
+            thoughts=thoughts,
             strips_newlines=self._strips_newlines,
         )
 
@@ -315,11 +316,8 @@ class ReplyParsers:
         is_array = self._is_array(form)
         if self.tools == harmony.NAME and not is_array:
             return None
-        untouched = None if self._plain is None else self._plain.untouched
         reader = CallReader(
-            self._array_detector
-            if is_array
-            else lambda: CallDetector(self._calls_parser(form).detector, untouched),
+            self._array_detector if is_array else partial(self._detector, form),
             self._tools(form),
             call_ids(self.tools, self._new_call_id, history),
             is_parallel=form.is_parallel,
@@ -334,6 +332,10 @@ class ReplyParsers:
         """Reads the calls that a grammar forces a model to write."""
         assert self._sglang is not None
         return CallDetector(self._sglang.JsonArrayParser())
+
+    def _detector(self, form: ReplyFormat) -> CallDetector:
+        untouched = None if self._plain is None else self._plain.untouched
+        return CallDetector(self._calls_parser(form).detector, untouched)
 
     def _calls_parser(self, form: ReplyFormat) -> Any:
         assert self._sglang is not None

@@ -7,10 +7,29 @@ of one call and the beginning of the next); others miss a mark that comes in two
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _ATOM = r"<[|｜][^<>]*[|｜]>|\w+|\s+|[^\w\s]"
 _PLAIN = re.compile(_ATOM)
+
+
+class Marks:
+    """What a format does not let pass as text.
+
+    `is_in(text)` finds a mark; `begins(text)` one, or the beginning of one at the very end, and so
+    does `begins_in(utf_8)`. They return a match, or None.
+    """
+
+    __slots__ = ("begins", "begins_in", "is_in", "whole")
+
+    def __init__(self, marks: Iterable[str]) -> None:
+        self.whole = whole = [*marks]
+        heads = {mark[:length] for mark in whole for length in range(1, len(mark))}
+        is_in = "|".join(map(re.escape, whole))
+        begins = rf"{is_in}|(?:{'|'.join(map(re.escape, heads))})\Z"
+        self.is_in = re.compile(is_in).search
+        self.begins = re.compile(begins).search
+        self.begins_in = re.compile(begins.encode()).search
 
 
 class Pieces:

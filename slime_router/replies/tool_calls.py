@@ -43,6 +43,7 @@ class CallReader:
         self._tools = tools
         self._ids = ids
         self._hidden = 0
+        self.is_unused = True  # no text has come
         self._is_parallel = is_parallel
         self._first_index = first_index
         self._indexes: dict[int, int] = {}  # of calls: the parser's, and ours
@@ -68,12 +69,15 @@ class CallReader:
     @property
     def holds_nothing(self) -> bool:
         """Whether it is as if nothing had come: plain text may go past it then."""
+        if self.is_unused:
+            return True
         has_read = self._begun or self._count or self._next is not None or self._is_rewritten
         is_waiting = self._raw or self._unsaid or self._held
         return not (has_read or is_waiting) and self._parser.is_untouched
 
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         """Content and calls that one token's text adds; at the end also what was held back."""
+        self.is_unused = False
         content, deltas = self._take(text, is_last=is_last)
         if self._is_parallel:
             return content, deltas

@@ -243,6 +243,7 @@ class Gateway:
             grace=self.grace,
             keepalive_s=config.sse_keepalive_s,
             tokens_as_ids=config.return_tokens_as_token_ids,
+            experts_shape=self.tokenizer.experts_shape,
             strictness=Strictness(config.strict_fields),
         )
         self.responses = ResponseStore(config.max_stored_responses)
@@ -384,7 +385,8 @@ class Gateway:
             self.session_kv.start(self.supervisor)
             self.slow_clients.start(self.supervisor)
             self.descriptors.start(self.supervisor)
-            self.supervisor.start("faster encoder", self.tokenizer.encoder_chosen)
+            choosing = self.supervisor.start("faster encoder", self.tokenizer.encoder_chosen)
+            self.encoder_choice = choosing  # done where no more is loaded
             async with self.siblings:
                 await self.together.start(self.supervisor)
                 with self.stalls.watching():

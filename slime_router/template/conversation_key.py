@@ -17,8 +17,8 @@ have the same conversation, as far as a client can be trusted to repeat it:
                     of lists and of calls; invalid JSON that is spelled otherwise; NFC and NFD
 
 Identifiers of tool calls count only where the template prints them. Where they name no turn,
-arguments are also looked for without what agents change in them: defaults, null where a field may
-be left out, and white space at the ends of lines.
+calls are also looked for without what agents change in them: defaults, null where a field may be
+left out, white space at the ends of lines, and the identifiers themselves.
 
 Of several turns whose replies differ in white space alone, the one that is spelled as the client
 has it is found: see `spelling`.
@@ -39,6 +39,7 @@ from slime_router.template.messages import (
     content_text,
     references,
     with_begun_arguments,
+    without_call_ids,
     without_reasoning,
     without_repairs,
 )
@@ -150,7 +151,7 @@ def reply_links(
 
     Where the thinking was separated from it, also with both in one text, as some clients keep them;
     where a call was cut, also with the object that its arguments begin; and without what agents
-    change in arguments. Beside them, the spelling of the
+    change in calls. Beside them, the spelling of the
     conversation with the reply as given; that of a reply which was cut is like no other.
     """
     forms = [reply]
@@ -164,6 +165,8 @@ def reply_links(
     forms += begun
     if (told := without_repairs(reply, tools)) is not reply:
         forms.append(told)
+    if with_call_ids and reply.get("tool_calls"):
+        forms += [without_call_ids(form) for form in forms]
     links = [next_link(key, spelling, form, with_call_ids=with_call_ids) for form in forms]
     spelled = _digest(links[0][1], b"cut") if begun else links[0][1]
     return tuple(found for found, _ in links), spelled

@@ -64,7 +64,8 @@ class Chain(NamedTuple):
     """What was worked out of the messages of a conversation: of each prefix, the empty one first.
 
     `handles` are the names of turns in them, `found` the ids of the turns that had these, and
-    `named` the places of the messages that are replies of such turns.
+    `named` the places of the messages that are replies of such turns. `ids` leads from the client's
+    own ids of calls to those of the turn, and `held` has, by place, the messages with the latter.
     """
 
     keys: list[bytes]
@@ -72,10 +73,18 @@ class Chain(NamedTuple):
     handles: list[str]
     found: list[str | None]
     named: set[int]
+    ids: dict[str, str]
+    held: dict[int, Message]
+
+    @classmethod
+    def of(cls, root: bytes) -> Chain:
+        """The chain of no messages."""
+        return cls([root], [b""], [], [], set(), {}, {})
 
     def copy(self) -> Chain:
         """The same, to be continued."""
-        return Chain(self.keys[:], self.spellings[:], self.handles[:], self.found[:], {*self.named})
+        lists = self.keys[:], self.spellings[:], self.handles[:], self.found[:]
+        return Chain(*lists, {*self.named}, {**self.ids}, {**self.held})
 
 
 class Head(NamedTuple):

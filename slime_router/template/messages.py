@@ -148,6 +148,12 @@ def without_repairs(reply: Message, tools: Sequence[dict[str, Any]]) -> Message:
     return {**reply, "tool_calls": plain} if is_changed else reply
 
 
+def without_call_ids(reply: Message) -> Message:
+    """A reply whose calls have no ids."""
+    calls = [{**call, "id": ""} for call in reply.get("tool_calls") or ()]
+    return {**reply, "tool_calls": calls}
+
+
 def _unrepaired(call: dict[str, Any], tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
     arguments = call["function"].get("arguments")
     try:

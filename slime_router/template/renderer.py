@@ -7,6 +7,7 @@ worker. Formats that are written in Python are in `checkpoint/`: `python_formats
 from __future__ import annotations
 
 import inspect
+import marshal
 import re
 from collections import ChainMap
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -37,6 +38,19 @@ _OF_ALL_DICTS = frozenset(dir(dict))
 _OF_TEXTS = frozenset(n for n in dir(str) if not n.startswith("_")) - {"format", "format_map"}
 _HELLO: Message = {"role": "user", "content": "Hello"}
 _OF_JINJA = (Namespace, LoopContext)
+
+_REASONING, _OTHER_REASONING = "reasoning_content", "thinking"
+# What `transformers` hands on to the template as it is, as far as a probe shows it.
+_HANDED_ON = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
+_SHOWN = "".join(
+    f"{{{{ {name} | tojson }}}}"
+    for name in ("messages", "tools", "documents", "add_generation_prompt", "more")
+)
+_EXACT = (
+    orjson.OPT_PASSTHROUGH_DATACLASS
+    | orjson.OPT_PASSTHROUGH_DATETIME
+    | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
 
 
 class JinjaRenderer:
@@ -70,6 +84,8 @@ class JinjaRenderer:
         self._can_pin = bool(calls) and "" not in self._date_formats
         self._forms = Forms()
         self._watching: dict[str, Template | None] = {}  # by their sources
+        self._compiled: dict[str, Template] = {}  # those that may be given plain values directly
+        self._handed_on: frozenset[str] = frozenset()
         self._compile = getattr(chat_template_utils, "_compile_jinja_template", None)
 
     def render(
@@ -115,6 +131,9 @@ class JinjaRenderer:
                 compiled = self._compile(source)
                 _make_cheaper(compiled)
                 self._watching[source] = watching(compiled, source)
+                if type(compiled.environment) is ImmutableSandboxedEnvironment:
+                    self._compiled[source] = compiled
+            self._handed_on = _handed_on(self._render_jinja, self._compile)
 
     def _apply(
         self,
@@ -124,6 +143,10 @@ class JinjaRenderer:
         messages: Sequence[Message],
     ) -> str:
         goes_on = options.continue_final_message
+        if not goes_on and (compiled := self._compiled.get(template)) is not None:
+            chat = _as_handed_on(messages, self._handed_on, [options.tools, kwargs])
+            if chat is not None and "documents" not in kwargs:
+                return self._directly(compiled, options, kwargs, chat)
         settings: dict[str, Any] = {
             "tools": list(options.tools) or None,
             "chat_template": template,
@@ -164,14 +187,75 @@ class JinjaRenderer:
         watched = self._watching.get(template)
         if watched is None:
             raise ValueError("what this template does with a text cannot be watched")
-        return watched.render(
-            **self._known,
+        return self._directly(watched, options, kwargs, messages)
+
+    def _directly(
+        self,
+        compiled: Template,
+        options: TemplateOptions,
+        kwargs: Mapping[str, Any],
+        messages: Sequence[Message],
+    ) -> str:
+        """The same without `transformers`, which would make plain values of all of them."""
+        return compiled.render(
+            {**self._known, **kwargs},
             messages=messages,
             tools=list(options.tools) or None,
             documents=None,
             add_generation_prompt=options.add_generation_prompt,
-            **kwargs,
         )
+
+
+def _as_handed_on(
+    messages: Sequence[Message], fields: frozenset[str], others: Sequence[object]
+) -> list[Message] | None:
+    """The messages as `transformers` gives them to a template; None where only it knows.
+
+    It makes copies of all values, and of nothing else if they are of JSON's own types; that takes
+    longer than most templates. What both writers below take is made of these types and no others.
+    """
+    chat, odd = [], [*others]
+    for message in messages:
+        if type(message) is not dict or not fields.issuperset(message):
+            return None
+        if {*map(type, message), *map(type, message.values())} != {str}:
+            odd.append(message)
+        if (reasoning := message.get(_REASONING)) is not None:
+            message = {_OTHER_REASONING: reasoning, **message}  # the name that gpt-oss has for it
+        chat.append(message)
+    try:
+        orjson.dumps(odd, option=_EXACT)
+        marshal.dumps(odd, 2)  # without references, which take longer
+    except (TypeError, ValueError):
+        return None
+    return chat
+
+
+def _handed_on(
+    render_jinja: Callable[..., Any], compile_jinja: Callable[[str], Any]
+) -> frozenset[str]:
+    """The fields of messages that make no difference if the template is given them directly.
+
+    It is tried with one that shows all that it is given: another release of `transformers` may add
+    to a message, or leave out of it.
+    """
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": [1, None, "b"]}}}
+    plain: list[Message] = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}], "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "b", "tool_call_id": "c"},
+    ]
+    thought: list[Message] = [{"role": "assistant", _REASONING: each} for each in ("b", "", None)]
+    found: frozenset[str] = frozenset()
+    for fields, chat in ((_HANDED_ON, plain), (_HANDED_ON | {_REASONING}, [*plain, *thought])):
+        for tools in ([call], None):
+            rest = {"tools": tools, "add_generation_prompt": True, "more": {"a": [False, 1.5]}}
+            shown = render_jinja([chat], chat_template=_SHOWN, **rest)[0][0]
+            given = _as_handed_on(chat, fields, ())
+            if shown != compile_jinja(_SHOWN).render(rest, messages=given, documents=None):
+                return found
+        found = fields
+    return found
 
 
 def _make_cheaper(compiled: Any) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -47,6 +48,8 @@ class Tokenizer:
     Attributes:
         vocab_size: Ids that the model accepts; may be more than the tokenizer has.
         context_len: Tokens that fit the model's context, where the checkpoint says it.
+        experts_shape: Of a model with experts, its layers and how many experts of each see a
+            token: so many does a worker name for each. None where the checkpoint does not say it.
         eos_ids: Ids at which a generation ends by itself.
         chat_template: The template's source, or the name of the format where Python code renders
             it; None when the checkpoint has no chat format.
@@ -74,6 +77,7 @@ class Tokenizer:
             text_config.get("vocab_size") or 0, len(hf), max(added, default=0) + 1
         )
         self.context_len: int | None = text_config.get("max_position_embeddings")
+        self.experts_shape = _experts_shape(text_config)
         self.eos_ids: frozenset[int] = (
             _ids(checkpoint.generation_config.get("eos_token_id"))
             | _ids(text_config.get("eos_token_id"))
@@ -326,6 +330,15 @@ class Tokenizer:
         if self._renderer is None:
             raise BadRequest("This model has no chat template.", param="messages")
         return self._renderer.render(messages, options, date)
+
+
+def _experts_shape(text_config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """By the names that SGLang's `RoutedExpertsCapturer` reads; dense layers count too."""
+    layers = text_config.get("num_hidden_layers")
+    experts = text_config.get("num_experts_per_tok")
+    if not (isinstance(layers, int) and isinstance(experts, int) and layers > 0 and experts > 0):
+        return None
+    return layers, experts
 
 
 def _ids(value: int | list[int] | None) -> frozenset[int]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from slime_router.auth.owners import name_of_root
 from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key, joined, next_link, root_key
 from slime_router.template.heard import Chain, Heard
-from slime_router.template.messages import without_repairs
+from slime_router.template.messages import without_call_ids, without_repairs
 from slime_router.template.stand_ins import is_reply
 from slime_router.trajectory.known_links import KnownLinks, Link
 from slime_router.trajectory.turn import Turn
@@ -105,11 +105,14 @@ class Recogniser:
         self, call: GenerateCall, messages: tuple[Message, ...], taken: Container[str]
     ) -> Conversation:
         try:
-            keys, spellings, *_, named = self._chain(call, messages)
+            chain = self._chain(call, messages)
         except RecursionError as exc:
             raise BadRequest("the request is nested too deeply", param="messages") from exc
+        if held := chain.held:
+            messages = tuple(held.get(index, each) for index, each in enumerate(messages))
         given, whole = messages, self._template.parts.whole(messages)
         messages = messages if whole is messages else tuple(whole)
+        keys, spellings, named = chain.keys, chain.spellings, chain.named
         for index in range(len(messages) - 1, -1, -1):
             if not is_reply(messages[index]):
                 continue
@@ -128,18 +131,23 @@ class Recogniser:
         """The key and the spelling of each prefix, and the replies that name their turns.
 
         A reply that identifies its turn enters the chain as it was recorded, however the client
-        spells it now.
+        spells it now; so do the results of its calls.
         """
         root = root_key(call.scope, call.template)
-        chain = self._known_chain(call, messages, root) or Chain([root], [b""], [], [], set())
+        chain = self._known_chain(call, messages, root) or Chain.of(root)
         keys, spellings = chain.keys, chain.spellings
         link = Link(keys[-1], spellings[-1])
         for index in range(len(keys) - 1, len(messages)):
             message = messages[index]
             turn = told = None
+            if chain.ids and message.get("tool_call_id") in chain.ids:
+                call_id = chain.ids[message["tool_call_id"]]
+                message = chain.held[index] = {**message, "tool_call_id": call_id}
             if "tool_calls" in message or "turn" in message:
                 turn = self._named_turn(message, link.key, call, chain)
                 told = turn or self._repaired_turn(message, link.key, call)
+                if self._template.findings.prints_call_ids:
+                    _note_ids(chain, index, message, told)
             if turn is not None:
                 chain.named.add(index)
             if told is not None:
@@ -208,14 +216,43 @@ class Recogniser:
         return turn if made == turn.calls else None
 
     def _repaired_turn(self, message: Message, asked: Key, call: GenerateCall) -> Turn | None:
-        """The turn of a reply whose ids name none, and whose arguments an agent changed."""
+        """The turn of a reply whose ids name none, and whose arguments or ids an agent changed."""
         if not (is_reply(message) and message.get("tool_calls")):
             return None
         told = without_repairs(message, call.template.tools)
-        as_given, as_told = (self._next(Link(asked, b""), each).key for each in (message, told))
-        if self._store.find(as_given, call.session_id) is not None:
-            return None  # nothing was changed
-        return self._store.find(as_told, call.session_id)
+        forms = [message] if told is message else [message, told]
+        if self._template.findings.prints_call_ids and _are_distinct(_ids(message)):
+            forms += [without_call_ids(form) for form in forms]
+        for form in forms:
+            key = self._next(Link(asked, b""), form).key
+            if (turn := self._store.find(key, call.session_id)) is not None:
+                return turn if form is not message else None  # nothing was changed
+        return None
+
+
+def _ids(reply: Message) -> list[Any]:
+    return [call.get("id") for call in reply.get("tool_calls") or ()]
+
+
+def _are_distinct(ids: Sequence[Any]) -> bool:
+    """Whether each names a call."""
+    return all(type(each) is str and each for each in ids) and len(set(ids)) == len(ids)
+
+
+def _note_ids(chain: Chain, index: int, reply: Message, turn: Turn | None) -> None:
+    """What the results after a reply refer to by the client's ids, which `turn` may not have."""
+    given = _ids(reply)
+    held = given if turn is None else [call_id for call_id, _ in turn.calls]
+    for each in given:
+        if type(each) is str:
+            chain.ids.pop(each, None)
+    if held != given and len(held) == len(given):
+        chain.ids.update(zip(given, held, strict=True))
+        calls = zip(reply["tool_calls"], held, strict=True)
+        chain.held[index] = {
+            **reply,
+            "tool_calls": [{**call, "id": call_id} for call, call_id in calls],
+        }
 
 
 def _joined(messages: tuple[Message, ...]) -> tuple[Message, ...]:

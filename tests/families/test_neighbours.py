@@ -89,6 +89,18 @@ def nemo_calls(*ids: str) -> str:
     return f"[TOOL_CALLS] [{', '.join(map(nemo_call, ids))}]"
 
 
+def small_calls(*ids: str) -> str:
+    return "".join(
+        f'[TOOL_CALLS]get_weather[CALL_ID]{each}[ARGS]{{"city": "Paris"}}' for each in ids
+    )
+
+
+def two_kimi_calls(*cities: str) -> str:
+    first, second = (kimi_call(city, number) for number, city in enumerate(cities))
+    begin, end = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+    return first.removesuffix(end) + second.removeprefix(begin)
+
+
 @pytest.mark.parametrize("ids", [NEMO_IDS[:1], NEMO_IDS])
 async def test_the_id_that_mistral_sampled_is_the_id_all_the_way(ids):
     """It follows the arguments, which may have an id of their own."""
@@ -101,12 +113,17 @@ async def test_the_id_that_mistral_sampled_is_the_id_all_the_way(ids):
     assert all(f'"content": SECRET-{each}, "call_id": "{each}"' in text for each in ids)
 
 
+# Two calls, and the token that ends them.
+CALLS_WITH_IDS = [
+    ("kimi_k2", two_kimi_calls("Paris", "Rome"), "<|im_end|>"),
+    ("built-in mistral_nemo", nemo_calls(*NEMO_IDS), "</s>"),
+    ("mistral_small", small_calls(*NEMO_IDS), "</s>"),
+]
+
+
 async def test_an_id_in_the_middle_of_a_call_is_read():
     talk = FamilyTalk(family("mistral_small"))
-    calls = "".join(
-        f'[TOOL_CALLS]get_weather[CALL_ID]{each}[ARGS]{{"city": "Paris"}}' for each in NEMO_IDS
-    )
-    before = await talk.hear([ASK], calls, "</s>")
+    before = await talk.hear([ASK], small_calls(*NEMO_IDS), "</s>")
     assert before.calls == [("get_weather", '{"city": "Paris"}')] * 2
     assert [call["id"] for call in before.reply["tool_calls"]] == NEMO_IDS
 
@@ -318,6 +335,53 @@ async def test_arguments_that_an_agent_fills_in_leave_a_call_what_it_was(session
     other = with_arguments(before.reply, '{"city": "Rome", "note": "x"}')
     after = await talk.hear([ASK, other, *results(other, "Sunny")], "Fine.", **given)
     assert after.status != "extended"
+
+
+@pytest.mark.parametrize("session_id", [None, "s1"])
+@pytest.mark.parametrize(("name", "said", "end"), CALLS_WITH_IDS, ids=["kimi", "nemo", "small"])
+async def test_ids_that_an_agent_chooses_lead_to_those_that_were_sampled(
+    name, said, end, session_id
+):
+    """Its results, in any order, get the ids that the held calls have."""
+    talk = FamilyTalk(family(name))
+    before = await talk.hear([ASK], said, end, session_id=session_id)
+    prompts = []
+    for reply in (with_ids(before.reply, "call_x", "call_y"), before.reply):
+        messages = [ASK, reply, *results(reply, "Sunny", "Rain")[::-1]]
+        after = await talk.hear(messages, "Fine.", end, session_id=session_id)
+        talk.suffix(before, after)
+        prompts.append(after.ids)
+    assert prompts[0] == prompts[1]
+
+
+async def test_an_id_that_an_agent_chose_before_may_mean_another_call():
+    talk = FamilyTalk(family("kimi_k2"))
+    asked: list[Message] = [ASK]
+    for number, cities in enumerate((("Paris", "Rome"), ("Bern", "Oslo"))):
+        ids = ("call_x", "call_y") if number else ("call_y", "call_x")
+        before = await talk.hear(asked, two_kimi_calls(*cities), "<|im_end|>")
+        reply = with_ids(before.reply, *ids)
+        asked += [reply, *results(reply, f"SECRET-{cities[0]}", f"SECRET-{cities[1]}")]
+        after = await talk.hear(asked, "Fine.", "<|im_end|>")
+        text = talk.text(talk.suffix(before, after))
+        for index, city in enumerate(cities):
+            assert f"Return of functions.get_weather:{index}\nSECRET-{city}" in text
+        asked += [after.reply, user("More")]
+
+
+async def test_ids_that_tell_no_calls_apart_lead_nowhere():
+    talk = FamilyTalk(family("kimi_k2"))
+    [(name, said, end), *_] = CALLS_WITH_IDS
+    assert name == "kimi_k2"
+    before = await talk.hear([ASK], said, end)
+    reply = with_ids(before.reply, "call_x", "call_x")
+    after = await talk.hear([ASK, reply, *results(reply, "Sunny", "Rain")], "Fine.", end)
+    assert after.status == "branched"
+
+
+def with_ids(reply: Message, *ids: str) -> Message:
+    calls = zip(reply["tool_calls"], ids, strict=True)
+    return {**reply, "tool_calls": [{**call, "id": call_id} for call, call_id in calls]}
 
 
 def with_arguments(reply: Message, arguments: str) -> Message:

@@ -67,6 +67,19 @@ def page(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_each_row_of_a_table_stands_below_its_head(name):
+    """After a blank line it would be shown as text, with its bars."""
+    text = re.sub(r"^```.*?^```$", "", page(name), flags=re.DOTALL | re.MULTILINE)
+    lines = ["", *text.splitlines(), ""]
+    lost = [
+        line
+        for before, line, after in zip(lines, lines[1:], lines[2:], strict=False)
+        if line.startswith("|") and not before and not re.fullmatch(r"[|:\- ]+", after)
+    ]
+    assert lost == []
+
+
 def test_the_changelog_says_a_thing_once():
     """A merge of two changes to it can bring back what one of them moved or merged."""
     begins = [line[:40] for line in page("CHANGELOG.md").splitlines() if line.startswith("- ")]
@@ -188,13 +201,16 @@ async def test_the_lines_for_trainers_run(tmp_path):
             for block in blocks("docs/trainers.md")
             if block.mark == "runnable"
         ]
-    verifiers, atropos, strands, uni_agent = said
+    verifiers, atropos, strands, uni_agent, skyrl = said
     for export in (verifiers, strands):
         assert export["stats"]["trained_tokens"] > 0
         assert export["rows"][0]["turns"][0]["kind"] == "main"
     assert atropos["meta_info"]["output_token_logprobs"]
     choice = uni_agent["choices"][0]
     assert len(choice["token_ids"]) == len(choice["logprobs"]["token_logprobs"])
+    assert [choice["index"] for choice in skyrl["choices"]] == [0, 1]
+    assert skyrl["prompt_logprobs"][0] is None
+    assert list(skyrl["prompt_logprobs"][1]) == ["41"]
 
 
 def test_the_cases_and_adapters_of_the_conformance_kit_are_all_told():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
 from slime_router.testing import FakeWorker
-from tests.integration.gateway import Served, serving, tiny_worker
+from tests.integration.gateway import Served, checkpoint, serving, tiny_worker
 from tests.integration.scripted import events
 from tests.integration.storytellers import only_turn
 
@@ -159,6 +162,30 @@ async def test_the_prompt_has_logprobs_where_they_are_asked_for(capture: str) ->
             assert place[own]["logprob"] == found[0][PROMPT.index(int(own))][own]["logprob"]
 
 
+async def test_the_own_logprob_of_each_token_of_the_prompt_comes_first() -> None:
+    """As in vLLM: prime-rl scores a rollout by the first entry of each place."""
+    async with tiny_worker() as worker, serving(worker.url) as router:
+        unlikely = [[-9.0, PROMPT[1], None], [-8.0, PROMPT[2], None]]
+        likely = [[[-0.25, 9, None], [-0.5, 8, None]]] * 2
+        worker.script(
+            SAMPLED,
+            logprobs=[-0.5, -0.25, -0.125],
+            input_token_logprobs=[[None, PROMPT[0], None], *unlikely],
+            input_top_logprobs=[None, *likely],
+        )
+        asked = body(sampling_params={"max_tokens": 3, "prompt_logprobs": 1})
+        status, reply = await router.post(PATH, asked)
+        assert status == 200
+        first, *places = reply["prompt_logprobs"]
+        assert first is None
+        assert [next(iter(place.items())) for place in places] == [
+            (str(token), {"logprob": logprob, "rank": None, "decoded_token": None})
+            for logprob, token, _ in unlikely
+        ]
+        assert [list(place) for place in places] == [["6", "9"], ["7", "9"]]
+        assert places[0]["9"] == {"logprob": -0.25, "rank": 1, "decoded_token": None}
+
+
 async def test_an_abort_before_the_prompt_was_read_is_a_reason_too() -> None:
     async with tiny_worker() as worker, serving(worker.url, resume_aborted="none") as router:
         worker.hold(after_tokens=0)
@@ -306,14 +333,38 @@ async def test_the_lowest_priority_is_the_first_as_with_vllm(priority: int) -> N
         assert worker.requests[-1].body["priority"] == -priority
 
 
-async def test_routed_experts_come_where_they_are_asked_for() -> None:
-    async with tiny_worker() as worker, serving(worker.url) as router:
-        worker.script([11], routed_experts="AQAAAAIAAAA=")
-        _, reply = await router.post(PATH, body(return_routed_experts=True))
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        ({}, [4]),
+        ({"num_hidden_layers": 2, "num_experts_per_tok": 1}, [2, 2, 1]),
+        ({"text_config": {"num_hidden_layers": 1, "num_experts_per_tok": 2}}, [2, 1, 2]),
+        ({"num_hidden_layers": 3, "num_experts_per_tok": 1}, [4]),
+        ({"num_hidden_layers": 2, "num_experts_per_tok": [1, 2]}, [4]),
+    ],
+)
+async def test_routed_experts_come_where_they_are_asked_for(
+    config: dict[str, Any], shape: list[int], stream: bool, tmp_path: Path
+) -> None:
+    """By tokens, layers and experts, as trainers take them apart, where the checkpoint says it."""
+    settings: dict[str, Any] = {}
+    if config:
+        directory = shutil.copytree(checkpoint(), tmp_path / "experts")
+        known = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**known, **config}))
+        settings["hf_checkpoint"] = str(directory)
+    data = "AQAAAAIAAAADAAAABAAAAA=="
+    async with tiny_worker() as worker, serving(worker.url, **settings) as router:
+        worker.script([11], routed_experts=data)
+        asked = body(return_routed_experts=True, stream=stream)
+        async with router.http.post(PATH, json=asked) as response:
+            raw = await response.read()
+        reply = events(raw)[-2] if stream else orjson.loads(raw)
         assert reply["choices"][0]["routed_experts"] == {
-            "data": "AQAAAAIAAAA=",
+            "data": data,
             "dtype": "int32",
-            "shape": [2],
+            "shape": shape,
             "start": 0,
         }
         assert worker.requests[0].body["return_routed_experts"] is True

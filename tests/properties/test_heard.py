@@ -202,7 +202,7 @@ def test_their_end_is_found_whatever_they_hold():
 def test_of_many_chains_the_newest_are_kept():
     past = Past((), 0, 0)
     for number in range(MAX_CHAINS + 1):
-        past.note(b"%d" % number, Chain([], [], [], [], set()))
+        past.note(b"%d" % number, Chain.of(b""))
     assert list(past.chains) == [b"%d" % number for number in range(1, MAX_CHAINS + 1)]
 
 

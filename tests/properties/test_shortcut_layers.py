@@ -31,8 +31,9 @@ from slime_router.generation.counting import Count, GenerationCounts
 from slime_router.generation.pipeline import _Reading
 from slime_router.generation.prompt import MadePrompt
 from slime_router.generation.weight_versions import WeightVersions
-from slime_router.replies.detectors import Marks, ReasoningDetector
+from slime_router.replies.detectors import ReasoningDetector
 from slime_router.replies.parser import ReplyParser
+from slime_router.replies.pieces import Marks
 from slime_router.replies.reader import ReplyReader
 from slime_router.replies.reply import Reply
 from slime_router.shortcut.shortcut import Shortcut

@@ -197,7 +197,18 @@ def llama_ranks(directory: Path) -> None:
 
 DYNAMIC = slow_code().replace('pat_str = "|".join', 'pat_str = str("|").join')
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing at all": (lambda path: None, "cannot load the tokenizer: "),
+    "nothing at all": (
+        lambda path: None,
+        r"the directory has no vocabulary, such as tokenizer\.json$",
+    ),
+    "weights alone": (
+        lambda path: write_json(path / "config.json", {"model_type": "qwen3"}),
+        "the directory has no vocabulary",
+    ),
+    "a vocabulary that is broken": (
+        lambda path: (path / "tokenizer.json").write_text("{"),
+        "cannot load the tokenizer: ",
+    ),
     "only a SentencePiece file": (only_sentence_piece, "tokenizer"),
     "ranks without code, of an unknown model": (
         lambda path: build_tiktoken_checkpoint(path, model_type="other"),

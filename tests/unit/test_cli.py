@@ -253,6 +253,33 @@ def test_garbage_is_collected_while_it_serves_and_not_while_it_loads(monkeypatch
     assert gc.isenabled()
 
 
+def test_what_serves_has_its_memory_put_into_huge_pages_once_it_is_loaded(monkeypatch):
+    seen: list[object] = []
+    made: list[Gateway] = []
+
+    class Pages:
+        async def gather(self) -> None:
+            seen.append(made[0].encoder_choice.done())
+            asyncio.get_running_loop().call_soon(end_now)
+
+    class Witness:
+        def up(self, banner: str) -> None:
+            seen.append("up")
+
+        def failed(self, message: str) -> None:
+            seen.append(message)
+
+    def new_gateway() -> Gateway:
+        made.append(
+            Gateway(config("--hf-checkpoint", str(checkpoint()), "--port", str(free_port())))
+        )
+        return made[0]
+
+    monkeypatch.setattr("slime_router.cli.run.HugePages", Pages)
+    assert serving(new_gateway, Witness()) == 0
+    assert seen == ["up", True]
+
+
 @pytest.mark.parametrize("asked", [["--version"], ["--version", "--port", "1"]])
 def test_the_version_is_said(asked, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.replies.parser import ReplyDelta
+from slime_router.replies.parser import ReplyDelta, joined
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.types import ReplyFormat
@@ -32,22 +32,38 @@ WORDS = [
     "- a",
     " don't",
     "(b)",
+    "東京，",
+    " é",
+    ' "q"',
+    "}",
+    "]\n",
+    "`x`",
+    "🙂",
+    "\tif a > b:",
+    "t",
+    " i",
 ]
 ODD = [
     "<",
     "</",
     "{",
     "[",
-    "}",
-    '"',
-    "`",
-    "東京",
-    " é",
     "<tool",
     "<think>",
     "</think>",
     "<|",
-    "Init",
+    "｜",
+    "▁",
+    "\u3000",
+    "\xa0",
+    " \n",
+    "\r\n",
+    "\x0b",
+    "<｜",
+    "<｜tool",
+    "[TOOL",
+    "[]",
+    "{}",
 ]
 
 
@@ -59,18 +75,26 @@ def parsers_of(name: str) -> ReplyParsers:
 def told(
     name: str, pieces: list[str], form: ReplyFormat, *, is_plain_known: bool
 ) -> list[ReplyDelta]:
-    """What a parser says of each piece, with and without a way past it."""
+    """What a parser says of each piece, with and without a way past it; of thoughts at once."""
     parsers = parsers_of(name)
-    known = parsers._plain
+    known, marks = parsers._plain, parsers._marks
     try:
-        parsers._plain = known if is_plain_known else None
+        if not is_plain_known:
+            parsers._plain = parsers._marks = None
         parser = parsers.parser(form, prompt_tail="", history=())
     finally:
-        parsers._plain = known
+        parsers._plain, parsers._marks = known, marks
     assert parser is not None
     assert (parser._marks is not None) is (is_plain_known and known is not None)
+    assert is_plain_known or parser.stops is None
     said = [parser.push(piece, is_last=False) for piece in pieces]
-    return [*said, parser.push("", is_last=True)]
+    told = list[ReplyDelta]()
+    for each in [*said, parser.push("", is_last=True)]:
+        is_thought = each == ReplyDelta("", each.reasoning, is_thinking=True)
+        if is_thought and told and told[-1].is_thinking and not told[-1].content:
+            each = joined(told.pop(), each)
+        told.append(each)
+    return told
 
 
 texts = st.lists(st.sampled_from(WORDS * 3 + ODD), max_size=12).map("".join)
@@ -95,6 +119,10 @@ def test_a_reply_reads_the_same_past_a_reader_and_through_it(name):
     check()
 
 
+# Their detectors keep all text, or look at it as code does.
+NOT_KNOWN = {"beam", "gigachat3", "k2_horizon", "kimi_k3", "muse", "pythonic"}
+
+
 def seen_by(name: str, pieces: list[str]) -> list[str]:
     """The pieces that reach SGLang's detector of calls."""
     parser = parsers_of(name).parser(ReplyFormat(tools=TOOLS), prompt_tail="", history=())
@@ -113,6 +141,32 @@ def seen_by(name: str, pieces: list[str]) -> list[str]:
         said = [parser.push(piece, is_last=False).content for piece in pieces]
     assert "".join(said) == "".join(pieces)
     return seen
+
+
+@pytest.mark.parametrize("name", sorted({*DISTINCT} - NOT_KNOWN))
+def test_text_that_no_call_begins_with_passes_in_any_script(name):
+    """Also in long runs: a reader looks for what may begin a call in the bytes of many tokens."""
+    parser = parsers_of(name).parser(ReplyFormat(tools=TOOLS), prompt_tail="", history=())
+    assert parser is not None
+    parser.push("I", is_last=False)
+    for text in (" look", " 東京，é 🙂", ' "it" is (a) + `b`.\tEnd', "ti"):
+        assert parser.is_content(text)
+        assert parser.stops is not None
+        assert parser.stops.begins_in(text.encode()) is None
+        assert parser.push(text, is_last=False) == ReplyDelta(text)
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_while_a_reply_thinks_only_the_end_of_that_is_looked_for(name):
+    parser = parsers_of(name).parser(ReplyFormat(tools=TOOLS), prompt_tail="<think>", history=())
+    assert parser is not None
+    for text in ("So,", " {東京} [a] 1 >"):
+        assert parser.stops is not None
+        assert parser.stops.begins(text) is None
+        said = parser.push(text, is_last=False)
+        assert said == ReplyDelta("", text, is_thinking=True)
+    assert parser.stops is not None
+    assert parser.stops.begins("x</think>") is not None
 
 
 def test_only_what_may_begin_a_call_is_given_to_sglang():

@@ -44,6 +44,7 @@ class Talks:
     def __init__(self, *, prints_names: bool = False, prints_call_ids: bool = False) -> None:
         self.store = TrajectoryStore(10_000)
         self.texts = MessageTexts()
+        self.with_call_ids = prints_call_ids
         findings = SimpleNamespace(prints_call_ids=prints_call_ids)
         template = SimpleNamespace(findings=findings, parts=Parts(), prints_names=prints_names)
         self.recogniser = Recogniser(cast("Any", template), self.store)
@@ -52,8 +53,8 @@ class Talks:
         """A turn whose reply is the last of the messages."""
         key, spelling = root_key(fields.get("scope", ""), TemplateOptions()), b""
         for message in messages[:-1]:
-            key, spelling = next_link(key, spelling, message, with_call_ids=False)
-        keys, spelled = reply_links(key, spelling, messages[-1], with_call_ids=False)
+            key, spelling = next_link(key, spelling, message, with_call_ids=self.with_call_ids)
+        keys, spelled = reply_links(key, spelling, messages[-1], with_call_ids=self.with_call_ids)
         made = [
             (each["id"], each["function"]["name"]) for each in messages[-1].get("tool_calls", ())
         ]
@@ -64,7 +65,7 @@ class Talks:
                 spelling=spelled,
                 asked=key,
                 calls=tuple(made),
-                handles=tuple(handle for handle, _ in made),
+                handles=() if self.with_call_ids else tuple(handle for handle, _ in made),
                 **fields,
             )
         )
@@ -234,6 +235,24 @@ def test_what_came_before_names_a_turn_for_as_long_as_that_is_there(monkeypatch)
         talk = talks.recogniser.recognise(talks.heard(*messages))
         assert talk == talks.recogniser.recognise(call(*messages)), number
         assert (talk.turn and talk.turn.id) == ("a" if number in (1, 2) else None)
+
+
+def test_results_of_calls_that_came_before_have_the_ids_of_the_turn(monkeypatch):
+    """The agent has ids of its own; nothing else is changed in what it sent."""
+    monkeypatch.setattr(heard, "LONG_LEN", 0)
+    talks = Talks(prints_call_ids=True)
+    talks.record("a", user("Hi"), calls("{}"))
+    messages = [user("Hi"), calls("{}", call_id="mine")]
+    held = [user("Hi"), calls("{}")]
+    for call_id in ("mine", "another", "mine"):
+        result = {"role": "tool", "content": "5"}
+        messages.append({**result, "tool_call_id": call_id})
+        held.append({**result, "tool_call_id": "c" if call_id == "mine" else call_id})
+        talk = talks.recogniser.recognise(talks.heard(*messages))
+        assert talk == talks.recogniser.recognise(call(*messages))
+        assert (talk.turn and talk.turn.id, talk.messages) == ("a", tuple(held))
+        assert talk.keys == talks.recogniser.recognise(call(*held)).keys
+    assert messages[1]["tool_calls"][0]["id"] == "mine"
 
 
 def test_what_came_before_is_not_recognised_again(monkeypatch):

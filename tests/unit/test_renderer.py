@@ -9,8 +9,12 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
+from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils import chat_template_utils
@@ -31,6 +35,18 @@ ROLES = (
 WORDS = (
     "Hi", "Hi", " ", "\n", "</think>", "<think>", "<tool_response>", "</tool_response>", '"', "<",
     "é", "/no_think", "[INST]", "{{", "%s", "\\", "None", "detailed thinking on",
+)  # fmt: skip
+SHOW_ALL = "{{ messages }}{{ tools }}{{ documents }}{{ add_generation_prompt }}{{ mood }}"
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(
+    [
+        "role", "content", "name", "tool_calls", "tool_call_id",
+        "reasoning_content", "reasoning", "thinking", "other",
+    ]
 )  # fmt: skip
 HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
 PLAIN = TemplateOptions()
@@ -208,6 +224,122 @@ def test_messages_are_not_changed(tokenizer: Tokenizer) -> None:
     before = copy.deepcopy(messages)
     tokenizer.render(messages, PLAIN)
     assert messages == before
+
+
+# Plain values given to the template itself, as `transformers` gives it copies of them
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Renders all that a template is given."""
+    path = build_tiny_checkpoint(tmp_path_factory.mktemp("shown"))
+    return load_tokenizer(str(path), chat_template=SHOW_ALL)
+
+
+def as_transformers_renders(messages: list[Any], options: TemplateOptions) -> str:
+    """Without any shorter way."""
+    text: str = chat_template_utils.render_jinja_template(
+        [messages],
+        chat_template=SHOW_ALL,
+        tools=list(options.tools) or None,
+        add_generation_prompt=options.add_generation_prompt,
+        **options.kwargs,
+    )[0][0]
+    return text
+
+
+@given(st.lists(st.dictionaries(FIELDS, JSON), max_size=3), st.lists(JSON, max_size=1), JSON)
+def test_template_is_given_what_transformers_gives_it(
+    shown: Tokenizer, messages: list[Message], tools: list[Any], mood: object
+) -> None:
+    tool = tuple({"type": "function", "function": each} for each in tools)
+    options = TemplateOptions(tools=tool, kwargs={"mood": mood})
+    assert shown.render(messages, options) == as_transformers_renders(messages, options)
+
+
+class Loud(str):
+    """A text of a kind of its own."""
+
+    def __repr__(self) -> str:
+        return "LOUD"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Loud("a"), {Loud("a"): 1}, UUID(int=1), b"a", {1: 2}, (1, 2), 2**70, {"a": {3}}, {"a": 0.5}],
+)
+@pytest.mark.parametrize("field", ["content", "tool_calls", "reasoning_content", Loud("name")])
+def test_values_that_are_not_jsons_are_replaced_as_transformers_does(
+    shown: Tokenizer, field: str, value: object
+) -> None:
+    messages: list[Message] = [{"role": "user", field: value}]
+    options = TemplateOptions(kwargs={"mood": value})
+    assert shown.render(messages, options) == as_transformers_renders(messages, options)
+
+
+@pytest.mark.parametrize("changed", [{"added": "x"}, {"thinking": "x"}])
+def test_release_of_transformers_that_adds_to_messages_is_followed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str]
+) -> None:
+    usual = chat_template_utils.render_jinja_template
+
+    def adding(chats: list[list[Message]], **settings: Any) -> Any:
+        return usual([[{**each, **changed} for each in chat] for chat in chats], **settings)
+
+    monkeypatch.setattr(chat_template_utils, "render_jinja_template", adding)
+    source = "{{ messages[0].added or messages[0].thinking }}"
+    tokenizer = load_tokenizer(str(directory), chat_template=source)
+    assert tokenizer.render([{**HELLO[0], "reasoning_content": "y"}], PLAIN) == "x"
+
+
+def test_template_that_would_change_messages_is_refused_as_before(directory: Path) -> None:
+    source = "{% set _ = messages[0].update(content='x') %}{{ messages[0].content }}"
+    messages = [{**HELLO[0], "name": None}]
+    with pytest.raises(BadRequest, match="cannot render"):
+        load_tokenizer(str(directory), chat_template=source).render(messages, PLAIN)
+    assert messages == [{**HELLO[0], "name": None}]
+
+
+@pytest.mark.tokenizers
+@pytest.mark.slow
+@pytest.mark.parametrize("name", chat_templates.NAMES)
+def test_calls_and_reasoning_read_as_transformers_renders_them(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    load = partial(load_tokenizer, str(directory), chat_template=chat_templates.template_text(name))
+    tokenizer = load()
+    monkeypatch.setattr("slime_router.template.renderer._handed_on", lambda *_: frozenset())
+    slow, drawn = load(), Random(name)
+    for number in range(60):
+        messages = [message_of(drawn, place) for place in range(drawn.choice([1, 3, 6]))]
+        tools = drawn.choice([(), (TOOL,), (TOOL, OTHER)])
+        kwargs: dict[str, Any] = drawn.choice([{}, {"enable_thinking": False}, {"number": number}])
+        options = TemplateOptions(tools=tools, kwargs=kwargs)
+        assert outcome(tokenizer, messages, options) == outcome(slow, messages, options)
+
+
+def message_of(drawn: Random, number: int) -> Message:
+    """One of an agent's conversation, or a strange one."""
+    role = drawn.choice(["system", "user", "assistant", "assistant", "tool", "tool"])
+    message: Message = {"role": role, "content": drawn.choice([text_of(drawn), None, ""])}
+    if role == "tool":
+        message["tool_call_id"] = f"call_{number}"
+    if role == "assistant" and drawn.random() < 0.7:
+        arguments = drawn.choice([{"a": text_of(drawn), "b": [1, None]}, "{}", {}, None])
+        called = {"name": drawn.choice(["f", "g"]), "arguments": arguments}
+        call = {"id": f"call_{number}", "type": "function", "function": called}
+        message["tool_calls"] = [call] * drawn.choice([0, 1, 2])
+    if role == "assistant" and drawn.random() < 0.5:
+        message["reasoning_content"] = drawn.choice([text_of(drawn), None])
+    return message
+
+
+def outcome(tokenizer: Tokenizer, messages: list[Message], options: TemplateOptions) -> str:
+    """A rendering, or why the template refuses."""
+    try:
+        return tokenizer.render(messages, options)
+    except BadRequest as exc:
+        return exc.message
 
 
 # Renderings without the template, see `template/forms`

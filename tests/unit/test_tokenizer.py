@@ -136,7 +136,7 @@ class TestLoad:
         Path(broken, "generation_config.json").write_text("{")
         cases: list[tuple[str, str | None, str, str]] = [
             (str(tmp_path / "none"), None, str(tmp_path / "none"), "no such directory"),
-            (str(empty), None, str(empty), "cannot load the tokenizer"),
+            (str(empty), None, str(empty), "the directory has no vocabulary"),
             ("config.json", None, "config.json", "no such directory"),  # a file, and no id
             (broken, None, broken, "bad generation_config.json"),
             (str(directory), str(template), str(template), "bad chat template"),

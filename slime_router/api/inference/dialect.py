@@ -17,12 +17,12 @@ def _read(body: dict[str, Any], request: web.Request, context: EndpointContext) 
     return read_token_request(body, request, context.vocabulary, context.default_model)
 
 
-def _write(asked: TokenRequest, _: EndpointContext) -> TokenBody:
-    return TokenBody(asked)
+def _write(asked: TokenRequest, context: EndpointContext) -> TokenBody:
+    return TokenBody(asked, context.experts_shape)
 
 
-def _stream(asked: TokenRequest, _: EndpointContext, __: str) -> TokenStream:
-    return TokenStream(asked)
+def _stream(asked: TokenRequest, context: EndpointContext, _: str) -> TokenStream:
+    return TokenStream(asked, context.experts_shape)
 
 
 INFERENCE = Dialect(

@@ -5,6 +5,7 @@ An abort is a reason like others, as with vLLM: whoever trains wants what was sa
 
 from __future__ import annotations
 
+import math
 from base64 import b64decode
 from collections.abc import Iterable, Sequence
 from itertools import repeat
@@ -22,21 +23,40 @@ from slime_router.errors import RouterError
 from slime_router.types import GenerateChunk
 
 
-class TokenStream:
+class _TokenReply:
+    """What both forms of a reply write from; `experts_shape` is `EndpointContext`'s."""
+
+    def __init__(self, asked: TokenRequest, experts_shape: tuple[int, int] | None) -> None:
+        self._asked = asked
+        self._experts_shape = experts_shape
+        self._tally = Tally()
+
+    def _choice(
+        self, ids: Sequence[int], entries: list[dict[str, Any]] | None, last: GenerateChunk
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {
+            "index": last.sample,
+            "token_ids": ids,
+            "logprobs": None if entries is None else {"content": entries},
+            "finish_reason": None if last.finish is None else last.finish.type,
+            "stop_reason": None if last.finish is None else last.finish.matched,
+        }
+        if self._asked.has_experts and last.routed_experts is not None:
+            choice["routed_experts"] = _experts(last, self._experts_shape)
+        return choice
+
+
+class TokenStream(_TokenReply):
     """One streamed reply: each event has what is new of one choice."""
 
     text_event = None
-
-    def __init__(self, asked: TokenRequest) -> None:
-        self._asked = asked
-        self._tally = Tally()
 
     def events(self, chunk: GenerateChunk) -> Iterable[bytes]:
         """The event of one chunk."""
         self._tally.count(chunk)
         if not chunk.output_ids and chunk.finish is None:
             return ()
-        choice = _choice(chunk.output_ids, _entries(chunk, self._asked), chunk, self._asked)
+        choice = self._choice(chunk.output_ids, _entries(chunk, self._asked), chunk)
         return (sse.event({"request_id": self._asked.request_id, "choices": [choice]}),)
 
     def closing(self) -> Iterable[bytes]:
@@ -50,14 +70,16 @@ class TokenStream:
         return sse.event(openai_error_object(exc))
 
 
-class TokenBody:
+class TokenBody(_TokenReply):
     """One reply in one piece."""
 
-    def __init__(self, asked: TokenRequest) -> None:
-        self._asked = asked
-        self._tally = Tally()
+    def __init__(self, asked: TokenRequest, experts_shape: tuple[int, int] | None) -> None:
+        super().__init__(asked, experts_shape)
         self._output_ids: list[list[int]] = [[] for _ in asked.calls]
-        self._entries: list[list[dict[str, Any]]] = [[] for _ in asked.calls]
+        has_logprobs = asked.top_logprobs is not None
+        self._entries: list[list[dict[str, Any]] | None] = [
+            [] if has_logprobs else None for _ in asked.calls
+        ]
         self._last: dict[int, GenerateChunk] = {}
         self._of_prompt: list[dict[str, Any] | None] | None = None
 
@@ -69,7 +91,8 @@ class TokenBody:
         """
         self._tally.count(chunk)
         self._output_ids[chunk.sample] += chunk.output_ids
-        self._entries[chunk.sample] += _entries(chunk, self._asked) or ()
+        if (entries := self._entries[chunk.sample]) is not None:
+            entries += _entries(chunk, self._asked) or ()
         if (count := self._asked.prompt_logprobs) is not None:
             is_first = chunk.sample == 0 and 0 not in self._last
             is_aborted = chunk.finish is not None and chunk.finish.type == "abort"
@@ -79,39 +102,19 @@ class TokenBody:
 
     def body(self) -> bytes:
         """The JSON of the whole reply."""
-        asked = self._asked
-        has_logprobs = asked.top_logprobs is not None
-        choices = [
-            _choice(ids, entries if has_logprobs else None, self._last[i], asked)
-            for i, (ids, entries) in enumerate(zip(self._output_ids, self._entries, strict=True))
-        ]
+        told = zip(self._output_ids, self._entries, strict=True)
         return orjson.dumps(
             {
-                "request_id": asked.request_id,
-                "choices": choices,
+                "request_id": self._asked.request_id,
+                "choices": [
+                    self._choice(ids, entries, self._last[i])
+                    for i, (ids, entries) in enumerate(told)
+                ],
                 "prompt_logprobs": self._of_prompt,
                 "kv_transfer_params": None,
                 "usage": self._tally.usage(),
             }
         )
-
-
-def _choice(
-    ids: Sequence[int],
-    entries: list[dict[str, Any]] | None,
-    last: GenerateChunk,
-    asked: TokenRequest,
-) -> dict[str, Any]:
-    choice: dict[str, Any] = {
-        "index": last.sample,
-        "token_ids": ids,
-        "logprobs": None if entries is None else {"content": entries},
-        "finish_reason": None if last.finish is None else last.finish.type,
-        "stop_reason": None if last.finish is None else last.finish.matched,
-    }
-    if asked.has_experts and last.routed_experts is not None:
-        choice["routed_experts"] = _experts(last)
-    return choice
 
 
 def _entries(chunk: GenerateChunk, asked: TokenRequest) -> list[dict[str, Any]] | None:
@@ -135,14 +138,18 @@ def _entry(token_id: int, logprob: float | None) -> dict[str, Any]:
 
 
 def _places(chunk: GenerateChunk, likely: int) -> list[dict[str, Any] | None]:
-    """For each token of the prompt, by id as vLLM writes them, its own logprob and the `likely`."""
+    """For each token of the prompt its own logprob, then those of the `likely` others, by id.
+
+    As vLLM writes them; prime-rl takes the first for the token's own.
+    """
     places: list[dict[str, Any] | None] = []
     for token_id, logprob, top in zip(*logprobs_of_prompt(chunk), strict=True):
         if logprob is None:
             places.append(None)
             continue
         ranks = {other: rank for rank, (_, other) in enumerate(top or (), start=1)}
-        known = {other: value for value, other in (top or ())[:likely]} | {token_id: logprob}
+        likeliest = {other: value for value, other in (top or ())[:likely]}
+        known = {token_id: logprob, **likeliest}
         places.append(
             {
                 str(other): {
@@ -160,12 +167,14 @@ def _finite(logprob: float | None) -> float:
     return LOWEST_LOGPROB if logprob is None else max(logprob, LOWEST_LOGPROB)
 
 
-def _experts(chunk: GenerateChunk) -> dict[str, Any]:
-    """Base64 of little-endian int32; flat, as the worker does not say how many layers it has."""
+def _experts(chunk: GenerateChunk, each: tuple[int, int] | None) -> dict[str, Any]:
+    """Base64 of little-endian int32; flat where nobody knows what there is of each token."""
     data = chunk.routed_experts or ""
+    count = len(b64decode(data)) // 4
+    tokens, rest = divmod(count, 1 if each is None else math.prod(each))
     return {
         "data": data,
         "dtype": "int32",
-        "shape": [len(b64decode(data)) // 4],
+        "shape": [count] if each is None or rest else [tokens, *each],
         "start": chunk.routed_experts_start,
     }

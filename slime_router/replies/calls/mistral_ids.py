@@ -42,8 +42,8 @@ class MistralCalls:
 
     @property
     def holds_nothing(self) -> bool:
-        """Whether all text so far has passed; nobody knows, as ids may begin anywhere."""
-        return False
+        """Whether no text has come: ids may begin anywhere in it."""
+        return self._reader.is_unused
 
     @property
     def hidden(self) -> int:
