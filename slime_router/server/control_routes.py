@@ -161,7 +161,7 @@ class ControlRoutes:
         it must not begin what another caller runs.
 
         Raises:
-            BadRequest: `rid` is no text, or `abort_all` not a boolean.
+            BadRequest: `rid` is not a text, or `abort_all` not a boolean.
         """
         fields = _fields(order.body)
         rid, is_for_all = fields.get("rid"), fields.get("abort_all")
