@@ -163,7 +163,7 @@ class Health:
             answer = await self._client.ask(
                 worker, "GET", endpoint, headers={}, timeout_s=self._settings.timeout_s
             )
-        except OutOfDescriptors:  # this says nothing of the worker
+        except OutOfDescriptors:  # this says nothing about the worker
             raise
         except RouterError as exc:
             logger.debug("probe failed: worker=%s reason=%s", worker.url, exc)

@@ -36,7 +36,7 @@ class TurnDoor:
         """`GET /turns/{id}?include=messages,prompt,reply`: what is known of the turn.
 
         Raises:
-            BadRequest: the query asks for what there is not.
+            BadRequest: the query asks for an unknown part.
             NotFound: there is no such turn, or it is not the caller's.
         """
         wanted = _read_included(request)
