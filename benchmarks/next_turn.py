@@ -7,7 +7,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,11 @@ def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
         talk = messages(size.messages - 2, size.text_len)
         maker = InProcess(checkpoint, runner, ids, talk)
         through = Through(ours, talk)
-        sides = {"plain": _timed(plain.encode, maker.next_messages, size.repeats)}
+        talks = {mode: maker.talks(mode) for mode in MODES}
+        sides = {"plain": plain.timed(talks["held"], size.repeats)}
         for mode in MODES:
-            sides[f"make {mode}"] = _timed(maker.make(mode), maker.next_messages, size.repeats)
+            following = partial(next, talks[mode])
+            sides[f"make {mode}"] = _timed(maker.make(mode), following, size.repeats)
             sides[f"request {mode}"] = through.side(mode, size.repeats)
         rounds = interleave(sides, size.rounds)
     names = [f"{kind} {mode}" for kind in ("make", "request") for mode in MODES]
@@ -114,7 +117,7 @@ class Plain:
 
 
 class InProcess:
-    """The router's own parts, with one turn recorded; nothing is sent anywhere."""
+    """The router's own parts, with a turn of each mode recorded; nothing is sent anywhere."""
 
     def __init__(
         self, checkpoint: Path, runner: asyncio.Runner, ids: list[int], talk: list[Message]
@@ -122,13 +125,12 @@ class InProcess:
         self._gateway = Gateway(Config(hf_checkpoint=str(checkpoint)))
         self._runner = runner
         self._ids = ids
-        self._numbers = count()
-        self._talk = [*talk, runner.run(self._recorded_reply(talk))]
+        self._talk = talk
 
-    async def _recorded_reply(self, talk: list[Message]) -> Message:
+    async def _recorded_reply(self, talk: list[Message], mode: History) -> Message:
         router = self._gateway.path.router(self._sample)
         text = ""
-        async with router.generate(_call("first", talk, "held")) as chunks:
+        async with router.generate(_call(f"first {mode}", talk, mode)) as chunks:
             async for chunk in chunks:
                 text += chunk.text
         return {"role": "assistant", "content": text}
@@ -137,8 +139,10 @@ class InProcess:
         finish = Finish("stop", matched=self._ids[-1])
         yield GenerateChunk(output_ids=self._ids, logprobs=[-0.5] * len(self._ids), finish=finish)
 
-    def next_messages(self) -> list[Message]:
-        return [*self._talk, _question(next(self._numbers))]
+    def talks(self, mode: History) -> Iterator[list[Message]]:
+        """The messages of next turns, after a first one that is recorded now."""
+        talk = _begun(self._talk, mode)
+        return _continued([*talk, self._runner.run(self._recorded_reply(talk, mode))])
 
     def make(self, mode: History) -> Callable[[list[Message]], None]:
         """Makes the prompt of the next turn, and gives it back."""
@@ -156,19 +160,31 @@ class Through:
 
     def __init__(self, router: Server, talk: list[Message]) -> None:
         self._router = router
-        self._numbers = count()
-        [answer] = load.send(router.port, [load.post(CHAT, _body(talk, "held"))], 1)
-        self._talk = [*talk, orjson.loads(answer)["choices"][0]["message"]]
+        self._talk = talk
 
     def side(self, mode: History, repeats: int) -> Callable[[], float]:
+        """A side of next turns; their first one takes place now."""
+        talk = _begun(self._talk, mode)
+        [answer] = load.send(self._router.port, [load.post(CHAT, _body(talk, mode))], 1)
+        talks = _continued([*talk, orjson.loads(answer)["choices"][0]["message"]])
+
         def one_round() -> float:
-            talks = ([*self._talk, _question(next(self._numbers))] for _ in range(repeats))
-            requests = [load.post(CHAT, _body(talk, mode)) for talk in talks]
+            requests = [load.post(CHAT, _body(each, mode)) for each in islice(talks, repeats)]
             before_s = self._router.cpu_s()
             load.send(self._router.port, requests, 1)
             return (self._router.cpu_s() - before_s) / repeats
 
         return one_round
+
+
+def _begun(talk: list[Message], mode: History) -> list[Message]:
+    """A conversation of the mode's own: what a turn was given by another mode is not found."""
+    return [{**talk[0], "content": f"{mode}: {talk[0]['content']}"}, *talk[1:]]
+
+
+def _continued(talk: list[Message]) -> Iterator[list[Message]]:
+    """The conversation with one more question, each time another."""
+    return ([*talk, _question(number)] for number in count())
 
 
 def _question(number: int) -> Message:

@@ -85,7 +85,7 @@ FLOOR_OF = {
     "integrations": "cli",  # likewise, inside a trainer
     "cli": "cli",
     "__main__": "cli",
-    "testing": "cli",  # beside the router: nothing of it may be used by the router
+    "testing": "cli",  # beside the router: the router may use none of it
 }
 STRANGERS = ("cache", "replies", "pool", "trajectory")  # rooms that never meet
 MAX_FILES = 15  # in a folder
@@ -99,6 +99,7 @@ CLOCKS = {
     "api.completions.request": "a reply says when it was created",
     "api.request": "ids begin with the time",
     "api.responses.request": "a reply says when it was created",
+    "cli.log": "a line says when it was written",
     "cli.terminal.top": "rates are differences over time",
     "server.boundary": "the log says how long a request took",
     "telemetry.course": "what happened when; handed in by tests",

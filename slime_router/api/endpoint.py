@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 from aiohttp import web
@@ -42,7 +41,7 @@ async def serve(
             dialect.ids_field,
         )
         return await _deliver(dialect, context, request, given, headers, who)
-    with context.admission.of(who.owner), _naming(dialect.prompt_field):
+    with context.admission.of(who.owner):
         body = await read_text(
             context,
             request,
@@ -53,18 +52,12 @@ async def serve(
         )
         if isinstance(body, web.StreamResponse):
             return body
-        return await _deliver(dialect, context, request, body, headers, who)
-
-
-@contextmanager
-def _naming(prompt_field: str) -> Iterator[None]:
-    """For the block, a worker that finds a prompt too long finds fault with this field."""
-    try:
-        yield
-    except RouterError as exc:
-        if exc.code == ContextLengthExceeded.code and exc.param is None:
-            exc.param = prompt_field
-        raise
+        try:
+            return await _deliver(dialect, context, request, body, headers, who)
+        except RouterError as exc:
+            if exc.code == ContextLengthExceeded.code and exc.param is None:  # a worker found it
+                exc.param = dialect.prompt_field
+            raise
 
 
 async def count_prompt(

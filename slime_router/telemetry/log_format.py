@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import orjson
@@ -21,7 +22,6 @@ from slime_router.telemetry.request_record import current_request
 
 Event: TypeAlias = dict[str, Any]
 
-_CLOCK = logging.Formatter()
 _INDENT = "    | "  # before each line of a traceback: none of them looks like a record
 
 
@@ -45,8 +45,6 @@ class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as it stands in the log."""
         event: Event = {"event": record.getMessage(), "process": self._process}
-        if isinstance(record.msg, RequestLine | BodyLine):
-            event["fields"], event["kind"] = record.msg.fields, record.msg.EVENT
         if (request := current_request()) is not None:
             event["request"] = request.id
         if record.exc_info:  # without the values of variables: no secrets
@@ -55,18 +53,18 @@ class _Lines(logging.Formatter):
 
 
 def _as_json(record: logging.LogRecord, event: Event) -> str:
-    fields = event.get("fields")
+    said = record.msg if isinstance(record.msg, RequestLine | BodyLine) else None
     line: dict[str, Any] = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
         "logger": record.name,
-        "event": event["event"] if fields is None else event["kind"],
+        "event": event["event"] if said is None else said.EVENT,
     }
     if event["process"] is not None:
         line["process"] = event["process"]
     if "request" in event:
         line["request"] = event["request"]
-    line |= fields or {}
+    line |= {} if said is None else said.fields
     if "exception" in event:
         line["exception"] = event["exception"]
     try:
@@ -76,7 +74,7 @@ def _as_json(record: logging.LogRecord, event: Event) -> str:
 
 
 def _as_text(record: logging.LogRecord, event: Event) -> str:
-    at = _CLOCK.formatTime(record)
+    at = f"{_at_second(int(record.created))},{record.msecs:03.0f}"
     who = "" if event["process"] is None else f"[{event['process']}] "
     line = f"{at} {record.levelname} {who}{printable(event['event'])}"
     if "request" in event and not isinstance(record.msg, RequestLine):
@@ -84,3 +82,9 @@ def _as_text(record: logging.LogRecord, event: Event) -> str:
     if "exception" in event:
         line += "".join(f"\n{_INDENT}{printable(each)}" for each in event["exception"].splitlines())
     return line
+
+
+@lru_cache(maxsize=1)  # a busy router writes a thousand lines a second
+def _at_second(seconds: int) -> str:
+    """The local time, as `logging` writes it."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")

@@ -12,7 +12,7 @@ class RequestLine:
     """A message of the log that becomes text only where text is asked for.
 
     `fields` are those of the line by name: texts and numbers, none of which a client has said, but
-    for its ids and names.
+    for its ids and names. The first are `method`, `path`, `status` and `ms`, in this order.
     """
 
     __slots__ = ("_text", "fields")
@@ -28,12 +28,12 @@ class RequestLine:
         return self._text
 
     def _written(self) -> str:
-        known = dict(self.fields)
-        begin = (known.pop("method"), known.pop("path"), known.pop("status"), known.pop("ms"))
-        said = " ".join(map("{}={}".format, known.keys(), known.values()))
-        if not _is_plain(said, len(known)):
-            said = " ".join(f"{name}={_shown(value)}" for name, value in known.items())
-        return " ".join(["{} {} {} {:.0f} ms".format(*begin), said])
+        method, path, status, ms, *values = self.fields.values()
+        names = [*self.fields][4:]
+        said = " ".join(map("{}={}".format, names, values))
+        if not _is_plain(said, len(names)):
+            said = " ".join(map("{}={}".format, names, map(_shown, values)))
+        return f"{method} {path} {status} {ms:.0f} ms {said}"
 
 
 def request_line(
@@ -75,9 +75,8 @@ def _add_outcomes(fields: dict[str, Any], record: RequestRecord) -> None:
     if first.worker:
         fields["worker"] = first.worker
     fields["receipt"] = first.receipt
-    fields["prompt"] = sum(each.prompt_tokens for each in record.outcomes)
-    fields["reused"] = sum(each.reused_tokens for each in record.outcomes)
-    fields["output"] = sum(each.output_tokens for each in record.outcomes)
+    counts = [(o.prompt_tokens, o.reused_tokens, o.output_tokens) for o in record.outcomes]
+    fields |= zip(("prompt", "reused", "output"), map(sum, zip(*counts, strict=True)), strict=True)
     if first.first_token_s is not None:
         fields["first_token_ms"] = round(first.first_token_s * 1e3, 3)
     if first.finish is not None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from slime_router.errors import BadRequest
+from slime_router.template.forms.forms import Filled
 from slime_router.template.layout import (
     Layout,
     compares_messages,
@@ -224,6 +225,8 @@ class ChatTemplate:
         are looked for.
         """
         fields = self.left_out_fields(messages, first, options)
+        if isinstance(text, Filled):
+            return fields
         new, near = messages[first:], messages[max(0, first - 1) :]
         after = end_of(text, messages[:first])
         if holds(text, new, after, with_replies=True) and not stands_elsewhere(

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import jinja2
 from jinja2 import nodes
 
+from slime_router.template.forms.forms import Filled
 from slime_router.template.messages import content_text, without_reasoning
 from slime_router.template.stand_ins import Drawing, View, is_reply
 from slime_router.types import Message
@@ -50,7 +51,7 @@ class Mark:
     @staticmethod
     def of(part: str, group: Sequence[Message]) -> Mark:
         """The mark of a part that holds these messages."""
-        length = reach(part, group)
+        length = len(part) - part.tail_len if isinstance(part, Filled) else reach(part, group)
         return Mark(length, hash(part[:length]))
 
     def fits(self, part: str) -> bool:

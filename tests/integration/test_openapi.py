@@ -44,9 +44,10 @@ async def test_it_is_openapi_and_has_every_route():
         for method in methods
     }
     assert told == real
-    assert all(
+    titles = [
         each["summary"] for methods in document["paths"].values() for each in methods.values()
-    )
+    ]
+    assert [title for title in titles if not re.fullmatch(r"[A-Z`].*[^.]", title)] == []
 
 
 async def test_a_body_has_the_fields_that_its_api_knows():

@@ -56,6 +56,8 @@ async def test_top_once_shows_workers_totals_and_sessions(capsys):
     lines = [line.split() for line in shown.splitlines()]
     assert ["requests", "1"] in lines
     assert ["sampled", "tokens", "4"] in lines
+    assert "1 turn in 1 session" in shown
+    assert "1 sessions" not in shown
 
 
 async def test_top_as_json_has_all_figures(capsys):

@@ -12,7 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from slime_router.template.forms.forms import MAX_KINDS, MAX_MESSAGES, MAX_OWN_LEN, Forms
+from slime_router.template.forms.forms import (
+    MAX_KINDS,
+    MAX_MESSAGES,
+    MAX_OWN_LEN,
+    Filled,
+    Forms,
+)
 from slime_router.template.forms.watched import watching
 from slime_router.types import Message
 
@@ -153,6 +159,24 @@ def test_the_template_is_not_run_for_what_comes_again_with_other_texts(template:
     assert template.runs == runs
 
 
+def test_what_a_form_prints_says_where_the_last_text_ends() -> None:
+    template = Template(CHAT)
+    for said in ("Hi", "Hello"):
+        assert not isinstance(template.text(user(said), ends=True), Filled)
+    text = template.text(user("Hi<end>"), ends=True)
+    assert isinstance(text, Filled)
+    assert (text, text.tail_len) == ("<user>Hi<end><end>", len("<end>"))
+
+
+@pytest.mark.parametrize("source", ["{{ messages[-1].content }}.", "."])
+def test_but_not_where_one_is_left_out(source: str) -> None:
+    template = Template(source)
+    for said in ("Hi", "Hello", "Bye"):
+        text = template.text(user("?"), user(said))
+    assert template.runs_for(user("?"), user("Hi")) == 0
+    assert not isinstance(text, Filled)
+
+
 def test_what_comes_but_once_costs_one_run() -> None:
     assert Template(CHAT).runs_for(user("Hi")) == 1
 
@@ -228,7 +252,12 @@ def test_it_reads_as_the_template_does(source: str, said: list[tuple[str, str]])
     for number, texts in enumerate(said):
         messages = [user(text) for text in texts[: 1 + number % 2]]
         expected = outcome(partial(template.run, {}, messages))
-        assert outcome(partial(template.text, *messages)) == expected
+        text = outcome(partial(template.text, *messages))
+        assert text == expected
+        if isinstance(text, Filled):
+            told = text.removesuffix(text[len(text) - text.tail_len :])
+            assert told.endswith(texts)
+            assert all(each in told for each in texts[: len(messages)])
 
 
 def outcome(render: Callable[[], str]) -> str:

@@ -220,6 +220,18 @@ def test_a_doubt_in_a_long_conversation_costs_few_messages(is_there, tmp_path, m
     assert sizes == [1 + len(messages) - 190]
 
 
+def test_what_a_form_prints_is_not_looked_through(tmp_path, monkeypatch):
+    """`assistant` is a word that the template prints itself."""
+    tokenizer = load_tokenizer(str(build_tiny_checkpoint(tmp_path)))
+    template, options = ChatTemplate(tokenizer), TemplateOptions()
+    messages = [user("assistant")]
+    plain, *_, filled = (template.render(messages, options) for _ in range(3))
+    layouts = [template.layout(text, messages, options, None) for text in (plain, filled)]
+    assert layouts[0] == layouts[1]
+    monkeypatch.setattr(tokenizer, "render", pytest.fail)
+    assert template.left_out(filled, messages, 0, 0, options, None) == ()
+
+
 @pytest.mark.parametrize("period", [2, 5, 17])
 def test_kinds_of_messages_that_come_now_and_then_are_seen_once(tmp_path, period):
     template = ChatTemplate(load_tokenizer(str(build_tiny_checkpoint(tmp_path))))

@@ -100,7 +100,7 @@ def _operation(route: Route, chat_path: str, scalars: Mapping[str, Any]) -> dict
     error = {"application/json": {"schema": schema}}
     about = (body.about if body is not None else "") or route.about
     operation: dict[str, Any] = {
-        "summary": about or f"{route.method} {route.path}",
+        "summary": _title(about) or f"{route.method} {route.path}",
         "operationId": _identifier(route),
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": _STRING}
@@ -118,6 +118,11 @@ def _operation(route: Route, chat_path: str, scalars: Mapping[str, Any]) -> dict
     elif route.method in ("POST", "PUT", "PATCH"):
         operation["requestBody"] = {"content": {"application/json": {"schema": ANY_OBJECT}}}
     return operation
+
+
+def _title(about: str) -> str:
+    """As titles are written, whether the words were a handler's or a body's."""
+    return about[:1].upper() + about[1:].removesuffix(".")
 
 
 def _identifier(route: Route) -> str:

@@ -19,6 +19,11 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.2f}"
 
 
+def many(value: int, noun: str) -> str:
+    """1 turn, 2 turns."""
+    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
+
+
 def listed(amounts: Mapping[str, int], *, is_json: bool) -> str:
     """How much there is of each thing: a line for each, or one JSON object."""
     if is_json:

@@ -20,7 +20,7 @@ from rich.text import Text
 from slime_router.cli.flags import read_config
 from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line
 from slime_router.cli.settings.option import ENVIRONMENT
-from slime_router.cli.terminal.figures import plain, table
+from slime_router.cli.terminal.figures import many, plain, table
 from slime_router.cli.terminal.progress import tracked
 from slime_router.cli.terminal.worker_signs import Sign, examine
 from slime_router.config import Config
@@ -101,7 +101,7 @@ def report(signs: Mapping[str, Sequence[Sign]]) -> RenderableType:
         parts += [made, Text()]
     faults = sum(sign.kind == "fault" for found in signs.values() for sign in found)
     if faults:
-        parts.append(Text(f"{faults} {'fault' if faults == 1 else 'faults'}", "bold red"))
+        parts.append(Text(many(faults, "fault"), "bold red"))
     else:
         parts.append(Text("all fits", "bold green"))
     return Group(*parts)

@@ -18,7 +18,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line, utf8
-from slime_router.cli.terminal.figures import count, plain, table
+from slime_router.cli.terminal.figures import count, many, plain, table
 from slime_router.cli.terminal.remote import ABOUT_KEYS, BadPlace, Remote, add_url
 from slime_router.cli.terminal.top import EXIT_FAILED, session_table
 from slime_router.client import ClientError
@@ -143,7 +143,7 @@ def story(found: dict[str, Any], by: str) -> RenderableType:
     session, tree, tokens = found["session"], found["tree"], found["tokens"]
     head = plain(session["session_id"])
     head.stylize("bold")
-    head.append(f"  {session['state']} · {count(session['turns'])} turns", "dim")
+    head.append(f"  {session['state']} · {many(session['turns'], 'turn')}", "dim")
     parts: list[RenderableType] = [head, Text(), _tree(tree["turns"]), Text(), _rows(tree)]
     if tokens is not None:
         title = Text("Tokens of ", "bold").append_text(plain(tokens["turn"] or tokens["row"]))

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from slime_router.cli.one_line import EXIT_WRONG_USE, command_parser, error_line
-from slime_router.cli.terminal.figures import count, percent, plain, table
+from slime_router.cli.terminal.figures import count, many, percent, plain, table
 from slime_router.cli.terminal.remote import ABOUT_KEYS, BadPlace, Remote, add_url
 from slime_router.client import ClientError
 
@@ -140,7 +140,7 @@ def _or_refusal(remote: Remote, path: str, key: str, **query: Any) -> list[dict[
 def _head(now: Look, url: str) -> Text:
     held, weights = now.metrics["trajectories"], now.metrics["weights"]["current"]
     text = Text.assemble(("slime_router", "bold"), f" {url}".rstrip())
-    text.append(f"  {count(held['turns'])} turns in {count(held['sessions'])} sessions", "dim")
+    text.append(f"  {many(held['turns'], 'turn')} in {many(held['sessions'], 'session')}", "dim")
     if weights is not None:
         text.append_text(Text("  weights ", "dim")).append_text(plain(weights))
     return text

@@ -1,7 +1,7 @@
 // The overview: what the router does now. Rates are differences of two looks at its counters.
 
 import { Refused, get, getText } from "./api.js";
-import { count, fill, h, notice, percent, seconds } from "./dom.js";
+import { count, fill, h, many, notice, percent, seconds } from "./dom.js";
 import { LATENCIES, Window, readHistograms } from "./histograms.js";
 import { Series, sparkline } from "./sparkline.js";
 import { FAILURES, RATES, rates } from "./rates.js";
@@ -207,7 +207,7 @@ function gauges(figures) {
         h("td", { class: "num dim" }, `of ${count(most)}`)),
     ))),
     h("p", { class: "dim" },
-      `${count(trajectories.turns)} turns in ${count(trajectories.sessions)} sessions`,
+      `${many(trajectories.turns, "turn")} in ${many(trajectories.sessions, "session")}`,
       trajectories.dropped_turns ? `, ${count(trajectories.dropped_turns)} dropped` : "",
       journal?.degraded ? " · the journal cannot be written" : "",
       figures.weights?.current ? ` · weights ${figures.weights.current}` : "",

@@ -28,19 +28,34 @@ _OTHER = "qZ7"  # makes another text of one
 Render = Callable[[Sequence[Message]], str]
 
 
+class Filled(str):
+    """A rendering that has each message's text as it is, the last of them before `tail_len`."""
+
+    __slots__ = ("tail_len",)
+    tail_len: int  # characters of the template's own
+
+    def __new__(cls, text: str, tail_len: int) -> Filled:
+        """The text, and where in it the messages end."""
+        made = super().__new__(cls, text)
+        made.tail_len = tail_len
+        return made
+
+
 @value(frozen=True, slots=True)
 class Form:
     """A rendering with the numbers of the messages in place of their texts."""
 
     parts: tuple[str | int, ...]
     answers: tuple[tuple[Question, object], ...]
+    tail_len: int | None = None  # see `Filled`; None where a text is not printed
 
     def filled(self, texts: Sequence[str]) -> str | None:
         """The rendering of messages with these texts; None where it may be another."""
         for (number, function, args), answer in self.answers:
             if function(texts[number], *args) != answer:
                 return None
-        return "".join([part if type(part) is str else texts[part] for part in self.parts])  # type: ignore[index]
+        text = "".join([part if type(part) is str else texts[part] for part in self.parts])  # type: ignore[index]
+        return text if self.tail_len is None else Filled(text, self.tail_len)
 
     @property
     def own_len(self) -> int:
@@ -119,7 +134,8 @@ def _learned(
         other = render(_with(messages, others))
     except Exception:  # noqa: BLE001 - a template is a program: if it raises anything, it has no form
         return None
-    form = Form(_parts(watched), tuple(log.answers.items()))
+    parts = _parts(watched)
+    form = Form(parts, tuple(log.answers.items()), _tail_len(parts, len(texts)))
     is_right = form.filled(texts) == text and form.filled(others) == other
     return form if log.is_whole and is_right and form.own_len <= MAX_OWN_LEN else None
 
@@ -133,6 +149,12 @@ def _parts(watched: str) -> tuple[str | int, ...]:
         else:
             parts.append(part)
     return tuple(parts)
+
+
+def _tail_len(parts: Sequence[str | int], count: int) -> int | None:
+    if not parts or not set(parts).issuperset(range(count)):
+        return None
+    return 0 if type(parts[-1]) is int else len(str(parts[-1]))
 
 
 def _with(messages: Sequence[Message], texts: Sequence[str]) -> list[Message]:
