@@ -1,4 +1,4 @@
-"""A tool's input in a stream: it can be read as far as it has come, and in the end it is told."""
+"""A tool's input in a stream: it can be read as far as it has come, and at its end all was said."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from slime_router.json_text import StringControls, without_halves
 
 texts = st.text(st.sampled_from('ab"\\u12{}[]:, \n\x01é🙂-.eE+ntrue'), max_size=24)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
     max_leaves=8,
 )

@@ -1,6 +1,6 @@
 """A tool's input as it is streamed: whatever has been passed on can still become an object.
 
-Models also write arguments that are no JSON. SDKs read an input while it comes, and give up the
+Models also write arguments that are not JSON. SDKs read an input while it comes, and give up the
 whole reply where they cannot. So what breaks off is ended there, and has all that was written as a
 last member, `_raw`.
 """
@@ -34,7 +34,7 @@ def whole_input(streamed: str) -> str:
 class StreamedInput:
     """The arguments of one call, which come in pieces.
 
-    Commas, keys and the last brace wait for what comes next: a break leaves whole members behind.
+    Commas, keys and the last brace wait for what comes next: before a break are whole members.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class StreamedInput:
         self._open: list[str] = []  # objects and arrays
         self._next = "object"  # or "key", "key or end", "colon", "value", "value or end", "more"
         self._string = ""  # the one that is open: "key" or "value"
-        self._is_broken = False  # all that was written is told at the end
+        self._is_broken = False  # all that was written is given at the end
         self._has_stopped = False  # nothing more is passed on until then
 
     def push(self, text: str, *, is_last: bool) -> str:

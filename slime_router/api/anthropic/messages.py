@@ -254,7 +254,7 @@ def input_json(arguments: str) -> str:
 
 
 def arguments_of(given: dict[str, Any]) -> dict[str, Any] | str:
-    """The arguments that became this input. A stream may have begun it before it was no JSON."""
+    """The arguments that became this input. A stream may have begun it as an object."""
     raw = given.get(RAW)
     if isinstance(raw, str) and raw.strip() and not _is_object(raw):
         *_, last = given
