@@ -132,7 +132,7 @@ class StringControls:
         self._is_escaped = False
 
     def escaped(self, text: str) -> str:
-        """The next piece, of which everything else stays as it is."""
+        """The next piece; everything else in it stays as it is."""
         parts: list[str] = []
         start, escaped_at = 0, 0 if self._is_escaped else -1
         self._is_escaped = False

@@ -93,7 +93,7 @@ class Supervisor:
         """Cancels tasks and waits for their ends; one that does not end in time is reported.
 
         Each time that this is cancelled itself, they are cancelled once more. It still waits for
-        them: whoever saw `stop` end may rely on it that nothing of theirs is left.
+        them: whoever saw `stop` end may rely on nothing of theirs being left.
         """
         limit_s = self._stop_timeout_s if timeout_s is None else timeout_s
         clock = asyncio.get_running_loop().time

@@ -85,7 +85,7 @@ FLOOR_OF = {
     "integrations": "cli",  # likewise, inside a trainer
     "cli": "cli",
     "__main__": "cli",
-    "testing": "cli",  # beside the router: nothing of it may be used by the router
+    "testing": "cli",  # beside the router: the router may use none of it
 }
 STRANGERS = ("cache", "replies", "pool", "trajectory")  # rooms that never meet
 MAX_FILES = 15  # in a folder

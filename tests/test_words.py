@@ -69,6 +69,12 @@ RULES = (
         r"(?:^|[.:;] )Who (?!is it|are you|may |can )[a-z][^.?]*\.(?:\s|$)",
         "`Who does X ...` as a statement: `Whoever does X`, `a client that does X`",
     ),
+    rule(r"\bnothing of (?:it|them|this)\b", "`nothing of it`: `none of it`"),
+    rule(r"\bsays? nothing of\b", "`says nothing of`: `says nothing about`"),
+    rule(
+        r", of which (?:it|there|nothing|nobody|everything|each|those)\b",
+        "`, of which there is one`: two sentences, or `whose`",
+    ),
     rule(r"\bthat is none\b", "`that is none`: `that is invalid`"),
 )
 

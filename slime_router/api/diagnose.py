@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
 
@@ -23,24 +23,10 @@ from slime_router.api.request import (
 from slime_router.api.retrieve import read_template_options
 from slime_router.api.token_ids import checked_ids
 from slime_router.auth.caller import ANYBODY, Caller, caller
-from slime_router.doctor.doctor import Diagnosis
+from slime_router.doctor.doctor import Diagnosis, Doctor
 from slime_router.doctor.drift import Glimpse, Parting, Region
 from slime_router.errors import BadRequest
 from slime_router.types import GenerateCall, TemplateOptions, TokenIds
-
-
-class Doctor(Protocol):
-    """Finds drift; `slime_router.doctor.doctor` does."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids are in `[0, vocab_size)`."""
-
-    async def of_tokens(self, held: TokenIds, call: GenerateCall) -> Diagnosis:
-        """Compares these tokens with the call's messages or text."""
-
-    async def of_session(self, session_id: str, call: GenerateCall) -> Diagnosis:
-        """Compares a turn of the session with the call's messages or text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ async def _several(
 
 
 class Copies:
-    """One stream for several readers, each of which reads all of it at its own pace."""
+    """One stream for several readers: each reads all of it at its own pace."""
 
     def __init__(self) -> None:
         self._chunks: list[GenerateChunk] = []

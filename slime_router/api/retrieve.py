@@ -7,7 +7,7 @@ enters the cache.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import orjson
@@ -17,21 +17,9 @@ from slime_router.api.chat.messages import read_messages
 from slime_router.api.chat.tools import read_tools
 from slime_router.api.request import new_turn_id, read_object, require, scope, session_id
 from slime_router.aside import Aside
+from slime_router.generation.retrieval import Retriever
 from slime_router.trajectory.turn import Trace
 from slime_router.types import GenerateCall, Message, TemplateOptions
-
-
-class Retriever(Protocol):
-    """Finds traces; `slime_router.generation.retrieval` does."""
-
-    async def by_text(self, text: str, scope: str = "", session_id: str | None = None) -> Trace:
-        """The trace of a text in one part of the cache."""
-
-    def count_paths(self, text: str, scope: str = "", session_id: str | None = None) -> int:
-        """How many cached paths read so."""
-
-    async def by_messages(self, call: GenerateCall) -> tuple[Trace, str]:
-        """The trace of a conversation, and its text."""
 
 
 class RetrieveDoor:

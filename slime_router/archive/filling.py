@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 NO_ANSWER = "degraded: the store did not answer"
 MAX_ROUNDS = 8  # of looking, and finding what leads to more
-MAX_AT_REST = 50_000  # sessions of which a list is remembered; some 50 MB
+MAX_AT_REST = 50_000  # sessions whose list is remembered; some 50 MB
 PART_TURNS = 24  # absorbed before others get to run: three milliseconds
 AT_ONCE = 100  # homes that are fetched at once
 RETRY_S = 1.0  # an archive that did not answer is not asked again before
@@ -78,7 +78,7 @@ class Filler:
         self._down_until = 0.0
         self._sessions: dict[str, None] = {}  # names, as far as they were listed
         self._listed = NOTHING_SEEN
-        self._unknown: dict[str, None] = {}  # those of which nothing counts yet
+        self._unknown: dict[str, None] = {}  # those not counted at all yet
         # What was listed of those that are not in memory, and how much had happened to them.
         self._at_rest: dict[str, tuple[Cursor, Session]] = {}
         self.counts = FillingCounts()

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 SLICE = 200  # turns of one transaction
 MAX_HOMES = 16  # of one name: the newest
-MAX_NAMED = 1_000  # turns with one name, of which the homes are found
+MAX_NAMED = 1_000  # turns with one name whose homes are found
 
 # Turns without a home are few: this finds them without looking at all others.
 HOMELESS = "CREATE INDEX IF NOT EXISTS homeless ON turns (seq) WHERE home IS NULL"

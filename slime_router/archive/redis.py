@@ -54,7 +54,7 @@ MAX_HOMES = 16  # of one name: the newest
 MAX_LISTED = 1_000_000  # changes of sessions
 ROUTERS = 1 << 16
 RENEWALS = 20  # of a home that is looked at, in the time in which it would expire
-MAX_RENEWED = 100_000  # homes of which it is known when
+MAX_RENEWED = 100_000  # homes for which the time is remembered
 FIRST: Cursor = "0-0"  # of a home that nothing has happened to
 
 _KIND, _ID, _SEQ, _DATA = b"k", b"i", b"s", b"d"

@@ -33,7 +33,7 @@ OVERRIDE_PREFIX = "x-override-"  # SGLang: they replace fields of the body, unch
 _PAGE = {("GET", "/dashboard"), ("GET", "/dashboard/{file}")}  # it holds no data
 _OPEN = {
     *(("GET", "/health"), ("GET", "/liveness"), ("GET", "/readiness"), ("HEAD", "/")),
-    *(("GET", "/openapi.json"), ("GET", "/docs")),  # they say nothing of this router
+    *(("GET", "/openapi.json"), ("GET", "/docs")),  # they reveal nothing about this router
     *_PAGE,
 }
 _LISTING = ("GET", "/sessions")

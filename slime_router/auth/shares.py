@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 
 class Shares:
-    """At most `limit` places, of which each of `owners` can always have its share.
+    """At most `limit` places; each of `owners` can always have its share.
 
     One half of the places is divided among the owners, at least one place to each if there are so
     many; an owner that needs less leaves the rest of its share free. The other half goes to

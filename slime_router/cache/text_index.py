@@ -83,7 +83,7 @@ class TextIndex(Generic[AnyStr, Mark]):
 
     @staticmethod
     def _passes(text: AnyStr, place: Place[AnyStr, Mark], same_len: int) -> bool:
-        """Whether the place's text is a prefix of `text`, of which the beginning is known."""
+        """Whether the place's text is a prefix of `text`, whose beginning is known."""
         while place.depth > same_len and (parent := place.parent) is not None:
             if not text.startswith(place.edge, parent.depth):
                 return False

@@ -22,7 +22,7 @@ def reached(repository: str) -> str:
     """The repository where the hub answers; else its directory in the cache, with a log line.
 
     Raises:
-        SetupError: the hub cannot be reached, and nothing of the repository is in the cache.
+        SetupError: the hub cannot be reached, and none of the repository is in the cache.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -54,7 +54,7 @@ def _failure(repository: str) -> Exception | None:
             get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=LOOK_TIMEOUT_S)
         except (OfflineModeIsEnabled, ValueError):  # ValueError: it is not an id
             return None
-        except Exception as exc:  # noqa: BLE001 - the error of its HTTP library, of which it has had three
+        except Exception as exc:  # noqa: BLE001 - its HTTP library's error: it has had three of those
             # An answer that it does not like is an answer.
             if getattr(exc, "response", None) is not None:
                 return None

@@ -100,7 +100,7 @@ class TekkenRenderer:
         ready = [message for message in messages if not _is_empty_reply(message)]
         try:
             ids = self._encode(ready, options)
-        except Exception as exc:  # whatever its checks raise, of which it has many kinds
+        except Exception as exc:  # its checks raise many kinds
             reason = f"The chat format cannot render these messages: {one_line(exc)}"
             raise BadRequest(reason, param="messages") from exc
         text: str = self._instruct.decode(ids, special_token_policy=self._keep)

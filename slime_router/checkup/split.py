@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from slime_router.tokens.encoder import After
-from slime_router.types import TokenIds
+from slime_router.tokens.tokenizer import Tokenizer
 
 MIN_LEN = 2  # characters of a token that can be cut in two
 
 
-class SplitVocabulary(Protocol):
-    """What the split needs of a tokenizer."""
-
-    def encode(self, text: str, after: After = After.START) -> TokenIds:
-        """The canonical ids of a text."""
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The token's bytes in the middle of a text."""
-
-
-def odd_split(vocabulary: SplitVocabulary, text: str, after: After) -> list[int]:
+def odd_split(vocabulary: Tokenizer, text: str, after: After) -> list[int]:
     """Ids that spell `text`, in which plain words are cut where the tokenizer would not.
 
     Only tokens made of letters, with at most a space before them, are cut: control tokens and
@@ -32,7 +20,7 @@ def odd_split(vocabulary: SplitVocabulary, text: str, after: After) -> list[int]
     return ids
 
 
-def _halves(vocabulary: SplitVocabulary, token_id: int) -> list[int]:
+def _halves(vocabulary: Tokenizer, token_id: int) -> list[int]:
     """Two tokens that spell the same; nothing where there are no such."""
     spelled = vocabulary.token_bytes(token_id)
     word = spelled.decode(errors="replace")

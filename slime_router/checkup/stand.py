@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from slime_router.choices import History
 from slime_router.generation.middleware import Dispatch
 from slime_router.generation.token_path import TokenPath
 from slime_router.replies.parsers import ReplyParsers
@@ -63,14 +62,13 @@ class Stand:
         template: ChatTemplate,
         parsers: ReplyParsers,
         *,
-        history: History = "held",
         dispatch: Dispatch | None = None,
     ) -> None:
         path = TokenPath(
             tokenizer,
             template,
             parsers,
-            history=history,
+            history="held",
             capture="tokens",
             max_cached_tokens=MAX_TOKENS,
             max_stored_tokens=MAX_TOKENS,

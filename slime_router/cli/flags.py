@@ -41,7 +41,7 @@ class _HintingParser(OneLineParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(self._hint(unknown[0]))
-        for action in self._actions:  # argparse before 3.13 makes a list of nothing of `--host=--`
+        for action in self._actions:  # argparse before 3.13 turns `--host=--` into an empty list
             if action.nargs is None and isinstance(getattr(parsed, action.dest, None), list):
                 self.error(f"argument {'/'.join(action.option_strings)}: expected one argument")
         return parsed

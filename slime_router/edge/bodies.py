@@ -97,7 +97,7 @@ async def _received(request: web.Request, kept: Visit) -> bytes:
 
 
 def _arrived(content: StreamReader) -> bytes | None:
-    """The body, taken out of its reader, if it came in one piece and nothing of it was read.
+    """The body, taken out of its reader, if it came in one piece and none of it was read.
 
     To read it would ask the parser for more and let the transport go on, though nothing follows.
     """

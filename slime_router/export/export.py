@@ -148,7 +148,7 @@ class Export:
 
 
 def _digest(rows: Rows) -> str:
-    """Of what is in them, in whatever order its names stand."""
+    """Of their content, whatever the order of its keys."""
     found = blake2b(digest_size=16)
     for row in rows:
         found.update(orjson.dumps(row, option=orjson.OPT_SORT_KEYS))

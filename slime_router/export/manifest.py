@@ -87,7 +87,7 @@ def header(form: str) -> bytes:
 
 
 def line_of(file: str | None, rows: int, size: int, entries: Sequence[Entry]) -> dict[str, Any]:
-    """What is said of one file; None for sessions of which nothing was written."""
+    """What is said of one file; None for sessions without anything written."""
     return {
         "file": file,
         "rows": rows,

@@ -70,8 +70,6 @@ class Health:
         supervisor: Supervisor,
         *,
         on_up: Callable[[Worker], None] = lambda _: None,
-        backoff: Backoff | None = None,
-        random: Callable[[], float] = random.random,
     ) -> None:
         self.deaths = 0
         self.recoveries = 0
@@ -80,8 +78,7 @@ class Health:
         self._settings = settings
         self._supervisor = supervisor
         self._on_up = on_up
-        self._backoff = backoff or Backoff(initial_s=0.1, max_s=settings.interval_s)
-        self._random = random
+        self._backoff = Backoff(initial_s=0.1, max_s=settings.interval_s)
         self._watches: dict[Worker, asyncio.Task[None]] = {}
         self._alarms: dict[Worker, asyncio.Event] = {}
         self._is_running = False
@@ -113,7 +110,7 @@ class Health:
             if worker not in self._watches:
                 self._alarms[worker] = asyncio.Event()
                 self._alarms[worker].set()  # probe at once: is it there?
-                state = _State(self._settings, self._backoff, self._random)
+                state = _State(self._settings, self._backoff, random.random)
                 watch = partial(self._watch, worker, state)
                 task = self._supervisor.start("health watch", watch, about=worker.url)
                 self._watches[worker] = task
@@ -166,7 +163,7 @@ class Health:
             answer = await self._client.ask(
                 worker, "GET", endpoint, headers={}, timeout_s=self._settings.timeout_s
             )
-        except OutOfDescriptors:  # this says nothing of the worker
+        except OutOfDescriptors:  # this says nothing about the worker
             raise
         except RouterError as exc:
             logger.debug("probe failed: worker=%s reason=%s", worker.url, exc)

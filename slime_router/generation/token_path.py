@@ -86,7 +86,7 @@ class TokenPath:
         return f"<TokenPath {self.store!r}>"
 
     async def length(self, call: GenerateCall, context_len: int | None = None) -> int:
-        """How many tokens a call's prompt has; nothing of it is kept.
+        """How many tokens a call's prompt has; none of it is kept.
 
         Raises:
             BadRequest: as where the prompt is made to be sent.

@@ -115,7 +115,7 @@ async def _aborted(args: Namespace) -> None:
 
 
 def _state(args: Namespace) -> Any:
-    """slime's state of its rollouts, of which there is one."""
+    """slime's state of its rollouts; there is only one."""
     from slime.rollout.sglang_rollout import (  # type: ignore[import-not-found] # runs in slime
         GenerateState,
     )

@@ -297,7 +297,7 @@ class Database:
                 for change in changes:
                     self._apply(change)
             sql.execute("COMMIT")
-        except BaseException:  # whatever it is, nothing of it may stay
+        except BaseException:  # whatever it is, none of it may stay
             with suppress(sqlite3.Error):  # it may have rolled back by itself
                 sql.execute("ROLLBACK")
             raise

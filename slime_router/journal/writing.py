@@ -14,12 +14,12 @@ MOST_ROWS = 64  # of one statement; a connection knows one statement for each nu
 
 @contextmanager
 def writing(sql: sqlite3.Connection) -> Iterator[None]:
-    """What is done in the block is one transaction; nothing of it stays where it fails."""
+    """What is done in the block is one transaction; none of it stays if it fails."""
     sql.execute("BEGIN IMMEDIATE")
     try:
         yield
         sql.execute("COMMIT")
-    except BaseException:  # whatever it is, nothing of it may stay
+    except BaseException:  # whatever it is, none of it may stay
         with suppress(sqlite3.Error):  # it may have rolled back by itself
             sql.execute("ROLLBACK")
         raise

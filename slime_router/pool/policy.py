@@ -29,7 +29,7 @@ class Policy(Protocol):
     """Chooses workers, and learns from the outcome."""
 
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
-        """One of `workers`, of which there is at least one."""
+        """One of `workers`; there is at least one."""
         ...
 
     def sent(self, worker: Worker, need: Need) -> int:

@@ -146,7 +146,7 @@ class _Summaries:
         return found
 
     def _quoted_in(self, prompt: TokenIds) -> Iterable[tuple[TurnNode, float]]:
-        """The candidates of which a prompt has much, and how much."""
+        """The candidates that share much with a prompt, and how much."""
         words = np.unique(shingles(prompt))
         start = np.searchsorted(self._words, words, "left")
         end = np.searchsorted(self._words, words, "right")

@@ -2,7 +2,7 @@
 
 The same forest and selection as those of the rows, without their arrays: what a person looks at.
 
-    start      nothing of the session begins its prompt
+    start      its prompt begins with no other turn of the session
     branch     shares the first tokens of an older prompt, and departs inside it
     extension  begins with all of its parent
     fork       the same, but the parent was continued before

@@ -5,24 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any
 from zlib import crc32
 
+from slime_router.rows.forest import TurnSource
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.turn import Turn
 
 
-class Turns(Protocol):
-    """Knows turns; `slime_router.trajectory.store` does."""
-
-    def get(self, turn_id: str) -> Turn | None:
-        """The turn, or None where it is not held."""
-
-    def is_delivered(self, turn_id: str) -> bool:
-        """Whether the client read the reply to its end."""
-
-
-def revision_of(turns: Turns, session: Session) -> str:
+def revision_of(turns: TurnSource, session: Session) -> str:
     """16 hexadecimal digits: of which turns it has, and what is said of them and of it.
 
     Not of its tokens: a turn never changes but in its marks. The same after a restart, and at each

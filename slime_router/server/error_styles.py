@@ -1,4 +1,4 @@
-"""In which API's form an error is written: that of the route, or of the route that was meant."""
+"""The form of an error: that of the route's API, or of the API that was meant."""
 
 from __future__ import annotations
 

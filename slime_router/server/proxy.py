@@ -121,7 +121,7 @@ class PassThrough:
 
     @asynccontextmanager
     async def _slot(self, request: web.Request, body: WorkerBody | None) -> AsyncIterator[None]:
-        """Work, of which the body was read, has a slot for the block."""
+        """Work whose body was read has a slot for the block."""
         if body is None:
             yield
             return

@@ -1,7 +1,7 @@
 """Cuts off clients that send no request, stop sending it, or stop reading their reply.
 
 The invariant: a client that takes `UNSENT_LEN` bytes in `timeout_s` is never cut off; one that
-makes no progress for this long is, and nothing of its request is left: its generation is aborted as
+makes no progress for this long is, and nothing is left of its request: its generation is aborted as
 if it had closed the connection. Until then it costs little: a reply waits when the socket's buffer
 is full, and so does the worker that it comes from.
 

@@ -125,11 +125,9 @@ class Siblings:
                 silent[number] = silence
         return Heard(answers, silent)
 
-    async def ask_one(
-        self, number: int, topic: str, message: Any = None, *, timeout_s: float = ANSWER_TIMEOUT_S
-    ) -> Heard:
+    async def ask_one(self, number: int, topic: str, message: Any = None) -> Heard:
         """The same for one of the others."""
-        answer, silence = await self._ask(number, topic, orjson.dumps(message), timeout_s)
+        answer, silence = await self._ask(number, topic, orjson.dumps(message), ANSWER_TIMEOUT_S)
         return Heard({number: answer}) if silence is None else Heard(silent={number: silence})
 
     async def _ask(

@@ -4,7 +4,7 @@ Templates disagree on what an assistant message with calls holds. Most print arg
 object; DeepSeek's adds them to a string. DeepSeek V3's prints calls only where the content is null,
 gpt-oss' only where it is not; that of a distilled R1 prints an empty turn after calls where it is
 not null. Mistral's refuses ids that are not nine letters or digits. Those of models that see
-pictures may print a list of parts and nothing of a string.
+pictures may print a list of parts but not a string.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ How a template prints an old reply does not matter: the tokens that were sampled
 nothing in a reply that will be thrown away may make a request fail. A stand-in has the names and
 ids of its calls, because templates print tool results by them, and otherwise only a word in place
 of its content, or of the last argument of its last call. Where the template refuses that, or
-prints nothing of it, less is tried: the first call only, then no calls.
+prints none of it, less is tried: the first call only, then no calls.
 """
 
 from __future__ import annotations

@@ -39,10 +39,10 @@ class EncoderCounts:
 class EncoderSwitch:
     """Encodes by the reference, or by a faster library that was switched on."""
 
-    def __init__(self, reference: Encoder, *, check_every: int = CHECK_EVERY) -> None:
+    def __init__(self, reference: Encoder) -> None:
         self.reference = reference
         self.counts = EncoderCounts()
-        self._check_every = check_every
+        self._check_every = CHECK_EVERY
         self._fast: Encoder | None = None
         self._is_over = False  # it has differed once
         self._requests = 0

@@ -19,9 +19,9 @@ class HeldTokens:
     So the next turn of a long conversation costs one copy, not a walk through all turns before it.
     """
 
-    def __init__(self, turns: Mapping[str, Turn], *, kept_tokens: int = KEPT_TOKENS) -> None:
+    def __init__(self, turns: Mapping[str, Turn]) -> None:
         self._turns = turns
-        self._kept_tokens = kept_tokens
+        self._kept_tokens = KEPT_TOKENS
         self._kept: OrderedDict[str, TokenIds] = OrderedDict()  # the least recently used first
         self._tokens = 0
 

@@ -201,13 +201,16 @@ async def test_the_lines_for_trainers_run(tmp_path):
             for block in blocks("docs/trainers.md")
             if block.mark == "runnable"
         ]
-    verifiers, atropos, strands, uni_agent = said
+    verifiers, atropos, strands, uni_agent, skyrl = said
     for export in (verifiers, strands):
         assert export["stats"]["trained_tokens"] > 0
         assert export["rows"][0]["turns"][0]["kind"] == "main"
     assert atropos["meta_info"]["output_token_logprobs"]
     choice = uni_agent["choices"][0]
     assert len(choice["token_ids"]) == len(choice["logprobs"]["token_logprobs"])
+    assert [choice["index"] for choice in skyrl["choices"]] == [0, 1]
+    assert skyrl["prompt_logprobs"][0] is None
+    assert list(skyrl["prompt_logprobs"][1]) == ["41"]
 
 
 def test_the_cases_and_adapters_of_the_conformance_kit_are_all_told():

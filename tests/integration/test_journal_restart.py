@@ -381,7 +381,7 @@ async def test_what_is_listed_and_searched_need_not_find_room_in_memory(tmp_path
 
 @pytest.mark.slow
 async def test_five_times_as_much_as_may_be_held_stays_within_the_limit(tmp_path):
-    """Sessions that are open, too; nothing of them is missing in the rows."""
+    """Sessions that are open, too; none of their turns is missing in the rows."""
     limit = 60_000
     async with tiny_worker() as worker:
         async with journaled(worker.url, tmp_path, max_memory=limit) as router:

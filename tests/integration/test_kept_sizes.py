@@ -1,4 +1,4 @@
-"""What a client makes long: refused by name, or nothing of it is kept."""
+"""What a client makes long: refused by name, or none of it is kept."""
 
 from __future__ import annotations
 

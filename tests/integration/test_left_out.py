@@ -35,7 +35,7 @@ async def named(router: Served, *messages: dict[str, Any], **fields: Any) -> tup
 async def test_a_late_system_message_is_named_with_the_request_that_brings_it(history, caplog):
     async with served(history=history, chat_template=TEMPLATE) as (router, _):
         _, names = await named(router, user("Hello"), assistant("Yes?"), LATE, user("More"))
-        assert names == ["messages[2]"]  # nothing of it was known
+        assert names == ["messages[2]"]  # none of it was known
         text, names = await named(router, user("Hi"))
         assert names == []
         talk = [user("Hi"), assistant(text), LATE, user("More")]

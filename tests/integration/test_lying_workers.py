@@ -1,4 +1,4 @@
-"""A worker that sends what it cannot have sampled: it is left, and nothing of it gets anywhere."""
+"""A worker that sends what it cannot have sampled: it is left, and none of it gets anywhere."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ async def test_a_worker_answers_what_holds_media_byte_for_byte(path, body, reaso
         assert (heard.method, heard.target, heard.body) == ("POST", f"{path}?beta=true", raw)
         plain = {"status": "passed", "reused": 0, "encoded": 0, "turn": ""}
         assert said == {**plain, "reason": reason}
-        assert await left(router) == before, "nothing of it is held"
+        assert await left(router) == before, "none of it is held"
         _, figures = await router.get("/metrics")
         assert figures["router"]["media_passed"] == 1
 

@@ -1,6 +1,6 @@
 """Every reply is what the SDKs' own types say, strictly, and has the keys that OpenAI requires.
 
-The SDKs build their objects without any check, so that they can read a reply says nothing of it.
+The SDKs build their objects without any check, so reading a reply proves nothing about it.
 """
 
 from __future__ import annotations

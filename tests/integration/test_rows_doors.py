@@ -467,7 +467,7 @@ async def test_a_session_is_walked_from_its_opening_to_its_end():
 
 
 async def test_a_row_without_the_experts_that_its_session_wants_is_counted():
-    """A worker without the flag gives none, and says nothing of it."""
+    """A worker without the flag gives none, and does not mention it."""
     async with served() as (router, worker):
         spec = {"session_id": "s", "return_routed_experts": True, "return_indexer_topk": True}
         await router.post("/sessions", spec)

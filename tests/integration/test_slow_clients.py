@@ -174,7 +174,7 @@ def long_reply(worker: Any, count: int = 4000) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", ["/generate", CHAT])
 async def test_a_client_that_reads_no_more_of_its_stream_is_cut_and_its_generation_ended(path):
-    """Until then little of the stream is in memory; afterwards nothing of it is left."""
+    """Until then little of the stream is in memory; afterwards nothing is left of it."""
     async with (
         served({"context_len": 100_000}) as (router, worker),
         connected(router, buffer_len=4096) as (reader, writer),

@@ -316,9 +316,33 @@ async def test_forced_calls_come_as_json_where_the_format_cannot_be_forced():
     assert (reply["content"], reply["finish"]) == ("", "tool_calls")
 
 
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}}
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=["any", "named"])
+async def test_a_schema_of_the_text_yields_to_a_call_that_is_forced(choice):
+    """instructor asks the Responses API for both. A forced call has no text beside it."""
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+    async with parsing() as (router, worker):
+        say(worker, CALL)
+        _, sampling, reply = await prompt_and_reply(choice)
+        say(worker, CALL)
+        body = {"model": "tiny", "messages": [user("Hi")], "tools": TOOLS, "tool_choice": choice}
+        async with router.http.post(CHAT, json={**body, "response_format": wanted}) as response:
+            answer = whole(await response.json())
+            receipt = orjson.loads(response.headers["x-slime-receipt"])
+        sent = worker.requests[-1].body["sampling_params"]
+    assert sent["structural_tag"] == sampling["structural_tag"]
+    assert "json_schema" not in sent
+    assert answer["calls"] == reply["calls"] != []
+    assert "the schema of the text does not apply to a forced call" in receipt["notes"]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
+        ({"tool_choice": "required", "regex": "a+"}, "tool_choice"),
         ({"tool_choice": "required", "tools": []}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "rm"}}}, "tool_choice"),
         ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),

@@ -388,7 +388,7 @@ def test_a_text_that_grows_is_not_copied_each_time(lens, is_long):
 
 
 def test_a_whole_text_ends_only_at_an_anchor_of_the_tree():
-    """What comes after it is not known yet: the text itself says nothing of a cut at its end."""
+    """What comes after it is not known yet: the text itself says nothing about a cut at its end."""
     tree = RadixTree()
     insert(tree, piece("x", 1), piece("y", 2))
     assert tree.match_prefix("", "xy", None, anywhere).text_len == 1

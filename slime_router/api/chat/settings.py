@@ -36,6 +36,7 @@ MAX_KEPT_LEN = 2**23  # bytes of settings that are remembered, about
 _OWN_LEN = 2**12  # bytes of one, besides what the client has written
 _SHARE = 8  # times the JSON, for that and the objects read from it
 _MAX_SHARE = 16  # a longer one than this part of all is read each time
+SCHEMA_NOTE = "the schema of the text does not apply to a forced call"
 STRICT_NOTE = "'strict' tools are not enforced where the model may choose to call them"
 _EXPERT_FIELDS = ("return_hidden_states", "return_routed_experts", "routed_experts_start_len")
 
@@ -146,7 +147,6 @@ class SettingsReader:
         )
         form = _reply_format(fields, choice)
         constraint = self._grammar(said, fields, form)
-        is_free = constraint is None and any(t["function"].get("strict") for t in form.tools)
         return Settings(
             fields=fields,
             shown_tools=choice.shown,
@@ -160,7 +160,7 @@ class SettingsReader:
             worker_fields=_worker_fields(fields),
             parting=parting(said),
             style=self._style(fields),
-            notes=(STRICT_NOTE,) if is_free else (),
+            notes=_notes(said, form, constraint),
         )
 
     def _style(self, fields: ChatFields) -> ChatStyle:
@@ -186,13 +186,29 @@ class SettingsReader:
         """The client's own constraint, which leaves room for calls, or the one that forces one."""
         asked = grammar(said.get("response_format"), regex=fields.regex, ebnf=fields.ebnf)
         forced = self._parsers.constraint(form)
-        if asked is None:
+        if asked is None or (forced is not None and _has_schema(said)):
             return forced
         if forced is not None:
             raise BadRequest(
                 "A forced tool call leaves no room for another constraint.", param="tool_choice"
             )
         return self._parsers.either(form, asked)
+
+
+def _has_schema(said: Mapping[str, Any]) -> bool:
+    """Whether the text is to follow a schema: as at OpenAI, calls that are forced do not."""
+    wanted = said.get("response_format")
+    return isinstance(wanted, Mapping) and wanted.get("type") == "json_schema"
+
+
+def _notes(
+    said: Mapping[str, Any], form: ReplyFormat, constraint: Grammar | None
+) -> tuple[str, ...]:
+    """What of the request has no effect, in words for the receipt."""
+    if form.is_forced:
+        return (SCHEMA_NOTE,) if _has_schema(said) else ()
+    is_strict = any(tool["function"].get("strict") for tool in form.tools)
+    return (STRICT_NOTE,) if is_strict and constraint is None else ()
 
 
 def _written(asked: Mapping[str, Any]) -> bytes | None:

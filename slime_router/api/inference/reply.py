@@ -168,7 +168,7 @@ def _finite(logprob: float | None) -> float:
 
 
 def _experts(chunk: GenerateChunk, each: tuple[int, int] | None) -> dict[str, Any]:
-    """Base64 of little-endian int32; flat where nobody knows what there is of each token."""
+    """Base64 of little-endian int32; flat where the number of values for each token is unknown."""
     data = chunk.routed_experts or ""
     count = len(b64decode(data)) // 4
     tokens, rest = divmod(count, 1 if each is None else math.prod(each))

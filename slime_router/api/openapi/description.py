@@ -1,4 +1,4 @@
-"""The doors of the API's description. Both are open: they say nothing of this router."""
+"""The doors of the API's description. Both are open: they reveal nothing about this router."""
 
 from __future__ import annotations
 

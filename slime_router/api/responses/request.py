@@ -292,7 +292,7 @@ def _response_tools(given: Any) -> tuple[ResponseTool, ...]:
 
 
 def _distinct(tools: tuple[ResponseTool, ...]) -> tuple[ResponseTool, ...]:
-    """The tools, of which those have longer names that share theirs with one elsewhere."""
+    """The tools; those that share a name with one elsewhere get longer names."""
     homes: dict[str, set[str | None]] = {}
     for tool in tools:
         homes.setdefault(tool.name, set()).add(tool.namespace)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
 import orjson
@@ -18,6 +18,7 @@ from slime_router.api.sessions.request import check_known, read_close, read_rewa
 from slime_router.api.sessions.turns import turn_body
 from slime_router.api.token_ids import Vocabulary
 from slime_router.auth.caller import caller
+from slime_router.generation.sessions import Sessions
 from slime_router.journal.fetching import Fetch
 from slime_router.rows.revision import revision_of
 from slime_router.trajectory.session import Session
@@ -27,23 +28,13 @@ from slime_router.values import replace
 _SLICE = 1_000  # sessions listed in one go before other tasks get their turn
 
 
-class Flights(Protocol):
-    """Knows what runs in each session; `slime_router.generation.sessions` does."""
-
-    async def close(self, session_id: str, *, cancel: bool, timeout_s: float) -> Session:
-        """Freezes a session once nothing runs in it."""
-
-    async def delete(self, session_id: str) -> None:
-        """Forgets a session and ends what runs in it."""
-
-
 class SessionDoor:
     """Serves `/sessions` and `/sessions/{session}`, its `/close` and its `/reward`."""
 
     def __init__(
         self,
         store: TrajectoryStore,
-        flights: Flights,
+        flights: Sessions,
         vocabulary: Vocabulary,
         fetch: Fetch,
         *,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -15,6 +14,7 @@ from slime_router.auth.caller import Caller, caller
 from slime_router.auth.owners import owner_of, shown
 from slime_router.errors import BadRequest, NotFound
 from slime_router.journal.fetching import Fetch
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.account import Account
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
@@ -24,17 +24,10 @@ INCLUDED = ("messages", "prompt", "reply")
 _INLINE_TOKENS = 8_000  # fewer are decoded in some milliseconds: not worth a thread
 
 
-class Decoder(Protocol):
-    """Knows the text of tokens; the tokenizer does."""
-
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """The text of these tokens."""
-
-
 class TurnDoor:
     """Serves `/turns/{id}`: by the turn's id, or by any that its client knows."""
 
-    def __init__(self, store: TrajectoryStore, decoder: Decoder, fetch: Fetch) -> None:
+    def __init__(self, store: TrajectoryStore, decoder: Tokenizer, fetch: Fetch) -> None:
         self._store = store
         self._fetch = fetch
         self._decoder = decoder
@@ -43,7 +36,7 @@ class TurnDoor:
         """`GET /turns/{id}?include=messages,prompt,reply`: what is known of the turn.
 
         Raises:
-            BadRequest: the query asks for what there is not.
+            BadRequest: the query asks for an unknown part.
             NotFound: there is no such turn, or it is not the caller's.
         """
         wanted = _read_included(request)

@@ -46,8 +46,8 @@ class Remote:
         BadPlace: the URL is not one, or the file of the key cannot be read.
     """
 
-    def __init__(self, url: str, environ: Mapping[str, str] | None = None) -> None:
-        key = _key(os.environ if environ is None else environ)
+    def __init__(self, url: str) -> None:
+        key = _key(os.environ)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             self._client = Client(url, timeout_s=TIMEOUT_S, headers=headers)

@@ -19,7 +19,7 @@ class Launched:
         self._known: dict[str, LaunchedWorker] = {}
 
     def start(self, supervisor: Supervisor) -> None:
-        """Knows what there is; looks in the background, as long as the supervisor lasts."""
+        """Looks at once, then in the background, as long as the supervisor lasts."""
         self.look()
         supervisor.every(EVERY_S, "look at launched workers", self.look)
 

@@ -73,6 +73,6 @@ def distribution(
 
 
 def no_masks(count: int) -> Distribution:
-    """One of so many tokens that says nothing of any."""
+    """One for this many tokens that says nothing about any of them."""
     logprobs = np.full(count, np.nan, np.float32)
     return distribution(np.zeros(count, np.int32), NO_TOKENS, logprobs)

@@ -77,7 +77,7 @@ def of_nested(tokens: Sequence[Sequence[tuple[float, int]]]) -> TopLogprobs:
 def laid_out(
     spans: Sequence[tuple[int, int, TopLogprobs | None]], length: int
 ) -> TopLogprobs | None:
-    """The likeliest tokens of a row of `length` tokens, of which only some spans have any.
+    """The likeliest tokens of a row of `length` tokens; only some spans have any.
 
     The spans follow each other, and do not overlap. None where none of them has any.
     """
