@@ -115,7 +115,8 @@ class Relay:
             while not (stitch.is_over or run.is_cancelled):
                 try:
                     with await attempts.lease(part.rid) as lease:
-                        async with aclosing(self._sampled(part, lease.worker, attempts)) as came:
+                        came = self._sampled(part, lease.worker, attempts)
+                        try:
                             async for chunk in came:
                                 if not attempts.is_sampling and chunk.output_ids:
                                     attempts.progress(lease)
@@ -131,6 +132,8 @@ class Relay:
                                     yield each
                                 if taken.finish is not None:
                                     break
+                        finally:
+                            await came.aclose()
                     if stitch.is_over:
                         break
                     await attempts.rest_after_abort()

@@ -154,13 +154,11 @@ class Cacher:
             if call.prefix_ids is not None:
                 _check_prefix(prompt, call.prefix_ids)
             reader = self._reader(call, prompt)
-            if self._capture == "off":  # nothing is filed: its text need not be kept
-                prompt = replace(prompt, pieces=())
+            if self._capture == "off":  # nothing is filed, and nobody will find it again
+                prompt = replace(prompt, pieces=(), conversation="")
         except BaseException:  # whatever ends it: what the prompt keeps must go
             self.maker.release(prompt)
             raise
-        if self._capture == "off":  # nobody will find the conversation again
-            prompt = replace(prompt, conversation="")
         kv_session = call.kv_session
         if is_of_root(prompt.conversation):
             kv_session = self.kv_name(prompt.conversation)

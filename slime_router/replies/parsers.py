@@ -295,7 +295,7 @@ class ReplyParsers:
     def _harmony_reader(
         self, form: ReplyFormat, prompt_tail: str, history: Sequence[Message]
     ) -> HarmonyReader | None:
-        if not self.are_needed(form) or harmony.NAME not in (self.tools, self.reasoning):
+        if harmony.NAME not in (self.tools, self.reasoning) or not self.are_needed(form):
             return None
         has_calls = self.tools == harmony.NAME and self._reads_calls(form)
         reader = HarmonyReader(

@@ -161,12 +161,14 @@ def reply_links(
         forms.append({**reply, "content": visible})
     if reasoning.strip():
         forms.append({**reply, "content": f"{THINK}{reasoning}{THOUGHT}{content}"})
-    begun = with_begun_arguments(reply)
-    forms += begun
-    if (told := without_repairs(reply, tools)) is not reply:
-        forms.append(told)
-    if with_call_ids and reply.get("tool_calls"):
-        forms += [without_call_ids(form) for form in forms]
+    begun: list[Message] = []
+    if reply.get("tool_calls"):
+        begun = with_begun_arguments(reply)
+        forms += begun
+        if (told := without_repairs(reply, tools)) is not reply:
+            forms.append(told)
+        if with_call_ids:
+            forms += [without_call_ids(form) for form in forms]
     links = [next_link(key, spelling, form, with_call_ids=with_call_ids) for form in forms]
     spelled = _digest(links[0][1], b"cut") if begun else links[0][1]
     return tuple(found for found, _ in links), spelled

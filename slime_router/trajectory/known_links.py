@@ -16,6 +16,7 @@ from slime_router.types import Message
 MAX_KEPT_LEN = 2**26  # bytes of text, and of what keeps it
 _ENTRY_LEN = 700  # bytes beside the text
 _WIDEST = 4  # bytes of a character, at most
+_TEXTS = frozenset((str,))
 
 
 class Link(NamedTuple):
@@ -50,7 +51,7 @@ class KnownLinks:
             self._kept.move_to_end(link)
             return known[1]
         following = self._work_out(link, message)
-        if all(type(value) is str for value in message.values()):  # where equal means the same
+        if _TEXTS.issuperset(map(type, message.values())):  # where equal means the same
             self._keep(link, message, following)
         return following
 

@@ -192,11 +192,13 @@ async def test_a_stream_has_start_blocks_reason_and_stop_in_this_order():
         delta(1, type="text_delta", text="."),
         end(1),
         begin(2, **use, id="call_0"),
-        delta(2, type="input_json_delta", partial_json='{"city": '),
-        delta(2, type="input_json_delta", partial_json='"Rome"}'),
+        delta(2, type="input_json_delta", partial_json="{"),  # a key waits for its value
+        delta(2, type="input_json_delta", partial_json='"city": "Rome"'),
+        delta(2, type="input_json_delta", partial_json="}"),
         end(2),
         begin(3, **use, id="call_1"),
-        delta(3, type="input_json_delta", partial_json='{"city": "Bonn"}'),
+        delta(3, type="input_json_delta", partial_json='{"city": "Bonn"'),
+        delta(3, type="input_json_delta", partial_json="}"),
         end(3),
         {
             "type": "message_delta",
@@ -456,6 +458,29 @@ async def test_anthropics_sdk_makes_the_same_of_a_stream_and_of_the_whole(name):
     blocks = [block.to_dict() for block in reply.content]
     assert [block.to_dict() for block in streamed.content] == blocks
     assert streamed.usage.to_dict() == reply.usage.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("written", "begun"),
+    [
+        ('{"city": "Rome",}', {"city": "Rome"}),
+        ('{"city": "Rome"}}', {"city": "Rome"}),
+        ('{"path": "a\\q", "n": 1}', {"path": "a\\q", "n": 1}),
+        ('{"city": "Rome"', {"city": "Rome"}),
+        ('{"city": Rome}', {}),
+    ],
+)
+async def test_anthropics_sdk_reads_a_stream_whose_arguments_turn_out_to_be_no_json(written, begun):
+    """What was passed on before that was known stands beside what the whole reply has."""
+    chunks = [first(), call(0, name="f"), *(call(0, letter) for letter in written), last()]
+    async with (
+        door(lambda *_: chunks) as (client, _),
+        sdk(str(client.make_url("/"))) as asker,
+    ):
+        reply, streamed = [await message_of(asker, stream) for stream in (False, True)]
+    assert reply.content[0].to_dict()["input"] == {"_raw": written}
+    assert streamed.content[0].to_dict()["input"] == {**begun, "_raw": written}
+    assert streamed.stop_reason == reply.stop_reason == "tool_use"
 
 
 # Through the gateway

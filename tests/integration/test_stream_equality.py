@@ -157,12 +157,16 @@ def messages_streamed(answer: Answer) -> Any:
 
 
 def _input(text: str) -> Any:
-    """Of what is not an object a stream gives the text; the whole reply has it under a name."""
+    """Of what is not an object the whole reply has the text under a name; a stream that had begun
+    the object has it there, too, and one that was cut gives just the text.
+    """
     try:
         given = json.loads(text or "{}")
     except ValueError:
         given = None
-    return given if isinstance(given, dict) else {"_raw": text}
+    if not isinstance(given, dict):
+        return {"_raw": text}
+    return {"_raw": given["_raw"]} if "_raw" in given else given
 
 
 def _unsigned(block: dict[str, Any]) -> Any:

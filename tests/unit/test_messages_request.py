@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from slime_router.api.anthropic.messages import RAW, arguments_of, begins_object, input_json
+from slime_router.api.anthropic.messages import RAW, arguments_of, input_json
 from slime_router.api.anthropic.request import read_messages_request
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
@@ -365,10 +365,3 @@ def test_an_object_stays_as_the_model_spelled_it(arguments):
 @pytest.mark.parametrize("given", [{}, {RAW: "{}"}, {RAW: ""}, {RAW: 1}, {RAW: "x", "more": 1}])
 def test_an_input_that_never_was_wrapped_is_not_unwrapped(given):
     assert arguments_of(given) == given
-
-
-def test_what_can_become_an_object():
-    for begun in ("{", '{"', '{"a": tr', '{"a": 1, ', ' {"a": [1', '{"a":"\\u12', "{}"):
-        assert begins_object(begun), begun
-    for other in ("", " ", "[", "7", '{"a": b', "{a"):
-        assert not begins_object(other), other

@@ -4,8 +4,8 @@ First comes the start of the message; then its blocks, one after the other, each
 deltas and stop; then why the reply ended and its usage; last the stop of the message.
 
 A thinking block is signed with the turn's id: agents send it back unchanged, so the turn can be
-recognised whatever else they rewrite. A tool's arguments are passed on as they come if they can
-still become an object; if it is known that they cannot, they wait for their end (see `messages`).
+recognised whatever else they rewrite. A tool's arguments are passed on as they come while they can
+still become an object (see `inputs`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from slime_router.api.anthropic.messages import begins_object, input_json
+from slime_router.api.anthropic.inputs import StreamedInput
 from slime_router.api.chat.reply import Tally
-from slime_router.json_text import StringControls
 from slime_router.types import Finish, GenerateChunk, ToolDelta
 
 Event: TypeAlias = dict[str, Any]
@@ -37,9 +36,7 @@ class _Block:
 
     index: int
     type: str
-    held: str = ""  # arguments not passed on yet
-    is_flowing: bool = False  # they are
-    controls: StringControls = field(default_factory=StringControls)  # in those passed on
+    input: StreamedInput = field(default_factory=StreamedInput)  # of a tool use
 
 
 class MessageEvents:
@@ -71,7 +68,7 @@ class MessageEvents:
             events += self._call(call, is_last=chunk.finish is not None)
         if chunk.finish is not None:
             while self._open is not None:
-                events += self._close()
+                events += self._close(is_cut=chunk.finish.type == "length")
             events += self._end(chunk.finish)
         return events
 
@@ -110,7 +107,8 @@ class MessageEvents:
             events.append(self._begin(block))
             assert self._open is not None
             self._calls[call.index] = self._open
-        return [*events, *_arguments(self._calls[call.index], call.arguments, is_last=is_last)]
+        called = self._calls[call.index]
+        return [*events, *_input(called, called.input.push(call.arguments, is_last=is_last))]
 
     def _begin(self, content: dict[str, Any]) -> Event:
         self._open = _Block(self._count, content["type"])
@@ -121,7 +119,7 @@ class MessageEvents:
             "content_block": content,
         }
 
-    def _close(self) -> list[Event]:
+    def _close(self, *, is_cut: bool = False) -> list[Event]:
         """The end of the open block, and what was waiting for it."""
         block, self._open = self._open, None
         if block is None:
@@ -129,9 +127,7 @@ class MessageEvents:
         events = []
         if block.type == "thinking":
             events.append(_delta(block, {"type": "signature_delta", "signature": self._turn}))
-        if block.held.strip():
-            events.append(_input_delta(block, input_json(block.held)))
-        block.is_flowing = True
+        events += _input(block, block.input.end(is_cut=is_cut))
         events.append({"type": "content_block_stop", "index": block.index})
         later, self._later = self._later, []
         for kind, text in later:
@@ -176,20 +172,8 @@ class MessageEvents:
         }
 
 
-def _arguments(block: _Block, text: str, *, is_last: bool) -> list[Event]:
-    """Passes on what can become an object; arguments held to the end are checked as a whole."""
-    if block.is_flowing:
-        return [_input_delta(block, block.controls.escaped(text))] if text else []
-    is_broken = bool(block.held.strip())
-    block.held += text
-    if is_broken or is_last or not begins_object(StringControls().escaped(block.held)):
-        return []
-    given, block.held, block.is_flowing = block.held, "", True
-    return [_input_delta(block, block.controls.escaped(given))]
-
-
-def _input_delta(block: _Block, text: str) -> Event:
-    return _delta(block, {"type": "input_json_delta", "partial_json": text})
+def _input(block: _Block, text: str) -> list[Event]:
+    return [_delta(block, {"type": "input_json_delta", "partial_json": text})] if text else []
 
 
 def _delta(block: _Block, delta: dict[str, Any]) -> Event:

@@ -19,7 +19,6 @@ from itertools import groupby
 from typing import Any
 
 import orjson
-from pydantic_core import from_json
 
 from slime_router.api.anthropic.blocks import (
     block_text,
@@ -33,7 +32,7 @@ from slime_router.api.as_written import write_as_read
 from slime_router.api.chat.messages import checked
 from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
-from slime_router.json_text import StringControls, is_json, without_halves
+from slime_router.json_text import StringControls, is_json
 from slime_router.template.heard import Written
 from slime_router.template.messages import REFERENCE
 from slime_router.types import Message
@@ -255,23 +254,17 @@ def input_json(arguments: str) -> str:
 
 
 def arguments_of(given: dict[str, Any]) -> dict[str, Any] | str:
-    """The arguments that became this input."""
+    """The arguments that became this input. A stream may have begun it as an object."""
     raw = given.get(RAW)
-    if len(given) == 1 and isinstance(raw, str) and raw.strip() and not _is_object(raw):
-        return raw
+    if isinstance(raw, str) and raw.strip() and not _is_object(raw):
+        *_, last = given
+        if len(given) == 1 or (last == RAW and raw.lstrip().startswith("{")):
+            return raw
     try:
         orjson.dumps(given)
     except TypeError:  # half of a surrogate pair or a number without bounds, as the model wrote it
         return write_as_read(given)
     return given
-
-
-def begins_object(text: str) -> bool:
-    """Whether more text can make it a JSON object."""
-    try:
-        return isinstance(from_json(without_halves(text), allow_partial=True), dict)
-    except ValueError:
-        return False
 
 
 def _is_object(text: str) -> bool:

@@ -9,7 +9,7 @@ import orjson
 from aiohttp import web
 
 from slime_router.api.anthropic.events import Event, MessageEvents, MessageStyle
-from slime_router.api.anthropic.messages import input_json
+from slime_router.api.anthropic.inputs import whole_input
 from slime_router.api.errors import ErrorStyle, openai_error
 from slime_router.api.sse import named_event
 from slime_router.errors import ContextLengthExceeded, RouterError
@@ -104,7 +104,7 @@ class _FoldedBlock:
         text = "".join(self._texts)
         kind = self._block["type"]
         if kind == "tool_use":  # as it is written: its numbers may be longer than ours
-            return {**self._block, "input": orjson.Fragment(input_json(text))}
+            return {**self._block, "input": orjson.Fragment(whole_input(text))}
         return {**self._block, kind: text}
 
 

@@ -1,0 +1,110 @@
+"""A tool's input in a stream: it can be read as far as it has come, and at its end all was said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jiter import from_json
+
+from slime_router.api.anthropic.inputs import StreamedInput, whole_input
+from slime_router.api.anthropic.messages import RAW, arguments_of, input_json
+from slime_router.json_text import StringControls, without_halves
+
+texts = st.text(st.sampled_from('ab"\\u12{}[]:, \n\x01é🙂-.eE+ntrue'), max_size=24)
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=8,
+)
+objects = st.dictionaries(st.text(max_size=4), values, max_size=4).filter(lambda o: RAW not in o)
+
+
+@st.composite
+def arguments(draw: st.DrawFn) -> str:
+    """JSON, and JSON in which a piece was taken out or put in."""
+    text = json.dumps(draw(objects), ensure_ascii=draw(st.booleans()))
+    if draw(st.booleans()):
+        start = draw(st.integers(0, len(text)))
+        end = draw(st.integers(start, min(start + 3, len(text))))
+        text = text[:start] + draw(texts) + text[end:]
+    return text
+
+
+@st.composite
+def cuts(draw: st.DrawFn, text: str) -> list[str]:
+    size = draw(st.integers(1, max(1, len(text))))
+    return [text[at : at + size] for at in range(0, len(text), size)]
+
+
+def streamed(pieces: Sequence[str], *, is_cut: bool = False) -> list[str]:
+    """What is passed on, piece by piece."""
+    whole = StreamedInput()
+    given = [whole.push(piece, is_last=False) for piece in pieces]
+    return [each for each in (*given, whole.end(is_cut=is_cut)) if each]
+
+
+def is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text, parse_constant=lambda _: 1 / 0), dict)
+    except (ValueError, ZeroDivisionError):
+        return False
+
+
+@given(data=st.data(), text=arguments() | texts)
+def test_an_input_can_be_read_at_each_point_and_says_all_in_the_end(data: Any, text: str) -> None:
+    said = ""
+    for piece in streamed(data.draw(cuts(text))):
+        said += piece
+        assert isinstance(from_json(without_halves(said).encode(), partial_mode=True), dict)
+    if not text.strip():
+        assert said == ""
+        return
+    mended = StringControls().escaped(text)
+    if is_object(mended):
+        assert said == mended
+    else:
+        assert json.loads(said)[RAW] == text
+        assert list(json.loads(said))[-1] == RAW
+        assert text.lstrip()[:1] != "{" or arguments_of(json.loads(said)) == text
+    assert whole_input(said) == input_json(text)
+
+
+@given(data=st.data(), made=objects, share=st.floats(0, 1))
+def test_an_input_that_a_limit_cut_is_as_it_was_written(data: Any, made: Any, share: float) -> None:
+    text = json.dumps(made)
+    text = text[: round(len(text) * share)]
+    said = "".join(streamed(data.draw(cuts(text)), is_cut=True))
+    assert said == text or json.loads(said) == {RAW: text}, "a first piece is whole, or waits"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"city": "a",}', '{"city": "a", "_raw": "{\\"city\\": \\"a\\",}"}'),
+        ('{"city": "a"}}', '{"city": "a", "_raw": "{\\"city\\": \\"a\\"}}"}'),
+        ('{"city": "a", "n": [1, x', '{"city": "a", "n": [1], "_raw": '),
+        ('{"city": Rome}', '{"_raw": '),
+        ('{"cmd": "rm \\q"}', '{"cmd": "rm \\\\q", "_raw": '),
+        ('{"cmd": "a\nb"} \n', '{"cmd": "a\\nb"} \n'),
+        ('{"cmd": "ls"', '{"cmd": "ls", "_raw": '),
+        ('{"cmd": "l', '{"cmd": "l", "_raw": '),
+        ("[1]", '{"_raw":"[1]"}'),
+    ],
+)
+def test_what_breaks_off_has_its_whole_members_and_all_that_was_written(text, said):
+    assert "".join(streamed([*text])).replace('"_raw":"{', '"_raw": "{').startswith(said)
+
+
+def test_arguments_that_come_at_the_end_alone_are_checked_as_a_whole():
+    whole = StreamedInput()
+    assert whole.push('{"a": "b",}', is_last=True) == ""
+    assert json.loads(whole.end(is_cut=False)) == {RAW: '{"a": "b",}'}
