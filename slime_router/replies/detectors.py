@@ -13,7 +13,7 @@ from typing import Any
 
 from slime_router.errors import SetupError
 from slime_router.json_text import is_whole_json
-from slime_router.replies.calls import python_lists
+from slime_router.replies.calls import mended_reads, python_lists
 from slime_router.replies.pieces import Marks
 
 _TAG = re.compile(r"<.{1,62}>")
@@ -62,7 +62,6 @@ _MINIMAX2 = "MinimaxM2Detector"
 _MINIMAX2_END = "tool_call_function_end_token"
 _MINIMAX2_READ = "_parse_and_stream_parameters"
 _DEEPSEEK = ("DeepSeekV3Detector", "DeepSeekV31Detector")
-_DEEPSEEK_END = "<｜tool▁call▁end｜>"
 _TOOLS = "_tool_indices"  # made when the first text comes
 _GIGACHAT3 = "GigaChat3Detector"
 _NO_MARKS = ("__", "tool_call_separator")  # names begin so; the latter is read after calls alone
@@ -120,16 +119,16 @@ class CallDetector:
             _check(
                 detector, {_MINIMAX2_END: str, "streamed_args_for_tool": list}, (_MINIMAX2_READ,)
             )
-            parse = _with_last_brace(detector, detector._parse_and_stream_parameters)
+            parse = mended_reads.with_last_brace(detector, detector._parse_and_stream_parameters)
             detector._parse_and_stream_parameters = parse
         if self.name in _DEEPSEEK:  # they wait for JSON, past the end of the call and in the next
             _check(detector, {"_last_arguments": str}, ())
             parse = detector.parse_streaming_increment
-            detector.parse_streaming_increment = _ending_with_frame(detector, parse)
-            detector.call_end = _DEEPSEEK_END  # among its tags
+            detector.parse_streaming_increment = mended_reads.ending_with_frame(detector, parse)
+            detector.call_end = mended_reads.DEEPSEEK_END  # among its tags
         if self.name == _GIGACHAT3:  # it looks for a call in the whole reply with each piece
             _check(detector, {"tool_started": bool}, ())
-            detector.parse_streaming_increment = _forgetting_text(detector)
+            detector.parse_streaming_increment = mended_reads.forgetting_text(detector)
         if self.name == _PYTHONIC:  # it takes no number with a sign, no bracket in a string
             _check(detector, {_PYTHONIC_FIELD: re.Pattern}, _PYTHONIC_METHODS)
             detector._get_parameter_value = python_lists.literal
@@ -149,6 +148,12 @@ class CallDetector:
     def mark(self) -> str:
         """The mark of a call, by whatever name it has; empty where it has none."""
         return next(filter(None, map(self._text, _MARKS)), "")
+
+    @property
+    def call_begin(self) -> str:
+        """What each call begins with; those of an array have no mark of their own."""
+        mark = self.begin.strip()
+        return "{" if mark.endswith("[") or not mark else mark
 
     @property
     def frame(self) -> tuple[str, str] | None:
@@ -211,6 +216,12 @@ class CallDetector:
         """The longest text that it keeps: at most so much does it look at again with each piece."""
         return max(len(each) for each in vars(self._detector).values() if isinstance(each, str))
 
+    def leave_call(self, rest: str) -> None:
+        """Makes it go on with `rest`, after the call that it reads."""
+        self._detector._buffer = rest
+        self._detector.current_tool_id += 1
+        self._detector.current_tool_name_sent = False
+
     def read(self, text: str, tools: list[Any]) -> tuple[str, list[Any]]:
         """The content and the items of calls that `text` adds."""
         return _found(self._detector.parse_streaming_increment(text, tools))
@@ -227,48 +238,6 @@ class CallDetector:
         """Makes it return the calls of tools that were not offered, too."""
         indices = _AnyName(self._detector._get_tool_indices(tools))
         self._detector._get_tool_indices = lambda _tools: indices
-
-
-def _with_last_brace(detector: Any, parse: Callable[..., Any]) -> Callable[..., Any]:
-    """Reads the values of a call; when it ends, it lacks one brace, whatever is in its strings."""
-
-    def parse_all(text: str, tools: list[Any]) -> Any:
-        items = parse(text, tools)
-        given = detector.streamed_args_for_tool
-        if detector.tool_call_function_end_token in text and given[detector.current_tool_id]:
-            given[detector.current_tool_id] = "{"
-        return items
-
-    return parse_all
-
-
-def _ending_with_frame(detector: Any, parse: Callable[..., Any]) -> Callable[..., Any]:
-    """Reads calls; one whose arguments are not JSON ends with its frame, too."""
-
-    def parse_all(text: str, tools: list[Any]) -> Any:
-        result = parse(text, tools)
-        call, end, rest = detector._buffer.partition(_DEEPSEEK_END)
-        given, call = detector._last_arguments, call.rstrip().removesuffix("```").rstrip()
-        if end and detector.current_tool_name_sent and call.endswith(given):
-            detector._buffer, detector._last_arguments = rest, ""
-            detector.current_tool_id += 1
-            detector.current_tool_name_sent = False
-        return result
-
-    return parse_all
-
-
-def _forgetting_text(detector: Any) -> Callable[..., Any]:
-    """Reads a reply; of the text before a call it keeps as much as the call may begin with."""
-    parse = detector.parse_streaming_increment
-
-    def parse_all(text: str, tools: list[Any]) -> Any:
-        result = parse(text, tools)
-        if not detector.tool_started:
-            detector._buffer = detector._buffer[-64:]
-        return result
-
-    return parse_all
 
 
 class _AnyName(dict[str, int]):

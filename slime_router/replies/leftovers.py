@@ -24,6 +24,8 @@ _CLOSED = re.compile(_CLOSING)
 _HEADER = re.compile(r"<\|(?:start|message_model)\|>")  # of a message that is a call
 _BEFORE_VALUE = re.compile(r'(?:\{\s*(?:"(?:[^"\\]|\\.)*(?:"\s*(?::\s*)?)?)?)?')
 _NO_VALUE = re.compile(r'\{\s*(?:[^\s"}]|"(?:[^"\\]|\\.)*"\s*(?:[^\s:]|:\s*(?![\s"{\[tfn\d-])\S))')
+_BARE_CALL = re.compile(r'\{\s*(?:"(?:name|id|type)"\s*:\s*"(?:[^"\\]|\\.)*"\s*(?:,\s*)?)*\}')
+_CLOSERS = re.compile(r"[\s}\]]*")
 _WORD = re.compile(r"\w")
 _MOST_MARKS = 16  # so many are looked at: each takes as long as the call is
 
@@ -113,6 +115,27 @@ def after(given: str, written: str) -> str:
         at += 1
     space = given[len(given.rstrip()) :]  # inside a string it is a part of what was given
     return written[at:].removeprefix(space)
+
+
+def frame_end(text: str, mark: str) -> int:
+    """Where the frame of a call ends in the text after its object; -1 while that may still come.
+
+    Where something else comes it is at once, and so it is where no `mark` ends calls.
+    """
+    if len(mark) < 2:
+        return 0
+    at = _CLOSERS.match(text).end()  # type: ignore[union-attr] # it matches anything
+    if text.startswith(mark, at):
+        return at + len(mark)
+    return -1 if mark.startswith(text[at:]) else 0
+
+
+def is_no_call(written: str) -> bool:
+    """Whether a call's JSON has no arguments, but members that calls do not have."""
+    call = CALL.search(written)
+    if call is None or ARGUMENTS.search(written, call.start()):
+        return False
+    return not _BARE_CALL.match(written, call.start())
 
 
 def has_no_value(arguments: str) -> bool:

@@ -13,6 +13,8 @@ from typing import Any
 from slime_router.json_text import Braces, escaped_halves, finite, is_json
 from slime_router.replies import leftovers
 from slime_router.replies.call_ids import CallIds
+from slime_router.replies.calls.broken_call import broken_call
+from slime_router.replies.calls.spaces import Spaces
 from slime_router.replies.detectors import CallDetector
 from slime_router.replies.leftovers import ARGUMENTS, CALL, FRAME, without_control_tokens
 from slime_router.replies.unknown_calls import UnknownCalls
@@ -53,9 +55,10 @@ class CallReader:
         self._unsaid = ""  # what was read since the parser said something
         self._misread = ""  # what the parser wrongly took for arguments
         self._has_left_frame = False  # the frame of the last call has ended
-        self._space: str | None = None  # after content that follows a call
+        self._spaces = Spaces()
         self._held = ""  # what waits to be read together
         self._braces: Braces | None = None  # of the call that is read
+        self._object_end = -1  # of that call in `_raw`, once it has come
         self._doubted: tuple[ToolDelta, ...] | None = None  # of a call that may turn out to be text
         self._written = ""  # all of that call
         self._is_rewritten = False  # the parser gives other content than the model wrote
@@ -107,6 +110,7 @@ class CallReader:
         end = self._braces.end(text)
         if end >= 0:
             self._braces = None
+            self._object_end = len(self._raw) + len(self._held) + end
         return end
 
     def _can_wait(self, text: str) -> bool:
@@ -140,14 +144,18 @@ class CallReader:
             return content, deltas
         if any(delta.name for delta in deltas):
             content += self._said_before(deltas)
-        if self._has_blank() and leftovers.is_empty_call(self._raw):
+        if (
+            self._has_blank()
+            and (is_last or self._object_end < 0)
+            and leftovers.is_empty_call(self._raw)
+        ):
             deltas += self._filled()
         content, self._misread = content + self._said_after_frame(), ""
         if deltas or content.strip() or (content == self._unsaid and not (had_begun or is_last)):
             self._unsaid = ""
         elif is_last:
             content = self._left() or content
-        content = self._after_calls(content, deltas) if had_begun else content
+        content = self._spaces.without(content, has_calls=bool(deltas)) if had_begun else content
         if self._doubted is None:
             return content, deltas
         return self._decided(content, deltas, is_last=is_last)
@@ -164,17 +172,56 @@ class CallReader:
         written, end, rest = self._written.partition(mark) if len(mark) > 1 else ("", "", "")
         key = ARGUMENTS.search(written)
         is_undecided = key is None or leftovers.has_no_value(written[key.end() :])
-        if is_undecided and len(mark) > 1 and not (end or is_last):
+        is_held = is_undecided if len(mark) > 1 else key is None
+        is_inside = self._braces is not None or self._object_end >= 0
+        if is_held and is_inside and not (end or is_last):
             self._doubted = deltas
             return content, ()
         self._doubted = None
         if not end or key is None or not is_undecided or Braces().end(written) >= 0:
             return content, deltas
+        text, more = self._as_text(written + end, rest, is_last=is_last, deltas=deltas)
+        return before + text, more
+
+    def _as_text(
+        self, written: str, rest: str, *, is_last: bool, deltas: tuple[ToolDelta, ...]
+    ) -> tuple[str, tuple[ToolDelta, ...]]:
+        """The last call is none, and what follows it is read."""
         index = max(self._begun)
         kept = tuple(delta for delta in deltas if delta.index != index)
         del self._begun[index]
-        text, more = self._past(written + end, rest, is_last=is_last, deltas=kept, index=index)
-        return before + text, more
+        return self._past(written, rest, is_last=is_last, deltas=kept, index=index)
+
+    def _unreadable(self) -> str | None:
+        """What follows a call that has ended and that the parser cannot read; None for others.
+
+        SGLang's base detector waits on, and takes the arguments of the next call for its own.
+        """
+        if self._object_end < 0:
+            return None
+        if not self._parser.has_named or is_json(self._begun[max(self._begun)]):
+            self._object_end = -1
+            return None
+        after = self._raw[self._object_end :]
+        length = leftovers.frame_end(after, self._parser.end.strip())
+        return None if length < 0 else after[length:]
+
+    def _past_unreadable(
+        self, rest: str, *, is_last: bool, deltas: tuple[ToolDelta, ...]
+    ) -> tuple[str, tuple[ToolDelta, ...]]:
+        """Such a call as it was written; it is text where it has no arguments but other members."""
+        self._object_end = -1
+        written = self._written.removesuffix(rest)
+        if self._doubted is not None and leftovers.is_no_call(written):
+            return self._as_text(written, rest, is_last=is_last, deltas=(*self._doubted, *deltas))
+        index, call = max(self._begun), self._raw.removesuffix(rest)
+        arguments, _ = leftovers.cut_call(call, self._parser.begin, self._parser.end)
+        lacking = leftovers.after(self._begun[index], arguments)
+        self._begun[index] += lacking
+        self._parser.leave_call(rest)
+        self._raw = self._unsaid = rest
+        more = (ToolDelta(index, None, None, lacking),) if lacking else self._filled()
+        return "", deltas + more
 
     def _said_before(self, deltas: tuple[ToolDelta, ...]) -> str:
         """The text between a call that was named now and the one before."""
@@ -195,20 +242,6 @@ class CallReader:
         said = leftovers.after_call(self._misread)
         self._has_left_frame = bool(said)
         return said
-
-    def _after_calls(self, content: str, deltas: tuple[ToolDelta, ...]) -> str:
-        """The content without line ends between calls; white space waits for what comes next."""
-        if deltas and not content.strip():
-            self._space = None
-            return ""
-        if not content.strip():
-            if self._space is not None:
-                self._space += content
-            return ""
-        content = content.lstrip() if self._space is None else self._space + content
-        kept = content.rstrip()
-        self._space = content[len(kept) :]
-        return kept
 
     def _has_blank(self) -> bool:
         """Whether the last call was given no arguments yet."""
@@ -232,39 +265,19 @@ class CallReader:
         deltas = tuple(delta for item in items for delta in self._deltas(item, text, read))
         if not self._begun:
             return self._as_written(content, is_last=is_last), deltas
+        rest = self._unreadable() if had_begun else None
+        if rest is not None:
+            return self._past_unreadable(rest, is_last=is_last, deltas=deltas)
         if had_begun:
             is_lost = was_inside and not self._parser.has_calls
-            found = self._broken(is_lost=is_lost, is_last=is_last)
+            given = self._begun[max(self._begun)]
+            found = broken_call(self._parser, self._raw, given, is_lost=is_lost, is_last=is_last)
             if found is not None:
                 index = max(self._begun) + 1
                 return self._past(*found, is_last=is_last, deltas=deltas, index=index)
         if is_last:
             deltas += self._rest()
         return content, deltas
-
-    def _broken(self, *, is_lost: bool, is_last: bool) -> tuple[str, str] | None:
-        """A call after another that the parser does not recognise, and what follows it.
-
-        Of an unknown tool it forgets all it has read (`is_lost`), and would give what comes to the
-        calls before; at other faults it stops, and keeps what it cannot read.
-        """
-        begin = self._begin()
-        if is_lost:
-            at = self._raw.rfind(begin if begin in self._raw else "{")
-            return "", self._raw[max(at, 0) :]
-        unread = self._parser.unread
-        if self._parser.has_named or len(unread) > len(self._raw):
-            return None  # it reads a call, or keeps what it has read
-        if is_last and begin not in unread and is_json(self._begun[max(self._begun)]):
-            begin = "{"  # after a separator
-        if begin not in unread:
-            return None
-        broken = unread[unread.index(begin) :]
-        end = self._parser.end.strip()
-        if len(end) > 1 and end in broken:
-            head, _, rest = broken.partition(end)
-            return head + end, rest
-        return (broken, "") if is_last and len(broken) > len(begin) else None
 
     def _past(
         self,
@@ -296,15 +309,10 @@ class CallReader:
     def _is_between(self) -> bool:
         """Whether a call of an array has ended and another may begin."""
         is_array = self._parser.begin.endswith("[")
-        has_more = self._space is not None or self._unsaid.strip() not in ("", "}")
+        has_more = self._spaces.follow_text or self._unsaid.strip() not in ("", "}")
         if not is_array or has_more or not self._begun or "{" in self._parser.unread:
             return False
         return is_json(self._begun[max(self._begun)])
-
-    def _begin(self) -> str:
-        """What each call begins with; those of an array have no mark of their own."""
-        mark = self._parser.begin.strip()
-        return "{" if mark.endswith("[") or not mark else mark
 
     def _as_written(self, content: str, *, is_last: bool) -> str:
         """The content before any call, with what the parser dropped from inside it."""
@@ -366,9 +374,9 @@ class CallReader:
         calls = list(CALL.finditer(self._raw))
         braces = Braces()
         is_open = bool(calls) and braces.end(self._raw[calls[-1].start() :]) < 0
-        self._braces = braces if is_open else None
+        self._braces, self._object_end = braces if is_open else None, -1
         if is_open:
-            begin = self._raw.rfind(self._begin(), 0, calls[-1].start() + 1)
+            begin = self._raw.rfind(self._parser.call_begin, 0, calls[-1].start() + 1)
             self._written, self._doubted = self._raw[max(begin, 0) :], ()
         self._raw = text
 

@@ -1,0 +1,64 @@
+"""Calls in JSON that the parser cannot read, before one that it can: nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.unit.test_formats import CUTS, read, tokens
+
+pytestmark = pytest.mark.parsers
+
+GOOD = ("get_weather", {"city": "Rome"})
+TAGGED = "<tool_call>\n{}\n</tool_call>"
+FORMS = {  # a call, its key of arguments, what stands between two
+    "hermes": (TAGGED, "arguments", "\n"),
+    "qwen25": (TAGGED, "arguments", "\n"),
+    "llama3": ("{}", "parameters", ";"),
+}
+NO_CALLS = ['"KEYS": {"query": "x"}', '"args": "x"', '"KEYS": "x"}', '"KEY"', '"KEYS": ["a{", 1]']
+BROKEN = ['{"que x"}', '{"query": "x" "days": 1}', '{"query": "x", 1}', "null"]
+
+
+def both(name: str, members: str, end: str = "") -> list[tuple[str, list[tuple[str, str]]]]:
+    """What is read of a call with these members after its name, a good one, and a word."""
+    form, key, between = FORMS[name]
+    members = members.replace("KEY", key)
+    first = form.replace("{}", f'{{"name": "search"{members}}}')
+    second = form.replace("{}", f'{{"name": "get_weather", "{key}": {{"city": "Rome"}}}}')
+    if end:
+        first = first.replace("</tool_call>", end)
+    start = "<|python_tag|>" if name == "llama3" else ""
+    text = f"{start}{first}{between}{second}\nBye."
+    found = [read(name, pieces) for pieces in (tokens(text), re.findall(CUTS["letters"], text))]
+    return [(said, [(call.name, call.arguments) for call in calls]) for said, calls in found]
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("members", NO_CALLS)
+@pytest.mark.parametrize("end", ["", "</tol_call>"])
+def test_a_misspelled_key_makes_no_call(name: str, members: str, end: str) -> None:
+    """It took the arguments of the next call, which was lost."""
+    for content, calls in both(name, ", " + members, end):
+        assert calls == [("get_weather", '{"city": "Rome"}')]
+        assert content.count('"search"') == content.count("Bye.") == 1
+        assert "Rome" not in content
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("arguments", BROKEN)
+@pytest.mark.parametrize("end", ["", "</tol_call>"])
+def test_arguments_that_are_not_json_are_given_as_written(name, arguments, end) -> None:
+    """They were content, too, and what followed the calls was lost."""
+    for content, calls in both(name, f', "KEY": {arguments}', end):
+        assert calls == [("search", arguments), ("get_weather", '{"city": "Rome"}')]
+        assert content.replace("</tol_call>", "").strip() == "Bye."
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_call_without_the_key_of_arguments_has_none(name: str) -> None:
+    """The call after it was content."""
+    for content, calls in both(name, ""):
+        assert calls == [("search", "{}"), ("get_weather", '{"city": "Rome"}')]
+        assert content.strip() == "Bye."
