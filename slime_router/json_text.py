@@ -84,6 +84,11 @@ def without_halves(text: str) -> str:
     return _ESCAPES.sub(r"\\u0078", text) if "\\u" in text else text
 
 
+def is_text(said: str) -> bool:
+    """Whether there are no halves of surrogate pairs in it: those have no UTF-8."""
+    return said.isascii() or not _HALVES.search(said)
+
+
 def is_json(text: str) -> bool:
     """Whether the text is JSON, as RFC 8259 has it: half a surrogate pair may be escaped in it."""
     try:

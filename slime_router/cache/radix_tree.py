@@ -89,6 +89,9 @@ class Node:
         return session_id is None or self.owners is None or session_id in self.owners
 
 
+_NOWHERE: Place[str, Node] = Place("", None, 0)  # of nodes that were taken out
+
+
 @value(frozen=True, slots=True)
 class Match:
     """The deepest reusable node: `text[:text_len]` reads as `node.path_ids()`."""
@@ -329,6 +332,7 @@ class RadixTree:
         self._tokens -= len(node.ids)
         self._nodes -= 1
         self._indexes[node.scope].prune(place)
+        node.parent, node.place, node.ids = None, _NOWHERE, NO_TOKENS  # turns may still name it
         return parent
 
     def nodes(self) -> Iterator[Node]:

@@ -27,6 +27,7 @@ from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import WorkerAnswer
 from slime_router.engine.request import RID_MARK, worker_rid
 from slime_router.errors import BadRequest, NoWorker, RouterError, WorkerFailed
+from slime_router.json_text import is_text
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
 from slime_router.server.boundary import Handler
@@ -160,7 +161,7 @@ class ControlRoutes:
         it must not begin what another caller runs.
 
         Raises:
-            BadRequest: `rid` is not a string, or `abort_all` not a boolean.
+            BadRequest: `rid` is not a text, or `abort_all` not a boolean.
         """
         fields = _fields(order.body)
         rid, is_for_all = fields.get("rid"), fields.get("abort_all")
@@ -172,12 +173,14 @@ class ControlRoutes:
             await self._aborts.cancel_all()
         if is_for_all or not rid:
             return []
+        if not is_text(rid):
+            raise BadRequest("rid holds half of a surrogate pair.", param="rid")
         own = who.own_rid(rid)
         found = await self._aborts.cancel(own)
         if not found and (who.tag or rid.startswith(RID_MARK)):
             found = [(worker, own) for worker in self._pool.list()]
         return [
-            (worker, replace(order, body=orjson.dumps({**fields, "rid": worker_rid(name)})))
+            (worker, replace(order, body=json.dumps({**fields, "rid": worker_rid(name)}).encode()))
             for worker, name in found
         ]
 

@@ -154,6 +154,7 @@ async def test_the_order_of_text_and_results_stays() -> None:
         ({"type": "never_heard_of"}, "type"),
         ({"type": "text"}, "text"),
         ({"type": 5}, "type"),
+        ({"type": []}, "type"),
     ],
 )
 async def test_what_cannot_be_shown_is_named(block: dict[str, Any], param: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import json
 import tracemalloc
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -158,6 +159,7 @@ async def test_method_query_headers_and_bytes_reach_every_worker_as_they_came(co
         ("rid", 5),
         ("rid", 0),
         ("rid", []),
+        ("rid", "half a pair: \ud83d"),
         ("abort_all", 0),
         ("abort_all", "yes"),
         ("abort_all", [1]),
@@ -171,7 +173,7 @@ async def test_an_abort_of_a_wrong_type_is_refused_before_it_reaches_a_worker(fi
         return web.Response()
 
     async with serving(handler) as url, router(url) as running:
-        status, answer = await running.tell("/abort_request", orjson.dumps({field: value}))
+        status, answer = await running.tell("/abort_request", json.dumps({field: value}).encode())
     assert (status, answer["error"]["param"]) == (400, field)
     assert not heard
 

@@ -56,6 +56,8 @@ class Scripted:
     requests: list[bytes] = field(default_factory=list)
     connections: int = 0
     hangs_up: bool = True
+    late: bytes = b""  # the rest of the answer, once `was_read`
+    was_read: asyncio.Event = field(default_factory=asyncio.Event)
     handlers: set[asyncio.Task[None] | None] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -71,6 +73,9 @@ class Scripted:
                 self.requests.append(request)
                 if self.answer is not None:
                     writer.write(self.answer)
+                    if self.late:
+                        await self.was_read.wait()
+                        writer.write(self.late)
                     if self.hangs_up:
                         break
         writer.close()
@@ -166,6 +171,24 @@ async def test_a_kept_connection_that_is_closed_without_an_answer_is_stale():
     async with scripted(b"") as (worker, client):
         await ask(client, worker, "/prime")
         assert await ask(client, worker, "/x") == (NotTaken, "the connection was closed")
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_a_trailer_that_cannot_be_read_ends_the_answer(is_kept):
+    """aiohttp closes the connection then, and tells nobody who waits for more of the body."""
+    async with scripted(CHUNKED + b"3\r\nabc\r\n") as (worker, client):
+        worker.late, worker.hangs_up = b"0\r\nContent-Length: 5\r\n\r\n", False
+        if is_kept:
+            await ask(client, worker, "/prime")
+        answer = await client.send(
+            Worker(worker.url), "POST", "/x", headers=HEADERS, body=b"{}", timeout_s=60.0
+        )
+        async with asyncio.timeout(10):
+            assert await answer.content.readany() == b"abc"
+            worker.was_read.set()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await answer.content.readany()
+        answer.close()
 
 
 async def test_it_has_as_long_as_it_was_given():

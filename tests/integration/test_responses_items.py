@@ -102,6 +102,8 @@ async def test_each_item_of_a_history_is_shown_or_refused(kind: str) -> None:
         ({"type": "mcp_call", "id": "a", "arguments": "{}"}, "name"),
         ({"type": "custom_tool_call", "call_id": "a", "name": "x", "input": 5}, "input"),
         ({"type": 5}, "type"),
+        ({"type": []}, "type"),
+        ({"type": "function_call_output", "call_id": "", "output": "x"}, "call_id"),
     ],
 )
 async def test_what_is_wrong_about_an_item_is_named(item: dict[str, Any], param: str) -> None:

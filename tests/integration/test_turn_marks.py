@@ -165,6 +165,14 @@ async def test_an_unknown_rule_is_refused(rule: str):
         assert (status, reply["error"]["param"]) == (400, "leave_out")
 
 
+@pytest.mark.parametrize("rules", [5, {"retry": 1}, ["retry", 1], [None], [["retry"]]])
+async def test_rules_that_are_not_a_list_of_strings_are_refused(rules: Any):
+    async with served(SPEAKS) as (router, _):
+        await converse(router)
+        status, reply = await router.post("/rows", {"session_ids": ["s"], "leave_out": rules})
+        assert (status, reply["error"]["param"]) == (400, "leave_out")
+
+
 async def test_an_unknown_kind_is_refused_before_anything_is_sampled():
     async with served(SPEAKS) as (router, _):
         status, reply = await router.post(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from slime_router.engine.connector import Connector
 from slime_router.engine.exchange import NotTaken
 from slime_router.errors import NoWorker, WorkerFailed, WorkerRefused, WorkerTimeout
 from slime_router.pool.pool import WorkerPool
@@ -419,6 +421,18 @@ async def test_asking_a_worker_that_is_gone_is_a_failed_worker():
         await worker.refuse_connections()
         with pytest.raises(WorkerFailed, match="was not reached"):
             await client.ask(client.pool.list()[0], "GET", "/health", headers={})
+
+
+async def test_the_address_of_a_worker_that_is_not_reached_is_looked_up_again(monkeypatch):
+    """The name may lead elsewhere by now: a pod that was made again has another address."""
+    forgotten: list[tuple[object, ...]] = []
+    monkeypatch.setattr(Connector, "clear_dns_cache", lambda _, *place: forgotten.append(place))
+    async with FakeWorker() as worker, client_of(worker) as client:
+        await worker.refuse_connections()
+        with pytest.raises(WorkerFailed, match="was not reached"):
+            await client.ask(client.pool.list()[0], "GET", "/health", headers={})
+        url = urlsplit(worker.url)
+    assert set(forgotten) == {(url.hostname, url.port)}
 
 
 async def test_asking_on_a_connection_that_went_stale_asks_again():

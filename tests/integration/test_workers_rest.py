@@ -85,6 +85,8 @@ async def test_a_change_changes_what_it_names(method):
         ("priority", 1.5),
         ("cost", -1),
         ("cost", "2"),
+        ("cost", True),
+        ("cost", 1e9),
         ("labels", {"a": 1}),
         ("labels", ["a"]),
         ("labels", {"a": "x" * 513}),

@@ -18,7 +18,7 @@ from slime_router.failover.attempts import (
 )
 from slime_router.pool.failures import BreakerSettings
 from slime_router.pool.pool import WorkerPool
-from slime_router.pool.worker import Need
+from slime_router.pool.worker import Need, Worker
 
 
 def resting(*urls: str) -> tuple[Attempts, list[int]]:
@@ -76,3 +76,17 @@ async def test_a_worker_that_fails_late_is_left_without_a_delay():
             now += STEADY_S
         await attempts.failed(WorkerFailed("It broke."))
     assert set(retries) <= {0}
+
+
+@pytest.mark.parametrize(("urls", "blamed"), [(["http://w"], 2), (["http://w", "http://v"], 0)])
+async def test_what_breaks_in_the_middle_again_is_to_blame_unless_another_breaks_alike(
+    urls, blamed, monkeypatch
+):
+    attempts, _ = resting(*urls)
+    failed: list[Worker] = []
+    monkeypatch.setattr(attempts._pool, "failed", failed.append)
+    for _ in range(3):
+        with await attempts.lease() as lease:
+            attempts.progress(lease)
+        await attempts.failed(WorkerFailed("It broke."))
+    assert len(failed) == blamed

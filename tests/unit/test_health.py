@@ -91,13 +91,17 @@ NAMELESS: Any = SimpleNamespace(named=lambda tokenizer_path: None)  # keeps no n
 
 @pytest.mark.parametrize(("seen", "known"), [("new", "new"), (None, "old")])
 async def test_an_answer_that_is_older_than_what_was_seen_meanwhile_counts_for_nothing(seen, known):
-    pool: Any = SimpleNamespace(note_versions=lambda: None, subscribe=lambda look: None)
+    worker = Worker("http://a")
+    noted: list[str] = []
+    pool: Any = SimpleNamespace(
+        note_versions=lambda: noted.append(str(worker.weight_version)), subscribe=lambda look: None
+    )
     client: Any = _Updated(seen)
     health = Health(pool, client, HealthSettings(), Supervisor())
-    worker = Worker("http://a")
     worker.observed("first", known=None)
     assert await health._probe(worker, NAMELESS) == "answers"
     assert worker.weight_version == known
+    assert noted == ([] if seen else ["old"]), "requests may wait for workers of that version"
 
 
 async def test_a_worker_that_rests_is_asked_what_it_answers_then():

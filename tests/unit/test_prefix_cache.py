@@ -181,6 +181,16 @@ async def test_a_cancelled_eviction_leaves_a_whole_tree_and_a_free_lock():
     assert step > 3
 
 
+async def test_a_turn_that_was_evicted_holds_nothing_of_its_path():
+    """Turns are forgotten a few at a time, later; long prompts would stay as long."""
+    cache = filled(nodes=1)
+    node = cache.turn_node("<0>")
+    assert node is not None
+    await cache.enforce_budget()
+    assert (node.parent, node.ids.size, node.place.edge) == (None, 0, "")
+    assert cache.turn_node("<0>") is None
+
+
 async def test_within_the_budget_nothing_is_evicted():
     cache = filled(10, budget_tokens=10)
     await cache.enforce_budget()

@@ -22,7 +22,7 @@ _OPAQUE = frozenset(  # for Anthropic's service alone, or about the block and no
     }
 )  # fmt: skip
 
-_SILENT = frozenset({"fallback", "mcp_tool_listing"})  # of one model's turn to another, of tools
+_SILENT = ("fallback", "mcp_tool_listing")  # of one model's turn to another, of tools
 
 
 def is_service_call(kind: str) -> bool:

@@ -98,7 +98,9 @@ class Talk:
             self._say({"role": "tool", **_result(item, path)})
         elif kind == "message":
             self._message(item, path)
-        elif isinstance(kind, str) and is_service_item(kind):
+        elif not isinstance(kind, str):
+            raise unsupported(kind, path)
+        elif is_service_item(kind):
             self._service(item, path)
         elif kind not in IGNORED:
             raise unsupported(kind, path)

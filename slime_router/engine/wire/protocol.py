@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from aiohttp import HttpVersion11, StreamReader
+from aiohttp import ClientPayloadError, HttpVersion11, StreamReader
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import RawResponseMessage
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -102,6 +102,13 @@ class WorkerProtocol(ResponseHandler):
             if not self._is_whole:
                 self.tap = None
         super().data_received(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Whoever still waits for a body hears of it: of a bad trailer, aiohttp tells nobody."""
+        body = self._payload
+        super().connection_lost(exc)
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(ClientPayloadError("The body is not complete."))
 
 
 class ArrivedBody(StreamReader):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from slime_router.json_text import is_text
 from slime_router.pool.pool import WorkerPool
 from slime_router.server.together.registry import Registry
 from slime_router.siblings.siblings import Siblings
@@ -41,7 +42,7 @@ class Exchange:
         """One round."""
         await self._registry.catch_up()
         loads = {url: load for url, load in self._pool.loads.items() if load}
-        moved = {key: url for key, url in self._pool.take_moved_keys().items() if _is_text(key)}
+        moved = {key: url for key, url in self._pool.take_moved_keys().items() if is_text(key)}
         self._rounds += 1
         if loads == self._said and not moved and self._rounds < REPEATS:
             return
@@ -55,12 +56,3 @@ class Exchange:
     async def _heard(self, message: Mapping[str, Any]) -> None:
         self._pool.note_elsewhere(message["process"], message["loads"])
         self._pool.learn_keys(message["keys"])
-
-
-def _is_text(key: str) -> bool:
-    """Not with halves of surrogate pairs, which JSON has not."""
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
