@@ -28,7 +28,7 @@ _ENDS: Final = {"{": "}", "[": "]"}
 
 def whole_input(streamed: str) -> str:
     """The input of a reply in one piece, from that of a stream: an object, or `_raw` alone."""
-    may_have_raw = f'"{RAW}"' in streamed and is_json(streamed)  # where a limit cut it, it is none
+    may_have_raw = f'"{RAW}"' in streamed and is_json(streamed)  # a limit may cut it
     arguments = arguments_of(json.loads(streamed)) if may_have_raw else streamed
     return input_json(arguments if isinstance(arguments, str) else streamed)
 
