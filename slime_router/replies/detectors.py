@@ -64,7 +64,8 @@ _MINIMAX2_READ = "_parse_and_stream_parameters"
 _DEEPSEEK = ("DeepSeekV3Detector", "DeepSeekV31Detector")
 _DEEPSEEK_END = "<｜tool▁call▁end｜>"
 _TOOLS = "_tool_indices"  # made when the first text comes
-_SEPARATOR = "tool_call_separator"  # read only after a call
+_GIGACHAT3 = "GigaChat3Detector"
+_NO_MARKS = ("__", "tool_call_separator")  # names begin so; the latter is read after calls alone
 _PYTHONIC = "PythonicDetector"
 _PYTHONIC_FIELD = "tool_call_regex"
 _PYTHONIC_METHODS = ("_get_parameter_value", "_find_matching_bracket")
@@ -126,6 +127,9 @@ class CallDetector:
             parse = detector.parse_streaming_increment
             detector.parse_streaming_increment = _ending_with_frame(detector, parse)
             detector.call_end = _DEEPSEEK_END  # among its tags
+        if self.name == _GIGACHAT3:  # it looks for a call in the whole reply with each piece
+            _check(detector, {"tool_started": bool}, ())
+            detector.parse_streaming_increment = _forgetting_text(detector)
         if self.name == _PYTHONIC:  # it takes no number with a sign, no bracket in a string
             _check(detector, {_PYTHONIC_FIELD: re.Pattern}, _PYTHONIC_METHODS)
             detector._get_parameter_value = python_lists.literal
@@ -189,8 +193,7 @@ class CallDetector:
     def texts(self) -> list[str]:
         """All texts that it or its class has by a name: every mark with which calls may begin."""
         kinds = (vars(self._detector), *map(vars, type(self._detector).__mro__))
-        names = ((each, name) for each in kinds for name in each if name[:2] != "__")
-        known = [each[name] for each, name in names if name != _SEPARATOR]
+        known = [each[name] for each in kinds for name in each if not name.startswith(_NO_MARKS)]
         return [text for text in known if isinstance(text, str)]
 
     @property
@@ -250,6 +253,19 @@ def _ending_with_frame(detector: Any, parse: Callable[..., Any]) -> Callable[...
             detector._buffer, detector._last_arguments = rest, ""
             detector.current_tool_id += 1
             detector.current_tool_name_sent = False
+        return result
+
+    return parse_all
+
+
+def _forgetting_text(detector: Any) -> Callable[..., Any]:
+    """Reads a reply; of the text before a call it keeps as much as the call may begin with."""
+    parse = detector.parse_streaming_increment
+
+    def parse_all(text: str, tools: list[Any]) -> Any:
+        result = parse(text, tools)
+        if not detector.tool_started:
+            detector._buffer = detector._buffer[-64:]
         return result
 
     return parse_all

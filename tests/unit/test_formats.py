@@ -16,6 +16,7 @@ import pytest
 from slime_router.replies.parser import ReplyParser
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
+from slime_router.replies.tool_calls import CallReader
 from slime_router.types import ReplyFormat
 from tests.unit.formats import FORMATS, Call
 
@@ -309,6 +310,19 @@ def test_mistrals_calls_stay_in_order_after_arguments_that_are_a_list(cut):
     text += '[TOOL_CALLS]search[CALL_ID]jklmnopqr[ARGS]{"query": "x"}[TOOL_CALLS]now[ARGS]{}'
     _, found = read("mistral", re.findall(CUTS[cut], text))
     assert found == [("get_weather", "[1, 2]"), ("search", '{"query": "x"}'), ("now", "{}")]
+
+
+@pytest.mark.parametrize("mark", ["<|function_call|>", "function call<|role_sep|>\n"])
+def test_gigachats_text_before_a_call_is_not_kept(mark):
+    """SGLang looks for a call in all of it with each piece."""
+    parser = parser_of("gigachat3")
+    for _ in range(50):
+        parser.push("x < y {z} ", is_last=False)
+    assert isinstance(parser._calls, CallReader)
+    assert parser._calls._parser.kept_len < 100
+    text = FORMATS["gigachat3"].write([PARIS]).replace("<|function_call|>", mark)
+    said = [parser.push(piece, is_last=False) for piece in tokens(text)]
+    assert next(call.name for each in said for call in each.tool_calls) == "get_weather"
 
 
 @pytest.mark.parametrize("cut", CUTS)
