@@ -109,7 +109,8 @@ def after(given: str, written: str) -> str:
     """What of arguments is written after those `given`, which may be spaced differently."""
     at = 0
     for letter in "".join(given.split()):
-        at += len(written[at:]) - len(written[at:].lstrip())
+        while written[at : at + 1].isspace():
+            at += 1
         if not written.startswith(letter, at):
             return ""
         at += 1

@@ -53,6 +53,7 @@ class CallReader:
         self._begun: dict[int, str] = {}  # calls whose name was given: their arguments so far
         self._raw = ""  # what is not content yet; in a call the text since its name
         self._unsaid = ""  # what was read since the parser said something
+        self._after = ""  # the text after a call that was left
         self._misread = ""  # what the parser wrongly took for arguments
         self._has_left_frame = False  # the frame of the last call has ended
         self._spaces = Spaces()
@@ -152,7 +153,7 @@ class CallReader:
             deltas += self._filled()
         content, self._misread = content + self._said_after_frame(), ""
         if deltas or content.strip() or (content == self._unsaid and not (had_begun or is_last)):
-            self._unsaid = ""
+            self._unsaid, self._after = self._after, ""
         elif is_last:
             content = self._left() or content
         content = self._spaces.without(content, has_calls=bool(deltas)) if had_begun else content
@@ -219,7 +220,7 @@ class CallReader:
         lacking = leftovers.after(self._begun[index], arguments)
         self._begun[index] += lacking
         self._parser.leave_call(rest)
-        self._raw = self._unsaid = rest
+        self._raw = self._after = rest
         more = (ToolDelta(index, None, None, lacking),) if lacking else self._filled()
         return "", deltas + more
 
@@ -265,8 +266,7 @@ class CallReader:
         deltas = tuple(delta for item in items for delta in self._deltas(item, text, read))
         if not self._begun:
             return self._as_written(content, is_last=is_last), deltas
-        rest = self._unreadable() if had_begun else None
-        if rest is not None:
+        if (rest := self._unreadable()) is not None:
             return self._past_unreadable(rest, is_last=is_last, deltas=deltas)
         if had_begun:
             is_lost = was_inside and not self._parser.has_calls
