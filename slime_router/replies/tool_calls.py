@@ -187,7 +187,7 @@ class CallReader:
     def _as_text(
         self, written: str, rest: str, *, is_last: bool, deltas: tuple[ToolDelta, ...]
     ) -> tuple[str, tuple[ToolDelta, ...]]:
-        """The last call is none, and what follows it is read."""
+        """Gives the last call as text, and reads what follows it."""
         index = max(self._begun)
         kept = tuple(delta for delta in deltas if delta.index != index)
         del self._begun[index]
