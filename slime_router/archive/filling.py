@@ -37,7 +37,8 @@ from slime_router.types import GenerateCall, VersionSpan, WeightVersion
 logger = logging.getLogger(__name__)
 
 NO_ANSWER = "degraded: the store did not answer"
-MAX_ROUNDS = 8  # of looking, and finding what leads to more
+MAX_ROUNDS = 8  # of looking, and finding that others did the same
+MAX_LEADS = 32  # replies, changed by the agent, whose turns lead to the next one's
 MAX_AT_REST = 50_000  # sessions whose list is remembered; some 50 MB
 PART_TURNS = 24  # absorbed before others get to run: three milliseconds
 AT_ONCE = 100  # homes that are fetched at once
@@ -194,7 +195,7 @@ class Filler:
 
     async def _conversation(self, held: _Held, call: GenerateCall) -> None:
         asked: set[bytes] = set()
-        for _ in range(MAX_ROUNDS):
+        for _ in range(MAX_LEADS):
             self._probe.names = set()
             try:
                 self._recogniser.recognise(call)

@@ -190,7 +190,7 @@ class Access:
 
     def _tag(self, key: Key) -> str:
         """What only this key makes; "" where there are no names to tell apart."""
-        if not self._names or not key.digest:
+        if not self._names:
             return ""
         return f"{sha256(b'rid' + key.digest).hexdigest()[:16]}."
 

@@ -54,6 +54,8 @@ ANYBODY = Caller()
 class Visit:
     """What is known of one HTTP request while it is handled, each part where it was found out.
 
+    Copies of the request (`clone`) share it.
+
     Attributes:
         caller: whose request it is.
         headers: those of every reply to it, once somebody has made them.
@@ -61,7 +63,7 @@ class Visit:
         is_body_shared: somebody else may read the body, too, by aiohttp's means.
     """
 
-    __slots__ = ("body", "caller", "headers", "is_body_shared")
+    __slots__ = ("__weakref__", "body", "caller", "headers", "is_body_shared")
 
     def __init__(self) -> None:
         self.caller = ANYBODY

@@ -20,7 +20,7 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Middleware as HttpMiddleware
 
-from slime_router.auth.caller import caller
+from slime_router.auth.caller import Visit, caller, visit
 from slime_router.edge.bodies import body_so_far, share_body
 from slime_router.errors import Aborted, RouterError
 from slime_router.generation.admission import aborted
@@ -128,7 +128,7 @@ class PluginGuard:
         self._limit_s = limit_s
         self._clocks: dict[str, set[_Clock]] = {}  # of generations, by rid
         self._requests: dict[_Clock, _Names] = {}  # at plug-ins of aiohttp's kind
-        self._answered: WeakKeyDictionary[web.StreamResponse, ref[web.Request]]
+        self._answered: WeakKeyDictionary[web.StreamResponse, ref[Visit]]
         self._answered = WeakKeyDictionary()  # whose reply a response of such a plug-in is
 
     def __repr__(self) -> str:
@@ -249,7 +249,8 @@ class PluginGuard:
             raise self._failed(plugin, f"it returned {_kind(response)}")
         if isinstance(response, web.WebSocketResponse) and not response.prepared:
             raise self._failed(plugin, "it returned a WebSocketResponse that it did not prepare")
-        if self._answered.setdefault(response, ref(request))() is not request:
+        asked = visit(request)  # a plug-in may hand another one a copy of the request
+        if self._answered.setdefault(response, ref(asked))() is not asked:
             raise self._failed(plugin, "it returned a response that was sent before")
         return response
 

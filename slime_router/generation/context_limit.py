@@ -4,9 +4,10 @@ Agents send one number for every model (`max_tokens: 32000`), and a worker refus
 fit. The rest of the context is all that such a client can get, so that is what it gets: as a number
 if the workers have reported their context length, else as "to the end" after a refusal.
 
-A prompt that does not fit itself is passed on, and the worker's refusal is the answer: another
-worker may have room for it. What no worker has room for is refused here where that is known early:
-of several prompts, before one of them is sampled, and of a long text, before it is encoded.
+A prompt that no worker has room for is refused here: of several prompts, before one of them is
+sampled, and of a long text, before it is encoded. A worker with `--allow-auto-truncate` would read
+the end of it alone, and the turn would claim all of it. Until every worker has said how long its
+context is, such a prompt is passed on, and the worker's refusal is the answer.
 """
 
 from __future__ import annotations
@@ -67,12 +68,17 @@ class ContextLimit:
         """The call, with a limit if it asks for more than any worker has room for.
 
         Where it is sent to one with less room, `slime_router.engine.request` cuts it to that.
+
+        Raises:
+            ContextLengthExceeded: no worker has room for its prompt.
         """
         context_len = self.longest()
-        if call.is_passed_on or call.prompt is None or context_len is None:
+        if call.prompt is None or context_len is None:
             return call
         room = context_len - len(call.prompt.ids)
         if room < 1:
+            raise ContextLengthExceeded.of(len(call.prompt.ids), context_len)
+        if call.is_passed_on:
             return call
         limit = room if call.token_limit is None else min(call.token_limit, room)
         asked = call.sampling.max_tokens

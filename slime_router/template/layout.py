@@ -50,9 +50,17 @@ class Mark:
 
     @staticmethod
     def of(part: str, group: Sequence[Message]) -> Mark:
-        """The mark of a part that holds these messages."""
-        length = len(part) - part.tail_len if isinstance(part, Filled) else reach(part, group)
+        """The mark of a part that holds these messages; others may follow them."""
+        length = reach(part, group)
         return Mark(length, hash(part[:length]))
+
+    @staticmethod
+    def of_prompt(text: str, messages: Sequence[Message]) -> Mark:
+        """The mark of a prompt of these messages and no others: a form says where they end."""
+        if not isinstance(text, Filled):
+            return Mark.of(text, messages)
+        length = len(text) - text.tail_len
+        return Mark(length, hash(text[:length]))
 
     def fits(self, part: str) -> bool:
         """Whether the part begins with the same text."""

@@ -141,7 +141,7 @@ class Suffixes:
         if SENTINEL in text:
             return None
         if not any(map(is_reply, messages)):
-            return Layout((Mark.of(text, messages),))
+            return Layout((Mark.of_prompt(text, messages),))
         start = later_start(question, question.size - 1)
         if not start:
             return None

@@ -298,6 +298,8 @@ BAD: list[dict[str, Any]] = [
     {"text": "a", "sampling_params": {"n": 1.5}},
     {"text": "a", "sampling_params": {"n": 10**9}},
     {"text": "a", "sampling_params": {"max_new_tokens": 1.5}},
+    {"text": "a", "sampling_params": {"stop": 5}},
+    {"text": ["a", "b"], "sampling_params": [{}, {"stop": ["a", 5]}]},
     {"text": "a", "sampling_params": {"stop_token_ids": [260]}},
     {"text": "a", "sampling_params": {"stop_token_ids": 3}},
     {"text": "a", "sampling_params": {"logit_bias": {"260": 1}}},

@@ -156,7 +156,7 @@ async def test_a_prompt_that_does_not_fit_is_a_400_that_agents_know(path, stream
         before = router.footprint()
         status, reply = await router.post(path, {**body, key: said, name: 8, "stream": stream})
         assert status == 400
-        assert len(worker.requests) == 1
+        assert len(worker.requests) == (0 if is_told else 1)
         assert router.footprint()[0] == before[0], "no turn"
     error = reply["error"]
     if path == MESSAGES:
@@ -177,6 +177,17 @@ async def test_the_worker_s_own_words_are_not_touched():
         assert status == 400
         assert "Requested token count exceeds" in orjson.dumps(reply).decode()
         assert [wanted(worker, i) for i in range(len(worker.requests))] == [32_000]
+
+
+async def test_no_worker_gets_what_it_would_cut():
+    """With `--allow-auto-truncate` it would read a part, and the turn would claim all of it."""
+    async with served({"context_len": CONTEXT_LEN}) as (router, worker):
+        await told(router)
+        native = {"input_ids": [1] * CONTEXT_LEN, "sampling_params": {"max_new_tokens": 1}}
+        status, reply = await router.post("/generate", native)
+        assert status == 400
+        assert "is longer than the model's context length" in orjson.dumps(reply).decode()
+        assert not worker.requests
 
 
 IDS = {"input_ids": [HELLO, [1] * CONTEXT_LEN]}

@@ -294,6 +294,11 @@ async def socket_http(request, handler):
     return web.WebSocketResponse()
 
 
+@web.middleware
+async def renaming_http(request, handler):
+    return await handler(request.clone(headers={**request.headers, "x-client": "renamed"}))
+
+
 SORRY = web.json_response({"error": "not today"}, status=403)
 
 
@@ -599,6 +604,17 @@ async def test_a_plugin_that_returns_one_response_to_two_requests_is_named_in_th
             assert (status, set(body["error"])) == (500, FOUR_KEYS)
         assert router.gateway.guard.failures == 2
     assert "plug-in failed: stale_http: it returned a response that was sent before" in caplog.text
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_plugin_may_hand_another_one_a_copy_of_the_request(stream):
+    body = {"messages": [user("hi")], "stream": stream, "max_tokens": 3}
+    async with (
+        served(**paths("renaming_http", "signed")) as (router, _),
+        router.http.post(CHAT, json=body) as response,
+    ):
+        await response.read()
+        assert (response.status, router.gateway.guard.failures) == (200, 0)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

@@ -7,8 +7,9 @@ import asyncio
 import aiohttp
 import pytest
 from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
 
-from slime_router.edge.bodies import _arrived
+from slime_router.edge.bodies import _arrived, body_so_far
 
 
 def content(*pieces: bytes, is_over: bool = True) -> aiohttp.StreamReader:
@@ -56,3 +57,8 @@ async def test_a_broken_connection_is_raised_by_the_reader():
     assert _arrived(reader) is None
     with pytest.raises(aiohttp.ClientConnectionError):
         await reader.readany()
+
+
+def test_of_a_request_without_a_body_nothing_is_here():
+    """Its reader has no buffer at all: plug-ins see such requests, too."""
+    assert body_so_far(make_mocked_request("GET", "/")) == b""

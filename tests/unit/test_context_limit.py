@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from slime_router.errors import ContextLengthExceeded
 from slime_router.generation.context_limit import ContextLimit
 from slime_router.types import GenerateCall, Prompt, Receipt, Sampling, token_ids
 
@@ -41,14 +42,18 @@ def limit(context_len: int | None) -> ContextLimit:
         (4, 7, 3, 3),
         (4, 7, 8, 6),
         (9, 5, None, 1),
-        (10, 5, None, None),  # exactly no room left: the worker's refusal is the answer
-        (11, 5, None, None),
     ],
 )
 def test_a_call_is_cut_to_what_fits(prompt_len, max_tokens, token_limit, fitted):
     asked = call(prompt_len, max_tokens, token_limit)
     expected = asked if fitted is None else replace(asked, token_limit=fitted)
     assert limit(CONTEXT_LEN).fitted(asked) == expected
+
+
+@pytest.mark.parametrize("prompt_len", [CONTEXT_LEN, CONTEXT_LEN + 1])
+def test_a_prompt_that_leaves_no_room_is_refused(prompt_len):
+    with pytest.raises(ContextLengthExceeded):
+        limit(CONTEXT_LEN).fitted(call(prompt_len, 5))
 
 
 def test_nothing_is_cut_until_a_worker_has_said_how_long_its_context_is():

@@ -124,6 +124,14 @@ async def test_a_region_that_is_refused_does_not_keep_the_others(machine, code, 
     assert (len(machine.asked), caplog.messages) == (4, [])
 
 
+async def test_files_and_groups_may_have_any_name(machine):
+    """The kernel takes names as bytes, which need not be text."""
+    named = b"7f-80 r-xp 00000000 fe:00 4711  /opt/\xff\xe2\x80\xa8 a\xc2\x85 b/lib.so\n"
+    (machine.root / "proc/self/maps").write_bytes(named + MAPS.encode())
+    (machine.root / "proc/self/cgroup").write_bytes(b"0::/pods/\xff\xc2\x85\n")
+    assert (await machine.gather()).count == 4
+
+
 @pytest.mark.parametrize("code", [errno.ENOMEM, errno.EBUSY])
 async def test_a_kernel_without_memory_is_not_asked_forever(machine, code):
     machine.answer = code

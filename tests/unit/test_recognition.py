@@ -255,6 +255,18 @@ def test_results_of_calls_that_came_before_have_the_ids_of_the_turn(monkeypatch)
     assert messages[1]["tool_calls"][0]["id"] == "mine"
 
 
+def test_an_id_of_the_agents_is_that_of_the_last_call_that_had_it():
+    """Also where nobody recorded that call."""
+    talks = Talks(prints_call_ids=True)
+    talks.record("a", user("Hi"), calls("{}"))
+    result = {"role": "tool", "content": "5", "tool_call_id": "mine"}
+    others = [calls('{"n": 1}', call_id="mine"), result]
+    messages = [user("Hi"), calls("{}", call_id="mine"), result, *others]
+    talk = talks.recogniser.recognise(call(*messages))
+    assert (talk.turn and talk.turn.id) == "a"
+    assert talk.messages == (user("Hi"), calls("{}"), {**result, "tool_call_id": "c"}, *others)
+
+
 def test_what_came_before_is_not_recognised_again(monkeypatch):
     monkeypatch.setattr(heard, "LONG_LEN", 0)
     talks, costs = Talks(), []

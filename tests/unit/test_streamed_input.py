@@ -104,6 +104,13 @@ def test_what_breaks_off_has_its_whole_members_and_all_that_was_written(text, sa
     assert "".join(streamed([*text])).replace('"_raw":"{', '"_raw": "{').startswith(said)
 
 
+@pytest.mark.parametrize("text", ['{"_raw": "ab', '{"_raw": "a", "b": \\', '{"_raw": 1, "n": tru'])
+def test_a_cut_input_with_a_member_of_that_name_is_all_that_was_written(text):
+    said = "".join(streamed([*text], is_cut=True))
+    assert said == text
+    assert json.loads(whole_input(said)) == {RAW: text}
+
+
 def test_arguments_that_come_at_the_end_alone_are_checked_as_a_whole():
     whole = StreamedInput()
     assert whole.push('{"a": "b",}', is_last=True) == ""

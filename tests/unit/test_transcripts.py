@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pytest
 
+from slime_router.template.forms.forms import Filled
 from slime_router.template.layout import compares_messages, parsed
 from slime_router.template.suffix import Question
 from slime_router.template.transcript import Transcript, Transcripts
@@ -57,11 +58,26 @@ class Renderer:
         return f"{options.tools}{date}\n{self._show(messages)}"
 
 
+class FormRenderer(Renderer):
+    """Has a form for whatever it renders."""
+
+    def __call__(
+        self, messages: Sequence[Message], options: TemplateOptions, date: datetime | None
+    ) -> str | None:
+        text = super().__call__(messages, options, date)
+        return None if text is None else Filled(text, len("\n"))
+
+
 class Talk:
     """A conversation whose prompts are made one after the other."""
 
-    def __init__(self, show: Shown = plain, max_kept_len: int = 2**20) -> None:
-        self.renderer = Renderer(show)
+    def __init__(
+        self,
+        show: Shown = plain,
+        max_kept_len: int = 2**20,
+        renderer: type[Renderer] = Renderer,
+    ) -> None:
+        self.renderer = renderer(show)
         self.transcripts = Transcripts(self.renderer, ("</think>",), max_kept_len)
         self.messages: list[Message] = [{"role": "user", "content": "Hi there"}]
         self.answered = self.same_len = 0
@@ -110,6 +126,11 @@ def test_a_long_conversation_is_rendered_whole_only_when_it_has_doubled():
     late = talk.asked_until(100)
     whole = [2 * number + 1 for number, is_late in enumerate(late) if not is_late]
     assert whole == [1, 3, 5, 7, 9, 11, 13, 15, 31, 63, 127]
+
+
+def test_where_forms_print_what_is_in_view_the_same_is_rendered_late():
+    """They say where all messages end, while it is the first of them that stay."""
+    assert Talk(renderer=FormRenderer).asked_until(40) == Talk().asked_until(40)
 
 
 def test_what_was_sent_before_is_known_without_a_look_at_it():

@@ -14,6 +14,7 @@ from typing import Final
 import orjson
 
 from slime_router.api.anthropic.messages import RAW, arguments_of, input_json
+from slime_router.json_text import is_json
 
 _SIGNS: Final = '"{}[],:'
 _TOKEN: Final = re.compile(r'["{}\[\],:]|[ \t\n\r]+|[^ \t\n\r"{}\[\],:]+')
@@ -27,7 +28,8 @@ _ENDS: Final = {"{": "}", "[": "]"}
 
 def whole_input(streamed: str) -> str:
     """The input of a reply in one piece, from that of a stream: an object, or `_raw` alone."""
-    arguments = arguments_of(json.loads(streamed)) if f'"{RAW}"' in streamed else streamed
+    may_have_raw = f'"{RAW}"' in streamed and is_json(streamed)  # a limit may cut it
+    arguments = arguments_of(json.loads(streamed)) if may_have_raw else streamed
     return input_json(arguments if isinstance(arguments, str) else streamed)
 
 

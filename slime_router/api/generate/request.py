@@ -24,38 +24,25 @@ from slime_router.types import GenerateCall, NativeCall
 
 MAX_CALLS = 16_384  # `n` is a number in a small body: it must not be able to fill the router
 
-SAMPLING_PARAMS = frozenset(
-    {
-        "max_new_tokens",
-        "stop",
-        "stop_token_ids",
-        "stop_regex",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "frequency_penalty",
-        "presence_penalty",
-        "repetition_penalty",
-        "min_new_tokens",
-        "n",
-        "beam_width",
-        "json_schema",
-        "regex",
-        "ebnf",
-        "ebnf_full_assistant",
-        "structural_tag",
-        "ignore_eos",
-        "skip_special_tokens",
-        "spaces_between_special_tokens",
-        "no_stop_trim",
-        "stream_interval",
-        "logit_bias",
-        "sampling_seed",
-        "custom_params",
-        "watermark",
-    }
-)
+_INTEGER = (frozenset((int,)), "an integer")
+_NUMBER = (frozenset((int, float)), "a number")
+_FLAG = (frozenset((bool,)), "true or false")
+_TEXT = (frozenset((str,)), "a string")
+_TEXTS = (frozenset((str, list)), "a string or a list of strings")
+_OBJECT = (frozenset((dict,)), "an object")
+_SAMPLING_TYPES: dict[str, tuple[frozenset[type], str]] = {
+    **dict.fromkeys(("max_new_tokens", "min_new_tokens", "n", "beam_width", "top_k"), _INTEGER),
+    **dict.fromkeys(("stream_interval", "sampling_seed"), _INTEGER),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "frequency_penalty"), _NUMBER),
+    **dict.fromkeys(("presence_penalty", "repetition_penalty"), _NUMBER),
+    **dict.fromkeys(("stop", "stop_regex"), _TEXTS),
+    "stop_token_ids": (frozenset((list,)), "a list of token ids"),
+    **dict.fromkeys(("json_schema", "regex", "ebnf", "structural_tag"), _TEXT),
+    **dict.fromkeys(("ignore_eos", "skip_special_tokens", "no_stop_trim"), _FLAG),
+    **dict.fromkeys(("spaces_between_special_tokens", "ebnf_full_assistant"), _FLAG),
+    **dict.fromkeys(("logit_bias", "custom_params", "watermark"), _OBJECT),
+}
+SAMPLING_PARAMS = frozenset(_SAMPLING_TYPES)
 _PER_PROMPT = (
     "rid",
     "sampling_params",
@@ -212,16 +199,21 @@ def check_sampling(params: dict[str, Any], vocab_size: int) -> int:
         key = next(key for key in params if key not in SAMPLING_PARAMS)
         path = f"sampling_params.{key}"[:200]
         raise BadRequest(f"'{path}' is not a parameter.", param=path, code="unknown_parameter")
-    for key in ("max_new_tokens", "min_new_tokens", "n"):
-        value = params.get(key)
-        if value is not None and type(value) is not int:
-            raise wrong_type(key, "an integer")
+    for key, value in params.items():
+        types, what = _SAMPLING_TYPES[key]
+        if value is not None and type(value) not in types:
+            raise wrong_type(key, what)
+        if what is _TEXTS[1] and type(value) is list:
+            require(set(map(type, value)) <= {str}, key, what)
     if params.get("stop_token_ids"):
         checked_ids(params["stop_token_ids"], vocab_size, "stop_token_ids")
     bias = params.get("logit_bias")
     if bias is not None:
-        require(isinstance(bias, dict), "logit_bias", "an object")
         check_bias_keys(bias, vocab_size, "logit_bias")
+        are_numbers = all(type(each) in _NUMBER[0] for each in bias.values())
+        require(are_numbers, "logit_bias", "an object of numbers")
+    top_k = params.get("top_k")  # workers keep it in 32 bits
+    require(top_k is None or -1 <= top_k < 2**31, "top_k", "-1, or a positive number of 32 bits")
     for key in ("json_schema", "structural_tag"):
         if key in params:
             check_text(params[key], key)
@@ -239,10 +231,7 @@ def _stop_regex(native: dict[str, Any]) -> list[str]:
     given = (native.get("sampling_params") or {}).get("stop_regex")
     if given is None:
         return []
-    patterns = [given] if isinstance(given, str) else given
-    is_list = isinstance(patterns, list) and all(isinstance(each, str) for each in patterns)
-    require(is_list, "stop_regex", "a string or a list of strings")
-    return list(patterns)
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _one_sample(native: dict[str, Any], n: int, index: int) -> dict[str, Any]:

@@ -43,10 +43,10 @@ def free_memory(root: Path = Path("/")) -> int | None:
 def _groups(root: Path) -> Iterator[tuple[Path, _Names]]:
     """The control groups of this process, each with all above it."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        groups = (root / "proc/self/cgroup").read_text(errors="surrogateescape")
     except OSError:
         return
-    for line in lines:
+    for line in filter(None, groups.split("\n")):
         _, controllers, path = line.split(":", 2)
         if not controllers:
             top, names = root / "sys/fs/cgroup", _CURRENT

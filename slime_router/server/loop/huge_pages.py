@@ -46,7 +46,7 @@ def regions(maps: str) -> Iterator[int]:
 
     `maps` is the text of `/proc/self/maps`.
     """
-    for line in maps.splitlines():
+    for line in filter(None, maps.split("\n")):  # a path may hold what else ends lines
         span, permissions, _, _, inode, *path = line.split(None, 5)
         is_nameless = not path or path[0].startswith("[anon:")
         if permissions == "rw-p" and inode == "0" and (is_nameless or path[0] == "[heap]"):
@@ -87,7 +87,7 @@ class HugePages:
         try:
             if "[never]" in (self._root / _ENABLED).read_text():
                 return []
-            maps = (self._root / "proc/self/maps").read_text()
+            maps = (self._root / "proc/self/maps").read_text(errors="replace")  # it names files
             with (self._root / "proc/self/pagemap").open("rb", buffering=0) as pagemap:
                 found = [each for each in regions(maps) if _share(pagemap, each) >= MIN_FULL]
         except OSError:  # not Linux, or without them
