@@ -333,6 +333,10 @@ async def test_a_schema_of_the_text_yields_to_a_call_that_is_forced(choice):
             answer = whole(await response.json())
             receipt = orjson.loads(response.headers["x-slime-receipt"])
         sent = worker.requests[-1].body["sampling_params"]
+        say(worker, CALL)
+        async with router.http.post(CHAT, json=body) as response:
+            without = orjson.loads(response.headers["x-slime-receipt"])
+    assert without.get("notes", []) == []
     assert sent["structural_tag"] == sampling["structural_tag"]
     assert "json_schema" not in sent
     assert answer["calls"] == reply["calls"] != []

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from slime_router.engine import request
 from slime_router.errors import ContextLengthExceeded
 from slime_router.generation.context_limit import ContextLimit
 from slime_router.types import GenerateCall, Prompt, Receipt, Sampling, token_ids
@@ -59,3 +60,24 @@ def test_a_prompt_that_leaves_no_room_is_refused(prompt_len):
 def test_nothing_is_cut_until_a_worker_has_said_how_long_its_context_is():
     asked = call(4, 1000)
     assert limit(None).fitted(asked) is asked
+
+
+@pytest.mark.parametrize(
+    ("prompt_len", "sampled_len", "max_tokens", "context_len", "sent"),
+    [
+        (4, 0, 7, CONTEXT_LEN, 6),
+        (4, 0, 6, CONTEXT_LEN, 6),
+        (4, 2, 9, CONTEXT_LEN, 4),  # another worker has sampled two of nine
+        (4, 2, 5, CONTEXT_LEN, 3),
+        (4, 0, 7, None, 7),
+        (4, 0, None, CONTEXT_LEN, None),  # to its end
+        (CONTEXT_LEN, 0, 7, CONTEXT_LEN, 7),  # there is no room: the worker says so
+        (CONTEXT_LEN + 1, 0, 7, CONTEXT_LEN, 7),
+    ],
+)
+def test_a_worker_is_asked_for_no_more_than_its_own_context_has_left(
+    prompt_len, sampled_len, max_tokens, context_len, sent
+):
+    asked = replace(call(prompt_len, max_tokens), sampled=token_ids(range(sampled_len)))
+    params = request.fitted(request.sampling_params(asked), asked, context_len)
+    assert params["max_new_tokens"] == sent

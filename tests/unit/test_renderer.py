@@ -257,6 +257,12 @@ def test_template_is_given_what_transformers_gives_it(
     assert shown.render(messages, options) == as_transformers_renders(messages, options)
 
 
+def test_documents_of_a_client_are_given_to_the_template(shown: Tokenizer) -> None:
+    options = TemplateOptions(kwargs={"documents": [{"title": "a", "text": "b"}], "mood": 1})
+    assert shown.render(HELLO, options) == as_transformers_renders(HELLO, options)
+    assert "{'title': 'a', 'text': 'b'}" in shown.render(HELLO, options)
+
+
 class Loud(str):
     """A text of a kind of its own."""
 

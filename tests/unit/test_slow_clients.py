@@ -162,3 +162,15 @@ async def test_idle_connections_are_closed_for_clients_that_wait_the_longest_idl
     assert [each for each in connections if each.is_aborted] == rest[:CLOSED_AT_ONCE]
     watch.close_idle(0)
     assert [each for each in connections if not each.is_aborted] == [unread]
+
+
+async def test_clients_that_left_are_not_counted_among_those_to_be_closed():
+    watch = SlowClients(1.0)
+    *gone, last = connections = [Transport() for _ in range(CLOSED_AT_ONCE + 1)]
+    for transport in connections:
+        await watch.middleware(request(transport, Body()), empty)
+    for transport in gone:
+        transport.close()
+    watch.look()
+    watch.close_idle(0)
+    assert last.is_aborted
