@@ -29,7 +29,7 @@ TAKEN: dict[str, tuple[Any, ...]] = {  # what SGLang 0.5.23 takes of these
     **dict.fromkeys(("ignore_eos", "skip_special_tokens", "no_stop_trim"), FLAGS),
     **dict.fromkeys(("spaces_between_special_tokens", "ebnf_full_assistant"), FLAGS),
     "logit_bias": ({}, {"5": 1}),
-    "custom_params": ({}, {"5": [1]}),
+    "custom_params": VALUES,
     "watermark": ({}, {"5": [1]}),
 }
 
@@ -47,9 +47,16 @@ def test_a_parameter_of_another_type_is_named(field):
             assert told.value.param == field, value
 
 
-@pytest.mark.parametrize("field", sorted(SAMPLING_PARAMS))
+@pytest.mark.parametrize("field", sorted(SAMPLING_PARAMS - {"n"}))
 def test_a_parameter_may_be_null(field):
     assert check_sampling({field: None}, VOCAB_SIZE) == 1
+
+
+def test_a_null_for_n_is_named():
+    """SGLang, which takes null for the others, answers it with a 500."""
+    with pytest.raises(BadRequest) as told:
+        check_sampling({"n": None}, VOCAB_SIZE)
+    assert told.value.param == "n"
 
 
 @pytest.mark.parametrize("bias", ["x", None, True, [1], {"b": 1}])

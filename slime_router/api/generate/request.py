@@ -40,9 +40,9 @@ _SAMPLING_TYPES: dict[str, tuple[frozenset[type], str]] = {
     **dict.fromkeys(("json_schema", "regex", "ebnf", "structural_tag"), _TEXT),
     **dict.fromkeys(("ignore_eos", "skip_special_tokens", "no_stop_trim"), _FLAG),
     **dict.fromkeys(("spaces_between_special_tokens", "ebnf_full_assistant"), _FLAG),
-    **dict.fromkeys(("logit_bias", "custom_params", "watermark"), _OBJECT),
+    **dict.fromkeys(("logit_bias", "watermark"), _OBJECT),
 }
-SAMPLING_PARAMS = frozenset(_SAMPLING_TYPES)
+SAMPLING_PARAMS = frozenset(_SAMPLING_TYPES) | {"custom_params"}  # which may be anything
 _PER_PROMPT = (
     "rid",
     "sampling_params",
@@ -175,6 +175,9 @@ def _check_native(native: dict[str, Any], vocab_size: int) -> int:
     if top is not None:
         require(type(top) is int, "top_logprobs_num", "an integer")
         require(0 <= top <= vocab_size, "top_logprobs_num", f"in [0, {vocab_size}]")
+    hidden = native.get("return_hidden_states")
+    is_mode = hidden is None or hidden == "last" or type(hidden) is bool
+    require(is_mode, "return_hidden_states", "true, false or 'last'")  # a worker dies of a list
     wanted = native.get("token_ids_logprob")
     if wanted is not None and wanted != []:
         checked_ids(
@@ -199,12 +202,15 @@ def check_sampling(params: dict[str, Any], vocab_size: int) -> int:
         key = next(key for key in params if key not in SAMPLING_PARAMS)
         path = f"sampling_params.{key}"[:200]
         raise BadRequest(f"'{path}' is not a parameter.", param=path, code="unknown_parameter")
-    for key, value in params.items():
-        types, what = _SAMPLING_TYPES[key]
-        if value is not None and type(value) not in types:
+    for key, (types, what) in _SAMPLING_TYPES.items():
+        value = params.get(key)
+        if value is None:
+            continue
+        if type(value) not in types:
             raise wrong_type(key, what)
         if what is _TEXTS[1] and type(value) is list:
             require(set(map(type, value)) <= {str}, key, what)
+    require(params.get("n", 1) is not None, "n", "an integer")  # SGLang's answer would be a 500
     if params.get("stop_token_ids"):
         checked_ids(params["stop_token_ids"], vocab_size, "stop_token_ids")
     bias = params.get("logit_bias")
