@@ -16,6 +16,7 @@ from slime_router.auth.shares import Shares
 from slime_router.edge.allowances import NOTHING_ALLOWED, Allowances
 from slime_router.edge.grace import Grace
 from slime_router.errors import TooManyRequests
+from slime_router.pool.adapters import Adapters
 from slime_router.template.heard import MessageTexts
 from slime_router.tokens.written.id_text import IdTexts
 
@@ -77,6 +78,7 @@ class EndpointContext:
         admission: limits how many requests the endpoints handle at once.
         default_model: the model's name for a request that gives none.
         served_names: the names of the one model; None serves it under any name.
+        adapters: those of the model that may be named in its place.
         media: where requests with pictures, audio or video go.
         allowances: what clients may have a worker run or open.
         grace: ends requests that outlast a shutdown.
@@ -95,6 +97,7 @@ class EndpointContext:
     admission: Admission
     default_model: str
     served_names: frozenset[str] | None = None
+    adapters: Adapters = field(default_factory=Adapters)
     media: MediaPass = field(default_factory=MediaPass.off)
     allowances: Allowances = NOTHING_ALLOWED
     isolates_owners: bool = False

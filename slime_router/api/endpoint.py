@@ -101,7 +101,7 @@ async def read_text(
         body = _read_written(context, raw, (media_path, caller(request).owner), spoken)
     if body is None:
         body = await read_allowed(context, request, raw, ids_field)
-    _check_model(context.served_names, body)
+    body = _with_model(context, body)
     if media_path and context.media.is_on:
         passed = await context.media.take(request, body, media_path, headers)
         if passed is not None:
@@ -168,10 +168,20 @@ def _deliver(
     return deliver(dialect, context, request, asked, headers)
 
 
-def _check_model(served: frozenset[str] | None, body: Mapping[str, Any]) -> None:
-    """Accepts a request that names the model, an adapter of it (`base:adapter`), or nothing."""
-    name = body.get("model")
-    if served is None or not isinstance(name, str):  # other types are for the dialect to refuse
-        return
-    if name not in served and name.rpartition(":")[0] not in served:
+def _with_model(context: EndpointContext, body: dict[str, Any]) -> dict[str, Any]:
+    """The body of a request that names the model, an adapter of it (`base:adapter`), or nothing.
+
+    An adapter's name alone, as vLLM has it, is spelled out: SGLang would sample the base model.
+
+    Raises:
+        NotFound: it names another model.
+    """
+    name, served = body.get("model"), context.served_names
+    if not isinstance(name, str):  # other types are for the dialect to refuse
+        return body
+    own = served or (context.default_model,)
+    if name in context.adapters and name not in own:
+        return {**body, "lora_path": name}
+    if served is not None and name not in served and name.rpartition(":")[0] not in served:
         raise NotFound(f"The model '{name}' does not exist.", param="model", code="model_not_found")
+    return body

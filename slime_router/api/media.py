@@ -94,7 +94,10 @@ class MediaPass:
         medium = next(_media(body), None)
         if medium is None:
             return None
-        sent = self._prepare(await read_body(request), True, caller(request))
+        raw = await read_body(request)
+        if (adapter := body.get("lora_path")) is not None and adapter == body.get("model"):
+            raw = orjson.dumps({**orjson.loads(raw), "lora_path": adapter})  # its name alone
+        sent = self._prepare(raw, True, caller(request))
         self.passed += 1
         session, reason = session_id(request, body), f"{medium.kind} at {medium.path}"
         logger.info("not captured: path=%s session=%.100r reason=%s", path, session, reason)

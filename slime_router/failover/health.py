@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 import orjson
 
 from slime_router.engine.client import WorkerClient
-from slime_router.engine.exchange import NotTaken
+from slime_router.engine.exchange import NotTaken, WorkerAnswer
 from slime_router.errors import OutOfDescriptors, RouterError
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.pool import WorkerPool
@@ -33,8 +33,9 @@ Probe: TypeAlias = Literal["answers", "refuses", "silent"]
 
 ENDPOINT = "/model_info"  # answers even while generation is paused
 PING = "/ping"  # 200 unless the worker shuts down or starts up, or once failed its own check
+MODELS = "/v1/models"
 HEALTH = "/health"  # says 503 at once in the first two cases; else it may generate a token
-_DRAINS_TIMEOUT_S = 1.0  # a paused worker is silent at `/health`
+_SHORT_TIMEOUT_S = 1.0  # a paused worker is silent at `/health`
 _OK, _REFUSES = 200, 503
 _AGAIN_S = 1.0  # between probes of a worker that may be dead
 
@@ -201,13 +202,17 @@ class Health:
             self._note_refusing(worker, status == _REFUSES)
 
     async def _status(self, worker: Worker, path: str) -> int | None:
+        """The status of `_told`."""
+        answer = await self._told(worker, path)
+        return None if answer is None else answer.status
+
+    async def _told(self, worker: Worker, path: str) -> WorkerAnswer | None:
         """What a worker answers at `path`; None if it is silent: somebody may have paused it."""
-        timeout_s = min(_DRAINS_TIMEOUT_S, self._settings.timeout_s)
+        timeout_s = min(_SHORT_TIMEOUT_S, self._settings.timeout_s)
         try:
-            answer = await self._client.ask(worker, "GET", path, headers={}, timeout_s=timeout_s)
+            return await self._client.ask(worker, "GET", path, headers={}, timeout_s=timeout_s)
         except RouterError:
             return None
-        return answer.status
 
     def _note_refusing(self, worker: Worker, is_refusing: bool) -> None:
         if self._pool.refuses(worker, is_refusing):
@@ -221,11 +226,22 @@ class Health:
             self.recoveries += not is_new
             logger.info("worker %s is %s", worker.url, "up" if is_new else "back")
             is_new = True
+        await self._ask_adapters(worker)
         if is_new or is_suspected or state.is_another or worker.misfit is not None:
             self._on_up(worker)
         await self._ask_whether_it_drains(worker)
         if self._settings.is_enabled:
             await self._ask_load(worker)
+
+    async def _ask_adapters(self, worker: Worker) -> None:
+        """Asks for the adapters: trainers load them behind our back, and workers start with some.
+
+        A model's card names its parent only where it is an adapter.
+        """
+        answer = await self._told(worker, MODELS)
+        for card in [] if answer is None else _objects(_parsed(answer.body).get("data")):
+            if card.get("parent") is not None:
+                self._pool.adapters.add(card.get("id"))
 
     async def _ask_load(self, worker: Worker) -> None:
         """Asks the worker for the length of its queue; older workers do not report it."""
@@ -235,9 +251,7 @@ class Health:
             )
         except RouterError:
             return  # the next probe will show why
-        loads = _parsed(answer.body).get("loads") if answer.status == 200 else None
-        listed = loads if isinstance(loads, list) else []
-        ranks = [load for load in listed if isinstance(load, dict)]
+        ranks = _objects(_parsed(answer.body).get("loads") if answer.status == 200 else None)
         worker.reported(
             queued=sum(_count(rank.get("num_waiting_reqs")) for rank in ranks),
             kv_tokens=sum(_count(rank.get("max_total_num_tokens")) for rank in ranks),
@@ -310,6 +324,11 @@ def _parsed(body: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    listed = value if isinstance(value, list) else []
+    return [each for each in listed if isinstance(each, dict)]
 
 
 def _count(value: object) -> int:

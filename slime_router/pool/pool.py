@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Unpack
 
 from slime_router.errors import BadRequest, NotFound, NoWorker, RouterError
+from slime_router.pool.adapters import Adapters
 from slime_router.pool.address import worker_url
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.failures import Breaker, BreakerSettings, Cooldown
@@ -52,6 +53,7 @@ class WorkerPool:
         self._may_serve = may_serve
         self._api_key = api_key
         self.probe_s = probe_s
+        self.adapters = Adapters()
         self._room = Room(max_in_flight)
         self._clock = clock
         self._workers: dict[str, Worker] = {}

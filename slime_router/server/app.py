@@ -237,6 +237,7 @@ class Gateway:
             admission=Admission(places, self.joiner.note_refusal),
             default_model=config.openai_default_model or config.model_name,
             served_names=config.served_names,
+            adapters=self.pool.adapters,
             media=self._media(),
             allowances=self.bodies.allowances,
             isolates_owners=config.isolate_tenants,

@@ -46,6 +46,7 @@ _LOADS = (  # load weights, and empty the worker's cache unless the request says
     "/update_weights_from_ipc",
 )
 _NAMES = ("/update_weight_version", "/end_weight_update")
+_ADAPTERS = ("/load_lora_adapter", "/load_lora_adapter_from_tensors")
 _POST_ONLY = (  # SGLang takes GET for some of them, which any link would send
     *_LOADS,
     *_NAMES,
@@ -55,8 +56,7 @@ _POST_ONLY = (  # SGLang takes GET for some of them, which any link would send
     "/abort_request",
     "/pause_generation",
     "/continue_generation",
-    "/load_lora_adapter",
-    "/load_lora_adapter_from_tensors",
+    *_ADAPTERS,
     "/unload_lora_adapter",
     "/flush_cache",
     "/release_memory_occupation",
@@ -90,6 +90,7 @@ class _Order:
     headers: CIMultiDict[str]
     body: bytes
     update: _Update | None
+    adapter: str | None  # that is loaded
 
 
 class ControlRoutes:
@@ -208,6 +209,8 @@ class ControlRoutes:
             await self._registry.rest(worker, is_paused=was_paused, is_asleep=was_asleep)
         if path in _FLUSHES and is_success:
             await self._registry.flushed(worker)
+        if order.adapter is not None and is_success:
+            await self._registry.adapter_loaded(worker, order.adapter)
         if update is not None and is_success:
             await self._registry.update_taken(
                 worker, update.version, before=before, flushes=update.flushes
@@ -237,7 +240,13 @@ async def _read(path: str, request: web.Request, *, is_for_many: bool) -> _Order
         headers=to_worker(request, but=not_sent),
         body=body,
         update=_update(path, body),
+        adapter=_adapter(path, body),
     )
+
+
+def _adapter(path: str, body: bytes) -> str | None:
+    name = _fields(body).get("lora_name") if path in _ADAPTERS else None
+    return name if isinstance(name, str) else None
 
 
 def _update(path: str, body: bytes) -> _Update | None:

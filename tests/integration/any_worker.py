@@ -16,6 +16,7 @@ PROBES = (
     "/tokenize",
     "/model_info",
     "/v1/loads",
+    "/v1/models",
     "/health",
     "/health_generate",
     "/generate",

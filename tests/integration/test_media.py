@@ -86,6 +86,14 @@ async def test_a_worker_answers_what_holds_media_byte_for_byte(path, body, reaso
         assert figures["router"]["media_passed"] == 1
 
 
+async def test_an_adapter_s_name_alone_is_spelled_out_for_the_worker():
+    async with any_worker() as worker, serving(worker.url, enable_multimodal=True) as router:
+        router.gateway.pool.adapters.add("sql")
+        await router.post(CHAT, chat(IMAGE, model="sql"))
+    [heard] = worker.heard
+    assert orjson.loads(heard.body) == chat(IMAGE, model="sql", lora_path="sql")
+
+
 async def test_a_stream_is_handed_on_as_it_comes():
     pieces = [b'data: {"a":1}\n\n', b"data: [DONE]\n\n"]
     stream = {"Content-Type": "text/event-stream"}

@@ -149,6 +149,11 @@ class Registry:
         self._on_weights(worker, version, flushes)
         self._pool.note_versions()
 
+    async def adapter_loaded(self, worker: Worker, name: str) -> None:
+        """The worker has an adapter of this name."""
+        self._pool.adapters.add(name)
+        await self._tell("adapter_loaded", worker, name=name)
+
     # To the others, and from them
 
     async def _tell(self, what: str, worker: Worker, **more: Any) -> None:
@@ -190,7 +195,8 @@ class Registry:
             }
             for worker in self._pool.list()
         ]
-        return {"workers": workers, "versions": self._weights.known}
+        known = {"versions": self._weights.known, "adapters": self._pool.adapters.names}
+        return {"workers": workers, **known}
 
     async def _taken(self, state: Mapping[str, Any]) -> None:
         self._take(state, is_whole=True)
@@ -198,6 +204,8 @@ class Registry:
     def _take(self, state: Mapping[str, Any], *, is_whole: bool) -> None:
         """Workers that are not in a whole state were removed."""
         self._weights.take_over([(version, epoch) for version, epoch in state["versions"]])
+        for name in state["adapters"]:
+            self._pool.adapters.add(name)
         listed = {entry["url"] for entry in state["workers"]}
         for worker in self._pool.list():
             if is_whole and worker.url not in listed:
@@ -232,6 +240,8 @@ class Registry:
                 )
             case "flushed":
                 self._pool.flushed(worker)
+            case "adapter_loaded":
+                self._pool.adapters.add(change["name"])
             case "update_started":
                 self._before[url] = worker.update_started()
             case "update_taken":

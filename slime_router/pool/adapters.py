@@ -1,0 +1,37 @@
+"""The names of adapters, which requests may give as their model."""
+
+from __future__ import annotations
+
+MAX_NAMES = 1024  # of the latest
+MAX_NAME_LEN = 4096  # characters
+
+
+class Adapters:
+    """The adapters that workers have loaded, by name.
+
+    A name stays when its adapter is unloaded: a conversation that still has it is refused by the
+    worker, and does not go on with the base model.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}  # in order of their loading
+
+    def __repr__(self) -> str:
+        return f"<Adapters {len(self._names)}>"
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, the latest last."""
+        return tuple(self._names)
+
+    def add(self, name: object) -> None:
+        """A worker has this one. With a colon, a name is for workers `base:adapter`, never one."""
+        if not isinstance(name, str) or not name or ":" in name or len(name) > MAX_NAME_LEN:
+            return
+        self._names.pop(name, None)
+        self._names[name] = None
+        if len(self._names) > MAX_NAMES:
+            del self._names[next(iter(self._names))]
