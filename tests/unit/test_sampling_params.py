@@ -20,7 +20,8 @@ VALUES: tuple[Any, ...] = (*NUMBERS, *FLAGS, *TEXT_LISTS, *NOT_ONE)
 
 TAKEN: dict[str, tuple[Any, ...]] = {  # what SGLang 0.5.23 takes of these
     **dict.fromkeys(("max_new_tokens", "min_new_tokens", "n", "beam_width", "top_k"), (5,)),
-    **dict.fromkeys(("stream_interval", "sampling_seed"), (5,)),
+    "stream_interval": (5,),
+    "sampling_seed": (5, *FLAGS),  # older ones take these
     **dict.fromkeys(("temperature", "top_p", "min_p", "frequency_penalty"), NUMBERS),
     **dict.fromkeys(("presence_penalty", "repetition_penalty"), NUMBERS),
     **dict.fromkeys(("stop", "stop_regex"), TEXT_LISTS),

@@ -32,7 +32,8 @@ _TEXTS = (frozenset((str, list)), "a string or a list of strings")
 _OBJECT = (frozenset((dict,)), "an object")
 _SAMPLING_TYPES: dict[str, tuple[frozenset[type], str]] = {
     **dict.fromkeys(("max_new_tokens", "min_new_tokens", "n", "beam_width", "top_k"), _INTEGER),
-    **dict.fromkeys(("stream_interval", "sampling_seed"), _INTEGER),
+    "stream_interval": _INTEGER,
+    "sampling_seed": (frozenset((int, bool)), "an integer"),  # older workers take true for 1
     **dict.fromkeys(("temperature", "top_p", "min_p", "frequency_penalty"), _NUMBER),
     **dict.fromkeys(("presence_penalty", "repetition_penalty"), _NUMBER),
     **dict.fromkeys(("stop", "stop_regex"), _TEXTS),
