@@ -17,6 +17,7 @@ from slime_router.journal.database import SCHEMA
 FILE_NAME = "journal.lock"
 UPDATE_FILE_NAME = "journal.update.lock"  # of those who would bring it up to date
 TRIES, PAUSE_S = 100, 0.05  # while another one brings it up to date
+_LOOK_S = 1.0  # at the version, where another one has the file to itself for a moment
 
 
 class JournalLock:
@@ -58,7 +59,8 @@ def alone_with_an_older_one(directory: Path) -> Iterator[None]:
         SetupError: an older router has it open, or another new one takes too long.
     """
     # Whoever has just brought it up to date may still have it to himself.
-    if not _is_older(directory / DATABASE) and not os.path.exists(directory / UPDATE_FILE_NAME):
+    is_settled = _is_older(directory / DATABASE) is False
+    if is_settled and not os.path.exists(directory / UPDATE_FILE_NAME):
         yield
         return
     locks = [_after_others(directory)]
@@ -86,12 +88,13 @@ def _after_others(directory: Path) -> JournalLock:
     return JournalLock(directory, is_shared=False, file_name=UPDATE_FILE_NAME)
 
 
-def _is_older(path: Path) -> bool:
+def _is_older(path: Path) -> bool | None:
+    """None where it cannot be read now: others may look at it at once, or bring it up to date."""
     if not os.path.isfile(path):  # nor may it be looked at
         return False
     try:
-        with closing(sqlite3.connect(path, timeout=0)) as sql:
+        with closing(sqlite3.connect(path, timeout=_LOOK_S)) as sql:
             version = sql.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.Error:  # whoever opens it says what is wrong with it
-        return False
+        return None
     return bool(0 < version < SCHEMA)

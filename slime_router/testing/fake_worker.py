@@ -13,7 +13,6 @@ real one it dies of token ids that are outside its vocabulary, stops at 128 toke
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
@@ -24,6 +23,7 @@ from aiohttp import web
 
 from slime_router.testing.controls import ControlAnswers, Received, echo, json_object, json_reply
 from slime_router.testing.engine import Engine, PlayedRun
+from slime_router.testing.held_port import HeldPort
 from slime_router.testing.script import Numbers, Refusal, Script, ScriptTokenizer, is_batch, parts
 
 BAD_JSON = {"object": "error", "message": "JSON decode error", "code": 400}
@@ -95,10 +95,10 @@ class FakeWorker:
         self._failure: int | None = None  # the status of every answer
         self._drops: deque[int] = deque()
         self._deaths: deque[int] = deque()
-        self._runner: web.AppRunner | None = None
-        self._listening: socket.socket  # while there is a site
+        self._runner: web.AppRunner  # while it is open
         self._site: web.SockSite | None = None
         self._port = port  # 0: a free one
+        self._held: HeldPort  # while it is open
 
     def __repr__(self) -> str:
         return f"<FakeWorker {self.url}, {len(self.running)} running>"
@@ -117,6 +117,8 @@ class FakeWorker:
             shutdown_timeout=0.1,
         )
         await self._runner.setup()
+        self._held = HeldPort(self._port)
+        self._port = self._held.number
         await self.accept_connections()
         return self
 
@@ -126,13 +128,13 @@ class FakeWorker:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._runner is not None
         self.release()
         self.recover()
         self._engine.go_on()
         for rid in self.running:
             self._engine.abort(rid)
         await self._runner.cleanup()
+        self._held.close()
 
     @property
     def url(self) -> str:
@@ -232,8 +234,7 @@ class FakeWorker:
         """Breaks all connections and takes no new ones, like a dead worker."""
         site, self._site = self._site, None
         if site is not None:  # asyncio leaks what it has just accepted when a server is closed
-            asyncio.get_running_loop().remove_reader(self._listening.fileno())
-        assert self._runner is not None
+            asyncio.get_running_loop().remove_reader(self._held.fileno())
         assert self._runner.server is not None
         try:
             for _ in range(20):  # those just accepted are connected in the loop's next rounds
@@ -244,14 +245,12 @@ class FakeWorker:
         finally:  # a handler that calls this is cancelled with its connection
             if site is not None:
                 await site.stop()
+                self._held.refuse()
 
     async def accept_connections(self) -> None:
         """Listens (again), on the same port."""
-        assert self._runner is not None
-        self._listening = socket.create_server(("127.0.0.1", self._port))
-        self._site = web.SockSite(self._runner, self._listening)
+        self._site = web.SockSite(self._runner, self._held.listening())
         await self._site.start()
-        self._port = self._listening.getsockname()[1]
 
     # Routes
 

@@ -246,6 +246,25 @@ def test_whoever_comes_as_it_is_just_up_to_date_waits_for_the_one_who_did_that(
     assert found_and_closed(tmp_path) == ["ss"]
 
 
+def test_whoever_cannot_read_its_version_does_not_take_it_for_up_to_date(tmp_path, monkeypatch):
+    """Several that look at it at once may find it busy, before one of them has it to itself."""
+    of_schema_2(tmp_path)
+    others: list[JournalLock] = []
+
+    def busy(*_: object, **__: object) -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr("slime_router.journal.lock.os.path.exists", not_yet)
+        raise sqlite3.OperationalError("database is locked")
+
+    def not_yet(_: object) -> bool:
+        others.append(JournalLock(tmp_path, is_shared=False))
+        return False
+
+    monkeypatch.setattr("slime_router.journal.lock.sqlite3.connect", busy)
+    assert found_and_closed(tmp_path) == ["ss"]
+    assert not others
+
+
 def found_and_closed(directory: Path) -> list[str]:
     async def found() -> list[str]:
         archive = SqliteArchive(directory)
