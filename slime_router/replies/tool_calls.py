@@ -53,7 +53,8 @@ class CallReader:
         self._begun: dict[int, str] = {}  # calls whose name was given: their arguments so far
         self._raw = ""  # what is not content yet; in a call the text since its name
         self._unsaid = ""  # what was read since the parser said something
-        self._after = ""  # the text after a call that was left
+        self._is_left = False  # the last call ended, though the parser could not read it
+        self._after = ""  # the text after such a call
         self._misread = ""  # what the parser wrongly took for arguments
         self._has_left_frame = False  # the frame of the last call has ended
         self._spaces = Spaces()
@@ -145,11 +146,8 @@ class CallReader:
             return content, deltas
         if any(delta.name for delta in deltas):
             content += self._said_before(deltas)
-        if (
-            self._has_blank()
-            and (is_last or self._object_end < 0)
-            and leftovers.is_empty_call(self._raw)
-        ):
+        may_fill = is_last or self._object_end < 0
+        if may_fill and self._has_blank() and leftovers.is_empty_call(self._raw):
             deltas += self._filled()
         content, self._misread = content + self._said_after_frame(), ""
         if deltas or content.strip() or (content == self._unsaid and not (had_begun or is_last)):
@@ -216,13 +214,15 @@ class CallReader:
         if self._doubted is not None and leftovers.is_no_call(written):
             return self._as_text(written, rest, is_last=is_last, deltas=(*self._doubted, *deltas))
         index, call = max(self._begun), self._raw.removesuffix(rest)
-        arguments, _ = leftovers.cut_call(call, self._parser.begin, self._parser.end)
+        arguments, later = leftovers.cut_call(call, self._parser.begin, self._parser.end)
         lacking = leftovers.after(self._begun[index], arguments)
         self._begun[index] += lacking
+        deltas += (ToolDelta(index, None, None, lacking),) if lacking else self._filled()
+        if later:  # a quote too many hid where it ended
+            return self._past("", later + rest, is_last=is_last, deltas=deltas, index=index + 1)
         self._parser.leave_call(rest)
-        self._raw = self._after = rest
-        more = (ToolDelta(index, None, None, lacking),) if lacking else self._filled()
-        return "", deltas + more
+        self._raw, self._after, self._is_left = rest, rest, True
+        return "", deltas
 
     def _said_before(self, deltas: tuple[ToolDelta, ...]) -> str:
         """The text between a call that was named now and the one before."""
@@ -289,8 +289,7 @@ class CallReader:
         index: int,
     ) -> tuple[str, tuple[ToolDelta, ...]]:
         """What is broken is content; a fresh reader takes what follows it, from call `index` on."""
-        self._next = self._fresh(index)
-        content = without_control_tokens(broken)
+        self._next, content = self._fresh(index), without_control_tokens(broken)
         for index in range(len(rest) + is_last):
             at_end = is_last and index == len(rest)
             more = self._next.read(rest[index : index + 1], is_last=at_end)
@@ -312,7 +311,7 @@ class CallReader:
         has_more = self._spaces.follow_text or self._unsaid.strip() not in ("", "}")
         if not is_array or has_more or not self._begun or "{" in self._parser.unread:
             return False
-        return is_json(self._begun[max(self._begun)])
+        return self._is_left or is_json(self._begun[max(self._begun)])
 
     def _as_written(self, content: str, *, is_last: bool) -> str:
         """The content before any call, with what the parser dropped from inside it."""
@@ -375,6 +374,7 @@ class CallReader:
         braces = Braces()
         is_open = bool(calls) and braces.end(self._raw[calls[-1].start() :]) < 0
         self._braces, self._object_end = braces if is_open else None, -1
+        self._is_left = False
         if is_open:
             begin = self._raw.rfind(self._parser.call_begin, 0, calls[-1].start() + 1)
             self._written, self._doubted = self._raw[max(begin, 0) :], ()
