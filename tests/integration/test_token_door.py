@@ -275,6 +275,8 @@ async def test_an_abort_is_a_reason_with_what_was_sampled(stream: bool) -> None:
         ({"sampling_params": {"stop_token_ids": [10**6]}}, "sampling_params.stop_token_ids"),
         ({"sampling_params": {"n": 0}}, "sampling_params.n"),
         ({"sampling_params": {"n": 129}}, "sampling_params.n"),
+        ({"n": 2}, "n"),
+        ({"n": {}}, "n"),
         (
             {"sampling_params": {"structured_outputs": {"regex": 5}}},
             "sampling_params.structured_outputs.regex",

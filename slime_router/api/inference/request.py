@@ -78,6 +78,8 @@ def read_token_request(
         raise missing("token_ids")
     ids = checked_ids(body["token_ids"], vocabulary.vocab_size, "token_ids")
     _refuse(body, _UNSERVED, "")
+    n = body.get("n")
+    require(n is None or (type(n) is int and n == 1), "n", f"1: '{_WITHIN}n' asks for more")
     given = body.get("sampling_params")
     require(given is None or isinstance(given, dict), "sampling_params", "an object")
     given = dict(given or {})
