@@ -77,9 +77,7 @@ def read_token_request(
     if body.get("token_ids") is None:
         raise missing("token_ids")
     ids = checked_ids(body["token_ids"], vocabulary.vocab_size, "token_ids")
-    _refuse(body, _UNSERVED, "")
-    n = body.get("n")
-    require(n is None or (type(n) is int and n == 1), "n", f"1: '{_WITHIN}n' asks for more")
+    _check_outside(body)
     given = body.get("sampling_params")
     require(given is None or isinstance(given, dict), "sampling_params", "an object")
     given = dict(given or {})
@@ -171,6 +169,13 @@ def _with_prompt(call: GenerateCall, likely: int) -> GenerateCall:
     """The call, with logprobs of its prompt and `likely` tokens at each place."""
     asked = {**call.worker_fields, "return_logprob": True, "logprob_start_len": 0}
     return replace(call, worker_fields=asked, top_logprobs=max(call.top_logprobs, likely))
+
+
+def _check_outside(body: dict[str, Any]) -> None:
+    """What is not served beside the sampling parameters."""
+    _refuse(body, _UNSERVED, "")
+    n = body.get("n")
+    require(n is None or (type(n) is int and n == 1), "n", f"1: '{_WITHIN}n' asks for more")
 
 
 def _refuse(values: dict[str, Any], names: Iterable[str], within: str) -> None:
