@@ -41,7 +41,7 @@ class Listener(web.BaseSite):
         protocols: makes one for each connection, of the runner's server.
         host: a name or an address; a name may have several.
         on_connection: called with the protocol of each connection, before that has begun.
-        on_full: called again and again while there is no room; it may close idle connections.
+        on_full: called repeatedly while there is no room; it may close idle connections.
         is_shared: other processes listen there too, and the kernel gives each its clients.
         supervisor: keeps accepting; it must run when the listener is started.
     """

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+
+logger = logging.getLogger(__name__)
+
 MAX_NAMES = 1024  # of the latest
 MAX_NAME_LEN = 4096  # characters
 
@@ -34,4 +38,11 @@ class Adapters:
         self._names.pop(name, None)
         self._names[name] = None
         if len(self._names) > MAX_NAMES:
-            del self._names[next(iter(self._names))]
+            oldest = next(iter(self._names))
+            del self._names[oldest]
+            logger.warning(
+                "the adapter %.100r is forgotten: more than %d are known; as a model its"
+                " name now means the base model",
+                oldest,
+                MAX_NAMES,
+            )

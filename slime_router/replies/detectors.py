@@ -128,7 +128,8 @@ class CallDetector:
             detector.call_end = mended_reads.DEEPSEEK_END  # among its tags
         if self.name == _GIGACHAT3:  # it looks for a call in the whole reply with each piece
             _check(detector, {"tool_started": bool}, ())
-            detector.parse_streaming_increment = mended_reads.forgetting_text(detector)
+            parse = detector.parse_streaming_increment
+            detector.parse_streaming_increment = mended_reads.forgetting_text(detector, parse)
         if self.name == _PYTHONIC:  # it takes no number with a sign, no bracket in a string
             _check(detector, {_PYTHONIC_FIELD: re.Pattern}, _PYTHONIC_METHODS)
             detector._get_parameter_value = python_lists.literal

@@ -151,8 +151,8 @@ def reply_links(
 
     Where the thinking was separated from it, also with both in one text, as some clients keep them;
     where a call was cut, also with the object that its arguments begin; and without what agents
-    change in calls. Beside them, the spelling of the
-    conversation with the reply as given; that of a reply which was cut is like no other.
+    change in calls. Beside them, the spelling of the conversation with the reply as given; that of
+    a reply which was cut is like no other.
     """
     forms = [reply]
     content = content_text(reply.get("content"))

@@ -143,9 +143,10 @@ class JinjaRenderer:
         messages: Sequence[Message],
     ) -> str:
         goes_on = options.continue_final_message
-        if not goes_on and (compiled := self._compiled.get(template)) is not None:
+        compiled = None if goes_on or "documents" in kwargs else self._compiled.get(template)
+        if compiled is not None:
             chat = _as_handed_on(messages, self._handed_on, [options.tools, kwargs])
-            if chat is not None and "documents" not in kwargs:
+            if chat is not None:
                 return self._directly(compiled, options, kwargs, chat)
         settings: dict[str, Any] = {
             "tools": list(options.tools) or None,

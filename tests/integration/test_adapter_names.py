@@ -12,17 +12,12 @@ from slime_router.pool.adapters import MAX_NAMES, Adapters
 from slime_router.testing import FakeWorker
 from tests.integration.gateway import CHAT, Words, serving, until, user
 from tests.integration.siblings import family
+from tests.integration.test_adapters import DOORS as TEXT_DOORS
+from tests.integration.test_adapters import HELLO
 from tests.stack import tiny_tokenizer
 
 LOAD = "/load_lora_adapter"
-HELLO = tiny_tokenizer().encode("Hello").tolist()
-DOORS: dict[str, Any] = {
-    CHAT: {"messages": [user("Hi")]},
-    "/v1/completions": {"prompt": "Hi"},
-    "/v1/messages": {"messages": [user("Hi")], "max_tokens": 8},
-    "/v1/responses": {"input": "Hi"},
-    "/inference/v1/generate": {"token_ids": HELLO, "sampling_params": {}},
-}
+DOORS = {**TEXT_DOORS, "/inference/v1/generate": {"token_ids": HELLO, "sampling_params": {}}}
 
 
 class AdapterWorker(FakeWorker):
@@ -171,7 +166,7 @@ async def test_what_is_no_name_is_left_to_the_workers(body):
         assert router.gateway.pool.adapters.names == ()
 
 
-def test_the_latest_names_are_kept():
+def test_the_latest_names_are_kept_and_the_log_says_which_one_is_not(caplog):
     adapters = Adapters()
     for k in range(MAX_NAMES):
         adapters.add(str(k))
@@ -180,3 +175,4 @@ def test_the_latest_names_are_kept():
     assert len(adapters.names) == MAX_NAMES
     assert "0" in adapters
     assert "1" not in adapters
+    assert [record.args[0] for record in caplog.records] == ["1"]

@@ -19,6 +19,7 @@ from slime_router.testing import FakeWorker
 from slime_router.types import (
     Finish,
     GenerateCall,
+    GenerateChunk,
     NativeCall,
     Prompt,
     Receipt,
@@ -326,37 +327,31 @@ async def test_a_reply_tells_what_its_worker_runs(stream):
             assert known.weight_version == version
 
 
-async def test_a_whole_reply_that_an_update_overtakes_has_the_version_of_its_dispatch():
+async def updated_meanwhile(*, named: str, brought: str) -> GenerateChunk:
+    """A whole reply of a worker at v1 that names one version, read after an update to another."""
     async with FakeWorker() as worker, client_of(worker) as client:
         (known,) = client.pool.list()
         known.observed("v1", known=None)
-        answering(worker, "v1")
+        answering(worker, named)
         worker.hold(after_tokens=1)
         task = asyncio.create_task(collect(client, call(stream=False)))
         await worker.wait_running(1)
-        worker.weight_version = "v2"
-        known.update_taken("v2", before=known.update_started())  # through the router
+        known.update_taken(brought, before=known.update_started())  # through the router
         worker.release()
         (chunk,) = await task
+    assert known.weight_version == brought
+    assert chunk.item["meta_info"]["weight_version"] == named, "the item is as the worker wrote it"
+    return chunk
+
+
+async def test_a_whole_reply_that_an_update_overtakes_has_the_version_of_its_dispatch():
+    chunk = await updated_meanwhile(named="v2", brought="v2")
     assert (chunk.weight_version, chunk.weight_versions) == ("v1", ())
-    assert chunk.item["meta_info"]["weight_version"] == "v2", "the item is as the worker wrote it"
-    assert known.weight_version == "v2"
 
 
 async def test_a_whole_reply_that_ended_before_an_update_has_the_version_that_it_names():
     """The worker had been updated without the router before that; it is read late."""
-    async with FakeWorker() as worker, client_of(worker) as client:
-        (known,) = client.pool.list()
-        known.observed("v1", known=None)
-        answering(worker, "v2")
-        worker.hold(after_tokens=1)
-        task = asyncio.create_task(collect(client, call(stream=False)))
-        await worker.wait_running(1)
-        known.update_taken("v3", before=known.update_started())  # through the router
-        worker.release()
-        (chunk,) = await task
-    assert chunk.weight_version == "v2"
-    assert known.weight_version == "v3"
+    assert (await updated_meanwhile(named="v2", brought="v3")).weight_version == "v2"
 
 
 async def test_a_stream_that_an_update_overtakes_has_the_version_of_each_chunk():

@@ -71,7 +71,7 @@ def test_nothing_is_cut_until_a_worker_has_said_how_long_its_context_is():
         (4, 2, 5, CONTEXT_LEN, 3),
         (4, 0, 7, None, 7),
         (4, 0, None, CONTEXT_LEN, None),  # to its end
-        (CONTEXT_LEN, 0, 7, CONTEXT_LEN, 7),  # there is no room: the worker says so
+        (CONTEXT_LEN, 0, 7, CONTEXT_LEN, 7),  # no room at all: the worker refuses it
         (CONTEXT_LEN + 1, 0, 7, CONTEXT_LEN, 7),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from slime_router.cli.log import start_log
 from slime_router.telemetry.log_format import formatter
 
-# What Python documents of a record, but for what tells of the code, of threads and of processes.
+# The documented attributes of a record, without those about code, threads and processes.
 SHOWN = "%(asctime)s %(created)f %(msecs)d %(name)s %(levelname)s %(levelno)d %(message)s"
 OTHERS = (
     "%(pathname)s %(filename)s %(module)s %(funcName)s %(lineno)d %(thread)s %(threadName)s"

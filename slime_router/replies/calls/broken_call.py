@@ -9,11 +9,11 @@ from slime_router.replies.detectors import CallDetector
 def broken_call(
     parser: CallDetector, raw: str, given: str, *, is_lost: bool, is_last: bool
 ) -> tuple[str, str] | None:
-    """Such a call in the text `raw`, and what follows it; None where there is none.
+    """The unrecognised call in the text `raw`, and what follows it; None if there is no such call.
 
-    `given` are the arguments of the call before. Of an unknown tool the parser forgets all it has
-    read (`is_lost`), and would give what comes to the calls before; at other faults it stops, and
-    keeps what it cannot read.
+    `given` are the arguments of the call before. After a call of an unknown tool the parser forgets
+    all it has read (`is_lost`), and would add later text to the call before; after other faults it
+    stops, and keeps what it cannot read.
     """
     begin = parser.call_begin
     if is_lost:

@@ -1,6 +1,6 @@
-"""Reads of SGLang's detectors of calls with what is amiss in them mended.
+"""Mended ways in which some of SGLang's detectors of calls read text.
 
-Each takes a detector, and returns what is to stand for its method.
+Each function takes a detector and the method that it mends, and returns one to put in its place.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 DEEPSEEK_END = "<｜tool▁call▁end｜>"
+_BEGIN_LEN = 64  # characters, more than any mark has with which GigaChat 3 begins a call
 
 
 def with_last_brace(detector: Any, parse: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,14 +41,13 @@ def ending_with_frame(detector: Any, parse: Callable[..., Any]) -> Callable[...,
     return parse_all
 
 
-def forgetting_text(detector: Any) -> Callable[..., Any]:
-    """Reads a reply; of the text before a call it keeps as much as the call may begin with."""
-    parse = detector.parse_streaming_increment
+def forgetting_text(detector: Any, parse: Callable[..., Any]) -> Callable[..., Any]:
+    """Reads a reply; of the text before a call it keeps only what a call may begin in."""
 
     def parse_all(text: str, tools: list[Any]) -> Any:
         result = parse(text, tools)
         if not detector.tool_started:
-            detector._buffer = detector._buffer[-64:]
+            detector._buffer = detector._buffer[-_BEGIN_LEN:]
         return result
 
     return parse_all

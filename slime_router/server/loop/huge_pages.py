@@ -4,12 +4,12 @@ A turn runs through code and objects that lie all over some hundred megabytes. T
 few of their pages in its own tables (TLB), and looks for each of the others in the kernel's, on a
 virtual machine twice. There are 512 times fewer of the large ones: a turn takes 3 to 11 % less CPU.
 
-Linux does that for whoever asks, since 6.1, by `madvise(MADV_COLLAPSE)`; older ones say that they
-do not know the word. A region is copied in a millisecond or less, and only who touches it meanwhile
-waits. What is asked for once stays so: memory that comes later is as everybody's.
+Since Linux 6.1 a process can ask for this with `madvise(MADV_COLLAPSE)`; older kernels refuse. A
+region is copied in a millisecond or less, and only a thread that touches it meanwhile waits. It is
+asked for once: memory allocated later comes in small pages as usual.
 
-A region becomes a page as a whole, what was not used of it too. So only those are asked for that
-are nearly full, which leaves out the stacks of threads.
+A whole region becomes one page, including any part that was not in use. So only regions that are
+nearly full are asked for, which leaves out the stacks of threads.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class HugePages:
         self._root = root
         self._sleep = sleep
         self._failures = 0
-        self.count = 0  # those that were had
+        self.count = 0  # regions that became huge pages
 
     def __repr__(self) -> str:
         return f"<HugePages {self.count}>"
 
     async def gather(self) -> None:
-        """Asks for all, once. Where there are none to be had, nothing is said of it."""
+        """Asks for all of them, once. It does not log that a system has none."""
         for address in await asyncio.to_thread(self._wanted):
             if not await asyncio.to_thread(self._ask, address):
                 break
