@@ -329,6 +329,7 @@ async def test_a_reply_tells_what_its_worker_runs(stream):
 
 async def updated_meanwhile(*, named: str, brought: str) -> GenerateChunk:
     """A whole reply of a worker at v1 that names one version, read after an update to another."""
+    chunk: GenerateChunk
     async with FakeWorker() as worker, client_of(worker) as client:
         (known,) = client.pool.list()
         known.observed("v1", known=None)
