@@ -341,6 +341,7 @@ async def updated_meanwhile(*, named: str, brought: str) -> GenerateChunk:
         worker.release()
         (chunk,) = await task
     assert known.weight_version == brought
+    assert chunk.item is not None
     assert chunk.item["meta_info"]["weight_version"] == named, "the item is as the worker wrote it"
     return chunk
 
