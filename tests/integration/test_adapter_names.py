@@ -159,6 +159,14 @@ async def test_every_process_knows_a_name_before_the_answer():
         assert "sql" in other.gateway.pool.adapters
 
 
+async def test_a_process_that_missed_the_load_takes_over_what_another_knows():
+    async with AdapterWorker() as worker, family(worker.url) as (one, other):
+        one.gateway.pool.adapters.add("sql")
+        assert "sql" not in other.gateway.pool.adapters
+        await other.gateway.together.registry.take_over()
+        assert "sql" in other.gateway.pool.adapters
+
+
 @pytest.mark.parametrize("body", [{}, {"lora_name": 7}, {"lora_name": "base:sql"}, []])
 async def test_what_is_no_name_is_left_to_the_workers(body):
     async with CredulousWorker() as worker, serving(worker.url) as router:
