@@ -164,11 +164,13 @@ class MessageEvents:
         """Anthropic's usage: cached tokens do not count as input tokens."""
         usage = self._tally.usage()
         cached = usage["prompt_tokens_details"]["cached_tokens"]
+        thinking = usage["completion_tokens_details"]["reasoning_tokens"]
         return {
             "input_tokens": max(usage["prompt_tokens"] - cached, 0),
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
             "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": {"thinking_tokens": thinking},
         }
 
 
