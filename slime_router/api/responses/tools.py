@@ -37,7 +37,7 @@ class ResponseTool:
     path: str
     name: str  # as the client wrote it
     namespace: str | None = None
-    written: dict[str, Any] | None = None  # as the client wrote it, where it is no function
+    written: dict[str, Any] | None = None  # as the client wrote it, where it is not a function
     source: Source = "tools"
 
     @property
@@ -94,8 +94,8 @@ def response_tools(
 
 
 def decode_search(arguments: str) -> Any:
-    """The arguments of a search as JSON has them; their text where they are none, or half a pair
-    of surrogates is in them.
+    """The arguments of a search as JSON has them; their text where they are not JSON, or half a
+    pair of surrogates is in them.
     """
     try:
         value = json.loads(arguments or "{}", strict=False)
