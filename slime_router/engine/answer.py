@@ -72,7 +72,7 @@ def check_ids(ids: Any, vocab_size: int) -> None:
 
 
 def _are_all(values: Iterable[Any], kind: type) -> bool:
-    """Whether each of at least one value is of this very type; without a step for each."""
+    """Whether there is a value and all have exactly this type, without a step for each."""
     return set(map(type, values)) == {kind}
 
 
