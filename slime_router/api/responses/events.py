@@ -249,9 +249,8 @@ class ResponseEvents:
             self._calls.clear()
             for kind, text in self._later:
                 events += self._say(kind, text)
-        if (
-            not self._output and self._open is None and not is_prewarm
-        ):  # an empty reply is a message all the same
+        is_empty = not self._output and self._open is None
+        if is_empty and not is_prewarm:  # an empty reply is a message anyway
             events += self._begin("message", {})
         events += self._close(status)
         extra: dict[str, Any] = {"usage": self._usage()}
