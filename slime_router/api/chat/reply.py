@@ -97,6 +97,7 @@ class ChatStream:
 
     def __init__(self, style: ChatStyle, reply_id: str, created: int, names: TokenNames) -> None:
         self._style = style
+        self._id = reply_id
         self._names = names
         self._tally = Tally()
         self._begun: set[int] = set()
@@ -192,7 +193,7 @@ class ChatStream:
             **_ending(finish, index in self._calling),
         }
         if self._style.meta_info:
-            choice["meta_info"] = _meta_info(chunk.item, self._head["id"])
+            choice["meta_info"] = _meta_info(chunk.item, self._id)
         return self._event(choice, _extension(self._style, experts=chunk.routed_experts))
 
     def _event(self, choice: dict[str, Any], extra: dict[str, Any]) -> bytes:
