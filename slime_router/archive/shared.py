@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from slime_router.archive.absence import RETRY_S, Absence
-from slime_router.archive.filling import Filler
+from slime_router.archive.fetching.absence import RETRY_S, Absence
+from slime_router.archive.fetching.filling import Filler
 from slime_router.archive.port import Archive, ArchiveBroken, ArchiveDown, ArchiveOdd
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import NotDurable, StartingUp

@@ -13,8 +13,8 @@ A turn is
     account   4 bytes: length of the JSON after them; that, and then the words; all of it may be
               missing, and a router of before does not read it
 
-A session is JSON; of it, too, unknown names are passed over. Texts may hold halves of surrogate pairs, as models sample them: JSON escapes
-them, so they come back as they were.
+A session is JSON, of which unknown names are passed over, too. Texts may hold halves of surrogate
+pairs, as models sample them: JSON escapes them, so they come back as they were.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from slime_router.archive import absence
-from slime_router.archive.filling import Filler
+from slime_router.archive.fetching import absence
+from slime_router.archive.fetching.filling import Filler
 from slime_router.archive.port import Archive
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import Conflict, TooManyRequests
@@ -174,7 +174,7 @@ async def test_a_list_reads_a_session_that_is_not_in_memory_once(opened, monkeyp
 
 
 async def test_of_few_sessions_is_remembered_how_they_were_listed(opened, monkeypatch):
-    monkeypatch.setattr("slime_router.archive.filling.MAX_AT_REST", 2)
+    monkeypatch.setattr("slime_router.archive.fetching.filling.MAX_AT_REST", 2)
     one = await small(opened)
     for name in "abc":
         await one.open(name)

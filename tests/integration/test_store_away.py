@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -209,3 +210,29 @@ async def test_what_cannot_be_brought_back_ends_the_router_in_one_line(tmp_path,
         archive.progress = Progress(0, 0)
         await archive._begin(lambda _: 0, fault)
     assert ends == ["what the journal holds cannot be brought back: 'a fault'"]
+
+
+SPOILT = {
+    "state": "UPDATE sessions SET data = 5 WHERE id = ?",
+    "turn's id": "UPDATE turns SET id = 'x' || seq WHERE session = ?",
+    "turn": "UPDATE turns SET data = 5 WHERE session = ?",
+}
+
+
+@pytest.mark.parametrize("change", SPOILT.values(), ids=SPOILT)
+async def test_what_is_of_another_type_in_a_journal_spoils_its_own_session_alone(tmp_path, change):
+    alone = {"journal": str(tmp_path)}
+    async with tiny_worker() as worker:
+        async with routers(worker.url, alone, 1) as [one]:
+            for name in ("bad", "good"):
+                await one.post("/sessions", {"session_id": name})
+                await one.chat([user("hi")], path=f"/sessions/{name}{CHAT}")
+        with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as file, file:
+            assert file.execute(change, (b"bad",)).rowcount == 1
+        async with routers(worker.url, alone, 1) as [again]:
+            status, listed = await again.get("/sessions")
+            assert status == 200
+            assert "good" in {each["session_id"] for each in listed["sessions"]}
+            assert (await again.get("/sessions/good/rows"))[1]["stats"]["turns"] == 1
+            status, _ = await again.post(f"/sessions/bad{CHAT}", {"messages": [user("more")]})
+            assert status == 200

@@ -113,7 +113,12 @@ def _fields(data: bytes) -> RegistrationFields:
     """
     known = orjson.loads(data)
     made = Registration(**{name: known.get(name, default) for name, default in _DEFAULTS.items()})
-    kinds = {"kind": str, "priority": int, "cost": (int, float), "labels": dict}
+    kinds: dict[str, tuple[type, ...]] = {
+        "kind": (str,),
+        "priority": (int,),
+        "cost": (int, float),
+        "labels": (dict,),
+    }
     for name, kind in kinds.items():
         if not isinstance(getattr(made, name), kind):
             raise ValueError(f"{name} has the wrong type")

@@ -1,7 +1,7 @@
 """An archive that did not answer is not asked again by requests until it has answered a look.
 
-    there --a look fails--> away: requests go on without, a look every `RETRY_S`
-    away --a look is answered--> there
+there --a look fails--> away: requests go on without, a look every `RETRY_S`
+away --a look is answered--> there
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Absence:
         return f"<Absence {self.reason or 'ended'}>"
 
     def begin(self, reason: str) -> None:
-        """It did not answer a request."""
+        """The archive did not answer a request."""
         self.reason = reason
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch(), name="archive that is away")
 
     async def look(self) -> None:
-        """Asks once whether it is back."""
+        """Asks the archive once whether it is back."""
         try:
             await self._look()
         except ArchiveOdd:  # it does answer

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
-from slime_router.archive.absence import Absence
+from slime_router.archive.fetching.absence import Absence
 from slime_router.archive.homes import home_of_session, name_of_handle, name_of_id, name_of_key
 from slime_router.archive.port import (
     NOTHING_SEEN,
@@ -26,6 +26,7 @@ from slime_router.archive.port import (
     News,
 )
 from slime_router.archive.store import ArchivedStore
+from slime_router.auth.owners import shown
 from slime_router.errors import BadRequest, Conflict, NotDurable, NotFound
 from slime_router.journal.fetching import Fetched
 from slime_router.template.chat_template import ChatTemplate
@@ -232,10 +233,14 @@ class Filler:
 
     async def _list(self, held: _Held, name: str, found: dict[str, Session]) -> None:
         home, was_here = home_of_session(name), self._store.sessions.find(name) is not None
-        if not was_here and (resting := await self._resting(name, home)) is not None:
-            found[name] = resting
-            return
-        await self._sync(held, home)
+        try:
+            if not was_here and (resting := await self._resting(name, home)) is not None:
+                found[name] = resting
+                return
+            await self._sync(held, home)
+        except ArchiveOdd as exc:  # the others can be listed all the same
+            self.counts.failures += 1
+            logger.error("session %r of the store cannot be read: %s", shown(name), exc)
         session = self._store.sessions.find(name)
         if session is None:  # it was deleted
             self._sessions.pop(name, None)
