@@ -84,7 +84,7 @@ class RedisArchive:
         wait_s: float = 1.0,
     ) -> None:
         self._wait_replicas = wait_replicas
-        self._wait_ms = max(int(wait_s * 1000), 1)  # 0 would be for ever
+        self._wait_ms = max(int(wait_s * 1000), 1)  # 0 would be forever
         self.shortfall: str | None = None  # what was written last is on too few replicas
         self.refusal: str | None = None  # a part of what was written last is in it nowhere
         self.refused = 0  # commands, for that reason: what they said is lost
@@ -113,7 +113,7 @@ class RedisArchive:
     def _name(self, name: bytes) -> bytes:
         return self._key(b"name:" + name.hex().encode())
 
-    # Writing, in a thread of its own
+    # Writing, in its own thread
 
     async def prepare(self, _: Progress) -> None:
         """Do nothing: see `Archive.prepare`."""

@@ -33,7 +33,7 @@ class Told:
 
 
 def is_left(entry: Entry, after: str) -> bool:
-    """Whether an entry still says something: a deletion of before `after` was heard of."""
+    """Whether an entry still says something: a deletion before `after` is known."""
     return entry[1][KIND] != DELETED or _order(entry[0].decode()) > _order(after)
 
 

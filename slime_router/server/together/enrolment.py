@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import orjson
 
+from slime_router.archive.shared import SharedArchive
 from slime_router.errors import BadRequest, NotFound, StartingUp
-from slime_router.journal.keeping import Keeping
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import KINDS, Registration, RegistrationFields
 from slime_router.server.together.registry import Registry
@@ -32,7 +32,7 @@ _DEFAULTS: Mapping[str, Any] = asdict(Registration())
 class Enrolment:
     """Follows what is written of the workers, if other routers write there, too."""
 
-    def __init__(self, pool: WorkerPool, registry: Registry, keeping: Keeping | None) -> None:
+    def __init__(self, pool: WorkerPool, registry: Registry, keeping: SharedArchive | None) -> None:
         self._pool = pool
         self._registry = registry
         self._keeping = keeping
