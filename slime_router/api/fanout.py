@@ -167,7 +167,7 @@ async def _pump(
                 await is_taken.wait()  # also bounds the queue: one step per generation
         steps.put_nowait(_Step(index))
     except BaseException as exc:
-        # Raised again where the stream is read, which would wait for ever: a plug-in may cancel.
+        # Raised again where the stream is read, which would wait forever: a plug-in may cancel.
         steps.put_nowait(_Step(index, error=_failure(exc)))
         if not isinstance(exc, Exception):
             raise

@@ -72,7 +72,7 @@ class Kept:
         """The turn that its data are.
 
         Raises:
-            Damaged: they are none, or those of another turn.
+            Damaged: they are not a turn, or another one.
         """
         turn = unpacked_turn(self.data or b"")
         if turn.id != self.id:

@@ -267,7 +267,7 @@ def _data_of(
         with closing(run(f"SELECT seq, data FROM turns WHERE seq IN ({marks})", some)) as rows:
             for seq, data in rows:
                 if type(data) is not bytes:
-                    raise TypeError(f"turn number {seq} is no blob")
+                    raise TypeError(f"turn number {seq} is not a blob")
                 yield seq, data
 
 

@@ -73,7 +73,7 @@ async def two_lines(request, handler):
 
 @web.middleware
 async def no_status(request, handler):
-    """Has a status of its own."""
+    """Invents a status."""
     response = await handler(request)
     response.set_status(99_999)
     return response

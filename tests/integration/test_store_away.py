@@ -198,7 +198,7 @@ async def test_a_damaged_response_keeps_no_router_from_starting(tmp_path, kept, 
 
 
 async def test_what_cannot_be_brought_back_ends_the_router_in_one_line(tmp_path, monkeypatch):
-    """Or all requests would wait for ever for a journal that is read."""
+    """Or all requests would wait forever for a journal that is read."""
     ends: list[str] = []
     async with tiny_worker() as worker, routers(worker.url, {"journal": str(tmp_path)}, 1) as [one]:
         archive = archive_of(one)

@@ -238,7 +238,7 @@ class Filler:
                 found[name] = resting
                 return
             await self._sync(held, home)
-        except ArchiveOdd as exc:  # the others can be listed all the same
+        except ArchiveOdd as exc:  # the others can still be listed
             self.counts.failures += 1
             logger.error("session %r of the store cannot be read: %s", shown(name), exc)
         session = self._store.sessions.find(name)
