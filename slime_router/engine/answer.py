@@ -117,6 +117,11 @@ def check_writable(item: Item, meta: Item) -> None:
         raise WorkerFailed("The worker's answer cannot be passed on.") from exc
 
 
+def last(values: Any, count: int) -> Any:
+    """The last ones of a list; none of what is not one."""
+    return values[-count:] if type(values) is list and count else []
+
+
 def count(meta: Item, name: str) -> int | None:
     """A number of tokens; None where the worker does not say it.
 

@@ -37,7 +37,9 @@ _NOT_OF_CHAT = frozenset(  # read here, named like a chat field but different, o
         "prompt_token_ids",
         "reasoning_effort",
         "response_format",
+        "return_indexer_topk",
         "return_meta_info",
+        "return_sampling_mask",
         "stream_options",
         "top_logprobs",
     }
