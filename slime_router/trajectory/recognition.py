@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from slime_router.auth.owners import name_of_root
 from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
-from slime_router.template.conversation_key import Key, joined, next_link, root_key
+from slime_router.template.conversation_key import Key, gathered, joined, next_link, root_key
 from slime_router.template.heard import Chain, Heard
 from slime_router.template.messages import without_call_ids, without_repairs
 from slime_router.template.stand_ins import is_reply
@@ -95,11 +95,29 @@ class Recogniser:
         assert call.messages is not None
         whole = _joined(call.messages)
         talk = self._recognise(call, whole, taken)
-        if whole is call.messages or (
-            talk.turn is not None and _was_joined(call.messages, talk.reply_index)
+        if whole is not call.messages and (
+            talk.turn is None or not _was_joined(call.messages, talk.reply_index)
         ):
+            talk = self._recognise(call, call.messages, taken)
+        gathered = self._gathered(call, whole, talk)
+        if gathered is whole:
             return talk
-        return self._recognise(call, call.messages, taken)
+        other = self._recognise(call, gathered, taken)
+        return talk if other.turn in (None, talk.turn) else other
+
+    def _gathered(
+        self, call: GenerateCall, messages: tuple[Message, ...], talk: Conversation
+    ) -> tuple[Message, ...]:
+        """The messages with the calls of each turn in one, as far as no turn was recognised."""
+        rest = range(talk.reply_index + 1, len(messages))
+        handles = {place: _handle(messages[place]) for place in rest}
+        named = {place: name for place, name in handles.items() if name is not None}
+        if len(named) < 2:
+            return messages
+        found = self._store.ids_of_handles([*named.values()], call.session_id, call.scope)
+        turns = {place: turn for place, turn in zip(named, found, strict=True) if turn is not None}
+        is_one_each = len(turns) == len({*turns.values()})
+        return messages if is_one_each else tuple(gathered(messages, turns))
 
     def _recognise(
         self, call: GenerateCall, messages: tuple[Message, ...], taken: Container[str]
@@ -203,7 +221,7 @@ class Recogniser:
         was looked for, and what was found, is noted in `chain`.
         """
         calls = message.get("tool_calls")
-        handle = message.get("turn") or (calls[0].get("id") if calls else None)
+        handle = message.get("turn") or _handle(message)
         if not isinstance(handle, str):
             return None
         turn = self._store.of_handle(handle, call.session_id, call.scope)
@@ -228,6 +246,13 @@ class Recogniser:
             if (turn := self._store.find(key, call.session_id)) is not None:
                 return turn if form is not message else None  # nothing was changed
         return None
+
+
+def _handle(message: Message) -> str | None:
+    """The id of the first call of a message."""
+    calls = message.get("tool_calls")
+    handle = calls[0].get("id") if calls else None
+    return handle if isinstance(handle, str) else None
 
 
 def _ids(reply: Message) -> list[Any]:

@@ -31,4 +31,5 @@ def row_turn(each: RowTurn) -> dict[str, Any]:
         "started": None if account is None else account.started,
         "duration_s": None if account is None else account.duration_s,
         "first_token_s": None if account is None else account.first_token_s,
+        "adapter": None if account is None else account.adapter or None,
     }
