@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from slime_router.archive.filling import Filler
+from slime_router.archive.fetching.filling import Filler
 from slime_router.archive.store import ArchivedStore
 from slime_router.template.conversation_key import next_link, reply_links, root_key
 from slime_router.template.parts import Parts
