@@ -17,6 +17,8 @@ from slime_router.trajectory.turn import Turn
 from slime_router.types import GenerateCall, Message
 from slime_router.values import value
 
+_RESULTS = ("tool", "function")
+
 
 @value(frozen=True, slots=True)
 class Conversation:
@@ -158,9 +160,8 @@ class Recogniser:
         for index in range(len(keys) - 1, len(messages)):
             message = messages[index]
             turn = told = None
-            if chain.ids and message.get("tool_call_id") in chain.ids:
-                call_id = chain.ids[message["tool_call_id"]]
-                message = chain.held[index] = {**message, "tool_call_id": call_id}
+            if (chain.waiting or chain.ids) and str(message["role"]).lower() in _RESULTS:
+                message = _note_result(chain, index, message)
             if "tool_calls" in message or "turn" in message:
                 turn = self._named_turn(message, link.key, call, chain)
                 told = turn or self._repaired_turn(message, link.key, call)
@@ -244,7 +245,8 @@ class Recogniser:
         for form in forms:
             key = self._next(Link(asked, b""), form).key
             if (turn := self._store.find(key, call.session_id)) is not None:
-                return turn if form is not message else None  # nothing was changed
+                is_changed = form is not message or not any(_ids(message))
+                return turn if is_changed else None
         return None
 
 
@@ -271,13 +273,27 @@ def _note_ids(chain: Chain, index: int, reply: Message, turn: Turn | None) -> No
     for each in given:
         if type(each) is str:
             chain.ids.pop(each, None)
+    chain.waiting[:] = [each for each in held if type(each) is str and each]
     if held != given and len(held) == len(given):
-        chain.ids.update(zip(given, held, strict=True))
+        named = zip(given, held, strict=True)
+        chain.ids.update((each, call_id) for each, call_id in named if each)
         calls = zip(reply["tool_calls"], held, strict=True)
         chain.held[index] = {
             **reply,
             "tool_calls": [{**call, "id": call_id} for call, call_id in calls],
         }
+
+
+def _note_result(chain: Chain, index: int, result: Message) -> Message:
+    """The result with the id that its call is held with; without one, it answers the next call."""
+    given = result.get("tool_call_id")
+    call_id = chain.ids.get(given, given) if given else next(iter(chain.waiting), given)
+    if call_id in chain.waiting:
+        chain.waiting.remove(call_id)
+    if call_id == given:
+        return result
+    chain.held[index] = {**result, "tool_call_id": call_id}
+    return chain.held[index]
 
 
 def _joined(messages: tuple[Message, ...]) -> tuple[Message, ...]:
