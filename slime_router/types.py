@@ -350,7 +350,7 @@ class GenerateChunk(NamedTuple):
     `logprobs`, where present, has one entry per output id; None stands for one that the worker
     did not give or that is not finite. `prompt` is on the first chunk. `text` is the content
     that a chat client sees, beside `reasoning` and `tool_calls`. `item` is the worker's own JSON
-    object, as it came. `sample` says which of the samples that were asked for together it is of.
+    object, as it came. `sample` numbers the sample, of those that were asked for together.
 
     `masks`, where present, has for each output id the ids that it was sampled from, and
     `mask_logprobs` its log-probability among those. `uncaptured` says why there are none of tokens

@@ -87,7 +87,7 @@ class News:
 
 
 class Archive(Protocol):
-    """An open archive. `apply` runs in a thread of its own, all else on the loop."""
+    """An open archive. `apply` runs in a separate thread, everything else on the loop."""
 
     async def prepare(self, progress: Progress) -> None:
         """What must be done before it can be asked; says how far it is. Raises ArchiveDown."""

@@ -75,7 +75,7 @@ class RedisArchive:
         wait_s: float = 1.0,
     ) -> None:
         self._wait_replicas = wait_replicas
-        self._wait_ms = max(int(wait_s * 1000), 1)  # 0 would be for ever
+        self._wait_ms = max(int(wait_s * 1000), 1)  # 0 would be forever
         self.shortfall: str | None = None  # what was written last is on too few replicas
         self.refusal: str | None = None  # a part of what was written last is in it nowhere
         self.refused = 0  # commands, for that reason: what they said is lost
@@ -104,7 +104,7 @@ class RedisArchive:
     def _name(self, name: bytes) -> bytes:
         return self._key(b"name:" + name.hex().encode())
 
-    # Writing, in a thread of its own
+    # Writing, in its own thread
 
     async def prepare(self, _: Progress) -> None:
         """Do nothing: see `Archive.prepare`."""
@@ -362,7 +362,7 @@ class _Told:
 
 
 def _is_left(entry: _Entry, after: Cursor) -> bool:
-    """Whether an entry still says something: a deletion of before `after` was heard of."""
+    """Whether an entry still says something: a deletion before `after` is known."""
     return entry[1][_KIND] != _DELETED or _order(entry[0].decode()) > _order(after)
 
 

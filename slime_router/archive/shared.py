@@ -251,7 +251,7 @@ class SharedArchive:
         self.progress = None
 
     async def _read(self, progress: Progress) -> bool:
-        """What must be known at the start; False where it is of no use. Raises ArchiveDown."""
+        """What must be known at the start; False where it is useless. Raises ArchiveDown."""
         archive = self._archive
         assert self.store is not None
         assert self.fetch is not None
@@ -295,7 +295,10 @@ class SharedArchive:
         self.writer.put(partial(Drop, table, name))
 
     async def news_of_workers(self, seen: str) -> tuple[str, list[tuple[str, bytes]]] | None:
-        """See `Keeping`."""
+        """Which workers are registered, and the version of that; `null` for one that was removed.
+
+        None where `seen` is that version, or where nothing can be had.
+        """
         try:
             version = await self._archive.workers_version()
             if version == seen:
@@ -306,7 +309,11 @@ class SharedArchive:
             return None
 
     async def look(self, table: Table, name: str) -> bytes | None:
-        """See `Keeping`."""
+        """What others have kept by this name meanwhile; None where there is nothing.
+
+        Raises:
+            NotDurable: nobody can tell at present.
+        """
         try:
             return await self._archive.get(table, name)
         except ArchiveDown as exc:

@@ -46,7 +46,7 @@ class SqliteArchive:
     once a router alone says no. Only retention needs to know.
 
     Raises:
-        SetupError: it cannot be opened, one router has it to itself, or it is of a newer one.
+        SetupError: it cannot be opened, one router has it to itself, or a newer one wrote it.
     """
 
     def __init__(

@@ -86,7 +86,7 @@ class ArchivedStore(TrajectoryStore):
         return ((self._seq >> 16) + 1) << 16 | self.number
 
     def _check_open(self, session: Session) -> None:
-        """A turn of a session that was closed meanwhile is kept all the same."""
+        """A turn of a session that was closed meanwhile is kept anyway."""
 
     def number_after(self, seq: int) -> None:
         """Turns get numbers after this one."""

@@ -1,4 +1,4 @@
-"""The examination: every scenario runs on a stand of its own, and each of its turns is judged."""
+"""The examination: every scenario runs on its own stand, and each of its turns is judged."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Examination:
         return Stand(self._tokenizer, self._template, self._parsers)
 
     async def verdict(self, scenario: Scenario) -> Verdict:
-        """Runs one conversation, on a stand of its own."""
+        """Runs one conversation, on its own stand."""
         return await self.held_on(self.stand(), scenario)
 
     async def held_on(self, stand: Stand, scenario: Scenario) -> Verdict:

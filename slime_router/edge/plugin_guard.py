@@ -1,9 +1,10 @@
 """What a plug-in can do to the router: fail one request, within a limited time, and no more.
 
-`SystemExit` and its like would end the process, and a plug-in that sleeps would keep a request for
-ever. The time that counts is the plug-in's own: while it waits for what it wraps, the clock stands.
-An abort ends it in that time, too; what it wraps hears of aborts by itself. Where a plug-in of
-aiohttp's kind works, the rid is in a body that nobody may have read yet: it is looked up then.
+`SystemExit` and its like would end the process, and a plug-in that sleeps would keep a request
+forever. The time that counts is the plug-in's own: while it waits for what it wraps, the clock is
+stopped. An abort ends it in that time, too; what it wraps learns of aborts by itself. Where a
+plug-in of aiohttp's kind works, the rid is in a body that nobody may have read yet: it is looked up
+then.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class _Clock:
 
     @property
     def is_working(self) -> bool:
-        """Whether the layer does something by itself: what it wraps hears of aborts by itself."""
+        """Whether the layer does something by itself: what it wraps learns of aborts by itself."""
         return self._scope is not None and not self._inside
 
     def abort(self) -> None:

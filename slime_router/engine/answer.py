@@ -72,7 +72,7 @@ def check_ids(ids: Any, vocab_size: int) -> None:
 
 
 def _are_all(values: Iterable[Any], kind: type) -> bool:
-    """Whether each of at least one value is of this very type; without a step for each."""
+    """Whether there is a value and all have exactly this type, without a step for each."""
     return set(map(type, values)) == {kind}
 
 
@@ -115,6 +115,11 @@ def check_writable(item: Item, meta: Item) -> None:
         orjson.dumps({**item, "output_ids": None, "meta_info": unread})
     except TypeError as exc:  # deeper than orjson writes
         raise WorkerFailed("The worker's answer cannot be passed on.") from exc
+
+
+def last(values: Any, count: int) -> Any:
+    """The last ones of a list; none of what is not one."""
+    return values[-count:] if type(values) is list and count else []
 
 
 def count(meta: Item, name: str) -> int | None:

@@ -18,22 +18,17 @@ from slime_router.engine.answer import Item
 from slime_router.engine.cumulative import (
     CumulativeCutter,
     has_spans,
+    names_other,
     names_version,
     repeats_all,
 )
-from slime_router.engine.masks import (
-    LOGPROBS,
-    MASK,
-    NO_MASKS,
-    MaskPlan,
-    without_masks,
-)
+from slime_router.engine.masks import LOGPROBS, MASK, NO_MASKS, MaskPlan, without_masks
 from slime_router.engine.request import error_status, read_error
 from slime_router.engine.scores import check_prompt
 from slime_router.engine.sse import DONE
 from slime_router.engine.top_logprobs import NO_TOPS, TopPlan
 from slime_router.engine.wire.joined import together
-from slime_router.engine.wire.plain_items import PlainItems, Tokens
+from slime_router.engine.wire.plain_items import PlainItems, Tokens, grows
 from slime_router.errors import MasksRefused, RouterError, WorkerFailed
 from slime_router.types import GenerateChunk, TokenIds, WeightVersion
 
@@ -92,6 +87,7 @@ class ChunkReader:
         self._ids: list[int] = []  # all that came
         self._entries: list[Any] = []  # the logprobs of the last item
         self._may_be_plain = is_stream and not is_native and not tops.asked
+        self._first: tuple[Item, Item, GenerateChunk] | None = None  # item, its meta_info, chunk
         self._plain_items: PlainItems | None = None  # once an item has shown what they look like
         self._cutter: CumulativeCutter | None = None  # of a stream that has shown it needs one
         self._is_incremental = False  # and its plain items can be read at once
@@ -137,14 +133,8 @@ class ChunkReader:
         known_len = len(self._ids)
         chunk: GenerateChunk | None = None
         try:
-            if self._is_incremental:
-                for payload in payloads:
-                    item, before = orjson.loads(payload), chunk
-                    chunk = self._plain(item) if type(item) is dict else None
-                    if chunk is None:
-                        break
-                    if before is not None:
-                        [chunk] = together((before, chunk))
+            if self._is_incremental or (self._is_cumulative is None and self._first is not None):
+                chunk = self._new_run([*map(orjson.loads, payloads)])
             elif self._is_cumulative and payloads and not self._may_hide_weights(payloads):
                 chunk = self._new_part(payloads[-1])
         except (ValueError, WorkerFailed):  # it is read, or refused, step by step
@@ -152,6 +142,25 @@ class ChunkReader:
         if chunk is None:
             del self._ids[known_len:]
         return chunk
+
+    def _new_run(self, items: Sequence[Any]) -> GenerateChunk | None:
+        """The chunk of plain items that hold what is new; None where some are not."""
+        if set(map(type, items)) != {dict}:
+            return None
+        if not self._is_incremental and self._first is not None:  # the second may show that it is
+            if self._masks.asks or not grows(items[0], len(self._ids)):
+                return None
+            self._note_plain(*self._first)
+        if self._masks.asks:
+            chunks = [chunk for chunk in map(self._plain, items) if chunk is not None]
+            return together(chunks)[0] if len(chunks) == len(items) else None
+        known = self._plain_items
+        tokens = None if known is None else known.run(items, len(self._ids))
+        if tokens is None:
+            return None
+        self._is_incremental, self._is_cumulative = True, False
+        self._ids += tokens[0]
+        return self.chunk_of(*tokens)
 
     def tokens(self, payload: bytes) -> Tokens | None:
         """The tokens of a plain item, an object; None, and nothing is read, for any other.
@@ -186,7 +195,8 @@ class ChunkReader:
             self.take_back(len(chunk.output_ids))
         newest = answer.load_item(payloads[-1])
         before = payloads[:0] if repeats_all(newest) else payloads[-2:-1]
-        if not has_spans(newest) and (hides_weights or self._is_under_new_weights(newest)):
+        is_newer = names_other(newest, self.weight_version)
+        if not has_spans(newest) and (hides_weights or is_newer):
             before = payloads[:-1]  # only these show which tokens other weights sampled
         chunks.extend(self._chunk(answer.load_item(payload), payload) for payload in before)
         chunks.append(self._chunk(newest, payloads[-1]))
@@ -197,10 +207,6 @@ class ChunkReader:
             names_version(payload, self.weight_version, self._cutter.ids_end if self._cutter else 0)
             for payload in payloads[:-1]
         )
-
-    def _is_under_new_weights(self, item: Item) -> bool:
-        meta = item.get("meta_info")
-        return isinstance(meta, dict) and meta.get("weight_version") != self.weight_version
 
     def _new_part(self, payload: bytes) -> GenerateChunk | None:
         """The chunk of a cumulative item, parsing only its new entries.
@@ -235,19 +241,11 @@ class ChunkReader:
 
     def _note_plain(self, item: Item, meta: Item, chunk: GenerateChunk) -> None:
         """Learns from an item that was read step by step what the next plain one looks like."""
-        like = GenerateChunk(
-            (),
-            prompt_tokens=chunk.prompt_tokens,
-            cached_tokens=chunk.cached_tokens,
-            weight_version=chunk.weight_version,
-            routed_experts_start=self._experts_start,
-            uncaptured=self._uncaptured,
-            worker_url=self._worker_url,
-        )
         self._plain_items = PlainItems(
             item,
             meta,
-            like,
+            chunk,
+            uncaptured=self._uncaptured,
             vocab_size=self._vocab_size,
             max_len=self._max_len,
             with_logprobs=self._with_logprobs,
@@ -345,8 +343,9 @@ class ChunkReader:
             routed_experts=answer.base64_text(meta, "routed_experts"),
             routed_experts_start=self._experts_start,
             indexer_topk=answer.base64_text(meta, "indexer_topk"),
-            masks=masks and answer.masks(_last(masks, len(ids)), ids, self._vocab_size),
-            mask_logprobs=masks and answer.mask_logprobs(_last(meta.get(LOGPROBS), len(ids)), ids),
+            masks=masks and answer.masks(answer.last(masks, len(ids)), ids, self._vocab_size),
+            mask_logprobs=masks
+            and answer.mask_logprobs(answer.last(meta.get(LOGPROBS), len(ids)), ids),
             uncaptured="" if masks else self._uncaptured,
             item=self._tops.shown_of(
                 item if self._masks.is_clients or not self._masks.asks else without_masks(item)
@@ -356,6 +355,8 @@ class ChunkReader:
         )
         if self._is_incremental or self._cutter is not None:
             self._note_plain(item, meta, chunk)
+        elif self._may_be_plain and ids:
+            self._first = item, meta, chunk
         return chunk
 
     def _count(self, ids_len: int, total: int | None) -> int:
@@ -392,7 +393,3 @@ def _going_on(chunk: GenerateChunk) -> GenerateChunk:
     item = chunk.item or {}
     meta = {**item.get("meta_info", {}), "finish_reason": None}
     return chunk._replace(finish=None, item={**item, "meta_info": meta})
-
-
-def _last(values: Any, count: int) -> Any:
-    return values[-count:] if type(values) is list and count else []

@@ -11,7 +11,7 @@ A turn is
           where it has them, lengths, ids and logprobs of the likeliest tokens; then, of each
           worker group that scored its row, the logprobs, and ids and logprobs of the likeliest
     account   4 bytes: length of the JSON after them; that, and then the words; all of it may be
-              missing, and a router of before does not read it
+              missing, and an older router does not read it
 
 A session is JSON. Texts may hold halves of surrogate pairs, as models sample them: JSON escapes
 them, so they come back as they were.
@@ -225,7 +225,7 @@ def _json(known: dict[str, Any]) -> bytes:
 
 
 def _arrays(kinds: list[Any], data: memoryview) -> tuple[dict[str, NDArray[Any] | None], int]:
-    """The arrays by name, read-only, each in memory of its own; and where they end."""
+    """The arrays by name, read-only, each in its own memory; and where they end."""
     arrays: dict[str, NDArray[Any] | None] = {}
     start = 0
     names = chain(_ARRAYS, map(str, count()))  # those of scores have numbers

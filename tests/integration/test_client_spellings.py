@@ -1,4 +1,4 @@
-"""Replies that come back as other clients spell them: the turn goes on all the same."""
+"""Replies that come back as other clients spell them: the turn goes on anyway."""
 
 from __future__ import annotations
 

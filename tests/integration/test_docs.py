@@ -126,7 +126,7 @@ def first_names(text: str, head: str) -> set[str]:
 
 
 class Reader:
-    """Does what a page says, in a directory of its own, against a running router."""
+    """Does what a page says, in its own directory, against a running router."""
 
     def __init__(self, router: Served, directory: Path) -> None:
         self._url = str(router.http._base_url).rstrip("/")

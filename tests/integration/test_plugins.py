@@ -65,7 +65,7 @@ async def beside(call, call_next):
 
 
 async def gathering(call, call_next):
-    """Reads on in a task of its own, while something else fails."""
+    """Reads on in its own task, while something else fails."""
 
     async def refuse():
         raise TooManyRequests("not today")
@@ -596,7 +596,7 @@ async def test_a_plugin_that_returns_no_response_is_named_in_the_log(name, what,
 
 
 async def test_a_plugin_that_returns_one_response_to_two_requests_is_named_in_the_log(caplog):
-    """A response that was sent is not sent again: the second client would wait for ever."""
+    """A response that was sent is not sent again: the second client would wait forever."""
     async with served(**paths("stale_http")) as (router, _), asyncio.timeout(10):
         assert (await router.post(CHAT, {"messages": [user("hi")]}))[0] == 403
         for _ in range(2):

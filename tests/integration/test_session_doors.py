@@ -559,7 +559,7 @@ async def test_a_sessions_own_host_name_stands_in_its_url(doors):
 
 
 def test_the_specs_fields_are_those_that_the_door_reads():
-    """A field that the table learns and the door does not would be refused for ever."""
+    """A field that the table learns and the door does not would be refused forever."""
     assert {f.name for f in fields(SessionSpec)} == {*SPEC_FIELDS, "id"} - {"session_id"}
 
 

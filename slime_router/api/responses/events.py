@@ -236,7 +236,7 @@ class ResponseEvents:
             self._calls.clear()
             for kind, text in self._later:
                 events += self._say(kind, text)
-        if not self._output and self._open is None:  # an empty reply is a message all the same
+        if not self._output and self._open is None:  # an empty reply is a message anyway
             events += self._begin("message", {})
         events += self._close(status)
         extra: dict[str, Any] = {"usage": self._usage()}

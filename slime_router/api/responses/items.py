@@ -139,7 +139,7 @@ class Talk:
         return not (reply["content"].strip() or reply.keys() & {"reasoning_content", "tool_calls"})
 
     def _growing(self, item: Item, *, may_grow: bool) -> Message:
-        """The assistant message that the item belongs to; what names a turn is of that turn."""
+        """The item's assistant message; an item that names a turn belongs to that turn."""
         turn, reply = _turn(item), self._reply
         known = reply.get("turn") if reply is not None else None
         belongs = may_grow if None in (turn, known) else turn == known

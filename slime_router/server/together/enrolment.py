@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
+from slime_router.archive.shared import SharedArchive
 from slime_router.errors import NotFound, StartingUp
-from slime_router.journal.keeping import Keeping
 from slime_router.pool.pool import WorkerPool
 from slime_router.server.together.registry import Registry
 from slime_router.supervisor import Supervisor
@@ -27,7 +27,7 @@ MAX_REMOVED = 1_000  # that are remembered
 class Enrolment:
     """Follows what is written of the workers, if other routers write there, too."""
 
-    def __init__(self, pool: WorkerPool, registry: Registry, keeping: Keeping | None) -> None:
+    def __init__(self, pool: WorkerPool, registry: Registry, keeping: SharedArchive | None) -> None:
         self._pool = pool
         self._registry = registry
         self._keeping = keeping
