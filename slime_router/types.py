@@ -80,8 +80,7 @@ class Prompt:
 
     Slice equation: `ids[:base_len] == held(base)[:base_len]`, where `base` is the turn that the
     prompt continues (`base_len == len(held(base))`) or branches off (`base_len` is less).
-    The reply will be filed under `messages_key`; `reply_prefix` is what the client wrote of it
-    already.
+    The reply is filed under `messages_key`; the client wrote `reply_prefix` of it already.
     """
 
     ids: TokenIds
@@ -255,6 +254,7 @@ class GenerateCall:
     asked_as: str = ""  # the rid that the client knows, where it is not `rid`
     kv_session: str = ""  # what workers call its session, where they tag its KV
     kind: TurnKind | None = None  # what the client says that its turn is
+    shows_items: bool = False  # the client sees a part of the worker's last item
     shortcut: Shortcut[GenerateChunk] | None = None  # of a stream alone, for its plain chunks
 
     @property

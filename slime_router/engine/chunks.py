@@ -23,7 +23,7 @@ from slime_router.engine.cumulative import (
     repeats_all,
 )
 from slime_router.engine.masks import LOGPROBS, MASK, NO_MASKS, MaskPlan, without_masks
-from slime_router.engine.request import error_status, read_error
+from slime_router.engine.request import read_error
 from slime_router.engine.scores import check_prompt
 from slime_router.engine.sse import DONE
 from slime_router.engine.top_logprobs import NO_TOPS, TopPlan
@@ -48,7 +48,8 @@ class ChunkReader:
     `masks` says whether the worker was asked what it samples from, `tops` the same of the likeliest
     tokens. `experts_start` is the position from which routed experts were requested, ids are in
     `[0, vocab_size)`, and there are at most `max_len` of them.
-    `scored` is the prompt, where the logprobs of its tokens were asked for.
+    `scored` is the prompt, where the logprobs of its tokens were asked for. `shows_items`: a client
+    of chat gets a part of the last item, so each is read whole.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ChunkReader:
         max_len: int | None = None,
         scored: TokenIds | None = None,
         is_native: bool = False,
+        shows_items: bool = False,
         is_stream: bool = True,
         sampled_under: Callable[[WeightVersion], WeightVersion] = lambda named: named,
         experts_start: int = 0,
@@ -83,10 +85,11 @@ class ChunkReader:
         self._with_logprobs = with_logprobs
         self._tops = tops
         self._is_native = is_native
+        self._shows_items = is_native or shows_items
         self._is_cumulative: bool | None = None  # None until an item shows it
         self._ids: list[int] = []  # all that came
         self._entries: list[Any] = []  # the logprobs of the last item
-        self._may_be_plain = is_stream and not is_native and not tops.asked
+        self._may_be_plain = is_stream and not self._shows_items and not tops.asked
         self._first: tuple[Item, Item, GenerateChunk] | None = None  # item, its meta_info, chunk
         self._plain_items: PlainItems | None = None  # once an item has shown what they look like
         self._cutter: CumulativeCutter | None = None  # of a stream that has shown it needs one
@@ -112,7 +115,7 @@ class ChunkReader:
                     break
                 if payload in _NO_ITEMS:
                     continue
-                if self._is_cumulative and not self._is_native:
+                if self._is_cumulative and not self._shows_items:
                     rest = [each for each in payloads[index:] if each not in _NO_ITEMS]
                     self._read_newest(rest, chunks)
                     break
@@ -126,7 +129,7 @@ class ChunkReader:
                 raise
             self.failure = exc
             self._plain_items = None
-        return chunks if len(chunks) < 2 or self._is_native else together(chunks)
+        return chunks if len(chunks) < 2 or self._shows_items else together(chunks)
 
     def plain(self, payloads: Sequence[bytes]) -> GenerateChunk | None:
         """The chunk of plain items in the middle of a stream; None, and nothing is read, else."""
@@ -254,7 +257,8 @@ class ChunkReader:
 
     def _chunk(self, item: Item, payload: bytes) -> GenerateChunk:
         if (error := item.get("error")) is not None:
-            raise read_error(error_status(error), payload)
+            status = answer.error_status(error, is_stream=self._is_stream)
+            raise read_error(status, payload)
         chunk = self._read_item(item)
         finish = chunk.finish
         if finish is not None and finish.status_code:
@@ -300,7 +304,7 @@ class ChunkReader:
         masks = meta.get(MASK) if self._masks.asks and new_len else None
         if masks and (type(masks) is not list or len(masks) != len(ids)):
             raise WorkerFailed(f"The worker's sampling masks are not those of {len(ids)} tokens.")
-        if self._is_native:
+        if self._shows_items:
             self._check_passed_on(item, meta, ids, entries, new_len)
         newest = slice(len(ids) - new_len, None)
         return self._build(meta, ids[newest], entries[newest] if entries else entries, item)
@@ -308,7 +312,7 @@ class ChunkReader:
     def _check_passed_on(
         self, item: Item, meta: Item, ids: list[int], entries: list[Any], new_len: int
     ) -> None:
-        """A client of /generate gets the whole item, so what was sent before is checked as well."""
+        """A client gets the whole item, so what was sent before is checked as well."""
         answer.check_writable(item, meta)
         if not new_len:
             answer.check_ids(ids, self._vocab_size)
