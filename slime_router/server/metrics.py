@@ -196,6 +196,8 @@ METRICS = (
          lambda r: r.fleet.health.recoveries),
     _one("discovery_failures_total", "fleet.discovery_failures",
          "times that a source of workers could not be asked", lambda r: r.fleet.discovery.failures),
+    _one("forgotten_adapters_total", "fleet.forgotten_adapters",
+         "names of adapters that were too many", lambda r: r.fleet.pool.adapters.forgotten),
     _one("runs", "fleet.running", "generations under way, those that wait too",
          lambda r: r.fleet.relay.running),
     _requests("waits_total", "waited", "requests that waited for a worker"),

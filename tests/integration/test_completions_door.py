@@ -227,6 +227,7 @@ async def test_the_last_token_of_the_vocabulary_is_scored_as_others_are():
         ({"prompt": "a", "echo": True, "max_tokens": -1}, "max_tokens"),
         ({"prompt": "a", "echo": 1}, "echo"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "json_schema": {}}, "json_schema"),
         ({"prompt": "a", "json_schema": '{"$ref": "#"}'}, "json_schema"),
         ({"prompt": "a", "json_schema": "{}", "regex": "a"}, "json_schema"),

@@ -30,7 +30,7 @@ from tests.integration.scripted import application
 FOUR_KEYS = {"message", "type", "param", "code"}
 ACCOUNT_KEYS = (
     "started", "duration_s", "first_token_s", "queued_s", "prompt_s", "workers", "door", "key",
-    "x_request_id", "rid",
+    "x_request_id", "rid", "adapter",
 )  # fmt: skip
 
 
