@@ -255,9 +255,12 @@ def test_only_where_reading_was_paused_it_has_to_go_on(
     protocol.connection_made(transport)
     protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=8)
     take = ResponseHandler.data_received
-    monkeypatch.setattr(
-        ResponseHandler, "data_received", lambda self, data: (given.append(data), take(self, data))
-    )
+
+    def noted(self: ResponseHandler, data: bytes) -> None:
+        given.append(data)
+        take(self, data)
+
+    monkeypatch.setattr(ResponseHandler, "data_received", noted)
     text = b"a" * (64 if is_paused else 4)
     protocol.data_received(HEAD + chunked(text))
     _, content = protocol._buffer[0][0]
