@@ -44,7 +44,8 @@ SUBAGENT_HEADER = "x-openai-subagent"  # Codex: `compact`, or what else the sub-
 _FORWARDED_HEADERS = frozenset({"x-smg-routing-key", TARGET_HEADER, "x-data-parallel-rank"})
 _HANDED_ON = (*sorted(_FORWARDED_HEADERS), OVERRIDE_PREFIX, "traceparent")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,200})?")
-_SCOPE_FIELDS = ("lora_path", "extra_key", "cache_salt")
+_SCOPE_NAMES = ("lora_path", "extra_key", "cache_salt")
+_SCOPE_FIELDS = frozenset(_SCOPE_NAMES)
 _AS_WRITTEN_SIGNS = ("surrogate in string", "number is infinity")
 _TIME_LEN = 12  # hex digits, of milliseconds since 1970
 _TIME_MASK = (1 << 4 * _TIME_LEN) - 1
@@ -163,20 +164,11 @@ def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:
     """
     named = request.match_info.get("session")
     if named is not None:
-        return own_session_id(request, named)
+        return caller(request).own(checked_session_id(named))
     for hint in filter(None, _hints(request.headers, body)):
         if is_session_id(hint):
             return caller(request).own(hint)
     return None
-
-
-def own_session_id(request: web.Request, name: object) -> str:
-    """The caller's session of this name, as the router knows it.
-
-    Raises:
-        BadRequest: no session can have that name.
-    """
-    return caller(request).own(checked_session_id(name, "session_id"))
 
 
 def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Sequence[Any]:
@@ -198,7 +190,7 @@ def _session_in_key(headers: Mapping[str, str]) -> str | None:
     return key.removeprefix(SESSION_KEY_PREFIX) if key.startswith(SESSION_KEY_PREFIX) else None
 
 
-def checked_session_id(name: object, param: str) -> str:
+def checked_session_id(name: object) -> str:
     """`name`, if it can name a session.
 
     Raises:
@@ -206,8 +198,8 @@ def checked_session_id(name: object, param: str) -> str:
     """
     if not is_session_id(name):
         raise BadRequest(
-            f"'{param}' must be 1 to {MAX_SESSION_ID_LEN} printable characters, not dots alone.",
-            param=param,
+            f"'session_id' must be 1 to {MAX_SESSION_ID_LEN} printable characters, not dots alone.",
+            param="session_id",
         )
     return str(name)
 
@@ -290,7 +282,9 @@ def parting(body: Mapping[str, Any]) -> str:
 
     It is a digest: every node and turn below has it, and none need know what it stands for.
     """
-    values = [body.get(name) or None for name in _SCOPE_FIELDS]
+    if _SCOPE_FIELDS.isdisjoint(body):  # as mostly
+        return ""
+    values = [body.get(name) or None for name in _SCOPE_NAMES]
     return blake2b(orjson.dumps(values), digest_size=16).hexdigest() if any(values) else ""
 
 

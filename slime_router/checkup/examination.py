@@ -24,10 +24,6 @@ Tracked: TypeAlias = Callable[[Sequence[Scenario]], Iterable[Scenario]]
 CUT_LEN = 3  # characters of the last word that a cut reply lacks
 
 
-def _as_they_are(found: Sequence[Scenario]) -> Iterable[Scenario]:
-    return found
-
-
 class Examination:
     """One model family: its tokenizer, its template, and the parsers of its replies."""
 
@@ -38,7 +34,7 @@ class Examination:
         self._speech = Speech(tokenizer, template.findings, parsers.tools)
         self._judge = Judge(tokenizer, template)
 
-    async def report(self, name: str, tracked: Tracked = _as_they_are) -> Report:
+    async def report(self, name: str, tracked: Tracked = iter) -> Report:
         """The verdicts of all scenarios; `tracked` is given them, and sees how far it has come."""
         verdicts = [await self.verdict(scenario) for scenario in tracked(scenarios())]
         return Report(name, tuple(verdicts), self._parsers.tools, self._parsers.reasoning)

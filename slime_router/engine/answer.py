@@ -45,6 +45,22 @@ def load_item(payload: bytes) -> Item:
     return item
 
 
+def error_status(error: Any, *, is_stream: bool) -> int:
+    """The status that an error in an answer of status 200 stands for.
+
+    That is how SGLang refuses a request whose stream has begun; older ones name no status then.
+
+    Raises:
+        WorkerFailed: no stream has begun, and it names none: something before the worker wrote it.
+    """
+    code = error.get("code") if isinstance(error, dict) else None
+    if type(code) is int and code >= 400:
+        return code
+    if not is_stream:
+        raise WorkerFailed("The worker's answer is an error, and its status 200.")
+    return 400
+
+
 def _load_lenient(payload: bytes) -> Any:
     """By Python's own parser, which takes more; what it takes has to fit into strict JSON."""
     try:

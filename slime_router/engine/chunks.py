@@ -23,7 +23,7 @@ from slime_router.engine.cumulative import (
     repeats_all,
 )
 from slime_router.engine.masks import LOGPROBS, MASK, NO_MASKS, MaskPlan, without_masks
-from slime_router.engine.request import error_status, read_error
+from slime_router.engine.request import read_error
 from slime_router.engine.scores import check_prompt
 from slime_router.engine.sse import DONE
 from slime_router.engine.top_logprobs import NO_TOPS, TopPlan
@@ -257,7 +257,8 @@ class ChunkReader:
 
     def _chunk(self, item: Item, payload: bytes) -> GenerateChunk:
         if (error := item.get("error")) is not None:
-            raise read_error(error_status(error), payload)
+            status = answer.error_status(error, is_stream=self._is_stream)
+            raise read_error(status, payload)
         chunk = self._read_item(item)
         finish = chunk.finish
         if finish is not None and finish.status_code:

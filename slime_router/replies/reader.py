@@ -64,8 +64,12 @@ class ReplyReader:
         start, thoughts, said = 0, 0, ReplyDelta()
         finish, ids = chunk.finish, chunk.output_ids
         index, count = 0, len(ids)
+        run = self._run(ids, 0, parser, has_end=finish is not None)
+        if finish is not None and len(run) == count:  # a whole reply without a mark, mostly
+            said = parser.push(self._visible.push(run, finish), is_last=True)
+            return [_filled(chunk, said, count * said.is_thinking)]
         while index < count:
-            run = self._run(ids, index, parser, has_end=finish is not None)
+            run = run if not index else self._run(ids, index, parser, has_end=finish is not None)
             is_last = finish is not None and index + len(run) == count
             text = self._visible.push(run, finish if is_last else None)
             is_thinking = parser.is_thinking
@@ -77,8 +81,9 @@ class ReplyReader:
                 said, is_thinking = joined(said, delta), delta.is_thinking
             thoughts += len(run) * is_thinking
             index += len(run)
-        rest = _from(chunk, start) if start else chunk
-        return [*parts, _filled(rest, said, thoughts)]
+        if start:  # the rest, with all that ends the chunk
+            chunk = chunk.cut(start, len(chunk.output_ids))._replace(prompt=None)
+        return [*parts, _filled(chunk, said, thoughts)]
 
     def _run(
         self, ids: Sequence[int], start: int, parser: ReplyParser, *, has_end: bool
@@ -119,8 +124,3 @@ def _before(chunk: GenerateChunk, start: int, end: int) -> GenerateChunk:
         indexer_topk=None,
         item=None,
     )
-
-
-def _from(chunk: GenerateChunk, start: int) -> GenerateChunk:
-    """The tokens from `start` on, with all that ends the chunk."""
-    return chunk.cut(start, len(chunk.output_ids))._replace(prompt=None)

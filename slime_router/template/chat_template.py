@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Protocol
 
 from slime_router.errors import BadRequest
 from slime_router.template.forms.forms import Filled
@@ -20,18 +19,20 @@ from slime_router.template.layout import (
 )
 from slime_router.template.messages import (
     REFERENCE,
+    Plain,
     content_text,
     renderable,
     with_whole_arguments,
     without_late_systems,
 )
 from slime_router.template.parts import Parts, find_parts, prints_names
-from slime_router.template.seam import Control, Sampled, Seam
+from slime_router.template.seam import Sampled, Seam
 from slime_router.template.self_test import Findings, find_ends, self_test
 from slime_router.template.spelling import Spelling, find_spelling
 from slime_router.template.stand_ins import View, is_reply, numbered_word, numbers_in
 from slime_router.template.suffix import Question, Suffix, Suffixes
 from slime_router.template.transcript import Transcripts
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
 
 __all__ = ["ChatTemplate", "Suffix"]
@@ -39,34 +40,10 @@ __all__ = ["ChatTemplate", "Suffix"]
 MAPPED = "arguments of a call that was cut are shown to the template as far as they are JSON"
 
 
-class TemplateTokenizer(Protocol):
-    """What the template needs of the tokenizer."""
-
-    chat_template: str | None
-    jinja_template: str | None
-    has_developer_role: bool
-    eos_ids: frozenset[int]
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        options: TemplateOptions,
-        *,
-        date: datetime | None = None,
-    ) -> str:
-        """The text of the conversation; BadRequest where the template refuses it."""
-
-    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool) -> str:
-        """The text of tokens that follow a prompt."""
-
-    def find_added(self, text: str) -> Iterator[Control]:
-        """All added tokens in `text`, left to right, as `(start, end, id)`."""
-
-
 class ChatTemplate:
     """Renders conversations, and finds the suffix that continues a held turn."""
 
-    def __init__(self, tokenizer: TemplateTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.has_developer_role = tokenizer.has_developer_role
         self._takes_references = REFERENCE in (tokenizer.jinja_template or "")
@@ -130,14 +107,15 @@ class ChatTemplate:
                 "this model has no chat template: use /generate, or start with --chat-template",
                 param="messages",
             )
-        ready = [
-            self.spelling.spelled(message)
-            for message in renderable(
+        if isinstance(messages, Plain) and not self.spelling.has_parts:
+            ready = list(map(dict, messages))
+        else:
+            copies = renderable(
                 self.parts.whole(messages),
                 has_developer_role=self.has_developer_role,
                 takes_references=self._takes_references,
             )
-        ]
+            ready = list(map(self.spelling.spelled, copies))
         try:
             return self._tokenizer.render(ready, options, date=date)
         except BadRequest as refusal:
@@ -253,6 +231,8 @@ class ChatTemplate:
     ) -> tuple[str, ...]:
         """The names of fields in `messages[first:]`, and of `options`, that it never prints."""
         lost = ["tools"] if options.tools and not self.findings.prints_tools else []
+        if isinstance(messages, Plain):
+            return tuple(lost)
         for index, message in enumerate(messages[first:], first):
             if len(message) > 2 or "content" not in message:  # more than a role and a text
                 unprinted = self._unprinted(message)

@@ -56,6 +56,29 @@ async def twice(call, call_next):
         yield chunk
 
 
+async def cancelling(call, call_next):
+    """Takes itself for one that is not needed any more."""
+    asyncio.current_task().cancel()
+    async for chunk in call_next(call):
+        yield chunk
+
+
+@web.middleware
+async def two_lines(request, handler):
+    """Repeats what it was sent, whatever that is."""
+    response = await handler(request)
+    response.headers["x-note"] = "one\\r\\nset-cookie: two"
+    return response
+
+
+@web.middleware
+async def no_status(request, handler):
+    """Invents a status."""
+    response = await handler(request)
+    response.set_status(99_999)
+    return response
+
+
 async def beside(call, call_next):
     """Asks for another reply while it keeps the first one half read."""
     first = aiter(call_next(call))
@@ -341,6 +364,7 @@ def modules(tmp_path, monkeypatch):
     (folder / "team" / "plugins.py").write_text(PLUGINS)
     (folder / "failing.py").write_text("{}.missing\n")
     (folder / "unreadable.py").write_text("def f(:\n")
+    (folder / "script.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.syspath_prepend(folder)
     known = set(sys.modules)
     yield folder
@@ -705,6 +729,7 @@ async def test_a_reply_that_a_plugin_raises_is_sent():
         ("team.nowhere:loud", "ModuleNotFoundError: No module named 'team.nowhere'"),
         ("failing:plugin", "AttributeError: 'dict' object has no attribute 'missing'"),
         ("unreadable:f", "SyntaxError: "),
+        ("script:main", "SystemExit: 0"),
         ("team.plugins:Unbuildable", "OSError: two lines"),
         ("team.plugins:coroutine", "expected an async generator"),
         ("team.plugins:number", "expected an async generator"),
@@ -773,3 +798,24 @@ async def test_the_plugin_of_the_documentation_works_as_it_is_shown(modules):
         assert status == 502
         _, again = await router.chat([user("hi"), assistant("Hello"), user("more")])
     assert again["status"] == "extended", receipt
+
+
+@pytest.mark.parametrize(("count", "headers"), [(3, {}), (1, {"x-stainless-retry-count": "0"})])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_plugin_that_cancels_itself_keeps_no_client_waiting(count, headers, stream):
+    """Where somebody else reads what the cancelled task was to write."""
+    body = {"messages": [user("hi")], "n": count, "stream": stream}
+    async with served(**paths("cancelling")) as (router, _), asyncio.timeout(60):
+        status, reply = await router.post(CHAT, body, headers=headers)
+        assert (status, reply["error"]["code"]) == (500, "internal_error")
+        assert router.gateway.pool.total_in_flight == 0
+
+
+@pytest.mark.parametrize("name", ["two_lines", "no_status"])
+async def test_a_reply_of_a_plugin_that_is_not_http_is_a_500(name, caplog):
+    """The client would get nothing, or a reply of somebody's making."""
+    async with served(**paths(name)) as (router, _):
+        status, reply = await router.get("/v1/models")
+        assert (status, reply["error"]["code"]) == (500, "internal_error")
+        assert router.gateway.guard.failures == 1
+    assert f"plug-in failed: {name}: " in caplog.text

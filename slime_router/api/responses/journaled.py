@@ -83,6 +83,9 @@ class JournaledResponses(ResponseStore):
             if name in self._responses:  # it stays as it is
                 found[name] = self._responses[name]
                 continue
+            if not is_packed(data):
+                logger.error("response %.80s cannot be read: it is not as it was written", name)
+                continue
             known = json.loads(data)
             names[name] = known["is_named"]
             if known["previous"] is not None and known["previous"] not in found:
@@ -133,7 +136,10 @@ def is_packed(data: bytes) -> bool:
         known = json.loads(data)
     except (ValueError, TypeError):
         return False
-    return isinstance(known, dict) and known.keys() >= _NAMES
+    if not isinstance(known, dict) or not known.keys() >= _NAMES:
+        return False
+    texts = (known["asked"], known["said"])
+    return isinstance(known["response"], dict) and all(isinstance(each, list) for each in texts)
 
 
 def is_deleted(packed: bytes) -> bool:
