@@ -3,7 +3,8 @@
 Templates disagree on what an assistant message with calls holds. Most print arguments given as an
 object; DeepSeek's adds them to a string. DeepSeek V3's prints calls only where the content is null,
 gpt-oss' only where it is not; that of a distilled R1 prints an empty turn after calls where it is
-not null. Mistral's refuses ids that are not nine letters or digits. Those of models that see
+not null. Mistral's refuses ids that are not nine letters or digits,
+and gpt-oss' a thought beside both text and calls. Those of models that see
 pictures may print a list of parts but not a string.
 """
 
@@ -50,11 +51,14 @@ class Spelling:
     prints_calls: bool = False
     prints_ids: bool = False
     has_parts: bool = False
+    joins_thoughts: bool = False  # refuses a thought beside text and calls: the text begins with it
 
     def spelled(self, message: Message) -> Message:
         """`message`, whose content is a string, as the template wants it. Returns a copy."""
         calls = message.get("tool_calls")
         if calls:
+            if self.joins_thoughts:
+                message = _with_joined_thought(message)
             content = message["content"]
             message = {
                 **message,
@@ -81,6 +85,15 @@ class Spelling:
         if self.has_short_ids:
             call["id"] = short_id(call.get("id") or "")
         return call
+
+
+def _with_joined_thought(message: Message) -> Message:
+    """A message whose text has its thought, where it has both."""
+    thought, content = message.get("reasoning_content"), message["content"]
+    if not (thought and content):
+        return message
+    rest = {name: value for name, value in message.items() if name != "reasoning_content"}
+    return {**rest, "content": f"{thought}\n\n{content}"}
 
 
 def random_call_id() -> str:
@@ -117,9 +130,13 @@ def find_spelling(try_render: TryRender) -> Spelling:
     """
     has_parts = _has_parts(try_render)
 
-    def printed(call_id: str, content: str | None, *, as_object: bool) -> str:
+    def printed(
+        call_id: str, content: str | None, *, as_object: bool, thought: str | None = None
+    ) -> str:
         """The text of a call and its result; "" where the call is not in it."""
         loop = _tool_loop(call_id, content, as_object=as_object)
+        if thought is not None:
+            loop[1]["reasoning_content"] = thought
         if has_parts:
             loop = [Spelling(has_parts=True).spelled(message) for message in loop]
         text = try_render(loop, PROBE_OPTIONS) or ""
@@ -129,6 +146,8 @@ def find_spelling(try_render: TryRender) -> Spelling:
     for call_id, content, as_object in product((_LONG_ID, _PROBE_ID), ("", None), (True, False)):
         if text := printed(call_id, content, as_object=as_object):
             null = printed(call_id, None, as_object=as_object)
+            with_text = printed(call_id, "Hi", as_object=as_object)
+            with_both = printed(call_id, "Hi", as_object=as_object, thought="Hm")
             return Spelling(
                 arguments="object" if as_object else "text",
                 has_null_content=content is None or 0 < len(null) < len(text),
@@ -136,6 +155,7 @@ def find_spelling(try_render: TryRender) -> Spelling:
                 prints_calls=True,
                 prints_ids=call_id in text,
                 has_parts=has_parts,
+                joins_thoughts=bool(with_text) and not with_both,
             )
     return Spelling(has_parts=has_parts)
 

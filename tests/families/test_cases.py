@@ -155,6 +155,26 @@ async def test_case_12_a_harmony_call_stays_as_it_was_sampled():
     assert "SECRET-77" in talk.text(talk.suffix(before, after))
 
 
+@pytest.mark.parametrize("history", ["template", "held"])
+async def test_a_thought_with_a_preamble_and_a_call_can_be_rendered(history):
+    """Neighbour of 19: the template refuses a thought and a text beside a call."""
+    talk = FamilyTalk(family("gptoss"), history=history)
+    begun, call = HARMONY_CALL.split("<|start|>assistant")
+    preamble = "<|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+    said = f"{begun}{preamble}<|start|>assistant{call}"
+    before = await talk.hear([ASK], said, "<|call|>")
+    assert before.reply["content"] == "I look."
+    reply = {**before.reply, "reasoning_content": before.reasoning}
+    asked = user("Another question") if history == "held" else ASK  # no recorded turn has it
+    messages = [asked, reply, *results(before.reply, "SECRET-77")]
+    after = await talk.hear(messages, "<|channel|>final<|message|>Fine.", "<|return|>")
+    text = talk.text(after.ids)
+    marks = ("Need it.", "I look.", '{"city": "Paris"}', "SECRET-77")
+    places = [text.find(mark) for mark in marks]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
 def coder_call(city: str = "Paris") -> str:
     return (
         "<tool_call>\n<function=get_weather>\n<parameter=city>\n"

@@ -48,6 +48,12 @@ def refuses_long_ids(messages: list[Message]) -> str:
     return calls_of(messages)
 
 
+def refuses_thoughts_beside_text(messages: list[Message]) -> str:
+    if messages[1]["content"] and messages[1].get("reasoning_content"):
+        raise ValueError("not both")
+    return calls_of(messages)
+
+
 def prints_parts(messages: list[Message]) -> str:
     texts = [part["text"] for message in messages for part in message["content"]]
     return "".join(texts) + (calls_of(messages) if len(messages) > 1 else "")
@@ -66,6 +72,10 @@ def prints_parts(messages: list[Message]) -> str:
         (prints_an_empty_turn, Spelling(has_null_content=True, prints_ids=True, prints_calls=True)),
         (prints_none, Spelling(prints_ids=True, prints_calls=True)),
         (refuses_long_ids, Spelling(has_short_ids=True, prints_ids=True, prints_calls=True)),
+        (
+            refuses_thoughts_beside_text,
+            Spelling(joins_thoughts=True, prints_ids=True, prints_calls=True),
+        ),
         (prints_parts, Spelling(has_parts=True, prints_ids=True, prints_calls=True)),
         (lambda _: "no calls at all", Spelling()),
     ],
@@ -98,6 +108,25 @@ def test_a_text_beside_calls_is_kept():
     call = {"id": "c", "function": {"name": "f", "arguments": "{}"}}
     message = {"role": "assistant", "content": "I look.", "tool_calls": [call]}
     assert Spelling(has_null_content=True).spelled(message)["content"] == "I look."
+
+
+@pytest.mark.parametrize(
+    ("thought", "text", "expected"),
+    [
+        ("Need it.", "I look.", (None, "Need it.\n\nI look.")),
+        ("Need it.", "", ("Need it.", "")),
+        (None, "I look.", (None, "I look.")),
+    ],
+)
+def test_a_thought_that_is_refused_beside_a_text_begins_it(thought, text, expected):
+    call = {"id": "c", "function": {"name": "f", "arguments": "{}"}}
+    message: Message = {"role": "assistant", "content": text, "tool_calls": [call]}
+    if thought is not None:
+        message["reasoning_content"] = thought
+    spelled = Spelling(joins_thoughts=True).spelled(message)
+    assert (spelled.get("reasoning_content"), spelled["content"]) == expected
+    del message["tool_calls"]
+    assert Spelling(joins_thoughts=True).spelled(message) == message
 
 
 def test_short_ids_stand_for_long_ones():
