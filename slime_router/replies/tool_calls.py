@@ -172,7 +172,8 @@ class CallReader:
         mark = self._parser.end.strip()
         written, rest, has_ended = leftovers.cut_frame(self._written, *self._frame)
         key = ARGUMENTS.search(written)
-        is_undecided = key is None or leftovers.has_no_value(written[key.end() :])
+        body = written.removesuffix(mark)
+        is_undecided = key is None or leftovers.has_no_value(body[key.end() :])
         is_held = is_undecided if len(mark) > 1 else key is None
         is_inside = self._braces is not None or self._object_end >= 0
         if is_held and is_inside and not (has_ended or is_last):
