@@ -61,7 +61,7 @@ test-frameworks: install data  ## roll out an episode by the code of real traine
 	@$(BIN)/python -m tests.frameworks.environment
 	@$(PYTEST) tests/frameworks
 
-check: format-check lint type test  ## what CI runs
+check: format-check lint type test  ## check format, lint and types, and run all tests
 
 docs: $(INSTALLED)  ## build the site of the documentation in .cache/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
@@ -141,4 +141,4 @@ clean:  ## remove all that these commands made
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -37,7 +37,7 @@ from benchmarks import (
     start,
     streamed_tokens,
 )
-from benchmarks.report import Measurement, headline, table, to_json
+from benchmarks.report import Measurement, failure, headline, table, to_json
 from benchmarks.server import BenchmarkError
 from tests import vocabularies
 
@@ -77,17 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = {**QUICK, **MORE}
     if unknown := set(args.names) - known.keys():
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    chosen = {name: known[name] for name in args.names} or QUICK
     try:
-        chosen = {name: known[name] for name in args.names} or QUICK
-        measurements = measured(chosen, checkpoint_of_all())
-    except (BenchmarkError, vocabularies.FetchError) as exc:
+        checkpoint = checkpoint_of_all()
+    except vocabularies.FetchError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return 1
+    measurements = measured(chosen, checkpoint)
     print(headline())
     print(table(measurements))
     if args.json is not None:
         args.json.write_bytes(orjson.dumps(to_json(measurements), option=orjson.OPT_INDENT_2))
-    return 0
+    return int(any(measurement.failed for measurement in measurements))
 
 
 def scenarios() -> dict[str, Scenario]:
@@ -96,15 +97,17 @@ def scenarios() -> dict[str, Scenario]:
 
 
 def measured(chosen: Mapping[str, Scenario], checkpoint: Path) -> list[Measurement]:
-    """Run them one after the other, and tell how long each took.
+    """Run them one after the other, and say how long each took.
 
-    Raises:
-        BenchmarkError: one of them cannot be run.
+    One that breaks off has a line that says why: what the others find takes minutes, and is kept.
     """
     measurements: list[Measurement] = []
     for name, run in chosen.items():
         started_s = time.monotonic()
-        measurements += run(checkpoint)
+        try:
+            measurements += run(checkpoint)
+        except BenchmarkError as exc:
+            measurements.append(failure(name, exc))
         sys.stderr.write(f"{name}: {time.monotonic() - started_s:.0f} s\n")
     return measurements
 

@@ -38,7 +38,7 @@ def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
 
     They are streams: a worker begins each at once and takes its time, so none ends before the last
     has begun. Nothing is kept of them: they are conversations of one turn, and what is held of
-    those has a budget of its own.
+    those has its own budget.
     """
     given = bodies(size.body_len)
     limits = ("--openai-max-concurrent-requests", str(size.requests), "--capture", "off")

@@ -34,7 +34,7 @@ FULL = Size()
 
 
 def run(checkpoints: Sequence[Path], size: Size = FULL) -> list[Measurement]:
-    """For each vocabulary and kind of text, one ratio; each round has a text of its own."""
+    """For each vocabulary and kind of text, one ratio; each round has its own text."""
     measurements = []
     for checkpoint in checkpoints:
         pair = {name: load_tokenizer(str(checkpoint)) for name in SIDES}

@@ -81,7 +81,7 @@ def restart(turns: int) -> list[Measurement]:
     """How long a journal of so many turns keeps a router from serving, and then a request."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
-        with closing(Database(directory)) as database:  # as a router of before wrote it
+        with closing(Database(directory)) as database:  # as an older router wrote it
             made = [replace(_turn(number), seq=number + 1) for number in range(turns)]
             database.apply(
                 [PutTurn(each.seq, each.id, each.session_id, packed_turn(each)) for each in made]

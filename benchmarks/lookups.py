@@ -85,7 +85,7 @@ def _lookup(cache: PrefixCache, text: str, size: Size) -> Callable[[], float]:
 
 
 def _insertion(cache: PrefixCache, text: str, size: Size) -> Callable[[], float]:
-    """Turns that share a system prompt with all others, each with a task of its own."""
+    """Turns that share a system prompt with all others, each with its own task."""
     system = piece(text[:SYSTEM_PROMPT_LEN])
     numbers = count()
 

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,13 +24,22 @@ class Measurement:
     unit: str  # "x" is a ratio of two things measured in the same run
     aim: float | None
     detail: str  # what the figure is based on, and how often it was repeated
+    failed: bool = False  # the benchmark broke off; the detail says why
 
     @property
     def verdict(self) -> str:
-        """`ok`, `over`, or `-` where nothing is aimed at or measured."""
+        """`ok`, `over`, `failed`, or `-` where nothing is aimed at or measured."""
+        if self.failed:
+            return "failed"
         if self.aim is None or math.isnan(self.value):
             return "-"
         return "ok" if self.value <= self.aim else "over"
+
+
+def failure(name: str, error: Exception) -> Measurement:
+    """A line in place of what a benchmark would have found, and the same on standard error."""
+    sys.stderr.write(f"{name}: {error}\n")
+    return Measurement(name, math.nan, "", None, str(error), failed=True)
 
 
 def machine() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Routing, simulated: what each policy makes of the same traces, and what a choice costs.
 
 Time is virtual and all is seeded: but for the two costs, each run finds the same figures. The full
-table is of one fleet, which is short of memory, as fleets are that train. Two lightly loaded fleets
+table shows one fleet, which is short of memory, as fleets are that train. Two lightly loaded fleets
 follow, in short; `python -m benchmarks.routing` prints a grid of loads, fleets, memories and seeds,
 and takes long. Our default does not win everywhere. Where a fleet is small, or short of nothing, it
 computes a few percent more than the better peer for bursts, chats and long agents; four workers

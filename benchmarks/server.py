@@ -1,4 +1,4 @@
-"""A server in a process of its own, and the CPU time that it has used."""
+"""A server in its own process, and the CPU time that it has used."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Server:
     def settle(self) -> None:
         """Wait until it is at rest: a request does not cost what a server does after its start.
 
-        One that is still busy after `SETTLE_TIMEOUT_S` is measured all the same.
+        One that is still busy after `SETTLE_TIMEOUT_S` is measured anyway.
         """
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
         calm = 0

@@ -60,7 +60,7 @@ def _measured(checkpoint: Path, size: Size, environment: Mapping[str, str]) -> l
 
 
 def _environment(bytecode: str) -> dict[str, str]:
-    """Ours, with bytecode in a folder of its own."""
+    """Ours, with bytecode in its own folder."""
     return {**os.environ, _NO_BYTECODE: "", "PYTHONPYCACHEPREFIX": bytecode}  # "" is like unset
 
 

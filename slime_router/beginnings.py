@@ -92,13 +92,12 @@ class Beginnings(Generic[T]):
     def check_integrity(self) -> None:
         """Recount. Raises AssertionError with what is broken."""
         assert self._size == sum(entry.size for entry in self._entries) <= self._max_size
-        uses = [entry for entry in self._entries for key in entry.keys if self._is_of(key, entry)]
+        uses = [
+            entry for entry in self._entries for key in entry.keys if self._by_key.get(key) is entry
+        ]
         assert len(uses) == len(self._by_key), "a key leads to what is gone"
         for entry in self._entries:
             assert entry.uses == uses.count(entry) > 0, "an entry that nobody can find"
-
-    def _is_of(self, key: _Key, entry: _Entry[T]) -> bool:
-        return self._by_key.get(key) is entry
 
 
 def _keys(group: Hashable, data: memoryview) -> list[_Key]:

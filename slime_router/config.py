@@ -64,7 +64,7 @@ class ServerSettings:
         30000, "port to listen on", low=1, high=65535, aliases=("--sglang-router-port",)
     )
     processes: int = count(
-        1, "how many processes serve on the port, each on a core of its own", high=128
+        1, "how many processes serve on the port, each on its own core", high=128
     )
     max_payload_size: int = count(
         512 * 2**20, "the largest body, as sent and unpacked", metavar="BYTES"

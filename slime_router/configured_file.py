@@ -17,7 +17,7 @@ def configured_text(path: Path, *, pipe_timeout_s: float = PIPE_TIMEOUT_S) -> st
     """The text of a regular file, or what comes through a pipe, such as the shell's `<(...)`.
 
     Raises:
-        OSError: it cannot be read, is of another kind, is too long, or its pipe stays open or
+        OSError: it cannot be read, is another kind of file, is too long, or its pipe stays open or
             silent; `strerror` says which.
         UnicodeDecodeError: it is not UTF-8.
     """

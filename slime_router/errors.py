@@ -239,9 +239,8 @@ class NoWorker(RouterError):
         is_paused: bool = False,
         is_full: bool = False,
         retry_after_s: float | None = None,
-        code: str | None = None,
     ) -> None:
-        super().__init__(message, code=code, retry_after_s=retry_after_s)
+        super().__init__(message, retry_after_s=retry_after_s)
         self.is_temporary = is_temporary
         self.is_paused = is_paused
         self.is_full = is_full

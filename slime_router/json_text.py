@@ -20,7 +20,7 @@ _LINE_ENDS = tuple((end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\
 def escaped_halves(text: str, source: str = "") -> str:
     r"""The text with halves of surrogate pairs as the escapes they were read from: `\ud83d`.
 
-    A model may sample half of an escaped emoji. Python reads that as a character of its own, which
+    A model may sample half of an escaped emoji. Python reads that as a separate character, which
     has no UTF-8: nothing could be sent, hashed or logged. `source` is what was sampled: escapes are
     spelled as they are there.
     """

@@ -80,8 +80,7 @@ class Prompt:
 
     Slice equation: `ids[:base_len] == held(base)[:base_len]`, where `base` is the turn that the
     prompt continues (`base_len == len(held(base))`) or branches off (`base_len` is less).
-    The reply will be filed under `messages_key`; `reply_prefix` is what the client wrote of it
-    already.
+    The reply is filed under `messages_key`; the client wrote `reply_prefix` of it already.
     """
 
     ids: TokenIds
@@ -255,6 +254,7 @@ class GenerateCall:
     asked_as: str = ""  # the rid that the client knows, where it is not `rid`
     kv_session: str = ""  # what workers call its session, where they tag its KV
     kind: TurnKind | None = None  # what the client says that its turn is
+    shows_items: bool = False  # the client sees a part of the worker's last item
     shortcut: Shortcut[GenerateChunk] | None = None  # of a stream alone, for its plain chunks
 
     @property
@@ -350,7 +350,7 @@ class GenerateChunk(NamedTuple):
     `logprobs`, where present, has one entry per output id; None stands for one that the worker
     did not give or that is not finite. `prompt` is on the first chunk. `text` is the content
     that a chat client sees, beside `reasoning` and `tool_calls`. `item` is the worker's own JSON
-    object, as it came. `sample` says which of the samples that were asked for together it is of.
+    object, as it came. `sample` numbers the sample, of those that were asked for together.
 
     `masks`, where present, has for each output id the ids that it was sampled from, and
     `mask_logprobs` its log-probability among those. `uncaptured` says why there are none of tokens

@@ -2,10 +2,10 @@
 
 A frozen dataclass sets each field by a call of `object.__setattr__`, which takes nine times as long
 as a plain assignment, and a request makes dozens of values with up to thirty fields. Here a value
-is of an open subclass while its fields are set, and of the frozen class from then on.
+has an open subclass while its fields are set, and the frozen class from then on.
 
-To a type checker these are `dataclass` and `replace` of `dataclasses`. They behave alike, but that
-a subclass has to be a value, too.
+To a type checker these are `dataclass` and `replace` of `dataclasses`. They behave alike, but a
+subclass must be a value, too.
 """
 
 from __future__ import annotations

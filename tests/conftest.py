@@ -146,7 +146,7 @@ def light() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server for all tests of this process: each takes a prefix of its own."""
+    """The URL of a server for all tests of this process: each takes its own prefix."""
     skip_without("redis")
     server = RedisServer(tmp_path_factory.mktemp("redis"), "--appendonly", "no")
     server.start()

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from slime_router.archive.shared import SharedArchive
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.choices import Capture, History
@@ -18,7 +19,6 @@ from slime_router.config import Config
 from slime_router.generation.admission import AdmissionQueue
 from slime_router.generation.middleware import Dispatch, Middleware
 from slime_router.generation.plugins import PluginContext
-from slime_router.generation.recording import Journal
 from slime_router.generation.retrieval import Retriever
 from slime_router.generation.token_path import TokenPath
 from slime_router.journal.fetching import AllIsHere
@@ -74,7 +74,7 @@ class Stack:
         parsers: ReplyParsers | None = None,
         admission: AdmissionQueue | None = None,
         store: TrajectoryStore | None = None,
-        journal: Journal | None = None,
+        journal: SharedArchive | None = None,
     ) -> None:
         self.tokenizer = tokenizer or tiny_tokenizer()
         self.template = chat_template(self.tokenizer)

@@ -39,6 +39,7 @@ FLOOR_OF = {
     "failover": "pure",
     "archive.homes": "pure",
     "archive.merging": "pure",
+    "archive.redis_log": "pure",
     "journal.closings": "pure",
     "journal.codec": "pure",
     "journal.database": "pure",
@@ -120,6 +121,7 @@ CLOCKS = {
 # awaits its own.
 STARTS_TASKS = {
     "api.fanout": "the samples of one request",
+    "archive.fetching.absence": "looks for an archive that is away, until it is back",
     "archive.shared": "its start, which its end awaits",
     "integrations.slime": "the work of one rollout, which awaits it",
     "api.retries": "a generation that a retry may join",

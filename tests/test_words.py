@@ -76,6 +76,23 @@ RULES = (
         "`, of which there is one`: two sentences, or `whose`",
     ),
     rule(r"\bthat is none\b", "`that is none`: `that is invalid`"),
+    rule(r"\bfor ever\b", "`for ever`: `forever`"),
+    rule(
+        r"\b(?:routers?|files?|those|tokens|turns|ones) of before\b",
+        "`of before`: `older`, `earlier`",
+    ),
+    rule(
+        r"\b(?:in|on|at|under|by|from|with|has) an? (?:\w+ )?\w+ of its own\b",
+        "`in a thread of its own`: `in its own thread`",
+    ),
+    rule(r"(?<!0 )(?<!0: )(?<!are )\ball the same\b", "`all the same`: `anyway`, `even so`"),
+    rule(r"\bin silence\b", "`in silence`: `silently`"),
+    rule(r"\bhears? of (?:it|aborts|them)\b", "`hears of it`: `learns of it`"),
+    rule(
+        r"(?<!there )\b(?:is|are) of "
+        r"(?:a|an|no|the|another|other|newer|older|these|this|its|one)\b",
+        "`is of a newer router`: `belongs to`, `comes from`, `was written by`",
+    ),
 )
 
 

@@ -1,6 +1,6 @@
 """Everything, with other gateways beside this one: `python -m benchmarks.full [--json FILE]`.
 
-Takes about half an hour. With `--page` the figures and plots of `docs/performance.md` are written.
+Takes about 25 minutes. With `--page` the figures and plots of `docs/performance.md` are written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import orjson
 from benchmarks.__main__ import checkpoint_of_all, measured, scenarios
 from benchmarks.full import growing, lengths, page, short_chats
 from benchmarks.full.field import Field, Part, Plot, field
-from benchmarks.report import Measurement, headline, table, to_json
+from benchmarks.report import Measurement, failure, headline, table, to_json
 from benchmarks.server import BenchmarkError
 from tests import vocabularies
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.json.write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
     if args.page:
         page.write(figures)
-    return 0
+    return int(any(measurement.failed for measurement in measurements))
 
 
 def told(measurements: Sequence[Measurement], plots: Sequence[Plot], load: float) -> dict[str, Any]:
@@ -68,7 +68,10 @@ def _compared(checkpoint: Path) -> Part:
     with field(checkpoint) as servers:
         for name, compare in COMPARISONS.items():
             started_s = time.monotonic()
-            part = compare(servers)
+            try:
+                part = compare(servers)
+            except BenchmarkError as exc:
+                part = Part([failure(name, exc)], [])
             sys.stderr.write(f"{name}: {time.monotonic() - started_s:.0f} s\n")
             measurements += part.measurements
             plots += part.plots

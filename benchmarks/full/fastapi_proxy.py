@@ -1,4 +1,4 @@
-"""What one writes first: a proxy with FastAPI and httpx. It runs in an environment of its own."""
+"""What one writes first: a proxy with FastAPI and httpx. It runs in its own environment."""
 
 import argparse
 from contextlib import asynccontextmanager

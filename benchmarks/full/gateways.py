@@ -1,4 +1,4 @@
-"""Other gateways from PyPI, each in an environment of its own below `.cache/peers`."""
+"""Other gateways from PyPI, each in its own environment below `.cache/peers`."""
 
 from __future__ import annotations
 

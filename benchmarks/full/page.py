@@ -67,4 +67,5 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
 
 def _measurement(told: Mapping[str, Any]) -> Measurement:
     fields = {key: told[key] for key in ("name", "unit", "aim", "detail")}
-    return Measurement(**fields, value=math.nan if told["value"] is None else told["value"])
+    value = math.nan if told["value"] is None else told["value"]
+    return Measurement(**fields, value=value, failed=told.get("failed", False))

@@ -83,7 +83,7 @@ class EndpointContext:
         allowances: what clients may have a worker run or open.
         grace: ends requests that outlast a shutdown.
         isolates_owners: named keys do not share the workers' caches.
-        keepalive_s: how long a stream may be silent before it shows a sign of life; 0: for ever.
+        keepalive_s: how long a stream may be silent before it shows a sign of life; 0: forever.
         tokens_as_ids: logprobs name tokens `token_id:40`, unless a request says otherwise.
         experts_shape: layers, and experts for each token; None where that is not known.
         strictness: what becomes of fields that an API does not know.

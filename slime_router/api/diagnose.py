@@ -76,7 +76,7 @@ def read_question(
     has_tokens = _is_given_one(body, "tokens", "session_id", is_needed=session_id is None)
     held = checked_ids(body["tokens"], vocab_size, "tokens") if has_tokens else None
     if body.get("session_id") is not None:
-        session_id = by.own(checked_session_id(body["session_id"], "session_id"))
+        session_id = by.own(checked_session_id(body["session_id"]))
     messages, text, options = None, None, TemplateOptions()
     if _is_given_one(body, "messages", "text"):
         messages = read_messages(body)

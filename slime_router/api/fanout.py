@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from slime_router.errors import RouterError
 from slime_router.generation.middleware import Chunks
 from slime_router.generation.router import Router
 from slime_router.types import GenerateCall, GenerateChunk
@@ -99,10 +100,13 @@ class Copies:
                 self._tell()
         except StopAsyncIteration:
             pass
-        except Exception as exc:  # noqa: BLE001 - it is raised again for each reader
-            self._failure = exc
-        self._has_ended = True
-        self._tell()
+        except BaseException as exc:  # raised again for each reader; a plug-in may cancel
+            self._failure = _failure(exc)
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            self._has_ended = True
+            self._tell()
 
     async def chunk(self, position: int) -> GenerateChunk:
         """The chunk at `position`. Asking for it means that the ones before are dealt with.
@@ -162,5 +166,12 @@ async def _pump(
                 steps.put_nowait(_Step(index, chunk, is_taken=is_taken))
                 await is_taken.wait()  # also bounds the queue: one step per generation
         steps.put_nowait(_Step(index))
-    except Exception as exc:  # noqa: BLE001 - it is raised again where the stream is read
-        steps.put_nowait(_Step(index, error=exc))
+    except BaseException as exc:
+        # Raised again where the stream is read, which would wait forever: a plug-in may cancel.
+        steps.put_nowait(_Step(index, error=_failure(exc)))
+        if not isinstance(exc, Exception):
+            raise
+
+
+def _failure(exc: BaseException) -> Exception:
+    return exc if isinstance(exc, Exception) else RouterError("The generation was cancelled.")

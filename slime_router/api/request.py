@@ -163,20 +163,11 @@ def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:
     """
     named = request.match_info.get("session")
     if named is not None:
-        return own_session_id(request, named)
+        return caller(request).own(checked_session_id(named))
     for hint in filter(None, _hints(request.headers, body)):
         if is_session_id(hint):
             return caller(request).own(hint)
     return None
-
-
-def own_session_id(request: web.Request, name: object) -> str:
-    """The caller's session of this name, as the router knows it.
-
-    Raises:
-        BadRequest: no session can have that name.
-    """
-    return caller(request).own(checked_session_id(name, "session_id"))
 
 
 def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Sequence[Any]:
@@ -198,7 +189,7 @@ def _session_in_key(headers: Mapping[str, str]) -> str | None:
     return key.removeprefix(SESSION_KEY_PREFIX) if key.startswith(SESSION_KEY_PREFIX) else None
 
 
-def checked_session_id(name: object, param: str) -> str:
+def checked_session_id(name: object) -> str:
     """`name`, if it can name a session.
 
     Raises:
@@ -206,8 +197,8 @@ def checked_session_id(name: object, param: str) -> str:
     """
     if not is_session_id(name):
         raise BadRequest(
-            f"'{param}' must be 1 to {MAX_SESSION_ID_LEN} printable characters, not dots alone.",
-            param=param,
+            f"'session_id' must be 1 to {MAX_SESSION_ID_LEN} printable characters, not dots alone.",
+            param="session_id",
         )
     return str(name)
 

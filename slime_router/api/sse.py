@@ -2,7 +2,7 @@
 
 Those clients never get an `id:`, `retry:` or `event:` line: once openai-python has seen one, it
 takes the next comment frame for an event. APIs with named events write them themselves. What comes
-at once is one write, each event in a chunk of its own, and aiohttp turns Nagle's algorithm off on
+at once is one write, each event in its own chunk, and aiohttp turns Nagle's algorithm off on
 the server's sockets, so each write leaves at once.
 """
 

@@ -80,7 +80,7 @@ class SharedDatabase(Database):
     ) -> None:
         super().__init__(directory, sync=sync, is_shared=True)
         self.closings = Closings(self._sql, now, _home_of_session, _session_of)
-        self._keeps_idles = keeps_idles  # as of the transaction
+        self._keeps_idles = keeps_idles  # as the current transaction found it
         if keeps_idles:
             self._set_up(_KEEP_IDLES)
 

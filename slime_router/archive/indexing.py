@@ -113,7 +113,7 @@ def put_names(sql: sqlite3.Connection, turns: Iterable[tuple[Iterable[bytes], in
 
 
 def has_older_names(sql: sqlite3.Connection) -> bool:
-    """Whether a router of before has left names in the file."""
+    """Whether an older router has left names in the file."""
     has_table = sql.execute("SELECT 1 FROM sqlite_master WHERE name = 'older_names'").fetchall()
     return bool(has_table and sql.execute("SELECT 1 FROM older_names LIMIT 1").fetchall())
 

@@ -128,12 +128,15 @@ def _in_redis(
         wait_replicas=config.store_wait_replicas,
         wait_s=config.store_timeout_s,
     )
+    must_be_there = config.store_on_error == "stop"
+    patience_s = config.store_timeout_s * (2 if config.store_wait_replicas else 1)
     return SharedArchive(
         archive,
+        patience_s=None if must_be_there else patience_s,
         shortfall=lambda: archive.refusal or archive.shortfall,
         refused=lambda: archive.refused,
         vocabulary=vocabulary,
-        must_be_there=config.store_on_error == "stop",
+        must_be_there=must_be_there,
         on_end=on_end,
         max_bytes=config.max_memory,
     )

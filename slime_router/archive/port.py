@@ -11,14 +11,18 @@ Turns are found by names, each of them bytes: see `slime_router.archive.homes`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar
 
-from slime_router.journal.codec import SessionState
+from slime_router.journal.codec import Damaged, SessionState, unpacked_turn
 from slime_router.journal.database import Change, Late, Table
 from slime_router.journal.progress import Progress
+from slime_router.trajectory.turn import Turn
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Cursor: TypeAlias = str  # "": nothing was seen
 
 NOTHING_SEEN: Cursor = ""
@@ -36,6 +40,25 @@ class ArchiveBroken(ArchiveDown):
     """The archive is damaged, and will not answer again by itself."""
 
 
+def as_expected(
+    read: Callable[P, Coroutine[Any, Any, R]],
+) -> Callable[P, Coroutine[Any, Any, R]]:
+    """What reads answers, and raises ArchiveOdd where they are not of their form.
+
+    Others may have written to the archive, or it is damaged in a way that its server takes.
+    """
+
+    @wraps(read)
+    async def reading(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await read(*args, **kwargs)
+        except (TypeError, ValueError, LookupError, AttributeError) as exc:
+            what = f"{type(exc).__name__}: {exc}"
+            raise ArchiveOdd(f"an answer that is not of its form ({what})") from exc
+
+    return reading
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A turn as it is in the archive; `data` is None for one that the reader has."""
@@ -44,6 +67,17 @@ class Kept:
     seq: int
     is_undelivered: bool
     data: bytes | None
+
+    def turn(self) -> Turn:
+        """The turn that its data are.
+
+        Raises:
+            Damaged: they are not a turn, or another one.
+        """
+        turn = unpacked_turn(self.data or b"")
+        if turn.id != self.id:
+            raise Damaged(f"it is {turn.id:.80}")
+        return turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +121,7 @@ class News:
 
 
 class Archive(Protocol):
-    """An open archive. `apply` runs in a thread of its own, all else on the loop."""
+    """An open archive. `apply` runs in a separate thread, everything else on the loop."""
 
     async def prepare(self, progress: Progress) -> None:
         """What must be done before it can be asked; says how far it is. Raises ArchiveDown."""

@@ -2,7 +2,7 @@
 
 Keys begin with the prefix and the schema's version, `slime:1:`; each home has a digest.
 
-    {digest}:log     a stream of what happened to a home, in order: see `_fold`
+    {digest}:log     a stream of what happened to a home, in order: see `redis_log`
     {digest}:closed  there where the session is closed
     {digest}:turns   a hash, from turn ids to packed turns
     name:HEX         a sorted set: the homes of turns with this name, by sequence number
@@ -19,18 +19,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
-from typing import Any, TypeAlias
+from typing import Any
 
 from redis.asyncio.client import Pipeline as AsyncPipeline
 
 from slime_router.archive.homes import home_of_session
-from slime_router.archive.merging import merged
-from slime_router.archive.port import NOTHING_SEEN, Cursor, Kept, News
-from slime_router.archive.redis_client import FAILURES, RedisClients, answered, as_expected, refused
-from slime_router.journal.codec import Damaged, SessionState, unpacked_session
+from slime_router.archive.port import NOTHING_SEEN, ArchiveOdd, Cursor, Kept, News, as_expected
+from slime_router.archive.redis_client import FAILURES, RedisClients, answered, refused
+from slime_router.archive.redis_log import (
+    CHANGED,
+    DATA,
+    DELETED,
+    ID,
+    KIND,
+    SEQ,
+    STATE,
+    TURN,
+    UNDELIVERED,
+    Entry,
+    fold,
+    is_left,
+)
+from slime_router.journal.codec import SessionState, unpacked_session
 from slime_router.journal.database import (
     Change,
     Drop,
@@ -47,8 +60,6 @@ from slime_router.journal.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_Entry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
-
 SCHEMA = 1
 MAX_HOMES = 16  # of one name: the newest
 MAX_LISTED = 1_000_000  # changes of sessions
@@ -57,9 +68,7 @@ RENEWALS = 20  # of a home that is looked at, in the time in which it would expi
 MAX_RENEWED = 100_000  # homes for which the time is remembered
 FIRST: Cursor = "0-0"  # of a home that nothing has happened to
 
-_KIND, _ID, _SEQ, _DATA = b"k", b"i", b"s", b"d"
 _VERSION = b""  # of the workers
-_TURN, _CHANGED, _UNDELIVERED, _STATE, _DELETED = b"t", b"c", b"u", b"s", b"d"
 
 
 class RedisArchive:
@@ -75,7 +84,7 @@ class RedisArchive:
         wait_s: float = 1.0,
     ) -> None:
         self._wait_replicas = wait_replicas
-        self._wait_ms = max(int(wait_s * 1000), 1)  # 0 would be for ever
+        self._wait_ms = max(int(wait_s * 1000), 1)  # 0 would be forever
         self.shortfall: str | None = None  # what was written last is on too few replicas
         self.refusal: str | None = None  # a part of what was written last is in it nowhere
         self.refused = 0  # commands, for that reason: what they said is lost
@@ -104,7 +113,7 @@ class RedisArchive:
     def _name(self, name: bytes) -> bytes:
         return self._key(b"name:" + name.hex().encode())
 
-    # Writing, in a thread of its own
+    # Writing, in its own thread
 
     async def prepare(self, _: Progress) -> None:
         """Do nothing: see `Archive.prepare`."""
@@ -149,7 +158,7 @@ class RedisArchive:
         if isinstance(change, PutTurn):
             self._put_turn(pipe, change)
         elif isinstance(change, MarkUndelivered):
-            self._note(pipe, change.home, {_KIND: _UNDELIVERED, _ID: as_blob(change.id)})
+            self._note(pipe, change.home, {KIND: UNDELIVERED, ID: as_blob(change.id)})
         elif isinstance(change, DropTurn):
             return  # turns leave with their home
         elif change.table == "sessions":
@@ -171,8 +180,8 @@ class RedisArchive:
         turns = self._turns(turn.home)
         pipe.hset(turns, as_blob(turn.id), turn.data)  # before anybody reads of it in the log
         pipe.expire(turns, self._ttl_s)
-        kind = _CHANGED if turn.is_change else _TURN
-        self._note(pipe, turn.home, {_KIND: kind, _ID: as_blob(turn.id), _SEQ: turn.seq})
+        kind = CHANGED if turn.is_change else TURN
+        self._note(pipe, turn.home, {KIND: kind, ID: as_blob(turn.id), SEQ: turn.seq})
         for name in turn.names:
             pipe.zadd(self._name(name), {as_blob(turn.home): turn.seq})
             pipe.expire(self._name(name), self._ttl_s)
@@ -184,18 +193,18 @@ class RedisArchive:
     def _change_session(self, pipe: Any, change: Put | Drop) -> None:
         home = home_of_session(change.id)
         if isinstance(change, Put):
-            self._note(pipe, home, {_KIND: _STATE, _DATA: change.data})
+            self._note(pipe, home, {KIND: STATE, DATA: change.data})
             if unpacked_session(change.data).is_closed:
                 pipe.set(self._closed(home), b"1", ex=self._ttl_s)
         elif not change.is_deleted:
             return  # nothing but turns was known of it, and they are gone
         else:
-            self._note(pipe, home, {_KIND: _DELETED})
+            self._note(pipe, home, {KIND: DELETED})
             pipe.xtrim(self._log(home), maxlen=1, approximate=False)
             for key in (self._turns(home), self._closed(home)):  # clusters take one at a time
                 pipe.delete(key)
         pipe.xadd(
-            self._key(b"sessions"), {_ID: as_blob(change.id)}, maxlen=MAX_LISTED, approximate=True
+            self._key(b"sessions"), {ID: as_blob(change.id)}, maxlen=MAX_LISTED, approximate=True
         )
         pipe.expire(self._key(b"sessions"), self._ttl_s)
 
@@ -229,9 +238,9 @@ class RedisArchive:
         if not is_gone:
             entries = entries[1:] if after != FIRST else entries
         else:  # a replica that took over lacks what it had not heard of, and may count from before
-            entries = [each for each in await self._entries(home, FIRST) if _is_left(each, after)]
+            entries = [each for each in await self._entries(home, FIRST) if is_left(each, after)]
         await self._renew(home)
-        told = _fold(entries)
+        told = fold(entries)
         wanted = [
             name
             for name in told.turns
@@ -255,7 +264,7 @@ class RedisArchive:
         lost = sum(data[name] is None for name in wanted)  # a server that evicts takes whole keys
         return News(home, cursor, kept + marked, told.state, told.is_deleted, is_gone, lost)
 
-    async def _entries(self, home: str, first: Cursor) -> list[_Entry]:
+    async def _entries(self, home: str, first: Cursor) -> list[Entry]:
         """The entries of a log from `first` on. Raises ArchiveDown."""
         found = await answered(self._clients.waiting.xrange(self._log(home), min=first))
         return list(found)
@@ -283,17 +292,19 @@ class RedisArchive:
         entries = await answered(
             self._clients.waiting.xrange(self._key(b"sessions"), min=f"({after}")
         )
-        names = dict.fromkeys(as_text(entry[_ID]) for _, entry in entries)
+        names = dict.fromkeys(as_text(entry[ID]) for _, entry in entries)
         return list(names), entries[-1][0].decode() if entries else after
 
     async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
         """See `Archive.states`."""
-        homes = map(home_of_session, names)
-        found = await asyncio.gather(
-            *(self.news(home, NOTHING_SEEN, lambda _: True) for home in homes)
-        )
-        told = zip(names, found, strict=True)
-        return {name: news.state for name, news in told if news.state is not None}
+        found = zip(names, await asyncio.gather(*map(self._state, names)), strict=True)
+        return {name: state for name, state in found if state is not None}
+
+    async def _state(self, name: str) -> SessionState | None:
+        """None also where others have written to its keys: whoever fetches it says so."""
+        with suppress(ArchiveOdd):
+            return (await self.news(home_of_session(name), NOTHING_SEEN, lambda _: True)).state
+        return None
 
     async def get(self, table: Table, name: str) -> bytes | None:
         """See `Archive.get`."""
@@ -348,51 +359,6 @@ class RedisArchive:
         pipe = self._clients.waiting.pipeline(transaction=False)
         ask(pipe)
         return list(await answered(pipe.execute()))
-
-
-@dataclass(slots=True)
-class _Told:
-    """What a part of a log says."""
-
-    turns: dict[str, int] = field(default_factory=dict)  # and their numbers
-    changed: set[str] = field(default_factory=set)
-    undelivered: dict[str, None] = field(default_factory=dict)
-    state: SessionState | None = None
-    is_deleted: bool = False
-
-
-def _is_left(entry: _Entry, after: Cursor) -> bool:
-    """Whether an entry still says something: a deletion of before `after` was heard of."""
-    return entry[1][_KIND] != _DELETED or _order(entry[0].decode()) > _order(after)
-
-
-def _order(cursor: Cursor) -> tuple[int, ...]:
-    return tuple(map(int, cursor.split("-")))
-
-
-def _fold(entries: Iterable[_Entry]) -> _Told:
-    """What all entries say together.
-
-    `t` a turn was recorded, `c` or marked, `u` its client left, `s` the session is so, `d` it was
-    deleted.
-    """
-    told = _Told()
-    for _, entry in entries:
-        kind = entry[_KIND]
-        if kind in (_TURN, _CHANGED):
-            told.turns[as_text(entry[_ID])] = int(entry[_SEQ])
-            if kind == _CHANGED:
-                told.changed.add(as_text(entry[_ID]))
-        elif kind == _UNDELIVERED:
-            told.undelivered[as_text(entry[_ID])] = None
-        elif kind == _DELETED:
-            told = _Told(is_deleted=True)
-        elif kind == _STATE:
-            try:
-                told.state = merged(told.state, unpacked_session(entry[_DATA]))
-            except Damaged:
-                continue
-    return told
 
 
 def _digest(home: str) -> bytes:

@@ -9,9 +9,9 @@ redis+sentinel://HOST:PORT,HOST:PORT/NAME               the primary that they ca
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from functools import cached_property, partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Awaitable, Sequence
+from functools import cached_property, partial
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
@@ -22,9 +22,6 @@ from slime_router.archive.port import ArchiveDown, ArchiveOdd
 from slime_router.errors import SetupError
 
 logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 FAILURES = (RedisError, RedisClusterException)  # the second is not one of the first
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
@@ -108,25 +105,6 @@ def refused(answers: Sequence[Any]) -> list[str]:
 def _is_of_key(exc: BaseException) -> bool:
     """Whether an error says that somebody else has written to a key: that does not pass."""
     return "WRONGTYPE" in str(exc)
-
-
-def as_expected(
-    read: Callable[P, Coroutine[Any, Any, R]],
-) -> Callable[P, Coroutine[Any, Any, R]]:
-    """What reads answers, and raises ArchiveOdd where they are not of their form.
-
-    Others may have written to a key of ours, or what answers is another kind of server.
-    """
-
-    @wraps(read)
-    async def reading(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await read(*args, **kwargs)
-        except (TypeError, ValueError, LookupError, AttributeError) as exc:
-            what = f"{type(exc).__name__}: {exc}"
-            raise ArchiveOdd(f"an answer that is not of its form ({what})") from exc
-
-    return reading
 
 
 def client_of(url: str, timeout_s: float) -> Any:

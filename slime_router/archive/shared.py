@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from slime_router.archive.filling import RETRY_S, Filler
-from slime_router.archive.port import Archive, ArchiveBroken, ArchiveDown
+from slime_router.archive.fetching.absence import RETRY_S, Absence
+from slime_router.archive.fetching.filling import Filler
+from slime_router.archive.port import Archive, ArchiveBroken, ArchiveDown, ArchiveOdd
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import NotDurable, StartingUp
 from slime_router.journal.database import Drop, Late, Put, Table
@@ -60,6 +61,7 @@ class SharedArchive:
         is_shared: whether other routers have it, too. One that nobody shares is listed first, so
             that sessions are in the order of their beginnings.
         max_bytes: what may be in memory, beside the budget in tokens.
+        patience_s: how long a reply waits until it is there; None: until that succeeds or fails.
         shortfall: why what was written last is not as safe as it should be; None where it is.
         refused: how many changes it has refused for good.
         retention: what drops sessions from it, if anything does.
@@ -78,6 +80,7 @@ class SharedArchive:
         is_shared: bool = True,
         wording: Wording = STORE,
         retention: Retention | None = None,
+        patience_s: float | None = None,
         shortfall: Callable[[], str | None] = lambda: None,
         refused: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -97,6 +100,7 @@ class SharedArchive:
             on_lost=self._lost,
             on_late=self._came_late,
             upkeep=retention,
+            patience_s=patience_s,
         )
         self.store: ArchivedStore | None = None
         self.fetch: Filler | None = None
@@ -147,13 +151,16 @@ class SharedArchive:
         counts = None if self.fetch is None else self.fetch.counts
         return 0 if counts is None else counts.failures + counts.unasked
 
+    @property
+    def _absence(self) -> Absence:
+        assert self.fetch is not None
+        return self.fetch.absence
+
     async def unready(self) -> str | None:
         """Why the router should get no requests now: the store is away, and must not be."""
         if not self._must_be_there or self.fetch is None:
             return None
-        if self.fetch.trouble is not None:
-            await self.fetch.probe()
-        return self.writer.trouble or self.fetch.trouble
+        return self.writer.trouble or self.fetch.absence.reason
 
     def new_store(
         self, budget_tokens: int, *, max_sessions: int, owners: Collection[str]
@@ -223,6 +230,8 @@ class SharedArchive:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        if self.fetch is not None:
+            await self.fetch.absence.close()
         await self.writer.close()
         await self._archive.close()
 
@@ -245,13 +254,18 @@ class SharedArchive:
                 has_said = True
             await asyncio.sleep(RETRY_S)
         self.fetch.note = note
-        also()
+        try:
+            also()
+        except Exception as exc:  # a fault of ours: without its end, all requests would wait
+            logger.exception("what the %s holds cannot be brought back", self._wording.name)
+            self._on_end(f"what the {self._wording.name} holds cannot be brought back: {exc}")
+            return
         self._named.clear()
         self.writer.start()
         self.progress = None
 
     async def _read(self, progress: Progress) -> bool:
-        """What must be known at the start; False where it is of no use. Raises ArchiveDown."""
+        """What must be known at the start; False where it is useless. Raises ArchiveDown."""
         archive = self._archive
         assert self.store is not None
         assert self.fetch is not None
@@ -295,7 +309,12 @@ class SharedArchive:
         self.writer.put(partial(Drop, table, name))
 
     async def news_of_workers(self, seen: str) -> tuple[str, list[tuple[str, bytes]]] | None:
-        """See `Keeping`."""
+        """Which workers are registered, and the version of that; `null` for one that was removed.
+
+        None where `seen` is that version, or where nothing can be had.
+        """
+        if self._absence.reason is not None:
+            return None
         try:
             version = await self._archive.workers_version()
             if version == seen:
@@ -306,12 +325,21 @@ class SharedArchive:
             return None
 
     async def look(self, table: Table, name: str) -> bytes | None:
-        """See `Keeping`."""
+        """What others have kept by this name meanwhile; None where there is nothing.
+
+        Raises:
+            NotDurable: nobody can tell at present.
+        """
+        absence, words = self._absence, "It is not in memory, and the store does not answer."
+        if absence.reason is not None:
+            raise NotDurable(words)
         try:
             return await self._archive.get(table, name)
         except ArchiveDown as exc:
             logger.warning("not looked up: %s %.100s: %s", table, name, exc)
-            raise NotDurable("It is not in memory, and the store does not answer.") from exc
+            if not isinstance(exc, ArchiveOdd):
+                absence.begin(str(exc))
+            raise NotDurable(words) from exc
 
     def named(self, table: Table) -> Iterator[tuple[str, bytes]]:
         """What was kept, at the start."""

@@ -19,7 +19,15 @@ from urllib.parse import quote
 from slime_router.archive.database import SharedDatabase
 from slime_router.archive.homes import session_of
 from slime_router.archive.indexing import has_older_names, homes_named
-from slime_router.archive.port import NOTHING_SEEN, ArchiveBroken, ArchiveDown, Cursor, Kept, News
+from slime_router.archive.port import (
+    NOTHING_SEEN,
+    ArchiveBroken,
+    ArchiveDown,
+    Cursor,
+    Kept,
+    News,
+    as_expected,
+)
 from slime_router.choices import JournalSync
 from slime_router.errors import SetupError
 from slime_router.journal.codec import Damaged, SessionState, unpacked_opening, unpacked_session
@@ -46,7 +54,7 @@ class SqliteArchive:
     once a router alone says no. Only retention needs to know.
 
     Raises:
-        SetupError: it cannot be opened, one router has it to itself, or it is of a newer one.
+        SetupError: it cannot be opened, one router has it to itself, or a newer one wrote it.
     """
 
     def __init__(
@@ -88,6 +96,7 @@ class SqliteArchive:
         """See `Archive.apply`."""
         return self.database.apply(changes)
 
+    @as_expected
     async def find(self, names: Sequence[bytes]) -> list[str]:
         """See `Archive.find`."""
         found: dict[str, None] = {}
@@ -97,6 +106,7 @@ class SqliteArchive:
                 found |= dict.fromkeys(map(as_text, homes))
         return list(found)
 
+    @as_expected
     async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:
         """See `Archive.news`."""
         after = int(since or -1)
@@ -136,6 +146,7 @@ class SqliteArchive:
             logger.error("session %r of the journal: %s", session_id, exc)
             return None, False
 
+    @as_expected
     async def sessions(self, since: Cursor) -> tuple[list[str], Cursor]:
         """See `Archive.sessions`."""
         with self._reading() as run:
@@ -148,6 +159,7 @@ class SqliteArchive:
                 names += [as_text(name) for name, _ in newer]
             return names, str(cursor)
 
+    @as_expected
     async def states(self, names: Sequence[str]) -> dict[str, SessionState]:
         """See `Archive.states`."""
         found: dict[str, SessionState] = {}
@@ -160,18 +172,21 @@ class SqliteArchive:
                         found[as_text(name)] = unpacked_session(data)
         return found
 
+    @as_expected
     async def get(self, table: Table, name: str) -> bytes | None:
         """See `Archive.get`."""
         with self._reading() as run:
             row = run(f"SELECT data FROM {table} WHERE id = ?", (as_blob(name),)).fetchone()
             return None if row is None else bytes(row[0])
 
+    @as_expected
     async def named(self, table: Table) -> list[tuple[str, bytes]]:
         """See `Archive.named`."""
         with self._reading() as run:
             rows = run(f"SELECT id, data FROM {table} ORDER BY rowid")
             return [(as_text(name), data) for name, data in rows]
 
+    @as_expected
     async def workers_version(self) -> str:
         """See `Archive.workers_version`."""
         with self._reading() as run:
@@ -187,7 +202,7 @@ class SqliteArchive:
             if version != self._data_version:
                 self._data_version = version
                 self._seen = str(self._version(self._reader.execute))
-        except sqlite3.Error:
+        except (sqlite3.Error, TypeError, ValueError):
             return True
         return since != self._seen
 
@@ -250,7 +265,10 @@ def _data_of(
         some = seqs[start : start + SLICE]
         marks = ",".join("?" * len(some))
         with closing(run(f"SELECT seq, data FROM turns WHERE seq IN ({marks})", some)) as rows:
-            yield from rows
+            for seq, data in rows:
+                if type(data) is not bytes:
+                    raise TypeError(f"turn number {seq} is not a blob")
+                yield seq, data
 
 
 def _state_of(data: bytes, opening: bytes | None) -> SessionState:

@@ -1,6 +1,6 @@
 """The trajectory store of one router among several: the part of an archive that it has in memory.
 
-What is asked for is fetched before (`slime_router.archive.filling`), and all that happens here is
+What is asked for is fetched before (`slime_router.archive.fetching`), and all that happens here is
 written there. What is over the budget leaves the memory alone, whole homes at a time, the least
 recently used first; never one that a request uses, nor one whose changes are not written yet.
 """
@@ -20,7 +20,7 @@ from slime_router.archive.homes import home_of, home_of_session, in_words, sessi
 from slime_router.archive.port import NOTHING_SEEN, Cursor, Kept, News
 from slime_router.archive.sessions import ArchivedSessions
 from slime_router.errors import NotFound
-from slime_router.journal.codec import Damaged, SessionState, unpacked_turn
+from slime_router.journal.codec import Damaged, SessionState
 from slime_router.journal.database import MarkUndelivered, as_text
 from slime_router.journal.tap import Sink, Tap
 from slime_router.trajectory.session import Session, SessionSpec
@@ -86,7 +86,7 @@ class ArchivedStore(TrajectoryStore):
         return ((self._seq >> 16) + 1) << 16 | self.number
 
     def _check_open(self, session: Session) -> None:
-        """A turn of a session that was closed meanwhile is kept all the same."""
+        """A turn of a session that was closed meanwhile is kept anyway."""
 
     def number_after(self, seq: int) -> None:
         """Turns get numbers after this one."""
@@ -366,7 +366,7 @@ class ArchivedStore(TrajectoryStore):
     def _absorb_turn(self, kept: Kept, home: str, epoch_of: EpochOf) -> None:
         if kept.id not in self and kept.data is not None:
             try:
-                turn = unpacked_turn(kept.data)
+                turn = kept.turn()
                 turn = replace(turn, seq=kept.seq, epoch=epoch_of(turn.weight_versions))
                 turn.check(None if turn.base is None else self._turns[turn.base])
                 session = None if turn.session_id is None else self.sessions.name(turn.session_id)
@@ -382,7 +382,7 @@ class ArchivedStore(TrajectoryStore):
             self.fetched_turns += 1
         elif kept.data is not None:  # a trainer's marks changed
             with suppress(Damaged):
-                turn = unpacked_turn(kept.data)
+                turn = kept.turn()
                 self.mark(kept.id, reward=turn.reward, tags=turn.tags, scores=turn.scores)
         if kept.is_undelivered and kept.id in self:
             self._undelivered.add(kept.id)

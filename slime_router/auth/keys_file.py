@@ -47,7 +47,7 @@ def _json_pairs(text: str, place: str) -> list[tuple[str, object, str]]:
         pairs = json.loads(text, object_pairs_hook=list)
     except json.JSONDecodeError as exc:
         raise SetupError(f"{place}: is not JSON: {exc}") from None  # its cause holds the text
-    except RecursionError:
+    except (ValueError, RecursionError):  # the former of a number of thousands of digits
         raise SetupError(f"{place}: is not an object of names and keys") from None
     return [(name, key, f"{place}, key {i}") for i, (name, key) in enumerate(pairs, 1)]
 

@@ -185,7 +185,7 @@ class PrefixCache:
     async def drop_older(self, epoch: int, is_kept: Callable[[Node], bool]) -> None:
         """Drop, in slices, what no turn of `epoch` or later went through and is not in use.
 
-        `is_kept(node)` makes a node stay all the same, and the path to it with it. Cancelling it
+        `is_kept(node)` makes a node stay anyway, and the path to it with it. Cancelling it
         leaves the tree intact and the lock free.
         """
         async with self._lock.writer:

@@ -129,7 +129,7 @@ class TextIndex(Generic[AnyStr, Mark]):
             place = above
 
     def _join(self, place: Place[AnyStr, Mark]) -> bool:
-        """Join a place with the one below it, if it is of no use and its edge not much longer."""
+        """Join a place with the one below it, if it is useless and its edge not much longer."""
         parent = place.parent
         if parent is None or place.marks or len(place.children) != 1:
             return False

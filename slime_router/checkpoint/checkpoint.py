@@ -225,7 +225,7 @@ def _wrap(backend: tokenizers.Tokenizer, named: Mapping[str, str]) -> Any:
 
 def _load_hf(path_or_id: str, trusts: bool) -> Any:
     if not (trusts or _may_have_vocabulary(path_or_id)):
-        # For some models transformers makes a tokenizer all the same, without tokens.
+        # For some models transformers makes a tokenizer anyway, without tokens.
         raise SetupError(f"the directory has no vocabulary, such as {FAST}")
     with without_torch_advice():
         from transformers import (

@@ -77,7 +77,7 @@ class CheckpointFiles:
         return config or _config_of_params(self.json("params.json"))
 
     def chat_template(self) -> str | None:
-        """The Jinja template in a file of its own, or in the tokenizer's configuration."""
+        """The Jinja template in its own file, or in the tokenizer's configuration."""
         own = self.text("chat_template.jinja")
         if own is not None:
             return own

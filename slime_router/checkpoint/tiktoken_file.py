@@ -54,7 +54,7 @@ class Code:
     filename: str = ""
     pattern: str | None = None
     reserved: int = 0  # ids after the ordinary tokens, for control tokens without a name
-    renders: bool = False  # conversations, by a method of its own
+    renders: bool = False  # conversations, by its own method
 
 
 def load_tiktoken(files: CheckpointFiles, path: Path) -> tokenizers.Tokenizer:

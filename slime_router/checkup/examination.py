@@ -1,4 +1,4 @@
-"""The examination: every scenario runs on a stand of its own, and each of its turns is judged."""
+"""The examination: every scenario runs on its own stand, and each of its turns is judged."""
 
 from __future__ import annotations
 
@@ -24,10 +24,6 @@ Tracked: TypeAlias = Callable[[Sequence[Scenario]], Iterable[Scenario]]
 CUT_LEN = 3  # characters of the last word that a cut reply lacks
 
 
-def _as_they_are(found: Sequence[Scenario]) -> Iterable[Scenario]:
-    return found
-
-
 class Examination:
     """One model family: its tokenizer, its template, and the parsers of its replies."""
 
@@ -38,7 +34,7 @@ class Examination:
         self._speech = Speech(tokenizer, template.findings, parsers.tools)
         self._judge = Judge(tokenizer, template)
 
-    async def report(self, name: str, tracked: Tracked = _as_they_are) -> Report:
+    async def report(self, name: str, tracked: Tracked = iter) -> Report:
         """The verdicts of all scenarios; `tracked` is given them, and sees how far it has come."""
         verdicts = [await self.verdict(scenario) for scenario in tracked(scenarios())]
         return Report(name, tuple(verdicts), self._parsers.tools, self._parsers.reasoning)
@@ -63,7 +59,7 @@ class Examination:
         return Stand(self._tokenizer, self._template, self._parsers)
 
     async def verdict(self, scenario: Scenario) -> Verdict:
-        """Runs one conversation, on a stand of its own."""
+        """Runs one conversation, on its own stand."""
         return await self.held_on(self.stand(), scenario)
 
     async def held_on(self, stand: Stand, scenario: Scenario) -> Verdict:

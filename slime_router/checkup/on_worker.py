@@ -74,7 +74,7 @@ class OnWorker:
         asked = list(scenarios()[0].exchanges[0].asks)
         try:
             return [self._template.render(asked, TemplateOptions(tools=TOOLS))]
-        except BadRequest:  # of a template that takes no tools; a chat is judged all the same
+        except BadRequest:  # of a template that takes no tools; a chat is judged anyway
             return []
 
     async def _chat(self) -> Verdict:

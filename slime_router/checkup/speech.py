@@ -243,16 +243,14 @@ def refusal(
             reason = reason or _reason(refused)
             continue
         dropped = [
-            m["role"] for m in messages if m["role"] != "assistant" and not _stands(m, rendered)
+            m["role"]
+            for m in messages
+            if m["role"] != "assistant" and str(m["content"]) not in rendered
         ]
         if not dropped:
             return None
         reason = f"the template drops {dropped[0]} messages"
     return reason
-
-
-def _stands(message: Message, rendered: str) -> bool:
-    return str(message["content"]) in rendered
 
 
 def _mark(said: Said) -> str:

@@ -1,4 +1,4 @@
-"""Token splits that no tokenizer would choose: what a model may sample all the same."""
+"""Token splits that no tokenizer would choose: what a model may sample anyway."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The test stand: the router's own path of a generation, with a worker that plays a script.
 
 Prompts are made, replies are parsed and turns are recorded by the parts that serve requests; only
-the worker is simulated. Each stand has a store of its own: nothing said on one is seen on another.
+the worker is simulated. Each stand has its own store: nothing said on one is seen on another.
 """
 
 from __future__ import annotations

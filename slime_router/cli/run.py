@@ -197,7 +197,7 @@ def listener(gateway: Gateway, runner: web.AppRunner) -> Listener:
 
 
 def _run(serving: Coroutine[Any, Any, None], on_exit: Callable[[SystemExit], None]) -> None:
-    """Runs `serving` until a signal ends it, in a loop of its own.
+    """Runs `serving` until a signal ends it, in its own loop.
 
     What it started goes on until `serving` has cleaned up, unlike in `asyncio.run`: requests have
     their grace period. Where a task of somebody else's raises SystemExit, which ends a loop,

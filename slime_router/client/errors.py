@@ -38,7 +38,7 @@ class ClientError(Exception):
 
 
 class Unreachable(ClientError):
-    """No complete answer came. The router may have done what was asked all the same."""
+    """No complete answer came. The router may have done what was asked anyway."""
 
 
 class TimedOut(Unreachable):

@@ -15,6 +15,7 @@ class RowTurn:
     parent_turn: the turn that it continues, serves or summarizes; None for the first
     speculation: `verifications`, `proposed`, `accepted`; None where no drafts were made
     started:     Unix time; the other times are seconds from there
+    adapter:     that sampled it; None for the model itself
     """
 
     turn_id: str
@@ -28,6 +29,7 @@ class RowTurn:
     started: float | None = None
     duration_s: float | None = None
     first_token_s: float | None = None
+    adapter: str | None = None
     others: Mapping[str, Any] = field(default_factory=dict)  # whatever else the router says of it
 
     @classmethod

@@ -58,7 +58,7 @@ class Plan:
         self.kills_next = kills_first
 
     def is_about(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt is of the case; gateways send others, to see whether a worker lives."""
+        """Whether a prompt belongs to the case; gateways also send others, to probe a worker."""
         return self.marker in self.tokenizer.decode(prompt, skip_special_tokens=False)
 
     def answer(self, prompt: Sequence[int]) -> Exchange:

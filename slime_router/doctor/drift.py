@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from slime_router.doctor.alignment import Ends, common_len, meeting
 from slime_router.doctor.causes import Cause, explain, json_around, of_json, of_texts
 from slime_router.doctor.reasoning import reasoning_ends
-from slime_router.doctor.token_text import TokenText, TokenVocabulary
+from slime_router.doctor.token_text import TokenText
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import TokenIds
 
 MAX_REGIONS = 21  # the first difference and 20 more
@@ -90,7 +91,7 @@ class Drift:
 def compare(
     held: TokenIds,
     rendered: TokenIds,
-    vocabulary: TokenVocabulary,
+    tokenizer: Tokenizer,
     *,
     ends_turn: Callable[[int], bool],
 ) -> Drift:
@@ -99,14 +100,14 @@ def compare(
     Args:
         held: int32 `[tokens]`, what was sent and sampled.
         rendered: int32 `[tokens]`, what the text of the same conversation is encoded to.
-        vocabulary: what the ids stand for.
+        tokenizer: knows what the ids stand for.
         ends_turn: whether a token ends a turn, as stop tokens do.
     """
     common = common_len(held, rendered)
     drift = Drift(common, len(held), len(rendered))
     if common == len(held) == len(rendered):
         return drift
-    walk = _Walk(TokenText(held, vocabulary), TokenText(rendered, vocabulary), ends_turn)
+    walk = _Walk(TokenText(held, tokenizer), TokenText(rendered, tokenizer), ends_turn)
     found = tuple(islice(walk.regions(common), MAX_REGIONS + 1))
     return Drift(
         common,

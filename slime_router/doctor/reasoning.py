@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slime_router.doctor.token_text import TokenText
 
-# How models begin and end it. In harmony it is a message of its own, so its end is the next header.
+# How models begin and end it. In harmony it is a separate message, so its end is the next header.
 MARKERS = (
     (b"<think>", b"</think>"),
     (b"[THINK]", b"[/THINK]"),

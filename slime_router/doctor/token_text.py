@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import TokenIds
-
-
-class TokenVocabulary(Protocol):
-    """What the ids of a model stand for."""
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The token's bytes in the middle of a text; `b""` for an id without a token."""
-
-    def is_control(self, token_id: int) -> bool:
-        """Whether it is a control token."""
 
 
 class TokenText:
@@ -30,11 +19,11 @@ class TokenText:
         controls: indexes of the control tokens, ascending.
     """
 
-    def __init__(self, ids: TokenIds, vocabulary: TokenVocabulary) -> None:
+    def __init__(self, ids: TokenIds, tokenizer: Tokenizer) -> None:
         kinds, kind_of = np.unique(ids, return_inverse=True)
-        spelled = [vocabulary.token_bytes(kind) for kind in kinds.tolist()]
+        spelled = [tokenizer.token_bytes(kind) for kind in kinds.tolist()]
         lengths = np.array([len(each) for each in spelled], np.int64)
-        is_control = np.array([vocabulary.is_control(kind) for kind in kinds.tolist()], bool)
+        is_control = np.array([tokenizer.is_control(kind) for kind in kinds.tolist()], bool)
         self.ids = ids
         self.data = b"".join([spelled[index] for index in kind_of.tolist()])
         self.starts: NDArray[np.int64] = np.zeros(len(ids) + 1, np.int64)

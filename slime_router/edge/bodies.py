@@ -66,7 +66,7 @@ def forget_body(request: web.Request) -> None:
 
 
 def body_so_far(request: web.Request) -> bytes:
-    """What is here of the body, as it was sent or unpacked; whoever reads it gets it all the same.
+    """What is here of the body, as it was sent or unpacked; whoever reads it gets it anyway.
 
     Empty where a part was taken by somebody who keeps it.
     """

@@ -1,4 +1,4 @@
-"""The end of a shutdown: what still runs after the grace period ends with words, not in silence.
+"""The end of a shutdown: what still runs after the grace period ends with an error, not silently.
 
 A handler that is simply cancelled leaves its client with half a stream, which looks like a crash.
 """

@@ -1,15 +1,17 @@
 """What a plug-in can do to the router: fail one request, within a limited time, and no more.
 
-`SystemExit` and its like would end the process, and a plug-in that sleeps would keep a request for
-ever. The time that counts is the plug-in's own: while it waits for what it wraps, the clock stands.
-An abort ends it in that time, too; what it wraps hears of aborts by itself. Where a plug-in of
-aiohttp's kind works, the rid is in a body that nobody may have read yet: it is looked up then.
+`SystemExit` and its like would end the process, and a plug-in that sleeps would keep a request
+forever. The time that counts is the plug-in's own: while it waits for what it wraps, the clock is
+stopped. An abort ends it in that time, too; what it wraps learns of aborts by itself. Where a
+plug-in of aiohttp's kind works, the rid is in a body that nobody may have read yet: it is looked up
+then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 CLOSE_S = 5.0  # for what a plug-in does when its stream is closed
 
 _END = object()  # of a stream
+_ENDS = re.compile(r"[\r\n\0]")  # of a header
 
 T = TypeVar("T")
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -67,7 +70,7 @@ class _Clock:
 
     @property
     def is_working(self) -> bool:
-        """Whether the layer does something by itself: what it wraps hears of aborts by itself."""
+        """Whether the layer does something by itself: what it wraps learns of aborts by itself."""
         return self._scope is not None and not self._inside
 
     def abort(self) -> None:
@@ -249,6 +252,8 @@ class PluginGuard:
             raise self._failed(plugin, f"it returned {_kind(response)}")
         if isinstance(response, web.WebSocketResponse) and not response.prepared:
             raise self._failed(plugin, "it returned a WebSocketResponse that it did not prepare")
+        if not response.prepared and not _is_http(response):
+            raise self._failed(plugin, "it returned a response whose head cannot be sent")
         asked = visit(request)  # a plug-in may hand another one a copy of the request
         if self._answered.setdefault(response, ref(asked))() is not asked:
             raise self._failed(plugin, "it returned a response that was sent before")
@@ -308,6 +313,12 @@ def _standing(call_next: CallNext, clock: _Clock) -> CallNext:
                 await stream.aclose()
 
     return inside
+
+
+def _is_http(response: web.StreamResponse) -> bool:
+    """Whether its head can be sent, and is one head."""
+    lines = chain(response.headers.values(), response.headers, [response.reason])
+    return 100 <= response.status <= 999 and not any(map(_ENDS.search, lines))
 
 
 def _kind(given: object) -> str:

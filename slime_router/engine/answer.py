@@ -45,6 +45,22 @@ def load_item(payload: bytes) -> Item:
     return item
 
 
+def error_status(error: Any, *, is_stream: bool) -> int:
+    """The status that an error in an answer of status 200 stands for.
+
+    That is how SGLang refuses a request whose stream has begun; older ones name no status then.
+
+    Raises:
+        WorkerFailed: no stream has begun, and it names none: something before the worker wrote it.
+    """
+    code = error.get("code") if isinstance(error, dict) else None
+    if type(code) is int and code >= 400:
+        return code
+    if not is_stream:
+        raise WorkerFailed("The worker's answer is an error, and its status 200.")
+    return 400
+
+
 def _load_lenient(payload: bytes) -> Any:
     """By Python's own parser, which takes more; what it takes has to fit into strict JSON."""
     try:
@@ -72,7 +88,7 @@ def check_ids(ids: Any, vocab_size: int) -> None:
 
 
 def _are_all(values: Iterable[Any], kind: type) -> bool:
-    """Whether each of at least one value is of this very type; without a step for each."""
+    """Whether there is a value and all have exactly this type, without a step for each."""
     return set(map(type, values)) == {kind}
 
 
@@ -115,6 +131,11 @@ def check_writable(item: Item, meta: Item) -> None:
         orjson.dumps({**item, "output_ids": None, "meta_info": unread})
     except TypeError as exc:  # deeper than orjson writes
         raise WorkerFailed("The worker's answer cannot be passed on.") from exc
+
+
+def last(values: Any, count: int) -> Any:
+    """The last ones of a list; none of what is not one."""
+    return values[-count:] if type(values) is list and count else []
 
 
 def count(meta: Item, name: str) -> int | None:

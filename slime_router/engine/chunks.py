@@ -18,22 +18,17 @@ from slime_router.engine.answer import Item
 from slime_router.engine.cumulative import (
     CumulativeCutter,
     has_spans,
+    names_other,
     names_version,
     repeats_all,
 )
-from slime_router.engine.masks import (
-    LOGPROBS,
-    MASK,
-    NO_MASKS,
-    MaskPlan,
-    without_masks,
-)
-from slime_router.engine.request import error_status, read_error
+from slime_router.engine.masks import LOGPROBS, MASK, NO_MASKS, MaskPlan, without_masks
+from slime_router.engine.request import read_error
 from slime_router.engine.scores import check_prompt
 from slime_router.engine.sse import DONE
 from slime_router.engine.top_logprobs import NO_TOPS, TopPlan
 from slime_router.engine.wire.joined import together
-from slime_router.engine.wire.plain_items import PlainItems, Tokens
+from slime_router.engine.wire.plain_items import PlainItems, Tokens, grows
 from slime_router.errors import MasksRefused, RouterError, WorkerFailed
 from slime_router.types import GenerateChunk, TokenIds, WeightVersion
 
@@ -53,7 +48,8 @@ class ChunkReader:
     `masks` says whether the worker was asked what it samples from, `tops` the same of the likeliest
     tokens. `experts_start` is the position from which routed experts were requested, ids are in
     `[0, vocab_size)`, and there are at most `max_len` of them.
-    `scored` is the prompt, where the logprobs of its tokens were asked for.
+    `scored` is the prompt, where the logprobs of its tokens were asked for. `shows_items`: a client
+    of chat gets a part of the last item, so each is read whole.
     """
 
     def __init__(
@@ -64,6 +60,7 @@ class ChunkReader:
         max_len: int | None = None,
         scored: TokenIds | None = None,
         is_native: bool = False,
+        shows_items: bool = False,
         is_stream: bool = True,
         sampled_under: Callable[[WeightVersion], WeightVersion] = lambda named: named,
         experts_start: int = 0,
@@ -88,10 +85,12 @@ class ChunkReader:
         self._with_logprobs = with_logprobs
         self._tops = tops
         self._is_native = is_native
+        self._shows_items = is_native or shows_items
         self._is_cumulative: bool | None = None  # None until an item shows it
         self._ids: list[int] = []  # all that came
         self._entries: list[Any] = []  # the logprobs of the last item
-        self._may_be_plain = is_stream and not is_native and not tops.asked
+        self._may_be_plain = is_stream and not self._shows_items and not tops.asked
+        self._first: tuple[Item, Item, GenerateChunk] | None = None  # item, its meta_info, chunk
         self._plain_items: PlainItems | None = None  # once an item has shown what they look like
         self._cutter: CumulativeCutter | None = None  # of a stream that has shown it needs one
         self._is_incremental = False  # and its plain items can be read at once
@@ -116,7 +115,7 @@ class ChunkReader:
                     break
                 if payload in _NO_ITEMS:
                     continue
-                if self._is_cumulative and not self._is_native:
+                if self._is_cumulative and not self._shows_items:
                     rest = [each for each in payloads[index:] if each not in _NO_ITEMS]
                     self._read_newest(rest, chunks)
                     break
@@ -130,21 +129,15 @@ class ChunkReader:
                 raise
             self.failure = exc
             self._plain_items = None
-        return chunks if len(chunks) < 2 or self._is_native else together(chunks)
+        return chunks if len(chunks) < 2 or self._shows_items else together(chunks)
 
     def plain(self, payloads: Sequence[bytes]) -> GenerateChunk | None:
         """The chunk of plain items in the middle of a stream; None, and nothing is read, else."""
         known_len = len(self._ids)
         chunk: GenerateChunk | None = None
         try:
-            if self._is_incremental:
-                for payload in payloads:
-                    item, before = orjson.loads(payload), chunk
-                    chunk = self._plain(item) if type(item) is dict else None
-                    if chunk is None:
-                        break
-                    if before is not None:
-                        [chunk] = together((before, chunk))
+            if self._is_incremental or (self._is_cumulative is None and self._first is not None):
+                chunk = self._new_run([*map(orjson.loads, payloads)])
             elif self._is_cumulative and payloads and not self._may_hide_weights(payloads):
                 chunk = self._new_part(payloads[-1])
         except (ValueError, WorkerFailed):  # it is read, or refused, step by step
@@ -152,6 +145,25 @@ class ChunkReader:
         if chunk is None:
             del self._ids[known_len:]
         return chunk
+
+    def _new_run(self, items: Sequence[Any]) -> GenerateChunk | None:
+        """The chunk of plain items that hold what is new; None where some are not."""
+        if set(map(type, items)) != {dict}:
+            return None
+        if not self._is_incremental and self._first is not None:  # the second may show that it is
+            if self._masks.asks or not grows(items[0], len(self._ids)):
+                return None
+            self._note_plain(*self._first)
+        if self._masks.asks:
+            chunks = [chunk for chunk in map(self._plain, items) if chunk is not None]
+            return together(chunks)[0] if len(chunks) == len(items) else None
+        known = self._plain_items
+        tokens = None if known is None else known.run(items, len(self._ids))
+        if tokens is None:
+            return None
+        self._is_incremental, self._is_cumulative = True, False
+        self._ids += tokens[0]
+        return self.chunk_of(*tokens)
 
     def tokens(self, payload: bytes) -> Tokens | None:
         """The tokens of a plain item, an object; None, and nothing is read, for any other.
@@ -186,7 +198,8 @@ class ChunkReader:
             self.take_back(len(chunk.output_ids))
         newest = answer.load_item(payloads[-1])
         before = payloads[:0] if repeats_all(newest) else payloads[-2:-1]
-        if not has_spans(newest) and (hides_weights or self._is_under_new_weights(newest)):
+        is_newer = names_other(newest, self.weight_version)
+        if not has_spans(newest) and (hides_weights or is_newer):
             before = payloads[:-1]  # only these show which tokens other weights sampled
         chunks.extend(self._chunk(answer.load_item(payload), payload) for payload in before)
         chunks.append(self._chunk(newest, payloads[-1]))
@@ -197,10 +210,6 @@ class ChunkReader:
             names_version(payload, self.weight_version, self._cutter.ids_end if self._cutter else 0)
             for payload in payloads[:-1]
         )
-
-    def _is_under_new_weights(self, item: Item) -> bool:
-        meta = item.get("meta_info")
-        return isinstance(meta, dict) and meta.get("weight_version") != self.weight_version
 
     def _new_part(self, payload: bytes) -> GenerateChunk | None:
         """The chunk of a cumulative item, parsing only its new entries.
@@ -235,19 +244,11 @@ class ChunkReader:
 
     def _note_plain(self, item: Item, meta: Item, chunk: GenerateChunk) -> None:
         """Learns from an item that was read step by step what the next plain one looks like."""
-        like = GenerateChunk(
-            (),
-            prompt_tokens=chunk.prompt_tokens,
-            cached_tokens=chunk.cached_tokens,
-            weight_version=chunk.weight_version,
-            routed_experts_start=self._experts_start,
-            uncaptured=self._uncaptured,
-            worker_url=self._worker_url,
-        )
         self._plain_items = PlainItems(
             item,
             meta,
-            like,
+            chunk,
+            uncaptured=self._uncaptured,
             vocab_size=self._vocab_size,
             max_len=self._max_len,
             with_logprobs=self._with_logprobs,
@@ -256,7 +257,8 @@ class ChunkReader:
 
     def _chunk(self, item: Item, payload: bytes) -> GenerateChunk:
         if (error := item.get("error")) is not None:
-            raise read_error(error_status(error), payload)
+            status = answer.error_status(error, is_stream=self._is_stream)
+            raise read_error(status, payload)
         chunk = self._read_item(item)
         finish = chunk.finish
         if finish is not None and finish.status_code:
@@ -302,7 +304,7 @@ class ChunkReader:
         masks = meta.get(MASK) if self._masks.asks and new_len else None
         if masks and (type(masks) is not list or len(masks) != len(ids)):
             raise WorkerFailed(f"The worker's sampling masks are not those of {len(ids)} tokens.")
-        if self._is_native:
+        if self._shows_items:
             self._check_passed_on(item, meta, ids, entries, new_len)
         newest = slice(len(ids) - new_len, None)
         return self._build(meta, ids[newest], entries[newest] if entries else entries, item)
@@ -310,7 +312,7 @@ class ChunkReader:
     def _check_passed_on(
         self, item: Item, meta: Item, ids: list[int], entries: list[Any], new_len: int
     ) -> None:
-        """A client of /generate gets the whole item, so what was sent before is checked as well."""
+        """A client gets the whole item, so what was sent before is checked as well."""
         answer.check_writable(item, meta)
         if not new_len:
             answer.check_ids(ids, self._vocab_size)
@@ -345,8 +347,9 @@ class ChunkReader:
             routed_experts=answer.base64_text(meta, "routed_experts"),
             routed_experts_start=self._experts_start,
             indexer_topk=answer.base64_text(meta, "indexer_topk"),
-            masks=masks and answer.masks(_last(masks, len(ids)), ids, self._vocab_size),
-            mask_logprobs=masks and answer.mask_logprobs(_last(meta.get(LOGPROBS), len(ids)), ids),
+            masks=masks and answer.masks(answer.last(masks, len(ids)), ids, self._vocab_size),
+            mask_logprobs=masks
+            and answer.mask_logprobs(answer.last(meta.get(LOGPROBS), len(ids)), ids),
             uncaptured="" if masks else self._uncaptured,
             item=self._tops.shown_of(
                 item if self._masks.is_clients or not self._masks.asks else without_masks(item)
@@ -356,6 +359,8 @@ class ChunkReader:
         )
         if self._is_incremental or self._cutter is not None:
             self._note_plain(item, meta, chunk)
+        elif self._may_be_plain and ids:
+            self._first = item, meta, chunk
         return chunk
 
     def _count(self, ids_len: int, total: int | None) -> int:
@@ -392,7 +397,3 @@ def _going_on(chunk: GenerateChunk) -> GenerateChunk:
     item = chunk.item or {}
     meta = {**item.get("meta_info", {}), "finish_reason": None}
     return chunk._replace(finish=None, item={**item, "meta_info": meta})
-
-
-def _last(values: Any, count: int) -> Any:
-    return values[-count:] if type(values) is list and count else []

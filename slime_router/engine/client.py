@@ -345,6 +345,7 @@ class WorkerClient:
             scored=call.prompt.ids if is_scored and call.prompt and not len(call.sampled) else None,
             max_len=exchange.worker.context_len if limit is None else limit,
             is_native=call.is_passed_on,
+            shows_items=call.shows_items,
             is_stream=call.stream,
             sampled_under=exchange.sampled_under,
             experts_start=experts_start(call),

@@ -43,6 +43,12 @@ def names_version(payload: bytes, version: WeightVersion | None, start: int) -> 
     return found >= 0 and payload[end : end + 1] in (b",", b"}")
 
 
+def names_other(item: Item, version: WeightVersion | None) -> bool:
+    """Whether an item names another version of the weights than this; None is one, too."""
+    meta = item.get("meta_info")
+    return isinstance(meta, dict) and meta.get("weight_version") != version
+
+
 class CumulativeCutter:
     """Remembers the text and the lists of the last item byte for byte, and cuts them from the next.
 

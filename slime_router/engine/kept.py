@@ -1,6 +1,6 @@
 """Requests over connections that are kept, without aiohttp's session.
 
-A session prepares each request, sends it from a task of its own and makes an object of the
+A session prepares each request, sends it from its own task and makes an object of the
 answer: that is a tenth of what a short chat costs. Here the bytes are put together, written to a
 connection of the session's pool, and read by its parser. A long body is handed to the transport in
 pieces, which are not copied. Whatever is not the usual case is left to the session: a connection to

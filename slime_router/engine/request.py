@@ -350,12 +350,6 @@ def _misfit(words: str) -> WorkerFailed:
     return failed
 
 
-def error_status(error: Any) -> int:
-    """The status that an error inside a stream stands for."""
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and code >= 400 else 400
-
-
 def read_error(status: int, body: bytes) -> RouterError:
     """The error that an answer with `status` means; reads every shape that workers use."""
     if status >= 400 and _ABOUT_MASKS.search(words := _words(body)):

@@ -40,7 +40,7 @@ def read_score(
     """The score in a worker's answer.
 
     Raises:
-        WorkerFailed: it is of other tokens, or cannot be read.
+        WorkerFailed: it is about other tokens, or cannot be read.
     """
     item = answer.load_item(payload)
     meta = answer.check_shape(item)
@@ -70,7 +70,7 @@ def check_prompt(meta: Item, prompt: TokenIds, top: int, vocab_size: int) -> Non
     """The logprobs of a whole prompt, which a client reads, with `top` likeliest tokens each.
 
     Raises:
-        WorkerFailed: they are of other tokens, or cannot be that.
+        WorkerFailed: they are about other tokens, or are not valid.
     """
     ids = prompt.tolist()
     entries = meta.get("input_token_logprobs")

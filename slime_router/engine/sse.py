@@ -65,8 +65,7 @@ class EventSplitter:
 class BodyJoiner:
     """A body that is not a stream: the same two methods, with one payload at the end."""
 
-    def __init__(self, max_len: int = MAX_PAYLOAD_LEN) -> None:
-        self._max_len = max_len
+    def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._len = 0
 
@@ -74,10 +73,10 @@ class BodyJoiner:
         """Buffers `data`; returns nothing.
 
         Raises:
-            WorkerFailed: the body is longer than `max_len` bytes.
+            WorkerFailed: the body is longer than `MAX_PAYLOAD_LEN`.
         """
         self._len += len(data)
-        if self._len > self._max_len:
+        if self._len > MAX_PAYLOAD_LEN:
             raise WorkerFailed("The worker sent a body that is too long.")
         self._pieces.append(data)
         return []

@@ -105,7 +105,7 @@ def read(data: bytes, form: str) -> Manifest:
     """What a manifest says, up to the end of its last whole line.
 
     Raises:
-        SetupError: it is of a newer version or of another format, or it is damaged.
+        SetupError: a newer version wrote it, it has another format, or it is damaged.
     """
     manifest = Manifest()
     whole, _, _ = data.rpartition(b"\n")
@@ -127,6 +127,6 @@ def read(data: bytes, form: str) -> Manifest:
 
 def _check_header(line: dict[str, Any], form: str) -> None:
     if line[_MARK] > SCHEMA:
-        raise SetupError(f"{NAME} is of a newer router: it has schema {line[_MARK]}")
+        raise SetupError(f"{NAME} was written by a newer router: it has schema {line[_MARK]}")
     if line["format"] != form:
         raise SetupError(f"the directory holds an export as {line['format']}: name another one")

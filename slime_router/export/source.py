@@ -102,7 +102,7 @@ class ArchiveSource:
     def sessions(self, wanted: Listing, min_reward: float | None) -> Iterator[Found]:
         """See `Source.sessions`."""
         for store, session, cursor in self.read():
-            if not _fits(session, wanted, min_reward):
+            if not (wanted.fits(session) and earns(session.reward, min_reward)):
                 continue
             found = _found(store, session)
             if session.exported():
@@ -175,10 +175,6 @@ class _Nowhere:
     def has_written(self, position: int) -> bool:  # noqa: ARG002 - nothing waits
         """There is nothing to write."""
         return True
-
-
-def _fits(session: Session, wanted: Listing, min_reward: float | None) -> bool:
-    return wanted.fits(session) and earns(session.reward, min_reward)
 
 
 def earns(reward: object, least: float | None) -> bool:

@@ -32,7 +32,7 @@ GREETING_DELAYS_S = (0.0, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 class Greetings:
     """Asks new workers in the background, until they answer or `delays_s` run out.
 
-    With `allows_mismatch`, a worker that makes other tokens serves all the same.
+    With `allows_mismatch`, a worker that makes other tokens serves anyway.
     """
 
     def __init__(

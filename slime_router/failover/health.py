@@ -239,9 +239,11 @@ class Health:
         A model's card names its parent only where it is an adapter.
         """
         answer = await self._told(worker, MODELS)
-        for card in [] if answer is None else _objects(_parsed(answer.body).get("data")):
-            if card.get("parent") is not None:
-                self._pool.adapters.add(card.get("id"))
+        if answer is None or answer.status != 200:
+            return
+        cards = _objects(_parsed(answer.body).get("data"))
+        names = [card.get("id") for card in cards if card.get("parent") is not None]
+        self._pool.adapters.listed(worker.url, names)
 
     async def _ask_load(self, worker: Worker) -> None:
         """Asks the worker for the length of its queue; older workers do not report it."""

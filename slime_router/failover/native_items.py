@@ -65,12 +65,13 @@ class Items:
         The worker sent `came_len` new tokens, some of which a stop string may have cut off; its
         part starts at token `begin`.
         """
-        item = self.last = chunk.item or {}
+        assert chunk.item is not None
+        item = self.last = chunk.item
         self._sampled_len = begin
         new_len = len(chunk.output_ids)
         if self.is_cumulative is None and came_len and known_len > begin:
             self.is_cumulative = len(item.get("output_ids") or ()) > came_len
-        meta = item.get("meta_info") or {}
+        meta = item["meta_info"]
         for name in _OUTPUT_LISTS:
             entries = meta.get(name)
             if entries and new_len:
@@ -110,10 +111,11 @@ class Items:
         if self.is_cumulative:
             ids_begin = text_begin = 0
         self._emitted_ids, self._emitted_len = len(ids), max(self._emitted_len, len(text))
-        item = chunk.item or {}
+        item = chunk.item
+        assert item is not None
         fields: Item = {
             "output_ids": ids[ids_begin:],
-            "meta_info": self._meta(item.get("meta_info") or {}, chunk, ids_begin, len(ids)),
+            "meta_info": self._meta(item["meta_info"], chunk, ids_begin, len(ids)),
         }
         if "text" in item:
             fields["text"] = text[text_begin:]

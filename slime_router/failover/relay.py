@@ -65,7 +65,6 @@ class Relay:
         eos_ids: Collection[int] = (),
         backoff: Backoff | None = None,
         on_suspicion: Callable[[Worker], None] = lambda _: None,
-        random: Callable[[], float] = random.random,
     ) -> None:
         self._pool = pool
         self._client = client
@@ -73,7 +72,7 @@ class Relay:
         self._open_text = open_text
         self._eos_ids = frozenset(eos_ids)
         self._dispatcher = Dispatcher(
-            pool, settings, backoff or Backoff(), on_suspicion=on_suspicion, random=random
+            pool, settings, backoff or Backoff(), on_suspicion=on_suspicion, random=random.random
         )
         self._runs: _Runs = {}
         self._is_cumulative: bool | None = None  # whether native items repeat earlier output

@@ -47,8 +47,9 @@ class Stitch:
         self._speculation: Speculation | None = None  # of the parts before
         self._newest: Speculation | None = None  # of the current part, as reported last
         self._seam: _Seam | None = None  # while a stop string may span the cut
-        # Of a native generation.
-        self._items = Items(call, open_text, is_cumulative) if call.is_passed_on else None
+        # Of a generation whose client sees what its workers wrote.
+        shows_items = call.is_passed_on or call.shows_items
+        self._items = Items(call, open_text, is_cumulative) if shows_items else None
 
     def __repr__(self) -> str:
         return f"<Stitch {self._parts} parts, {len(self.output_ids)} tokens>"

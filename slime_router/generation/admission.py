@@ -64,7 +64,7 @@ class Slot:
         return self
 
     def prepared(self) -> bool:
-        """The prompt is made, and whoever runs it hears of aborts; returns whether to run it."""
+        """The prompt is made, and whoever runs it learns of aborts; returns whether to run it."""
         self._admission.preparing.discard(self)
         return not self.is_aborted
 

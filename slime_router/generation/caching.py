@@ -283,7 +283,7 @@ class Cacher:
         """
         try:
             self._file(call, prompt, reply, epoch)
-        except Exception:  # whatever it is: the client has its reply all the same
+        except Exception:  # whatever it is: the client has its reply anyway
             self._cache.counts.failed_insertions += 1
             logger.exception("turn %s is not filed by text", call.turn_id)
             reply.note("not cached: the router failed, its log says why")

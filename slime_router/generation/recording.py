@@ -12,10 +12,11 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
+from slime_router.archive.shared import SharedArchive
 from slime_router.choices import Capture
 from slime_router.errors import Conflict, NotDurable
 from slime_router.generation.reports import account_of, outcome_of
@@ -53,28 +54,6 @@ class RecordingCounts:
     truncated_sampling: int = 0  # turns sampled from an unknown part of the vocabulary
     not_durable: int = 0  # turns whose replies went out, or failed, without being in the journal
     failed: int = 0  # turns that a fault of the router kept from being recorded
-
-
-class Journal(Protocol):
-    """Makes what the store holds durable; `slime_router.journal` does."""
-
-    @property
-    def must_be_written(self) -> bool:
-        """Whether a reply that is not in the journal may not go out."""
-
-    def end_of(self, session_id: str | None) -> Literal["closed", "deleted"] | None:
-        """What another router, or retention, had done with the session before its last turn."""
-
-    @property
-    def missing(self) -> str:
-        """What a receipt says of a turn that is not durable."""
-
-    @property
-    def refusal(self) -> str:
-        """What is said where a reply may not go out."""
-
-    async def written(self) -> str | None:
-        """Wait until all recorded so far is durable; why it is not, where it cannot be."""
 
 
 class OpenTurn:
@@ -143,7 +122,7 @@ class Recorder:
         prints_call_ids: bool,
         epoch_of: Callable[[Iterable[WeightVersion]], int],
         meters: Meters,
-        journal: Journal | None = None,
+        journal: SharedArchive | None = None,
     ) -> None:
         self._meters = meters
         self._store = store
@@ -236,7 +215,7 @@ class Recorder:
         """Puts the turn into the store, unless it is empty. A fault never fails the reply."""
         try:
             self._record(turn, finish)
-        except Exception:  # whatever it is: the client has its reply all the same
+        except Exception:  # whatever it is: the client has its reply anyway
             self.counts.failed += 1
             logger.exception("turn %s is not recorded", turn.call.turn_id)
             turn.reply.note("not recorded: the router failed, its log says why")

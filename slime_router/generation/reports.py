@@ -26,7 +26,7 @@ def account_of(
     """
     asker = course.request
     new = prompt.new_messages if goes_on else None
-    rid = call.asked_as or call.rid
+    rid, adapter = call.asked_as or call.rid, call.asked.get("lora_path")
     return Account(
         started=course.started,
         duration_s=course.elapsed_s(),
@@ -38,6 +38,7 @@ def account_of(
         key="" if asker is None else asker.key,
         request_id="" if asker is None else asker.id,
         rid=rid if asker is None else rid.removeprefix(asker.tag),
+        adapter=adapter if isinstance(adapter, str) else "",
         words=None if call.messages is None else _words(call.messages, new, said, reply),
         goes_on=new is not None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from slime_router.archive.shared import SharedArchive
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.choices import Capture, History
 from slime_router.engine.rules import SamplingRules
@@ -14,7 +15,7 @@ from slime_router.generation.counting import Counting
 from slime_router.generation.middleware import Dispatch, Middleware
 from slime_router.generation.pipeline import Pipeline
 from slime_router.generation.prompt import PromptMaker
-from slime_router.generation.recording import Journal, Recorder
+from slime_router.generation.recording import Recorder
 from slime_router.generation.router import Router
 from slime_router.generation.sessions import Sessions
 from slime_router.generation.weight_versions import WeightVersions
@@ -30,7 +31,7 @@ from slime_router.types import GenerateCall
 class TokenPath:
     """The steps of a generation, wired up; a running router has one, a check-up several.
 
-    `max_cached_tokens` bounds the tree, `max_stored_tokens` a store of its own where none is given;
+    `max_cached_tokens` bounds the tree, `max_stored_tokens` its own store where none is given;
     `journal` is the store's, if it has one; `fetch` fills the store. Without an `admission`, nobody
     waits. `rules` are those for the sampling of all calls.
     """
@@ -46,7 +47,7 @@ class TokenPath:
         max_cached_tokens: int,
         max_stored_tokens: int = 0,
         store: TrajectoryStore | None = None,
-        journal: Journal | None = None,
+        journal: SharedArchive | None = None,
         fetch: Fetch | None = None,
         admission: AdmissionQueue | None = None,
         rules: SamplingRules | None = None,

@@ -198,7 +198,7 @@ class _Rewarded:
 def normalise(args: Namespace, samples: Sequence[Sample]) -> tuple[list[float], list[float]]:
     """Rewards and GRPO's advantages: by rollout, also where one became several samples.
 
-    slime's own normalisation takes each sample for a rollout of its own.
+    slime's own normalisation counts each sample as a separate rollout.
     """
     rewarded = [
         _Rewarded(

@@ -1,1 +1,1 @@
-"""The journal: what must outlive the process, in a directory of its own."""
+"""The journal: what must outlive the process, in its own directory."""

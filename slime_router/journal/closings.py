@@ -4,7 +4,7 @@
     idles      home, at, is_exported   one for each home that nobody closes: the turns of a session
                                        that nobody opened, or of none; `at`: its last turn
 
-Beside the sessions' own rows, so that a router of before leaves it alone; what such a router closed
+Beside the sessions' own rows, so that an older router leaves it alone; what such a router closed
 or wrote is learnt later. Blocking.
 """
 

@@ -11,10 +11,10 @@ A turn is
           where it has them, lengths, ids and logprobs of the likeliest tokens; then, of each
           worker group that scored its row, the logprobs, and ids and logprobs of the likeliest
     account   4 bytes: length of the JSON after them; that, and then the words; all of it may be
-              missing, and a router of before does not read it
+              missing, and an older router does not read it
 
-A session is JSON. Texts may hold halves of surrogate pairs, as models sample them: JSON escapes
-them, so they come back as they were.
+A session is JSON, of which unknown names are passed over, too. Texts may hold halves of surrogate
+pairs, as models sample them: JSON escapes them, so they come back as they were.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import json
 import struct
 import sys
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, count
 from operator import attrgetter
@@ -162,6 +163,20 @@ def unpacked_turn(data: bytes) -> Turn:
     body = memoryview(data)[_PREFIX.size :]
     if zlib.crc32(body, zlib.crc32(data[4:8])) != crc:
         raise Damaged("a turn with a wrong checksum")
+    with _of_its_form("a turn"):
+        return _turn(body, length)
+
+
+@contextmanager
+def _of_its_form(what: str) -> Iterator[None]:
+    """Others may have written bytes of their own to a shared store, with a right checksum."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as exc:
+        raise Damaged(f"{what} that is not of its form ({type(exc).__name__}: {exc})") from exc
+
+
+def _turn(body: memoryview, length: int) -> Turn:
     head = json.loads(bytes(body[:length]))
     arrays, end = _arrays(head.pop("arrays"), body[length:])
     prompt_ids, output_ids = arrays["prompt_ids"], arrays["output_ids"]
@@ -225,7 +240,7 @@ def _json(known: dict[str, Any]) -> bytes:
 
 
 def _arrays(kinds: list[Any], data: memoryview) -> tuple[dict[str, NDArray[Any] | None], int]:
-    """The arrays by name, read-only, each in memory of its own; and where they end."""
+    """The arrays by name, read-only, each in its own memory; and where they end."""
     arrays: dict[str, NDArray[Any] | None] = {}
     start = 0
     names = chain(_ARRAYS, map(str, count()))  # those of scores have numbers
@@ -272,7 +287,7 @@ def _csr(
 
 
 def _receipt(known: Mapping[str, Any]) -> Receipt:
-    return Receipt(**{**known, "notes": tuple(known.get("notes", ()))})
+    return Receipt(**{**_named(Receipt, known), "notes": tuple(known.get("notes", ()))})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,14 +354,18 @@ def unpacked_session(data: bytes) -> SessionState:
     body = data[4:]
     if not body or zlib.crc32(body) != int.from_bytes(data[:4], "little"):
         raise Damaged("a session with a wrong checksum")
-    known = json.loads(body)
-    spec = known["spec"]
+    with _of_its_form("a session"):
+        return _session_state(json.loads(body))
+
+
+def _session_state(known: dict[str, Any]) -> SessionState:
+    spec = _named(SessionSpec, known["spec"])
     spec["sampling"] = _sampling(spec["sampling"])
     pins = spec.pop("sampling_pins", None)  # an older journal has none
     if pins is not None:
         names, pinned = tuple(pins["names"]), _sampling(pins["sampling"])
         spec["sampling_pins"] = Pins(names=names, sampling=pinned)
-    return SessionState(**{**known, "spec": SessionSpec(**spec)})
+    return SessionState(**{**_named(SessionState, known), "spec": SessionSpec(**spec)})
 
 
 def packed_opening(at: float) -> bytes:
@@ -366,7 +385,14 @@ def unpacked_opening(data: bytes) -> float:
         raise Damaged(f"an opening: {exc}") from exc
 
 
+def _named(kind: type[Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the fields of a dataclass: newer routers may write more."""
+    names = known.keys() & {each.name for each in fields(kind)}
+    return {name: known[name] for name in names}
+
+
 def _sampling(known: dict[str, Any]) -> Sampling:
+    known = _named(Sampling, known)
     grammar = known.pop("grammar")
     tuples = {name: tuple(known[name]) for name in ("stop", "stop_token_ids", "stop_regex")}
     return Sampling(**{**known, **tuples}, grammar=None if grammar is None else Grammar(**grammar))

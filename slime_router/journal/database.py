@@ -13,7 +13,7 @@
     responses  id, data                                     what `previous_response_id` may name
     meta       name, value                                  the vocabulary that the ids belong to
 
-A router of before leaves `openings`, `closings` and `idles` alone: they were added without a new
+An older router leaves `openings`, `closings` and `idles` alone: they were added without a new
 schema version.
 
 A change is one of `Change`; `apply` writes several as one transaction, whole or not at all.
@@ -87,7 +87,7 @@ CREATE INDEX session_versions ON sessions (version);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 INSERT INTO counters VALUES ('version', 0), ('router', 0);
 """
-# Routers of before wrote into it without saying when homes were used last: that is learnt again.
+# Older routers wrote into it without saying when homes were used last: that is learnt again.
 _FROM_2_TO_3 = """
 ALTER TABLE names RENAME TO older_names;
 DROP TABLE IF EXISTS idles;
@@ -181,7 +181,7 @@ class Database:
         is_shared: whether other processes of this machine may have it open, too.
 
     Raises:
-        SetupError: it cannot be opened, is in use, is damaged, or is of a newer router.
+        SetupError: it cannot be opened, is in use, is damaged, or was written by a newer router.
     """
 
     def __init__(
@@ -225,9 +225,8 @@ class Database:
         sql = self._sql
         if not is_shared:
             sql.execute("PRAGMA locking_mode = EXCLUSIVE")  # taken with the first transaction
-        sql.execute(
-            "PRAGMA auto_vacuum = INCREMENTAL"
-        )  # of a new file; others are left as they are
+        # Of a new file; others are left as they are.
+        sql.execute("PRAGMA auto_vacuum = INCREMENTAL")
         sql.execute("PRAGMA journal_mode = WAL")
         sql.execute(f"PRAGMA synchronous = {sync}")
         sql.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
@@ -235,8 +234,8 @@ class Database:
         version = sql.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
             raise SetupError(
-                f"{self.path} is of a newer router: it has schema {version}, and this one reads"
-                f" {SCHEMA}"
+                f"{self.path} was written by a newer router: it has schema {version}, and this one"
+                f" reads {SCHEMA}"
             )
         for statement in (*_MADE_FROM.get(version, ()), *_ADDED):
             sql.execute(statement)

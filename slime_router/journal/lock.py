@@ -50,7 +50,7 @@ class JournalLock:
 
 @contextmanager
 def alone_with_an_older_one(directory: Path) -> Iterator[None]:
-    """Have a journal of an older schema to oneself for the block, which brings it up to date.
+    """Hold a journal of an older schema alone for the block, which brings it up to date.
 
     A router of that schema could write nothing to it from then on. Several new ones may come at
     once: all but the first wait until it is done. Blocking.
@@ -58,7 +58,7 @@ def alone_with_an_older_one(directory: Path) -> Iterator[None]:
     Raises:
         SetupError: an older router has it open, or another new one takes too long.
     """
-    # Whoever has just brought it up to date may still have it to himself.
+    # Whoever has just brought it up to date may still hold it alone.
     is_settled = _is_older(directory / DATABASE) is False
     if is_settled and not os.path.exists(directory / UPDATE_FILE_NAME):
         yield

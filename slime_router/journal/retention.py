@@ -8,8 +8,8 @@
 A session that nobody opened, and turns without one, count as closed once they had no turn for
 `idle_s`; and such turns as exported, as nobody ever can.
 
-A closed session leaves as one that is deleted does, all else as if it had never been; each in a
-transaction of its own. The writer's thread calls `step` between what it writes.
+A closed session leaves as one that is deleted does, all else as if it had never been; each in its
+own transaction. The writer's thread calls `step` between what it writes.
 """
 
 from __future__ import annotations

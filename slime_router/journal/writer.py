@@ -4,6 +4,7 @@ Whoever needs a change to be durable waits for `written`: while one transaction 
 next ones gather, so a thousand waiting replies cost one commit.
 
     writing --a commit fails--> degraded: nobody waits, changes gather, a try every `retry_s`
+    writing --one takes longer than `patience_s`--> degraded
     degraded --a commit succeeds--> writing; nothing was lost
     degraded --more gathers than may--> lost: nothing is written any more, until a restart
 
@@ -73,7 +74,9 @@ class JournalWriter:
         retry_s: float = RETRY_S,
         max_waiting: int = MAX_WAITING,
         upkeep: Upkeep | None = None,
+        patience_s: float | None = None,
     ) -> None:
+        self._patience_s = patience_s
         self._upkeep = upkeep
         self._upkeep_at = 0.0  # when its next step is due, on the monotonic clock
         self._has_warned = False
@@ -159,9 +162,14 @@ class JournalWriter:
         if self._trouble is not None or self._done >= self._put:
             return self._trouble
         assert self._loop is not None
-        waiter = self._loop.create_future()
-        self._waiters.append((self._put, waiter))
-        await waiter
+        waiter, position = self._loop.create_future(), self._put
+        self._waiters.append((position, waiter))
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await waiter
+        except TimeoutError:
+            if self._done < position:
+                self._note_trouble(f"no answer within {self._patience_s:g} s")
         return self._trouble
 
     # In the thread
@@ -279,12 +287,15 @@ class JournalWriter:
 
     def _failed(self, failure: str) -> None:
         self.counts.failures += 1
-        is_news = self._trouble is None
-        self._trouble = failure
-        if is_news:
-            logger.error("the journal cannot be written: %s", failure)
+        self._note_trouble(failure)
         if self._stops_on_error:
             self._lose(failure)
+
+    def _note_trouble(self, reason: str) -> None:
+        is_news = self._trouble is None
+        self._trouble = reason
+        if is_news:
+            logger.error("the journal cannot be written: %s", reason)
         while self._waiters:  # with a note, the replies go out
             _wake(self._waiters.popleft()[1])
 

@@ -6,7 +6,7 @@ The router holds the other end of standard input. A byte from there is SIGTERM f
 process group, an "h" is SIGHUP, and the end of it is SIGKILL: the kernel closes a pipe however its
 owner ended, where no `finally` runs. The exit code is the worker's, as a shell says it.
 
-A program of its own, without the rest of the package: it has to start at once and stay small.
+A separate program, without the rest of the package: it has to start at once and stay small.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""What a worker prints: a file of its own or the router's log, and its last lines."""
+"""What a worker prints: its own file or the router's log, and its last lines."""
 
 from __future__ import annotations
 

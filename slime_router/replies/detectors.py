@@ -320,7 +320,7 @@ class ReasoningDetector:
         return tuple(mark for mark in (self.begin, self.end) if _PLAIN_TAG.fullmatch(mark))
 
     def marks(self) -> Marks | None:
-        """The marks of the format; None where it has a way of its own to read a stream.
+        """The marks of the format; None where it has its own way to read a stream.
 
         Where nothing is held back, text without any of them is all reasoning or all content.
         """

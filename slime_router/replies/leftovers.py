@@ -38,7 +38,7 @@ def without_control_tokens(text: str) -> str:
 def after_call(text: str) -> str:
     """The text after a call that has ended; empty where it is only the end of the frame."""
     said = text[_FRAMES.match(text).end() :]  # type: ignore[union-attr] # it matches anything
-    return _content(said)
+    return content_of(said)
 
 
 def call_start(text: str, mark: str, is_call: Callable[[str], bool]) -> int:
@@ -62,11 +62,6 @@ def call_start(text: str, mark: str, is_call: Callable[[str], bool]) -> int:
 def between_calls(text: str, at: int) -> str:
     """The text after a call and before the next one, which begins `at`, and whose name was read."""
     return after_call(_HEADER.split(text[:at])[0]) if at > 0 else ""
-
-
-def inside_call(text: str) -> str:
-    """What was written of a call that has not ended."""
-    return _content(text)
 
 
 def is_empty_call(text: str) -> bool:
@@ -179,6 +174,7 @@ def has_no_value(arguments: str) -> bool:
     return bool(_BEFORE_VALUE.fullmatch(arguments) or _NO_VALUE.match(arguments))
 
 
-def _content(text: str) -> str:
+def content_of(text: str) -> str:
+    """Text without control tokens; empty where it has no words."""
     text = without_control_tokens(text)
     return text if _WORD.search(text) else ""

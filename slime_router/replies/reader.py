@@ -77,8 +77,9 @@ class ReplyReader:
                 said, is_thinking = joined(said, delta), delta.is_thinking
             thoughts += len(run) * is_thinking
             index += len(run)
-        rest = _from(chunk, start) if start else chunk
-        return [*parts, _filled(rest, said, thoughts)]
+        if start:  # the rest, with all that ends the chunk
+            chunk = chunk.cut(start, len(chunk.output_ids))._replace(prompt=None)
+        return [*parts, _filled(chunk, said, thoughts)]
 
     def _run(
         self, ids: Sequence[int], start: int, parser: ReplyParser, *, has_end: bool
@@ -119,8 +120,3 @@ def _before(chunk: GenerateChunk, start: int, end: int) -> GenerateChunk:
         indexer_topk=None,
         item=None,
     )
-
-
-def _from(chunk: GenerateChunk, start: int) -> GenerateChunk:
-    """The tokens from `start` on, with all that ends the chunk."""
-    return chunk.cut(start, len(chunk.output_ids))._replace(prompt=None)

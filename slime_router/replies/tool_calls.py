@@ -255,7 +255,7 @@ class CallReader:
         """What the parser has made nothing of, at the end."""
         if self._begun and is_json(self._begun[max(self._begun)]):
             return leftovers.after_call(self._unsaid)
-        return leftovers.inside_call(self._unsaid)
+        return leftovers.content_of(self._unsaid)  # written of a call that has not ended
 
     def _read_on(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         had_begun, was_inside = bool(self._begun), self._parser.has_calls

@@ -3,7 +3,7 @@
     prompt(node)[: node.shared_len] == held(node.parent)[: node.shared_len]
 
 A turn continues the turn whose held tokens all begin its prompt. Where a prompt departs from an
-answer shortly before its end (drift), it *realigns* that answer: it continues it all the same, and
+answer shortly before its end (drift), it *realigns* that answer: it continues it anyway, and
 the tokens after the common prefix are given up. Where too much would be given up, or another turn
 continues the same answer, the prompt is a fork beside it.
 

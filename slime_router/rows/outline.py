@@ -7,7 +7,7 @@ The same forest and selection as those of the rows, without their arrays: what a
     extension  begins with all of its parent
     fork       the same, but the parent was continued before
     drift      departs inside the answer of an older turn
-    realigned  the same, shortly before the end of the answer: it continues it all the same
+    realigned  the same, shortly before the end of the answer: it continues it anyway
     sample     answers the prompt of an older turn, as another sample of the same request
     retry      answers the prompt of an older turn, which was sent again
     empty      has no output

@@ -52,7 +52,7 @@ def select(
 def origins_of(nodes: Iterable[TurnNode]) -> dict[str, tuple[str, str]]:
     """By turn: the request that asked for it, and the first try at the same sample.
 
-    A plug-in's further try is recorded as a request of its own, and named after the first.
+    A plug-in's further try is recorded as its own request, and named after the first.
     """
     turns = {node.turn.id: node.turn for node in nodes}
     origins = {}

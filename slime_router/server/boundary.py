@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from slime_router.api.errors import openai_error, our_fault
 from slime_router.api.request import reply_headers, request_id
+from slime_router.archive.shared import SharedArchive
 from slime_router.auth.access import STRAYS, Access, door
 from slime_router.auth.caller import caller
 from slime_router.auth.origins import ANYWHERE, Origins, own_hosts
@@ -34,7 +35,6 @@ from slime_router.errors import (
     Unauthorized,
     UnsupportedCoding,
 )
-from slime_router.journal.keeping import Keeping
 from slime_router.server.error_styles import error_style
 from slime_router.telemetry.bodies import BodyLine
 from slime_router.telemetry.failures import RecentFailures
@@ -83,7 +83,7 @@ class Boundary:
         origins: Origins = ANYWHERE,
         proxies: TrustedProxies = NO_PROXIES,
         grace: Grace | None = None,
-        journal: Keeping | None = None,
+        journal: SharedArchive | None = None,
         meters: Meters | None = None,
         tracing: Tracing | None = None,
         logs_bodies: bool = False,
@@ -106,7 +106,7 @@ class Boundary:
         access: Access,
         cors: Cors,
         grace: Grace,
-        journal: Keeping | None,
+        journal: SharedArchive | None,
         meters: Meters,
         tracing: Tracing | None,
     ) -> Boundary:

@@ -150,7 +150,7 @@ class Fleet:
         return f"<Fleet {self.pool!r}>"
 
     def launched(self, api_key: str | None) -> LaunchedWorkers:
-        """What is to hear of launched workers, all of which require this key."""
+        """What learns of launched workers, which all require this key."""
         return LaunchedWorkers(self.pool, self.client, self.greetings.greet, api_key=api_key)
 
     async def __aenter__(self) -> Fleet:

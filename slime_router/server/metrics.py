@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from slime_router.api.context import EndpointContext
 from slime_router.api.responses.store import ResponseStore
 from slime_router.api.retries import Joiner
+from slime_router.archive.shared import SharedArchive
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.edge.descriptors import DescriptorWatch
 from slime_router.edge.plugin_guard import PluginGuard
@@ -17,7 +18,6 @@ from slime_router.generation.counting import Counting, GenerationCounts
 from slime_router.generation.recording import Recorder
 from slime_router.generation.token_path import TokenPath
 from slime_router.generation.weight_versions import WeightVersions
-from slime_router.journal.keeping import Keeping
 from slime_router.pool.worker import Worker
 from slime_router.server.fleet import Fleet
 from slime_router.server.loop.stalls import StallWatch
@@ -53,7 +53,7 @@ class Sources(Protocol):
     weights: WeightVersions
 
     @property
-    def journal(self) -> Keeping | None:
+    def journal(self) -> SharedArchive | None:
         """What outlives the router, if anything does."""
 
 
@@ -196,6 +196,8 @@ METRICS = (
          lambda r: r.fleet.health.recoveries),
     _one("discovery_failures_total", "fleet.discovery_failures",
          "times that a source of workers could not be asked", lambda r: r.fleet.discovery.failures),
+    _one("forgotten_adapters_total", "fleet.forgotten_adapters",
+         "names of adapters that were too many", lambda r: r.fleet.pool.adapters.forgotten),
     _one("runs", "fleet.running", "generations under way, those that wait too",
          lambda r: r.fleet.relay.running),
     _requests("waits_total", "waited", "requests that waited for a worker"),

@@ -144,18 +144,28 @@ class ModelAdmin:
         }
 
     async def models(self, _: web.Request) -> web.Response:
-        """The one model, as OpenAI's and Anthropic's clients read lists of them."""
-        page = {"has_more": False, "first_id": self._model_name, "last_id": self._model_name}
-        return web.json_response({"object": "list", "data": [self._card()], **page})
+        """The model, then its adapters, as OpenAI's and Anthropic's clients read lists of them."""
+        cards = [self._card(), *map(self._adapter_card, self._adapters())]
+        page = {"has_more": False, "first_id": cards[0]["id"], "last_id": cards[-1]["id"]}
+        return web.json_response({"object": "list", "data": cards, **page})
 
     async def model(self, request: web.Request) -> web.Response:
-        """The card of one model, by its name."""
+        """The card of the model or of an adapter, by its name."""
         name = request.match_info["model"].rstrip("/")
+        if name != self._model_name and name in self._adapters():
+            return web.json_response(self._adapter_card(name))
         if name != self._model_name:
             raise NotFound(
                 f"The model '{name}' does not exist.", param="model", code="model_not_found"
             )
         return web.json_response(self._card())
+
+    def _adapters(self) -> list[str]:
+        return self._pool.adapters.at(worker.url for worker in self._pool.list())
+
+    def _adapter_card(self, name: str) -> dict[str, Any]:
+        named = dict.fromkeys(("id", "root", "display_name"), name)
+        return {**self._card(), **named, "parent": self._model_name}
 
     def _card(self) -> dict[str, Any]:
         known = (worker.context_len for worker in self._pool.list())

@@ -1,6 +1,6 @@
 """What is counted and timed while requests run: a router's own counters and histograms.
 
-Everything here is declared once, in `INSTRUMENTS`, and lives in a registry of its own, as there may
+Everything here is declared once, in `INSTRUMENTS`, and lives in its own registry, as there may
 be several routers in a process. What other parts count by themselves is read off them; see
 `slime_router.server.metrics`.
 """

@@ -1,7 +1,7 @@
 """Traces for OpenTelemetry: a span for each request, and one for each worker that it went to.
 
 What goes out has no texts: ids, names, counts and times, under the names of OpenTelemetry's
-conventions for HTTP and for generative AI. Each router has a provider of its own.
+conventions for HTTP and for generative AI. Each router has its own provider.
 """
 
 from __future__ import annotations

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Protocol
 
 from slime_router.errors import BadRequest
 from slime_router.template.forms.forms import Filled
@@ -26,12 +25,13 @@ from slime_router.template.messages import (
     without_late_systems,
 )
 from slime_router.template.parts import Parts, find_parts, prints_names
-from slime_router.template.seam import Control, Sampled, Seam
+from slime_router.template.seam import Sampled, Seam
 from slime_router.template.self_test import Findings, find_ends, self_test
 from slime_router.template.spelling import Spelling, find_spelling
 from slime_router.template.stand_ins import View, is_reply, numbered_word, numbers_in
 from slime_router.template.suffix import Question, Suffix, Suffixes
 from slime_router.template.transcript import Transcripts
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
 
 __all__ = ["ChatTemplate", "Suffix"]
@@ -39,34 +39,10 @@ __all__ = ["ChatTemplate", "Suffix"]
 MAPPED = "arguments of a call that was cut are shown to the template as far as they are JSON"
 
 
-class TemplateTokenizer(Protocol):
-    """What the template needs of the tokenizer."""
-
-    chat_template: str | None
-    jinja_template: str | None
-    has_developer_role: bool
-    eos_ids: frozenset[int]
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        options: TemplateOptions,
-        *,
-        date: datetime | None = None,
-    ) -> str:
-        """The text of the conversation; BadRequest where the template refuses it."""
-
-    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool) -> str:
-        """The text of tokens that follow a prompt."""
-
-    def find_added(self, text: str) -> Iterator[Control]:
-        """All added tokens in `text`, left to right, as `(start, end, id)`."""
-
-
 class ChatTemplate:
     """Renders conversations, and finds the suffix that continues a held turn."""
 
-    def __init__(self, tokenizer: TemplateTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.has_developer_role = tokenizer.has_developer_role
         self._takes_references = REFERENCE in (tokenizer.jinja_template or "")

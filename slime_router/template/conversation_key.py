@@ -10,9 +10,9 @@ have the same conversation, as far as a client can be trusted to repeat it:
 
     no difference:  content None, "" and []; a string and its parts; arguments as JSON text in any
                     spelling, or as an object; reasoning, unknown fields, the order of keys; of an
-                    assistant also its name, white space around its content, CRLF for LF, and its
-                    text and its calls as two messages, and white space around thinking
-                    that stands in its content
+                    assistant also its name, white space around its content, CRLF for LF, its
+                    text and its calls as two messages, its calls as several where their ids
+                    name its turn, and white space around thinking that stands in its content
     a difference:   case and white space inside of content; true and 1; "null" and null; the order
                     of lists and of calls; invalid JSON that is spelled otherwise; NFC and NFD
 
@@ -52,7 +52,8 @@ _SPACE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff"
 _NO_TOOLS, _NO_KWARGS = b"[]", b"{}"
 _KEY_LEN = (16).to_bytes(8, "little")
 THINK, THOUGHT = "<think>", "</think>"
-_NAMED_BY_AGENTS = ("assistant", "tool", "function")  # who name them, or drop their names
+_RESULTS = ("tool", "function")
+_NAMED_BY_AGENTS = ("assistant", *_RESULTS)  # who name them, or drop their names
 _SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
@@ -114,6 +115,26 @@ def joined(messages: Sequence[Message]) -> Sequence[Message]:
         else:
             whole.append(message)
     return tuple(whole)
+
+
+def gathered(messages: Sequence[Message], turns: Mapping[int, str]) -> Sequence[Message]:
+    """The messages with the calls of a reply in one, where a client has given each a message of its
+    own, with its result after it or not. `turns` has the turn of those with calls, by place.
+    """
+    whole: list[Message] = []
+    begun, turn = -1, None  # the reply whose calls may go on
+    for place, message in enumerate(messages):
+        goes_on = turn is not None and turn == turns.get(place)
+        if goes_on and not content_text(message.get("content")).strip():
+            calls = [*whole[begun]["tool_calls"], *message["tool_calls"]]
+            whole[begun] = {**whole[begun], "tool_calls": calls}
+            continue
+        if place in turns:
+            begun, turn = len(whole), turns[place]
+        elif message["role"] not in _RESULTS:
+            turn = None
+        whole.append(message)
+    return messages if len(whole) == len(messages) else tuple(whole)
 
 
 def _are_one(text: Message, calls: Message) -> bool:

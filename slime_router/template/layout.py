@@ -158,7 +158,7 @@ def end_of(text: str, messages: Sequence[Message]) -> int:
 
 
 def stands_elsewhere(messages: Sequence[Message], new: Sequence[Message], printed: str) -> bool:
-    """Whether a text of the `new` messages may be in the prompt all the same if it is left out.
+    """Whether a text of the `new` messages may be in the prompt anyway if it is left out.
 
     It may in what the template prints of its own, or among the calls or the reasoning of
     `messages`; or where there is too much of that to look through it for each.

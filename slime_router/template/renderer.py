@@ -59,7 +59,7 @@ class JinjaRenderer:
     is_jinja = True
 
     def __init__(self, hf: Any, template: str) -> None:
-        """`hf` may render in a way of its own, as tokenizers with Python code do."""
+        """`hf` may render in its own way, as tokenizers with Python code do."""
         self._hf = hf
         self._template = self.source = template
         # Takes seconds to import; whoever has a tokenizer has done so.
@@ -212,7 +212,7 @@ def _as_handed_on(
 ) -> list[Message] | None:
     """The messages as `transformers` gives them to a template; None where only it knows.
 
-    It makes copies of all values, and of nothing else if they are of JSON's own types; that takes
+    It makes copies of all values, and of nothing else if they have JSON's own types; that takes
     longer than most templates. What both writers below take is made of these types and no others.
     """
     chat, odd = [], [*others]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions, TokenIds
 
 STAND_IN = "stand-in 7"  # no template writes that
@@ -26,26 +26,13 @@ _TALKS: tuple[tuple[str, ...], ...] = (
 )
 
 
-class ScaffoldVocabulary(Protocol):
-    """What the scaffold needs of the tokenizer."""
-
-    def find_controls(self, text: str, start: int = 0) -> Iterator[tuple[int, int, int]]:
-        """All control tokens in `text`, left to right, as `(start, end, id)`."""
-
-    def is_control(self, token_id: int) -> bool:
-        """Whether it is a control token."""
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The token's bytes in the middle of a text."""
-
-
 class Scaffold:
     """What a template writes after each control token."""
 
     def __init__(
         self,
         render: Callable[[Sequence[Message], TemplateOptions], str | None],
-        vocabulary: ScaffoldVocabulary,
+        vocabulary: Tokenizer,
     ) -> None:
         self._vocabulary = vocabulary
         texts: dict[int, set[bytes]] = {}
@@ -88,7 +75,7 @@ def _message(role: str) -> Message:
     return {**message, "tool_call_id": "call000000"} if role == "tool" else message
 
 
-def _followers(text: str, vocabulary: ScaffoldVocabulary) -> Iterator[tuple[int, bytes]]:
+def _followers(text: str, vocabulary: Tokenizer) -> Iterator[tuple[int, bytes]]:
     """What follows each control token, up to the next one or to what somebody said."""
     controls = [*vocabulary.find_controls(text), (len(text), len(text), -1)]
     for (_, end, token_id), (following, _, _) in pairwise(controls):

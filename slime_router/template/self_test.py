@@ -7,7 +7,7 @@ conversation, before it is relied on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -16,6 +16,7 @@ from slime_router.template.seam import Control, TurnEnds, leading
 from slime_router.template.spelling import PROBE_OPTIONS, Spelling
 from slime_router.template.stand_ins import SENTINEL, View, draw
 from slime_router.template.suffix import Suffix
+from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
 
 _CALL_ID = "abCD12345"
@@ -82,16 +83,6 @@ class Findings:
         return ", ".join(words)
 
 
-class ProbedTokens(Protocol):
-    """The tokenizer as the self-test uses it."""
-
-    chat_template: str | None
-    eos_ids: frozenset[int]
-
-    def find_added(self, text: str) -> Iterator[Control]:
-        """All added tokens in `text`, left to right, as `(start, end, id)`."""
-
-
 class Probed(Protocol):
     """A template as the self-test uses it."""
 
@@ -117,7 +108,7 @@ class Probed(Protocol):
         """What the template puts after a reply; None where it does not append."""
 
 
-def find_ends(try_render: TryRender, controls: ProbedTokens) -> TurnEnds:
+def find_ends(try_render: TryRender, controls: Tokenizer) -> TurnEnds:
     """The token that closes a reply whatever comes next, or the headers that may come next."""
     if controls.chat_template is None:
         return TurnEnds()
@@ -144,14 +135,14 @@ def find_ends(try_render: TryRender, controls: ProbedTokens) -> TurnEnds:
     return TurnEnds(openers=openers)
 
 
-def _first(behind: str, controls: ProbedTokens) -> Control | None:
+def _first(behind: str, controls: Tokenizer) -> Control | None:
     """The end token with which a text begins, or else its first token; white space aside."""
     run = list(leading(behind, controls))
     ends = [control for control in run if control[2] in controls.eos_ids]
     return next(iter(ends or run), None)
 
 
-def _end_in_both(after_user: str, alone: str, controls: ProbedTokens) -> Control | None:
+def _end_in_both(after_user: str, alone: str, controls: Tokenizer) -> Control | None:
     """The end token of a turn that is closed in several words, with a user's turn after it or not.
 
     None where one of the tokens that a reply's text is followed by is an end token already.
@@ -165,7 +156,7 @@ def _end_in_both(after_user: str, alone: str, controls: ProbedTokens) -> Control
 
 
 def _is_header(
-    after_user: str, first: Control, at_end: Control | None, controls: ProbedTokens
+    after_user: str, first: Control, at_end: Control | None, controls: Tokenizer
 ) -> bool:
     """Whether the token begins the user's turn: it is not there where nothing follows, and
     nothing else stands between it and the user's text.

@@ -8,7 +8,7 @@ only where all of this holds; otherwise everything is rendered:
 
 * both sides were seen to be equal for this conversation, and again whenever it has doubled;
 * what is settled stood in the prompt before as well: it stays as the conversation goes on;
-* whatever came since is of a kind that came after the settled text before, in the same order: all
+* each message since has a kind that came after the settled text before, in the same order: all
   that a template may branch on when it looks ahead (a user's next turn takes the thinking from the
   replies before it). Several beginnings are kept: the longest stays while an agent calls tools,
   a shorter one when the user speaks again;

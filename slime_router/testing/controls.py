@@ -66,9 +66,10 @@ class ControlAnswers:
         return rules
 
     def _pause(self, body: Mapping[str, Any]) -> web.Response:
-        if body.get("mode") not in ("abort", "retract", "in_place"):
+        mode = body.get("mode", "abort")
+        if mode not in ("abort", "retract", "in_place"):
             return json_reply({"error": {"message": "mode"}}, 400)
-        self._engine.pause(body["mode"])
+        self._engine.pause(mode)
         return json_reply({"message": "Generation paused successfully.", "status": "ok"})
 
     def _sleep(self, _: Mapping[str, Any]) -> web.Response:

@@ -41,7 +41,7 @@ class PlayedRun:
     woken: asyncio.Event = field(default_factory=asyncio.Event)
 
     def sample(self, count: int, version: str | int) -> None:
-        """There are `count` tokens now; the new ones are of these weights."""
+        """There are `count` tokens now; the new ones come from these weights."""
         if self.spans and self.spans[-1]["version"] == version:
             self.spans[-1]["end"] = count
         else:

@@ -33,6 +33,7 @@ class Account:
     key: str = ""  # the name of the API key
     request_id: str = ""  # of the HTTP request
     rid: str = ""  # as the client knows it
+    adapter: str = ""  # that sampled it; "": the model itself
     words: bytes | None = None
     goes_on: bool = False  # its words come after those of its base
 

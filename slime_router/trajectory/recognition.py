@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from slime_router.auth.owners import name_of_root
 from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
-from slime_router.template.conversation_key import Key, joined, next_link, root_key
+from slime_router.template.conversation_key import Key, gathered, joined, next_link, root_key
 from slime_router.template.heard import Chain, Heard
 from slime_router.template.messages import without_call_ids, without_repairs
 from slime_router.template.stand_ins import is_reply
@@ -16,6 +16,8 @@ from slime_router.trajectory.known_links import KnownLinks, Link
 from slime_router.trajectory.turn import Turn
 from slime_router.types import GenerateCall, Message
 from slime_router.values import value
+
+_RESULTS = ("tool", "function")
 
 
 @value(frozen=True, slots=True)
@@ -95,11 +97,29 @@ class Recogniser:
         assert call.messages is not None
         whole = _joined(call.messages)
         talk = self._recognise(call, whole, taken)
-        if whole is call.messages or (
-            talk.turn is not None and _was_joined(call.messages, talk.reply_index)
+        if whole is not call.messages and (
+            talk.turn is None or not _was_joined(call.messages, talk.reply_index)
         ):
+            talk = self._recognise(call, call.messages, taken)
+        gathered = self._gathered(call, whole, talk)
+        if gathered is whole:
             return talk
-        return self._recognise(call, call.messages, taken)
+        other = self._recognise(call, gathered, taken)
+        return talk if other.turn in (None, talk.turn) else other
+
+    def _gathered(
+        self, call: GenerateCall, messages: tuple[Message, ...], talk: Conversation
+    ) -> tuple[Message, ...]:
+        """The messages with the calls of each turn in one, as far as no turn was recognised."""
+        rest = range(talk.reply_index + 1, len(messages))
+        handles = {place: _handle(messages[place]) for place in rest}
+        named = {place: name for place, name in handles.items() if name is not None}
+        if len(named) < 2:
+            return messages
+        found = self._store.ids_of_handles([*named.values()], call.session_id, call.scope)
+        turns = {place: turn for place, turn in zip(named, found, strict=True) if turn is not None}
+        is_one_each = len(turns) == len({*turns.values()})
+        return messages if is_one_each else tuple(gathered(messages, turns))
 
     def _recognise(
         self, call: GenerateCall, messages: tuple[Message, ...], taken: Container[str]
@@ -140,9 +160,8 @@ class Recogniser:
         for index in range(len(keys) - 1, len(messages)):
             message = messages[index]
             turn = told = None
-            if chain.ids and message.get("tool_call_id") in chain.ids:
-                call_id = chain.ids[message["tool_call_id"]]
-                message = chain.held[index] = {**message, "tool_call_id": call_id}
+            if (chain.waiting or chain.ids) and str(message["role"]).lower() in _RESULTS:
+                message = _note_result(chain, index, message)
             if "tool_calls" in message or "turn" in message:
                 turn = self._named_turn(message, link.key, call, chain)
                 told = turn or self._repaired_turn(message, link.key, call)
@@ -203,7 +222,7 @@ class Recogniser:
         was looked for, and what was found, is noted in `chain`.
         """
         calls = message.get("tool_calls")
-        handle = message.get("turn") or (calls[0].get("id") if calls else None)
+        handle = message.get("turn") or _handle(message)
         if not isinstance(handle, str):
             return None
         turn = self._store.of_handle(handle, call.session_id, call.scope)
@@ -226,8 +245,16 @@ class Recogniser:
         for form in forms:
             key = self._next(Link(asked, b""), form).key
             if (turn := self._store.find(key, call.session_id)) is not None:
-                return turn if form is not message else None  # nothing was changed
+                is_changed = form is not message or not any(_ids(message))
+                return turn if is_changed else None
         return None
+
+
+def _handle(message: Message) -> str | None:
+    """The id of the first call of a message."""
+    calls = message.get("tool_calls")
+    handle = calls[0].get("id") if calls else None
+    return handle if isinstance(handle, str) else None
 
 
 def _ids(reply: Message) -> list[Any]:
@@ -246,13 +273,27 @@ def _note_ids(chain: Chain, index: int, reply: Message, turn: Turn | None) -> No
     for each in given:
         if type(each) is str:
             chain.ids.pop(each, None)
+    chain.waiting[:] = [each for each in held if type(each) is str and each]
     if held != given and len(held) == len(given):
-        chain.ids.update(zip(given, held, strict=True))
+        named = zip(given, held, strict=True)
+        chain.ids.update((each, call_id) for each, call_id in named if each)
         calls = zip(reply["tool_calls"], held, strict=True)
         chain.held[index] = {
             **reply,
             "tool_calls": [{**call, "id": call_id} for call, call_id in calls],
         }
+
+
+def _note_result(chain: Chain, index: int, result: Message) -> Message:
+    """The result with the id that its call is held with; without one, it answers the next call."""
+    given = result.get("tool_call_id")
+    call_id = chain.ids.get(given, given) if given else next(iter(chain.waiting), given)
+    if call_id in chain.waiting:
+        chain.waiting.remove(call_id)
+    if call_id == given:
+        return result
+    chain.held[index] = {**result, "tool_call_id": call_id}
+    return chain.held[index]
 
 
 def _joined(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -43,7 +43,7 @@ class SessionSpec:
     priority: int | None = None
     return_routed_experts: bool = False
     return_indexer_topk: bool = False
-    top_logprobs: int | None = None  # kept of each token; None: as of all sessions
+    top_logprobs: int | None = None  # kept for each token; None: as for all sessions
     max_turns: int | None = None
     max_tokens: int | None = None  # sampled, in all
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from slime_router.archive.filling import Filler
+from slime_router.archive.fetching.filling import Filler
 from slime_router.archive.store import ArchivedStore
 from slime_router.template.conversation_key import next_link, reply_links, root_key
 from slime_router.template.parts import Parts
@@ -79,3 +79,19 @@ async def test_the_last_of_many_changed_replies_is_found(with_ids, goes_on):
         talk = Recogniser(template, other).recognise(call)
     assert talk.turn is not None
     assert talk.turn.id == f"turn{TURNS - 1}"
+
+
+async def test_names_that_lead_nowhere_are_looked_up_once():
+    archive = MemoryArchive()
+    store = ArchivedStore(Straight(archive), 10_000)
+    template = cast(
+        "Any",
+        SimpleNamespace(
+            findings=SimpleNamespace(prints_call_ids=True), parts=Parts(), prints_names=False
+        ),
+    )
+    told: tuple[Message, ...] = ({"role": "user", "content": "Hi"}, called("id", city="Rome"))
+    call = GenerateCall(rid="r", turn_id="new", messages=(*told, result("id")), template=OPTIONS)
+    filler = Filler(archive, store, template, written)
+    with await filler.of_call(call):
+        assert filler.counts.lookups == 1

@@ -41,7 +41,7 @@ class Known:
 
 
 class Shelf:
-    """A journal with a clock of its own, in which each turn counts a hundred bytes.
+    """A journal with its own clock, in which each turn counts a hundred bytes.
 
     Names in capitals are those of trees.
     """

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from slime_router.archive.filling import RETRY_S, Filler
+from slime_router.archive.fetching import absence
+from slime_router.archive.fetching.filling import Filler
 from slime_router.archive.port import Archive
 from slime_router.archive.store import ArchivedStore
 from slime_router.errors import Conflict, TooManyRequests
@@ -172,7 +174,7 @@ async def test_a_list_reads_a_session_that_is_not_in_memory_once(opened, monkeyp
 
 
 async def test_of_few_sessions_is_remembered_how_they_were_listed(opened, monkeypatch):
-    monkeypatch.setattr("slime_router.archive.filling.MAX_AT_REST", 2)
+    monkeypatch.setattr("slime_router.archive.fetching.filling.MAX_AT_REST", 2)
     one = await small(opened)
     for name in "abc":
         await one.open(name)
@@ -184,7 +186,8 @@ async def test_of_few_sessions_is_remembered_how_they_were_listed(opened, monkey
     await closed(one)
 
 
-async def test_an_archive_that_does_not_answer_is_not_asked_again_at_once():
+async def test_no_request_asks_an_archive_that_does_not_answer_until_it_does(monkeypatch):
+    monkeypatch.setattr(absence, "RETRY_S", 0.0)
     archive = MemoryArchive()
     one = Small(archive, 1)
     await one.open("a")
@@ -193,7 +196,14 @@ async def test_an_archive_that_does_not_answer_is_not_asked_again_at_once():
         with await one.fetch.of_session("a") as trouble:
             assert trouble is not None
     assert (one.fetch.counts.failures, one.fetch.counts.unasked) == (1, 2)
+    for _ in range(10):  # it was looked for meanwhile
+        await asyncio.sleep(0)
+    with await one.fetch.of_session("a") as trouble:
+        assert trouble is not None
+    assert one.fetch.counts.failures == 1, "no request looked"
     archive.is_away = False
-    one.fetch._down_until -= RETRY_S
+    async with asyncio.timeout(60):
+        while one.fetch.absence.reason is not None:  # noqa: ASYNC110 - the task has its own pace
+            await asyncio.sleep(0)
     with await one.fetch.of_session("a") as trouble:
         assert trouble is None

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from slime_router.archive import filling
-from slime_router.archive.filling import PART_TURNS, Filler
+from slime_router.archive.fetching import filling
+from slime_router.archive.fetching.filling import PART_TURNS, Filler
 from slime_router.archive.homes import name_of_key
 from slime_router.archive.port import NOTHING_SEEN, Archive, Kept, News
 from slime_router.archive.sqlite import SqliteArchive

@@ -1,4 +1,4 @@
-"""How a journal is written: few statements, few pages; and what a file of before becomes."""
+"""How a journal is written: few statements, few pages; and what an older file becomes."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ async def test_what_leaves_a_file_of_schema_2_leaves_no_name(tmp_path):
 
 
 def test_when_homes_of_schema_2_were_used_is_learnt_anew(tmp_path):
-    """Routers of before wrote turns without a word of it: they would leave too early."""
+    """Older routers wrote turns without a word of it: they would leave too early."""
     of_schema_2(tmp_path)
     with opened_database(tmp_path, now=lambda: 1e9) as database:
         assert database.closings.learn_homes(b"") is None
@@ -313,7 +313,7 @@ def test_idle_homes_are_noted_by_all_from_when_one_asks(tmp_path):
 
 
 async def test_a_router_alone_without_retention_forgets_them(tmp_path):
-    """Else they would be those of before once there is retention again."""
+    """Else they would be the earlier ones once there is retention again."""
     with opened_database(tmp_path) as database:
         database.apply([put(turn("a", 1, None), "ta")])
     for settings, noted in (

@@ -79,7 +79,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + SCALE))
 async def test_every_turn_that_was_read_is_in_the_rows_of_a_router_that_was_killed(fleet, seed):
-    """100 sessions, streamed and whole; each goes on with the tokens of before, to the last one."""
+    """100 sessions, streamed and whole; each goes on with the earlier tokens, to the last one."""
     say(f"seed {seed}")
     random = Random(f"kills {seed}")
     chats = new_chats(f"kills {seed}", CHATS, TURNS)

@@ -50,7 +50,7 @@ async def wait_whole(fleet: Fleet) -> None:
 
 
 async def hold_stranger(url: str, name: str, turns: int) -> int:
-    """A conversation without any name, each request on a connection of its own.
+    """A conversation without any name, each request on its own connection.
 
     Returns how often it had to ask again. Every turn but the first goes on with held tokens.
     """

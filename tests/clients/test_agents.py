@@ -259,6 +259,6 @@ async def test_an_agent_does_its_errand(
             assert (work / FILE).read_text() == held
         there.prove()
         there.prove_heard(TEXT.strip(), "No such file", ADDED.strip())
-        if not there.asides:  # a title is a row of its own
+        if not there.asides:  # a title is its own row
             await there.prove_rows(SESSION)
     assert not _refused(caplog)

@@ -187,7 +187,7 @@ def test_a_manifest_that_is_damaged_in_the_middle_is_refused():
     ("first", "words"),
     [
         ({"slime_router_export": 1, "format": "parquet"}, "holds an export as parquet"),
-        ({"slime_router_export": 2, "format": "jsonl"}, "is of a newer router"),
+        ({"slime_router_export": 2, "format": "jsonl"}, "was written by a newer router"),
         ([], "line 1 of manifest.jsonl is damaged"),
     ],
 )

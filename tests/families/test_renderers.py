@@ -61,7 +61,7 @@ THINKERS = (
     "nemotron_3_ultra",
     "nemotron_3_5_lightning",
 )
-# Where it continues a turn otherwise, and why the router's way is right all the same.
+# Where it continues a turn otherwise, and why the router's way is right anyway.
 DIFFERENCES = {
     **{(name, "cut in thinking"): CLOSES_THOUGHT for name in THINKERS},
     ("glm4moe", "cut in content"): OWN_END,

@@ -14,7 +14,7 @@ from tests.integration.gateway import Served, serving
 
 @asynccontextmanager
 async def family(*urls: str, count: int = 2, **settings: Any) -> AsyncIterator[list[Served]]:
-    """The processes, each on a port of its own, so that a test can choose whom it asks."""
+    """The processes, each on its own port, so that a test can choose whom it asks."""
     with tempfile.TemporaryDirectory(prefix="family-", dir="/tmp") as directory:
         shared: dict[str, Any] = {"journal": f"{directory}/journal", "journal_shared": True}
         async with AsyncExitStack() as stack:

@@ -153,6 +153,52 @@ async def test_a_strict_router_serves_adapters_by_their_names():
     assert said == [200, 404]
 
 
+async def test_models_lists_the_adapters_that_a_worker_has():
+    settings: dict[str, Any] = {"served_model_name": "tiny", "health_check_interval_s": 0.01}
+    async with AdapterWorker("first") as worker, serving(worker.url, **settings) as router:
+        await until(lambda: "first" in router.gateway.pool.adapters)
+        await load(router, "sql")
+        _, listed = await router.get("/v1/models")
+        model, *adapters = listed["data"]
+        assert [(card["id"], card["parent"]) for card in (model, *adapters)] == [
+            ("tiny", None), ("first", "tiny"), ("sql", "tiny")
+        ]  # fmt: skip
+        assert (listed["first_id"], listed["last_id"]) == ("tiny", "sql")
+        assert adapters[1].keys() == model.keys()
+        assert await router.get("/v1/models/sql") == (200, adapters[1])
+        await router.post("/unload_lora_adapter", {"lora_name": "sql"})
+        known = router.gateway.pool.adapters
+        await until(lambda: known.at([worker.url]) == ["first"])
+        assert (await router.get("/v1/models/sql"))[0] == 404
+        assert "sql" in known
+        await router.post(f"/remove_worker?url={worker.url}")
+        _, listed = await router.get("/v1/models")
+        assert [card["id"] for card in listed["data"]] == ["tiny"]
+
+
+async def test_rows_and_turns_say_which_adapter_sampled():
+    eos = max(tiny_tokenizer().eos_ids)
+    async with AdapterWorker("sql") as worker, serving(worker.url) as router:
+        await until(lambda: "sql" in router.gateway.pool.adapters)
+        for session, fields in (
+            ("a", {"model": "sql"}),
+            ("b", {"model": "tiny:sql"}),
+            ("c", {"lora_path": "sql"}),
+            ("d", {"model": "tiny"}),
+        ):
+            worker.script([*HELLO, eos])
+            _, receipt = await router.chat([user("Hi")], session_id=session, **fields)
+            adapter = None if session == "d" else "sql"
+            assert (await router.get(f"/turns/{receipt['turn']}"))[1]["adapter"] == adapter
+            _, told = await router.get(f"/sessions/{session}/rows")
+            assert [turn["adapter"] for row in told["rows"] for turn in row["turns"]] == [adapter]
+        await router.post("/sessions", {"session_id": "e", "lora_path": "own"})
+        worker.script([*HELLO, eos])
+        await router.chat([user("Hi")], session_id="e", model="sql")
+        _, told = await router.get("/sessions/e")
+        assert [turn["adapter"] for turn in told["turn_list"]] == ["own"]
+
+
 async def test_every_process_knows_a_name_before_the_answer():
     async with AdapterWorker() as worker, family(worker.url) as (one, other):
         assert await load(one, "sql") == 200
@@ -184,3 +230,4 @@ def test_the_latest_names_are_kept_and_the_log_says_which_one_is_not(caplog):
     assert "0" in adapters
     assert "1" not in adapters
     assert [record.args[0] for record in caplog.records] == ["1"]
+    assert adapters.forgotten == 1

@@ -111,7 +111,7 @@ async def test_sessions_take_turns_and_a_request_without_one_is_a_party_of_its_o
 
 
 async def test_a_key_that_fills_the_queue_takes_no_place_of_another_key():
-    """Its requests have no session: each of them would be a party of its own."""
+    """Its requests have no session: each of them would be its own party."""
     room = Room(queue=20)
     flood = [await room.ask(f"a{n}", owner="ann") for n in range(21)]
     assert room.numbers() == (1, 20)

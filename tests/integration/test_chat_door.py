@@ -251,15 +251,15 @@ async def test_ids_stand_in_sglangs_own_part(n, by_header):
     assert "sglext" not in plain
 
 
-async def test_meta_info_is_the_workers_own_and_stands_on_the_finish_chunk():
+async def test_meta_info_is_the_workers_own_but_for_its_id_and_stands_on_the_finish_chunk():
     item = {"meta_info": {"id": "x", "anything": [1]}}
     async with door(lambda *_: [first("a"), last(item=item)]) as (client, _):
         reply = await whole(client, return_meta_info=True, return_prompt_token_ids=True)
         got = await streamed(client, return_meta_info=True)
-    assert reply["choices"][0]["meta_info"] == item["meta_info"]
+    assert reply["choices"][0]["meta_info"] == {"id": reply["id"], "anything": [1]}
     assert reply["prompt_token_ids"] == PROMPT_IDS
     assert "token_ids" not in reply["choices"][0]
-    assert got[-2]["choices"][0]["meta_info"] == item["meta_info"]
+    assert got[-2]["choices"][0]["meta_info"] == {"id": got[-2]["id"], "anything": [1]}
     assert not any("meta_info" in event["choices"][0] for event in got[:-2])
 
 

@@ -1,4 +1,4 @@
-"""Replies that come back as other clients spell them: the turn goes on all the same."""
+"""Replies that come back as other clients spell them: the turn goes on anyway."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slime_router.types import Message
 from tests.families.catalogue import family
 from tests.families.conversation import FamilyTalk
 from tests.integration.gateway import CHAT, Served, user
-from tests.integration.test_tool_calls import TOOLS, ask, parsing, say
+from tests.integration.test_tool_calls import CALL, SECOND, TOOLS, ask, parsing, say
 from tests.stack import tiny_tokenizer
 
 pytestmark = pytest.mark.parsers
@@ -145,6 +145,69 @@ async def test_a_users_name_counts_only_where_it_is_printed(has_name):
         talk = [{**user("Hi"), "name": "Ann"}, message, user("So?")]
         _, receipt = await router.chat(talk, tools=TOOLS)
     assert ("continues the turn" in receipt["reason"]) != has_name
+
+
+def result(call: dict[str, Any], value: str = "ok") -> Message:
+    return {"role": "tool", "tool_call_id": call["id"], "content": value}
+
+
+def apart(message: Message) -> tuple[Message, Message]:
+    """Its calls in a message each."""
+    first, second = message["tool_calls"]
+    return {**message, "tool_calls": [first]}, said(None, tool_calls=[second])
+
+
+PARTED: dict[str, Callable[[Message], list[Message]]] = {
+    "results between": lambda m: [
+        apart(m)[0],
+        result(m["tool_calls"][0]),
+        apart(m)[1],
+        result(m["tool_calls"][1]),
+    ],
+    "results after": lambda m: [*apart(m), *map(result, m["tool_calls"])],
+    "text, too": lambda m: [
+        said(m["content"]),
+        said(None, tool_calls=m["tool_calls"][:1]),
+        result(m["tool_calls"][0]),
+        apart(m)[1],
+        result(m["tool_calls"][1]),
+    ],
+    "no result yet": lambda m: [apart(m)[0], result(m["tool_calls"][0]), apart(m)[1]],
+}
+
+
+@pytest.mark.parametrize("part", PARTED.values(), ids=PARTED)
+async def test_calls_that_come_back_one_by_one_are_those_of_their_turn(part):
+    """As loops have it that send each call back, and its result after it."""
+    async with parsing() as (router, worker):
+        talk: list[Message] = [user("Hi")]
+        for _ in range(3):
+            say(worker, "I look. " + CALL + SECOND)
+            reply = await ask(router, messages=talk)
+            talk += part(reply["choices"][0]["message"])
+            say(worker, "")
+            _, receipt = await router.chat([*talk, user("So?")], tools=TOOLS)
+            assert (receipt["status"], receipt["reason"]) == ("extended", "continues the turn")
+            *_, made, after = router.gateway.store._turns.values()
+            assert (after.base, after.base_len) == (made.id, made.held_len)
+
+
+async def test_calls_of_two_turns_stay_apart_and_one_that_is_missing_makes_another_turn():
+    async with parsing() as (router, worker):
+        talk: list[Message] = [user("Hi")]
+        for _ in range(3):
+            say(worker, CALL)
+            message = (await ask(router, messages=talk))["choices"][0]["message"]
+            talk += [message, result(message["tool_calls"][0])]
+        _, receipt = await router.chat([*talk, user("So?")], tools=TOOLS)
+        assert receipt["reason"] == "continues the turn"
+        say(worker, CALL + SECOND + SECOND)
+        message = (await ask(router, messages=talk))["choices"][0]["message"]
+        calls = message["tool_calls"]
+        lacking = [said(None, tool_calls=[call]) for call in calls[::2]]
+        await router.chat([*talk, *lacking, user("So?")], tools=TOOLS)
+        *_, made, after = router.gateway.store._turns.values()
+        assert after.base != made.id
 
 
 @pytest.mark.tokenizers

@@ -327,7 +327,7 @@ async def test_answers_that_are_no_objects_stand_in_the_list_only():
 
 @pytest.mark.parametrize("failing", [(400, FAILED), (200, FAILED)])
 async def test_when_some_fail_the_reply_is_207_and_no_success(failing):
-    """The top says why; a worker that reports its failure with 200 failed all the same."""
+    """The top says why; a worker that reports its failure with 200 failed anyway."""
     async with workers_saying((200, DONE), failing, (200, DONE)) as (running, urls):
         status, reply = await running.tell("/load_lora_adapter")
     assert status == 207

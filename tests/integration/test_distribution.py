@@ -258,6 +258,20 @@ async def test_a_client_of_generate_sees_masks_only_if_it_asked_for_them():
             check_masks(row, 2)
 
 
+async def test_a_client_of_chat_sees_masks_in_meta_info_where_it_asks_for_both():
+    async with served() as (router, worker):
+        body = {"messages": [user("Hi")], **TOP_K, "return_sampling_mask": True}
+        worker.script([11, 12])
+        status, reply = await router.post(CHAT, {**body, "return_meta_info": True})
+        assert (status, worker.requests[0].body["return_sampling_mask"]) == (200, True)
+        meta = reply["choices"][0]["meta_info"]
+        assert meta["output_token_sampling_mask"] == [[11, 12, 13], [12, 13, 14]]
+        for name in ("return_sampling_mask", "return_indexer_topk"):
+            status, reply = await router.post(CHAT, {"messages": [user("Hi")], name: True})
+            assert (status, reply["error"]["param"]) == (400, name)
+        assert len(worker.requests) == 1
+
+
 LIES: dict[str, dict[str, Any]] = {
     "too few": {"output_token_sampling_mask": [[11]]},
     "not lists": {"output_token_sampling_mask": [11, 12]},

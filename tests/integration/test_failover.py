@@ -62,7 +62,7 @@ FAULTS: dict[str, Callable[[FakeWorker], None]] = {
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_what_fails_before_the_first_token_goes_to_another_worker(fault, stream):
-    """One reply, nothing doubled, counted; each try under a rid of its own."""
+    """One reply, nothing doubled, counted; each try under its own rid."""
     async with fleet(2) as (router, workers):
         FAULTS[fault](workers[0])
         text = await told(router, stream=stream)

@@ -134,7 +134,7 @@ async def test_each_choice_begins_with_its_role_once():
 
 @pytest.mark.parametrize("door", ["chat", "completions"])
 async def test_each_choice_ends_with_one_finish(door):
-    """At chat in a chunk of its own, and no usage on it."""
+    """At chat in its own chunk, and no usage on it."""
     async with parsing() as (router, worker):
         say_all(worker, 2)
         *chunks, usage = payloads(door, await streamed(router, door, n=2))

@@ -15,6 +15,7 @@ from slime_router.api.endpoint import serve
 from slime_router.api.generate.dialect import GENERATE
 from slime_router.api.generate.request import read_generate_request
 from slime_router.errors import BadRequest, NoWorker, WorkerFailed, WorkerRefused
+from slime_router.generation.admission import aborted
 from slime_router.types import Finish, GenerateCall
 from tests.integration.scripted import (
     RECEIPT,
@@ -253,6 +254,31 @@ async def test_a_plug_in_that_answers_by_itself_needs_no_item():
         },
     }
     assert [each["output_ids"] for each in got[:-1]] == [[72, 101], [72, 101, 256]]
+
+
+async def test_its_logprobs_are_in_the_item_as_a_workers_would_be():
+    async with door(lambda *_: [first("He"), last(Finish("length"))]) as (client, _):
+        meta = (await whole(client, text="hi", return_logprob=True))["meta_info"]
+        got = await streamed(client, text="hi", return_logprob=True)
+    sampled = [[-0.5, 72, None], [-0.5, 101, None], [-1.0, 256, None]]
+    assert (meta["output_token_logprobs"], meta["output_token_logprobs_length"]) == (sampled, 3)
+    told = [each["meta_info"]["output_token_logprobs"] for each in got[:-1]]
+    assert told == [sampled[:2], sampled]
+
+
+async def test_what_is_aborted_before_a_worker_has_it_reads_like_a_workers_abort():
+    """AReaL's engine reads the logprobs of each reply, and has no weights to name."""
+
+    def script(call: GenerateCall, k: int):
+        return [aborted(call)]
+
+    async with door(script) as (client, _):
+        meta = (await whole(client, text="hi", return_logprob=True))["meta_info"]
+        plain = (await whole(client, text="hi"))["meta_info"]
+    assert (meta["output_token_logprobs"], meta["output_token_logprobs_length"]) == ([], 0)
+    assert meta["finish_reason"]["message"] == "Abort in waiting queue"
+    assert "weight_version" not in meta
+    assert not any("logprobs" in name for name in plain)
 
 
 BAD: list[dict[str, Any]] = [

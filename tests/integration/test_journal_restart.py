@@ -198,7 +198,7 @@ async def test_a_router_alone_has_forgotten_what_its_journal_still_holds(tmp_pat
 
 @pytest.mark.parametrize("is_shared", [False, True])
 async def test_what_is_said_to_be_deleted_does_not_come_back(tmp_path, is_shared):
-    """It is deleted in the journal, too, before the client hears of it."""
+    """It is deleted in the journal, too, before the client learns of it."""
     async with (
         tiny_worker() as worker,
         journaled(worker.url, tmp_path, journal_shared=is_shared) as router,
@@ -454,7 +454,7 @@ async def test_a_newer_journal_is_refused(tmp_path):
         pass
     with closing(sqlite3.connect(tmp_path / FILE_NAME)) as sql:
         sql.execute("PRAGMA user_version = 99")
-    assert "is of a newer router: it has schema 99" in await refusal(tmp_path)
+    assert "was written by a newer router: it has schema 99" in await refusal(tmp_path)
 
 
 @pytest.mark.parametrize("table", ["turns", "sessions", "responses", "names", "counters"])

@@ -166,7 +166,7 @@ def test_an_object_is_measured_with_all_that_is_in_it(value):
     ],
 )
 async def test_messages_have_a_limit(path, field, start):
-    """Each is looked at by itself; where the first ones came before, they count all the same."""
+    """Each is looked at by itself; where the first ones came before, they count anyway."""
     messages = [user("x")] * (MAX_MESSAGES + 1)
     body = {"model": "tiny", "max_tokens": 3, field: messages}
     async with served() as (router, worker):

@@ -67,7 +67,7 @@ async def left(router: Served) -> tuple[int, ...]:
 
 @pytest.mark.parametrize(("path", "body", "reason"), SENT)
 async def test_a_worker_answers_what_holds_media_byte_for_byte(path, body, reason):
-    """Also with a spacing of its own: nobody rewrites the body, in either direction."""
+    """Also with its own spacing: nobody rewrites the body, in either direction."""
     raw = orjson.dumps(body, option=orjson.OPT_INDENT_2) + b" \n"
     async with any_worker() as worker, serving(worker.url, enable_multimodal=True) as router:
         before = await left(router)

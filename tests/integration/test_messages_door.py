@@ -152,6 +152,7 @@ async def test_the_whole_reply_has_this_shape():
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 2,
             "output_tokens": 6,
+            "output_tokens_details": {"thinking_tokens": 0},
         },
     }
     assert scripted.calls[0].rid.startswith("msg_")
@@ -160,7 +161,8 @@ async def test_the_whole_reply_has_this_shape():
 async def test_a_stream_has_start_blocks_reason_and_stop_in_this_order():
     async with door(thoughtful) as (client, scripted):
         start, *got = await streamed(client)
-    assert start["message"].pop("usage")["output_tokens"] == 0
+    usage = start["message"].pop("usage")
+    assert (usage["output_tokens"], usage["output_tokens_details"]["thinking_tokens"]) == (0, 0)
     assert start["message"] == {
         "id": scripted.calls[0].rid,
         "type": "message",
@@ -208,6 +210,7 @@ async def test_a_stream_has_start_blocks_reason_and_stop_in_this_order():
                 "cache_creation_input_tokens": 0,
                 "cache_read_input_tokens": 2,
                 "output_tokens": 8,
+                "output_tokens_details": {"thinking_tokens": 0},
             },
         },
         {"type": "message_stop"},

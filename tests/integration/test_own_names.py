@@ -25,6 +25,12 @@ RESPONSES: list[tuple[dict[str, Any], str]] = [
     ({"include": ["reasoning.encrypted_content", 3]}, "include[1]"),
     ({"stream_options": "x"}, "stream_options"),
     ({"service_tier": 3}, "service_tier"),
+    ({"user": 3}, "user"),
+    ({"safety_identifier": ["x"]}, "safety_identifier"),
+    ({"prompt_cache_key": {}}, "prompt_cache_key"),
+    ({"reasoning": {"summary": "long"}}, "reasoning.summary"),
+    ({"reasoning": {"generate_summary": []}}, "reasoning.generate_summary"),
+    ({"text": {"verbosity": 3}}, "text.verbosity"),
     (
         {
             "tool_choice": "required",
@@ -47,6 +53,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"output_format": {"type": "json_schema", "schema": ENDLESS}}, "output_format.schema"),
     ({"thinking": {"type": "enabled", "budget_tokens": "x"}}, "thinking.budget_tokens"),
+    ({"compaction": {"type": "summarize"}}, "compaction"),
     (
         {
             "tool_choice": {"type": "any"},
@@ -83,6 +90,10 @@ NAMED = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": 
 @pytest.mark.parametrize(
     ("fields", "notes"),
     [
+        (
+            {"tools": [SERVER_TOOL, {"type": "bash_20250124", "name": "bash"}]},
+            ["'tools[1]' is not shown to the model"],
+        ),
         (BUDGET, ["'thinking.budget_tokens' is not enforced"]),
         (TASK, ["'output_config.task_budget' is not enforced"]),
         ({"thinking": {"type": "adaptive", "display": "summarized"}}, None),

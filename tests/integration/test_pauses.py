@@ -6,12 +6,14 @@ import asyncio
 from functools import partial
 from typing import Any
 
+import aiohttp
 import orjson
 import pytest
 
 from slime_router.generation.prompt import MadePrompt, PromptMaker
 from slime_router.types import Finish, GenerateCall, VersionSpan
 from tests.integration.gateway import CHAT, until, user
+from tests.integration.scripted import events
 from tests.integration.storytellers import fleet, only_turn, request_of, story, streamed
 from tests.integration.test_resume import COUNT, PROMPT, native
 from tests.tiny import CONTEXT_LEN
@@ -120,6 +122,36 @@ async def test_all_aborts_are_resumed_where_that_is_wanted(stream):
                  "finish_reason", "prompt_tokens", "weight_versions")  # fmt: skip
         assert [got["meta_info"][n] for n in names] == [want["meta_info"][n] for n in names]
         assert got["meta_info"]["id"] == "mine"
+
+
+@pytest.mark.parametrize("incremental", [False, True], ids=["cumulative", "incremental"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_meta_info_of_a_resumed_chat_is_that_of_one_worker(stream, incremental):
+    """Trainers read ids and logprobs there: those of the last part alone would be another reply."""
+    body = request_of(max_tokens=COUNT, return_meta_info=True, stream=stream)
+
+    async def told(response: aiohttp.ClientResponse) -> dict[str, Any]:
+        raw = await response.read()
+        last = events(raw)[-2] if stream else orjson.loads(raw)
+        meta: dict[str, Any] = last["choices"][0]["meta_info"]
+        assert meta["id"] == last["id"]
+        return {name: meta[name] for name in meta.keys() - {"id", "cached_tokens"}}
+
+    async with fleet(1, {"incremental": incremental}) as (router, (worker,)):
+        async with router.http.post(CHAT, json=body) as response:
+            expected = await told(response)
+        worker.hold(after_tokens=2)
+        asked = asyncio.create_task(router.http.post(CHAT, json=body))
+        await until(lambda: any(run.count == 2 for run in worker._engine.runs.values()))
+        await router.post("/pause_generation", {"mode": "abort"})
+        worker.release()
+        await router.post("/continue_generation", {})
+        async with await asked as response:
+            assert await told(response) == expected
+        assert router.gateway.relay.counts["resumed"] == 1
+    assert expected["completion_tokens"] == COUNT
+    if not (stream and incremental):
+        assert len(expected["output_token_logprobs"]) == COUNT
 
 
 async def test_no_abort_is_resumed_where_that_is_wanted():

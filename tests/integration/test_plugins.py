@@ -56,6 +56,29 @@ async def twice(call, call_next):
         yield chunk
 
 
+async def cancelling(call, call_next):
+    """Takes itself for one that is not needed any more."""
+    asyncio.current_task().cancel()
+    async for chunk in call_next(call):
+        yield chunk
+
+
+@web.middleware
+async def two_lines(request, handler):
+    """Repeats what it was sent, whatever that is."""
+    response = await handler(request)
+    response.headers["x-note"] = "one\\r\\nset-cookie: two"
+    return response
+
+
+@web.middleware
+async def no_status(request, handler):
+    """Invents a status."""
+    response = await handler(request)
+    response.set_status(99_999)
+    return response
+
+
 async def beside(call, call_next):
     """Asks for another reply while it keeps the first one half read."""
     first = aiter(call_next(call))
@@ -65,7 +88,7 @@ async def beside(call, call_next):
 
 
 async def gathering(call, call_next):
-    """Reads on in a task of its own, while something else fails."""
+    """Reads on in its own task, while something else fails."""
 
     async def refuse():
         raise TooManyRequests("not today")
@@ -596,7 +619,7 @@ async def test_a_plugin_that_returns_no_response_is_named_in_the_log(name, what,
 
 
 async def test_a_plugin_that_returns_one_response_to_two_requests_is_named_in_the_log(caplog):
-    """A response that was sent is not sent again: the second client would wait for ever."""
+    """A response that was sent is not sent again: the second client would wait forever."""
     async with served(**paths("stale_http")) as (router, _), asyncio.timeout(10):
         assert (await router.post(CHAT, {"messages": [user("hi")]}))[0] == 403
         for _ in range(2):
@@ -773,3 +796,24 @@ async def test_the_plugin_of_the_documentation_works_as_it_is_shown(modules):
         assert status == 502
         _, again = await router.chat([user("hi"), assistant("Hello"), user("more")])
     assert again["status"] == "extended", receipt
+
+
+@pytest.mark.parametrize(("count", "headers"), [(3, {}), (1, {"x-stainless-retry-count": "0"})])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_plugin_that_cancels_itself_keeps_no_client_waiting(count, headers, stream):
+    """Where somebody else reads what the cancelled task was to write."""
+    body = {"messages": [user("hi")], "n": count, "stream": stream}
+    async with served(**paths("cancelling")) as (router, _), asyncio.timeout(60):
+        status, reply = await router.post(CHAT, body, headers=headers)
+        assert (status, reply["error"]["code"]) == (500, "internal_error")
+        assert router.gateway.pool.total_in_flight == 0
+
+
+@pytest.mark.parametrize("name", ["two_lines", "no_status"])
+async def test_a_reply_of_a_plugin_that_is_not_http_is_a_500(name, caplog):
+    """The client would get nothing, or a reply of somebody's making."""
+    async with served(**paths(name)) as (router, _):
+        status, reply = await router.get("/v1/models")
+        assert (status, reply["error"]["code"]) == (500, "internal_error")
+        assert router.gateway.guard.failures == 1
+    assert f"plug-in failed: {name}: " in caplog.text

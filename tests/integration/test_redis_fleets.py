@@ -158,6 +158,10 @@ async def test_a_key_that_holds_something_else_spoils_its_own_session_and_no_oth
                 said = response.headers.get("x-slime-receipt", "")
                 assert ("degraded" in said) is (on_error == "degrade")
         await alternate(worker, [two, one], f"/sessions/good{CHAT}", 4)
+        assert (await one.post("/sessions", {"session_id": "opened"}))[0] == 201
+        status, listed = await two.get("/sessions")
+        assert status == 200
+        assert {"good", "opened"} <= {each["session_id"] for each in listed["sessions"]}
         assert await rows_of(one, "good") == await rows_of(two, "good")
         log = archive._log(home_of_session("good"))
         assert await client.xlen(log) == 1 + 4, "its state and turns, each written once"

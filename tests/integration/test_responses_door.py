@@ -165,7 +165,7 @@ async def test_the_whole_reply_has_this_shape():
 
 
 async def test_a_client_that_hangs_up_behind_the_last_event_has_its_reply(monkeypatch):
-    """SDKs do not wait for the end of the stream; the turn was delivered all the same."""
+    """SDKs do not wait for the end of the stream; the turn was delivered anyway."""
 
     async def left(self):
         raise ClientLeft

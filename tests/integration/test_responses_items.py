@@ -21,6 +21,7 @@ EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 HELLO = tiny_tokenizer().encode("Hello there").tolist()
 
 ITEMS: dict[str, dict[str, Any]] = {
+    "additional_tools": {"tools": [{"type": "function", "name": "SHOWN"}]},
     "apply_patch_call": {"call_id": "a", "operation": {"type": "delete_file", "path": "SHOWN"}},
     "apply_patch_call_output": {"call_id": "a", "output": "SHOWN"},
     "code_interpreter_call": {

@@ -30,7 +30,7 @@ from tests.integration.scripted import application
 FOUR_KEYS = {"message", "type", "param", "code"}
 ACCOUNT_KEYS = (
     "started", "duration_s", "first_token_s", "queued_s", "prompt_s", "workers", "door", "key",
-    "x_request_id", "rid",
+    "x_request_id", "rid", "adapter",
 )  # fmt: skip
 
 
@@ -559,7 +559,7 @@ async def test_a_sessions_own_host_name_stands_in_its_url(doors):
 
 
 def test_the_specs_fields_are_those_that_the_door_reads():
-    """A field that the table learns and the door does not would be refused for ever."""
+    """A field that the table learns and the door does not would be refused forever."""
     assert {f.name for f in fields(SessionSpec)} == {*SPEC_FIELDS, "id"} - {"session_id"}
 
 

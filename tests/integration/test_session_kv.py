@@ -1,4 +1,4 @@
-"""`--session-kv`: workers hear which session a request is of, and when the session has ended."""
+"""`--session-kv`: workers learn the session of a request, and when it has ended."""
 
 from __future__ import annotations
 

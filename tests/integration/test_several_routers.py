@@ -243,6 +243,7 @@ async def test_a_store_that_goes_away_and_comes_back(tmp_path, on_error):
             server.start()
             await asyncio.to_thread(server.wait_ready)
             await until(lambda: archive_of(one).writer.waiting == 0)
+            await until_answered(one)
             await until_answered(two)
             assert (await one.get("/readiness"))[0] == 200
             rows = [await rows_of(router, "s") for router in (one, two)]

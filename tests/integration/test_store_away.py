@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
 
-from slime_router.archive.filling import RETRY_S
 from slime_router.archive.port import ArchiveDown
+from slime_router.journal.progress import Progress
 from tests.integration.gateway import CHAT, Served, assistant, tiny_worker, user
-from tests.integration.test_several_routers import archive_of, routers, store_of
+from tests.integration.test_several_routers import (
+    archive_of,
+    routers,
+    store_of,
+    workers_of,
+)
 
 ASKED = ("find", "news", "sessions", "states", "get", "named", "workers_version")
 
@@ -34,7 +41,18 @@ def away(router: Served) -> Iterator[None]:
             patch.setattr(archive._archive, name, no_answer)
         yield
     assert archive.fetch is not None
-    archive.fetch._down_until -= 2 * RETRY_S  # it is asked again at once
+    archive.fetch.absence.reason = None  # it is asked again at once
+
+
+def count_calls(router: Served, name: str, asked: Counter[str]) -> None:
+    archive = archive_of(router)._archive
+    ask = getattr(archive, name)
+
+    async def counted(*args: object) -> object:
+        asked[name] += 1
+        return await ask(*args)
+
+    setattr(archive, name, counted)  # undone with what `away` did
 
 
 async def degraded(router: Served, path: str) -> tuple[int, bool, Any]:
@@ -94,6 +112,22 @@ async def test_a_response_that_is_not_ours_is_not_read(shared, kept):
         assert (status, body["error"]["code"]) == (503, "journal_failed")
 
 
+async def test_what_is_away_is_asked_by_one_request_and_by_no_other(shared):
+    """One that hangs costs each that asks as long as a look may take."""
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, _):
+        with away(one):
+            asked = Counter[str]()
+            for name in ASKED:
+                count_calls(one, name, asked)
+            response = f"/v1/responses/resp_{'0' * 48}"
+            for path in (response, response, "/sessions/s", "/sessions/s/rows", "/sessions"):
+                await one.get(path)
+            await one.chat([user("hi"), assistant("ho"), user("more")])
+            await one.chat([user("hi")], path=f"/sessions/s{CHAT}")
+            await one.gateway.together.enrolment.look()
+            assert asked.total() == 1, asked
+
+
 async def test_a_response_of_another_router_is_not_said_to_be_missing(shared):
     async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
         _, first = await one.post("/v1/responses", {"input": "hi"})
@@ -108,3 +142,97 @@ async def test_a_response_of_another_router_is_not_said_to_be_missing(shared):
         assert (await two.post("/v1/responses", given))[0] == 200
         with away(one):
             assert (await one.get(f"/v1/responses/{first['id']}"))[0] == 200, "it is here"
+
+
+NOT_OURS = {
+    "no json": b"garbage",
+    "no utf-8": b"\xff",
+    "no object": b"5",
+    "of another kind": b'{"kind":"other"}',
+    "of other types": b'{"priority":"x","labels":[]}',
+}
+
+
+@pytest.mark.parametrize(
+    ("url", "data"),
+    [*(("http://127.0.0.1:9", data) for data in NOT_OURS.values()), ("http://h..x:1", b"{}")],
+    ids=[*NOT_OURS, "no address"],
+)
+async def test_a_worker_that_is_not_ours_is_passed_over(shared, url, data, caplog):
+    """Others may have access to the store; and it keeps no router from starting."""
+    async with tiny_worker() as worker, tiny_worker() as more:
+        async with routers(worker.url, shared) as (one, two):
+            archive_of(one).put("workers", url, lambda: data)
+            assert (await one.post(f"/add_worker?url={more.url}"))[0] == 200
+            await archive_of(one).written()
+            await two.gateway.together.enrolment.look()
+            assert workers_of(two).keys() == {worker.url, more.url}
+        async with routers(worker.url, shared, 1) as [late]:
+            assert workers_of(late).keys() == {worker.url, more.url}
+            await late.chat([user("hi")])
+    assert caplog.text.count("of the store cannot be registered") >= 2
+
+
+async def test_a_newer_router_may_say_more_of_a_worker(shared):
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
+        data = b'{"priority":7,"of_a_newer_router":[1]}'
+        archive_of(one).put("workers", "http://127.0.0.1:9", lambda: data)
+        assert (await one.post(f"/add_worker?url={worker.url}"))[0] == 200
+        await archive_of(one).written()
+        await two.gateway.together.enrolment.look()
+        [found] = [each for each in two.gateway.pool.list() if each.url != worker.url]
+        assert found.registration.priority == 7
+
+
+@pytest.mark.parametrize("kept", [b"\xff", b"5", b"{}", b'{"response":{},"asked":5}'])
+async def test_a_damaged_response_keeps_no_router_from_starting(tmp_path, kept, caplog):
+    alone = {"journal": str(tmp_path)}
+    async with tiny_worker() as worker:
+        async with routers(worker.url, alone, 1) as [one]:
+            first = (await one.post("/v1/responses", {"input": "hi"}))[1]["id"]
+            archive_of(one).put("responses", f"resp_{'0' * 48}", lambda: kept)
+        async with routers(worker.url, alone, 1) as [again]:
+            given = {"input": "more", "previous_response_id": first}
+            assert (await again.post("/v1/responses", given))[0] == 200
+    assert "it is not as it was written" in caplog.text
+
+
+async def test_what_cannot_be_brought_back_ends_the_router_in_one_line(tmp_path, monkeypatch):
+    """Or all requests would wait forever for a journal that is read."""
+    ends: list[str] = []
+    async with tiny_worker() as worker, routers(worker.url, {"journal": str(tmp_path)}, 1) as [one]:
+        archive = archive_of(one)
+        monkeypatch.setattr(archive, "_on_end", ends.append)
+
+        def fault() -> None:
+            raise KeyError("a fault")
+
+        archive.progress = Progress(0, 0)
+        await archive._begin(lambda _: 0, fault)
+    assert ends == ["what the journal holds cannot be brought back: 'a fault'"]
+
+
+SPOILT = {
+    "state": "UPDATE sessions SET data = 5 WHERE id = ?",
+    "turn's id": "UPDATE turns SET id = 'x' || seq WHERE session = ?",
+    "turn": "UPDATE turns SET data = 5 WHERE session = ?",
+}
+
+
+@pytest.mark.parametrize("change", SPOILT.values(), ids=SPOILT)
+async def test_what_is_of_another_type_in_a_journal_spoils_its_own_session_alone(tmp_path, change):
+    alone = {"journal": str(tmp_path)}
+    async with tiny_worker() as worker:
+        async with routers(worker.url, alone, 1) as [one]:
+            for name in ("bad", "good"):
+                await one.post("/sessions", {"session_id": name})
+                await one.chat([user("hi")], path=f"/sessions/{name}{CHAT}")
+        with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as file, file:
+            assert file.execute(change, (b"bad",)).rowcount == 1
+        async with routers(worker.url, alone, 1) as [again]:
+            status, listed = await again.get("/sessions")
+            assert status == 200
+            assert "good" in {each["session_id"] for each in listed["sessions"]}
+            assert (await again.get("/sessions/good/rows"))[1]["stats"]["turns"] == 1
+            status, _ = await again.post(f"/sessions/bad{CHAT}", {"messages": [user("more")]})
+            assert status == 200

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,18 +56,33 @@ class Watched(dict[str, Any]):
 # What is known
 
 
-@pytest.mark.parametrize(
-    ("known", "params"),
-    [
-        (CHAT_FIELDS, chat_params.CompletionCreateParamsBase),
-        (COMPLETION_FIELDS, completion_create_params.CompletionCreateParamsBase),
-        (RESPONSES_FIELDS, response_create_params.ResponseCreateParamsBase),
-        (MESSAGES_FIELDS, anthropic_params.MessageCreateParamsBase),
-        (MESSAGES_FIELDS, anthropic_beta_params.MessageCreateParamsBase),
-    ],
-)
-def test_whatever_an_sdk_can_send_is_known(known, params):
+OF_SDKS = [
+    ("Chat completions", CHAT_FIELDS, chat_params.CompletionCreateParamsBase),
+    ("Completions", COMPLETION_FIELDS, completion_create_params.CompletionCreateParamsBase),
+    ("Responses", RESPONSES_FIELDS, response_create_params.ResponseCreateParamsBase),
+    ("Messages", MESSAGES_FIELDS, anthropic_params.MessageCreateParamsBase),
+    ("Messages", MESSAGES_FIELDS, anthropic_beta_params.MessageCreateParamsBase),
+]
+
+
+@pytest.mark.parametrize(("section", "known", "params"), OF_SDKS)
+def test_whatever_an_sdk_can_send_is_known(section, known, params):
     assert set(params.__annotations__) | {"stream"} <= known
+
+
+@pytest.mark.parametrize(("section", "known", "params"), OF_SDKS)
+def test_the_api_page_says_what_becomes_of_whatever_an_sdk_can_send(section, known, params):
+    """At its API, or where it is the same as in chat."""
+    told = named_in(section) | named_in("Chat completions")
+    assert set(params.__annotations__) - told == set()
+
+
+def named_in(section: str) -> set[str]:
+    """The fields that a section of the page has between backticks."""
+    page = (Path(__file__).parents[2] / "docs/api.md").read_text(encoding="utf-8")
+    [_, text] = re.split(rf"^## {section}$", page, flags=re.MULTILINE)
+    text = re.split(r"^## ", text, flags=re.MULTILINE)[0]
+    return {name for span in re.findall(r"`([^`]*)`", text) for name in re.findall(r"\w+", span)}
 
 
 def test_what_has_an_effect_is_known():

@@ -277,6 +277,7 @@ async def test_an_abort_is_a_reason_with_what_was_sampled(stream: bool) -> None:
         ({"sampling_params": {"n": 129}}, "sampling_params.n"),
         ({"n": 2}, "n"),
         ({"n": {}}, "n"),
+        ({"n": True}, "n"),
         (
             {"sampling_params": {"structured_outputs": {"regex": 5}}},
             "sampling_params.structured_outputs.regex",

@@ -165,6 +165,16 @@ async def test_calls_without_text_have_null_content():
     assert len(message["tool_calls"]) == 1
 
 
+async def test_a_client_of_sglangs_meta_info_gets_sglangs_content():
+    """miles' session server takes null for a worker that is broken."""
+    async with parsing() as (router, worker):
+        say(worker, CALL)
+        [choice] = (await ask(router, return_meta_info=True))["choices"]
+    assert choice["message"]["content"] == ""
+    assert len(choice["message"]["tool_calls"]) == 1
+    assert choice["meta_info"]["completion_tokens"] > 0
+
+
 async def test_a_reply_without_calls_has_no_tool_calls():
     async with parsing() as (router, worker):
         say(worker, REPLIES["reasoning"])

@@ -1,4 +1,4 @@
-"""A worker without a model in a process of its own, with nothing but the installed package.
+"""A worker without a model in its own process, with nothing but the installed package.
 
     python worker.py CHECKPOINT
 

@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 from unittest.mock import Mock
 
+import pytest
+from aiohttp import ClientPayloadError
 from aiohttp.client_proto import ResponseHandler
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,3 +84,24 @@ async def test_what_follows_an_answer_that_nobody_waits_for_closes_the_connectio
     protocol.data_received(data)
     assert transport.abort.called
     assert not protocol.is_connected()
+
+
+async def lost_after(body: bytes, exc: OSError | None) -> Any:
+    """The body of an answer of three bytes, of which these came before the connection was lost."""
+    protocol = WorkerProtocol(asyncio.get_running_loop())
+    protocol.connection_made(Mock())
+    protocol.set_response_params(**PARAMS)
+    protocol.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n" + body)
+    _, content = protocol._buffer[0][0]
+    protocol.connection_lost(exc)
+    return content
+
+
+async def test_a_body_that_is_complete_survives_the_connection():
+    assert await (await lost_after(b"abc", None)).readany() == b"abc"
+
+
+async def test_a_connection_that_broke_in_a_body_is_named_as_aiohttp_names_it():
+    content = await lost_after(b"ab", ConnectionResetError(104, "reset by peer"))
+    with pytest.raises(ClientPayloadError, match="reset by peer"):
+        await content.read()

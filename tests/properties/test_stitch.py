@@ -144,7 +144,7 @@ async def tell(
     rids = set()
     for part in (*parts, Part(LONGEST, False, "last")):
         call = stitch.next_call()
-        assert call.rid not in rids, "every try has a rid of its own"
+        assert call.rid not in rids, "every try has its own rid"
         rids.add(call.rid)
         for chunk in await chunks_of(case, call, part):
             before = len(stitch.output_ids)

@@ -17,7 +17,7 @@ from tests.sglang.child import ROOT, Child, ChildFailed
 
 PATIENCE_S = 20.0
 SLEEPER = "import time; time.sleep(600)"
-# Starts a process of its own, which refuses to end, and prints the ids of both.
+# Starts its own process, which refuses to end, and prints the ids of both.
 FAMILY = f"""
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -55,7 +55,7 @@ def test_leaving_the_block_ends_the_whole_family(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    """SIGKILL leaves the parent no time to clean up; the child ends all the same."""
+    """SIGKILL leaves the parent no time to clean up; the child ends anyway."""
     log = tmp_path / "log"
     parent_code = (
         "import sys, time; from pathlib import Path; from tests.sglang.child import Child;"

@@ -85,6 +85,7 @@ def test_a_file_of_keys_is_json_or_lines(tmp_path, text):
         ("a/b: SECRET", "line 1: a name has"),
         (": SECRET", "line 1: a name has"),
         ("ann: session:SECRET", "names a session"),
+        ('{"ann": %s}' % ("1" * 5000), "is not an object of names and keys"),
         ('{"ann": SECRET}', "is not JSON: Expecting value: line 1 column 9"),
         ('{"ann": {"key": "SECRET"}}', "key 1: the key is empty or not a string"),
         ('{"ann": ["SECRET"]}', "key 1: the key is empty or not a string"),

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import orjson
 import pytest
@@ -332,6 +333,29 @@ def test_a_gateway_that_cannot_be_installed_is_told(monkeypatch, checkpoint, tmp
     assert absent.verdict == "-"
     assert "none" in report.table([absent])
     assert "sglang-router 0.3.2 cannot be installed: uv is not there" in absent.detail
+
+
+def test_a_benchmark_that_breaks_off_leaves_the_others_and_says_whose_side_it_was(capsys):
+    def broken(_: Path) -> list[Measurement]:
+        interleave({"ours": lambda: 1.0, "smg": Mock(side_effect=BenchmarkError("gone"))}, 1)
+        return []
+
+    chosen = {"broken": broken, "fine": lambda _: [Measurement("fine", 1.0, "x", None, "once")]}
+    failed, fine = __main__.measured(chosen, Path("checkpoint"))
+    assert (failed.name, failed.detail) == ("broken", "smg: gone")
+    assert (failed.verdict, fine.verdict) == ("failed", "-")
+    assert "broken: smg: gone\n" in capsys.readouterr().err
+    again = full.told([failed, fine], [], load=0.5)
+    assert "| broken | none | - | failed | smg: gone |" in page.with_figures("", again)
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, 0), (BenchmarkError("gone"), 1)])
+def test_the_exit_status_says_whether_a_benchmark_broke_off(monkeypatch, tmp_path, error, status):
+    run = Mock(side_effect=error, return_value=[Measurement("fine", 1.0, "x", None, "once")])
+    monkeypatch.setattr(__main__, "QUICK", {"group": run})
+    monkeypatch.setattr(__main__, "checkpoint_of_all", lambda: tmp_path)
+    assert __main__.main(["--json", str(tmp_path / "figures.json")]) == status
+    assert (tmp_path / "figures.json").exists()
 
 
 def test_the_page_and_its_plots_come_from_one_file(tmp_path):

@@ -295,7 +295,7 @@ def test_all_entry_points_are_one():
     assert getattr(import_module(module), name) is module_entry.run
 
 
-# In a process of its own
+# In its own process
 
 
 IN_TERMINAL = """

@@ -60,7 +60,7 @@ def test_clients_get_half_of_what_is_left_and_a_pause_is_said_once(caplog):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
 def test_the_limit_is_raised_and_its_end_is_noticed():
-    """In a process of its own, whose limit is lowered first."""
+    """In its own process, whose limit is lowered first."""
     code = """
 import os, resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (32, 40))

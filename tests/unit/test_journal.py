@@ -299,6 +299,34 @@ def test_a_session_of_an_older_journal_has_no_pins():
     )
 
 
+def sealed(body: bytes) -> bytes:
+    """With its checksum in front."""
+    return zlib.crc32(body).to_bytes(4, "little") + body
+
+
+@pytest.mark.parametrize(
+    "place", [(), ("spec",), ("spec", "sampling"), ("spec", "sampling_pins", "sampling")], ids=str
+)
+def test_what_a_newer_router_says_of_a_session_is_passed_over(place):
+    """Routers of two versions may share a store while they are brought up to date."""
+    body = json.loads(packed_session(SESSION)[4:])
+    holder = body
+    for name in place:
+        holder = holder[name]
+    holder["of_a_newer_router"] = {"a": 1}
+    assert unpacked_session(sealed(json.dumps(body).encode())) == SESSION
+
+
+@pytest.mark.parametrize(
+    "raw", [b"5", b"[]", b"{}", b"nonsense", b'{"spec":5}', b'{"spec":{}}', b"\xff"], ids=repr
+)
+def test_what_others_wrote_is_damaged_whatever_it_is(raw):
+    with pytest.raises(Damaged):
+        unpacked_session(sealed(raw))
+    with pytest.raises(Damaged):
+        unpacked_turn(sealed(len(raw).to_bytes(4, "little") + raw))
+
+
 def test_a_session_comes_back_whole():
     assert unpacked_session(packed_session(SESSION)) == SESSION
     bare = replace(SESSION, spec=SessionSpec(id="s"), reward=None)
@@ -565,6 +593,26 @@ async def test_after_a_failure_nobody_waits_and_nothing_is_lost(caplog):
     await writer.close()
     assert target.seqs == [1, 2]
     assert (writer.waiting, writer.counts.lost) == (0, 0)
+
+
+async def test_a_commit_that_takes_too_long_is_trouble_until_it_has_succeeded(caplog):
+    """A store that hangs must not keep replies for as long as a write may take."""
+    target = Target()
+    writer = JournalWriter(target, patience_s=0.0)
+    writer.start()
+    target.gate.clear()
+    writer.put(lambda: put(1))
+    waits = [asyncio.create_task(writer.written()) for _ in range(3)]
+    assert await asyncio.gather(*waits) == ["no answer within 0 s"] * 3
+    writer.put(lambda: put(2))
+    assert await writer.written() == "no answer within 0 s"
+    written = "the journal cannot be written: no answer within 0 s"
+    assert [r.message for r in caplog.records] == [written]
+    target.gate.set()
+    await soon(lambda: writer.waiting == 0)
+    assert writer.trouble is None
+    await writer.close()
+    assert (target.seqs, writer.counts.lost) == ([1, 2], 0)
 
 
 async def test_a_fault_of_the_router_ends_no_thread_and_nobody_waits_for_ever(caplog):

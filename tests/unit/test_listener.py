@@ -60,7 +60,7 @@ async def turns_until_accepted() -> int:
 
 
 def test_many_connections_are_accepted_in_one_turn():
-    """Where each took a turn of its own, clients of a busy router waited for seconds."""
+    """Where each took its own turn, clients of a busy router waited for seconds."""
     assert uvloop.run(turns_until_accepted()) < WAITING / 4
 
 

@@ -162,7 +162,7 @@ def test_unsampled_text_is_cut_at_anchors_only():
 
 
 async def test_an_output_of_a_lone_stop_token_is_kept_and_trained(stack):
-    """Its visible text is empty; the token is there all the same."""
+    """Its visible text is empty; the token is there anyway."""
     sample = Sample([STOP], Finish("stop", STOP), logprobs=[-0.25])
     assert await stack.generate(stack.call("Say nothing"), sample) == ""
     trace = await stack.retriever.by_text("Say nothing<|im_end|>")

@@ -160,7 +160,7 @@ async def test_the_tree_and_the_store_hold_the_same_memory():
 
 
 async def test_chunks_of_several_weight_versions_become_spans():
-    """A worker that names one version at a time: each chunk's tokens are of the one it named."""
+    """A worker that names one version at a time: each chunk's tokens belong to the one it named."""
 
     async def worker(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
         for version, finish in (("v1", None), ("v1", None), ("v2", Finish("length"))):

@@ -44,7 +44,6 @@ def archive(answer: Any) -> RedisArchive:
 ASKED: dict[str, Asked] = {
     "news": lambda a: a.news("home", "", lambda _: False),
     "sessions": lambda a: a.sessions(""),
-    "states": lambda a: a.states(["s"]),
     "named": lambda a: a.named("workers"),
     "number": lambda a: a.number(),
     "workers_version": lambda a: a.workers_version(),
@@ -62,6 +61,20 @@ ASKED: dict[str, Asked] = {
 async def test_it_counts_as_away(ask, answer):
     with pytest.raises(ArchiveDown):
         await ask(archive(answer))
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+@pytest.mark.parametrize("seq", [b"-1", b"1.5", b"%d" % 2**53, b"x"])
+async def test_a_number_that_no_turn_can_have_is_not_taken(seq):
+    """Turns that follow have higher numbers: one that is too high would spoil all of them."""
+    entry = (b"1-1", {b"k": b"t", b"i": b"turn", b"s": seq})
+    with pytest.raises(ArchiveOdd):
+        await archive([entry]).news("home", "", lambda _: True)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+async def test_a_session_that_is_not_ours_does_not_keep_others_from_being_counted():
+    assert await archive([(b"1-1", {b"x": b"y"})]).states(["s"]) == {}
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def test_a_request_was_used_where_one_of_its_samples_was(book: Book):
 
 
 def test_a_further_try_at_one_sample_leaves_the_others_of_its_request(book: Book):
-    """A plug-in asked again for the first of three: its try is a request of its own."""
+    """A plug-in asked again for the first of three: its try is its own request."""
     for number in (1, 2, 3):
         book.add(f"a{number}", P, [10 + number], request_id="r")
     book.add("a1-2", P, [21], request_id="a1-2")

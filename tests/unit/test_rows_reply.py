@@ -249,6 +249,7 @@ def test_json_tells_everything():
                 "started": None,
                 "duration_s": None,
                 "first_token_s": None,
+                "adapter": None,
             }
         ],
         "tokens": [1, 2, 3, 151_000, 5],

@@ -97,7 +97,7 @@ def test_text_in_brackets_before_python_calls_is_content():
 
 @pytest.mark.parametrize(("name", "mark"), CASES)
 def test_a_mark_in_a_value_that_is_not_closed_ends_the_call(name, mark):
-    """Models forget to close values; what follows is another call all the same."""
+    """Models forget to close values; what follows is another call anyway."""
     form = FORMATS[name]
     first = form.write([("get_weather", {"city": "Paris"})])
     end = re.search(rf"Paris\s*(</(?!{re.escape(mark[2:])})[^<>]*>)", first)

@@ -112,7 +112,7 @@ def test_the_prompt_says_it_before_either(name, tail, written, thinks):
 
 @pytest.mark.parsers
 def test_a_model_that_is_only_taken_for_r1_is_not_waited_for():
-    """A grammar would wait for ever."""
+    """A grammar would wait forever."""
     for presumes, tail, thinks in ((True, "", True), (False, "", False), (False, "<think>", True)):
         parsers = ReplyParsers(
             load_parsers, tools=None, reasoning="deepseek-r1", presumes_thinking=presumes

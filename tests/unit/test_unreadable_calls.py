@@ -61,3 +61,22 @@ def test_a_call_without_the_key_of_arguments_has_none(name: str) -> None:
     for content, calls in both(name, ""):
         assert calls == [("search", "{}"), GOOD]
         assert content.strip() == "Bye."
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen25"])
+def test_calls_between_two_quotes_too_many_are_read(name: str) -> None:
+    """The first quote hides where its call ends until the second one shows it."""
+    first = '{"query": "x""}'
+    stray = TAGGED.replace("{}", f'{{"name": "search", "arguments": {first}}}')
+    good = TAGGED.replace("{}", '{"name": "get_weather", "arguments": {"city": "Rome"}}')
+    text = "\n".join((stray, good, stray))
+    for pieces in (tokens(text), re.findall(CUTS["letters"], text)):
+        assert read(name, pieces)[1] == [("search", first), GOOD, ("search", first)]
+
+
+@pytest.mark.parametrize("arguments", ['{"que x"}', "null"])
+def test_a_call_of_an_array_is_read_after_one_that_is_not_json(arguments: str) -> None:
+    first = f'{{"name": "search", "arguments": {arguments}}}'
+    text = f'[TOOL_CALLS] [{first}, {{"name": "get_weather", "arguments": {{"city": "Rome"}}}}]'
+    for pieces in (tokens(text), re.findall(CUTS["letters"], text)):
+        assert read("mistral", pieces) == ("", [("search", arguments), GOOD])

@@ -78,7 +78,7 @@ def test_what_only_began_as_a_stop_string_is_shown_as_soon_as_that_is_sure():
     parts = stream(in_bytes("a\nUsx"), LENGTH, Sampling(stop=("\nUser:",)))
     assert parts == ["a", "", "", "", "\nUsx"]
     parts = stream(in_bytes("a\nU"), LENGTH, Sampling(stop=("\nUser:",)))
-    assert "".join(parts) == "a\nU", "the end comes: nothing is held back for ever"
+    assert "".join(parts) == "a\nU", "the end comes: nothing is held back forever"
 
 
 def test_a_stop_string_may_begin_inside_its_own_false_start():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import orjson
 import pytest
 from hypothesis import given
@@ -761,6 +763,18 @@ def test_an_error_inside_a_stream_is_the_same_error():
     with pytest.raises(WorkerRefused, match="too hot") as caught:
         list(ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False).feed([raw]))
     assert (caught.value.status, caught.value.body) == (400, raw)
+
+
+@pytest.mark.parametrize("error", ["boom", {"message": "boom"}, {"message": "boom", "code": "x"}])
+def test_an_error_of_status_200_that_is_no_stream_is_a_failed_worker(error):
+    """SGLang has a status for it: what says so is a proxy, and another worker may answer."""
+    raw = orjson.dumps({"error": error})
+    reader = partial(ChunkReader, vocab_size=VOCAB_SIZE, with_logprobs=False)
+    with pytest.raises(WorkerFailed, match="status 200"):
+        reader(is_stream=False).feed([raw])
+    with pytest.raises(WorkerRefused) as caught:  # as older workers say it
+        reader(is_stream=True).feed([raw])
+    assert caught.value.status == 400
 
 
 @pytest.mark.parametrize(

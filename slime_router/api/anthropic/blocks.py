@@ -47,7 +47,7 @@ def block_text(block: Mapping[str, Any], path: str) -> str:
     """The text of a block that is shown as text.
 
     Raises:
-        BadRequest: the block is of a kind that has none, with the path of its type.
+        BadRequest: blocks of its kind have none; with the path of its type.
     """
     match block["type"]:
         case "text":

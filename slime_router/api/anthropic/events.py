@@ -143,7 +143,7 @@ class MessageEvents:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": {**self._usage(), "output_tokens": 0},
+            "usage": self._usage(of_prompt=True),
         }
         return {"type": "message_start", "message": message}
 
@@ -160,15 +160,20 @@ class MessageEvents:
             {"type": "message_stop"},
         ]
 
-    def _usage(self) -> dict[str, Any]:
+    def _usage(self, *, of_prompt: bool = False) -> dict[str, Any]:
         """Anthropic's usage: cached tokens do not count as input tokens."""
         usage = self._tally.usage()
         cached = usage["prompt_tokens_details"]["cached_tokens"]
+        thinking = usage["completion_tokens_details"]["reasoning_tokens"]
+        sampled = usage["completion_tokens"]
+        if of_prompt:
+            sampled = thinking = 0
         return {
             "input_tokens": max(usage["prompt_tokens"] - cached, 0),
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
-            "output_tokens": usage["completion_tokens"],
+            "output_tokens": sampled,
+            "output_tokens_details": {"thinking_tokens": thinking},
         }
 
 

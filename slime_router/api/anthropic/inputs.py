@@ -105,7 +105,7 @@ class StreamedInput:
 
     def _token(self, text: str, at: int) -> str:
         found = _TOKEN.match(text, at)
-        assert found is not None, "each character is of one kind"
+        assert found is not None, "each character has one kind"
         if found[0] not in _SIGNS and not found[0].isspace() and found.end() == len(text):
             self._scalar = [found[0]]
         return found[0]

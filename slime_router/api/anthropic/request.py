@@ -61,6 +61,7 @@ _THINKS = {  # None: up to the template
     "between_tools": None,
 }
 _EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")
+_RUN_BY_AGENTS = ("bash_", "text_editor_", "memory_", "computer_", "browser_")  # types of tools
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -95,6 +96,9 @@ def read_messages_request(
     limit = body.get("max_tokens")
     if limit is None and not is_counted:
         raise missing("max_tokens")
+    if body.get("compaction") and not is_counted:
+        message = "'compaction' is not served: let the agent write its own summary."
+        raise BadRequest(message, param="compaction", code="not_supported")
     samples_nothing = type(limit) is int and not limit
     if samples_nothing:
         body = {**body, "max_tokens": None}
@@ -103,7 +107,8 @@ def read_messages_request(
         asked = read_chat_request(chat, request, reader)
     reply_id = f"msg_{fresh_hex(32)}"
     rid = body.get("rid") or reply_id
-    notes = tuple(f"'{name}' is not enforced" for name in _unenforced(body))
+    notes = [f"'{name}' is not enforced" for name in _unenforced(body)]
+    notes += [f"'{name}' is not shown to the model" for name in _unshown(body)]
     call = asked.calls[0]
     call = replace(call, rid=rid, request_id=reply_id, notes=(*call.notes, *notes))
     if samples_nothing:
@@ -118,6 +123,13 @@ def _unenforced(body: Mapping[str, Any]) -> Iterator[str]:
     for name, field in (("thinking", "budget_tokens"), ("output_config", "task_budget")):
         if (body.get(name) or {}).get(field) is not None:
             yield f"{name}.{field}"
+
+
+def _unshown(body: Mapping[str, Any]) -> Iterator[str]:
+    """The tools of a body that was read which agents run, and whose form only Anthropic knows."""
+    for i, tool in enumerate(body.get("tools") or ()):
+        if not _is_own(tool) and tool["type"].startswith(_RUN_BY_AGENTS):
+            yield f"tools[{i}]"
 
 
 def _own_names(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

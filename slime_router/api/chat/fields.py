@@ -7,7 +7,7 @@ of every vendor send their own. Messages, tools and grammars have modules of the
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -174,6 +174,9 @@ class ChatFields(BaseModel):
     return_hidden_states: bool | None = None
     return_routed_experts: bool | None = None
     routed_experts_start_len: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    return_indexer_topk: bool | None = None
+    return_sampling_mask: bool | None = None
+    sampling_logprobs_mode: Literal["selected", "support"] | None = None
 
     reasoning_effort: Annotated[Any, BeforeValidator(_effort)] = None
     modalities: Annotated[list[str], AfterValidator(_no_audio)] | None = None

@@ -198,7 +198,7 @@ def _check_tool_call(call: Any, path: str) -> None:
     require(isinstance(call, dict), path, "an object")
     call_id = call.get("id")
     require(call_id is None or isinstance(call_id, str), f"{path}.id", "a string")
-    if (kind := call.get("type", "function")) != "function":
+    if (kind := call.get("type")) not in (None, "function"):
         raise BadRequest(
             "A tool call's type must be 'function'." + custom_hint(kind), param=f"{path}.type"
         )

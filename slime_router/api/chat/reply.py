@@ -97,6 +97,7 @@ class ChatStream:
 
     def __init__(self, style: ChatStyle, reply_id: str, created: int, names: TokenNames) -> None:
         self._style = style
+        self._id = reply_id
         self._names = names
         self._tally = Tally()
         self._begun: set[int] = set()
@@ -192,7 +193,7 @@ class ChatStream:
             **_ending(finish, index in self._calling),
         }
         if self._style.meta_info:
-            choice["meta_info"] = _meta_info(chunk.item)
+            choice["meta_info"] = _meta_info(chunk.item, self._id)
         return self._event(choice, _extension(self._style, experts=chunk.routed_experts))
 
     def _event(self, choice: dict[str, Any], extra: dict[str, Any]) -> bytes:
@@ -304,7 +305,8 @@ class ChatBody:
             "refusal": None,
         }
         if calls:
-            message["content"] = message["content"] or None
+            if not self._style.meta_info:  # who asks for that reads SGLang's replies: "" there
+                message["content"] = message["content"] or None
             message["tool_calls"] = calls
         written: dict[str, Any] = {
             "index": index,
@@ -319,7 +321,7 @@ class ChatBody:
         if self._style.token_ids:  # vLLM's name and SGLang's
             written["token_ids"] = written["response_token_ids"] = reply.output_ids
         if self._style.meta_info:
-            written["meta_info"] = _meta_info(choice.item)
+            written["meta_info"] = _meta_info(choice.item, self._id)
         return written
 
 
@@ -368,8 +370,10 @@ def _metadata(version: WeightVersion | None) -> dict[str, str]:
     return {} if version is None else {"weight_version": str(version)}
 
 
-def _meta_info(item: dict[str, Any] | None) -> Any:
-    return None if item is None else item.get("meta_info")
+def _meta_info(item: dict[str, Any] | None, reply_id: str) -> Any:
+    """The worker's own, which knows the reply by another name."""
+    meta = None if item is None else item.get("meta_info")
+    return {**meta, "id": reply_id} if isinstance(meta, dict) and "id" in meta else meta
 
 
 def _extension(

@@ -86,6 +86,7 @@ def read_chat_request(
         request_id=f"chatcmpl-{fresh_hex(32)}" if rid else reply_id,
         samples=count,
         notes=settings.notes,
+        shows_items=settings.style.meta_info,
         shortcut=Shortcut() if stream and count == 1 else None,
     )
     return ChatRequest(choices(call), settings.style, stream, reply_id, int(time.time()))

@@ -38,7 +38,11 @@ _SHARE = 8  # times the JSON, for that and the objects read from it
 _MAX_SHARE = 16  # a longer one than this part of all is read each time
 SCHEMA_NOTE = "the schema of the text does not apply to a forced call"
 STRICT_NOTE = "'strict' tools are not enforced where the model may choose to call them"
-_EXPERT_FIELDS = ("return_hidden_states", "return_routed_experts", "routed_experts_start_len")
+_SHOWN_FIELDS = (  # what of a worker's answer the client sees
+    *("return_hidden_states", "return_routed_experts", "routed_experts_start_len"),
+    *("return_indexer_topk", "return_sampling_mask", "sampling_logprobs_mode"),
+)
+_IN_META_INFO = ("return_indexer_topk", "return_sampling_mask")  # what is shown nowhere else
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -140,6 +144,7 @@ class SettingsReader:
     def _of(self, said: dict[str, Any]) -> Settings:
         count_logprobs(said)
         fields = read_fields(said, self.vocabulary)
+        _check_shown(fields)
         choice = tool_choice(
             read_tools(said),
             said.get("tool_choice"),
@@ -195,6 +200,12 @@ class SettingsReader:
         return self._parsers.either(form, asked)
 
 
+def _check_shown(fields: ChatFields) -> None:
+    for name in _IN_META_INFO:
+        if getattr(fields, name) and not fields.return_meta_info:
+            raise BadRequest(f"'{name}' needs 'return_meta_info' to be true.", param=name)
+
+
 def _has_schema(said: Mapping[str, Any]) -> bool:
     """Whether the text is to follow a schema: as at OpenAI, calls that are forced do not."""
     wanted = said.get("response_format")
@@ -247,7 +258,7 @@ def _template_kwargs(fields: ChatFields) -> dict[str, Any]:
 
 
 def _worker_fields(fields: ChatFields) -> dict[str, Any]:
-    given = worker_fields(fields, *_EXPERT_FIELDS)
+    given = worker_fields(fields, *_SHOWN_FIELDS)
     if fields.logprobs:
         given["return_logprob"] = True  # also where nothing is captured for a trainer
     return given

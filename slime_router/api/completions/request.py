@@ -66,11 +66,19 @@ def read_completion_request(
     """
     asked, body = body, normalize_aliases(body, request.headers, default_model)
     top = body.get("logprobs")
+    if type(top) is bool:  # chat's spelling; vLLM and SGLang read it so
+        top = 1 if top else None
     require(top is None or type(top) is int, "logprobs", "an integer")
     limit = min(20, vocabulary.vocab_size)
     require(top is None or 0 <= top <= limit, "logprobs", f"in [0, {limit}]")
     echo = body.get("echo")
     require(echo is None or type(echo) is bool, "echo", "true or false")
+    if body.get("suffix"):
+        raise BadRequest(
+            "suffix is not currently supported: put the model's own tokens for it in the prompt.",
+            param="suffix",
+            code="unsupported_value",
+        )
     # Nothing but the echo is how harnesses score a text.
     unread = {"logprobs": None, "top_logprobs": None}
     is_echo_alone = bool(echo) and type(body.get("max_tokens")) is int and not body["max_tokens"]

@@ -54,23 +54,29 @@ class _Writer:
         return {**item, "meta_info": shown}
 
     def _own_item(self, chunk: GenerateChunk) -> dict[str, Any]:
-        """A plug-in answered instead of a worker: an item like a worker's, all of it so far."""
+        """No worker answered, but a plug-in, or an abort came before one was asked.
+
+        An item like a worker's, all of it so far: trainers read it as one.
+        """
         if self._reply is None:
             self._reply = Reply()
         reply = self._reply
         reply.add(chunk)
-        return {
-            "text": reply.text,
-            "output_ids": reply.output_ids,
-            "meta_info": {
-                "id": self._rid,
-                "finish_reason": _finish_reason(chunk.finish, len(reply.output_ids)),
-                "prompt_tokens": chunk.prompt_tokens,
-                "weight_version": chunk.weight_version,
-                "completion_tokens": len(reply.output_ids),
-                "cached_tokens": chunk.cached_tokens,
-            },
+        count = len(reply.output_ids)
+        meta: dict[str, Any] = {
+            "id": self._rid,
+            "finish_reason": _finish_reason(chunk.finish, count),
+            "prompt_tokens": chunk.prompt_tokens,
+            "completion_tokens": count,
+            "cached_tokens": chunk.cached_tokens,
         }
+        if chunk.weight_version is not None:
+            meta["weight_version"] = chunk.weight_version
+        if self._shows_logprobs and reply.has_logprobs:
+            sampled = zip(reply.logprobs, reply.output_ids, strict=True)
+            meta["output_token_logprobs"] = [[value, token, None] for value, token in sampled]
+            meta["output_token_logprobs_length"] = count
+        return {"text": reply.text, "output_ids": reply.output_ids, "meta_info": meta}
 
 
 class ItemStream:

@@ -179,7 +179,7 @@ def _check_outside(body: dict[str, Any]) -> None:
 
 
 def _refuse(values: dict[str, Any], names: Iterable[str], within: str) -> None:
-    """What would change the output is not dropped in silence."""
+    """What would change the output is not dropped silently."""
     for name in sorted(names):
         value = values.get(name)
         if value is not None and value is not False and value not in _NOTHING:

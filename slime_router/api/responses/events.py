@@ -14,12 +14,15 @@ from typing import Any, Literal, TypeAlias
 from slime_router.api.chat.reply import Tally
 from slime_router.api.responses.custom_tools import decode_input, input_so_far
 from slime_router.api.responses.item_ids import item_id
+from slime_router.api.responses.tools import decode_search
 from slime_router.errors import RouterError
 from slime_router.types import Finish, GenerateChunk, ToolDelta
 
 Event: TypeAlias = dict[str, Any]
 Entry: TypeAlias = dict[str, Any]  # of a sampled token: its text, bytes and logprob
-Kind: TypeAlias = Literal["reasoning", "message", "function_call", "custom_tool_call"]
+Kind: TypeAlias = Literal[
+    "reasoning", "message", "function_call", "custom_tool_call", "tool_search_call"
+]
 Keep: TypeAlias = Callable[[dict[str, Any], str], None]  # a response that ended, and its turn
 
 _ID_PREFIXES = {
@@ -27,6 +30,7 @@ _ID_PREFIXES = {
     "message": "msg",
     "function_call": "fc",
     "custom_tool_call": "ctc",
+    "tool_search_call": "tsc",
 }
 _DELTAS = {
     "reasoning": "response.reasoning_text",
@@ -47,6 +51,8 @@ class ResponseStyle:
     namespaces: Mapping[str, str]  # of the functions that are in one, by the model's names
     names: Mapping[str, str]  # the client's, where the model has others
     customs: frozenset[str] = frozenset()  # names of the tools that take free text
+    searches: frozenset[str] = frozenset()  # names of the client's searches for tools
+    is_prewarm: bool = False  # nothing is sampled
     entries: Callable[[GenerateChunk], list[Entry]] | None = None  # its logprobs, where asked for
 
 
@@ -65,7 +71,7 @@ class _Item:
     @property
     def is_call(self) -> bool:
         """Whether it is a call: those have no parts."""
-        return self.kind in ("function_call", "custom_tool_call")
+        return self.kind not in ("reasoning", "message")
 
     def part(self) -> dict[str, Any]:
         """The only content part so far; calls have no parts."""
@@ -80,6 +86,8 @@ class _Item:
         if self.kind == "custom_tool_call":
             return {"id": self.id, "type": self.kind, **self.fields, "input": self.given}
         item = {"id": self.id, "type": self.kind, "status": status, **self.fields}
+        if self.kind == "tool_search_call":
+            return {**item, "arguments": decode_search(text) if has_begun else {}}
         if self.kind == "function_call":
             return {**item, "arguments": text}
         if self.kind == "message":
@@ -161,8 +169,10 @@ class ResponseEvents:
             namespace = self._style.namespaces.get(name)
             if namespace is not None:
                 fields["namespace"] = namespace
-            is_custom = call.name in self._style.customs
-            events += self._begin("custom_tool_call" if is_custom else "function_call", fields)
+            kind: Kind = "custom_tool_call" if name in self._style.customs else "function_call"
+            if name in self._style.searches:
+                kind, fields = "tool_search_call", {"call_id": call.id, "execution": "client"}
+            events += self._begin(kind, fields)
         return [*events, *self._delta(call.arguments)] if call.arguments else events
 
     def _begin(self, kind: Kind, fields: dict[str, Any]) -> list[Event]:
@@ -182,6 +192,8 @@ class ResponseEvents:
         item = self._open
         assert item is not None
         item.texts.append(text)
+        if item.kind == "tool_search_call":  # it has no events of its own
+            return []
         if item.kind == "custom_tool_call":
             return self._give(item, input_so_far("".join(item.texts)))
         extra: dict[str, Any] = {}
@@ -206,7 +218,7 @@ class ResponseEvents:
         item, self._open = self._open, None
         if item is None:
             return []
-        text, name = "".join(item.texts), f"{_DELTAS[item.kind]}.done"
+        text, name = "".join(item.texts), f"{_DELTAS.get(item.kind)}.done"
         events: list[Event] = []
         if item.kind == "custom_tool_call":
             events += self._give(item, decode_input(text))
@@ -216,7 +228,7 @@ class ResponseEvents:
             events.append(self._of(item, name, arguments=text, name=called))
         elif item.kind == "reasoning":
             events.append(self._of(item, name, text=text))
-        else:
+        elif item.kind == "message":
             self._tell_due(item)
             events.append(self._of(item, name, text=text, logprobs=item.logprobs))
         if not item.is_call:
@@ -229,14 +241,16 @@ class ResponseEvents:
         return events
 
     def _end(self, finish: Finish) -> list[Event]:
-        status = "incomplete" if finish.type == "length" else "completed"
+        is_prewarm = self._style.is_prewarm
+        status = "incomplete" if finish.type == "length" and not is_prewarm else "completed"
         events: list[Event] = []
         if self._later:
             events += self._close("completed")
             self._calls.clear()
             for kind, text in self._later:
                 events += self._say(kind, text)
-        if not self._output and self._open is None:  # an empty reply is a message all the same
+        is_empty = not self._output and self._open is None
+        if is_empty and not is_prewarm:  # an empty reply is a message anyway
             events += self._begin("message", {})
         events += self._close(status)
         extra: dict[str, Any] = {"usage": self._usage()}

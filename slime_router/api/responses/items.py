@@ -32,6 +32,7 @@ TURN_PREFIX = "turn_"  # of the handles in `encrypted_content`; what others encr
 
 _ROLES = ("user", "assistant", "system", "developer")
 _TEXT_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
+_SEAL = "gAAAA"  # begins what OpenAI has encrypted
 _OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
@@ -98,6 +99,9 @@ class Talk:
             self._say({"role": "tool", **_result(item, path)})
         elif kind == "message":
             self._message(item, path)
+        elif kind == "agent_message":  # Codex: from one agent to another
+            said = _content(item.get("content") or "", f"{path}.content")
+            self._say({"role": "user", "content": said})
         elif not isinstance(kind, str):
             raise unsupported(kind, path)
         elif is_service_item(kind):
@@ -139,7 +143,7 @@ class Talk:
         return not (reply["content"].strip() or reply.keys() & {"reasoning_content", "tool_calls"})
 
     def _growing(self, item: Item, *, may_grow: bool) -> Message:
-        """The assistant message that the item belongs to; what names a turn is of that turn."""
+        """The item's assistant message; an item that names a turn belongs to that turn."""
         turn, reply = _turn(item), self._reply
         known = reply.get("turn") if reply is not None else None
         belongs = may_grow if None in (turn, known) else turn == known
@@ -205,6 +209,8 @@ def _optional_text(item: Item, name: str, path: str) -> str:
 
 def _result(item: Item, path: str) -> Message:
     output = _content(item.get("output"), f"{path}.output")
+    if item.get("call_id") is None:  # OpenAI's types let it be missing, as chat does here
+        return {"content": output}
     return {"tool_call_id": _text(item, "call_id", path), "content": output}
 
 
@@ -230,13 +236,22 @@ def _texts(content: Any, path: str) -> list[str]:
     if isinstance(content, str):
         return [content]
     require(isinstance(content, list), path, "a string or a list of parts")
-    return [_part(part, f"{path}[{j}]") for j, part in enumerate(content)]
+    places = ((part, f"{path}[{j}]") for j, part in enumerate(content))
+    return [_part(part, place) for part, place in places if not _is_sealed(part)]
+
+
+def _is_sealed(part: Any) -> bool:
+    """Whether OpenAI has encrypted it: nobody else can read that."""
+    text = part.get("encrypted_content") if isinstance(part, dict) else None
+    return isinstance(text, str) and text.startswith(_SEAL)
 
 
 def _part(part: Any, path: str) -> str:
     match part:
         case {"type": str(kind), "text": str(text)} if kind in _TEXT_PARTS:
             return text
+        case {"type": "encrypted_content", "encrypted_content": str(text)}:
+            return text  # Codex calls it that, whoever the model is
         case {"type": "refusal", "refusal": str(text)}:
             return text
         case {"type": str(kind)} if kind in _TEXT_PARTS:

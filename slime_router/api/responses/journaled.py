@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final
 
 from slime_router.api.responses.store import ResponseStore, Stored
+from slime_router.archive.shared import SharedArchive
 from slime_router.auth.caller import ANYBODY, Caller
 
 TABLE: Final = "responses"
@@ -23,26 +24,12 @@ MAX_DELETED = 10_000  # that others may not know of yet
 logger = logging.getLogger(__name__)
 
 
-class Shelf(Protocol):
-    """Where things are kept by name; `slime_router.archive.shared` is one."""
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether others keep things there, too."""
-
-    def put(self, table: Any, name: str, pack: Callable[[], bytes]) -> None:
-        """Keep something by name; packed later, so it must hold still."""
-
-    def drop(self, table: Any, name: str) -> None:
-        """Record that `name` is gone."""
-
-
 class JournaledResponses(ResponseStore):
     """Responses as `ResponseStore` has them, written down."""
 
-    def __init__(self, shelf: Shelf, max_stored: int) -> None:
+    def __init__(self, archive: SharedArchive, max_stored: int) -> None:
         super().__init__(max_stored)
-        self._shelf = shelf
+        self._archive = archive
 
     def put(self, stored: Stored) -> None:
         """See `ResponseStore.put`."""
@@ -53,23 +40,23 @@ class JournaledResponses(ResponseStore):
         """See `ResponseStore.delete`; other routers notice when they look."""
         stored = self.get(response_id, by)
         super().delete(response_id, by)
-        if self._shelf.is_shared:
+        if self._archive.is_shared:
             self._write(stored, is_named=False)
 
     def _forget(self, response_id: str) -> None:
         step: Stored | None = self._responses[response_id]
         super()._forget(response_id)
-        if self._shelf.is_shared:
+        if self._archive.is_shared:
             return
         if response_id in self._held:  # what continues it needs it
             assert step is not None
             self._write(step, is_named=False)
         while step is not None and step.response["id"] not in self._held:
-            self._shelf.drop(TABLE, step.response["id"])
+            self._archive.drop(TABLE, step.response["id"])
             step = step.previous
 
     def _write(self, stored: Stored, *, is_named: bool) -> None:
-        self._shelf.put(TABLE, stored.response["id"], partial(_packed, stored, is_named))
+        self._archive.put(TABLE, stored.response["id"], partial(_packed, stored, is_named))
 
     def bring_back_all(self, packed: Iterable[tuple[str, bytes]]) -> None:
         """What was written before the start, the oldest first; drops what nothing needs."""
@@ -80,10 +67,10 @@ class JournaledResponses(ResponseStore):
                 deleted[name] = None
             else:
                 others.append(name)
-        room = MAX_DELETED if self._shelf.is_shared else 0
+        room = MAX_DELETED if self._archive.is_shared else 0
         for name in (*others, *list(deleted)[: max(len(deleted) - room, 0)]):
             if name not in self._held:
-                self._shelf.drop(TABLE, name)
+                self._archive.drop(TABLE, name)
 
     def bring_back(self, packed: Iterable[tuple[str, bytes]]) -> Mapping[str, bool]:
         """What was written before the start, or elsewhere, the oldest first.
@@ -95,6 +82,9 @@ class JournaledResponses(ResponseStore):
         for name, data in packed:
             if name in self._responses:  # it stays as it is
                 found[name] = self._responses[name]
+                continue
+            if not is_packed(data):
+                logger.error("response %.80s cannot be read: it is not as it was written", name)
                 continue
             known = json.loads(data)
             names[name] = known["is_named"]
@@ -146,7 +136,10 @@ def is_packed(data: bytes) -> bool:
         known = json.loads(data)
     except (ValueError, TypeError):
         return False
-    return isinstance(known, dict) and known.keys() >= _NAMES
+    if not isinstance(known, dict) or not known.keys() >= _NAMES:
+        return False
+    texts = (known["asked"], known["said"])
+    return isinstance(known["response"], dict) and all(isinstance(each, list) for each in texts)
 
 
 def is_deleted(packed: bytes) -> bool:

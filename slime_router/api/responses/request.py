@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,12 +14,11 @@ from slime_router.api.chat.messages import checked
 from slime_router.api.chat.reply import logprob_entries
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
-from slime_router.api.chat.tools import read_tools
 from slime_router.api.request import fresh_hex, missing, named_as, require
-from slime_router.api.responses.custom_tools import as_function
 from slime_router.api.responses.items import NO_NAMES, Item, ModelNames, read_input, to_talk
 from slime_router.api.responses.reply import ResponseStyle
 from slime_router.api.responses.store import ResponseStore, Stored
+from slime_router.api.responses.tools import ResponseTool, chat_choice, response_tools
 from slime_router.api.token_names import TokenNames
 from slime_router.auth.caller import Caller, caller
 from slime_router.edge.lengths import check_messages
@@ -37,13 +36,14 @@ _NOT_OF_CHAT = frozenset(  # read here, named like a chat field but different, o
         "prompt_token_ids",
         "reasoning_effort",
         "response_format",
+        "return_indexer_topk",
         "return_meta_info",
+        "return_sampling_mask",
         "stream_options",
         "top_logprobs",
     }
 )
 _LOGPROBS = "message.output_text.logprobs"  # in `include`
-_FUNCTION_KEYS = ("name", "description", "parameters", "strict")
 _ECHOED = (
     "max_output_tokens",
     "max_tool_calls",
@@ -52,40 +52,14 @@ _ECHOED = (
     "safety_identifier",
     "user",
 )
+_SUMMARIES = ("auto", "concise", "detailed")
+_VERBOSITIES = ("low", "medium", "high")
 _UNASKED = {  # how workers sample where nothing is asked for
     "temperature": 1.0,
     "top_p": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
-_FUNCTION = {"type": "function", "description": None, "parameters": None, "strict": None}
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseTool:
-    """One function, as a chat client would send it, and where the client wrote it."""
-
-    chat: dict[str, Any]
-    path: str
-    name: str  # as the client wrote it
-    namespace: str | None = None
-    custom: dict[str, Any] | None = None  # as the client wrote it
-
-    @property
-    def model_name(self) -> str:
-        """What the model calls it."""
-        return str(self.chat["function"]["name"])
-
-    def qualified(self) -> ResponseTool:
-        """The same, for the model by a name that says its namespace, as those of MCP servers do."""
-        function = {**self.chat["function"], "name": f"{self.namespace}__{self.name}"}
-        return replace(self, chat={**self.chat, "function": function})
-
-    def echo(self) -> dict[str, Any]:
-        """The tool as a response repeats it."""
-        if self.custom is not None:
-            return self.custom
-        return {**_FUNCTION, **self.chat["function"], "name": self.name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +98,16 @@ def read_responses_request(
     if body.get("previous_response_id") is not None:
         previous = kept.previous(body["previous_response_id"], by)
     asked = _asked(body, kept, previous, by)
-    tools = _response_tools(body.get("tools"))
+    before = [] if previous is None else previous.conversation()
+    tools = response_tools(body.get("tools"), [*before, *asked], first=len(before))
     names = {
         (tool.namespace, tool.name): tool.model_name
         for tool in tools
         if tool.namespace and tool.model_name != tool.name
     }
     chat = _chat_body(body, conversation_of(body, asked, previous, names), tools)
-    with named_as((f"tools[{k}].function", tool.path) for k, tool in enumerate(tools)):
+    shown = [tool for tool in tools if tool.is_shown]
+    with named_as((f"tools[{k}].function", tool.path) for k, tool in enumerate(shown)):
         made = read_chat_request(chat, request, reader)
     style = ResponseStyle(
         id=f"resp_{fresh_hex(48)}",
@@ -140,13 +116,34 @@ def read_responses_request(
         echo={"model": made.style.model, **_echo(body, tools)},
         namespaces={tool.model_name: tool.namespace for tool in tools if tool.namespace},
         names={model_name: name for (_, name), model_name in names.items()},
-        customs=frozenset(tool.model_name for tool in tools if tool.custom is not None),
+        customs=frozenset(tool.model_name for tool in tools if tool.is_custom),
+        searches=frozenset(tool.model_name for tool in tools if tool.is_search),
+        is_prewarm=_prewarms(body),
         entries=_entries(token_names(made.style.tokens_as_ids)) if chat["logprobs"] else None,
     )
     rid = body.get("rid") or style.id
-    call = replace(made.calls[0], rid=rid, request_id=style.id)
+    call = replace(_finding(made.calls[0], tools, chat), rid=rid, request_id=style.id)
+    if style.is_prewarm:
+        call = replace(call, sampling=replace(call.sampling, max_tokens=0))
     stores = body.get("store") is not False
     return ResponsesRequest((call,), style, made.stream, stores, asked, previous, by.owner)
+
+
+def _finding(
+    call: GenerateCall, tools: Sequence[ResponseTool], chat: Mapping[str, Any]
+) -> GenerateCall:
+    """The call, whose model may also call what its searches have found."""
+    found = tuple(tool.chat for tool in tools if not tool.is_shown)
+    if not found or call.reply.is_forced or chat["tool_choice"] == "none":
+        return call
+    return replace(call, reply=replace(call.reply, tools=(*call.reply.tools, *found)))
+
+
+def _prewarms(body: Mapping[str, Any]) -> bool:
+    """Whether the prompt is only to be computed, so that a worker has it in its cache."""
+    asked = (body.get("prompt_cache_options") or {}).get("prewarm")
+    require(isinstance(asked, bool | None), "prompt_cache_options.prewarm", "true or false")
+    return bool(asked)
 
 
 def _entries(names: TokenNames) -> Callable[[GenerateChunk], list[dict[str, Any]]]:
@@ -165,11 +162,16 @@ def _check(body: dict[str, Any]) -> None:
         ("metadata", dict, "an object"),
         ("service_tier", str, "a string"),
         ("stream_options", dict, "an object"),
+        ("prompt_cache_options", dict, "an object"),
+        ("prompt_cache_key", str, "a string"),
+        ("safety_identifier", str, "a string"),
+        ("user", str, "a string"),
     ):
         value = body.get(name)
         require(value is None or isinstance(value, kind), name, what)
     for i, each in enumerate(body.get("include") or ()):
         require(isinstance(each, str), f"include[{i}]", "a string")
+    _check_within(body)
     truncation, calls = body.get("truncation"), body.get("max_tool_calls")
     require(truncation in (None, "auto", "disabled"), "truncation", "'auto' or 'disabled'")
     is_count = calls is None or (type(calls) is int and calls > 0)
@@ -177,6 +179,18 @@ def _check(body: dict[str, Any]) -> None:
     for name in ("background", "conversation", "prompt"):
         if body.get(name):
             raise BadRequest(f"'{name}' is not supported.", param=name, code="unsupported_value")
+
+
+def _check_within(body: Mapping[str, Any]) -> None:
+    """What a response repeats of objects in its request."""
+    for name, field, known in (
+        ("reasoning", "summary", _SUMMARIES),
+        ("reasoning", "generate_summary", _SUMMARIES),
+        ("text", "verbosity", _VERBOSITIES),
+    ):
+        value = (body.get(name) or {}).get(field)
+        is_known = value is None or (isinstance(value, str) and value in known)
+        require(is_known, f"{name}.{field}", f"one of {', '.join(known)}")
 
 
 def _asked(
@@ -231,8 +245,8 @@ def _chat_body(
     return {
         **plain,
         "messages": messages,
-        "tools": [tool.chat for tool in tools],
-        "tool_choice": _chat_choice(body.get("tool_choice"), tools),
+        "tools": [tool.chat for tool in tools if tool.is_shown],
+        "tool_choice": chat_choice(body.get("tool_choice"), tools),
         "max_completion_tokens": body.get("max_output_tokens"),
         "reasoning_effort": (body.get("reasoning") or {}).get("effort"),
         "response_format": (body.get("text") or {}).get("format"),
@@ -247,14 +261,13 @@ def _echo(body: dict[str, Any], tools: tuple[ResponseTool, ...]) -> dict[str, An
     text = body.get("text") or {}
     choice = body.get("tool_choice")
     parallel = body.get("parallel_tool_calls")
-    tier = body.get("service_tier")
     return {
         **{name: body.get(name) for name in _ECHOED},
         **{
             name: plain if body.get(name) is None else body[name]
             for name, plain in _UNASKED.items()
         },
-        "service_tier": tier if isinstance(tier, str) and tier != "auto" else "default",
+        "service_tier": "default",  # the one that served it: there is no other
         "background": False,
         "instructions": body.get("instructions"),
         "metadata": {k: v for k, v in metadata.items() if isinstance(v, str)},
@@ -263,7 +276,7 @@ def _echo(body: dict[str, Any], tools: tuple[ResponseTool, ...]) -> dict[str, An
         "store": body.get("store") is not False,
         "text": {**text, "format": _format_of(text)},
         "tool_choice": "auto" if choice is None else choice,
-        "tools": [tool.echo() for tool in tools],
+        "tools": [tool.echo() for tool in tools if tool.source == "tools"],
         "top_logprobs": body.get("top_logprobs") or 0,
         "truncation": "disabled",
     }
@@ -273,100 +286,3 @@ def _format_of(text: Mapping[str, Any]) -> dict[str, Any]:
     asked = text.get("format") or {"type": "text"}
     is_schema = asked["type"] == "json_schema"
     return {"description": None, "strict": False, **asked} if is_schema else asked
-
-
-def _response_tools(given: Any) -> tuple[ResponseTool, ...]:
-    """The functions in `tools`; they stand flat there, or inside a namespace.
-
-    What only OpenAI's own servers can run (web search and the like) is dropped: agents send it to
-    every server.
-
-    Raises:
-        BadRequest: with the path of the field at fault, such as `tools[2].name`.
-    """
-    if given is None:
-        return ()
-    require(isinstance(given, list), "tools", "a list of tools")
-    tools = tuple(tool for i, each in enumerate(given) for tool in _functions(each, f"tools[{i}]"))
-    return _distinct(tools)
-
-
-def _distinct(tools: tuple[ResponseTool, ...]) -> tuple[ResponseTool, ...]:
-    """The tools; those that share a name with one elsewhere get longer names."""
-    homes: dict[str, set[str | None]] = {}
-    for tool in tools:
-        homes.setdefault(tool.name, set()).add(tool.namespace)
-    return tuple(
-        tool.qualified() if tool.namespace and len(homes[tool.name]) > 1 else tool for tool in tools
-    )
-
-
-def _chat_choice(choice: Any, tools: tuple[ResponseTool, ...]) -> Any:
-    """`tool_choice` as a chat client would write it; what has no such form is left as it is.
-
-    Raises:
-        BadRequest: it names a tool that is in several namespaces, or not in the one it says.
-    """
-    match choice:
-        case {"type": "function" | "custom", "name": str()}:
-            return {"type": "function", "function": {"name": _chosen(choice, tools)}}
-        case {"type": "allowed_tools", "mode": mode, "tools": list(allowed)}:
-            known = [_allowed(each, tools) for each in allowed if _is_ours(each)]
-            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": known}}
-    return choice
-
-
-def _is_ours(allowed: Any) -> bool:
-    return not isinstance(allowed, dict) or allowed.get("type") in ("function", "custom")
-
-
-def _allowed(allowed: Any, tools: tuple[ResponseTool, ...]) -> Any:
-    match allowed:
-        case {"name": str()}:
-            return {**allowed, "name": _chosen(allowed, tools)}
-    return allowed
-
-
-def _chosen(choice: Mapping[str, Any], tools: tuple[ResponseTool, ...]) -> str:
-    """The model's name of the tool that the client means."""
-    name, namespace = choice["name"], choice.get("namespace")
-    require(isinstance(namespace, str | None), "tool_choice.namespace", "a string")
-    homes = {tool.namespace: tool.model_name for tool in tools if tool.name == name}
-    if namespace in homes:
-        return homes[namespace]
-    if namespace is not None:
-        raise BadRequest(
-            f"Tool '{name}' not found in the namespace '{namespace}'.", param="tool_choice"
-        )
-    if len(homes) > 1:
-        places = ", ".join(map(str, homes))
-        raise BadRequest(
-            f"Tool '{name}' is in several namespaces ({places}): 'namespace' says which.",
-            param="tool_choice",
-        )
-    return next(iter(homes.values()), str(name))
-
-
-def _functions(tool: Any, path: str, namespace: str | None = None) -> Iterator[ResponseTool]:
-    require(isinstance(tool, dict), path, "an object")
-    require(isinstance(tool.get("type"), str), f"{path}.type", "a string")
-    if tool["type"] == "function":
-        chat = _chat_tool(tool, path)
-        yield ResponseTool(chat, path, tool["name"], namespace)
-    elif tool["type"] == "custom":
-        chat = _chat_tool(as_function(tool, path), path)
-        yield ResponseTool(chat, path, tool["name"], namespace, tool)
-    elif tool["type"] == "namespace" and namespace is None:
-        nested = tool.get("tools") or []
-        require(isinstance(nested, list), f"{path}.tools", "a list of tools")
-        for k, each in enumerate(nested):
-            yield from _functions(each, f"{path}.tools[{k}]", str(tool.get("name") or ""))
-
-
-def _chat_tool(tool: dict[str, Any], path: str) -> dict[str, Any]:
-    """In the client's own key order, because templates print it; nulls say nothing."""
-    function = {k: v for k, v in tool.items() if k in _FUNCTION_KEYS and v is not None}
-    chat = {"type": "function", "function": function}
-    with named_as([("tools[0].function", path)]):
-        read_tools({"tools": [chat]})
-    return chat

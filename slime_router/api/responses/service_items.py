@@ -17,8 +17,8 @@ from slime_router.errors import BadRequest
 
 Item: TypeAlias = dict[str, Any]
 
-IGNORED = frozenset(  # encrypted by another service: nobody here can read it
-    {"compaction", "compaction_summary", "context_compaction"}
+IGNORED = frozenset(  # encrypted by another service: nobody here can read it; or read elsewhere
+    {"compaction", "compaction_summary", "context_compaction", "additional_tools"}
 )
 
 _CALLS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # the tool's name; what its arguments are

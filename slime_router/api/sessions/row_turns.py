@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from slime_router.rows.lineage import Lineage
 from slime_router.rows.rows import RowTurn
 from slime_router.trajectory.turn import Turn
 
@@ -19,11 +18,6 @@ def marks_of(turn: Turn) -> dict[str, Any]:
     }
 
 
-def lineage_of(lineage: Lineage) -> dict[str, Any]:
-    """What a turn is to its session."""
-    return {"kind": lineage.kind, "parent_turn": lineage.parent_turn}
-
-
 def row_turn(each: RowTurn) -> dict[str, Any]:
     """A turn as it stands in a row."""
     account = each.turn.account
@@ -31,9 +25,11 @@ def row_turn(each: RowTurn) -> dict[str, Any]:
         "turn_id": each.turn.id,
         "start": each.start,
         "end": each.end,
-        **lineage_of(each.lineage),
+        "kind": each.lineage.kind,
+        "parent_turn": each.lineage.parent_turn,
         **marks_of(each.turn),
         "started": None if account is None else account.started,
         "duration_s": None if account is None else account.duration_s,
         "first_token_s": None if account is None else account.first_token_s,
+        "adapter": None if account is None else account.adapter or None,
     }

@@ -184,15 +184,14 @@ def _owners(
 
 
 def _tree_reply(name: str, found: Outline) -> web.Response:
-    return _reply({"session_id": name, **_outline(found)})
-
-
-def _outline(found: Outline) -> dict[str, Any]:
-    return {
-        "turns": [_place(place) for place in found.places],
-        "rows": [_row(row) for row in found.rows],
-        "stats": asdict(found.stats),
-    }
+    return _reply(
+        {
+            "session_id": name,
+            "turns": [_place(place) for place in found.places],
+            "rows": [_row(row) for row in found.rows],
+            "stats": asdict(found.stats),
+        }
+    )
 
 
 def _place(place: Place) -> dict[str, Any]:

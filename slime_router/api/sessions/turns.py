@@ -139,6 +139,7 @@ def _account_body(account: Account | None, *, has_workers: bool) -> dict[str, An
         account.key or None,
         account.request_id,
         account.rid,
+        account.adapter or None,
     )
     return dict(zip(_ACCOUNT_KEYS, values, strict=True))
 
@@ -154,6 +155,7 @@ _ACCOUNT_KEYS = (
     "key",
     "x_request_id",
     "rid",
+    "adapter",
 )
 
 

@@ -25,7 +25,7 @@ class Agentcore:
         return Chat(f"{self._http.url}/v1", {"Authorization": f"Bearer {name}"}, name=name)
 
     async def rows(self, chat: Chat) -> list[HandedRow]:
-        """`finish_session`: masks and log-probabilities are of the response."""
+        """`finish_session`: masks and log-probabilities cover the response."""
         url = f"{self._http.url}/sessions/{chat.name}/finish"
         try:
             return [

@@ -21,7 +21,7 @@ class Miles:
         return Chat(f"{self._http.url}/sessions/{name}/v1", name=name)
 
     async def rows(self, chat: Chat) -> list[HandedRow]:
-        """`POST /sessions/{id}/samples`; masks and log-probabilities are of the response."""
+        """`POST /sessions/{id}/samples`; masks and log-probabilities cover the response."""
         url = f"{self._http.url}/sessions/{chat.name}/samples"
         try:
             arrays = safetensors.numpy.load(await self._http.send("POST", url, json={}))

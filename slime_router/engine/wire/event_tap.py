@@ -51,7 +51,7 @@ class EventTap:
         return False
 
     def take(self, chunks: Sequence[bytes]) -> bool:
-        """Takes the events that came, if all are plain, each in a chunk of its own."""
+        """Takes the events that came, if all are plain, each in its own chunk."""
         if not self.is_waiting:
             return False
         payloads = [payload for payload in map(self._lines.only, chunks) if payload is not None]

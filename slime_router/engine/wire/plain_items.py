@@ -6,7 +6,7 @@ All others are read step by step (`engine/chunks.py`), and refused if they must 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -27,8 +27,9 @@ Tokens: TypeAlias = tuple[list[int], list[float] | None]  # ids, and a logprob f
 class PlainItems:
     """What the plain items of one stream look like, as an item that was read step by step shows.
 
-    `like` is a chunk with what the chunks of those after it say; `rest` is that without ids and
-    logprobs, in the order of its fields: the same object for as long as it stays the same.
+    `chunk` is the one that was made of it; `uncaptured` is why tokens without a mask have none.
+    `rest` is what the chunks of plain items say without ids and logprobs, in the order of its
+    fields: the same object for as long as it stays the same.
     """
 
     __slots__ = (
@@ -40,8 +41,9 @@ class PlainItems:
         self,
         item: Item,
         meta: Item,
-        like: GenerateChunk,
+        chunk: GenerateChunk,
         *,
+        uncaptured: str,
         vocab_size: int,
         max_len: int,
         with_logprobs: bool,
@@ -58,7 +60,31 @@ class PlainItems:
             self._keys = ()
         self._steady: Callable[[Item], Any] = itemgetter(*names) if names else len
         self._usual = self._steady(meta)
+        like = GenerateChunk(
+            (),
+            prompt_tokens=chunk.prompt_tokens,
+            cached_tokens=chunk.cached_tokens,
+            weight_version=chunk.weight_version,
+            routed_experts_start=chunk.routed_experts_start,
+            uncaptured=uncaptured,
+            worker_url=chunk.worker_url,
+        )
         self.rest: tuple[Any, ...] = like[2:]
+
+    def run(self, items: Sequence[Item], known_len: int) -> Tokens | None:
+        """The same as `tokens` for items that came together: those of all, in order."""
+        if len(items) == 1:
+            return self.tokens(items[0], known_len)
+        ids: list[int] = []
+        logprobs: list[float] | None = [] if self._with_logprobs else None
+        for item in items:
+            tokens = self.tokens(item, known_len + len(ids))
+            if tokens is None:
+                return None
+            ids += tokens[0]
+            if logprobs is not None:
+                logprobs += tokens[1] or ()
+        return ids, logprobs
 
     def tokens(self, item: Item, known_len: int) -> Tokens | None:
         """The new tokens of an item after `known_len` others; None for any that is not plain."""
@@ -89,3 +115,14 @@ class PlainItems:
         except (TypeError, ValueError):  # of other lengths or kinds
             return None
         return ids, logprobs
+
+
+def grows(item: Item, known_len: int) -> bool:
+    """Whether an item counts its own ids and `known_len` others, so that it repeats none of these.
+
+    The first item of a stream repeats none, whatever those after it do.
+    """
+    meta, ids = item.get("meta_info"), item.get("output_ids")
+    if not known_len or type(meta) is not dict or type(ids) is not list or not ids:
+        return False
+    return bool(meta.get("completion_tokens") == known_len + len(ids))

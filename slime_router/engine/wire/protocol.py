@@ -104,7 +104,7 @@ class WorkerProtocol(ResponseHandler):
         super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Whoever still waits for a body hears of it: of a bad trailer, aiohttp tells nobody."""
+        """Whoever still waits for a body learns of it: of a bad trailer, aiohttp tells nobody."""
         body = self._payload
         super().connection_lost(exc)
         if body is not None and not body.is_eof() and body.exception() is None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import Any, cast
 
 import orjson
 
-from slime_router.errors import NotFound, StartingUp
-from slime_router.journal.keeping import Keeping
+from slime_router.archive.shared import SharedArchive
+from slime_router.errors import BadRequest, NotFound, StartingUp
 from slime_router.pool.pool import WorkerPool
+from slime_router.pool.worker import KINDS, Registration, RegistrationFields
 from slime_router.server.together.registry import Registry
 from slime_router.supervisor import Supervisor
 
@@ -22,12 +24,15 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 MAX_REMOVED = 1_000  # that are remembered
+REMOVED = b"null"  # what is written of a worker that was
+
+_DEFAULTS: Mapping[str, Any] = asdict(Registration())
 
 
 class Enrolment:
     """Follows what is written of the workers, if other routers write there, too."""
 
-    def __init__(self, pool: WorkerPool, registry: Registry, keeping: Keeping | None) -> None:
+    def __init__(self, pool: WorkerPool, registry: Registry, keeping: SharedArchive | None) -> None:
         self._pool = pool
         self._registry = registry
         self._keeping = keeping
@@ -44,8 +49,7 @@ class Enrolment:
         assert self._keeping is not None
         self._known = dict(self._keeping.named("workers"))
         for url, data in self._known.items():
-            if (fields := _fields(data)) is not None:
-                self._pool.add(url, **fields)
+            if not _says_removed(data) and self._register(url, data):
                 logger.info("worker %s is registered again", url)
 
     async def look(self) -> None:
@@ -70,16 +74,24 @@ class Enrolment:
         for url in known.keys() | listed.keys():
             if listed.get(url) == known.get(url):
                 continue
-            fields = _fields(listed.get(url, b"null"))
-            if fields is not None:
-                self._pool.add(url, **fields)
-                logger.info("worker %s was registered at another router", url)
-            else:
+            data = listed.get(url, REMOVED)
+            if _says_removed(data):
                 self._remove(url)
-        removed = [url for url, data in listed.items() if _fields(data) is None and url in known]
+            elif self._register(url, data):
+                logger.info("worker %s was registered at another router", url)
+        removed = [url for url, data in listed.items() if _says_removed(data) and url in known]
         for url in removed[MAX_REMOVED:]:
             assert self._keeping is not None
             self._keeping.drop("workers", url)
+
+    def _register(self, url: str, data: bytes) -> bool:
+        """False, and a line in the log, where it cannot be: others may have access to the store."""
+        try:
+            self._pool.add(url, **_fields(data))
+        except (BadRequest, TypeError, ValueError, AttributeError) as exc:
+            logger.error("worker %.200r of the store cannot be registered: %s", url, exc)
+            return False
+        return True
 
     def _remove(self, url: str) -> None:
         try:
@@ -89,7 +101,27 @@ class Enrolment:
         logger.info("worker %s was removed at another router", worker.url)
 
 
-def _fields(data: bytes) -> dict[str, Any] | None:
-    """How a worker is registered; None where it was removed."""
-    fields: dict[str, Any] | None = orjson.loads(data)
-    return fields
+def _says_removed(data: bytes) -> bool:
+    return data == REMOVED
+
+
+def _fields(data: bytes) -> RegistrationFields:
+    """How a worker is registered; what a newer router writes beside that is passed over.
+
+    Raises:
+        TypeError, ValueError, AttributeError: it is not of its form.
+    """
+    known = orjson.loads(data)
+    made = Registration(**{name: known.get(name, default) for name, default in _DEFAULTS.items()})
+    kinds: dict[str, tuple[type, ...]] = {
+        "kind": (str,),
+        "priority": (int,),
+        "cost": (int, float),
+        "labels": (dict,),
+    }
+    for name, kind in kinds.items():
+        if not isinstance(getattr(made, name), kind):
+            raise ValueError(f"{name} has the wrong type")
+    if made.kind not in KINDS:
+        raise ValueError(f"its kind is {made.kind:.40}")
+    return cast(RegistrationFields, {name: known[name] for name in _DEFAULTS if name in known})

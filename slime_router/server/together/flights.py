@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
+from slime_router.archive.shared import SharedArchive
 from slime_router.generation.sessions import LANDING_TIMEOUT_S, Sessions
 from slime_router.journal.fetching import Fetch
-from slime_router.journal.keeping import Keeping
 from slime_router.siblings.siblings import Siblings
 from slime_router.trajectory.session_table import SessionTable
 
@@ -35,7 +35,7 @@ class Flights:
         sessions: Sessions,
         table: SessionTable,
         fetch: Fetch,
-        journal: Keeping | None,
+        journal: SharedArchive | None,
         siblings: Siblings,
     ) -> None:
         self._sessions = sessions

@@ -1,4 +1,4 @@
-"""Changes to the workers, made in all processes before whoever asked for one hears of it.
+"""Changes to the workers, made in all processes before whoever asked for one learns of it.
 
 A process that does not answer misses a change. It is given the whole state later, until it has
 taken it; one that starts asks for it.
@@ -15,9 +15,9 @@ from typing import Any, TypeAlias, Unpack
 
 import orjson
 
+from slime_router.archive.shared import SharedArchive
 from slime_router.errors import NotFound
 from slime_router.generation.weight_versions import WeightVersions
-from slime_router.journal.keeping import Keeping
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import RegistrationFields, Worker
 from slime_router.siblings.siblings import Siblings
@@ -45,7 +45,7 @@ class Registry:
         siblings: Siblings,
         *,
         on_weights: OnWeights,
-        journal: Keeping | None = None,
+        journal: SharedArchive | None = None,
     ) -> None:
         self._pool = pool
         self._weights = weights
@@ -100,7 +100,7 @@ class Registry:
         self.changes += 1
         if self._journal is None:
             return
-        if self._journal.is_shared:  # other routers hear of it
+        if self._journal.is_shared:  # other routers learn of it
             self._journal.put("workers", worker.url, lambda: b"null")
         else:
             self._journal.drop("workers", worker.url)
@@ -151,7 +151,7 @@ class Registry:
 
     async def adapter_loaded(self, worker: Worker, name: str) -> None:
         """The worker has an adapter of this name."""
-        self._pool.adapters.add(name)
+        self._pool.adapters.loaded(worker.url, name)
         await self._tell("adapter_loaded", worker, name=name)
 
     # To the others, and from them
@@ -241,7 +241,7 @@ class Registry:
             case "flushed":
                 self._pool.flushed(worker)
             case "adapter_loaded":
-                self._pool.adapters.add(change["name"])
+                self._pool.adapters.loaded(url, change["name"])
             case "update_started":
                 self._before[url] = worker.update_started()
             case "update_taken":

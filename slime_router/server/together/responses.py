@@ -14,8 +14,8 @@ from slime_router.api.request import read_object
 from slime_router.api.responses.item_ids import response_of_item
 from slime_router.api.responses.journaled import TABLE, JournaledResponses, is_deleted, is_packed
 from slime_router.api.responses.store import ResponseStore
+from slime_router.archive.shared import SharedArchive
 from slime_router.errors import NotDurable, RouterError
-from slime_router.journal.keeping import Keeping
 from slime_router.siblings.siblings import Siblings
 
 SHOW, FORGET = "responses", "forget_response"
@@ -33,7 +33,7 @@ class SharedResponses:
     """
 
     def __init__(
-        self, responses: ResponseStore, siblings: Siblings, keeping: Keeping | None
+        self, responses: ResponseStore, siblings: Siblings, keeping: SharedArchive | None
     ) -> None:
         self._kept = responses if isinstance(responses, JournaledResponses) else None
         self._others = keeping if keeping is not None and keeping.is_shared else None

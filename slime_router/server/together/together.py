@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from slime_router.archive.shared import SharedArchive
 from slime_router.edge.plugin_guard import PluginGuard
 from slime_router.generation.token_path import TokenPath
-from slime_router.journal.keeping import Keeping
 from slime_router.server.fleet import Fleet
 from slime_router.server.together.aborts import Aborts
 from slime_router.server.together.enrolment import Enrolment
@@ -27,7 +27,7 @@ class Together:
         path: TokenPath,
         upkeep: Upkeep,
         plugins: PluginGuard,
-        journal: Keeping | None,
+        journal: SharedArchive | None,
     ) -> None:
         self.registry = Registry(
             fleet.pool, path.weights, siblings, on_weights=upkeep.on_weights, journal=journal

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
+from slime_router.archive.fetching.absence import Absence
 from slime_router.archive.homes import home_of_session, name_of_handle, name_of_id, name_of_key
 from slime_router.archive.port import (
     NOTHING_SEEN,
@@ -25,6 +26,7 @@ from slime_router.archive.port import (
     News,
 )
 from slime_router.archive.store import ArchivedStore
+from slime_router.auth.owners import shown
 from slime_router.errors import BadRequest, Conflict, NotDurable, NotFound
 from slime_router.journal.fetching import Fetched
 from slime_router.template.chat_template import ChatTemplate
@@ -42,7 +44,6 @@ MAX_LEADS = 32  # replies, changed by the agent, whose turns lead to the next on
 MAX_AT_REST = 50_000  # sessions whose list is remembered; some 50 MB
 PART_TURNS = 24  # absorbed before others get to run: three milliseconds
 AT_ONCE = 100  # homes that are fetched at once
-RETRY_S = 1.0  # an archive that did not answer is not asked again before
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class FillingCounts:
 
     lookups: int = 0
     failures: int = 0  # the archive did not answer
-    unasked: int = 0  # nor was it asked, as it had not answered just before
+    unasked: int = 0  # nor was it asked, as it had not answered before
 
 
 class Filler:
@@ -75,8 +76,7 @@ class Filler:
         self._written = written
         self.note: Callable[[WeightVersion], int] = lambda _: 0  # the epoch of a version
         self._must_answer = must_answer
-        self.trouble: str | None = None  # why it did not answer the last time
-        self._down_until = 0.0
+        self.absence = Absence(lambda: archive.find([name_of_id("")]))
         self._sessions: dict[str, None] = {}  # names, as far as they were listed
         self._listed = NOTHING_SEEN
         self._unknown: dict[str, None] = {}  # those not counted at all yet
@@ -136,8 +136,7 @@ class Filler:
 
     async def _held(self, fetch: Callable[[_Held], Awaitable[None]]) -> Fetched:
         held = _Held(self._store)
-        now = asyncio.get_running_loop().time
-        if now() < self._down_until:
+        if self.absence.reason is not None:
             self.counts.unasked += 1
             return self._without(held)
         try:
@@ -149,19 +148,12 @@ class Filler:
             if isinstance(exc, ArchiveBroken):
                 self._on_broken(exc)
             if not isinstance(exc, ArchiveOdd):  # others need not be refused for that
-                self.trouble = str(exc)
-                self._down_until = now() + RETRY_S
+                self.absence.begin(str(exc))
             return self._without(held)
         except BaseException:  # or cancelled: nothing stays held
             held.let_go()
             raise
-        self.trouble = None
         return held
-
-    async def probe(self) -> None:
-        """Asks once more whether the archive answers; see `trouble`."""
-        with suppress(NotDurable):
-            await self._held(lambda held: self._named(held, {name_of_id("")}))
 
     def _without(self, held: _Held) -> Fetched:
         if self._must_answer:
@@ -241,10 +233,14 @@ class Filler:
 
     async def _list(self, held: _Held, name: str, found: dict[str, Session]) -> None:
         home, was_here = home_of_session(name), self._store.sessions.find(name) is not None
-        if not was_here and (resting := await self._resting(name, home)) is not None:
-            found[name] = resting
-            return
-        await self._sync(held, home)
+        try:
+            if not was_here and (resting := await self._resting(name, home)) is not None:
+                found[name] = resting
+                return
+            await self._sync(held, home)
+        except ArchiveOdd as exc:  # the others can still be listed
+            self.counts.failures += 1
+            logger.error("session %r of the store cannot be read: %s", shown(name), exc)
         session = self._store.sessions.find(name)
         if session is None:  # it was deleted
             self._sessions.pop(name, None)
