@@ -88,7 +88,9 @@ class NothingLost:
         if len(read) > _MOST_LEN:
             return ""
         given = " ".join([self._content, held, *map("".join, self._calls.values())])
+        content = (self._content + held).casefold()  # words may stand together without their marks
         known = _words(given) | _words(_plain(given))
+        known |= {word for word in _words(read) if word in content}
         if _are_known(read, known):
             return ""
         return "".join(_unknown(_CUT_MARK.sub("", read), known))
