@@ -10,13 +10,14 @@ from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key, gathered, joined, next_link, root_key
 from slime_router.template.heard import Chain, Heard
-from slime_router.template.messages import without_call_ids, without_repairs
+from slime_router.template.messages import Plain, without_call_ids, without_repairs
 from slime_router.template.stand_ins import is_reply
 from slime_router.trajectory.known_links import KnownLinks, Link
 from slime_router.trajectory.turn import Turn
 from slime_router.types import GenerateCall, Message
 from slime_router.values import value
 
+SHORT_LEN = 2048  # characters of a text; to remember a link costs more than its digest
 _RESULTS = ("tool", "function")
 
 
@@ -95,6 +96,8 @@ class Recogniser:
         newest.
         """
         assert call.messages is not None
+        if isinstance(call.messages, Plain):  # none has calls
+            return self._recognise(call, call.messages, taken)
         whole = _joined(call.messages)
         talk = self._recognise(call, whole, taken)
         if whole is not call.messages and (
@@ -156,7 +159,7 @@ class Recogniser:
         root = root_key(call.scope, call.template)
         chain = self._known_chain(call, messages, root) or Chain.of(root)
         keys, spellings = chain.keys, chain.spellings
-        link = Link(keys[-1], spellings[-1])
+        link, last = Link(keys[-1], spellings[-1]), len(messages) - 1
         for index in range(len(keys) - 1, len(messages)):
             message = messages[index]
             turn = told = None
@@ -171,8 +174,9 @@ class Recogniser:
                 chain.named.add(index)
             if told is not None:
                 link = Link(told.keys[0], told.spelling)
-            elif "name" not in message and type(message.get("content")) is str:  # the usual case
-                link = self._known(link, message)
+            elif "name" not in message and type(said := message.get("content")) is str:
+                is_new = index == last and len(said) < SHORT_LEN  # digested sooner than looked up
+                link = (self._next if is_new else self._known)(link, message)
             else:
                 link = self._after_parts(link, message, call.session_id)
             keys.append(link.key)
