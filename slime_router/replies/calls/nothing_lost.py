@@ -28,7 +28,7 @@ _FRAME_WORD = re.compile(
 )
 _NOTHING: Final = frozenset[str]()
 _MOST_BETWEEN = 4  # words
-_MOST_LEN = 200_000  # characters; in longer replies nothing is looked for
+_MOST_LEN = 50_000  # characters; in longer replies nothing is looked for
 
 
 class NothingLost:
@@ -88,12 +88,14 @@ class NothingLost:
         if len(read) > _MOST_LEN:
             return ""
         given = " ".join([self._content, held, *map("".join, self._calls.values())])
-        content = (self._content + held).casefold()  # words may stand together without their marks
-        known = _words(given) | _words(_plain(given))
-        known |= {word for word in _words(read) if word in content}
-        if _are_known(read, known):
+        read, known = _CUT_MARK.sub("", read), _words(given)
+        missing = _words(_MARKS.sub(" ", read)) - known
+        if _are_of_frames(missing):
             return ""
-        return "".join(_unknown(_CUT_MARK.sub("", read), known))
+        known |= _words(_plain(given))
+        content = (self._content + held).casefold()  # words may stand together without their marks
+        known |= {word for word in missing if word in content}
+        return "" if _are_of_frames(missing - known) else "".join(_unknown(read, known))
 
 
 def _unknown(text: str, known: Set[str]) -> Iterator[str]:
@@ -116,14 +118,27 @@ def _unknown_spans(part: str, known: Set[str]) -> Iterator[tuple[int, int]]:
 
     A few known words among them may be a coincidence.
     """
-    given = [each for each in _PIECE.finditer(part) if not _are_known(each[0], _NOTHING)]
-    unknown = [at for at, each in enumerate(given) if not _are_known(each[0], known)]
+    of_frames, are_known = _Kept(_NOTHING), _Kept(known)
+    given = [each for each in _PIECE.finditer(part) if not of_frames[each[0]]]
+    unknown = [at for at, each in enumerate(given) if not are_known[each[0]]]
     while unknown:
         first = last = unknown.pop(0)
         while unknown and unknown[0] - last <= _MOST_BETWEEN:
             last = unknown.pop(0)
         start = given[first - 1].end() if first else 0
         yield start, given[last + 1].start() if last + 1 < len(given) else len(part)
+
+
+class _Kept(dict[str, bool]):
+    """Whether the words of pieces are known, each piece looked at once."""
+
+    def __init__(self, known: Set[str]) -> None:
+        super().__init__()
+        self._known = known
+
+    def __missing__(self, piece: str) -> bool:
+        self[piece] = are_known = _are_known(piece, self._known)
+        return are_known
 
 
 def _words(text: str) -> set[str]:
@@ -135,11 +150,15 @@ def _plain(text: str) -> str:
     return _ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else " ", text)
 
 
+def _are_of_frames(words: Set[str]) -> bool:
+    return all(map(_FRAME_WORD.fullmatch, words))
+
+
 def _are_known(text: str, known: Set[str]) -> bool:
     """Whether all words of a text are known or a frame's, with or without its escapes."""
 
     def are(text: str) -> bool:
-        return all(word in known or _FRAME_WORD.fullmatch(word) for word in _words(text))
+        return _are_of_frames(_words(text) - known)
 
     plain = _plain(text)
     return are(text) or any(are(each) for each in (plain, *map(html.unescape, (text, plain))))
