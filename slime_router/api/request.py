@@ -44,7 +44,8 @@ SUBAGENT_HEADER = "x-openai-subagent"  # Codex: `compact`, or what else the sub-
 _FORWARDED_HEADERS = frozenset({"x-smg-routing-key", TARGET_HEADER, "x-data-parallel-rank"})
 _HANDED_ON = (*sorted(_FORWARDED_HEADERS), OVERRIDE_PREFIX, "traceparent")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,200})?")
-_SCOPE_FIELDS = ("lora_path", "extra_key", "cache_salt")
+_SCOPE_NAMES = ("lora_path", "extra_key", "cache_salt")
+_SCOPE_FIELDS = frozenset(_SCOPE_NAMES)
 _AS_WRITTEN_SIGNS = ("surrogate in string", "number is infinity")
 _TIME_LEN = 12  # hex digits, of milliseconds since 1970
 _TIME_MASK = (1 << 4 * _TIME_LEN) - 1
@@ -281,7 +282,9 @@ def parting(body: Mapping[str, Any]) -> str:
 
     It is a digest: every node and turn below has it, and none need know what it stands for.
     """
-    values = [body.get(name) or None for name in _SCOPE_FIELDS]
+    if _SCOPE_FIELDS.isdisjoint(body):  # as mostly
+        return ""
+    values = [body.get(name) or None for name in _SCOPE_NAMES]
     return blake2b(orjson.dumps(values), digest_size=16).hexdigest() if any(values) else ""
 
 

@@ -107,7 +107,7 @@ def _import(path: str) -> Any:
         raise SetupError(f"plug-in {path!r}: expected package.module:name")
     try:
         module = importlib.import_module(module_name)
-    except Exception as exc:  # a plug-in's module may raise anything while it is imported
+    except (Exception, SystemExit) as exc:  # a module may raise anything while it is imported
         raise _broken(path, exc) from exc
     try:
         return getattr(module, name)
@@ -115,7 +115,7 @@ def _import(path: str) -> Any:
         raise SetupError(f"plug-in {path!r}: {module_name} has no {name!r}") from None
 
 
-def _broken(path: str, exc: Exception) -> SetupError:
+def _broken(path: str, exc: BaseException) -> SetupError:
     reason = " ".join(str(exc).split())  # one line, even if the message has several
     return SetupError(f"plug-in {path!r}: {type(exc).__name__}: {reason}")
 
@@ -125,7 +125,7 @@ def _as_middleware(path: str, found: Any, context: PluginContext) -> Middleware:
         construct: Callable[[PluginContext], Any] = found
         try:
             found = construct(context)
-        except Exception as exc:  # a plug-in's constructor may raise anything
+        except (Exception, SystemExit) as exc:  # a plug-in's constructor may raise anything
             raise _broken(path, exc) from exc
     target: Callable[..., Any] = found if inspect.isfunction(found) else type(found).__call__
     if not callable(found) or not inspect.isasyncgenfunction(target):

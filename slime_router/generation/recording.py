@@ -363,7 +363,7 @@ class Recorder:
 def _distribution(reply: Reply) -> Distribution | None:
     """What the tokens were sampled from; None where no worker said it of any."""
     masks = reply.masks
-    if not masks.ids:
+    if masks is None or not masks.ids:
         return None
     masks.fill(len(reply.output_ids))
     lengths, logprobs = np.array(masks.lengths, np.int32), np.array(masks.logprobs, np.float32)
@@ -373,7 +373,7 @@ def _distribution(reply: Reply) -> Distribution | None:
 def _top_logprobs(call: GenerateCall, reply: Reply) -> TopLogprobs | None:
     """The likeliest tokens at each one; None where the session keeps none, or none came."""
     tops = reply.tops
-    if not call.kept_tops or not any(tops.tokens):
+    if not call.kept_tops or tops is None or not any(tops.tokens):
         return None
     tops.fill(len(reply.output_ids))
     return of_nested(tops.tokens)

@@ -48,7 +48,8 @@ def _words(messages: tuple[Message, ...], new: int | None, said: Message, reply:
     """The `new` messages at the end (None: all of them) and the reply, as JSON."""
     if reasoning := reply.reasoning:
         said = {**said, "reasoning_content": reasoning}
-    return packed_words(messages if new is None else messages[len(messages) - new :], said)
+    start = 0 if new is None else len(messages) - new
+    return packed_words(messages[start:], said)  # a plain tuple, as orjson writes no others
 
 
 def outcome_of(call: GenerateCall, reply: Reply, course: Course) -> Outcome:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from slime_router.generation.middleware import CallNext, Dispatch, Middleware
 from slime_router.template.heard import Heard
+from slime_router.template.messages import Plain
 from slime_router.types import GenerateCall, GenerateChunk
 from slime_router.values import replace
 from slime_router.waiting.cancel_scope import CancelScope, Cut
@@ -61,7 +62,8 @@ class Router:
 
     async def _wrapped(self, call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
         streams = _Streams()
-        if isinstance(call.messages, Heard):  # other requests share them, and plug-ins may write
+        # Other requests share them, or what is known of them goes with them: plug-ins may write.
+        if isinstance(call.messages, Heard | Plain):
             call = replace(call, messages=deepcopy(tuple(call.messages)))
         try:
             async for chunk in self._link(0, streams)(call):

@@ -64,8 +64,12 @@ class ReplyReader:
         start, thoughts, said = 0, 0, ReplyDelta()
         finish, ids = chunk.finish, chunk.output_ids
         index, count = 0, len(ids)
+        run = self._run(ids, 0, parser, has_end=finish is not None)
+        if finish is not None and len(run) == count:  # a whole reply without a mark, mostly
+            said = parser.push(self._visible.push(run, finish), is_last=True)
+            return [_filled(chunk, said, count * said.is_thinking)]
         while index < count:
-            run = self._run(ids, index, parser, has_end=finish is not None)
+            run = run if not index else self._run(ids, index, parser, has_end=finish is not None)
             is_last = finish is not None and index + len(run) == count
             text = self._visible.push(run, finish if is_last else None)
             is_thinking = parser.is_thinking

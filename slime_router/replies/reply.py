@@ -161,8 +161,8 @@ class Reply:
         self.experts: str | None = None  # base64 of int32; they come with the finish
         self.experts_start = 0
         self.indexer: str | None = None  # likewise, what an indexer chose
-        self.masks = Masks()  # what the tokens were sampled from
-        self.tops = Tops()
+        self.masks: Masks | None = None  # what the tokens were sampled from, once a worker says it
+        self.tops: Tops | None = None  # likewise
         # Why some that were sampled from a part of the vocabulary have no mask.
         self.uncaptured = ""
         self.speculation: Speculation | None = None  # comes with the finish
@@ -179,8 +179,10 @@ class Reply:
         if chunk.weight_version != self.versions.last or chunk.weight_versions:
             self.versions.add(chunk, len(self.output_ids))
         if chunk.masks is not None and chunk.mask_logprobs is not None:
+            self.masks = self.masks or Masks()
             self.masks.add(len(self.output_ids), chunk.masks, chunk.mask_logprobs)
         if chunk.top_logprobs is not None:
+            self.tops = self.tops or Tops()
             self.tops.add(len(self.output_ids), chunk.top_logprobs)
         if ids:
             self.output_ids += ids

@@ -19,6 +19,7 @@ from slime_router.template.layout import (
 )
 from slime_router.template.messages import (
     REFERENCE,
+    Plain,
     content_text,
     renderable,
     with_whole_arguments,
@@ -106,14 +107,15 @@ class ChatTemplate:
                 "this model has no chat template: use /generate, or start with --chat-template",
                 param="messages",
             )
-        ready = [
-            self.spelling.spelled(message)
-            for message in renderable(
+        if isinstance(messages, Plain) and not self.spelling.has_parts:
+            ready = list(map(dict, messages))
+        else:
+            copies = renderable(
                 self.parts.whole(messages),
                 has_developer_role=self.has_developer_role,
                 takes_references=self._takes_references,
             )
-        ]
+            ready = list(map(self.spelling.spelled, copies))
         try:
             return self._tokenizer.render(ready, options, date=date)
         except BadRequest as refusal:
@@ -229,6 +231,8 @@ class ChatTemplate:
     ) -> tuple[str, ...]:
         """The names of fields in `messages[first:]`, and of `options`, that it never prints."""
         lost = ["tools"] if options.tools and not self.findings.prints_tools else []
+        if isinstance(messages, Plain):
+            return tuple(lost)
         for index, message in enumerate(messages[first:], first):
             if len(message) > 2 or "content" not in message:  # more than a role and a text
                 unprinted = self._unprinted(message)

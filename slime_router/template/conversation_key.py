@@ -175,8 +175,11 @@ def reply_links(
     change in calls. Beside them, the spelling of the conversation with the reply as given; that of
     a reply which was cut is like no other.
     """
-    forms = [reply]
     content = content_text(reply.get("content"))
+    if THOUGHT not in content and not (reasoning or reply.get("tool_calls")):  # the usual case
+        found, spelled = next_link(key, spelling, reply, with_call_ids=with_call_ids)
+        return (found,), spelled
+    forms = [reply]
     visible = without_reasoning(content)
     if visible != content:
         forms.append({**reply, "content": visible})

@@ -66,6 +66,7 @@ class Chain(NamedTuple):
     `handles` are the names of turns in them, `found` the ids of the turns that had these, and
     `named` the places of the messages that are replies of such turns. `ids` leads from the client's
     own ids of calls to those of the turn, and `held` has, by place, the messages with the latter.
+    `waiting` are the ids of the last calls that have no result yet.
     """
 
     keys: list[bytes]
@@ -75,16 +76,17 @@ class Chain(NamedTuple):
     named: set[int]
     ids: dict[str, str]
     held: dict[int, Message]
+    waiting: list[str]
 
     @classmethod
     def of(cls, root: bytes) -> Chain:
         """The chain of no messages."""
-        return cls([root], [b""], [], [], set(), {}, {})
+        return cls([root], [b""], [], [], set(), {}, {}, [])
 
     def copy(self) -> Chain:
         """The same, to be continued."""
         lists = self.keys[:], self.spellings[:], self.handles[:], self.found[:]
-        return Chain(*lists, {*self.named}, {**self.ids}, {**self.held})
+        return Chain(*lists, {*self.named}, {**self.ids}, {**self.held}, self.waiting[:])
 
 
 class Head(NamedTuple):

@@ -20,6 +20,8 @@ TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 PART_SEPARATOR = " "  # SGLang's, for a template that takes no parts; see `parts`
 
 REFERENCE = "tool_reference"  # a part that names a tool; some templates print its description
+_PLAIN_FIELDS = ("role", "content")  # in the order in which forms have them
+_PLAIN_ROLES = ("system", "user", "assistant")
 
 
 def references(content: Any) -> list[str]:
@@ -196,6 +198,29 @@ def _without_trailing_space(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_trailing_space(each) for name, each in value.items()}
     return value
+
+
+class Plain(tuple[Message, ...]):
+    """Messages that are a role and a text each, and nothing else, in roles that all formats have.
+
+    What other messages are looked at for, each by each, these need not be. Nobody writes to them.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, messages: Sequence[Any]) -> Plain | None:
+        """The messages, which nobody has looked at; None where some are not like that."""
+        return cls(messages) if all(map(_is_plain, messages)) else None
+
+
+def _is_plain(message: Any) -> bool:
+    return (
+        type(message) is dict
+        and tuple(message) == _PLAIN_FIELDS
+        and type(message["content"]) is str
+        and message["role"] in _PLAIN_ROLES
+    )
 
 
 def renderable(

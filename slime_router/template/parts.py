@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from slime_router.template.heard import Heard
-from slime_router.template.messages import PART_SEPARATOR, part_text
+from slime_router.template.messages import PART_SEPARATOR, Plain, part_text
 from slime_router.types import Message, TemplateOptions
 
 TryRender = Callable[[list[Message], TemplateOptions], str | None]
@@ -32,7 +32,7 @@ class Parts:
 
     def whole(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages with one text each; the same object where each has that already."""
-        if isinstance(messages, Heard) and messages.whole.is_whole:
+        if isinstance(messages, Plain) or (isinstance(messages, Heard) and messages.whole.is_whole):
             return messages
         if not any(map(_is_parted, messages)):
             return messages

@@ -61,8 +61,8 @@ class Spelling:
                 "content": None if self.has_null_content and not content else content,
                 "tool_calls": [self._call(call) for call in calls],
             }
-        if self.has_short_ids and isinstance(message.get("tool_call_id"), str):
-            message = {**message, "tool_call_id": short_id(message["tool_call_id"])}
+        if self.has_short_ids and message["role"] == "tool":
+            message = {**message, "tool_call_id": short_id(message.get("tool_call_id") or "")}
         if self.has_parts and message["content"] is not None:
             message = {**message, "content": [{"type": "text", "text": message["content"]}]}
         return message
@@ -78,8 +78,8 @@ class Spelling:
         arguments = function.get("arguments")
         wanted = arguments_value if self.arguments == "object" else arguments_text
         call = {**call, "function": {**function, "arguments": wanted(arguments)}}
-        if self.has_short_ids and isinstance(call.get("id"), str):
-            call["id"] = short_id(call["id"])
+        if self.has_short_ids:
+            call["id"] = short_id(call.get("id") or "")
         return call
 
 
@@ -96,7 +96,10 @@ def arguments_text(arguments: Any) -> str:
 
 
 def short_id(call_id: str) -> str:
-    """The id itself where it has nine letters or digits, else nine that stand for it alone."""
+    """The id itself where it has nine letters or digits, else nine that stand for it alone.
+
+    No id, which such a template refuses, is an empty one.
+    """
     if _SHORT_ID.fullmatch(call_id):
         return call_id
     number = int.from_bytes(blake2b(call_id.encode("utf-8", "replace")).digest(), "little")

@@ -10,12 +10,15 @@ from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key, gathered, joined, next_link, root_key
 from slime_router.template.heard import Chain, Heard
-from slime_router.template.messages import without_call_ids, without_repairs
+from slime_router.template.messages import Plain, without_call_ids, without_repairs
 from slime_router.template.stand_ins import is_reply
 from slime_router.trajectory.known_links import KnownLinks, Link
 from slime_router.trajectory.turn import Turn
 from slime_router.types import GenerateCall, Message
 from slime_router.values import value
+
+SHORT_LEN = 2048  # characters of a text; to remember a link costs more than its digest
+_RESULTS = ("tool", "function")
 
 
 @value(frozen=True, slots=True)
@@ -93,6 +96,8 @@ class Recogniser:
         newest.
         """
         assert call.messages is not None
+        if isinstance(call.messages, Plain):  # none has calls
+            return self._recognise(call, call.messages, taken)
         whole = _joined(call.messages)
         talk = self._recognise(call, whole, taken)
         if whole is not call.messages and (
@@ -154,13 +159,12 @@ class Recogniser:
         root = root_key(call.scope, call.template)
         chain = self._known_chain(call, messages, root) or Chain.of(root)
         keys, spellings = chain.keys, chain.spellings
-        link = Link(keys[-1], spellings[-1])
+        link, last = Link(keys[-1], spellings[-1]), len(messages) - 1
         for index in range(len(keys) - 1, len(messages)):
             message = messages[index]
             turn = told = None
-            if chain.ids and message.get("tool_call_id") in chain.ids:
-                call_id = chain.ids[message["tool_call_id"]]
-                message = chain.held[index] = {**message, "tool_call_id": call_id}
+            if (chain.waiting or chain.ids) and str(message["role"]).lower() in _RESULTS:
+                message = _note_result(chain, index, message)
             if "tool_calls" in message or "turn" in message:
                 turn = self._named_turn(message, link.key, call, chain)
                 told = turn or self._repaired_turn(message, link.key, call)
@@ -170,8 +174,9 @@ class Recogniser:
                 chain.named.add(index)
             if told is not None:
                 link = Link(told.keys[0], told.spelling)
-            elif "name" not in message and type(message.get("content")) is str:  # the usual case
-                link = self._known(link, message)
+            elif "name" not in message and type(said := message.get("content")) is str:
+                is_new = index == last and len(said) < SHORT_LEN  # digested sooner than looked up
+                link = (self._next if is_new else self._known)(link, message)
             else:
                 link = self._after_parts(link, message, call.session_id)
             keys.append(link.key)
@@ -244,7 +249,8 @@ class Recogniser:
         for form in forms:
             key = self._next(Link(asked, b""), form).key
             if (turn := self._store.find(key, call.session_id)) is not None:
-                return turn if form is not message else None  # nothing was changed
+                is_changed = form is not message or not any(_ids(message))
+                return turn if is_changed else None
         return None
 
 
@@ -271,13 +277,27 @@ def _note_ids(chain: Chain, index: int, reply: Message, turn: Turn | None) -> No
     for each in given:
         if type(each) is str:
             chain.ids.pop(each, None)
+    chain.waiting[:] = [each for each in held if type(each) is str and each]
     if held != given and len(held) == len(given):
-        chain.ids.update(zip(given, held, strict=True))
+        named = zip(given, held, strict=True)
+        chain.ids.update((each, call_id) for each, call_id in named if each)
         calls = zip(reply["tool_calls"], held, strict=True)
         chain.held[index] = {
             **reply,
             "tool_calls": [{**call, "id": call_id} for call, call_id in calls],
         }
+
+
+def _note_result(chain: Chain, index: int, result: Message) -> Message:
+    """The result with the id that its call is held with; without one, it answers the next call."""
+    given = result.get("tool_call_id")
+    call_id = chain.ids.get(given, given) if given else next(iter(chain.waiting), given)
+    if call_id in chain.waiting:
+        chain.waiting.remove(call_id)
+    if call_id == given:
+        return result
+    chain.held[index] = {**result, "tool_call_id": call_id}
+    return chain.held[index]
 
 
 def _joined(messages: tuple[Message, ...]) -> tuple[Message, ...]:

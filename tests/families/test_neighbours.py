@@ -354,6 +354,52 @@ async def test_ids_that_an_agent_chooses_lead_to_those_that_were_sampled(
     assert prompts[0] == prompts[1]
 
 
+DROPPED: dict[str, tuple[tuple[str | None, str | None], tuple[str | None, str | None]]] = {
+    "empty": (("", ""), ("", "")),
+    "missing": ((None, None), (None, None)),
+    "of results": (("", ""), ("?", "?")),
+    "of one result": (("?", ""), ("?", "?")),
+}  # the ids of results and those of calls; "?" stays as it is
+
+
+@pytest.mark.parametrize("session_id", [None, "s1"])
+@pytest.mark.parametrize("dropped", DROPPED)
+@pytest.mark.parametrize(("name", "said", "end"), CALLS_WITH_IDS, ids=["kimi", "nemo", "small"])
+async def test_ids_that_an_agent_drops_are_those_of_the_held_calls(
+    name, said, end, dropped, session_id
+):
+    """Results without an id answer the calls in order, as a `function_call` has none either."""
+    talk = FamilyTalk(family(name))
+    before = await talk.hear([ASK], said, end, session_id=session_id)
+    asked = results(before.reply, "SECRET-77", "SECRET-88")
+    whole = await talk.hear([ASK, before.reply, *asked], "Fine.", end, session_id=session_id)
+    of_results, of_calls = DROPPED[dropped]
+    reply = {
+        **before.reply,
+        "tool_calls": [
+            with_id(call, "id", call_id)
+            for call, call_id in zip(before.reply["tool_calls"], of_calls, strict=True)
+        ],
+    }
+    asked = [
+        with_id(result, "tool_call_id", call_id)
+        for result, call_id in zip(asked, of_results, strict=True)
+    ]
+    after = await talk.hear([ASK, reply, *asked], "Fine.", end, session_id=session_id)
+    talk.suffix(before, after)
+    assert after.ids == whole.ids
+    more = [ASK, reply, *asked, after.reply, user("More")]
+    last = await talk.hear(more, "Bye.", end, session_id=session_id)
+    if "nemo" not in name:  # whose template moves the tools
+        talk.suffix(after, last)
+
+
+def with_id(named: Message, field: str, call_id: str | None) -> Message:
+    """The same with this id, or without one; `?` leaves it what it is."""
+    rest = {name: value for name, value in named.items() if name != field}
+    return named if call_id == "?" else rest if call_id is None else {**rest, field: call_id}
+
+
 async def test_an_id_that_an_agent_chose_before_may_mean_another_call():
     talk = FamilyTalk(family("kimi_k2"))
     asked: list[Message] = [ASK]

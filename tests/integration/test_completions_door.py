@@ -95,6 +95,18 @@ async def test_logprobs_are_the_legacy_lists():
     assert logprobs["top_logprobs"] == [{token: -0.25} for token in logprobs["tokens"]]
 
 
+async def test_true_asks_for_logprobs_as_one_does_and_false_for_none():
+    """rLLM's gateway sends what an agent asked of chat on to completions."""
+    async with served() as (router, worker):
+        replies = []
+        for logprobs in (True, 1, False):
+            worker.script(HELLO)
+            _, body = await router.post(PATH, {"prompt": "Say", "logprobs": logprobs})
+            replies.append(body["choices"][0]["logprobs"])
+    assert replies[0] == replies[1] is not None
+    assert replies[2] is None
+
+
 async def test_a_stream_says_what_the_whole_reply_says():
     asked = {"prompt": "Say", "logprobs": 0, "stream_options": {"include_usage": True}}
     async with served() as (router, worker):
@@ -221,7 +233,8 @@ async def test_the_last_token_of_the_vocabulary_is_scored_as_others_are():
         ({"prompt": ["a", ""]}, "prompt[1]"),
         ({"prompt": [[1], [2**31]]}, "prompt[1]"),
         ({"prompt": [1, True]}, "prompt"),
-        ({"prompt": "a", "logprobs": True}, "logprobs"),
+        ({"prompt": "a", "logprobs": "1"}, "logprobs"),
+        ({"prompt": "a", "logprobs": 1.0}, "logprobs"),
         ({"prompt": "a", "logprobs": 21}, "logprobs"),
         ({"prompt": "a", "echo": True, "logprobs": 21}, "logprobs"),
         ({"prompt": "a", "echo": True, "max_tokens": -1}, "max_tokens"),

@@ -201,11 +201,12 @@ async def test_the_lines_for_trainers_run(tmp_path):
             for block in blocks("docs/trainers.md")
             if block.mark == "runnable"
         ]
-    verifiers, atropos, strands, uni_agent, skyrl = said
-    for export in (verifiers, strands):
+    verifiers, atropos, strands, uni_agent, skyrl, areal, miles = said
+    for export in (verifiers, strands, miles):
         assert export["stats"]["trained_tokens"] > 0
         assert export["rows"][0]["turns"][0]["kind"] == "main"
-    assert atropos["meta_info"]["output_token_logprobs"]
+    for item in (atropos, areal):
+        assert item["meta_info"]["output_token_logprobs"]
     choice = uni_agent["choices"][0]
     assert len(choice["token_ids"]) == len(choice["logprobs"]["token_logprobs"])
     assert [choice["index"] for choice in skyrl["choices"]] == [0, 1]

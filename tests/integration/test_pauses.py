@@ -208,7 +208,7 @@ async def test_a_second_abort_that_no_update_explains_is_handed_over(stream, wor
         assert len(only_turn(router).output_ids) == 2, "what was sampled is kept"
 
 
-@pytest.mark.parametrize("by", ["a new version", "a pause"])
+@pytest.mark.parametrize("by", ["a new version", "a pause", "an update without a name"])
 async def test_an_abort_that_an_update_explains_is_resumed_each_time(by):
     async with fleet(1, {"weight_version": "v1"}) as (router, (worker,)):
         worker.hold(after_tokens=1)
@@ -220,12 +220,13 @@ async def test_an_abort_that_an_update_explains_is_resumed_each_time(by):
             await until(partial(_has_one, run))
             if by == "a pause":
                 await router.post("/pause_generation", {"mode": "abort"})
-            else:
-                worker._engine.abort(run.rid)
+            elif by != "a new version":  # AReaL's; it ends what runs
+                await router.post("/update_weights_from_disk", {"model_path": "x"})
+            worker._engine.abort(run.rid)
             await until(lambda: not worker._engine.runs)
             if by == "a pause":
                 await router.post("/continue_generation", {})
-            else:
+            elif by == "a new version":
                 worker.weight_version = f"v{number + 2}"
         worker.release()
         async with await asked as response:

@@ -364,6 +364,7 @@ def modules(tmp_path, monkeypatch):
     (folder / "team" / "plugins.py").write_text(PLUGINS)
     (folder / "failing.py").write_text("{}.missing\n")
     (folder / "unreadable.py").write_text("def f(:\n")
+    (folder / "script.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.syspath_prepend(folder)
     known = set(sys.modules)
     yield folder
@@ -728,6 +729,7 @@ async def test_a_reply_that_a_plugin_raises_is_sent():
         ("team.nowhere:loud", "ModuleNotFoundError: No module named 'team.nowhere'"),
         ("failing:plugin", "AttributeError: 'dict' object has no attribute 'missing'"),
         ("unreadable:f", "SyntaxError: "),
+        ("script:main", "SystemExit: 0"),
         ("team.plugins:Unbuildable", "OSError: two lines"),
         ("team.plugins:coroutine", "expected an async generator"),
         ("team.plugins:number", "expected an async generator"),

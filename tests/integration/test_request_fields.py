@@ -75,6 +75,7 @@ SAMPLED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"structured_outputs": {"json_object": False, "regex": "a+"}}, {"regex": "a+"}),
 ]
 
+UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 # The field, and what it becomes at the top level.
 PASSED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"priority": 3}, {"priority": 3}),
@@ -86,6 +87,10 @@ PASSED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"bootstrap_host": "h", "bootstrap_room": 2**40}, {"bootstrap_room": 2**40}),
     ({"bootstrap_port": 8998}, {"bootstrap_port": 8998}),
     ({"rid": "mine"}, {"rid": "#4:mine"}),
+    ({"rid": UUID}, {"rid": UUID}),
+    ({"rid": UUID.replace("-", "")}, {"rid": UUID.replace("-", "")}),
+    ({"rid": UUID[:-1]}, {"rid": f"#35:{UUID[:-1]}"}),
+    ({"rid": f"{UUID}-0"}, {"rid": f"#38:{UUID}-0"}),
 ]
 PASSED_OF_CHAT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"disagg_prefill_dp_rank": 2}, {"disagg_prefill_dp_rank": 2}),

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 import pytest
+from aiohttp.client_proto import ResponseHandler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -239,6 +240,35 @@ def test_a_second_item_that_does_not_go_on_is_read_step_by_step(second: dict[str
     assert reader.plain([orjson.dumps({**usual, **second})]) is None
     assert reader.plain([orjson.dumps(usual), b"[DONE]"]) is None
     assert [chunk.output_ids for chunk in reader.feed([orjson.dumps(usual)])] == [[1]]
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_only_where_reading_was_paused_it_has_to_go_on(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, is_paused: bool
+) -> None:
+    """aiohttp's parser is not asked for more with each piece of a body that is read."""
+    given: list[bytes] = []
+    transport = Nowhere()
+    monkeypatch.setattr(transport, "pause_reading", lambda: given.append(b"pause"), raising=False)
+    monkeypatch.setattr(transport, "resume_reading", lambda: given.append(b"go on"), raising=False)
+    protocol = WorkerProtocol(loop)
+    protocol.connection_made(transport)
+    protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=8)
+    take = ResponseHandler.data_received
+
+    def noted(self: ResponseHandler, data: bytes) -> None:
+        given.append(data)
+        take(self, data)
+
+    monkeypatch.setattr(ResponseHandler, "data_received", noted)
+    text = b"a" * (64 if is_paused else 4)
+    protocol.data_received(HEAD + chunked(text))
+    _, content = protocol._buffer[0][0]
+    assert content.read_nowait() == text
+    protocol.data_received(END)
+    assert content.at_eof()
+    begun = [HEAD + chunked(text), *([b"pause", b"", b"go on"] if is_paused else [])]
+    assert given == [*begun, END]
 
 
 def test_what_has_to_wait_for_a_slow_client_is_read_once(loop: asyncio.AbstractEventLoop) -> None:

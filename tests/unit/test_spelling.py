@@ -117,3 +117,12 @@ def test_short_ids_stand_for_long_ones():
 )
 def test_arguments_as_text(arguments, text):
     assert arguments_text(arguments) == text
+
+
+def test_a_template_that_insists_on_short_ids_gets_one_where_there_is_none():
+    spelling = Spelling(has_short_ids=True)
+    call = {"type": "function", "function": {"name": "now", "arguments": "{}"}}
+    spelled = spelling.spelled({"role": "assistant", "content": "", "tool_calls": [call]})
+    result = spelling.spelled({"role": "tool", "content": "noon"})
+    assert spelled["tool_calls"][0]["id"] == result["tool_call_id"] == short_id("")
+    assert "tool_call_id" not in spelling.spelled({"role": "user", "content": "Hi"})

@@ -14,7 +14,7 @@ from slime_router.api.chat.tools import custom_hint, named_function
 from slime_router.api.request import missing, named_as, require
 from slime_router.errors import BadRequest
 from slime_router.template.heard import Heard, Written
-from slime_router.template.messages import REFERENCE
+from slime_router.template.messages import REFERENCE, Plain
 from slime_router.types import Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -39,7 +39,7 @@ def read_messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
     require(type(messages) is list, "messages", "a list of messages")
     if not messages:
         raise BadRequest("'messages' cannot be empty.", param="messages")
-    return tuple(checked(messages, 0))
+    return Plain.of(messages) or tuple(checked(messages, 0))
 
 
 def is_continued(messages: tuple[Message, ...], asked: bool) -> bool:

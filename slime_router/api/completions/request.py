@@ -66,6 +66,8 @@ def read_completion_request(
     """
     asked, body = body, normalize_aliases(body, request.headers, default_model)
     top = body.get("logprobs")
+    if type(top) is bool:  # chat's spelling; vLLM and SGLang read it so
+        top = 1 if top else None
     require(top is None or type(top) is int, "logprobs", "an integer")
     limit = min(20, vocabulary.vocab_size)
     require(top is None or 0 <= top <= limit, "logprobs", f"in [0, {limit}]")

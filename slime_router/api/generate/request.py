@@ -7,7 +7,6 @@ would kill a worker is refused here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -21,6 +20,7 @@ from slime_router.api.token_ids import Vocabulary, check_bias_keys, checked_ids,
 from slime_router.auth.caller import caller
 from slime_router.errors import BadRequest
 from slime_router.types import GenerateCall, NativeCall
+from slime_router.values import value
 
 MAX_CALLS = 16_384  # `n` is a number in a small body: it must not be able to fill the router
 
@@ -67,7 +67,7 @@ _PER_PROMPT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class GenerateRequest:
     """What a client asks for. `is_array`: whether the reply is a list of items."""
 
@@ -203,14 +203,14 @@ def check_sampling(params: dict[str, Any], vocab_size: int) -> int:
         key = next(key for key in params if key not in SAMPLING_PARAMS)
         path = f"sampling_params.{key}"[:200]
         raise BadRequest(f"'{path}' is not a parameter.", param=path, code="unknown_parameter")
-    for key, (types, what) in _SAMPLING_TYPES.items():
-        value = params.get(key)
-        if value is None:
+    for key, given in params.items():
+        if given is None or key not in _SAMPLING_TYPES:
             continue
-        if type(value) not in types:
+        types, what = _SAMPLING_TYPES[key]
+        if type(given) not in types:
             raise wrong_type(key, what)
-        if what is _TEXTS[1] and type(value) is list:
-            require(set(map(type, value)) <= {str}, key, what)
+        if what is _TEXTS[1] and type(given) is list:
+            require(set(map(type, given)) <= {str}, key, what)
     require(params.get("n", 1) is not None, "n", "an integer")  # SGLang's answer would be a 500
     if params.get("stop_token_ids"):
         checked_ids(params["stop_token_ids"], vocab_size, "stop_token_ids")

@@ -103,6 +103,14 @@ class WorkerProtocol(ResponseHandler):
                 self.tap = None
         super().data_received(data)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Goes on, where reading was paused; aiohttp asks for it with each piece that is read.
+
+        Otherwise its parser holds nothing back that it would have to be given another time.
+        """
+        if self._reading_paused or self._upgraded:
+            super().resume_reading(resume_parser)
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Whoever still waits for a body learns of it: of a bad trailer, aiohttp tells nobody."""
         body = self._payload
