@@ -47,7 +47,7 @@ class Adapters:
 
     def listed(self, url: str, names: Iterable[object]) -> None:
         """The worker has these, and no others."""
-        self._at[url] = set()
+        self._at.pop(url, None)
         for name in names:
             self.loaded(url, name)
 

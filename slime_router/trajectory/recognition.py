@@ -104,18 +104,20 @@ class Recogniser:
             talk.turn is None or not _was_joined(call.messages, talk.reply_index)
         ):
             talk = self._recognise(call, call.messages, taken)
-        gathered = self._gathered(call, whole, talk)
-        if gathered is whole:
+        together = self._gathered(call, whole, talk)
+        if together is whole:
             return talk
-        other = self._recognise(call, gathered, taken)
-        return talk if other.turn in (None, talk.turn) else other
+        other = self._recognise(call, together, taken)
+        if other.turn is None or (talk.turn is not None and talk.turn.id == other.turn.id):
+            return talk
+        return other
 
     def _gathered(
         self, call: GenerateCall, messages: tuple[Message, ...], talk: Conversation
     ) -> tuple[Message, ...]:
         """The messages with the calls of each turn in one, as far as no turn was recognised."""
-        rest = range(talk.reply_index + 1, len(messages))
-        handles = {place: _handle(messages[place]) for place in rest}
+        first = talk.reply_index + 1 if len(talk.messages) == len(messages) else 0
+        handles = {place: _handle(messages[place]) for place in range(first, len(messages))}
         named = {place: name for place, name in handles.items() if name is not None}
         if len(named) < 2:
             return messages

@@ -160,6 +160,15 @@ async def test_what_is_wrong_with_a_tool_in_the_input_is_named(item: Any, param:
         assert not worker.requests
 
 
+@pytest.mark.parametrize("kind", ["shell", "local_shell", "apply_patch", "web_search"])
+async def test_the_receipt_names_tools_of_agents_that_are_not_shown(kind: str) -> None:
+    async with served() as (router, worker):
+        worker.script(HELLO)
+        _, _, receipt = await ask(router, stream=False, input="Hi", tools=[WAIT, {"type": kind}])
+    notes = None if kind == "web_search" else ["'tools[1]' is not shown to the model"]
+    assert receipt.get("notes") == notes
+
+
 async def _shown(router: Served, worker: Any, *items: Any) -> str:
     worker.script(HELLO)
     status, reply = await router.post(PATH, {"model": "m", "input": [user("Hi"), *items]})

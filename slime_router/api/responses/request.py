@@ -18,7 +18,7 @@ from slime_router.api.request import fresh_hex, missing, named_as, require
 from slime_router.api.responses.items import NO_NAMES, Item, ModelNames, read_input, to_talk
 from slime_router.api.responses.reply import ResponseStyle
 from slime_router.api.responses.store import ResponseStore, Stored
-from slime_router.api.responses.tools import ResponseTool, chat_choice, response_tools
+from slime_router.api.responses.tools import ResponseTool, chat_choice, response_tools, unshown
 from slime_router.api.token_names import TokenNames
 from slime_router.auth.caller import Caller, caller
 from slime_router.edge.lengths import check_messages
@@ -122,7 +122,9 @@ def read_responses_request(
         entries=_entries(token_names(made.style.tokens_as_ids)) if chat["logprobs"] else None,
     )
     rid = body.get("rid") or style.id
-    call = replace(_finding(made.calls[0], tools, chat), rid=rid, request_id=style.id)
+    call = _finding(made.calls[0], tools, chat)
+    notes = (f"'{path}' is not shown to the model" for path in unshown(body.get("tools")))
+    call = replace(call, rid=rid, request_id=style.id, notes=(*call.notes, *notes))
     if style.is_prewarm:
         call = replace(call, sampling=replace(call.sampling, max_tokens=0))
     stores = body.get("store") is not False

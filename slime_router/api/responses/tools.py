@@ -26,6 +26,7 @@ SEARCH = "tool_search"
 _FOUND: Source = "tool_search_output"
 _FUNCTION_KEYS = ("name", "description", "parameters", "strict")
 _FUNCTION = {"type": "function", "description": None, "parameters": None, "strict": None}
+_RUN_BY_AGENTS = ("apply_patch", "computer", "computer_use_preview", "local_shell", "shell")
 _SERVED = ("function", "custom", "namespace")  # of what a search finds
 
 
@@ -91,6 +92,13 @@ def response_tools(
             names.add((tool.namespace, tool.name))
             tools.append(tool)
     return _distinct(tools)
+
+
+def unshown(given: Any) -> Iterator[str]:
+    """The paths of the tools that agents run, in a form that only OpenAI's models know."""
+    for i, tool in enumerate(given or ()):
+        if tool["type"] in _RUN_BY_AGENTS:
+            yield f"tools[{i}]"
 
 
 def decode_search(arguments: str) -> Any:
