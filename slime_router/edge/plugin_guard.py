@@ -312,7 +312,7 @@ class PluginGuard:
         return inside
 
     def _check_headers(self, headers: object, plugin: object, *, is_framed: bool = False) -> None:
-        """Sees that a worker can be sent `headers`. Raises RouterError: it is the plug-in's fault."""
+        """Sees that a worker can be sent `headers`. Raises RouterError: it cannot."""
         if (name := unsendable(headers, is_framed=is_framed)) is not None:
             raise self._failed(plugin, f"it set headers that cannot be sent: {name[:80]!r}")
 
