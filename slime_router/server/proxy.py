@@ -222,7 +222,8 @@ def _break_off(request: web.Request) -> None:
 def _need(request: web.Request, *, is_light: bool) -> Need:
     headers = request.headers
     key, target = headers.get("X-SMG-Routing-Key"), headers.get("X-SMG-Target-Worker")
-    return Need(key=key, target=target, is_light=is_light)
+    only_asks = is_light and not request.body_exists
+    return Need(key=key, target=target, is_light=is_light, only_asks=only_asks)
 
 
 def _target(request: web.Request) -> str:
