@@ -132,7 +132,7 @@ def test_a_long_value_without_quotes_is_read_once():
     ("arguments", "is_cut"), [('{"a": 1, "b" 2}', False), ('{"a": 1', True)], ids=["broken", "cut"]
 )
 def test_arguments_that_come_whole_are_checked_as_a_whole(arguments: str, is_cut: bool) -> None:
-    """Nothing of them was passed on, so no member stands before `_raw`."""
+    """None of them was passed on, so no member stands before `_raw`."""
     whole = StreamedInput()
     assert whole.push(arguments, is_last=True) == ""
     assert json.loads(whole.end(is_cut=is_cut)) == {RAW: arguments}
