@@ -115,3 +115,13 @@ def test_arguments_that_come_at_the_end_alone_are_checked_as_a_whole():
     whole = StreamedInput()
     assert whole.push('{"a": "b",}', is_last=True) == ""
     assert json.loads(whole.end(is_cut=False)) == {RAW: '{"a": "b",}'}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_cut"), [('{"a": 1, "b" 2}', False), ('{"a": 1', True)], ids=["broken", "cut"]
+)
+def test_arguments_that_come_whole_are_checked_as_a_whole(arguments: str, is_cut: bool) -> None:
+    """None of them was passed on, so no member stands before `_raw`."""
+    whole = StreamedInput()
+    assert whole.push(arguments, is_last=True) == ""
+    assert json.loads(whole.end(is_cut=is_cut)) == {RAW: arguments}
