@@ -29,7 +29,6 @@ from slime_router.edge.headers import unsendable
 from slime_router.errors import Aborted, RouterError
 from slime_router.generation.admission import aborted
 from slime_router.generation.middleware import CallNext, HttpPlugin, Middleware
-from slime_router.generation.plugins import Plugins
 from slime_router.types import GenerateCall, GenerateChunk
 from slime_router.waiting.cancel_scope import CancelScope, Cut
 
@@ -248,11 +247,13 @@ class PluginGuard:
 
         return guarded
 
-    def middlewares(self, plugins: Plugins, grace: Grace) -> list[HttpMiddleware]:
+    def middlewares(
+        self, generation: Sequence[Middleware], http: Sequence[HttpPlugin], grace: Grace
+    ) -> list[HttpMiddleware]:
         """What wraps HTTP requests where there are plug-ins, the outermost first."""
-        if not plugins.http and not plugins.generation:
+        if not generation and not http:
             return []
-        return [self._uncancelled(grace), *map(self.http, plugins.http)]
+        return [self._uncancelled(grace), *map(self.http, http)]
 
     def _uncancelled(self, grace: Grace) -> HttpMiddleware:
         """A plug-in that cancels the task of a request fails it, as if it had raised something.

@@ -1,4 +1,4 @@
-"""The rows that every start reads: whether they are of the form in which routers write them.
+"""The rows that every start reads: whether they look as routers write them.
 
 SQLite keeps text where bytes are meant, and lets anybody remove a counter. Turns and sessions are
 looked at one by one, as they are read.
