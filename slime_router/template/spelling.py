@@ -3,9 +3,8 @@
 Templates disagree on what an assistant message with calls holds. Most print arguments given as an
 object; DeepSeek's adds them to a string. DeepSeek V3's prints calls only where the content is null,
 gpt-oss' only where it is not; that of a distilled R1 prints an empty turn after calls where it is
-not null. Mistral's refuses ids that are not nine letters or digits,
-and gpt-oss' a thought beside both text and calls. Those of models that see
-pictures may print a list of parts but not a string.
+not null. Mistral's refuses ids that are not nine letters or digits, and gpt-oss' a thought beside
+both text and calls. Those of models that see pictures may print a list of parts but not a string.
 """
 
 from __future__ import annotations
