@@ -20,7 +20,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "slime_router"
-PAGES = ("README.md", "docs", "examples/README.md")
+PAGES = (
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+    *("docs", "examples/README.md"),
+)
 CODE = (PACKAGE, "benchmarks", "examples", "tests")
 
 

@@ -6,7 +6,8 @@ worker says in the router's place, such as a request's id or a receipt, would be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
 from aiohttp import web
@@ -70,8 +71,35 @@ _OF_WORKERS = frozenset(
 )
 _OF_WORKERS_PREFIXES = ("access-control-", "x-accel-", "x-slime-")
 _PACKED = frozenset({"content-encoding", "content-length"})
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 Dropped: TypeAlias = Callable[[str], bool]
+
+
+def unsendable(headers: object, *, is_framed: bool = False) -> str | None:
+    """What cannot be sent of `headers`, which somebody else made: a name, or what they are instead.
+
+    With `is_framed`, they may say how long the body is.
+    """
+    if not isinstance(headers, Mapping):
+        return type(headers).__name__
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str) or not _is_text(value):
+            return str(name)
+        is_misplaced = name.lower() in _FRAMING and not is_framed
+        if is_misplaced or _NAME.fullmatch(name) is None:
+            return name
+    return None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return _CONTROL.search(value) is None
 
 
 def to_worker(request: web.Request, *, but: Collection[str] = ()) -> CIMultiDict[str]:

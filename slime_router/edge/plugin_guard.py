@@ -24,6 +24,7 @@ from aiohttp.typedefs import Middleware as HttpMiddleware
 
 from slime_router.auth.caller import Visit, caller, visit
 from slime_router.edge.bodies import body_so_far, share_body
+from slime_router.edge.headers import unsendable
 from slime_router.errors import Aborted, RouterError
 from slime_router.generation.admission import aborted
 from slime_router.generation.middleware import CallNext, HttpPlugin, Middleware
@@ -173,7 +174,7 @@ class PluginGuard:
             call: GenerateCall, call_next: CallNext
         ) -> AsyncGenerator[GenerateChunk, None]:
             with self._clock(call.rid) as clock:
-                stream = plugin(call, _standing(call_next, clock))
+                stream = plugin(call, self._standing(call_next, clock, plugin))
                 has_finished = False
 
                 async def ask() -> GenerateChunk | None:
@@ -216,6 +217,7 @@ class PluginGuard:
                 nonlocal sent
                 if sent is not None:
                     raise RuntimeError("the reply to this request is out: there can be no other")
+                self._check_headers(request.headers, plugin, is_framed=True)
                 with clock.standing():
                     response = await handler(request)
                 if response.prepared:
@@ -287,32 +289,37 @@ class PluginGuard:
         except BaseException as exc:  # see `_within`
             raise self._failed(plugin, f"it raised {type(exc).__name__}") from exc
 
+    def _standing(self, call_next: CallNext, clock: _Clock, plugin: object) -> CallNext:
+        async def inside(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
+            if clock.is_aborted:
+                yield aborted(call)
+                return
+            self._check_headers(call.headers, plugin)
+            stream = call_next(call)
+            clock.open_streams += 1
+            try:
+                while True:
+                    with clock.standing():
+                        chunk = await anext(stream, None)
+                    if chunk is None:
+                        return
+                    yield chunk
+            finally:
+                clock.open_streams -= 1
+                with clock.standing():
+                    await stream.aclose()
+
+        return inside
+
+    def _check_headers(self, headers: object, plugin: object, *, is_framed: bool = False) -> None:
+        """Sees that a worker can be sent `headers`. Raises RouterError: it cannot."""
+        if (name := unsendable(headers, is_framed=is_framed)) is not None:
+            raise self._failed(plugin, f"it set headers that cannot be sent: {name[:80]!r}")
+
     def _failed(self, plugin: object, reason: str) -> RouterError:
         self.failures += 1
         logger.error("plug-in failed: %s: %s", _name(plugin), reason)
         return RouterError("A plug-in failed; the log says which.")
-
-
-def _standing(call_next: CallNext, clock: _Clock) -> CallNext:
-    async def inside(call: GenerateCall) -> AsyncGenerator[GenerateChunk, None]:
-        if clock.is_aborted:
-            yield aborted(call)
-            return
-        stream = call_next(call)
-        clock.open_streams += 1
-        try:
-            while True:
-                with clock.standing():
-                    chunk = await anext(stream, None)
-                if chunk is None:
-                    return
-                yield chunk
-        finally:
-            clock.open_streams -= 1
-            with clock.standing():
-                await stream.aclose()
-
-    return inside
 
 
 def _is_http(response: web.StreamResponse) -> bool:

@@ -57,7 +57,11 @@ RID_MARK = "#"  # begins every rid that this router gives a worker for a call, b
 _UUID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 LONG_BODY_LEN = 2**16  # bytes; a longer one is freed once it is sent
 NOT_SERVED = (404, 405)  # with 501: what answers is not an SGLang worker
-NO_KEY = (401, 403)  # no client's key reaches a worker, so none of them is refused there
+# No client's key reaches a worker, so none of them is refused there; 407 is a proxy's.
+NO_KEY = (401, 403, 407)
+# What a proxy on the way says: it waited too long for the request, has no such server, or takes no
+# early data. The client's own connection is none of these.
+ON_THE_WAY = (408, 421, 425)
 _MAX_WORDS_LEN = 4096  # characters of a refusal, as clients get it
 _DEFAULT_LEN = 128  # tokens: where a worker stops if it is given no limit
 _CONTEXT_LEN = re.compile(
@@ -362,6 +366,8 @@ def read_error(status: int, body: bytes) -> RouterError:
         return _misfit(f"The worker does not serve this route: it answers {status}.")
     if status in NO_KEY:
         return _misfit(f"The worker refuses the router's key: it answers {status}.")
+    if status in ON_THE_WAY:
+        return WorkerFailed(f"The worker was not reached: it answers {status}.")
     if status < 400:
         return _misfit(f"The worker answered with an unexpected status, {status}.")
     words = _words(body) or f"The worker refused the request with status {status}."

@@ -1,7 +1,7 @@
 """Splits server-sent events into the payloads of their `data:` lines. Pure: bytes in, bytes out.
 
 Workers send one JSON object per line, so each line is a payload; event names, ids and comments are
-skipped. An incomplete line is buffered, up to `max_len` bytes of it.
+skipped. Of an incomplete line of data, up to `max_len` bytes are buffered; of any other, nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from slime_router.errors import WorkerFailed
 
 MAX_PAYLOAD_LEN = 256 * 2**20  # bytes; routed experts of a long output take 100 MiB
 DONE = b"[DONE]"
+_DATA = b"data:"
+_NO_DATA = b":"  # stands for all that came of a line which is not data, however long it is
 
 
 class EventSplitter:
@@ -39,7 +41,7 @@ class EventSplitter:
             self._keep(tail)
         payloads = []
         for line in lines:
-            if line.startswith(b"data:"):
+            if line.startswith(_DATA):
                 payloads.append(line[5:].strip())  # noqa: PERF401 - a comprehension is a call
         return payloads
 
@@ -56,6 +58,12 @@ class EventSplitter:
         return self.feed(b"\n")
 
     def _keep(self, piece: bytes) -> None:
+        if self._rest_len < len(_DATA):
+            piece = b"".join((*self._rest, piece))
+            self._rest.clear()
+            self._rest_len = 0
+            if not piece.startswith(_DATA[: len(piece)]):
+                piece = _NO_DATA
         self._rest_len += len(piece)
         if self._rest_len > self._max_len:
             raise WorkerFailed("The worker sent a line that is too long.")

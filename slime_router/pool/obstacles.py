@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum
 
 from slime_router.errors import NoWorker
-from slime_router.pool.worker import Kind, Worker
+from slime_router.pool.worker import Kind, Need, Worker
 
 
 class Obstacle(IntEnum):
@@ -19,6 +19,13 @@ class Obstacle(IntEnum):
     OLD = 5  # its weights are
     FAILED = 6  # too often
     FULL = 7  # it has as many requests as it may
+
+
+def stops(obstacle: Obstacle, need: Need) -> bool:
+    """Whether an obstacle keeps this request from the worker."""
+    if obstacle is Obstacle.FULL:
+        return not need.is_light
+    return not (obstacle is Obstacle.RESTS and need.only_asks)
 
 
 def no_worker(

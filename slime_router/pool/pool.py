@@ -16,7 +16,7 @@ from slime_router.pool.address import worker_url
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.failures import Breaker, BreakerSettings, Cooldown
 from slime_router.pool.lease import Lease, Room
-from slime_router.pool.obstacles import Obstacle, no_worker
+from slime_router.pool.obstacles import Obstacle, no_worker, stops
 from slime_router.pool.policy import Policy, make_policy
 from slime_router.pool.worker import Kind, Need, RegistrationFields, Worker
 from slime_router.types import TokenIds
@@ -338,7 +338,7 @@ class WorkerPool:
         candidates = []
         for worker in there:
             obstacle = self._obstacle(worker, exclude, kind, now)
-            if obstacle is None or (obstacle is Obstacle.FULL and need.is_light):
+            if obstacle is None or not stops(obstacle, need):
                 candidates.append(worker)
             else:
                 obstacles[worker] = obstacle

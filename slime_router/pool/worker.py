@@ -28,7 +28,8 @@ class Need:
 
     `key` tells whose request it is (`X-SMG-Routing-Key`, or the session): equal keys prefer the
     same worker. `target` names one worker, by URL, id or index in the list: only it may take it.
-    One that `is_light` takes no room at a worker: it does not generate.
+    One that `is_light` takes no room at a worker: it does not generate. One that `only_asks` is
+    answered while generation is paused, too.
     """
 
     ids: TokenIds = field(default_factory=lambda: NO_TOKENS)
@@ -36,6 +37,7 @@ class Need:
     key: str | None = None
     target: str | None = None
     is_light: bool = False
+    only_asks: bool = False
 
 
 @value(frozen=True, slots=True, kw_only=True)

@@ -133,7 +133,7 @@ class CallDetector:
         if self.name == _PYTHONIC:  # it takes no number with a sign, no bracket in a string
             _check(detector, {_PYTHONIC_FIELD: re.Pattern}, _PYTHONIC_METHODS)
             detector._get_parameter_value = python_lists.literal
-            detector._find_matching_bracket = python_lists.closing_bracket
+            detector._find_matching_bracket = python_lists.ClosingBracket()
             detector.tool_call_regex = python_lists.CallList()
         if self.name in _PYTHON_LISTS:
             _check(detector, {}, ("detect_and_parse",))

@@ -6,7 +6,7 @@ Pure: text in, text out. Frames are what formats put around calls and between th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from slime_router.json_text import Braces
 
@@ -71,23 +71,57 @@ def is_empty_call(text: str) -> bool:
     return _CLOSED.search(text) is not None or text.rstrip().endswith("}")
 
 
-def cut_call(text: str, begin: str, end: str) -> tuple[str, str]:
-    """The arguments of a call that is not JSON, and the text of the calls after it.
+def cut_call(text: str, begin: str, end: str, names: Collection[str]) -> tuple[str, str]:
+    """The arguments of a call that is not JSON, and the text after it.
 
-    `text` is that since the call's name, `begin` and `end` are the marks around calls. Where they
-    have no mark of an end, it is that of the arguments' braces, if another call is next.
+    `text` is that since the call's name, `begin` and `end` are the marks around calls, and `names`
+    those of the tools. Where a quote too many or too few hides the end of a call, it is where the
+    next one begins.
     """
-    key, mark = ARGUMENTS.search(text), end.strip()
+    mark = end.strip()
+    following = _next_call(text, begin, names, has_mark=len(mark) > 1)
+    key = ARGUMENTS.search(text, 0, following if following >= 0 else len(text))
+    start = len(text) if key is None else key.end()
     if len(mark) > 1:
-        body, has_ended, later = text.partition(mark)
-        written = "" if key is None else body[key.end() :]
-        return opened(written, has_ended=bool(has_ended)), later
-    written = "" if key is None else text[key.end() :]
-    at = Braces().end(written)
-    following = CALL.search(written, at) if at > 0 else None
-    if following is None or not _FRAMES.fullmatch(written, at, following.start()):
-        return opened(written, has_ended=False), ""
-    return written[:at], begin + written[following.start() :]
+        ended = text.find(mark)
+        if following >= 0 and (ended < 0 or following < ended):
+            return opened(text[start:following], has_ended=False), text[following:]
+        if ended < 0:
+            return opened(text[start:], has_ended=False), ""
+        return opened(text[start:ended], has_ended=True), text[ended + len(mark) :]
+    at = Braces().end(text[start:]) + start
+    call = CALL.search(text, at) if at > start else None
+    if call is not None and _FRAMES.fullmatch(text, at, call.start()):
+        return text[start:at], begin + text[call.start() :]
+    if following < 0:
+        return opened(text[start:], has_ended=False), ""
+    arguments = opened(text[start:following].rstrip(" \n;,"), has_ended=True)
+    return arguments, begin + text[following:].removeprefix(begin)
+
+
+def cut_frame(text: str, begin: str, end: str, names: Collection[str]) -> tuple[str, str, bool]:
+    """A call up to the mark that ends it or to the next call, the text after it, and whether it
+    has ended; only for calls between marks.
+    """
+    mark = end.strip()
+    if len(mark) < 2:
+        return "", "", False
+    following = _next_call(text[1:], begin, names, has_mark=True) + 1
+    ended = text.find(mark)
+    if following > 0 and not 0 <= ended < following:
+        return text[:following], text[following:], True
+    at = ended + len(mark) if ended >= 0 else len(text)
+    return text[:at], text[at:], ended >= 0
+
+
+def _next_call(text: str, begin: str, names: Collection[str], *, has_mark: bool) -> int:
+    """Where another call of a known tool begins, with its mark where it must have one; or -1."""
+    mark = re.escape(begin.strip())
+    before = rf"{mark}\s*" if has_mark else rf"(?:{mark}\s*|(?<=\}}[;,])\s*|(?<=\}})\s*)"
+    known = "|".join(map(re.escape, names))
+    call = rf'{before}\{{\s*"name"\s*:\s*"(?:{known})"\s*,\s*"(?:arguments|parameters)"'
+    found = re.search(call, text)
+    return -1 if found is None else found.start()
 
 
 def opened(written: str, *, has_ended: bool) -> str:

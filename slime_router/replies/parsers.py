@@ -26,10 +26,8 @@ from slime_router.engine.structural_tag import (
 from slime_router.errors import BadRequest, SetupError, one_line
 from slime_router.replies import harmony
 from slime_router.replies.call_ids import NewCallId, call_ids
-from slime_router.replies.calls import mistral_ids
-from slime_router.replies.calls.mistral_ids import MistralCalls
 from slime_router.replies.calls.plain_text import PlainText, plain_text
-from slime_router.replies.calls.tagged_values import TAGS, TaggedCalls
+from slime_router.replies.calls.readers import reader_of
 from slime_router.replies.detectors import CallDetector, ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
 from slime_router.replies.parser import Calls, ReplyParser
@@ -322,11 +320,7 @@ class ReplyParsers:
             call_ids(self.tools, self._new_call_id, history),
             is_parallel=form.is_parallel,
         )
-        if is_array:
-            return reader
-        if self.tools == mistral_ids.NAME:
-            return MistralCalls(reader)
-        return TaggedCalls(reader, TAGS[self.tools]) if self.tools in TAGS else reader
+        return reader if is_array else reader_of(self.tools, reader)
 
     def _array_detector(self) -> CallDetector:
         """Reads the calls that a grammar forces a model to write."""

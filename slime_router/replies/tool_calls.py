@@ -43,6 +43,8 @@ class CallReader:
         self.marks = self._parser.tags  # that it must be given in one piece
         self._unknown = UnknownCalls(self._parser, tools)
         self._tools = tools
+        names = [tool.function.name for tool in tools]
+        self._frame = (self._parser.begin, self._parser.end, names)
         self._ids = ids
         self._hidden = 0
         self.is_unused = True  # no text has come
@@ -144,7 +146,7 @@ class CallReader:
         content, deltas = self._read_on(text, is_last=is_last)
         if self._next is not None:
             return content, deltas
-        if any(delta.name for delta in deltas):
+        if any(delta.name for delta in deltas) and not self._unknown.has_said:
             content += self._said_before(deltas)
         may_fill = is_last or self._object_end < 0
         if may_fill and self._has_blank() and leftovers.is_empty_call(self._raw):
@@ -168,18 +170,19 @@ class CallReader:
         assert self._doubted is not None
         before, deltas = ("" if self._doubted else content), (*self._doubted, *deltas)
         mark = self._parser.end.strip()
-        written, end, rest = self._written.partition(mark) if len(mark) > 1 else ("", "", "")
+        written, rest, has_ended = leftovers.cut_frame(self._written, *self._frame)
         key = ARGUMENTS.search(written)
-        is_undecided = key is None or leftovers.has_no_value(written[key.end() :])
+        body = written.removesuffix(mark)
+        is_undecided = key is None or leftovers.has_no_value(body[key.end() :])
         is_held = is_undecided if len(mark) > 1 else key is None
         is_inside = self._braces is not None or self._object_end >= 0
-        if is_held and is_inside and not (end or is_last):
+        if is_held and is_inside and not (has_ended or is_last):
             self._doubted = deltas
             return content, ()
         self._doubted = None
-        if not end or key is None or not is_undecided or Braces().end(written) >= 0:
+        if not has_ended or key is None or not is_undecided or Braces().end(written) >= 0:
             return content, deltas
-        text, more = self._as_text(written + end, rest, is_last=is_last, deltas=deltas)
+        text, more = self._as_text(written, rest, is_last=is_last, deltas=deltas)
         return before + text, more
 
     def _as_text(
@@ -189,6 +192,7 @@ class CallReader:
         index = max(self._begun)
         kept = tuple(delta for delta in deltas if delta.index != index)
         del self._begun[index]
+        self._doubted = None
         return self._past(written, rest, is_last=is_last, deltas=kept, index=index)
 
     def _unreadable(self) -> str | None:
@@ -196,9 +200,8 @@ class CallReader:
 
         SGLang's base detector waits on, and takes the arguments of the next call for its own.
         """
-        if self._object_end < 0:
-            return None
-        if not self._parser.has_named or is_json(self._begun[max(self._begun)]):
+        given = self._begun[max(self._begun)]
+        if self._object_end < 0 or not self._parser.has_named or is_json(given):
             self._object_end = -1
             return None
         after = self._raw[self._object_end :]
@@ -214,7 +217,7 @@ class CallReader:
         if self._doubted is not None and leftovers.is_no_call(written):
             return self._as_text(written, rest, is_last=is_last, deltas=(*self._doubted, *deltas))
         index, call = max(self._begun), self._raw.removesuffix(rest)
-        arguments, later = leftovers.cut_call(call, self._parser.begin, self._parser.end)
+        arguments, later = leftovers.cut_call(call, *self._frame)
         lacking = leftovers.after(self._begun[index], arguments)
         self._begun[index] += lacking
         deltas += (ToolDelta(index, None, None, lacking),) if lacking else self._filled()
@@ -275,9 +278,21 @@ class CallReader:
             if found is not None:
                 index = max(self._begun) + 1
                 return self._past(*found, is_last=is_last, deltas=deltas, index=index)
-        if is_last:
-            deltas += self._rest()
-        return content, deltas
+        return self._finished(content, deltas) if is_last else (content, deltas)
+
+    def _finished(
+        self, content: str, deltas: tuple[ToolDelta, ...]
+    ) -> tuple[str, tuple[ToolDelta, ...]]:
+        """What the parser left of a last call that is not JSON, and the text after it."""
+        index = max(self._begun)
+        if is_json(self._begun[index]):
+            return content, deltas
+        written, later = leftovers.cut_call(self._raw, *self._frame)
+        rest = leftovers.after(self._begun[index], written)
+        deltas += (ToolDelta(index, None, None, rest),) if rest else ()
+        if not later or not (self._parser.has_named or self._parser.finds_call(later)):
+            return content, deltas
+        return self._past("", later, is_last=True, deltas=deltas, index=index + 1)
 
     def _past(
         self,
@@ -289,6 +304,7 @@ class CallReader:
         index: int,
     ) -> tuple[str, tuple[ToolDelta, ...]]:
         """What is broken is content; a fresh reader takes what follows it, from call `index` on."""
+        deltas, self._doubted = (*(self._doubted or ()), *deltas), None
         self._next, content = self._fresh(index), without_control_tokens(broken)
         for index in range(len(rest) + is_last):
             at_end = is_last and index == len(rest)
@@ -376,25 +392,7 @@ class CallReader:
         self._braces, self._object_end = braces if is_open else None, -1
         self._is_left = False
         if is_open:
-            begin = self._raw.rfind(self._parser.call_begin, 0, calls[-1].start() + 1)
-            self._written, self._doubted = self._raw[max(begin, 0) :], ()
+            start = calls[-1].start()
+            begin = self._raw.rfind(self._parser.call_begin, 0, start + 1)
+            self._written, self._doubted = self._raw[begin if begin >= 0 else start :], ()
         self._raw = text
-
-    def _rest(self) -> tuple[ToolDelta, ...]:
-        """What the parser left of a last call that is not JSON, and the calls after it."""
-        index = max(self._begun)
-        given = self._begun[index]
-        if is_json(given):
-            return ()
-        written, later = leftovers.cut_call(self._raw, self._parser.begin, self._parser.end)
-        rest = leftovers.after(given, written)
-        deltas = (ToolDelta(index, None, None, rest),) if rest else ()
-        return deltas + self._later(later, index + 1)
-
-    def _later(self, text: str, first_index: int) -> tuple[ToolDelta, ...]:
-        """The calls after one at which the parser stopped."""
-        if not self._parser.finds_call(text):
-            return ()
-        reader = self._fresh(first_index)
-        deltas = [delta for letter in text for delta in reader.read(letter, is_last=False)[1]]
-        return (*deltas, *reader.read("", is_last=True)[1])

@@ -18,6 +18,7 @@ class UnknownCalls:
     def __init__(self, parser: CallDetector, tools: list[Any]) -> None:
         self._known = {tool.function.name for tool in tools}
         self._is_needed = parser.drops_unknown
+        self.has_said = False  # whether text was among what it took last
         self._open: dict[str, str] | None = None  # name and arguments of the one that is read
         if self._is_needed:
             parser.take_any_tool(tools)
@@ -36,7 +37,9 @@ class UnknownCalls:
                 known.append(item)
             else:
                 self._open["arguments"] += item.parameters or ""
-        return text + (self._ended() if is_last else ""), known
+        text += self._ended() if is_last else ""
+        self.has_said = bool(text)
+        return text, known
 
     def _ended(self) -> str:
         call, self._open = self._open, None

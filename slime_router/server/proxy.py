@@ -27,6 +27,7 @@ from slime_router.edge.grace import Grace
 from slime_router.edge.headers import to_client, to_worker
 from slime_router.edge.paths import tidied
 from slime_router.engine.kept import Answer, read_some
+from slime_router.engine.request import ON_THE_WAY
 from slime_router.errors import (
     Aborted,
     MethodNotSupported,
@@ -199,11 +200,14 @@ def check_answer(status: int) -> None:
 
     Raises:
         WorkerFailed: it is a redirect, which names an address that no client should know; it
-            refuses the router's key, which would be taken for the client's own; or it ends nothing,
-            as a 101 does, after which a client takes the connection for something else.
+            refuses the router's key, which would be taken for the client's own, or is about the way
+            to the worker; or it ends nothing, as a 101 does, after which a client takes the
+            connection for something else.
     """
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED):
         raise WorkerFailed(f"The worker refuses the router's key: it answers {status}.")
+    if status in ON_THE_WAY:
+        raise WorkerFailed(f"The worker was not reached: it answers {status}.")
     if not 200 <= status < 600:
         raise WorkerFailed(f"The worker answered with an unexpected status, {status}.")
     if 300 <= status < 400 and status != HTTPStatus.NOT_MODIFIED:
@@ -218,7 +222,8 @@ def _break_off(request: web.Request) -> None:
 def _need(request: web.Request, *, is_light: bool) -> Need:
     headers = request.headers
     key, target = headers.get("X-SMG-Routing-Key"), headers.get("X-SMG-Target-Worker")
-    return Need(key=key, target=target, is_light=is_light)
+    only_asks = is_light and not request.body_exists
+    return Need(key=key, target=target, is_light=is_light, only_asks=only_asks)
 
 
 def _target(request: web.Request) -> str:

@@ -146,6 +146,22 @@ async def test_an_answer_is_the_same_with_and_without_a_session(kind, sessions):
     assert b"POST /x?y=%2F HTTP/1.1" in first
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_a_worker_has_few_heads_before_its_answer(is_kept):
+    """Without an end to them, they keep the loop busy until the request's time is up."""
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    for count in (16, 17, 5000):
+        async with scripted(interim * count + ANSWERS["whole"]) as (worker, client):
+            if is_kept:
+                await ask(client, worker, "/prime")
+            said = await ask(client, worker, "/x")
+            is_answer = said[0] == 200  # type: ignore[index]
+            assert is_answer == (count == 16), said
+            if not is_answer:
+                assert said == (WorkerFailed, "The connection to the worker broke.")
+                assert len(worker.requests) == 1, "it has taken the request"
+
+
 async def test_it_is_kept_again_once_all_was_read(sessions):
     async with scripted(b"") as (worker, client):
         for _ in range(3):

@@ -148,7 +148,7 @@ async def test_a_redirect_is_a_failure_of_the_worker(status):
         assert "elsewhere" not in await answer.text()
 
 
-@pytest.mark.parametrize("status", [0, 101, 199, 401, 407, 600, 999])
+@pytest.mark.parametrize("status", [0, 101, 199, 401, 407, 408, 421, 425, 600, 999])
 async def test_what_is_no_answer_for_a_client_is_a_failure_of_the_worker(status):
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

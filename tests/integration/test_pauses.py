@@ -402,6 +402,16 @@ async def test_requests_wait_while_everything_is_paused(stop, start):
         assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 3
 
 
+@pytest.mark.parametrize("path", ["/server_info", "/model_info", "/v1/loads", "/nowhere"])
+async def test_what_only_asks_a_worker_is_answered_while_everything_is_paused(path):
+    async with fleet(2, pause_wait_s=0) as (router, _):
+        before, _ = await router.get(path)
+        assert before < 500
+        await router.post("/pause_generation", {"mode": "in_place"})
+        assert (await router.get(path))[0] == before
+        assert (await router.post("/v1/unknown", {"text": "hi"}))[0] == 503
+
+
 async def test_a_pause_that_lasts_too_long_is_told():
     async with fleet(1, pause_wait_s=0.05) as (router, _):
         await router.post("/pause_generation", {"mode": "retract"})

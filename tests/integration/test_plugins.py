@@ -63,6 +63,19 @@ async def cancelling(call, call_next):
         yield chunk
 
 
+HEADERS = {}  # that a plug-in gives a call, or a request
+
+
+async def heading(call, call_next):
+    async for chunk in call_next(replace(call, headers=HEADERS["given"])):
+        yield chunk
+
+
+@web.middleware
+async def heading_http(request, handler):
+    return await handler(request.clone(headers={**request.headers, **HEADERS["given"]}))
+
+
 @web.middleware
 async def two_lines(request, handler):
     """Repeats what it was sent, whatever that is."""
@@ -819,3 +832,45 @@ async def test_a_reply_of_a_plugin_that_is_not_http_is_a_500(name, caplog):
         assert (status, reply["error"]["code"]) == (500, "internal_error")
         assert router.gateway.guard.failures == 1
     assert f"plug-in failed: {name}: " in caplog.text
+
+
+HEADERS: dict[str, Any] = {
+    "lines": {"x-note": "one\r\nx-evil: two"},
+    "a line in a name": {"x-note\nx-evil": "two"},
+    "a space in a name": {"x note": "two"},
+    "no name": {"": "two"},
+    "a null": {"x-note": "\0"},
+}
+OF_CALLS: dict[str, Any] = {
+    **HEADERS,
+    "half a pair": {"x-note": "\ud800"},
+    "a number": {"x-note": 5},
+    "nothing": None,
+    "a length": {"Content-Length": "5"},
+    "a framing": {"Transfer-Encoding": "chunked"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "given"),
+    [
+        *(("heading", CHAT, given) for given in OF_CALLS.values()),
+        *(("heading_http", path, given) for path in (CHAT, "/x") for given in HEADERS.values()),
+    ],
+    ids=str,
+)
+async def test_headers_that_a_plugin_makes_and_nobody_can_send_are_its_fault(
+    name, path, given, caplog
+):
+    body = {"messages": [user("hi")], "max_tokens": 3}
+    async with served(**paths(name)) as (router, worker):
+        made = sys.modules["team.plugins"].HEADERS
+        made["given"] = {"x-note": "é 1\t"}
+        assert (await router.post(CHAT, body))[0] == 200
+        made["given"] = given
+        status, reply = await router.post(path, body)
+        assert (status, reply["error"]["code"]) == (500, "internal_error"), reply
+        assert "plug-in" in reply["error"]["message"]
+        assert router.gateway.guard.failures == len(worker.requests) == 1
+    assert f"plug-in failed: {name}: it set headers that cannot be sent" in caplog.text
+    assert "retrying" not in caplog.text

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from slime_router.replies.calls.nothing_lost import NothingLost
 from slime_router.replies.parser import ReplyParser
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
@@ -318,8 +319,9 @@ def test_gigachats_text_before_a_call_is_not_kept(mark):
     parser = parser_of("gigachat3")
     for _ in range(50):
         parser.push("x < y {z} ", is_last=False)
-    assert isinstance(parser._calls, CallReader)
-    assert parser._calls._parser.kept_len < 100
+    assert isinstance(parser._calls, NothingLost)
+    assert isinstance(parser._calls._reader, CallReader)
+    assert parser._calls._reader._parser.kept_len < 100
     text = FORMATS["gigachat3"].write([PARIS]).replace("<|function_call|>", mark)
     said = [parser.push(piece, is_last=False) for piece in tokens(text)]
     assert next(call.name for each in said for call in each.tool_calls) == "get_weather"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from slime_router.errors import BadRequest, SetupError
+from slime_router.replies.calls.nothing_lost import NothingLost
 from slime_router.replies.parser import ReplyDelta, ReplyParser
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
@@ -677,8 +678,9 @@ def test_without_parsers_sglang_is_not_asked_for():
 
 def test_what_a_parser_raises_on_stays_text(monkeypatch, caplog):
     parser = parser_of("qwen25")
-    assert isinstance(parser._calls, CallReader)
-    detector = parser._calls._parser._detector
+    assert isinstance(parser._calls, NothingLost)
+    assert isinstance(parser._calls._reader, CallReader)
+    detector = parser._calls._reader._parser._detector
     increment = detector.parse_streaming_increment
 
     def raising(text: str, tools: Any) -> Any:

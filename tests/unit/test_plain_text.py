@@ -127,8 +127,7 @@ def seen_by(name: str, pieces: list[str]) -> list[str]:
     """The pieces that reach SGLang's detector of calls."""
     parser = parsers_of(name).parser(ReplyFormat(tools=TOOLS), prompt_tail="", history=())
     assert parser is not None
-    assert parser._calls is not None
-    detector = parser._calls._parser._detector  # type: ignore[attr-defined]
+    detector = parser._calls._reader._parser._detector  # type: ignore[union-attr]
     seen: list[str] = []
     usual: Callable[..., object] = type(detector).parse_streaming_increment
 

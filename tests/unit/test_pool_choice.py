@@ -326,3 +326,12 @@ def test_only_a_worker_that_was_stopped_has_lost_its_pause():
         pool.mark_down(a, was_stopped=was_stopped)
         pool.mark_up(a)
         assert (a.is_resting, a.was_greeted) == (not was_stopped, not was_stopped)
+
+
+@pytest.mark.parametrize("said", ["succeeded", "busy", "failed"])
+def test_what_a_removed_worker_still_answers_counts_for_nothing(said):
+    pool = WorkerPool()
+    worker = pool.add("http://a:1")
+    pool.remove(worker.url)
+    getattr(pool, said)(worker)
+    assert pool.list() == ()

@@ -115,3 +115,24 @@ def test_arguments_that_come_at_the_end_alone_are_checked_as_a_whole():
     whole = StreamedInput()
     assert whole.push('{"a": "b",}', is_last=True) == ""
     assert json.loads(whole.end(is_cut=False)) == {RAW: '{"a": "b",}'}
+
+
+def test_a_long_value_without_quotes_is_read_once():
+    """It was read again with each piece."""
+    whole = StreamedInput()
+    read: list[str] = []
+    token = whole._token
+    whole._token = lambda text, at: read.append(text) or token(text, at)  # type: ignore[method-assign,func-returns-value]
+    said = "".join(whole.push(piece, is_last=False) for piece in '{"n": ' + "12" * 50 + ', "m"')
+    assert said == '{"n": ' + "12" * 50
+    assert sum(map(len, read)) < 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_cut"), [('{"a": 1, "b" 2}', False), ('{"a": 1', True)], ids=["broken", "cut"]
+)
+def test_arguments_that_come_whole_are_checked_as_a_whole(arguments: str, is_cut: bool) -> None:
+    """None of them was passed on, so no member stands before `_raw`."""
+    whole = StreamedInput()
+    assert whole.push(arguments, is_last=True) == ""
+    assert json.loads(whole.end(is_cut=is_cut)) == {RAW: arguments}

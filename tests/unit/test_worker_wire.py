@@ -369,6 +369,17 @@ def test_a_line_that_never_ends_is_cut_off():
         splitter.feed(b"5")
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("begin", [b":", b"event: ", b"dat", b"datum: ", b"x"])
+def test_of_a_line_that_is_no_data_nothing_is_kept(begin, size):
+    splitter = EventSplitter(max_len=20)
+    line = begin + b"data: 1" * 100
+    for at in range(0, len(line), size):
+        assert splitter.feed(line[at : at + size]) == []
+        assert sum(map(len, splitter._rest)) <= len(b"data:")
+    assert splitter.feed(b"data: 2\ndata: 3\n") == [b"3"]
+
+
 # Chunks
 
 VOCAB_SIZE = 100
@@ -735,6 +746,23 @@ def test_a_worker_that_breaks_is_a_failed_worker(status):
     error = read_error(status, b"Internal Server Error at /secret")
     assert type(error) is WorkerFailed
     assert "secret" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "is_misfit"), [(407, True), (408, False), (421, False), (425, False)]
+)
+def test_what_a_proxy_on_the_way_says_is_no_answer_to_the_request(status, is_misfit):
+    error = read_error(status, b"Proxy Error at /secret")
+    assert type(error) is WorkerFailed
+    assert error.is_misfit == is_misfit
+    assert "secret" not in error.message
+
+
+@pytest.mark.parametrize("status", [400, 402, 413, 422, 429, 451])
+def test_what_is_about_the_request_is_the_clients(status):
+    error = read_error(status, b'{"message": "no"}')
+    assert isinstance(error, WorkerRefused)
+    assert (error.status, error.message) == (status, "no")
 
 
 def test_a_full_queue_can_be_tried_again():

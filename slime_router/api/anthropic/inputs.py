@@ -18,6 +18,7 @@ from slime_router.json_text import is_json
 
 _SIGNS: Final = '"{}[],:'
 _TOKEN: Final = re.compile(r'["{}\[\],:]|[ \t\n\r]+|[^ \t\n\r"{}\[\],:]+')
+_UNQUOTED: Final = re.compile(r'[^ \t\n\r"{}\[\],:]*')
 _SCALAR: Final = re.compile(r"(?:-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)\Z")
 _PART: Final = re.compile(  # of a string
     r'[^"\\\x00-\x1f]+|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|["\x00-\x1f]'
@@ -41,7 +42,8 @@ class StreamedInput:
 
     def __init__(self) -> None:
         self._written: list[str] = []
-        self._begun = ""  # a token or an escape that may continue
+        self._begun = ""  # an escape that may continue
+        self._scalar: list[str] = []  # the pieces of a value without quotes, which may continue
         self._waiting = ""  # what is passed on with the next value
         self._has_given = self._has_members = False
         self._open: list[str] = []  # objects and arrays
@@ -68,8 +70,8 @@ class StreamedInput:
         if not self._has_given:
             return input_json(written) if written.strip() else ""
         if is_cut and not self._is_broken and self._next != "end":
-            return self._waiting + self._begun
-        rest = self._read(" ") if self._begun and not self._string else ""
+            return self._waiting + self._begun + "".join(self._scalar)
+        rest = self._read(" ") if self._scalar else ""
         if self._next == "end" and not self._is_broken:
             return rest + self._waiting
         closing = ['"'] if self._string == "value" else []
@@ -78,13 +80,17 @@ class StreamedInput:
         return rest + "".join(closing) + comma + orjson.dumps({RAW: written}).decode()[1:]
 
     def _read(self, text: str) -> str:
-        text, self._begun = self._begun + text, ""
+        if self._scalar and _UNQUOTED.fullmatch(text):
+            self._scalar.append(text)
+            return ""
+        text = self._begun + "".join(self._scalar) + text
+        self._begun, self._scalar = "", []
         given: list[str] = []
         at = 0
         while at < len(text) and not self._has_stopped:
             piece = self._part(text, at) if self._string else self._token(text, at)
             at += len(self._begun or piece)
-            if not self._begun:
+            if not (self._begun or self._scalar):
                 given.append(self._taken(piece))
         return "".join(given)
 
@@ -101,7 +107,7 @@ class StreamedInput:
         found = _TOKEN.match(text, at)
         assert found is not None, "each character has one kind"
         if found[0] not in _SIGNS and not found[0].isspace() and found.end() == len(text):
-            self._begun = found[0]
+            self._scalar = [found[0]]
         return found[0]
 
     def _taken(self, piece: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from aiohttp import ClientPayloadError, HttpVersion11, StreamReader
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import RawResponseMessage
+from aiohttp.http_exceptions import BadHttpMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
@@ -34,6 +35,7 @@ _PLAIN = re.compile(
 )
 _PLAIN_HEAD_LEN = 2048  # bytes; a longer head is left to aiohttp, which has limits
 _LINE = re.compile("(.+?): (.+)\r\n")
+_MOST_INTERIM = 16  # heads of 1xx before an answer: a worker sends one, if any
 
 
 class Tap(Protocol):
@@ -57,6 +59,7 @@ class WorkerProtocol(ResponseHandler):
     _is_whole = False  # the head, and every chunk up to here
     _params: dict[str, Any] | None = None  # of a parser that nothing has needed yet
     _is_answered = False  # and nothing will
+    _interim = 0  # heads that were no answer yet
 
     def expect(self, **params: Any) -> None:
         """Another request is sent; its answer is read by `ArrivedBody`'s methods alone.
@@ -64,13 +67,23 @@ class WorkerProtocol(ResponseHandler):
         What `set_response_params` makes is only made where the answer is not whole and plain.
         """
         self.tap, self._has_head, self._is_whole, self._is_answered = None, False, False, False
-        self._parser, self._payload, self._params = None, None, params
+        self._parser, self._payload, self._params, self._interim = None, None, params, 0
 
     def set_response_params(self, **params: Any) -> None:
         """Another request is sent."""
         self.tap, self._has_head, self._is_whole, self._is_answered = None, False, False, False
-        self._params = None
+        self._params, self._interim = None, 0
         super().set_response_params(**params)
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        """A head came, with the body that follows it."""
+        message: RawResponseMessage = data[0]
+        self._interim += 100 <= message.code <= 199 and message.code != 101
+        if self._interim <= _MOST_INTERIM:
+            super().feed_data(data, size)
+        elif self.exception() is None:  # nor is anything read that came after them
+            self.abort()  # which forgets what was set before
+            self.set_exception(BadHttpMessage("too many interim heads"))
 
     def data_received(self, data: bytes) -> None:
         """Something came."""

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 DEEPSEEK_END = "<｜tool▁call▁end｜>"
+_DEEPSEEK_BEGIN = "<｜tool▁call▁begin｜>"
+_DEEPSEEK_BEGINS = ("<｜tool▁calls▁begin｜>", _DEEPSEEK_BEGIN)  # of all calls, or of one
+_DEEPSEEK_SEPARATOR = "<｜tool▁sep｜>"
+_HIDDEN_SEPARATOR = "<\ufdd0｜tool▁sep｜>"  # Unicode has that character for use inside of programs
 _BEGIN_LEN = 64  # characters, more than any mark has with which GigaChat 3 begins a call
 
 
@@ -26,16 +30,34 @@ def with_last_brace(detector: Any, parse: Callable[..., Any]) -> Callable[..., A
 
 
 def ending_with_frame(detector: Any, parse: Callable[..., Any]) -> Callable[..., Any]:
-    """Reads calls; one whose arguments are not JSON ends with its frame, too."""
+    """Reads calls; one that cannot be read, or is not JSON, ends with its frame or at the next one.
+
+    A separator in arguments is hidden: the last one in a text ends the name of a call.
+    """
+
+    def leave(rest: str) -> None:
+        detector._buffer, detector._last_arguments = rest, ""
+        detector.current_tool_id += detector.current_tool_name_sent
+        detector.current_tool_name_sent = False
 
     def parse_all(text: str, tools: list[Any]) -> Any:
+        before = []
+        if text in _DEEPSEEK_BEGINS and _DEEPSEEK_BEGIN in detector._buffer:
+            before = parse("", tools).calls  # a name alone was given so far
+            if _DEEPSEEK_BEGIN in detector._buffer:
+                leave("")
+        if _DEEPSEEK_SEPARATOR in detector._buffer:
+            text = text.replace(_DEEPSEEK_SEPARATOR, _HIDDEN_SEPARATOR)
         result = parse(text, tools)
+        result.calls = [*before, *result.calls]
         call, end, rest = detector._buffer.partition(DEEPSEEK_END)
         given, call = detector._last_arguments, call.rstrip().removesuffix("```").rstrip()
-        if end and detector.current_tool_name_sent and call.endswith(given):
-            detector._buffer, detector._last_arguments = rest, ""
-            detector.current_tool_id += 1
-            detector.current_tool_name_sent = False
+        is_named = detector.current_tool_name_sent
+        if end and (call.endswith(given) if is_named else _DEEPSEEK_BEGIN in call):
+            leave(rest)
+        for item in result.calls:
+            if item.parameters:
+                item.parameters = item.parameters.replace(_HIDDEN_SEPARATOR, _DEEPSEEK_SEPARATOR)
         return result
 
     return parse_all

@@ -14,10 +14,10 @@ from typing import Any
 _BEGIN = re.compile(r"\[\s*[A-Za-z_]\w*\(")
 _ANY = re.compile(".*", re.DOTALL)
 _BRACKETS = re.compile(r"[\[\]]")
-# The same outside of strings. They end in their lines: a quote may be an apostrophe.
-_BARE_BRACKETS = re.compile(
-    r"""[\[\]]|'(?:[^'\\\n]|\\.)*(?:'|\\?\Z)|"(?:[^"\\\n]|\\.)*(?:"|\\?\Z)""", re.DOTALL
-)
+_BRACKETS_AND_QUOTES = re.compile(r"""[\[\]'"]""")
+_REST_OF_STRING = {  # it ends in its line: a quote may be an apostrophe
+    quote: re.compile(rf"(?:[^{quote}\\\n]|\\.)*", re.DOTALL) for quote in "'\""
+}
 _MOST_LISTS = 16  # that are tried: each try takes time in proportion to the text
 
 
@@ -37,18 +37,60 @@ class CallList:
         return None
 
 
-def closing_bracket(text: str, start: int) -> int:
-    """The place of the bracket that closes the one at `start`; -1 where none does.
+class ClosingBracket:
+    """Finds where a list ends; it goes on where it was in a text that only became longer.
 
-    Those in strings are not counted where calls begin.
+    Brackets in strings are not counted where calls begin.
     """
-    brackets = _BARE_BRACKETS if _BEGIN.match(text, start) else _BRACKETS
-    depth = 0
-    for found in brackets.finditer(text, start):
-        depth += {"[": 1, "]": -1}.get(found.group(), 0)
-        if not depth:
-            return found.start()
-    return -1
+
+    def __init__(self) -> None:
+        self._forget("", 0)
+
+    def _forget(self, text: str, start: int) -> None:
+        self._read = ""
+        self._start = self._at = start
+        self._depth = 0
+        self._string = -1  # where the one began that is open
+        self._has_calls = _BEGIN.match(text, start) is not None
+
+    def __call__(self, text: str, start: int) -> int:
+        """The place of the bracket that closes the one at `start`; -1 where none does."""
+        has_grown = start == self._start and self._read and text.startswith(self._read)
+        if not has_grown or (not self._has_calls and _BEGIN.match(text, start)):
+            self._forget(text, start)
+        self._read = text
+        marks = _BRACKETS_AND_QUOTES if self._has_calls else _BRACKETS
+        while self._string < 0 or self._is_past_string(text):
+            found = marks.search(text, self._at)
+            if found is None:
+                self._at = len(text)
+                break
+            self._at = found.end()
+            if found[0] in _REST_OF_STRING:
+                self._string = found.start()
+                continue
+            self._depth += 1 if found[0] == "[" else -1
+            if not self._depth:
+                self._read = ""
+                return found.start()
+        return -1
+
+    def _is_past_string(self, text: str) -> bool:
+        """Goes past the string that is open; False where it continues after the text."""
+        quote = text[self._string]
+        rest = _REST_OF_STRING[quote].match(text, self._at)
+        self._at = rest.end() if rest is not None else self._at
+        last = text[self._at : self._at + 2]
+        if last in ("", "\\"):
+            return False
+        self._at = self._at + 1 if last[0] == quote else self._string + 1  # it was an apostrophe
+        self._string = -1
+        return True
+
+
+def closing_bracket(text: str, start: int) -> int:
+    """See `ClosingBracket`, for a text that is whole."""
+    return ClosingBracket()(text, start)
 
 
 def literal(node: ast.expr) -> Any:
