@@ -43,6 +43,7 @@ FLOOR_OF = {
     "journal.closings": "pure",
     "journal.codec": "pure",
     "journal.database": "pure",
+    "journal.first_rows": "pure",
     "journal.tap": "pure",
     "journal.writing": "pure",
     "pool": "pure",

@@ -306,6 +306,10 @@ class _Run(Visit[A, T]):
                 assert self._copies is not None
                 await self._copies.fill(chunks)
                 await asyncio.Event().wait()  # its readers end it when they are done
+        except asyncio.CancelledError:
+            if not self._is_ending:
+                self._failure = RouterError("A plug-in cancelled the task of its generation.")
+            raise
         except Exception as exc:  # it is raised again for each reader
             self._failure = exc
             if self._is_open.is_set() or not self.readers:

@@ -15,18 +15,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
-from aiohttp import ClientConnectionResetError, hdrs, web
+from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 
-from slime_router.edge.json_reply import OwnReply
 from slime_router.json_text import one_line
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"  # clients read over it
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\n\r\n", b"\r\r")  # an event ends with one
-_CHUNKED = f"{hdrs.TRANSFER_ENCODING}: chunked\r\n"
-_LAST_CHUNK = b"0\r\n\r\n"
 _TAIL_LEN = 4  # bytes: the longest of them
 MAX_UNSENT_LEN = 64 * 2**10  # bytes; with more of them, the next event waits for the client
 _ID = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
@@ -54,47 +51,6 @@ class ClientLeft(Exception):
     """The connection to the client is closed: there is nobody to write to."""
 
 
-class ChunkedReply(OwnReply):
-    """A reply in chunks, whose head and end go out past aiohttp's writer where that may be."""
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        super().__init__(headers=headers)
-        self._given = headers
-        self._begun: StreamWriter | None = None  # of a reply that has begun here, until its end
-
-    def begin(self, request: web.Request) -> bool:
-        """Sends the head, unless `prepare` has to; whether it did.
-
-        Raises:
-            ConnectionError: the client has left.
-        """
-        writer = request.writer
-        if not isinstance(writer, StreamWriter) or not self.may_begin(request, writer):
-            return False
-        head = self.head(_CHUNKED)
-        _open_transport(writer).write(head)
-        writer.output_size += len(head)  # so that aiohttp sends no other reply
-        self._is_out, self._begun = True, writer
-        return True
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Sends the last chunk, unless it is out."""
-        writer, self._begun = self._begun, None
-        if writer is None:
-            await super().write_eof(data)
-            return
-        _open_transport(writer).write(_LAST_CHUNK)
-        await writer.drain()
-
-
-def _open_transport(writer: StreamWriter) -> asyncio.WriteTransport:
-    """Raises ConnectionError where the client has left."""
-    transport = writer.transport
-    if transport is None or transport.is_closing():
-        raise ClientConnectionResetError("Cannot write to closing transport")
-    return transport
-
-
 class EventStream:
     """The response side of one stream of events. Its status line is already out."""
 
@@ -103,11 +59,10 @@ class EventStream:
         response: web.StreamResponse,
         ending: bytes = DONE,
         writer: AbstractStreamWriter | None = None,
-        transport: asyncio.WriteTransport | None = None,
     ) -> None:
         self.response = response
-        self._writer = writer
-        self._transport = transport  # of chunks that are written past the writer, where they may
+        self._writer = writer  # of chunks that are written past it, where that is possible
+        self._transport = None if writer is None else _transport(response, writer)
         self._time = asyncio.get_running_loop().time
         self.sent_at = self._time()  # the last event
         self.is_over = False
@@ -123,13 +78,8 @@ class EventStream:
         cls, request: web.Request, headers: Mapping[str, str], *, ending: bytes = DONE
     ) -> EventStream:
         """Sends the status line 200 and the headers."""
-        response = ChunkedReply({**_HEADERS, **headers})
-        if response.begin(request):
-            writer: AbstractStreamWriter | None = request.writer
-            return cls(response, ending, writer, request.transport)
-        writer = await response.prepare(request)
-        transport = None if writer is None else _transport(response, writer)
-        return cls(response, ending, writer, transport)
+        response = web.StreamResponse(headers={**_HEADERS, **headers})
+        return cls(response, ending, await response.prepare(request))
 
     def is_clear(self) -> bool:
         """Whether `write` may be called now."""

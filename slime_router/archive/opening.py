@@ -114,8 +114,14 @@ def _in_redis(
     except ImportError as exc:
         raise SetupError("--store needs the extra: pip install 'slime-router[redis]'") from exc
     # Each server of a cluster has its own replicas.
-    if config.store_wait_replicas and StoreUrl(url).is_cluster:
+    is_cluster = StoreUrl(url).is_cluster
+    if config.store_wait_replicas and is_cluster:
         raise SetupError("--store-wait-replicas cannot be used with a cluster")
+    if "{" in config.store_prefix and is_cluster:  # in braces stands what names a key's node
+        raise SetupError(
+            f"--store-prefix {config.store_prefix!r} cannot have a brace with a cluster: all would"
+            " be kept by one node"
+        )
     clients = RedisClients(
         url,
         timeout_s=config.store_timeout_s,

@@ -1,5 +1,4 @@
-"""Replies whose heads are written here where nobody else has a say in them: a whole one of JSON
-goes out in one write.
+"""A whole reply of JSON, which goes out in one write where nobody else has a say in it.
 
 aiohttp's own way makes a head from a dictionary in a dozen calls. It is taken where it does more
 than that: where another part of the server changes headers, or the connection is to close.
@@ -8,7 +7,6 @@ than that: where another part of the server changes headers, or the connection i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -16,26 +14,51 @@ from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE, StreamWriter
 
 _JSON = "application/json"
-_TYPE = f"{hdrs.CONTENT_TYPE}: {_JSON}\r\n"
 _JOINED_LEN = 2**16  # bytes of a body that is copied, to be one buffer with its head
-_OK = "HTTP/1.1 200 OK\r\n"
-_HEAD_END = f"{hdrs.DATE}: {{}}\r\n{hdrs.SERVER}: {SERVER_SOFTWARE}\r\n\r\n"
+_HEAD = (
+    "HTTP/1.1 200 OK\r\n"
+    f"{{}}{hdrs.CONTENT_TYPE}: {_JSON}\r\n{hdrs.CONTENT_LENGTH}: {{}}\r\n"
+    f"{hdrs.DATE}: {{}}\r\n{hdrs.SERVER}: {SERVER_SOFTWARE}\r\n\r\n"
+)
 
 
-class OwnReply(web.StreamResponse):
-    """A reply with status 200 whose head aiohttp need not write; `given` are its headers."""
+class JsonReply(web.Response):
+    """A reply to a GET or a POST with status 200, this body, and these headers besides its own."""
 
-    _given: Mapping[str, str] = MappingProxyType({})
-    _is_out = False
+    def __init__(self, body: bytes, headers: Mapping[str, str]) -> None:
+        super().__init__(body=body, content_type=_JSON, headers=headers)
+        self._given = headers
+        self._is_out = False
 
-    def head(self, *lines: str) -> bytes:
-        """The head, with these lines after those of the headers that were given."""
-        headers = map("{}: {}\r\n".format, self._given.keys(), self._given.values())
-        time = rfc822_formatted_time()
-        return "".join((_OK, *headers, *lines, _HEAD_END.format(time))).encode()
+    async def send(self, request: web.Request) -> None:
+        """Sends all of it.
 
-    def may_begin(self, request: web.Request, writer: AbstractStreamWriter) -> bool:
-        """Whether its head is all that would be written, and the connection stays open."""
+        Raises:
+            ConnectionError: the client has left.
+        """
+        writer, body = request.writer, self.body
+        transport = request.transport
+        if (
+            transport is None
+            or transport.is_closing()
+            or not isinstance(body, bytes)
+            or not self._is_plain(request, writer)
+        ):
+            await self.prepare(request)
+            await self.write_eof()
+            return
+        given = self._given
+        lines = "".join(map("{}: {}\r\n".format, given.keys(), given.values()))
+        head = _HEAD.format(lines, len(body), rfc822_formatted_time()).encode()
+        self._is_out = True
+        if len(body) < _JOINED_LEN:
+            transport.write(head + body)
+        else:
+            transport.writelines((head, body))
+        await writer.drain()
+
+    def _is_plain(self, request: web.Request, writer: AbstractStreamWriter) -> bool:
+        """Whether the reply is all that goes out, and the connection stays open."""
         return (
             isinstance(writer, StreamWriter)
             and request.keep_alive
@@ -65,36 +88,3 @@ class OwnReply(web.StreamResponse):
         """Sends the rest, unless it is out."""
         if not self._is_out:
             await super().write_eof(data)
-
-
-class JsonReply(OwnReply, web.Response):
-    """A reply to a GET or a POST with status 200, this body, and these headers besides its own."""
-
-    def __init__(self, body: bytes, headers: Mapping[str, str]) -> None:
-        super().__init__(body=body, content_type=_JSON, headers=headers)
-        self._given = headers
-
-    async def send(self, request: web.Request) -> None:
-        """Sends all of it.
-
-        Raises:
-            ConnectionError: the client has left.
-        """
-        writer, body = request.writer, self.body
-        transport = request.transport
-        if (
-            transport is None
-            or transport.is_closing()
-            or not isinstance(body, bytes)
-            or not self.may_begin(request, writer)
-        ):
-            await self.prepare(request)
-            await self.write_eof()
-            return
-        head = self.head(_TYPE, f"{hdrs.CONTENT_LENGTH}: {len(body)}\r\n")
-        self._is_out = True
-        if len(body) < _JOINED_LEN:
-            transport.write(head + body)
-        else:
-            transport.writelines((head, body))
-        await writer.drain()

@@ -24,6 +24,7 @@ from aiohttp.typedefs import Middleware as HttpMiddleware
 
 from slime_router.auth.caller import Visit, caller, visit
 from slime_router.edge.bodies import body_so_far, share_body
+from slime_router.edge.grace import Grace
 from slime_router.edge.headers import unsendable
 from slime_router.errors import Aborted, RouterError
 from slime_router.generation.admission import aborted
@@ -246,6 +247,39 @@ class PluginGuard:
 
         return guarded
 
+    def middlewares(
+        self, generation: Sequence[Middleware], http: Sequence[HttpPlugin], grace: Grace
+    ) -> list[HttpMiddleware]:
+        """What wraps HTTP requests where there are plug-ins, the outermost first."""
+        if not generation and not http:
+            return []
+        return [self._uncancelled(grace), *map(self.http, http)]
+
+    def _uncancelled(self, grace: Grace) -> HttpMiddleware:
+        """A plug-in that cancels the task of a request fails it, as if it had raised something.
+
+        The server does so too, but only where the client has left, or at the end.
+        """
+
+        @web.middleware
+        async def uncancelled(request: web.Request, handler: Handler) -> web.StreamResponse:
+            try:
+                return await handler(request)
+            except asyncio.CancelledError as exc:
+                names = " or ".join(dict.fromkeys(getattr(exc, "__notes__", ())))
+                transport, task = request.transport, asyncio.current_task()
+                has_left = transport is None or transport.is_closing()
+                if not names or has_left or grace.is_over or task is None:
+                    raise
+                failed = self._failed(names, "it cancelled the task of its request")
+                if request.writer.output_size:  # the status line is out: it can only break off
+                    raise
+                while task.uncancel():
+                    pass
+                raise failed from exc
+
+        return uncancelled
+
     def _checked(
         self, response: object, request: web.Request, plugin: object
     ) -> web.StreamResponse:
@@ -277,6 +311,7 @@ class PluginGuard:
         except BaseException as exc:  # SystemExit and its like would end the process
             task = asyncio.current_task()
             if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
+                exc.add_note(_name(plugin))  # for `_uncancelled`
                 raise
             raise self._failed(plugin, f"it raised {type(exc).__name__}") from exc
 
@@ -333,4 +368,6 @@ def _kind(given: object) -> str:
 
 
 def _name(plugin: object) -> str:
+    if isinstance(plugin, str):
+        return plugin
     return str(getattr(plugin, "__name__", type(plugin).__name__))

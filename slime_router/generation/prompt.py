@@ -265,7 +265,7 @@ class PromptMaker:
         reason = f"; the newest of {alike} that read the same" if alike > 1 else ""
         if self._continued[turn.id]:
             reason += "; another running request continues it too"
-        return reason
+        return reason + talk.order_note
 
     # B and C: the longest cached prefix of a text
 

@@ -34,6 +34,7 @@ from slime_router.choices import JournalSync
 from slime_router.errors import SetupError
 from slime_router.journal.closings import TABLES as CLOSINGS
 from slime_router.journal.closings import dropped
+from slime_router.journal.first_rows import odd_table
 from slime_router.values import value
 
 FILE_NAME = "journal.sqlite"
@@ -245,6 +246,11 @@ class Database:
         if missing := [table for table in _EXPECTED if table not in there]:
             raise SetupError(
                 f"{self.path} has no table {missing[0]!r}: restore it, or name another directory"
+            )
+        if (table := odd_table(sql)) is not None:
+            raise SetupError(
+                f"{self.path} has other rows in {table!r} than routers write: restore it, or name"
+                " another directory"
             )
         sql.execute("COMMIT")
 

@@ -264,7 +264,7 @@ class Gateway:
                 *([self.cors.preflight] if self.cors.is_on else []),
                 *([boundary.guarded] if self.access.is_on else []),
                 *([boundary.durable] if self.journal is not None else []),
-                *map(self.guard.http, self.plugins.http),
+                *self.guard.middlewares(self.plugins.generation, self.plugins.http, self.grace),
                 *([boundary.answered] if self.plugins.http else []),
             ],
         )

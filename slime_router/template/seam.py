@@ -1,6 +1,6 @@
 """The seam between a held turn and what follows it, found by token ids.
 
-A model ends its turn with its own token choice, if it ends it at all. The template closes the
+A model ends its turn with whichever token it chooses, if it ends it at all. The template closes the
 same turn in its own way. Exactly one of the two must be in the prompt.
 """
 

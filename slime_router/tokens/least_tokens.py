@@ -67,7 +67,7 @@ class LeastTokens:
 
 
 def _keeps_text(backend: tokenizers.Tokenizer) -> bool:
-    """Whether each character is spelled by its own token kind, or weighs nothing here."""
+    """Whether each character is spelled by tokens that have it, or weighs nothing here."""
     normalizers, model = components(backend.normalizer), backend.model
     splitters = components(backend.pre_tokenizer)
     if not isinstance(model, models.BPE):
@@ -103,7 +103,7 @@ def _weights(backend: tokenizers.Tokenizer) -> Weights:
     longest = np.maximum(
         _longest(names, first), _longest([token.content for token in added], _of_character)
     )
-    meta = _META_SPACE.encode()[0]  # written for a space, and in its own text
+    meta = _META_SPACE.encode()[0]  # written for a space, and for itself
     longest[_SPACE] = max(longest[_SPACE], longest[meta])
     weights = 1 / longest
     weights[_CONTINUING] = 0

@@ -23,13 +23,22 @@ _RESULTS = ("tool", "function")
 
 @value(frozen=True, slots=True)
 class Conversation:
-    """The messages of a call, and the recorded turn that they continue."""
+    """The messages of a call, and the recorded turn that they continue.
+
+    `is_ordered`: some results of the reply's several calls have no id, and answer them in order.
+    """
 
     messages: tuple[Message, ...]
     keys: list[Key]  # of each prefix of the messages
     spellings: list[Key]  # likewise: how their replies are spelled
     turn: Turn | None = None
     reply_index: int = -1  # which message is the turn's reply
+    is_ordered: bool = False
+
+    @property
+    def order_note(self) -> str:
+        """What the receipt says of it: results in another order would be those of other calls."""
+        return "; results without ids answer the calls in order" if self.is_ordered else ""
 
     def name_of(self, call: GenerateCall) -> str:
         """What the turns of a conversation without a session go together by: that of the first.
@@ -133,6 +142,7 @@ class Recogniser:
             chain = self._chain(call, messages)
         except RecursionError as exc:
             raise BadRequest("the request is nested too deeply", param="messages") from exc
+        asked = messages
         if held := chain.held:
             messages = tuple(held.get(index, each) for index, each in enumerate(messages))
         given, whole = messages, self._template.parts.whole(messages)
@@ -149,7 +159,8 @@ class Recogniser:
                 spelling=spellings[index + 1],
             )
             if turn is not None:
-                return Conversation(messages, keys, spellings, turn, index)
+                is_ordered = _is_ordered(asked[index:], held, index)
+                return Conversation(messages, keys, spellings, turn, index, is_ordered)
         return Conversation(messages, keys, spellings)
 
     def _chain(self, call: GenerateCall, messages: tuple[Message, ...]) -> Chain:
@@ -300,6 +311,17 @@ def _note_result(chain: Chain, index: int, result: Message) -> Message:
         return result
     chain.held[index] = {**result, "tool_call_id": call_id}
     return chain.held[index]
+
+
+def _is_ordered(asked: Sequence[Message], held: Container[int], start: int) -> bool:
+    """Whether results without ids among messages from `start` on got those of several calls."""
+    count = 0
+    for index, message in enumerate(asked if held else (), start):
+        if calls := message.get("tool_calls"):
+            count = len(calls)
+        elif count > 1 and index in held and not message.get("tool_call_id"):
+            return True
+    return False
 
 
 def _joined(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -388,8 +388,12 @@ async def test_ids_that_an_agent_drops_are_those_of_the_held_calls(
     after = await talk.hear([ASK, reply, *asked], "Fine.", end, session_id=session_id)
     talk.suffix(before, after)
     assert after.ids == whole.ids
+    reasons = [made.prompt.receipt.reason for made in (whole, after)]
+    is_said = talk.template.findings.prints_call_ids
+    assert ["answer the calls in order" in reason for reason in reasons] == [False, is_said]
     more = [ASK, reply, *asked, after.reply, user("More")]
     last = await talk.hear(more, "Bye.", end, session_id=session_id)
+    assert "in order" not in last.prompt.receipt.reason
     if "nemo" not in name:  # whose template moves the tools
         talk.suffix(after, last)
 

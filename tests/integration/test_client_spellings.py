@@ -210,6 +210,24 @@ async def test_calls_of_two_turns_stay_apart_and_one_that_is_missing_makes_anoth
         assert after.base != made.id
 
 
+@pytest.mark.parametrize("between", [[user("Wait")], [said("Wait")]], ids=["user", "reply"])
+async def test_calls_with_something_between_them_are_not_those_of_one_reply(between):
+    """Nothing that was said may change its place."""
+    async with parsing() as (router, worker):
+        say(worker, CALL + SECOND)
+        message = (await ask(router, messages=[user("Hi")]))["choices"][0]["message"]
+        first, second = apart(message)
+        results = [*map(result, message["tool_calls"])]
+        talk = [user("Hi"), first, results[0], *between, second, results[1], user("So?")]
+        await router.chat(talk, tools=TOOLS)
+        *_, made, after = router.gateway.store._turns.values()
+        assert after.base != made.id
+        second = {**second, "content": "I look again."}
+        await router.chat([user("Hi"), first, second, *results, user("So?")], tools=TOOLS)
+        *_, after = router.gateway.store._turns.values()
+        assert after.base != made.id
+
+
 @pytest.mark.tokenizers
 async def test_a_merged_reply_keeps_its_tokens_where_the_template_drops_its_thinking():
     """Qwen3's own template prints no reasoning of earlier turns."""

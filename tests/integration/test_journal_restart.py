@@ -468,6 +468,35 @@ async def test_a_journal_without_one_of_its_tables_is_refused(table, tmp_path):
     assert "restore it" in said
 
 
+@pytest.mark.parametrize(
+    ("change", "table"),
+    [
+        ("DELETE FROM counters", "counters"),
+        ("DELETE FROM counters WHERE name = 'router'", "counters"),
+        ("UPDATE counters SET value = 'x'", "counters"),
+        ("UPDATE counters SET value = 0.5", "counters"),
+        ("UPDATE meta SET value = 'other'", "meta"),
+        ("UPDATE meta SET value = 5", "meta"),
+        ("INSERT INTO workers VALUES ('http://h:1', x'7b7d')", "workers"),
+        ("INSERT INTO workers VALUES (x'61', 'text')", "workers"),
+        ("INSERT INTO workers VALUES (x'ff', x'7b7d')", "workers"),
+    ],
+)
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_a_journal_with_rows_that_no_router_wrote_is_refused(
+    change, table, is_shared, tmp_path
+):
+    async with tiny_worker() as worker, journaled(worker.url, tmp_path):
+        pass
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as sql:
+        sql.execute(change)
+        sql.commit()
+    said = await refusal(tmp_path, journal_shared=is_shared)
+    assert f"in '{table}'" in said
+    assert "restore it" in said
+    assert "\n" not in said
+
+
 async def test_a_journal_of_another_vocabulary_is_refused(tmp_path, monkeypatch):
     async with tiny_worker() as worker, journaled(worker.url, tmp_path):
         pass

@@ -1,4 +1,4 @@
-"""A reply is the same, byte by byte, whether aiohttp writes its head or it is written here."""
+"""A whole reply is the same, byte by byte, whether aiohttp writes it or it goes out at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from slime_router.api.sse import EventStream
 from slime_router.edge.json_reply import JsonReply
 
 HEADERS = {"x-request-id": "req_1", "x-slime-receipt": '{"a": "b"}'}
@@ -28,23 +27,11 @@ async def replying(body: bytes, headers: dict[str, str], *, is_watched: bool) ->
         assert reply.prepared
         return reply
 
-    async def stream(request: web.Request) -> web.StreamResponse:
-        opened = await EventStream.open(request, headers)
-        assert opened.response.prepared
-        await opened.send(body, body)
-        if request.path == "/broken":
-            raise ValueError("a fault")
-        if request.path == "/stream":  # else aiohttp ends it
-            await opened.end()
-        return opened.response
-
     async def watch(_: web.Request, __: web.StreamResponse) -> None:
         pass
 
     app = web.Application()
     app.router.add_get("/", handle)
-    for path in ("/stream", "/unended", "/broken"):
-        app.router.add_get(path, stream)
     if is_watched:
         app.on_response_prepare.append(watch)
     async with TestServer(app) as server:
@@ -92,34 +79,3 @@ async def test_a_header_cannot_hold_another_one():
         [(lines, _)] = await answers(port, GET)
     assert b"HTTP/1.1 500 Internal Server Error" in lines
     assert b"x-c: d" not in lines
-
-
-@pytest.mark.parametrize("path", [b"/stream", b"/unended", b"/broken"])
-@pytest.mark.parametrize("ending", [b"", b"connection: close\r\n"], ids=["kept", "closed"])
-async def test_a_stream_is_what_aiohttp_would_write(path, ending):
-    """One that breaks off is cut, with no other reply after it."""
-    asked = b"GET %b HTTP/1.1\r\nhost: x\r\n" % path
-    both = []
-    for is_watched in (False, True):
-        async with replying(b"data: {}\n\n", HEADERS, is_watched=is_watched) as port:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(asked + b"\r\n" + asked + ending + b"\r\n")
-            said = b""
-            while said.count(b"\r\n0\r\n\r\n") < 2 and (data := await reader.read(2**16)):
-                said += data
-            writer.close()
-        lines = said.split(b"\r\n")
-        both.append([line for line in lines if not line.startswith(b"Date: ")])
-    assert both[0] == both[1]
-    assert both[0].count(b"HTTP/1.1 200 OK") == (1 if path == b"/broken" else 2)
-    assert both[0].count(b"data: {}\n\n") == 2 * both[0].count(b"HTTP/1.1 200 OK")
-
-
-async def test_a_header_of_a_stream_cannot_hold_another_one():
-    async with replying(b"", {"x-a": "b\r\nx-c: d"}, is_watched=False) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /stream HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        said = await reader.read()
-        writer.close()
-    assert said.startswith(b"HTTP/1.1 500 Internal Server Error")
-    assert b"\nx-c: d" not in said

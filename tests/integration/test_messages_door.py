@@ -158,6 +158,15 @@ async def test_the_whole_reply_has_this_shape():
     assert scripted.calls[0].rid.startswith("msg_")
 
 
+async def test_a_stream_begins_without_output_also_where_its_first_chunk_has_some():
+    async with door(lambda *_: [first("a", reasoning_tokens=1), last()]) as (client, _):
+        start, *_, end, _ = await streamed(client)
+    usages = [start["message"]["usage"], end["usage"]]
+    assert [usage["output_tokens"] for usage in usages] == [0, 2]
+    thinking = [usage["output_tokens_details"]["thinking_tokens"] for usage in usages]
+    assert thinking == [0, 1]
+
+
 async def test_a_stream_has_start_blocks_reason_and_stop_in_this_order():
     async with door(thoughtful) as (client, scripted):
         start, *got = await streamed(client)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 
 from slime_router.cli.flags import read_config
@@ -56,11 +57,29 @@ async def twice(call, call_next):
         yield chunk
 
 
-async def cancelling(call, call_next):
+async def cancelling_itself(call, call_next):
     """Takes itself for one that is not needed any more."""
     asyncio.current_task().cancel()
     async for chunk in call_next(call):
         yield chunk
+
+
+async def cancelling_as_it_waits(call, call_next):
+    asyncio.current_task().cancel()
+    await asyncio.sleep(0)
+    yield
+
+
+async def cancelling_late(call, call_next):
+    async for chunk in call_next(call):
+        asyncio.current_task().cancel()
+        yield chunk
+
+
+@web.middleware
+async def cancelling_itself_http(request, handler):
+    asyncio.current_task().cancel()
+    return await handler(request)
 
 
 HEADERS = {}  # that a plug-in gives a call, or a request
@@ -813,15 +832,39 @@ async def test_the_plugin_of_the_documentation_works_as_it_is_shown(modules):
     assert again["status"] == "extended", receipt
 
 
-@pytest.mark.parametrize(("count", "headers"), [(3, {}), (1, {"x-stainless-retry-count": "0"})])
+@pytest.mark.parametrize(
+    "name",
+    ["cancelling", "cancelling_itself", "cancelling_as_it_waits", "cancelling_itself_http"],
+)
+@pytest.mark.parametrize(
+    ("count", "headers"), [(1, {}), (3, {}), (1, {"x-stainless-retry-count": "0"})]
+)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_plugin_that_cancels_itself_keeps_no_client_waiting(count, headers, stream):
-    """Where somebody else reads what the cancelled task was to write."""
+async def test_a_plugin_that_cancels_itself_keeps_no_client_waiting(
+    count, headers, stream, name, caplog
+):
+    """Whoever reads what the cancelled task was to write."""
     body = {"messages": [user("hi")], "n": count, "stream": stream}
-    async with served(**paths("cancelling")) as (router, _), asyncio.timeout(60):
+    async with served(**paths(name)) as (router, _), asyncio.timeout(60):
         status, reply = await router.post(CHAT, body, headers=headers)
         assert (status, reply["error"]["code"]) == (500, "internal_error")
+        if not name.endswith("_http") or not headers:  # else the next try may come
+            assert router.gateway.pool.total_in_flight == 0
+        if count == 1 and not headers:  # in the task of the request itself
+            assert router.gateway.guard.failures == 1
+            assert f"plug-in failed: {name}: it " in caplog.text
+
+
+async def test_a_plugin_that_cancels_itself_in_the_middle_breaks_the_stream_off(caplog):
+    body = {"messages": [user("hi")], "stream": True, "max_tokens": 3}
+    async with served({"chunk_tokens": 1}, **paths("cancelling_late")) as (router, _):
+        async with router.http.post(CHAT, json=body) as response:
+            assert response.status == 200
+            with pytest.raises(aiohttp.ClientError):
+                await response.read()
         assert router.gateway.pool.total_in_flight == 0
+        assert router.gateway.guard.failures == 1
+    assert "plug-in failed: cancelling_late: it cancelled the task" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["two_lines", "no_status"])

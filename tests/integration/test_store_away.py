@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from slime_router.archive.port import ArchiveDown
+from slime_router.archive.port import ArchiveDown, ArchiveOdd
 from slime_router.journal.progress import Progress
 from tests.integration.gateway import CHAT, Served, assistant, tiny_worker, user
 from tests.integration.test_several_routers import (
@@ -128,6 +128,21 @@ async def test_what_is_away_is_asked_by_one_request_and_by_no_other(shared):
             assert asked.total() == 1, asked
 
 
+async def test_an_answer_that_is_not_of_its_form_does_not_make_others_go_without(
+    shared, monkeypatch
+):
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, _):
+
+        async def odd(*_: object) -> bytes:
+            raise ArchiveOdd("somebody else's")
+
+        archive = archive_of(one)
+        monkeypatch.setattr(archive._archive, "get", odd)
+        assert (await one.get(f"/v1/responses/resp_{'0' * 48}"))[0] == 503
+        assert archive.fetch is not None
+        assert archive.fetch.absence.reason is None
+
+
 async def test_a_response_of_another_router_is_not_said_to_be_missing(shared):
     async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
         _, first = await one.post("/v1/responses", {"input": "hi"})
@@ -184,7 +199,10 @@ async def test_a_newer_router_may_say_more_of_a_worker(shared):
         assert found.registration.priority == 7
 
 
-@pytest.mark.parametrize("kept", [b"\xff", b"5", b"{}", b'{"response":{},"asked":5}'])
+NOT_LISTS = b'{"response":{},"asked":5,"said":[],"previous":null,"owner":"","is_named":true}'
+
+
+@pytest.mark.parametrize("kept", [b"\xff", b"5", b"{}", NOT_LISTS])
 async def test_a_damaged_response_keeps_no_router_from_starting(tmp_path, kept, caplog):
     alone = {"journal": str(tmp_path)}
     async with tiny_worker() as worker:

@@ -186,6 +186,8 @@ def test_without_a_checkpoint_the_user_is_told_which_flag_is_meant(flags, told, 
         (["--cors-allowed-origins", "https://*.example"], "https://*.example"),
         (["--cors-allowed-origins", "https://a:99999"], "https://a:99999"),
         (["--store-wait-replicas", "1"], "--store-wait-replicas needs --store"),
+        (["--store", "redis+cluster://h:1", "--store-prefix", "a{b}"], "--store-prefix 'a{b}'"),
+        (["--store", "redis+cluster://h:1", "--store-prefix", "a{"], "--store-prefix 'a{'"),
         (["--capture", "tokens", "--keep-top-logprobs", "1"], "--keep-top-logprobs"),
     ],
 )

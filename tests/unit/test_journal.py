@@ -317,6 +317,16 @@ def test_what_a_newer_router_says_of_a_session_is_passed_over(place):
     assert unpacked_session(sealed(json.dumps(body).encode())) == SESSION
 
 
+def test_what_a_newer_router_says_of_a_receipt_is_passed_over():
+    data = packed_turn(TURN)
+    length = int.from_bytes(data[4:8], "little")
+    head = json.loads(data[8 : 8 + length])
+    head["receipt"]["of_a_newer_router"] = 1
+    told = json.dumps(head).encode()
+    body = len(told).to_bytes(4, "little") + told + data[8 + length :]
+    assert same(unpacked_turn(sealed(body)), TURN)
+
+
 @pytest.mark.parametrize(
     "raw", [b"5", b"[]", b"{}", b"nonsense", b'{"spec":5}', b'{"spec":{}}', b"\xff"], ids=repr
 )
