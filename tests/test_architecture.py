@@ -387,7 +387,7 @@ def test_only_the_wiring_makes_the_parts():
             if isinstance(made, ast.Name) and made.id in PARTS:
                 makers.setdefault(made.id, set()).add(module)
     wiring = {
-        *("server.app", "server.fleet", "api.sessions.routes"),
+        *("server.app", "server.fleet", "api.sessions.routes", "checkup.chosen_formats"),
         *("generation.token_path", "checkpoint.checkpoint", "archive.opening"),
     }
     makers["Supervisor"].remove("cli.processes.parent")  # it has one of its own, and no other part

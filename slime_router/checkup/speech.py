@@ -67,9 +67,10 @@ class Speech:
             for empty in ("", None)
         )
         self._ends = {
-            tokenizer.token_bytes(token_id).decode(errors="replace"): token_id
+            literal: token_id
             for token_id in tokenizer.eos_ids
-        }
+            if (literal := tokenizer.token_bytes(token_id).decode(errors="replace"))
+        }  # without those that the vocabulary lacks
         if not self._ends:
             closer = findings.closer or ""
             self._ends = {closer[a:b]: each for a, b, each in tokenizer.find_added(closer)}
@@ -103,7 +104,7 @@ class Speech:
         self, before: Sequence[Message], written: Written, options: TemplateOptions
     ) -> Written:
         """A reply without a thought, where the generation prompt has begun one."""
-        prompt = self._prompt(before, options)
+        prompt = self.prompt(before, options)
         for begin, end in THINK_MARKS:
             if prompt.rstrip().endswith(begin.rstrip()) and end.strip() not in written.text:
                 text = written.text.lstrip()
@@ -116,7 +117,7 @@ class Speech:
     ) -> Written:
         """Thinking as most models write it, where the template knows its marks but prints none."""
         source = self._tokenizer.chat_template or ""
-        prompt = self._prompt(before, options).rstrip()
+        prompt = self.prompt(before, options).rstrip()
         for begin, end in THINK_MARKS:
             is_open = prompt.endswith(begin.strip())
             if end.strip() not in source and not is_open:
@@ -130,7 +131,7 @@ class Speech:
             return Written(head + end + text, rest.end_id, len(head + end) + cut_at)
         raise Unsupported("the template prints no reasoning")
 
-    def _prompt(self, before: Sequence[Message], options: TemplateOptions) -> str:
+    def prompt(self, before: Sequence[Message], options: TemplateOptions) -> str:
         """The prompt that the reply follows, in the first form that the template takes."""
         refused: BadRequest | None = None
         for form in self.forms:

@@ -41,6 +41,7 @@ from slime_router.auth.access import IN_SESSION, STRAYS, Access
 from slime_router.auth.shares import Shares
 from slime_router.auth.tls import tls_context
 from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.checkup.chosen_formats import chosen_formats
 from slime_router.config import Config
 from slime_router.dashboard.page import Dashboard
 from slime_router.doctor.doctor import Doctor
@@ -61,10 +62,6 @@ from slime_router.generation.plugins import PluginContext, load_plugins
 from slime_router.generation.retrieval import Retriever
 from slime_router.generation.token_path import TokenPath
 from slime_router.reload.reloader import Reloader
-from slime_router.replies.formats import choose_formats
-from slime_router.replies.parsers import ReplyParsers
-from slime_router.replies.sglang_detection import ModelTraits, detect, thinking_of
-from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.server.boundary import Boundary, Handler
 from slime_router.server.control_routes import ControlRoutes
 from slime_router.server.engine_metrics import engine_metrics
@@ -120,21 +117,12 @@ class Gateway:
         )
         self.tokenizer.choose_encoder(config.encoder)
         self.template = ChatTemplate(self.tokenizer)
-        self.formats = choose_formats(
+        self.formats, self.parsers = chosen_formats(
             config.tool_call_parser,
             config.reasoning_parser,
-            detect=lambda: detect(ModelTraits.of(self.tokenizer)),
-            try_out=lambda t, r: ReplyParsers(load_parsers, tools=t, reasoning=r),
-        )
-        self.parsers = ReplyParsers(
-            load_parsers,
-            tools=self.formats.tools.name,
-            reasoning=self.formats.reasoning.name,
-            presumes_thinking=self.formats.presumes_thinking,
+            tokenizer=self.tokenizer,
+            template=self.template,
             strips_newlines=config.strip_reasoning_newlines,
-            new_call_id=self.template.spelling.new_id,
-            added_tokens=self.tokenizer.added_names(),
-            thinking=thinking_of(self.tokenizer.jinja_template),
         )
         known = [self.tokenizer.vocab_size, self.tokenizer.encode(PROBE_TEXT).tolist()]
         self.journal = opened(config, orjson.dumps(known), self.end, idle_s=config.session_idle_s)

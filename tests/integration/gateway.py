@@ -19,6 +19,7 @@ import orjson
 from aiohttp import web
 
 from slime_router.checkpoint.checkpoint import load_checkpoint, load_tokenizer
+from slime_router.checkup import chosen_formats
 from slime_router.cli.run import listener
 from slime_router.config import Config
 from slime_router.dashboard import page
@@ -54,7 +55,7 @@ def read_once() -> Iterator[None]:
     with (
         patch.object(app, "load_tokenizer", _load),
         patch.object(app, "ChatTemplate", _template),
-        patch.object(app, "thinking_of", _thinking),
+        patch.object(chosen_formats, "thinking_of", _thinking),
         patch.object(page, "assets", _assets),
     ):
         yield
