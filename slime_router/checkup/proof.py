@@ -98,7 +98,10 @@ class Proof:
         for name in names:
             if self._reads(name, _THINKS) and self._reads(name, _PLAIN):
                 return _instead(name[1], found, "reasoning")
-        return _unread(found, "reasoning") if self._findings.prints_reasoning else None
+        if not self._findings.prints_reasoning:
+            return None
+        takes_all = found is not None and self._reads((None, found), _PLAIN) is False
+        return _unread(None if takes_all else found, "reasoning")
 
     def _reads(self, formats: tuple[str | None, str | None], said: Said) -> bool | None:
         """Whether these formats read a reply as what was said; None where none is printed."""
@@ -171,14 +174,13 @@ def _value(arguments: str) -> object:
 
 def _instead(name: str | None, found: str | None, what: str) -> Choice:
     """Another format than the one found reads what the template prints."""
-    why = f"reads the {what} that the template prints; {_detected(found)}"
+    why = f"reads the {what} that the template prints; {found or 'none'} is detected"
     return Choice(name, why, is_detected=True)
 
 
 def _unread(found: str | None, what: str) -> Choice:
-    """No format reads what the template prints."""
-    return Choice(None, f"no format reads the {what} that the template prints; {_detected(found)}")
-
-
-def _detected(found: str | None) -> str:
-    return f"{found or 'none'} is detected"
+    """No format reads what the template prints. What was detected may yet read what a model says."""
+    if found is None:
+        return Choice(None, f"no format reads the {what} that the template prints")
+    why = f"detected, but does not read the {what} that the template prints"
+    return Choice(found, why, is_detected=True)

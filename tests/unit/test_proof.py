@@ -111,10 +111,12 @@ def test_another_format_that_reads_the_calls_takes_its_place(tmp_path, call, fou
 
 
 @pytest.mark.parsers
-@pytest.mark.parametrize("found", ["glm45", None])
-def test_calls_that_no_format_reads_are_said(tmp_path, found):
-    why = f"no format reads the calls that the template prints; {found or 'none'} is detected"
-    assert Model(tmp_path, LIST_IN_TAGS).proof().tools(found, None) == Choice(None, why)
+def test_calls_that_no_format_reads_are_said(tmp_path):
+    proof = Model(tmp_path, LIST_IN_TAGS).proof()
+    why = "no format reads the calls that the template prints"
+    assert proof.tools(None, None) == Choice(None, why)
+    why = "detected, but does not read the calls that the template prints"
+    assert proof.tools("glm45", None) == Choice("glm45", why, is_detected=True)
 
 
 @pytest.mark.parsers
@@ -156,10 +158,13 @@ def test_reasoning_is_read_in_the_format_that_reads_it(tmp_path, thought, found,
 
 @pytest.mark.parsers
 @pytest.mark.parametrize("thought", [SEED_THINK, ODD_THINK])
-@pytest.mark.parametrize("found", ["qwen3", None])
-def test_reasoning_that_no_format_reads_is_said(tmp_path, thought, found):
-    why = f"no format reads the reasoning that the template prints; {found or 'none'} is detected"
-    assert Model(tmp_path, thought=thought).proof().reasoning(found) == Choice(None, why)
+def test_reasoning_that_no_format_reads_is_said(tmp_path, thought):
+    proof = Model(tmp_path, thought=thought).proof()
+    why = "no format reads the reasoning that the template prints"
+    assert proof.reasoning(None) == Choice(None, why)
+    assert proof.reasoning("step3") == Choice(None, why), "all of a plain reply is a thought there"
+    why = "detected, but does not read the reasoning that the template prints"
+    assert proof.reasoning("qwen3") == Choice("qwen3", why, is_detected=True)
 
 
 @pytest.mark.parsers
