@@ -179,7 +179,7 @@ def _instead(name: str | None, found: str | None, what: str) -> Choice:
 
 
 def _unread(found: str | None, what: str) -> Choice:
-    """No format reads what the template prints. What was detected may yet read what a model says."""
+    """No format reads what the template prints. What was detected may read what the model says."""
     if found is None:
         return Choice(None, f"no format reads the {what} that the template prints")
     why = f"detected, but does not read the {what} that the template prints"
