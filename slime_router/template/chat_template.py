@@ -246,7 +246,10 @@ class ChatTemplate:
     def _unprinted(self, message: Message) -> Iterator[str]:
         """The fields that it does not print of such a message."""
         if is_reply(message):
-            if not self.findings.prints_calls:
+            has_text = bool(message.get("content"))
+            if not self.findings.prints_calls or (
+                has_text and not self.findings.prints_calls_beside_text
+            ):
                 yield "tool_calls"
             elif not self.findings.prints_more_calls and len(message.get("tool_calls") or ()) > 1:
                 yield "tool_calls[1:]"

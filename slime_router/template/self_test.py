@@ -52,6 +52,7 @@ class Findings:
     has_developer_role: bool = False
     prints_tools: bool = False
     prints_calls: bool = False
+    prints_calls_beside_text: bool = True
     prints_more_calls: bool = True  # of one reply, beside the first
     prints_call_ids: bool = False
     prints_reasoning: bool = False  # in `reasoning_content`, of a reply that was the last
@@ -178,6 +179,7 @@ def self_test(template: Probed, ends: TurnEnds) -> Findings:
         has_developer_role=template.has_developer_role,
         prints_tools=_prints_tools(template),
         prints_calls=spelling.prints_calls,
+        prints_calls_beside_text=spelling.prints_calls_beside_text,
         prints_more_calls=_prints_more_calls(template),
         prints_call_ids=spelling.prints_ids,
         prints_reasoning=_prints_reasoning(template),

@@ -48,6 +48,7 @@ class Spelling:
     has_null_content: bool = False  # a call's empty content is null, or more than it is printed
     has_short_ids: bool = False
     prints_calls: bool = False
+    prints_calls_beside_text: bool = True
     prints_ids: bool = False
     has_parts: bool = False
     joins_thoughts: bool = False  # refuses a thought beside text and calls: the text begins with it
@@ -152,6 +153,7 @@ def find_spelling(try_render: TryRender) -> Spelling:
                 has_null_content=content is None or 0 < len(null) < len(text),
                 has_short_ids=call_id == _PROBE_ID,
                 prints_calls=True,
+                prints_calls_beside_text=bool(with_text),
                 prints_ids=call_id in text,
                 has_parts=has_parts,
                 joins_thoughts=bool(with_text) and not with_both,

@@ -124,6 +124,33 @@ def test_calls_of_which_only_the_first_is_printed_are_named(name):
         assert template.left_out(text, messages, 2, 0, options, None) == ()
 
 
+# Whether a family's template drops calls beside a text.
+DROPS_CALLS = {
+    "built-in deepseek_v3": True,
+    "deepseek_r1_distill": True,
+    "deepseekv3": False,
+    "deepseek_v31": False,
+    "gptoss": False,
+    "kimi_k2": False,
+    "llama3_1": False,
+    "qwen3": False,
+}
+
+
+@pytest.mark.parametrize("name", DROPS_CALLS)
+def test_calls_that_a_template_drops_beside_a_text_are_named(name):
+    """A held turn has both, as they were sampled; a rendered one has only the text."""
+    template = family(name).chat_template()
+    options = TemplateOptions(tools=TOOLS)
+    for content in ("Zbeside", "", None):
+        messages = [ASK, {**CALL, "content": content}, RESULT]
+        text = template.try_render(messages, options) or ""
+        is_lost = "Zcity" not in text
+        assert is_lost == (DROPS_CALLS[name] and bool(content))
+        named = template.left_out(text, messages, 0, 0, options, None)
+        assert ("messages[1].tool_calls" in named) == is_lost
+
+
 # Texts that stand in the prompt for another reason, too: with the first new message of each talk.
 GO: Message = {"role": "system", "content": "go on"}
 ECHOES: tuple[tuple[list[Message], int], ...] = (

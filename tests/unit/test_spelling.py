@@ -67,7 +67,12 @@ def prints_parts(messages: list[Message]) -> str:
         (prints_objects_as_python_does, Spelling("text", prints_calls=True)),
         (
             prints_calls_without_content,
-            Spelling(has_null_content=True, prints_ids=True, prints_calls=True),
+            Spelling(
+                has_null_content=True,
+                prints_ids=True,
+                prints_calls=True,
+                prints_calls_beside_text=False,
+            ),
         ),
         (prints_an_empty_turn, Spelling(has_null_content=True, prints_ids=True, prints_calls=True)),
         (prints_none, Spelling(prints_ids=True, prints_calls=True)),
