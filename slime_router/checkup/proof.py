@@ -7,7 +7,8 @@ too. So what they detect is tried out at start, on a reply that the template pri
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import orjson
@@ -122,7 +123,8 @@ class Proof:
             parser = parsers.parser(form, prompt_tail=prompt, history=())
             if parser is None:
                 return _Read(_without_thought(text), "", ())
-            delta = parser.push(text, is_last=True)
+            with _unlogged():
+                delta = parser.push(text, is_last=True)
         except Exception:  # SGLang's detectors may raise anything on a spelling not their own
             logger.debug("%s cannot read %r", formats, text, exc_info=True)
             return _Read(text, "", ())
@@ -142,6 +144,18 @@ class Proof:
             except Unsupported:
                 self._texts[key] = None
         return self._texts[key]
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """SGLang's detectors warn of a spelling that is not their own: here, of most that are tried."""
+    sglang = logging.getLogger("sglang")
+    level = sglang.level
+    sglang.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        sglang.setLevel(level)
 
 
 def _plainest(names: Sequence[str]) -> list[str]:

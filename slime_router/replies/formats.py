@@ -124,7 +124,8 @@ def _choice(
         except SetupError as exc:
             return Choice(None, f"{found} is detected, but {exc.message}; set {flag}")
     if (other := prove(found)) is not None:
-        logger.warning("%s: %s", flag, other)
+        if found is not None or other.name is None:  # else the banner says it
+            logger.warning("%s: %s", flag, other)
         return other
     if found is None:
         return Choice(None, f"no format detected; set {flag}")

@@ -183,6 +183,14 @@ def test_the_router_chooses_what_is_proved(tmp_path, caplog):
     assert "deepseekv31 is detected" in line.getMessage()
 
 
+@pytest.mark.parsers
+def test_trying_out_formats_says_nothing_in_the_log(tmp_path, caplog):
+    """SGLang's detectors warn of calls that they cannot read."""
+    assert Model(tmp_path, QWEN).formats().tools.name == "qwen"
+    assert caplog.records == []
+    assert logging.getLogger("sglang").level == logging.NOTSET
+
+
 class Objecting:
     """A proof that has another choice for all."""
 
