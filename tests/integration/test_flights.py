@@ -12,7 +12,7 @@ from slime_router.errors import Conflict, NotFound, RouterError, SessionLimit, S
 from slime_router.generation import sessions
 from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.types import Finish, GenerateCall, GenerateChunk, Sampling, token_ids
-from tests.integration.gateway import CHAT, served, user
+from tests.integration.gateway import CHAT, served, until, user
 from tests.stack import Sample, Stack, pins
 
 LENGTH = Finish("length")
@@ -347,7 +347,8 @@ async def test_what_a_whole_reply_had_sampled_is_kept_when_its_session_is_ended(
         await router.post("/sessions", {"session_id": "s"})
         asked = {**body, "session_id": "s"}
         task = asyncio.create_task(router.post(path, asked))
-        await worker.wait_running(count := body.get("n", 1))
+        count = body.get("n", 1)
+        await until(lambda: [run.count for run in worker._engine.runs.values()] == [3] * count)
         how = {"in_flight": "cancel"} if timeout_s is None else {"timeout_secs": timeout_s}
         status, summary = await router.post("/sessions/s/close", how)
         assert (status, summary["state"], summary["turns"]) == (200, "closed", count)

@@ -24,7 +24,7 @@ _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _FRAME_WORD = re.compile(
     r"analysis|arg(ument)?s?|array|assistant|boolean|calls?|channel|commentary|constrain|false|final"
     r"|functions?|id|index|integer|invoke|item|json|key|message|name|no|none|null|number|object|off"
-    r"|on|parameters?|sep|string|to|tools?|tool_call_id|tool_name|true|type|xml|yes"
+    r"|on|parameters?|sep|string|to|tools?|tool_call_id|tool_name|true|type|user|xml|yes"
 )
 _NOTHING: Final = frozenset[str]()
 _MOST_BETWEEN = 4  # words
