@@ -196,6 +196,9 @@ class TooManyRequests(RouterError):
     code = "rate_limit_exceeded"
 
 
+SESSION_CLOSED = "session_closed"
+
+
 class Conflict(RouterError):
     """The session, or whatever was asked for, is in a state in which this cannot be done."""
 

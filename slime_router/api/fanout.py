@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from slime_router.errors import RouterError
+from slime_router.errors import SESSION_CLOSED, Conflict, RouterError
 from slime_router.generation.middleware import Chunks
 from slime_router.generation.router import Router
 from slime_router.types import GenerateCall, GenerateChunk
@@ -52,6 +52,8 @@ async def _several(
         while running:
             step = await steps.get()
             if step.error is not None:
+                if isinstance(step.error, Conflict) and step.error.code == SESSION_CLOSED:
+                    await _rest(steps, running - len(held) - 1)
                 raise step.error
             if step.chunk is None or step.is_taken is None:
                 if len(held) < count:
@@ -153,6 +155,19 @@ class _Step:
     chunk: GenerateChunk | None = None
     error: Exception | None = None
     is_taken: asyncio.Event | None = None
+
+
+async def _rest(steps: asyncio.Queue[_Step], count: int) -> None:
+    """Waits for the last of `count` generations whose session was closed.
+
+    The session ends each of them, once its worker has said what it has sampled.
+    """
+    while count:
+        step = await steps.get()
+        if step.chunk is not None and step.is_taken is not None and step.chunk.finish is None:
+            step.is_taken.set()
+        else:
+            count -= 1
 
 
 async def _pump(

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from slime_router.auth.owners import shown
 from slime_router.engine.rules import SamplingRules, with_fields
-from slime_router.errors import Conflict, NotFound, RouterError
+from slime_router.errors import SESSION_CLOSED, Conflict, NotFound, RouterError
 from slime_router.journal.fetching import AllIsHere, Fetch
 from slime_router.trajectory.session import Session
 from slime_router.trajectory.store import TrajectoryStore
@@ -299,7 +299,7 @@ class Sessions:
         """What runs in a session that takes no new turns is awaited, or ends with a conflict."""
         if not cancel:
             await self._landed(session_id, timeout_s)
-        error = Conflict(f"The session '{name}' was closed.", code="session_closed")
+        error = Conflict(f"The session '{name}' was closed.", code=SESSION_CLOSED)
         aborted = self._aborted(session_id, error)
         self.end(session_id, error, but=aborted)
         left_s = LANDING_TIMEOUT_S

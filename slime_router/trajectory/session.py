@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from slime_router.auth.owners import owner_of, shown
-from slime_router.errors import Conflict, SessionLimit
+from slime_router.errors import SESSION_CLOSED, Conflict, SessionLimit
 from slime_router.trajectory.turn import ByNumber, Turn, put_by_number
 from slime_router.types import Pins, Sampling
 
@@ -334,7 +334,7 @@ class Session:
             Conflict: it is closed already.
         """
         if self._is_closed:
-            raise Conflict(f"The session '{self.name}' is closed.", code="session_closed")
+            raise Conflict(f"The session '{self.name}' is closed.", code=SESSION_CLOSED)
         is_first = not self._was_opened
         self._is_closed = self._was_opened = True
         self._age = age
@@ -352,7 +352,7 @@ class Session:
 
     def _check_open(self) -> None:
         if self.state in ("closing", "closed"):
-            raise Conflict(f"The session '{self.name}' is closed.", code="session_closed")
+            raise Conflict(f"The session '{self.name}' is closed.", code=SESSION_CLOSED)
 
     def check_room(self, running: int, wanted: int) -> None:
         """Whether `wanted` more turns may begin while `running` others are in progress.

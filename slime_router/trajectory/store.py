@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from typing import Unpack
 
-from slime_router.errors import Conflict, StorageFull
+from slime_router.errors import SESSION_CLOSED, Conflict, StorageFull
 from slime_router.trajectory.conversations import Conversations
 from slime_router.trajectory.eviction import EvictionQueue, check_tree
 from slime_router.trajectory.handles import Handles
@@ -143,7 +143,7 @@ class TrajectoryStore:
 
     def _check_open(self, session: Session) -> None:
         if session.state == "closed":
-            raise Conflict(f"The session '{session.name}' is closed.", code="session_closed")
+            raise Conflict(f"The session '{session.name}' is closed.", code=SESSION_CLOSED)
 
     def _file(self, turn: Turn, session: Session | None) -> None:
         """Make a turn with its number known."""
