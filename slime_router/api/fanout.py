@@ -162,7 +162,7 @@ async def _rest(steps: asyncio.Queue[_Step], count: int) -> None:
 
     The session ends each of them, once its worker has said what it has sampled.
     """
-    while count:
+    while count > 0:  # it is below where the close came after all had finished
         step = await steps.get()
         if step.chunk is not None and step.is_taken is not None and step.chunk.finish is None:
             step.is_taken.set()
@@ -181,8 +181,7 @@ async def _pump(
                 steps.put_nowait(_Step(index, chunk, is_taken=is_taken))
                 await is_taken.wait()  # also bounds the queue: one step per generation
         steps.put_nowait(_Step(index))
-    except BaseException as exc:
-        # Raised again where the stream is read, which would wait forever: a plug-in may cancel.
+    except BaseException as exc:  # raised again where the stream is read; a plug-in may cancel
         steps.put_nowait(_Step(index, error=_failure(exc)))
         if not isinstance(exc, Exception):
             raise
