@@ -97,7 +97,7 @@ def leaving_out_nameless(detector: Any, parse: Callable[..., Any]) -> Callable[.
 
 
 class JsonValues:
-    """Reads the values of GLM's calls; what is no string is given once it is whole, as JSON.
+    """Reads the values of GLM's calls; what is not a string is given once it is whole, as JSON.
 
     Objects and arrays are given as they come: those that are not JSON are as they were written.
     """
