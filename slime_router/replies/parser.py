@@ -124,7 +124,7 @@ class ReplyParser:
         self._begins = stops.begins if stops is not None and has_begun else None
         if whole is None:
             return ReplyDelta(is_thinking=self.is_thinking)
-        return self._without_end(whole) if self.ends else whole
+        return self._without_ends(whole) if self.ends else whole
 
     def _stops(self) -> Marks | None:
         return self._thoughts if self.is_thinking else self._marks
@@ -137,10 +137,12 @@ class ReplyParser:
             return False
         return self._calls is None or self._calls.holds_nothing
 
-    def _without_end(self, delta: ReplyDelta) -> ReplyDelta:
-        """What was added without a token that ends replies, of which the format made nothing."""
-        ended = next((end for end in self.ends if delta.content.endswith(end)), "")
-        return delta._replace(content=delta.content.removesuffix(ended))
+    def _without_ends(self, delta: ReplyDelta) -> ReplyDelta:
+        """What was added without tokens that end replies, of which the format made nothing."""
+        content = delta.content
+        for end in self.ends:
+            content = content.replace(end, "")
+        return delta._replace(content=content)
 
     def _cut(self, text: str, *, is_last: bool) -> Sequence[str]:
         if self._pieces is None:

@@ -215,7 +215,7 @@ class ReplyParsers:
             found = self._calls_parser(form).get_structure_constraint(
                 choice, parallel_tool_calls=form.is_parallel
             )
-            if found is None:
+            if found is None or found[0] == "json_schema":  # IQuest's named ones lack the name
                 return "json_schema", self._sglang.json_schema(self._tools(form), choice, form)
         except Exception as exc:  # SGLang may raise anything on a tool's description
             logger.warning("no call can be forced with %s: %r", self.tools, exc)
