@@ -42,6 +42,8 @@ _IN_REASONING = "_in_reasoning"
 _SAYS_AGAIN = "_force_nonempty_content"  # a reply that is all reasoning is content, too
 _READS = ("parse_streaming_increment", "_parse_streaming_increment_impl", "finish")
 _WITHOUT_STATE = ("BeamReasoningDetector",)  # its reply names each part
+_COHERE = "CohereCommand4Detector"
+_COHERE_STATE: dict[str, type] = dict.fromkeys(("_reasoning_done", "_saw_text_start", "_saw_text_end"), bool)
 _DROP_UNKNOWN = {
     "Apertus2509Detector",
     "CohereCommand4Detector",
@@ -289,7 +291,7 @@ class ReasoningDetector:
         state = {_IN_REASONING: bool} if self._has_state else {}
         _check(detector, _REASONING_FIELDS | state, ())
         self._starts_open = self.is_open
-        self._say_once()
+        self._mend()
         self.begin: str = detector.think_start_token
         self.end: str = detector.think_end_token
         self.label: str = detector.think_start_self_label  # follows `begin`: Gemma's
@@ -308,15 +310,20 @@ class ReasoningDetector:
         if self._parser is None:
             self._parser = self._make()
             self._detector = self._parser.detector
-            self._say_once()
+            self._mend()
             if self._has_state:
                 self._detector._in_reasoning = self._starts_open
         return self._parser
 
-    def _say_once(self) -> None:
-        """What was given as reasoning is not given as content at the end."""
-        if hasattr(self._detector, _SAYS_AGAIN):
-            setattr(self._detector, _SAYS_AGAIN, False)
+    def _mend(self) -> None:
+        """What was given as reasoning is not given as content at the end; no text is left out."""
+        detector = self._detector
+        if hasattr(detector, _SAYS_AGAIN):
+            setattr(detector, _SAYS_AGAIN, False)
+        if type(detector).__name__ == _COHERE:  # it takes no text that no mark begins
+            _check(detector, _COHERE_STATE, (_READS[0],))
+            parse = detector.parse_streaming_increment
+            detector.parse_streaming_increment = mended_reads.with_bare_text(detector, parse)
 
     @property
     def is_open(self) -> bool:

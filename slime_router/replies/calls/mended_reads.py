@@ -1,4 +1,4 @@
-"""Mended ways in which some of SGLang's detectors of calls read text.
+"""Mended ways in which some of SGLang's detectors read text.
 
 Each function takes a detector and the method that it mends, and returns one to put in its place.
 """
@@ -20,6 +20,8 @@ _HIDDEN_SEPARATOR = "<\ufdd0｜tool▁sep｜>"  # Unicode has that character for
 _STEP3_NAME = re.compile(r'<steptml:invoke name="[^"]+">')
 _GLM_VALUE = re.compile(r"(?<=<arg_value>)|(?<=</arg_value>)")  # where one begins or has ended
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+_COHERE_BEGINS = ("<|START_TEXT|>", "<|START_ACTION|>")  # of what follows the reasoning
+_CONTROL_TOKEN = re.compile(r"<\|[^<>]*\|>")
 _BEGIN_LEN = 64  # characters, more than any mark has with which GigaChat 3 begins a call
 
 
@@ -127,3 +129,27 @@ class JsonValues:
         elif not is_json(said):
             said = _PYTHON_WORDS.get(said.strip()) or json.dumps(said, ensure_ascii=False)
         return said
+
+
+def with_bare_text(detector: Any, parse: Callable[..., Any]) -> Callable[..., Any]:
+    """Reads a reply; what follows its reasoning or its text is text, also without a mark.
+
+    A mark of reasoning with which the reply begins is left out.
+    """
+
+    def parse_all(text: str) -> Any:
+        if not detector._reasoning_done:
+            is_echo = text == detector.think_start_token and not detector._buffer
+            return parse("" if is_echo else text)
+        if detector._saw_text_end and (
+            text in _COHERE_BEGINS or (text.strip() and not _CONTROL_TOKEN.fullmatch(text))
+        ):
+            detector._saw_text_start = detector._saw_text_end = False
+        said = (detector._buffer + text).lstrip()
+        if said and not any(
+            said.startswith(mark) or mark.startswith(said) for mark in _COHERE_BEGINS
+        ):
+            detector._saw_text_start = True
+        return parse(text)
+
+    return parse_all
