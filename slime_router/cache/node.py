@@ -18,8 +18,8 @@ Run: TypeAlias = tuple[int, TokenIds, bool, bool]  # characters, ids, is_sampled
 class Node:
     """A run of token ids below `parent`, reading the text between the two places.
 
-    `inner` are runs between the two that were filed with it and are no nodes yet, as nobody has
-    needed them: the tree unfolds them when somebody does.
+    `inner` are the runs before its own that were filed with it. They have no nodes yet: the tree
+    makes them when somebody needs them.
     """
 
     __slots__ = (
