@@ -34,6 +34,7 @@ pieces = st.builds(
 )
 numbers = st.integers(0, 1000)
 epochs = st.integers(0, 4)
+parts = st.floats(0, 1)
 
 
 def is_anchor(text: str, index: int) -> bool:
@@ -326,7 +327,7 @@ class TwinsMachine(RuleBasedStateMachine):
 
     @rule(
         number=numbers,
-        run=st.lists(st.tuples(pieces, st.booleans()), max_size=5),
+        run=st.lists(st.tuples(pieces, st.booleans()), min_size=1, max_size=6),
         owner=sessions,
         epoch=epochs,
     )
@@ -343,19 +344,37 @@ class TwinsMachine(RuleBasedStateMachine):
         assert not any(node.inner for node in self.trees[1].nodes())
         self.ends.append(ends)
 
-    @rule(scope=scopes, text=texts, session=sessions, number=st.integers(0, 30))
-    def look_up(self, scope: str, text: str, session: str | None, number: int) -> None:
+    @rule(number=numbers, part=parts, more=st.text("ab ", max_size=2), session=sessions)
+    def look_up(self, number: int, part: float, more: str, session: str | None) -> None:
+        self.look_for(self.text(number, part) + more, number, None, session)
+
+    @rule(number=numbers, more=texts, session=sessions, hint=numbers)
+    def look_up_below(self, number: int, more: str, session: str | None, hint: int) -> None:
+        self.look_for(self.text(number, 1.0) + more, number, hint, session)
+
+    def look_for(self, text: str, number: int, hint: int | None, session: str | None) -> None:
+        scope = self.end(number)[0].scope
+
         def match(index: int, tree: RadixTree) -> Any:
-            hint = self.end(number)[index] if number < len(self.ends) else None
-            hint = hint if hint is not None and hint.scope == scope and hint.parent else None
-            found = tree.match_prefix(scope, text, session, is_anchor, hint)
+            likely = None if hint is None else self.end(hint)[index]
+            if likely is not None and (likely.scope != scope or likely.parent is None):
+                likely = None
+            found = tree.match_prefix(scope, text, session, is_anchor, likely)
             return found.text_len, look(found.node)
 
         self.in_both(match)
 
-    @rule(scope=scopes, text=texts, session=sessions)
-    def read_alike(self, scope: str, text: str, session: str | None) -> None:
+    @rule(number=numbers, part=parts, session=sessions)
+    def read_alike(self, number: int, part: float, session: str | None) -> None:
+        scope, text = self.end(number)[0].scope, self.text(number, part)
         self.in_both(lambda _, tree: [look(node) for node in tree.alike(scope, text, session)])
+
+    def text(self, number: int, part: float) -> str:
+        """A part of what a path reads, from its beginning on."""
+        end = self.end(number)[0]
+        root = self.trees[0].root(end.scope)
+        text = end.place.text_since(root.place) if end.parent is not None else ""
+        return text[: round(part * len(text))]
 
     @rule(number=numbers)
     def look_at_an_end(self, number: int) -> None:
