@@ -122,7 +122,10 @@ class SharedDatabase(Database):
         self.check_place()
         late: dict[str, Literal["closed", "deleted"]] = {}
         with writing(self._sql):
-            version, keeps_idles = self._sql.execute(_BEGIN).fetchone()
+            row = self._sql.execute(_BEGIN).fetchone()
+            if row is None:
+                raise sqlite3.DatabaseError("somebody has removed its counters: restore it")
+            version, keeps_idles = row
             self._keeps_idles = bool(keeps_idles)
             for are_turns, some in groupby(changes, key=_is_turn):
                 if are_turns:
