@@ -52,7 +52,7 @@ def error_status(error: Any, *, is_stream: bool) -> int:
     say in a message why.
 
     Raises:
-        WorkerFailed: it is no such refusal: something before the worker wrote it, or it failed.
+        WorkerFailed: nothing of SGLang's looks so: something before the worker wrote it.
     """
     known = error if isinstance(error, dict) else {}
     code = known.get("code")
