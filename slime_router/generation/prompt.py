@@ -117,7 +117,7 @@ class PromptMaker:
         assert call.messages is not None
         mode = call.history or self._history
         reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
-        reason = failed or reason
+        reason = (failed or reason) + talk.disorder_note
         date = self._date(talk.turn)
         messages = self._template.parts.whole(call.messages)
         if mode == "template" or failed:
@@ -265,7 +265,7 @@ class PromptMaker:
         reason = f"; the newest of {alike} that read the same" if alike > 1 else ""
         if self._continued[turn.id]:
             reason += "; another running request continues it too"
-        return reason + talk.order_note
+        return reason + talk.order_note + talk.disorder_note
 
     # B and C: the longest cached prefix of a text
 
