@@ -25,7 +25,7 @@ from contextlib import aclosing, asynccontextmanager, nullcontext
 from itertools import chain
 from typing import TypeAlias
 
-from slime_router.auth.owners import shown
+from slime_router.auth.caller import shown
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import Body, NotTaken
 from slime_router.engine.kept import Answer

@@ -34,13 +34,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from slime_router.trajectory.account import Account
 from slime_router.trajectory.measures.distribution import distribution
 from slime_router.trajectory.measures.scores import TeacherScore
 from slime_router.trajectory.measures.top_logprobs import top_logprobs
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.trajectory.session import Reward, Session, SessionSpec
-from slime_router.trajectory.turn import Turn
+from slime_router.trajectory.turn import Account, Turn
 from slime_router.types import Finish, Grammar, Pins, Receipt, Sampling, Speculation, VersionSpan
 
 _PREFIX = struct.Struct("<II")

@@ -17,8 +17,8 @@ from slime_router.server.metrics import METRICS, NAMES, figures
 from slime_router.server.together.families import AllFamilies, Family, families
 from slime_router.server.together.merging import merged_figures
 from slime_router.server.together.metrics import BUILD_INFO, exposition
-from slime_router.telemetry.course import GAPS, Course
 from slime_router.telemetry.meters import DELAYS, INSTRUMENTS, PREFIX, TOKEN_GAP, Histograms, Meters
+from slime_router.telemetry.request_record import GAPS, Course
 from tests.integration.gateway import CHAT, Served, served, user
 from tests.integration.test_docs import names, section, table
 

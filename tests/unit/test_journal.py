@@ -41,13 +41,12 @@ from slime_router.journal.database import (
     PutTurn,
 )
 from slime_router.journal.writer import JournalWriter
-from slime_router.trajectory.account import Account, packed_words
 from slime_router.trajectory.measures.distribution import Distribution, distribution
 from slime_router.trajectory.measures.scores import Scores, TeacherScore
 from slime_router.trajectory.measures.top_logprobs import TopLogprobs, of_nested
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.trajectory.session import SessionSpec
-from slime_router.trajectory.turn import Turn, logprob_array
+from slime_router.trajectory.turn import Account, Turn, logprob_array, packed_words
 from slime_router.types import (
     Finish,
     Grammar,
