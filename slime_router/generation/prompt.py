@@ -30,7 +30,7 @@ from slime_router.template.layout import Layouts
 from slime_router.template.messages import content_text
 from slime_router.template.suffix import Question, Suffix
 from slime_router.template.transcript import Transcripts
-from slime_router.tokens.pieces import INLINE_PIECES, Whole, with_head
+from slime_router.tokens.encoder import INLINE_PIECES, Whole, with_head
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.recognition import Conversation, Recogniser
 from slime_router.trajectory.store import TrajectoryStore
@@ -117,7 +117,7 @@ class PromptMaker:
         assert call.messages is not None
         mode = call.history or self._history
         reason = "no recorded turn matches" if talk.turn is None else "the history is rendered"
-        reason = failed or reason
+        reason = (failed or reason) + talk.disorder_note
         date = self._date(talk.turn)
         messages = self._template.parts.whole(call.messages)
         if mode == "template" or failed:
@@ -265,7 +265,7 @@ class PromptMaker:
         reason = f"; the newest of {alike} that read the same" if alike > 1 else ""
         if self._continued[turn.id]:
             reason += "; another running request continues it too"
-        return reason + talk.order_note
+        return reason + talk.order_note + talk.disorder_note
 
     # B and C: the longest cached prefix of a text
 

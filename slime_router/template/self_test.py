@@ -20,6 +20,7 @@ from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
 
 _CALL_ID = "abCD12345"
+_TWO_IDS = (_CALL_ID, _CALL_ID[::-1])
 _USER: Message = {"role": "user", "content": "Hi"}
 _SYSTEM: Message = {"role": "system", "content": "Be short"}
 _REPLY: Message = {"role": "assistant", "content": "Hello"}
@@ -34,7 +35,7 @@ _CALL: Message = {
         }
     ],
 }
-_RESULT: Message = {"role": "tool", "content": "5", "tool_call_id": _CALL_ID}
+_RESULT: Message = {"role": "tool", "content": "Five", "tool_call_id": _CALL_ID}
 _DATES = (datetime(2001, 2, 3, 4), datetime(2012, 11, 10, 9))
 _PLAIN = TemplateOptions()
 _SILENT = TemplateOptions(add_generation_prompt=False)
@@ -55,6 +56,7 @@ class Findings:
     prints_calls_beside_text: bool = True
     prints_more_calls: bool = True  # of one reply, beside the first
     prints_call_ids: bool = False
+    results_by: str = "id"  # what shows whose result one is; or "name", or "order" alone
     prints_reasoning: bool = False  # in `reasoning_content`, of a reply that was the last
     call_arguments: str = "object"  # or "text"
     call_ids: str = "any"  # or "short": nine letters or digits
@@ -182,6 +184,7 @@ def self_test(template: Probed, ends: TurnEnds) -> Findings:
         prints_calls_beside_text=spelling.prints_calls_beside_text,
         prints_more_calls=_prints_more_calls(template),
         prints_call_ids=spelling.prints_ids,
+        results_by=_results_by(template),
         prints_reasoning=_prints_reasoning(template),
         call_arguments=spelling.arguments,
         call_ids="short" if spelling.has_short_ids else "any",
@@ -220,14 +223,35 @@ def _prints_tools(template: Probed) -> bool:
 
 def _prints_more_calls(template: Probed) -> bool:
     """False only where a reply with two calls is printed with one of them."""
-    [call] = _CALL["tool_calls"]
-    calls = [
-        {**call, "id": call_id, "function": {"name": "add", "arguments": {"a": word}}}
-        for call_id, word in ((_CALL_ID, "first"), (_CALL_ID[::-1], SENTINEL))
-    ]
-    results = [{**_RESULT, "tool_call_id": call["id"]} for call in calls]
-    text = template.try_render([_USER, {**_CALL, "tool_calls": calls}, *results], PROBE_OPTIONS)
+    text = template.try_render(_two_calls("add", "add", _TWO_IDS), PROBE_OPTIONS)
     return text is None or SENTINEL in text
+
+
+def _results_by(template: Probed) -> str:
+    """What shows which of two calls a result answers; "id" where no result is printed."""
+    for name, found in (("add", "id"), ("subtract", "name")):
+        text, other = (
+            template.try_render(_two_calls("add", name, ids), PROBE_OPTIONS)
+            for ids in (_TWO_IDS, _TWO_IDS[::-1])
+        )
+        if text is None:  # it takes one call at a time
+            return "id" if template.spelling.prints_ids else "order"
+        if text != other or _RESULT["content"] not in text:
+            return found
+    return "order"
+
+
+def _two_calls(first: str, second: str, answered: Sequence[str]) -> list[Message]:
+    """A reply that calls two tools, and the results of the calls `answered`."""
+    calls = [
+        {"id": call_id, "type": "function", "function": {"name": name, "arguments": {"a": word}}}
+        for call_id, name, word in zip(_TWO_IDS, (first, second), ("first", SENTINEL), strict=True)
+    ]
+    results = [
+        {**_RESULT, "content": f"{_RESULT['content']}{number}", "tool_call_id": call_id}
+        for number, call_id in enumerate(answered)
+    ]
+    return [_USER, {**_CALL, "tool_calls": calls}, *results]
 
 
 def _prints_reasoning(template: Probed) -> bool:

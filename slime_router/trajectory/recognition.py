@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Container, Sequence
 from typing import Any, Protocol
 
-from slime_router.auth.owners import name_of_root
+from slime_router.auth.caller import name_of_root
 from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key, gathered, joined, next_link, root_key
@@ -19,6 +20,7 @@ from slime_router.values import value
 
 SHORT_LEN = 2048  # characters of a text; to remember a link costs more than its digest
 _RESULTS = ("tool", "function")
+_DISORDER = "; results do not answer the calls in order, and the template prints no ids"
 
 
 @value(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Conversation:
     """The messages of a call, and the recorded turn that they continue.
 
     `is_ordered`: some results of the reply's several calls have no id, and answer them in order.
+    `is_unordered`: some answer them in another order, which the model cannot see.
     """
 
     messages: tuple[Message, ...]
@@ -34,11 +37,17 @@ class Conversation:
     turn: Turn | None = None
     reply_index: int = -1  # which message is the turn's reply
     is_ordered: bool = False
+    is_unordered: bool = False
 
     @property
     def order_note(self) -> str:
         """What the receipt says of it: results in another order would be those of other calls."""
         return "; results without ids answer the calls in order" if self.is_ordered else ""
+
+    @property
+    def disorder_note(self) -> str:
+        """What the receipt says of it: the model reads results as those of other calls."""
+        return _DISORDER if self.is_unordered else ""
 
     def name_of(self, call: GenerateCall) -> str:
         """What the turns of a conversation without a session go together by: that of the first.
@@ -148,6 +157,7 @@ class Recogniser:
         given, whole = messages, self._template.parts.whole(messages)
         messages = messages if whole is messages else tuple(whole)
         keys, spellings, named = chain.keys, chain.spellings, chain.named
+        shown_by = self._template.findings.results_by
         for index in range(len(messages) - 1, -1, -1):
             if not is_reply(messages[index]):
                 continue
@@ -160,8 +170,13 @@ class Recogniser:
             )
             if turn is not None:
                 is_ordered = _is_ordered(asked[index:], held, index)
-                return Conversation(messages, keys, spellings, turn, index, is_ordered)
-        return Conversation(messages, keys, spellings)
+                is_unordered = _is_unordered(messages[index:], shown_by)
+                return Conversation(
+                    messages, keys, spellings, turn, index, is_ordered, is_unordered
+                )
+        return Conversation(
+            messages, keys, spellings, is_unordered=_is_unordered(messages, shown_by)
+        )
 
     def _chain(self, call: GenerateCall, messages: tuple[Message, ...]) -> Chain:
         """The key and the spelling of each prefix, and the replies that name their turns.
@@ -321,6 +336,34 @@ def _is_ordered(asked: Sequence[Message], held: Container[int], start: int) -> b
             count = len(calls)
         elif count > 1 and index in held and not message.get("tool_call_id"):
             return True
+    return False
+
+
+def _is_unordered(messages: Sequence[Message], shown_by: str) -> bool:
+    """Whether a result answers another call than the one that it will be read as answering.
+
+    `shown_by`: what the template shows of whose result one is (`Findings.results_by`).
+    """
+    if shown_by == "id" or isinstance(messages, Plain):
+        return False
+    kinds = dict[str, str]()  # of the calls by their ids: what the template shows of one
+    waiting = defaultdict[str, deque[str]](deque)  # the ids of each kind, in order
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            kinds = {}
+            waiting.clear()
+            for call_id, call in zip(_ids(message), calls, strict=True):
+                if type(call_id) is str:
+                    kinds[call_id] = call["function"]["name"] if shown_by == "name" else ""
+                    waiting[kinds[call_id]].append(call_id)
+        elif str(message["role"]).lower() in _RESULTS:
+            answered = message.get("tool_call_id")
+            if not answered:
+                kinds = {}  # it answers the next call, whichever that is
+            elif answered in kinds:
+                rest = waiting[kinds[answered]]
+                if not rest or rest.popleft() != answered:
+                    return True
     return False
 
 

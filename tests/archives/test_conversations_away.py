@@ -72,7 +72,7 @@ async def test_the_last_of_many_changed_replies_is_found(with_ids, goes_on):
     archive = MemoryArchive()
     one, other = (ArchivedStore(Straight(archive), 10_000) for _ in range(2))
     told = recorded(one, with_ids=with_ids, goes_on=goes_on)
-    findings = SimpleNamespace(prints_call_ids=with_ids)
+    findings = SimpleNamespace(prints_call_ids=with_ids, results_by="id")
     template = cast("Any", SimpleNamespace(findings=findings, parts=Parts(), prints_names=False))
     call = GenerateCall(rid="r", turn_id="new", messages=tuple(told), template=OPTIONS)
     with await Filler(archive, other, template, written).of_call(call):
@@ -87,7 +87,9 @@ async def test_names_that_lead_nowhere_are_looked_up_once():
     template = cast(
         "Any",
         SimpleNamespace(
-            findings=SimpleNamespace(prints_call_ids=True), parts=Parts(), prints_names=False
+            findings=SimpleNamespace(prints_call_ids=True, results_by="id"),
+            parts=Parts(),
+            prints_names=False,
         ),
     )
     told: tuple[Message, ...] = ({"role": "user", "content": "Hi"}, called("id", city="Rome"))

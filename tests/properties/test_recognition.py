@@ -104,7 +104,9 @@ def test_a_turn_is_found_whether_or_not_its_messages_came_before(steps) -> None:
         template = cast(
             "Any",
             SimpleNamespace(
-                findings=SimpleNamespace(prints_call_ids=False), parts=Parts(), prints_names=False
+                findings=SimpleNamespace(prints_call_ids=False, results_by="id"),
+                parts=Parts(),
+                prints_names=False,
             ),
         )
         ours, plain = (Recogniser(template, cast("Any", store)) for _ in range(2))

@@ -8,7 +8,7 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from slime_router.auth.owners import name_of_root
+from slime_router.auth.caller import name_of_root
 from slime_router.template import heard
 from slime_router.template.conversation_key import next_link, reply_links, root_key
 from slime_router.template.heard import MessageTexts
@@ -41,11 +41,17 @@ def call(*messages: Message, **fields: Any) -> GenerateCall:
 class Talks:
     """A store of turns, and a recogniser that looks for them."""
 
-    def __init__(self, *, prints_names: bool = False, prints_call_ids: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        prints_names: bool = False,
+        prints_call_ids: bool = False,
+        results_by: str = "id",
+    ) -> None:
         self.store = TrajectoryStore(10_000)
         self.texts = MessageTexts()
         self.with_call_ids = prints_call_ids
-        findings = SimpleNamespace(prints_call_ids=prints_call_ids)
+        findings = SimpleNamespace(prints_call_ids=prints_call_ids, results_by=results_by)
         template = SimpleNamespace(findings=findings, parts=Parts(), prints_names=prints_names)
         self.recogniser = Recogniser(cast("Any", template), self.store)
 
@@ -265,6 +271,59 @@ def test_an_id_of_the_agents_is_that_of_the_last_call_that_had_it():
     talk = talks.recogniser.recognise(call(*messages))
     assert (talk.turn and talk.turn.id) == "a"
     assert talk.messages == (user("Hi"), calls("{}"), {**result, "tool_call_id": "c"}, *others)
+
+
+# Tools that are called, the ids of the results, and by what a template must show whose one is for
+# the model to read them rightly. An id is the number of its call.
+ANSWERED: list[tuple[str, list[str | None], set[str]]] = [
+    ("ff", ["0", "1"], {"id", "name", "order"}),
+    ("ff", ["1", "0"], {"id"}),
+    ("fg", ["1", "0"], {"id", "name"}),
+    ("fgf", ["1", "0", "2"], {"id", "name"}),
+    ("fgf", ["2", "1", "0"], {"id"}),
+    ("fgf", ["0", "1"], {"id", "name", "order"}),  # the last one is still to come
+    ("ff", ["1"], {"id"}),
+    ("fg", ["1"], {"id", "name"}),
+    ("ff", ["0", "0", "1"], {"id"}),
+    ("ff", [None, None], {"id", "name", "order"}),  # another note names these
+    ("ff", ["", "1"], {"id", "name", "order"}),
+    ("ff", ["unknown", "0", "1"], {"id", "name", "order"}),
+    ("f", ["0"], {"id", "name", "order"}),
+]
+
+
+@pytest.mark.parametrize("is_recorded", [False, True])
+@pytest.mark.parametrize("results_by", ["id", "name", "order"])
+@pytest.mark.parametrize(("names", "answered", "readable"), ANSWERED)
+def test_results_that_are_read_as_those_of_other_calls_are_noted(
+    names, answered, readable, results_by, is_recorded
+):
+    talks = Talks(results_by=results_by)
+    made = [
+        {"id": f"{number}", "type": "function", "function": {"name": name, "arguments": "{}"}}
+        for number, name in enumerate(names)
+    ]
+    asked = [user("Hi"), said(None, tool_calls=made)]
+    if is_recorded:
+        talks.record("a", *asked)
+    asked += [{"role": "tool", "content": "5", "tool_call_id": call_id} for call_id in answered]
+    talk = talks.recogniser.recognise(call(*asked))
+    assert (talk.turn is not None) == is_recorded
+    note = "; results do not answer the calls in order, and the template prints no ids"
+    assert talk.disorder_note == ("" if results_by in readable else note)
+
+
+def test_results_are_noted_with_the_request_that_brings_them():
+    talks = Talks(results_by="order")
+    made = [{**each, "id": each["id"] + "2"} for each in calls("{}")["tool_calls"]]
+    reply = said(None, tool_calls=[*calls("{}")["tool_calls"], *made])
+    results = [{"role": "tool", "content": "5", "tool_call_id": each} for each in ("c2", "c")]
+    asked = [user("Hi"), reply, *results]
+    talks.record("a", *asked[:2])
+    assert talks.recogniser.recognise(call(*asked)).is_unordered
+    asked += [said("It is 5.")]
+    talks.record("b", *asked)
+    assert not talks.recogniser.recognise(call(*asked, user("more"))).is_unordered
 
 
 def test_what_came_before_is_not_recognised_again(monkeypatch):
