@@ -78,7 +78,12 @@ def test_a_text_that_departs_anywhere_is_found_up_to_there(may_cut, session, mor
 @pytest.mark.parametrize("session", [None, "s", "other"])
 def test_paths_that_read_a_part_of_it_are_found(session):
     for cut in CUTS:
-        same(lambda t, _, cut=cut: [look(n) for n in t.alike("", TEXT[:cut], session)])
+        text = TEXT[:cut]
+
+        def alike(made: RadixTree, _: Node, text: str = text) -> Any:
+            return [look(node) for node in made.alike("", text, session)]
+
+        same(alike)
 
 
 @pytest.mark.parametrize("owner", [None, "s", "other"])
@@ -143,7 +148,7 @@ def test_one_that_was_evicted_reads_nothing():
 @pytest.mark.parametrize("kept", ["s", "nobody"])
 def test_old_ones_are_dropped_whole(epoch, kept):
     def drop(made: RadixTree, _: Node) -> int:
-        return sum(made.drop_older(epoch, is_kept=lambda n: kept in n.owners, max_nodes=9))
+        return sum(made.drop_older(epoch, is_kept=lambda n: kept in (n.owners or ()), max_nodes=9))
 
     dropped = same(drop, pieces=PIECES[3:])
     assert dropped == (2 if epoch == 4 and kept == "nobody" else 0)
