@@ -43,7 +43,9 @@ _SAYS_AGAIN = "_force_nonempty_content"  # a reply that is all reasoning is cont
 _READS = ("parse_streaming_increment", "_parse_streaming_increment_impl", "finish")
 _WITHOUT_STATE = ("BeamReasoningDetector",)  # its reply names each part
 _COHERE = "CohereCommand4Detector"
-_COHERE_STATE: dict[str, type] = dict.fromkeys(("_reasoning_done", "_saw_text_start", "_saw_text_end"), bool)
+_COHERE_STATE: dict[str, type] = {
+    "_reasoning_done": bool, "_saw_text_start": bool, "_saw_text_end": bool,
+}  # fmt: skip
 _DROP_UNKNOWN = {
     "Apertus2509Detector",
     "CohereCommand4Detector",

@@ -1,4 +1,4 @@
-"""Replies whose reasoning and text stand in frames: text without its frame, and ends of messages."""
+"""Replies in frames: text without its frame, and the ends of messages."""
 
 from __future__ import annotations
 
