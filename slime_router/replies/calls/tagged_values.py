@@ -164,8 +164,10 @@ class TaggedCalls:
 
     def _closed(self) -> list[str]:
         """The end of the value, and of the call if another begins, and what was held."""
-        end = self._tags.end
+        begin, end, _, calls, _ = self._tags
         held, self._held, self._value, self._quoted = self._held, [], None, 0
+        if held[0] in calls and begin not in held:  # no call has come of it
+            return [*map(_hidden, held)]
         told = [piece for piece in held for piece in self._pieces(piece)]
         return [end, *told]
 
