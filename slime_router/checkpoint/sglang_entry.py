@@ -2,7 +2,8 @@
 
 They live in a package whose own `__init__` loads the whole engine: where that is not installed,
 its packages are entered by their paths, and a stand-in replaces `xgrammar`, of which only the
-shapes of its values are used.
+shapes of its values are used. Libraries of which these modules use nothing but names take most of
+the time of their import: for as long as that takes, stand-ins replace these, too.
 """
 
 from __future__ import annotations
@@ -10,13 +11,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from importlib.machinery import PathFinder
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import TypedDict  # pydantic takes typing's only from Python 3.12 on
 
 _PACKAGES = ("sglang", "sglang.srt")
+_ONLY_NAMED = ("IPython", "openai", "requests")  # what serves, downloads or shows needs them
+_DICT = "Param"  # how openai's names of dictionaries end
 HOW_TO_INSTALL = "run `slime-router install-parsers`"
 _BUILDERS = ("get_model_structural_tag",)  # these compute: they cannot be replaced by stand-ins
 
@@ -28,9 +35,15 @@ def import_from_sglang(name: str) -> Any:
         ModuleNotFoundError: of the name `sglang`: it is not installed.
         ImportError: it is too old to have this module, or misses something.
     """
-    if not _has_engine():
-        _enter_without_engine()
-    return importlib.import_module(f"sglang.srt.{name}")
+    module = f"sglang.srt.{name}"
+    if module in sys.modules or _has_engine():
+        return importlib.import_module(module)
+    _enter_without_engine()
+    try:
+        with _stood_in(_ONLY_NAMED):
+            return importlib.import_module(module)
+    except Exception:  # noqa: BLE001 - a SGLang that does more with them than name them
+        return importlib.import_module(module)
 
 
 def _has_engine() -> bool:
@@ -78,6 +91,43 @@ class _Shapes(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in _BUILDERS:
             raise AttributeError(name)
-        shape = type(name, (_Shape,), {})
+        shape = _dictionary(name) if name.endswith(_DICT) else type(name, (_Shape,), {})
         setattr(self, name, shape)
         return shape
+
+
+def _dictionary(name: str) -> Any:
+    """The type of dictionaries of this name, of which no key is known."""
+    return TypedDict(name, {})  # type: ignore[operator]
+
+
+class _StandIns(MetaPathFinder, Loader):
+    """Finds modules of shapes in place of these libraries."""
+
+    def __init__(self, libraries: Collection[str]) -> None:
+        self._libraries = libraries
+
+    def find_spec(self, fullname: str, *_: Any, **__: Any) -> ModuleSpec | None:
+        if fullname.partition(".")[0] not in self._libraries:
+            return None
+        return ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Shapes(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing: its shapes are made when they are asked for."""
+
+
+@contextmanager
+def _stood_in(libraries: Collection[str]) -> Iterator[None]:
+    """For as long, stand-ins are imported in place of those that nobody has imported yet."""
+    finder = _StandIns([name for name in libraries if name not in sys.modules])
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name, module in [*sys.modules.items()]:
+            if getattr(module, "__loader__", None) is finder:
+                del sys.modules[name]

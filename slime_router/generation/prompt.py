@@ -19,8 +19,8 @@ from typing import Literal
 
 import numpy as np
 
+from slime_router.cache.node import Node
 from slime_router.cache.prefix_cache import PrefixCache
-from slime_router.cache.radix_tree import Node
 from slime_router.choices import History
 from slime_router.errors import BadRequest
 from slime_router.generation.admission import party_of
@@ -30,7 +30,7 @@ from slime_router.template.layout import Layouts
 from slime_router.template.messages import content_text
 from slime_router.template.suffix import Question, Suffix
 from slime_router.template.transcript import Transcripts
-from slime_router.tokens.pieces import INLINE_PIECES, Whole, with_head
+from slime_router.tokens.encoder import INLINE_PIECES, Whole, with_head
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.recognition import Conversation, Recogniser
 from slime_router.trajectory.store import TrajectoryStore

@@ -37,13 +37,16 @@ class Model(Protocol):
     architectures: tuple[str, ...]
     model_type: str
 
-    def token_names(self) -> Collection[str]:
-        """The names of all its tokens."""
+    def mark_names(self) -> Collection[str]:
+        """The names of its tokens that may be marks of a format."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTraits:
-    """What the formats of a model are known by. `tokens` are the names of all its tokens."""
+    """What the formats of a model are known by. `tokens` are the names of those that may be marks.
+
+    SGLang's rules walk through all that they are given, up to four times.
+    """
 
     template: str | None
     tokens: Collection[str] = ()
@@ -55,7 +58,7 @@ class ModelTraits:
         """The traits of a loaded model."""
         return cls(
             template=model.jinja_template,
-            tokens=model.token_names(),
+            tokens=model.mark_names(),
             architectures=model.architectures,
             model_type=model.model_type,
         )

@@ -281,9 +281,12 @@ class Tokenizer:
         """
         return self._encoder.is_anchor(text, index)
 
-    def token_names(self) -> Collection[str]:
-        """The names of all tokens, as the vocabulary spells them."""
-        return self._backend.get_vocab(with_added_tokens=True).keys()
+    def mark_names(self) -> Collection[str]:
+        """The names of the tokens that may be a format's marks: added ones, and those with a
+        bracket."""
+        named = map(self._backend.id_to_token, range(self.vocab_size))
+        marks = {name for name in named if name is not None and ("<" in name or "[" in name)}
+        return marks.union(self.added_names())
 
     def added_names(self) -> list[str]:
         """The names of the tokens that were added to the vocabulary, control tokens among them."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 from typing import Any
 
 import pytest
@@ -133,6 +135,22 @@ def test_a_rule_that_looks_at_tokens_sees_them():
     assert detected(ModelTraits(text, TOKENS["glm4moe"])) == ("glm45", "glm45")
 
 
+@pytest.mark.parsers
+def test_the_rules_look_for_no_other_tokens_than_those_with_a_bracket():
+    """The others are not shown to them: see `Tokenizer.mark_names`."""
+    detect(ModelTraits(CHATML))  # loads them
+    source = inspect.getsource(importlib.import_module("sglang.srt.parser.template_detection"))
+    looked_for = re.findall(r'ctx\.has_vocab(?:_pattern)?\(\s*r?"\^?(.)', source)
+    assert len(looked_for) == len(re.findall(r"ctx\.has_vocab|ctx\.vocab", source))
+    assert set(looked_for) == {"<"}
+
+
+def marks(hf: Any) -> set[str]:
+    """The names of a tokenizer's tokens that were added or have a bracket."""
+    names = {name for name in hf.get_vocab() if "<" in name or "[" in name}
+    return names | {token.content for token in hf.added_tokens_decoder.values()}
+
+
 @pytest.mark.tokenizers
 @pytest.mark.parsers
 @pytest.mark.parametrize("name", vocabularies.NAMES)
@@ -144,8 +162,8 @@ def test_the_formats_of_a_checkpoint_are_those_that_sglang_detects(name):
     tokenizer.close()
     template = tokenizer.chat_template
     hf = AutoTokenizer.from_pretrained(path)
-    assert set(tokenizer.token_names()) == set(hf.get_vocab())
-    found = detected(ModelTraits(template, tokenizer.token_names()))
+    assert set(tokenizer.mark_names()) == marks(hf)
+    found = detected(ModelTraits(template, tokenizer.mark_names()))
     assert found == BY_VOCABULARY[name]
     if template is not None:
         assert by_sglang(template, hf) == found
