@@ -336,6 +336,15 @@ def test_what_others_wrote_is_damaged_whatever_it_is(raw):
         unpacked_turn(sealed(len(raw).to_bytes(4, "little") + raw))
 
 
+@pytest.mark.parametrize("found", [5, 0.5, "text", None], ids=repr)
+def test_what_is_no_bytes_is_damaged(found):
+    """SQLite keeps what it is given, whatever a column is for."""
+    with pytest.raises(Damaged):
+        unpacked_session(found)
+    with pytest.raises(Damaged):
+        unpacked_turn(found)
+
+
 def test_a_session_comes_back_whole():
     assert unpacked_session(packed_session(SESSION)) == SESSION
     bare = replace(SESSION, spec=SessionSpec(id="s"), reward=None)
