@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from benchmarks.fleet import Ask, BlockCache
-from slime_router.pool.affinity import Affinity
-from slime_router.pool.policy import least_in_flight
+from slime_router.pool.policy import Affinity, least_in_flight
 from slime_router.pool.worker import Need, Worker
 from slime_router.types import TokenIds
 

@@ -59,7 +59,6 @@ FLOOR_OF = {
     "engine.connector": "async",
     "engine.kept": "async",
     "engine.wire.event_tap": "async",
-    "engine.wire.protocol": "async",
     "engine.exchange": "async",
     "engine.identity": "async",
     "failover.attempts": "async",
@@ -104,7 +103,7 @@ CLOCKS = {
     "cli.log": "a line says when it was written",
     "cli.terminal.top": "rates are differences over time",
     "server.boundary": "the log says how long a request took",
-    "telemetry.course": "what happened when; handed in by tests",
+    "telemetry.request_record": "what happened when; handed in by tests",
     "api.sessions.endpoints": "a session says when it was opened; handed in by tests",
     "archive.database": "a session says when it was closed; handed in by tests",
     "journal.closings": "likewise; handed in by the archive",
@@ -137,10 +136,9 @@ STARTS_TASKS = {
 }
 AIOHTTP = {
     "engine.client": "talks to the workers",
-    "engine.connector": "opens the connections to them",
+    "engine.connector": "opens the connections to them, and reads what comes before aiohttp does",
     "engine.kept": "writes to them what is short",
     "engine.wire.event_tap": "says which answer it takes events off",
-    "engine.wire.protocol": "reads what they send before aiohttp does",
     "server": "serves",
     "reload": "replies what it changed",
     "cli": "serves",

@@ -10,8 +10,7 @@ from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.known.strictness import Strictness
 from slime_router.api.media import MediaPass
 from slime_router.api.retries import Joiner
-from slime_router.api.token_ids import Vocabulary
-from slime_router.api.token_names import TokenNames
+from slime_router.api.token_ids import TokenNames, Vocabulary
 from slime_router.auth.shares import Shares
 from slime_router.edge.allowances import NOTHING_ALLOWED, Allowances
 from slime_router.edge.grace import Grace

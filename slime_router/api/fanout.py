@@ -54,7 +54,7 @@ async def _several(
             if step.error is not None:
                 if isinstance(step.error, Conflict) and step.error.code == SESSION_CLOSED:
                     await _rest(steps, running - len(held) - 1)
-                raise step.error
+                raise router.failure(step.error)
             if step.chunk is None or step.is_taken is None:
                 if len(held) < count:
                     return  # it ended without finishing: the reply can never be whole
@@ -153,7 +153,7 @@ class _Step:
 
     index: int
     chunk: GenerateChunk | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
     is_taken: asyncio.Event | None = None
 
 
@@ -182,7 +182,7 @@ async def _pump(
                 await is_taken.wait()  # also bounds the queue: one step per generation
         steps.put_nowait(_Step(index))
     except BaseException as exc:  # raised again where the stream is read; a plug-in may cancel
-        steps.put_nowait(_Step(index, error=_failure(exc)))
+        steps.put_nowait(_Step(index, error=exc))
         if not isinstance(exc, Exception):
             raise
 

@@ -249,6 +249,7 @@ class _Run(Visit[A, T]):
         self._failure: Exception | None = None
         self._copies: Copies | None = None
         self._record = current_request()
+        self._failure_of = router.failure
         self.task = asyncio.create_task(self._live(), name="run")
         self.task.add_done_callback(lambda _: self._is_open.set())
 
@@ -306,9 +307,9 @@ class _Run(Visit[A, T]):
                 assert self._copies is not None
                 await self._copies.fill(chunks)
                 await asyncio.Event().wait()  # its readers end it when they are done
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as exc:
             if not self._is_ending:
-                self._failure = RouterError("A plug-in cancelled the task of its generation.")
+                self._failure = self._failure_of(exc)
             raise
         except Exception as exc:  # it is raised again for each reader
             self._failure = exc

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +41,8 @@ from slime_router.journal.database import (
 from slime_router.journal.progress import Progress
 from slime_router.journal.writing import portions, writing
 from slime_router.values import replace
+
+logger = logging.getLogger(__name__)
 
 ROUTERS = 1 << 16
 
@@ -81,6 +85,8 @@ class SharedDatabase(Database):
         super().__init__(directory, sync=sync, is_shared=True)
         self.closings = Closings(self._sql, now, _home_of_session, _session_of)
         self._keeps_idles = keeps_idles  # as the current transaction found it
+        self._log: os.stat_result | None = None  # once something was written to it
+        self._has_log = True
         if keeps_idles:
             self._set_up(_KEEP_IDLES)
 
@@ -122,7 +128,10 @@ class SharedDatabase(Database):
         self.check_place()
         late: dict[str, Literal["closed", "deleted"]] = {}
         with writing(self._sql):
-            version, keeps_idles = self._sql.execute(_BEGIN).fetchone()
+            row = self._sql.execute(_BEGIN).fetchone()
+            if row is None:
+                raise sqlite3.DatabaseError("somebody has removed its counters: restore it")
+            version, keeps_idles = row
             self._keeps_idles = bool(keeps_idles)
             for are_turns, some in groupby(changes, key=_is_turn):
                 if are_turns:
@@ -130,7 +139,33 @@ class SharedDatabase(Database):
                     continue
                 for change in some:
                     self._apply_shared(change, version)
+        self._save_from_lost_log()
         return late
+
+    def _save_from_lost_log(self) -> None:
+        """Puts what was written into the file itself, where somebody has removed the log.
+
+        SQLite goes on writing to a log that nobody will find again.
+
+        Raises:
+            sqlite3.OperationalError: somebody reads just now, so it cannot be.
+        """
+        if self._has_log:
+            found = None
+            with suppress(FileNotFoundError):
+                found = os.stat(f"{self.path}-wal")
+            self._log = self._log or found
+            if self._log is None or (found and os.path.samestat(found, self._log)):
+                return  # some file systems have none
+            self._has_log = False
+            logger.error(
+                "the log of the journal, %s-wal, was removed: what is written goes into the file"
+                " at once, which is slower; restart the router",
+                self.path,
+            )
+        is_busy = self._sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if is_busy:
+            raise sqlite3.OperationalError("its log was removed, and the file is being read")
 
     def _apply_shared(self, change: Change, version: int) -> None:
         run = self._sql.execute

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 
 from slime_router.archive.homes import home_of_session
-from slime_router.auth.owners import owner_of, shown
+from slime_router.auth.caller import owner_of, shown
 from slime_router.journal.codec import SessionState, packed_opening, packed_session
 from slime_router.journal.database import Drop, Put
 from slime_router.journal.tap import Tap

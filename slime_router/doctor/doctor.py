@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slime_router.auth.owners import shown
+from slime_router.auth.caller import shown
 from slime_router.doctor.alignment import common_len
 from slime_router.doctor.drift import Drift, compare
 from slime_router.errors import BadRequest, NotFound

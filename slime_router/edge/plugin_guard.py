@@ -157,6 +157,10 @@ class PluginGuard:
         self.failures += 1
         logger.error("plug-in failed: what it started raised %r; the router goes on", exc)
 
+    def cancelled(self, exc: BaseException) -> RouterError:
+        """A plug-in cancelled the task of a generation, which is not that of its request."""
+        return self._failed(_noted(exc) or "one", "it cancelled the task of its generation")
+
     @contextmanager
     def _clock(self, rid: str) -> Iterator[_Clock]:
         clocks = self._clocks.setdefault(rid, set())
@@ -174,7 +178,7 @@ class PluginGuard:
         async def guarded(
             call: GenerateCall, call_next: CallNext
         ) -> AsyncGenerator[GenerateChunk, None]:
-            with self._clock(call.rid) as clock:
+            with self._clock(call.asked_as or call.rid) as clock:
                 stream = plugin(call, self._standing(call_next, clock, plugin))
                 has_finished = False
 
@@ -266,7 +270,7 @@ class PluginGuard:
             try:
                 return await handler(request)
             except asyncio.CancelledError as exc:
-                names = " or ".join(dict.fromkeys(getattr(exc, "__notes__", ())))
+                names = _noted(exc)
                 transport, task = request.transport, asyncio.current_task()
                 has_left = transport is None or transport.is_closing()
                 if not names or has_left or grace.is_over or task is None:
@@ -361,6 +365,11 @@ def _is_http(response: web.StreamResponse) -> bool:
     """Whether its head can be sent, and is one head."""
     lines = chain(response.headers.values(), response.headers, [response.reason])
     return 100 <= response.status <= 999 and not any(map(_ENDS.search, lines))
+
+
+def _noted(exc: BaseException) -> str:
+    """Which plug-ins it came through; see `PluginGuard._within`."""
+    return " or ".join(dict.fromkeys(getattr(exc, "__notes__", ())))
 
 
 def _kind(given: object) -> str:

@@ -48,15 +48,17 @@ def load_item(payload: bytes) -> Item:
 def error_status(error: Any, *, is_stream: bool) -> int:
     """The status that an error in an answer of status 200 stands for.
 
-    That is how SGLang refuses a request whose stream has begun; older ones name no status then.
+    That is how SGLang refuses a request whose stream has begun; older ones name no status then, but
+    say in a message why.
 
     Raises:
-        WorkerFailed: no stream has begun, and it names none: something before the worker wrote it.
+        WorkerFailed: nothing of SGLang's looks so: something before the worker wrote it.
     """
-    code = error.get("code") if isinstance(error, dict) else None
+    known = error if isinstance(error, dict) else {}
+    code = known.get("code")
     if type(code) is int and code >= 400:
         return code
-    if not is_stream:
+    if not is_stream or code is not None or type(known.get("message")) is not str:
         raise WorkerFailed("The worker's answer is an error, and its status 200.")
     return 400
 

@@ -40,10 +40,10 @@ from slime_router.engine.request import (
     read_error,
     sampling_params,
     wants_logprobs,
-    worker_rid,
 )
 from slime_router.engine.top_logprobs import TopPlan, top_plan
 from slime_router.engine.wire.event_tap import tapped
+from slime_router.engine.wire.rids import name_at_worker
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.pool.worker import Worker
 from slime_router.tokens.written.prompt_text import PromptTexts
@@ -149,7 +149,7 @@ class WorkerClient:
                     call, params, more, with_logprobs=with_logprobs, texts=self._texts
                 ),
                 timeout_s=timeout_s,
-                rid=worker_rid(call.rid),
+                rid=name_at_worker(call),
             ) as (exchange, answer):
                 if is_over := answer.status != 200:
                     raise read_error(answer.status, await read_whole(answer))
@@ -216,10 +216,9 @@ class WorkerClient:
             exchange.cut()
         return len(under_way)
 
-    def cut(self, worker: Worker, rid: str) -> None:
-        """Cuts off the one generation that `worker` runs for the call of this rid."""
-        rid = worker_rid(rid)
-        for exchange in tuple(self._exchanges.get(worker, {}).get(rid, ())):
+    def cut(self, worker: Worker, call: GenerateCall) -> None:
+        """Cuts off the one generation that `worker` runs for this call."""
+        for exchange in tuple(self._exchanges.get(worker, {}).get(name_at_worker(call), ())):
             exchange.cut()
 
     async def tokenize(self, worker: Worker, text: str) -> tuple[list[int], int | None] | None:
@@ -358,16 +357,21 @@ class WorkerClient:
     def _runs(self, worker: Worker, rid: object) -> bool:
         return isinstance(rid, str) and bool(rid) and rid in self._exchanges.get(worker, {})
 
-    def abort_later(self, worker: Worker, call: GenerateCall) -> None:
-        """Aborts after the request was closed: its caller, even a cancelled one, need not wait."""
+    def abort_later(self, worker: Worker, call: GenerateCall, name: str | None = None) -> None:
+        """Aborts after the request was closed: its caller, even a cancelled one, need not wait.
+
+        `name`: what the worker calls it, where that is not the name of `call`.
+        """
         if self._session is None:
             logger.warning("abort not sent, client closed: worker=%s rid=%s", worker.url, call.rid)
             return
-        task = asyncio.get_running_loop().create_task(self._abort(worker, call))
+        task = asyncio.get_running_loop().create_task(
+            self._abort(worker, call, name or name_at_worker(call))
+        )
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
 
-    async def _abort(self, worker: Worker, call: GenerateCall) -> None:
+    async def _abort(self, worker: Worker, call: GenerateCall, name: str) -> None:
         self.aborts_sent += 1
         try:
             answer = await self.ask(
@@ -375,7 +379,7 @@ class WorkerClient:
                 "POST",
                 "/abort_request",
                 headers=_headers(call),
-                body=orjson.dumps({"rid": worker_rid(call.rid)}),
+                body=orjson.dumps({"rid": name}),
                 timeout_s=self._abort_timeout_s,
             )
             if answer.status != 200:

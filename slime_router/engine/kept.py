@@ -22,10 +22,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 from yarl import URL
 
+from slime_router.engine.connector import WorkerProtocol
 from slime_router.engine.exchange import Body
 from slime_router.engine.request import LONG_BODY_LEN, LongBody
 from slime_router.engine.sse import BodyJoiner, EventSplitter
-from slime_router.engine.wire.protocol import WorkerProtocol
 from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 
 DRAIN_TIMEOUT_S = 1.0  # for the few bytes after the last item

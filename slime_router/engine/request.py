@@ -16,6 +16,7 @@ import orjson
 
 from slime_router.choices import Capture
 from slime_router.engine.answer import Item
+from slime_router.engine.wire.rids import name_at_worker
 from slime_router.errors import (
     BadRequest,
     MasksRefused,
@@ -53,8 +54,6 @@ _NUMBERS = (int, float)
 _ALL = 2**30  # a top_k that leaves every token
 _ABOUT_MASKS = re.compile(r"sampling[_-]mask|sampling_logprobs_mode|sampling support")
 _GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}  # a worker takes at most one
-RID_MARK = "#"  # begins every rid that this router gives a worker for a call, but for UUIDs
-_UUID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 LONG_BODY_LEN = 2**16  # bytes; a longer one is freed once it is sent
 NOT_SERVED = (404, 405)  # with 501: what answers is not an SGLang worker
 # No client's key reaches a worker, so none of them is refused there; 407 is a proxy's.
@@ -116,16 +115,6 @@ def experts_start(call: GenerateCall) -> int:
     return max(call.prompt.base_len - 1, 0) if call.prompt is not None else 0
 
 
-def worker_rid(rid: str) -> str:
-    """The rid that a worker gets for `rid`: none begins with another, whatever clients choose.
-
-    SGLang aborts every generation whose rid begins with that of an abort (`abort_request` in
-    managers/scheduler.py). A UUID begins no other, and stays as it is: some trainers abort by it
-    at the workers.
-    """
-    return rid if _UUID.fullmatch(rid) else f"{RID_MARK}{len(rid)}:{rid}"
-
-
 def generate_body(
     call: GenerateCall,
     params: Item,
@@ -150,7 +139,7 @@ def generate_body(
     if ids_text is None:
         body["input_ids"] = _input_ids(call, call.prompt.ids)
     body |= {
-        "rid": worker_rid(call.rid),
+        "rid": name_at_worker(call),
         "return_logprob": with_logprobs,
         "stream": call.stream,
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from slime_router.auth.owners import owned, owner_of, shown
+from slime_router.auth.caller import owned, owner_of, shown
 from slime_router.engine.request import asked_for, has_finite_top_k, sampling_params, truncates
 from slime_router.types import GenerateCall, Pins
 from slime_router.values import replace

@@ -68,10 +68,10 @@ class RelaySettings:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A generation in progress: whoever granted the latest `lease` runs it as `rid`, or has."""
+    """A generation in progress: whoever granted the latest `lease` runs it as `name`, or has."""
 
     lease: Lease | None = None
-    rid: str = ""
+    name: str = ""
     is_cancelled: bool = False  # its abort was requested: it must not continue
 
     @property
@@ -180,8 +180,8 @@ class Attempts:
         """How much of the request timeout is left."""
         return max(self._deadline - self._clock(), 0.001)
 
-    async def lease(self, rid: str = "") -> Lease:
-        """Leases a worker, waiting while one may become available; it gets the request as `rid`.
+    async def lease(self, name: str = "") -> Lease:
+        """Leases a worker, waiting while one may become available; it gets the request as `name`.
 
         Raises:
             NoWorker: there is none, and none came in time.
@@ -191,7 +191,7 @@ class Attempts:
         lease = await self._found(self._need, self._tried)
         self._worker, self.is_sampling = lease.worker, False
         self._entered_at = self._clock()
-        self._run.lease, self._run.rid = lease, rid
+        self._run.lease, self._run.name = lease, name
         return lease
 
     async def prefill(self) -> Lease:

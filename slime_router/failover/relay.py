@@ -25,10 +25,11 @@ from contextlib import aclosing, asynccontextmanager, nullcontext
 from itertools import chain
 from typing import TypeAlias
 
-from slime_router.auth.owners import shown
+from slime_router.auth.caller import shown
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import Body, NotTaken
 from slime_router.engine.kept import Answer
+from slime_router.engine.wire.rids import name_at_worker
 from slime_router.errors import MasksRefused, RouterError, WorkerFailed
 from slime_router.failover.attempts import Attempts, Cancelled, Dispatcher, RelaySettings, Run
 from slime_router.failover.disaggregated import paired, prefilling
@@ -113,7 +114,7 @@ class Relay:
                 _open_shortcut(call.shortcut, stitch, attempts)
             while not (stitch.is_over or run.is_cancelled):
                 try:
-                    with await attempts.lease(part.rid) as lease:
+                    with await attempts.lease(name_at_worker(part)) as lease:
                         came = self._sampled(part, lease.worker, attempts)
                         try:
                             async for chunk in came:
@@ -217,7 +218,7 @@ class Relay:
                 self._pool.failed(prefill)
                 attempts.prefill_failed(prefill)
                 self._dispatcher.on_suspicion(prefill)
-                self._client.cut(worker, call.rid)  # it would wait for a cache that never arrives
+                self._client.cut(worker, call)  # it would wait for a cache that never arrives
 
             async with prefilling(
                 self._client, lease, call, timeout_s=attempts.left_s(), on_failure=failed
@@ -243,7 +244,7 @@ class Relay:
         self._pool.held(worker, shown(call.scope), call.prompt.ids, stitch.output_ids)
 
     def cancel(self, rid: str) -> list[tuple[Worker, str]]:
-        """Stops whatever runs under this rid; returns the workers that have it and their rids."""
+        """Stops whatever runs under this rid; the workers that have it, and its names there."""
         found = _stopped(chain.from_iterable(self._runs.get(rid, {}).values()))
         self._dispatcher.line.wake()
         return found
@@ -254,8 +255,8 @@ class Relay:
         It is not resumed. Other samples of its request go on.
         """
         found = _stopped(self._runs.get(_request_of(call), {}).get(call.rid, ()))
-        for worker, rid in found:
-            self._client.abort_later(worker, replace(call, rid=rid))
+        for worker, name in found:
+            self._client.abort_later(worker, call, name)
         return bool(found)
 
     def cancel_all(self) -> None:
@@ -334,12 +335,12 @@ class _Listed:
 
 
 def _stopped(runs: Iterable[Run]) -> list[tuple[Worker, str]]:
-    """Has the runs not go on; returns the workers that have one, and its rid there."""
+    """Has the runs not go on; returns the workers that have one, and its name there."""
     found = []
     for run in runs:
         run.is_cancelled = True
         if run.worker is not None:
-            found.append((run.worker, run.rid))
+            found.append((run.worker, run.name))
     return found
 
 

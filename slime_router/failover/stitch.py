@@ -85,7 +85,10 @@ class Stitch:
         if self._begin:
             self._seam = _Seam.open(text_rules(self._call).stop, self.output_ids, self._open_text)
         return replace(
-            self._call, rid=f"{self._parts}~{self._call.rid}", sampled=token_ids(self.output_ids)
+            self._call,
+            rid=f"{self._parts}~{self._call.rid}",
+            asked_as=self._call.asked_as or self._call.rid,
+            sampled=token_ids(self.output_ids),
         )
 
     def passes(self, chunk: GenerateChunk) -> bool:

@@ -19,7 +19,7 @@ from itertools import chain
 from types import TracebackType
 from typing import Literal, TypeAlias
 
-from slime_router.auth.owners import owner_of
+from slime_router.auth.caller import owner_of
 from slime_router.config import LimitSettings
 from slime_router.errors import TooManyRequests
 from slime_router.failover.stitch import IN_QUEUE

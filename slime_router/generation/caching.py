@@ -9,15 +9,14 @@ from types import TracebackType
 
 import numpy as np
 
-from slime_router.auth.owners import is_of_root
+from slime_router.auth.caller import is_of_root
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.choices import Capture
 from slime_router.errors import BadRequest
 from slime_router.generation.prompt import MadePrompt, PromptMaker
 from slime_router.generation.weight_versions import WeightVersions
-from slime_router.replies.parser import ReplyParser
+from slime_router.replies.parser import ReplyParser, ReplyReader
 from slime_router.replies.parsers import ReplyParsers
-from slime_router.replies.reader import ReplyReader
 from slime_router.replies.reply import Reply
 from slime_router.tokens.stop_strings import VisibleText
 from slime_router.tokens.tokenizer import Tokenizer

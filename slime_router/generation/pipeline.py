@@ -20,8 +20,8 @@ from slime_router.generation.recording import OpenTurn, Recorder
 from slime_router.generation.sessions import Sessions
 from slime_router.journal.fetching import Fetch
 from slime_router.replies.reply import Reply
-from slime_router.telemetry.course import Course
 from slime_router.telemetry.meters import Meters
+from slime_router.telemetry.request_record import Course
 from slime_router.types import GenerateCall, GenerateChunk
 
 

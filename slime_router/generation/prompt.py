@@ -30,7 +30,7 @@ from slime_router.template.layout import Layouts
 from slime_router.template.messages import content_text
 from slime_router.template.suffix import Question, Suffix
 from slime_router.template.transcript import Transcripts
-from slime_router.tokens.pieces import INLINE_PIECES, Whole, with_head
+from slime_router.tokens.encoder import INLINE_PIECES, Whole, with_head
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.recognition import Conversation, Recogniser
 from slime_router.trajectory.store import TrajectoryStore

@@ -21,8 +21,8 @@ from slime_router.choices import Capture
 from slime_router.errors import Conflict, NotDurable
 from slime_router.generation.reports import account_of, outcome_of
 from slime_router.replies.reply import Reply
-from slime_router.telemetry.course import Course
 from slime_router.telemetry.meters import Meters
+from slime_router.telemetry.request_record import Course
 from slime_router.template.conversation_key import reply_links
 from slime_router.trajectory.measures.distribution import Distribution, distribution
 from slime_router.trajectory.measures.top_logprobs import TopLogprobs, of_nested

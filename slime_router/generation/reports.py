@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from slime_router.auth.owners import shown
+from slime_router.auth.caller import shown
 from slime_router.replies.reply import Reply
-from slime_router.telemetry.course import Course
-from slime_router.telemetry.request_record import Outcome
-from slime_router.trajectory.account import Account, packed_words
+from slime_router.telemetry.request_record import Course, Outcome
+from slime_router.trajectory.turn import Account, packed_words
 from slime_router.types import GenerateCall, Message, Prompt
 
 

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from copy import deepcopy
 from typing import TypeAlias
 
+from slime_router.errors import RouterError
 from slime_router.generation.middleware import CallNext, Dispatch, Middleware
 from slime_router.template.heard import Heard
 from slime_router.template.messages import Plain
@@ -28,11 +29,16 @@ class Router:
 
     `dispatch` is the pipeline; without plug-ins, it is all there is. `check` looks at the prompts
     of a request that has several, before the first of them is sent.
+
+    Attributes:
+        on_cancelled: given what ended a generation that has its own task, where a plug-in did it;
+            says what its client is sent.
     """
 
     def __init__(
         self, middlewares: Sequence[Middleware], dispatch: Dispatch, *, check: Check | None = None
     ) -> None:
+        self.on_cancelled: Callable[[BaseException], RouterError] = _cancelled
         self._middlewares = tuple(middlewares)
         self._dispatch = dispatch
         self._check = check
@@ -49,6 +55,10 @@ class Router:
         """
         if self._check is not None and not self._middlewares:
             await self._check(calls)
+
+    def failure(self, exc: BaseException) -> Exception:
+        """What a generation failed with that nobody wanted to end."""
+        return exc if isinstance(exc, Exception) else self.on_cancelled(exc)
 
     def generate(self, call: GenerateCall) -> aclosing[AsyncGenerator[GenerateChunk, None]]:
         """The stream of one generation; leaving the block closes every layer.
@@ -78,6 +88,10 @@ class Router:
             return streams.own(self._middlewares[depth](call, self._link(depth + 1, streams)))
 
         return call_next
+
+
+def _cancelled(_: BaseException) -> RouterError:
+    return RouterError("The generation was cancelled.")
 
 
 class _Streams:

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Protocol
 
-from slime_router.auth.owners import shown
+from slime_router.auth.caller import shown
 from slime_router.engine.rules import SamplingRules, with_fields
 from slime_router.errors import SESSION_CLOSED, Conflict, NotFound, RouterError
 from slime_router.journal.fetching import AllIsHere, Fetch

@@ -34,13 +34,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from slime_router.trajectory.account import Account
 from slime_router.trajectory.measures.distribution import distribution
 from slime_router.trajectory.measures.scores import TeacherScore
 from slime_router.trajectory.measures.top_logprobs import top_logprobs
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.trajectory.session import Reward, Session, SessionSpec
-from slime_router.trajectory.turn import Turn
+from slime_router.trajectory.turn import Account, Turn
 from slime_router.types import Finish, Grammar, Pins, Receipt, Sampling, Speculation, VersionSpan
 
 _PREFIX = struct.Struct("<II")
@@ -157,21 +156,23 @@ def unpacked_turn(data: bytes) -> Turn:
     Raises:
         Damaged: they are not as they were written.
     """
-    if len(data) < _PREFIX.size:
-        raise Damaged(f"a turn of {len(data)} bytes")
-    crc, length = _PREFIX.unpack_from(data)
-    body = memoryview(data)[_PREFIX.size :]
-    if zlib.crc32(body, zlib.crc32(data[4:8])) != crc:
-        raise Damaged("a turn with a wrong checksum")
     with _of_its_form("a turn"):
+        if len(data) < _PREFIX.size:
+            raise Damaged(f"a turn of {len(data)} bytes")
+        crc, length = _PREFIX.unpack_from(data)
+        body = memoryview(data)[_PREFIX.size :]
+        if zlib.crc32(body, zlib.crc32(data[4:8])) != crc:
+            raise Damaged("a turn with a wrong checksum")
         return _turn(body, length)
 
 
 @contextmanager
 def _of_its_form(what: str) -> Iterator[None]:
-    """Others may have written bytes of their own to a shared store, with a right checksum."""
+    """Others may have written anything: bytes with a right checksum, in SQLite also numbers."""
     try:
         yield
+    except Damaged:
+        raise
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as exc:
         raise Damaged(f"{what} that is not of its form ({type(exc).__name__}: {exc})") from exc
 
@@ -351,10 +352,10 @@ def unpacked_session(data: bytes) -> SessionState:
     Raises:
         Damaged: they are not as they were written.
     """
-    body = data[4:]
-    if not body or zlib.crc32(body) != int.from_bytes(data[:4], "little"):
-        raise Damaged("a session with a wrong checksum")
     with _of_its_form("a session"):
+        body = data[4:]
+        if not body or zlib.crc32(body) != int.from_bytes(data[:4], "little"):
+            raise Damaged("a session with a wrong checksum")
         return _session_state(json.loads(body))
 
 

@@ -58,6 +58,11 @@ _STEP3_FIELD = "param_regex"
 _STEP3_PARAMETER = re.compile(
     r'<steptml:parameter name="([^"]+)">(.*?)</steptml:parameter>', re.DOTALL
 )
+_STEP3_READ = "_parse_partial_tool_call"
+_STEP3_STATE = {"tool_call_end": str, "_function_name_sent": bool}
+_GLM_READ = "_process_xml_to_json_streaming"  # GLM 4.5's, 4.7's, and of those that inherit it
+_DEEPSEEK_TAGS = ("DeepSeekV32Detector", "DeepSeekV4Detector", "DeepSeekV41Detector")
+_DEEPSEEK_FIELD = "strip_string_param_value"
 _MINIMAX2 = "MinimaxM2Detector"
 _MINIMAX2_END = "tool_call_function_end_token"
 _MINIMAX2_READ = "_parse_and_stream_parameters"
@@ -113,8 +118,19 @@ class CallDetector:
         self.name = type(detector).__name__
         _check(detector, _CALL_FIELDS, _CALL_METHODS)
         if self.name == _STEP3:  # it takes no value that holds a `<`
-            _check(detector, {_STEP3_FIELD: re.Pattern}, ())
+            fields = {_STEP3_FIELD: re.Pattern, **_STEP3_STATE}
+            _check(detector, fields, (_STEP3_READ, "_reset_streaming_state"))
             detector.param_regex = _STEP3_PARAMETER
+            parse = detector._parse_partial_tool_call
+            detector._parse_partial_tool_call = mended_reads.leaving_out_nameless(detector, parse)
+        if self.name in _DEEPSEEK_TAGS:  # they take the spaces around a string away
+            _check(detector, {_DEEPSEEK_FIELD: bool}, ())
+            detector.strip_string_param_value = False
+        if hasattr(detector, _GLM_READ):  # it gives any text for a number
+            if not hasattr(detector, "_cached_value_type"):
+                raise SetupError(f"this version of SGLang does not fit: {self.name}.{_GLM_READ}()")
+            parse = detector._process_xml_to_json_streaming
+            detector._process_xml_to_json_streaming = mended_reads.JsonValues(detector, parse)
         if self.name == _MINIMAX2:  # it counts braces in strings, too
             _check(
                 detector, {_MINIMAX2_END: str, "streamed_args_for_tool": list}, (_MINIMAX2_READ,)

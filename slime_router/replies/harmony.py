@@ -35,6 +35,7 @@ _CALLS = (  # how gpt-oss writes the head of a call, most often the first of the
 )
 _MARK = re.compile(r"<\|(?:start|channel|constrain|message|end|return|call)\|>")
 _RECIPIENT = re.compile(r"(?<!\S)to=(\S+)")
+_HEADER_WORDS = {"assistant", "analysis", "commentary", "final", "json"}
 _ENDED = re.compile(r"<\|(?:end|return|call)\|>")
 _START = re.compile(r"\s*(?:t|to|to=\S*\s*)?")  # how a header without a channel can begin
 
@@ -147,8 +148,11 @@ class HarmonyReader:
         elif mark in ("<|channel|>", "<|constrain|>"):
             if self._header is None:  # a message that was not closed
                 self._close(delta)
+            elif mark == "<|channel|>" and mark in self._header:
+                self._say_header(delta)
             self._header = (self._header or "") + mark
         else:
+            self._say_header(delta)
             self._close(delta)
             self._header = mark if mark == "<|start|>" else ""
 
@@ -170,6 +174,13 @@ class HarmonyReader:
             delta.tool_calls += (ToolDelta(self._call, call_id, name, "", is_random),)
         else:
             self.hidden += 1
+
+    def _say_header(self, delta: HarmonyDelta) -> None:
+        """A header has ended without a message: what it says is content if no header says that."""
+        words = _MARK.sub(" ", self._header or "").split()
+        if not _HEADER_WORDS.issuperset(words):
+            delta.content += " ".join(words)
+        self._header = self._header and ""
 
     def _tool(self, recipient: str) -> str | None:
         """The tool that is called; None if it may not be called."""
@@ -199,7 +210,7 @@ class HarmonyReader:
         delta.reasoning += self._late
         self._late = ""
         if self._header and _RECIPIENT.search(self._header):
-            delta.content += " ".join(_MARK.sub(" ", self._header).split())
+            self._say_header(delta)
         elif self._header and "<|" not in self._header:
             delta.content += self._header
         self._header = ""

@@ -147,7 +147,8 @@ class CallReader:
         if self._next is not None:
             return content, deltas
         if any(delta.name for delta in deltas) and not self._unknown.has_said:
-            content += self._said_before(deltas)
+            said = self._said_before(deltas)
+            content += "" if said.strip() in content else said  # some give it with the call
         may_fill = is_last or self._object_end < 0
         if may_fill and self._has_blank() and leftovers.is_empty_call(self._raw):
             deltas += self._filled()

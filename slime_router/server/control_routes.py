@@ -25,7 +25,7 @@ from slime_router.edge.headers import to_client, to_worker
 from slime_router.engine import answer as worker_answer
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import WorkerAnswer
-from slime_router.engine.request import RID_MARK, worker_rid
+from slime_router.engine.wire.rids import passed_rid, worker_rid
 from slime_router.errors import BadRequest, NoWorker, RouterError, WorkerFailed
 from slime_router.json_text import is_text
 from slime_router.pool.pool import WorkerPool
@@ -178,10 +178,10 @@ class ControlRoutes:
             raise BadRequest("rid holds half of a surrogate pair.", param="rid")
         own = who.own_rid(rid)
         found = await self._aborts.cancel(own)
-        if not found and (who.tag or rid.startswith(RID_MARK)):
-            found = [(worker, own) for worker in self._pool.list()]
+        if not found and (passed := worker_rid(own) if who.tag else passed_rid(rid)) != rid:
+            found = [(worker, passed) for worker in self._pool.list()]
         return [
-            (worker, replace(order, body=json.dumps({**fields, "rid": worker_rid(name)}).encode()))
+            (worker, replace(order, body=json.dumps({**fields, "rid": name}).encode()))
             for worker, name in found
         ]
 

@@ -15,8 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from slime_router.telemetry.course import GAPS, Course, Times
-from slime_router.telemetry.request_record import Outcome
+from slime_router.telemetry.request_record import GAPS, Course, Outcome, Times
 
 PREFIX = "slime_router_"
 NO_DOOR = "none"  # what no client asked for, and what has no route of its own

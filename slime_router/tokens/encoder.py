@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from enum import StrEnum
+from typing import TypeAlias
 
 import numpy as np
 import tokenizers
@@ -18,7 +19,7 @@ from slime_router.errors import BadRequest
 from slime_router.tokens.control_tokens import ControlTokens
 from slime_router.tokens.decoder import TokenBytes
 from slime_router.tokens.libraries import SHORT_LEN, Library, TokenizersLibrary
-from slime_router.types import Piece, TokenIds
+from slime_router.types import NO_TOKENS, Piece, TokenIds
 
 # Control tokens that are closer together than this share a piece: `<|im_end|>\n<|im_start|>user`
 # is one piece, not two of a token or three.
@@ -216,3 +217,24 @@ def _joined(left: TokenIds, right: TokenIds) -> TokenIds:
     ids: TokenIds = np.concatenate((left, right))
     ids.setflags(write=False)
     return ids
+
+
+INLINE_PIECES = 2048  # more of them take over 10 ms, and should not hold a loop
+
+Whole: TypeAlias = tuple[TokenIds, TokenIds, tuple[Piece, ...]]
+
+
+def with_head(head: TokenIds, pieces: tuple[Piece, ...]) -> Whole:
+    """All ids, those of the pieces, and the pieces as slices of these.
+
+    The tree keeps the slices and the store the whole array, so they share memory.
+    """
+    own: TokenIds = np.concatenate([piece.ids for piece in pieces]) if pieces else NO_TOKENS
+    ids: TokenIds = np.concatenate((head, own)) if len(head) else own
+    own.setflags(write=False)
+    ids.setflags(write=False)
+    slices, end = [], 0
+    for piece in pieces:
+        begin, end = end, end + len(piece.ids)
+        slices.append(Piece(piece.text, own[begin:end], piece.is_sampled))
+    return ids, own, tuple(slices)

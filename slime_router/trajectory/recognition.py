@@ -6,7 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Container, Sequence
 from typing import Any, Protocol
 
-from slime_router.auth.owners import name_of_root
+from slime_router.auth.caller import name_of_root
 from slime_router.errors import BadRequest
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key, gathered, joined, next_link, root_key

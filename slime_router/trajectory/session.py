@@ -16,7 +16,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
-from slime_router.auth.owners import owner_of, shown
+from slime_router.auth.caller import owner_of, shown
 from slime_router.errors import SESSION_CLOSED, Conflict, SessionLimit
 from slime_router.trajectory.turn import ByNumber, Turn, put_by_number
 from slime_router.types import Pins, Sampling
@@ -29,7 +29,7 @@ Reward: TypeAlias = float | dict[str, Any]
 class SessionSpec:
     """What a trainer gives when it opens a session. None: no limit, no name.
 
-    `id` is the session's name inside the router; see `slime_router.auth.owners`.
+    `id` is the session's name inside the router; see `slime_router.auth.caller`.
     """
 
     id: str

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 
-from slime_router.auth.owners import name_of_root, owner_of, shown
+from slime_router.auth.caller import name_of_root, owner_of, shown
 from slime_router.auth.shares import Shares
 from slime_router.errors import Conflict, NotFound, StorageFull, TooManyRequests
 from slime_router.json_text import size_of

@@ -18,9 +18,8 @@ from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from typing import Unpack
 
 from slime_router.errors import SESSION_CLOSED, Conflict, StorageFull
-from slime_router.trajectory.conversations import Conversations
+from slime_router.trajectory.conversations import Conversations, Handles
 from slime_router.trajectory.eviction import EvictionQueue, check_tree
-from slime_router.trajectory.handles import Handles
 from slime_router.trajectory.held import HeldTokens
 from slime_router.trajectory.ledger import Ledger
 from slime_router.trajectory.prefixes import PrefixIndex

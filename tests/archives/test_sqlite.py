@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,24 @@ def opened_database(directory: Path, **options) -> Iterator[SharedDatabase]:
 
 def said(name: str, **fields) -> Put:
     return Put("sessions", name, packed_session(state(spec=SessionSpec(id=name), **fields)))
+
+
+async def test_what_is_written_after_the_log_was_removed_survives_a_kill(tmp_path, caplog):
+    """SQLite goes on writing to a log that nobody will find again."""
+    archive = SqliteArchive(tmp_path / "one")
+    archive.apply([put(turn("a", 1))])
+    (tmp_path / "one" / f"{FILE_NAME}-wal").unlink()
+    for number, name in enumerate("bc", 2):
+        archive.apply([put(turn(name, number))])
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "one" / FILE_NAME, tmp_path / name)
+        other = SqliteArchive(tmp_path / name)
+        assert await other.last_seq() == number
+        assert list(faults(other.database)) == []
+        await other.close()
+    await archive.close()
+    [said] = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert "restart the router" in said
 
 
 @pytest.mark.parametrize("keeps_idles", [False, True])

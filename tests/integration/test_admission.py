@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from slime_router.auth.owners import owned
+from slime_router.auth.caller import owned
 from slime_router.errors import Conflict, TooManyRequests
 from slime_router.generation.admission import AdmissionQueue
 from slime_router.trajectory.session import SessionSpec

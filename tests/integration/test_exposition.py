@@ -17,8 +17,8 @@ from slime_router.server.metrics import METRICS, NAMES, figures
 from slime_router.server.together.families import AllFamilies, Family, families
 from slime_router.server.together.merging import merged_figures
 from slime_router.server.together.metrics import BUILD_INFO, exposition
-from slime_router.telemetry.course import GAPS, Course
 from slime_router.telemetry.meters import DELAYS, INSTRUMENTS, PREFIX, TOKEN_GAP, Histograms, Meters
+from slime_router.telemetry.request_record import GAPS, Course
 from tests.integration.gateway import CHAT, Served, served, user
 from tests.integration.test_docs import names, section, table
 
@@ -278,6 +278,9 @@ def test_workers_are_as_bad_as_the_worst_view_of_them():
                 "worker_up": {"a": up, "b": 1},
                 "worker_version_lag": {"a": lag},
                 "worker_breaker_open": {"a": 1 - up},
+                "deaths": 3 - up,
+                "forgotten_adapters": lag,
+                "moved": 1,
             },
             "router": {"worker_loads": {"a": 2}},
         }
@@ -287,6 +290,9 @@ def test_workers_are_as_bad_as_the_worst_view_of_them():
         "worker_up": {"a": 0, "b": 1},
         "worker_version_lag": {"a": 3},
         "worker_breaker_open": {"a": 1},
+        "deaths": 3,  # all see the same ones
+        "forgotten_adapters": 3,
+        "moved": 2,
     }
     assert merged["router"] == {"worker_loads": {"a": 4}}
 

@@ -137,7 +137,7 @@ async def test_an_abort_leaves_rids_that_begin_with_its_own(path, body, stream):
         asked = [{**body, "rid": rid, "stream": stream} for rid in rids]
         tasks = [asyncio.create_task(_read(router, path, each)) for each in asked]
         await worker.wait_running(len(rids))
-        for unknown in ("#", "#4", "4", "min", "m"):
+        for unknown in ("#", "#4", "4", "min", "m", "0", uuid[:9], uuid[:-1]):
             await router.post("/abort_request", {"rid": unknown})
         await router.post("/abort_request", {"rid": "mine"})
         await until(lambda: len(worker.running) < len(rids))
@@ -153,6 +153,32 @@ async def test_an_abort_leaves_rids_that_begin_with_its_own(path, body, stream):
 async def _read(router: Any, path: str, body: dict[str, Any]) -> str:
     async with router.http.post(path, json=body) as answer:
         return str(await answer.text())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "two", "taken"),
+    [
+        (CHAT, {"messages": [user("hi")]}, {"n": 2}, "1-a"),
+        ("/v1/completions", {"prompt": "hi"}, {"n": 2}, "1-a"),
+        ("/generate", {"text": "hi"}, {"sampling_params": {"n": 2}}, "1_a"),
+    ],
+)
+async def test_no_rid_of_a_client_is_that_of_a_sample(path, body, two, taken):
+    """SGLang refuses a rid that it is answering already."""
+    async with served() as (router, worker):
+        worker.hold(after_tokens=1)
+        asked = [{**body, **two, "rid": "a"}]
+        asked += [{**body, "rid": rid} for rid in (taken, f"-{taken}", f"##3:{taken}")]
+        tasks = [asyncio.create_task(router.post(path, each)) for each in asked]
+        await worker.wait_running(5)
+        names = [request.body["rid"] for request in worker.requests]
+        await router.post("/abort_request", {"rid": "a"})
+        await until(lambda: len(worker.running) == 3)
+        worker.release()
+        said = [str(reply) for _, reply in await asyncio.gather(*tasks)]
+    assert len(set(names)) == len(names)
+    assert not [each for each in names for name in names if each != name and name.startswith(each)]
+    assert ["abort" in each for each in said] == [True, False, False, False]
 
 
 async def test_an_abort_for_a_tenant_does_not_begin_what_another_runs(keys):
@@ -174,6 +200,26 @@ async def test_what_is_passed_on_has_no_rid_of_a_tenants_choice(keys):
             async with router.http.post("/v1/embeddings", json=body, headers=headers) as answer:
                 assert answer.status == 200
         assert [orjson.loads(h.body) for h in worker.heard] == [{"input": "a", "user": "u"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("rid", "at_worker"),
+    [
+        ("mine", "mine"),
+        ("1", "#1:1"),
+        ("0f8fad5b-d9cb", "#13:0f8fad5b-d9cb"),
+        ("0f8fad5b-x", "0f8fad5b-x"),
+        ("#1:1", "#4:#1:1"),
+        ("0f8fad5b-d9cb-469f-a165-70867728950e", "0f8fad5b-d9cb-469f-a165-70867728950e"),
+    ],
+)
+async def test_an_abort_of_what_is_passed_on_ends_no_uuid_that_begins_so(rid, at_worker):
+    async with any_worker() as worker, serving(worker.url) as router:
+        body = {"input": "a", "rid": rid}
+        async with router.http.post("/v1/embeddings", json=body) as answer:
+            assert answer.status == 200
+        await router.http.post("/abort_request", json={"rid": rid})
+        assert [orjson.loads(each.body)["rid"] for each in worker.heard] == [at_worker] * 2
 
 
 @pytest.mark.parametrize(("path", "body"), ASKED)

@@ -242,14 +242,14 @@ async def test_what_a_client_aborts_is_not_resumed(order):
     async with fleet(2, resume_aborted="all") as (router, workers):
         workers[0].die_next(after_tokens=1)
         asked = await held_stream(router, workers[1], "/generate", native())
-        assert [request.body["rid"] for request in workers[1].requests] == ["#6:2~mine"]
+        assert [request.body["rid"] for request in workers[1].requests] == ["##6:2~mine"]
         async with router.http.post("/abort_request", json=order) as response:
             assert response.status in (200, 207)
         last = (await asked)[-1]
         assert last["meta_info"]["finish_reason"]["type"] == "abort"
         assert last["meta_info"]["id"] == "mine"
         assert last["output_ids"] == story(PROMPT, 3)[0]
-        assert workers[1].aborted == ["#6:2~mine"]
+        assert workers[1].aborted == ["##6:2~mine"]
         assert len(workers[1].requests) == 1
 
 
@@ -379,12 +379,15 @@ async def test_an_abort_reaches_the_second_try_of_what_asked_for_too_much(order)
         body = request_of(rid="mine", max_tokens=10 * CONTEXT_LEN, stream=True)
         asked = asyncio.create_task(router.http.post(CHAT, json=body))
         await until(lambda: any(run.count == 2 for run in worker._engine.runs.values()))
-        assert worker.running == ["#10:again-mine"]
+        assert worker.running == ["##10:again-mine"]
         assert (await router.http.post("/abort_request", json=order)).status == 200
         async with await asked as response:
             assert b"generation was aborted" in await response.read()
-        assert "#10:again-mine" in worker.aborted
-        assert [request.body["rid"] for request in worker.requests] == ["#4:mine", "#10:again-mine"]
+        assert "##10:again-mine" in worker.aborted
+        assert [request.body["rid"] for request in worker.requests] == [
+            "#4:mine",
+            "##10:again-mine",
+        ]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from slime_router.auth.owners import owned
+from slime_router.auth.caller import owned
 from slime_router.types import GenerateCall, Message, TemplateOptions
 from slime_router.waiting.turnstile import LONG_LEN, LONG_TALK, MOST_LONG
 from tests.integration.gateway import CHAT, served, until, user

@@ -551,6 +551,27 @@ async def test_an_abort_ends_a_plugin_that_works(name, outer, order):
         assert router.gateway.pool.total_in_flight == 0
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [user("hi")], "n": 3}),
+        ("/v1/completions", {"prompt": "hi", "n": 3}),
+        ("/generate", {"text": "hi", "sampling_params": {"n": 3}}),
+    ],
+)
+async def test_an_abort_ends_the_plugin_of_each_sample(path, body):
+    """Only the first sample has the rid that the client chose."""
+    async with served(**paths("WaitingFirst")) as (router, worker):
+        plugin: Any = router.gateway.plugins.generation[-1]
+        asked = asyncio.create_task(router.post(path, {**body, "rid": "mine"}))
+        async with asyncio.timeout(10):
+            await plugin.is_working.wait()
+            assert (await router.post("/abort_request", {"rid": "mine"}))[0] == 200
+            _, answer = await asked
+    assert "abort" in str(answer)
+    assert [each for each in worker.requests if each.path == "/generate"] == []
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("order", [{"rid": "mine"}, {"abort_all": True}], ids=["rid", "all"])
 @pytest.mark.parametrize("name", ["waiting_http", "waiting_read_http"])
@@ -850,9 +871,8 @@ async def test_a_plugin_that_cancels_itself_keeps_no_client_waiting(
         assert (status, reply["error"]["code"]) == (500, "internal_error")
         if not name.endswith("_http") or not headers:  # else the next try may come
             assert router.gateway.pool.total_in_flight == 0
-        if count == 1 and not headers:  # in the task of the request itself
-            assert router.gateway.guard.failures == 1
-            assert f"plug-in failed: {name}: it " in caplog.text
+        assert 1 <= router.gateway.guard.failures <= count
+        assert f"plug-in failed: {name}: it " in caplog.text
 
 
 async def test_a_plugin_that_cancels_itself_in_the_middle_breaks_the_stream_off(caplog):

@@ -274,7 +274,7 @@ async def test_a_client_s_rid_names_each_choice_once():
         _, again = await router.post(CHAT, {**ASK[CHAT], "rid": "mine"})
     assert reply["id"] == again["id"] == "mine"
     rids = [request.body["rid"] for request in worker.requests]
-    assert sorted(rids[:3]) == ["#4:mine", "#6:1-mine", "#6:2-mine"]
+    assert sorted(rids[:3]) == ["##6:1-mine", "##6:2-mine", "#4:mine"]
 
 
 async def test_functions_of_old_are_tools():

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import httpx
 import openai
 import orjson
 import pytest
@@ -715,19 +716,48 @@ async def test_the_whole_app_joins_within_a_session_and_closes_what_still_waits(
         again.cancel()
 
 
+class OnceTimedOut(httpx.AsyncHTTPTransport):
+    """Times out on the first request when `is_over` is set, and waits for any other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_over = asyncio.Event()
+        self.is_first = True
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if not self.is_first:
+            return await super().handle_async_request(request)
+        self.is_first = False
+        sent = asyncio.ensure_future(super().handle_async_request(request))
+        await self.is_over.wait()
+        sent.cancel()
+        await asyncio.wait([sent])
+        raise httpx.ReadTimeout("The reply takes too long.", request=request)
+
+
 async def test_openais_client_that_times_out_gets_the_reply_of_its_first_try():
     """It sends the request again by itself, half a second later."""
     gate = Gate()
-    async with scripted(gated(gate)) as (door, worker):
-        url = str(door.client.make_url("/v1"))
-        async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=1, timeout=0.2) as sdk:
-            messages: Any = ASK["messages"]
-            create: Any = sdk.chat.completions.with_raw_response.create
-            asking = asyncio.ensure_future(create(model="m", messages=messages))
-            await soon(lambda: door.left == 1)
-            gate.set()
-            raw = await asking
-            assert raw.headers["x-slime-joined"] == "true"
-            assert raw.parse().choices[0].message.content == REPLY
+    wire = OnceTimedOut()
+    async with (
+        scripted(gated(gate)) as (door, worker),
+        openai.AsyncOpenAI(
+            base_url=str(door.client.make_url("/v1")),
+            api_key="x",
+            max_retries=1,
+            http_client=httpx.AsyncClient(transport=wire),
+        ) as sdk,
+    ):
+        messages: Any = ASK["messages"]
+        create: Any = sdk.chat.completions.with_raw_response.create
+        asking = asyncio.ensure_future(create(model="m", messages=messages))
+        async with asyncio.timeout(60):
+            await gate.reached.wait()
+        wire.is_over.set()
+        await soon(lambda: door.left == 1)
+        gate.set()
+        raw = await asking
+        assert raw.headers["x-slime-joined"] == "true"
+        assert raw.parse().choices[0].message.content == REPLY
     assert len(worker.calls) == 1
     assert door.joiner.joined == 1

@@ -19,10 +19,9 @@ from slime_router.api.sessions.endpoints import SessionDoor
 from slime_router.api.sessions.request import SPEC_FIELDS
 from slime_router.generation.sessions import Sessions
 from slime_router.journal.fetching import AllIsHere
-from slime_router.trajectory.account import Account
 from slime_router.trajectory.session import Session, SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
-from slime_router.trajectory.turn import Turn
+from slime_router.trajectory.turn import Account, Turn
 from slime_router.types import Finish, Grammar, Receipt, Sampling, VersionSpan, token_ids
 from tests.integration.gateway import CHAT, served, user
 from tests.integration.scripted import application

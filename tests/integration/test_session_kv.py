@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from slime_router.auth.owners import name_of_root
+from slime_router.auth.caller import name_of_root
 from slime_router.failover.session_kv import MAX_WAITING, SessionKv, kv_name
 from slime_router.testing import FakeWorker
 from tests.integration.gateway import (

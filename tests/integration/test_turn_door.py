@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slime_router.telemetry.course import Course
+from slime_router.telemetry.request_record import Course
 from slime_router.testing.script import Script
 from slime_router.types import Finish, GenerateChunk
 from tests.integration.gateway import (

@@ -5,9 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.trajectory.account import Account
 from slime_router.trajectory.ledger import Ledger
-from slime_router.trajectory.turn import Turn
+from slime_router.trajectory.turn import Account, Turn
 from slime_router.types import Finish, token_ids
 
 names = st.sampled_from(["", "a", "b", "c"])

@@ -12,7 +12,7 @@ from aiohttp.client_proto import ResponseHandler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.engine.wire.protocol import WorkerProtocol, plain_answer
+from slime_router.engine.connector import WorkerProtocol, plain_answer
 
 LINES = [
     "Date: Mon, 30 Nov 2026 00:00:00 GMT", "server: uvicorn", "Content-Type: application/json",

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slime_router.replies.parser import ReplyReader
 from slime_router.replies.parsers import ReplyParsers
-from slime_router.replies.reader import ReplyReader
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.tokens.decoder import Decoder, TokenBytes
 from slime_router.tokens.stop_strings import VisibleText

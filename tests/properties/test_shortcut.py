@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_router.engine.chunks import ChunkReader
+from slime_router.engine.connector import WorkerProtocol, whole_chunks
 from slime_router.engine.masks import MaskPlan
 from slime_router.engine.sse import EventSplitter
 from slime_router.engine.wire.event_tap import EventTap
-from slime_router.engine.wire.protocol import WorkerProtocol, whole_chunks
 from slime_router.errors import RouterError
 from slime_router.shortcut.shortcut import Shortcut, ShortcutFailed
 from slime_router.types import GenerateChunk

@@ -24,7 +24,7 @@ from slime_router.api.dialect import StreamedReply
 from slime_router.api.responses.events import ResponseStyle
 from slime_router.api.responses.reply import ResponseStream
 from slime_router.api.sse import EventStream
-from slime_router.api.token_names import TokenNames
+from slime_router.api.token_ids import TokenNames
 from slime_router.failover.stitch import Stitch
 from slime_router.generation.caching import Cacher, Filing
 from slime_router.generation.counting import Count, GenerationCounts
@@ -32,12 +32,11 @@ from slime_router.generation.pipeline import _Reading
 from slime_router.generation.prompt import MadePrompt
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.replies.detectors import ReasoningDetector
-from slime_router.replies.parser import ReplyParser
+from slime_router.replies.parser import ReplyParser, ReplyReader
 from slime_router.replies.pieces import Marks
-from slime_router.replies.reader import ReplyReader
 from slime_router.replies.reply import Reply
 from slime_router.shortcut.shortcut import Shortcut
-from slime_router.telemetry.course import GAPS, Course, Times
+from slime_router.telemetry.request_record import GAPS, Course, Times
 from slime_router.tokens.decoder import Decoder, TokenBytes
 from slime_router.tokens.stop_strings import VisibleText
 from slime_router.types import GenerateCall, GenerateChunk, Receipt, Sampling, token_ids

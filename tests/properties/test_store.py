@@ -12,9 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from slime_router.trajectory.account import Account
 from slime_router.trajectory.store import TrajectoryStore
-from slime_router.trajectory.turn import Trace, Turn, logprob_array
+from slime_router.trajectory.turn import Account, Trace, Turn, logprob_array
 from slime_router.types import Finish, VersionSpan, token_ids
 from tests.examples import examples
 

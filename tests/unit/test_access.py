@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_router.auth.access import Access
-from slime_router.auth.caller import ANYBODY, Caller, caller, introduce
+from slime_router.auth.caller import ANYBODY, Caller, caller, introduce, owned, owner_of, shown
 from slime_router.auth.keys_file import read_keys_file
-from slime_router.auth.owners import owned, owner_of, shown
 from slime_router.auth.surface import is_for_clients
 from slime_router.auth.tls import tls_context
 from slime_router.cli.flags import parser, read_config

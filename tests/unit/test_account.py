@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.trajectory.account import Account, packed_words
+from slime_router.trajectory.turn import Account, packed_words
 
 TEXTS = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)  # halves included
 REPLY = {"role": "assistant", "content": "Hi"}

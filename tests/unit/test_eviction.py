@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slime_router.auth.owners import owned
+from slime_router.auth.caller import owned
 from slime_router.errors import NotFound, StorageFull, TooManyRequests
 from slime_router.trajectory import store as module
 from slime_router.trajectory.eviction import EvictionQueue

@@ -108,3 +108,16 @@ def test_forced_calls_are_read_back_from_a_json_array():
     for lead in ("", THOUGHT + "<|channel|>final<|message|>"):
         reply = said(lead + text, is_forced=True)
         assert (reply.calls, reply.content) == ([NOW], "")
+
+
+@pytest.mark.parametrize("mark", ["<|channel|>", "<|constrain|>", "<|start|>"])
+def test_words_of_a_header_that_begins_no_message_are_content(mark):
+    """A mark in a message begins a header, whatever follows."""
+    text = HARMONY.write([PARIS, NOW]).replace("}", f"}} {mark} Seine", 1)
+    reply = said(text)
+    assert (reply.content, reply.calls) == ("Seine", [PARIS, NOW])
+
+
+def test_words_of_a_header_before_another_are_content():
+    reply = said("Well.<|call|><|channel|> Seine " + HARMONY.write([PARIS]))
+    assert (reply.content, reply.calls) == ("Well.Seine", [PARIS])

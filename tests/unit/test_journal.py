@@ -41,13 +41,12 @@ from slime_router.journal.database import (
     PutTurn,
 )
 from slime_router.journal.writer import JournalWriter
-from slime_router.trajectory.account import Account, packed_words
 from slime_router.trajectory.measures.distribution import Distribution, distribution
 from slime_router.trajectory.measures.scores import Scores, TeacherScore
 from slime_router.trajectory.measures.top_logprobs import TopLogprobs, of_nested
 from slime_router.trajectory.routed_experts import RoutedExperts
 from slime_router.trajectory.session import SessionSpec
-from slime_router.trajectory.turn import Turn, logprob_array
+from slime_router.trajectory.turn import Account, Turn, logprob_array, packed_words
 from slime_router.types import (
     Finish,
     Grammar,
@@ -335,6 +334,15 @@ def test_what_others_wrote_is_damaged_whatever_it_is(raw):
         unpacked_session(sealed(raw))
     with pytest.raises(Damaged):
         unpacked_turn(sealed(len(raw).to_bytes(4, "little") + raw))
+
+
+@pytest.mark.parametrize("found", [5, 0.5, "text", None], ids=repr)
+def test_what_is_no_bytes_is_damaged(found):
+    """SQLite keeps what it is given, whatever a column is for."""
+    with pytest.raises(Damaged):
+        unpacked_session(found)
+    with pytest.raises(Damaged):
+        unpacked_turn(found)
 
 
 def test_a_session_comes_back_whole():

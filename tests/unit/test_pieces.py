@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slime_router.generation import prompt
-from slime_router.tokens.pieces import INLINE_PIECES, with_head
+from slime_router.tokens.encoder import INLINE_PIECES, with_head
 from slime_router.types import Piece, token_ids
 
 

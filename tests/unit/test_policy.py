@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_router.choices import PolicyName
-from slime_router.pool.affinity import Affinity, Recent
-from slime_router.pool.policy import KEY_WORTH, make_policy
+from slime_router.pool.policy import KEY_WORTH, Affinity, Recent, make_policy
 from slime_router.pool.worker import Need, Worker
 from slime_router.types import TokenIds, token_ids
 from tests.loads import load

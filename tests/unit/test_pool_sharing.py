@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from slime_router.choices import PolicyName
-from slime_router.pool.affinity import MAX_MOVED, Affinity
-from slime_router.pool.policy import make_policy
+from slime_router.pool.policy import MAX_MOVED, Affinity, make_policy
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Need, Worker
 from slime_router.types import token_ids

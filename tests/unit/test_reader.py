@@ -7,9 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from slime_router.replies.parser import ReplyDelta, ReplyParser
+from slime_router.replies.parser import ReplyDelta, ReplyParser, ReplyReader
 from slime_router.replies.pieces import Marks
-from slime_router.replies.reader import ReplyReader
 from slime_router.tokens.stop_strings import VisibleText
 from slime_router.types import (
     Finish,

@@ -8,7 +8,7 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from slime_router.auth.owners import name_of_root
+from slime_router.auth.caller import name_of_root
 from slime_router.template import heard
 from slime_router.template.conversation_key import next_link, reply_links, root_key
 from slime_router.template.heard import MessageTexts

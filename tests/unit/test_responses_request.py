@@ -10,7 +10,7 @@ from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.responses.request import ResponsesRequest, read_responses_request
 from slime_router.api.responses.store import ResponseStore, Stored
-from slime_router.api.token_names import TokenNames
+from slime_router.api.token_ids import TokenNames
 from slime_router.errors import BadRequest, NotFound
 from slime_router.types import GenerateCall, Grammar
 from tests.integration.scripted import Bytes, asked

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slime_router.auth.owners import name_of_root, owned
+from slime_router.auth.caller import name_of_root, owned
 from slime_router.errors import Conflict, NotFound, StorageFull, TooManyRequests
 from slime_router.generation.sessions import SessionFlight, Sessions
 from slime_router.json_text import size_of

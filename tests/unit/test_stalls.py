@@ -15,8 +15,8 @@ from slime_router.server.loop.stalls import (
     TICK_S,
     StallWatch,
 )
-from slime_router.telemetry.course import Times
 from slime_router.telemetry.meters import DELAYS
+from slime_router.telemetry.request_record import Times
 from tests.integration.gateway import CHAT, served, until, user
 
 

@@ -797,12 +797,21 @@ def test_an_error_inside_a_stream_is_the_same_error():
 def test_an_error_of_status_200_that_is_no_stream_is_a_failed_worker(error):
     """SGLang has a status for it: what says so is a proxy, and another worker may answer."""
     raw = orjson.dumps({"error": error})
-    reader = partial(ChunkReader, vocab_size=VOCAB_SIZE, with_logprobs=False)
     with pytest.raises(WorkerFailed, match="status 200"):
-        reader(is_stream=False).feed([raw])
-    with pytest.raises(WorkerRefused) as caught:  # as older workers say it
-        reader(is_stream=True).feed([raw])
+        ChunkReader(vocab_size=VOCAB_SIZE, with_logprobs=False, is_stream=False).feed([raw])
+
+
+@pytest.mark.parametrize(
+    "error", ["out of memory", {"message": "m", "code": "x"}, {"code": 200}, 1]
+)
+def test_in_a_stream_only_what_sglang_writes_is_a_refusal(error):
+    """Older ones name no status, but a message; anything else is a failed worker."""
+    reader = partial(ChunkReader, vocab_size=VOCAB_SIZE, with_logprobs=False, is_stream=True)
+    with pytest.raises(WorkerRefused) as caught:
+        reader().feed([b'{"error":{"message":"boom"}}'])
     assert caught.value.status == 400
+    with pytest.raises(WorkerFailed, match="status 200"):
+        reader().feed([orjson.dumps({"error": error})])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import orjson
 
 from slime_router.api import sse
 from slime_router.api.errors import abort_error, openai_error_object
-from slime_router.api.token_names import TokenNames
+from slime_router.api.token_ids import TokenNames
 from slime_router.errors import RouterError
 from slime_router.json_text import one_line
 from slime_router.replies.reply import Reply

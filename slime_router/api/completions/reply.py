@@ -13,7 +13,7 @@ from slime_router.api import sse
 from slime_router.api.chat.reply import LOWEST_LOGPROB, Tally
 from slime_router.api.completions.request import CompletionStyle
 from slime_router.api.errors import openai_error_object
-from slime_router.api.token_names import TokenNames
+from slime_router.api.token_ids import TokenNames
 from slime_router.errors import RouterError, WorkerFailed
 from slime_router.replies.reply import Reply
 from slime_router.types import Finish, GenerateCall, GenerateChunk, Prompt

@@ -20,6 +20,7 @@ from slime_router.auth.caller import Caller
 from slime_router.edge.allowances import MAX_DEPTH, Allowances
 from slime_router.edge.lengths import check_containers
 from slime_router.edge.owned_calls import own_fields
+from slime_router.engine.wire.rids import passed_rid
 from slime_router.errors import BadRequest
 
 _NO_IDS = frozenset(  # lists of numbers, one for each prompt of a batch, that are something else
@@ -67,7 +68,8 @@ class WorkerBodies:
     def prepared(self, raw: bytes, is_conversation: bool, who: Caller) -> WorkerBody:
         """The body as a worker gets it for `who`: as it came, unless the callers' differ in it.
 
-        A rid of the caller's choice is left out where another caller's could be the same.
+        A rid of the caller's choice is left out where another caller's could be the same, and has
+        its length in front where an abort by it could end others.
 
         Raises:
             BadRequest: a worker might not survive it.
@@ -76,9 +78,13 @@ class WorkerBodies:
         is_parted = self._isolates_owners and bool(who.owner)
         given = body.get("rid")
         rid = who.own_rid(given) if given and isinstance(given, str) else None
-        if not body or not (who.tag or is_parted):
+        passed = None if rid is None or who.tag else passed_rid(rid)
+        is_named = passed != rid and not who.tag
+        if not body or not (who.tag or is_parted or is_named):
             return WorkerBody(raw, rid)
         own = {name: value for name, value in body.items() if name != "rid" or not who.tag}
+        if is_named:
+            own["rid"] = passed
         if is_parted:
             own = own_fields(own, who)
         return WorkerBody(raw if own == body else orjson.dumps(own), rid)

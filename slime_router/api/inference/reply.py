@@ -18,7 +18,7 @@ from slime_router.api.chat.reply import LOWEST_LOGPROB, Tally
 from slime_router.api.completions.reply import logprobs_of_prompt
 from slime_router.api.errors import openai_error_object
 from slime_router.api.inference.request import TokenRequest
-from slime_router.api.token_names import id_name
+from slime_router.api.token_ids import id_name
 from slime_router.errors import RouterError
 from slime_router.types import GenerateChunk
 

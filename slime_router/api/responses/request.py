@@ -19,7 +19,7 @@ from slime_router.api.responses.items import NO_NAMES, Item, ModelNames, read_in
 from slime_router.api.responses.reply import ResponseStyle
 from slime_router.api.responses.store import ResponseStore, Stored
 from slime_router.api.responses.tools import ResponseTool, chat_choice, response_tools, unshown
-from slime_router.api.token_names import TokenNames
+from slime_router.api.token_ids import TokenNames
 from slime_router.auth.caller import Caller, caller
 from slime_router.edge.lengths import check_messages
 from slime_router.errors import BadRequest

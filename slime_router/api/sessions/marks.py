@@ -10,8 +10,7 @@ from aiohttp import web
 from slime_router.api.request import missing, read_object, require
 from slime_router.api.sessions.request import Body, check_known
 from slime_router.api.sessions.row_turns import marks_of
-from slime_router.auth.caller import caller
-from slime_router.auth.owners import owner_of, shown
+from slime_router.auth.caller import caller, owner_of, shown
 from slime_router.auth.session_ids import is_label
 from slime_router.errors import BadRequest, NotFound
 from slime_router.journal.fetching import Fetch

@@ -21,8 +21,7 @@ from slime_router.api.sessions import row_formats as rows_reply
 from slime_router.api.sessions.endpoints import session_in_path
 from slime_router.api.sessions.request import Body, check_known, read_count, read_query
 from slime_router.aside import INLINE_SIZE, Aside
-from slime_router.auth.caller import Caller, caller
-from slime_router.auth.owners import shown
+from slime_router.auth.caller import Caller, caller, shown
 from slime_router.errors import BadRequest, NotFound, RouterError
 from slime_router.journal.fetching import Fetch
 from slime_router.json_text import one_line

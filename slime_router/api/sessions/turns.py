@@ -10,14 +10,12 @@ from aiohttp import web
 
 from slime_router.api.sessions.request import read_query
 from slime_router.api.sessions.row_turns import marks_of
-from slime_router.auth.caller import Caller, caller
-from slime_router.auth.owners import owner_of, shown
+from slime_router.auth.caller import Caller, caller, owner_of, shown
 from slime_router.errors import BadRequest, NotFound
 from slime_router.journal.fetching import Fetch
 from slime_router.tokens.tokenizer import Tokenizer
-from slime_router.trajectory.account import Account
 from slime_router.trajectory.store import TrajectoryStore
-from slime_router.trajectory.turn import Turn
+from slime_router.trajectory.turn import Account, Turn
 from slime_router.types import Message
 
 INCLUDED = ("messages", "prompt", "reply")

@@ -26,7 +26,7 @@ from slime_router.archive.port import (
     News,
 )
 from slime_router.archive.store import ArchivedStore
-from slime_router.auth.owners import shown
+from slime_router.auth.caller import shown
 from slime_router.errors import BadRequest, Conflict, NotDurable, NotFound
 from slime_router.journal.fetching import Fetched
 from slime_router.template.chat_template import ChatTemplate

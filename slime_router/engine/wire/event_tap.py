@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import aiohttp
 
 from slime_router.engine.chunks import ChunkReader
+from slime_router.engine.connector import WorkerProtocol
 from slime_router.engine.kept import Answer
 from slime_router.engine.sse import BodyJoiner, EventSplitter
-from slime_router.engine.wire.protocol import WorkerProtocol
 from slime_router.shortcut.shortcut import Shortcut, ShortcutFailed
 from slime_router.types import GenerateChunk
 

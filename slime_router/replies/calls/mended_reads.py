@@ -5,14 +5,21 @@ Each function takes a detector and the method that it mends, and returns one to 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from typing import Any
+
+from slime_router.json_text import is_json
 
 DEEPSEEK_END = "<｜tool▁call▁end｜>"
 _DEEPSEEK_BEGIN = "<｜tool▁call▁begin｜>"
 _DEEPSEEK_BEGINS = ("<｜tool▁calls▁begin｜>", _DEEPSEEK_BEGIN)  # of all calls, or of one
 _DEEPSEEK_SEPARATOR = "<｜tool▁sep｜>"
 _HIDDEN_SEPARATOR = "<\ufdd0｜tool▁sep｜>"  # Unicode has that character for use inside of programs
+_STEP3_NAME = re.compile(r'<steptml:invoke name="[^"]+">')
+_GLM_VALUE = re.compile(r"(?<=<arg_value>)|(?<=</arg_value>)")  # where one begins or has ended
+_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _BEGIN_LEN = 64  # characters, more than any mark has with which GigaChat 3 begins a call
 
 
@@ -73,3 +80,50 @@ def forgetting_text(detector: Any, parse: Callable[..., Any]) -> Callable[..., A
         return result
 
     return parse_all
+
+
+def leaving_out_nameless(detector: Any, parse: Callable[..., Any]) -> Callable[..., Any]:
+    """Reads a call; one that ends before its name was read takes not that of the next one."""
+
+    def parse_all(tools: list[Any]) -> Any:
+        call, end, rest = detector._buffer.partition(detector.tool_call_end)
+        if end and not detector._function_name_sent and not _STEP3_NAME.search(call):
+            detector._buffer = ""
+            detector._reset_streaming_state()
+            return detector.parse_streaming_increment(rest, tools)
+        return parse(tools)
+
+    return parse_all
+
+
+class JsonValues:
+    """Reads the values of GLM's calls; what is not a string is given once it is whole, as JSON.
+
+    Objects and arrays are given as they come: those that are not JSON are as they were written.
+    """
+
+    def __init__(self, detector: Any, parse: Callable[..., str]) -> None:
+        self._detector = detector
+        self._parse = parse
+        self._waiting = ""  # the beginning of a value
+        self._passes = False  # the rest of the value that is open
+
+    def __call__(self, text: str, name: str, tools: list[Any]) -> str:
+        """The JSON that is given for the next text of a call of the tool `name`."""
+        return "".join(self._given(part, name, tools) for part in _GLM_VALUE.split(text))
+
+    def _given(self, part: str, name: str, tools: list[Any]) -> str:
+        kind = self._detector._cached_value_type  # of the value that is open
+        said = self._parse(part, name, tools)
+        if kind in (None, "string"):
+            return said
+        said, self._waiting = self._waiting + said, ""
+        is_whole = self._detector._cached_value_type is None
+        self._passes = self._passes or said.lstrip().startswith(("{", "["))
+        if self._passes:
+            self._passes = not is_whole
+        elif not is_whole:
+            said, self._waiting = "", said
+        elif not is_json(said):
+            said = _PYTHON_WORDS.get(said.strip()) or json.dumps(said, ensure_ascii=False)
+        return said

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from slime_router.telemetry.course import Times
+from slime_router.telemetry.request_record import Times
 
 logger = logging.getLogger(__name__)
 

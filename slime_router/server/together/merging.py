@@ -29,6 +29,11 @@ ACROSS: Mapping[str, Callable[[Sequence[Any]], Any]] = MappingProxyType(
                 "up", "paused", "draining", "refusing", "unfit", "token_mismatch",
             )
         },
+        # Each process sees the same deaths, sources and adapters as the others.
+        **{
+            f"fleet.{event}": max
+            for event in ("deaths", "recoveries", "discovery_failures", "forgotten_adapters")
+        },
         "fleet.worker_up": min,
         "fleet.worker_breaker_open": max,
         "fleet.worker_version_lag": max,
