@@ -20,10 +20,14 @@ from tests.needs import NEEDS, required, skip_without
 from tests.redis_fleet import RedisCluster, WatchedRedis
 from tests.redis_server import RedisServer
 
+FAMILIES = "the tokenizers of families"
 ONE_PROCESS = {  # what tests share besides the file that they stand in
     "tests/e2e/test_sglang_launch.py": "the range in which launchers look for ports",
     "tests/integration/test_launcher.py": "the range in which launchers look for ports",
     "tests/e2e/": "one SGLang",
+    "tests/families/": FAMILIES,
+    "tests/properties/test_suffixes.py": FAMILIES,
+    "tests/properties/test_transcripts.py": FAMILIES,
 }
 
 # How fast the machine is, or what else it does, says nothing about the code. The same examples are
@@ -56,9 +60,13 @@ class Shares(LoadScopeScheduling):  # type: ignore[misc]  # it brings no types
     """The tests of one file share what it loads; `ONE_PROCESS` says which files go together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        together = (name for start, name in ONE_PROCESS.items() if file.startswith(start))
-        return next(together, file)
+        return _share(nodeid)
+
+
+def _share(nodeid: str) -> str:
+    """What goes to one process together with this test."""
+    file = nodeid.partition("::")[0]
+    return next((name for start, name in ONE_PROCESS.items() if file.startswith(start)), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
@@ -93,6 +101,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     marks = MARKS_OF_A_FILE.search(collection_path.read_text(encoding="utf-8"))
     names = re.findall(r"pytest\.mark\.(\w+)", marks[0]) if marks else []
     return True if set(names) & set(without[1].split(" or ")) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of one family follow each other: its tokenizer takes a second, and few are kept."""
+    places = [k for k, item in enumerate(items) if _share(item.nodeid) == FAMILIES]
+    shuffled = [items[place] for place in places]
+    names = list(map(_family, shuffled))
+    order = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    together = sorted(range(len(places)), key=lambda k: order[names[k]])
+    for place, k in zip(places, together, strict=True):
+        items[place] = shuffled[k]
+
+
+def _family(item: pytest.Item) -> str:
+    """The family that a test has for a parameter; "" where it names its own."""
+    callspec = getattr(item, "callspec", None)
+    params = {} if callspec is None else callspec.params
+    return str(params.get("name") or getattr(params.get("family"), "name", ""))
 
 
 @pytest.hookimpl(wrapper=True)

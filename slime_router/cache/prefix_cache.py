@@ -17,7 +17,8 @@ from typing import Any
 
 from aiorwlock import RWLock
 
-from slime_router.cache.radix_tree import IsAnchor, Match, Node, RadixTree, SizeInfo
+from slime_router.cache.node import Node
+from slime_router.cache.radix_tree import IsAnchor, Match, RadixTree, SizeInfo
 from slime_router.types import Piece
 
 SLICE_NODES = 128  # handled before others get to run; less than a millisecond
@@ -122,6 +123,10 @@ class PrefixCache:
         self.counts.hit_tokens += node.end
         return node
 
+    def path(self, node: Node) -> list[Node]:
+        """The runs of tokens from the first one to this one."""
+        return self._tree.path(node)
+
     def unpin(self, node: Node) -> None:
         """Give back the pin of `match_prefix` or `pin_turn`."""
         self._tree.unpin(node)
@@ -144,13 +149,11 @@ class PrefixCache:
         anchors = [p.ids.size > 0 and self._is_control(p.ids.item(-1)) for p in pieces]
         if output:
             anchors[-1] = True  # the end of a whole sampled span
-        end = self._tree.insert(node, pieces, owner=session_id, anchors=anchors, epoch=epoch)
+        end = self._tree.insert(
+            node, pieces, owner=session_id, anchors=anchors, epoch=epoch, turn=turn_id
+        )
         if output:
-            self._turn_nodes[turn_id] = run = end
-            for _ in output:
-                run.turn = turn_id
-                assert run.parent is not None
-                run = run.parent
+            self._turn_nodes[turn_id] = end
         self._tidy_turns()
 
     def _tidy_turns(self) -> None:

@@ -7,6 +7,10 @@ Text and tokens do not cut at the same places, so there are two structures over 
 * Places (`text_index.py`). Every node ends at a place in the text. Nodes whose paths read the same
   end at the same place.
 
+What is filed at once and is new from its first run on becomes one node, whose earlier runs are kept
+aside (`Node.inner`): most turns are continued at their ends alone. They become nodes and places
+when a walk through the text comes to the end of the first of them (`Place.fold`).
+
 A look-up walks the text once, meets the places on its way, and takes the deepest node at which the
 text may safely be cut.
 
@@ -23,70 +27,15 @@ from typing import TypeAlias
 
 import numpy as np
 
+from slime_router.cache.node import Node
 from slime_router.cache.text_index import Place, TextIndex
-from slime_router.types import NO_TOKENS, Piece, TokenIds
+from slime_router.types import NO_TOKENS, Piece
 from slime_router.values import value
 
-MAX_OWNERS = 2**16  # sessions that passed through one node
 _UNNAMED = frozenset((None,))
 
 IsAnchor = Callable[[str, int], bool]
-Owners: TypeAlias = "set[str | None] | frozenset[str | None]"
 _Entry: TypeAlias = "tuple[int, int, Node]"  # a stamp, the order among equal ones
-
-
-class Node:
-    """A run of token ids below `parent`, reading the text between the two places."""
-
-    __slots__ = (
-        "child_count", "end", "epoch", "ids", "is_anchor", "is_queued", "is_sampled", "owners",
-        "parent", "pins", "place", "scope", "stamp", "turn",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        scope: str,
-        parent: Node | None,
-        place: Place[str, Node],
-        ids: TokenIds,
-        *,
-        is_sampled: bool,
-        is_anchor: bool,
-    ) -> None:
-        self.scope = scope
-        self.parent = parent
-        self.place = place
-        self.ids = ids
-        self.end: int = len(ids) + (parent.end if parent else 0)  # tokens from the root
-        self.is_sampled = is_sampled
-        self.is_anchor = is_anchor  # safe to cut after it, whatever text follows
-        self.owners: Owners | None = None
-        self.turn: str | None = None  # of the newest turn that sampled this run
-        self.epoch = 0  # of the newest turn that passed through; never newer than the parent's
-        self.child_count = 0
-        self.pins = 0
-        self.stamp = 0
-        self.is_queued = False  # for eviction
-
-    def path(self) -> list[Node]:
-        """The nodes from below the root to this one."""
-        nodes, node = [], self
-        while node.parent is not None:
-            nodes.append(node)
-            node = node.parent
-        nodes.reverse()
-        return nodes
-
-    def path_ids(self) -> TokenIds:
-        """All token ids from the root to the end of this node; shape `[end]`, read-only."""
-        runs = [node.ids for node in self.path()]
-        ids = np.concatenate(runs) if runs else NO_TOKENS
-        ids.setflags(write=False)
-        return ids
-
-    def may_be_reused_by(self, session_id: str | None) -> bool:
-        """Whether a call of this session may send these tokens."""
-        return session_id is None or self.owners is None or session_id in self.owners
 
 
 _NOWHERE: Place[str, Node] = Place("", None, 0)  # of nodes that were taken out
@@ -142,8 +91,8 @@ class RadixTree:
     def root(self, scope: str) -> Node:
         """The empty path of a scope."""
         if scope not in self._roots:
-            index = self._indexes[scope] = TextIndex("")
-            root = Node(scope, None, index.root, NO_TOKENS, is_sampled=False, is_anchor=True)
+            index = self._indexes[scope] = TextIndex("", self._unfold)
+            root = Node(scope, None, index.root, NO_TOKENS, 0, is_sampled=False)
             self._roots[scope] = root
         return self._roots[scope]
 
@@ -189,23 +138,37 @@ class RadixTree:
         owner: str | None,
         anchors: Sequence[bool],
         epoch: int,
+        turn: str | None = None,
     ) -> Node:
         """Append `pieces` below `node`; returns the last node. Known runs are shared.
 
-        `anchors[i]` says that any text may be cut after `pieces[i]`. The whole path from the root
-        is at least as new as `epoch` then.
+        `anchors[i]` says that any text may be cut after `pieces[i]`, `turn` what sampled those that
+        were. The whole path from the root is at least as new as `epoch` then.
         """
         if node.parent is None and pieces:
             node = self.root(node.scope)  # an empty one may have been forgotten
         alone = _UNNAMED if owner is None else frozenset((owner,))
-        for piece, is_anchor in zip(pieces, anchors, strict=True):
-            place = self._indexes[node.scope].below(node.place, piece.text)
-            child = self._child(node, place, piece)
-            child.is_anchor = child.is_anchor or is_anchor
-            if piece.is_sampled or node.owners is not None:
-                child.owners = _with_owner(child.owners, alone)
-            node = child
-        _refresh(node, epoch)
+        text, start = _foldable_text(pieces), 0
+        for number, (piece, is_anchor) in enumerate(zip(pieces, anchors, strict=True)):
+            above, end = node.place, start + len(piece.text)
+            index = self._indexes[node.scope]
+            place = index.below(above, text, start, end) if text else index.below(above, piece.text)
+            is_owned = piece.is_sampled or node.owners is not None
+            is_folded = place.depth > above.depth + len(piece.text)  # all of the rest is new
+            if is_folded:
+                child = self._folded(node, place, pieces[number:], anchors[number:])
+                is_owned = is_owned or any(each.is_sampled for each in pieces[number:])
+            else:
+                child = self._child(node, place, piece)
+                child.is_anchor = child.is_anchor or is_anchor
+            if is_owned:
+                child.add_owner(alone)
+            if turn is not None and child.is_sampled:
+                child.turn = turn
+            node, start = child, end
+            if is_folded:
+                break
+        node.refresh(epoch)
         self._touch(node)
         return node
 
@@ -220,14 +183,65 @@ class RadixTree:
                 if place.marks[-1] is not node:
                     place.marks = (*(n for n in place.marks if n is not node), node)
                 return node
-        node = Node(
-            parent.scope, parent, place, piece.ids, is_sampled=piece.is_sampled, is_anchor=False
-        )
+        return self._added(parent, place, piece, parent.end + len(piece.ids))
+
+    def _added(self, parent: Node, place: Place[str, Node], piece: Piece, end: int) -> Node:
+        is_sampled = piece.is_sampled
+        node = Node(parent.scope, parent, place, piece.ids, end, is_sampled=is_sampled)
         place.marks = (*place.marks, node)
         parent.child_count += 1
-        self._tokens += node.end - parent.end
+        self._tokens += end - parent.end
         self._nodes += 1
         return node
+
+    def _folded(
+        self,
+        parent: Node,
+        place: Place[str, Node],
+        pieces: Sequence[Piece],
+        anchors: Sequence[bool],
+    ) -> Node:
+        """The new child of `parent` that stands for all of `pieces`, whose text ends at `place`."""
+        end = parent.end + sum([len(piece.ids) for piece in pieces])
+        node = self._added(parent, place, pieces[-1], end)
+        *inner, (_, node.is_anchor) = zip(pieces, anchors, strict=True)
+        node.inner = tuple([(len(p.text), p.ids, p.is_sampled, anchor) for p, anchor in inner])
+        place.fold = parent.place.depth + len(pieces[0].text)
+        self._nodes += len(inner)
+        return node
+
+    def _unfold(self, place: Place[str, Node]) -> list[Node]:
+        """Make nodes of the runs that the node at `place` was filed with; returns them."""
+        node = next(node for node in place.marks if node.inner)
+        steps: list[Node] = []
+        above, index, start = node.parent, self._indexes[node.scope], 0
+        assert above is not None
+        text, inner = place.text_since(above.place), node.inner
+        place.fold, node.inner = 0, ()
+        for length, ids, is_sampled, is_anchor in inner:
+            at = index.below(above.place, text, start, start + length)
+            step = Node(node.scope, above, at, ids, above.end + len(ids), is_sampled=is_sampled)
+            step.is_anchor, step.epoch, step.child_count = is_anchor, node.epoch, 1
+            if is_sampled or above.owners is not None:
+                step.owners = node.owners
+            if is_sampled:
+                step.turn = node.turn
+            at.marks = (*at.marks, step)
+            steps.append(step)
+            above, start = step, start + length
+        node.parent = above
+        return steps
+
+    def path(self, node: Node) -> list[Node]:
+        """The nodes from below the root to this one."""
+        nodes: list[Node] = []
+        while node.parent is not None:
+            if node.place.fold:
+                self._unfold(node.place)
+            nodes.append(node)
+            node = node.parent
+        nodes.reverse()
+        return nodes
 
     def pin(self, node: Node) -> None:
         """Keep `node`, and so its whole path, until `unpin`."""
@@ -262,7 +276,9 @@ class RadixTree:
             elif stamp != node.stamp:  # used since: there may be older ones
                 heapq.heappush(self._idle, (node.stamp, order, node))
             else:
-                dropped += 1
+                if node.inner and self._tokens - node.len_after_first() <= budget_tokens:
+                    self._unfold(node.place)  # its first runs may stay
+                dropped += 1 + len(node.inner)
                 self._offer(self._remove(node))
         return dropped
 
@@ -286,7 +302,7 @@ class RadixTree:
                     elif node.epoch >= epoch or is_kept(node):
                         heapq.heappush(self._idle, (node.stamp, order, node))
                     else:
-                        dropped += 1
+                        dropped += 1 + len(node.inner)
                         self._offer(self._remove(node), to=waiting)
                 yield dropped
         finally:
@@ -329,16 +345,20 @@ class RadixTree:
         assert parent is not None
         parent.child_count -= 1
         place.marks = tuple(n for n in place.marks if n is not node)
-        self._tokens -= len(node.ids)
-        self._nodes -= 1
+        self._tokens -= node.end - parent.end
+        self._nodes -= 1 + len(node.inner)
+        place.fold = 0
         self._indexes[node.scope].prune(place)
         node.parent, node.place, node.ids = None, _NOWHERE, NO_TOKENS  # turns may still name it
+        node.inner = ()
         return parent
 
     def nodes(self) -> Iterator[Node]:
         """Every node but the roots, in no particular order."""
         for index in self._indexes.values():
             for place in index.places():
+                if place.fold:
+                    yield from self._unfold(place)  # above it: the walk does not come there
                 yield from place.marks
 
     def check_integrity(self) -> None:
@@ -352,49 +372,20 @@ class RadixTree:
         assert all(stamp <= leaf.stamp for stamp, _, leaf in self._idle), "an entry is too new"
         children: dict[int, int] = {}
         tokens = count = 0
-        for node in self.nodes():
-            tokens, count = tokens + len(node.ids), count + 1
-            children[id(node.parent)] = children.get(id(node.parent), 0) + 1
-            _check_node(node)
+        nodes = [node for i in self._indexes.values() for p in i.places() for node in p.marks]
+        for node in nodes:
+            above = node.check()
+            tokens, count = tokens + node.end - above.end, count + 1 + len(node.inner)
+            children[id(above)] = children.get(id(above), 0) + 1
             assert node.is_queued == (id(node) in queued), "a queue is not as its leaf says"
             assert node.is_queued or not self._is_idle_leaf(node), "an idle leaf is forgotten"
         assert (tokens, count) == (self._tokens, self._nodes), "counts differ from the tree"
-        for node in (*self.nodes(), *self._roots.values()):
+        for node in (*nodes, *self._roots.values()):
             assert node.child_count == children.get(id(node), 0), "a child count is wrong"
         for index in self._indexes.values():
             index.check_integrity()
 
 
-def _with_owner(owners: Owners | None, alone: frozenset[str | None]) -> Owners:
-    """The owners and the one in `alone`, which all nodes that are its own share."""
-    if owners is None:
-        return alone
-    if owners >= alone:
-        return owners
-    more = owners if isinstance(owners, set) else set(owners)
-    if len(more) >= MAX_OWNERS:
-        more.pop()  # it may be encoded again for that session where no turn is found for it
-    more |= alone
-    return more
-
-
-def _refresh(node: Node | None, epoch: int) -> None:
-    """Make the path up to `node` at least as new as `epoch`; above a newer node all is newer."""
-    while node is not None and node.epoch < epoch:
-        node.epoch = epoch
-        node = node.parent
-
-
-def _check_node(node: Node) -> None:
-    parent = node.parent
-    assert parent is not None
-    assert node.end == parent.end + len(node.ids)
-    assert not node.ids.flags.writeable, "ids could be changed from outside"
-    assert parent.parent is None or parent in parent.place.marks, "a parent was evicted"
-    node.place.text_since(parent.place)  # raises where the child's place is not below its parent's
-    assert node.pins >= 0
-    assert node.epoch <= parent.epoch, "a child is newer than its parent"
-    if parent.owners is not None or node.is_sampled:
-        assert node.owners, "sampled tokens without an owner"
-    else:
-        assert node.owners is None, "unsampled tokens with an owner"
+def _foldable_text(pieces: Sequence[Piece]) -> str:
+    """The text of all `pieces`; "" where the last has none, so that it ends where another does."""
+    return "".join([piece.text for piece in pieces]) if pieces and pieces[-1].text else ""

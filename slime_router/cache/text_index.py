@@ -5,11 +5,14 @@ not on how much is stored. Edges split anywhere. Pure; nothing here recurses.
 
 A place that neither marks nor parts anything is joined with the one below it, unless its edge is
 more than twice as long: a text that grows at its end is copied a few times then, not each time.
+
+Several places that are new may be one at first (`Place.fold`), and become what they are when a walk
+gets to the first of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, AnyStr, Generic, TypeVar
 
 Mark = TypeVar("Mark")
@@ -21,12 +24,13 @@ class Place(Generic[AnyStr, Mark]):
     A place keeps its identity while edges above it split and join.
     """
 
-    __slots__ = ("children", "depth", "edge", "marks", "parent")
+    __slots__ = ("children", "depth", "edge", "fold", "marks", "parent")
 
     def __init__(self, edge: AnyStr, parent: Place[AnyStr, Mark] | None, depth: int) -> None:
         self.edge: AnyStr = edge
         self.parent: Place[AnyStr, Mark] | None = parent
         self.depth = depth
+        self.fold = 0  # the depth of the first place on the edge that is still to be made, if any
         self.children: dict[Any, Place[AnyStr, Mark]] = {}  # by what their edge begins with
         self.marks: tuple[Mark, ...] = ()  # the most recent last
 
@@ -42,9 +46,15 @@ class Place(Generic[AnyStr, Mark]):
 
 
 class TextIndex(Generic[AnyStr, Mark]):
-    """The places of one scope. `nothing` is the empty text."""
+    """The places of one scope. `nothing` is the empty text.
 
-    def __init__(self, nothing: AnyStr) -> None:
+    `unfold(place)` makes the places above one that has a `fold`, and takes that away.
+    """
+
+    def __init__(
+        self, nothing: AnyStr, unfold: Callable[[Place[AnyStr, Mark]], object] | None = None
+    ) -> None:
+        self._unfold: Callable[[Place[AnyStr, Mark]], object] = unfold or _never
         self.root: Place[AnyStr, Mark] = Place(nothing, None, 0)
         self.size = 0  # places below the root
 
@@ -59,7 +69,12 @@ class TextIndex(Generic[AnyStr, Mark]):
         pos = start + place.depth
         while pos < len(text):
             child = place.children.get(text[pos])
-            if child is None or not text.startswith(child.edge, pos):
+            if child is None:
+                return
+            if child.fold and text.startswith(child.edge[: child.fold - place.depth], pos):
+                self._unfold(child)
+                continue
+            if not text.startswith(child.edge, pos):
                 return
             place, pos = child, start + child.depth
             if place.marks:
@@ -79,6 +94,8 @@ class TextIndex(Generic[AnyStr, Mark]):
         while place.parent is not None:
             if place.marks:
                 yield place
+            if place.fold:
+                self._unfold(place)
             place = place.parent
 
     @staticmethod
@@ -90,18 +107,26 @@ class TextIndex(Generic[AnyStr, Mark]):
             place = parent
         return True
 
-    def below(self, place: Place[AnyStr, Mark], text: AnyStr) -> Place[AnyStr, Mark]:
-        """The place that reads `text` below `place`, made where it is missing."""
-        pos, length = 0, len(text)
-        while pos < length:
+    def below(
+        self, place: Place[AnyStr, Mark], text: AnyStr, start: int = 0, end: int | None = None
+    ) -> Place[AnyStr, Mark]:
+        """The place that reads `text[start:end]` below `place`.
+
+        Where it is missing, the one that reads all of `text[start:]` is made.
+        """
+        pos, stop = start, len(text) if end is None else end
+        while pos < stop:
             begin = text[pos]
             child = place.children.get(begin)
             if child is None:
-                child = Place(text[pos:], place, place.depth + length - pos)
+                child = Place(text[pos:], place, place.depth + len(text) - pos)
                 place.children[begin] = child
                 self.size += 1
                 return child
-            shared = common_prefix_len(child.edge, text, pos)
+            shared = min(common_prefix_len(child.edge, text, pos), stop - pos)
+            if child.fold and place.depth + shared >= child.fold:
+                self._unfold(child)
+                continue
             if shared < len(child.edge):
                 child = self._split(child, shared)
             place, pos = child, pos + shared
@@ -162,6 +187,10 @@ class TextIndex(Generic[AnyStr, Mark]):
             is_needed = place.marks or len(below) > 1 or place.parent is None
             is_long = len(below) == 1 and len(place.edge) > 2 * len(below[0].edge)
             assert is_needed or is_long, "a place that marks nothing and parts nothing"
+            if place.fold:
+                assert place.parent is not None
+                assert place.parent.depth < place.fold < place.depth, "a fold is not on its edge"
+                assert place.marks, "nothing is folded where nothing is marked"
             for first, child in place.children.items():
                 assert child.parent is place
                 assert child.edge[0] == first
@@ -181,3 +210,7 @@ def common_prefix_len(edge: AnyStr, text: AnyStr, start: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _never(_: Place[Any, Any]) -> None:
+    raise AssertionError("nothing is folded here")

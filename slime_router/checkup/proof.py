@@ -36,6 +36,7 @@ _PARIS, _ROME = ((WEATHER, {"city": city}) for city in ("Paris", "Rome"))
 _SAYS_CALL, _SAYS_CALLS = Said(calls=(_PARIS,)), Said(calls=(_PARIS, _ROME))
 _PLAIN = Said("A walk along the river.")
 _THINKS = Said("A walk along the river.", "Which city is it?")
+_THINKING = {"enable_thinking": True, "thinking": True}  # many templates think only if asked to
 
 # Where several formats read what a template prints, the plainest is taken.
 _PLAINEST = ("qwen", "hermes", "mistral", "llama3", "deepseekv3", "pythonic", "deepseek-r1")
@@ -50,6 +51,11 @@ class _Read(NamedTuple):
         """Whether this is what was said, and nothing else."""
         read = (self.content.strip(), self.thinking.strip(), self.calls)
         return read == (said.content, said.thinking, said.calls)
+
+    @property
+    def left(self) -> str:
+        """What of a call is in the content, for people."""
+        return f"{' '.join(self.content.split())!r} in the content"
 
 
 class Proof:
@@ -87,8 +93,16 @@ class Proof:
             return _instead(name, found, "calls")
         read = None if found is None else self._read((found, reasoning), _SAYS_CALL)
         if read is not None and read.calls == _SAYS_CALL.calls:
-            left = f"detected, but leaves {' '.join(read.content.split())!r} in the content"
-            return Choice(found, left, is_detected=True)
+            return Choice(found, f"detected, but leaves {read.left}", is_detected=True)
+        for name, _ in names:
+            read = self._read((name, reasoning), _SAYS_CALLS)
+            if (
+                read is not None
+                and read.calls == _SAYS_CALLS.calls
+                and self._is_marks(read.content)
+            ):
+                why = f"reads the calls that the template prints, but leaves {read.left}"
+                return Choice(name, f"{why}; {found or 'none'} is detected", is_detected=True)
         return _unread(found, "calls")
 
     def reasoning(self, found: str | None) -> Choice | None:
@@ -131,13 +145,19 @@ class Proof:
         content = _without_thought(delta.content) if reasoning is None else delta.content
         return _Read(content, delta.reasoning, _calls(delta.tool_calls))
 
-    def _written(self, tools: str | None, said: Said) -> tuple[str, str] | None:
+    def _is_marks(self, content: str) -> bool:
+        """Whether it is made of control tokens alone."""
+        ids = self._tokenizer.encode(content)
+        return not self._tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
+
+    def _written(self, name: str | None, said: Said) -> tuple[str, str] | None:
         """The prompt and the reply as the template prints them; None where it prints none such."""
-        spelled_as = tools if tools in KIMI_IDS or tools in PARSED_SPELLINGS else None
+        spelled_as = name if name in KIMI_IDS or name in PARSED_SPELLINGS else None
         key = spelled_as, repr(said)
         if key not in self._texts:
             speech = Speech(self._tokenizer, self._findings, spelled_as)
-            options = TemplateOptions(tools=TOOLS if said.calls else ())
+            tools, kwargs = TOOLS if said.calls else (), _THINKING if said.thinking else {}
+            options = TemplateOptions(tools=tools, kwargs=kwargs)
             try:
                 text = speech.write(_ASKS, said, options).text
                 self._texts[key] = speech.prompt(_ASKS, options), text

@@ -118,7 +118,7 @@ class Speech:
         """Thinking as most models write it, where the template knows its marks but prints none."""
         source = self._tokenizer.chat_template or ""
         prompt = self.prompt(before, options).rstrip()
-        for begin, end in THINK_MARKS:
+        for begin, end in sorted(THINK_MARKS, key=lambda marks: self._distance(marks[0], prompt)):
             is_open = prompt.endswith(begin.strip())
             if end.strip() not in source and not is_open:
                 continue
@@ -130,6 +130,11 @@ class Speech:
             cut_at = rest.cut_at - (len(rest.text) - len(text))
             return Written(head + end + text, rest.end_id, len(head + end) + cut_at)
         raise Unsupported("the template prints no reasoning")
+
+    def _distance(self, begin: str, prompt: str) -> tuple[bool, bool]:
+        """How far a mark is from the model's own: a template may know those of others, too."""
+        is_token = any(self._tokenizer.find_added(begin))
+        return not prompt.endswith(begin.strip()), not is_token
 
     def prompt(self, before: Sequence[Message], options: TemplateOptions) -> str:
         """The prompt that the reply follows, in the first form that the template takes."""

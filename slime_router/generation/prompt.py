@@ -19,8 +19,8 @@ from typing import Literal
 
 import numpy as np
 
+from slime_router.cache.node import Node
 from slime_router.cache.prefix_cache import PrefixCache
-from slime_router.cache.radix_tree import Node
 from slime_router.choices import History
 from slime_router.errors import BadRequest
 from slime_router.generation.admission import party_of

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from slime_router.cache.node import Node
 from slime_router.cache.prefix_cache import PrefixCache
-from slime_router.cache.radix_tree import Node
 from slime_router.generation.prompt import MadePrompt, PromptMaker
 from slime_router.journal.fetching import Fetch
 from slime_router.tokens.tokenizer import Tokenizer
@@ -89,7 +89,7 @@ class Retriever:
         """
         trace = _unsampled(ids)
         versions = list(trace.weight_versions)
-        for step in node.path():
+        for step in self._cache.path(node):
             if not step.is_sampled:
                 continue
             start = step.end - len(step.ids)

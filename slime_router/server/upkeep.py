@@ -7,8 +7,8 @@ import logging
 import math
 from collections.abc import Iterable
 
+from slime_router.cache.node import Node
 from slime_router.cache.prefix_cache import PrefixCache
-from slime_router.cache.radix_tree import Node
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.pool.worker import Worker
 from slime_router.supervisor import Supervisor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -13,7 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from slime_router.cache.radix_tree import Node, RadixTree
+from slime_router.cache.node import Node
+from slime_router.cache.radix_tree import RadixTree
 from slime_router.cache.text_index import common_prefix_len
 from slime_router.types import Piece, token_ids
 from tests.examples import examples
@@ -32,6 +34,7 @@ pieces = st.builds(
 )
 numbers = st.integers(0, 1000)
 epochs = st.integers(0, 4)
+parts = st.floats(0, 1)
 
 
 def is_anchor(text: str, index: int) -> bool:
@@ -106,7 +109,7 @@ class TreeMachine(RuleBasedStateMachine):
         return sorted(
             (
                 node.scope,
-                [(n.place.depth, n.ids.tolist(), n.is_sampled) for n in node.path()],
+                [(n.place.depth, n.ids.tolist(), n.is_sampled) for n in self.tree.path(node)],
                 node.place.text_since(self.tree.root(node.scope).place),
                 sorted(map(str, node.owners or ())),
                 (node.is_anchor, node.pins, node.child_count, node.epoch, str(node.turn)),
@@ -135,7 +138,9 @@ class TreeMachine(RuleBasedStateMachine):
         end = self.tree.insert(
             known.node, [p for p, _ in run], owner=owner, anchors=anchors, epoch=epoch
         )
-        for (piece, anchor), node in zip(run, end.path()[len(known.node.path()) :], strict=True):
+        for (piece, anchor), node in zip(
+            run, self.tree.path(end)[len(self.tree.path(known.node)) :], strict=True
+        ):
             known = self.child(known, piece, node)
             known.is_anchor |= anchor
             known.order = self.tick()
@@ -302,6 +307,134 @@ class TreeMachine(RuleBasedStateMachine):
         for ids, wanted in self.slices:
             assert tuple(ids.tolist()) == wanted
 
+
+class TwinsMachine(RuleBasedStateMachine):
+    """Two trees that are given the same: in one of them whatever was folded is unfolded at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trees = (RadixTree(), RadixTree())
+        self.ends = [tuple(tree.root(scope) for tree in self.trees) for scope in SCOPES]
+
+    def end(self, number: int) -> tuple[Node, ...]:
+        return self.ends[number % len(self.ends)]
+
+    def in_both(self, act: Callable[[int, RadixTree], Any]) -> Any:
+        """What comes of it, which is the same in both."""
+        folded, unfolded = (act(index, tree) for index, tree in enumerate(self.trees))
+        assert folded == unfolded
+        return folded
+
+    @rule(
+        number=numbers,
+        run=st.lists(st.tuples(pieces, st.booleans()), min_size=1, max_size=6),
+        owner=sessions,
+        epoch=epochs,
+    )
+    def insert(
+        self, number: int, run: list[tuple[Piece, bool]], owner: str | None, epoch: int
+    ) -> None:
+        above, given, anchors = self.end(number), [p for p, _ in run], [a for _, a in run]
+        turn = f"turn {len(self.ends)}"
+        ends = tuple(
+            tree.insert(node, given, owner=owner, anchors=anchors, epoch=epoch, turn=turn)
+            for tree, node in zip(self.trees, above, strict=True)
+        )
+        self.trees[1].path(ends[1])
+        assert not any(node.inner for node in self.trees[1].nodes())
+        self.ends.append(ends)
+
+    @rule(number=numbers, part=parts, more=st.text("ab ", max_size=2), session=sessions)
+    def look_up(self, number: int, part: float, more: str, session: str | None) -> None:
+        self.look_for(self.text(number, part) + more, number, None, session)
+
+    @rule(number=numbers, more=texts, session=sessions, hint=numbers)
+    def look_up_below(self, number: int, more: str, session: str | None, hint: int) -> None:
+        self.look_for(self.text(number, 1.0) + more, number, hint, session)
+
+    def look_for(self, text: str, number: int, hint: int | None, session: str | None) -> None:
+        scope = self.end(number)[0].scope
+
+        def match(index: int, tree: RadixTree) -> Any:
+            likely = None if hint is None else self.end(hint)[index]
+            if likely is not None and (likely.scope != scope or likely.parent is None):
+                likely = None
+            found = tree.match_prefix(scope, text, session, is_anchor, likely)
+            return found.text_len, look(found.node)
+
+        self.in_both(match)
+
+    @rule(number=numbers, part=parts, session=sessions)
+    def read_alike(self, number: int, part: float, session: str | None) -> None:
+        scope, text = self.end(number)[0].scope, self.text(number, part)
+        self.in_both(lambda _, tree: [look(node) for node in tree.alike(scope, text, session)])
+
+    def text(self, number: int, part: float) -> str:
+        """A part of what a path reads, from its beginning on."""
+        end = self.end(number)[0]
+        root = self.trees[0].root(end.scope)
+        text = end.place.text_since(root.place) if end.parent is not None else ""
+        return text[: round(part * len(text))]
+
+    @rule(number=numbers)
+    def look_at_an_end(self, number: int) -> None:
+        self.in_both(lambda index, _: look(self.end(number)[index]))
+
+    @rule(number=numbers)
+    def walk(self, number: int) -> None:
+        self.in_both(lambda index, tree: [look(n) for n in tree.path(self.end(number)[index])])
+
+    @rule(number=numbers)
+    def pin(self, number: int) -> None:
+        self.in_both(lambda index, tree: tree.pin(self.end(number)[index]))
+
+    @rule(number=numbers)
+    def unpin(self, number: int) -> None:
+        if self.end(number)[0].pins:
+            self.in_both(lambda index, tree: tree.unpin(self.end(number)[index]))
+
+    @rule(budget=st.integers(0, 20))
+    def evict(self, budget: int) -> None:
+        def evict(_: int, tree: RadixTree) -> int:
+            dropped = 0
+            while tree.may_evict(budget):
+                dropped += tree.evict(budget, max_nodes=3)
+            return dropped
+
+        self.in_both(evict)
+
+    @rule(epoch=epochs, kept=st.sampled_from((*SESSIONS, "nobody")))
+    def drop_older(self, epoch: int, kept: str | None) -> None:
+        def is_kept(node: Node) -> bool:
+            return kept in (node.owners or ())
+
+        self.in_both(lambda _, tree: sum(tree.drop_older(epoch, is_kept=is_kept, max_nodes=2)))
+
+    @rule()
+    def dump(self) -> None:
+        self.in_both(lambda _, tree: sorted(look(node) for node in tree.nodes()))
+        self.in_both(lambda _, tree: tree.size)
+
+    @invariant()
+    def they_are_whole_and_hold_the_same(self) -> None:
+        for tree in self.trees:
+            tree.check_integrity()
+        self.in_both(lambda _, tree: (tree.tokens, len(tree)))
+
+
+def look(node: Node) -> Any:
+    """All that can be seen of a node but recency."""
+    place = node.place
+    return (
+        (node.scope, node.path_ids().tolist(), node.ids.tolist(), node.end, place.depth),
+        (node.is_sampled, node.is_anchor, sorted(map(str, node.owners or ()))),
+        (str(node.turn), node.epoch, node.child_count, node.pins),
+        [mark.path_ids().tolist() for mark in place.marks],
+    )
+
+
+TestTwins = TwinsMachine.TestCase
+TestTwins.settings = settings(max_examples=examples(100), stateful_step_count=30)
 
 TestRadixTree = TreeMachine.TestCase
 TestRadixTree.settings = settings(

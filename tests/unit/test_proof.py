@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.checkup import speech
 from slime_router.checkup.chosen_formats import chosen_formats
 from slime_router.checkup.proof import Proof
 from slime_router.checkup.scenarios import Said
-from slime_router.checkup.speech import PLAIN_ASK, Speech
+from slime_router.checkup.speech import PLAIN_ASK, THINK_MARKS, Speech
 from slime_router.replies.formats import Choice, Formats, choose_formats
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_detection import Detected
@@ -35,6 +36,7 @@ CALL
 QWEN = """{{ '<tool_call>\\n{"name": "' + f.name + '", "arguments": ' + f.arguments | tojson }}}
 </tool_call>{{ '' if loop.last else '\\n' }}"""
 LLAMA = """{{ '{"name": "' + f.name + '", "parameters": ' + f.arguments | tojson }}}"""
+FRAMED = "{{ '<|im_start|>' if loop.first else '; ' }}" + LLAMA
 MISTRAL = "[TOOL_CALLS]{{ f.name }}[ARGS]{{ f.arguments | tojson }}"
 DEEPSEEK_V3 = """{{ '<｜tool▁calls▁begin｜>' if loop.first else '\\n' -}}
 <｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ f.name }}
@@ -57,8 +59,10 @@ ODD_THINK = "<pondering>{{ m.reasoning_content }}</pondering>"
 class Model:
     """A tiny tokenizer with a template in the style of a family."""
 
-    def __init__(self, directory: Path, call: str = "", thought: str = "") -> None:
-        text = TURNS.replace("CALL", call).replace("THOUGHT", thought)
+    def __init__(
+        self, directory: Path, call: str = "", thought: str = "", turns: str = TURNS
+    ) -> None:
+        text = turns.replace("CALL", call).replace("THOUGHT", thought)
         checkpoint = str(build_tiny_checkpoint(directory))
         self.tokenizer = load_tokenizer(checkpoint, chat_template=text)
         self.template = ChatTemplate(self.tokenizer)
@@ -127,6 +131,16 @@ def test_a_format_that_leaves_the_frame_of_a_call_stays_and_says_so(tmp_path):
 
 
 @pytest.mark.parsers
+@pytest.mark.parametrize("found", [None, "glm45"])
+def test_a_format_that_leaves_nothing_but_control_tokens_is_taken_and_says_so(tmp_path, found):
+    """Llama 4 and Command A print empty frames before a call."""
+    left = "but leaves '<|im_start|>' in the content"
+    why = f"reads the calls that the template prints, {left}; {found or 'none'} is detected"
+    choice = Model(tmp_path, FRAMED).proof().tools(found, None)
+    assert choice == Choice("llama3", why, is_detected=True)
+
+
+@pytest.mark.parsers
 def test_a_thought_before_a_call_is_not_left_by_the_format_of_calls(tmp_path):
     model = Model(tmp_path, "<think></think>" + QWEN)
     assert model.proof().tools("qwen", None) is None
@@ -171,6 +185,30 @@ def test_reasoning_that_no_format_reads_is_said(tmp_path, thought):
 @pytest.mark.parametrize("found", ["deepseek-r1", "qwen3", "step3"])
 def test_reasoning_that_is_read_stays(tmp_path, found):
     assert Model(tmp_path, thought=THINK).proof().reasoning(found) is None
+
+
+@pytest.mark.parsers
+@pytest.mark.parametrize("found", ["deepseek-r1", "qwen3"])
+@pytest.mark.parametrize("switch", ["enable_thinking", "thinking"])
+def test_reasoning_is_tried_where_the_template_leaves_room_for_it(tmp_path, found, switch):
+    """Without its switch, such a prompt ends with an empty thought."""
+    text = TURNS.replace(
+        "assistant\n{% endif",
+        f"assistant\n<think>{{% if not {switch} %}}</think>{{% endif %}}{{% endif",
+    )
+    model = Model(tmp_path, thought=THINK, turns=text)
+    assert model.tokenizer.render([PLAIN_ASK], TemplateOptions()).endswith("<think></think>")
+    assert model.proof().reasoning(found) is None
+
+
+def test_a_thought_that_is_not_printed_has_the_marks_that_are_tokens(tmp_path, monkeypatch):
+    """Templates also know the marks of others, as those of Gemma 4 that strip `<think>`."""
+    monkeypatch.setattr(speech, "THINK_MARKS", THINK_MARKS[::-1])
+    text = TURNS + "{% set strips = ['</think>', '[/THINK]'] %}"
+    model = Model(tmp_path, turns=text)
+    voice = Speech(model.tokenizer, model.template.findings, None)
+    said = Said("Yes.", thinking="Is it?")
+    assert voice.write([PLAIN_ASK], said, TemplateOptions()).text.startswith("<think>")
 
 
 @pytest.mark.parsers

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_router.cache import radix_tree
-from slime_router.cache.radix_tree import Node, RadixTree
+from slime_router.cache.node import Node
+from slime_router.cache.radix_tree import RadixTree
 from slime_router.cache.text_index import TextIndex
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.types import Finish, Piece, token_ids
@@ -456,7 +456,7 @@ def test_a_path_of_a_worker_that_lags_does_not_make_old_what_is_new():
     steps = piece("a", 1), piece("b", 2)
     node = insert(tree, *steps, epoch=5)
     assert insert(tree, *steps, epoch=2) is node
-    assert [step.epoch for step in node.path()] == [5, 5]
+    assert [step.epoch for step in tree.path(node)] == [5, 5]
 
 
 def test_an_old_path_goes_to_its_root_and_a_new_one_below_it_stays_whole():
@@ -525,7 +525,7 @@ def test_a_scope_in_which_nothing_is_left_is_forgotten():
 
 
 def test_a_run_that_every_session_samples_knows_a_limited_number_of_them(monkeypatch):
-    monkeypatch.setattr(radix_tree, "MAX_OWNERS", 10)
+    monkeypatch.setattr("slime_router.cache.node.MAX_OWNERS", 10)
     tree = RadixTree()
     for number in range(100):
         run = [piece("x", 1, is_sampled=True)]
