@@ -22,6 +22,10 @@ from benchmarks.server import serving
 WAYS: dict[str, tuple[float, tuple[str, ...]]] = {  # what is aimed at, in seconds; and the flags
     "without parsers": (2.0, ("--tool-call-parser", "none", "--reasoning-parser", "none")),
     "with parsers": (3.0, ("--tool-call-parser", "qwen25", "--reasoning-parser", "qwen3")),
+    "with parsers that it detects": (
+        3.0,
+        ("--tool-call-parser", "auto", "--reasoning-parser", "auto"),
+    ),
 }
 HELP_AIM_S = 0.3
 _NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"

@@ -203,8 +203,7 @@ class SharedDatabase(Database):
             self._sql.execute(_PUT_TURNS.format(marks), list(chain(*some)))
         put_names(self._sql, [(each.names, each.seq) for each in turns])
         if self._keeps_idles:
-            for each in turns:
-                self._note_use(each)
+            self._note_use(turns)
         late: dict[str, Literal["closed", "deleted"]] = {
             each.session_id: "closed"
             for each in turns
@@ -229,13 +228,15 @@ class SharedDatabase(Database):
         states |= self._known(_STATES, {session})
         bases |= self._known(_TURNS, {base})
 
-    def _note_use(self, change: PutTurn) -> None:
-        """Note that the home of this turn was used."""
-        home, of = as_blob(change.home), session_of(change.home)
-        if change.session_id is None and (of is None or not self._known(_STATES, {of})):
-            self.closings.put_idle(home, is_exported=True)  # nobody can ever export it
-        else:
-            self.closings.touch_idle(home)
+    def _note_use(self, turns: Sequence[PutTurn]) -> None:
+        """Note that the homes of these turns were used."""
+        alone = {each.home: session_of(each.home) for each in turns if each.session_id is None}
+        known = self._known(_STATES, set(alone.values()))
+        # Nobody can ever export turns of no session.
+        lasting = {home for home, of in alone.items() if of is None or of not in known}
+        used = {each.home for each in turns} - lasting
+        self.closings.put_idles(map(as_blob, sorted(lasting)), is_exported=True)
+        self.closings.touch_idles(map(as_blob, sorted(used)))
 
     def _known(self, query: str, names: set[str | None]) -> dict[str, bool]:
         """What the query says of those of these that are there."""
@@ -291,7 +292,7 @@ class SharedDatabase(Database):
             return 0
         turns = drop_turns(self._sql, home)
         if run(_HAS_MORE, (home,)).fetchone() is not None:
-            self.closings.put_idle(home, is_exported=True)
+            self.closings.put_idles((home,), is_exported=True)
         run("INSERT OR REPLACE INTO deleted (id, version) VALUES (?, ?)", (name, version))
         run(
             "DELETE FROM deleted WHERE number <= (SELECT max(number) FROM deleted) - ?",

@@ -11,12 +11,13 @@ or wrote is learnt later. Blocking.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 from slime_router.journal.codec import Damaged, SessionState, unpacked_session
-from slime_router.journal.writing import writing
+from slime_router.journal.writing import portions, writing
 
 TABLES = (
     "CREATE TABLE IF NOT EXISTS closings (id BLOB PRIMARY KEY, at REAL NOT NULL,"
@@ -34,8 +35,8 @@ _PUT = """
 INSERT INTO closings VALUES (?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET at = excluded.at, is_exported = excluded.is_exported
 """
-_PUT_IDLE = """
-INSERT INTO idles VALUES (?, ?, ?)
+_PUT_IDLES = """
+INSERT INTO idles VALUES {}
 ON CONFLICT (home) DO UPDATE SET at = excluded.at, is_exported = excluded.is_exported
 """
 _OLDEST = "SELECT at, id FROM closings WHERE is_exported = ? AND at < ? ORDER BY at, id LIMIT 1"
@@ -112,19 +113,25 @@ class Closings:
         if state.is_closed or state.was_opened:
             self.forget_idle(home)
         else:
-            self.put_idle(home, is_exported=False)
+            self.put_idles((home,), is_exported=False)
 
     def forget(self, name: bytes) -> None:
         """A session is not there, or not closed, any more."""
         self._sql.execute("DELETE FROM closings WHERE id = ?", (name,))
 
-    def put_idle(self, home: bytes, *, is_exported: bool) -> None:
-        """A home that nobody closes has changed; within a transaction."""
-        self._sql.execute(_PUT_IDLE, (home, self.now(), is_exported))
+    def put_idles(self, homes: Iterable[bytes], *, is_exported: bool) -> None:
+        """Homes that nobody closes have changed; each once, within a transaction."""
+        at = self.now()
+        for some in portions([(home, at, is_exported) for home in homes]):
+            marks = ",".join(["(?,?,?)"] * len(some))
+            self._sql.execute(_PUT_IDLES.format(marks), list(chain(*some)))
 
-    def touch_idle(self, home: bytes) -> None:
-        """A home has changed, whether somebody closes it or not; within a transaction."""
-        self._sql.execute("UPDATE idles SET at = ? WHERE home = ?", (self.now(), home))
+    def touch_idles(self, homes: Iterable[bytes]) -> None:
+        """Homes have changed, whether somebody closes them or not; within a transaction."""
+        at = self.now()
+        for some in portions([*homes]):
+            marks = ",".join("?" * len(some))
+            self._sql.execute(f"UPDATE idles SET at = ? WHERE home IN ({marks})", (at, *some))
 
     def forget_idle(self, home: bytes) -> None:
         """A home is not there any more, or somebody will close it."""

@@ -34,6 +34,7 @@ from slime_router.journal.database import (
     MarkUndelivered,
     Put,
     as_blob,
+    as_text,
 )
 from slime_router.journal.lock import UPDATE_FILE_NAME, JournalLock
 from slime_router.journal.reading import faults
@@ -72,18 +73,36 @@ async def test_what_is_written_after_the_log_was_removed_survives_a_kill(tmp_pat
     assert "restart the router" in said
 
 
-def test_many_turns_are_written_with_few_statements(tmp_path):
+@pytest.mark.parametrize("keeps_idles", [False, True])
+@pytest.mark.parametrize("home", ["ss", "tree"])
+def test_many_turns_are_written_with_few_statements(tmp_path, home, keeps_idles):
     """Each is a chance to wait for the loop: up to 5 ms."""
-    with opened_database(tmp_path, keeps_idles=False) as database:
+    of = "s" if home == "ss" else None
+    with opened_database(tmp_path, keeps_idles=keeps_idles) as database:
         database.apply([said("s")])
-        root = turn("root", 1)
-        database.apply([put_of(root, "ss")])
-        made = [turn(f"t{n}", n, base="root", base_len=2) for n in range(2, 18)]
-        puts, statements = [put_of(each, "ss") for each in made], list[str]()
+        root = turn("root", 1, of)
+        database.apply([put_of(root, home)])
+        made = [turn(f"t{n}", n, of, base="root", base_len=2) for n in range(2, 18)]
+        puts, statements = [put_of(each, home) for each in made], list[str]()
         database._sql.set_trace_callback(statements.append)
         database.apply(puts)
         assert len(statements) <= MOST_STATEMENTS, statements
         assert database.count("turns") == 17
+
+
+def test_all_homes_of_a_transaction_are_noted_as_used_then(tmp_path):
+    clock = [1.0]
+    with opened_database(tmp_path, now=lambda: clock[0]) as database:
+        database.apply([said("seen", was_opened=False)])
+        database.apply([put_of(turn("a", 1, None), "ta")])
+        puts = [put_of(turn(f"b{n}", 2 + n, None), f"tb{n}") for n in range(MOST_ROWS + 1)]
+        clock[0] = 3.0
+        more = put_of(turn("c", 100, "seen"), "sseen"), put_of(turn("d", 101, None), "sgone")
+        database.apply([*puts, *more, put_of(turn("e", 102, None, base="a"), "ta")])
+        rows = database._sql.execute("SELECT home, at, is_exported FROM idles").fetchall()
+    used = {as_text(home): (at, is_exported) for home, at, is_exported in rows}
+    names = ["ta", "sgone", *(f"tb{n}" for n in range(MOST_ROWS + 1))]
+    assert used == {"sseen": (3.0, 0)} | dict.fromkeys(names, (3.0, 1))
 
 
 def test_more_turns_than_one_statement_takes(tmp_path):

@@ -199,6 +199,11 @@ class Unbuildable:
         raise OSError("two\\nlines")
 
 
+class Leaving:
+    def __init__(self, context):
+        raise SystemExit("two\\nlines")
+
+
 async def ending(call, call_next):
     """Would end the router."""
     raise SystemExit(3)
@@ -784,6 +789,7 @@ async def test_a_reply_that_a_plugin_raises_is_sent():
         ("unreadable:f", "SyntaxError: "),
         ("script:main", "SystemExit: 0"),
         ("team.plugins:Unbuildable", "OSError: two lines"),
+        ("team.plugins:Leaving", "SystemExit: two lines"),
         ("team.plugins:coroutine", "expected an async generator"),
         ("team.plugins:number", "expected an async generator"),
         ("team.plugins:GenerateChunk", "expected an async generator"),

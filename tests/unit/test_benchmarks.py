@@ -116,7 +116,7 @@ def test_crowd(checkpoint):
 
 
 def test_start(checkpoint):
-    check(start.run(checkpoint, start.Size(rounds=1)), 3)
+    check(start.run(checkpoint, start.Size(rounds=1)), 4)
 
 
 def test_journal(checkpoint):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slime_router.archive.port import Kept
 from slime_router.errors import SetupError
 from slime_router.journal import writer as writer_module
 from slime_router.journal.codec import (
@@ -219,6 +220,13 @@ def test_a_turn_comes_back_bit_for_bit(turn):
     again = unpacked_turn(packed_turn(turn))
     assert same(again, turn)
     assert not again.output_ids.flags.writeable
+
+
+def test_data_of_another_turn_are_damaged():
+    assert same(Kept(TURN.id, TURN.seq, False, packed_turn(TURN)).turn(), TURN)
+    for data in (packed_turn(replace(TURN, id="other")), None):
+        with pytest.raises(Damaged):
+            Kept(TURN.id, TURN.seq, False, data).turn()
 
 
 def test_the_order_of_bytes_in_memory_is_not_that_of_the_journal():

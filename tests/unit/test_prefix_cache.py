@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from aiorwlock import RWLock
 
-from slime_router.cache.prefix_cache import SLICE_NODES, SPARE_TURNS, PrefixCache
 from slime_router.cache.node import Node
+from slime_router.cache.prefix_cache import SLICE_NODES, SPARE_TURNS, PrefixCache
 from slime_router.types import Piece, token_ids
 from tests.effort import opcodes
 from tests.stack import is_free
