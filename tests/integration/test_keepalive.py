@@ -173,8 +173,7 @@ async def test_a_client_that_leaves_a_silent_stream_leaves_nothing():
         await read_to(response, COMMENT, 1)
         response.close()
         await until(lambda: router.gateway.pool.total_in_flight == 0)
-        names = {task.get_name() for task in asyncio.all_tasks()}
-        assert "sign of life" not in names
+        await until(lambda: "sign of life" not in map(asyncio.Task.get_name, asyncio.all_tasks()))
 
 
 SSE = {"Content-Type": "text/event-stream"}
