@@ -121,6 +121,7 @@ class CallDetector:
         self._detector = detector
         self.name = type(detector).__name__
         _check(detector, _CALL_FIELDS, _CALL_METHODS)
+        mended_reads.try_once(detector)
         if self.name == _STEP3:  # it takes no value that holds a `<`
             fields = {_STEP3_FIELD: re.Pattern, **_STEP3_STATE}
             _check(detector, fields, (_STEP3_READ, "_reset_streaming_state"))

@@ -9,10 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slime_router.replies import tool_calls
+from slime_router.replies.calls.mended_reads import FirstMark
 from slime_router.replies.detectors import CallDetector
+from slime_router.types import ReplyFormat
 from tests.examples import examples
 from tests.unit.formats import FORMATS, Call
-from tests.unit.test_formats import read, tokens
+from tests.unit.test_formats import TOOLS, parsers_of, read, tokens
 
 pytestmark = [pytest.mark.parsers, pytest.mark.slow]
 
@@ -75,3 +77,30 @@ def test_a_detector_does_not_look_at_long_arguments_for_each_token(name, monkeyp
         assert longest < 0.6 * len(written)
         costs.append(looked_at)
     assert costs[1] < 8 * costs[0]
+
+
+PIECES = ["tool_call", "/tool_call", "arg_key", "/arg_key", "arg_value", "/arg_value", "tool_sep"]
+TRIED_ONCE = {
+    **dict.fromkeys(["glm", "glm45", "glm47", "ling3"], "_STREAMING_PARTIAL_PATTERN"),
+    "hunyuan": "func_args_regex",
+}
+
+
+@pytest.mark.parametrize("name", TRIED_ONCE)
+def test_a_pattern_says_at_its_first_mark_what_it_says_at_all(name):
+    """So it is not tried at each, which takes the square of the reply's length."""
+    form = ReplyFormat(tools=TOOLS)
+    once = parsers_of(name)._detector(form).fields[TRIED_ONCE[name]]
+    assert isinstance(once, FirstMark)
+    pieces = [*(f"<{piece}>" for piece in PIECES), "\n", "\\n", " ", "a"]
+
+    @settings(max_examples=examples(300))
+    @given(st.lists(st.sampled_from(pieces), max_size=14).map("".join))
+    def holds(text: str) -> None:
+        expected = [(each.span(), each.groups()) for each in once.pattern.finditer(text)]
+        assert [(each.span(), each.groups()) for each in once.finditer(text)] == expected
+        assert once.findall(text) == once.pattern.findall(text)
+        found, expected_one = once.search(text), once.pattern.search(text)
+        assert (found and found.span()) == (expected_one and expected_one.span())
+
+    holds()

@@ -66,13 +66,13 @@ TOOLS = (
 
 
 @cache
-def _parsers(name: str) -> ReplyParsers:
+def parsers_of(name: str) -> ReplyParsers:
     return ReplyParsers(load_parsers, tools=name, reasoning=None)
 
 
 def parser_of(name: str, *, is_parallel: bool = True) -> ReplyParser:
     form = ReplyFormat(tools=TOOLS, is_parallel=is_parallel)
-    parser = _parsers(name).parser(form, prompt_tail="", history=())
+    parser = parsers_of(name).parser(form, prompt_tail="", history=())
     assert parser is not None
     return parser
 

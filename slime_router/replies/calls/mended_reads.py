@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from slime_router.json_text import is_json
 
@@ -22,6 +22,10 @@ _GLM_VALUE = re.compile(r"(?<=<arg_value>)|(?<=</arg_value>)")  # where one begi
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _COHERE_BEGINS = ("<|START_TEXT|>", "<|START_ACTION|>")  # of what follows the reasoning
 _CONTROL_TOKEN = re.compile(r"<\|[^<>]*\|>")
+_TRIED_AGAIN = {  # with each piece of a reply: a pattern, and the mark with which it begins
+    "_STREAMING_PARTIAL_PATTERN": "bot_token",
+    "func_args_regex": "arg_key_start_token",
+}
 _BEGIN_LEN = 64  # characters, more than any mark has with which GigaChat 3 begins a call
 
 
@@ -96,6 +100,40 @@ def leaving_out_nameless(detector: Any, parse: Callable[..., Any]) -> Callable[.
         return parse(tools)
 
     return parse_all
+
+
+class FirstMark(NamedTuple):
+    """A pattern that begins with a mark, and is tried at the first of these marks only.
+
+    What it lacks there it lacks at all later marks. Tried at each of them, it took the square of
+    the reply's length, with each new mark.
+    """
+
+    pattern: re.Pattern[str]
+    mark: str
+
+    def search(self, text: str) -> re.Match[str] | None:
+        """Like a pattern's."""
+        return next(self.finditer(text), None)
+
+    def finditer(self, text: str) -> Iterator[re.Match[str]]:
+        """Like a pattern's."""
+        start = text.find(self.mark)
+        while start >= 0 and (found := self.pattern.match(text, start)):
+            yield found
+            start = text.find(self.mark, found.end())
+
+    def findall(self, text: str) -> list[tuple[str | Any, ...]]:
+        """Like that of a pattern with several groups."""
+        return [found.groups("") for found in self.finditer(text)]
+
+
+def try_once(detector: Any) -> None:
+    """Makes a detector of GLM's or Hunyuan's kind try its patterns at their first mark only."""
+    for name, mark in _TRIED_AGAIN.items():
+        pattern = getattr(detector, name, None)
+        if isinstance(pattern, re.Pattern) and hasattr(detector, mark):
+            setattr(detector, name, FirstMark(pattern, getattr(detector, mark)))
 
 
 class JsonValues:
