@@ -22,9 +22,9 @@ _GLM_VALUE = re.compile(r"(?<=<arg_value>)|(?<=</arg_value>)")  # where one begi
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _COHERE_BEGINS = ("<|START_TEXT|>", "<|START_ACTION|>")  # of what follows the reasoning
 _CONTROL_TOKEN = re.compile(r"<\|[^<>]*\|>")
-_TRIED_AGAIN = {  # with each piece of a reply: a pattern, and the mark with which it begins
-    "_STREAMING_PARTIAL_PATTERN": "bot_token",
-    "func_args_regex": "arg_key_start_token",
+_TRIED_AGAIN = {  # with each piece of a reply: a pattern, the mark that it begins with, and its end
+    "_STREAMING_PARTIAL_PATTERN": ("bot_token", ""),
+    "func_args_regex": ("arg_key_start_token", "arg_value_end_token"),
 }
 _BEGIN_LEN = 64  # characters, more than any mark has with which GigaChat 3 begins a call
 
@@ -111,6 +111,7 @@ class FirstMark(NamedTuple):
 
     pattern: re.Pattern[str]
     mark: str
+    end: str  # without which it fails; empty if it can do without
 
     def search(self, text: str) -> re.Match[str] | None:
         """Like a pattern's."""
@@ -119,7 +120,10 @@ class FirstMark(NamedTuple):
     def finditer(self, text: str) -> Iterator[re.Match[str]]:
         """Like a pattern's."""
         start = text.find(self.mark)
-        while start >= 0 and (found := self.pattern.match(text, start)):
+        while start >= 0 <= text.find(self.end, start):
+            found = self.pattern.match(text, start)
+            if found is None:
+                return
             yield found
             start = text.find(self.mark, found.end())
 
@@ -130,10 +134,11 @@ class FirstMark(NamedTuple):
 
 def try_once(detector: Any) -> None:
     """Makes a detector of GLM's or Hunyuan's kind try its patterns at their first mark only."""
-    for name, mark in _TRIED_AGAIN.items():
+    for name, marks in _TRIED_AGAIN.items():
         pattern = getattr(detector, name, None)
-        if isinstance(pattern, re.Pattern) and hasattr(detector, mark):
-            setattr(detector, name, FirstMark(pattern, getattr(detector, mark)))
+        begin, end = (getattr(detector, mark, "") for mark in marks)
+        if isinstance(pattern, re.Pattern) and begin:
+            setattr(detector, name, FirstMark(pattern, begin, end))
 
 
 class JsonValues:
