@@ -739,13 +739,14 @@ async def test_openais_client_that_times_out_gets_the_reply_of_its_first_try():
     """It sends the request again by itself, half a second later."""
     gate = Gate()
     wire = OnceTimedOut()
+    http: Any = httpx.AsyncClient(transport=wire)  # newer SDKs take httpx2's by type, and both
     async with (
         scripted(gated(gate)) as (door, worker),
         openai.AsyncOpenAI(
             base_url=str(door.client.make_url("/v1")),
             api_key="x",
             max_retries=1,
-            http_client=httpx.AsyncClient(transport=wire),
+            http_client=http,
         ) as sdk,
     ):
         messages: Any = ASK["messages"]
