@@ -148,7 +148,7 @@ class HarmonyReader:
         elif mark in ("<|channel|>", "<|constrain|>"):
             if self._header is None:  # a message that was not closed
                 self._close(delta)
-            elif mark == "<|channel|>" and mark in self._header:
+            elif mark == "<|channel|>" and mark in self._header and not _recipient(self._header):
                 self._say_header(delta)
             self._header = (self._header or "") + mark
         else:
@@ -159,7 +159,7 @@ class HarmonyReader:
     def _open(self, delta: HarmonyDelta) -> None:
         """A message begins: its header says whom it is for."""
         header, self._header = self._header or "", None
-        recipient = _RECIPIENT.search(header.replace("<|", " <|"))
+        recipient = _recipient(header)
         self._is_reasoning = recipient is None and "<|channel|>analysis" in header
         if recipient is None:
             return
@@ -214,3 +214,7 @@ class HarmonyReader:
         elif self._header and "<|" not in self._header:
             delta.content += self._header
         self._header = ""
+
+
+def _recipient(header: str) -> re.Match[str] | None:
+    return _RECIPIENT.search(header.replace("<|", " <|"))
