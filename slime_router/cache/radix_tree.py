@@ -347,7 +347,8 @@ class RadixTree:
         place.marks = tuple(n for n in place.marks if n is not node)
         self._tokens -= node.end - parent.end
         self._nodes -= 1 + len(node.inner)
-        place.fold = 0
+        if node.inner:  # else the fold is that of another node, which ends here, too
+            place.fold = 0
         self._indexes[node.scope].prune(place)
         node.parent, node.place, node.ids = None, _NOWHERE, NO_TOKENS  # turns may still name it
         node.inner = ()

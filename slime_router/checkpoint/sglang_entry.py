@@ -39,11 +39,22 @@ def import_from_sglang(name: str) -> Any:
     if module in sys.modules or _has_engine():
         return importlib.import_module(module)
     _enter_without_engine()
+    known = frozenset(sys.modules)
     try:
         with _stood_in(_ONLY_NAMED):
             return importlib.import_module(module)
     except Exception:  # noqa: BLE001 - a SGLang that does more with them than name them
+        _forget_all_but(known)
         return importlib.import_module(module)
+
+
+def _forget_all_but(known: Collection[str]) -> None:
+    """Has the modules of SGLang that are not `known` imported again: they hold stand-ins."""
+    for name in [name for name in sys.modules if name.startswith("sglang.") and name not in known]:
+        package, _, own = name.rpartition(".")
+        if package in sys.modules:  # where `from package import own` looks first
+            vars(sys.modules[package]).pop(own, None)
+        del sys.modules[name]
 
 
 def _has_engine() -> bool:

@@ -125,6 +125,25 @@ def test_what_follows_it_leaves_it_folded(text):
     assert same(follow) == [*range(1, 9)]
 
 
+@pytest.mark.parametrize("by", ["evict", "drop_older"])
+def test_it_is_whole_after_what_followed_it_without_text_is_gone(by):
+    """... for it ends at the same place, which still says where the first run ends."""
+
+    def follow(made: RadixTree, end: Node) -> Any:
+        made.insert(end, [Piece("", token_ids([8]))], owner="s", anchors=[True], epoch=3)
+        made.pin(end)
+        if by == "evict":
+            made.evict(0, max_nodes=100)
+        else:
+            assert sum(made.drop_older(4, is_kept=lambda _: False, max_nodes=9)) == 1
+        made.check_integrity()
+        found = made.match_prefix("", "asknowsaid?", "s", lambda *_: True)
+        return look(found.node), [look(node) for node in made.path(end)]
+
+    _, runs = same(follow)
+    assert len(runs) == len(PIECES)
+
+
 @pytest.mark.parametrize("budget", range(8))
 def test_no_more_is_evicted_of_it_than_needed(budget):
     def evict(made: RadixTree, _: Node) -> int:

@@ -57,7 +57,8 @@ def test_a_sglang_that_uses_such_a_library_gets_the_library(tmp_path: Path, uses
     parser = tmp_path / "sglang/srt/parser.py"
     parts = tmp_path / "openai/parts.py"
     for file, text in (
-        (parser, f"import openai\n{uses}\n"),
+        (parser, f"import openai\nfrom sglang.srt import names\n{uses}\n"),
+        (tmp_path / "sglang/srt/names.py", "from openai.parts import Part\n"),
         (tmp_path / "openai/__init__.py", "READY = 1\n"),
         (parts, "class Part:\n    size = 1\n"),
     ):
@@ -66,9 +67,10 @@ def test_a_sglang_that_uses_such_a_library_gets_the_library(tmp_path: Path, uses
     (tmp_path / "sglang/__init__.py").write_text("raise ImportError('the engine')\n")
     code = (
         "from slime_router.checkpoint.sglang_entry import import_from_sglang\n"
-        "print(import_from_sglang('parser').VALUE)\n"
+        "parser = import_from_sglang('parser')\n"
+        "print(parser.VALUE, parser.names.Part.size)\n"
     )
-    assert _said(code, tmp_path) == ["2"]
+    assert _said(code, tmp_path) == ["2 1"]
 
 
 def _said(code: str, *first: Path) -> list[str]:
