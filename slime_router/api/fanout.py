@@ -162,7 +162,7 @@ async def _rest(steps: asyncio.Queue[_Step], count: int) -> None:
 
     The session ends each of them, once its worker has said what it has sampled.
     """
-    while count > 0:  # it is below where the close came after all had finished
+    while count > 0:  # it is negative if the close came after all had finished
         step = await steps.get()
         if step.chunk is not None and step.is_taken is not None and step.chunk.finish is None:
             step.is_taken.set()

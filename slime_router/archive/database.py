@@ -148,7 +148,7 @@ class SharedDatabase(Database):
         SQLite goes on writing to a log that nobody will find again.
 
         Raises:
-            sqlite3.OperationalError: somebody reads just now, so it cannot be.
+            sqlite3.OperationalError: it cannot be done while somebody is reading.
         """
         if self._has_log:
             found = None

@@ -132,7 +132,7 @@ class _StandIns(MetaPathFinder, Loader):
 
 @contextmanager
 def _stood_in(libraries: Collection[str]) -> Iterator[None]:
-    """For as long, stand-ins are imported in place of those that nobody has imported yet."""
+    """Within the block, stand-ins are imported for those that nobody has imported yet."""
     finder = _StandIns([name for name in libraries if name not in sys.modules])
     sys.meta_path.insert(0, finder)
     try:

@@ -176,7 +176,7 @@ class HarmonyReader:
             self.hidden += 1
 
     def _say_header(self, delta: HarmonyDelta) -> None:
-        """A header has ended without a message: what it says is content if no header says that."""
+        """A header has ended without a message: words that no header has are content."""
         words = _MARK.sub(" ", self._header or "").split()
         if not _HEADER_WORDS.issuperset(words):
             delta.content += " ".join(words)

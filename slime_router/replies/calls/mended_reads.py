@@ -89,7 +89,7 @@ def forgetting_text(detector: Any, parse: Callable[..., Any]) -> Callable[..., A
 
 
 def leaving_out_nameless(detector: Any, parse: Callable[..., Any]) -> Callable[..., Any]:
-    """Reads a call; one that ends before its name was read takes not that of the next one."""
+    """Reads a call; one that ends before its name was read does not take the next one's."""
 
     def parse_all(tools: list[Any]) -> Any:
         call, end, rest = detector._buffer.partition(detector.tool_call_end)
@@ -105,8 +105,8 @@ def leaving_out_nameless(detector: Any, parse: Callable[..., Any]) -> Callable[.
 class FirstMark(NamedTuple):
     """A pattern that begins with a mark, and is tried at the first of these marks only.
 
-    What it lacks there it lacks at all later marks. Tried at each of them, it took the square of
-    the reply's length, with each new mark.
+    Where it fails there, it fails at all later marks, too. Trying those as well cost the square of
+    the reply's length for each new mark.
     """
 
     pattern: re.Pattern[str]
