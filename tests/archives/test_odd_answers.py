@@ -25,7 +25,7 @@ async def two_routers(budget: int) -> tuple[MemoryArchive, Router, Router]:
 
 
 def make_odd(archive: Archive, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on nothing of this session can be read."""
+    """From now on this session cannot be read."""
     news = archive.news
 
     async def odd(home: str, since: str, knows: Callable[[str], bool]) -> News:
