@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from benchmarks.server import Server, router
 from benchmarks.short_chat import CHAT
 
 OTHERS = 3  # cores for the generator, the worker and the system
-ADDED_AIM_MS = 10.0  # at p99
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,17 @@ def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
             for number in numbers
         }
         with _serving(routers, chats.url):
-            measurements = [_at_rate(number, routers[number], chats, size) for number in numbers]
+            measurements = [
+                short_chat.at_rate(
+                    f"{_named(number)}: {number * size.per_second:,.0f} short chats a second",
+                    server,
+                    chats,
+                    number * size.per_second,
+                    size.seconds,
+                    size.rounds,
+                )
+                for number, server in routers.items()
+            ]
             measurements += _short_chats(routers, size)
         with _serving(routers, streams.url):
             return measurements + _streams(routers, size)
@@ -73,26 +81,6 @@ def _serving(routers: Mapping[int, Server], url: str) -> Iterator[None]:
         for server in routers.values():
             stack.enter_context(streamed_tokens.registered(server, url))
         yield
-
-
-def _at_rate(number: int, server: Server, behind: Server, size: Size) -> Measurement:
-    """What a router adds while it gets as many chats a second as it should bear."""
-    given = short_chat.bodies()
-    rate = size.per_second * number
-    requests, connections = int(rate * size.seconds), size.connections * number
-    here = Driven(server, CHAT, given, requests, connections, rate=rate)
-    direct = Driven(behind, CHAT, given, requests, connections, rate=rate)
-    p50, p99 = (partial(Driven.quantile_ms, kind="latency", percent=each) for each in (50, 99))
-    interleave({"here": here, "direct": direct}, size.rounds)
-    return Measurement(
-        f"{_named(number)}: {rate:,.0f} short chats a second, added at p99",
-        p99(here) - p99(direct),
-        "ms",
-        ADDED_AIM_MS,
-        f"p50 and p99 {p50(here):.1f} and {p99(here):.1f} ms, without the router "
-        f"{p50(direct):.2f} and {p99(direct):.2f} ms, from when a request was due; they come by "
-        f"chance; {here.cores():.2f} cores used; {size.rounds} rounds of {requests:,}",
-    )
 
 
 def _short_chats(routers: Mapping[int, Server], size: Size) -> list[Measurement]:

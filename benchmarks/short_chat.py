@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import orjson
 
 from benchmarks.conversation import prose, reply_ids
 from benchmarks.driven import Driven
+from benchmarks.native import build
 from benchmarks.native.stand_in import worker
 from benchmarks.report import Measurement
 from benchmarks.rounds import Rounds, interleave
@@ -20,7 +22,7 @@ AIM = 3.0  # of what the hop costs
 CROWD_AIM = 1.3  # most connections over fewest
 TAIL_AIM = 3.0  # p99 over p50
 RATE_AIM_MS = 1.0  # a thousand requests a second
-ADDED_AIM_MS = 10.0
+ADDED_AIM_MS = 10.0  # at p99
 REQUEST_LEN = 300  # bytes
 REPLY_LEN = 16  # tokens
 CHAT = "/v1/chat/completions"
@@ -33,6 +35,8 @@ class Size:
     rounds: int = 5
     requests: int = 800  # a round, for each side and concurrency
     concurrencies: tuple[int, ...] = (16, 256)
+    load: float = 0.8  # of what one process can do at most
+    seconds: float = 3.0  # at that load
 
 
 FULL = Size()
@@ -47,12 +51,14 @@ def run(checkpoint: Path, size: Size = FULL) -> list[Measurement]:
     ):
         sides = _sides({"router": ours, "hop": hop, "direct": behind}, size)
         rounds = interleave(sides, size.rounds)
+        added = _at_load(ours, behind, sides, size)
     return [
         *(_cpu(rounds, concurrency, size) for concurrency in size.concurrencies),
         _crowd(rounds, size),
         *(_tail(sides, concurrency) for concurrency in size.concurrencies),
         *(_direct(sides, concurrency) for concurrency in size.concurrencies),
-        *_rate(sides, size.concurrencies[0]),
+        _full_load(sides, size.concurrencies[0]),
+        *added,
     ]
 
 
@@ -114,27 +120,58 @@ def _direct(sides: Mapping[str, Driven], concurrency: int) -> Measurement:
     )
 
 
-def _rate(sides: Mapping[str, Driven], concurrency: int) -> list[Measurement]:
-    """One process at full load: how long each request takes it, and what it adds to the slowest."""
+def _full_load(sides: Mapping[str, Driven], concurrency: int) -> Measurement:
+    """How long each request takes one process.
+
+    What is added at p99 is not asked here: each request waits for all others, so that it measures
+    how many connections there are.
+    """
     here, direct = sides[f"router {concurrency}"], sides[f"direct {concurrency}"]
     p99, p99_direct = (side.quantile_ms("latency", 99) for side in (here, direct))
-    name = f"short chat c={concurrency}: one process at full load"
-    return [
-        Measurement(
-            f"{name}, time for each request",
-            1e3 / here.per_second(),
-            "ms",
-            RATE_AIM_MS,
-            f"{here.per_second():,.0f} requests/s",
-        ),
-        Measurement(
-            f"{name}, added at p99",
-            p99 - p99_direct,
-            "ms",
-            ADDED_AIM_MS,
-            f"{p99:.1f} ms, without the router {p99_direct:.1f} ms",
-        ),
-    ]
+    return Measurement(
+        f"short chat c={concurrency}: one process at full load, time for each request",
+        1e3 / here.per_second(),
+        "ms",
+        RATE_AIM_MS,
+        f"{here.per_second():,.0f} requests/s; p99 {p99:.1f} ms, without the router "
+        f"{p99_direct:.1f} ms",
+    )
+
+
+def _at_load(
+    ours: Server, behind: Server, sides: Mapping[str, Driven], size: Size
+) -> list[Measurement]:
+    """What is added where a queue still empties: the rate is a share of that at full load.
+
+    Nothing where there is no gcc: the generator in Python keeps no rate.
+    """
+    if build.program("load") is None:
+        return []
+    per_second = size.load * sides[f"router {size.concurrencies[0]}"].per_second()
+    name = f"one process: short chats at {size.load:.0%} of full load"
+    return [at_rate(name, ours, behind, per_second, size.seconds, size.rounds)]
+
+
+def at_rate(
+    name: str, here: Server, behind: Server, per_second: float, seconds: float, rounds: int
+) -> Measurement:
+    """What a router adds at p99 while chats come at a rate, by chance."""
+    requests, connections, given = int(per_second * seconds), max(1, int(per_second / 4)), bodies()
+    ours, direct = (
+        Driven(server, CHAT, given, requests, connections, rate=per_second)
+        for server in (here, behind)
+    )
+    interleave({"router": ours, "direct": direct}, rounds)
+    p50, p99 = (partial(Driven.quantile_ms, kind="latency", percent=each) for each in (50, 99))
+    return Measurement(
+        f"{name}, added at p99",
+        p99(ours) - p99(direct),
+        "ms",
+        ADDED_AIM_MS,
+        f"{per_second:,.0f} a second; p50 and p99 {p50(ours):.1f} and {p99(ours):.1f} ms, without "
+        f"the router {p50(direct):.2f} and {p99(direct):.2f} ms, from when a request was due; they "
+        f"come by chance; {ours.cores():.2f} cores used; {rounds} rounds of {requests:,}",
+    )
 
 
 def bodies() -> Iterator[bytes]:

@@ -9,13 +9,14 @@ import logging
 import sys
 
 from slime_router.checkup.verdict import report_text
-from tests.families.table import PAGE, page, report_of
+from tests.families.examined import examined
+from tests.families.table import PAGE, page
 
 
 def main(names: list[str]) -> int:
     logging.disable(logging.WARNING)
     for name in names:
-        sys.stdout.write(report_text(report_of(name)) + "\n")
+        sys.stdout.write(report_text(examined(name).report) + "\n")
     if not names:
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     return 0

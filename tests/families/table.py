@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 
-from slime_router.checkup.examination import Examination
 from slime_router.checkup.verdict import Report, Verdict
-from tests.families.catalogue import families, family
+from tests.families.catalogue import families
+from tests.families.examined import examined
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- families: python -m tests.families -->\n", "<!-- end -->\n"
@@ -30,19 +28,11 @@ COLUMNS = {
 EXACT, UNSUPPORTED, INEXACT = "exact", "–", "**not exact**"
 
 
-@cache
-def report_of(name: str) -> Report:
-    """What the check-up says of a family; held once in a process."""
-    chosen = family(name)
-    examination = Examination(chosen.tokenizer(), chosen.chat_template(), chosen.parsers())
-    return asyncio.run(examination.report(name))
-
-
 def page(text: str) -> str:
     """The text of the page, with its table as it must be now."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return before + BEGIN + table([report_of(each.name) for each in families()]) + END + after
+    return before + BEGIN + table([examined(each.name).report for each in families()]) + END + after
 
 
 def table(reports: Sequence[Report]) -> str:

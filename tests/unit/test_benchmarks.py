@@ -72,7 +72,7 @@ def check(measurements: list[Measurement], count: int) -> None:
 
 
 def test_short_chat(checkpoint):
-    size = short_chat.Size(rounds=1, requests=2, concurrencies=(1, 2))
+    size = short_chat.Size(rounds=1, requests=2, concurrencies=(1, 2), seconds=0.1)
     measurements = short_chat.run(checkpoint, size)
     check([m for m in measurements if m.unit != "ms"], 7)
     assert [m.unit for m in measurements].count("ms") == 2
