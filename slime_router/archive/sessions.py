@@ -115,9 +115,10 @@ class ArchivedSessions(SessionTable):
         """Count a session that is not in memory; a `state` of None means that it is gone."""
         away = self._away.pop(name, None)
         if away is not None:
-            self._rewarded_away.get(away.rollout, {}).pop(name, None)
-            if not self._rewarded_away.get(away.rollout, {"": None}):
-                del self._rewarded_away[away.rollout]
+            rewarded = self._rewarded_away.get(away.rollout, {})
+            rewarded.pop(name, None)
+            if not rewarded:
+                self._rewarded_away.pop(away.rollout, None)
             if away.was_opened:
                 self._opened.give_back(away.rollout[0])
         if state is None or self.find(name) is not None:

@@ -11,9 +11,9 @@ it was sampled after.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,9 @@ from slime_router.trajectory.turn import Logprobs, Turn
 from slime_router.types import TokenIds, WeightVersion
 
 Status: TypeAlias = Literal["completed", "truncated", "aborted"]
+ByPosition: TypeAlias = Literal["routed_experts", "indexer_topk"]
 TAG = "tag:"  # begins the rule that leaves out turns with a tag
+BY_POSITION: tuple[ByPosition, ...] = get_args(ByPosition)
 STATUS_OF: dict[str, Status] = {"stop": "completed", "length": "truncated", "abort": "aborted"}
 
 
@@ -214,8 +216,7 @@ class RowBuilder:
         self._turns = turns
         self._cut_ids = selection.cut_ids
         self._spent: set[str] = set()  # turns that a row trains already
-        self._experts_missing: dict[str, int] = {}
-        self._indexer_missing: dict[str, int] = {}
+        self._misfits = {name: Counter[str]() for name in BY_POSITION}
         self._truncated: Counter[str] = Counter()
         self._left_out: dict[str, LeftOut] = {}
         for turn in turns:
@@ -233,8 +234,8 @@ class RowBuilder:
             rows=rows,
             trained_tokens=trained_tokens,
             left_out=self._left_out,
-            routed_experts_missing=self._experts_missing,
-            indexer_topk_missing=self._indexer_missing,
+            routed_experts_missing=dict(self._misfits["routed_experts"]),
+            indexer_topk_missing=dict(self._misfits["indexer_topk"]),
             truncated_sampling=dict(self._truncated),
         )
 
@@ -274,18 +275,8 @@ class RowBuilder:
             status="truncated" if is_cut else STATUS_OF[finish_reason],
             finish_reason=finish_reason,
             turn_versions=tuple(turn_versions),
-            routed_experts=_lined_up(
-                spans,
-                lambda turn: turn.routed_experts,
-                self._experts_missing,
-                is_wanted="routed_experts" in self._wanted,
-            ),
-            indexer_topk=_lined_up(
-                spans,
-                lambda turn: turn.indexer_topk,
-                self._indexer_missing,
-                is_wanted="indexer_topk" in self._wanted,
-            ),
+            routed_experts=self._lined_up("routed_experts", spans),
+            indexer_topk=self._lined_up("indexer_topk", spans),
             distribution=laid_out(tuple(map(_masked, spans)), len(tokens)),
             uncaptured=self._uncaptured(learnt),
             top_logprobs=tops_laid_out(
@@ -327,6 +318,22 @@ class RowBuilder:
             self._leave_out("missing_logprobs", missing)
         return is_known
 
+    def _lined_up(self, name: ByPosition, spans: Sequence[Span]) -> NDArray[Any] | None:
+        """What is kept for each position, where all turns have it and it fits; counts misfits."""
+        kept: list[RoutedExperts | None] = [getattr(span.turn, name) for span in spans]
+        if name not in self._wanted and all(each is None for each in kept):
+            return None
+        parts, start = [], 0
+        for span, experts in zip(spans, kept, strict=True):
+            end = min(span.end, span.turn.held_len - 1)  # its last token was never an input
+            parts.append(ExpertsSpan(experts, start, end))
+            start = end
+        misfit = find_misfit(parts)
+        if misfit is None:
+            return line_up(parts)
+        self._misfits[name][misfit] += 1
+        return None
+
     def _uncaptured(self, learnt: Sequence[Span]) -> str:
         """Why some tokens that a row trains have no masks, though they should; counts it."""
         found = (span.turn.uncaptured for span in learnt if span.turn.uncaptured)
@@ -344,28 +351,6 @@ def _masked(span: Span) -> MaskedSpan:
     turn = span.turn
     known = None if turn.logprobs is None else turn.logprobs[: span.end - span.start]
     return MaskedSpan(span.start, span.end, turn.distribution, known, is_cut=bool(turn.uncaptured))
-
-
-def _lined_up(
-    spans: Sequence[Span],
-    kept: Callable[[Turn], RoutedExperts | None],
-    missing: dict[str, int],
-    *,
-    is_wanted: bool,
-) -> NDArray[Any] | None:
-    """What is kept for each position of a row, where all its turns have it and it fits together."""
-    if not is_wanted and all(kept(span.turn) is None for span in spans):
-        return None
-    parts, start = [], 0
-    for span in spans:
-        end = min(span.end, span.turn.held_len - 1)  # its last token was never an input
-        parts.append(ExpertsSpan(kept(span.turn), start, end))
-        start = end
-    misfit = find_misfit(parts)
-    if misfit is None:
-        return line_up(parts)
-    missing[misfit] = missing.get(misfit, 0) + 1
-    return None
 
 
 def _values(span: Span) -> Logprobs:

@@ -25,7 +25,7 @@ from slime_router.errors import Conflict
 from slime_router.rows.masks import LOWEST_LOGPROB
 from slime_router.rows.rows import Row
 from slime_router.trajectory.measures.distribution import Distribution, distribution, no_masks
-from slime_router.trajectory.measures.top_logprobs import TopLogprobs, top_logprobs
+from slime_router.trajectory.measures.top_logprobs import TopLogprobs, laid_out
 from slime_router.types import TokenIds, WeightVersion
 
 ROOT = -1  # the parent of what begins a row
@@ -186,15 +186,20 @@ def _packed(branches: Sequence[tuple[_Branch, int]], ends: Sequence[_Branch]) ->
         nodes=tuple(nodes),
         leaves=tuple(index_of[id(branch)] for branch in ends),
         distribution=_masks(own),
-        top_logprobs=_tops(own),
+        top_logprobs=_tops(own, nodes),
         routed_experts=_positions(own, lambda row: row.routed_experts),
         indexer_topk=_positions(own, lambda row: row.indexer_topk),
     )
 
 
+def _first(branches: Sequence[_Branch], of: Callable[[Row], T | None]) -> list[T | None] | None:
+    """What the first row of each branch that has it has; None where no row has any."""
+    found = [branch.first(of) for branch in branches]
+    return None if all(each is None for each in found) else found
+
+
 def _logprobs(branches: Sequence[_Branch]) -> NDArray[np.float64] | None:
-    found = [branch.first(lambda row: row.logprobs) for branch in branches]
-    if all(each is None for each in found):
+    if (found := _first(branches, lambda row: row.logprobs)) is None:
         return None
     parts: list[NDArray[np.float64]] = [
         np.full(len(branch), 0.0 if branch.turn_id is None else LOWEST_LOGPROB)
@@ -206,8 +211,7 @@ def _logprobs(branches: Sequence[_Branch]) -> NDArray[np.float64] | None:
 
 
 def _masks(branches: Sequence[_Branch]) -> Distribution | None:
-    found = [branch.first(lambda row: row.distribution) for branch in branches]
-    if all(each is None for each in found):
+    if (found := _first(branches, lambda row: row.distribution)) is None:
         return None
     parts = [
         no_masks(len(branch)) if known is None else known.first(branch.end).last(branch.start)
@@ -220,24 +224,14 @@ def _masks(branches: Sequence[_Branch]) -> Distribution | None:
     )
 
 
-def _tops(branches: Sequence[_Branch]) -> TopLogprobs | None:
-    found = [branch.first(lambda row: row.top_logprobs) for branch in branches]
-    known = [
-        None if tops is None else tops.between(branch.start, branch.end)
-        for branch, tops in zip(branches, found, strict=True)
-    ]
-    parts = [tops for tops in known if tops is not None]
-    if not parts:
+def _tops(branches: Sequence[_Branch], nodes: Sequence[TreeNode]) -> TopLogprobs | None:
+    if (found := _first(branches, lambda row: row.top_logprobs)) is None:
         return None
-    lengths = [
-        np.zeros(len(branch), np.int32) if tops is None else tops.lengths
-        for branch, tops in zip(branches, known, strict=True)
+    spans = [
+        (node.start, node.end, None if tops is None else tops.between(branch.start, branch.end))
+        for branch, node, tops in zip(branches, nodes, found, strict=True)
     ]
-    return top_logprobs(
-        np.concatenate(lengths),
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.logprobs for part in parts]),
-    )
+    return laid_out(spans, nodes[-1].end)
 
 
 def _positions(

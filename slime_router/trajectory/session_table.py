@@ -154,10 +154,9 @@ class SessionTable:
         rollout = _rollout(session)
         for sessions in (self._by_rollout, self._rewarded):
             siblings = sessions.get(rollout, {})
-            if session.id in siblings:
-                del siblings[session.id]
-                if not siblings:
-                    del sessions[rollout]
+            siblings.pop(session.id, None)
+            if not siblings:
+                sessions.pop(rollout, None)
 
     def opened_elsewhere(self, session: Session, spec: SessionSpec, opener: str) -> None:
         """Another router opened what was a mere name here; there were places enough for it."""

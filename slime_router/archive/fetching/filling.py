@@ -98,7 +98,8 @@ class Filler:
 
     async def know_sessions(self) -> None:
         """All sessions count from then on, also those that are not in memory."""
-        (await self._held(lambda _: self._know_all())).__exit__(None, None, None)
+        with await self._held(lambda _: self._know_all()):
+            pass  # nothing stays
 
     async def of_call(self, call: GenerateCall) -> Fetched:
         """Fetches what a call may continue; it stays in memory until the block is left."""
@@ -117,8 +118,7 @@ class Filler:
     async def of_sessions(self) -> Sequence[Session]:
         """All sessions as they are now; they need not stay in memory."""
         found: dict[str, Session] = {}
-        held = await self._held(lambda _: self._all_sessions(found))
-        with held:  # nothing
+        with await self._held(lambda _: self._all_sessions(found)):
             found |= {each.id: each for each in self._store.sessions}
         return sorted(found.values(), key=lambda session: session.number)
 
@@ -126,8 +126,8 @@ class Filler:
         """Raises Conflict where another router had opened the session before."""
         opener = session.opener
         await self._written()
-        (await self.of_session(session.id)).__exit__(None, None, None)
-        now = self._store.sessions.find(session.id)
+        with await self.of_session(session.id):
+            now = self._store.sessions.find(session.id)
         if now is None or now.opener != opener:
             raise Conflict(
                 f"There is a session '{session.name}' already.",
