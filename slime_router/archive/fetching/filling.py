@@ -212,7 +212,7 @@ class Filler:
         news, self._listed = await self._archive.sessions(self._listed)
         self._sessions.update(dict.fromkeys(news))
         self._unknown.update(dict.fromkeys(news))
-        self._store.number_sessions(news)
+        self._store.sessions.number_in_order(news)
 
     async def _know_all(self) -> None:
         await self.list_sessions()
@@ -221,7 +221,7 @@ class Filler:
             states = await self._archive.states(some)
             for name in some:
                 self._unknown.pop(name, None)
-                self._store.note_away(name, states.get(name))
+                self._store.sessions.note_away(name, states.get(name))
             await asyncio.sleep(0)
 
     async def _rollout(self, held: _Held, session_id: str) -> None:
@@ -229,7 +229,7 @@ class Filler:
         await self._sync(held, home_of_session(session_id))
         session = self._store.sessions.find(session_id)
         if session is not None:
-            for name in self._store.rewarded_away(session):
+            for name in self._store.sessions.rewarded_away(session):
                 await self._sync(held, home_of_session(name))
 
     async def _list(self, held: _Held, name: str, found: dict[str, Session]) -> None:
