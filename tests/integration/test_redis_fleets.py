@@ -117,6 +117,8 @@ async def test_a_conversation_goes_on_exact_when_the_primary_dies(watched, on_er
         for router in opened:
             await until_answered(router)
             await until(partial(is_well, router))
+            await rows_of(router, "s")  # what it has is written again when it is asked
+            await archive_of(router).written()
         held: list[int] = []
         for number in range(4):
             router = opened[number % 2]

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from tests.sglang.server import answers
 from tests.tiny import build_tiny_checkpoint
 
 PYTHONS = ("3.11", "3.12", "3.13")
+AT_ONCE = 2  # environments
 RUN_TIMEOUT_S = 600.0  # an installation, on a busy machine
 START_TIMEOUT_S = 120.0
 MAX_PACKAGES = 90  # with the parsers; SGLang's own requirements are more than two hundred
@@ -187,8 +189,10 @@ def main(dist: Path) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="tiny-") as scratch:
             checkpoint = build_tiny_checkpoint(Path(scratch))
-            for name, python, install in environments(dist):
-                check_one(name, python, install, checkpoint)
+            with ThreadPoolExecutor(AT_ONCE) as pool:  # much of it is downloads
+                checks = [pool.submit(check_one, *each, checkpoint) for each in environments(dist)]
+                for check in checks:
+                    check.result()
     except CheckFailed as exc:
         sys.stderr.write(f"package: {exc}\n")
         return 1
