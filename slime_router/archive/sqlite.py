@@ -31,7 +31,7 @@ from slime_router.archive.port import (
 from slime_router.choices import JournalSync
 from slime_router.errors import SetupError
 from slime_router.journal.codec import Damaged, SessionState, unpacked_opening, unpacked_session
-from slime_router.journal.database import Change, Late, Table, as_blob, as_text
+from slime_router.journal.database import Change, Late, Table, as_blob, as_text, explained
 from slime_router.journal.lock import JournalLock, alone_with_an_older_one
 from slime_router.journal.progress import Progress
 from slime_router.journal.writing import portions
@@ -69,14 +69,20 @@ class SqliteArchive:
             self.database = SharedDatabase(directory, sync=sync, keeps_idles=bool(keeps_idles))
         try:
             self._lock = JournalLock(directory, is_shared=is_shared)
-            if not is_shared and keeps_idles is False:
-                self.database.forget_idles()
         except SetupError:
             self.database.close()
             raise
         address = f"file:{quote(str(self.database.path.absolute()))}?mode=ro"
         self._reader = sqlite3.connect(address, uri=True, isolation_level=None, timeout=1.0)
-        self._has_older = has_older_names(self._reader)
+        try:
+            if not is_shared and keeps_idles is False:
+                self.database.forget_idles()
+            self._has_older = has_older_names(self._reader)
+        except (SetupError, sqlite3.Error) as exc:
+            self.let_go()
+            if isinstance(exc, SetupError):
+                raise
+            raise SetupError(explained(directory, exc)) from exc
         self._data_version = -1
         self._seen = ""  # the newest version when that was so
 

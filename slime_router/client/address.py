@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The parts of a URL that has no query; `path` and `url` have no slash at the end."""
+    """The parts of a URL of nothing but these; `path` and `url` have no slash at the end."""
 
     url: str
     host: str
@@ -22,10 +22,17 @@ class Address:
         """The address that a URL names.
 
         Raises:
-            ValueError: it is not an `http://` or `https://` URL.
+            ValueError: it is not an `http://` or `https://` URL of a host, and perhaps a path.
         """
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        if "@" in parts.netloc:  # which no message may show
+            raise ValueError("The URL of a router names no account: give it as one of the headers.")
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.query
+            or parts.fragment
+        ):
             raise ValueError(f"{url!r} is not the URL of a router, such as http://localhost:30001.")
         is_secure = parts.scheme == "https"
         return cls(url.rstrip("/"), parts.hostname, parts.port, parts.path.rstrip("/"), is_secure)

@@ -203,7 +203,7 @@ class Database:
             self._place = os.stat(self.path)  # once it was written to: some file systems copy then
         except (sqlite3.Error, OSError) as exc:
             self._sql.close()
-            raise SetupError(_explained(directory, exc)) from exc
+            raise SetupError(explained(directory, exc)) from exc
         except SetupError:
             self._sql.close()
             raise
@@ -310,7 +310,8 @@ def as_text(blob: bytes) -> str:
     return blob.decode("utf-8", "surrogatepass")
 
 
-def _explained(directory: Path, exc: sqlite3.Error | OSError) -> str:
+def explained(directory: Path, exc: sqlite3.Error | OSError) -> str:
+    """Why a journal cannot be opened, and what to do."""
     if "locked" in str(exc):
         return f"the journal {directory} is in use by another router"
     return f"the journal {directory} cannot be read ({exc}): restore it, or name another directory"

@@ -231,6 +231,21 @@ def of_schema_2(directory: Path) -> None:
         sql.execute("PRAGMA user_version = 2")
 
 
+def test_older_names_that_cannot_be_read_are_one_line_and_leave_nothing_open(tmp_path):
+    of_schema_2(tmp_path)
+    assert found_and_closed(tmp_path) == ["ss"]
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as sql:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'older_names'"
+        [(page,)] = sql.execute(query)
+        [(size,)] = sql.execute("PRAGMA page_size")
+    with (tmp_path / FILE_NAME).open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    with pytest.raises(SetupError, match=r"cannot be read .*: restore it"):
+        SqliteArchive(tmp_path)
+    JournalLock(tmp_path, is_shared=False).let_go()
+
+
 async def test_what_is_in_a_file_of_schema_2_is_found_by_its_names(tmp_path):
     of_schema_2(tmp_path)
     archive = SqliteArchive(tmp_path)

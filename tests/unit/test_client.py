@@ -401,10 +401,18 @@ class TestCalls:
         with pytest.raises((ValueError, TypeError)):
             _ = calls.reward_session("s", reward).payload
 
-    @pytest.mark.parametrize("url", ["localhost:30001", "ftp://x", "http://", "http://x?y=1"])
+    @pytest.mark.parametrize(
+        "url", ["localhost:30001", "ftp://x", "http://", "http://x?y=1", "http://x/#part"]
+    )
     def test_a_url_of_something_else_is_refused(self, url):
         with pytest.raises(ValueError, match="not the URL of a router"):
             Address.of(url)
+
+    def test_a_url_with_an_account_is_refused_without_its_password(self):
+        """One client sent it, and the other did not."""
+        with pytest.raises(ValueError, match="give it as one of the headers") as caught:
+            Address.of("http://user:SECRET@host:30001")
+        assert "SECRET" not in str(caught.value)
 
     def test_a_url_may_have_a_path_and_slashes(self):
         address = Address.of("https://host:8443/router//")
