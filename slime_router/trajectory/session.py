@@ -51,18 +51,18 @@ class SessionSpec:
 class Session:
     """One session as it is now.
 
-    What was said when it was opened never changes. All else is changed by its methods alone, each
-    of which names what happened; the state follows from that, so no other sequence of states is
-    possible. Times are Unix time, None where nobody knows.
+    What was said when it was opened never changes. What changes is a method that names what
+    happened; the state follows from what happened, so no other sequence of states is possible.
     """
 
     __slots__ = (
-        "_closers", "_is_closed", "_resting_turns", "_samples", "_turns",
-        "age", "dropped_tokens", "dropped_turns", "extra_key", "group_id", "held_tokens", "id",
-        "last_active", "lora_path", "max_tokens", "max_turns", "metadata", "number", "opener",
-        "own_number", "priority", "recorded_turns", "return_indexer_topk", "return_routed_experts",
-        "reward", "rollout_id", "running", "sampled_tokens", "sampling", "sampling_pins", "started",
-        "top_logprobs", "truncated_turns", "was_exported", "was_opened",
+        "_age", "_closers", "_dropped_tokens", "_dropped_turns", "_held_tokens", "_is_closed",
+        "_last_active", "_recorded_turns", "_resting_turns", "_reward", "_running",
+        "_sampled_tokens", "_samples",
+        "_started", "_truncated_turns", "_turns", "_was_exported", "_was_opened",
+        "extra_key", "group_id", "id", "lora_path", "max_tokens", "max_turns", "metadata", "number",
+        "opener", "own_number", "priority", "return_indexer_topk", "return_routed_experts",
+        "rollout_id", "sampling", "sampling_pins", "top_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -76,24 +76,23 @@ class Session:
     ) -> None:
         self.id: Final = spec.id  # its name inside the router; the others are as the owner has them
         self._say(spec, opener)
-        self.was_opened = is_opened  # or closed: it is kept until it is deleted
-        self.was_exported = False  # all of it was fetched since it was closed
-        self._is_closed = False
+        self._was_opened = is_opened
         self._closers = 0  # requests that are closing it
-        self.reward: Reward | None = None
+        self._is_closed = False
+        self._was_exported = False
+        self._reward: Reward | None = None
         self._turns: ByNumber = {}
         self._samples: dict[str, int] = {}  # held turns of each request
         self._resting_turns = 0  # without their names
-        self.held_tokens = 0  # of the deltas of the held turns
-        self.recorded_turns = self.sampled_tokens = 0  # in all
-        self.dropped_turns = self.dropped_tokens = 0  # those no longer held; sampled tokens
-        self.truncated_turns = 0  # sampled from a part of the vocabulary that nobody knows
-        self.running = 0  # turns in progress
-        self.age = age  # of the store, when it was last used
+        self._held_tokens = 0
+        self._recorded_turns = self._sampled_tokens = 0
+        self._dropped_turns = self._dropped_tokens = 0
+        self._running = self._truncated_turns = 0
+        self._age = age
         # In the order of their beginnings, among all those of its table and among its owner's.
         self.number, self.own_number = numbers
-        self.started: float | None = None  # it was opened, or its first turn began
-        self.last_active: float | None = None  # its last turn had ended, or it was opened
+        self._started: float | None = None
+        self._last_active: float | None = None
 
     def _say(self, spec: SessionSpec, opener: str) -> None:
         self.rollout_id = spec.rollout_id or shown(spec.id)
@@ -152,17 +151,27 @@ class Session:
             return "closed"
         if self._closers:
             return "closing"
-        return "open" if self.was_opened else "implicit"
+        return "open" if self._was_opened else "implicit"
+
+    @property
+    def was_opened(self) -> bool:
+        """Whether it was opened, or closed: it is kept until it is deleted."""
+        return self._was_opened
+
+    @property
+    def was_exported(self) -> bool:
+        """Whether somebody has fetched all of it since it was closed."""
+        return self._was_exported
 
     @property
     def is_pinned(self) -> bool:
         """Whether its turns are kept whatever the pressure: nobody has exported the end of it."""
-        return self.was_opened and not self.was_exported
+        return self._was_opened and not self._was_exported
 
     @property
     def is_used(self) -> bool:
         """Whether it is more than a name."""
-        return self.state != "implicit" or bool(self._turns) or self.running > 0
+        return self.state != "implicit" or bool(self._turns) or self._running > 0
 
     @property
     def turns(self) -> KeysView[str]:
@@ -174,16 +183,71 @@ class Session:
         return self._samples.get(request_id, 0)
 
     @property
+    def held_tokens(self) -> int:
+        """Tokens of the deltas of the held turns."""
+        return self._held_tokens
+
+    @property
+    def recorded_turns(self) -> int:
+        """Turns that it has had."""
+        return self._recorded_turns
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that were sampled in it."""
+        return self._sampled_tokens
+
+    @property
+    def dropped_turns(self) -> int:
+        """Turns that are no longer held."""
+        return self._dropped_turns
+
+    @property
+    def dropped_tokens(self) -> int:
+        """Sampled tokens of the dropped turns."""
+        return self._dropped_tokens
+
+    @property
     def turn_count(self) -> int:
         """How many turns are held."""
         return len(self._turns) + self._resting_turns
+
+    @property
+    def truncated_turns(self) -> int:
+        """Turns sampled from a part of the vocabulary that nobody knows."""
+        return self._truncated_turns
+
+    @property
+    def running(self) -> int:
+        """Turns in progress."""
+        return self._running
+
+    @property
+    def reward(self) -> Reward | None:
+        """The reward as the trainer gave it."""
+        return self._reward
+
+    @property
+    def started(self) -> float | None:
+        """When it was opened, or its first turn began, in Unix time; None where nobody knows."""
+        return self._started
+
+    @property
+    def last_active(self) -> float | None:
+        """When its last turn had ended, or it was opened; likewise."""
+        return self._last_active
+
+    @property
+    def age(self) -> int:
+        """The store's age when it was last used."""
+        return self._age
 
     # What happens to it
 
     def opened_elsewhere(self, spec: SessionSpec, opener: str) -> None:
         """Another router opened it, while here it was a name that calls had used."""
         self._say(spec, opener)
-        self.was_opened = True
+        self._was_opened = True
 
     def resting(self) -> Session:
         """A copy without the names of its turns: what a list says of it, and nothing else."""
@@ -199,7 +263,7 @@ class Session:
             Conflict: it is closed or closing.
         """
         self._check_open()
-        self.running += 1
+        self._running += 1
 
     def left(self, age: int) -> None:
         """A turn has ended, one way or another.
@@ -207,32 +271,32 @@ class Session:
         Raises:
             ValueError: none is in progress.
         """
-        if not self.running:
+        if not self._running:
             raise ValueError(f"no turn runs in {self!r}")
-        self.running -= 1
-        self.age = age
+        self._running -= 1
+        self._age = age
 
     def used(self, age: int) -> None:
         """Somebody asked for it when the store had that age."""
-        self.age = age
+        self._age = age
 
     def gain(self, turn: Turn, age: int) -> None:
         """A turn was recorded."""
         put_by_number(self._turns, turn.id, turn.seq)
         self._samples[turn.request_id] = self.samples_of(turn.request_id) + 1
-        self.held_tokens += turn.own_len
-        self.recorded_turns += 1
-        self.sampled_tokens += len(turn.output_ids)
-        self.truncated_turns += bool(turn.uncaptured)
-        self.age = age
+        self._held_tokens += turn.own_len
+        self._recorded_turns += 1
+        self._sampled_tokens += len(turn.output_ids)
+        self._truncated_turns += bool(turn.uncaptured)
+        self._age = age
         if turn.account is not None:
             self.was_active(turn.account.started, turn.account.duration_s)
 
     def was_active(self, since: float, duration_s: float = 0.0) -> None:
         """Something happened in it at that time."""
         end = since + duration_s
-        self.started = since if self.started is None else min(self.started, since)
-        self.last_active = end if self.last_active is None else max(self.last_active, end)
+        self._started = since if self._started is None else min(self._started, since)
+        self._last_active = end if self._last_active is None else max(self._last_active, end)
 
     def lose(self, turn: Turn) -> None:
         """A turn was dropped."""
@@ -240,16 +304,16 @@ class Session:
         self._samples[turn.request_id] -= 1
         if not self._samples[turn.request_id]:
             del self._samples[turn.request_id]
-        self.held_tokens -= turn.own_len
-        self.dropped_turns += 1
-        self.dropped_tokens += len(turn.output_ids)
+        self._held_tokens -= turn.own_len
+        self._dropped_turns += 1
+        self._dropped_tokens += len(turn.output_ids)
 
     def had_lost(self, turns: int, tokens: int) -> None:
         """Before the restart that it survived, so many of its turns were dropped already."""
-        self.recorded_turns += turns
-        self.dropped_turns += turns
-        self.sampled_tokens += tokens
-        self.dropped_tokens += tokens
+        self._recorded_turns += turns
+        self._dropped_turns += turns
+        self._sampled_tokens += tokens
+        self._dropped_tokens += tokens
 
     @contextmanager
     def closing(self) -> Iterator[None]:
@@ -271,20 +335,20 @@ class Session:
         """
         if self._is_closed:
             raise Conflict(f"The session '{self.name}' is closed.", code=SESSION_CLOSED)
-        is_first = not self.was_opened
-        self._is_closed = self.was_opened = True
-        self.age = age
+        is_first = not self._was_opened
+        self._is_closed = self._was_opened = True
+        self._age = age
         return is_first
 
     def exported(self) -> bool:
         """Somebody has fetched all of it. Returns whether that ends its keeping."""
-        ends = self._is_closed and not self.was_exported
-        self.was_exported = self.was_exported or ends
+        ends = self._is_closed and not self._was_exported
+        self._was_exported = self._was_exported or ends
         return ends
 
     def rewarded(self, reward: Reward) -> None:
         """A trainer rewards it, perhaps once more."""
-        self.reward = reward
+        self._reward = reward
 
     def _check_open(self) -> None:
         if self.state in ("closing", "closed"):
