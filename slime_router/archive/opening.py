@@ -107,7 +107,7 @@ def _in_redis(
     config: JournalSettings, url: str, vocabulary: bytes, on_end: Callable[[str], None]
 ) -> SharedArchive:
     if config.journal is not None:
-        raise SetupError("--store and --journal are two places for the same: give one of them")
+        raise SetupError("--store and --journal are two places for the same thing: give one")
     try:
         from slime_router.archive.redis import RedisArchive
         from slime_router.archive.redis_client import RedisClients, StoreUrl

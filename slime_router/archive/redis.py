@@ -22,6 +22,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 from redis.asyncio.client import Pipeline as AsyncPipeline
@@ -213,10 +214,10 @@ class RedisArchive:
 
         def ask(pipe: AsyncPipeline) -> None:
             for name in names:
-                pipe.zrevrange(self._name(name), 0, MAX_HOMES - 1)
+                pipe.zrevrange(self._name(name), 0, MAX_HOMES)
 
         found = await self._asked(ask)
-        full = [name for name, homes in zip(names, found, strict=True) if len(homes) >= MAX_HOMES]
+        full = [name for name, homes in zip(names, found, strict=True) if len(homes) > MAX_HOMES]
         if full:  # nobody looks for the others
 
             def trim(pipe: AsyncPipeline) -> None:
@@ -224,7 +225,8 @@ class RedisArchive:
                     pipe.zremrangebyrank(self._name(name), 0, -MAX_HOMES - 1)
 
             await self._asked(trim)
-        return list(dict.fromkeys(as_text(home) for homes in found for home in homes))
+        newest = chain.from_iterable(homes[:MAX_HOMES] for homes in found)
+        return list(dict.fromkeys(map(as_text, newest)))
 
     @as_expected
     async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:

@@ -184,7 +184,7 @@ class StoreUrl:
         self._address(self._hosts, REDIS_PORT)
         is_plain = not self._kind
         if self._name and not (is_plain and self._name.isascii() and self._name.isdecimal()):
-            raise self._error("after the host stands nothing but the number of a database")
+            raise self._error("nothing but the number of a database may follow the host")
 
     def _address(self, host: str, port: int) -> tuple[str, int]:
         try:

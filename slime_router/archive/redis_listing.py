@@ -1,4 +1,4 @@
-"""What a prefix of a store holds, for who looks from outside. Blocking."""
+"""What a prefix of a store holds, as seen from outside. Blocking."""
 
 from __future__ import annotations
 

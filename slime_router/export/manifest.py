@@ -71,7 +71,7 @@ class Manifest:
         """One line more.
 
         Raises:
-            KeyError, TypeError: it is none of ours.
+            KeyError, TypeError: it is not one of ours.
         """
         names = {each.name for each in fields(Entry)}
         for given in line["sessions"]:

@@ -76,8 +76,8 @@ def test_a_cluster_has_no_replicas_to_wait_for():
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("redis://u:SECRET@h/x", "redis://h/x cannot be used: after the host stands"),
-        ("redis://u:SECRET@h/-1", "after the host stands"),
+        ("redis://u:SECRET@h/x", "redis://h/x cannot be used: nothing but the number"),
+        ("redis://u:SECRET@h/-1", "nothing but the number of a database"),
         ("redis://h?db=a&password=SECRET", "redis://h cannot be used: an option is wrong"),
         ("redis://h?x=y&password=SECRET", "it has an option 'x'"),
         ("redis://h?decode_responses=1", "it has an option 'decode_responses'"),
@@ -92,7 +92,7 @@ def test_a_cluster_has_no_replicas_to_wait_for():
         ("redis:/u:SECRET@h", "--store URL cannot be used: it begins with redis://"),
         ("REDIS://u:SECRET@h", "it begins with redis://"),
         ("redis+cluster://u:SECRET@", "a host is missing"),
-        ("redis+cluster://u:SECRET@h/1", "after the host stands"),
+        ("redis+cluster://u:SECRET@h/1", "nothing but the number of a database"),
         ("redis+sentinel://u:SECRET@h,/name", "a host is missing"),
         ("redis+sentinel://u:SECRET@h/name?password=SECRET", "the name of the primary"),
         ("redis+sentinel://u:SECRET@h/name/2", "the name of the primary"),

@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisAway
 from redis.exceptions import ResponseError
 
 from slime_router.archive.port import ArchiveDown, ArchiveOdd
-from slime_router.archive.redis import RENEWALS, RedisArchive
+from slime_router.archive.redis import MAX_HOMES, RENEWALS, RedisArchive
 from slime_router.archive.redis_client import RedisClients
 
 Asked = Callable[[RedisArchive], Coroutine[Any, Any, object]]
@@ -139,6 +139,40 @@ def test_a_write_waits_for_as_many_replicas_and_never_for_ever():
         short.append(made.shortfall)
     assert short == ["1 of 2 replicas have it", None, None]
     assert clients.asked == [("WAIT", 2, 1)] * 3
+
+
+class Finds:
+    """A client whose names have so many homes each, and which counts the trips to it."""
+
+    def __init__(self, homes: int) -> None:
+        self._homes = [b"home %d" % number for number in range(homes)]
+        self._answers: list[Any] = []
+        self.trips: list[list[str]] = []
+        self.waiting = self
+
+    def pipeline(self, **_: object) -> Finds:
+        self._answers = []
+        self.trips.append([])
+        return self
+
+    def zrevrange(self, _: bytes, start: int, end: int) -> None:
+        self.trips[-1].append("look")
+        self._answers.append(self._homes[start : end + 1])
+
+    def zremrangebyrank(self, *_: object) -> None:
+        self.trips[-1].append("trim")
+        self._homes = self._homes[:MAX_HOMES]
+
+    async def execute(self) -> list[Any]:
+        return self._answers
+
+
+async def test_homes_that_nobody_looks_for_are_dropped_once():
+    clients = Finds(MAX_HOMES + 4)
+    made = RedisArchive(cast("RedisClients", clients), prefix="p", ttl_s=10)
+    for _ in range(2):
+        assert await made.find([b"name"]) == [f"home {number}" for number in range(MAX_HOMES)]
+    assert clients.trips == [["look"], ["trim"], ["look"]], "a request waits for each"
 
 
 class Renews:

@@ -175,7 +175,7 @@ class Filler:
                 return
 
     async def _absorbed(self, news: News, since: Cursor) -> bool:
-        """Takes news over in pieces; see `ArchivedStore.absorb`. Others may do the same in between.
+        """Takes over news in pieces; see `ArchivedStore.absorb`. Others may do the same in between.
 
         Until the last piece the home has the cursor that it had: nobody takes a part for all.
         """
