@@ -15,6 +15,7 @@ from typing import Literal, TypeGuard
 from slime_router.archive.homes import home_of_session, session_of
 from slime_router.archive.indexing import drop_turns, indexed, put_names
 from slime_router.archive.merging import merged
+from slime_router.archive.port import ROUTERS
 from slime_router.choices import JournalSync
 from slime_router.errors import SetupError
 from slime_router.journal.closings import Closings, Leaving
@@ -42,8 +43,6 @@ from slime_router.journal.writing import portions, writing
 from slime_router.values import replace
 
 logger = logging.getLogger(__name__)
-
-ROUTERS = 1 << 16
 
 _PUT_TURNS = """
 INSERT INTO turns (seq, id, session, data, home, version, changed) VALUES {}

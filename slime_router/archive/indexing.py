@@ -18,6 +18,7 @@ from hashlib import blake2b
 from itertools import chain
 
 from slime_router.archive.homes import home_of_session, names_of
+from slime_router.archive.port import MAX_HOMES
 from slime_router.journal.codec import Damaged, SessionState, packed_session, unpacked_turn
 from slime_router.journal.database import as_blob, as_text
 from slime_router.journal.progress import Progress
@@ -27,7 +28,6 @@ from slime_router.trajectory.session import SessionSpec
 logger = logging.getLogger(__name__)
 
 SLICE = 200  # turns of one transaction
-MAX_HOMES = 16  # of one name: the newest
 MAX_NAMED = 1_000  # turns with one name whose homes are found
 
 # Turns without a home are few: this finds them without looking at all others.

@@ -26,6 +26,8 @@ R = TypeVar("R")
 Cursor: TypeAlias = str  # "": nothing was seen
 
 NOTHING_SEEN: Cursor = ""
+MAX_HOMES = 16  # of one name: the newest
+ROUTERS = 1 << 16  # that have numbers of their own at one time
 
 
 class ArchiveDown(Exception):
@@ -137,7 +139,7 @@ class Archive(Protocol):
         """
 
     async def find(self, names: Sequence[bytes]) -> list[str]:
-        """The homes of turns with any of these names. Raises ArchiveDown."""
+        """The homes of turns with any of these names, MAX_HOMES of each. Raises ArchiveDown."""
 
     async def news(self, home: str, since: Cursor, knows: Callable[[str], bool]) -> News:
         """What happened to a home; turns that the reader `knows` come without their data.
@@ -169,7 +171,7 @@ class Archive(Protocol):
         """Whether anything may have happened since; False only where that is certain."""
 
     async def number(self) -> int:
-        """A number from 0 to 65535 that no other router has had lately. Raises ArchiveDown."""
+        """A number below ROUTERS that no other router has had lately. Raises ArchiveDown."""
 
     async def last_seq(self) -> int:
         """A number that no turn exceeds, where one can be known; else 0. Raises ArchiveDown."""

@@ -28,7 +28,16 @@ from typing import Any
 from redis.asyncio.client import Pipeline as AsyncPipeline
 
 from slime_router.archive.homes import home_of_session
-from slime_router.archive.port import NOTHING_SEEN, ArchiveOdd, Cursor, Kept, News, as_expected
+from slime_router.archive.port import (
+    MAX_HOMES,
+    NOTHING_SEEN,
+    ROUTERS,
+    ArchiveOdd,
+    Cursor,
+    Kept,
+    News,
+    as_expected,
+)
 from slime_router.archive.redis_client import FAILURES, RedisClients, answered, refused
 from slime_router.archive.redis_log import (
     CHANGED,
@@ -61,9 +70,7 @@ from slime_router.journal.progress import Progress
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-MAX_HOMES = 16  # of one name: the newest
 MAX_LISTED = 1_000_000  # changes of sessions
-ROUTERS = 1 << 16
 RENEWALS = 20  # of a home that is looked at, in the time in which it would expire
 MAX_RENEWED = 100_000  # homes for which the time is remembered
 FIRST: Cursor = "0-0"  # of a home that nothing has happened to

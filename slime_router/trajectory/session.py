@@ -262,7 +262,7 @@ class Session:
         Raises:
             Conflict: it is closed or closing.
         """
-        self._check_open()
+        self.check_not_closed(or_closing=True)
         self._running += 1
 
     def left(self, age: int) -> None:
@@ -333,8 +333,7 @@ class Session:
         Raises:
             Conflict: it is closed already.
         """
-        if self._is_closed:
-            raise Conflict(f"The session '{self.name}' is closed.", code=SESSION_CLOSED)
+        self.check_not_closed()
         is_first = not self._was_opened
         self._is_closed = self._was_opened = True
         self._age = age
@@ -350,8 +349,9 @@ class Session:
         """A trainer rewards it, perhaps once more."""
         self._reward = reward
 
-    def _check_open(self) -> None:
-        if self.state in ("closing", "closed"):
+    def check_not_closed(self, *, or_closing: bool = False) -> None:
+        """Raises Conflict where it is closed; with `or_closing` also while that begins."""
+        if self._is_closed or (or_closing and self._closers):
             raise Conflict(f"The session '{self.name}' is closed.", code=SESSION_CLOSED)
 
     def check_room(self, running: int, wanted: int) -> None:
@@ -361,7 +361,7 @@ class Session:
             Conflict: it is closed or closing.
             SessionLimit: it has all the turns or tokens that it may have.
         """
-        self._check_open()
+        self.check_not_closed(or_closing=True)
         turns = self.recorded_turns + running
         if self.max_turns is not None and turns + wanted > self.max_turns:
             raise SessionLimit(

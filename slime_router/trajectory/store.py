@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from typing import Unpack
 
-from slime_router.errors import SESSION_CLOSED, Conflict, StorageFull
+from slime_router.errors import StorageFull
 from slime_router.trajectory.conversations import Conversations, Handles
 from slime_router.trajectory.eviction import EvictionQueue, check_tree
 from slime_router.trajectory.held import HeldTokens
@@ -141,8 +141,7 @@ class TrajectoryStore:
         return self._seq + 1
 
     def _check_open(self, session: Session) -> None:
-        if session.state == "closed":
-            raise Conflict(f"The session '{session.name}' is closed.", code=SESSION_CLOSED)
+        session.check_not_closed()
 
     def _file(self, turn: Turn, session: Session | None) -> None:
         """Make a turn with its number known."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from slime_router.archive.homes import home_of_session
 from slime_router.archive.merging import merged
-from slime_router.archive.port import NOTHING_SEEN, ArchiveDown, Cursor, Kept, News
+from slime_router.archive.port import MAX_HOMES, NOTHING_SEEN, ArchiveDown, Cursor, Kept, News
 from slime_router.journal.codec import SessionState, unpacked_session
 from slime_router.journal.database import (
     Change,
@@ -21,8 +21,6 @@ from slime_router.journal.database import (
     Table,
 )
 from slime_router.journal.progress import Progress
-
-MAX_HOMES = 16  # of one name: the newest
 
 
 @dataclass(slots=True)

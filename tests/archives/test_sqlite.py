@@ -19,8 +19,9 @@ from slime_router.api.request import fresh_hex
 from slime_router.archive.database import SharedDatabase
 from slime_router.archive.home import put_of
 from slime_router.archive.homes import home_of_session, name_of_id, name_of_key, names_of
-from slime_router.archive.indexing import MAX_HOMES, number_of
+from slime_router.archive.indexing import number_of
 from slime_router.archive.opening import opened
+from slime_router.archive.port import MAX_HOMES
 from slime_router.archive.sqlite import SqliteArchive
 from slime_router.config import JournalSettings
 from slime_router.errors import SetupError

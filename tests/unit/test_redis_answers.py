@@ -10,8 +10,8 @@ import pytest
 from redis.exceptions import ConnectionError as RedisAway
 from redis.exceptions import ResponseError
 
-from slime_router.archive.port import ArchiveDown, ArchiveOdd
-from slime_router.archive.redis import MAX_HOMES, RENEWALS, RedisArchive
+from slime_router.archive.port import MAX_HOMES, ArchiveDown, ArchiveOdd
+from slime_router.archive.redis import RENEWALS, RedisArchive
 from slime_router.archive.redis_client import RedisClients
 
 Asked = Callable[[RedisArchive], Coroutine[Any, Any, object]]
