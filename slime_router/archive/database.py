@@ -30,7 +30,6 @@ from slime_router.journal.database import (
     Change,
     Database,
     Drop,
-    DropTurn,
     Late,
     MarkUndelivered,
     Put,
@@ -57,6 +56,9 @@ INSERT INTO sessions (id, data, version, born, is_closed) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET data = excluded.data, version = excluded.version,
     is_closed = excluded.is_closed
 """
+_PUT = """
+INSERT INTO {} (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data
+"""
 _COUNT_WORKERS = """
 INSERT INTO counters VALUES ('workers', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
 """
@@ -72,7 +74,7 @@ _HAS_MORE = "SELECT 1 FROM turns WHERE home = ? LIMIT 1"
 
 
 class SharedDatabase(Database):
-    """The writing side of a shared journal."""
+    """The writing side of a journal, which one router has or several share."""
 
     def __init__(
         self,
@@ -138,14 +140,15 @@ class SharedDatabase(Database):
                     late |= self._put_turns([each for each in some if _is_turn(each)], version)
                     continue
                 for change in some:
-                    self._apply_shared(change, version)
+                    self._apply(change, version)
         self._save_from_lost_log()
         return late
 
     def _save_from_lost_log(self) -> None:
         """Puts what was written into the file itself, where somebody has removed the log.
 
-        SQLite goes on writing to a log that nobody will find again.
+        SQLite goes on writing to a log that nobody will find again: until then, what is committed
+        counts as not written. To make the same changes once more changes nothing.
 
         Raises:
             sqlite3.OperationalError: it cannot be done while somebody is reading.
@@ -167,12 +170,10 @@ class SharedDatabase(Database):
         if is_busy:
             raise sqlite3.OperationalError("its log was removed, and the file is being read")
 
-    def _apply_shared(self, change: Change, version: int) -> None:
+    def _apply(self, change: Change, version: int) -> None:
         run = self._sql.execute
         if isinstance(change, PutTurn):
             self._put_turns([change], version)
-        elif isinstance(change, DropTurn):
-            run("DELETE FROM turns WHERE seq = ?", (change.seq,))
         elif isinstance(change, MarkUndelivered):
             run(
                 "UPDATE turns SET is_undelivered = 1, version = ? WHERE seq = ?",
@@ -183,9 +184,17 @@ class SharedDatabase(Database):
         elif isinstance(change, Drop) and change.table == "sessions":
             self._drop_session(change, version)
         else:
-            self._apply(change)
+            self._put_by_name(change)
             if change.table == "workers":
                 run(_COUNT_WORKERS)
+
+    def _put_by_name(self, change: Put | Drop) -> None:
+        """What is neither a turn nor a session."""
+        name = as_blob(change.id)
+        if isinstance(change, Put):
+            self._sql.execute(_PUT.format(change.table), (name, change.data))
+        else:
+            self._sql.execute(f"DELETE FROM {change.table} WHERE id = ?", (name,))
 
     def _put_turns(self, turns: Sequence[PutTurn], version: int) -> Late:
         """Turns, with few statements; the sessions of those that are late."""
@@ -222,9 +231,9 @@ class SharedDatabase(Database):
             of = each.session_id if isinstance(each, PutTurn) else None
             of = each.id if isinstance(each, Put) else of
             if not self._known(_DELETED, {of}):
-                self._apply_shared(each, version)
+                self._apply(each, version)
             elif isinstance(each, PutTurn):  # as those that others build on stay
-                self._apply_shared(_without_session(each), version)
+                self._apply(_without_session(each), version)
         states |= self._known(_STATES, {session})
         bases |= self._known(_TURNS, {base})
 
@@ -269,7 +278,7 @@ class SharedDatabase(Database):
                 session_id = as_text(leaving.session)
                 drop = Drop("sessions", session_id, is_deleted=True)
                 turns = self._drop_session(drop, self.count_up("version"))
-                self._apply(Drop("openings", session_id))
+                self._put_by_name(Drop("openings", session_id))
                 turns += self._drop_idle(as_blob(home_of_session(session_id)), None)
             self.closings.count(leaving, turns)
         return turns

@@ -81,7 +81,7 @@ def _index(
     turn = unpacked_turn(data)
     if session is not None:
         home = home_of_session(as_text(session))
-        state = packed_session(_mere_name(as_text(session)))
+        state = packed_session(SessionState(spec=SessionSpec(id=as_text(session))))
         sql.execute("INSERT OR IGNORE INTO sessions (id, data) VALUES (?, ?)", (session, state))
     elif turn.base is None:
         home = "t" + turn.id
@@ -154,15 +154,3 @@ def drop_turns(sql: sqlite3.Connection, home: bytes, *, is_whole: bool = False) 
 def _home_of(sql: sqlite3.Connection, turn_id: str) -> str:
     row = sql.execute("SELECT home FROM turns WHERE id = ?", (as_blob(turn_id),)).fetchone()
     return "t" + turn_id if row is None or row[0] is None else as_text(row[0])
-
-
-def _mere_name(session_id: str) -> SessionState:
-    return SessionState(
-        spec=SessionSpec(id=session_id),
-        was_opened=False,
-        is_closed=False,
-        was_exported=False,
-        reward=None,
-        dropped_turns=0,
-        dropped_tokens=0,
-    )

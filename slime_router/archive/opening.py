@@ -122,20 +122,21 @@ def _in_redis(
             f"--store-prefix {config.store_prefix!r} cannot have a brace with a cluster: all would"
             " be kept by one node"
         )
+    for_replicas_s = config.store_timeout_s if config.store_wait_replicas else 0.0
     clients = RedisClients(
         url,
         timeout_s=config.store_timeout_s,
-        write_timeout_s=max(config.store_timeout_s, WRITE_TIMEOUT_S),
+        write_timeout_s=max(config.store_timeout_s, WRITE_TIMEOUT_S) + for_replicas_s,
     )
     archive = RedisArchive(
         clients,
         prefix=config.store_prefix,
         ttl_s=math.ceil(config.store_ttl_s),
         wait_replicas=config.store_wait_replicas,
-        wait_s=config.store_timeout_s,
+        wait_s=for_replicas_s,
     )
     must_be_there = config.store_on_error == "stop"
-    patience_s = config.store_timeout_s * (2 if config.store_wait_replicas else 1)
+    patience_s = config.store_timeout_s + for_replicas_s
     return SharedArchive(
         archive,
         patience_s=None if must_be_there else patience_s,

@@ -47,7 +47,6 @@ from slime_router.journal.codec import SessionState, unpacked_session
 from slime_router.journal.database import (
     Change,
     Drop,
-    DropTurn,
     Late,
     MarkUndelivered,
     Put,
@@ -159,8 +158,6 @@ class RedisArchive:
             self._put_turn(pipe, change)
         elif isinstance(change, MarkUndelivered):
             self._note(pipe, change.home, {KIND: UNDELIVERED, ID: as_blob(change.id)})
-        elif isinstance(change, DropTurn):
-            return  # turns leave with their home
         elif change.table == "sessions":
             self._change_session(pipe, change)
         elif change.table == "openings":

@@ -86,11 +86,9 @@ class SqliteArchive:
     async def prepare(self, progress: Progress) -> None:
         """See `Archive.prepare`. Indexes what an older router wrote."""
         steps = self.database.indexed(progress)
-        try:
+        with _asked():
             while await asyncio.to_thread(next, steps, steps) is not steps:
                 pass
-        except sqlite3.Error as exc:
-            raise _trouble(exc) from exc
 
     def apply(self, changes: list[Change]) -> Late:
         """See `Archive.apply`."""
@@ -208,24 +206,18 @@ class SqliteArchive:
 
     async def number(self) -> int:
         """See `Archive.number`."""
-        try:
+        with _asked():
             return self.database.new_router()
-        except sqlite3.Error as exc:
-            raise _trouble(exc) from exc
 
     async def last_seq(self) -> int:
         """See `Archive.last_seq`."""
-        try:
+        with _asked():
             return self.database.last_seq()
-        except sqlite3.Error as exc:
-            raise _trouble(exc) from exc
 
     async def bind(self, name: str, value: bytes) -> bytes:
         """See `Archive.bind`."""
-        try:
+        with _asked():
             return self.database.bind(name, value)
-        except sqlite3.Error as exc:
-            raise _trouble(exc) from exc
 
     async def close(self) -> None:
         """See `Archive.close`."""
@@ -244,14 +236,12 @@ class SqliteArchive:
         Raises:
             ArchiveDown: it cannot be read.
         """
-        try:
+        with _asked():
             self._reader.execute("BEGIN")
             try:
                 yield self._reader.execute
             finally:
                 self._reader.execute("COMMIT")
-        except sqlite3.Error as exc:
-            raise _trouble(exc) from exc
 
     @staticmethod
     def _version(run: Callable[..., sqlite3.Cursor]) -> int:
@@ -280,7 +270,11 @@ def _state_of(data: bytes, opening: bytes | None) -> SessionState:
     return state
 
 
-def _trouble(exc: sqlite3.Error) -> ArchiveDown:
-    """A file that is damaged stays so; everything else may pass."""
-    is_broken = (getattr(exc, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
-    return ArchiveBroken(str(exc)) if is_broken else ArchiveDown(str(exc))
+@contextmanager
+def _asked() -> Iterator[None]:
+    """What fails in the block is ArchiveDown; ArchiveBroken where it stays so."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        is_broken = (getattr(exc, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
+        raise (ArchiveBroken if is_broken else ArchiveDown)(str(exc)) from exc

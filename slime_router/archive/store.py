@@ -42,6 +42,8 @@ class ArchivedStore(TrajectoryStore):
     `max_bytes` bounds what is in memory, beside the budget in tokens.
     """
 
+    sessions: ArchivedSessions
+
     def __init__(
         self,
         sink: Sink,
@@ -54,9 +56,7 @@ class ArchivedStore(TrajectoryStore):
         super().__init__(budget_tokens, max_sessions=max_sessions, owners=owners)
         self._sink = sink
         self._tap = Tap(sink)
-        self.sessions = self._written = ArchivedSessions(
-            self._tap, max_sessions, owners, self._changed
-        )
+        self.sessions = ArchivedSessions(self._tap, max_sessions, owners, self._changed)
         self._homes: OrderedDict[str, Home] = OrderedDict()
         self._home_of: dict[str, str] = {}
         self._max_bytes = max_bytes
@@ -92,24 +92,12 @@ class ArchivedStore(TrajectoryStore):
         """Turns get numbers after this one."""
         self._seq = max(self._seq, seq)
 
-    def number_sessions(self, names: Iterable[str]) -> None:
-        """Sessions that are not here get the next numbers, in this order."""
-        self._written.number_in_order(names)
-
-    def note_away(self, name: str, state: SessionState | None) -> None:
-        """See `ArchivedSessions.note_away`."""
-        self._written.note_away(name, state)
-
-    def rewarded_away(self, session: Session) -> list[str]:
-        """See `ArchivedSessions.rewarded_away`."""
-        return self._written.rewarded_away(session)
-
     def add(self, turn: Turn) -> Turn:
         """See `TrajectoryStore.add`; a session closed in the meantime takes the turn too."""
         turn = super().add(turn)
         session = self._session_of(turn)
-        if session is not None and not self._written.has_written(session):
-            self._written.write(session)  # others list it
+        if session is not None and not self.sessions.has_written(session):
+            self.sessions.write(session)  # others list it
         self._write(turn)
         self._evict()
         return turn
@@ -165,7 +153,7 @@ class ArchivedStore(TrajectoryStore):
         super().mark_exported(session_id)
         is_news = session is not None and session.was_exported and not was_exported
         if session is not None and is_news and not self._tap.is_shut:
-            self._written.write(session)
+            self.sessions.write(session)
 
     def delete_session(self, session_id: str) -> None:
         """See `TrajectoryStore.delete_session`."""
@@ -260,7 +248,7 @@ class ArchivedStore(TrajectoryStore):
             if session is not None:
                 if session.is_pinned:
                     self._pinned_tokens -= session.held_tokens
-                self._written.leave(session)
+                self.sessions.leave(session)
             for turn_id in sorted(home.turns, key=lambda each: -self._turns[each].seq):
                 turn = self._turns[turn_id]
                 self._remove(turn)
@@ -315,7 +303,7 @@ class ArchivedStore(TrajectoryStore):
     def _write_again(self, home: Home, name: str) -> None:
         """The archive has lost a home; it gets back what is here."""
         if (session := self.sessions.find(session_of(name) or "")) is not None:
-            self._written.write(session)
+            self.sessions.write(session)
         self._write_turns(home)
         self.rewritten_turns += (count := len(home.turns))
         logger.warning("the store had lost %s: %d turns written again", in_words(name), count)
@@ -330,7 +318,7 @@ class ArchivedStore(TrajectoryStore):
     def _absorb_deletion(self, session_id: str, state: SessionState | None) -> None:
         session = self.sessions.find(session_id)
         if session is None:
-            self._written.remember_deleted(session_id)
+            self.sessions.remember_deleted(session_id)
         elif state is None or state.opener != session.opener:
             super().delete_session(session_id)
 
@@ -343,7 +331,7 @@ class ArchivedStore(TrajectoryStore):
                 session = self.sessions.name(state.spec.id)
             except NotFound:
                 return
-            self._written.write(session)
+            self.sessions.write(session)
         elif state.was_opened and not session.was_opened:
             self._pinned_tokens += session.held_tokens
             self.sessions.opened_elsewhere(session, state.spec, state.opener)

@@ -19,8 +19,6 @@ NPZ = "application/x-npz"
 NDJSON = "application/x-ndjson"
 JSON = "application/json"
 TRIES = 3  # of a call that only reads
-
-
 SCORE_TIMEOUT_S = 3600.0
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_router.client.columns import checked_masks, checked_tops
+from slime_router.client.columns import checked_masks, checked_tops, frozen
 from slime_router.client.errors import BadReply
-from slime_router.client.row_turns import RowTurn
 from slime_router.client.rows import (
     UNREADABLE,
     Export,
@@ -145,12 +144,12 @@ def _rows(tree: Tree) -> Iterator[Row]:
         places = np.concatenate([np.zeros(0, np.int64), *spans])
         loss_mask = tree.loss_mask[places] * is_new[places]
         is_new[places] = False
-        has_logprobs = values["has_logprobs"] and tree.logprobs is not None
+        logprobs = tree.logprobs if values["has_logprobs"] else None
         yield row_of(
             {**tree.session, **values, "turns": [*_turns(tree, path)]},
-            _frozen(tree.tokens[places]),
-            _frozen(loss_mask.astype(np.uint8)),
-            _frozen(tree.logprobs[places]) if has_logprobs and tree.logprobs is not None else None,
+            frozen(tree.tokens[places]),
+            frozen(loss_mask.astype(np.uint8)),
+            None if logprobs is None else frozen(logprobs[places]),
             tuple(tree.weight_versions[place] for place in places.tolist()),
             _more(tree, values, places),
         )
@@ -174,7 +173,7 @@ def _more(
             index = index_of[places[:-1]]  # the last token of a row was never an input
             if (index < 0).any():
                 raise ValueError(f"row {values['row_id']} lacks {name}")
-            found[name] = _frozen(kept[index])
+            found[name] = frozen(kept[index])
     return found
 
 
@@ -182,10 +181,10 @@ def _picked(
     offsets: NDArray[np.int64], places: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """New offsets of the tokens at these places, and where what they have stands."""
-    starts, ends = offsets[places], offsets[places + 1]
-    runs = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
-    own = np.concatenate([np.zeros(1, np.int64), np.cumsum(ends - starts)])
-    return own, np.concatenate([np.zeros(0, np.int64), *runs])
+    starts = offsets[places]
+    lengths = offsets[places + 1] - starts
+    own = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return own, np.arange(own[-1]) + np.repeat(starts - own[:-1], lengths)
 
 
 def _places(places: Sequence[int], tokens: int) -> NDArray[np.int32]:
@@ -207,9 +206,4 @@ def _turns(tree: Tree, path: Sequence[int]) -> Iterator[Mapping[str, Any]]:
             spans[node.turn_id] = (start, end)
         at = end
     for turn_id, (start, end) in spans.items():
-        yield RowTurn.of({**tree.turns[turn_id], "start": start, "end": end}).to_json()
-
-
-def _frozen(array: Any) -> Any:
-    array.setflags(write=False)
-    return array
+        yield {**tree.turns[turn_id], "start": start, "end": end}

@@ -18,8 +18,8 @@ PAGE = 500  # sessions listed at once
 class Router(Protocol):
     """Answers with JSON; `slime_router.cli.terminal.remote` does."""
 
-    def get(self, path: str, **query: Any) -> Any:
-        """The JSON of a route. Raises ClientError."""
+    def get(self, path: str, key: str, /, **query: Any) -> Any:
+        """The JSON object of a route, in which `key` is. Raises ClientError."""
 
     def post(self, path: str, **body: Any) -> None:
         """Say something to a route. Raises ClientError."""
@@ -80,7 +80,7 @@ class RouterSource:
 
     def _page(self, **more: Any) -> Any:
         try:
-            return self._router.get("/sessions", **self._query, **more)
+            return self._router.get("/sessions", "sessions", **self._query, **more)
         except ClientError as exc:
             raise SourceFailed(exc.message) from exc
 
@@ -93,7 +93,7 @@ class RouterSource:
 
     def _rows(self, key: Key) -> Rows:
         try:
-            found = self._router.get(f"{_path(key)}/rows", format="json", exported="false")
+            found = self._router.get(f"{_path(key)}/rows", "rows", format="json", exported="false")
             rows: Rows = found["rows"]
         except (NotFound, Conflict) as exc:  # deleted since, or only another key can fetch it
             raise Gone(exc.message) from exc

@@ -6,6 +6,7 @@ All give rows as JSON has them in `GET /sessions/{id}/rows`: so an export is the
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -137,7 +138,10 @@ class ArchiveSource:
             if not news.is_deleted and not news.is_gone:
                 changes.append(_put(replace(news.state or state, was_exported=True)))
         if changes:
-            self._archive.apply(changes)
+            try:
+                self._archive.apply(changes)
+            except (OSError, sqlite3.Error) as exc:
+                raise SourceFailed(f"the store or journal cannot be written: {exc}") from exc
 
     def close(self) -> None:
         """See `Source.close`."""

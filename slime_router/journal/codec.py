@@ -8,8 +8,8 @@ A turn is
               names that this router does not know are passed over
     arrays    prompt ids, output ids, logprobs, routed experts, one after the other; then, where
               it has any of them, indexer top-k, and lengths, ids and logprobs of its masks; then,
-          where it has them, lengths, ids and logprobs of the likeliest tokens; then, of each
-          worker group that scored its row, the logprobs, and ids and logprobs of the likeliest
+              where it has them, lengths, ids and logprobs of the likeliest tokens; then, of each
+              worker group that scored its row, the logprobs, and ids and logprobs of the likeliest
     account   4 bytes: length of the JSON after them; that, and then the words; all of it may be
               missing, and an older router does not read it
 
@@ -46,6 +46,7 @@ _PREFIX = struct.Struct("<II")
 _KNOWN = {each.name for each in fields(Turn)}
 _MARKS = ("uncaptured", "said_kind", "speculation", "reward", "tags")  # what few turns have
 _NO_MARKS = ("", None, None, None, ())
+_OF_SPEC = tuple(each.name for each in fields(SessionSpec))
 _OF_ACCOUNT = tuple(each.name for each in fields(Account))
 # All fields at once: while a turn is packed, the loop waits for the interpreter.
 _marks_of, _account_of = attrgetter(*_MARKS), attrgetter(*_OF_ACCOUNT)
@@ -293,15 +294,15 @@ def _receipt(known: Mapping[str, Any]) -> Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionState:
-    """A session without its turns."""
+    """A session without its turns; by default one that is a mere name."""
 
     spec: SessionSpec
-    was_opened: bool
-    is_closed: bool
-    was_exported: bool
-    reward: Reward | None
-    dropped_turns: int
-    dropped_tokens: int
+    was_opened: bool = False
+    is_closed: bool = False
+    was_exported: bool = False
+    reward: Reward | None = None
+    dropped_turns: int = 0
+    dropped_tokens: int = 0
     opener: str = ""
     started: float | None = None
 
@@ -309,22 +310,7 @@ class SessionState:
     def of(cls, session: Session) -> SessionState:
         """A session as it is now; one that is being closed is open until it is closed."""
         return cls(
-            spec=SessionSpec(
-                id=session.id,
-                group_id=session.group_id,
-                rollout_id=session.rollout_id,
-                metadata=session.metadata,
-                sampling=session.sampling,
-                sampling_pins=session.sampling_pins,
-                lora_path=session.lora_path,
-                extra_key=session.extra_key,
-                priority=session.priority,
-                return_routed_experts=session.return_routed_experts,
-                return_indexer_topk=session.return_indexer_topk,
-                top_logprobs=session.top_logprobs,
-                max_turns=session.max_turns,
-                max_tokens=session.max_tokens,
-            ),
+            spec=SessionSpec(**{name: getattr(session, name) for name in _OF_SPEC}),
             was_opened=session.was_opened,
             is_closed=session.state == "closed",
             was_exported=session.was_exported,
@@ -338,7 +324,7 @@ class SessionState:
 
 def packed_session(state: SessionState) -> bytes:
     """A session as bytes that `unpacked_session` reads."""
-    spec = {each.name: getattr(state.spec, each.name) for each in fields(SessionSpec)}
+    spec = {name: getattr(state.spec, name) for name in _OF_SPEC}
     known = {each.name: getattr(state, each.name) for each in fields(SessionState)}
     spec["metadata"], spec["sampling"] = dict(state.spec.metadata), asdict(state.spec.sampling)
     spec["sampling_pins"] = asdict(state.spec.sampling_pins)

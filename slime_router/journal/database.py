@@ -16,7 +16,7 @@
 An older router leaves `openings`, `closings` and `idles` alone: they were added without a new
 schema version.
 
-A change is one of `Change`; `apply` writes several as one transaction, whole or not at all.
+A change is one of `Change`; `slime_router.archive.database` writes them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import field
 from pathlib import Path
@@ -109,10 +109,6 @@ _MADE_FROM = {  # what is done to a file of each schema; 0 is a new one
     }.items()
 }
 _EXPECTED = re.findall(r"CREATE TABLE (\w+)", _TABLES + _NAMES)
-_PUT_TURN = """
-INSERT INTO turns (seq, id, session, data) VALUES (?, ?, ?, ?) ON CONFLICT (seq)
-DO UPDATE SET id = excluded.id, session = excluded.session, data = excluded.data
-"""
 
 
 @value(frozen=True, slots=True)
@@ -129,13 +125,6 @@ class PutTurn:
     base: str | None = None
     # the turns it continues, and its session, for an archive that has dropped them meanwhile
     needed: Callable[[], Iterable[Change]] = field(default=tuple, compare=False)
-
-
-@value(frozen=True, slots=True)
-class DropTurn:
-    """A turn is no longer held."""
-
-    seq: int
 
 
 @value(frozen=True, slots=True)
@@ -168,7 +157,7 @@ class Drop:
 # Sessions whose turns came late: one of a session that is closed is kept, of a deleted one not.
 Late: TypeAlias = Mapping[str, Literal["closed", "deleted"]]
 
-Change: TypeAlias = PutTurn | DropTurn | MarkUndelivered | Put | Drop
+Change: TypeAlias = PutTurn | MarkUndelivered | Put | Drop
 Made: TypeAlias = Callable[[], Change]  # made where it is written, off the loop
 
 
@@ -277,69 +266,11 @@ class Database:
         row = self._sql.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return bytes(row[0])
 
-    # Writing
-
-    def apply(self, changes: Sequence[Change]) -> Late:
-        """Make these changes, in this order; all of them, or none where this fails.
-
-        Returns the sessions that another router had closed: none.
-
-        Raises:
-            sqlite3.Error: it cannot be written.
-        """
-        sql = self._sql
-        turns = [each for each in changes if isinstance(each, PutTurn)]
-        if len(turns) == len(changes) == 1:  # one statement is a transaction by itself
-            sql.execute(_PUT_TURN, _row(turns[0]))
-            return {}
-        sql.execute("BEGIN IMMEDIATE")
-        try:
-            if len(turns) == len(
-                changes
-            ):  # at one go: after each statement a thread waits its turn
-                sql.executemany(_PUT_TURN, map(_row, turns))
-            else:
-                for change in changes:
-                    self._apply(change)
-            sql.execute("COMMIT")
-        except BaseException:  # whatever it is, none of it may stay
-            with suppress(sqlite3.Error):  # it may have rolled back by itself
-                sql.execute("ROLLBACK")
-            raise
-        return {}
-
-    def _apply(self, change: Change) -> None:
-        run = self._sql.execute
-        if isinstance(change, PutTurn):
-            run(_PUT_TURN, _row(change))
-        elif isinstance(change, DropTurn):
-            run("DELETE FROM turns WHERE seq = ?", (change.seq,))
-        elif isinstance(change, MarkUndelivered):
-            run("UPDATE turns SET is_undelivered = 1 WHERE seq = ?", (change.seq,))
-        elif isinstance(change, Put):
-            run(
-                f"INSERT INTO {change.table} (id, data) VALUES (?, ?)"
-                " ON CONFLICT (id) DO UPDATE SET data = excluded.data",
-                (as_blob(change.id), change.data),
-            )
-            if change.table == "sessions":
-                run("DELETE FROM deleted WHERE id = ?", (as_blob(change.id),))
-        else:
-            run(f"DELETE FROM {change.table} WHERE id = ?", (as_blob(change.id),))
-            if change.is_deleted:
-                run("INSERT OR REPLACE INTO deleted (id) VALUES (?)", (as_blob(change.id),))
-                run(
-                    "DELETE FROM deleted WHERE number <= (SELECT max(number) FROM deleted) - ?",
-                    (MAX_DELETED,),
-                )
-
     def vacuum(self) -> None:
         """Give the space of what was dropped back to the file system."""
         self._sql.execute("PRAGMA auto_vacuum = INCREMENTAL")  # from now on
         self._sql.execute("VACUUM")
         self._sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-    # Reading
 
     def dropped(self) -> tuple[int, ...]:
         """See `slime_router.journal.closings.dropped`."""
@@ -363,20 +294,10 @@ class Database:
             for name, data in rows:
                 yield as_text(name), data
 
-    def deleted(self) -> Iterator[str]:
-        """Names of sessions that were deleted, the oldest first."""
-        for (name,) in self._sql.execute("SELECT id FROM deleted ORDER BY number").fetchall():
-            yield as_text(name)
-
     def faults(self) -> list[str]:
         """What SQLite finds wrong with the file; nothing for a sound one."""
         found = [row[0] for row in self._sql.execute("PRAGMA integrity_check")]
         return [] if found == ["ok"] else found
-
-
-def _row(turn: PutTurn) -> tuple[object, ...]:
-    session = None if turn.session_id is None else as_blob(turn.session_id)
-    return turn.seq, as_blob(turn.id), session, turn.data
 
 
 def as_blob(text: str) -> bytes:

@@ -40,21 +40,11 @@ class Fetch(Protocol):
 class AllIsHere:
     """For a store that has everything in memory."""
 
-    async def of_session(self, _: str) -> Fetched:
+    async def of_session(self, _: object) -> Fetched:
         """Fetch nothing: all turns are in memory."""
         return nullcontext()
 
-    async def of_rollout(self, _: str) -> Fetched:
-        """Fetch nothing: all turns are in memory."""
-        return nullcontext()
-
-    async def of_call(self, _: GenerateCall) -> Fetched:
-        """Fetch nothing: all turns are in memory."""
-        return nullcontext()
-
-    async def of_turn(self, _: str) -> Fetched:
-        """Fetch nothing: all turns are in memory."""
-        return nullcontext()
+    of_rollout = of_call = of_turn = of_session
 
     async def of_sessions(self) -> None:
         """The store has them all."""

@@ -38,7 +38,7 @@ BATCH = 2_000  # changes of one transaction: it blocks nobody, but those who wai
 
 
 class Target(Protocol):
-    """What is written to; `slime_router.journal.database` has one."""
+    """What is written to; each archive is one."""
 
     def apply(self, changes: list[Change]) -> Late | None:
         """Make these changes durable; which sessions had ended before turns of theirs came."""

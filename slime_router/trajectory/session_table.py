@@ -150,21 +150,23 @@ class SessionTable:
         self._sessions[session.id] = session
         self._by_rollout.setdefault(_rollout(session), {})[session.id] = None
 
+    def _leave_rollout(self, session: Session) -> None:
+        rollout = _rollout(session)
+        for sessions in (self._by_rollout, self._rewarded):
+            siblings = sessions.get(rollout, {})
+            if session.id in siblings:
+                del siblings[session.id]
+                if not siblings:
+                    del sessions[rollout]
+
     def opened_elsewhere(self, session: Session, spec: SessionSpec, opener: str) -> None:
         """Another router opened what was a mere name here; there were places enough for it."""
-        siblings = self._by_rollout[_rollout(session)]
-        del siblings[session.id]
-        if not siblings:
-            del self._by_rollout[_rollout(session)]
-        rewarded = self._rewarded.get(_rollout(session), {})
-        was_rewarded = rewarded.pop(session.id, 0) is None
-        if was_rewarded and not rewarded:
-            del self._rewarded[_rollout(session)]
+        self._leave_rollout(session)
         session.opened_elsewhere(spec, opener)
         self._opened.take(session.owner)
         self._resize(session, _size(spec))
         self._add(session)
-        if was_rewarded:
+        if session.reward is not None:
             self._rewarded.setdefault(_rollout(session), {})[session.id] = None
 
     def rewarded_elsewhere(self, session: Session, reward: Reward) -> None:
@@ -229,14 +231,7 @@ class SessionTable:
         if session.state != "closed" and session.recorded_turns:
             self.on_end(session.id)
         del self._sessions[session.id]
-        siblings = self._by_rollout[_rollout(session)]
-        del siblings[session.id]
-        if not siblings:
-            del self._by_rollout[_rollout(session)]
-        if session.reward is not None:
-            del self._rewarded[_rollout(session)][session.id]
-            if not self._rewarded[_rollout(session)]:
-                del self._rewarded[_rollout(session)]
+        self._leave_rollout(session)
         if session.was_opened:
             self._opened.give_back(session.owner)
         self._bytes.give_back(session.owner, self._sizes.pop(session.id, 0))

@@ -14,7 +14,6 @@ from slime_router.journal.codec import SessionState, unpacked_session
 from slime_router.journal.database import (
     Change,
     Drop,
-    DropTurn,
     Late,
     MarkUndelivered,
     Put,
@@ -86,8 +85,6 @@ class MemoryArchive:
         elif isinstance(change, MarkUndelivered):
             turn = self._homes[change.home].turns[change.id]
             turn.is_undelivered, turn.version = True, self._version
-        elif isinstance(change, DropTurn):
-            return  # turns leave with their home
         elif change.table == "sessions":
             self._change_session(change)
         elif isinstance(change, Put):

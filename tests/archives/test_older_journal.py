@@ -19,6 +19,7 @@ from slime_router.journal.progress import Progress
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.turn import Turn
 from slime_router.types import Finish, token_ids
+from tests.archives.older import write
 from tests.archives.test_conformance import state
 from tests.archives.test_several_stores import Router
 from tests.unit.test_journal import same
@@ -58,7 +59,7 @@ def written(directory: Path, *, after: int = 0) -> dict[str, Turn]:
             changes.append(PutTurn(base.seq, base.id, base.session_id, packed_turn(base)))
     changes.append(Drop("sessions", "deleted", is_deleted=True))
     with closing(Database(directory)) as database:
-        database.apply(changes)
+        write(database, *changes)
     return turns
 
 

@@ -114,9 +114,9 @@ async def test_a_rewarded_session_that_nobody_opened_leaves_nothing_behind(opene
     await one.reward("a", 1.0)
     await one.open("b")
     assert one.here() == ["b"]
-    assert one.store._written._rewarded_away == {("", "a"): {"a": None}}
+    assert one.store.sessions._rewarded_away == {("", "a"): {"a": None}}
     await one.delete("a")
-    assert one.store._written._rewarded_away == {}
+    assert one.store.sessions._rewarded_away == {}
     await closed(one)
 
 

@@ -30,7 +30,6 @@ from slime_router.journal.database import (
     FILE_NAME,
     Change,
     Drop,
-    DropTurn,
     MarkUndelivered,
     Put,
     as_blob,
@@ -171,7 +170,6 @@ changes = st.lists(
             st.integers(0, 8),
         ),
         st.builds(lambda n: MarkUndelivered(n), st.integers(1, 6)),
-        st.builds(lambda n: DropTurn(n), st.integers(1, 6)),
         st.builds(
             lambda name, shut: said(name, is_closed=shut), st.sampled_from("ab"), st.booleans()
         ),

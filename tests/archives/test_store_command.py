@@ -18,8 +18,9 @@ from tests.archives.test_conformance import put, said, state, turn
 
 
 @pytest.mark.redis
-async def test_stats_and_names_are_those_of_the_prefix(redis_url, capsys):
-    prefix = token_hex(6)
+@pytest.mark.parametrize("mark", ["", "[1]*?\\\\"], ids=["plain", "with signs of patterns"])
+async def test_stats_and_names_are_those_of_the_prefix(redis_url, capsys, mark):
+    prefix = token_hex(6) + mark
     clients = RedisClients(redis_url, timeout_s=5.0, write_timeout_s=5.0)
     archive = RedisArchive(clients, prefix=prefix, ttl_s=1000)
     archive.apply(
@@ -35,6 +36,7 @@ async def test_stats_and_names_are_those_of_the_prefix(redis_url, capsys):
     }  # fmt: skip
     assert store_main(["stats", redis_url, "--prefix", prefix]) == 0
     assert "turns                    3\n" in capsys.readouterr().out
+    clients.blocking.xadd(archive._log("somebody else's"), {"not": "ours"})
     archive.apply([Drop("sessions", "s", is_deleted=True)])
     assert store_main(["ls", redis_url, "--prefix", prefix]) == 0
     assert capsys.readouterr().out == ""
@@ -48,6 +50,21 @@ def test_a_store_that_does_not_answer_and_a_url_of_none(capsys):
     error = capsys.readouterr().err
     assert "http://h" in error
     assert "SECRET" not in error
+
+
+@pytest.mark.parametrize("timeout_s", [1.0, 30.0])
+async def test_a_connection_waits_for_replicas_longer_than_the_server_does(timeout_s):
+    """Else too few replicas would look like a server that does not answer."""
+    settings = JournalSettings(
+        store="redis://127.0.0.1:1", store_wait_replicas=1, store_timeout_s=timeout_s
+    )
+    archive = opened(settings, b"v", lambda _: None)
+    assert archive is not None
+    redis = archive._archive
+    assert isinstance(redis, RedisArchive)
+    waits = redis._clients.blocking.connection_pool.connection_kwargs["socket_timeout"]
+    assert waits > redis._wait_ms / 1000
+    await archive.close()
 
 
 def test_a_cluster_has_no_replicas_to_wait_for():

@@ -78,7 +78,7 @@ async def test_a_turn_is_on_a_replica_before_its_reply_ends_or_its_receipt_says_
     shared: dict[str, Any] = {
         "store": watched.url,
         "store_wait_replicas": 1,
-        "store_timeout_s": 0.2,
+        "store_timeout_s": 1.0,
     }
     [replica] = [each for each in watched.servers if each is not watched.primary()]
     async with (
@@ -98,10 +98,8 @@ async def test_a_turn_is_on_a_replica_before_its_reply_ends_or_its_receipt_says_
         await asyncio.to_thread(replica.start)
         await asyncio.to_thread(replica.wait_ready)
         async with asyncio.timeout(60):
-            while not is_well(router):
-                await router.chat([user("on two again")], max_tokens=8)
-        _, receipt = await router.chat([user("on two again")], max_tokens=8)
-        assert "notes" not in receipt
+            while "notes" in receipt or not is_well(router):
+                _, receipt = await router.chat([user("on two again")], max_tokens=8)
 
 
 @pytest.mark.parametrize("on_error", ["degrade", "stop"])

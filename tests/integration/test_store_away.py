@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from slime_router.archive.fetching import absence
 from slime_router.archive.port import ArchiveDown, ArchiveOdd
 from slime_router.journal.progress import Progress
 from tests.integration.gateway import CHAT, Served, assistant, tiny_worker, user
@@ -112,8 +113,9 @@ async def test_a_response_that_is_not_ours_is_not_read(shared, kept):
         assert (status, body["error"]["code"]) == (503, "journal_failed")
 
 
-async def test_what_is_away_is_asked_by_one_request_and_by_no_other(shared):
+async def test_what_is_away_is_asked_by_one_request_and_by_no_other(shared, monkeypatch):
     """One that hangs costs each that asks as long as a look may take."""
+    monkeypatch.setattr(absence, "RETRY_S", 3600.0)  # who finds out whether it is back waits
     async with tiny_worker() as worker, routers(worker.url, shared) as (one, _):
         with away(one):
             asked = Counter[str]()

@@ -9,6 +9,8 @@ import subprocess
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from rich.console import Console
 
 from slime_router import __version__
@@ -115,6 +117,30 @@ def test_wrong_use_of_top_is_one_line(argv, capsys):
         code = int(str(exc.code))
     assert code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_interval_that_is_no_number_is_answered_with_what_it_may_be(capsys):
+    with pytest.raises(SystemExit):
+        main(["top", "--interval", "x"])
+    assert capsys.readouterr().err.rstrip().endswith("--interval: must be from 0.2 to 3600")
+
+
+@pytest.mark.parametrize(
+    "argv", [["top", "--once"], ["sessions"], ["sessions", "ep-7"], ["export"]]
+)
+@pytest.mark.parametrize("body", [{}, [], None, "text"])
+async def test_json_of_another_server_is_one_line(argv, body, capsys, tmp_path):
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(body)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with TestServer(app) as server:
+        url = str(server.make_url("")).rstrip("/")
+        where = [str(tmp_path)] if argv == ["export"] else []
+        assert await run(*argv, *where, "--url", url) == 1
+    said = capsys.readouterr().err
+    assert said == f"slime-router {argv[0]}: error: {url} does not answer as a router does.\n"
 
 
 def test_a_router_that_is_not_there_is_one_line(capsys):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slime_router.archive.database import SharedDatabase
 from slime_router.archive.port import Kept
 from slime_router.errors import SetupError
 from slime_router.journal import writer as writer_module
@@ -36,10 +37,10 @@ from slime_router.journal.database import (
     Change,
     Database,
     Drop,
-    DropTurn,
     MarkUndelivered,
     Put,
     PutTurn,
+    as_text,
 )
 from slime_router.journal.writer import JournalWriter
 from slime_router.trajectory.measures.distribution import Distribution, distribution
@@ -58,6 +59,7 @@ from slime_router.types import (
     VersionSpan,
     token_ids,
 )
+from tests.archives.older import write
 
 ACCOUNT = Account(
     started=1_795_953_600.25,
@@ -370,8 +372,19 @@ def put(seq: int, name: str = "", session: str | None = None) -> PutTurn:
     return PutTurn(seq, name or f"t{seq}", session, b"data")
 
 
+def said(name: str, **state: Any) -> Put:
+    spec = SessionSpec(id=name)
+    return Put("sessions", name, packed_session(replace(SESSION, spec=spec, **state)))
+
+
+def deleted(database: Database) -> list[str]:
+    """Names of sessions that were deleted, the oldest first."""
+    rows = database._sql.execute("SELECT id FROM deleted ORDER BY number")
+    return [as_text(name) for (name,) in rows]
+
+
 def test_changes_are_made_whole_or_not_at_all(tmp_path):
-    database = Database(tmp_path)
+    database = SharedDatabase(tmp_path)
     database.apply([put(1), put(2)])
     with pytest.raises(sqlite3.Error):
         database.apply([put(3), put(4, "t1")])  # the id is taken
@@ -380,44 +393,43 @@ def test_changes_are_made_whole_or_not_at_all(tmp_path):
 
 
 def test_what_was_applied_is_there_when_it_is_opened_again(tmp_path):
-    database = Database(tmp_path)
+    database = SharedDatabase(tmp_path)
     database.apply(
         [
             put(1),
             put(2, session="s\ud800"),
             MarkUndelivered(2),
-            put(3),
-            DropTurn(3),
-            Put("sessions", "b", b"1"),
-            Put("sessions", "a", b"2"),
-            Put("sessions", "b", b"3"),
-            Put("sessions", "gone", b""),
+            said("b", reward=1.0),
+            said("a"),
+            said("b", reward=3.0),
+            said("gone"),
             Drop("sessions", "gone", is_deleted=True),
             Put("workers", "http://w", b"{}"),
         ]
     )
     database.close()
-    database = Database(tmp_path, is_new_allowed=False)
+    database = SharedDatabase(tmp_path)
     assert list(database.turns()) == [(1, False, b"data"), (2, True, b"data")]
-    assert list(database.named("sessions")) == [("b", b"3"), ("a", b"2")]
-    assert list(database.deleted()) == ["gone"]
+    assert [name for name, _ in database.named("sessions")] == ["b", "a"]
+    assert ("b", said("b", reward=3.0).data) in database.named("sessions")
+    assert deleted(database) == ["gone"]
     assert list(database.named("workers")) == [("http://w", b"{}")]
     assert database.faults() == []
-    database.apply([Put("sessions", "gone", b"again")])
-    assert list(database.deleted()) == []
+    database.apply([said("gone")])
+    assert deleted(database) == []
     database.close()
 
 
 def test_a_journal_of_before_openings_gets_their_table_and_stays_of_its_schema(tmp_path):
     database = Database(tmp_path)
-    database.apply([put(1), Put("sessions", "s", b"1")])
+    write(database, put(1), Put("sessions", "s", b"1"))
     database.close()
     with closing(sqlite3.connect(database.path)) as sql:
         sql.execute("DROP TABLE openings")
         assert sql.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
     database = Database(tmp_path)
     assert list(database.named("openings")) == []
-    database.apply([Put("openings", "s", packed_opening(1.5))])
+    write(database, Put("openings", "s", packed_opening(1.5)))
     assert [(name, unpacked_opening(d)) for name, d in database.named("openings")] == [("s", 1.5)]
     database.close()
     with closing(sqlite3.connect(database.path)) as sql:
@@ -428,7 +440,7 @@ def test_a_journal_of_before_openings_gets_their_table_and_stays_of_its_schema(t
 
 def test_a_journal_of_the_first_schema_is_brought_up_to_date(tmp_path):
     database = Database(tmp_path)
-    database.apply([put(1), Put("sessions", "s", b"1"), Drop("sessions", "gone", is_deleted=True)])
+    write(database, put(1), Put("sessions", "s", b"1"), Drop("sessions", "gone", is_deleted=True))
     database.close()
     with closing(sqlite3.connect(database.path)) as sql:
         sql.execute("DROP INDEX homes")
@@ -445,8 +457,10 @@ def test_a_journal_of_the_first_schema_is_brought_up_to_date(tmp_path):
     database = Database(tmp_path, is_new_allowed=False)
     assert list(database.turns()) == [(1, False, b"data")]
     assert list(database.named("sessions")) == [("s", b"1")]
-    assert list(database.deleted()) == ["gone"]
-    database.apply([put(2), Put("sessions", "s", b"2")])
+    assert deleted(database) == ["gone"]
+    database.close()
+    database = SharedDatabase(tmp_path)
+    database.apply([put(2), said("t")])
     assert database.faults() == []
     database.close()
 
@@ -459,10 +473,10 @@ def test_an_opening_that_is_not_a_time_is_damaged():
 
 @pytest.mark.slow
 def test_so_many_names_of_deleted_sessions_are_kept(tmp_path):
-    database = Database(tmp_path)
+    database = SharedDatabase(tmp_path)
     names = [f"s{number}" for number in range(MAX_DELETED + 5)]
     database.apply([Drop("sessions", name, is_deleted=True) for name in names])
-    assert list(database.deleted()) == names[5:]
+    assert deleted(database) == names[5:]
     database.close()
 
 

@@ -22,6 +22,7 @@ from slime_router.rows.rows import RowOptions, RowSet, build_rows
 from slime_router.trajectory.session import SessionSpec
 from slime_router.trajectory.store import TrajectoryStore
 from tests.archives.archives import Shelf, recorded
+from tests.archives.older import write
 from tests.archives.test_conformance import state, turn
 
 Run = Callable[..., tuple[int, str, str]]
@@ -74,7 +75,7 @@ def test_verify_finds_what_is_wrong(run, directory):
 def test_verify_sees_a_turn_under_another_number(run, directory):
     database = Database(Path(directory))
     [*_, (_, _, data)] = database.turns()
-    database.apply([PutTurn(50, "copy", None, data)])
+    write(database, PutTurn(50, "copy", None, data))
     database.close()
     code, out, _ = run("verify", directory)
     assert code == 1

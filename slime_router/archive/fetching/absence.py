@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from slime_router.archive.port import ArchiveDown, ArchiveOdd
 
@@ -41,13 +42,11 @@ class Absence:
     async def look(self) -> None:
         """Asks the archive once whether it is back."""
         try:
-            await self._look()
-        except ArchiveOdd:  # it does answer
+            with suppress(ArchiveOdd):  # it does answer
+                await self._look()
             self.reason = None
         except ArchiveDown as exc:
             self.reason = str(exc)
-        else:
-            self.reason = None
 
     async def close(self) -> None:
         """Ends the task."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from slime_router.archive.fetching.absence import Absence
 from slime_router.archive.homes import home_of_session, name_of_handle, name_of_id, name_of_key
@@ -204,14 +205,14 @@ class Filler:
         homes = set(await self._archive.find(sorted(names)))
         for name in names:  # what is here may have been deleted
             homes |= self._store.homes_named(name)
-        await asyncio.gather(*(self._sync(held, home) for home in homes))
+        await _to_their_end(self._sync(held, home) for home in homes)
 
     async def list_sessions(self) -> None:
         """Learns which sessions there are, in the order of their beginnings. Raises ArchiveDown."""
         news, self._listed = await self._archive.sessions(self._listed)
         self._sessions.update(dict.fromkeys(news))
         self._unknown.update(dict.fromkeys(news))
-        self._store.number_sessions(news)
+        self._store.sessions.number_in_order(news)
 
     async def _know_all(self) -> None:
         await self.list_sessions()
@@ -220,7 +221,7 @@ class Filler:
             states = await self._archive.states(some)
             for name in some:
                 self._unknown.pop(name, None)
-                self._store.note_away(name, states.get(name))
+                self._store.sessions.note_away(name, states.get(name))
             await asyncio.sleep(0)
 
     async def _rollout(self, held: _Held, session_id: str) -> None:
@@ -228,22 +229,25 @@ class Filler:
         await self._sync(held, home_of_session(session_id))
         session = self._store.sessions.find(session_id)
         if session is not None:
-            for name in self._store.rewarded_away(session):
+            for name in self._store.sessions.rewarded_away(session):
                 await self._sync(held, home_of_session(name))
 
     async def _list(self, held: _Held, name: str, found: dict[str, Session]) -> None:
         home, was_here = home_of_session(name), self._store.sessions.find(name) is not None
+        is_odd = False
         try:
             if not was_here and (resting := await self._resting(name, home)) is not None:
                 found[name] = resting
                 return
             await self._sync(held, home)
         except ArchiveOdd as exc:  # the others can still be listed
+            is_odd = True
             self.counts.failures += 1
             logger.error("session %r of the store cannot be read: %s", shown(name), exc)
         session = self._store.sessions.find(name)
-        if session is None:  # it was deleted
-            self._sessions.pop(name, None)
+        if session is None:
+            if not is_odd:  # it was deleted
+                self._sessions.pop(name, None)
             return
         found[name] = session
         if not was_here:
@@ -273,10 +277,20 @@ class Filler:
             some = names[start : start + AT_ONCE]
             held = _Held(self._store)
             with held:
-                await asyncio.gather(*(self._list(held, name, found) for name in some))
+                await _to_their_end(self._list(held, name, found) for name in some)
 
     def _epoch_of(self, spans: Iterable[VersionSpan]) -> int:
         return max((self.note(span.version) for span in spans), default=0)
+
+
+async def _to_their_end(looks: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All of these, to the end of each: one left behind would read a home that nobody holds.
+
+    Raises what the first of them raised.
+    """
+    for failure in await asyncio.gather(*looks, return_exceptions=True):
+        if failure is not None:
+            raise failure
 
 
 class _Held(AbstractContextManager["str | None"]):

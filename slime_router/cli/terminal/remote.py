@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -67,18 +68,19 @@ class Remote:
         """
         self._client.send(Call(method="POST", path=path, body=body))
 
-    def get(self, path: str, **query: Any) -> Any:
-        """The JSON of a route.
+    def get(self, path: str, key: str, /, **query: Any) -> Any:
+        """The JSON object of a route; `key` is one that every router has there.
 
         Raises:
-            ClientError: there is no answer, or it is a refusal.
+            ClientError: there is no answer, it is a refusal, or no router gave it.
         """
         given = urlencode({name: value for name, value in query.items() if value is not None})
         text = self._client.send(Call(method="GET", path=f"{path}?{given}" if given else path))
-        try:
-            return json.loads(text)
-        except ValueError:
-            raise ClientError(f"{self.url} does not answer as a router does.") from None
+        with suppress(ValueError):
+            found = json.loads(text)
+            if isinstance(found, dict) and key in found:
+                return found
+        raise ClientError(f"{self.url} does not answer as a router does.")
 
 
 def _key(environ: Mapping[str, str]) -> str | None:

@@ -97,16 +97,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _list(remote: Remote, asked: argparse.Namespace) -> Any:
-    return remote.get("/sessions", limit=asked.limit, order="desc", search=asked.search)
+    return remote.get("/sessions", "sessions", limit=asked.limit, order="desc", search=asked.search)
 
 
 def _one(remote: Remote, asked: argparse.Namespace) -> dict[str, Any]:
     path = f"/sessions/{quote(asked.session, safe='')}"
-    tree = remote.get(f"{path}/tree")
+    tree = remote.get(f"{path}/tree", "turns")
     last = tree["turns"][-1]["turn_id"] if tree["turns"] else None
     name, named = ("row", asked.row) if asked.row else ("turn", asked.turn or last)
     tokens = None if named is None else _tokens(remote, path, name, named)
-    return {"session": remote.get(path), "tree": tree, "tokens": tokens}
+    return {"session": remote.get(path, "session_id"), "tree": tree, "tokens": tokens}
 
 
 def _tokens(remote: Remote, path: str, name: str, named: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _tokens(remote: Remote, path: str, name: str, named: str) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     while not whole or len(whole["ids"]) < whole["total"]:
         offset = len(whole["ids"]) if whole else 0
-        part = remote.get(f"{path}/tokens", offset=offset, limit=PART, **{name: named})
+        part = remote.get(f"{path}/tokens", "ids", offset=offset, limit=PART, **{name: named})
         if not part["ids"]:
             return whole or part
         if not whole:

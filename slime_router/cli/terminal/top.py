@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,7 @@ def look(remote: Remote) -> Look:
     Raises:
         ClientError: the router does not answer, or refuses its metrics.
     """
-    metrics = remote.get("/metrics", format="json")
+    metrics = remote.get("/metrics", "trajectories", format="json")
     return Look(
         time.monotonic(),
         metrics,
@@ -129,7 +130,7 @@ def _live(remote: Remote, interval_s: float) -> None:
 
 def _or_refusal(remote: Remote, path: str, key: str, **query: Any) -> list[dict[str, Any]] | str:
     try:
-        found: list[dict[str, Any]] = remote.get(path, **query)[key]
+        found: list[dict[str, Any]] = remote.get(path, key, **query)[key]
     except ClientError as exc:
         if exc.status is None:
             raise
@@ -217,10 +218,10 @@ def session_table(title: str, sessions: Sequence[dict[str, Any]]) -> RenderableT
 
 
 def _interval(text: str) -> float:
-    value = float(text)
-    if not MIN_INTERVAL_S <= value <= MAX_INTERVAL_S:
-        raise argparse.ArgumentTypeError(f"must be from {MIN_INTERVAL_S} to {MAX_INTERVAL_S:.0f}")
-    return value
+    with suppress(ValueError):
+        if MIN_INTERVAL_S <= (value := float(text)) <= MAX_INTERVAL_S:
+            return value
+    raise argparse.ArgumentTypeError(f"must be from {MIN_INTERVAL_S} to {MAX_INTERVAL_S:.0f}")
 
 
 def _failed(message: str, code: int) -> int:
