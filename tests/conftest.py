@@ -104,12 +104,25 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of one family follow each other: its tokenizer takes a second, and few are kept."""
+    """The tests of one family follow each other, and families of one vocabulary: to load it takes a
+    second, and few are kept.
+
+    Those that name none come last: some look at what was found of every family.
+    """
     places = [k for k, item in enumerate(items) if _share(item.nodeid) == FAMILIES]
+    if not places:
+        return
+    from tests.families.catalogue import families  # reads templates that may not be there
+
     shuffled = [items[place] for place in places]
+    made_of = {family.name: family.made_of for family in families()}
     names = list(map(_family, shuffled))
-    order = {name: k for k, name in enumerate(dict.fromkeys(names))}
-    together = sorted(range(len(places)), key=lambda k: order[names[k]])
+    files = [made_of.get(name) for name in names]
+    order = {each: k for k, each in enumerate(dict.fromkeys([*files, *names]))}
+    together = sorted(
+        range(len(places)),
+        key=lambda k: (files[k] is None, order[files[k]], order[names[k]]),
+    )
     for place, k in zip(places, together, strict=True):
         items[place] = shuffled[k]
 

@@ -10,16 +10,18 @@ import json
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.checkpoint.checkpoint import load_checkpoint
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.template.chat_template import ChatTemplate
+from slime_router.template.renderer import JinjaRenderer
+from slime_router.tokens.model import Model
 from slime_router.tokens.tokenizer import Tokenizer
 from tests.vocabularies import CACHE as VOCABULARIES
 from tests.vocabularies import vocabulary
@@ -40,6 +42,11 @@ class Family:
     reasoning: str | None = None
     strips: bool = False  # white space after its control tokens (`rstrip`)
     bos: str | None = None
+
+    @property
+    def made_of(self) -> tuple[object, ...]:
+        """What its files are made of: those that differ in the template alone share them."""
+        return self.vocabulary, self.controls, self.ends, self.strips, self.bos
 
     def tokenizer(self) -> Tokenizer:
         """Loaded once; it never changes."""
@@ -67,14 +74,21 @@ def _parsers(family: Family) -> ReplyParsers:
 
 @lru_cache(maxsize=4)  # each takes 40 MB
 def _tokenizer(family: Family) -> Tokenizer:
-    return load_tokenizer(str(_directory(family)), chat_template=family.template)
+    model = _model(_directory(family))
+    if family.template is not None:
+        model = replace(model, renderer=JinjaRenderer(model.hf, family.template))
+    return Tokenizer(model)
+
+
+@lru_cache(maxsize=2)  # a second each; `tests/conftest.py` has those that share one in a row
+def _model(directory: Path) -> Model:
+    return load_checkpoint(str(directory))
 
 
 def _directory(family: Family) -> Path:
-    """Where the files lie; those that differ in nothing but the template share them."""
-    made_of = [family.vocabulary, family.controls, family.ends, family.strips, family.bos]
+    """Where the files lie."""
     code = Path(__file__).read_bytes()
-    directory = CACHE / sha256(code + repr(made_of).encode()).hexdigest()[:16]
+    directory = CACHE / sha256(code + repr(family.made_of).encode()).hexdigest()[:16]
     if not directory.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE, prefix=".new-") as scratch:
