@@ -281,7 +281,9 @@ class SeveralStores(RuleBasedStateMachine):
         assert {each.id for each in listed} == set(self.sessions)
         for session in listed:
             own = [turn for turn in self.turns.values() if turn.session_id == session.id]
-            assert set(session.turns) == {turn.id for turn in own}
+            assert session.turn_count == len(own)
+            if router.store.sessions.find(session.id) is session:  # else it has no names of turns
+                assert set(session.turns) == {turn.id for turn in own}
             assert session.state == (
                 "closed" if self.sessions[session.id].is_closed else "open"
             ) or (not self.sessions[session.id].was_opened)
