@@ -14,11 +14,12 @@ from typing import Any, Protocol, TypeVar, cast
 
 import orjson
 from aiohttp import web
+from multidict import MultiMapping
 
 from slime_router.api.as_written import load_as_written
 from slime_router.auth.access import OVERRIDE_PREFIX, TARGET_HEADER
 from slime_router.auth.caller import caller, visit
-from slime_router.auth.keys import SESSION_KEY_PREFIX
+from slime_router.auth.keys import SESSION_KEY_PREFIX, sent_keys
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_session_id
 from slime_router.edge.bodies import read_body
 from slime_router.edge.lengths import MAX_PARTS, check_containers, check_lengths, check_parts
@@ -101,6 +102,7 @@ async def object_in(raw: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as exc:
         if any(sign in exc.msg for sign in _AS_WRITTEN_SIGNS):
             written = await asyncio.to_thread(load_as_written, raw)
+            check_parts(written)
             check_lengths(written)
             return written
         raise BadRequest(f"The request body is not valid JSON: {exc}", code="invalid_json") from exc
@@ -171,7 +173,7 @@ def session_id(request: web.Request, body: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Sequence[Any]:
+def _hints(headers: MultiMapping[str], body: Mapping[str, Any]) -> Sequence[Any]:
     """What clients are known to identify their conversation by, most reliable first."""
     metadata = body.get("metadata")
     within = metadata if isinstance(metadata, dict) else {}
@@ -184,10 +186,10 @@ def _hints(headers: Mapping[str, str], body: Mapping[str, Any]) -> Sequence[Any]
     )
 
 
-def _session_in_key(headers: Mapping[str, str]) -> str | None:
+def _session_in_key(headers: MultiMapping[str]) -> str | None:
     """The session that a key names, for agents that can set only a key; None for real keys."""
-    key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
-    return key.removeprefix(SESSION_KEY_PREFIX) if key.startswith(SESSION_KEY_PREFIX) else None
+    named = (key for key in sent_keys(headers) if key.startswith(SESSION_KEY_PREFIX))
+    return next(named, "").removeprefix(SESSION_KEY_PREFIX) or None
 
 
 def checked_session_id(name: object) -> str:

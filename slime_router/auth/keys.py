@@ -28,7 +28,7 @@ def sent_keys(headers: MultiMapping[str]) -> Iterator[str]:
 def check_header_value(value: str, where: str) -> None:
     """Raises SetupError if the value cannot be sent as a header's: every request would fail."""
     if not value or not value.isascii() or not value.isprintable() or len(value) > MAX_KEY_LEN:
-        raise SetupError(f"{where}: it has 1 to {MAX_KEY_LEN} printable ASCII characters")
+        raise SetupError(f"{where}: must be 1 to {MAX_KEY_LEN} printable ASCII characters")
 
 
 def check_key(key: object, where: str) -> None:
@@ -37,6 +37,6 @@ def check_key(key: object, where: str) -> None:
         raise SetupError(f"{where}: the key is empty or not a string")
     is_fit = key.isascii() and key.isprintable() and " " not in key and len(key) <= MAX_KEY_LEN
     if not is_fit:
-        raise SetupError(f"{where}: a key has up to {MAX_KEY_LEN} ASCII characters, no spaces")
+        raise SetupError(f"{where}: a key is at most {MAX_KEY_LEN} ASCII characters, no spaces")
     if key.startswith(SESSION_KEY_PREFIX):
         raise SetupError(f"{where}: what begins with '{SESSION_KEY_PREFIX}' names a session")

@@ -31,7 +31,7 @@ def read_keys_file(path: Path) -> dict[str, str]:
     pairs = _json_pairs(text, place) if text.lstrip().startswith("{") else _line_pairs(text, place)
     for name, key, where in pairs:
         if not _NAME.fullmatch(name):
-            raise SetupError(f"{where}: a name has up to 128 of the characters A-Za-z0-9._@-")
+            raise SetupError(f"{where}: a name is at most 128 of the characters A-Za-z0-9._@-")
         check_key(key, where)
         if name in keys:
             raise SetupError(f"{where}: the name {name!r} is given twice")

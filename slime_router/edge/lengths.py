@@ -127,7 +127,7 @@ def check_messages(messages: Sized, name: str) -> None:
     """Raises BadRequest if the field `name` has more than `MAX_MESSAGES`."""
     if len(messages) > MAX_MESSAGES:
         raise BadRequest(
-            f"'{name}' can have {MAX_MESSAGES} entries, and has {len(messages)}.",
+            f"'{name}' can have at most {MAX_MESSAGES} entries; it has {len(messages)}.",
             param=name,
             code="array_above_max_length",
         )
@@ -139,7 +139,7 @@ def check_parts(body: Mapping[str, Any]) -> None:
         value = body.get(name)
         if type(value) is list and sum(map(_parts, value)) > MAX_PARTS:
             raise BadRequest(
-                f"'{name}' can have {MAX_PARTS} parts and calls of tools, and has more.",
+                f"'{name}' can have at most {MAX_PARTS} parts and calls of tools.",
                 param=name,
                 code="array_above_max_length",
             )
@@ -163,7 +163,7 @@ def _check(name: str, value: Any) -> None:
     limit = MAX_LENGTHS[name]
     if value is not None and is_longer(value, limit):
         raise BadRequest(
-            f"'{name}' can have {limit} bytes of JSON, and has more.",
+            f"'{name}' can have at most {limit} bytes of JSON.",
             param=name,
             code="string_above_max_length",
         )

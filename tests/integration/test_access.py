@@ -103,6 +103,22 @@ async def test_a_key_names_no_session():
         assert [session.id for session in router.gateway.store.sessions] == ["s"]
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-api-key": "session:s"},
+        {"api-key": "session:s"},
+        {"Authorization": "Bearer session:s"},
+        {"Authorization": "bearer  session:s "},
+        {"Authorization": "Bearer session:s", "x-api-key": CLIENT},
+    ],
+)
+async def test_a_session_is_named_wherever_a_key_may_stand(headers):
+    async with served() as (router, _):
+        await router.post(CHAT, BODY, headers=headers)
+        assert [session.id for session in router.gateway.store.sessions] == ["s"]
+
+
 OPEN = [("GET", "/health"), ("HEAD", "/health"), ("HEAD", "/")]
 CLIENTS = [
     ("POST", CHAT),

@@ -85,6 +85,17 @@ async def test_one_adapter_is_one_however_it_is_named():
             assert '"status":"extended"' in response.headers["x-slime-receipt"]
 
 
+@pytest.mark.parametrize("path", [*DOORS, "/inference/v1/generate"])
+async def test_what_one_sampled_is_in_a_scope_of_its_own_at_every_door(path):
+    """Else a turn of the base model would continue one of the adapter's, in one row."""
+    asked = {**DOORS, "/inference/v1/generate": {"token_ids": HELLO, "sampling_params": {}}}[path]
+    async with served() as (router, _):
+        for said in ({"model": "tiny:sql"}, {"lora_path": "sql"}, {"model": "tiny"}):
+            assert (await router.post(path, {**asked, **said}))[0] == 200
+        by_model, by_path, by_base = (turn.scope for turn in router.gateway.store._turns.values())
+    assert by_model == by_path != by_base
+
+
 async def test_an_adapter_s_name_must_be_a_text():
     async with served() as (router, worker):
         status, reply = await router.post(CHAT, {"messages": [user("Hi")], "lora_path": ["a"]})

@@ -224,6 +224,17 @@ async def test_parts_and_calls_have_a_limit_in_all_messages(path, field, within,
         assert "parts and calls" in await response.text()
 
 
+async def test_parts_have_a_limit_beside_half_of_an_emoji_too():
+    """Such a body is read another way."""
+    call = {"type": "tool_use", "id": "c", "name": "f", "input": {"a": "\ud83d"}}
+    parts = [{"type": "text", "text": "a"}] * MAX_PARTS
+    talk = [user("x"), {"role": "assistant", "content": [*parts, call]}]
+    data = BytesIO(json.dumps({"model": "tiny", "max_tokens": 3, "messages": talk}).encode())
+    async with served() as (router, worker), router.http.post("/v1/messages", data=data) as reply:
+        assert (reply.status, worker.requests) == (400, [])
+        assert "parts and calls" in await reply.text()
+
+
 async def test_brackets_in_texts_are_no_flood():
     text = '"[{\\":}]' * MAX_CONTAINERS
     check_containers(json.dumps({"messages": [user(text)]}).encode())

@@ -6,6 +6,7 @@ import asyncio
 import io
 import threading
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from slime_router import aside
 from slime_router.api.sessions import row_formats as rows_reply
 from slime_router.api.sessions import rows as rows_door
 from slime_router.api.sessions.rows import RowsDoor
+from slime_router.errors import NotDurable
 from slime_router.journal.fetching import AllIsHere
 from slime_router.rows.rows import RowSet, build_rows
 from slime_router.trajectory.session import SessionSpec
@@ -392,6 +394,23 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(rows_door, "build_rows", counting)
     return built
+
+
+async def test_a_session_that_cannot_be_fetched_has_an_error_line(doors, monkeypatch):
+    """The status line is out by then, and the sessions that follow have rows."""
+    doors.open("a")
+    doors.open("b")
+
+    async def fetched(_: object, session_id: str) -> Any:
+        if session_id == "a":
+            raise NotDurable("The store does not answer at present.")
+        return nullcontext()
+
+    monkeypatch.setattr(AllIsHere, "of_session", fetched)
+    async with doors.http.post("/rows", json={"session_ids": ["a", "b"]}) as response:
+        first, *others = [orjson.loads(line) for line in (await response.read()).splitlines()]
+    assert (first["session_id"], first["error"]["code"]) == ("a", "journal_failed")
+    assert {line["session_id"] for line in others} == {"b"}
 
 
 async def test_a_client_that_leaves_ends_the_export(doors, monkeypatch):

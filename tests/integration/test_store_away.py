@@ -74,6 +74,15 @@ async def test_a_session_of_another_router_is_not_said_to_be_missing(shared, pat
         assert (await degraded(two, path.replace("sessions/s", "sessions/t")))[0] == 404
 
 
+async def test_among_many_sessions_one_of_another_router_is_not_said_to_be_missing(shared):
+    async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
+        await one.chat([user("hi")], path=f"/sessions/s{CHAT}")
+        with away(two):
+            async with two.http.post("/rows", json={"session_ids": ["s"]}) as response:
+                line = await response.json(content_type=None)
+        assert (line["session_id"], line["error"]["code"]) == ("s", "journal_failed")
+
+
 async def test_rows_that_may_lack_a_turn_say_so(shared):
     async with tiny_worker() as worker, routers(worker.url, shared) as (one, two):
         path = f"/sessions/s{CHAT}"

@@ -73,7 +73,9 @@ class Logprobs:
         if self._is_prompt_due:
             self._is_prompt_due = False
             prompt = self._lists(*logprobs_of_prompt(chunk))
-        values = [_known(value) for value in chunk.logprobs or [None] * len(chunk.output_ids)]
+        values = [
+            known_logprob(value) for value in chunk.logprobs or [None] * len(chunk.output_ids)
+        ]
         written = self._lists(chunk.output_ids, values, chunk.top_logprobs or ())
         return written if prompt is None else _folded([prompt, written])
 
@@ -103,7 +105,7 @@ class Logprobs:
         """
         ranked: dict[str, float] = {}
         for value, token_id in top or ():
-            ranked.setdefault(self._names.key(token_id), _known(value))
+            ranked.setdefault(self._names.key(token_id), known_logprob(value))
         ranked.setdefault(self._names.key(sampled), logprob)
         return ranked
 
@@ -125,7 +127,7 @@ def logprobs_of_prompt(
             [(float(value), token_id) for value, token_id, *_ in top or () if value is not None]
             for top in meta.get("input_top_logprobs") or [()] * len(entries)
         ]
-        values = [None if i == 0 else _known(entry[0]) for i, entry in enumerate(entries)]
+        values = [None if i == 0 else known_logprob(entry[0]) for i, entry in enumerate(entries)]
     except (KeyError, TypeError, ValueError) as exc:
         raise WorkerFailed("The worker's logprobs of the prompt cannot be read.") from exc
     # The prompt's own ids: a worker does not name the last of its vocabulary.
@@ -135,7 +137,8 @@ def logprobs_of_prompt(
     return ids, values, [None, *tops[1:]]
 
 
-def _known(logprob: float | None) -> float:
+def known_logprob(logprob: float | None) -> float:
+    """The number that is written of it: JSON has neither infinity nor, here, an unknown one."""
     return LOWEST_LOGPROB if logprob is None else max(logprob, LOWEST_LOGPROB)
 
 

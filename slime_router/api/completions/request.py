@@ -90,7 +90,7 @@ def read_completion_request(
     prompts = _prompts(body.get("prompt"), vocabulary.vocab_size)
     n = fields.n or 1
     if len(prompts) * n > MAX_CHOICES:
-        raise BadRequest(f"A request can ask for {MAX_CHOICES} choices, not more.", param="n")
+        raise BadRequest(f"A request can ask for at most {MAX_CHOICES} choices.", param="n")
     style = _style(fields, default_model, echo=bool(echo), logprobs=top)
     given = worker_fields(fields)
     if top is not None:

@@ -114,7 +114,7 @@ def read_generate_request(
 
 def _check_count(generations: int) -> None:
     if generations > MAX_CALLS:
-        raise BadRequest(f"A request can ask for {MAX_CALLS} generations, not more.", param="n")
+        raise BadRequest(f"A request can ask for at most {MAX_CALLS} generations.", param="n")
 
 
 def _prompt_field(body: dict[str, Any]) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 
 from slime_router.api import sse
-from slime_router.api.chat.reply import LOWEST_LOGPROB, Tally
-from slime_router.api.completions.reply import logprobs_of_prompt
+from slime_router.api.chat.reply import Tally
+from slime_router.api.completions.reply import known_logprob, logprobs_of_prompt
 from slime_router.api.errors import openai_error_object
 from slime_router.api.inference.request import TokenRequest
 from slime_router.api.token_ids import id_name
@@ -134,7 +134,7 @@ def _entries(chunk: GenerateChunk, asked: TokenRequest) -> list[dict[str, Any]] 
 
 
 def _entry(token_id: int, logprob: float | None) -> dict[str, Any]:
-    return {"token": id_name(token_id), "logprob": _finite(logprob), "bytes": None}
+    return {"token": id_name(token_id), "logprob": known_logprob(logprob), "bytes": None}
 
 
 def _places(chunk: GenerateChunk, likely: int) -> list[dict[str, Any] | None]:
@@ -153,7 +153,7 @@ def _places(chunk: GenerateChunk, likely: int) -> list[dict[str, Any] | None]:
         places.append(
             {
                 str(other): {
-                    "logprob": _finite(value),
+                    "logprob": known_logprob(value),
                     "rank": ranks.get(other),
                     "decoded_token": None,
                 }
@@ -161,10 +161,6 @@ def _places(chunk: GenerateChunk, likely: int) -> list[dict[str, Any] | None]:
             }
         )
     return places
-
-
-def _finite(logprob: float | None) -> float:
-    return LOWEST_LOGPROB if logprob is None else max(logprob, LOWEST_LOGPROB)
 
 
 def _experts(chunk: GenerateChunk, each: tuple[int, int] | None) -> dict[str, Any]:

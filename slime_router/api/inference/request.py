@@ -100,7 +100,7 @@ def read_token_request(
         input_ids=ids,
         ids_text=written(body["token_ids"]),
         session_id=http.session_id(request, body),
-        scope=http.scope(request, body),
+        scope=http.scope(request, vars(fields)),  # `model` may name an adapter
         sampling=_sampling(given, fields, constraint),
         reply=ReplyFormat(separates_reasoning=False),
         worker_fields={

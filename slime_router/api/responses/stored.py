@@ -52,7 +52,7 @@ async def compact(_: web.Request) -> web.Response:
     """
     raise BadRequest(
         "Compaction is not served: let the agent write its own summary, as Codex does with a"
-        " model provider of another name than OpenAI.",
+        " model provider that is not named OpenAI.",
         code="not_supported",
     )
 

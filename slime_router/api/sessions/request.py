@@ -234,7 +234,7 @@ def _checked_object(value: Body, field: str) -> Body:
     except orjson.JSONEncodeError as exc:
         raise BadRequest(f"'{field}' is nested too deeply.", param=field) from exc
     if size > MAX_OBJECT_BYTES:
-        message = f"'{field}' can have {MAX_OBJECT_BYTES} bytes of JSON, and has {size}."
+        message = f"'{field}' can have at most {MAX_OBJECT_BYTES} bytes of JSON; it has {size}."
         raise BadRequest(message, param=field)
     return value
 

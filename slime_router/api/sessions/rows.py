@@ -72,9 +72,9 @@ class RowsDoor:
         require(exported in ("true", "false"), "exported", "true or false")
         form = rows_reply.FORMATS[_format(query, request.headers.get("accept", ""))]
         options = self._options({name: _number(text) for name, text in query.items()})
-        with await self._fetch.of_session(session_in_path(request)):
-            name, is_export = session_in_path(request), exported == "true"
-            session, rowset = await self._export(name, options, is_export=is_export)
+        session, rowset = await self._export(
+            session_in_path(request), options, is_export=exported == "true"
+        )
         written = await self.written(form, session, rowset)
         return web.Response(body=written, content_type=form.media_type)
 
@@ -91,9 +91,8 @@ class RowsDoor:
         await response.prepare(request)
         try:
             for session_id in session_ids:
-                with await self._fetch.of_session(session_id):
-                    async for line in self._lines(session_id, options):
-                        await response.write(line)
+                async for line in self._lines(session_id, options):
+                    await response.write(line)
                 await asyncio.sleep(0)  # a series of exports must not keep other tasks waiting
             await response.write_eof()
         except ConnectionError:
@@ -117,9 +116,7 @@ class RowsDoor:
         Raises:
             NotFound: there is no such session.
         """
-        options = self._options(given)
-        with await self._fetch.of_session(session_id):
-            return await self._export(session_id, options)
+        return await self._export(session_id, self._options(given))
 
     async def written(self, form: rows_reply.RowFormat, session: Session, rowset: RowSet) -> bytes:
         """The rows in a format; they are written in a thread where they are long."""
@@ -142,13 +139,14 @@ class RowsDoor:
         self, session_id: str, options: RowOptions, *, is_export: bool = True
     ) -> tuple[Session, RowSet]:
         """The session as it is now and its rows."""
-        session = copy.copy(self._store.sessions.get(session_id))
-        session_before = session.state, tuple(session.turns)
-        rowset = await self._made(session, options)
-        now = self._store.sessions.find(session_id)
-        # What has come meanwhile, nobody has yet.
-        if is_export and now is not None and (now.state, tuple(now.turns)) == session_before:
-            self._store.mark_exported(session_id)
+        with await self._fetch.of_session(session_id):
+            session = copy.copy(self._store.sessions.get(session_id))
+            session_before = session.state, tuple(session.turns)
+            rowset = await self._made(session, options)
+            now = self._store.sessions.find(session_id)
+            # What has come meanwhile, nobody has yet.
+            if is_export and now is not None and (now.state, tuple(now.turns)) == session_before:
+                self._store.mark_exported(session_id)
         left_out = rowset.stats.left_out
         self._on_left_out({reason: each.tokens for reason, each in left_out.items()})
         return session, rowset
@@ -218,7 +216,7 @@ def _checked_ids(ids: Any) -> Sequence[str]:
         path = f"session_ids[{index}]"
         require(isinstance(session_id, str), path, "a string")
         if session_id in seen:
-            raise BadRequest(f"'{path}' is named before.", param=path)
+            raise BadRequest(f"'{path}' is a session that was named before.", param=path)
         seen.add(session_id)
     return list(ids)
 

@@ -76,9 +76,7 @@ class ScoreDoor:
         session = self._store.sessions.get(session_id)
         turns = [turn for name in session.turns if (turn := self._store.get(name)) is not None]
         before = {turn.id: turn.scores for turn in turns}
-        if (
-            not scores.keys() <= before.keys()
-        ):  # another one has its name now, or turns were dropped
+        if scores.keys() - before.keys():  # another one has its name now, or turns were dropped
             name = session.name
             raise NotFound(f"The session '{name}' was deleted.", code="session_not_found")
         changed = rescored(before, group, scores)

@@ -20,7 +20,7 @@ from slime_router.api.sessions.endpoints import session_in_path
 from slime_router.api.sessions.request import read_query
 from slime_router.aside import Aside
 from slime_router.auth.access import IN_SESSION
-from slime_router.errors import NotFound
+from slime_router.errors import BadRequest, NotFound
 from slime_router.journal.fetching import Fetch
 from slime_router.rows.outline import Outline, Place, RowOutline, outline
 from slime_router.rows.rows import RowOptions, build_row
@@ -90,7 +90,8 @@ class LookDoor:
         self, session: str, turns: Snapshot, turn_ids: Sequence[str], query: Mapping[str, str]
     ) -> web.Response:
         turn_id, row_id = query.get("turn"), query.get("row")
-        require((turn_id is None) != (row_id is None), "turn", "given, or else 'row'")
+        if (turn_id is None) == (row_id is None):
+            raise BadRequest("Exactly one of 'turn' and 'row' must be given.", param="turn")
         offset = _count(query, "offset", 0, 0, 2**62)
         limit = _count(query, "limit", MAX_TOKENS, 1, MAX_TOKENS)
         named = str(turn_id if row_id is None else row_id)

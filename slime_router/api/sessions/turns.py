@@ -168,5 +168,5 @@ def _read_included(request: web.Request) -> frozenset[str]:
     for name in sorted(wanted):
         if name not in INCLUDED:
             known = ", ".join(INCLUDED)
-            raise BadRequest(f"'include' can have {known}, and not '{name[:80]}'.", param="include")
+            raise BadRequest(f"'include' can name {known}, not '{name[:80]}'.", param="include")
     return wanted
