@@ -169,8 +169,8 @@ class Reloader:
 
     def _move_workers(self, urls: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Only those that the settings name: others were registered by somebody else."""
-        before = tuple(map(worker_url, self._config.worker_urls))
-        after = tuple(map(worker_url, urls))
+        before = dict.fromkeys(map(worker_url, self._config.worker_urls))  # in order, each once
+        after = dict.fromkeys(map(worker_url, urls))
         added = tuple(url for url in after if url not in before)
         known = {worker.url for worker in self._pool.list()}
         removed = tuple(url for url in before if url not in after and url in known)

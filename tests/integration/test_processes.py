@@ -163,18 +163,42 @@ def test_workers_are_launched_once_for_all_and_end_with_them(tmp_path):
     assert not any(map(is_alive, book.pids()))
 
 
+def until_all_reload(process: subprocess.Popen[str]) -> None:
+    """Reads the log until both processes have read their settings again."""
+    assert process.stderr is not None
+    seen: set[str] = set()
+    while seen != {"[1]", "[2]"}:
+        line = process.stderr.readline()
+        assert line, "it ended"
+        if "settings are read again: 1 keys" in line:
+            seen.add(line.split()[3])
+
+
 def test_a_hang_up_reloads_the_settings_of_all(tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("ann: key-of-ann-0123456789\n")
     with hang_ups(signal.SIG_DFL), two("--api-keys-file", str(keys)) as (process, _, _):
         process.send_signal(signal.SIGHUP)
-        assert process.stderr is not None
-        seen: set[str] = set()
-        while len(seen) < 2:
-            line = process.stderr.readline()
-            assert line, "it ended"
-            if "settings are read again: 1 keys" in line:
-                seen.add(line.split()[3])
-        assert seen == {"[1]", "[2]"}
+        until_all_reload(process)
         process.send_signal(signal.SIGTERM)
         assert ended(process)[0] == 0
+
+
+def test_a_hang_up_at_the_start_is_for_those_that_are_not_up_yet(tmp_path):
+    """They may have read the settings before they changed: others would have other keys."""
+    keys = tmp_path / "keys"
+    keys.write_text("ann: key-of-ann-0123456789\n")
+    flags = ("--processes", "2", "--api-keys-file", str(keys))
+    with hang_ups(signal.SIG_DFL):
+        process = started(*flags, port=free_port())
+    try:
+        assert process.stderr is not None
+        while "process 2 starts at" not in (line := process.stderr.readline()):
+            assert line, "it ended"
+        process.send_signal(signal.SIGHUP)
+        until_all_reload(process)
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 0
+    finally:
+        process.kill()
+        process.communicate()

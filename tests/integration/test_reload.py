@@ -125,6 +125,17 @@ async def test_workers_that_the_settings_name_come_and_go():
         assert reply["workers"] == {"added": [], "removed": []}
 
 
+async def test_a_worker_that_is_named_twice_comes_once():
+    async with tiny_worker() as one, tiny_worker() as other, serving(one.url) as router:
+        again = Again(router)
+        again.change(worker_urls=(one.url, other.url, f"{other.url}/"))
+        _, reply = await reload(router)
+        assert reply["workers"] == {"added": [other.url], "removed": []}
+        again.change(worker_urls=(one.url,))
+        _, reply = await reload(router)
+        assert reply["workers"] == {"added": [], "removed": [other.url]}
+
+
 async def test_one_that_was_removed_by_hand_is_not_removed_twice():
     async with served() as (router, worker):
         await router.post(f"/remove_worker?url={worker.url}")

@@ -88,6 +88,15 @@ async def test_the_key_comes_from_the_environment_and_what_it_may_not_see_is_sai
         assert worker.url in capsys.readouterr().out
 
 
+def test_an_empty_file_of_a_key_is_one_line(capsys, monkeypatch, tmp_path):
+    """The router would only say that a key is needed."""
+    (tmp_path / "key").write_text("\n")
+    monkeypatch.setenv("SLIME_ROUTER_ADMIN_API_KEY_FILE", str(tmp_path / "key"))
+    assert main(["top", "--once"]) == 2
+    said = f"SLIME_ROUTER_ADMIN_API_KEY_FILE: {tmp_path / 'key'} is empty"
+    assert capsys.readouterr().err == f"slime-router top: error: {said}\n"
+
+
 def test_rates_are_what_happened_between_two_looks():
     def look(at_s: float, started: int, output: int) -> top.Look:
         door = {"started": started, "output_tokens": output, "reused_tokens": 30 * started}
@@ -117,6 +126,13 @@ def test_wrong_use_of_top_is_one_line(argv, capsys):
         code = int(str(exc.code))
     assert code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_json_is_for_one_look(capsys):
+    """It was ignored: a program that reads the pipe got a screen."""
+    with pytest.raises(SystemExit):
+        main(["top", "--json"])
+    assert capsys.readouterr().err == "slime-router top: error: --json needs --once\n"
 
 
 def test_an_interval_that_is_no_number_is_answered_with_what_it_may_be(capsys):

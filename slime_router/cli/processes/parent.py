@@ -93,13 +93,14 @@ class Parent:
         count = config.processes
         self._children = [Child(directory, number, count) for number in range(1, count + 1)]
         self._keeping: dict[Child, asyncio.Task[None]] = {}
+        self._to_reload: set[Child] = set()  # they were not up yet when a signal asked for it
         self._news = asyncio.Event()  # something that somebody waits for may have come
         self._signals: list[signal.Signals] = []
         self._terminal = Terminal()
         self._launcher: Launcher | None = None
         self._keeper = Keeper(
             answers=self._answers,
-            on_up=self._note,
+            on_up=self._note_up,
             on_down=self._note,
             startup_timeout_s=STARTUP_TIMEOUT_S,
             grace_s=KILL_GRACE_S,
@@ -167,6 +168,12 @@ class Parent:
         is_told = any(child.code == EXIT_GAVE_UP for child in self._children)
         return bool(self._signals) or is_told or some(t.done() for t in self._keeping.values())
 
+    def _note_up(self, child: Kept) -> None:
+        if child in self._to_reload and child.process is not None:
+            ask_to_reload(child.process)
+        self._to_reload -= {child}
+        self._note(child)
+
     def _note(self, _: object) -> None:
         self._news.set()
 
@@ -215,6 +222,8 @@ class Parent:
         for child in self._children:
             if child.process is not None and child.is_up:
                 ask_to_reload(child.process)
+            else:  # it may have read them already, or have those of the start
+                self._to_reload.add(child)
 
     def _heed(self, number: signal.Signals) -> None:
         """The first one lets requests finish, the second does not; both do so in all processes."""

@@ -44,7 +44,7 @@ class Remote:
     """Asks one router.
 
     Raises:
-        BadPlace: the URL is not one, or the file of the key cannot be read.
+        BadPlace: the URL is not one, or the file of the key cannot be read or is empty.
     """
 
     def __init__(self, url: str) -> None:
@@ -89,7 +89,10 @@ def _key(environ: Mapping[str, str]) -> str | None:
             return key
         if file := environ.get(f"{name}_FILE"):
             try:
-                return configured_text(Path(file)).strip()
+                key = configured_text(Path(file)).strip()
             except (OSError, UnicodeDecodeError) as exc:
                 raise BadPlace(f"{name}_FILE: cannot read {file}: {exc}") from None
+            if not key:
+                raise BadPlace(f"{name}_FILE: {file} is empty")
+            return key
     return None

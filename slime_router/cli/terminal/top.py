@@ -54,7 +54,10 @@ class Look:
 
 def top_main(argv: Sequence[str]) -> int:
     """Show it until the user interrupts; returns the exit code. `argv` does not include `top`."""
-    asked = parser().parse_args(argv)
+    arguments = parser()
+    asked = arguments.parse_args(argv)
+    if asked.json and not asked.once:
+        arguments.error("--json needs --once")
     try:
         remote = Remote(asked.url)
         if asked.once:
