@@ -67,9 +67,12 @@ class CheckpointFiles:
         if text is None:
             return {}
         try:
-            return dict(json.loads(text))
-        except (TypeError, ValueError) as exc:
+            value = json.loads(text)
+        except ValueError as exc:
             raise SetupError(f"bad {filename}: {one_line(exc)}") from exc
+        if not isinstance(value, dict):
+            raise SetupError(f"bad {filename}: not a JSON object")
+        return value
 
     def config(self) -> dict[str, Any]:
         """`config.json`, or what Mistral's own `params.json` says of the same."""
@@ -100,9 +103,16 @@ def without_torch_advice() -> Iterator[None]:
 
 
 def default_template(template: Any) -> str | None:
-    """The one that is used, of all the templates that a checkpoint may have."""
+    """The one that is used, of all the templates that a checkpoint may have.
+
+    Raises:
+        SetupError: one of several has no name or no template.
+    """
     if isinstance(template, list):  # as tokenizer_config.json spells several
-        template = {each["name"]: each["template"] for each in template}
+        try:
+            template = {each["name"]: each["template"] for each in template}
+        except (KeyError, TypeError) as exc:
+            raise SetupError("bad chat_template: each of several needs 'name', 'template'") from exc
     if isinstance(template, dict):
         template = template.get("default") or template.get("tool_use")
     return template if isinstance(template, str) else None

@@ -21,7 +21,7 @@ import tokenizers
 
 from slime_router.checkpoint.byte_bpe import Special, build_backend, prove
 from slime_router.checkpoint.files import CheckpointFiles
-from slime_router.errors import SetupError
+from slime_router.errors import SetupError, one_line
 
 FILENAME = "tiktoken.model"
 PACKAGE_HINT = "tiktoken.model needs the package tiktoken: pip install 'slime-router[tiktoken]'"
@@ -102,7 +102,10 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 def read_code(files: CheckpointFiles) -> Code:
     """What is defined by the code that `tokenizer_config.json` names for the tokenizer."""
-    handed = (files.json("tokenizer_config.json").get("auto_map") or {}).get("AutoTokenizer")
+    auto_map = files.json("tokenizer_config.json").get("auto_map") or {}
+    if not isinstance(auto_map, dict):
+        raise SetupError("bad tokenizer_config.json: auto_map is not an object")
+    handed = auto_map.get("AutoTokenizer")
     named = next((each for each in _listed(handed) if isinstance(each, str)), None)
     if named is None:
         return Code()
@@ -187,11 +190,15 @@ def _specials(
 
     Only ids that the model has: Kimi's code reserves two more than there are.
     """
-    named = {
-        int(token_id): Special(int(token_id), token["content"], bool(token.get("special", True)))
-        for token_id, token in added.items()
-        if int(token_id) >= first
-    }
+    try:
+        named = {
+            int(number): Special(int(number), token["content"], bool(token.get("special", True)))
+            for number, token in added.items()
+            if int(number) >= first
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        where = "bad tokenizer_config.json: added_tokens_decoder"
+        raise SetupError(f"{where}: {one_line(exc)}") from exc
     text_config = {**config, **(config.get("text_config") or {})}
     end = min(first + reserved + 2, text_config.get("vocab_size") or first + reserved + 2)
     unnamed = range(first, end) if reserved else range(0)

@@ -344,3 +344,29 @@ def test_a_fast_tokenizer_goes_before_the_other_files(directory):
 def test_the_ranks_of_the_tiny_vocabulary_are_whole(directory):
     ranks = tiny_ranks(directory)
     assert sorted(ranks.values()) == list(range(VOCAB_LEN))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("config.json", [], "bad config.json: not a JSON object"),
+        ("config.json", [["vocab_size", 5]], "bad config.json: not a JSON object"),
+        ("generation_config.json", None, "bad generation_config.json: not a JSON object"),
+        ("tokenizer_config.json", {"auto_map": ["a.B"]}, "bad tokenizer_config.json: auto_map"),
+        ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "added_tokens_decoder"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "added_tokens_decoder"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9999": {}}}, "added_tokens_decoder"),
+        ("tokenizer_config.json", {"chat_template": [1]}, "bad chat_template"),
+        ("tokenizer_config.json", {"chat_template": [{"name": "default"}]}, "bad chat_template"),
+    ],
+)
+def test_a_file_with_other_values_than_it_should_have_is_one_line(
+    directory: Path, name: str, value: object, reason: str
+) -> None:
+    path = build_tiktoken_checkpoint(directory)
+    kept = json.loads((path / name).read_text()) if (path / name).exists() else {}
+    write_json(path / name, {**kept, **value} if isinstance(value, dict) else value)
+    with pytest.raises(SetupError) as caught:
+        load_tokenizer(str(path))
+    assert caught.value.message.startswith(f"{path}: ")
+    assert reason in caught.value.message
