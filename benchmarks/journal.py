@@ -21,11 +21,11 @@ from slime_router.archive.port import NOTHING_SEEN
 from slime_router.archive.sqlite import SqliteArchive
 from slime_router.archive.store import ArchivedStore
 from slime_router.journal.codec import packed_turn
-from slime_router.journal.database import Database, Made, as_blob
+from slime_router.journal.database import Database, Made, PutTurn
 from slime_router.journal.progress import Progress
-from slime_router.journal.writing import writing
 from slime_router.trajectory.turn import Turn, logprob_array
 from slime_router.types import Finish, VersionSpan, token_ids
+from tests.archives import older
 
 CPU_AIM = 1.1
 LATENCY_AIM_MS = 2.0
@@ -84,14 +84,10 @@ def restart(turns: int) -> list[Measurement]:
         directory = Path(folder)
         with closing(Database(directory)) as database:  # as an older router wrote it
             made = [replace(_turn(number), seq=number + 1) for number in range(turns)]
-            rows = [
-                (each.seq, as_blob(each.id), as_blob(str(each.session_id)), packed_turn(each))
-                for each in made
-            ]
-            with writing(database._sql):
-                database._sql.executemany(
-                    "INSERT INTO turns (seq, id, session, data) VALUES (?, ?, ?, ?)", rows
-                )
+            older.write(
+                database,
+                *(PutTurn(each.seq, each.id, each.session_id, packed_turn(each)) for each in made),
+            )
             tokens = sum(each.own_len for each in made)
         seconds = asyncio.run(_opened(directory, turns))
     size = f"{tokens / 1e6:g} M tokens"

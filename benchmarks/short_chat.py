@@ -26,6 +26,7 @@ ADDED_AIM_MS = 10.0  # at p99
 REQUEST_LEN = 300  # bytes
 REPLY_LEN = 16  # tokens
 CHAT = "/v1/chat/completions"
+CONNECTIONS_S = 0.25  # at a rate: what would come in this time finds a connection of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,8 @@ def _direct(sides: Mapping[str, Driven], concurrency: int) -> Measurement:
 def _full_load(sides: Mapping[str, Driven], concurrency: int) -> Measurement:
     """How long each request takes one process.
 
-    What is added at p99 is not asked here: each request waits for all others, so that it measures
-    how many connections there are.
+    p99 has no aim here: each request waits for all the others, so it only reflects how many
+    connections there are.
     """
     here, direct = sides[f"router {concurrency}"], sides[f"direct {concurrency}"]
     p99, p99_direct = (side.quantile_ms("latency", 99) for side in (here, direct))
@@ -143,7 +144,7 @@ def _at_load(
 ) -> list[Measurement]:
     """What is added where a queue still empties: the rate is a share of that at full load.
 
-    Nothing where there is no gcc: the generator in Python keeps no rate.
+    Empty without gcc: the generator in Python cannot send at a rate.
     """
     if build.program("load") is None:
         return []
@@ -155,8 +156,9 @@ def _at_load(
 def at_rate(
     name: str, here: Server, behind: Server, per_second: float, seconds: float, rounds: int
 ) -> Measurement:
-    """What a router adds at p99 while chats come at a rate, by chance."""
-    requests, connections, given = int(per_second * seconds), max(1, int(per_second / 4)), bodies()
+    """What a router adds at p99 while `per_second` chats arrive, at random, for some seconds."""
+    requests = max(1, int(per_second * seconds))
+    connections, given = max(1, int(per_second * CONNECTIONS_S)), bodies()
     ours, direct = (
         Driven(server, CHAT, given, requests, connections, rate=per_second)
         for server in (here, behind)

@@ -12,7 +12,7 @@ from typing import Any
 from slime_router.checkup.examination import Examination
 from slime_router.checkup.scenarios import Said, Scenario, ScriptedExchange, scenarios
 from slime_router.checkup.stand import ObservedTurn, Stand
-from slime_router.checkup.verdict import Report
+from slime_router.checkup.verdict import Report, Verdict
 from tests.families.catalogue import family
 
 # A user may write what a template takes for something else.
@@ -33,9 +33,10 @@ ODD = Scenario(
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """The verdicts of all scenarios but `ODD`, and the prompts of each, token by token."""
+    """The verdicts of all scenarios, that of `ODD` by itself; and the prompts, token by token."""
 
     report: Report
+    odd: Verdict
     prompts: Mapping[str, Sequence[str]]  # by the scenario's name
 
 
@@ -53,14 +54,14 @@ async def _examined(name: str, order: Sequence[Scenario]) -> Examined:
     chosen = family(name)
     tokenizer, template, parsers = chosen.tokenizer(), chosen.chat_template(), chosen.parsers()
     examination = Examination(tokenizer, template, parsers)
-    verdicts, prompts = [], {}
+    verdicts, prompts = dict[str, Verdict](), dict[str, Sequence[str]]()
     for scenario in order:
         stand = _Listening(tokenizer, template, parsers)
-        verdict = await examination.held_on(stand, scenario)
+        verdicts[scenario.capability] = await examination.held_on(stand, scenario)
         prompts[scenario.capability] = _prompts(stand.turns, examination)
-        if scenario is not ODD:
-            verdicts.append(verdict)
-    return Examined(Report(name, tuple(verdicts), parsers.tools, parsers.reasoning), prompts)
+    odd = verdicts.pop(ODD.capability)
+    report = Report(name, tuple(verdicts.values()), parsers.tools, parsers.reasoning)
+    return Examined(report, odd, prompts)
 
 
 class _Listening(Stand):

@@ -21,6 +21,7 @@ NAMES = tuple(each.name for each in families())
 def test_no_turn_is_inexact(name):
     report = examined(name).report
     assert report.is_exact, report_text(report)
+    assert examined(name).odd.kind != "not exact", examined(name).odd
 
 
 @pytest.mark.timeout(900)  # in a random order it may be the first: all families are examined

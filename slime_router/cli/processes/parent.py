@@ -93,7 +93,7 @@ class Parent:
         count = config.processes
         self._children = [Child(directory, number, count) for number in range(1, count + 1)]
         self._keeping: dict[Child, asyncio.Task[None]] = {}
-        self._to_reload: set[Child] = set()  # they were not up yet when a signal asked for it
+        self._to_reload: set[Kept] = set()  # they were not up yet when a signal asked for it
         self._news = asyncio.Event()  # something that somebody waits for may have come
         self._signals: list[signal.Signals] = []
         self._terminal = Terminal()
@@ -171,7 +171,7 @@ class Parent:
     def _note_up(self, child: Kept) -> None:
         if child in self._to_reload and child.process is not None:
             ask_to_reload(child.process)
-        self._to_reload -= {child}
+        self._to_reload.discard(child)
         self._note(child)
 
     def _note(self, _: object) -> None:

@@ -72,7 +72,7 @@ class Remote:
         """The JSON object of a route; `key` is one that every router has there.
 
         Raises:
-            ClientError: there is no answer, it is a refusal, or no router gave it.
+            ClientError: the server does not answer, refuses, or is not a router.
         """
         given = urlencode({name: value for name, value in query.items() if value is not None})
         text = self._client.send(Call(method="GET", path=f"{path}?{given}" if given else path))
