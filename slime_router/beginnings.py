@@ -86,7 +86,7 @@ class Beginnings(Generic[T]):
         del self._entries[entry]
         self._size -= entry.size
         for key in entry.keys:
-            if self._by_key[key] is entry:
+            if self._by_key.get(key) is entry:  # a later one may have had it, and be gone
                 del self._by_key[key]
 
     def check_integrity(self) -> None:

@@ -12,6 +12,7 @@ from slime_router.beginnings import Beginnings, common_prefix_len
 from tests.examples import examples
 
 SEQUENCES = st.lists(st.integers(0, 1), max_size=40).map(bytes)
+ALIKE = st.lists(st.sampled_from([b"abcd", b"ABCD", b"1234"]), min_size=1, max_size=2).map(b"".join)
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,30 @@ def test_what_is_kept_has_a_limit_and_can_be_found(kept, limit):
         known.check_integrity()
         found = known.likely(group, memoryview(data))
         assert found == (data if len(data) >= 4 and size <= limit else None)
+
+
+@settings(deadline=None, max_examples=examples(200))
+@given(st.lists(st.tuples(st.booleans(), ALIKE), min_size=20, max_size=60), st.integers(1, 4))
+def test_what_is_looked_up_between_stays_longer(steps, limit):
+    known = Beginnings[bytes](limit)
+    for is_kept, data in steps:
+        if is_kept:
+            known.keep("", memoryview(data), data, 1)
+        else:
+            known.likely("", memoryview(data))
+        known.check_integrity()
+
+
+def test_one_can_go_after_a_younger_one_that_shared_a_window_with_it():
+    known = Beginnings[str](2)
+    known.keep("", memoryview(b"abcdefgh"), "old", 1)
+    known.keep("", memoryview(b"abcd"), "young", 1)
+    assert known.likely("", memoryview(b"abcdefgh")) == "old"
+    for data in (b"ijklmnop", b"qrstuvwx"):
+        known.keep("", memoryview(data), "other", 1)
+        known.check_integrity()
+    assert len(known) == 2
+    assert known.likely("", memoryview(b"abcdefgh")) is None
 
 
 @settings(deadline=None, max_examples=examples(200))
