@@ -130,7 +130,7 @@ def read_source(text: str) -> Source:
     if kind == "file" and rest:
         return FileSource(Path(os.path.expanduser(rest)))
     host, _, port = rest.rpartition(":")
-    if kind == "dns" and host and port.isdecimal() and 0 < int(port) < 65536:
+    if kind == "dns" and host and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536:
         return NameSource(host.strip("[]"), int(port))
     raise SetupError(f"--worker-discovery takes file:PATH or dns:NAME:PORT, not {text!r}")
 

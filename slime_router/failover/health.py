@@ -243,7 +243,7 @@ class Health:
             return
         cards = _objects(_parsed(answer.body).get("data"))
         names = [card.get("id") for card in cards if card.get("parent") is not None]
-        self._pool.adapters.listed(worker.url, names)
+        self._pool.adapters.listed(worker, names)
 
     async def _ask_load(self, worker: Worker) -> None:
         """Asks the worker for the length of its queue; older workers do not report it."""

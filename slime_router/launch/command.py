@@ -101,7 +101,7 @@ def gpu_slices(gpus: Sequence[str], size: int, count: int) -> list[str | None]:
 def _number(flags: Sequence[str], names: Sequence[str]) -> int:
     """The value of a flag; 1 if it is missing, or so wrong that SGLang itself complains."""
     text = _value(flags, names)
-    return int(text) if text.isdecimal() and int(text) else 1
+    return int(text) if text.isdecimal() and len(text) < 10 and int(text) else 1
 
 
 def _value(flags: Sequence[str], names: Sequence[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from slime_router.pool.worker import Worker
+
 logger = logging.getLogger(__name__)
 
 MAX_NAMES = 1024  # of the latest
@@ -20,7 +22,6 @@ class Adapters:
 
     def __init__(self) -> None:
         self._names: dict[str, None] = {}  # in order of their loading
-        self._at: dict[str, set[str]] = {}  # the names at each worker, by its URL
         self.forgotten = 0
 
     def __repr__(self) -> str:
@@ -34,27 +35,25 @@ class Adapters:
         """The names, the latest last."""
         return tuple(self._names)
 
-    def at(self, urls: Iterable[str]) -> list[str]:
+    def at(self, workers: Iterable[Worker]) -> list[str]:
         """The names that any of these workers has, as far as is known, the latest last."""
-        here = set[str]().union(*(self._at.get(url, ()) for url in urls))
+        here = set[str]().union(*(worker.adapters for worker in workers))
         return [name for name in self._names if name in here]
 
-    def loaded(self, url: str, name: object) -> None:
+    def loaded(self, worker: Worker, name: object) -> None:
         """The worker has this one."""
-        self.add(name)
-        if name in self._names:
-            self._at.setdefault(url, set()).add(str(name))
+        if self.add(name):
+            worker.reported(adapters=self._names.keys() & {*worker.adapters, str(name)})
 
-    def listed(self, url: str, names: Iterable[object]) -> None:
+    def listed(self, worker: Worker, names: Iterable[object]) -> None:
         """The worker has these, and no others."""
-        self._at.pop(url, None)
-        for name in names:
-            self.loaded(url, name)
+        listed = [str(name) for name in names if self.add(name)]
+        worker.reported(adapters=self._names.keys() & listed)
 
-    def add(self, name: object) -> None:
-        """A worker has this one. With a colon, a name is for workers `base:adapter`, never one."""
+    def add(self, name: object) -> bool:
+        """A worker has this one; returns whether it can be a name: one with a colon is none."""
         if not isinstance(name, str) or not name or ":" in name or len(name) > MAX_NAME_LEN:
-            return
+            return False
         self._names.pop(name, None)
         self._names[name] = None
         if len(self._names) > MAX_NAMES:
@@ -67,3 +66,4 @@ class Adapters:
                 oldest,
                 MAX_NAMES,
             )
+        return True

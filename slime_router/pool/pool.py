@@ -371,7 +371,7 @@ class WorkerPool:
 
     def _target(self, name: str) -> Worker:
         """By index in the list, as in sglang-router; or by URL or id."""
-        if name.isdecimal() and int(name) < len(self._workers):
+        if name.isdecimal() and len(name) < 10 and int(name) < len(self._workers):
             return self.list()[int(name)]
         return self.get(name)
 

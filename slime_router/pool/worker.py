@@ -9,7 +9,7 @@ Every field is read-only from outside: what changes it is a method that names wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import field
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 from uuid import NAMESPACE_URL, uuid5
@@ -73,7 +73,7 @@ class Worker:
     """A worker and its state. `url` has no trailing slash."""
 
     __slots__ = (
-        "_context_len", "_down_because", "_elsewhere", "_in_flight", "_is_asleep",
+        "_adapters", "_context_len", "_down_because", "_elsewhere", "_in_flight", "_is_asleep",
         "_is_draining", "_is_paused",
         "_is_refusing", "_is_token_exact", "_is_up", "_kv_tokens", "_last_lease", "_misfit",
         "_pauses", "_pending_tokens", "_preferred_sampling", "_queued", "_updates", "_was_greeted",
@@ -88,6 +88,7 @@ class Worker:
         self._elsewhere: dict[int, int] = {}  # in flight from other processes of the router
         self._queued = 0
         self._kv_tokens: int | None = None
+        self._adapters: Set[str] = frozenset()
         self._preferred_sampling: Mapping[str, Any] = {}
         self._context_len: int | None = None
         self._is_token_exact: bool | None = None
@@ -201,15 +202,22 @@ class Worker:
         """The worker's own sampling parameters, for requests that do not give them."""
         return self._preferred_sampling
 
+    @property
+    def adapters(self) -> Set[str]:
+        """The names of the adapters that it has loaded, as far as is known."""
+        return self._adapters
+
     def reported(
         self,
         *,
+        adapters: Set[str] | None = None,
         preferred_sampling: Mapping[str, Any] | None = None,
         queued: int | None = None,
         kv_tokens: int | None = None,
         context_len: int | None = None,
     ) -> None:
-        """Take in its load, its size and how it samples; None is what it left out."""
+        """Take in its load, its size, what it has and how it samples; None is what it left out."""
+        self._adapters = self._adapters if adapters is None else adapters
         self._queued = self._queued if queued is None else queued
         self._kv_tokens = kv_tokens or self._kv_tokens
         self._context_len = context_len or self._context_len

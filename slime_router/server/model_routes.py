@@ -161,7 +161,7 @@ class ModelAdmin:
         return web.json_response(self._card())
 
     def _adapters(self) -> list[str]:
-        return self._pool.adapters.at(worker.url for worker in self._pool.list())
+        return self._pool.adapters.at(self._pool.list())
 
     def _adapter_card(self, name: str) -> dict[str, Any]:
         named = dict.fromkeys(("id", "root", "display_name"), name)

@@ -168,7 +168,7 @@ async def test_models_lists_the_adapters_that_a_worker_has():
         assert await router.get("/v1/models/sql") == (200, adapters[1])
         await router.post("/unload_lora_adapter", {"lora_name": "sql"})
         known = router.gateway.pool.adapters
-        await until(lambda: known.at([worker.url]) == ["first"])
+        await until(lambda: known.at(router.gateway.pool.list()) == ["first"])
         assert (await router.get("/v1/models/sql"))[0] == 404
         assert "sql" in known
         await router.post(f"/remove_worker?url={worker.url}")

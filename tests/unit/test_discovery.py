@@ -286,3 +286,8 @@ def test_a_source_is_written_with_its_kind():
 def test_what_is_not_a_source_is_refused(text):
     with pytest.raises(SetupError, match="file:PATH or dns:NAME:PORT"):
         read_source(text)
+
+
+def test_a_port_of_any_number_of_digits_is_refused_in_one_line():
+    with pytest.raises(SetupError, match="takes file:PATH or dns:NAME:PORT"):
+        read_source("dns:workers:" + "1" * 5000)

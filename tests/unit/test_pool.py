@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_router.errors import BadRequest, NotFound, NoWorker
+from slime_router.pool.adapters import MAX_NAMES
 from slime_router.pool.policy import least_in_flight
 from slime_router.pool.pool import WorkerPool
 from slime_router.pool.worker import Worker
@@ -148,3 +149,31 @@ def test_the_policy_takes_the_least_loaded_then_the_longest_idle(loads):
     ]
     chosen = least_in_flight(workers)
     assert (chosen.in_flight, chosen.last_lease) == min(loads)
+
+
+def test_what_a_worker_had_loaded_is_forgotten_when_it_leaves():
+    pool = WorkerPool()
+    for number in range(20):
+        worker = pool.add(f"http://worker-{number}:1")
+        pool.adapters.loaded(worker, "sql")
+        assert pool.adapters.at([worker]) == ["sql"]
+        pool.remove(worker.url)
+        pool.adapters.listed(worker, ["sql"])  # its answer came too late
+        assert pool.adapters.at([pool.add(worker.url)]) == []
+        pool.remove(worker.url)
+    assert pool.adapters.names == ("sql",), "a name outlives its workers"
+    known = [vars(pool.adapters), vars(pool)]
+    assert not [name for each in known for name, value in each.items() if "worker-" in repr(value)]
+
+
+def test_a_worker_has_no_more_names_than_are_known():
+    pool = WorkerPool([A])
+    [worker] = pool.list()
+    for number in range(MAX_NAMES + 20):
+        pool.adapters.loaded(worker, f"step-{number}")
+    pool.adapters.listed(worker, ["step-1050", 7, "base:sql", None])
+    assert worker.adapters == {"step-1050"}
+    for number in range(MAX_NAMES + 20):
+        pool.adapters.loaded(worker, f"another-{number}")
+    assert len(worker.adapters) == MAX_NAMES
+    assert pool.adapters.at([worker]) == list(pool.adapters.names)

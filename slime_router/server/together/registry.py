@@ -151,7 +151,7 @@ class Registry:
 
     async def adapter_loaded(self, worker: Worker, name: str) -> None:
         """The worker has an adapter of this name."""
-        self._pool.adapters.loaded(worker.url, name)
+        self._pool.adapters.loaded(worker, name)
         await self._tell("adapter_loaded", worker, name=name)
 
     # To the others, and from them
@@ -241,7 +241,7 @@ class Registry:
             case "flushed":
                 self._pool.flushed(worker)
             case "adapter_loaded":
-                self._pool.adapters.loaded(url, change["name"])
+                self._pool.adapters.loaded(worker, change["name"])
             case "update_started":
                 self._before[url] = worker.update_started()
             case "update_taken":
