@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from slime_router.pool.pool import WorkerPool
+from slime_router.replies.parsers import ReplyParsers
+from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.testing import FakeWorker
 from slime_router.tokens.tokenizer import Tokenizer
-from slime_router.types import Finish, GenerateCall, GenerateChunk
+from slime_router.types import Finish, GenerateCall, GenerateChunk, Grammar, Sampling
 from tests.relayed import Relayed
 from tests.stack import Sample, Stack, is_free, pins, tiny_tokenizer
 
@@ -254,4 +256,17 @@ async def test_clients_that_always_leave_early_do_not_grow_the_tree_past_its_bud
             await anext(chunks)
         sizes.append(stack.cache.size.tokens)
     assert max(sizes) <= 60 + max(map(len, stack.sent)) + len(REPLY), "one turn too many, for once"
+    check_rest(stack)
+
+
+async def test_a_parser_that_fails_before_the_prompt_is_sent_leaves_nothing_held():
+    class Parsers(ReplyParsers):
+        def thinks_first(self, *_: object, **__: object) -> bool:
+            raise KeyError("enable_thinking")
+
+    stack = Stack(parsers=Parsers(load_parsers, tools=None, reasoning=None))
+    grammar = Sampling(grammar=Grammar("regex", "a+"))
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            await stack.generate(stack.call(["hello"], sampling=grammar), Sample([5]))
     check_rest(stack)

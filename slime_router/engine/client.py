@@ -138,19 +138,20 @@ class WorkerClient:
         capture, params = self._capture, fitted(sampling_params(call), call, worker.context_len)
         masks, tops = mask_plan(call, params, capture, worker), top_plan(call, capture)
         with_logprobs, more = wants_logprobs(call, capture), {**tops.fields, **masks.fields}
+        sending = self.exchange(
+            worker,
+            "POST",
+            "/generate",
+            headers=_headers(call),
+            body=generate_body(  # it has no name here: it would stay until the reply is out
+                call, params, more, with_logprobs=with_logprobs, texts=self._texts
+            ),
+            timeout_s=timeout_s,
+            rid=name_at_worker(call),
+        )
         is_over = False  # the worker no longer runs it
         try:
-            async with self.exchange(
-                worker,
-                "POST",
-                "/generate",
-                headers=_headers(call),
-                body=generate_body(  # it has no name here: it would stay until the reply is out
-                    call, params, more, with_logprobs=with_logprobs, texts=self._texts
-                ),
-                timeout_s=timeout_s,
-                rid=name_at_worker(call),
-            ) as (exchange, answer):
+            async with sending as (exchange, answer):
                 if is_over := answer.status != 200:
                     raise read_error(answer.status, await read_whole(answer))
                 prompt, lines = call.prompt, lines_of(answer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from random import SystemRandom
 from urllib.parse import urlsplit
 
@@ -59,8 +59,7 @@ async def prefilling(
         yield
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])  # not the task itself: whoever waits may be cancelled, too
 
 
 async def _prefill(
@@ -79,7 +78,7 @@ async def _prefill(
         logger.warning("prefill failed: worker=%s rid=%s reason=%s", prefill.url, call.rid, exc)
         on_failure(prefill)
     except Exception:  # a fault of ours: the decode worker must not wait for its cache
+        logger.exception("prefill failed: worker=%s rid=%s", prefill.url, call.rid)
         on_failure(prefill)
-        raise
     finally:
         lease.close()

@@ -148,16 +148,19 @@ class Cacher:
             ContextLengthExceeded: a long text is not worth encoding, as it does not fit.
         """
         await self.tidy()  # an earlier one may have been cut short between filing and this
-        prompt = self._noted(call, await self.maker.make(call, context_len))
+        made = await self.maker.make(call, context_len)
         try:
-            if call.prefix_ids is not None:
-                _check_prefix(prompt, call.prefix_ids)
-            reader = self._reader(call, prompt)
-            if self._capture == "off":  # nothing is filed, and nobody will find it again
-                prompt = replace(prompt, pieces=(), conversation="")
-        except BaseException:  # whatever ends it: what the prompt keeps must go
-            self.maker.release(prompt)
+            return self._filing(call, self._noted(call, made), reply)
+        except Exception:  # whatever it is: what the prompt keeps must go
+            self.maker.release(made)
             raise
+
+    def _filing(self, call: GenerateCall, prompt: MadePrompt, reply: Reply) -> Filing:
+        if call.prefix_ids is not None:
+            _check_prefix(prompt, call.prefix_ids)
+        reader = self._reader(call, prompt)
+        if self._capture == "off":  # nothing is filed, and nobody will find it again
+            prompt = replace(prompt, pieces=(), conversation="")
         kv_session = call.kv_session
         if is_of_root(prompt.conversation):
             kv_session = self.kv_name(prompt.conversation)

@@ -194,8 +194,13 @@ class Sessions:
         """
         if call.session_id is None:
             return Flight(self._rules.applied(call))
-        session = self._enter(call, call.session_id)
-        flight = SessionFlight(self, self._prepared(call, session), session)
+        session = self._store.sessions.name(call.session_id)
+        try:
+            self._check_room(session, call)
+            flight = SessionFlight(self, self._prepared(call, session), session)
+        except Exception:  # whatever keeps it out: the name alone keeps no session
+            self._store.leave_session(session)
+            raise
         flight.hidden = tuple(
             name for name in session.wanted if not call.asked.get(f"return_{name}")
         )
@@ -235,24 +240,15 @@ class Sessions:
             kept_tops=self._rules.top_logprobs if kept is None else kept,
         )
 
-    def _enter(self, call: GenerateCall, session_id: str) -> Session:
-        session = self._store.sessions.name(session_id)
-        of_request = self._of_request.get((session_id, call.request_id), 0)
-        others = max(session.running - (of_request if call.request_id else 0), 0)
-        try:
-            session.check_room(others, call.samples - self._count_recorded(session, call))
-            if session.is_pinned:
-                self._store.check_room()
-        except RouterError:
-            self._store.leave_session(session)
-            raise
-        return session
-
-    def _count_recorded(self, session: Session, call: GenerateCall) -> int:
-        """How many samples of this request are recorded: requests are admitted as a whole."""
-        if call.samples == 1 or not call.request_id:
-            return 0
-        return session.samples_of(call.request_id)
+    def _check_room(self, session: Session, call: GenerateCall) -> None:
+        """Raises RouterError where the session is full; requests are admitted as a whole."""
+        running, recorded = 0, 0  # of the samples of this request
+        if call.request_id:
+            running = self._of_request.get((session.id, call.request_id), 0)
+            recorded = session.samples_of(call.request_id) if call.samples > 1 else 0
+        session.check_room(max(session.running - running, 0), call.samples - recorded)
+        if session.is_pinned:
+            self._store.check_room()
 
     def release(self, flight: SessionFlight) -> None:
         """A generation has left its session."""
@@ -347,7 +343,8 @@ class Sessions:
                 while flights := self._flights.get(session_id):
                     await next(iter(flights)).landed.wait()
         except TimeoutError:
-            logger.info("session %r: generations still run after %.1f s", session_id, timeout_s)
+            name = shown(session_id)
+            logger.info("session %r: generations still run after %.1f s", name, timeout_s)
 
 
 def _deleted(session_id: str) -> NotFound:

@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 
+from slime_router.failover.disaggregated import prefilling
+from slime_router.pool.pool import WorkerPool
 from slime_router.testing import FakeWorker
+from slime_router.types import GenerateCall
 from tests.integration.gateway import Served, serving, tiny_worker, until, user
+
+PREFILL = "http://prefill:1"
 
 
 @asynccontextmanager
@@ -127,3 +132,31 @@ async def test_a_client_that_leaves_frees_both():
         await asyncio.wait([asked])
         await until(lambda: not (prefill.running or decode.running))
         await until(lambda: not router.gateway.pool.total_in_flight)
+
+
+async def test_one_that_is_cancelled_while_the_prefill_worker_is_let_go_stays_cancelled():
+    """A cancellation of the prefill is ours; one of whoever waits for its end is not."""
+    is_closing, may_close = asyncio.Event(), asyncio.Event()
+
+    class Client:
+        async def generate(self, *_: object, **__: object) -> AsyncIterator[None]:
+            try:
+                await asyncio.Event().wait()
+                yield
+            finally:
+                is_closing.set()
+                await may_close.wait()
+
+    async def serve() -> None:
+        lease = WorkerPool([PREFILL]).lease()
+        call = GenerateCall(rid="r", turn_id="t")
+        async with prefilling(Client(), lease, call, timeout_s=60.0, on_failure=print):  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+
+    serving = asyncio.create_task(serve())
+    await is_closing.wait()
+    serving.cancel()
+    await asyncio.sleep(0)
+    may_close.set()
+    await asyncio.wait([serving])
+    assert serving.cancelled()

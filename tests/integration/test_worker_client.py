@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 
 from slime_router.engine.connector import Connector
 from slime_router.engine.exchange import NotTaken
-from slime_router.errors import NoWorker, WorkerFailed, WorkerRefused, WorkerTimeout
+from slime_router.errors import BadRequest, NoWorker, WorkerFailed, WorkerRefused, WorkerTimeout
 from slime_router.pool.pool import WorkerPool
 from slime_router.testing import FakeWorker
 from slime_router.types import (
@@ -26,6 +26,7 @@ from slime_router.types import (
     Sampling,
     token_ids,
 )
+from slime_router.values import replace
 from tests.clock import Clock
 from tests.relayed import Relayed
 
@@ -501,3 +502,14 @@ async def test_a_worker_that_is_given_up_later_may_have_taken_it():
         client.give_up(target)
         with pytest.raises(WorkerFailed, match="given up"):
             await entering
+
+
+async def test_what_was_never_sent_is_not_aborted():
+    deep: object = 1
+    for _ in range(300):
+        deep = [deep]
+    async with FakeWorker() as worker, client_of(worker) as client:
+        unwritable = replace(call(), worker_fields={"deep": deep})
+        with pytest.raises(BadRequest, match="cannot be written"):
+            await anext(client.generate(client.pool.list()[0], unwritable, timeout_s=5.0))
+    assert client.aborts_sent == 0

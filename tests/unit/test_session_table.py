@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from slime_router.auth.caller import name_of_root, owned
+from slime_router.engine.rules import SamplingRules
 from slime_router.errors import Conflict, NotFound, StorageFull, TooManyRequests
 from slime_router.generation.sessions import SessionFlight, Sessions
 from slime_router.json_text import size_of
@@ -252,3 +253,24 @@ def test_pins_count_among_what_a_session_brings_along(is_here):
             table.opened_elsewhere(table.name(name), spec, "them")
         sizes.append(table._bytes.total - before)
     assert sizes[1] > sizes[0] + 500
+
+
+def test_a_call_that_cannot_be_made_ready_leaves_no_session():
+    class Rules(SamplingRules):
+        def applied(self, call: GenerateCall, pins: Pins | None = None) -> GenerateCall:
+            raise TypeError("not JSON")
+
+    store = TrajectoryStore(100)
+    with pytest.raises(TypeError):
+        Sessions(store, rules=Rules()).admit(GenerateCall(rid="r", turn_id="t", session_id="new"))
+    assert store.sessions.find("new") is None
+
+
+async def test_the_log_names_a_session_as_its_owner_does(caplog):
+    caplog.set_level("INFO")
+    store = TrajectoryStore(100)
+    sessions, name = Sessions(store), owned("team", "run")
+    call = GenerateCall(rid="r", turn_id="t", session_id=name)
+    with pytest.raises(Conflict), sessions.admit(call):
+        await sessions.land(name, "run", cancel=False, timeout_s=0.0)
+    assert "session 'run': generations still run after 0.0 s" in caplog.messages
