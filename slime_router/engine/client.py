@@ -166,8 +166,7 @@ class WorkerClient:
                     chunks = reader.feed(payloads) if payloads else ()
                     if chunks and reader.weight_version != exchange.weight_version:
                         exchange.hear(reader.weight_version)
-                    if reader.is_finished:
-                        is_over = True
+                    if is_over := reader.is_finished:
                         await drain(answer)
                     for chunk in chunks:
                         if prompt is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+import orjson
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from slime_router.engine.connector import Use
@@ -77,6 +78,15 @@ class WorkerAnswer:
     status: int
     headers: CIMultiDictProxy[str]
     body: bytes
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of the JSON object that the body is; none if it is something else."""
+        try:
+            read = orjson.loads(self.body)
+        except ValueError:
+            return {}
+        return read if isinstance(read, dict) else {}
 
 
 class Exchange(Generic[A]):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import orjson
 
 from slime_router.engine.client import WorkerClient
@@ -34,7 +32,7 @@ async def trouble(client: WorkerClient, worker: Worker) -> str | None:
     answer = await client.ask(worker, "GET", INFO, headers={}, timeout_s=TIMEOUT_S)
     if answer.status in NO_KEY:
         return "it refuses the router's key for workers"
-    info = _info(answer.body) if answer.status == 200 else {}
+    info = answer.fields if answer.status == 200 else {}
     if _KEYS & info.keys():
         preferred = info.get("preferred_sampling_params")
         worker.reported(preferred_sampling=preferred if isinstance(preferred, dict) else {})
@@ -42,14 +40,6 @@ async def trouble(client: WorkerClient, worker: Worker) -> str | None:
     answer = await client.ask(worker, "GET", GENERATE, headers={}, timeout_s=TIMEOUT_S)
     is_page = answer.status == 200 and not _is_json(answer.body)
     return STRANGER if answer.status in _NOT_THERE or is_page else None
-
-
-def _info(body: bytes) -> dict[str, Any]:
-    try:
-        info = orjson.loads(body)
-    except ValueError:
-        return {}
-    return info if isinstance(info, dict) else {}
 
 
 def _is_json(body: bytes) -> bool:

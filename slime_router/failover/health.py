@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-import orjson
-
 from slime_router.engine.client import WorkerClient
 from slime_router.engine.exchange import NotTaken, WorkerAnswer
 from slime_router.errors import OutOfDescriptors, RouterError
@@ -174,7 +172,7 @@ class Health:
             if answer.status == _REFUSES:
                 self._note_refusing(worker, True)
             return "silent"
-        info = _parsed(answer.body)
+        info = answer.fields
         state.named(info.get("tokenizer_path"))
         version = info.get("weight_version")
         # Trainers update workers behind our back; a change made meanwhile is newer than the answer.
@@ -241,7 +239,7 @@ class Health:
         answer = await self._told(worker, MODELS)
         if answer is None or answer.status != 200:
             return
-        cards = _objects(_parsed(answer.body).get("data"))
+        cards = _objects(answer.fields.get("data"))
         names = [card.get("id") for card in cards if card.get("parent") is not None]
         self._pool.adapters.listed(worker, names)
 
@@ -253,7 +251,7 @@ class Health:
             )
         except RouterError:
             return  # the next probe will show why
-        ranks = _objects(_parsed(answer.body).get("loads") if answer.status == 200 else None)
+        ranks = _objects(answer.fields.get("loads") if answer.status == 200 else None)
         worker.reported(
             queued=sum(_count(rank.get("num_waiting_reqs")) for rank in ranks),
             kv_tokens=sum(_count(rank.get("max_total_num_tokens")) for rank in ranks),
@@ -318,14 +316,6 @@ class _State:
         self._successes = 0
         self._failures += 1
         return probe == "refuses" or self._failures >= self._settings.failure_threshold
-
-
-def _parsed(body: bytes) -> dict[str, Any]:
-    try:
-        value = orjson.loads(body)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _objects(value: object) -> list[dict[str, Any]]:

@@ -280,9 +280,7 @@ class Sessions:
             with session.closing():
                 async with asyncio.TaskGroup() as group:
                     group.create_task(there(session_id, cancel=cancel, timeout_s=timeout_s))
-                    group.create_task(
-                        here(session_id, session.name, cancel=cancel, timeout_s=timeout_s)
-                    )
+                    group.create_task(here(session_id, cancel=cancel, timeout_s=timeout_s))
                 with await self._fetch.of_session(session_id):  # what has landed elsewhere
                     if not self._store.sessions.is_current(session):
                         raise _deleted(session_id)
@@ -291,11 +289,11 @@ class Sessions:
             await self.elsewhere.settle(session_id)
         return session
 
-    async def land(self, session_id: str, name: str, *, cancel: bool, timeout_s: float) -> None:
+    async def land(self, session_id: str, *, cancel: bool, timeout_s: float) -> None:
         """What runs in a session that takes no new turns is awaited, or ends with a conflict."""
         if not cancel:
             await self._landed(session_id, timeout_s)
-        error = Conflict(f"The session '{name}' was closed.", code=SESSION_CLOSED)
+        error = Conflict(f"The session '{shown(session_id)}' was closed.", code=SESSION_CLOSED)
         aborted = self._aborted(session_id, error)
         self.end(session_id, error, but=aborted)
         left_s = LANDING_TIMEOUT_S

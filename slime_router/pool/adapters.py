@@ -51,7 +51,7 @@ class Adapters:
         worker.reported(adapters=self._names.keys() & listed)
 
     def add(self, name: object) -> bool:
-        """A worker has this one; returns whether it can be a name: one with a colon is none."""
+        """A worker has this one; returns whether it can be a name. No name has a colon."""
         if not isinstance(name, str) or not name or ":" in name or len(name) > MAX_NAME_LEN:
             return False
         self._names.pop(name, None)

@@ -201,7 +201,8 @@ class Gateway:
             plugins=tuple(map(self.guard.generations, self.plugins.generation)),
             context_lens=self.pool.context_lens,
         )
-        self.router.on_cancelled = self.guard.cancelled
+        if self.plugins.generation or self.plugins.http:
+            self.router.on_cancelled = self.guard.cancelled
         self.joiner = Joiner(self.router, retry_grace_s=config.retry_grace_s)
         allowed = Allowances(config.allow_local_media, config.allow_custom_logit_processors)
         vocab_size, isolates = self.tokenizer.vocab_size, config.isolate_tenants

@@ -39,12 +39,13 @@ class LaunchedFile:
         self._path = directory / "launched.json"
 
     @property
-    def version(self) -> int:
-        """Changes with what is written; 0 while there is nothing."""
+    def version(self) -> tuple[int, int] | None:
+        """Changes with what is written, also within a tick of the clock; None: nothing was yet."""
         try:
-            return self._path.stat().st_mtime_ns
+            about = self._path.stat()
         except FileNotFoundError:
-            return 0
+            return None
+        return about.st_ino, about.st_mtime_ns
 
     def read(self) -> dict[str, LaunchedWorker]:
         """What was written last."""

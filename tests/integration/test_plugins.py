@@ -20,7 +20,7 @@ from slime_router.edge import plugin_guard
 from slime_router.errors import NotFound, SetupError
 from slime_router.generation.plugins import PluginContext, load_plugins
 from tests.clock import Clock
-from tests.integration.gateway import CHAT, FOUR_KEYS, assistant, served, user
+from tests.integration.gateway import CHAT, FOUR_KEYS, assistant, served, serving, user
 from tests.stack import Stack, tiny_tokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "middleware.md"
@@ -943,3 +943,11 @@ async def test_headers_that_a_plugin_makes_and_nobody_can_send_are_its_fault(
         assert router.gateway.guard.failures == len(worker.requests) == 1
     assert f"plug-in failed: {name}: it set headers that cannot be sent" in caplog.text
     assert "retrying" not in caplog.text
+
+
+async def test_where_there_are_no_plugins_none_is_to_blame_for_what_is_cancelled(caplog):
+    async with serving() as router:
+        gateway = router.gateway
+        failure = gateway.router.failure(asyncio.CancelledError())
+        assert str(failure) == "The generation was cancelled."
+        assert (gateway.guard.failures, caplog.text) == (0, "")

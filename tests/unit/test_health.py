@@ -6,11 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
 
-from slime_router.failover.health import ENDPOINT, Health, HealthSettings, _count, _parsed, _State
+from slime_router.engine.exchange import WorkerAnswer
+from slime_router.failover.health import ENDPOINT, Health, HealthSettings, _count, _State
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.worker import Worker
 from slime_router.supervisor import Supervisor
+
+NO_HEADERS = CIMultiDictProxy(CIMultiDict[str]())
 
 
 def state(**settings: object) -> _State:
@@ -64,7 +68,7 @@ def test_a_healthy_worker_is_asked_now_and_then_or_never(is_enabled, rest_s):
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"1", b"\xff"])
 def test_an_answer_that_is_no_object_says_nothing(body):
-    assert _parsed(body) == {}
+    assert WorkerAnswer(200, NO_HEADERS, body).fields == {}
 
 
 @pytest.mark.parametrize(("value", "count"), [(3, 3), (-1, 0), (None, 0), ("3", 0), (True, 0)])
@@ -83,7 +87,7 @@ class _Updated:
         self.paths.append(path)
         if self._seen is not None:
             worker.observed(self._seen, known=worker.weight_version)
-        return SimpleNamespace(status=200, body=b'{"weight_version": "old"}')
+        return WorkerAnswer(200, NO_HEADERS, b'{"weight_version": "old"}')
 
 
 NAMELESS: Any = SimpleNamespace(named=lambda tokenizer_path: None)  # keeps no name

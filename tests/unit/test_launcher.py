@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import stat
 from pathlib import Path
@@ -16,6 +17,17 @@ from slime_router.launch import machine
 from slime_router.launch.command import gpu_slices, gpus_per_worker, sglang_commands
 from slime_router.launch.output import MAX_LINE_LEN, TAIL_LINES, Output
 from slime_router.launch.process import how_it_ended
+from slime_router.siblings.place import LaunchedFile, LaunchedWorker
+
+
+def test_a_file_that_is_written_twice_in_a_tick_of_the_clock_has_changed_twice(tmp_path):
+    file, known = LaunchedFile(tmp_path), set()
+    for lives in (1, 2):
+        file.write({"http://a:1": LaunchedWorker(is_up=True, lives=lives)})
+        os.utime(tmp_path / "launched.json", ns=(7, 7))
+        known |= {file.version}
+        assert file.read()["http://a:1"].lives == lives
+    assert len(known) == 2
 
 
 def program(path: Path, text: str) -> str:

@@ -335,3 +335,30 @@ def test_what_a_removed_worker_still_answers_counts_for_nothing(said):
     pool.remove(worker.url)
     getattr(pool, said)(worker)
     assert pool.list() == ()
+
+
+@pytest.mark.parametrize("target", [None, "0", A, B, "nonsense"])
+@pytest.mark.parametrize("state", ["ready", "down", "resting", "full", "removed", "excluded"])
+def test_who_can_take_a_request_is_who_would_get_it(state, target):
+    pool = WorkerPool([A, B], max_in_flight=1)
+    worker = pool.get(A)
+    match state:
+        case "down":
+            pool.mark_down(worker)
+        case "resting":
+            pool.rest(worker, is_paused=True, is_asleep=False)
+        case "full":
+            pool.lease(Need(target=A))
+        case "removed":
+            pool.remove(A)
+    need, exclude = Need(target=target), [A] if state == "excluded" else []
+    can_take = pool.can_take(worker, need, exclude, None)
+    if target != "0" and state != "ready":
+        assert not can_take
+    if target is None:
+        pool.mark_down(pool.get(B))  # nobody else is left
+    try:
+        chosen = pool.lease(need, exclude).worker
+    except (NoWorker, NotFound):
+        chosen = None
+    assert can_take is (chosen is worker)

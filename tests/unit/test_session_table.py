@@ -272,5 +272,5 @@ async def test_the_log_names_a_session_as_its_owner_does(caplog):
     sessions, name = Sessions(store), owned("team", "run")
     call = GenerateCall(rid="r", turn_id="t", session_id=name)
     with pytest.raises(Conflict), sessions.admit(call):
-        await sessions.land(name, "run", cancel=False, timeout_s=0.0)
+        await sessions.land(name, cancel=False, timeout_s=0.0)
     assert "session 'run': generations still run after 0.0 s" in caplog.messages

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import orjson
-
 from slime_router.checkup.on_worker import PROBE_TEXTS
 from slime_router.config import Config
 from slime_router.engine.client import WorkerClient
@@ -67,10 +65,9 @@ async def _object(client: WorkerClient, worker: Worker, path: str) -> dict[str, 
     """The JSON object at a path; empty where there is no such route."""
     try:
         answer = await client.ask(worker, "GET", path, headers={}, timeout_s=TIMEOUT_S)
-        body = orjson.loads(answer.body) if answer.status == 200 else {}
-    except (RouterError, ValueError):
+    except RouterError:
         return {}
-    return body if isinstance(body, dict) else {}
+    return answer.fields if answer.status == 200 else {}
 
 
 def _of_health(status: int | None, config: Config) -> list[Sign]:

@@ -68,26 +68,24 @@ class Flights:
 
     async def _land(self, message: Mapping[str, Any]) -> None:
         session_id, timeout_s = message["session_id"], message["timeout_s"]
-        name = await self._hold(session_id, timeout_s + LANDING_TIMEOUT_S + 2 * MARGIN_S)
-        if name is not None:
-            landing = {"cancel": message["cancel"], "timeout_s": timeout_s}
-            await self._sessions.land(session_id, name, **landing)
+        if await self._hold(session_id, timeout_s + LANDING_TIMEOUT_S + 2 * MARGIN_S):
+            await self._sessions.land(session_id, cancel=message["cancel"], timeout_s=timeout_s)
             await self._written()
 
-    async def _hold(self, session_id: str, limit_s: float) -> str | None:
-        """The session's name, if it is known here; from now on it takes nothing new."""
+    async def _hold(self, session_id: str, limit_s: float) -> bool:
+        """Whether the session is known here; from now on it takes nothing new."""
         hold = Hold()
         hold.enter_context(await self._fetch.of_session(session_id))
         session = self._table.find(session_id)
         if session is None:
             hold.close()
-            return None
+            return False
         hold.enter_context(session.closing())
         loop = asyncio.get_running_loop()
         hold.timer = loop.call_later(limit_s, self._let_go, session_id)  # should the other one die
         self._let_go(session_id)
         self._holds[session_id] = hold
-        return session.name
+        return True
 
     async def _settle(self, message: Mapping[str, Any]) -> None:
         session_id = message["session_id"]

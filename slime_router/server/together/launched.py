@@ -15,7 +15,7 @@ class Launched:
     def __init__(self, file: LaunchedFile, fleet: Fleet) -> None:
         self._file = file
         self._fleet = fleet
-        self._seen = 0
+        self._seen: tuple[int, int] | None = None
         self._known: dict[str, LaunchedWorker] = {}
 
     def start(self, supervisor: Supervisor) -> None:
