@@ -151,7 +151,7 @@ async def test_what_ends_by_itself_has_no_more_time_than_what_is_cancelled(
     monkeypatch.setattr(stack.sessions, "_landed", landed)
     stack.sessions.abort = lambda _: has_worker
     running = await begin(stack, worker, stream=False)
-    await stack.sessions.land("s", "s", cancel=True, timeout_s=60)
+    await stack.sessions.land("s", cancel=True, timeout_s=60)
     assert sum(waits) == sessions.LANDING_TIMEOUT_S
     assert len(waits) == 1 + has_worker
     with pytest.raises(Conflict):
