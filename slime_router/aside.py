@@ -29,9 +29,11 @@ class Aside:
         """What `work` returns or raises; it touches nothing that changes meanwhile.
 
         Work of a smaller `size` than `INLINE_SIZE` is done at once, without a thread. A caller that
-        is cancelled leaves; its work runs to its end.
+        is cancelled leaves; its work runs to its end, and the next piece waits for that.
         """
         if size < INLINE_SIZE:
             return work(*args, **kwargs)
-        async with self._turn:
-            return await asyncio.to_thread(work, *args, **kwargs)
+        await self._turn.acquire()
+        task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+        task.add_done_callback(lambda _: self._turn.release())
+        return await asyncio.shield(task)
