@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -34,6 +36,7 @@ class Aside:
         if size < INLINE_SIZE:
             return work(*args, **kwargs)
         await self._turn.acquire()
-        task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
-        task.add_done_callback(lambda _: self._turn.release())
-        return await asyncio.shield(task)
+        in_context = partial(copy_context().run, work, *args, **kwargs)
+        ending = asyncio.get_running_loop().run_in_executor(None, in_context)
+        ending.add_done_callback(lambda _: self._turn.release())
+        return await asyncio.shield(ending)
