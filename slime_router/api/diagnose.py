@@ -15,7 +15,6 @@ from slime_router.api.chat.messages import read_messages
 from slime_router.api.request import (
     checked_session_id,
     new_turn_id,
-    parting,
     read_object,
     require,
     session_id,
@@ -25,6 +24,7 @@ from slime_router.api.token_ids import checked_ids
 from slime_router.auth.caller import ANYBODY, Caller, caller
 from slime_router.doctor.doctor import Diagnosis, Doctor
 from slime_router.doctor.drift import Glimpse, Parting, Region
+from slime_router.engine.rules import parting, parting_fields
 from slime_router.errors import BadRequest
 from slime_router.types import GenerateCall, TemplateOptions, TokenIds
 
@@ -92,6 +92,7 @@ def read_question(
         template=options,
         session_id=None if has_tokens else session_id,
         scope=by.own(parting(body)),
+        worker_fields=parting_fields(body),
     )
     return Question(call, held)
 
