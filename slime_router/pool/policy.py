@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from math import exp2
 from random import Random
-from typing import Protocol, TypeAlias, assert_never
+from typing import TypeAlias, assert_never
 
 from slime_router.choices import PolicyName
 from slime_router.pool.kv_cache import KVCacheModel, Prefixes
@@ -112,16 +112,23 @@ QUEUED_PRICE = 1024  # for each request in a worker's own queue: a worker that q
 KEY_WORTH = 1024  # how much more the key's last worker may cost
 
 
-class Policy(Protocol):
-    """Chooses workers, and learns from the outcome."""
+class Policy:
+    """Chooses workers, and may learn from the outcome.
+
+    `affinity`: which worker took a key's last request; None where that follows from the key.
+    """
+
+    affinity: Affinity | None = None
 
     def choose(self, workers: Sequence[Place], need: Need) -> Place:
         """One of `workers`; there is at least one."""
-        ...
+        raise NotImplementedError
 
     def sent(self, worker: Place, need: Need) -> int:
         """The request went to `worker`. Returns how many prompt tokens it is likely to compute."""
-        ...
+        if self.affinity is not None:
+            self.affinity.keep(need.key, worker)
+        return len(need.ids)
 
     def held(self, worker: Place, scope: str, prompt: TokenIds, output: Sequence[int] = ()) -> None:
         """`worker` has computed both: of a generation that ended.
@@ -129,16 +136,9 @@ class Policy(Protocol):
         Ignored if nothing was sent to `worker` since it was forgotten: what it computed before
         that is gone.
         """
-        ...
 
     def forget(self, worker: Place) -> None:
         """`worker` no longer holds anything: it was flushed, restarted or removed."""
-        ...
-
-    @property
-    def affinity(self) -> Affinity | None:
-        """Which worker took a key's last request; None where that follows from the key."""
-        ...
 
 
 Pick: TypeAlias = Callable[[Sequence[Place]], Place]  # by load alone
@@ -172,12 +172,11 @@ def least_in_flight(workers: Sequence[Place]) -> Place:
     return min(workers, key=lambda worker: (worker.busy_with, worker.last_lease))
 
 
-class Sticky:
+class Sticky(Policy):
     """The key's last worker while it keeps up; else the one that `pick` chooses."""
 
     def __init__(self, pick: Pick) -> None:
         self._pick = pick
-        self.affinity: Affinity | None
         self.affinity = self._affinity = Affinity()
 
     def choose(self, workers: Sequence[Place], need: Need) -> Place:
@@ -187,26 +186,13 @@ class Sticky:
             return last
         return self._pick(workers)
 
-    def sent(self, worker: Place, need: Need) -> int:
-        """See `Policy`."""
-        self._affinity.keep(need.key, worker)
-        return len(need.ids)
 
-    def held(self, worker: Place, scope: str, prompt: TokenIds, output: Sequence[int] = ()) -> None:
-        """Of no interest."""
-
-    def forget(self, worker: Place) -> None:
-        """Of no interest."""
-
-
-class ConsistentHashing:
+class ConsistentHashing(Policy):
     """The worker whose URL ranks highest for the key: all routers agree without communicating.
 
     A worker that joins or leaves moves no keys but its own. One that does not keep up is passed
     over. A request without a key goes to the worker with the least in flight.
     """
-
-    affinity: Affinity | None = None
 
     def choose(self, workers: Sequence[Place], need: Need) -> Place:
         """See `Policy`."""
@@ -217,18 +203,8 @@ class ConsistentHashing:
         able = [worker for worker in workers if queue_load(worker) <= limit]
         return max(able, key=lambda worker: _rank(key, worker.url))
 
-    def sent(self, worker: Place, need: Need) -> int:  # noqa: ARG002 - of no interest
-        """See `Policy`."""
-        return len(need.ids)
 
-    def held(self, worker: Place, scope: str, prompt: TokenIds, output: Sequence[int] = ()) -> None:
-        """Of no interest."""
-
-    def forget(self, worker: Place) -> None:
-        """Of no interest."""
-
-
-class CacheAware:
+class CacheAware(Policy):
     """The worker that is likely to cost the fleet the least, counted in prompt tokens.
 
     The cost is what it has yet to compute of earlier prompts, what computing the rest of this one
@@ -239,7 +215,6 @@ class CacheAware:
 
     def __init__(self) -> None:
         self._kv_model = KVCacheModel()
-        self.affinity: Affinity | None
         self.affinity = self._affinity = Affinity()
         self._recent = Recent()
         self._last: tuple[Need, Prefixes] | None = None
