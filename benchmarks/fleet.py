@@ -16,6 +16,7 @@ from itertools import count
 
 from benchmarks.traces import CACHE_BLOCK_LEN, Chat, Trace, Turn
 from slime_router.pool.policy import Policy
+from slime_router.pool.rank import Place
 from slime_router.pool.worker import Need, Worker
 from slime_router.values import value
 

@@ -38,7 +38,7 @@ class Rank:
 
     @property
     def url(self) -> str:
-        """Its name, by which other processes know it too."""
+        """The name by which other processes know the rank, too."""
         return f"{self.worker.url}@{self.number}"
 
     @property
