@@ -187,7 +187,9 @@ class Fleet:
         states = [Worker(f"http://worker-{i}") for i in range(size)]
         for state in states:
             state.reported(kv_tokens=engine.kv_tokens)
-        self._workers = {state: Simulated(state, engine) for state in states}
+        self._workers: dict[Place, Simulated] = {
+            state: Simulated(state, engine) for state in states
+        }
         self._states = states
         self._coming: list[tuple[float, int, Chat, int]] = []
         self._order = count()
