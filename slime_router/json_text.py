@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,11 @@ def finite(text: str, given: str, source: str) -> str:
         return "1e999" if found[0] == "Infinity" else found[0]
 
     return _WORDS.sub(number, given + text)[len(given) :]
+
+
+def without_mark(raw: bytes) -> bytes:
+    """JSON without the byte order mark that some editors and shells put before it."""
+    return raw.removeprefix(BOM_UTF8)
 
 
 def is_whole_json(text: str) -> bool:
