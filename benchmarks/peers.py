@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from benchmarks.fleet import Ask, BlockCache
-from slime_router.pool.policy import Affinity, least_in_flight
+from slime_router.pool.policy import Policy, least_in_flight
 from slime_router.pool.worker import Need, Worker
-from slime_router.types import TokenIds
 
 BALANCE_ABS = 64
 BALANCE_REL = 1.5
@@ -21,7 +20,7 @@ MAX_TREE_TOKENS = 67_108_864 // 4  # it counts characters
 VIRTUAL_NODES = 160
 
 
-class SglangCacheAware:
+class SglangCacheAware(Policy):
     """The worker with the longest beginning of the prompt, if that is long; else the least loaded.
 
     Unless loads differ much: then the least loaded. Its tree has a tenant for each worker and
@@ -29,8 +28,6 @@ class SglangCacheAware:
     here it keeps tokens, which is to its good. It evicts each minute what is over its limit, and
     none of our traces get there; here it does so at once.)
     """
-
-    affinity: Affinity | None = None
 
     def __init__(self) -> None:
         self._tenants: dict[Worker, BlockCache] = {}
@@ -49,11 +46,6 @@ class SglangCacheAware:
         self._tenant(worker).add(_blocks(need))
         return 0
 
-    def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
-    ) -> None:
-        pass
-
     def forget(self, worker: Worker) -> None:
         self._tenants.pop(worker, None)
 
@@ -61,10 +53,8 @@ class SglangCacheAware:
         return self._tenants.setdefault(worker, BlockCache(MAX_TREE_TOKENS))
 
 
-class SglangConsistentHashing:
+class SglangConsistentHashing(Policy):
     """The next worker on a ring from the key's place on it. It looks at no load."""
-
-    affinity: Affinity | None = None
 
     def __init__(self) -> None:
         self._ring: list[tuple[int, int]] = []
@@ -79,14 +69,6 @@ class SglangConsistentHashing:
 
     def sent(self, worker: Worker, need: Need) -> int:  # noqa: ARG002 - of no interest
         return 0
-
-    def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
-    ) -> None:
-        pass
-
-    def forget(self, worker: Worker) -> None:
-        pass
 
 
 def _blocks(need: Need) -> Sequence[int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from math import exp2
 from random import Random
-from typing import Protocol, TypeAlias, assert_never
+from typing import TypeAlias, assert_never
 
 from slime_router.choices import PolicyName
 from slime_router.pool.kv_cache import KVCacheModel, Prefixes
@@ -111,16 +111,23 @@ QUEUED_PRICE = 1024  # for each request in a worker's own queue: a worker that q
 KEY_WORTH = 1024  # how much more the key's last worker may cost
 
 
-class Policy(Protocol):
-    """Chooses workers, and learns from the outcome."""
+class Policy:
+    """Chooses workers, and may learn from the outcome.
+
+    `affinity`: which worker took a key's last request; None where that follows from the key.
+    """
+
+    affinity: Affinity | None = None
 
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
         """One of `workers`; there is at least one."""
-        ...
+        raise NotImplementedError
 
     def sent(self, worker: Worker, need: Need) -> int:
         """The request went to `worker`. Returns how many prompt tokens it is likely to compute."""
-        ...
+        if self.affinity is not None:
+            self.affinity.keep(need.key, worker)
+        return len(need.ids)
 
     def held(
         self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
@@ -130,16 +137,9 @@ class Policy(Protocol):
         Ignored if nothing was sent to `worker` since it was forgotten: what it computed before
         that is gone.
         """
-        ...
 
     def forget(self, worker: Worker) -> None:
         """`worker` no longer holds anything: it was flushed, restarted or removed."""
-        ...
-
-    @property
-    def affinity(self) -> Affinity | None:
-        """Which worker took a key's last request; None where that follows from the key."""
-        ...
 
 
 Pick: TypeAlias = Callable[[Sequence[Worker]], Worker]  # by load alone
@@ -173,12 +173,11 @@ def least_in_flight(workers: Sequence[Worker]) -> Worker:
     return min(workers, key=lambda worker: (worker.busy_with, worker.last_lease))
 
 
-class Sticky:
+class Sticky(Policy):
     """The key's last worker while it keeps up; else the one that `pick` chooses."""
 
     def __init__(self, pick: Pick) -> None:
         self._pick = pick
-        self.affinity: Affinity | None
         self.affinity = self._affinity = Affinity()
 
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
@@ -188,28 +187,13 @@ class Sticky:
             return last
         return self._pick(workers)
 
-    def sent(self, worker: Worker, need: Need) -> int:
-        """See `Policy`."""
-        self._affinity.keep(need.key, worker)
-        return len(need.ids)
 
-    def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
-    ) -> None:
-        """Of no interest."""
-
-    def forget(self, worker: Worker) -> None:
-        """Of no interest."""
-
-
-class ConsistentHashing:
+class ConsistentHashing(Policy):
     """The worker whose URL ranks highest for the key: all routers agree without communicating.
 
     A worker that joins or leaves moves no keys but its own. One that does not keep up is passed
     over. A request without a key goes to the worker with the least in flight.
     """
-
-    affinity: Affinity | None = None
 
     def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
         """See `Policy`."""
@@ -220,20 +204,8 @@ class ConsistentHashing:
         able = [worker for worker in workers if queue_load(worker) <= limit]
         return max(able, key=lambda worker: _rank(key, worker.url))
 
-    def sent(self, worker: Worker, need: Need) -> int:  # noqa: ARG002 - of no interest
-        """See `Policy`."""
-        return len(need.ids)
 
-    def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
-    ) -> None:
-        """Of no interest."""
-
-    def forget(self, worker: Worker) -> None:
-        """Of no interest."""
-
-
-class CacheAware:
+class CacheAware(Policy):
     """The worker that is likely to cost the fleet the least, counted in prompt tokens.
 
     The cost is what it has yet to compute of earlier prompts, what computing the rest of this one
@@ -244,7 +216,6 @@ class CacheAware:
 
     def __init__(self) -> None:
         self._kv_model = KVCacheModel()
-        self.affinity: Affinity | None
         self.affinity = self._affinity = Affinity()
         self._recent = Recent()
         self._last: tuple[Need, Prefixes] | None = None
