@@ -169,6 +169,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "make":
         make_checkpoint(args.folder)
+    elif not (args.folder / "tokenizer.json").is_file():
+        parser.error(f"no checkpoint in {args.folder}: `make {args.folder}` writes one")
     else:
         asyncio.run(serve(args.folder, args.router, args.seed))
 

@@ -2,12 +2,15 @@
 
 from typing import NoReturn
 
-from slime_router.cli.main import main
-from slime_router.cli.processes.exit_codes import leave
+from slime_router.cli.processes.exit_codes import EXIT_INTERRUPTED, leave
 
 
 def run() -> NoReturn:
     """Runs what the command line asks for, and ends the process."""
+    try:
+        from slime_router.cli.main import main
+    except KeyboardInterrupt:  # nobody wants to see a traceback of imports
+        leave(EXIT_INTERRUPTED)
     leave(main())
 
 

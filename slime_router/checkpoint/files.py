@@ -29,11 +29,11 @@ class CheckpointFiles:
         is_path = path_or_id.startswith(("/", "./", "../"))
         try:
             is_directory = Path(path_or_id).is_dir()
-            is_path |= Path(path_or_id).exists()
+            is_file = Path(path_or_id).exists() and not is_directory
         except OSError as exc:  # it may not be looked at, or its name is too long
             raise SetupError(f"cannot be read: {exc.strerror}") from exc
-        if is_path and not is_directory:
-            raise SetupError("no such directory")
+        if is_file or (is_path and not is_directory):
+            raise SetupError("a file, not a directory" if is_file else "no such directory")
         self.name = path_or_id if is_directory else hub.reached(path_or_id)
 
     def find(self, filename: str) -> Path | None:

@@ -111,7 +111,7 @@ def _load_model(asked: argparse.Namespace) -> Gateway:
     """A router that is never started: it only loads the tokenizer and the template."""
     given = shared_settings(asked, "hf_checkpoint", "chat_template", "trust_remote_code")
     if "hf_checkpoint" not in given:
-        raise SetupError("--hf-checkpoint is required")
+        raise SetupError("--hf-checkpoint is required: a directory, or an id on the hub")
     return Gateway(
         Config(
             **given,

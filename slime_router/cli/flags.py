@@ -53,7 +53,9 @@ class _HintingParser(OneLineParser):
         flags = [name for action in self._actions for name in action.option_strings]
         kind, known = ("", flags) if name.startswith("-") else ("the command ", [*COMMANDS])
         close = difflib.get_close_matches(name, known, n=1)
-        return f"unknown argument {name}" + (f": did you mean {kind}{close[0]}?" if close else "")
+        return f"unknown argument {name}: " + (
+            f"did you mean {kind}{close[0]}?" if close else "--help lists all commands and flags"
+        )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -136,7 +138,9 @@ class Settings:
         in_environment = from_environment(self._known, self._environ)
         values = {**in_file, **in_environment, **self._given}
         if not values.get("hf_checkpoint"):  # argparse would say so before a misspelled flag
-            raise BadSource("--hf-checkpoint is required")
+            raise BadSource(
+                "--hf-checkpoint is required: a directory, or an id on the hub (see --help)"
+            )
         config = Config(**values)
         _check(config)
         self._origins = dict.fromkeys(in_file, self._path)

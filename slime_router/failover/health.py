@@ -267,7 +267,7 @@ class Health:
         self._pool.mark_down(worker, f"it {words}", was_stopped=probe == "refuses")
         cut = self._client.give_up(worker)
         if is_new:
-            logger.info("worker %s is not there yet", worker.url)
+            logger.info("worker %s is not ready: it %s; probing goes on", worker.url, words)
             return
         self.deaths += 1
         logger.warning("worker %s is down: it %s; %d requests move on", worker.url, words, cut)

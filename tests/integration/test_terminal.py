@@ -163,7 +163,9 @@ def test_a_router_that_is_not_there_is_one_line(capsys):
     for command in ("top", "sessions"):
         argv = [command, "--url", f"http://127.0.0.1:{free_port()}"]
         assert main([*argv, "--once"] if command == "top" else argv) == 1
-        assert len(capsys.readouterr().err.splitlines()) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "Connection refused" in line
+        assert "--url says where to look" in line
 
 
 # sessions

@@ -47,7 +47,7 @@ def test_ticks_in_time_are_no_stalls_and_late_ones_are(caplog):
     assert watch.total_s == pytest.approx(STALL_S + 0.01 + 0.2)
     assert watch.longest_s == pytest.approx(0.2)
     (line,) = caplog.messages
-    assert "60 ms; under way: POST /v1/x; 0 stalls before" in line
+    assert line.endswith("60 ms; under way: POST /v1/x")
 
 
 def test_short_stalls_are_counted_by_how_late_a_tick_came():
@@ -81,8 +81,8 @@ def test_the_log_is_not_filled_and_many_requests_are_a_number(caplog):
     clock.now += LOG_PAUSE_S + 1.0
     watch.tick()
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
-    assert "under way: 40 requests; 4 stalls before were not logged" in caplog.messages[1]
-    assert "; 0 stalls before were not logged" in caplog.messages[2]
+    assert "under way: 40 requests; 4 earlier stalls were not logged" in caplog.messages[1]
+    assert "were not logged" not in caplog.messages[2]
 
 
 def test_a_time_is_up_to_its_own_bound():
@@ -98,7 +98,7 @@ def test_few_requests_are_named(caplog):
     watch.tick()
     clock.now += 1.0
     watch.tick()
-    assert "under way: POST /a, POST /a, POST /a; 0 stalls" in caplog.messages[0]
+    assert caplog.messages[0].endswith("under way: POST /a, POST /a, POST /a")
 
 
 def test_without_requests_ticks_are_rare():

@@ -69,3 +69,21 @@ def test_a_working_directory_that_is_gone_is_told_in_one_line(tmp_path, monkeypa
         == ["slime-router: error: the working directory cannot be used: No such file or directory"]
         * 2
     )
+
+
+def test_an_interrupt_while_the_command_is_imported_shows_no_traceback():
+    """Imports take a second; somebody who sees a typo presses Ctrl-C before they are done."""
+    program = """
+import sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "slime_router.cli.main":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+from slime_router.__main__ import run
+run()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")

@@ -137,7 +137,7 @@ class TestLoad:
         cases: list[tuple[str, str | None, str, str]] = [
             (str(tmp_path / "none"), None, str(tmp_path / "none"), "no such directory"),
             (str(empty), None, str(empty), "the directory has no vocabulary"),
-            ("config.json", None, "config.json", "no such directory"),  # a file, and no id
+            ("config.json", None, "config.json", "a file, not a directory"),
             (broken, None, broken, "bad generation_config.json"),
             (str(directory), str(template), str(template), "bad chat template"),
             (str(directory), "none.jinja", "none.jinja", "No such file"),

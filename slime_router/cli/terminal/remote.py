@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from slime_router.cli.settings.option import ENVIRONMENT
-from slime_router.client import ClientError
+from slime_router.client import ClientError, Unreachable
 from slime_router.client.calls import Call
 from slime_router.client.keys import configured_key, key_headers
 from slime_router.client.sync import Client
@@ -72,7 +72,10 @@ class Remote:
             ClientError: the server does not answer, refuses, or is not a router.
         """
         given = urlencode({name: value for name, value in query.items() if value is not None})
-        text = self._client.send(Call(method="GET", path=f"{path}?{given}" if given else path))
+        try:
+            text = self._client.send(Call(method="GET", path=f"{path}?{given}" if given else path))
+        except Unreachable as exc:
+            raise Unreachable(f"{exc}. Is a router there? --url says where to look") from exc
         with suppress(ValueError):
             found = json.loads(text)
             if isinstance(found, dict) and key in found:

@@ -112,11 +112,11 @@ class StallWatch:
             return
         requests = self._requests.under_way()
         named = ", ".join(requests) if len(requests) <= MAX_NAMED else f"{len(requests)} requests"
+        unlogged = f"; {self._unlogged} earlier stalls were not logged" if self._unlogged else ""
         logger.warning(
-            "the event loop stood still for %.0f ms; under way: %s; %d stalls before were not"
-            " logged",
+            "the event loop stood still for %.0f ms; under way: %s%s",
             late_s * 1e3,
             named or "no request",
-            self._unlogged,
+            unlogged,
         )
         self._log_after, self._unlogged = now + LOG_PAUSE_S, 0
