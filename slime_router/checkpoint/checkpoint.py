@@ -27,10 +27,11 @@ from slime_router.checkpoint.model_config import read_config
 from slime_router.checkpoint.tekken import FILENAME as TEKKEN
 from slime_router.checkpoint.tekken import Tekken
 from slime_router.configured_file import configured_text
-from slime_router.errors import SetupError, one_line
+from slime_router.errors import BadRequest, SetupError, one_line
 from slime_router.template.renderer import JinjaRenderer
 from slime_router.tokens.model import Model, ModelConfig, Renderer
 from slime_router.tokens.tokenizer import Tokenizer
+from slime_router.types import TemplateOptions
 
 FAST = "tokenizer.json"
 _VOCABULARIES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken")  # that transformers may read
@@ -111,7 +112,7 @@ def load_checkpoint(
     except SetupError as exc:
         raise SetupError(f"{path_or_id}: {exc.message}") from exc
     if renderer is not None:
-        renderer.check(chat_template or path_or_id)
+        _check(renderer, chat_template or path_or_id)
     return Model(
         name=path_or_id,
         hf=vocabulary.hf,
@@ -119,6 +120,17 @@ def load_checkpoint(
         config=config,
         takes_media=vocabulary.takes_media,
     )
+
+
+def _check(renderer: Renderer, name: str) -> None:
+    """SetupError that begins with `name` where it cannot render at all."""
+    try:
+        if isinstance(renderer, JinjaRenderer):
+            renderer.compile()
+        else:
+            renderer.render([{"role": "user", "content": "Hello"}], TemplateOptions(), None)
+    except (BadRequest, SetupError) as exc:
+        raise SetupError(f"{name}: {exc.message}") from exc
 
 
 def _given_renderer(chat_template: str | None) -> Callable[[LoadedVocabulary], Renderer] | None:

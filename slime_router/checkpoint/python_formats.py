@@ -177,13 +177,6 @@ class PythonRenderer:
             raise BadRequest(reason, param="messages") from exc
         return text
 
-    def check(self, name: str) -> None:
-        """SetupError where it refuses even a greeting."""
-        try:
-            self.render([{"role": "user", "content": "Hello"}], TemplateOptions(), None)
-        except BadRequest as exc:
-            raise SetupError(f"{name}: {exc.message}") from exc
-
 
 def _check_tokens(backend: tokenizers.Tokenizer, literals: Sequence[str], name: str) -> None:
     known = {token.content for token in backend.get_added_tokens_decoder().values()}

@@ -30,9 +30,6 @@ class Renderer(Protocol):
     ) -> str:
         """The text of `messages`; BadRequest, in the format's own words, where it refuses them."""
 
-    def check(self, name: str) -> None:
-        """SetupError that begins with `name` where it cannot render at all."""
-
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
