@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.known.strictness import Strictness
 from slime_router.api.media import MediaPass
+from slime_router.api.model_names import ModelNames
 from slime_router.api.retries import Joiner
 from slime_router.api.token_ids import TokenNames, Vocabulary
 from slime_router.auth.shares import Shares
@@ -107,6 +108,11 @@ class EndpointContext:
     strictness: Strictness = field(default_factory=lambda: Strictness("ignore"))
     id_texts: IdTexts = field(default_factory=IdTexts)
     message_texts: MessageTexts = field(default_factory=MessageTexts)
+
+    @property
+    def model_names(self) -> ModelNames:
+        """What the model of a request may be."""
+        return ModelNames(self.default_model, self.served_names, self.adapters)
 
     def token_names(self, by_id: bool | None) -> TokenNames:
         """How a reply names tokens: as its request says, else as the router is set."""

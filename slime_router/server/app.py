@@ -298,8 +298,9 @@ class Gateway:
 
     def _doors(self) -> list[Route]:
         """The routes served both with and without a session in the path."""
+        names = self.context.model_names
         retrieve = RetrieveDoor(
-            Retriever(self.maker, self.cache, self.store, self.tokenizer, self.path.fetch)
+            Retriever(self.maker, self.cache, self.store, self.tokenizer, self.path.fetch), names
         )
         doctor = Doctor(self.maker, self.store, self.tokenizer, self.template, self.path.fetch)
         model = ModelAdmin(
@@ -329,7 +330,7 @@ class Gateway:
             ("POST", "/v1/messages/count_tokens", partial(count_tokens, *counts)),
             ("POST", "/retrieve_from_text", retrieve.from_text),
             ("POST", "/retrieve_from_messages_template", retrieve.from_messages),
-            ("POST", "/diagnose", DiagnoseDoor(doctor, self.path.meters.diagnosed).handle),
+            ("POST", "/diagnose", DiagnoseDoor(doctor, names, self.path.meters.diagnosed).handle),
             ("GET", "/engine_metrics", partial(engine_metrics, self.pool, self.client)),
             ("GET", "/metrics", partial(metrics, self)),
             ("GET", "/metrics/prometheus", partial(metrics_text, self)),
