@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -29,9 +31,12 @@ class Aside:
         """What `work` returns or raises; it touches nothing that changes meanwhile.
 
         Work of a smaller `size` than `INLINE_SIZE` is done at once, without a thread. A caller that
-        is cancelled leaves; its work runs to its end.
+        is cancelled leaves; its work runs to its end, and the next piece waits for that.
         """
         if size < INLINE_SIZE:
             return work(*args, **kwargs)
-        async with self._turn:
-            return await asyncio.to_thread(work, *args, **kwargs)
+        await self._turn.acquire()
+        in_context = partial(copy_context().run, work, *args, **kwargs)
+        ending = asyncio.get_running_loop().run_in_executor(None, in_context)
+        ending.add_done_callback(lambda _: self._turn.release())
+        return await asyncio.shield(ending)

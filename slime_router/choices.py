@@ -26,10 +26,10 @@ def read_version_policy(text: str) -> int | None:
         ValueError: it is neither `any`, nor `latest`, nor `max-staleness:K`.
     """
     name, _, most = text.partition(":")
-    if name == "max-staleness" and most.isdecimal():
+    if name == "max-staleness" and most.isdecimal() and len(most) < 10:
         return int(most)
     if text not in ("any", "latest"):
-        raise ValueError(f"{text} is not any, latest or max-staleness:K")
+        raise ValueError(f"{text:.40} is not any, latest or max-staleness:K")
     return 0 if text == "latest" else None
 
 

@@ -7,6 +7,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from slime_router.pool.worker import Worker
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = "slime_router"
 MAX_FILE_LEN = 400
@@ -392,6 +394,21 @@ def test_only_the_wiring_makes_the_parts():
     assert {part: modules for part, modules in makers.items() if modules - wiring} == {}
     assert all(len(modules) == 1 for modules in makers.values()), "each part is made in one place"
     assert makers.keys() == PARTS, "a part has another name now"
+
+
+def test_only_a_worker_writes_its_fields():
+    """What changes one is a method that names what happened."""
+    wrong = [
+        f"{module}: {ast.unparse(node)}"
+        for module, (_, tree) in sources().items()
+        if not module.startswith("testing")
+        for node in nodes(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and node.attr in Worker.__slots__
+        and ast.unparse(node.value).endswith("worker")
+    ]
+    assert wrong == []
 
 
 def test_only_owners_start_tasks():

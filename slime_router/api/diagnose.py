@@ -12,10 +12,10 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.api.chat.messages import read_messages
+from slime_router.api.model_names import ModelNames
 from slime_router.api.request import (
     checked_session_id,
     new_turn_id,
-    parting,
     read_object,
     require,
     session_id,
@@ -25,6 +25,7 @@ from slime_router.api.token_ids import checked_ids
 from slime_router.auth.caller import ANYBODY, Caller, caller
 from slime_router.doctor.doctor import Diagnosis, Doctor
 from slime_router.doctor.drift import Glimpse, Parting, Region
+from slime_router.engine.rules import parting, parting_fields
 from slime_router.errors import BadRequest
 from slime_router.types import GenerateCall, TemplateOptions, TokenIds
 
@@ -47,13 +48,19 @@ class Question:
 class DiagnoseDoor:
     """Serves `/diagnose`."""
 
-    def __init__(self, doctor: Doctor, on_answer: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        doctor: Doctor,
+        names: ModelNames,
+        on_answer: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._doctor = doctor
+        self._names = names
         self._on_answer = on_answer  # with the class of drift
 
     async def handle(self, request: web.Request) -> web.Response:
         """`{"session_id" | "tokens", "messages" | "text", ...}` to a diagnosis."""
-        body = await read_object(request)
+        body = self._names.spelled_out(await read_object(request))
         named, by = session_id(request, body), caller(request)
         question = read_question(body, self._doctor.vocab_size, session_id=named, by=by)
         diagnosis = await question.ask(self._doctor)
@@ -92,6 +99,7 @@ def read_question(
         template=options,
         session_id=None if has_tokens else session_id,
         scope=by.own(parting(body)),
+        worker_fields=parting_fields(body),
     )
     return Question(call, held)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
 from os import urandom
 from typing import Any, Protocol, TypeVar, cast
 
@@ -23,8 +21,9 @@ from slime_router.auth.keys import SESSION_KEY_PREFIX, sent_keys
 from slime_router.auth.session_ids import MAX_SESSION_ID_LEN, is_label, is_session_id
 from slime_router.edge.bodies import read_body
 from slime_router.edge.lengths import MAX_PARTS, check_containers, check_lengths, check_parts
+from slime_router.engine.rules import parting
 from slime_router.errors import BadRequest
-from slime_router.json_text import brackets
+from slime_router.json_text import brackets, without_mark
 from slime_router.tokens.written.id_text import LONG_LEN, IdTexts
 from slime_router.types import GenerateCall, Sampling, TurnKind
 from slime_router.values import replace
@@ -45,8 +44,6 @@ SUBAGENT_HEADER = "x-openai-subagent"  # Codex: `compact`, or what else the sub-
 _FORWARDED_HEADERS = frozenset({"x-smg-routing-key", TARGET_HEADER, "x-data-parallel-rank"})
 _HANDED_ON = (*sorted(_FORWARDED_HEADERS), OVERRIDE_PREFIX, "traceparent")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,200})?")
-_SCOPE_NAMES = ("lora_path", "extra_key", "cache_salt")
-_SCOPE_FIELDS = frozenset(_SCOPE_NAMES)
 _AS_WRITTEN_SIGNS = ("surrogate in string", "number is infinity")
 _TIME_LEN = 12  # hex digits, of milliseconds since 1970
 _TIME_MASK = (1 << 4 * _TIME_LEN) - 1
@@ -94,8 +91,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
 
 async def object_in(raw: bytes) -> dict[str, Any]:
     """The same of a body that has been read."""
-    if raw.startswith(BOM_UTF8):  # some editors and shells send it
-        raw = raw.removeprefix(BOM_UTF8)
+    raw = without_mark(raw)
     check_containers(raw)
     try:
         body = orjson.loads(raw)
@@ -277,17 +273,6 @@ def said_kind(headers: Mapping[str, str]) -> TurnKind | None:
 def scope(request: web.Request, body: Mapping[str, Any]) -> str:
     """A name for what separates the caches: the caller, and what `parting` returns. Mostly ""."""
     return caller(request).own(parting(body))
-
-
-def parting(body: Mapping[str, Any]) -> str:
-    """A name for the adapter, extra key and cache salt; "" for plain requests.
-
-    It is a digest: every node and turn below has it, and none need know what it stands for.
-    """
-    if _SCOPE_FIELDS.isdisjoint(body):  # as mostly
-        return ""
-    values = [body.get(name) or None for name in _SCOPE_NAMES]
-    return blake2b(orjson.dumps(values), digest_size=16).hexdigest() if any(values) else ""
 
 
 def new_turn_id() -> str:

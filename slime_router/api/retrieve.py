@@ -15,8 +15,10 @@ from aiohttp import web
 
 from slime_router.api.chat.messages import read_messages
 from slime_router.api.chat.tools import read_tools
+from slime_router.api.model_names import ModelNames
 from slime_router.api.request import new_turn_id, read_object, require, scope, session_id
 from slime_router.aside import Aside
+from slime_router.engine.rules import parting_fields
 from slime_router.generation.retrieval import Retriever
 from slime_router.trajectory.turn import Trace
 from slime_router.types import GenerateCall, Message, TemplateOptions
@@ -25,8 +27,9 @@ from slime_router.types import GenerateCall, Message, TemplateOptions
 class RetrieveDoor:
     """Serves `/retrieve_from_text` and `/retrieve_from_messages_template`."""
 
-    def __init__(self, retriever: Retriever) -> None:
+    def __init__(self, retriever: Retriever, names: ModelNames) -> None:
         self._retriever = retriever
+        self._names = names
         self._aside = Aside()
 
     async def from_text(self, request: web.Request) -> web.Response:
@@ -34,12 +37,18 @@ class RetrieveDoor:
 
         A request that names a session gets that session's own, others the newest.
         """
-        body = await read_object(request)
+        body = self._names.spelled_out(await read_object(request))
         text = body.get("text")
         require(isinstance(text, str) and bool(text), "text", "a string that is not empty")
-        place = str(text), scope(request, body), session_id(request, body)
-        trace = await self._retriever.by_text(*place)
-        paths = self._retriever.count_paths(*place)
+        call = GenerateCall(
+            rid="",
+            turn_id="",
+            text=text,
+            session_id=session_id(request, body),
+            scope=scope(request, body),
+            worker_fields=parting_fields(body),
+        )
+        trace, paths = await self._retriever.by_text(call)
         return await self._reply(trace, str(text), paths=paths)
 
     async def from_messages(self, request: web.Request) -> web.Response:
@@ -47,7 +56,7 @@ class RetrieveDoor:
 
         A request that names a session gets the tokens of that session's own turns.
         """
-        body = await read_object(request)
+        body = self._names.spelled_out(await read_object(request))
         messages = read_messages(body)
         call = GenerateCall(
             rid="",
@@ -56,6 +65,7 @@ class RetrieveDoor:
             template=read_template_options(body, messages),
             session_id=session_id(request, body),
             scope=scope(request, body),
+            worker_fields=parting_fields(body),
         )
         trace, text = await self._retriever.by_messages(call)
         return await self._reply(trace, text)

@@ -16,6 +16,7 @@ from slime_router.doctor.alignment import common_len
 from slime_router.doctor.drift import Drift, compare
 from slime_router.errors import BadRequest, NotFound
 from slime_router.generation.prompt import PromptMaker
+from slime_router.generation.sessions import in_session
 from slime_router.journal.fetching import Fetch
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.tokenizer import Tokenizer
@@ -74,7 +75,7 @@ class Doctor:
             BadRequest: as `of_tokens`.
         """
         with await self._fetch.of_session(session_id):
-            return await self._of_session(session_id, call)
+            return await self._of_session(session_id, in_session(call, self._store))
 
     async def _of_session(self, session_id: str, call: GenerateCall) -> Diagnosis:
         self._store.sessions.get(session_id)  # before any work is done

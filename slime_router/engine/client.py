@@ -222,7 +222,7 @@ class WorkerClient:
             exchange.cut()
 
     async def tokenize(self, worker: Worker, text: str) -> tuple[list[int], int | None] | None:
-        """The ids that `worker` makes of `text`, and its context length if it reports one.
+        """The ids that `worker` makes of `text`, and the length of its context if it reports one.
 
         None if the worker has no such route or fails to answer.
         """
@@ -232,7 +232,9 @@ class WorkerClient:
                 worker, "POST", "/tokenize", headers=_JSON, body=body, timeout_s=PROBE_TIMEOUT_S
             )
             reply = orjson.loads(answer.body) if answer.status == 200 else {}
-            return [int(token) for token in reply["tokens"]], reply.get("max_model_len")
+            length = reply.get("max_model_len")
+            is_length = type(length) is int and length > 0
+            return [int(token) for token in reply["tokens"]], length if is_length else None
         except (RouterError, AttributeError, KeyError, TypeError, ValueError) as exc:
             logger.debug("tokenize probe failed: worker=%s reason=%r", worker.url, exc)
             return None

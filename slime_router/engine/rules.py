@@ -18,6 +18,8 @@ from slime_router.types import GenerateCall, Pins
 from slime_router.values import replace
 
 _SHOWN_LEN = 40  # characters of a value in a receipt
+_PARTING_NAMES = ("lora_path", "extra_key", "cache_salt")
+_PARTING_FIELDS = frozenset(_PARTING_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,27 @@ def _replaced(call: GenerateCall, pins: Pins) -> Iterator[str]:
             yield f"{name} {orjson.dumps(asked[name]).decode()[:_SHOWN_LEN]}"
 
 
+def parting(fields: Mapping[str, Any]) -> str:
+    """A name for the adapter, extra key and cache salt in `fields`; "" where there are none.
+
+    It is a digest: every node and turn below has it, and none need know what it stands for.
+    """
+    if _PARTING_FIELDS.isdisjoint(fields):  # as mostly
+        return ""
+    values = [fields.get(name) or None for name in _PARTING_NAMES]
+    return blake2b(orjson.dumps(values), digest_size=16).hexdigest() if any(values) else ""
+
+
+def parting_fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a body says of the fields that part the caches."""
+    return {name: body[name] for name in _PARTING_NAMES if body.get(name)}
+
+
 def with_fields(call: GenerateCall, fields: Mapping[str, Any]) -> GenerateCall:
     """The call with its session's own fields for the worker: adapter, extra key, priority.
 
-    The extra key is appended to the one that the call has. The caches are parted accordingly.
+    The extra key is appended to the one that the call has. The caches are parted accordingly; an
+    adapter that the session replaces parts nothing, as it samples nothing.
     """
     if not fields:
         return call
@@ -77,8 +96,10 @@ def with_fields(call: GenerateCall, fields: Mapping[str, Any]) -> GenerateCall:
     lost = [name for name in ("lora_path", "priority") if name in own and asked.get(name)]
     replaced = [name for name in lost if asked[name] != own[name]]
     notes = (f"set by the session: {', '.join(replaced)}",) if replaced else ()
-    parting = [fields.get(name) for name in ("lora_path", "extra_key")]
-    if any(parting):
-        digest = blake2b(orjson.dumps([shown(call.scope), *parting]), digest_size=16)
+    adapter, extra_key = fields.get("lora_path"), fields.get("extra_key")
+    if adapter or extra_key:
+        is_lost = adapter and asked.get("lora_path")
+        base = parting({**asked, "lora_path": None}) if is_lost else shown(call.scope)
+        digest = blake2b(orjson.dumps([base, adapter, extra_key]), digest_size=16)
         call = replace(call, scope=owned(owner_of(call.scope), digest.hexdigest()))
     return replace(call.asking({**asked, **own}), notes=(*call.notes, *notes))

@@ -123,9 +123,8 @@ class Greetings:
             self._judge(worker, None)
         return False
 
-    def _note_tokens(self, worker: Worker, ids: list[int], context_len: object) -> None:
-        if type(context_len) is int and context_len > 0:
-            worker.reported(context_len=context_len)
+    def _note_tokens(self, worker: Worker, ids: list[int], context_len: int | None) -> None:
+        worker.reported(context_len=context_len)
         was_exact = worker.is_token_exact
         is_exact = ids == self._tokenizer.encode(PROBE_TEXT).tolist()
         worker.compared(is_exact=is_exact)

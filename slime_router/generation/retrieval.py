@@ -10,6 +10,7 @@ import numpy as np
 from slime_router.cache.node import Node
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.generation.prompt import MadePrompt, PromptMaker
+from slime_router.generation.sessions import in_session
 from slime_router.journal.fetching import Fetch
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.store import TrajectoryStore
@@ -34,21 +35,19 @@ class Retriever:
         self._tokenizer = tokenizer
         self._fetch = fetch
 
-    async def by_text(self, text: str, scope: str = "", session_id: str | None = None) -> Trace:
-        """The trace of the most recent path that spells `text`; what is not cached is encoded.
+    async def by_text(self, call: GenerateCall) -> tuple[Trace, int]:
+        """The trace of the most recent path that spells the call's text, and how many paths do.
 
-        A named session finds its own.
+        What is not cached is encoded. A named session finds its own.
         """
-        node = self._cache.match_text(scope, text, session_id)
-        if node is not None:
-            return self._of_path(node, node.path_ids(), session_id)
-        return await self._of_call(
-            GenerateCall(rid="", turn_id="", text=text, scope=scope, session_id=session_id)
-        )
-
-    def count_paths(self, text: str, scope: str = "", session_id: str | None = None) -> int:
-        """How many cached paths spell `text`."""
-        return self._cache.count_text(scope, text, session_id)
+        with await self._fetch.of_call(call):
+            call = in_session(call, self._store)
+            place = call.scope, call.text or "", call.session_id
+            node = self._cache.match_text(*place)
+            if node is None:
+                return await self._of_call(call), 0
+            trace = self._of_path(node, node.path_ids(), call.session_id)
+            return trace, self._cache.count_text(*place)
 
     async def by_messages(self, call: GenerateCall) -> tuple[Trace, str]:
         """The trace of a conversation, and its text.
@@ -57,7 +56,7 @@ class Retriever:
         is exactly what the turn holds: prompt and output, bit for bit.
         """
         with await self._fetch.of_call(call):
-            trace = await self._of_messages(call)
+            trace = await self._of_messages(in_session(call, self._store))
         return trace, self._tokenizer.decode(trace.ids.tolist(), skip_special_tokens=False)
 
     async def _of_messages(self, call: GenerateCall) -> Trace:
@@ -68,12 +67,11 @@ class Retriever:
         return await self._of_call(call)
 
     async def _of_call(self, call: GenerateCall) -> Trace:
-        with await self._fetch.of_call(call):
-            prompt = await self._maker.make(call)
-            try:
-                return self._of_prompt(prompt)
-            finally:
-                self._maker.release(prompt)
+        prompt = await self._maker.make(call)
+        try:
+            return self._of_prompt(prompt)
+        finally:
+            self._maker.release(prompt)
 
     def _of_prompt(self, prompt: MadePrompt) -> Trace:
         if prompt.base is not None and prompt.base_len == prompt.receipt.reused:

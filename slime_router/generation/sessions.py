@@ -363,3 +363,9 @@ def _without(chunk: GenerateChunk, names: Collection[str], top: int) -> Generate
     return chunk._replace(top_logprobs=fewer, item=item).changed(
         **{name: None for name in names if name != _TOPS}
     )
+
+
+def in_session(call: GenerateCall, store: TrajectoryStore) -> GenerateCall:
+    """The call as its session's turns were made, for those who only read: scope and fields."""
+    session = None if call.session_id is None else store.sessions.find(call.session_id)
+    return call if session is None else with_fields(call, session.worker_fields)

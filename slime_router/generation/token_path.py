@@ -17,7 +17,7 @@ from slime_router.generation.pipeline import Pipeline
 from slime_router.generation.prompt import PromptMaker
 from slime_router.generation.recording import Recorder
 from slime_router.generation.router import Router
-from slime_router.generation.sessions import Sessions
+from slime_router.generation.sessions import Sessions, in_session
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.journal.fetching import AllIsHere, Fetch
 from slime_router.replies.parsers import ReplyParsers
@@ -93,7 +93,7 @@ class TokenPath:
             BadRequest: as where the prompt is made to be sent.
         """
         with await self.fetch.of_call(call):
-            prompt = await self.maker.make(call, context_len)
+            prompt = await self.maker.make(in_session(call, self.store), context_len)
             try:
                 return len(prompt.ids)
             finally:

@@ -4,7 +4,7 @@
     up, but sent nothing: it is paused or asleep (`rested`), it leaves (`asked_to_leave`), it
     refuses new requests itself (`refuses`), or it does not fit (`judged`)
 
-Every field is read-only from outside: what changes it is a method that names what happened.
+What changes a field is a method that names what happened; from outside, fields are only read.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Need:
 
     `key` tells whose request it is (`X-SMG-Routing-Key`, or the session): equal keys prefer the
     same worker. `target` names one worker, by URL, id or index in the list: only it may take it.
+    `rank` is the number of the data-parallel rank that it asks for.
     One that `is_light` takes no room at a worker: it does not generate. One that `only_asks` is
     answered while generation is paused, too.
     """
@@ -36,6 +37,7 @@ class Need:
     scope: str = ""
     key: str | None = None
     target: str | None = None
+    rank: int | None = None
     is_light: bool = False
     only_asks: bool = False
 
@@ -70,46 +72,69 @@ class RegistrationFields(TypedDict, total=False):
 
 
 class Worker:
-    """A worker and its state. `url` has no trailing slash."""
+    """A worker and its state.
+
+    Attributes:
+        url: without a trailing slash.
+        id: the same in every process of a router.
+        in_flight: requests that it has at the moment.
+        pending_tokens: prompt tokens yet to be computed, of requests without a first token.
+        last_lease: the number of its latest lease; greater is later.
+        queued: requests waiting in its own queue, also other routers', by its last report.
+        kv_tokens: tokens that its KV cache can hold, if reported.
+        context_len: the length of its context in tokens, if reported.
+        adapters: the names of those that it has loaded, as far as is known.
+        preferred_sampling: its own sampling parameters, for requests that do not give them.
+        is_token_exact: whether its tokenizer equals ours; None until they were compared.
+        misfit: why it cannot serve this model; None if nothing speaks against it.
+        was_greeted: whether it was looked at since it came up; until then, others go first.
+        weight_version: by its replies and by control calls; None if unknown.
+        updates: how many weight updates it got through the router.
+        pauses: how often it was paused or put to sleep through the router.
+        is_up: false from its failure until a probe succeeds.
+        is_paused: generation was paused through the router, and not yet resumed.
+        is_asleep: its memory was released through the router, and not yet restored.
+        is_draining: it was asked to leave: it gets nothing new, and goes after its last request.
+        is_refusing: it answers but takes nothing new, as it is starting or shutting down.
+    """
 
     __slots__ = (
-        "_adapters", "_context_len", "_down_because", "_elsewhere", "_in_flight", "_is_asleep",
-        "_is_draining", "_is_paused",
-        "_is_refusing", "_is_token_exact", "_is_up", "_kv_tokens", "_last_lease", "_misfit",
-        "_pauses", "_pending_tokens", "_preferred_sampling", "_queued", "_updates", "_was_greeted",
-        "_weight_version", "id", "registration", "url",
+        "_down_because", "_elsewhere", "adapters", "context_len", "id", "in_flight", "is_asleep",
+        "is_draining", "is_paused", "is_refusing", "is_token_exact", "is_up", "kv_tokens",
+        "last_lease", "misfit", "pauses", "pending_tokens", "preferred_sampling", "queued",
+        "registration", "updates", "url", "was_greeted", "weight_version",
     )  # fmt: skip
 
     def __init__(self, url: str, **registration: Unpack[RegistrationFields]) -> None:
         self.url = url
-        self.id = str(uuid5(NAMESPACE_URL, url))  # the same in every process of a router
+        self.id = str(uuid5(NAMESPACE_URL, url))
         self.registration = Registration(**registration)
-        self._in_flight = self._pending_tokens = self._last_lease = 0
+        self.in_flight = self.pending_tokens = self.last_lease = 0
         self._elsewhere: dict[int, int] = {}  # in flight from other processes of the router
-        self._queued = 0
-        self._kv_tokens: int | None = None
-        self._adapters: Set[str] = frozenset()
-        self._preferred_sampling: Mapping[str, Any] = {}
-        self._context_len: int | None = None
-        self._is_token_exact: bool | None = None
-        self._misfit: str | None = None
-        self._was_greeted = False
-        self._weight_version: WeightVersion | None = None
-        self._updates = self._pauses = 0
-        self._is_up = True
+        self.queued = 0
+        self.kv_tokens: int | None = None
+        self.adapters: Set[str] = frozenset()
+        self.preferred_sampling: Mapping[str, Any] = {}
+        self.context_len: int | None = None
+        self.is_token_exact: bool | None = None
+        self.misfit: str | None = None
+        self.was_greeted = False
+        self.weight_version: WeightVersion | None = None
+        self.updates = self.pauses = 0
+        self.is_up = True
         self._down_because = ""
-        self._is_paused = self._is_asleep = False
-        self._is_draining = self._is_refusing = False
+        self.is_paused = self.is_asleep = False
+        self.is_draining = self.is_refusing = False
 
     def __repr__(self) -> str:
-        return f"<Worker {self.url} {self.state}, {self._in_flight} in flight>"
+        return f"<Worker {self.url} {self.state}, {self.in_flight} in flight>"
 
     # What is registered
 
     def register(self, **fields: Unpack[RegistrationFields]) -> None:
         """Register it (again): these fields of its `Registration` change, all else stays."""
         self.registration = replace(self.registration, **fields)
-        self._is_draining = False
+        self.is_draining = False
 
     @property
     def kind(self) -> Kind:
@@ -129,14 +154,9 @@ class Worker:
     # Its load
 
     @property
-    def in_flight(self) -> int:
-        """Requests that it has at the moment."""
-        return self._in_flight
-
-    @property
     def busy_with(self) -> int:
         """Requests that it has from all processes of the router, as far as this one knows."""
-        return self._in_flight + sum(self._elsewhere.values())
+        return self.in_flight + sum(self._elsewhere.values())
 
     def has_elsewhere(self, process: int, count: int) -> None:
         """Record how many requests another process has at this worker."""
@@ -145,25 +165,15 @@ class Worker:
         else:
             self._elsewhere.pop(process, None)
 
-    @property
-    def pending_tokens(self) -> int:
-        """Prompt tokens yet to be computed: of requests without a first token."""
-        return self._pending_tokens
-
-    @property
-    def last_lease(self) -> int:
-        """Number of its latest lease; greater is later."""
-        return self._last_lease
-
     def leased(self, number: int, pending: int) -> None:
         """Lease `number` is its latest; `pending` prompt tokens are to be computed for it."""
-        self._in_flight += 1
-        self._pending_tokens += pending
-        self._last_lease = number
+        self.in_flight += 1
+        self.pending_tokens += pending
+        self.last_lease = number
 
     def computed(self, pending: int) -> None:
         """Count `pending` prompt tokens as computed, or given up."""
-        self._pending_tokens -= pending
+        self.pending_tokens -= pending
 
     def returned(self) -> None:
         """A request has ended.
@@ -171,41 +181,11 @@ class Worker:
         Raises:
             ValueError: it has none.
         """
-        if not self._in_flight:
+        if not self.in_flight:
             raise ValueError(f"{self.url} has nothing in flight")
-        self._in_flight -= 1
+        self.in_flight -= 1
 
     # What it reports
-
-    @property
-    def queued(self) -> int:
-        """Requests waiting in its own queue, including other routers', by its last report."""
-        return self._queued
-
-    @property
-    def kv_tokens(self) -> int | None:
-        """Tokens that its KV cache can hold, if reported."""
-        return self._kv_tokens
-
-    @property
-    def context_len(self) -> int | None:
-        """The length of its context in tokens, if reported."""
-        return self._context_len
-
-    @property
-    def is_token_exact(self) -> bool | None:
-        """Whether its tokenizer equals ours; None until they were compared."""
-        return self._is_token_exact
-
-    @property
-    def preferred_sampling(self) -> Mapping[str, Any]:
-        """The worker's own sampling parameters, for requests that do not give them."""
-        return self._preferred_sampling
-
-    @property
-    def adapters(self) -> Set[str]:
-        """The names of the adapters that it has loaded, as far as is known."""
-        return self._adapters
 
     def reported(
         self,
@@ -217,54 +197,31 @@ class Worker:
         context_len: int | None = None,
     ) -> None:
         """Take in its load, its size, what it has and how it samples; None is what it left out."""
-        self._adapters = self._adapters if adapters is None else adapters
-        self._queued = self._queued if queued is None else queued
-        self._kv_tokens = kv_tokens or self._kv_tokens
-        self._context_len = context_len or self._context_len
+        if adapters is not None:
+            self.adapters = adapters
         if preferred_sampling is not None:
-            self._preferred_sampling = preferred_sampling
+            self.preferred_sampling = preferred_sampling
+        if queued is not None:
+            self.queued = queued
+        self.kv_tokens = kv_tokens or self.kv_tokens
+        self.context_len = context_len or self.context_len
 
     def compared(self, *, is_exact: bool) -> None:
         """Record whether its tokens are the same as ours."""
-        self._is_token_exact = is_exact
+        self.is_token_exact = is_exact
 
     # Whether it fits
 
-    @property
-    def was_greeted(self) -> bool:
-        """Whether it was looked at since it came up; until then, others are asked first."""
-        return self._was_greeted
-
     def greeted(self) -> None:
         """Record that it has answered a first probe."""
-        self._was_greeted = True
-
-    @property
-    def misfit(self) -> str | None:
-        """Why it cannot serve this model; None if nothing speaks against it."""
-        return self._misfit
+        self.was_greeted = True
 
     def judged(self, misfit: str | None) -> bool:
         """Record a verdict (`misfit` says why it may not serve). Returns whether it has changed."""
-        is_news, self._misfit = misfit != self._misfit, misfit
+        is_news, self.misfit = misfit != self.misfit, misfit
         return is_news
 
     # Its weights
-
-    @property
-    def weight_version(self) -> WeightVersion | None:
-        """By its replies and by control calls; None if unknown."""
-        return self._weight_version
-
-    @property
-    def updates(self) -> int:
-        """How many weight updates it got through the router."""
-        return self._updates
-
-    @property
-    def pauses(self) -> int:
-        """How often it was paused or put to sleep through the router."""
-        return self._pauses
 
     def observed(self, version: WeightVersion, *, known: WeightVersion | None) -> bool:
         """Take in that it runs `version`; `known` was its version when it was asked.
@@ -272,84 +229,59 @@ class Worker:
         Believed unless something else changed it meanwhile, which is newer. Returns whether that
         is news.
         """
-        if self._weight_version != known or version == known:
+        if self.weight_version != known or version == known:
             return False
-        self._weight_version = version
+        self.weight_version = version
         return True
 
     def update_started(self) -> WeightVersion | None:
         """An update begins: the version is unknown until it reports one. Returns the old."""
-        before, self._weight_version = self._weight_version, None
-        self._updates += 1
+        before, self.weight_version = self.weight_version, None
+        self.updates += 1
         return before
 
     def update_taken(self, version: WeightVersion | None, *, before: WeightVersion | None) -> None:
         """The update was taken. Without a name the old version stays, unless one was reported."""
         if version is not None:
-            self._weight_version = version
-        elif self._weight_version is None:
-            self._weight_version = before
+            self.weight_version = version
+        elif self.weight_version is None:
+            self.weight_version = before
 
     # Whether it serves
 
     @property
-    def is_up(self) -> bool:
-        """False from its failure until a probe succeeds."""
-        return self._is_up
-
-    @property
-    def is_paused(self) -> bool:
-        """Generation was paused through the router, and not yet resumed."""
-        return self._is_paused
-
-    @property
-    def is_asleep(self) -> bool:
-        """Whether its memory was released through the router and not yet restored."""
-        return self._is_asleep
-
-    @property
     def is_resting(self) -> bool:
         """Whether it generates nothing until a trainer says so."""
-        return self._is_paused or self._is_asleep
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether it was asked to leave: it gets nothing new, and goes after its last request."""
-        return self._is_draining
-
-    @property
-    def is_refusing(self) -> bool:
-        """Whether it answers but takes nothing new, as it is starting or shutting down."""
-        return self._is_refusing
+        return self.is_paused or self.is_asleep
 
     @property
     def is_there(self) -> bool:
         """Whether it can take requests, now or when it no longer rests."""
-        return self._is_up and not (self._is_draining or self._is_refusing or self._misfit)
+        return self.is_up and not (self.is_draining or self.is_refusing or self.misfit)
 
     @property
     def state(self) -> State:
         """The state in one word."""
-        if self._is_draining:
+        if self.is_draining:
             return "draining"
-        if not (self.is_there and self._was_greeted):
+        if not (self.is_there and self.was_greeted):
             return "not_ready"
         return "paused" if self.is_resting else "ready"
 
     @property
     def reason(self) -> str | None:
         """Why it is not ready; None if it is."""
-        if not self._is_up:
+        if not self.is_up:
             return self._down_because or "it cannot be reached"
-        if self._misfit is not None:
-            return self._misfit
-        if self._is_refusing:
+        if self.misfit is not None:
+            return self.misfit
+        if self.is_refusing:
             return "it takes no new requests: its /health answers 503"
-        return None if self._was_greeted else "it was not looked at yet"
+        return None if self.was_greeted else "it was not looked at yet"
 
     def came_up(self) -> bool:
         """Record that it answers. Returns whether it was down."""
-        was_down, self._is_up = not self._is_up, True
+        was_down, self.is_up = not self.is_up, True
         return was_down
 
     def went_down(self, reason: str = "", *, was_stopped: bool = False) -> bool:
@@ -357,25 +289,25 @@ class Worker:
 
         If it `was_stopped`, its pause ended with it, and what comes up may be something else.
         """
-        was_up, self._is_up = self._is_up, False
+        was_up, self.is_up = self.is_up, False
         self._down_because = reason
-        self._weight_version = None
-        self._is_refusing = False
+        self.weight_version = None
+        self.is_refusing = False
         if was_stopped:
-            self._is_paused = self._is_asleep = self._was_greeted = False
+            self.is_paused = self.is_asleep = self.was_greeted = False
         return was_up
 
     def rested(self, *, is_paused: bool, is_asleep: bool) -> None:
         """Generation was paused or resumed, or its memory released or restored."""
         was_resting = self.is_resting
-        self._is_paused, self._is_asleep = is_paused, is_asleep
-        self._pauses += self.is_resting and not was_resting
+        self.is_paused, self.is_asleep = is_paused, is_asleep
+        self.pauses += self.is_resting and not was_resting
 
     def asked_to_leave(self) -> None:
         """Give it nothing new from now on."""
-        self._is_draining = True
+        self.is_draining = True
 
     def refuses(self, is_refusing: bool) -> bool:
         """Record whether it refuses new requests. Returns whether that has changed."""
-        is_news, self._is_refusing = is_refusing != self._is_refusing, is_refusing
+        is_news, self.is_refusing = is_refusing != self.is_refusing, is_refusing
         return is_news

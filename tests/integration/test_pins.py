@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from slime_router.errors import SetupError
-from tests.integration.gateway import CHAT, Served, served, serving, user
+from tests.integration.gateway import CHAT, Served, assistant, served, serving, user
 
 PINS: dict[str, Any] = {
     "temperature": 0.75,
@@ -41,6 +41,7 @@ AT_WORKER = {
     "repetition_penalty": 1.1,
     "ignore_eos": False,
 }
+SPELLED = [39, 32, 53, 40, 45, 38]  # HAVING, as no encoder cuts it
 HI: dict[str, Any] = {"messages": [user("Hi")]}
 OTHERS = {
     "temperature": 0.1,
@@ -271,6 +272,41 @@ async def test_a_sessions_adapter_wins_and_parts_the_caches():
         assert again["status"] == "extended"
         _, other = await router.chat(messages)
         assert (other["status"], other["reused"]) == ("fresh", 0)
+
+
+async def test_an_agents_own_adapter_in_a_session_with_another_parts_no_history():
+    """The session's adapter samples them all: whichever is asked for, its turns are the history."""
+    async with served() as (router, _):
+        await router.post("/sessions", {"session_id": "s", **FIELDS})
+        path, messages = f"/sessions/s{CHAT}", [user("Hi")]
+        for asked in ({}, {"model": "tiny:mine"}, {"lora_path": "theirs"}, {}):
+            text, receipt = await router.chat(messages, path=path, **asked)
+            assert (receipt["status"] == "extended") == (len(messages) > 1), asked
+            messages = [*messages, assistant(text), user("So?")]
+
+
+async def test_turns_of_a_session_with_an_adapter_are_found_by_those_who_only_read():
+    async with served() as (router, worker):
+        worker.script(SPELLED)
+        await router.post("/sessions", {"session_id": "s", **FIELDS})
+        path = f"/sessions/s{CHAT}"
+        text, _ = await router.chat([user("Hi")], path=path)
+        said = {"messages": [user("Hi"), assistant(text)], "session_id": "s"}
+        for asked in (said, {**said, "lora_path": "mine"}):
+            _, found = await router.post("/retrieve_from_messages_template", asked)
+            assert sum(found["loss_mask"]) == len(SPELLED), asked
+            spelled = {
+                "text": found["response"],
+                **{k: v for k, v in asked.items() if k != "messages"},
+            }
+            _, again = await router.post("/retrieve_from_text", spelled)
+            assert (again["tokens"], again["paths"]) == (found["tokens"], 1), asked
+        turns = [user("Hi"), assistant(text), user("So?")]
+        _, counted = await router.post(
+            "/sessions/s/v1/messages/count_tokens", {"model": "m", "messages": turns}
+        )
+        await router.chat(turns, path=path)
+        assert counted["input_tokens"] == len(worker.requests[-1].body["input_ids"])
 
 
 @pytest.mark.parametrize(

@@ -48,3 +48,23 @@ async def test_what_it_raises_is_raised_and_the_next_piece_has_its_turn():
         with pytest.raises(ValueError, match="no"):
             await aside.run(size, fail)
     assert await aside.run(INLINE_SIZE, thread) != thread()
+
+
+async def test_a_piece_whose_caller_left_keeps_its_turn_until_it_ends():
+    aside, go_on = Aside(), threading.Event()
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        assert go_on.wait(30)
+        return number
+
+    left, stays = (asyncio.create_task(aside.run(INLINE_SIZE, work, each)) for each in (1, 2))
+    await until(lambda: begun == [1])
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert begun == [1], "there is one thread at a time, whoever has left"
+    go_on.set()
+    assert await stays == 2

@@ -127,6 +127,7 @@ def test_each_flag_sets_its_setting_and_no_other(flags, expected):
         (["--host", "[]"], "argument --host/--sglang-router-ip: it is empty"),
         (["--host=--"], "argument --host/--sglang-router-ip: expected one argument"),
         (["--version-policy", "a\nb"], r"a\nb is not any"),
+        (["--version-policy", "max-staleness:" + "9" * 5000], r"9 is not any, latest or max-"),
         (["--history", "x" * 100_000], "..."),
     ],
 )

@@ -14,7 +14,8 @@ from slime_router.cache.node import Node
 from slime_router.cache.radix_tree import RadixTree
 from slime_router.cache.text_index import TextIndex
 from slime_router.generation.weight_versions import WeightVersions
-from slime_router.types import Finish, Piece, token_ids
+from slime_router.trajectory.turn import Trace
+from slime_router.types import Finish, GenerateCall, Piece, token_ids
 from tests.effort import opcodes
 from tests.stack import Sample, Stack, pins
 
@@ -49,6 +50,11 @@ def anywhere(text: str, index: int) -> bool:
 @pytest.fixture
 def stack() -> Stack:
     return Stack()
+
+
+async def trace_of(stack: Stack, text: str) -> Trace:
+    trace, _ = await stack.retriever.by_text(GenerateCall(rid="", turn_id="", text=text))
+    return trace
 
 
 # Equal text is not equal tokens
@@ -95,7 +101,7 @@ async def test_a_text_is_retrieved_with_the_tokens_that_were_sampled_last(stack)
     """... and with their own logprobs, not with those of the twin."""
     for ids, value in ((H_AVING, -1.0), (HAV_ING, -2.0)):
         await stack.generate(stack.call("GROUP BY x "), Sample(ids, logprobs=[value] * len(ids)))
-    trace = await stack.retriever.by_text("GROUP BY x HAVING")
+    trace = await trace_of(stack, "GROUP BY x HAVING")
     prompt = stack.sent[0]
     assert trace.ids.tolist() == [*prompt, *HAV_ING]
     assert trace.loss_mask.tolist() == [0] * len(prompt) + [1] * len(HAV_ING)
@@ -132,7 +138,7 @@ async def test_a_longer_text_is_not_read_through_a_shorter_one_that_cuts_inside_
     for ids, value in ((one, -1.0), (ten, -2.0)):
         await stack.generate(stack.call("Please "), Sample(ids, logprobs=[value] * 6))
     tree_text = stack.tokenizer.decode([*stack.sent[0], *ten], skip_special_tokens=False)
-    trace = await stack.retriever.by_text(tree_text)
+    trace = await trace_of(stack, tree_text)
     assert trace.ids.tolist() == [*stack.sent[0], *ten]
     assert trace.loss_mask[-6:].tolist() == [1] * 6
     assert trace.logprobs[-6:].tolist() == [-2.0] * 6
@@ -165,7 +171,7 @@ async def test_an_output_of_a_lone_stop_token_is_kept_and_trained(stack):
     """Its visible text is empty; the token is there anyway."""
     sample = Sample([STOP], Finish("stop", STOP), logprobs=[-0.25])
     assert await stack.generate(stack.call("Say nothing"), sample) == ""
-    trace = await stack.retriever.by_text("Say nothing<|im_end|>")
+    trace = await trace_of(stack, "Say nothing<|im_end|>")
     assert trace.ids.tolist() == [*stack.sent[0], STOP]
     assert trace.loss_mask.tolist() == [0] * len(stack.sent[0]) + [1]
     assert trace.logprobs[-1] == -0.25
@@ -174,12 +180,12 @@ async def test_an_output_of_a_lone_stop_token_is_kept_and_trained(stack):
 async def test_a_retrieved_guess_never_poisons_what_is_sampled_later(stack):
     """Looking up a text that is not cached encodes it, and files nothing."""
     text = "GROUP BY x HAVING"
-    guess = await stack.retriever.by_text(text)
+    guess = await trace_of(stack, text)
     assert guess.ids.tolist() == stack.tokenizer.encode(text).tolist()
     assert guess.loss_mask.sum() == 0
     assert stack.cache.size.nodes == 0
     await stack.generate(stack.call("GROUP BY x "), Sample(HAV_ING, logprobs=[-1.0] * 6))
-    trace = await stack.retriever.by_text(text)
+    trace = await trace_of(stack, text)
     assert trace.ids.tolist() == [*stack.sent[0], *HAV_ING]
     assert trace.loss_mask.tolist() == [0] * len(stack.sent[0]) + [1] * 6
 
@@ -193,7 +199,7 @@ async def test_half_characters_with_equal_text_stay_apart(stack):
     held = {turn.session_id: turn.output_ids.tolist() for turn in stack.store._turns.values()}
     assert held == {"a": [94], "b": [95]}
     text = stack.tokenizer.decode([*stack.sent[0], 94], skip_special_tokens=False)
-    trace = await stack.retriever.by_text(text)
+    trace = await trace_of(stack, text)
     assert trace.ids.tolist() == [*stack.sent[0], 95], "the newest of the two, never a guess"
     assert trace.loss_mask[-1] == 1
     for session, last in (("a", 94), ("b", 95)):
@@ -234,7 +240,7 @@ async def test_what_came_is_copied_on_its_way_in(stack):
     assert turn.output_ids.tolist() == ids
     assert turn.logprobs.tolist() == values
     text = stack.tokenizer.decode([*stack.sent[0], *ids], skip_special_tokens=False)
-    trace = await stack.retriever.by_text(text)
+    trace = await trace_of(stack, text)
     assert trace.ids[-3:].tolist() == ids
     for array in (turn.output_ids, turn.logprobs, turn.prompt_ids, trace.ids):
         with pytest.raises(ValueError, match="read-only"):
@@ -245,7 +251,7 @@ async def test_a_search_changes_nothing(stack):
     await stack.generate(stack.call(["Hi"]), Sample([100, STOP], Finish("stop", STOP)))
     before = await stack.cache.dump(1000), stack.cache.size, stack.store.tokens
     for text in ("Hi", "<|im_start|>user\nHi", "<|im_start|>user\nHi<|im_end|>\n", "other"):
-        await stack.retriever.by_text(text)
+        await trace_of(stack, text)
         await stack.retriever.by_messages(stack.call([text, text]))
     assert (await stack.cache.dump(1000), stack.cache.size, stack.store.tokens) == before
     assert pins(stack.cache) == 0

@@ -24,9 +24,9 @@ from slime_router.api.chat.fields import ChatFields, read_fields, sampling, work
 from slime_router.api.chat.grammar import grammar
 from slime_router.api.chat.reply import ChatStyle
 from slime_router.api.chat.tools import ToolChoice, read_tools, tool_choice
-from slime_router.api.request import parting
 from slime_router.api.token_ids import Vocabulary
 from slime_router.config import Config
+from slime_router.engine.rules import parting
 from slime_router.errors import BadRequest
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.types import Grammar, ReplyFormat, Sampling, TemplateOptions

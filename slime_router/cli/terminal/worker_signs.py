@@ -108,8 +108,8 @@ async def _of_tokens(
         compared += 1
         if tokenizer is not None and reply[0] != tokenizer.encode(text).tolist():
             differing = differing or text
-    length = f"{context:,} tokens" if type(context) is int else "not known"
-    signs = [Sign("fine" if type(context) is int else "note", "context", length)]
+    length = "not known" if context is None else f"{context:,} tokens"
+    signs = [Sign("note" if context is None else "fine", "context", length)]
     if tokenizer is None:
         signs.append(Sign("note", "vocabulary", "not compared: give --hf-checkpoint"))
     elif compared < len(PROBE_TEXTS):

@@ -1,9 +1,9 @@
 """Lets SGLang be imported without a GPU. Python runs this file at start if it is on PYTHONPATH.
 
 Two imports would fail: `triton`, which is not installed, and `torchvision`, whose published wheel
-holds CUDA operators that do not load. And where SGLang notes which experts it routed tokens to, it
-wants memory that CUDA has pinned: plain memory does too. SGLang's server starts Python processes of
-its own; they inherit PYTHONPATH, and with it this file.
+holds CUDA operators that do not load. And where SGLang notes which experts it routed tokens to, and
+for adapters, it wants memory that CUDA has pinned: plain memory does too. SGLang's server starts
+Python processes of its own; they inherit PYTHONPATH, and with it this file.
 """
 
 import importlib.machinery
@@ -64,6 +64,18 @@ def next_power_of_2(n):
 REAL_FUNCTIONS = {"cdiv": cdiv, "next_power_of_2": next_power_of_2}
 
 
+def unpin_memory():
+    """From now on torch makes plain tensors where it is asked for pinned ones."""
+    import torch
+
+    def plain(make):
+        return lambda *args, pin_memory=False, **kwargs: make(*args, **kwargs)
+
+    for name in ("arange", "empty", "ones", "tensor", "zeros"):
+        setattr(torch, name, plain(getattr(torch, name)))
+    torch.Tensor.pin_memory = lambda self, *args: self
+
+
 class Shim:
     """An entry of `sys.meta_path`: finds and loads triton, and prepares for other imports."""
 
@@ -75,6 +87,8 @@ class Shim:
             self.define_operators()
         if name == "sglang.srt.state_capturer.base":
             self.allow_plain_memory()
+        if name == "sglang.srt.lora.layers":
+            unpin_memory()
         if name.partition(".")[0] == "triton":
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None  # somebody else finds it
