@@ -124,9 +124,7 @@ class Keeper:
             try:
                 command = kept.arguments()
                 process = await stack.enter_async_context(
-                    running(
-                        command, env=kept.env, output=kept.output, grace_s=lambda: self.grace_s
-                    )
+                    running(command, env=kept.env, output=kept.output, grace_s=lambda: self.grace_s)
                 )
             except OSError as exc:
                 return Life(f"cannot be started: {exc}")
