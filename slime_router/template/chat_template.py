@@ -21,9 +21,9 @@ from slime_router.template.messages import (
     REFERENCE,
     Plain,
     content_text,
+    foldings,
     renderable,
     with_whole_arguments,
-    without_late_systems,
 )
 from slime_router.template.parts import Parts, find_parts, prints_names
 from slime_router.template.seam import Sampled, Seam
@@ -108,7 +108,7 @@ class ChatTemplate:
                 param="messages",
             )
         if isinstance(messages, Plain) and not self.spelling.has_parts:
-            ready = list(map(dict, messages))
+            copies = ready = list(map(dict, messages))
         else:
             copies = renderable(
                 self.parts.whole(messages),
@@ -118,23 +118,12 @@ class ChatTemplate:
             ready = list(map(self.spelling.spelled, copies))
         try:
             return self._tokenizer.render(ready, options, date=date)
-        except BadRequest as refusal:
-            return self._render_folded(ready, options, date, refusal)
-
-    def _render_folded(
-        self,
-        ready: list[Message],
-        options: TemplateOptions,
-        date: datetime | None,
-        refusal: BadRequest,
-    ) -> str:
-        """What was refused, with its system messages where every template takes them."""
-        if any(message["role"] == "system" for message in ready[1:]):
-            for joins in (False, True):
-                folded = without_late_systems(ready, joins=joins)
+        except BadRequest:
+            for folded in foldings(copies):
+                ready = list(map(self.spelling.spelled, folded))
                 with suppress(BadRequest):
-                    return self._tokenizer.render(folded, options, date=date)
-        raise refusal
+                    return self._tokenizer.render(ready, options, date=date)
+            raise
 
     def suffix(
         self,

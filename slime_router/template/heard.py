@@ -303,17 +303,16 @@ class MessageTexts:
 
     def keep(self, now: Past, text: bytes, past: Past | None, owner: Owner) -> None:
         """Remember messages that have this text after that of `past`."""
+        above = None if past is None else past.place
+        if past is not None and above is None:
+            return  # it was forgotten meanwhile
+        text_len = (above.depth if above else 0) + len(text) + now.head.size
+        share = _SHARE + (_SHARE - 1) * bool(now.entries)
+        now.size = share * text_len + _MESSAGE_LEN * len(now.messages)
+        if now.size > self._max_kept_len:
+            return  # all others would have to go, and then it as well
         index = self._indexes.setdefault(owner, TextIndex(b""))
-        above = index.root
-        if past is not None:
-            if past.place is None:
-                return  # it was forgotten meanwhile
-            above = past.place
-        text_len = above.depth + len(text) + now.head.size
-        now.size = (_SHARE + (_SHARE - 1) * bool(now.entries)) * text_len + _MESSAGE_LEN * len(
-            now.messages
-        )
-        now.place = index.below(above, text)
+        now.place = index.below(above or index.root, text)
         for same in now.place.marks:  # another request with these messages was quicker
             self._kept_len -= same.size
             del self._kept[same]

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import field
 from datetime import datetime
 
+from slime_router.cache.text_index import common_prefix_len
 from slime_router.template.layout import (
     MAX_MARKS,
     Layout,
@@ -32,7 +33,6 @@ from slime_router.template.layout import (
     compared_literals,
     first_of_each,
     holds,
-    in_view,
     marks_of,
     pairs_of,
     printed_words,
@@ -242,7 +242,7 @@ class Suffixes:
         drawn = self._draw(
             alone, Question(alone.messages, alone.index, options, question.date), [drawing.form]
         )
-        tail_len = _common_len(behind, drawn.behind if drawn is not None else "")
+        tail_len = common_prefix_len(behind, drawn.behind if drawn is not None else "")
         return self._seam.after_call(behind, self._seam.boundary(behind, tail_len), sampled)
 
     def _own_len(self, view: View, drawing: Drawing, question: Question) -> int:
@@ -258,7 +258,7 @@ class Suffixes:
         messages = list(view.messages)
         messages[view.index + 1] = {**view.later[0], "content": _LATER}
         again = self._draw(View(tuple(messages), view.index), question, [drawing.form])
-        return len(behind) if again is None else _common_len(behind, again.behind)
+        return len(behind) if again is None else common_prefix_len(behind, again.behind)
 
     # Where the rendering starts
 
@@ -304,7 +304,8 @@ class Suffixes:
             pairs = pairs_of(messages[start - 1 :], self._literals)
             if (lead, hidden) == (before.lead, before.hidden):
                 pairs |= before.pairs  # what was seen counts while the same is out of view
-            return Layout(in_view(near, drawn), start, lead, hidden, pairs)
+            marks = marks_of(drawn.parts, near.groups())
+            return Layout(marks, start, lead, hidden, pairs)
         return None
 
     def _leads(self, before: Layout, start: int, question: Question) -> Iterator[Iterable[int]]:
@@ -328,12 +329,3 @@ def later_start(question: Question, last: int) -> int:
 def _is_before(end: int, behind: str, later: Sequence[Message]) -> bool:
     """Whether `end` is certain to stand before the first later message's text."""
     return bool(later) and not is_reply(later[0]) and begin_of(behind, later[0]) >= end
-
-
-def _common_len(left: str, right: str) -> int:
-    length = 0
-    for one, other in zip(left, right, strict=False):
-        if one != other:
-            break
-        length += 1
-    return length

@@ -21,14 +21,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import pairwise, repeat, takewhile
+from itertools import repeat, takewhile
 from operator import is_
 from sys import getsizeof
 
 import orjson
 
 from slime_router.json_text import cut_to_size
-from slime_router.template.layout import Mark, has_word
+from slime_router.template.layout import Mark, has_word, paired
 from slime_router.template.stand_ins import View, head_len, is_reply
 from slime_router.template.suffix import Question, Render, later_start
 from slime_router.types import Message, TemplateOptions
@@ -131,6 +131,8 @@ class Transcripts:
         """Keep the transcript of the prompt that this turn answers, in place of the oldest ones."""
         if (old := self._kept.pop(turn_id, None)) is not None:
             self._kept_len -= _size(old)
+        if _size(transcript) > self._max_kept_len:
+            return  # all others would have to go, and then it as well
         self._kept[turn_id] = transcript
         self._kept_len += _size(transcript)
         while self._kept_len > self._max_kept_len:
@@ -259,8 +261,7 @@ class Transcripts:
         return self._render(near.messages, question.options, question.date)
 
     def _pairs(self, messages: Sequence[Message]) -> frozenset[int]:
-        kinds = [_kind(message, self._literals) for message in messages]
-        return frozenset(hash(pair) for pair in pairwise(kinds))
+        return paired(_kind(message, self._literals) for message in messages)
 
 
 def _kind(message: Message, literals: Sequence[str]) -> tuple[object, ...]:
