@@ -125,11 +125,6 @@ class ChatTemplate:
                     return self._tokenizer.render(ready, options, date=date)
             raise
 
-    def is_late(self, messages: Sequence[Message], reply_index: int, layout: Layout | None) -> bool:
-        """Whether `suffix` will render few of the messages, as it is known to come out alike."""
-        question = Question(messages, reply_index, TemplateOptions())
-        return layout is not None and layout.start > 0 and self._suffixes.covers(layout, question)
-
     def suffix(
         self,
         messages: Sequence[Message],
@@ -139,6 +134,7 @@ class ChatTemplate:
         sampled: Sequence[int],
         date: datetime | None = None,
         layout: Layout | None = None,
+        is_near: bool | None = None,
     ) -> Suffix | None:
         """What the template puts after the reply `messages[reply_index]`, to the prompt's end.
 
@@ -149,6 +145,7 @@ class ChatTemplate:
             sampled: the tokens of that reply.
             date: the date pinned for this conversation.
             layout: what the held turn's own prompt looked like, where that is known.
+            is_near: few of the messages are rendered, or (False) all; None: all if few do not do.
 
         Returns:
             None where the template is not shown to append there.
@@ -156,7 +153,12 @@ class ChatTemplate:
         question = Question(messages, reply_index, options, date)
         read = partial(self._tokenizer.decode, sampled, skip_special_tokens=False)
         reply = Sampled(int(sampled[-1]) if len(sampled) else None, read)
-        return self._suffixes.find(question, sampled=reply, layout=layout)
+        found = None
+        if is_near is not False:
+            found = self._suffixes.find_near(question, sampled=reply, layout=layout)
+        if found is None and not is_near:
+            found = self._suffixes.find_whole(question, sampled=reply, layout=layout)
+        return found
 
     def layout(
         self,

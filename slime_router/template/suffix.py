@@ -20,7 +20,7 @@ doubled.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 
 from slime_router.cache.text_index import common_prefix_len
@@ -54,7 +54,7 @@ from slime_router.template.stand_ins import (
     unsaid_word,
 )
 from slime_router.types import Message, TemplateOptions
-from slime_router.values import replace
+from slime_router.values import replace, value
 
 SHIFT_LEN = 10  # messages in view from which a later start is tried
 
@@ -63,7 +63,7 @@ _LATER = unsaid_word("later")
 Render = Callable[[Sequence[Message], TemplateOptions, datetime | None], str | None]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Suffix:
     """What follows a held turn: drop `drop` of its last tokens, then encode `text`.
 
@@ -78,7 +78,7 @@ class Suffix:
     layout: Layout | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Question:
     """A conversation that continues a held reply, and all that it is rendered with."""
 
@@ -103,14 +103,21 @@ class Suffixes:
         self._literals = self.literals or ()
         self.printed = printed_words(tree)
 
-    def find(self, question: Question, *, sampled: Sampled, layout: Layout | None) -> Suffix | None:
-        """The suffix, or None where the template is not shown to append.
+    def find_near(
+        self, question: Question, *, sampled: Sampled, layout: Layout | None
+    ) -> Suffix | None:
+        """The suffix from few messages; None where it is not known to come out alike.
 
         `sampled` is the held reply, `layout` that of the held turn's prompt, where known.
         """
         is_near = layout is not None and layout.start and self.covers(layout, question)
-        found = self._find(question, sampled, layout) if is_near else None
-        return found or self._find(question, sampled, layout, is_whole=True)
+        return self._find(question, sampled, layout) if is_near else None
+
+    def find_whole(
+        self, question: Question, *, sampled: Sampled, layout: Layout | None
+    ) -> Suffix | None:
+        """The suffix from all messages; None where the template is not shown to append."""
+        return self._find(question, sampled, layout, is_whole=True)
 
     def _find(
         self, question: Question, sampled: Sampled, layout: Layout | None, *, is_whole: bool = False

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import repeat, takewhile
 from operator import is_
@@ -33,7 +32,7 @@ from slime_router.template.layout import Mark, has_word, paired
 from slime_router.template.stand_ins import View, head_len, is_reply
 from slime_router.template.suffix import Question, Render, later_start
 from slime_router.types import Message, TemplateOptions
-from slime_router.values import replace
+from slime_router.values import replace, value
 
 MAX_KEPT_LEN = 2**26  # bytes of texts and of messages
 SHIFT_LEN = 14  # messages in view from which a later start is tried
@@ -43,7 +42,7 @@ STEP = 2  # between the lengths of what stays in view
 _SHARE = 3  # of its text's size that a transcript counts: its messages are kept, too
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Settled:
     """A beginning of a prompt that stays, and how what comes after it is rendered.
 
@@ -66,7 +65,7 @@ class Settled:
         return text[: self.length] + near[self.head.length :]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Transcript:
     """What a prompt was rendered from, and from where on the next one has to be rendered.
 
@@ -267,8 +266,8 @@ class Transcripts:
 
 def _kind(message: Message, literals: Sequence[str]) -> tuple[object, ...]:
     """All that a template may branch on, of replies as of other messages."""
-    said = [name for name, value in message.items() if value]
-    texts = [value for value in message.values() if type(value) is str]
+    said = [name for name, held in message.items() if held]
+    texts = [each for each in message.values() if type(each) is str]
     found = [literal for literal in literals if any(map(has_word, texts, repeat(literal)))]
     calls = len(message.get("tool_calls") or ())
     return str(message["role"]).lower(), min(calls, 2), frozenset(said), *found
@@ -287,7 +286,7 @@ def _are_same(one: Message, other: Message) -> bool:
         return True
     if one != other:
         return False
-    if all(type(value) is str for value in one.values()):
+    if all(type(each) is str for each in one.values()):
         return tuple(one) == tuple(other)
     written = _written(one)
     return written is not None and written == _written(other)
