@@ -16,7 +16,6 @@ from slime_router.auth.shares import Shares
 from slime_router.edge.allowances import NOTHING_ALLOWED, Allowances
 from slime_router.edge.grace import Grace
 from slime_router.errors import TooManyRequests
-from slime_router.pool.adapters import Adapters
 from slime_router.template.heard import MessageTexts
 from slime_router.tokens.written.id_text import IdTexts
 
@@ -76,9 +75,7 @@ class EndpointContext:
         vocabulary: the model's tokens.
         chat_settings: reads what a chat asks for besides its messages.
         admission: limits how many requests the endpoints handle at once.
-        default_model: the model's name for a request that gives none.
-        served_names: the names of the one model; None serves it under any name.
-        adapters: those of the model that may be named in its place.
+        models: what the model of a request may be.
         media: where requests with pictures, audio or video go.
         allowances: what clients may have a worker run or open.
         grace: ends requests that outlast a shutdown.
@@ -95,9 +92,7 @@ class EndpointContext:
     vocabulary: Vocabulary
     chat_settings: SettingsReader
     admission: Admission
-    default_model: str
-    served_names: frozenset[str] | None = None
-    adapters: Adapters = field(default_factory=Adapters)
+    models: ModelNames
     media: MediaPass = field(default_factory=MediaPass.off)
     allowances: Allowances = NOTHING_ALLOWED
     isolates_owners: bool = False
@@ -108,11 +103,6 @@ class EndpointContext:
     strictness: Strictness = field(default_factory=lambda: Strictness("ignore"))
     id_texts: IdTexts = field(default_factory=IdTexts)
     message_texts: MessageTexts = field(default_factory=MessageTexts)
-
-    @property
-    def model_names(self) -> ModelNames:
-        """What the model of a request may be."""
-        return ModelNames(self.default_model, self.served_names, self.adapters)
 
     def token_names(self, by_id: bool | None) -> TokenNames:
         """How a reply names tokens: as its request says, else as the router is set."""

@@ -101,7 +101,7 @@ async def read_text(
         body = _read_written(context, raw, (media_path, caller(request).owner), spoken)
     if body is None:
         body = await read_allowed(context, request, raw, ids_field)
-    body = context.model_names.checked(body)
+    body = context.models.checked(body)
     if media_path and context.media.is_on:
         passed = await context.media.take(request, body, media_path, headers)
         if passed is not None:

@@ -14,14 +14,14 @@ class ModelNames:
     """The names of the one model and of its adapters.
 
     Attributes:
-        default_model: its name for a request that gives none.
+        default: its name for a request that gives none.
         served: its names; None serves it under any name.
         adapters: those of its adapters that may be named in its place.
     """
 
-    default_model: str
-    served: Collection[str] | None
-    adapters: Container[str]
+    default: str
+    served: Collection[str] | None = None
+    adapters: Container[str] = ()
 
     def checked(self, body: dict[str, Any]) -> dict[str, Any]:
         """The body of a request that names the model, an adapter, `base:adapter`, or nothing.
@@ -51,11 +51,11 @@ class ModelNames:
         name = body.get("model")
         if not isinstance(name, str):
             return body
-        adapter = name if self._is_adapter(name) else adapter_in(name, self.default_model)
+        adapter = name if self._is_adapter(name) else adapter_in(name, self.default)
         return body if adapter is None else {**body, "lora_path": adapter}
 
     def _is_adapter(self, name: str) -> bool:
-        own = self.served or (self.default_model,)
+        own = self.served or (self.default,)
         return name in self.adapters and name not in own
 
 

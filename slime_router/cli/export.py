@@ -140,7 +140,7 @@ def _run(asked: argparse.Namespace) -> int:
             directory = ExportDirectory(disk, asked.format, form.suffix, card)
             export = Export(source, directory, form, file_bytes=asked.file_bytes)
             counts = _with_bar(count, lambda advance: export.run(wanted, asked.min_reward, advance))
-        _tell(counts, source.skipped, is_json=asked.json)
+        _tell(counts, source.skipped, is_json=asked.json, closed_only=asked.state == "closed")
         return EXIT_FAILED if counts.gone or source.skipped else 0
 
 
@@ -171,7 +171,7 @@ def _with_bar(count: int, run: Callable[[Callable[[], None]], ExportCounts]) -> 
         return run(lambda: progress.advance(task))
 
 
-def _tell(counts: ExportCounts, skipped: int, *, is_json: bool) -> None:
+def _tell(counts: ExportCounts, skipped: int, *, is_json: bool, closed_only: bool) -> None:
     if is_json:
         sys.stdout.write(orjson.dumps({**asdict(counts), "skipped": skipped}).decode() + "\n")
         return
@@ -186,6 +186,8 @@ def _tell(counts: ExportCounts, skipped: int, *, is_json: bool) -> None:
     ):
         if number:
             sys.stderr.write(f"slime-router export: {number:,} sessions {words}\n")
+    if closed_only and not counts.new + counts.changed + counts.same + counts.as_it_was:
+        sys.stderr.write("slime-router export: no session is closed; --state all takes any\n")
     if skipped:
         _failed(f"{skipped:,} turns or sessions cannot be read", EXIT_FAILED)
 
