@@ -187,7 +187,9 @@ def _tell(counts: ExportCounts, skipped: int, *, is_json: bool, closed_only: boo
         if number:
             sys.stderr.write(f"slime-router export: {number:,} sessions {words}\n")
     if closed_only and not counts.new + counts.changed + counts.same + counts.as_it_was:
-        sys.stderr.write("slime-router export: no session is closed; --state all takes any\n")
+        sys.stderr.write(
+            "slime-router export: no closed session was found; --state all takes open ones, too\n"
+        )
     if skipped:
         _failed(f"{skipped:,} turns or sessions cannot be read", EXIT_FAILED)
 

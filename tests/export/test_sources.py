@@ -271,3 +271,12 @@ async def test_what_is_wrong_is_one_line(export, tmp_path, monkeypatch):
     assert "pip install 'slime-router[parquet]'" in error
     with pytest.raises(SystemExit, match="2"):
         main(["export", str(tmp_path), "--min-reward", "much"])
+
+
+async def test_where_no_session_is_closed_it_says_how_to_get_the_others(export, capfd):
+    async with router_with() as (_, url):
+        argv = ["export", str(export.directory), "--format", "jsonl", "--url", url]
+        assert await asyncio.to_thread(main, argv) == 0
+        assert "no closed session was found; --state all" in capfd.readouterr().err
+        assert await asyncio.to_thread(main, [*argv, "--state", "all"]) == 0
+        assert capfd.readouterr().err == ""
