@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slime_router.engine.structural_tag import ANY_TEXT, Json, any_of, json_of, tagged
+from slime_router.engine.structural_tag import ANY_TEXT, Json, any_of, json_of, some_of, tagged
 from slime_router.replies.call_ids import CallIds
 from slime_router.types import ToolDelta
 
@@ -51,13 +51,7 @@ def answers(schema: Any, arguments: Mapping[str, Any]) -> Json:
         for name, wanted in arguments.items()
         for head in _CALLS
     ]
-    said = {
-        "type": "tags_with_separator",
-        "tags": [tagged(head, ANY_TEXT, "<|end|>") for head in _REASONING],
-        "separator": _NEXT,
-        "at_least_one": True,
-        "stop_after_first": False,
-    }
+    said = some_of([tagged(head, ANY_TEXT, "<|end|>") for head in _REASONING], between=_NEXT)
     last = any_of(final, *calls)
     after = {"type": "sequence", "elements": [said, {"type": "const_string", "value": _NEXT}, last]}
     return any_of(last, after)
