@@ -340,6 +340,7 @@ class WorkerClient:
         with_logprobs: bool,
     ) -> ChunkReader:
         limit: int | None = params.get("max_new_tokens")
+        running, own = self._exchanges[exchange.worker], ("", exchange.rid)
         is_scored = not call.is_passed_on and call.asked.get("logprob_start_len") == 0
         return ChunkReader(
             vocab_size=self._vocab_size,
@@ -354,11 +355,8 @@ class WorkerClient:
             masks=masks,
             tops=tops,
             worker_url=exchange.worker.url,
-            is_anothers=lambda rid: rid != exchange.rid and self._runs(exchange.worker, rid),
+            is_anothers=lambda rid: type(rid) is str and rid not in own and rid in running,
         )
-
-    def _runs(self, worker: Worker, rid: object) -> bool:
-        return isinstance(rid, str) and bool(rid) and rid in self._exchanges.get(worker, {})
 
     def abort_later(self, worker: Worker, call: GenerateCall, name: str | None = None) -> None:
         """Aborts after the request was closed: its caller, even a cancelled one, need not wait.
