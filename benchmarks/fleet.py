@@ -16,6 +16,7 @@ from itertools import count
 
 from benchmarks.traces import CACHE_BLOCK_LEN, Chat, Trace, Turn
 from slime_router.pool.policy import Policy
+from slime_router.pool.rank import Place
 from slime_router.pool.worker import Need, Worker
 from slime_router.values import value
 
@@ -186,7 +187,9 @@ class Fleet:
         states = [Worker(f"http://worker-{i}") for i in range(size)]
         for state in states:
             state.reported(kv_tokens=engine.kv_tokens)
-        self._workers = {state: Simulated(state, engine) for state in states}
+        self._workers: dict[Place, Simulated] = {
+            state: Simulated(state, engine) for state in states
+        }
         self._states = states
         self._coming: list[tuple[float, int, Chat, int]] = []
         self._order = count()

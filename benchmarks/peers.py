@@ -11,7 +11,8 @@ from hashlib import blake2b
 
 from benchmarks.fleet import Ask, BlockCache
 from slime_router.pool.policy import Policy, least_in_flight
-from slime_router.pool.worker import Need, Worker
+from slime_router.pool.rank import Place
+from slime_router.pool.worker import Need
 
 BALANCE_ABS = 64
 BALANCE_REL = 1.5
@@ -30,9 +31,9 @@ class SglangCacheAware(Policy):
     """
 
     def __init__(self) -> None:
-        self._tenants: dict[Worker, BlockCache] = {}
+        self._tenants: dict[Place, BlockCache] = {}
 
-    def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
+    def choose(self, workers: Sequence[Place], need: Need) -> Place:
         loads = [worker.in_flight for worker in workers]
         most, least = max(loads), min(loads)
         if most - least > BALANCE_ABS and most > BALANCE_REL * least:
@@ -42,14 +43,14 @@ class SglangCacheAware(Policy):
             return workers[held.index(max(held))]
         return least_in_flight(workers)
 
-    def sent(self, worker: Worker, need: Need) -> int:
+    def sent(self, worker: Place, need: Need) -> int:
         self._tenant(worker).add(_blocks(need))
         return 0
 
-    def forget(self, worker: Worker) -> None:
+    def forget(self, worker: Place) -> None:
         self._tenants.pop(worker, None)
 
-    def _tenant(self, worker: Worker) -> BlockCache:
+    def _tenant(self, worker: Place) -> BlockCache:
         return self._tenants.setdefault(worker, BlockCache(MAX_TREE_TOKENS))
 
 
@@ -59,7 +60,7 @@ class SglangConsistentHashing(Policy):
     def __init__(self) -> None:
         self._ring: list[tuple[int, int]] = []
 
-    def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
+    def choose(self, workers: Sequence[Place], need: Need) -> Place:
         assert need.key is not None, "it is measured with keys only"
         if not self._ring:
             nodes = [(i, n) for i in range(len(workers)) for n in range(VIRTUAL_NODES)]
@@ -67,7 +68,7 @@ class SglangConsistentHashing(Policy):
         at = bisect_left(self._ring, (_place(need.key), 0)) % len(self._ring)
         return workers[self._ring[at][1]]
 
-    def sent(self, worker: Worker, need: Need) -> int:  # noqa: ARG002 - of no interest
+    def sent(self, worker: Place, need: Need) -> int:  # noqa: ARG002 - of no interest
         return 0
 
 

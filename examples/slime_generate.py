@@ -15,6 +15,7 @@ from typing import Any
 
 from openai import APIStatusError, AsyncOpenAI
 
+from slime_router.integrations.keys import router_key
 from slime_router.integrations.slime import Prompt, normalise, roll_out
 
 __all__ = ["act", "generate", "normalise"]
@@ -34,7 +35,7 @@ async def act(base_url: str, prompt: Prompt, *, max_turns: int = MAX_TURNS) -> N
     is_text = isinstance(prompt, str)
     messages: list[Any] = [{"role": "user", "content": prompt}] if is_text else [*prompt]
     async with AsyncOpenAI(
-        base_url=base_url, api_key="none", timeout=REPLY_TIMEOUT_S, max_retries=0
+        base_url=base_url, api_key=router_key(), timeout=REPLY_TIMEOUT_S, max_retries=0
     ) as llm:
         for _ in range(max_turns):
             try:

@@ -52,7 +52,7 @@ class WeatherLoop(RouterAgentLoop):
         """The agent; its reward is `worth`, a field of the dataset, if it says that it is warm."""
         said: list[Any] = [*messages]
         async with AsyncOpenAI(
-            base_url=base_url, api_key="none", timeout=REPLY_TIMEOUT_S, max_retries=0
+            base_url=base_url, api_key=self.router_key, timeout=REPLY_TIMEOUT_S, max_retries=0
         ) as llm:
             for _ in range(MAX_TURNS):
                 reply = await llm.chat.completions.create(

@@ -8,15 +8,15 @@ hint, not a proof: whoever finds a sequence compares it with the new one.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from numpy.typing import NDArray
 
-SHORTEST = 512  # bytes of a sequence that is kept: where its first window ends
 WINDOW_LEN = 64  # bytes
-STEP = 4  # how much farther in the next window ends
+ENDS = tuple(512 * 4**number for number in range(20))  # of windows; shorter sequences have none
 
 T = TypeVar("T")
 _Key: TypeAlias = tuple[Hashable, int, bytes]
@@ -57,8 +57,8 @@ class Beginnings(Generic[T]):
 
     def likely(self, group: Hashable, data: memoryview) -> T | None:
         """The value of the sequence in `group` that shares a window with `data` farthest in."""
-        for key in reversed(_keys(group, data)):
-            entry = self._by_key.get(key)
+        for end in reversed(_ends(data)):
+            entry = self._by_key.get(_key(group, data, end))
             if entry is not None:
                 self._entries.move_to_end(entry)
                 return entry.value
@@ -66,7 +66,7 @@ class Beginnings(Generic[T]):
 
     def keep(self, group: Hashable, data: memoryview, value: T, size: int) -> None:
         """Have `value` found by sequences like `data`, and no longer those that it had to yield."""
-        keys = _keys(group, data)
+        keys = [_key(group, data, end) for end in _ends(data)]
         if not keys:
             return
         entry = _Entry(keys, value, size)
@@ -100,12 +100,13 @@ class Beginnings(Generic[T]):
             assert entry.uses == uses.count(entry) > 0, "an entry that nobody can find"
 
 
-def _keys(group: Hashable, data: memoryview) -> list[_Key]:
-    keys, end = [], SHORTEST
-    while end <= len(data):
-        keys.append((group, end, bytes(data[end - WINDOW_LEN : end])))
-        end *= STEP
-    return keys
+def _ends(data: memoryview) -> tuple[int, ...]:
+    """Where the windows of the sequence end, the nearest first."""
+    return ENDS[: bisect_right(ENDS, len(data))]
+
+
+def _key(group: Hashable, data: memoryview, end: int) -> _Key:
+    return group, end, bytes(data[end - WINDOW_LEN : end])
 
 
 def common_prefix_len(left: NDArray[Any], right: NDArray[Any]) -> int:

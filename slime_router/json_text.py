@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ import orjson
 
 _HALVES = re.compile("[\ud800-\udfff]")
 _ESCAPES = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_ESCAPED = re.compile(  # the group is there where it is half of a pair
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u([dD][89a-fA-F])|\\.", re.DOTALL
+)
 _SIGNS = re.compile(r'["\\\x00-\x1f]')
 _HUGE = re.compile(r"\d[eE]\+?\d{3}|\d{309}")  # may be more than a double can hold
 _WORDS = re.compile(r'"(?:[^"\\]|\\.)*"?|Infinity', re.DOTALL)
@@ -50,6 +54,11 @@ def finite(text: str, given: str, source: str) -> str:
     return _WORDS.sub(number, given + text)[len(given) :]
 
 
+def without_mark(raw: bytes) -> bytes:
+    """JSON without the byte order mark that some editors and shells put before it."""
+    return raw.removeprefix(BOM_UTF8)
+
+
 def is_whole_json(text: str) -> bool:
     """Whether orjson takes the text for JSON, but for half an escaped emoji.
 
@@ -87,6 +96,11 @@ def without_halves(text: str) -> str:
 def is_text(said: str) -> bool:
     """Whether there are no halves of surrogate pairs in it: those have no UTF-8."""
     return said.isascii() or not _HALVES.search(said)
+
+
+def has_half(text: str) -> bool:
+    """Whether half of a surrogate pair is escaped in JSON text without the other half."""
+    return "\\u" in text and any(found[1] for found in _ESCAPED.finditer(text))
 
 
 def is_json(text: str) -> bool:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.known.strictness import Strictness
 from slime_router.api.media import MediaPass
+from slime_router.api.model_names import ModelNames
 from slime_router.api.retries import Joiner
 from slime_router.api.token_ids import TokenNames, Vocabulary
 from slime_router.auth.shares import Shares
 from slime_router.edge.allowances import NOTHING_ALLOWED, Allowances
 from slime_router.edge.grace import Grace
 from slime_router.errors import TooManyRequests
-from slime_router.pool.adapters import Adapters
 from slime_router.template.heard import MessageTexts
 from slime_router.tokens.written.id_text import IdTexts
 
@@ -75,9 +75,7 @@ class EndpointContext:
         vocabulary: the model's tokens.
         chat_settings: reads what a chat asks for besides its messages.
         admission: limits how many requests the endpoints handle at once.
-        default_model: the model's name for a request that gives none.
-        served_names: the names of the one model; None serves it under any name.
-        adapters: those of the model that may be named in its place.
+        models: what the model of a request may be.
         media: where requests with pictures, audio or video go.
         allowances: what clients may have a worker run or open.
         grace: ends requests that outlast a shutdown.
@@ -94,9 +92,7 @@ class EndpointContext:
     vocabulary: Vocabulary
     chat_settings: SettingsReader
     admission: Admission
-    default_model: str
-    served_names: frozenset[str] | None = None
-    adapters: Adapters = field(default_factory=Adapters)
+    models: ModelNames
     media: MediaPass = field(default_factory=MediaPass.off)
     allowances: Allowances = NOTHING_ALLOWED
     isolates_owners: bool = False

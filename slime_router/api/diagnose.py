@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from slime_router.api.chat.messages import read_messages
+from slime_router.api.model_names import ModelNames
 from slime_router.api.request import (
     checked_session_id,
     new_turn_id,
@@ -47,13 +48,19 @@ class Question:
 class DiagnoseDoor:
     """Serves `/diagnose`."""
 
-    def __init__(self, doctor: Doctor, on_answer: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        doctor: Doctor,
+        names: ModelNames,
+        on_answer: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._doctor = doctor
+        self._names = names
         self._on_answer = on_answer  # with the class of drift
 
     async def handle(self, request: web.Request) -> web.Response:
         """`{"session_id" | "tokens", "messages" | "text", ...}` to a diagnosis."""
-        body = await read_object(request)
+        body = self._names.spelled_out(await read_object(request))
         named, by = session_id(request, body), caller(request)
         question = read_question(body, self._doctor.vocab_size, session_id=named, by=by)
         diagnosis = await question.ask(self._doctor)

@@ -15,7 +15,7 @@ from slime_router.auth.caller import Caller, caller
 from slime_router.edge.bodies import read_body
 from slime_router.edge.lengths import MAX_MEMBERS, MAX_MESSAGES
 from slime_router.edge.owned_calls import own_call
-from slime_router.errors import BadRequest, ContextLengthExceeded, NotFound, RouterError
+from slime_router.errors import BadRequest, ContextLengthExceeded, RouterError
 from slime_router.telemetry.request_record import keeps_body, note_body
 from slime_router.template import heard
 from slime_router.types import GenerateCall
@@ -101,7 +101,7 @@ async def read_text(
         body = _read_written(context, raw, (media_path, caller(request).owner), spoken)
     if body is None:
         body = await read_allowed(context, request, raw, ids_field)
-    body = _with_model(context, body)
+    body = context.models.checked(body)
     if media_path and context.media.is_on:
         passed = await context.media.take(request, body, media_path, headers)
         if passed is not None:
@@ -166,22 +166,3 @@ def _deliver(
         asked = replace(asked, calls=tuple(kinds))  # type: ignore[type-var]  # it is a dataclass
     deliver = deliver_stream if asked.stream else deliver_whole
     return deliver(dialect, context, request, asked, headers)
-
-
-def _with_model(context: EndpointContext, body: dict[str, Any]) -> dict[str, Any]:
-    """The body of a request that names the model, an adapter of it (`base:adapter`), or nothing.
-
-    An adapter's name alone, as vLLM has it, is spelled out: SGLang would sample the base model.
-
-    Raises:
-        NotFound: it names another model.
-    """
-    name, served = body.get("model"), context.served_names
-    if not isinstance(name, str):  # other types are for the dialect to refuse
-        return body
-    own = served or (context.default_model,)
-    if name in context.adapters and name not in own:
-        return {**body, "lora_path": name}
-    if served is not None and name not in served and name.rpartition(":")[0] not in served:
-        raise NotFound(f"The model '{name}' does not exist.", param="model", code="model_not_found")
-    return body

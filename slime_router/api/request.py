@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import urandom
@@ -24,7 +23,7 @@ from slime_router.edge.bodies import read_body
 from slime_router.edge.lengths import MAX_PARTS, check_containers, check_lengths, check_parts
 from slime_router.engine.rules import parting
 from slime_router.errors import BadRequest
-from slime_router.json_text import brackets
+from slime_router.json_text import brackets, without_mark
 from slime_router.tokens.written.id_text import LONG_LEN, IdTexts
 from slime_router.types import GenerateCall, Sampling, TurnKind
 from slime_router.values import replace
@@ -92,8 +91,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
 
 async def object_in(raw: bytes) -> dict[str, Any]:
     """The same of a body that has been read."""
-    if raw.startswith(BOM_UTF8):  # some editors and shells send it
-        raw = raw.removeprefix(BOM_UTF8)
+    raw = without_mark(raw)
     check_containers(raw)
     try:
         body = orjson.loads(raw)

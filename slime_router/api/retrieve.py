@@ -15,6 +15,7 @@ from aiohttp import web
 
 from slime_router.api.chat.messages import read_messages
 from slime_router.api.chat.tools import read_tools
+from slime_router.api.model_names import ModelNames
 from slime_router.api.request import new_turn_id, read_object, require, scope, session_id
 from slime_router.aside import Aside
 from slime_router.engine.rules import parting_fields
@@ -26,8 +27,9 @@ from slime_router.types import GenerateCall, Message, TemplateOptions
 class RetrieveDoor:
     """Serves `/retrieve_from_text` and `/retrieve_from_messages_template`."""
 
-    def __init__(self, retriever: Retriever) -> None:
+    def __init__(self, retriever: Retriever, names: ModelNames) -> None:
         self._retriever = retriever
+        self._names = names
         self._aside = Aside()
 
     async def from_text(self, request: web.Request) -> web.Response:
@@ -35,7 +37,7 @@ class RetrieveDoor:
 
         A request that names a session gets that session's own, others the newest.
         """
-        body = await read_object(request)
+        body = self._names.spelled_out(await read_object(request))
         text = body.get("text")
         require(isinstance(text, str) and bool(text), "text", "a string that is not empty")
         call = GenerateCall(
@@ -54,7 +56,7 @@ class RetrieveDoor:
 
         A request that names a session gets the tokens of that session's own turns.
         """
-        body = await read_object(request)
+        body = self._names.spelled_out(await read_object(request))
         messages = read_messages(body)
         call = GenerateCall(
             rid="",

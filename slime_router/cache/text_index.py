@@ -198,7 +198,7 @@ class TextIndex(Generic[AnyStr, Mark]):
         assert count == self.size, "the count of places is wrong"
 
 
-def common_prefix_len(edge: AnyStr, text: AnyStr, start: int) -> int:
+def common_prefix_len(edge: AnyStr, text: AnyStr, start: int = 0) -> int:
     """How many characters of `edge` match `text[start:]`; by bisection, not one by one."""
     if text.startswith(edge, start):
         return len(edge)

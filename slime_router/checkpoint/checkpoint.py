@@ -23,14 +23,15 @@ from slime_router.checkpoint import python_formats as encoders
 from slime_router.checkpoint import tiktoken_file
 from slime_router.checkpoint.byte_bpe import prove
 from slime_router.checkpoint.files import CheckpointFiles, default_template, without_torch_advice
-from slime_router.checkpoint.modalities import is_multimodal
+from slime_router.checkpoint.model_config import read_config
 from slime_router.checkpoint.tekken import FILENAME as TEKKEN
 from slime_router.checkpoint.tekken import Tekken
 from slime_router.configured_file import configured_text
-from slime_router.errors import SetupError, one_line
+from slime_router.errors import BadRequest, SetupError, one_line
 from slime_router.template.renderer import JinjaRenderer
-from slime_router.tokens.model import Model, Renderer
+from slime_router.tokens.model import Model, ModelConfig, Renderer
 from slime_router.tokens.tokenizer import Tokenizer
+from slime_router.types import TemplateOptions
 
 FAST = "tokenizer.json"
 _VOCABULARIES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken")  # that transformers may read
@@ -102,26 +103,34 @@ def load_checkpoint(
     given = _given_renderer(chat_template)
     try:
         files = CheckpointFiles(path_or_id)
-        config = files.config()
-        processors = files.json("processor_config.json") | files.json("preprocessor_config.json")
-        vocabulary = _load_vocabulary(files, trust_remote_code, renders_itself=given is None)
+        config = read_config(files)
+        vocabulary = _load_vocabulary(files, config, trust_remote_code, given is None)
         if given is None:
             renderer = _own_renderer(vocabulary, config, tool_call_parser)
         else:
             renderer = given(vocabulary)
-        generation_config = files.json("generation_config.json")
     except SetupError as exc:
         raise SetupError(f"{path_or_id}: {exc.message}") from exc
     if renderer is not None:
-        renderer.check(chat_template or path_or_id)
+        _check(renderer, chat_template or path_or_id)
     return Model(
         name=path_or_id,
         hf=vocabulary.hf,
         renderer=renderer,
         config=config,
-        generation_config=generation_config,
-        is_multimodal=is_multimodal(config, processors) or vocabulary.takes_media,
+        takes_media=vocabulary.takes_media,
     )
+
+
+def _check(renderer: Renderer, name: str) -> None:
+    """SetupError that begins with `name` where it cannot render at all."""
+    try:
+        if isinstance(renderer, JinjaRenderer):
+            renderer.compile()
+        else:
+            renderer.render([{"role": "user", "content": "Hello"}], TemplateOptions(), None)
+    except (BadRequest, SetupError) as exc:
+        raise SetupError(f"{name}: {exc.message}") from exc
 
 
 def _given_renderer(chat_template: str | None) -> Callable[[LoadedVocabulary], Renderer] | None:
@@ -136,13 +145,13 @@ def _given_renderer(chat_template: str | None) -> Callable[[LoadedVocabulary], R
 
 
 def _load_vocabulary(
-    files: CheckpointFiles, trusts: bool, renders_itself: bool
+    files: CheckpointFiles, config: ModelConfig, trusts: bool, renders_itself: bool
 ) -> LoadedVocabulary:
     if files.find(FAST) is None:
         if (tekken := files.find(TEKKEN)) is not None:
             return _load_tekken(tekken)
         if (ranks := _ranks_file(files)) is not None:
-            return _load_tiktoken(files, ranks, trusts, renders_itself)
+            return _load_tiktoken(files, ranks, config, trusts, renders_itself)
     hf = _load_hf(files.name, trusts)
     if not hf.is_fast:
         raise SetupError("has no fast tokenizer (tokenizer.json), nor a file that becomes one")
@@ -150,7 +159,7 @@ def _load_vocabulary(
 
 
 def _own_renderer(
-    vocabulary: LoadedVocabulary, config: Mapping[str, Any], tool_call_parser: str | None
+    vocabulary: LoadedVocabulary, config: ModelConfig, tool_call_parser: str | None
 ) -> Renderer | None:
     """What renders the checkpoint's conversations by default."""
     if vocabulary.renderer is not None:
@@ -184,9 +193,9 @@ def _ranks_file(files: CheckpointFiles) -> Path | None:
 
 
 def _load_tiktoken(
-    files: CheckpointFiles, path: Path, trusts: bool, renders_itself: bool
+    files: CheckpointFiles, path: Path, config: ModelConfig, trusts: bool, renders_itself: bool
 ) -> LoadedVocabulary:
-    backend = tiktoken_file.load_tiktoken(files, path)
+    backend = tiktoken_file.load_tiktoken(files, path, config)
     code, template = tiktoken_file.read_code(files), files.chat_template()
     hf = chats = _wrap(backend, _named_tokens(files.json("tokenizer_config.json")))
     if code.filename and trusts:

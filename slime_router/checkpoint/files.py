@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,16 +67,11 @@ class CheckpointFiles:
             return {}
         try:
             value = json.loads(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise SetupError(f"bad {filename}: {one_line(exc)}") from exc
         if not isinstance(value, dict):
             raise SetupError(f"bad {filename}: not a JSON object")
         return value
-
-    def config(self) -> dict[str, Any]:
-        """`config.json`, or what Mistral's own `params.json` says of the same."""
-        config = self.json("config.json")
-        return config or _config_of_params(self.json("params.json"))
 
     def chat_template(self) -> str | None:
         """The Jinja template in its own file, or in the tokenizer's configuration."""
@@ -118,17 +112,14 @@ def default_template(template: Any) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _config_of_params(params: dict[str, Any]) -> dict[str, Any]:
-    if not params:
-        return {}
-    context_len = params.get("max_position_embeddings") or params.get("max_seq_len")
-    seen = params.get("multimodal") or {}
-    tower = params.get("vision_encoder") or next(
-        (part for name, part in seen.items() if re.search("vision|whisper", name)), None
-    )
-    return {
-        "model_type": "mistral",
-        "vocab_size": params.get("vocab_size"),
-        "max_position_embeddings": context_len,
-        "vision_config": tower,
-    }
+def object_in(values: Mapping[str, Any], field: str, filename: str) -> dict[str, Any]:
+    """The object in a field of a file; empty where there is none, SetupError for another value."""
+    found = values.get(field) or {}
+    if not isinstance(found, dict):
+        raise bad_value(filename, field, "an object", found)
+    return found
+
+
+def bad_value(filename: str, field: str, expected: str, found: object) -> SetupError:
+    """The error for a field that holds something else than it should."""
+    return SetupError(f"bad {filename}: {field} is not {expected}: {str(found)[:80]!r}")

@@ -9,7 +9,7 @@ wrote them, without the defaults of a schema, and text stands for the ids.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ import tokenizers
 from slime_router.checkpoint.sglang_entry import HOW_TO_INSTALL, import_from_sglang
 from slime_router.errors import BadRequest, SetupError, one_line
 from slime_router.json_text import escaped_halves
-from slime_router.tokens.model import Renderer
+from slime_router.tokens.model import ModelConfig, Renderer
 from slime_router.types import Message, TemplateOptions
 
 # Templates that `--chat-template` knows by name, as SGLang does, and the functions that they are.
@@ -59,7 +59,7 @@ def named_renderer(name: str, backend: tokenizers.Tokenizer) -> Renderer:
 
 
 def encoding_of(
-    config: Mapping[str, Any], chat_template: str | None, tool_call_parser: str | None
+    config: ModelConfig, chat_template: str | None, tool_call_parser: str | None
 ) -> str | None:
     """SGLang's name of the Python encoding with which it serves such a checkpoint; None: Jinja.
 
@@ -69,7 +69,7 @@ def encoding_of(
     Raises:
         SetupError: It may be one, and SGLang, which knows, is not installed.
     """
-    is_deepseek = "Deepseek" in str(config.get("architectures"))
+    is_deepseek = "Deepseek" in str(config.architectures)
     is_asked_for = (tool_call_parser or "").startswith(("deepseek", "kimi"))
     if chat_template is not None and not is_deepseek and not is_asked_for:
         return None
@@ -79,9 +79,7 @@ def encoding_of(
         if is_deepseek and chat_template is None:
             raise SetupError(f"{_NEEDS_SGLANG} ({exc})") from exc
         return None
-    found = SimpleNamespace(
-        architectures=config.get("architectures") or [], model_type=config.get("model_type") or ""
-    )
+    found = SimpleNamespace(architectures=list(config.architectures), model_type=config.model_type)
     encoding: str | None = chooser.resolve_chat_encoding_spec(
         hf_config=found,
         tokenizer=SimpleNamespace(chat_template=chat_template),
@@ -178,13 +176,6 @@ class PythonRenderer:
             reason = f"The chat format cannot render these messages: {one_line(exc)}"
             raise BadRequest(reason, param="messages") from exc
         return text
-
-    def check(self, name: str) -> None:
-        """SetupError where it refuses even a greeting."""
-        try:
-            self.render([{"role": "user", "content": "Hello"}], TemplateOptions(), None)
-        except BadRequest as exc:
-            raise SetupError(f"{name}: {exc.message}") from exc
 
 
 def _check_tokens(backend: tokenizers.Tokenizer, literals: Sequence[str], name: str) -> None:

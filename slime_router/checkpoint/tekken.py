@@ -72,7 +72,6 @@ class TekkenRenderer:
     """Conversations as `mistral-common` encodes them, read back to text. Never changes."""
 
     has_developer_role = False
-
     is_jinja = False
 
     def __init__(self, instruct: Any, backend: tokenizers.Tokenizer) -> None:
@@ -110,13 +109,6 @@ class TekkenRenderer:
                 param="messages",
             )
         return text
-
-    def check(self, name: str) -> None:
-        """SetupError where it refuses even a greeting."""
-        try:
-            self.render([{"role": "user", "content": "Hello"}], TemplateOptions(), None)
-        except BadRequest as exc:
-            raise SetupError(f"{name}: {exc.message}") from exc
 
     def _encode(self, messages: list[Message], options: TemplateOptions) -> list[int]:
         try:

@@ -20,10 +20,12 @@ from typing import Any
 import tokenizers
 
 from slime_router.checkpoint.byte_bpe import Special, build_backend, prove
-from slime_router.checkpoint.files import CheckpointFiles
+from slime_router.checkpoint.files import CheckpointFiles, bad_value, object_in
 from slime_router.errors import SetupError, one_line
+from slime_router.tokens.model import ModelConfig
 
 FILENAME = "tiktoken.model"
+_TOKENIZER = "tokenizer_config.json"
 PACKAGE_HINT = "tiktoken.model needs the package tiktoken: pip install 'slime-router[tiktoken]'"
 
 # What Kimi's models split a text by (`pat_str` of their tokenization_kimi.py): used for them where
@@ -43,6 +45,7 @@ KIMI_PATTERN = "|".join(
     )
 )
 KIMI_RESERVED = 256
+MAX_ID = 2**31 - 1  # ids are int32
 
 _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+")
 
@@ -57,23 +60,23 @@ class Code:
     renders: bool = False  # conversations, by its own method
 
 
-def load_tiktoken(files: CheckpointFiles, path: Path) -> tokenizers.Tokenizer:
+def load_tiktoken(files: CheckpointFiles, path: Path, config: ModelConfig) -> tokenizers.Tokenizer:
     """The vocabulary in tiktoken's file at `path`, proved against the package `tiktoken`.
 
     Raises:
         SetupError: What is missing, or cannot be exact.
     """
-    code, config = read_code(files), files.config()
+    code = read_code(files)
     ranks = read_ranks(path)
     if code.pattern is None and not code.filename and _is_kimi(config):
         code = Code(pattern=KIMI_PATTERN, reserved=KIMI_RESERVED)
     if code.pattern is None:
         where = f"{code.filename} builds it" if code.filename else "there is no tokenizer code"
         raise SetupError(f"{path.name} without a constant split pattern ({where})")
-    added = files.json("tokenizer_config.json").get("added_tokens_decoder") or {}
-    specials = _specials(len(ranks), added, code.reserved, config)
+    added = object_in(files.json(_TOKENIZER), "added_tokens_decoder", _TOKENIZER)
+    specials = _specials(len(ranks), added, code.reserved, config.vocab_size)
     if not specials:
-        raise SetupError(f"{path.name} without control tokens in tokenizer_config.json")
+        raise SetupError(f"{path.name} without control tokens in {_TOKENIZER}")
     backend = build_backend(ranks, code.pattern, specials)
     prove(backend, ranks, specials, _native(ranks, code.pattern, specials))
     return backend
@@ -81,8 +84,11 @@ def load_tiktoken(files: CheckpointFiles, path: Path) -> tokenizers.Tokenizer:
 
 def is_ranks(path: Path) -> bool:
     """Whether a file is a list of tokens and ranks, whatever its name."""
-    with path.open("rb") as file:
-        return _LINE.fullmatch(file.readline(1000).strip()) is not None
+    try:
+        with path.open("rb") as file:
+            return _LINE.fullmatch(file.readline(1000).strip()) is not None
+    except OSError as exc:
+        raise SetupError(f"bad {path.name}: {exc.strerror}") from exc
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
@@ -102,9 +108,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 def read_code(files: CheckpointFiles) -> Code:
     """What is defined by the code that `tokenizer_config.json` names for the tokenizer."""
-    auto_map = files.json("tokenizer_config.json").get("auto_map") or {}
-    if not isinstance(auto_map, dict):
-        raise SetupError("bad tokenizer_config.json: auto_map is not an object")
+    auto_map = object_in(files.json(_TOKENIZER), "auto_map", _TOKENIZER)
     handed = auto_map.get("AutoTokenizer")
     named = next((each for each in _listed(handed) if isinstance(each, str)), None)
     if named is None:
@@ -116,7 +120,7 @@ def read_code(files: CheckpointFiles) -> Code:
         return Code()
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError) as exc:
+    except (SyntaxError, ValueError, RecursionError) as exc:
         raise SetupError(f"bad {filename}: {exc}") from exc
     return _read_module(tree, class_name, filename)
 
@@ -184,7 +188,7 @@ def _value(node: ast.expr, known: Mapping[str, str | int]) -> str | int | None:
 
 
 def _specials(
-    first: int, added: Mapping[str, Any], reserved: int, config: Mapping[str, Any]
+    first: int, added: Mapping[str, Any], reserved: int, vocab_size: int
 ) -> list[Special]:
     """The control tokens: those with a name, and the unnamed ones that the code reserves.
 
@@ -197,10 +201,13 @@ def _specials(
             if int(number) >= first
         }
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        where = "bad tokenizer_config.json: added_tokens_decoder"
-        raise SetupError(f"{where}: {one_line(exc)}") from exc
-    text_config = {**config, **(config.get("text_config") or {})}
-    end = min(first + reserved + 2, text_config.get("vocab_size") or first + reserved + 2)
+        raise SetupError(f"bad {_TOKENIZER}: added_tokens_decoder: {one_line(exc)}") from exc
+    for special in named.values():
+        if not isinstance(special.literal, str):
+            raise bad_value(_TOKENIZER, "a token's content", "a text", special.literal)
+        if special.id > MAX_ID:
+            raise bad_value(_TOKENIZER, "a key of added_tokens_decoder", "a token id", special.id)
+    end = min(first + reserved + 2, vocab_size or first + reserved + 2)
     unnamed = range(first, end) if reserved else range(0)
     for token_id in unnamed:
         named.setdefault(token_id, Special(token_id, f"<|reserved_token_{token_id}|>"))
@@ -231,9 +238,9 @@ def _native(
     return encode
 
 
-def _is_kimi(config: Mapping[str, Any]) -> bool:
-    names = [config.get("model_type"), *(config.get("architectures") or ())]
-    return any(str(name).lower().startswith("kimi") for name in names)
+def _is_kimi(config: ModelConfig) -> bool:
+    names = (config.model_type, *config.architectures)
+    return any(name.lower().startswith("kimi") for name in names)
 
 
 def _listed(value: Any) -> list[Any]:

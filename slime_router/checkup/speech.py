@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slime_router.cache.text_index import common_prefix_len
 from slime_router.checkup.scenarios import Said
 from slime_router.errors import BadRequest
 from slime_router.template.self_test import Findings
@@ -357,9 +358,8 @@ def _start(prompt: str, head: str, rendered: str) -> int | None:
         return len(prompt)
     if not rendered.startswith(head):
         return None
-    common = len(head)  # the generation prompt has more than the header of a reply
-    while rendered[common : common + 1] == prompt[common : common + 1] != "":
-        common += 1
+    # The generation prompt has more than the header of a reply.
+    common = len(head) + common_prefix_len(prompt[len(head) :], rendered, len(head))
     return _outside_marks(rendered, len(head), common)
 
 

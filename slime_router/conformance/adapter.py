@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import nan
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -23,9 +25,38 @@ class HandedRow:
     loss_mask: Sequence[int]
     logprobs: Sequence[float] | None
 
+    @classmethod
+    def of_answer(
+        cls,
+        tokens: Sequence[Any],
+        loss_mask: Sequence[Any],
+        logprobs: Sequence[Any] | None,
+    ) -> HandedRow:
+        """A row whose mask and log-probabilities may cover its last tokens alone.
+
+        Raises:
+            TypeError, ValueError: it is not a row.
+        """
+        before = [0] * (len(tokens) - len(loss_mask))
+        if len(before) + len(loss_mask) != len(tokens):
+            raise ValueError(f"{len(loss_mask)} entries of a mask for {len(tokens)} tokens")
+        known = None
+        if logprobs is not None and len(logprobs) == len(loss_mask):
+            known = [*before, *(nan if each is None else float(each) for each in logprobs)]
+        return cls([*map(int, tokens)], [*before, *map(int, loss_mask)], known)
+
 
 class GatewayError(Exception):
     """The gateway did not do what it was asked; the message is its answer."""
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """For the block, an answer is read. Raises GatewayError: it is not of its form."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as exc:
+        raise GatewayError(f"the {what} cannot be read: {exc!r:.160}") from exc
 
 
 @dataclass(slots=True)
@@ -98,6 +129,12 @@ class Http:
             return orjson.loads(raw)
         except ValueError as exc:
             raise GatewayError(f"not JSON: {raw[:80]!r}") from exc
+
+    async def opened(self) -> tuple[str, Any]:
+        """The name of a new session, by `POST /sessions`, and the answer. Raises GatewayError."""
+        answer = await self.json("POST", f"{self.url}/sessions", json={})
+        with reading("new session"):
+            return str(answer["session_id"]), answer
 
     async def say(self, chat: Chat, messages: Sequence[Mapping[str, Any]]) -> str:
         """One turn of a chat; the text of the reply. Raises GatewayError."""

@@ -9,11 +9,7 @@ from dataclasses import dataclass
 
 from slime_router.conformance.adapter import Adapter, GatewayError, Http
 from slime_router.conformance.cases import Cases, Result
-from slime_router.conformance.gateways.agentcore import Agentcore
-from slime_router.conformance.gateways.miles import Miles
-from slime_router.conformance.gateways.openai import OpenAI
-from slime_router.conformance.gateways.rllm import Rllm
-from slime_router.conformance.gateways.slime_router import SlimeRouter
+from slime_router.conformance.gateways import Agentcore, Miles, OpenAI, Rllm, SlimeRouter
 from slime_router.conformance.worker import Plan, ScriptedWorker
 from slime_router.tokens.tokenizer import Tokenizer
 

@@ -244,7 +244,10 @@ class Health:
         self._pool.adapters.listed(worker, names)
 
     async def _ask_load(self, worker: Worker) -> None:
-        """Asks the worker for the length of its queue; older workers do not report it."""
+        """Asks the worker for the length of its queue; older workers do not report it.
+
+        Of several data-parallel ranks, each has its own; while any is away, SGLang deals out.
+        """
         try:
             answer = await self._client.ask(
                 worker, "GET", "/v1/loads", headers={}, timeout_s=self._settings.timeout_s
@@ -252,10 +255,12 @@ class Health:
         except RouterError:
             return  # the next probe will show why
         ranks = _objects(answer.fields.get("loads") if answer.status == 200 else None)
-        worker.reported(
-            queued=sum(_count(rank.get("num_waiting_reqs")) for rank in ranks),
-            kv_tokens=sum(_count(rank.get("max_total_num_tokens")) for rank in ranks),
-        )
+        queued = [_count(rank.get("num_waiting_reqs")) for rank in ranks]
+        kv_tokens = [_count(rank.get("max_total_num_tokens")) for rank in ranks]
+        worker.reported(queued=sum(queued), kv_tokens=sum(kv_tokens))
+        are_all = [rank.get("dp_rank") for rank in ranks] == list(range(len(ranks)))
+        reports = tuple(zip(queued, kv_tokens, strict=True)) if are_all else ()
+        self._pool.ranks.reported(worker, reports)
 
     def _lost(self, worker: Worker, probe: Probe, *, is_new: bool) -> None:
         words = "refuses connections" if probe == "refuses" else "answers no probe"

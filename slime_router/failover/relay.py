@@ -39,6 +39,7 @@ from slime_router.failover.stitch import Stitch
 from slime_router.pool.backoff import Backoff
 from slime_router.pool.lease import Lease
 from slime_router.pool.pool import WorkerPool
+from slime_router.pool.rank import RANK_FIELD, Place
 from slime_router.pool.worker import Need, Worker
 from slime_router.shortcut.shortcut import Shortcut
 from slime_router.telemetry.request_record import Trace, current_request
@@ -116,7 +117,7 @@ class Relay:
             while not (stitch.is_over or run.is_cancelled):
                 try:
                     with await attempts.lease(name_at_worker(part)) as lease:
-                        came = self._sampled(part, lease.worker, attempts)
+                        came = self._sampled(part, lease, attempts)
                         try:
                             async for chunk in came:
                                 if not attempts.is_sampling and chunk.output_ids:
@@ -180,15 +181,17 @@ class Relay:
                 self._note_dropped(part, len(stitch.output_ids))
             return stitch.emit(last, goes_on=True)
         attempts.served()
-        self._finished(part, lease.worker, stitch)
+        self._finished(part, lease.place, stitch)
         lease.close()  # its reader may keep it open for the other samples of the request
         return stitch.emit(last)
 
     def _sampled(
-        self, part: GenerateCall, worker: Worker, attempts: Attempts
+        self, part: GenerateCall, lease: Lease, attempts: Attempts
     ) -> AsyncGenerator[GenerateChunk, None]:
-        """What `worker` samples; for a decode worker, another one computes the prompt."""
-        request = current_request()
+        """What the worker samples; for a decode worker, another one computes the prompt."""
+        worker, request = lease.worker, current_request()
+        if lease.rank is not None:
+            part = part.asking({**part.asked, RANK_FIELD: lease.rank.number})
         trace = None if request is None else request.trace
         if trace is None and worker.kind != "decode":
             return self._client.generate(worker, part, timeout_s=attempts.left_s())
@@ -238,11 +241,11 @@ class Relay:
         self.counts["dropped_tokens"] += count
         logger.warning("starting over: rid=%s, %d tokens are dropped", call.rid, count)
 
-    def _finished(self, call: GenerateCall, worker: Worker, stitch: Stitch) -> None:
+    def _finished(self, call: GenerateCall, place: Place, stitch: Stitch) -> None:
         assert call.prompt is not None
         if call.is_passed_on and call.stream and stitch.is_cumulative is not None:
             self._is_cumulative = stitch.is_cumulative
-        self._pool.held(worker, shown(call.scope), call.prompt.ids, stitch.output_ids)
+        self._pool.held(place, shown(call.scope), call.prompt.ids, stitch.output_ids)
 
     def cancel(self, rid: str) -> list[tuple[Worker, str]]:
         """Stops whatever runs under this rid; the workers that have it, and its names there."""
@@ -363,4 +366,12 @@ def _need(call: GenerateCall) -> Need:
         scope=shown(call.scope),  # a worker's cache does not distinguish owners
         key=headers.get("x-smg-routing-key") or call.session_id or call.prompt.conversation or None,
         target=headers.get("x-smg-target-worker"),
+        rank=_rank(call.asked.get(RANK_FIELD), headers.get("x-data-parallel-rank")),
     )
+
+
+def _rank(in_body: object, in_headers: str | None) -> int | None:
+    """The data-parallel rank that the client asks for; None where it names none."""
+    if in_headers is not None and in_headers.isdecimal():
+        return int(in_headers[:10])
+    return in_body if type(in_body) is int and in_body >= 0 else None

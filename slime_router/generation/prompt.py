@@ -244,11 +244,11 @@ class PromptMaker:
         messages, index, layout = talk.messages, talk.reply_index, self._layouts.get(turn.id)
         find = partial(self._template.suffix, messages, index, call.template)
         find = partial(find, sampled=turn.output_ids, date=_parsed(turn.date), layout=layout)
-        if len(messages) < LONG_TALK or self._template.is_late(messages, index, layout):
-            return find()
+        if (near := find(is_near=True)) is not None or len(messages) < LONG_TALK:
+            return near or find(is_near=False)
         self._continued[turn.id] += 1
         try:
-            return await asyncio.to_thread(find)
+            return await asyncio.to_thread(find, is_near=False)
         finally:
             self._give_back(turn.id)
 

@@ -4,7 +4,8 @@
         return await roll_out(args, sample, sampling_params, agent)
 
 The samples are what the router recorded of the agent: slime trains on the very tokens that were
-sampled. slime is imported only where it is used.
+sampled. slime is imported only where it is used. The key of a router that has keys is in
+`SLIME_ROUTER_API_KEY`; an agent sends `router_key()`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from slime_router.client import AsyncClient, ClientError, Row, group_advantages
 from slime_router.client.aio import AsyncSession
+from slime_router.client.keys import key_headers
+from slime_router.integrations.keys import router_key
 from slime_router.integrations.parts import chat_sampling
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ async def roll_out(
     """
     check(args, sample)
     url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
-    async with AsyncClient(url) as client:
+    async with AsyncClient(url, headers=key_headers(router_key())) as client:
         session = await client.open_session(
             group_id=None if sample.group_index is None else str(sample.group_index),
             sampling=chat_sampling(sampling_params),

@@ -4,7 +4,8 @@
         vllm_server_url="http://router:30001", ...))
 
 TRL renders and encodes each turn again and reconciles what differs; here the conversation is a
-session, and the sequences are its rows.
+session, and the sequences are its rows. The key of a router that has keys is in
+`SLIME_ROUTER_API_KEY`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from trl.experimental.async_grpo.async_rollout_worker import (  # type: ignore[i
 )
 
 from slime_router.client import AsyncClient, ClientError, Export, LeftOut, Row
+from slime_router.client.keys import key_headers
+from slime_router.integrations.keys import router_key
 from slime_router.integrations.parts import chat_sampling
 
 REPLY_TIMEOUT_S = 3600.0
@@ -44,7 +47,8 @@ class RouterRolloutLoop(_AsyncRolloutLoop):  # type: ignore[misc] # TRL is not i
         start = time.monotonic()
         sampling = {name: getattr(self, name) for name in SAMPLING}
         sampling |= {"top_k": self.top_k or None}  # for TRL, 0 is all
-        async with AsyncClient(self.vllm_server_url) as client:
+        headers = key_headers(router_key())
+        async with AsyncClient(self.vllm_server_url, headers=headers) as client:
             session = await client.open_session(
                 group_id=str(group_id), sampling=chat_sampling(sampling)
             )
@@ -86,7 +90,7 @@ class RouterRolloutLoop(_AsyncRolloutLoop):  # type: ignore[misc] # TRL is not i
         )
         calls = failures = rounds = 0
         async with AsyncOpenAI(
-            base_url=base_url, api_key="none", timeout=REPLY_TIMEOUT_S, max_retries=0
+            base_url=base_url, api_key=router_key(), timeout=REPLY_TIMEOUT_S, max_retries=0
         ) as llm:
             while True:
                 reply = await llm.chat.completions.create(

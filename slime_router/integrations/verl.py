@@ -22,6 +22,8 @@ from verl.experimental.agent_loop.agent_loop import (  # type: ignore[import-not
 )
 
 from slime_router.client import AsyncClient, ClientError, Export
+from slime_router.client.keys import key_headers
+from slime_router.integrations import keys
 from slime_router.integrations.parts import Parts, chat_sampling, longest
 
 
@@ -29,14 +31,20 @@ class RouterAgentLoop(AgentLoopBase):  # type: ignore[misc] # verl is not instal
     """One rollout is one session; what it returns is the row that trains most tokens.
 
     Subclasses write `act`. How many rows there were is in `extra_fields["rows"]`, how many sampled
-    tokens the others train in `extra_fields["tokens_of_other_rows"]`.
+    tokens the others train in `extra_fields["tokens_of_other_rows"]`. `router_key` is what the
+    agent sends as its API key; where it is not given, it is what `keys.router_key()` finds.
     """
 
     def __init__(
-        self, *args: Any, router_url: str = "http://localhost:30001", **kwargs: Any
+        self,
+        *args: Any,
+        router_url: str = "http://localhost:30001",
+        router_key: str | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.router_url = router_url
+        self.router_key = router_key or keys.router_key()
 
     async def act(
         self, base_url: str, messages: Sequence[Mapping[str, Any]], **fields: Any
@@ -55,7 +63,8 @@ class RouterAgentLoop(AgentLoopBase):  # type: ignore[misc] # verl is not instal
         """
         start = perf_counter()
         messages = list(kwargs.pop("raw_prompt"))
-        async with AsyncClient(self.router_url) as client:
+        headers = key_headers(self.router_key)
+        async with AsyncClient(self.router_url, headers=headers) as client:
             session = await client.open_session(sampling=chat_sampling(sampling_params))
             try:
                 async with session:

@@ -11,7 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
 from slime_router.launch.output import Output
@@ -119,32 +119,39 @@ class Keeper:
 
     async def _live(self, kept: Kept) -> Life:
         """One process, from its start to its end."""
-        clock = asyncio.get_running_loop().time
         kept.starts += 1
-        try:
-            async with running(
-                kept.arguments(), env=kept.env, output=kept.output, grace_s=lambda: self.grace_s
-            ) as process:
-                logger.info("%s starts at %s (pid %d)", kept.name, kept.url, process.pid)
-                kept.process = process
+        async with AsyncExitStack() as stack:
+            try:
+                command = kept.arguments()
+                process = await stack.enter_async_context(
+                    running(command, env=kept.env, output=kept.output, grace_s=lambda: self.grace_s)
+                )
+            except OSError as exc:
+                return Life(f"cannot be started: {exc}")
+            logger.info("%s starts at %s (pid %d)", kept.name, kept.url, process.pid)
+            kept.process = process
+            try:
                 if self.is_ending:
                     ask_to_end(process)
                 if not await self._comes_up(kept, process):
                     return self._stillborn(kept, process)
-                start = clock()
-                try:
-                    self._note_up(kept)
-                    code = await process.wait()
-                except Exception:  # whatever it was: the process ends here
-                    self._note_down(kept)
-                    raise
-                self._note_down(kept)
-                kept.code = code
-                return Life(how_it_ended(code), served_s=clock() - start)
-        except OSError as exc:
-            return Life(f"cannot be started: {exc}")
-        finally:
-            kept.process = None
+                return await self._serves(kept, process)
+            finally:
+                kept.process = None
+
+    async def _serves(self, kept: Kept, process: Process) -> Life:
+        """The rest of its life, once it answers."""
+        clock = asyncio.get_running_loop().time
+        start = clock()
+        try:
+            self._note_up(kept)
+            code = await process.wait()
+        except Exception:  # whatever it was: the process ends here
+            self._note_down(kept)
+            raise
+        self._note_down(kept)
+        kept.code = code
+        return Life(how_it_ended(code), served_s=clock() - start)
 
     async def _comes_up(self, kept: Kept, process: Process) -> bool:
         """Whether it answers before it ends and before its time is over."""

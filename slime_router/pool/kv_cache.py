@@ -18,7 +18,7 @@ from weakref import ref
 import numpy as np
 
 from slime_router.beginnings import Beginnings, common_prefix_len
-from slime_router.pool.worker import Worker
+from slime_router.pool.rank import Place
 from slime_router.types import TokenIds
 
 # Where the blocks of a prompt end: what counts as held is off by at most one. Later tokens do not
@@ -95,7 +95,7 @@ class KVCacheModel:
     def __init__(self, ends: Sequence[int] = ENDS) -> None:
         self._ends = ends
         self._lens = [end - start for start, end in zip((0, *ends), ends, strict=False)]
-        self._held: dict[Worker, _Held] = {}
+        self._held: dict[Place, _Held] = {}
         self._hashed: Beginnings[tuple[ref[TokenIds], Prefixes]] = Beginnings(MAX_HASHED)
 
     def __repr__(self) -> str:
@@ -161,7 +161,7 @@ class KVCacheModel:
             return found[1]
         return found[1][: bisect_right(self._ends, common_prefix_len(earlier, ids))]
 
-    def held_lens(self, workers: Sequence[Worker], prefixes: Prefixes) -> list[int]:
+    def held_lens(self, workers: Sequence[Place], prefixes: Prefixes) -> list[int]:
         """Tokens of the longest prefix that each of `workers` holds. A read: no block gets newer.
 
         Each worker costs two look-ups, and log2(len(prefixes)) more if it holds any prefix.
@@ -169,11 +169,11 @@ class KVCacheModel:
         helds = map(self._held.get, workers)
         return [0 if held is None else self._end(_count(held.blocks, prefixes)) for held in helds]
 
-    def knows(self, worker: Worker) -> bool:
+    def knows(self, worker: Place) -> bool:
         """Whether anything was added for `worker` since it was last forgotten."""
         return worker in self._held
 
-    def add(self, worker: Worker, prefixes: Prefixes) -> int:
+    def add(self, worker: Place, prefixes: Prefixes) -> int:
         """`worker` now holds all of `prefixes`, or as many of the shorter ones as fit.
 
         Returns the tokens of the longest one that it has held before.
@@ -186,7 +186,7 @@ class KVCacheModel:
         held.shrink(capacity)
         return self._end(known)
 
-    def forget(self, worker: Worker) -> None:
+    def forget(self, worker: Place) -> None:
         """`worker` holds nothing."""
         self._held.pop(worker, None)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from slime_router.pool.obstacles import Obstacle
+from slime_router.pool.rank import Place, Rank
 from slime_router.pool.worker import Worker
 
 
@@ -26,21 +27,37 @@ class Lessor(Protocol):
 class Lease:
     """A worker's promise to take one request; `close` returns it, and may be called repeatedly."""
 
-    __slots__ = ("_is_answered", "_is_trial", "_lessor", "_pending", "is_open", "worker")
+    __slots__ = ("_is_answered", "_is_trial", "_lessor", "_pending", "is_open", "rank", "worker")
 
-    def __init__(self, lessor: Lessor, worker: Worker, pending: int, *, is_trial: bool) -> None:
+    def __init__(
+        self,
+        lessor: Lessor,
+        worker: Worker,
+        pending: int,
+        *,
+        rank: Rank | None = None,
+        is_trial: bool,
+    ) -> None:
         self.worker = worker
+        self.rank = rank  # None where the worker has but one
         self._lessor = lessor
         self._pending = pending
         self._is_trial = is_trial
         self.is_open = True
         self._is_answered = False
 
+    @property
+    def place(self) -> Place:
+        """Where the prompt is computed."""
+        return self.worker if self.rank is None else self.rank
+
     def answered(self) -> None:
         """The first token arrived, or something else showed that the worker does its job."""
         if not self._is_answered:
             self._is_answered = True
             self.worker.computed(self._pending)
+            if self.rank is not None:
+                self.rank.pending_tokens -= self._pending
             if self._is_trial:
                 self._lessor.tried(self.worker)
 
@@ -49,6 +66,8 @@ class Lease:
         if self.is_open:
             self.is_open = False
             self.answered()
+            if self.rank is not None:
+                self.rank.in_flight -= 1
             self._lessor.returned(self.worker)
 
     def __enter__(self) -> Lease:

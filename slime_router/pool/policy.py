@@ -15,7 +15,8 @@ from typing import TypeAlias, assert_never
 
 from slime_router.choices import PolicyName
 from slime_router.pool.kv_cache import KVCacheModel, Prefixes
-from slime_router.pool.worker import Need, Worker
+from slime_router.pool.rank import Place
+from slime_router.pool.worker import Need
 from slime_router.types import TokenIds
 
 MAX_KEYS = 100_000
@@ -34,17 +35,17 @@ class Affinity:
 
     def __init__(self, max_keys: int = MAX_KEYS) -> None:
         self._max_keys = max_keys
-        self._workers: OrderedDict[str, Worker] = OrderedDict()
-        self._moved: dict[str, Worker] = {}  # since they were taken
+        self._workers: OrderedDict[str, Place] = OrderedDict()
+        self._moved: dict[str, Place] = {}  # since they were taken
 
     def __repr__(self) -> str:
         return f"<Affinity {len(self._workers)} of {self._max_keys} keys>"
 
-    def last(self, key: str | None) -> Worker | None:
+    def last(self, key: str | None) -> Place | None:
         """The worker that took the key's last request; it may be down or removed by now."""
         return None if key is None else self._workers.get(key)
 
-    def keep(self, key: str | None, worker: Worker) -> None:
+    def keep(self, key: str | None, worker: Place) -> None:
         """The key's last request went to `worker`."""
         if key is None:
             return
@@ -52,12 +53,12 @@ class Affinity:
             self._moved[key] = worker
         self.learn(key, worker)
 
-    def take_moved(self) -> dict[str, Worker]:
+    def take_moved(self) -> dict[str, Place]:
         """The keys that have another worker than when this was last called, up to `MAX_MOVED`."""
         moved, self._moved = self._moved, {}
         return moved
 
-    def learn(self, key: str, worker: Worker) -> None:
+    def learn(self, key: str, worker: Place) -> None:
         """The key's last request went to `worker`, in whichever process."""
         self._workers[key] = worker
         self._workers.move_to_end(key)
@@ -75,29 +76,29 @@ class Recent:
     def __init__(self, half_life: int = HALF_LIFE) -> None:
         self._half_life = half_life
         self._requests = 0  # so far
-        self._given: dict[Worker, tuple[float, int]] = {}  # tokens, and the request count then
+        self._given: dict[Place, tuple[float, int]] = {}  # tokens, and the request count then
 
-    def tokens(self, worker: Worker) -> float:
+    def tokens(self, worker: Place) -> float:
         """The tokens of `worker`, at their current weight."""
         tokens, requests = self._given.get(worker, (0.0, 0))
         return tokens * exp2((requests - self._requests) / self._half_life)
 
-    def add(self, worker: Worker, tokens: int) -> None:
+    def add(self, worker: Place, tokens: int) -> None:
         """A request went to `worker`, which is likely to compute `tokens` tokens for it."""
         self._requests += 1
         self._given[worker] = (self.tokens(worker) + tokens, self._requests)
 
-    def forget(self, worker: Worker) -> None:
+    def forget(self, worker: Place) -> None:
         """Nothing given to `worker` counts any more."""
         self._given.pop(worker, None)
 
 
-def queue_load(worker: Worker) -> int:
+def queue_load(worker: Place) -> int:
     """Requests that `worker` has; those waiting in its own queue count twice."""
     return worker.busy_with + worker.queued
 
 
-def load_limit(workers: Sequence[Worker]) -> float:
+def load_limit(workers: Sequence[Place]) -> float:
     """The highest load at which one of `workers` still keeps up with the others."""
     return SPILL_RATIO * sum(map(queue_load, workers)) / len(workers) + SPILL_SLACK
 
@@ -119,30 +120,28 @@ class Policy:
 
     affinity: Affinity | None = None
 
-    def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
+    def choose(self, workers: Sequence[Place], need: Need) -> Place:
         """One of `workers`; there is at least one."""
         raise NotImplementedError
 
-    def sent(self, worker: Worker, need: Need) -> int:
+    def sent(self, worker: Place, need: Need) -> int:
         """The request went to `worker`. Returns how many prompt tokens it is likely to compute."""
         if self.affinity is not None:
             self.affinity.keep(need.key, worker)
         return len(need.ids)
 
-    def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
-    ) -> None:
+    def held(self, worker: Place, scope: str, prompt: TokenIds, output: Sequence[int] = ()) -> None:
         """`worker` has computed both: of a generation that ended.
 
         Ignored if nothing was sent to `worker` since it was forgotten: what it computed before
         that is gone.
         """
 
-    def forget(self, worker: Worker) -> None:
+    def forget(self, worker: Place) -> None:
         """`worker` no longer holds anything: it was flushed, restarted or removed."""
 
 
-Pick: TypeAlias = Callable[[Sequence[Worker]], Worker]  # by load alone
+Pick: TypeAlias = Callable[[Sequence[Place]], Place]  # by load alone
 
 
 def make_policy(name: PolicyName, *, seed: int | None = None) -> Policy:
@@ -164,7 +163,7 @@ def make_policy(name: PolicyName, *, seed: int | None = None) -> Policy:
     assert_never(name)
 
 
-def least_in_flight(workers: Sequence[Worker]) -> Worker:
+def least_in_flight(workers: Sequence[Place]) -> Place:
     """The worker with the least in flight; of several, the one least recently leased.
 
     Raises:
@@ -180,7 +179,7 @@ class Sticky(Policy):
         self._pick = pick
         self.affinity = self._affinity = Affinity()
 
-    def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
+    def choose(self, workers: Sequence[Place], need: Need) -> Place:
         """See `Policy`."""
         last = self._affinity.last(need.key)
         if last is not None and last in workers and queue_load(last) <= load_limit(workers):
@@ -195,7 +194,7 @@ class ConsistentHashing(Policy):
     over. A request without a key goes to the worker with the least in flight.
     """
 
-    def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
+    def choose(self, workers: Sequence[Place], need: Need) -> Place:
         """See `Policy`."""
         if need.key is None:
             return least_in_flight(workers)
@@ -223,7 +222,7 @@ class CacheAware(Policy):
     def __repr__(self) -> str:
         return f"<CacheAware {self._kv_model!r} {self._affinity!r}>"
 
-    def choose(self, workers: Sequence[Worker], need: Need) -> Worker:
+    def choose(self, workers: Sequence[Place], need: Need) -> Place:
         """See `Policy`. At equal cost, the least recently leased worker."""
         held_lens = self._kv_model.held_lens(workers, self._prefixes(need))
         last, recent = self._affinity.last(need.key), self._recent.tokens
@@ -243,7 +242,7 @@ class CacheAware(Policy):
         ]
         return workers[min(costs)[2]]
 
-    def sent(self, worker: Worker, need: Need) -> int:
+    def sent(self, worker: Place, need: Need) -> int:
         """See `Policy`. The prompt counts as held at once: it will be when an equal one starts."""
         held_len = self._kv_model.add(worker, self._prefixes(need))
         self._affinity.keep(need.key, worker)
@@ -251,9 +250,7 @@ class CacheAware(Policy):
         self._recent.add(worker, computed)
         return computed
 
-    def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
-    ) -> None:
+    def held(self, worker: Place, scope: str, prompt: TokenIds, output: Sequence[int] = ()) -> None:
         """See `Policy`."""
         model, last = self._kv_model, self._last
         if output and not model.is_filled(len(prompt), len(output)):
@@ -263,7 +260,7 @@ class CacheAware(Policy):
             prefixes = last[1] if last and is_last else model.prefixes(scope, prompt)
             model.add(worker, model.with_output(prefixes, scope, prompt, output))
 
-    def forget(self, worker: Worker) -> None:
+    def forget(self, worker: Place) -> None:
         """See `Policy`."""
         self._kv_model.forget(worker)
         self._recent.forget(worker)
@@ -275,7 +272,7 @@ class CacheAware(Policy):
         return self._last[1]
 
 
-def _some(workers: Sequence[Worker], count: int, random: Random) -> Sequence[Worker]:
+def _some(workers: Sequence[Place], count: int, random: Random) -> Sequence[Place]:
     return random.sample(workers, min(count, len(workers)))
 
 

@@ -7,7 +7,7 @@ State and decisions only: everything is synchronous, and nothing here talks to a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Unpack
 
 from slime_router.errors import BadRequest, NotFound, NoWorker, RouterError
@@ -18,6 +18,8 @@ from slime_router.pool.failures import Breaker, BreakerSettings, Cooldown
 from slime_router.pool.lease import Lease, Room
 from slime_router.pool.obstacles import Obstacle, no_worker, stops
 from slime_router.pool.policy import Policy, make_policy
+from slime_router.pool.rank import Place, Rank, Ranks
+from slime_router.pool.sharing import Sharing
 from slime_router.pool.worker import Kind, Need, RegistrationFields, Worker
 from slime_router.types import TokenIds
 
@@ -54,6 +56,7 @@ class WorkerPool:
         self._api_key = api_key
         self.probe_s = probe_s
         self.adapters = Adapters()
+        self.ranks = Ranks()
         self._room = Room(max_in_flight)
         self._clock = clock
         self._workers: dict[str, Worker] = {}
@@ -61,6 +64,7 @@ class WorkerPool:
         self._cooldowns: dict[Worker, Cooldown] = {}
         self._leases = 0  # granted so far
         self._listeners: list[Callable[[], None]] = []
+        self.sharing = Sharing(self._workers, self.ranks, self._policy.affinity)
         self.on_room: Callable[[Worker], None] = lambda _: None
         for url in urls:
             self.add(url)
@@ -102,7 +106,8 @@ class WorkerPool:
         """
         worker = self._workers.pop(self.get(url_or_id).url)
         del self._breakers[worker], self._cooldowns[worker]
-        self._policy.forget(worker)
+        self._forget(worker)
+        self.ranks.forget(worker)
         self._changed()
         return worker
 
@@ -149,7 +154,7 @@ class WorkerPool:
         If it `was_stopped`, its pause ended with it.
         """
         if worker.went_down(reason, was_stopped=was_stopped):
-            self._policy.forget(worker)
+            self._forget(worker)
         self._changed()
 
     def mark_up(self, worker: Worker) -> None:
@@ -186,7 +191,7 @@ class WorkerPool:
 
     def flushed(self, worker: Worker) -> None:
         """The worker's caches are now empty."""
-        self._policy.forget(worker)
+        self._forget(worker)
 
     def succeeded(self, worker: Worker) -> None:
         """The worker answered, if only with a refusal."""
@@ -237,12 +242,17 @@ class WorkerPool:
         if len(candidates) > 1:
             candidates = [w for w in candidates if w.was_greeted] or candidates
             candidates = [w for w in candidates if not self._cooldowns[w].spares(now)] or candidates
-        worker = candidates[0] if len(candidates) == 1 else self._policy.choose(candidates, need)
-        pending = self._policy.sent(worker, need)
+        places = self.ranks.places(candidates, need.rank)
+        place = places[0] if len(places) == 1 else self._policy.choose(places, need)
+        pending = self._policy.sent(place, need)
+        worker, rank = (place.worker, place) if isinstance(place, Rank) else (place, None)
         self._leases += 1
         worker.leased(self._leases, pending)
+        if rank is not None:
+            rank.leased(self._leases, pending)
         self._room.took(worker, +1)
-        return Lease(self, worker, pending, is_trial=self._breakers[worker].begin(now))
+        is_trial = self._breakers[worker].begin(now)
+        return Lease(self, worker, pending, rank=rank, is_trial=is_trial)
 
     def has_candidates(self, need: Need, exclude: Collection[str] = ()) -> bool:
         """Whether `lease` would find a worker, now or once one has room."""
@@ -286,12 +296,11 @@ class WorkerPool:
             return 0.0
         return min(self._cooldowns[worker].left_s(now) for worker in candidates)
 
-    def held(
-        self, worker: Worker, scope: str, prompt: TokenIds, output: Sequence[int] = ()
-    ) -> None:
-        """The worker's KV cache now holds these tokens, one after the other."""
+    def held(self, place: Place, scope: str, prompt: TokenIds, output: Sequence[int] = ()) -> None:
+        """The KV cache there now holds these tokens, one after the other."""
+        worker = place.worker if isinstance(place, Rank) else place
         if worker in self and worker.is_up:
-            self._policy.held(worker, scope, prompt, output)
+            self._policy.held(place, scope, prompt, output)
 
     def can_serve(self) -> bool:
         """Whether a request would find a worker that is known to fit now, even a paused one."""
@@ -306,24 +315,6 @@ class WorkerPool:
     def loads(self) -> dict[str, int]:
         """Requests in flight by worker URL."""
         return {worker.url: worker.in_flight for worker in self._workers.values()}
-
-    def note_elsewhere(self, process: int, loads: Mapping[str, int]) -> None:
-        """What another process of the router has in flight, by worker URL; 0 where it has none."""
-        for worker in self._workers.values():
-            worker.has_elsewhere(process, loads.get(worker.url, 0))
-
-    def take_moved_keys(self) -> dict[str, str]:
-        """The keys whose last request went elsewhere than the one before, and to which URL."""
-        affinity = self._policy.affinity
-        moved = {} if affinity is None else affinity.take_moved()
-        return {key: worker.url for key, worker in moved.items()}
-
-    def learn_keys(self, urls: Mapping[str, str]) -> None:
-        """Where the last requests of these keys went, in another process of the router."""
-        affinity = self._policy.affinity
-        for key, url in urls.items():
-            if affinity is not None and url in self._workers:
-                affinity.learn(key, self._workers[url])
 
     @property
     def total_in_flight(self) -> int:
@@ -368,6 +359,11 @@ class WorkerPool:
         if not self._breakers[worker].allows(now):
             return Obstacle.FAILED
         return Obstacle.FULL if self._room.is_full(worker) else None
+
+    def _forget(self, worker: Worker) -> None:
+        self._policy.forget(worker)
+        for rank in self.ranks.of(worker):
+            self._policy.forget(rank)
 
     def _target(self, name: str) -> Worker:
         """By index in the list, as in sglang-router; or by URL or id."""

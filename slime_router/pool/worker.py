@@ -28,6 +28,7 @@ class Need:
 
     `key` tells whose request it is (`X-SMG-Routing-Key`, or the session): equal keys prefer the
     same worker. `target` names one worker, by URL, id or index in the list: only it may take it.
+    `rank` is the number of the data-parallel rank that it asks for.
     One that `is_light` takes no room at a worker: it does not generate. One that `only_asks` is
     answered while generation is paused, too.
     """
@@ -36,6 +37,7 @@ class Need:
     scope: str = ""
     key: str | None = None
     target: str | None = None
+    rank: int | None = None
     is_light: bool = False
     only_asks: bool = False
 

@@ -26,6 +26,7 @@ from slime_router.api.generate.worker_bodies import WorkerBodies
 from slime_router.api.inference.dialect import INFERENCE
 from slime_router.api.known.strictness import Strictness
 from slime_router.api.media import MediaPass
+from slime_router.api.model_names import ModelNames
 from slime_router.api.openapi.description import ApiDescription
 from slime_router.api.request import A
 from slime_router.api.responses import stored
@@ -225,9 +226,11 @@ class Gateway:
             vocabulary=self.tokenizer,
             chat_settings=settings,
             admission=Admission(places, self.joiner.note_refusal),
-            default_model=config.openai_default_model or config.model_name,
-            served_names=config.served_names,
-            adapters=self.pool.adapters,
+            models=ModelNames(
+                config.openai_default_model or config.model_name,
+                config.served_names,
+                self.pool.adapters,
+            ),
             media=self._media(),
             allowances=self.bodies.allowances,
             isolates_owners=config.isolate_tenants,
@@ -298,8 +301,9 @@ class Gateway:
 
     def _doors(self) -> list[Route]:
         """The routes served both with and without a session in the path."""
+        names = self.context.models
         retrieve = RetrieveDoor(
-            Retriever(self.maker, self.cache, self.store, self.tokenizer, self.path.fetch)
+            Retriever(self.maker, self.cache, self.store, self.tokenizer, self.path.fetch), names
         )
         doctor = Doctor(self.maker, self.store, self.tokenizer, self.template, self.path.fetch)
         model = ModelAdmin(
@@ -329,7 +333,7 @@ class Gateway:
             ("POST", "/v1/messages/count_tokens", partial(count_tokens, *counts)),
             ("POST", "/retrieve_from_text", retrieve.from_text),
             ("POST", "/retrieve_from_messages_template", retrieve.from_messages),
-            ("POST", "/diagnose", DiagnoseDoor(doctor, self.path.meters.diagnosed).handle),
+            ("POST", "/diagnose", DiagnoseDoor(doctor, names, self.path.meters.diagnosed).handle),
             ("GET", "/engine_metrics", partial(engine_metrics, self.pool, self.client)),
             ("GET", "/metrics", partial(metrics, self)),
             ("GET", "/metrics/prometheus", partial(metrics_text, self)),

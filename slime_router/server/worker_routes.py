@@ -186,6 +186,7 @@ def _shown(pool: WorkerPool, worker: Worker) -> dict[str, Any]:
         "is_healthy": pool.is_healthy(worker),
         "load": worker.in_flight,
         "queued": worker.queued,
+        "dp_size": len(pool.ranks.of(worker)) or 1,
         "circuit_breaker": pool.breaker_state(worker),
         "priority": worker.registration.priority,
         "cost": worker.registration.cost,

@@ -6,6 +6,7 @@ process that started it: that it is up, or why it cannot be.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import stat
@@ -18,6 +19,8 @@ import orjson
 
 from slime_router.config import Config
 from slime_router.errors import SetupError
+
+logger = logging.getLogger(__name__)
 
 _SETTINGS = "settings.json"
 MAX_SOCKET_PATH_LEN = 100  # bytes; the kernel takes 107, macOS 103
@@ -54,7 +57,7 @@ class LaunchedFile:
         return {url: LaunchedWorker(**worker) for url, worker in listed.items()}
 
     def write(self, workers: Mapping[str, LaunchedWorker]) -> None:
-        """All at once."""
+        """All at once. Raises OSError: the file stays as it is."""
         listed = {url: asdict(worker) for url, worker in workers.items()}
         _write(self._path, orjson.dumps(listed).decode())
 
@@ -114,12 +117,22 @@ class Place:
     # What it says to whoever started it
 
     def up(self, banner: str) -> None:
-        """Record that this process serves; `banner` says what."""
-        _write(self._up_file, banner)
+        """Record that this process serves; `banner` says what.
+
+        Raises:
+            SetupError: it cannot be recorded, as on a full disk.
+        """
+        try:
+            _write(self._up_file, banner)
+        except OSError as exc:
+            raise SetupError(f"cannot write to {self.directory}: {exc.strerror}") from exc
 
     def failed(self, message: str) -> None:
         """Record that this process cannot serve; `message` says why in one line."""
-        _write(self._failed_file, message)
+        try:
+            _write(self._failed_file, message)
+        except OSError:  # then it is in the log alone
+            logger.error("%s", message)
 
     def begin(self) -> None:
         """Nothing that an earlier process in this place has said holds any longer."""
@@ -162,8 +175,12 @@ def write_settings(directory: Path, config: Config, argv: Sequence[str]) -> None
 def _write(path: Path, text: str) -> None:
     """All at once: whoever reads it sees the whole text or no file."""
     draft = path.with_suffix(f".{secrets.token_hex(4)}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> str | None:

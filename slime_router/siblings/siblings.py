@@ -52,6 +52,7 @@ class Siblings:
         self.silences: Counter[str] = Counter()  # unanswered messages, by topic
         self._handlers: dict[str, Handler] = {}
         self._sessions: dict[int, aiohttp.ClientSession] = {}
+        self._asking: set[asyncio.Future[Any]] = set()
         self._open = AsyncExitStack()
 
     def __repr__(self) -> str:
@@ -111,12 +112,18 @@ class Siblings:
     async def ask(
         self, topic: str, message: Any = None, *, timeout_s: float = ANSWER_TIMEOUT_S
     ) -> Heard:
-        """Asks all others at once; returns when each has answered, or has had its time."""
+        """Asks all others at once; returns when each has answered, or has had its time.
+
+        All are asked even if whoever wants to know is cancelled meanwhile.
+        """
         numbers = tuple(self._sessions)
         if not numbers:
             return Heard()
         body = orjson.dumps(message)
-        heard = await asyncio.gather(*(self._ask(n, topic, body, timeout_s) for n in numbers))
+        asking = asyncio.gather(*(self._ask(n, topic, body, timeout_s) for n in numbers))
+        self._asking.add(asking)  # the event loop itself would not keep it
+        asking.add_done_callback(self._asking.discard)
+        heard = await asyncio.shield(asking)
         answers, silent = {}, {}
         for number, (answer, silence) in zip(numbers, heard, strict=True):
             if silence is None:

@@ -21,9 +21,9 @@ from slime_router.template.messages import (
     REFERENCE,
     Plain,
     content_text,
+    foldings,
     renderable,
     with_whole_arguments,
-    without_late_systems,
 )
 from slime_router.template.parts import Parts, find_parts, prints_names
 from slime_router.template.seam import Sampled, Seam
@@ -108,7 +108,7 @@ class ChatTemplate:
                 param="messages",
             )
         if isinstance(messages, Plain) and not self.spelling.has_parts:
-            ready = list(map(dict, messages))
+            copies = ready = list(map(dict, messages))
         else:
             copies = renderable(
                 self.parts.whole(messages),
@@ -118,28 +118,12 @@ class ChatTemplate:
             ready = list(map(self.spelling.spelled, copies))
         try:
             return self._tokenizer.render(ready, options, date=date)
-        except BadRequest as refusal:
-            return self._render_folded(ready, options, date, refusal)
-
-    def _render_folded(
-        self,
-        ready: list[Message],
-        options: TemplateOptions,
-        date: datetime | None,
-        refusal: BadRequest,
-    ) -> str:
-        """What was refused, with its system messages where every template takes them."""
-        if any(message["role"] == "system" for message in ready[1:]):
-            for joins in (False, True):
-                folded = without_late_systems(ready, joins=joins)
+        except BadRequest:
+            for folded in foldings(copies):
+                ready = list(map(self.spelling.spelled, folded))
                 with suppress(BadRequest):
-                    return self._tokenizer.render(folded, options, date=date)
-        raise refusal
-
-    def is_late(self, messages: Sequence[Message], reply_index: int, layout: Layout | None) -> bool:
-        """Whether `suffix` will render few of the messages, as it is known to come out alike."""
-        question = Question(messages, reply_index, TemplateOptions())
-        return layout is not None and layout.start > 0 and self._suffixes.covers(layout, question)
+                    return self._tokenizer.render(ready, options, date=date)
+            raise
 
     def suffix(
         self,
@@ -150,6 +134,7 @@ class ChatTemplate:
         sampled: Sequence[int],
         date: datetime | None = None,
         layout: Layout | None = None,
+        is_near: bool | None = None,
     ) -> Suffix | None:
         """What the template puts after the reply `messages[reply_index]`, to the prompt's end.
 
@@ -160,6 +145,7 @@ class ChatTemplate:
             sampled: the tokens of that reply.
             date: the date pinned for this conversation.
             layout: what the held turn's own prompt looked like, where that is known.
+            is_near: few of the messages are rendered, or (False) all; None: all if few do not do.
 
         Returns:
             None where the template is not shown to append there.
@@ -167,7 +153,12 @@ class ChatTemplate:
         question = Question(messages, reply_index, options, date)
         read = partial(self._tokenizer.decode, sampled, skip_special_tokens=False)
         reply = Sampled(int(sampled[-1]) if len(sampled) else None, read)
-        return self._suffixes.find(question, sampled=reply, layout=layout)
+        found = None
+        if is_near is not False:
+            found = self._suffixes.find_near(question, sampled=reply, layout=layout)
+        if found is None and not is_near:
+            found = self._suffixes.find_whole(question, sampled=reply, layout=layout)
+        return found
 
     def layout(
         self,

@@ -38,8 +38,9 @@ _OPENING = re.compile(rb"\s*+:\s*+\[")
 _NEXT = re.compile(rb"[ \t\n\r]*+(?:,[ \t\n\r]*+(?=\{)|(?=\]))")  # JSON has no other white space
 Owner: TypeAlias = tuple[str, str]  # the path of an API, and who sent it
 
-# Up to the next bracket or string, of JSON that was found to be valid.
-_SIGN = re.compile(rb'[^"\[\]{}]*+(["\[\]{}])')
+# Up to the next bracket of a list, or long string, of JSON that was found to be valid. Short ones
+# are passed here: where a string is longer, it is faster to look for its quote.
+_SIGN = re.compile(rb'(?:[^"\[\]]++|"[^"\\]{0,24}+")*+(["\[\]])')
 
 
 def is_text(message: Any) -> bool:
@@ -302,17 +303,16 @@ class MessageTexts:
 
     def keep(self, now: Past, text: bytes, past: Past | None, owner: Owner) -> None:
         """Remember messages that have this text after that of `past`."""
+        above = None if past is None else past.place
+        if past is not None and above is None:
+            return  # it was forgotten meanwhile
+        text_len = (above.depth if above else 0) + len(text) + now.head.size
+        share = _SHARE + (_SHARE - 1) * bool(now.entries)
+        now.size = share * text_len + _MESSAGE_LEN * len(now.messages)
+        if now.size > self._max_kept_len:
+            return  # all others would have to go, and then it as well
         index = self._indexes.setdefault(owner, TextIndex(b""))
-        above = index.root
-        if past is not None:
-            if past.place is None:
-                return  # it was forgotten meanwhile
-            above = past.place
-        text_len = above.depth + len(text) + now.head.size
-        now.size = (_SHARE + (_SHARE - 1) * bool(now.entries)) * text_len + _MESSAGE_LEN * len(
-            now.messages
-        )
-        now.place = index.below(above, text)
+        now.place = index.below(above or index.root, text)
         for same in now.place.marks:  # another request with these messages was quicker
             self._kept_len -= same.size
             del self._kept[same]
@@ -371,7 +371,7 @@ def _end(text: bytes, at: int) -> int:
         if found[1] == b'"':
             at = _end_of_string(text, at)
             continue
-        depth += 1 if found[1] in b"[{" else -1
+        depth += 1 if found[1] == b"[" else -1
         if not depth:
             return at - 1
 

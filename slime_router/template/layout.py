@@ -21,7 +21,7 @@ from jinja2 import nodes
 
 from slime_router.template.forms.forms import Filled
 from slime_router.template.messages import content_text, without_reasoning
-from slime_router.template.stand_ins import Drawing, View, is_reply
+from slime_router.template.stand_ins import Drawing, is_reply
 from slime_router.types import Message
 from slime_router.values import value
 
@@ -186,7 +186,12 @@ def printed_words(tree: Tree | None) -> str:
 
 def pairs_of(messages: Sequence[Message], literals: Sequence[str]) -> frozenset[int]:
     """Which kinds of messages follow which: all that a template may branch on there."""
-    return frozenset(hash(pair) for pair in pairwise(_kind(m, literals) for m in messages))
+    return paired(_kind(message, literals) for message in messages)
+
+
+def paired(kinds: Iterable[object]) -> frozenset[int]:
+    """Which of these follow which, as hashes."""
+    return frozenset(map(hash, pairwise(kinds)))
 
 
 def first_of_each(
@@ -251,11 +256,6 @@ def begin_of(text: str, message: Message) -> int:
     """Where the message's text begins; -1 where it has none, or it is not found."""
     content = content_text(message.get("content"))
     return _span(text, content, 0)[0] if content.strip() else -1
-
-
-def in_view(view: View, drawing: Drawing) -> tuple[Mark, ...]:
-    """The marks of all parts of a drawing, what follows its reply included."""
-    return marks_of(drawing.parts, view.groups())
 
 
 def _kind(message: Message, literals: Sequence[str]) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ so that a prompt is what the worker itself would have made. Nothing is changed i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic_core import from_json
@@ -235,22 +235,36 @@ def renderable(
     return ready
 
 
-def without_late_systems(messages: Sequence[Message], *, joins: bool) -> list[Message]:
-    """The same for templates that take a system message at the beginning only.
+def foldings(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """What may be taken in place of messages that a template refuses, the least changed first.
 
-    Those that begin the conversation are one; a later one stays where it is, as a user's turn: so
-    nothing before it changes, and the next turn still begins with this one. With `joins`, turns of
-    the user that follow each other are one, for templates that insist on taking turns.
+    Many templates take a system message at the beginning only, and some insist on taking turns, or
+    take nothing but a reply after a tool's result. Nothing before a folded message changes, so the
+    next turn still begins with this one.
+    """
+    tried = list(messages)
+    for joining in ((), ("user",), ("user", "tool")):
+        folded = _folded(messages, joining)
+        if folded != tried:
+            yield folded
+        tried = folded
+
+
+def _folded(messages: Sequence[Message], joining: Collection[str]) -> list[Message]:
+    """The messages, whose contents are texts, with a late system message as a user's.
+
+    The system messages that begin the conversation are one. What a user says right after a message
+    of the roles `joining` is a part of that.
     """
     folded: list[Message] = []
     for message in messages:
-        last = folded[-1] if folded else None
-        is_late = message["role"] == "system" and last is not None and last["role"] != "system"
-        role = "user" if is_late else message["role"]
-        is_one = role == "system" or (joins and role == "user")
-        if last is not None and last["role"] == role and is_one:
-            text = f"{last['content']}\n\n{message['content']}"
-            folded[-1] = {**last, "content": text}
+        before = folded[-1]["role"] if folded else ""
+        role = message["role"]
+        if role == "system" and before not in ("", "system"):
+            role = "user"
+        if role == before == "system" or (role == "user" and before in joining):
+            content = f"{folded[-1]['content']}\n\n{message['content']}"
+            folded[-1] = {**folded[-1], "content": content}
         else:
             folded.append({**message, "role": role})
     return folded

@@ -76,7 +76,7 @@ def find_parts(try_render: TryRender) -> Parts:
 def prints_names(try_render: TryRender) -> bool:
     """Whether the template prints the `name` of a user or of a system message."""
     for role in ("user", "system"):
-        talk = [{**message, "name": _ONE} for message in _talk(role, _TWO) if _is_by(message, role)]
+        talk = [{**message, "name": _ONE} for message in _talk(role, _TWO)]
         if _ONE in (try_render(talk, TemplateOptions()) or ""):
             return True
     return False
@@ -89,10 +89,6 @@ def _talk(role: str, content: Any) -> list[Message]:
     if role == "system":
         return [said, user]
     return [said] if role == "user" else [user, said]
-
-
-def _is_by(message: Message, role: str) -> bool:
-    return role in (message["role"], "system")
 
 
 def _part(text: str) -> dict[str, str]:

@@ -118,13 +118,14 @@ class JinjaRenderer:
             reason = f"The chat template cannot render these messages: {one_line(exc)}"
             raise BadRequest(reason, param="messages") from exc
 
-    def check(self, name: str) -> None:
+    def compile(self) -> None:
         """Compile the template; `SetupError` if it is not Jinja."""
         try:
             self._apply(self._template, TemplateOptions(), {}, [_HELLO])
-        except Exception as exc:  # it may refuse such messages; only its syntax matters here
-            if isinstance(exc, TemplateSyntaxError):
-                raise SetupError(f"{name}: bad chat template: {one_line(exc)}") from exc
+        except TemplateSyntaxError as exc:
+            raise SetupError(f"bad chat template: {one_line(exc)}") from exc
+        except Exception:  # noqa: BLE001 - it may refuse such messages; its syntax matters here
+            pass
         if self._compile is not None and not self._renders_itself:
             pinned = [_PIN + self._template] if self._can_pin else []
             for source in (self._template, *pinned):

@@ -7,8 +7,10 @@ same turn in its own way. Exactly one of the two must be in the prompt.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
+
+from slime_router.values import value
 
 Control = tuple[int, int, int]  # start, end, id
 
@@ -22,7 +24,7 @@ class Controls(Protocol):
         """All added tokens in `text`, left to right, as the tokenizer finds them."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TurnEnds:
     """The tokens at which turns end: those that close one, or the headers that may come next."""
 
@@ -32,7 +34,7 @@ class TurnEnds:
     closing: str = ""  # from the reply's text to the end of `closer`, where words are between them
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Sampled:
     """What is looked at of a held reply: its last token, and all its text if it was cut.
 
@@ -43,7 +45,7 @@ class Sampled:
     text: Callable[[], str] = str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Cut:
     """Drop `drop` of the last held tokens; the suffix is the text from `start` on."""
 

@@ -176,7 +176,7 @@ def self_test(template: Probed, ends: TurnEnds) -> Findings:
     spelling = template.spelling
     return Findings(
         has_template=True,
-        prints_messages=_is_printed(template, [{**_USER, "content": SENTINEL}], _PLAIN, SENTINEL),
+        prints_messages=_is_printed(template, [{**_USER, "content": SENTINEL}], _PLAIN),
         prints_date=len({template.try_render([_USER], _PLAIN, date) for date in _DATES}) > 1,
         has_developer_role=template.has_developer_role,
         prints_tools=_prints_tools(template),
@@ -212,13 +212,13 @@ def _appends(
 
 def _keeps_reasoning(template: Probed) -> bool:
     thinking = {**_REPLY, "content": f"<think>\n{SENTINEL}\n</think>\n\nHello"}
-    return _is_printed(template, [_USER, thinking, _USER], _PLAIN, SENTINEL)
+    return _is_printed(template, [_USER, thinking, _USER], _PLAIN)
 
 
 def _prints_tools(template: Probed) -> bool:
     [tool] = PROBE_OPTIONS.tools
     named = {**tool, "function": {**tool["function"], "name": SENTINEL}}
-    return _is_printed(template, [_USER], TemplateOptions(tools=(named,)), SENTINEL)
+    return _is_printed(template, [_USER], TemplateOptions(tools=(named,)))
 
 
 def _prints_more_calls(template: Probed) -> bool:
@@ -256,12 +256,10 @@ def _two_calls(first: str, second: str, answered: Sequence[str]) -> list[Message
 
 def _prints_reasoning(template: Probed) -> bool:
     said = {"reasoning_content": SENTINEL}
-    return _is_printed(template, [_USER, {**_REPLY, **said}], _SILENT, SENTINEL) or _is_printed(
-        template, [_USER, {**_CALL, **said}, _RESULT], PROBE_OPTIONS, SENTINEL
+    return _is_printed(template, [_USER, {**_REPLY, **said}], _SILENT) or _is_printed(
+        template, [_USER, {**_CALL, **said}, _RESULT], PROBE_OPTIONS
     )
 
 
-def _is_printed(
-    template: Probed, messages: list[Message], options: TemplateOptions, word: str
-) -> bool:
-    return word in (template.try_render(messages, options) or "")
+def _is_printed(template: Probed, messages: list[Message], options: TemplateOptions) -> bool:
+    return SENTINEL in (template.try_render(messages, options) or "")

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from secrets import token_hex
 from typing import Any
 
 from slime_router.template.messages import arguments_value
 from slime_router.types import Message
+from slime_router.values import value
 
 
 def unsaid_word(name: str) -> str:
@@ -53,7 +53,7 @@ class Form(IntEnum):
     NO_CALLS = 2  # some print none
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class View:
     """The messages of a conversation that are rendered, and which of them is the held reply."""
 
@@ -87,7 +87,7 @@ class View:
         return [*groups, list(self.later)]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Drawing:
     """A view as it was rendered: the text before, between and after its stand-ins."""
 

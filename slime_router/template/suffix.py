@@ -20,9 +20,10 @@ doubled.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 
+from slime_router.cache.text_index import common_prefix_len
 from slime_router.template.layout import (
     MAX_MARKS,
     Layout,
@@ -32,7 +33,6 @@ from slime_router.template.layout import (
     compared_literals,
     first_of_each,
     holds,
-    in_view,
     marks_of,
     pairs_of,
     printed_words,
@@ -54,7 +54,7 @@ from slime_router.template.stand_ins import (
     unsaid_word,
 )
 from slime_router.types import Message, TemplateOptions
-from slime_router.values import replace
+from slime_router.values import replace, value
 
 SHIFT_LEN = 10  # messages in view from which a later start is tried
 
@@ -63,7 +63,7 @@ _LATER = unsaid_word("later")
 Render = Callable[[Sequence[Message], TemplateOptions, datetime | None], str | None]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Suffix:
     """What follows a held turn: drop `drop` of its last tokens, then encode `text`.
 
@@ -78,7 +78,7 @@ class Suffix:
     layout: Layout | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Question:
     """A conversation that continues a held reply, and all that it is rendered with."""
 
@@ -103,14 +103,21 @@ class Suffixes:
         self._literals = self.literals or ()
         self.printed = printed_words(tree)
 
-    def find(self, question: Question, *, sampled: Sampled, layout: Layout | None) -> Suffix | None:
-        """The suffix, or None where the template is not shown to append.
+    def find_near(
+        self, question: Question, *, sampled: Sampled, layout: Layout | None
+    ) -> Suffix | None:
+        """The suffix from few messages; None where it is not known to come out alike.
 
         `sampled` is the held reply, `layout` that of the held turn's prompt, where known.
         """
         is_near = layout is not None and layout.start and self.covers(layout, question)
-        found = self._find(question, sampled, layout) if is_near else None
-        return found or self._find(question, sampled, layout, is_whole=True)
+        return self._find(question, sampled, layout) if is_near else None
+
+    def find_whole(
+        self, question: Question, *, sampled: Sampled, layout: Layout | None
+    ) -> Suffix | None:
+        """The suffix from all messages; None where the template is not shown to append."""
+        return self._find(question, sampled, layout, is_whole=True)
 
     def _find(
         self, question: Question, sampled: Sampled, layout: Layout | None, *, is_whole: bool = False
@@ -235,7 +242,7 @@ class Suffixes:
         drawn = self._draw(
             alone, Question(alone.messages, alone.index, options, question.date), [drawing.form]
         )
-        tail_len = _common_len(behind, drawn.behind if drawn is not None else "")
+        tail_len = common_prefix_len(behind, drawn.behind if drawn is not None else "")
         return self._seam.after_call(behind, self._seam.boundary(behind, tail_len), sampled)
 
     def _own_len(self, view: View, drawing: Drawing, question: Question) -> int:
@@ -251,7 +258,7 @@ class Suffixes:
         messages = list(view.messages)
         messages[view.index + 1] = {**view.later[0], "content": _LATER}
         again = self._draw(View(tuple(messages), view.index), question, [drawing.form])
-        return len(behind) if again is None else _common_len(behind, again.behind)
+        return len(behind) if again is None else common_prefix_len(behind, again.behind)
 
     # Where the rendering starts
 
@@ -297,7 +304,8 @@ class Suffixes:
             pairs = pairs_of(messages[start - 1 :], self._literals)
             if (lead, hidden) == (before.lead, before.hidden):
                 pairs |= before.pairs  # what was seen counts while the same is out of view
-            return Layout(in_view(near, drawn), start, lead, hidden, pairs)
+            marks = marks_of(drawn.parts, near.groups())
+            return Layout(marks, start, lead, hidden, pairs)
         return None
 
     def _leads(self, before: Layout, start: int, question: Question) -> Iterator[Iterable[int]]:
@@ -321,12 +329,3 @@ def later_start(question: Question, last: int) -> int:
 def _is_before(end: int, behind: str, later: Sequence[Message]) -> bool:
     """Whether `end` is certain to stand before the first later message's text."""
     return bool(later) and not is_reply(later[0]) and begin_of(behind, later[0]) >= end
-
-
-def _common_len(left: str, right: str) -> int:
-    length = 0
-    for one, other in zip(left, right, strict=False):
-        if one != other:
-            break
-        length += 1
-    return length

@@ -20,20 +20,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise, repeat, takewhile
+from itertools import repeat, takewhile
 from operator import is_
 from sys import getsizeof
 
 import orjson
 
 from slime_router.json_text import cut_to_size
-from slime_router.template.layout import Mark, has_word
+from slime_router.template.layout import Mark, has_word, paired
 from slime_router.template.stand_ins import View, head_len, is_reply
 from slime_router.template.suffix import Question, Render, later_start
 from slime_router.types import Message, TemplateOptions
-from slime_router.values import replace
+from slime_router.values import replace, value
 
 MAX_KEPT_LEN = 2**26  # bytes of texts and of messages
 SHIFT_LEN = 14  # messages in view from which a later start is tried
@@ -43,7 +42,7 @@ STEP = 2  # between the lengths of what stays in view
 _SHARE = 3  # of its text's size that a transcript counts: its messages are kept, too
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Settled:
     """A beginning of a prompt that stays, and how what comes after it is rendered.
 
@@ -66,7 +65,7 @@ class Settled:
         return text[: self.length] + near[self.head.length :]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Transcript:
     """What a prompt was rendered from, and from where on the next one has to be rendered.
 
@@ -132,6 +131,8 @@ class Transcripts:
         """Keep the transcript of the prompt that this turn answers, in place of the oldest ones."""
         if (old := self._kept.pop(turn_id, None)) is not None:
             self._kept_len -= _size(old)
+        if _size(transcript) > self._max_kept_len:
+            return  # all others would have to go, and then it as well
         self._kept[turn_id] = transcript
         self._kept_len += _size(transcript)
         while self._kept_len > self._max_kept_len:
@@ -260,14 +261,13 @@ class Transcripts:
         return self._render(near.messages, question.options, question.date)
 
     def _pairs(self, messages: Sequence[Message]) -> frozenset[int]:
-        kinds = [_kind(message, self._literals) for message in messages]
-        return frozenset(hash(pair) for pair in pairwise(kinds))
+        return paired(_kind(message, self._literals) for message in messages)
 
 
 def _kind(message: Message, literals: Sequence[str]) -> tuple[object, ...]:
     """All that a template may branch on, of replies as of other messages."""
-    said = [name for name, value in message.items() if value]
-    texts = [value for value in message.values() if type(value) is str]
+    said = [name for name, held in message.items() if held]
+    texts = [each for each in message.values() if type(each) is str]
     found = [literal for literal in literals if any(map(has_word, texts, repeat(literal)))]
     calls = len(message.get("tool_calls") or ())
     return str(message["role"]).lower(), min(calls, 2), frozenset(said), *found
@@ -286,7 +286,7 @@ def _are_same(one: Message, other: Message) -> bool:
         return True
     if one != other:
         return False
-    if all(type(value) is str for value in one.values()):
+    if all(type(each) is str for each in one.values()):
         return tuple(one) == tuple(other)
     written = _written(one)
     return written is not None and written == _written(other)

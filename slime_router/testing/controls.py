@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -64,6 +64,19 @@ class ControlAnswers:
         if self._tokenizer is not None:
             rules |= {"tokenize": self._tokenize, "detokenize": self._detokenize}
         return rules
+
+    def loads(self, running: int, queued: Sequence[int]) -> web.Response:
+        """What `/v1/loads` says of each data-parallel rank; the first has all that is `running`."""
+        ranks = [
+            {
+                "dp_rank": rank,
+                "num_running_reqs": 0 if rank else running,
+                "num_waiting_reqs": waiting,
+                "max_total_num_tokens": 100_000,
+            }
+            for rank, waiting in enumerate(queued)
+        ]
+        return json_reply({"loads": ranks})
 
     def _pause(self, body: Mapping[str, Any]) -> web.Response:
         mode = body.get("mode", "abort")

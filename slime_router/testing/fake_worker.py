@@ -44,7 +44,7 @@ class FakeWorker:
         disconnected: the rids whose client went away before the end.
         running: the rids that are being answered.
         weight_version: what answers say, and `/update_weight_version` sets.
-        queued: the waiting requests that `/v1/loads` reports.
+        queued: the waiting requests of each data-parallel rank, as `/v1/loads` reports them.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class FakeWorker:
         self.controls: list[Received] = []
         self.aborted: list[str] = []
         self.disconnected: list[str] = []
-        self.queued = 0
+        self.queued = [0]
         self._tokenizer = tokenizer
         self._engine = Engine(
             decode=(tokenizer or Numbers()).decode,
@@ -372,8 +372,7 @@ class FakeWorker:
         if self._failure is not None:
             return web.Response(status=self._failure)
         if path == "v1/loads":
-            waiting = {"num_running_reqs": len(self.running), "num_waiting_reqs": self.queued}
-            return json_reply({"loads": [{**waiting, "max_total_num_tokens": 100_000}]})
+            return self._controls.loads(len(self.running), self.queued)
         return await self._controls.answer(path, body)
 
     @web.middleware

@@ -63,10 +63,9 @@ class ControlTokens:
         """The literal of each anchor, by id."""
         return self._literals
 
-    def at(self, text: str, start: int) -> tuple[int, str] | None:
-        """The anchor that begins at `text[start]`, as `(id, literal)`."""
-        match = self._pattern.match(text, start)
-        return None if match is None else (self._ids[match.group()], match.group())
+    def is_at(self, text: str, start: int) -> bool:
+        """Whether an anchor begins at `text[start]`."""
+        return self._pattern.match(text, start) is not None
 
     def find(self, text: str, start: int = 0) -> Iterator[tuple[int, int, int]]:
         """All anchors that begin at or after `start`, left to right, as `(start, end, id)`."""

@@ -78,7 +78,7 @@ class Encoder:
 
     def encode(self, text: str, after: After) -> TokenIds:
         """The ids of `text`; read-only, int32, shape `[tokens]`."""
-        if after is After.START or self.is_prefix_free or self._controls.at(text, 0):
+        if after is After.START or self.is_prefix_free or self._controls.is_at(text, 0):
             return self._encode_one(text)
         if after is After.CONTROL and self._control_literal:
             return self._encode_one(self._control_literal + text)[1:]
@@ -119,7 +119,7 @@ class Encoder:
 
     def is_anchor(self, text: str, index: int) -> bool:
         """Whether unsampled `text` can be cut at `index` without changing any token."""
-        if index == 0 or self._controls.at(text, index) is not None:
+        if index == 0 or self._controls.is_at(text, index):
             return True
         is_inside = 0 < index < len(text)
         is_word_end = is_inside and text[index] == " " and text[index - 1].isalnum()

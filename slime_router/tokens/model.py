@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -30,8 +30,29 @@ class Renderer(Protocol):
     ) -> str:
         """The text of `messages`; BadRequest, in the format's own words, where it refuses them."""
 
-    def check(self, name: str) -> None:
-        """SetupError that begins with `name` where it cannot render at all."""
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What a checkpoint says of its model.
+
+    Attributes:
+        vocab_size: Ids that the model accepts; 0 if it does not say.
+        context_len: Tokens that fit the model's context, where it says that.
+        experts_shape: Of a model with experts, its layers and how many experts of each see a
+            token: so many does a worker name for each. None if it does not say.
+        eos_ids: Ids at which a generation ends by itself.
+        architectures: Names of the model's classes.
+        model_type: The model's family; "" if it does not say.
+        is_multimodal: Whether the model takes pictures or sound too.
+    """
+
+    vocab_size: int
+    context_len: int | None
+    experts_shape: tuple[int, int] | None
+    eos_ids: frozenset[int]
+    architectures: tuple[str, ...]
+    model_type: str
+    is_multimodal: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +63,12 @@ class Model:
         name: Directory or repository.
         hf: A fast tokenizer of `transformers`.
         renderer: What makes text of messages; None where the checkpoint has no chat format.
-        config: `config.json`.
-        generation_config: `generation_config.json`.
-        is_multimodal: Whether the model takes pictures or sound too.
+        config: What the checkpoint says of the model.
+        takes_media: Whether the vocabulary has tokens for pictures or sound.
     """
 
     name: str
     hf: Any
     renderer: Renderer | None
-    config: Mapping[str, Any]
-    generation_config: Mapping[str, Any]
-    is_multimodal: bool
+    config: ModelConfig
+    takes_media: bool

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import tokenizers
@@ -47,16 +46,12 @@ class Tokenizer:
 
     Attributes:
         vocab_size: Ids that the model accepts; may be more than the tokenizer has.
-        context_len: Tokens that fit the model's context, where the checkpoint says it.
-        experts_shape: Of a model with experts, its layers and how many experts of each see a
-            token: so many does a worker name for each. None where the checkpoint does not say it.
+        context_len, experts_shape, architectures, model_type: As `ModelConfig` has them.
         eos_ids: Ids at which a generation ends by itself.
         chat_template: The template's source, or the name of the format where Python code renders
             it; None when the checkpoint has no chat format.
         jinja_template: The template's source where Jinja renders it; else None.
         has_developer_role: Whether messages of the role `developer` have a form of their own.
-        architectures: Names of the model's classes, from the checkpoint.
-        model_type: The model's family, from the checkpoint; "" if it does not say.
         is_multimodal: Whether the model takes pictures or sound too.
     """
 
@@ -72,26 +67,20 @@ class Tokenizer:
         if backend.padding is not None:
             backend.no_padding()
         added = backend.get_added_tokens_decoder()
-        text_config = {**config, **(config.get("text_config") or {})}
-        self.vocab_size: int = max(
-            text_config.get("vocab_size") or 0, len(hf), max(added, default=0) + 1
-        )
-        self.context_len: int | None = text_config.get("max_position_embeddings")
-        self.experts_shape = _experts_shape(text_config)
-        self.eos_ids: frozenset[int] = (
-            _ids(checkpoint.generation_config.get("eos_token_id"))
-            | _ids(text_config.get("eos_token_id"))
-            | _ids(hf.eos_token_id)
-        )
+        self.vocab_size: int = max(config.vocab_size, len(hf), max(added, default=0) + 1)
+        self.context_len = config.context_len
+        self.experts_shape = config.experts_shape
+        own_eos = () if hf.eos_token_id is None else (hf.eos_token_id,)
+        self.eos_ids = config.eos_ids.union(own_eos)
+        self.architectures = config.architectures
+        self.model_type = config.model_type
         self._renderer = checkpoint.renderer
         self.chat_template = None if self._renderer is None else self._renderer.source
         is_jinja = self._renderer is not None and self._renderer.is_jinja
         self.jinja_template = self.chat_template if is_jinja else None
         self.has_developer_role = self._renderer is not None and self._renderer.has_developer_role
-        self.is_multimodal = checkpoint.is_multimodal
+        self.is_multimodal = config.is_multimodal or checkpoint.takes_media
         self._name = checkpoint.name
-        self.architectures = tuple(config.get("architectures") or ())
-        self.model_type = str(config.get("model_type") or "")
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         self._controls = ControlTokens(added, has_normalizer=bool(components(backend.normalizer)))
         literals = {
@@ -333,21 +322,6 @@ class Tokenizer:
         if self._renderer is None:
             raise BadRequest("This model has no chat template.", param="messages")
         return self._renderer.render(messages, options, date)
-
-
-def _experts_shape(text_config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """By the names that SGLang's `RoutedExpertsCapturer` reads; dense layers count too."""
-    layers = text_config.get("num_hidden_layers")
-    experts = text_config.get("num_experts_per_tok")
-    if not (isinstance(layers, int) and isinstance(experts, int) and layers > 0 and experts > 0):
-        return None
-    return layers, experts
-
-
-def _ids(value: int | list[int] | None) -> frozenset[int]:
-    if value is None:
-        return frozenset()
-    return frozenset([value] if isinstance(value, int) else value)
 
 
 def _around_text(backend: tokenizers.Tokenizer) -> tuple[TokenIds, TokenIds]:

@@ -1,10 +1,16 @@
-"""Against a real SGLang server with adapters: each samples its own turns, and rows say which."""
+"""Against a real SGLang server with adapters and two data-parallel ranks.
+
+Each adapter samples its own turns, and rows say which; each conversation stays at one rank.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +26,10 @@ from tests.e2e.test_sglang_trajectories import fetch, rows_of
 from tests.sglang.recorder import RecordingProxy
 from tests.sglang.server import SGLangServer
 
-pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sglang, pytest.mark.timeout(600)]
 
 RANK = 8
-NAMES = ("alpha", "beta")  # loaded at the worker's start
-LATER = "gamma"  # through the router
+NAMES = ("alpha", "beta")
 IDS = [*range(1000, 1012)]
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
 
@@ -69,11 +74,14 @@ def server(adapters: Path, pytestconfig: pytest.Config) -> Iterator[SGLangServer
     assert capture is not None
     paths = [f"{name}={adapters / name}" for name in NAMES]
     flags = ("--enable-lora", "--lora-backend", "torch_native", "--max-lora-rank", str(RANK))
-    server = SGLangServer((*flags, "--lora-paths", *paths))
+    server = SGLangServer((*flags, "--lora-paths", *paths, "--dp-size", "2"))
+    cores = sorted(os.sched_getaffinity(0))
     server.url = ""  # one that runs already has no adapters
     with ExitStack() as stack:
+        environ = stack.enter_context(pytest.MonkeyPatch.context())
+        environ.setenv("SGLANG_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")  # one for each
         with capture.global_and_fixture_disabled():
-            for seed, name in enumerate((*NAMES, LATER)):
+            for seed, name in enumerate(NAMES):
                 build_adapter(adapters / name, server.checkpoint, seed)
             stack.enter_context(server)
         yield server
@@ -87,7 +95,9 @@ def proxy(server: SGLangServer) -> Iterator[RecordingProxy]:
 
 @pytest.fixture(scope="module")
 def url(server: SGLangServer, proxy: RecordingProxy) -> Iterator[str]:
-    with routing(proxy, server.checkpoint) as url:
+    with routing(proxy, server.checkpoint, "--health-check-interval-secs", "1") as url:
+        while json.loads(fetch(f"{url}/workers"))["workers"][0]["dp_size"] == 1:
+            time.sleep(0.1)
         yield url
 
 
@@ -97,10 +107,9 @@ def answer(url: str, path: str, body: Any) -> Any:
     return json.loads(reply)
 
 
-def test_each_samples_through_the_router_what_it_samples_at_the_worker(url, server, adapters):
-    answer(url, "/load_lora_adapter", {"lora_name": LATER, "lora_path": str(adapters / LATER)})
+def test_each_samples_through_the_router_what_it_samples_at_the_worker(url, server):
     replies = []
-    for name in (None, *NAMES, LATER):
+    for name in (None, *NAMES):
         asked = {"input_ids": IDS, "sampling_params": GREEDY, "lora_path": name}
         here, there = [answer(each, "/generate", asked) for each in (url, server.url)]
         assert here["output_ids"] == there["output_ids"], name
@@ -168,3 +177,23 @@ def test_a_sessions_adapter_samples_all_its_turns_in_one_row(url, proxy):
         export = rows_of(session)
         assert compare(export, [Generation.of(each) for each in proxy.exchanges]) == set()
         assert len(export["rows"]) == 1
+
+
+def test_a_conversation_meets_its_cached_tokens_at_its_rank(url, proxy):
+    """SGLang would deal its turns out to both ranks."""
+    homes = set()
+    for subject in ("Trees. ", "Rivers. ", "Stones. ", "Winds. "):
+        proxy.clear()
+        messages: list[Any] = [{"role": "system", "content": subject * 40}]
+        for _ in range(3):
+            messages.append({"role": "user", "content": "And then?"})
+            asked = {"messages": messages, "max_tokens": 10, "temperature": 1.0}
+            reply = answer(url, "/v1/chat/completions", {**asked, "user": subject})
+            messages.append(reply["choices"][0]["message"])
+        said = [exchange.items()[-1]["meta_info"] for exchange in proxy.exchanges]
+        assert len({meta["dp_rank"] for meta in said}) == 1
+        for before, after in pairwise(said):
+            held = before["prompt_tokens"] + before["completion_tokens"]
+            assert after["cached_tokens"] >= held - 1  # the last one was sampled, not computed
+        homes.add(said[0]["dp_rank"])
+    assert homes == {0, 1}

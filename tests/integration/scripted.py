@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
 from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.context import Admission, EndpointContext
+from slime_router.api.model_names import ModelNames
 from slime_router.api.retries import Joiner
 from slime_router.auth.access import Access
 from slime_router.auth.shares import Shares
@@ -143,7 +144,7 @@ def context_of(joiner: Joiner, limit: int) -> EndpointContext:
         vocabulary=Bytes(),
         chat_settings=SettingsReader(Bytes(), "tiny", NO_PARSERS),
         admission=Admission(Shares(limit), joiner.note_refusal),
-        default_model="tiny",
+        models=ModelNames("tiny"),
     )
 
 

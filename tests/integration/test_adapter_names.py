@@ -231,3 +231,35 @@ def test_the_latest_names_are_kept_and_the_log_says_which_one_is_not(caplog):
     assert "1" not in adapters
     assert [record.args[0] for record in caplog.records] == ["1"]
     assert adapters.forgotten == 1
+
+
+@pytest.mark.parametrize("name", ["sql", "tiny:sql"])
+async def test_those_who_only_read_find_what_the_adapter_sampled_by_its_name(name):
+    talk = [user("Hi"), {"role": "assistant", "content": "Hello"}]
+    async with AdapterWorker() as worker, serving(worker.url) as router:
+        await load(router, "sql")
+        worker.script([*HELLO, max(tiny_tokenizer().eos_ids)])
+        await router.chat(talk[:1], model=name)
+        sampled = {}
+        for model in (name, "tiny", "other"):
+            door = "/retrieve_from_messages_template"
+            _, by_messages = await router.post(door, {"messages": talk, "model": model})
+            body = {"text": by_messages["response"], "model": model}
+            _, by_text = await router.post("/retrieve_from_text", body)
+            sampled[model] = sum(by_messages["loss_mask"]), sum(by_text["loss_mask"])
+    held = len(HELLO) + 1
+    assert sampled == {name: (held, held), "tiny": (0, 0), "other": (0, 0)}
+
+
+async def test_a_turn_of_an_adapter_is_diagnosed_by_the_adapters_name():
+    async with AdapterWorker() as worker, serving(worker.url) as router:
+        await load(router, "sql")
+        talk = [user("Hi"), {"role": "assistant", "content": "Hello"}]
+        for model in ("sql", "tiny"):
+            worker.script([*HELLO, max(tiny_tokenizer().eos_ids)])
+            await router.chat(talk[:1], model=model, session_id="s")
+        found = {}
+        for model in ("sql", "tiny"):
+            body = {"messages": talk, "session_id": "s", "model": model}
+            found[model] = (await router.post("/diagnose", body))[1]["turn_id"]
+    assert found["sql"] != found["tiny"]

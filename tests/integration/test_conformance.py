@@ -8,11 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import aiohttp
+import numpy as np
 import pytest
+import safetensors.numpy
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from slime_router.conformance.adapter import HandedRow
+from slime_router.conformance.adapter import Chat, GatewayError, HandedRow, Http
+from slime_router.conformance.gateways import Miles, SlimeRouter
 from slime_router.conformance.judge import find_drift, find_faults
 from slime_router.conformance.kit import Report, examine, report_text
 from slime_router.conformance.worker import Exchange
@@ -176,6 +179,77 @@ async def test_a_gateway_that_keeps_the_ids_of_replies_fails_where_prompts_drift
         "kill": "error",
         "train once": "pass",
     }, report_text(report)
+
+
+ROW = {"tokens": [1], "loss_mask": [1], "logprobs": [-0.1]}
+CHATS = {"choices": [{"message": {"content": "Hello."}}]}
+
+
+def answering(said: dict[str, Any]) -> web.Application:
+    """A gateway that has one answer for each path, whatever it is asked."""
+
+    async def answer(request: web.Request) -> web.Response:
+        found = said.get(request.path.rpartition("/")[2])
+        if isinstance(found, bytes):
+            return web.Response(body=found)
+        return web.Response(status=404) if found is None else web.json_response(found)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    return app
+
+
+@pytest.mark.parametrize("opened", [[], {}, {"id": "a"}, "a", None, 5])
+@pytest.mark.parametrize("adapter", ["slime-router", "miles", "rllm"])
+async def test_a_gateway_whose_sessions_cannot_be_read_answers_no_chat(adapter: str, opened: Any):
+    said = {"sessions": opened, "completions": CHATS}
+    async with TestServer(answering(said)) as server:
+        with pytest.raises(GatewayError):
+            await examine(str(server.make_url("")), adapter, tiny_tokenizer(), wait_s=-1.0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        {"rows": None},
+        {"rows": [{}]},
+        {"rows": [5]},
+        {"rows": [{**ROW, "tokens": None}]},
+        {"rows": [{**ROW, "tokens": [[1]]}]},
+        {"rows": [{**ROW, "loss_mask": [1, 1]}]},
+        {"rows": [{**ROW, "logprobs": ["x"]}]},
+    ],
+    ids=repr,
+)
+async def test_rows_that_cannot_be_read_are_the_gateways_error(answer: Any):
+    async with (
+        TestServer(answering({"rows": answer})) as server,
+        Http(str(server.make_url("")), {}) as http,
+    ):
+        with pytest.raises(GatewayError, match="the rows cannot be read"):
+            await SlimeRouter(http).rows(Chat("", name="a"))
+
+
+@pytest.mark.parametrize("logprobs", [[None], [], [-0.1, -0.2]])
+async def test_rows_without_the_log_probabilities_are_at_fault(logprobs: Any):
+    answer = {"rows": [{**ROW, "logprobs": logprobs}]}
+    async with (
+        TestServer(answering({"rows": answer})) as server,
+        Http(str(server.make_url("")), {}) as http,
+    ):
+        rows = await SlimeRouter(http).rows(Chat("", name="a"))
+    assert "1 trained tokens lack" in find_faults(rows, [Exchange((), (1,), (-0.1,))])[0]
+
+
+@pytest.mark.parametrize("answer", [b"", b"x" * 20, safetensors.numpy.save({"a": np.zeros(1)})])
+async def test_samples_that_cannot_be_read_are_the_gateways_error(answer: bytes):
+    async with (
+        TestServer(answering({"samples": answer})) as server,
+        Http(str(server.make_url("")), {}) as http,
+    ):
+        with pytest.raises(GatewayError, match="the samples"):
+            await Miles(http).rows(Chat("", name="a"))
 
 
 PROMPT, IDS = (1, 2), (3, 4, 5)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from slime_router.api.diagnose import DiagnoseDoor
+from slime_router.api.model_names import ModelNames
 from slime_router.cli.diagnose import diagnose_main
 from slime_router.doctor import doctor as diagnosis
 from slime_router.doctor.doctor import Doctor
@@ -49,7 +50,9 @@ class Surgery:
 @asynccontextmanager
 async def surgery(talk: Talk) -> AsyncIterator[Surgery]:
     doctor = Doctor(talk.maker, talk.store, talk.tokenizer, talk.template, AllIsHere())
-    async with served_door("/diagnose", DiagnoseDoor(doctor).handle) as http:
+    async with served_door(
+        "/diagnose", DiagnoseDoor(doctor, ModelNames("tiny", None, ())).handle
+    ) as http:
         yield Surgery(talk, http)
 
 

@@ -280,6 +280,7 @@ def test_workers_are_as_bad_as_the_worst_view_of_them():
                 "worker_breaker_open": {"a": 1 - up},
                 "deaths": 3 - up,
                 "forgotten_adapters": lag,
+                "full": up,
                 "moved": 1,
             },
             "router": {"worker_loads": {"a": 2}},
@@ -292,6 +293,7 @@ def test_workers_are_as_bad_as_the_worst_view_of_them():
         "worker_breaker_open": {"a": 1},
         "deaths": 3,  # all see the same ones
         "forgotten_adapters": 3,
+        "full": 1,
         "moved": 2,
     }
     assert merged["router"] == {"worker_loads": {"a": 4}}

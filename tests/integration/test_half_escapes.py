@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from jiter import from_json
 
 from tests.integration.gateway import CHAT, Served, user
 from tests.integration.random_replies import PATHS
@@ -116,13 +117,37 @@ async def test_anthropics_input_comes_back_and_goes_on(half: str, is_held: bool)
 
 
 @pytest.mark.parametrize("half", PARTS.values(), ids=PARTS)
-async def test_anthropics_input_is_streamed_as_it_was_sampled(half: str) -> None:
+@pytest.mark.parametrize("is_held", [True, False])
+async def test_anthropics_streamed_input_is_read_by_sdks_and_goes_on(
+    half: str, is_held: bool
+) -> None:
+    """They read it with each piece, and give up the reply at half of a character."""
     async with parsing() as (router, worker):
         say(worker, call_text(half))
         raw, _ = await post(router, "messages", True, messages=[user("Hi")])
         lines = [line[6:] for line in raw.split(b"\n") if line.startswith(b"data: ")]
-        deltas = [orjson.loads(line).get("delta", {}) for line in lines]
-        assert "".join(delta.get("partial_json", "") for delta in deltas) == arguments(half)
+        heard = [orjson.loads(line) for line in lines]
+        said = ""
+        for event in heard:
+            said += event.get("delta", {}).get("partial_json", "")
+            from_json(said.encode() or b"{}", partial_mode=True)
+        given = orjson.loads(said)
+        if half == PARTS["escaped"]:
+            assert said == arguments(half)
+        else:
+            assert given["_raw"] == arguments(half)
+        begun = [event["content_block"] for event in heard if "content_block" in event]
+        [block] = [block for block in begun if block["type"] == "tool_use"]
+        result = {"type": "tool_result", "tool_use_id": block["id"], "content": "done"}
+        first = user("Hi") if is_held else user("Hello, you")
+        talk = [first, {"role": "assistant", "content": [{**block, "input": given}]}]
+        say(worker, "Fine.")
+        _, receipt = await post(router, "messages", True, messages=[*talk, user([result])])
+        assert receipt["status"] == ("extended" if is_held else "fresh"), receipt
+        sent = tiny_tokenizer().decode(
+            worker.requests[-1].body["input_ids"], skip_special_tokens=False
+        )
+        assert half.lower() in sent.lower()
 
 
 @pytest.mark.parametrize("half", PARTS.values(), ids=PARTS)

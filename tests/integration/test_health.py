@@ -230,7 +230,7 @@ async def test_without_health_checks_only_a_failure_is_looked_into():
 async def test_a_workers_queue_is_known():
     async with fleet(1) as (router, (worker,)):
         (known,) = router.gateway.pool.list()
-        worker.queued = 7
+        worker.queued = [7]
         await until(lambda: known.queued == 7)
         assert known.kv_tokens == 100_000
 

@@ -565,6 +565,15 @@ class Hapless(Kept):
         return [sys.executable, "-c", "raise SystemExit(9)"]
 
 
+class Patient(Kept):
+    """It does nothing, for long."""
+
+    url = ""
+
+    def arguments(self) -> list[str]:
+        return [sys.executable, "-c", f"import time; time.sleep({LONG_S})"]
+
+
 async def _never(_: str) -> bool:
     return False
 
@@ -587,3 +596,25 @@ async def test_a_process_that_is_started_again_leaves_no_exit_code(caplog):
     assert kept.code is None
     keeping.cancel()
     await asyncio.wait([keeping])
+
+
+async def test_a_start_is_not_blamed_for_what_its_news_lead_to():
+    def fails(_: Kept) -> None:
+        raise OSError("the disk is full")
+
+    async def answers(_: str) -> bool:
+        return True
+
+    kept = Patient("process 1")
+    keeper = Keeper(
+        answers=answers,
+        on_up=fails,
+        on_down=lambda _: None,
+        startup_timeout_s=LONG_S,
+        grace_s=0.0,
+        hopeless=(),
+    )
+    with pytest.raises(OSError, match="the disk is full"):
+        await keeper.keep(kept)
+    assert kept.process is None
+    assert not kept.is_up

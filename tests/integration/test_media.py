@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from codecs import BOM_UTF8
 from typing import Any
 
 import aiohttp
@@ -92,6 +93,21 @@ async def test_an_adapter_s_name_alone_is_spelled_out_for_the_worker():
         await router.post(CHAT, chat(IMAGE, model="sql"))
     [heard] = worker.heard
     assert orjson.loads(heard.body) == chat(IMAGE, model="sql", lora_path="sql")
+
+
+@pytest.mark.parametrize("model", ["m", "sql"])
+async def test_a_mark_of_the_byte_order_is_not_for_the_worker(model):
+    """Editors and shells put it there; the doors of text read such a body, too."""
+    raw = orjson.dumps(chat(IMAGE, model=model), option=orjson.OPT_INDENT_2) + b" \n"
+    async with any_worker() as worker, serving(worker.url, enable_multimodal=True) as router:
+        router.gateway.pool.adapters.add("sql")
+        for path, body in ((CHAT, raw), ("/v1/embeddings", b'{"input": "Hi"}')):
+            async with router.http.post(path, data=BOM_UTF8 + body) as answer:
+                assert answer.status == 200, await answer.text()
+    passed, embedded = (each.body for each in worker.heard)
+    adapter = b',"lora_path":"sql"}' if model == "sql" else None
+    assert passed == (raw if adapter is None else raw.rstrip()[:-1] + adapter)
+    assert embedded == b'{"input": "Hi"}'
 
 
 async def test_a_stream_is_handed_on_as_it_comes():

@@ -348,9 +348,10 @@ async def test_scopes_never_mix(qwen):
 
 async def test_a_template_that_refuses_is_a_bad_request_and_changes_nothing():
     stack = Talk(real_tokenizer("mistral_nemo"))
-    turns_in_a_row = [user("Hi"), user("Hi")]  # this template wants the roles to alternate
+    hello = {"role": "assistant", "content": "Hello"}
+    replies_in_a_row = [user("Hi"), hello, hello, user("Hi")]  # it wants the roles to alternate
     with pytest.raises(BadRequest) as caught:
-        await stack.say(turns_in_a_row, [1072])
+        await stack.say(replies_in_a_row, [1072])
     assert caught.value.param == "messages"
     assert len(stack.store) == 0
     assert stack.cache.size.tokens == 0

@@ -372,6 +372,56 @@ async def test_a_late_system_message_is_served_and_the_next_turn_extends(
     assert text.count("Be brief") == 1
 
 
+RESULTS_ALONE = TAKING_TURNS.replace(
+    "{%- for message in messages -%}",
+    "{%- for message in messages -%}{%- if message.role == 'user' and not loop.first"
+    " and messages[loop.index0 - 1].role == 'tool' -%}"
+    "{{- raise_exception('A reply must follow a result.') -}}{%- endif -%}",
+    1,
+)
+
+
+@pytest.mark.parsers
+@pytest.mark.parametrize("late", [[], [LATE]])
+@pytest.mark.parametrize(
+    ("template", "is_part"),
+    [(CHATML, False), (TAKING_TURNS, False), (RESULTS_ALONE, True)],
+    ids=["any", "turns", "results"],
+)
+async def test_what_a_user_says_right_after_a_result_is_served(template, is_part, late, tmp_path):
+    """Anthropic's usual form, in one message; Mistral's templates refuse it."""
+    path = tmp_path / "template.jinja"
+    path.write_text(template, encoding="utf-8")
+    said = 'I look.<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    call = [*tiny_tokenizer().encode(said).tolist(), max(tiny_tokenizer().eos_ids)]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    talk: list[dict[str, Any]] = [user("Hi")]
+    statuses, prompts = [], []
+    async with served(chat_template=str(path), tool_call_parser="qwen25") as (router, worker):
+        for ids in (call, HELLO, HELLO):
+            worker.script(ids)
+            asked = {"messages": talk, "tools": tools}
+            async with router.http.post(CHAT, json=asked) as response:
+                assert response.status == 200, await response.text()
+                statuses.append(orjson.loads(response.headers["x-slime-receipt"])["status"])
+                reply = (await response.json())["choices"][0]["message"]
+            talk = [*talk, reply]
+            for made in reply.get("tool_calls") or ():
+                talk.append({"role": "tool", "content": "five", "tool_call_id": made["id"]})
+            talk += [*late, user("Now?")]
+        prompts = [request.body["input_ids"] for request in worker.requests]
+    assert statuses == ["fresh", "extended", "extended"]
+    for before, ids, after in zip(prompts, (call, HELLO), prompts[1:], strict=False):
+        assert after[: len(before) + len(ids)] == [*before, *ids]
+    text = tiny_tokenizer().decode(prompts[1], skip_special_tokens=False)
+    said = "".join(f"{each['content']}\n\n" for each in late) + "Now?"
+    assert (f"five\n\n{said}\n</tool_response><|im_end|>" in text) is is_part, (
+        "untouched where it is not refused"
+    )
+    assert text.count("five") == text.count("Now?") == 1
+    assert text.count("Be brief") == len(late)
+
+
 async def test_system_messages_at_the_beginning_are_one_where_there_can_be_one(tmp_path):
     path = tmp_path / "strict.jinja"
     path.write_text(STRICT, encoding="utf-8")

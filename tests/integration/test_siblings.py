@@ -258,6 +258,21 @@ async def test_a_reload_at_one_is_a_reload_at_both(tmp_path):
                     assert answer.status == expected
 
 
+@pytest.mark.parametrize("steps", range(4))
+async def test_all_are_asked_even_if_whoever_asks_leaves(steps, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("ann: key-of-ann-0123456789\n")
+    async with family(api_keys_file=str(keys)) as (one, other):
+        keys.write_text("ann: another-key-of-ann-0123\nben: key-of-ben-0123456789\n")
+        asking = asyncio.create_task(one.gateway.siblings.ask("reload"))
+        for _ in range(1 + steps):
+            await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await until(lambda: len(other.gateway.access) == 2)
+
+
 async def test_the_slots_of_all_processes_are_those_of_the_router(tmp_path):
     config = Config(hf_checkpoint="m", max_concurrent_requests=5, queue_size=0, max_memory=9)
     parts = [portion_of(config, Place(tmp_path, number, 3)) for number in (1, 2, 3)]

@@ -17,9 +17,8 @@ ALIKE = st.lists(st.sampled_from([b"abcd", b"ABCD", b"1234"]), min_size=1, max_s
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(beginnings, "SHORTEST", 4)
+    monkeypatch.setattr(beginnings, "ENDS", tuple(4 * 2**number for number in range(20)))
     monkeypatch.setattr(beginnings, "WINDOW_LEN", 3)
-    monkeypatch.setattr(beginnings, "STEP", 2)
 
 
 @settings(deadline=None, max_examples=examples(200))

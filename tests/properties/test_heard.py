@@ -240,6 +240,29 @@ def test_the_text_of_a_body_is_not_kept_with_it():
     assert not [each for each in gc.get_referents(written) if type(each) is bytes]
 
 
+def test_what_is_too_long_to_be_kept_drives_nothing_out():
+    texts, raw = MessageTexts(0x1000), orjson.dumps({"messages": [{"content": "Hi"}]})
+    read(texts, raw)
+    read(texts, orjson.dumps({"messages": [{"content": "x" * 0x4000}]}), "another")
+    assert len(texts) == 1
+    found = texts.read(raw)
+    assert found is not None
+    assert len(found[0]["messages"].known) == 1
+
+
+def test_who_continues_what_was_forgotten_meanwhile_leaves_nothing():
+    first, more = [{"content": "a" * 100}], [{"content": "a" * 100}, {"content": "b"}]
+    texts = MessageTexts(1_000)
+    read(texts, orjson.dumps({"messages": first}), "one")
+    found = texts.read(orjson.dumps({"messages": more}), ("", "one"))
+    assert found is not None
+    read(texts, orjson.dumps({"messages": [{"content": "c" * 200}]}), "two")
+    written = found[0]["messages"]
+    assert written.checked(written.new) == tuple(more)
+    assert texts._indexes.keys() == {("", "two")}
+    assert len(texts) == 1
+
+
 def test_nor_is_it_where_nothing_is_remembered():
     found = MessageTexts().read(orjson.dumps({"messages": [{"content": "x" * 0x4000}]}))
     assert found is not None

@@ -49,9 +49,8 @@ def short(monkeypatch):
     monkeypatch.setattr(id_text, "LONG_LEN", 0)
     monkeypatch.setattr(id_text, "STRETCH_LEN", 8)
     monkeypatch.setattr(id_digits, "STRETCH_LEN", 8)
-    monkeypatch.setattr(beginnings, "SHORTEST", 4)
+    monkeypatch.setattr(beginnings, "ENDS", tuple(4 * 2**number for number in range(20)))
     monkeypatch.setattr(beginnings, "WINDOW_LEN", 2)
-    monkeypatch.setattr(beginnings, "STEP", 2)
 
 
 def read(texts: IdTexts, raw: bytes, field: str = "ids") -> object:

@@ -352,10 +352,24 @@ def test_the_ranks_of_the_tiny_vocabulary_are_whole(directory):
         ("config.json", [], "bad config.json: not a JSON object"),
         ("config.json", [["vocab_size", 5]], "bad config.json: not a JSON object"),
         ("generation_config.json", None, "bad generation_config.json: not a JSON object"),
+        ("config.json", {"text_config": 3}, "bad config.json: text_config is not an object: '3'"),
+        ("config.json", {"vocab_size": "9"}, "vocab_size is not a number of tokens: '9'"),
+        ("config.json", {"vocab_size": True}, "vocab_size is not a number of tokens"),
+        ("config.json", {"text_config": {"vocab_size": -1}}, "vocab_size is not a number"),
+        ("config.json", {"max_position_embeddings": "4k"}, "max_position_embeddings is not a num"),
+        ("config.json", {"eos_token_id": "</s>"}, "eos_token_id is not a token id or a list of"),
+        ("config.json", {"architectures": "Qwen3"}, "architectures is not a list of names"),
+        ("generation_config.json", {"eos_token_id": [1, "x"]}, "bad generation_config.json: eos"),
         ("tokenizer_config.json", {"auto_map": ["a.B"]}, "bad tokenizer_config.json: auto_map"),
         ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "added_tokens_decoder"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "added_tokens_decoder"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"9999": {}}}, "added_tokens_decoder"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"600": {"content": 3}}}, "not a text"),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"9" * 11: {"content": "<a>"}}},
+            "a token id: ",
+        ),
         ("tokenizer_config.json", {"chat_template": [1]}, "bad chat_template"),
         ("tokenizer_config.json", {"chat_template": [{"name": "default"}]}, "bad chat_template"),
     ],
@@ -370,3 +384,34 @@ def test_a_file_with_other_values_than_it_should_have_is_one_line(
         load_tokenizer(str(path))
     assert caught.value.message.startswith(f"{path}: ")
     assert reason in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({"multimodal": ["vision"]}, "bad params.json: multimodal is not an object"),
+        ({"vocab_size": "9"}, "bad params.json: vocab_size is not a number of tokens: '9'"),
+        ({"max_seq_len": [4]}, "bad params.json: max_seq_len is not a number of"),
+    ],
+)
+def test_the_same_of_mistrals_own_file(directory, params, reason):
+    build_tiny_checkpoint(directory)
+    (directory / "config.json").unlink()
+    write_json(directory / "params.json", params)
+    with pytest.raises(SetupError, match=reason):
+        load_tokenizer(str(directory))
+
+
+def test_a_file_that_nests_without_end_is_one_line(directory):
+    (build_tiny_checkpoint(directory) / "generation_config.json").write_text("[" * 100_000)
+    with pytest.raises(SetupError, match="bad generation_config.json: ") as caught:
+        load_tokenizer(str(directory))
+    assert "\n" not in caught.value.message
+
+
+def test_what_cannot_be_opened_as_ranks_is_one_line(directory):
+    build_tiktoken_checkpoint(directory)
+    (directory / "tiktoken.model").unlink()
+    (directory / "qwen.tiktoken").mkdir()
+    with pytest.raises(SetupError, match=r"bad qwen.tiktoken: Is a directory"):
+        load_tokenizer(str(directory))

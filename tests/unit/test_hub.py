@@ -88,7 +88,7 @@ def test_without_the_hub_what_is_here_is_used_and_nothing_is_asked_for(cache, wa
     snapshot = fill(cache, config='{"model_type": "here"}')
     files = CheckpointFiles(ID)
     assert files.name == str(snapshot)
-    assert files.config() == {"model_type": "here"}
+    assert files.json("config.json") == {"model_type": "here"}
     assert files.json("generation_config.json") == {}
     [line] = caplog.messages
     assert "127.0.0.1" in line

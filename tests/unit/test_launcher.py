@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from slime_router.cli.flags import read_config
+from slime_router.cli.processes.launched import ParentsWorkers
 from slime_router.errors import SetupError
 from slime_router.launch import command as commands
 from slime_router.launch import machine
 from slime_router.launch.command import gpu_slices, gpus_per_worker, sglang_commands
 from slime_router.launch.output import MAX_LINE_LEN, TAIL_LINES, Output
 from slime_router.launch.process import how_it_ended
-from slime_router.siblings.place import LaunchedFile, LaunchedWorker
+from slime_router.siblings.place import LaunchedFile, LaunchedWorker, Place
 
 
 def test_a_file_that_is_written_twice_in_a_tick_of_the_clock_has_changed_twice(tmp_path):
@@ -28,6 +30,41 @@ def test_a_file_that_is_written_twice_in_a_tick_of_the_clock_has_changed_twice(t
         known |= {file.version}
         assert file.read()["http://a:1"].lives == lives
     assert len(known) == 2
+
+
+def test_which_workers_are_up_is_written_again_after_a_full_disk(tmp_path, monkeypatch, caplog):
+    def write_half(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text[:5].encode(encoding))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = LaunchedFile(tmp_path)
+    workers = ParentsWorkers(file, None)
+    workers.note_up("http://a:1")
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", write_half)
+        workers.note_down("http://a:1")
+        workers.note_up("http://b:1")
+        workers.catch_up()
+    assert file.read() == {"http://a:1": LaunchedWorker(is_up=True, lives=1)}
+    assert [path.name for path in tmp_path.iterdir()] == ["launched.json"], "no draft is left"
+    assert caplog.text.count("No space left on device") == 1
+    workers.catch_up()
+    assert {url: worker.is_up for url, worker in file.read().items()} == {
+        "http://a:1": False,
+        "http://b:1": True,
+    }
+
+
+def test_a_process_on_a_full_disk_says_so(tmp_path, monkeypatch, caplog):
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    place = Place(tmp_path, 1, 2)
+    monkeypatch.setattr(Path, "write_text", no_room)
+    with pytest.raises(SetupError, match=f"cannot write to {tmp_path}: No space left on device"):
+        place.up("it serves")
+    place.failed("it cannot listen")
+    assert "it cannot listen" in caplog.text, "its parent cannot say it"
 
 
 def program(path: Path, text: str) -> str:

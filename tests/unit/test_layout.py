@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import pytest
@@ -241,10 +242,12 @@ def test_kinds_of_messages_that_come_now_and_then_are_seen_once(tmp_path, period
         index = len(messages)
         said = result("21") if not number % period else user("" if number % 7 == 3 else "go on")
         messages = [*messages, {"role": "assistant", "content": "yes"}, said]
-        whole += not template.is_late(messages, index, layout)
-        found = template.suffix(messages, index, options, sampled=(), layout=layout)
+        ask = partial(template.suffix, messages, index, options, sampled=(), layout=layout)
+        near, found = ask(is_near=True), ask()
+        whole += near is None
         assert found is not None
-        assert found == template.suffix(messages, index, options, sampled=())
+        assert near in (None, found)
+        assert found == ask(is_near=False) == template.suffix(messages, index, options, sampled=())
         layout = found.layout
     assert whole <= 20
 

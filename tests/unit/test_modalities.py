@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
-from slime_router.checkpoint.modalities import is_multimodal
+from slime_router.checkpoint.model_config import is_multimodal
 from tests.tiny import build_tiny_checkpoint
 
 

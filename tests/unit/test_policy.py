@@ -37,6 +37,7 @@ class Router:
 
     def send(self, workers: list[Worker], need: Need) -> Worker:
         worker = self.policy.choose(workers, need)
+        assert isinstance(worker, Worker)
         self.leases += 1
         worker.leased(self.leases, self.policy.sent(worker, need))
         return worker

@@ -24,21 +24,21 @@ def ask(pool: WorkerPool, key: str) -> str:
 def test_a_key_goes_where_another_process_sent_it(policy: PolicyName) -> None:
     here, there = (WorkerPool([A, B], policy=make_policy(policy)) for _ in range(2))
     homes = {key: ask(here, key) for key in ("one", "two", "three")}
-    assert here.take_moved_keys() == homes
-    assert here.take_moved_keys() == {}  # it was taken
+    assert here.sharing.take_moved_keys() == homes
+    assert here.sharing.take_moved_keys() == {}  # it was taken
     for key, url in homes.items():
         assert ask(here, key) == url
-    assert here.take_moved_keys() == {}  # nothing has moved
-    there.learn_keys({**homes, "four": "http://gone:1"})
+    assert here.sharing.take_moved_keys() == {}  # nothing has moved
+    there.sharing.learn_keys({**homes, "four": "http://gone:1"})
     assert {key: ask(there, key) for key in homes} == homes
-    assert there.take_moved_keys() == {}  # what was learned is not handed back
+    assert there.sharing.take_moved_keys() == {}  # what was learned is not handed back
 
 
 def test_a_policy_that_needs_no_memory_has_nothing_to_tell() -> None:
     pool = WorkerPool([A, B], policy=make_policy("consistent_hashing"))
     home = ask(pool, "key")
-    assert pool.take_moved_keys() == {}
-    pool.learn_keys({"key": B if home == A else A})
+    assert pool.sharing.take_moved_keys() == {}
+    pool.sharing.learn_keys({"key": B if home == A else A})
     assert ask(pool, "key") == home
 
 
@@ -50,13 +50,13 @@ def test_a_key_may_be_any_text_of_a_client() -> None:
 def test_what_other_processes_have_in_flight_counts() -> None:
     pool = WorkerPool([A, B])
     a, b = pool.list()
-    pool.note_elsewhere(1, {A: 5, B: 1})
-    pool.note_elsewhere(2, {B: 2})
+    pool.sharing.note_elsewhere(1, {A: 5, B: 1})
+    pool.sharing.note_elsewhere(2, {B: 2})
     assert (a.busy_with, b.busy_with) == (5, 3)
     assert ask(pool, "x") == B
-    pool.note_elsewhere(2, {B: 9})
+    pool.sharing.note_elsewhere(2, {B: 9})
     assert ask(pool, "y") == A
-    pool.note_elsewhere(1, {})
+    pool.sharing.note_elsewhere(1, {})
     assert (a.busy_with, b.busy_with) == (0, 9)
     assert pool.total_in_flight == 0
 

@@ -53,6 +53,14 @@ ALTERNATING = (
 )
 
 
+IN_PARTS = (  # of a model that sees pictures: it prints no content that is a string
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+    "{{ raise_exception('the system message comes first') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{% for part in m.content if part.text %}{{ part.text }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}"
+)
+
+
 @cache
 def tokenizer(template: str) -> Tokenizer:
     with TemporaryDirectory() as directory:
@@ -198,3 +206,12 @@ def test_arguments_reach_the_template_as_an_object_and_broken_ones_as_they_are()
         message = {"role": "assistant", "content": None, "tool_calls": [call]}
         assert chat_template(source).render([message], OPTIONS) == printed
         assert message["content"] is None  # the client's own message is not touched
+
+
+def test_messages_that_are_joined_for_a_template_are_texts_even_where_it_takes_parts():
+    template = chat_template(IN_PARTS)
+    assert template.findings.content == "parts"
+    text = template.render([SYSTEM, {**SYSTEM, "content": "Be kind"}, ASK, SYSTEM], OPTIONS)
+    system, *turns = text.split("<|im_end|>\n")
+    assert system == "<|im_start|>system\nBe short\n\nBe kind"
+    assert turns == ["<|im_start|>user\nHi", "<|im_start|>user\nBe short", ""]

@@ -265,6 +265,15 @@ def test_the_oldest_transcripts_go():
     assert 0 < len(talk.transcripts) < 10
 
 
+def test_one_that_is_too_long_to_be_kept_drives_nothing_out():
+    transcripts = Transcripts(Renderer(plain), (), 1_000)
+    for turn, text in (("short", "a"), ("long", "a" * 1_000)):
+        transcripts.note(turn, Transcript(text, (), b""))
+    assert len(transcripts) == 1
+    transcripts.note("short", Transcript("a" * 1_000, (), b""))
+    assert len(transcripts) == 0
+
+
 def test_nothing_is_kept_where_nobody_knows_what_the_template_looks_for():
     transcripts = Transcripts(Renderer(plain), None)
     messages = tuple({"role": "user", "content": "Hi"} for _ in range(30))

@@ -1,8 +1,9 @@
 """A tool's input as it is streamed: whatever has been passed on can still become an object.
 
-Models also write arguments that are not JSON. SDKs read an input while it comes, and give up the
-whole reply where they cannot. So what breaks off is ended there, and has all that was written as a
-last member, `_raw`.
+Models also write arguments that are not JSON, or half of an escaped character, which SDKs take for
+broken. They read an input while it comes, and give up the whole reply where they cannot. So what
+breaks off is ended there, halves are spelled out, and all that was written is the last member,
+`_raw`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 
 import orjson
 
-from slime_router.api.anthropic.messages import RAW, arguments_of, input_json
+from slime_router.api.anthropic.messages import RAW, arguments_of, input_json, streamed_json
 from slime_router.json_text import is_json
 
 _SIGNS: Final = '"{}[],:'
@@ -21,9 +22,13 @@ _TOKEN: Final = re.compile(r'["{}\[\],:]|[ \t\n\r]+|[^ \t\n\r"{}\[\],:]+')
 _UNQUOTED: Final = re.compile(r'[^ \t\n\r"{}\[\],:]*')
 _SCALAR: Final = re.compile(r"(?:-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)\Z")
 _PART: Final = re.compile(  # of a string
-    r'[^"\\\x00-\x1f]+|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|["\x00-\x1f]'
+    r'[^"\\\x00-\x1f]+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}'
+    r'|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|["\x00-\x1f]'
 )
-_CUT_ESCAPE: Final = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?\Z")
+_CUT_ESCAPE: Final = re.compile(  # or half of a character, the other half of which may follow
+    r"\\(?:u(?:[0-9a-fA-F]{0,3}|[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u[0-9a-fA-F]{0,3})?)?))?\Z"
+)
+_HALF: Final = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")  # of a character, by itself
 _ENDS: Final = {"{": "}", "[": "]"}
 
 
@@ -68,7 +73,7 @@ class StreamedInput:
         """What ends it. Of one that a limit of tokens cut it is what is left, as it was written."""
         written = "".join(self._written)
         if not self._has_given:
-            return input_json(written) if written.strip() else ""
+            return streamed_json(written) if written.strip() else ""
         if is_cut and not self._is_broken and self._next != "end":
             return self._waiting + self._begun + "".join(self._scalar)
         rest = self._read(" ") if self._scalar else ""
@@ -96,12 +101,11 @@ class StreamedInput:
 
     def _part(self, text: str, at: int) -> str:
         """The next part of a string."""
-        found = _PART.match(text, at)
-        if found is not None:
-            return found[0]
         if _CUT_ESCAPE.match(text, at):
             self._begun = text[at:]
-        return text[at]
+            return self._begun
+        found = _PART.match(text, at)
+        return text[at] if found is None else found[0]
 
     def _token(self, text: str, at: int) -> str:
         found = _TOKEN.match(text, at)
@@ -154,8 +158,8 @@ class StreamedInput:
     def _in_string(self, piece: str) -> str:
         """The next part; one that JSON does not have there is escaped."""
         kind = self._string
-        if piece == "\\":
-            piece, self._is_broken = "\\\\", True
+        if piece == "\\" or _HALF.fullmatch(piece):
+            piece, self._is_broken = f"\\{piece}", True
         elif piece < " ":
             piece = json.dumps(piece)[1:-1]
         elif piece == '"':

@@ -32,7 +32,7 @@ from slime_router.api.as_written import write_as_read
 from slime_router.api.chat.messages import checked
 from slime_router.api.request import missing, require
 from slime_router.errors import BadRequest
-from slime_router.json_text import StringControls, is_json
+from slime_router.json_text import StringControls, has_half, is_json
 from slime_router.template.heard import Written
 from slime_router.template.messages import REFERENCE
 from slime_router.types import Message
@@ -253,10 +253,16 @@ def input_json(arguments: str) -> str:
     return written if _is_object(written) else orjson.dumps({RAW: arguments}).decode()
 
 
+def streamed_json(arguments: str) -> str:
+    """The same for a stream, where SDKs give up the reply at half of a surrogate pair."""
+    written = input_json(arguments)
+    return written if _is_readable(written) else orjson.dumps({RAW: arguments}).decode()
+
+
 def arguments_of(given: dict[str, Any]) -> dict[str, Any] | str:
     """The arguments that became this input. A stream may have begun it as an object."""
     raw = given.get(RAW)
-    if isinstance(raw, str) and raw.strip() and not _is_object(raw):
+    if isinstance(raw, str) and raw.strip() and not _is_readable(raw):
         *_, last = given
         if len(given) == 1 or (last == RAW and raw.lstrip().startswith("{")):
             return raw
@@ -269,3 +275,8 @@ def arguments_of(given: dict[str, Any]) -> dict[str, Any] | str:
 
 def _is_object(text: str) -> bool:
     return is_json(text) and isinstance(json.loads(text), dict)
+
+
+def _is_readable(text: str) -> bool:
+    """Whether it is an object for SDKs, which read no halves of surrogate pairs."""
+    return _is_object(text) and not has_half(text)

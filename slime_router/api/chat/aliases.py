@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from slime_router.api.model_names import adapter_in
 from slime_router.api.request import named_as, require
 from slime_router.errors import BadRequest
 
@@ -47,7 +48,7 @@ def normalize_aliases(
             said[name] = said[other]
     said |= said_in_headers(headers)
     _hoist_spaces(said)
-    if (adapter := _adapter(said.get("model"), served_model)) is not None:
+    if (adapter := adapter_in(said.get("model"), served_model)) is not None:
         said["lora_path"] = adapter
     _modernise_functions(said)
     _hoist_effort(said)
@@ -89,16 +90,6 @@ def said_in_headers(headers: Mapping[str, str]) -> dict[str, Any]:
         said["routing_key"] = key
     said |= {field: True for name, field in _IDS_HEADERS.items() if headers.get(name) == "1"}
     return said
-
-
-def _adapter(model: Any, served_model: str) -> str | None:
-    """The adapter in `base:adapter`; the served model's own name may have colons."""
-    if not isinstance(model, str) or model == served_model:
-        return None
-    adapter = model.removeprefix(f"{served_model}:")
-    if adapter == model:
-        adapter = model.partition(":")[2]
-    return adapter.strip() or None
 
 
 def _modernise_functions(said: dict[str, Any]) -> None:

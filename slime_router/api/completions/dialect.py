@@ -16,7 +16,7 @@ from slime_router.api.known.names import COMPLETION_FIELDS
 def _read(
     body: dict[str, Any], request: web.Request, context: EndpointContext
 ) -> CompletionRequest:
-    return read_completion_request(body, request, context.vocabulary, context.default_model)
+    return read_completion_request(body, request, context.vocabulary, context.models.default)
 
 
 def _write(asked: CompletionRequest, context: EndpointContext) -> CompletionBody:

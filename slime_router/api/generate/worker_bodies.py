@@ -22,6 +22,7 @@ from slime_router.edge.lengths import check_containers
 from slime_router.edge.owned_calls import own_fields
 from slime_router.engine.wire.rids import passed_rid
 from slime_router.errors import BadRequest
+from slime_router.json_text import without_mark
 
 _NO_IDS = frozenset(  # lists of numbers, one for each prompt of a batch, that are something else
     {
@@ -66,14 +67,16 @@ class WorkerBodies:
         return f"<WorkerBodies for {self._vocab_size} ids>"
 
     def prepared(self, raw: bytes, is_conversation: bool, who: Caller) -> WorkerBody:
-        """The body as a worker gets it for `who`: as it came, unless the callers' differ in it.
+        """The body as a worker gets it for `who`: as it came, unless callers' differ in it.
 
+        A byte order mark is not for a worker.
         A rid of the caller's choice is left out where another caller's could be the same, and has
         its length in front where an abort by it could end others.
 
         Raises:
             BadRequest: a worker might not survive it.
         """
+        raw = without_mark(raw)
         body = self._checked(raw, is_conversation)
         is_parted = self._isolates_owners and bool(who.owner)
         given = body.get("rid")

@@ -14,7 +14,7 @@ from slime_router.api.known.names import TOKEN_FIELDS
 
 
 def _read(body: dict[str, Any], request: web.Request, context: EndpointContext) -> TokenRequest:
-    return read_token_request(body, request, context.vocabulary, context.default_model)
+    return read_token_request(body, request, context.vocabulary, context.models.default)
 
 
 def _write(asked: TokenRequest, context: EndpointContext) -> TokenBody:

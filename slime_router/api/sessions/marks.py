@@ -10,7 +10,8 @@ from aiohttp import web
 from slime_router.api.request import missing, read_object, require
 from slime_router.api.sessions.request import Body, check_known
 from slime_router.api.sessions.row_turns import marks_of
-from slime_router.auth.caller import caller, owner_of, shown
+from slime_router.api.sessions.turns import is_seen
+from slime_router.auth.caller import caller, shown
 from slime_router.auth.session_ids import is_label
 from slime_router.errors import BadRequest, NotFound
 from slime_router.journal.fetching import Fetch
@@ -47,7 +48,7 @@ class MarksDoor:
             NotFound: there is no such turn, or it is another owner's.
         """
         turn = self._store.get(request.match_info["turn"])
-        if turn is None or not caller(request).sees_what_is_of(owner_of(turn.scope)):
+        if turn is None or not is_seen(turn, caller(request)):
             raise NotFound(
                 f"There is no turn '{request.match_info['turn']:.100}'.", code="turn_not_found"
             )

@@ -67,7 +67,7 @@ class TurnDoor:
             NotFound: there is none that the caller may see.
         """
         turn = self._store.get(name)
-        if turn is not None and by.sees_what_is_of(_owner(turn)):
+        if turn is not None and is_seen(turn, by):
             return turn
         turns = self._named(name, by)
         if not turns:
@@ -77,7 +77,7 @@ class TurnDoor:
     def _named(self, name: str, by: Caller) -> list[Turn]:
         """The turns of the requests that are known by that name, oldest first."""
         turns = [self._store.get(turn_id) for turn_id in self._store.ledger.find(name)]
-        return [t for t in turns if t is not None and by.sees_what_is_of(_owner(t))]
+        return [t for t in turns if t is not None and is_seen(t, by)]
 
     def _messages(self, turn: Turn) -> dict[str, Any]:
         """The conversation up to its reply, and whether all of it is still known."""
@@ -98,6 +98,11 @@ class TurnDoor:
         if len(ids) < _INLINE_TOKENS:
             return self._decoder.decode(ids, skip_special_tokens=False)
         return await asyncio.to_thread(self._decoder.decode, ids, skip_special_tokens=False)
+
+
+def is_seen(turn: Turn, by: Caller) -> bool:
+    """Whether the turn is the caller's, or the caller sees those of all."""
+    return by.sees_what_is_of(owner_of(turn.scope) or owner_of(turn.session_id or ""))
 
 
 def turn_body(turn: Turn, by: Caller, *, is_delivered: bool) -> dict[str, Any]:
@@ -155,11 +160,6 @@ _ACCOUNT_KEYS = (
     "rid",
     "adapter",
 )
-
-
-def _owner(turn: Turn) -> str:
-    """The name of the key whose turn it is; "" for nobody's."""
-    return owner_of(turn.scope) or owner_of(turn.session_id or "")
 
 
 def _read_included(request: web.Request) -> frozenset[str]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from slime_router.cli.settings.option import ENVIRONMENT
 from slime_router.client import ClientError
 from slime_router.client.calls import Call
+from slime_router.client.keys import configured_key, key_headers
 from slime_router.client.sync import Client
-from slime_router.configured_file import configured_text
 
 DEFAULT_URL = "http://localhost:30001"
 URL_VARIABLE = f"{ENVIRONMENT}URL"
@@ -48,9 +46,8 @@ class Remote:
     """
 
     def __init__(self, url: str) -> None:
-        key = _key(os.environ)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
+            headers = key_headers(configured_key(os.environ, KEY_VARIABLES))
             self._client = Client(url, timeout_s=TIMEOUT_S, headers=headers)
         except ValueError as exc:
             raise BadPlace(str(exc)) from None
@@ -81,18 +78,3 @@ class Remote:
             if isinstance(found, dict) and key in found:
                 return found
         raise ClientError(f"{self.url} does not answer as a router does.")
-
-
-def _key(environ: Mapping[str, str]) -> str | None:
-    for name in KEY_VARIABLES:
-        if key := environ.get(name):
-            return key
-        if file := environ.get(f"{name}_FILE"):
-            try:
-                key = configured_text(Path(file)).strip()
-            except (OSError, UnicodeDecodeError) as exc:
-                raise BadPlace(f"{name}_FILE: cannot read {file}: {exc}") from None
-            if not key:
-                raise BadPlace(f"{name}_FILE: {file} is empty")
-            return key
-    return None

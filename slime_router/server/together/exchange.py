@@ -42,7 +42,9 @@ class Exchange:
         """One round."""
         await self._registry.catch_up()
         loads = {url: load for url, load in self._pool.loads.items() if load}
-        moved = {key: url for key, url in self._pool.take_moved_keys().items() if is_text(key)}
+        moved = {
+            key: url for key, url in self._pool.sharing.take_moved_keys().items() if is_text(key)
+        }
         self._rounds += 1
         if loads == self._said and not moved and self._rounds < REPEATS:
             return
@@ -51,8 +53,8 @@ class Exchange:
         heard = await self._siblings.ask(LOADS, message, timeout_s=TIMEOUT_S)
         self._said, self._rounds = loads, 0
         for number in heard.silent:  # what it had has ended with it, or is as if it had
-            self._pool.note_elsewhere(number, {})
+            self._pool.sharing.note_elsewhere(number, {})
 
     async def _heard(self, message: Mapping[str, Any]) -> None:
-        self._pool.note_elsewhere(message["process"], message["loads"])
-        self._pool.learn_keys(message["keys"])
+        self._pool.sharing.note_elsewhere(message["process"], message["loads"])
+        self._pool.sharing.learn_keys(message["keys"])

@@ -26,7 +26,7 @@ ACROSS: Mapping[str, Callable[[Sequence[Any]], Any]] = MappingProxyType(
         **{
             f"fleet.{state}": max
             for state in (
-                "up", "paused", "draining", "refusing", "unfit", "token_mismatch",
+                "up", "paused", "draining", "refusing", "unfit", "full", "token_mismatch",
             )
         },
         # Each process sees the same deaths, sources and adapters as the others.
