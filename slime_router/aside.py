@@ -1,7 +1,7 @@
 """Long work aside: in a thread, so that the event loop, and with it every stream, goes on.
 
-Python runs one thread at a time, and takes turns every few milliseconds. So there is one such piece
-of work at a time: more of them would leave the loop less.
+Python runs one thread at a time, and takes turns every few milliseconds. So each door that has such
+work does one piece of it at a time: more of them would leave the loop less.
 """
 
 from __future__ import annotations

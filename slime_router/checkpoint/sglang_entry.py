@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -20,6 +20,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypedDict  # pydantic takes typing's only from Python 3.12 on
+
+from slime_router.errors import SetupError
 
 _PACKAGES = ("sglang", "sglang.srt")
 _ONLY_NAMED = ("IPython", "openai", "requests")  # what serves, downloads or shows needs them
@@ -142,3 +144,21 @@ def _stood_in(libraries: Collection[str]) -> Iterator[None]:
         for name, module in [*sys.modules.items()]:
             if getattr(module, "__loader__", None) is finder:
                 del sys.modules[name]
+
+
+def check_fit(part: Any, fields: Mapping[str, type], methods: tuple[str, ...]) -> None:
+    """A part of SGLang has what is used of it: `fields` of these types, and `methods`.
+
+    Raises:
+        SetupError: it has not.
+    """
+    name = getattr(part, "__name__", type(part).__name__)
+    for field, kind in fields.items():
+        value = getattr(part, field, None)
+        if not isinstance(value, kind):
+            found = "is missing" if value is None else f"is of type {type(value).__name__}"
+            raise SetupError(f"this version of SGLang does not fit: {name}.{field} {found}")
+    for method in methods:
+        found_method: Callable[..., Any] | None = getattr(part, method, None)
+        if not callable(found_method):
+            raise SetupError(f"this version of SGLang does not fit: {name}.{method}() is missing")

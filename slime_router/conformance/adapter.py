@@ -35,7 +35,7 @@ class HandedRow:
         """A row whose mask and log-probabilities may cover its last tokens alone.
 
         Raises:
-            TypeError, ValueError: these do not make a row.
+            TypeError, ValueError: it is not a row.
         """
         before = [0] * (len(tokens) - len(loss_mask))
         if len(before) + len(loss_mask) != len(tokens):

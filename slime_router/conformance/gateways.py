@@ -56,7 +56,7 @@ class Miles:
             try:
                 arrays = {name: a.tolist() for name, a in safetensors.numpy.load(raw).items()}
             except safetensors.SafetensorError as exc:
-                raise GatewayError(f"the samples cannot be read as safetensors: {exc}") from exc
+                raise GatewayError(f"the samples are not safetensors: {exc}") from exc
             samples = orjson.loads(bytes(arrays["_samples_meta"]))["samples"]
             return [
                 HandedRow.of_answer(

@@ -26,6 +26,7 @@ MAX_MEMBERS = 2**18  # of objects: each is read, copied and written some times, 
 # Each is recognised and rendered, which takes some 20 us, all in one go: no agent has as many.
 MAX_MESSAGES = 2**13
 MAX_PARTS = 2**14  # of contents, and calls of tools, in all messages: they take up to 50 us
+MAX_GENERATIONS = 2**14  # `n` is a number in a small body: it must not be able to fill the router
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[{:'))
 
 # Bytes at most, of strings and of objects as JSON. `a.b` is a field of an object.
@@ -74,6 +75,17 @@ MAX_LENGTHS: Mapping[str, int] = MappingProxyType(
 )
 _CHECKED = frozenset({*MAX_LENGTHS, "messages"})
 _SURELY_FIT = min(MAX_LENGTHS.values()) // 4  # characters: UTF-8 has at most four bytes for one
+
+
+def check_generations(count: int) -> None:
+    """A request may ask for this many generations.
+
+    Raises:
+        BadRequest: it may not; it names `n`.
+    """
+    if count > MAX_GENERATIONS:
+        words = f"A request can ask for at most {MAX_GENERATIONS} generations."
+        raise BadRequest(words, param="n")
 
 
 def check_containers(raw: bytes) -> None:

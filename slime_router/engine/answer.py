@@ -152,6 +152,16 @@ def count(meta: Item, name: str) -> int | None:
     raise WorkerFailed(f"The worker's {name} is not a number of tokens.")
 
 
+def check_len(values: Any, ids: list[int], what: str) -> None:
+    """`values` is a list with an entry for each of `ids`; `what` they are stands in the error.
+
+    Raises:
+        WorkerFailed: it is not.
+    """
+    if type(values) is not list or len(values) != len(ids):
+        raise WorkerFailed(f"The worker's {what} are not those of {len(ids)} tokens.")
+
+
 def logprobs(entries: Any, ids: list[int]) -> list[float | None]:
     """The logprobs of `ids`; None for one that is missing or not finite.
 
@@ -160,8 +170,7 @@ def logprobs(entries: Any, ids: list[int]) -> list[float | None]:
     """
     if not entries:
         return [None] * len(ids)
-    if type(entries) is not list or len(entries) != len(ids):
-        raise WorkerFailed(f"The worker's logprobs are not those of {len(ids)} tokens.")
+    check_len(entries, ids, "logprobs")
     columns = list(zip(*entries, strict=False)) if _are_all(entries, list) else []
     if len(columns) < 2 or columns[1] != tuple(ids):
         raise WorkerFailed("The worker's logprobs belong to other tokens than its output.")
@@ -179,8 +188,7 @@ def top_logprobs(tokens: Any, ids: list[int], vocab_size: int) -> list[list[tupl
     Raises:
         WorkerFailed: they are for another number of tokens, or are not log-probabilities.
     """
-    if type(tokens) is not list or len(tokens) != len(ids):
-        raise WorkerFailed(f"The worker's top logprobs are not those of {len(ids)} tokens.")
+    check_len(tokens, ids, "top logprobs")
     return [_top(top, vocab_size) for top in tokens]
 
 
@@ -202,13 +210,13 @@ def masks(tokens: Any, ids: list[int], vocab_size: int) -> list[list[int]]:
     Raises:
         WorkerFailed: they are for another number of tokens, or cannot be that.
     """
-    if type(tokens) is not list or len(tokens) != len(ids):
-        raise WorkerFailed(f"The worker's sampling masks are not those of {len(ids)} tokens.")
-    for mask, token in zip(tokens, ids, strict=True):
+    check_len(tokens, ids, "sampling masks")
+    found: list[list[int]] = tokens
+    for mask, token in zip(found, ids, strict=True):
         check_ids(mask, vocab_size)
         if len(set(mask)) != len(mask) or token not in mask:
             raise WorkerFailed("The worker's sampling mask does not hold its token once.")
-    return tokens
+    return found
 
 
 def mask_logprobs(values: Any, ids: list[int]) -> list[float]:
@@ -217,8 +225,7 @@ def mask_logprobs(values: Any, ids: list[int]) -> list[float]:
     Raises:
         WorkerFailed: they are for another number of tokens, or are not log-probabilities.
     """
-    if type(values) is not list or len(values) != len(ids):
-        raise WorkerFailed(f"The worker's sampling logprobs are not those of {len(ids)} tokens.")
+    check_len(values, ids, "sampling logprobs")
     found = [_finite(value) for value in values]
     if None in found:
         raise WorkerFailed("The worker sent a sampling logprob that is not finite.")

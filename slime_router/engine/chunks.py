@@ -302,8 +302,8 @@ class ChunkReader:
         if self._with_logprobs and new_len and entries and len(entries) != len(ids):
             raise WorkerFailed(f"The worker sent {len(entries)} logprobs for {len(ids)} tokens.")
         masks = meta.get(MASK) if self._masks.asks and new_len else None
-        if masks and (type(masks) is not list or len(masks) != len(ids)):
-            raise WorkerFailed(f"The worker's sampling masks are not those of {len(ids)} tokens.")
+        if masks:
+            answer.check_len(masks, ids, "sampling masks")
         if self._shows_items:
             self._check_passed_on(item, meta, ids, entries, new_len)
         newest = slice(len(ids) - new_len, None)

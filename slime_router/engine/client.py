@@ -22,7 +22,7 @@ from slime_router.choices import Capture
 from slime_router.engine.answer import Item
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.connector import Connector, Use, note_in
-from slime_router.engine.exchange import Body, Exchange, NotTaken, UnderWay, WorkerAnswer, framed
+from slime_router.engine.exchange import Exchange, NotTaken, UnderWay, WorkerAnswer, framed
 from slime_router.engine.kept import (
     Answer,
     KeptConnections,
@@ -34,6 +34,7 @@ from slime_router.engine.kept import (
 )
 from slime_router.engine.masks import MaskPlan, mask_plan
 from slime_router.engine.request import (
+    Body,
     experts_start,
     fitted,
     generate_body,
@@ -81,7 +82,7 @@ class WorkerClient:
         self._kept: KeptConnections | None = None
         self._texts = PromptTexts()
         self._aborts: set[asyncio.Task[None]] = set()
-        self._exchanges: UnderWay[Answer] = {}
+        self._exchanges: UnderWay = {}
 
     def __repr__(self) -> str:
         state = "closed" if self._session is None else "open"
@@ -193,7 +194,7 @@ class WorkerClient:
         body: Body | None = None,
         timeout_s: float,
         rid: str = "",
-    ) -> Exchange[Answer]:
+    ) -> Exchange:
         """Sends a request to `worker`; within the block, `give_up` or `cut` by `rid` can end it.
 
         The answer may have any status, and is closed on leaving the block.
@@ -333,12 +334,13 @@ class WorkerClient:
         self,
         call: GenerateCall,
         params: Item,
-        exchange: Exchange[Answer],
+        exchange: Exchange,
         masks: MaskPlan,
         tops: TopPlan,
         with_logprobs: bool,
     ) -> ChunkReader:
         limit: int | None = params.get("max_new_tokens")
+        running, own = self._exchanges[exchange.worker], ("", exchange.rid)
         is_scored = not call.is_passed_on and call.asked.get("logprob_start_len") == 0
         return ChunkReader(
             vocab_size=self._vocab_size,
@@ -353,11 +355,8 @@ class WorkerClient:
             masks=masks,
             tops=tops,
             worker_url=exchange.worker.url,
-            is_anothers=lambda rid: rid != exchange.rid and self._runs(exchange.worker, rid),
+            is_anothers=lambda rid: type(rid) is str and rid not in own and rid in running,
         )
-
-    def _runs(self, worker: Worker, rid: object) -> bool:
-        return isinstance(rid, str) and bool(rid) and rid in self._exchanges.get(worker, {})
 
     def abort_later(self, worker: Worker, call: GenerateCall, name: str | None = None) -> None:
         """Aborts after the request was closed: its caller, even a cancelled one, need not wait.

@@ -75,14 +75,17 @@ class WorkerProtocol(ResponseHandler):
 
         What `set_response_params` makes is only made where the answer is not whole and plain.
         """
-        self.tap, self._has_head, self._is_whole, self._is_answered = None, False, False, False
-        self._parser, self._payload, self._params, self._interim = None, None, params, 0
+        self._begin()
+        self._parser, self._payload, self._params = None, None, params
 
     def set_response_params(self, **params: Any) -> None:
         """Another request is sent."""
+        self._begin()
+        super().set_response_params(**params)
+
+    def _begin(self) -> None:
         self.tap, self._has_head, self._is_whole, self._is_answered = None, False, False, False
         self._params, self._interim = None, 0
-        super().set_response_params(**params)
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         """A head came, with the body that follows it."""

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import orjson
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from slime_router.engine.connector import Use
-from slime_router.engine.request import LONG_BODY_LEN, LongBody
+from slime_router.engine.kept import Answer
+from slime_router.engine.request import LONG_BODY_LEN, Body, LongBody
 from slime_router.errors import WorkerFailed
 from slime_router.pool.worker import Worker
 from slime_router.types import WeightVersion
 from slime_router.waiting.cancel_scope import CancelScope, Cut
 
-# Of a request: whole, or in pieces that are sent as they come.
-Body: TypeAlias = bytes | LongBody | AsyncIterable[bytes | memoryview]
-
 GIVEN_UP = "The worker was given up: it answers no probe."
-
-
 PIECE_LEN = 256 * 2**10  # bytes
 
 
@@ -44,17 +40,8 @@ async def _pieces(body: LongBody) -> AsyncIterator[memoryview]:
             yield view[start : start + PIECE_LEN]
 
 
-class Closable(Protocol):
-    """An answer that can be cut off from outside."""
-
-    def close(self) -> object:
-        """Closes the connection."""
-
-
-A = TypeVar("A", bound=Closable)
-
 # The exchanges of each worker by their rids; only those of generations have one that is not empty.
-UnderWay: TypeAlias = "dict[Worker, dict[str, set[Exchange[A]]]]"
+UnderWay: TypeAlias = "dict[Worker, dict[str, set[Exchange]]]"
 
 
 class NotTaken(Exception):
@@ -89,7 +76,7 @@ class WorkerAnswer:
         return read if isinstance(read, dict) else {}
 
 
-class Exchange(Generic[A]):
+class Exchange:
     """For the block, one request at a worker and its answer; it can be cut off from outside.
 
     Until it is left, it is one of those `under_way`. `sending` gives the answer once its head is
@@ -106,9 +93,9 @@ class Exchange(Generic[A]):
         self,
         worker: Worker,
         rid: str,
-        sending: Awaitable[A],
+        sending: Awaitable[Answer],
         use: Use,
-        under_way: UnderWay[A],
+        under_way: UnderWay,
     ) -> None:
         self.worker = worker
         self.rid = rid  # of a generation
@@ -118,9 +105,9 @@ class Exchange(Generic[A]):
         self._use = use
         self._under_way = under_way
         self._scope: CancelScope | None = None
-        self._answer: A | None = None
+        self._answer: Answer | None = None
 
-    async def __aenter__(self) -> tuple[Exchange[A], A]:
+    async def __aenter__(self) -> tuple[Exchange, Answer]:
         """Waits for the head of the answer.
 
         Raises:

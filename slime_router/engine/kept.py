@@ -23,8 +23,7 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from slime_router.engine.connector import WorkerProtocol
-from slime_router.engine.exchange import Body
-from slime_router.engine.request import LONG_BODY_LEN, LongBody
+from slime_router.engine.request import LONG_BODY_LEN, Body, LongBody
 from slime_router.engine.sse import BodyJoiner, EventSplitter
 from slime_router.errors import RouterError, WorkerFailed, WorkerTimeout
 

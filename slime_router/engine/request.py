@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterable, Collection, Mapping
 from itertools import compress
 from operator import attrgetter, ne
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import orjson
@@ -90,6 +90,10 @@ class LongBody:
         """Hand over all pieces; nothing is left afterwards."""
         pieces, self._pieces = self._pieces, []
         return pieces
+
+
+# Of a request: whole, or in pieces that are sent as they come.
+Body: TypeAlias = bytes | LongBody | AsyncIterable[bytes | memoryview]
 
 
 def wants_logprobs(call: GenerateCall, capture: Capture) -> bool:
@@ -384,6 +388,6 @@ def _words(body: bytes) -> str:
     error = answer.get("error", answer)
     if isinstance(error, dict):
         error = error.get("message", error.get("detail", ""))
-    words = error if isinstance(error, str) else orjson.dumps(error).decode()
+    words = error if isinstance(error, str) else orjson.dumps(error).decode() if error else ""
     words = words.partition('\n  File "')[0].strip()  # the worker's own paths are nobody's business
     return words if len(words) <= _MAX_WORDS_LEN else f"{words[:_MAX_WORDS_LEN]}..."

@@ -14,8 +14,6 @@ Json = dict[str, Any]
 
 ANY_TEXT: Json = {"type": "any_text"}
 
-_SEPARATOR = "\n"  # between calls
-
 
 def calls_format(tag: Any, *, is_parallel: bool) -> Json | None:
     """The part of a tag that is calls; None for what is not a structural tag."""
@@ -25,23 +23,23 @@ def calls_format(tag: Any, *, is_parallel: bool) -> Json | None:
         return dict(tag["format"])
     if "structures" not in tag:
         return None
-    return {
-        "type": "tags_with_separator",
-        "tags": _tags(tag),
-        "separator": _SEPARATOR,
-        "at_least_one": True,
-        "stop_after_first": not is_parallel,
-    }
+    return some_of(_tags(tag), between="\n", ends_with_first=not is_parallel)
 
 
 def framed(begin: str, end: str, *, is_parallel: bool) -> Json:
     """Calls of any content between two marks."""
+    calls = [tagged(begin, ANY_TEXT, end)]
+    return some_of(calls, between="\n", ends_with_first=not is_parallel)
+
+
+def some_of(tags: list[Json], *, between: str, ends_with_first: bool = False) -> Json:
+    """At least one of the tags, in any order, and a text between each two."""
     return {
         "type": "tags_with_separator",
-        "tags": [tagged(begin, ANY_TEXT, end)],
-        "separator": _SEPARATOR,
+        "tags": tags,
+        "separator": between,
         "at_least_one": True,
-        "stop_after_first": not is_parallel,
+        "stop_after_first": ends_with_first,
     }
 
 

@@ -27,8 +27,9 @@ from typing import TypeAlias
 
 from slime_router.auth.caller import shown
 from slime_router.engine.client import WorkerClient
-from slime_router.engine.exchange import Body, NotTaken
+from slime_router.engine.exchange import NotTaken
 from slime_router.engine.kept import Answer
+from slime_router.engine.request import Body
 from slime_router.engine.wire.rids import name_at_worker
 from slime_router.errors import MasksRefused, RouterError, WorkerFailed
 from slime_router.failover.attempts import Attempts, Cancelled, Dispatcher, RelaySettings, Run

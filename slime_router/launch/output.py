@@ -62,14 +62,12 @@ class Output:
     def _keep(self, data: bytes) -> None:
         if self._file is not None:
             self._write(self._file, data)
-        lines = data.replace(b"\r", b"\n").split(b"\n")  # progress bars end theirs with a return
-        lines[0] = self._rest + lines[0]
-        self._rest = lines.pop()
-        for line in lines:
+        # Progress bars end theirs with a return.
+        *lines, rest = (self._rest + data).replace(b"\r", b"\n").split(b"\n")
+        whole = len(rest) // MAX_LINE_LEN * MAX_LINE_LEN
+        self._rest = rest[whole:]
+        for line in (*lines, rest[:whole]):
             self._take(line)
-        while len(self._rest) > MAX_LINE_LEN:
-            self._take(self._rest[:MAX_LINE_LEN])
-            self._rest = self._rest[MAX_LINE_LEN:]
 
     def end(self) -> None:
         """The process has ended; what follows its last line break is a line too."""
@@ -85,11 +83,11 @@ class Output:
             self._file = None
 
     def _take(self, line: bytes) -> None:
-        if not line:
-            return
-        self._tail.append(line)
-        if self._file is None and logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s | %s", self._name, _text(line))
+        for start in range(0, len(line), MAX_LINE_LEN):
+            piece = line[start : start + MAX_LINE_LEN]
+            self._tail.append(piece)
+            if self._file is None and logger.isEnabledFor(logging.DEBUG):
+                logger.debug("%s | %s", self._name, _text(piece))
 
     def _write(self, file: BinaryIO, data: bytes) -> None:
         try:

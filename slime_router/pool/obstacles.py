@@ -47,7 +47,7 @@ def no_worker(
     if last is Obstacle.KIND:
         return NoWorker(f"No {kind or 'decode or regular'} worker is registered.")
     if last is Obstacle.EXCLUDED:
-        return NoWorker("No worker left.")
+        return NoWorker("Every worker was tried.")
     if last is Obstacle.AWAY:
         misfits = [worker.misfit for worker in stopped if worker.misfit]
         if len(misfits) == len(stopped):

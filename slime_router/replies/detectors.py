@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from slime_router.errors import SetupError
+from slime_router.checkpoint.sglang_entry import check_fit
 from slime_router.json_text import is_whole_json
-from slime_router.replies.calls import mended_reads, python_lists
+from slime_router.replies.calls.mended_reads import mend_calls, mend_reasoning
 from slime_router.replies.pieces import Marks
 
 _TAG = re.compile(r"<.{1,62}>")
@@ -39,13 +39,8 @@ _REASONING_FIELDS: dict[str, type] = {
 _IS_WHOLE = "_is_complete_json"
 _READ_SOME = "_partial_json_loads"
 _IN_REASONING = "_in_reasoning"
-_SAYS_AGAIN = "_force_nonempty_content"  # a reply that is all reasoning is content, too
 _READS = ("parse_streaming_increment", "_parse_streaming_increment_impl", "finish")
 _WITHOUT_STATE = ("BeamReasoningDetector",)  # its reply names each part
-_COHERE = "CohereCommand4Detector"
-_COHERE_STATE: dict[str, type] = {
-    "_reasoning_done": bool, "_saw_text_start": bool, "_saw_text_end": bool,
-}  # fmt: skip
 _DROP_UNKNOWN = {
     "Apertus2509Detector",
     "CohereCommand4Detector",
@@ -57,27 +52,9 @@ _DROP_UNKNOWN = {
     "PythonicDetector",
     "Step3Detector",
 }
-_STEP3 = "Step3Detector"
-_STEP3_FIELD = "param_regex"
-_STEP3_PARAMETER = re.compile(
-    r'<steptml:parameter name="([^"]+)">(.*?)</steptml:parameter>', re.DOTALL
-)
-_STEP3_READ = "_parse_partial_tool_call"
-_STEP3_STATE = {"tool_call_end": str, "_function_name_sent": bool}
-_GLM_READ = "_process_xml_to_json_streaming"  # GLM 4.5's, 4.7's, and of those that inherit it
-_DEEPSEEK_TAGS = ("DeepSeekV32Detector", "DeepSeekV4Detector", "DeepSeekV41Detector")
-_DEEPSEEK_FIELD = "strip_string_param_value"
-_MINIMAX2 = "MinimaxM2Detector"
-_MINIMAX2_END = "tool_call_function_end_token"
-_MINIMAX2_READ = "_parse_and_stream_parameters"
-_DEEPSEEK = ("DeepSeekV3Detector", "DeepSeekV31Detector")
 _TOOLS = "_tool_indices"  # made when the first text comes
-_GIGACHAT3 = "GigaChat3Detector"
 _NO_MARKS = ("__", "tool_call_separator")  # names begin so; the latter is read after calls alone
 _PYTHONIC = "PythonicDetector"
-_PYTHONIC_FIELD = "tool_call_regex"
-_PYTHONIC_METHODS = ("_get_parameter_value", "_find_matching_bracket")
-_PYTHON_LISTS = (_PYTHONIC, "Lfm2Detector")  # each skips calls whose arguments it cannot read
 
 
 def read_any_json(modules: Iterable[Any]) -> None:
@@ -89,7 +66,7 @@ def read_any_json(modules: Iterable[Any]) -> None:
         SetupError: this version of SGLang does not fit.
     """
     for module in modules:
-        _check(module, {}, (_IS_WHOLE,))
+        check_fit(module, {}, (_IS_WHOLE,))
         setattr(module, _IS_WHOLE, is_whole_json)
 
 
@@ -102,8 +79,8 @@ def read_whole_numbers(base: Any, utils: Any) -> None:
         SetupError: this version of SGLang does not fit.
     """
     for module in (base, utils):
-        _check(module, {}, (_READ_SOME,))
-    _check(utils, {"Allow": type}, ())
+        check_fit(module, {}, (_READ_SOME,))
+    check_fit(utils, {"Allow": type}, ())
     load, numbers = getattr(utils, _READ_SOME), utils.Allow.NUM
     setattr(base, _READ_SOME, lambda text, allowed: load(text, allowed & ~numbers))
 
@@ -120,45 +97,8 @@ class CallDetector:
     def __init__(self, detector: Any, untouched: Mapping[str, Any] | None = None) -> None:
         self._detector = detector
         self.name = type(detector).__name__
-        _check(detector, _CALL_FIELDS, _CALL_METHODS)
-        mended_reads.try_once(detector)
-        if self.name == _STEP3:  # it takes no value that holds a `<`
-            fields = {_STEP3_FIELD: re.Pattern, **_STEP3_STATE}
-            _check(detector, fields, (_STEP3_READ, "_reset_streaming_state"))
-            detector.param_regex = _STEP3_PARAMETER
-            parse = detector._parse_partial_tool_call
-            detector._parse_partial_tool_call = mended_reads.leaving_out_nameless(detector, parse)
-        if self.name in _DEEPSEEK_TAGS:  # they take the spaces around a string away
-            _check(detector, {_DEEPSEEK_FIELD: bool}, ())
-            detector.strip_string_param_value = False
-        if hasattr(detector, _GLM_READ):  # it gives any text for a number
-            if not hasattr(detector, "_cached_value_type"):
-                raise SetupError(f"this version of SGLang does not fit: {self.name}.{_GLM_READ}()")
-            parse = detector._process_xml_to_json_streaming
-            detector._process_xml_to_json_streaming = mended_reads.JsonValues(detector, parse)
-        if self.name == _MINIMAX2:  # it counts braces in strings, too
-            _check(
-                detector, {_MINIMAX2_END: str, "streamed_args_for_tool": list}, (_MINIMAX2_READ,)
-            )
-            parse = mended_reads.with_last_brace(detector, detector._parse_and_stream_parameters)
-            detector._parse_and_stream_parameters = parse
-        if self.name in _DEEPSEEK:  # they wait for JSON, past the end of the call and in the next
-            _check(detector, {"_last_arguments": str}, ())
-            parse = detector.parse_streaming_increment
-            detector.parse_streaming_increment = mended_reads.ending_with_frame(detector, parse)
-            detector.call_end = mended_reads.DEEPSEEK_END  # among its tags
-        if self.name == _GIGACHAT3:  # it looks for a call in the whole reply with each piece
-            _check(detector, {"tool_started": bool}, ())
-            parse = detector.parse_streaming_increment
-            detector.parse_streaming_increment = mended_reads.forgetting_text(detector, parse)
-        if self.name == _PYTHONIC:  # it takes no number with a sign, no bracket in a string
-            _check(detector, {_PYTHONIC_FIELD: re.Pattern}, _PYTHONIC_METHODS)
-            detector._get_parameter_value = python_lists.literal
-            detector._find_matching_bracket = python_lists.ClosingBracket()
-            detector.tool_call_regex = python_lists.CallList()
-        if self.name in _PYTHON_LISTS:
-            _check(detector, {}, ("detect_and_parse",))
-            detector.detect_and_parse = python_lists.with_skipped(detector.detect_and_parse)
+        check_fit(detector, _CALL_FIELDS, _CALL_METHODS)
+        mend_calls(detector)
         self._untouched = untouched  # the fields of one that no text has changed, where known
         self.begin: str = detector.bot_token  # of a call, or of the array of all
         self.end: str = detector.eot_token
@@ -290,11 +230,11 @@ class ReasoningDetector:
         self._parser = parser = make()
         self._detector = detector = parser.detector
         self._has_state = type(detector).__name__ not in _WITHOUT_STATE
-        _check(parser, {}, ("parse_stream_chunk", "parse_stream_end"))
+        check_fit(parser, {}, ("parse_stream_chunk", "parse_stream_end"))
         state = {_IN_REASONING: bool} if self._has_state else {}
-        _check(detector, _REASONING_FIELDS | state, ())
+        check_fit(detector, _REASONING_FIELDS | state, ())
         self._starts_open = self.is_open
-        self._mend()
+        mend_reasoning(detector)
         self.begin: str = detector.think_start_token
         self.end: str = detector.think_end_token
         self.label: str = detector.think_start_self_label  # follows `begin`: Gemma's
@@ -313,20 +253,10 @@ class ReasoningDetector:
         if self._parser is None:
             self._parser = self._make()
             self._detector = self._parser.detector
-            self._mend()
+            mend_reasoning(self._detector)
             if self._has_state:
                 self._detector._in_reasoning = self._starts_open
         return self._parser
-
-    def _mend(self) -> None:
-        """What was given as reasoning is not given as content at the end; no text is left out."""
-        detector = self._detector
-        if hasattr(detector, _SAYS_AGAIN):
-            setattr(detector, _SAYS_AGAIN, False)
-        if type(detector).__name__ == _COHERE:  # it takes no text that no mark begins
-            _check(detector, _COHERE_STATE, (_READS[0],))
-            parse = detector.parse_streaming_increment
-            detector.parse_streaming_increment = mended_reads.with_bare_text(detector, parse)
 
     @property
     def is_open(self) -> bool:
@@ -371,20 +301,6 @@ class ReasoningDetector:
     def finish(self) -> tuple[str, str]:
         """The same at the end of the reply."""
         return _both(self._made().parse_stream_end())
-
-
-def _check(part: Any, fields: dict[str, type], methods: tuple[str, ...]) -> None:
-    """Whether a part of SGLang has what is used of it."""
-    name = getattr(part, "__name__", type(part).__name__)
-    for field, kind in fields.items():
-        value = getattr(part, field, None)
-        if not isinstance(value, kind):
-            found = "is missing" if value is None else f"is of type {type(value).__name__}"
-            raise SetupError(f"this version of SGLang does not fit: {name}.{field} {found}")
-    for method in methods:
-        found_method: Callable[..., Any] | None = getattr(part, method, None)
-        if not callable(found_method):
-            raise SetupError(f"this version of SGLang does not fit: {name}.{method}() is missing")
 
 
 def _found(result: Any) -> tuple[str, list[Any]]:

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slime_router.engine.structural_tag import ANY_TEXT, Json, any_of, json_of, tagged
+from slime_router.engine.structural_tag import ANY_TEXT, Json, any_of, json_of, some_of, tagged
 from slime_router.replies.call_ids import CallIds
 from slime_router.types import ToolDelta
 
@@ -51,13 +51,7 @@ def answers(schema: Any, arguments: Mapping[str, Any]) -> Json:
         for name, wanted in arguments.items()
         for head in _CALLS
     ]
-    said = {
-        "type": "tags_with_separator",
-        "tags": [tagged(head, ANY_TEXT, "<|end|>") for head in _REASONING],
-        "separator": _NEXT,
-        "at_least_one": True,
-        "stop_after_first": False,
-    }
+    said = some_of([tagged(head, ANY_TEXT, "<|end|>") for head in _REASONING], between=_NEXT)
     last = any_of(final, *calls)
     after = {"type": "sequence", "elements": [said, {"type": "const_string", "value": _NEXT}, last]}
     return any_of(last, after)
@@ -75,23 +69,20 @@ class HarmonyDelta:
 class HarmonyReader:
     """Reads one reply, which begins after `<|start|>assistant`.
 
-    `tools` are the names that may be called, None where calls stay text. Reasoning is content
-    where it is not to be `separate`.
+    `tools` are the names that may be called. Reasoning is content where it is not to be separate.
     """
 
     def __init__(
         self,
-        tools: Collection[str] | None,
+        tools: Collection[str],
         ids: CallIds,
         *,
         is_separate: bool,
-        is_parallel: bool,
         streams_reasoning: bool,
     ) -> None:
         self._tools = tools
         self._ids = ids
         self._is_separate = is_separate
-        self._is_parallel = is_parallel
         self._streams_reasoning = streams_reasoning
         self._header: str | None = ""  # as it is read; None inside a message
         self._is_reasoning = False
@@ -99,7 +90,6 @@ class HarmonyReader:
         self._arguments = ""
         self._count = 0
         self._late = ""  # reasoning that waits for its end
-        self.hidden = 0  # calls that the client is not shown
 
     @property
     def is_thinking(self) -> bool:
@@ -169,11 +159,8 @@ class HarmonyReader:
             return
         self._call, self._arguments = self._count, ""
         self._count += 1
-        if self._is_shown():
-            call_id, is_random = self._ids.make(name, self._call, header)
-            delta.tool_calls += (ToolDelta(self._call, call_id, name, "", is_random),)
-        else:
-            self.hidden += 1
+        call_id, is_random = self._ids.make(name, self._call, header)
+        delta.tool_calls += (ToolDelta(self._call, call_id, name, "", is_random),)
 
     def _say_header(self, delta: HarmonyDelta) -> None:
         """A header has ended without a message: words that no header has are content."""
@@ -185,16 +172,13 @@ class HarmonyReader:
     def _tool(self, recipient: str) -> str | None:
         """The tool that is called; None if it may not be called."""
         names = (recipient, recipient.removeprefix("functions."), recipient.rpartition(".")[2])
-        return next((name for name in names if name in (self._tools or ())), None)
-
-    def _is_shown(self) -> bool:
-        return self._is_parallel or self._call == 0
+        return next((name for name in names if name in self._tools), None)
 
     def _add_arguments(self, text: str, delta: HarmonyDelta) -> None:
         if not self._arguments:
             text = text.lstrip()
         self._arguments += text
-        if text and self._is_shown():
+        if text:
             assert self._call is not None
             delta.tool_calls += (ToolDelta(self._call, None, None, text),)
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from slime_router.replies.calls.nothing_lost import NothingLost
 from slime_router.replies.detectors import ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
 from slime_router.replies.leftovers import without_control_tokens
@@ -21,28 +22,6 @@ from slime_router.tokens.stop_strings import VisibleText
 from slime_router.types import GenerateChunk, ToolDelta
 
 logger = logging.getLogger(__name__)
-
-
-class Calls(Protocol):
-    """A reader of calls; see `CallReader`."""
-
-    @property
-    def marks(self) -> Sequence[str]:
-        """Tags that it must be given in one piece."""
-
-    @property
-    def hidden(self) -> int:
-        """Calls that were read and are not given: one was asked for."""
-
-    @property
-    def holds_nothing(self) -> bool:
-        """Whether it is as if nothing had come: plain text may go past it then."""
-
-    def unread(self) -> str:
-        """The text that neither content nor calls were made of yet."""
-
-    def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
-        """Content and calls that a piece of text adds; at the end also what was held back."""
 
 
 class ReplyDelta(NamedTuple):
@@ -60,16 +39,18 @@ class ReplyParser:
 
     `ends` are control tokens that it must see although a generation may end with them. `marks` are
     those of its reasoning and calls, where it is known that text without them is not cut, and
-    `thoughts` those that are looked for in reasoning. With `strips_newlines` its content does not
-    begin with the line breaks that follow reasoning.
+    `thoughts` those that are looked for in reasoning. Where calls are not parallel, only the first
+    is shown. With `strips_newlines` its content does not begin with the line breaks that follow
+    reasoning.
     """
 
     def __init__(
         self,
         reasoning: ReasoningDetector | None,
         messages: HarmonyReader | None,
-        calls: Calls | None,
+        calls: NothingLost | None,
         *,
+        is_parallel: bool = True,
         ends: Collection[str] = (),
         marks: Marks | None = None,
         thoughts: Marks | None = None,
@@ -79,6 +60,7 @@ class ReplyParser:
         self._reasoning = reasoning
         self._messages = messages
         self._calls = calls
+        self._is_parallel = is_parallel
         self._is_broken = False
         # All text, until something is made of it; of messages something always is.
         self._silent: str | None = "" if messages is None else None
@@ -158,7 +140,7 @@ class ReplyParser:
         except Exception:  # SGLang's parsers may raise anything on what models write
             logger.exception("a reply could not be taken apart: the rest of it stays text")
             self._is_broken = True
-            return ReplyDelta(self._unread(text))
+            return ReplyDelta((self._calls.unread() if self._calls is not None else "") + text)
         if self._silent is None:
             return delta
         is_silent = not (delta.content or delta.reasoning or delta.tool_calls)
@@ -173,11 +155,6 @@ class ReplyParser:
             text = text.replace(self._reasoning.begin, "").replace(self._reasoning.end, "")
         return without_control_tokens(text) if text.strip() else ""
 
-    def _unread(self, text: str) -> str:
-        """What was not given yet, `text` last."""
-        held = self._calls.unread() if self._calls is not None else ""
-        return held if held.endswith(text) else held + text
-
     def _push(self, text: str, *, is_last: bool) -> ReplyDelta:
         reasoning, was_thinking, is_open = "", self.is_thinking, False
         if self._reasoning is not None:
@@ -187,25 +164,24 @@ class ReplyParser:
                 reasoning, text = reasoning + more[0], text + more[1]
             is_open = self._reasoning.is_open
         calls: tuple[ToolDelta, ...] = ()
-        hidden = 0
         if self._messages is not None:
-            hidden -= self._messages.hidden
             read = self._messages.push(text, is_last=is_last)
             text, reasoning, calls = read.content, reasoning + read.reasoning, read.tool_calls
-            hidden += self._messages.hidden
             is_open = is_open or self._messages.is_thinking
         self.is_thinking = is_open
         if self._calls is not None and (text or is_last or not self._calls.holds_nothing):
-            hidden -= self._calls.hidden
             text, more_calls = self._calls.read(text, is_last=is_last)
             calls += more_calls
-            hidden += self._calls.hidden
         is_thinking = was_thinking or is_open or bool(reasoning)
         if self._may_strip:
             self._has_thought = self._has_thought or is_thinking
             text = text.lstrip("\r\n") if self._has_thought else text
             self._may_strip = not (text or calls)
-        return ReplyDelta(text, reasoning, calls, is_thinking, hidden)
+        if self._is_parallel:
+            return ReplyDelta(text, reasoning, calls, is_thinking)
+        hidden = sum(bool(delta.name) for delta in calls if delta.index)
+        shown = tuple(delta for delta in calls if not delta.index)
+        return ReplyDelta(text, reasoning, shown, is_thinking, hidden)
 
 
 def joined(first: ReplyDelta, then: ReplyDelta) -> ReplyDelta:

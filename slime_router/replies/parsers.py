@@ -26,11 +26,12 @@ from slime_router.engine.structural_tag import (
 from slime_router.errors import BadRequest, SetupError, one_line
 from slime_router.replies import harmony
 from slime_router.replies.call_ids import NewCallId, call_ids
+from slime_router.replies.calls.nothing_lost import NothingLost
 from slime_router.replies.calls.plain_text import PlainText, plain_text
 from slime_router.replies.calls.readers import reader_of
 from slime_router.replies.detectors import CallDetector, ReasoningDetector
 from slime_router.replies.harmony import HarmonyReader
-from slime_router.replies.parser import Calls, ReplyParser
+from slime_router.replies.parser import ReplyParser
 from slime_router.replies.pieces import Marks
 from slime_router.replies.sglang_detection import Thinking
 from slime_router.replies.sglang_parsers import NamedTokens, SGLangParsers
@@ -276,6 +277,7 @@ class ReplyParsers:
             reasoning,
             harmony_reader,
             calls,
+            is_parallel=form.is_parallel,
             ends=self._ends,
             marks=marks,
             thoughts=thoughts,
@@ -300,13 +302,12 @@ class ReplyParsers:
             {tool["function"]["name"] for tool in form.tools} if has_calls else (),
             call_ids(harmony.NAME, self._new_call_id, history),
             is_separate=self.reasoning == harmony.NAME and form.separates_reasoning,
-            is_parallel=form.is_parallel,
             streams_reasoning=form.streams_reasoning,
         )
         reader.enter(prompt_tail)
         return reader
 
-    def _call_reader(self, form: ReplyFormat, history: Sequence[Message]) -> Calls | None:
+    def _call_reader(self, form: ReplyFormat, history: Sequence[Message]) -> NothingLost | None:
         if not self._reads_calls(form):
             return None
         assert self._sglang is not None
@@ -318,9 +319,8 @@ class ReplyParsers:
             self._array_detector if is_array else partial(self._detector, form),
             self._tools(form),
             call_ids(self.tools, self._new_call_id, history),
-            is_parallel=form.is_parallel,
         )
-        return reader if is_array else reader_of(self.tools, reader)
+        return NothingLost(reader) if is_array else reader_of(self.tools, reader)
 
     def _array_detector(self) -> CallDetector:
         """Reads the calls that a grammar forces a model to write."""

@@ -35,7 +35,6 @@ class CallReader:
         tools: list[Any],
         ids: CallIds,
         *,
-        is_parallel: bool,
         first_index: int = 0,
     ) -> None:
         self._make = make
@@ -46,9 +45,7 @@ class CallReader:
         names = [tool.function.name for tool in tools]
         self._frame = (self._parser.begin, self._parser.end, names)
         self._ids = ids
-        self._hidden = 0
         self.is_unused = True  # no text has come
-        self._is_parallel = is_parallel
         self._first_index = first_index
         self._indexes: dict[int, int] = {}  # of calls: the parser's, and ours
         self._count = 0  # of calls that the parser named
@@ -69,11 +66,6 @@ class CallReader:
         self._next: CallReader | None = None  # reads what follows a broken call
 
     @property
-    def hidden(self) -> int:
-        """Calls that were read and are not given: one was asked for."""
-        return self._hidden
-
-    @property
     def holds_nothing(self) -> bool:
         """Whether it is as if nothing had come: plain text may go past it then."""
         if self.is_unused:
@@ -85,13 +77,6 @@ class CallReader:
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         """Content and calls that one token's text adds; at the end also what was held back."""
         self.is_unused = False
-        content, deltas = self._take(text, is_last=is_last)
-        if self._is_parallel:
-            return content, deltas
-        self._hidden += sum(bool(delta.name) for delta in deltas if delta.index)
-        return content, tuple(delta for delta in deltas if not delta.index)
-
-    def _take(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         if self._next is not None:
             return self._next.read(text, is_last=is_last)
         content, deltas = "", tuple[ToolDelta, ...]()
@@ -129,12 +114,6 @@ class CallReader:
     def _is_mark(self, text: str) -> bool:
         mark = text.strip()
         return bool((mark and mark in (self._parser.mark, *self.marks)) or FRAME.search(text))
-
-    def unread(self) -> str:
-        """The text that neither content nor calls were made of yet."""
-        if self._next is not None:
-            return self._next.unread()
-        return self._held if self._begun else self._raw + self._held
 
     def _read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         if self._doubted is not None:
@@ -314,13 +293,7 @@ class CallReader:
         return content, deltas
 
     def _fresh(self, first_index: int) -> CallReader:
-        return CallReader(
-            self._make,
-            self._tools,
-            self._ids,
-            is_parallel=True,  # `read` leaves out what it gives
-            first_index=first_index,
-        )
+        return CallReader(self._make, self._tools, self._ids, first_index=first_index)
 
     def _is_between(self) -> bool:
         """Whether a call of an array has ended and another may begin."""

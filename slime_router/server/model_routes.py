@@ -17,6 +17,7 @@ from slime_router.api.request import read_object, require
 from slime_router.api.retrieve import read_template_options
 from slime_router.api.token_ids import checked_ids
 from slime_router.aside import Aside
+from slime_router.edge.lengths import MAX_GENERATIONS
 from slime_router.errors import BadRequest, NotFound
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.pool.pool import WorkerPool
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 READY = "readiness"
 READY_TIMEOUT_S = 1.0
-MAX_TEXTS = 16_384  # of one request, as many as it can ask generations for
 
 
 class ModelAdmin:
@@ -263,8 +263,8 @@ class ModelAdmin:
 
 
 def _check_count(items: Sequence[Any], param: str) -> None:
-    if len(items) > MAX_TEXTS:
-        raise BadRequest(f"'{param}' can have {MAX_TEXTS} entries, not more.", param=param)
+    if len(items) > MAX_GENERATIONS:
+        raise BadRequest(f"'{param}' can have {MAX_GENERATIONS} entries, not more.", param=param)
 
 
 def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:

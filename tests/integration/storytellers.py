@@ -88,9 +88,7 @@ async def check_whole(router: Served, workers: Sequence[FakeWorker]) -> None:
         assert len(rids) == len(set(rids))
 
 
-def at_worker(
-    router: Served, url: str
-) -> tuple[set[Exchange[Any]], set[Exchange[Any]], set[Exchange[Any]]]:
+def at_worker(router: Served, url: str) -> tuple[set[Exchange], set[Exchange], set[Exchange]]:
     """What is under way: generations and probes of that worker, and all that others have."""
     under_way = router.gateway.fleet.client._exchanges
     of_all = {each for rids in under_way.values() for each in chain.from_iterable(rids.values())}
@@ -101,7 +99,7 @@ def at_worker(
 
 async def miss_a_probe(router: Served, worker: FakeWorker, clock: Clock) -> None:
     """What the router has just asked of a silent worker ends by its time-out, and nothing else."""
-    probes: set[Exchange[Any]] = set()
+    probes: set[Exchange] = set()
 
     def are_alone() -> bool:
         nonlocal probes

@@ -285,6 +285,12 @@ def test_a_line_without_an_end_does_not_fill_the_memory():
     assert set(map(len, output.tail)) == {MAX_LINE_LEN}
 
 
+def test_a_long_line_that_ends_is_several_lines_too():
+    output = Output("worker 1", None)
+    output.feed(b"x" * (2 * MAX_LINE_LEN + 1) + b"\nnext\n\n")
+    assert [*map(len, output.tail)] == [MAX_LINE_LEN, MAX_LINE_LEN, 1, 4]
+
+
 def test_with_a_log_dir_each_worker_has_a_file_that_goes_on(tmp_path, caplog):
     for text in (b"one\npar", b"two\n"):
         output = Output("worker 1", tmp_path / "logs")

@@ -117,12 +117,8 @@ class Mute:
     marks = ()
     holds_nothing = False
 
-    def __init__(self, given: str, hidden: int = 0) -> None:
+    def __init__(self, given: str) -> None:
         self.given = given
-        self.hidden = hidden
-
-    def unread(self) -> str:
-        return ""
 
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         return "", (ToolDelta(0, "id", "search", self.given),) if is_last else ()
@@ -145,9 +141,32 @@ def test_only_words_that_are_nowhere_are_lost(text: str, given: str, lost: str) 
     assert content == lost
 
 
-def test_calls_that_are_not_shown_are_not_lost() -> None:
-    content, _ = NothingLost(Mute("{}", hidden=1)).read("<b>two</b>", is_last=True)
-    assert content == ""
+class Failing(Mute):
+    """A reader that gives a call for `+`, nothing for `-`, and fails on a full stop."""
+
+    def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
+        if text == ".":
+            raise RuntimeError("boo")
+        return "", (ToolDelta(0, "id", "search", self.given),) if text == "+" else ()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "said"),
+    [
+        (["."], "."),
+        (["-one ", "-two", "."], "-one -two."),
+        (["+", "."], "."),
+        (["+", "-four", "."], "+-four."),
+        (["-.", "."], "-.."),
+    ],
+)
+def test_a_reader_that_fails_leaves_what_it_has_not_given(pieces: list[str], said: str) -> None:
+    reader = NothingLost(Failing("{}"))
+    contents = [reader.read(piece, is_last=False)[0] for piece in pieces]
+    assert "".join(contents) == said
+    assert reader.unread() == ""
+    assert reader.holds_nothing
+    assert reader.read(" More.", is_last=True) == (" More.", ())
 
 
 @pytest.mark.parametrize("name", DISTINCT)

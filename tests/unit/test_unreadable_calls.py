@@ -55,6 +55,16 @@ def test_arguments_that_are_not_json_are_given_as_written(name, arguments, end) 
         assert content.replace("</tol_call>", "").strip() == "Bye."
 
 
+@pytest.mark.parametrize("first", ["", '{"name": "now", "parameters": {}}; '])
+def test_text_after_a_last_call_that_is_not_json_is_no_part_of_it(first: str) -> None:
+    """Where no mark ends calls, the text after one was added to its arguments."""
+    arguments = '{"query": "Quito", "filter": {"k": "[Vaduz", {"x": "Windhoek"}]}}'
+    text = f'<|python_tag|>{first}{{"name": "search", "parameters": {arguments}}}\nBye.'
+    content, calls = read("llama3", tokens(text))
+    assert calls[-1] == ("search", arguments)
+    assert content.strip() == "Bye."
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_a_call_without_the_key_of_arguments_has_none(name: str) -> None:
     """The call after it was content."""

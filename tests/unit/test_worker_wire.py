@@ -705,6 +705,8 @@ def test_the_token_that_comes_with_a_refused_grammar_was_never_sampled():
         (b"plain words", "plain words"),
         (b"", "The worker refused the request with status 400."),
         (b"[1]", "The worker refused the request with status 400."),
+        (b'{"error":null}', "The worker refused the request with status 400."),
+        (b'{"error":{"message":null}}', "The worker refused the request with status 400."),
         (b'{"message":"oops\\n  File \\"/root/x.py\\", line 1"}', "oops"),
     ],
 )

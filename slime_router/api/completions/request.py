@@ -18,13 +18,13 @@ from slime_router.api.chat.fields import ChatFields, read_fields, sampling, work
 from slime_router.api.chat.grammar import check_text, grammar
 from slime_router.api.request import fresh_hex, missing, require, wrong_type
 from slime_router.api.token_ids import Vocabulary, checked_ids
+from slime_router.edge.lengths import check_generations
 from slime_router.errors import BadRequest
 from slime_router.shortcut.shortcut import Shortcut
 from slime_router.types import GenerateCall, Grammar, ReplyFormat, Sampling, TokenIds
 from slime_router.values import replace
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
-MAX_CHOICES = 16_384  # `n` is a number in a small body: it must not be able to fill the router
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +89,7 @@ def read_completion_request(
         constraint = _grammar(body, fields)
     prompts = _prompts(body.get("prompt"), vocabulary.vocab_size)
     n = fields.n or 1
-    if len(prompts) * n > MAX_CHOICES:
-        raise BadRequest(f"A request can ask for at most {MAX_CHOICES} choices.", param="n")
+    check_generations(len(prompts) * n)
     style = _style(fields, default_model, echo=bool(echo), logprobs=top)
     given = worker_fields(fields)
     if top is not None:

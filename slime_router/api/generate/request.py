@@ -18,11 +18,10 @@ from slime_router.api.chat.stop_regex import regex_fault
 from slime_router.api.request import fresh_hex, require, wrong_type
 from slime_router.api.token_ids import Vocabulary, check_bias_keys, checked_ids, written
 from slime_router.auth.caller import caller
+from slime_router.edge.lengths import MAX_GENERATIONS, check_generations
 from slime_router.errors import BadRequest
 from slime_router.types import GenerateCall, NativeCall
 from slime_router.values import value
-
-MAX_CALLS = 16_384  # `n` is a number in a small body: it must not be able to fill the router
 
 _INTEGER = (frozenset((int,)), "an integer")
 _NUMBER = (frozenset((int, float)), "a number")
@@ -89,11 +88,11 @@ def read_generate_request(
     require(stream is None or isinstance(stream, bool), "stream", "true or false")
     name = _prompt_field(body)
     is_batch = _is_batch(name, body[name])
-    _check_count(len(body[name]) if is_batch else 1)
+    check_generations(len(body[name]) if is_batch else 1)
     natives = _split(body, name) if is_batch else [body]
     rids = _rids(body.get("rid"), len(natives), is_batch)
     samples = [_check_native(native, vocabulary.vocab_size) for native in natives]
-    _check_count(sum(samples))
+    check_generations(sum(samples))
     _check_stop_regex(natives)
     calls = tuple(
         _call(
@@ -110,11 +109,6 @@ def read_generate_request(
         for k in range(n)
     )
     return GenerateRequest(calls, is_batch or len(calls) > 1, bool(stream), tag=caller(request).tag)
-
-
-def _check_count(generations: int) -> None:
-    if generations > MAX_CALLS:
-        raise BadRequest(f"A request can ask for at most {MAX_CALLS} generations.", param="n")
 
 
 def _prompt_field(body: dict[str, Any]) -> str:
@@ -224,7 +218,7 @@ def check_sampling(params: dict[str, Any], vocab_size: int) -> int:
     for key in ("json_schema", "structural_tag"):
         if key in params:
             check_text(params[key], key)
-    return min(max(params.get("n") or 1, 1), MAX_CALLS + 1)
+    return min(max(params.get("n") or 1, 1), MAX_GENERATIONS + 1)
 
 
 def _check_stop_regex(natives: list[dict[str, Any]]) -> None:

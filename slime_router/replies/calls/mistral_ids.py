@@ -45,15 +45,6 @@ class MistralCalls:
         """Whether no text has come: ids may begin anywhere in it."""
         return self._reader.is_unused
 
-    @property
-    def hidden(self) -> int:
-        """Calls that were read and are not given: one was asked for."""
-        return self._reader.hidden
-
-    def unread(self) -> str:
-        """The text that neither content nor calls were made of yet."""
-        return self._reader.unread() + "".join(self._head)
-
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         """See `CallReader`."""
         content, deltas = "", tuple[ToolDelta, ...]()

@@ -8,12 +8,14 @@ it. Where one is nowhere, the text between the marks around it is content, at th
 from __future__ import annotations
 
 import html
+import logging
 import re
 from collections.abc import Iterator, Sequence, Set
-from typing import Final
+from typing import Final, Protocol
 
-from slime_router.replies.parser import Calls
 from slime_router.types import ToolDelta
+
+logger = logging.getLogger(__name__)
 
 _MARKS = re.compile(r"(<[|｜][^<>]*[|｜]>|</?[^<>\s]+(?:\s[^<>]*)?>|\]<\]minimax\[>\[|\[[A-Z_]+\])")
 _CUT_MARK = re.compile(r"(?:<[^<>]*|\[[A-Z_]*|\](?:<(?:\]\w*(?:\[>?)?)?)?)\Z")  # at the end
@@ -31,42 +33,59 @@ _MOST_BETWEEN = 4  # words
 _MOST_LEN = 50_000  # characters; in longer replies nothing is looked for
 
 
-class NothingLost:
-    """A reader of calls that ends the reply with what another one has left out."""
-
-    def __init__(self, reader: Calls) -> None:
-        self._reader = reader
-        self._read: list[str] = []  # since a text did not pass as it came
-        self._content = ""  # likewise
-        self._calls: dict[int, list[str]] = {}  # what was given of each
+class Reader(Protocol):
+    """A reader of the calls of one reply; see `CallReader`."""
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def marks(self) -> Sequence[str]:
         """Tags that it must be given in one piece."""
-        return tuple(self._reader.marks)
-
-    @property
-    def hidden(self) -> int:
-        """Calls that were read and are not given: one was asked for."""
-        return self._reader.hidden
 
     @property
     def holds_nothing(self) -> bool:
-        """See `Calls`."""
-        return self._reader.holds_nothing
-
-    def unread(self) -> str:
-        """The text that neither content nor calls were made of yet, and what was left out."""
-        held = self._reader.unread()
-        return self._lost("".join(self._read[:-1]), held) + held
+        """Whether it is as if nothing had come: plain text may go past it then."""
 
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
-        """See `Calls`."""
+        """Content and calls that a piece of text adds; at the end also what was held back."""
+
+
+class NothingLost:
+    """A reader of calls that ends the reply with what another one has left out.
+
+    Where that one fails, what it has read and not given is content, as is all that follows.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.marks = reader.marks  # that it must be given in one piece
+        self._read: list[str] = []  # since a text did not pass as it came
+        self._content = ""  # likewise
+        self._calls: dict[int, list[str]] = {}  # what was given of each
+        self._has_failed = False
+
+    @property
+    def holds_nothing(self) -> bool:
+        """See `Reader`."""
+        return self._has_failed or self._reader.holds_nothing
+
+    def unread(self) -> str:
+        """What was read so far and is not given."""
+        return self._lost() if self._content or self._calls else "".join(self._read)
+
+    def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
+        """See `Reader`."""
+        if self._has_failed:
+            return text, ()
+        try:
+            content, deltas = self._reader.read(text, is_last=is_last)
+        except Exception:  # SGLang's detectors may raise anything on what models write
+            logger.exception("the calls of a reply could not be read: the rest of it stays text")
+            content, self._has_failed = self.unread() + text, True
+            self._read.clear()
+            return content, ()
         self._read.append(text)
-        content, deltas = self._reader.read(text, is_last=is_last)
         self._note(content, deltas)
-        if is_last and not self._reader.hidden:
-            content += self._lost("".join(self._read))
+        if is_last:
+            content += self._lost()
         return content, deltas
 
     def _note(self, content: str, deltas: Sequence[ToolDelta]) -> None:
@@ -83,17 +102,18 @@ class NothingLost:
                 given += (delta.id or "", " ", delta.name, " ")
             given.append(delta.arguments)
 
-    def _lost(self, read: str, held: str = "") -> str:
-        """What was read, and is neither given nor held."""
+    def _lost(self) -> str:
+        """What was read, and is not given."""
+        read = "".join(self._read)
         if len(read) > _MOST_LEN:
             return ""
-        given = " ".join([self._content, held, *map("".join, self._calls.values())])
+        given = " ".join([self._content, *map("".join, self._calls.values())])
         read, known = _CUT_MARK.sub("", read), _words(given)
         missing = _words(_MARKS.sub(" ", read)) - known
         if _are_of_frames(missing):
             return ""
         known |= _words(_plain(given))
-        content = (self._content + held).casefold()  # words may stand together without their marks
+        content = self._content.casefold()  # words may stand together without their marks
         known |= {word for word in missing if word in content}
         return "" if _are_of_frames(missing - known) else "".join(_unknown(read, known))
 

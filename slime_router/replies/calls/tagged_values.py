@@ -120,15 +120,6 @@ class TaggedCalls:
         """Whether no value is open, and the same of the reader: see `CallReader`."""
         return self._value is None and not self._held and self._reader.holds_nothing
 
-    @property
-    def hidden(self) -> int:
-        """Calls that were read and are not given: one was asked for."""
-        return self._reader.hidden
-
-    def unread(self) -> str:
-        """The text that neither content nor calls were made of yet."""
-        return _plain(self._reader.unread()) + "".join(self._held)
-
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         """See `CallReader`."""
         pieces = self._pieces(text)
