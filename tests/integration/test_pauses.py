@@ -374,7 +374,7 @@ async def test_an_abort_reaches_what_has_no_prompt_yet(path, stream, order):
 async def test_an_abort_reaches_the_second_try_of_what_asked_for_too_much(order):
     """It runs under another rid, and the client knows but its own."""
     async with fleet(1) as (router, (worker,)):
-        router.gateway.pool.list()[0]._context_len = None
+        router.gateway.pool.list()[0].context_len = None
         worker.hold(after_tokens=2)
         body = request_of(rid="mine", max_tokens=10 * CONTEXT_LEN, stream=True)
         asked = asyncio.create_task(router.http.post(CHAT, json=body))

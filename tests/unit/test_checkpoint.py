@@ -404,7 +404,7 @@ def test_the_same_of_mistrals_own_file(directory, params, reason):
 
 def test_a_file_that_nests_without_end_is_one_line(directory):
     (build_tiny_checkpoint(directory) / "generation_config.json").write_text("[" * 100_000)
-    with pytest.raises(SetupError, match="bad generation_config.json: ") as caught:
+    with pytest.raises(SetupError, match=r"bad generation_config\.json: ") as caught:
         load_tokenizer(str(directory))
     assert "\n" not in caught.value.message
 
