@@ -468,6 +468,7 @@ async def test_tokenize_gives_ids_and_context_length_or_none():
         assert await client.tokenize(able, "ab") == ([97, 98], 2048)
         assert worker.controls[0].body == {"prompt": "ab", "add_special_tokens": False}
         assert await client.tokenize(unable, "ab") is None
+        odd: Any
         for odd in ("2048", -1, 0, 2048.5, True, None):
             worker._engine.context_len = odd
             assert await client.tokenize(able, "ab") == ([97, 98], None)

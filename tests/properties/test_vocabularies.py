@@ -205,6 +205,6 @@ def test_a_unigram_model_is_cut_where_nothing_changes(unigrams, spaces, words):
 def test_files_are_found_by_name_only(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "x"}), encoding="utf-8")
     files = CheckpointFiles(str(tmp_path))
-    assert files.config() == {"model_type": "x"}
+    assert files.json("config.json") == {"model_type": "x"}
     assert files.find("tiktoken.model") is None
     assert files.json("generation_config.json") == {}

@@ -13,6 +13,8 @@ import pytest
 import tokenizers
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
+from slime_router.checkpoint.files import CheckpointFiles
+from slime_router.checkpoint.model_config import read_config
 from slime_router.checkpoint.python_formats import NAMED, encoding_of, named_renderer
 from slime_router.checkpoint.sglang_entry import import_from_sglang
 from slime_router.errors import BadRequest
@@ -299,5 +301,9 @@ class _Spelling:
         ("Qwen3ForCausalLM", "{{ x }}", "qwen25", None),
     ],
 )
-def test_the_encoding_is_the_one_that_sglang_would_choose(architecture, template, parser, encoding):
-    assert encoding_of({"architectures": [architecture]}, template, parser) == encoding
+def test_the_encoding_is_the_one_that_sglang_would_choose(
+    architecture, template, parser, encoding, tmp_path
+):
+    write_json(tmp_path / "config.json", {"architectures": [architecture]})
+    config = read_config(CheckpointFiles(str(tmp_path)))
+    assert encoding_of(config, template, parser) == encoding
