@@ -119,10 +119,9 @@ def read_code(files: CheckpointFiles) -> Code:
     if source is None:
         return Code()
     try:
-        tree = ast.parse(source)
+        return _read_module(ast.parse(source), class_name, filename)
     except (SyntaxError, ValueError, RecursionError) as exc:
         raise SetupError(f"bad {filename}: {exc}") from exc
-    return _read_module(tree, class_name, filename)
 
 
 def _read_module(tree: ast.Module, class_name: str, filename: str) -> Code:

@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import orjson
-
 from slime_router.checkup.scenarios import TOOLS, WEATHER, Said
 from slime_router.checkup.speech import (
-    KIMI_IDS,
     PARSED_SPELLINGS,
     PLAIN_ASK,
     THINK_MARKS,
     Speech,
     Unsupported,
 )
+from slime_router.replies.call_ids import KIMI_IDS
 from slime_router.replies.formats import Choice, presumes_thinking
 from slime_router.replies.parsers import ReplyParsers
+from slime_router.replies.reply import Reply
 from slime_router.replies.sglang_parsers import SGLangParsers
+from slime_router.template.messages import arguments_value
 from slime_router.template.self_test import Findings
 from slime_router.tokens.tokenizer import Tokenizer
-from slime_router.types import ReplyFormat, TemplateOptions, ToolDelta
+from slime_router.types import GenerateChunk, ReplyFormat, TemplateOptions, ToolDelta
 
 logger = logging.getLogger(__name__)
 
@@ -191,19 +191,10 @@ def _without_thought(content: str) -> str:
     return content
 
 
-def _calls(deltas: Sequence[ToolDelta]) -> tuple[tuple[str, object], ...]:
-    names, arguments = dict[int, str](), dict[int, str]()
-    for delta in deltas:
-        names[delta.index] = names.get(delta.index, "") + (delta.name or "")
-        arguments[delta.index] = arguments.get(delta.index, "") + delta.arguments
-    return tuple((name, _value(arguments[index])) for index, name in names.items())
-
-
-def _value(arguments: str) -> object:
-    try:
-        return orjson.loads(arguments or "{}")
-    except orjson.JSONDecodeError:
-        return arguments
+def _calls(deltas: tuple[ToolDelta, ...]) -> tuple[tuple[str, object], ...]:
+    reply = Reply()
+    reply.add(GenerateChunk(output_ids=[], tool_calls=deltas))
+    return tuple((call.name, arguments_value(call.arguments)) for call in reply.calls.values())
 
 
 def _instead(name: str | None, found: str | None, what: str) -> Choice:

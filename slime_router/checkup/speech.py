@@ -15,6 +15,8 @@ from typing import Any
 from slime_router.cache.text_index import common_prefix_len
 from slime_router.checkup.scenarios import Said
 from slime_router.errors import BadRequest
+from slime_router.replies.call_ids import KIMI_IDS
+from slime_router.template.messages import whole_arguments
 from slime_router.template.self_test import Findings
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Message, TemplateOptions
@@ -34,7 +36,6 @@ THINK_MARKS = (
 PARSED_SPELLINGS = {"mistral": (("[TOOL_CALLS][{", "[TOOL_CALLS] [{"),)}
 PLAIN_ASK: Message = {"role": "user", "content": "Hello"}
 SHORT_ID = "call{number:05d}"  # some templates insist on nine letters and digits
-KIMI_IDS = {"kimi_k2": "functions.{name}:{number}", "kimi_k3": "{name}:{number}"}
 
 
 class Unsupported(Exception):
@@ -340,16 +341,9 @@ class CallForm:
         function = call["function"]
         spelled_id = self.call_id.format(name=function["name"], number=len(ids))
         known_id = ids.setdefault(call["id"], spelled_id)
-        value = _value(function["arguments"])
+        value = whole_arguments(function["arguments"])
         spelled = json.dumps(value) if self.has_text_arguments else value
         return {**call, "id": known_id, "function": {**function, "arguments": spelled}}
-
-
-def _value(arguments: str) -> Any:
-    try:
-        return json.loads(arguments or "{}")
-    except ValueError:  # a call that was cut
-        return {}
 
 
 def _start(prompt: str, head: str, rendered: str) -> int | None:

@@ -6,13 +6,14 @@ the worker is simulated. Each stand has its own store: nothing said on one is se
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from slime_router.generation.middleware import Dispatch
 from slime_router.generation.token_path import TokenPath
 from slime_router.replies.parsers import ReplyParsers
+from slime_router.replies.reply import Reply
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import (
@@ -96,10 +97,12 @@ class Stand:
         self._sampler, self._prompt, self._output_ids = sampler, None, []
         call = self._call(messages, options, sampling or Sampling())
         async with self._router.generate(call) as chunks:
-            reply, reasoning = await heard(chunks)
+            reply = Reply()
+            async for chunk in chunks:
+                reply.add(chunk)
         assert self._prompt is not None
-        ids = tuple(self._prompt.ids.tolist())
-        return ObservedTurn(self._prompt, ids, tuple(self._output_ids), reply, reasoning)
+        ids, output_ids = tuple(self._prompt.ids.tolist()), tuple(self._output_ids)
+        return ObservedTurn(self._prompt, ids, output_ids, reply.message(), reply.reasoning)
 
     def _call(
         self, messages: Sequence[Message], options: TemplateOptions, sampling: Sampling
@@ -129,27 +132,3 @@ class Stand:
             yield GenerateChunk(
                 output_ids=[token_id], finish=sample.finish if index == last else None
             )
-
-
-async def heard(chunks: AsyncIterable[GenerateChunk]) -> tuple[Message, str]:
-    """The reply as clients send it back, without its reasoning; and the reasoning."""
-    text, reasoning, calls = "", "", dict[int, Message]()
-    async for chunk in chunks:
-        text += chunk.text
-        reasoning += chunk.reasoning
-        for delta in chunk.tool_calls:
-            made = calls.setdefault(delta.index, _call())
-            made["id"] += delta.id or ""
-            made["function"]["name"] += delta.name or ""
-            made["function"]["arguments"] += delta.arguments
-    return _reply(text, list(calls.values())), reasoning
-
-
-def _call() -> Message:
-    return {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
-
-
-def _reply(text: str, calls: list[Message]) -> Message:
-    if not calls:
-        return {"role": "assistant", "content": text}
-    return {"role": "assistant", "content": text or None, "tool_calls": calls}

@@ -14,7 +14,7 @@ from slime_router.types import Message
 
 NewCallId = Callable[[], str]
 
-_KIMI_HEADS = {"kimi_k2": "functions.", "kimi_k3": ""}
+KIMI_IDS = {"kimi_k2": "functions.{name}:{number}", "kimi_k3": "{name}:{number}"}
 _KIMI_ID = re.compile(r"<\|tool_call_begin\|>\s*([^\s<|]+:\d+)\s*<\|tool_call_argument_begin\|>")
 
 
@@ -39,8 +39,8 @@ class RandomIds:
 class KimiIds:
     """The ids that Kimi wrote; the next number where it wrote none, or one of this reply again."""
 
-    def __init__(self, head: str, before: int) -> None:
-        self._head = head
+    def __init__(self, spelled: str, before: int) -> None:
+        self._spelled = spelled
         self._before = before  # calls of the conversation
         self._taken: set[str] = set()
 
@@ -49,14 +49,14 @@ class KimiIds:
         sampled = _KIMI_ID.findall(written)
         call_id, number = sampled[-1] if sampled else "", self._before + index
         while not call_id or call_id in self._taken:
-            call_id, number = f"{self._head}{name}:{number}", number + 1
+            call_id, number = self._spelled.format(name=name, number=number), number + 1
         self._taken.add(call_id)
         return call_id, False
 
 
 def call_ids(form: str, new_id: NewCallId, history: Sequence[Message]) -> CallIds:
     """The ids of a reply in this format, after `history`."""
-    if form not in _KIMI_HEADS:
+    if form not in KIMI_IDS:
         return RandomIds(new_id)
     before = sum(len(message.get("tool_calls") or ()) for message in history)
-    return KimiIds(_KIMI_HEADS[form], before)
+    return KimiIds(KIMI_IDS[form], before)

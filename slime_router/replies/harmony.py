@@ -87,7 +87,7 @@ class HarmonyReader:
         self._header: str | None = ""  # as it is read; None inside a message
         self._is_reasoning = False
         self._call: int | None = None  # the index of the call that is read
-        self._arguments = ""
+        self._has_arguments = False  # that call
         self._count = 0
         self._late = ""  # reasoning that waits for its end
 
@@ -157,7 +157,7 @@ class HarmonyReader:
         if name is None:
             delta.content += " ".join(_MARK.sub(" ", header).split()) + " "
             return
-        self._call, self._arguments = self._count, ""
+        self._call, self._has_arguments = self._count, False
         self._count += 1
         call_id, is_random = self._ids.make(name, self._call, header)
         delta.tool_calls += (ToolDelta(self._call, call_id, name, "", is_random),)
@@ -175,16 +175,16 @@ class HarmonyReader:
         return next((name for name in names if name in self._tools), None)
 
     def _add_arguments(self, text: str, delta: HarmonyDelta) -> None:
-        if not self._arguments:
+        if not self._has_arguments:
             text = text.lstrip()
-        self._arguments += text
         if text:
+            self._has_arguments = True
             assert self._call is not None
             delta.tool_calls += (ToolDelta(self._call, None, None, text),)
 
     def _close(self, delta: HarmonyDelta) -> None:
         """The message has ended."""
-        if self._call is not None and not self._arguments:
+        if self._call is not None and not self._has_arguments:
             self._add_arguments("{}", delta)
         delta.reasoning += self._late
         self._call, self._is_reasoning, self._late = None, False, ""

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from slime_router.checkpoint.sglang_entry import import_from_sglang
 from slime_router.errors import SetupError, one_line
-from slime_router.replies.sglang_parsers import MISSING, load_parsers
+from slime_router.replies.sglang_parsers import MISSING, NamedTokens, load_parsers
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def detect(model: ModelTraits) -> Detected:
         if model.template is None:
             return _by_architecture(rules, model)
         is_forced, toggle = rules.detect_reasoning_pattern(model.template)
-        given = (model.template, _Vocabulary(model.tokens), toggle, is_forced)
+        given = (model.template, NamedTokens(model.tokens), toggle, is_forced)
         return Detected(
             tools=rules.detect_tool_call_parser(*given),
             reasoning=rules.detect_reasoning_parser(*given),
@@ -144,16 +144,6 @@ def thinking_of(template: str | None) -> Thinking | None:
     if special is not None:
         return Thinking(default=special != "mistral", by_effort=special != "always")
     return Thinking(default=bool(default), switch=switch)
-
-
-class _Vocabulary:
-    """A tokenizer, as far as the rules look at it."""
-
-    def __init__(self, tokens: Collection[str]) -> None:
-        self._tokens = tokens
-
-    def get_vocab(self) -> dict[str, int]:
-        return {token: index for index, token in enumerate(self._tokens)}
 
 
 def _by_architecture(rules: Any, model: ModelTraits) -> Detected:

@@ -73,6 +73,12 @@ def arguments_value(arguments: Any) -> Any:
     return value if isinstance(value, dict) else arguments
 
 
+def whole_arguments(arguments: Any) -> dict[str, Any]:
+    """The same; an empty object if the string does not hold one: a call that was cut."""
+    value = arguments_value(arguments)
+    return value if isinstance(value, dict) else {}
+
+
 def with_whole_arguments(messages: Sequence[Message]) -> list[Message] | None:
     """The messages, with an object where arguments are text; None if there are no such arguments.
 

@@ -17,7 +17,7 @@ from enum import IntEnum
 from secrets import token_hex
 from typing import Any
 
-from slime_router.template.messages import arguments_value
+from slime_router.template.messages import whole_arguments
 from slime_router.types import Message
 from slime_router.values import value
 
@@ -154,6 +154,5 @@ def _stand_in(reply: Message, form: Form) -> Message:
 
 def _without_broken_arguments(call: dict[str, Any]) -> dict[str, Any]:
     function = call["function"]
-    arguments = arguments_value(function.get("arguments"))
-    known = arguments if isinstance(arguments, dict) else {}
-    return {"type": "function", **call, "function": {**function, "arguments": dict(known)}}
+    known = dict(whole_arguments(function.get("arguments")))
+    return {"type": "function", **call, "function": {**function, "arguments": known}}

@@ -67,7 +67,9 @@ class VisibleText:
             ids = [token_id for token_id in ids if token_id not in self._hidden]
         if finish is None:
             self._pending += self._decoder.push(ids)
-            return self._release(len(self._pending) - self._held_back())
+            end = len(self._pending) - self._held_back()
+            text, self._pending = self._pending[:end], self._pending[end:]
+            return text
         matched = finish.matched
         self._pending += self._decoder.push(ids) + self._decoder.flush()
         end = len(self._pending)
@@ -81,10 +83,6 @@ class VisibleText:
         if not ids or not isinstance(matched, int) or ids[-1] != matched:
             return False
         return not self._keeps_stop and matched not in self._kept
-
-    def _release(self, end: int) -> str:
-        text, self._pending = self._pending[:end], self._pending[end:]
-        return text
 
     def _held_back(self) -> int:
         """Length of the longest end of the pending text that could begin a stop string."""

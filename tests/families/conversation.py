@@ -8,8 +8,8 @@ from typing import Any
 
 from slime_router.checkup.scenarios import TOOLS
 from slime_router.checkup.split import odd_split
-from slime_router.checkup.stand import heard
 from slime_router.choices import History
+from slime_router.replies.reply import Reply
 from slime_router.tokens.encoder import After
 from slime_router.types import Finish, Message, Prompt, ReplyFormat
 from tests.families.checkpoints import Family
@@ -66,9 +66,11 @@ class FamilyTalk(Talk):
         form = ReplyFormat(tools=tuple(tools))
         call = self.ask(messages, tools=tuple(tools), reply=form, **fields)
         self.samples.append(Sample(ids, finish or Finish("length")))
+        reply = Reply()
         async with self.router.generate(call) as chunks:
-            reply, reasoning = await heard(chunks)
-        return Heard(self._prompts[-1], self.sent[-1], ids, reply, reasoning)
+            async for chunk in chunks:
+                reply.add(chunk)
+        return Heard(self._prompts[-1], self.sent[-1], ids, reply.message(), reply.reasoning)
 
     def id_of(self, literal: str) -> int:
         """The id of a control token."""

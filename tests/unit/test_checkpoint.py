@@ -223,6 +223,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: build_tiktoken_checkpoint(path, code="class ("),
         "bad tokenization_slow.py: ",
     ),
+    "a pattern of too many parts": (
+        lambda path: build_tiktoken_checkpoint(path, code="P = " + " + ".join(["'a'"] * 2000)),
+        "bad tokenization_slow.py: ",
+    ),
     "code that renders": (
         lambda path: build_tiktoken_checkpoint(path, code=slow_code(SORTS_TOOLS)),
         "tokenization_slow.py renders chats: start with --trust-remote-code",

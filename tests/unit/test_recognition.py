@@ -313,6 +313,31 @@ def test_results_that_are_read_as_those_of_other_calls_are_noted(
     assert talk.disorder_note == ("" if results_by in readable else note)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("call_id", [None, "", "mine0"])
+def test_results_without_ids_are_noted_as_those_of_the_calls_in_order(call_id, count):
+    talks = Talks(prints_call_ids=True)
+    given, sent = (
+        said(
+            None,
+            tool_calls=[
+                each
+                for number in range(count)
+                for each in calls("{}", call_id=f"{name}{number}")["tool_calls"]
+            ],
+        )
+        for name in ("c", "mine")
+    )
+    talks.record("a", user("Hi"), given)
+    talk = talks.recogniser.recognise(
+        call(user("Hi"), sent, {"role": "tool", "content": "5", "tool_call_id": call_id})
+    )
+    assert (talk.turn and talk.turn.id) == "a"
+    assert talk.messages[-1]["tool_call_id"] == "c0"
+    is_noted = not call_id and count > 1
+    assert talk.order_note == is_noted * "; results without ids answer the calls in order"
+
+
 def test_results_are_noted_with_the_request_that_brings_them():
     talks = Talks(results_by="order")
     made = [{**each, "id": each["id"] + "2"} for each in calls("{}")["tool_calls"]]

@@ -30,7 +30,7 @@ class CallList:
     def search(self, text: str) -> re.Match[str] | None:
         """The first list in a text."""
         for begin in islice(_BEGIN.finditer(text), _MOST_LISTS):
-            end = closing_bracket(text, begin.start()) + 1
+            end = ClosingBracket()(text, begin.start()) + 1
             nodes = _elements(text[begin.start() : end])
             if nodes and all(isinstance(node, ast.Call) for node in nodes):
                 return _ANY.match(text, begin.start(), end)
@@ -86,11 +86,6 @@ class ClosingBracket:
         self._at = self._at + 1 if last[0] == quote else self._string + 1  # it was an apostrophe
         self._string = -1
         return True
-
-
-def closing_bracket(text: str, start: int) -> int:
-    """See `ClosingBracket`, for a text that is whole."""
-    return ClosingBracket()(text, start)
 
 
 def literal(node: ast.expr) -> Any:
